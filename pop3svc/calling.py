@@ -1,0 +1,225 @@
+"""
+Make value, Deferred and coroutine one thing, finish what must not be
+cancelled, and keep what blocks out of the reactor thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import iscoroutine
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from twisted.python.threadpool import ThreadPool
+
+from pop3svc.errors import POP3ResponseError
+
+__all__ = ["CarriedThrough", "Runner", "Unanswered", "Workers", "ask"]
+
+T = TypeVar("T")
+
+
+class Unanswered(Exception):
+    """
+    What was asked did not answer in time.
+    """
+
+
+async def ask(
+    call: Callable[..., Any], *arguments: Any, clock: IReactorTime, timeout: float
+) -> Any:
+    """
+    Call something that may answer at once, by a Deferred or by a coroutine.
+
+    Cancelling the Deferred that drives this cancels a pending answer.
+
+    @param timeout: seconds until L{Unanswered} is raised and a pending answer
+        is cancelled.
+    @return: the answer.
+    @raise Unanswered: it did not answer in time.
+    """
+    answer = call(*arguments)
+    if iscoroutine(answer):
+        answer = Deferred.fromCoroutine(answer)
+    if not isinstance(answer, Deferred):
+        return answer
+    return await _within(answer, clock, timeout)
+
+
+def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
+    """
+    The same answer, or L{Unanswered} after C{timeout} seconds, even if
+    cancelling it changes nothing.
+    """
+    if answer.called and not answer.paused:
+        return answer
+
+    def abandon(_: object) -> None:
+        if timer.active():
+            timer.cancel()
+        answer.cancel()
+
+    result: Deferred[Any] = Deferred(abandon)
+
+    def late() -> None:
+        result.errback(Unanswered())
+        answer.cancel()
+
+    timer = clock.callLater(timeout, late)
+
+    def arrived(value: Any) -> None:
+        if timer.active():
+            timer.cancel()
+        if not result.called:
+            if isinstance(value, Failure):
+                result.errback(value)
+            else:
+                result.callback(value)
+
+    answer.addBoth(arrived)
+    return result
+
+
+class CarriedThrough:
+    """
+    A call that goes on to its end whoever stops waiting for it.
+    """
+
+    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
+        self._outcome: Any = None
+        self._waiting: list[Deferred[None]] = []
+        self.done = False
+
+        async def run() -> Any:
+            answer = call(*arguments)
+            if iscoroutine(answer) or isinstance(answer, Deferred):
+                answer = await answer
+            return answer
+
+        Deferred.fromCoroutine(run()).addBoth(self._ended)
+
+    def _ended(self, outcome: Any) -> None:
+        self.done = True
+        self._outcome = outcome
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(None)
+
+    async def outcome(self, clock: IReactorTime | None = None, timeout: float = 0) -> Any:
+        """
+        Wait for the end.  To be cancelled stops the waiting only.
+
+        @param timeout: seconds; without a clock there is no limit.
+        @return: what the call returned.
+        @raise Unanswered: not within C{timeout} seconds; it still goes on.
+        """
+        if not self.done:
+            waiter: Deferred[None] = Deferred(self._waiting.remove)
+            self._waiting.append(waiter)
+            await (waiter if clock is None else _within(waiter, clock, timeout))
+        if isinstance(self._outcome, Failure):
+            self._outcome.raiseException()
+        return self._outcome
+
+
+class Runner(Protocol):
+    """
+    Runs blocking work somewhere else than in the reactor thread.
+    """
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+    ) -> Deferred[T]:
+        """
+        @param abandoned: called (in the reactor thread) with what C{work}
+            returned if nobody waits for it any more, to give it back.
+        @return: a Deferred firing with what C{work} returned.
+        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting.
+        """
+
+
+class Workers:
+    """
+    A few threads for work that blocks, with a bound to what may wait.
+    """
+
+    def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
+        """
+        @param threads: how many pieces of work run at once.
+        @param waiting: how many more may wait for their turn.
+        """
+        self._bound = threads + waiting
+        self._underWay = 0
+        self._pool = ThreadPool(0, threads, name)
+        self._reactor = reactor
+        self._started = False
+
+    def _start(self) -> None:
+        if self._reactor is None:
+            from twisted.internet import reactor
+
+            self._reactor = reactor
+        self._started = True
+        self._pool.start()
+        self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
+
+    def stop(self) -> None:
+        """
+        Wait for what runs and end the threads.
+        """
+        if self._started:
+            self._started = False
+            self._pool.stop()
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+    ) -> Deferred[T]:
+        """
+        Run C{work} in a thread.
+
+        @param abandoned: called (in the reactor thread) with what C{work}
+            returned if the Deferred was cancelled meanwhile, to give it back.
+        @return: a Deferred.  Cancelling it skips work that has not begun.
+        @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting.
+        """
+        if self._underWay >= self._bound:
+            raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
+        if not self._started:
+            self._start()
+        self._underWay += 1
+        cancelled = False
+
+        def cancel(_: Deferred[T]) -> None:
+            nonlocal cancelled
+            cancelled = True
+
+        result: Deferred[T] = Deferred(cancel)
+
+        def job() -> Any:
+            return _SKIPPED if cancelled else work(*arguments)
+
+        def ended(outcome: Any) -> None:
+            self._underWay -= 1
+            if not cancelled:
+                if isinstance(outcome, Failure):
+                    result.errback(outcome)
+                else:
+                    result.callback(outcome)
+            elif abandoned is not None and not isinstance(outcome, Failure):
+                if outcome is not _SKIPPED:
+                    abandoned(outcome)
+
+        deferToThreadPool(self._reactor, self._pool, job).addBoth(ended)
+        return result
+
+
+_SKIPPED = object()

@@ -1,0 +1,75 @@
+"""
+The octets of a message as POP3 sends it: every line end CRLF, nothing else changed.
+"""
+
+from __future__ import annotations
+
+__all__ = ["LineEnds", "OctetCount"]
+
+
+class LineEnds:
+    """
+    Makes the line ends of one message CRLF while it passes through in blocks.
+
+    A bare LF becomes CRLF, a lone CR stays, and a last line without an end
+    gets one.  Blocks may be cut anywhere.  Nothing that is given out ends
+    between a CR and its LF.
+    """
+
+    def __init__(self) -> None:
+        self._heldCR = False
+        self._atLineStart = True
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        @param data: the next octets of the message, as they are kept.
+        @return: octets to be sent; possibly none yet.
+        """
+        if self._heldCR:
+            data = b"\r" + data
+            self._heldCR = False
+        if data.endswith(b"\r"):
+            # Whether this is half a line end the next block tells.
+            self._heldCR = True
+            data = data[:-1]
+        if not data:
+            return b""
+        self._atLineStart = data.endswith(b"\n")
+        if data.count(b"\n") != data.count(b"\r\n"):
+            data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+        return data
+
+    def finish(self) -> bytes:
+        """
+        @return: what is still to be sent after the last block.
+        """
+        if self._heldCR:
+            return b"\r\r\n"
+        return b"" if self._atLineStart else b"\r\n"
+
+
+class OctetCount:
+    """
+    Counts what L{LineEnds} would give out, without making it.
+    """
+
+    def __init__(self) -> None:
+        self._octets = 0
+        self._last = b"\n"
+
+    def feed(self, data: bytes) -> None:
+        """
+        @param data: the next octets of the message, as they are kept.
+        """
+        if not data:
+            return
+        self._octets += len(data) + data.count(b"\n") - data.count(b"\r\n")
+        if self._last == b"\r" and data.startswith(b"\n"):
+            self._octets -= 1
+        self._last = data[-1:]
+
+    def total(self) -> int:
+        """
+        @return: octets of the whole message as sent, without dot-stuffing.
+        """
+        return self._octets if self._last == b"\n" else self._octets + 2

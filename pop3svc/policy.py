@@ -1,0 +1,88 @@
+"""
+Every number and switch an operator may set, each with its reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+__all__ = ["CLEARTEXT_LOGIN", "Policy"]
+
+CLEARTEXT_LOGIN = ("never", "loopback", "always")
+
+
+def _number(default: int, reason: str, *, least: int = 1) -> Any:
+    return field(default=default, metadata={"reason": reason, "least": least})
+
+
+@dataclass(frozen=True)
+class Policy:
+    """
+    What the service allows.  Times are in seconds, sizes in octets.
+
+    @raise ValueError: a value is out of bounds; one sentence that names it.
+    """
+
+    cleartextLogin: str = field(
+        default="loopback",
+        metadata={
+            "reason": "Logins without TLS: never, from loopback, or always.  A password "
+            "in the clear crosses no network when it stays on the machine."
+        },
+    )
+    loginTimeout: int = _number(
+        180,
+        "From connection to login, the TLS handshake included: a person types a "
+        "password in less, and strangers hold a connection no longer.",
+    )
+    idleTimeout: int = _number(
+        600,
+        "Waiting for a command after login; RFC 1939 section 3 asks for ten minutes at least.",
+        least=600,
+    )
+    stallTimeout: int = _number(
+        600,
+        "A client that takes none of what it asked for; as long as one that asks nothing.",
+    )
+    answerTimeout: int = _number(
+        120,
+        "A provider that does not answer one call: longer than a slow disk needs, "
+        "shorter than a client's patience.",
+    )
+    closeTimeout: int = _number(
+        10,
+        "After our end of a connection is closed: time for the client to close its own, "
+        "so that nothing on its way to it is lost to a reset.",
+    )
+    shutdownTimeout: int = _number(
+        5, "What a session may still take to finish its command when the service stops.", least=0
+    )
+    maxLineLength: int = _number(
+        255, "A command line with its CRLF (RFC 2449 section 4).", least=255
+    )
+    maxAuthLineLength: int = _number(
+        12288, "A line inside AUTH with its CRLF: bearer tokens are long.", least=255
+    )
+    maxSenselessCommands: int = _number(
+        20,
+        "Unknown, misplaced or malformed commands in a row: no client that speaks POP3 "
+        "gets there, one that speaks something else does.",
+    )
+    maxInputHeld: int = _number(
+        262144,
+        "What may wait behind a running command: a few reads of the socket; reading "
+        "is paused after the first.",
+        least=65536,
+    )
+
+    def __post_init__(self) -> None:
+        if self.cleartextLogin not in CLEARTEXT_LOGIN:
+            raise ValueError(f"cleartextLogin is one of {', '.join(CLEARTEXT_LOGIN)}")
+        for item in fields(self):
+            least = item.metadata.get("least")
+            if least is None:
+                continue
+            value = getattr(self, item.name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{item.name} is a whole number, {least} or more")

@@ -1,0 +1,285 @@
+"""
+Every command, in the order of RFC 1939, then those of later RFCs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.protocol import grammar
+from pop3svc.protocol.dispatch import Capabilities, Command
+from pop3svc.protocol.grammar import Reference
+from pop3svc.protocol.replies import Lines, Reply, Then, ok
+from pop3svc.protocol.sasl import MECHANISMS, Password, SASLExchange, offered
+from pop3svc.protocol.session import Session, State
+
+__all__ = ["COMMANDS", "capabilities", "command"]
+
+AUTHORIZATION, TRANSACTION, SLEEPING = State.AUTHORIZATION, State.TRANSACTION, State.SLEEPING
+
+COMMANDS: dict[str, Command] = {}
+
+Body = Callable[..., Awaitable[Reply]]
+
+
+def command(
+    verb: str, *, states: Iterable[State], table: dict[str, Command] = COMMANDS, **fields: Any
+) -> Callable[[Body], Body]:
+    """
+    Declare a command: everything about it above its body.
+
+    @param table: where it goes; the package's own table if not given.
+    @param fields: see L{Command}.
+    @raise ValueError: the verb is taken.
+    """
+    if verb in table:
+        raise ValueError(f"{verb} is declared already")
+
+    def declare(run: Body) -> Body:
+        table[verb] = Command(verb, frozenset(states), run, **fields)
+        return run
+
+    return declare
+
+
+def _noCleartextLogin(session: Session) -> POP3ResponseError | None:
+    if session.mayLogInHere:
+        return None
+    return POP3ResponseError("Use TLS to log in.")
+
+
+def _noMechanism(session: Session) -> POP3ResponseError | None:
+    if offered(session):
+        return None
+    return POP3ResponseError("Use TLS to log in.")
+
+
+def _noTLS(session: Session) -> POP3ResponseError | None:
+    if session.info.isSecure:
+        return POP3ResponseError("TLS is on already.")
+    return None if session.mayStartTLS else POP3ResponseError("There is no certificate for TLS.")
+
+
+def _readOnly(session: Session) -> POP3ResponseError | None:
+    if session.isReadOnly:
+        return POP3ResponseError("Nothing can be deleted here.", "READ-ONLY")
+    return None
+
+
+# --- RFC 1939 ----------------------------------------------------------------
+
+
+@command("QUIT", states=[AUTHORIZATION, TRANSACTION, SLEEPING], enters=State.CLOSED)
+async def quit_(session: Session) -> Reply:
+    """
+    Delete what is marked and say good-bye (RFC 1939 sections 4 and 6).
+    """
+    deleted = await session.quit()
+    return ok(f"Bye, {deleted} deleted." if deleted else "Bye.", then=Then.CLOSE)
+
+
+@command("STAT", states=[TRANSACTION])
+async def stat(session: Session) -> Reply:
+    """
+    How many messages and octets there are (RFC 1939 section 5).
+    """
+    sizes = await session.sizes(session.present())
+    return ok(f"{len(sizes)} {sum(sizes)}")
+
+
+@command("LIST", states=[TRANSACTION], arguments=grammar.optionalMessage)
+async def list_(session: Session, reference: Reference | None) -> Reply:
+    """
+    The size of one message or of each (RFC 1939 section 5).
+    """
+    if reference is not None:
+        found = await session.find(reference)
+        (octets,) = await session.sizes([found])
+        return ok(f"{found.number} {octets}")
+    present = session.present()
+    sizes = await session.sizes(present)
+    lines = (f"{each.number} {octets}" for each, octets in zip(present, sizes, strict=True))
+    return ok(f"{len(sizes)} messages.", body=Lines(lines))
+
+
+@command("RETR", states=[TRANSACTION], arguments=grammar.message)
+async def retr(session: Session, reference: Reference) -> Reply:
+    """
+    A whole message (RFC 1939 section 5).
+    """
+    return ok("Message follows.", body=await session.open(await session.find(reference)))
+
+
+@command("DELE", states=[TRANSACTION], arguments=grammar.message, withheld=_readOnly)
+async def dele(session: Session, reference: Reference) -> Reply:
+    """
+    Mark a message for deletion at QUIT (RFC 1939 section 5).
+    """
+    session.mark(await session.find(reference))
+    return ok("Marked.")
+
+
+@command("NOOP", states=[AUTHORIZATION, TRANSACTION, SLEEPING])
+async def noop(session: Session) -> Reply:
+    """
+    Nothing (RFC 1939 section 5).
+    """
+    return ok("Done.")
+
+
+@command("RSET", states=[TRANSACTION])
+async def rset(session: Session) -> Reply:
+    """
+    Take all marks back (RFC 1939 section 5).
+    """
+    session.unmark()
+    return ok("No message is marked.")
+
+
+@command(
+    "TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"]
+)
+async def top(session: Session, reference: Reference, lines: int) -> Reply:
+    """
+    A message's header and its first lines (RFC 1939 section 7).
+    """
+    found = await session.find(reference)
+    return ok("Top of message follows.", body=await session.open(found), topLines=lines)
+
+
+@command(
+    "UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"]
+)
+async def uidl(session: Session, reference: Reference | None) -> Reply:
+    """
+    The unique-id of one message or of each (RFC 1939 section 7).
+    """
+    if reference is not None:
+        found = await session.find(reference)
+        return ok(f"{found.number} {found.uniqueID}")
+    lines = (f"{each.number} {each.uniqueID}" for each in session.present())
+    return ok("Unique-ids follow.", body=Lines(lines))
+
+
+@command(
+    "USER",
+    states=[AUTHORIZATION],
+    arguments=grammar.name,
+    capability=["USER"],
+    withheld=_noCleartextLogin,
+)
+async def user(session: Session, name: str) -> Reply:
+    """
+    Claim a name (RFC 1939 section 7).
+    """
+    session.claimedName = name
+    return ok("Now the password.")
+
+
+@command(
+    "PASS",
+    states=[AUTHORIZATION],
+    arguments=grammar.password,
+    enters=TRANSACTION,
+    withheld=_noCleartextLogin,
+)
+async def pass_(session: Session, password: str) -> Reply:
+    """
+    Prove the name (RFC 1939 section 7).
+    """
+    name, session.claimedName = session.claimedName, None
+    if name is None:
+        raise BadArguments("USER comes first.")
+    return await _loggedIn(session, Password(name, password))
+
+
+async def _loggedIn(session: Session, learned: Password) -> Reply:
+    await session.logIn(learned.name, learned.password)
+    return ok("Logged in.")
+
+
+# --- RFC 2449 ----------------------------------------------------------------
+
+
+def _ownCapabilities(session: Session) -> Iterator[str]:
+    """
+    What belongs to the service itself.
+    """
+    yield "RESP-CODES"
+    yield "AUTH-RESP-CODE"
+    yield "PIPELINING"
+    yield "EXPIRE NEVER"
+    yield f"IMPLEMENTATION {session.provider.name}"
+
+
+def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
+    """
+    The lines of CAPA, each once.
+    """
+    seen: set[str] = set()
+    for each in table:
+        for line in each.capabilities(session):
+            if line not in seen:
+                seen.add(line)
+                yield line
+
+
+@command("CAPA", states=[AUTHORIZATION, TRANSACTION], capability=_ownCapabilities)
+async def capa(session: Session) -> Reply:
+    """
+    What there is to be had here and now (RFC 2449 section 5).
+    """
+    return ok("Capabilities follow.", body=Lines(capabilities(session, session.commands)))
+
+
+# --- RFC 2595 ----------------------------------------------------------------
+
+
+@command(
+    "STLS",
+    states=[AUTHORIZATION],
+    capability=["STLS"],
+    announced=frozenset([AUTHORIZATION]),
+    withheld=_noTLS,
+)
+async def stls(session: Session) -> Reply:
+    """
+    Begin TLS; what was said before it is forgotten (RFC 2595 section 4).
+    """
+    session.claimedName = None
+    return ok("Begin TLS.", then=Then.START_TLS)
+
+
+# --- RFC 5034 ----------------------------------------------------------------
+
+
+def _sasl(session: Session) -> list[str]:
+    return ["SASL " + " ".join(offered(session))]
+
+
+@command(
+    "AUTH",
+    states=[AUTHORIZATION],
+    arguments=grammar.saslStart,
+    enters=TRANSACTION,
+    capability=_sasl,
+    withheld=_noMechanism,
+    longLine=True,
+)
+async def auth(session: Session, name: str | None, initial: bytes | None) -> Reply:
+    """
+    Log in by a SASL mechanism (RFC 5034 section 4); alone, list them.
+    """
+    session.claimedName = None
+    if name is None:
+        return ok("Mechanisms follow.", body=Lines(offered(session)), stays=True)
+    chosen = MECHANISMS.get(name)
+    if chosen is None or not chosen.isUsable(session):
+        raise POP3ResponseError("No such mechanism.")
+
+    async def finish(learned: Password) -> Reply:
+        return await _loggedIn(session, learned)
+
+    return await SASLExchange(COMMANDS["AUTH"], session, chosen, finish).begin(initial)

@@ -1,0 +1,451 @@
+"""
+One connection: lines in, one command at a time, TLS, time-outs, the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IDelayedCall,
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    IReactorTime,
+    ISSLTransport,
+)
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pop3svc.protocol.content import MessageBody
+from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
+from pop3svc.protocol.replies import Reply, Then, err, ok
+from pop3svc.protocol.sender import ReplySender, Stalled
+from pop3svc.protocol.session import Session, State
+from pop3svc.protocol.wire import firstLine
+
+__all__ = ["POP3Connection", "isTLS"]
+
+log = Logger(namespace="pop3svc")
+
+# The first octet of a TLS record that begins a handshake (RFC 8446 section
+# 5.1); no command begins with it.
+_HANDSHAKE_RECORD = 0x16
+
+
+def isTLS(transport: object) -> bool:
+    """
+    Is what is written to this transport encrypted?
+    """
+    return ISSLTransport.providedBy(transport) or isinstance(transport, TLSMemoryBIOProtocol)
+
+
+@implementer(IHandshakeListener, IHalfCloseableProtocol)
+class POP3Connection(LineReceiver):
+    """
+    The server's end of one POP3 connection.
+
+    @ivar session: what is remembered about the client.
+    """
+
+    # CRLF is what clients send; a bare LF is taken, too: some send that.
+    delimiter = b"\n"
+
+    def __init__(
+        self,
+        makeSession: Callable[[Any], Session],
+        table: Table,
+        clock: IReactorTime,
+        connectionCreator: Any = None,
+        ended: Callable[[POP3Connection], object] = lambda connection: None,
+    ) -> None:
+        """
+        @param makeSession: takes the transport.
+        @param connectionCreator: for STLS: what C{startTLS} takes, or L{None}.
+        @param ended: called once, when all of this is over.
+        """
+        self._makeSession = makeSession
+        self._table = table
+        self._clock = clock
+        self._connectionCreator = connectionCreator
+        self._ended = ended
+        self._heardNothing = True
+        self._handshaking = False
+        self._running: Deferred[None] | None = None
+        self._timer: IDelayedCall | None = None
+        self._deadline: float | None = None
+        self._loginLimit: IDelayedCall | None = None
+        self._closing: IDelayedCall | None = None
+        self._reason = ""
+        self._readEnded = False
+        self._stopping = False
+        self.messagesSent = 0
+
+    # --- beginning ------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        """
+        Greet (RFC 1939 section 4).
+        """
+        transport: Any = self.transport
+        self.session = self._makeSession(transport)
+        self._policy = self.session.policy
+        self.MAX_LENGTH = self._policy.maxAuthLineLength
+        self._sender = ReplySender(transport, self._clock, self._policy.stallTimeout)
+        self._began = self._clock.seconds()
+        self._handshaking = isTLS(transport)
+        setNoDelay = getattr(transport, "setTcpNoDelay", None)
+        if setNoDelay is not None:
+            # A reply that goes out in two parts must not wait for the
+            # acknowledgement of the first.
+            setNoDelay(True)
+        info = self.session.info
+        log.info(
+            pop3Event="connection",
+            connectionID=info.connectionID,
+            clientIP=info.clientIP,
+            isSecure=info.isSecure,
+        )
+        self._limitLogin()
+        self._write(ok(f"{self.session.provider.name} ready."))
+        self._awaitLine()
+
+    def _write(self, reply: Reply) -> None:
+        octets = firstLine(reply)
+        transport: Any = self.transport
+        transport.write(octets)
+        self._sender.octetsSent += len(octets)
+
+    def handshakeCompleted(self) -> None:
+        """
+        See L{IHandshakeListener}.
+        """
+        self._handshaking = False
+
+    # --- lines ----------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        Some octets came in.
+        """
+        if self._reason:
+            # Whatever a client still sends is read, so that its end of the
+            # connection closes in order, and dropped.
+            return
+        if self._heardNothing and data:
+            self._heardNothing = False
+            if data[0] == _HANDSHAKE_RECORD and not self.session.info.isSecure:
+                self._close("spoke TLS on a plain port")
+                return
+        if len(self._buffer) + len(data) > self._policy.maxInputHeld:
+            self._abort("sent too much ahead")
+            return
+        super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        """
+        One line came in: answer it before the next is looked at.
+        """
+        if self._reason:
+            return
+        limit = lineLimit(self.session, line, self._table)
+        octets = len(line) + 1
+        line = line.removesuffix(b"\r")
+        if octets > limit:
+            self.lineLengthExceeded(line)
+            return
+        self._deadline = None
+        running = Deferred.fromCoroutine(self._serve(line))
+        self._running = running
+        running.addBoth(self._served)
+        if self._running is not None:
+            self.pauseProducing()
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """
+        A line is too long (RFC 2449 section 4).
+        """
+        self._write(err("That line is too long."))
+        self._close("sent a line that is too long")
+
+    async def _serve(self, line: bytes) -> None:
+        session = self.session
+        verb = verbOf(session, line, self._table)
+        began = self._clock.seconds()
+        reply = await respond(session, line, self._table)
+        log.debug(
+            pop3Event="command",
+            connectionID=session.info.connectionID,
+            verb=verb,
+            positive=reply.positive,
+            code=reply.code,
+            seconds=self._clock.seconds() - began,
+        )
+        whole = await self._sender.send(reply)
+        if whole and isinstance(reply.body, MessageBody):
+            self.messagesSent += 1
+        if reply.then is Then.START_TLS:
+            self._startTLS()
+        elif reply.then is Then.CLOSE:
+            self._close(_whyClosed(session, reply))
+
+    def _served(self, outcome: Any) -> None:
+        self._running = None
+        if isinstance(outcome, Failure):
+            self._failed(outcome)
+        if self._reason:
+            if self.paused:
+                self.resumeProducing()
+            return
+        if self.session.state is not State.AUTHORIZATION:
+            self._endLoginLimit()
+        elif self._loginLimit is None:
+            self._limitLogin()
+        if self._stopping:
+            self._sayStopping()
+            return
+        if self._loginLimit is not None and not self._loginLimit.active():
+            self._loginTooLate()
+            return
+        self._awaitLine()
+        if self.paused:
+            self.resumeProducing()
+        if self._readEnded and self._running is None and not self._reason:
+            self._close("closed by the client")
+
+    def _failed(self, failure: Failure) -> None:
+        if failure.check(Stalled):
+            self._abort("took nothing of what it asked for")
+        elif self._reason or failure.check(ConnectionLost):
+            # The client is gone; what it asked for was cut short.
+            self._abort("lost")
+        else:
+            log.failure(
+                "connection {connectionID}: a reply failed midway",
+                failure,
+                pop3Event="error",
+                connectionID=self.session.info.connectionID,
+            )
+            self._abort("a reply failed midway")
+
+    def _startTLS(self) -> None:
+        transport: Any = self.transport
+        if self.clearLineBuffer():
+            # Somebody put plain text behind STLS to have it run inside TLS.
+            self._abort("sent plain text behind STLS")
+            return
+        self._handshaking = True
+        self._heardNothing = True
+        self.session.info.isSecure = True
+        transport.startTLS(self._connectionCreator)
+
+    # --- time -----------------------------------------------------------------
+
+    def _awaitLine(self) -> None:
+        """
+        Limit the wait for the next line.  Before login the login's own limit
+        does that.
+        """
+        limit = _IDLE.get(self.session.state)
+        if limit is None:
+            self._deadline = None
+            return
+        # One timer that looks again when it fires costs a busy connection
+        # less than one that is set anew for each command.
+        seconds: int = getattr(self._policy, limit)
+        self._deadline = self._clock.seconds() + seconds
+        if self._timer is None:
+            self._timer = self._clock.callLater(seconds, self._lookAtTime)
+        elif self._timer.getTime() > self._deadline:
+            self._timer.reset(seconds)
+
+    def _lookAtTime(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            # A command is running; the clock stops meanwhile.
+            return
+        left = self._deadline - self._clock.seconds()
+        if left > 0:
+            self._timer = self._clock.callLater(left, self._lookAtTime)
+        else:
+            # Without a word (RFC 1939 section 3).
+            self._close("idle for too long")
+
+    def _limitLogin(self) -> None:
+        self._loginLimit = self._clock.callLater(self._policy.loginTimeout, self._loginTooLate)
+
+    def _endLoginLimit(self) -> None:
+        limit, self._loginLimit = self._loginLimit, None
+        if limit is not None and limit.active():
+            limit.cancel()
+
+    def _loginTooLate(self) -> None:
+        if self._running is not None:
+            # What is under way may yet be the login; _served() looks again.
+            return
+        if self._handshaking:
+            self._abort("took too long to log in")
+            return
+        self._write(err("That took too long."))
+        self._close("took too long to log in")
+
+    # --- the end --------------------------------------------------------------
+
+    def stop(self) -> None:
+        """
+        The service stops: end as soon as no command is running.
+        """
+        self._stopping = True
+        if self._running is None and not self._reason:
+            self._sayStopping()
+
+    def _sayStopping(self) -> None:
+        if self._handshaking:
+            self._abort("the service stops")
+            return
+        if self.session.state is State.AUTHORIZATION:
+            self._write(err("The service stops.", "SYS/TEMP"))
+        self._close("the service stops")
+
+    def abort(self, reason: str) -> None:
+        """
+        End now, whatever is under way.
+        """
+        self._abort(reason)
+
+    def readConnectionLost(self) -> None:
+        """
+        The client has closed its half: it gets the answers to what it sent.
+        See L{IHalfCloseableProtocol}.
+        """
+        self._readEnded = True
+        if self._reason:
+            transport: Any = self.transport
+            transport.loseConnection()
+        elif self._running is None:
+            self._close("closed by the client")
+
+    def writeConnectionLost(self) -> None:
+        """
+        Our half is closed.  See L{IHalfCloseableProtocol}.
+        """
+        if self._readEnded:
+            transport: Any = self.transport
+            transport.loseConnection()
+
+    def _close(self, reason: str) -> None:
+        """
+        Close our end in order: what is written still arrives, and what the
+        client still sends is read, or a reset might overtake our last words.
+        """
+        if self._reason:
+            return
+        self._reason = reason
+        self._stopTimers()
+        self.clearLineBuffer()
+        transport: Any = self.transport
+        if isTLS(transport):
+            transport.loseConnection()
+        closeWrite = getattr(transport, "loseWriteConnection", None)
+        if closeWrite is None:
+            transport.loseConnection()
+            return
+        closeWrite()
+        self._closing = self._clock.callLater(self._policy.closeTimeout, self._closeFully)
+
+    def _closeFully(self) -> None:
+        transport: Any = self.transport
+        self._closing = self._clock.callLater(self._policy.stallTimeout, self._giveUp)
+        if isTLS(transport):
+            transport = _below(transport)
+        transport.loseConnection()
+
+    def _giveUp(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def _abort(self, reason: str) -> None:
+        """
+        Close at once, so that nothing that was cut short looks whole.
+        """
+        if not self._reason:
+            self._reason = reason
+        self._stopTimers()
+        self.clearLineBuffer()
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def _stopTimers(self) -> None:
+        timers = (self._timer, self._loginLimit, self._closing)
+        self._timer = self._loginLimit = self._closing = self._deadline = None
+        for timer in timers:
+            if timer is not None and timer.active():
+                timer.cancel()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        The connection is gone, for whatever reason.
+        """
+        if not self._reason:
+            if self._handshaking and self.session.info.isSecure:
+                self._reason = "failed the TLS handshake"
+            elif reason.check(ConnectionDone):
+                self._reason = "closed by the client"
+            else:
+                self._reason = "lost"
+        self._stopTimers()
+        running = self._running
+        if running is not None:
+            running.cancel()
+        ending = Deferred.fromCoroutine(self.session.end())
+        ending.addErrback(lambda failure: log.failure("ending a session failed", failure))
+        ending.addBoth(self._over)
+
+    def _over(self, _: object) -> None:
+        session = self.session
+        info = session.info
+        log.info(
+            "{user} from {clientIP} ({tls}): {messagesSent} messages and {octetsSent} octets "
+            "sent, {messagesDeleted} deleted; {reason}",
+            pop3Event="close",
+            connectionID=info.connectionID,
+            user=session.user if session.user is not None else "nobody",
+            clientIP=info.clientIP or "this machine",
+            tls="TLS" if info.isSecure else "no TLS",
+            isSecure=info.isSecure,
+            messagesSent=self.messagesSent,
+            octetsSent=self._sender.octetsSent,
+            messagesDeleted=session.messagesDeleted,
+            seconds=self._clock.seconds() - self._began,
+            reason=self._reason,
+        )
+        self._ended(self)
+
+
+_IDLE = {State.TRANSACTION: "idleTimeout"}
+
+
+def _whyClosed(session: Session, reply: Reply) -> str:
+    if session.state is State.CLOSED:
+        return "quit"
+    if reply.fault:
+        return "an error of the service"
+    if reply.senseless:
+        return "sent commands that make no sense"
+    return "quit" if reply.positive else "refused"
+
+
+def _below(transport: Any) -> Any:
+    """
+    What carries the TLS of a transport.
+    """
+    if isinstance(transport, TLSMemoryBIOProtocol):
+        return transport.transport
+    protocol = getattr(transport, "protocol", None)
+    return protocol.transport if isinstance(protocol, TLSMemoryBIOProtocol) else transport

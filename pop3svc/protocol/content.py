@@ -1,0 +1,199 @@
+"""
+What a provider returns for a message, as a closable body; its size by reading.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.python.components import registerAdapter
+from zope.interface import implementer
+
+from pop3svc.calling import ask
+from pop3svc.files import FileBlocks
+from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
+from pop3svc.octets import OctetCount
+
+__all__ = ["MessageBody", "countByReading"]
+
+# Lines are handed on in pieces of about this many octets.
+_PIECE = 16384
+_BLOCK = 65536
+# After so many octets counted at once the reactor gets its turn.
+_TURN = 1048576
+
+
+@implementer(IChunkedContent)
+class _Bytes:
+    """
+    A message that is all there.
+    """
+
+    def __init__(self, octets: bytes) -> None:
+        self._octets = octets
+        self._offset = 0
+
+    def nextChunk(self) -> bytes | None:
+        block = self._octets[self._offset : self._offset + _BLOCK]
+        self._offset += len(block)
+        return block or None
+
+    def close(self) -> None:
+        self._octets = b""
+
+
+@implementer(IChunkedContent)
+class _BinaryFile:
+    """
+    A message read from a file object.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def nextChunk(self) -> bytes | None:
+        block = self._file.read(_BLOCK)
+        if not isinstance(block, bytes):
+            raise TypeError("a file of a message is opened in binary mode")
+        return block or None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@implementer(IChunkedContent)
+class _IterableOfLines:
+    """
+    A message given as lines, with or without their line ends.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self._source = lines
+        self._lines: Iterator[bytes] = iter(lines)
+
+    def nextChunk(self) -> bytes | None:
+        piece: list[bytes] = []
+        octets = 0
+        for line in self._lines:
+            if not isinstance(line, bytes):
+                raise TypeError("the lines of a message are bytes")
+            piece.append(line if line.endswith(b"\n") else line + b"\r\n")
+            octets += len(line)
+            if octets >= _PIECE:
+                break
+        return b"".join(piece) or None
+
+    def close(self) -> None:
+        # A generator has a close(), and its "finally" waits for it.
+        close = getattr(self._source, "close", None)
+        if close is not None:
+            close()
+
+
+def _fromFile(file: Any) -> Any:
+    if isinstance(file, io.TextIOBase):
+        raise TypeError("a file of a message is opened in binary mode")
+    if type(file) in (io.BufferedReader, io.FileIO, io.BufferedRandom):
+        return FileBlocks(file.fileno(), file.close, offset=file.tell())
+    return _BinaryFile(file)
+
+
+def _fromAnything(content: Any) -> Any:
+    if isinstance(content, str) or not isinstance(content, Iterable):
+        return None
+    return _IterableOfLines(content)
+
+
+registerAdapter(_Bytes, bytes, IChunkedContent)
+registerAdapter(_fromFile, io.IOBase.__mro__[1], IChunkedContent)
+registerAdapter(_fromAnything, object, IChunkedContent)
+
+
+def _fromRegion(region: Any) -> FileBlocks:
+    return FileBlocks(region.fileno, region.close, offset=region.offset, length=region.length)
+
+
+class MessageBody:
+    """
+    A L{pop3svc.protocol.replies.Body} of what C{messageContent} returned.
+    """
+
+    def __init__(self, content: Any, clock: IReactorTime, timeout: float) -> None:
+        """
+        @param content: provides L{IMessageContent}, L{IChunkedContent} or
+            L{IFileContent}, or can be adapted to L{IChunkedContent}.
+        @param timeout: seconds that one piece may take.
+        @raise TypeError: it is none of these.
+        """
+        self._clock = clock
+        self._timeout = timeout
+        if IMessageContent.providedBy(content):
+            self._content: Any = content
+            self._ask = self._lines
+        else:
+            if IFileContent.providedBy(content):
+                content = _fromRegion(content)
+            self._content = IChunkedContent(content)
+            self._ask = self._chunk
+
+    async def next(self) -> bytes | None:
+        """
+        See L{pop3svc.protocol.replies.Body.next}.
+        """
+        return await self._ask()
+
+    async def _chunk(self) -> bytes | None:
+        chunk = await ask(self._content.nextChunk, clock=self._clock, timeout=self._timeout)
+        if not isinstance(chunk, bytes | None):
+            raise TypeError("nextChunk returns bytes or None")
+        return chunk
+
+    async def _lines(self) -> bytes | None:
+        piece: list[bytes] = []
+        octets = 0
+        while octets < _PIECE:
+            line = await ask(self._content.nextLine, clock=self._clock, timeout=self._timeout)
+            if line is None:
+                break
+            if not isinstance(line, bytes):
+                raise TypeError("nextLine returns bytes or None")
+            piece.append(line)
+            octets += len(line) + 2
+        if not piece:
+            return None
+        piece.append(b"")
+        return b"\r\n".join(piece)
+
+    def close(self) -> None:
+        """
+        See L{pop3svc.protocol.replies.Body.close}.
+        """
+        self._content.close()
+
+
+async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
+    """
+    Read a message to its end and close it.
+
+    @return: octets as they will be sent, without dot-stuffing.
+    """
+    count = OctetCount()
+    sinceTurn = 0
+    try:
+        while True:
+            chunk = await body.next()
+            if chunk is None:
+                return count.total()
+            count.feed(chunk)
+            sinceTurn += len(chunk)
+            if sinceTurn >= _TURN:
+                sinceTurn = 0
+                turn: Deferred[None] = Deferred()
+                clock.callLater(0, turn.callback, None)
+                await turn
+    finally:
+        body.close()

@@ -1,0 +1,184 @@
+"""
+One line, one session and one table of commands give one reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.protocol import grammar
+from pop3svc.protocol.replies import Reply, Then, err
+from pop3svc.protocol.session import Session, State
+from pop3svc.protocol.wire import hasControl, splitLine
+
+__all__ = ["Command", "Table", "lineLimit", "respond", "verbOf"]
+
+log = Logger(namespace="pop3svc")
+
+# What a web browser or an HTTP scanner says first (RFC 9110, RFC 9113).
+_HTTP_VERBS = frozenset(
+    ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
+)
+
+Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """
+    All there is to know about one command.
+
+    @ivar verb: as on the wire, upper case.
+    @ivar states: where it is legal; elsewhere it is refused before its body
+        is entered.
+    @ivar run: the body: C{async (session, *arguments) -> Reply}.
+    @ivar arguments: what followed the verb to the arguments of the body.
+    @ivar enters: the state after a positive final reply; L{None}: it stays.
+        A command that enters CLOSED closes whatever its body says.
+    @ivar capability: the lines of CAPA it earns, or a function of the session
+        that gives them.
+    @ivar announced: the states whose CAPA shows them.
+    @ivar withheld: a function of the session that gives the error saying why
+        the command is not to be had now, or L{None}.  What is withheld leaves
+        CAPA by itself.
+    @ivar longLine: may its line be as long as a line inside AUTH?
+    """
+
+    verb: str
+    states: frozenset[State]
+    run: Callable[..., Awaitable[Reply]]
+    arguments: Callable[[bytes | None], tuple[Any, ...]] = grammar.nothing
+    enters: State | None = None
+    capability: Capabilities = ()
+    announced: frozenset[State] = frozenset([State.AUTHORIZATION, State.TRANSACTION])
+    withheld: Callable[[Session], POP3ResponseError | None] | None = None
+    longLine: bool = False
+
+    def refusal(self, session: Session) -> POP3ResponseError | None:
+        """
+        @return: why the command is not to be had now, or L{None}.
+        """
+        return None if self.withheld is None else self.withheld(session)
+
+    def capabilities(self, session: Session) -> list[str]:
+        """
+        @return: the lines of CAPA that it earns on this session now.
+        """
+        if session.state not in self.announced or self.refusal(session) is not None:
+            return []
+        lines = self.capability
+        return list(lines(session) if callable(lines) else lines)
+
+
+Table = Mapping[str, Command]
+
+
+def verbOf(session: Session, line: bytes, table: Table) -> str:
+    """
+    @return: the verb of a line if it is one of the table's, else a word for
+        what it is: for events, which hold nothing that a client made up.
+    """
+    if session.exchange is not None:
+        return f"({session.exchange.command.verb})"
+    verb, _ = splitLine(line)
+    return verb if verb in table else "(unknown)"
+
+
+def lineLimit(session: Session, line: bytes, table: Table) -> int:
+    """
+    @return: how many octets this line may have, its line end included.
+    """
+    if session.exchange is None:
+        command = table.get(splitLine(line)[0])
+        if command is None or not command.longLine:
+            return session.policy.maxLineLength
+    return session.policy.maxAuthLineLength
+
+
+async def respond(session: Session, line: bytes, table: Table) -> Reply:
+    """
+    Answer one line.
+
+    @param line: octets without the line end.
+    @return: the reply; errors are replies by then.  Only a cancellation
+        passes through.
+    """
+    exchange = session.exchange
+    if exchange is not None:
+        command = exchange.command
+        reply = await _guarded(exchange.respond(line), command)
+        if not reply.isChallenge:
+            session.exchange = None
+    else:
+        verb, rest = splitLine(line)
+        if verb in _HTTP_VERBS and verb not in table:
+            return err("This is a POP3 service.", then=Then.CLOSE, senseless=True)
+        found = table.get(verb)
+        try:
+            if hasControl(line):
+                raise BadArguments("A command holds no control characters.")
+            if found is None:
+                raise BadArguments("Unknown command.")
+            if session.state not in found.states:
+                raise BadArguments("Not in this state.")
+            refusal = found.refusal(session)
+            if refusal is not None:
+                raise refusal
+            arguments = found.arguments(rest)
+        except POP3ResponseError as error:
+            return _counted(session, _refused(error))
+        command = found
+        reply = await _guarded(command.run(session, *arguments), command)
+    if reply.positive and not reply.isChallenge and not reply.stays and command.enters:
+        session.enter(command.enters)
+    return _counted(session, reply)
+
+
+def _counted(session: Session, reply: Reply) -> Reply:
+    """
+    Close after too many senseless commands in a row.
+    """
+    if reply.isChallenge:
+        return reply
+    if not reply.senseless:
+        session.senseless = 0
+        return reply
+    session.senseless += 1
+    if session.senseless < session.policy.maxSenselessCommands:
+        return reply
+    return err("Too many senseless commands.", then=Then.CLOSE, senseless=True)
+
+
+def _refused(error: POP3ResponseError) -> Reply:
+    return err(
+        error.text,
+        error.code,
+        Then.CLOSE if error.critical else Then.GO_ON,
+        senseless=isinstance(error, BadArguments),
+    )
+
+
+async def _guarded(body: Awaitable[Reply], command: Command) -> Reply:
+    """
+    The error map: whatever a body raises becomes a reply.
+    """
+    try:
+        return await body
+    except CancelledError:
+        raise
+    except POP3ResponseError as error:
+        reply = _refused(error)
+    except NotImplementedError:
+        reply = err("Command not available.")
+    except Exception:
+        log.failure("{verb} failed", verb=command.verb, pop3Event="error")
+        return err("Internal error.", "SYS/TEMP", Then.CLOSE, fault=True)
+    if command.enters is State.CLOSED and reply.then is Then.GO_ON:
+        return err(reply.text, reply.code, Then.CLOSE)
+    return reply

@@ -1,0 +1,138 @@
+"""
+Numbers and unique-ids, deletion marks and known sizes of one session.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from pop3svc.errors import POP3ResponseError
+
+__all__ = ["BadListing", "Found", "Maildrop", "isUniqueID"]
+
+# RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
+_UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
+
+
+class BadListing(Exception):
+    """
+    A provider's listing breaks the rules for unique-ids: a bug of its own.
+    """
+
+
+def isUniqueID(text: object) -> bool:
+    """
+    Is this a well-formed unique-id (RFC 1939 section 7)?
+    """
+    return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    A message of this session.
+
+    @ivar number: its number, 0 if it arrived after the listing.
+    """
+
+    number: int
+    uniqueID: str
+
+
+class Maildrop:
+    """
+    The messages of one session as they were listed.  Numbers never shift.
+    """
+
+    def __init__(self, uniqueIDs: Iterable[str]) -> None:
+        """
+        @raise BadListing: a unique-id is malformed, or stands there twice.
+        """
+        self._uniqueIDs = list(uniqueIDs)
+        for uniqueID in self._uniqueIDs:
+            if not isUniqueID(uniqueID):
+                raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
+        self._numbers = {text: number for number, text in enumerate(self._uniqueIDs, 1)}
+        if len(self._numbers) != len(self._uniqueIDs):
+            seen: set[str] = set()
+            for uniqueID in self._uniqueIDs:
+                if uniqueID in seen:
+                    raise BadListing(f"listed twice: {uniqueID!r}")
+                seen.add(uniqueID)
+        self._marked: dict[str, None] = {}
+        self._gone: set[str] = set()
+        self._sizes: dict[str, int] = {}
+
+    def byNumber(self, number: int) -> Found:
+        """
+        @raise POP3ResponseError: there is no such message, or it is deleted.
+        """
+        if not 1 <= number <= len(self._uniqueIDs):
+            raise POP3ResponseError("There is no such message.")
+        uniqueID = self._uniqueIDs[number - 1]
+        self.refuseDeleted(uniqueID)
+        return Found(number, uniqueID)
+
+    def byUniqueID(self, uniqueID: str) -> Found | None:
+        """
+        @return: the message, or L{None} if it was not listed.
+        @raise POP3ResponseError: it is deleted.
+        """
+        self.refuseDeleted(uniqueID)
+        number = self._numbers.get(uniqueID)
+        return None if number is None else Found(number, uniqueID)
+
+    def refuseDeleted(self, uniqueID: str) -> None:
+        """
+        @raise POP3ResponseError: the message is marked or gone.
+        """
+        if uniqueID in self._marked or uniqueID in self._gone:
+            raise POP3ResponseError("That message is deleted.")
+
+    def present(self) -> Iterator[Found]:
+        """
+        The messages that are not deleted, in order.
+        """
+        for number, uniqueID in enumerate(self._uniqueIDs, 1):
+            if uniqueID not in self._marked and uniqueID not in self._gone:
+                yield Found(number, uniqueID)
+
+    def mark(self, found: Found) -> None:
+        """
+        Mark a message for deletion.
+        """
+        self._marked[found.uniqueID] = None
+
+    def unmark(self) -> None:
+        """
+        Take all marks back (RSET).
+        """
+        self._marked.clear()
+
+    def marked(self) -> list[str]:
+        """
+        @return: the unique-ids marked for deletion, in the order of marking.
+        """
+        return list(self._marked)
+
+    def setGone(self, uniqueIDs: Iterable[str]) -> None:
+        """
+        These have been deleted for good.
+        """
+        for uniqueID in uniqueIDs:
+            self._marked.pop(uniqueID, None)
+            self._gone.add(uniqueID)
+
+    def size(self, uniqueID: str) -> int | None:
+        """
+        @return: octets, or L{None} if not known yet.
+        """
+        return self._sizes.get(uniqueID)
+
+    def setSize(self, uniqueID: str, octets: int) -> None:
+        """
+        Remember a size, so that it stays the same for the session.
+        """
+        self._sizes[uniqueID] = octets

@@ -1,0 +1,138 @@
+"""
+The values a command can return, and what happens after each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+__all__ = ["Body", "Lines", "Reply", "Then", "challenge", "err", "ok"]
+
+# What a listing is handed on in: large enough to be cheap, small enough to
+# hold for ten thousand clients.
+_PIECE = 16384
+
+
+class Then(Enum):
+    """
+    What the connection does once the reply is sent.
+    """
+
+    GO_ON = "go on"
+    CLOSE = "close"
+    START_TLS = "start TLS"
+
+
+class Body(Protocol):
+    """
+    The octets behind the first line of a reply, before dot-stuffing.
+    """
+
+    async def next(self) -> bytes | None:
+        """
+        @return: some octets, cut anywhere, line ends LF or CRLF; L{None} after
+            the last.
+        """
+
+    def close(self) -> None:
+        """
+        Let go of what the body holds.  Called exactly once by whoever was
+        given the body.
+        """
+
+
+class Lines:
+    """
+    A L{Body} of short lines that are made while it is sent.
+    """
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        """
+        @param lines: ASCII without line ends.
+        """
+        self._lines: Iterator[str] = iter(lines)
+
+    async def next(self) -> bytes | None:
+        piece: list[str] = []
+        octets = 0
+        for line in self._lines:
+            piece.append(line)
+            octets += len(line) + 2
+            if octets >= _PIECE:
+                break
+        if not piece:
+            return None
+        piece.append("")
+        return "\r\n".join(piece).encode("ascii")
+
+    def close(self) -> None:
+        self._lines = iter(())
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """
+    What a command answers.
+
+    @ivar positive: C{+OK} or C{-ERR}.
+    @ivar text: the rest of the first line, printable ASCII.
+    @ivar code: a response code without its brackets, or L{None}.
+    @ivar body: what follows the first line of a multi-line reply.
+    @ivar topLines: of the body, send its header, the blank line and this many
+        lines (RFC 1939, TOP); L{None} for all.
+    @ivar then: what happens after it.
+    @ivar isChallenge: a C{+ } line inside AUTH; C{text} is its base64.
+    @ivar stays: a positive reply that does not enter the command's next state.
+    @ivar senseless: the command was unknown, misplaced or malformed.
+    @ivar fault: the answer hides an error of ours or of the provider.
+    """
+
+    positive: bool
+    text: str
+    code: str | None = None
+    body: Body | None = None
+    topLines: int | None = None
+    then: Then = Then.GO_ON
+    isChallenge: bool = False
+    stays: bool = False
+    senseless: bool = False
+    fault: bool = False
+
+
+def ok(
+    text: str,
+    code: str | None = None,
+    body: Body | None = None,
+    topLines: int | None = None,
+    then: Then = Then.GO_ON,
+    stays: bool = False,
+) -> Reply:
+    """
+    A positive reply; multi-line if it has a body.
+    """
+    return Reply(True, text, code, body, topLines, then, stays=stays)
+
+
+def err(
+    text: str,
+    code: str | None = None,
+    then: Then = Then.GO_ON,
+    senseless: bool = False,
+    fault: bool = False,
+) -> Reply:
+    """
+    A negative reply.
+    """
+    return Reply(False, text, code, then=then, senseless=senseless, fault=fault)
+
+
+def challenge(encoded: str) -> Reply:
+    """
+    A challenge inside AUTH (RFC 5034 section 4).
+
+    @param encoded: the challenge in base64.
+    """
+    return Reply(True, encoded, isChallenge=True)

@@ -1,0 +1,195 @@
+"""
+SASL mechanisms, one async generator each, and what drives them line by line.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode, b64encode
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from zope.interface.interface import InterfaceClass
+
+from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.protocol.replies import Reply, challenge
+from pop3svc.protocol.session import Session
+from pop3svc.protocol.wire import hasControl
+
+__all__ = ["MECHANISMS", "Mechanism", "Password", "SASLExchange", "mechanism", "offered"]
+
+# RFC 5034 section 5; a2b alone takes what is to be refused.
+_BASE64 = re.compile(
+    rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Password:
+    """
+    What a mechanism has learned: a name and the password that should prove it.
+    """
+
+    name: str
+    password: str
+
+
+Conversation = AsyncGenerator[bytes | Password, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """
+    A SASL mechanism (RFC 4422).
+
+    @ivar name: as registered.
+    @ivar needs: the interface a provider must provide for it.
+    @ivar cleartext: does it send a password that must not be overheard?
+    @ivar converse: C{(session, initial response or None)} to the conversation.
+    """
+
+    name: str
+    needs: InterfaceClass
+    cleartext: bool
+    converse: Callable[[Session, bytes | None], Conversation]
+
+    def isUsable(self, session: Session) -> bool:
+        """
+        May this session log in by it?
+        """
+        if self.cleartext and not session.mayLogInHere:
+            return False
+        return bool(self.needs.providedBy(session.provider))
+
+
+MECHANISMS: dict[str, Mechanism] = {}
+
+
+def mechanism(
+    name: str, needs: InterfaceClass, cleartext: bool = False
+) -> Callable[
+    [Callable[[Session, bytes | None], Conversation]],
+    Callable[[Session, bytes | None], Conversation],
+]:
+    """
+    Declare a mechanism.
+    """
+
+    def declare(
+        converse: Callable[[Session, bytes | None], Conversation],
+    ) -> Callable[[Session, bytes | None], Conversation]:
+        MECHANISMS[name] = Mechanism(name, needs, cleartext, converse)
+        return converse
+
+    return declare
+
+
+def offered(session: Session) -> list[str]:
+    """
+    @return: the names of the mechanisms this session may log in by.
+    """
+    return [each.name for each in MECHANISMS.values() if each.isUsable(session)]
+
+
+def _text(octets: bytes) -> str:
+    return octets.decode("utf-8", "surrogateescape")
+
+
+def _password(name: bytes, password: bytes) -> Password:
+    if not name or not password or hasControl(name) or b"\0" in password:
+        raise POP3ResponseError("Wrong name or password.", "AUTH")
+    return Password(_text(name), _text(password))
+
+
+@mechanism("PLAIN", needs=IPOP3MailboxProvider, cleartext=True)
+async def plain(session: Session, initial: bytes | None) -> Conversation:
+    """
+    RFC 4616.
+    """
+    response = (yield b"") if initial is None else initial
+    fields = response.split(b"\0")
+    if len(fields) != 3:
+        raise BadArguments("That is not a PLAIN response.")
+    authorization, name, password = fields
+    if authorization not in (b"", name):
+        raise POP3ResponseError("You may only log in as yourself.", "AUTH")
+    yield _password(name, password)
+
+
+@mechanism("LOGIN", needs=IPOP3MailboxProvider, cleartext=True)
+async def login(session: Session, initial: bytes | None) -> Conversation:
+    """
+    Not in any RFC; what many clients know best.
+    """
+    name = (yield b"Username:") if initial is None else initial
+    password = yield b"Password:"
+    yield _password(name, password)
+
+
+class SASLExchange:
+    """
+    Drives one mechanism line by line (RFC 5034 section 4).
+    """
+
+    def __init__(
+        self,
+        command: Any,
+        session: Session,
+        chosen: Mechanism,
+        finish: Callable[[Password], Awaitable[Reply]],
+    ) -> None:
+        """
+        @param command: the L{pop3svc.protocol.dispatch.Command} it is part of.
+        @param finish: takes what the mechanism learned to the final reply.
+        """
+        self.command = command
+        self._session = session
+        self._chosen = chosen
+        self._finish = finish
+        self._conversation: Conversation | None = None
+
+    async def begin(self, initial: bytes | None) -> Reply:
+        """
+        @param initial: the initial response as it came, C{=} for an empty one,
+            or L{None}.
+        """
+        if initial is not None:
+            initial = b"" if initial == b"=" else _decoded(initial)
+        self._conversation = self._chosen.converse(self._session, initial)
+        return await self._step(None)
+
+    async def respond(self, line: bytes) -> Reply:
+        """
+        @param line: the client's next line.
+        """
+        assert self._conversation is not None
+        try:
+            if line == b"*":
+                raise POP3ResponseError("Cancelled.")
+            response = _decoded(line)
+        except POP3ResponseError:
+            await self._conversation.aclose()
+            raise
+        return await self._step(response)
+
+    async def _step(self, response: bytes | None) -> Reply:
+        assert self._conversation is not None
+        # asend() takes None where a conversation begins.
+        result = await self._conversation.asend(response)  # type: ignore[arg-type]
+        if isinstance(result, bytes):
+            self._session.exchange = self
+            return challenge(b64encode(result).decode("ascii"))
+        await self._conversation.aclose()
+        return await self._finish(result)
+
+
+def _decoded(line: bytes) -> bytes:
+    if _BASE64.fullmatch(line):
+        try:
+            return b64decode(line, validate=True)
+        except binascii.Error:
+            pass
+    raise BadArguments("That is not base64.")

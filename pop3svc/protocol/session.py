@@ -1,0 +1,442 @@
+"""
+All that is remembered about one client; the only caller of mailbox methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.calling import CarriedThrough, Unanswered, ask
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    ILoginThrottle,
+    IMailboxLogout,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+    IReadOnlyMailbox,
+)
+from pop3svc.policy import Policy
+from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.grammar import MessageNumber, Reference
+from pop3svc.protocol.maildrop import BadListing, Found, Maildrop, isUniqueID
+
+__all__ = ["ConnectionInfo", "Exchange", "Session", "State"]
+
+log = Logger(namespace="pop3svc")
+
+
+class State(Enum):
+    """
+    Where a session stands (RFC 1939 section 3; SLEEPING by EXTENSIONS).
+    UPDATE is a moment inside QUIT, not a place to stay.
+    """
+
+    AUTHORIZATION = "AUTHORIZATION"
+    TRANSACTION = "TRANSACTION"
+    SLEEPING = "SLEEPING"
+    CLOSED = "CLOSED"
+
+
+def _printable(name: str) -> str:
+    """
+    A name for events: what a log cannot show is escaped.
+    """
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+@implementer(IPOP3ConnectionInfo)
+class ConnectionInfo:
+    """
+    What a provider may know of the client.
+    """
+
+    def __init__(self, connectionID: int, clientIP: str | None, isSecure: bool) -> None:
+        self.connectionID = connectionID
+        self.clientIP = clientIP
+        self.isSecure = isSecure
+        self.userNameAtLogin: str | None = None
+        self.providerTag: Any = None
+
+    @property
+    def isLoopback(self) -> bool:
+        """
+        Did the client come from this machine?  A UNIX socket has no address.
+        """
+        return self.clientIP is None or ip_address(self.clientIP.partition("%")[0]).is_loopback
+
+
+class Exchange(Protocol):
+    """
+    An unfinished conversation inside one command: its next line is not a
+    command.
+    """
+
+    command: Any
+
+    async def respond(self, line: bytes) -> Any:
+        """
+        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a
+            challenge, the exchange is over.
+        """
+
+
+class Session:
+    """
+    One client's session.
+
+    @ivar state: where it stands; set by the dispatcher only.
+    @ivar claimedName: the name of an accepted USER that waits for its PASS.
+    @ivar exchange: the unfinished AUTH, or L{None}.
+    @ivar senseless: how many commands in a row made no sense.
+    @ivar mayStartTLS: is there a certificate for STLS?
+    @ivar maildrop: the listing, while in TRANSACTION.
+    """
+
+    def __init__(
+        self,
+        info: ConnectionInfo,
+        provider: Any,
+        policy: Policy,
+        clock: IReactorTime,
+        commands: Sequence[Any] = (),
+        mayStartTLS: bool = False,
+        throttle: Any = None,
+    ) -> None:
+        """
+        @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
+            for CAPA.
+        @param provider: L{IPOP3MailboxProvider}
+        @param throttle: L{ILoginThrottle} or L{None}
+        """
+        self.info = info
+        self.provider = IPOP3MailboxProvider(provider)
+        self.policy = policy
+        self.commands = commands
+        self.mayStartTLS = mayStartTLS
+        self._clock = clock
+        self._throttle = None if throttle is None else ILoginThrottle(throttle)
+        self.state = State.AUTHORIZATION
+        self.claimedName: str | None = None
+        self.exchange: Exchange | None = None
+        self.senseless = 0
+        self.maildrop: Maildrop | None = None
+        self._mailbox: Any = None
+        self._locked = False
+        self._endWatch: Callable[[], object] | None = None
+        self._deletion: CarriedThrough | None = None
+        self._leaving: CarriedThrough | None = None
+        # For the line at the end.
+        self.user: str | None = None
+        self.messagesDeleted = 0
+
+    async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await ask(call, *arguments, clock=self._clock, timeout=self.policy.answerTimeout)
+        except Unanswered:
+            log.error(
+                "{call} of connection {connectionID} did not answer within {timeout} s",
+                call=getattr(call, "__qualname__", repr(call)),
+                connectionID=self.info.connectionID,
+                timeout=self.policy.answerTimeout,
+            )
+            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP", critical=True)
+
+    def enter(self, state: State) -> None:
+        """
+        The one transition; only the dispatcher makes it.
+        """
+        if state is State.TRANSACTION and self.maildrop is None:
+            raise AssertionError("TRANSACTION is entered with a listing only")
+        self.state = state
+
+    # --- logging in ---------------------------------------------------------
+
+    @property
+    def mayLogInHere(self) -> bool:
+        """
+        May a password be sent on this connection (RFC 2595 section 2.2)?
+        """
+        if self.info.isSecure or self.policy.cleartextLogin == "always":
+            return True
+        return self.policy.cleartextLogin == "loopback" and self.info.isLoopback
+
+    async def logIn(self, name: str, password: str) -> None:
+        """
+        Check a login and open the mailbox: the one way in for every command
+        that logs in.
+
+        @raise POP3ResponseError: refused, or the mailbox is not to be had.
+        """
+        try:
+            mailbox = await self._authenticate(name, password)
+            self.info.userNameAtLogin = name
+            await self._enter(mailbox)
+        except CancelledError:
+            # The client is lost; end() lets go of everything.
+            raise
+        except Exception as error:
+            if isinstance(error, POP3ResponseError):
+                self._loginEvent(name, error.code or "")
+            await self._leave()
+            raise
+        self.user = _printable(name)
+        self._loginEvent(name, None)
+
+    def _loginEvent(self, name: str, refusal: str | None) -> None:
+        log.info(
+            pop3Event="login",
+            connectionID=self.info.connectionID,
+            clientIP=self.info.clientIP,
+            isSecure=self.info.isSecure,
+            user=_printable(name),
+            succeeded=refusal is None,
+            code=refusal,
+        )
+
+    async def _authenticate(self, name: str, password: str) -> Any:
+        if not name or not password:
+            raise POP3ResponseError("A name and a password are needed.", "AUTH")
+        info, throttle = self.info, self._throttle
+        refused = POP3ResponseError("Wrong name or password.", "AUTH")
+        if throttle is not None and not await self._ask(throttle.mayLogin, info, name):
+            raise refused
+        try:
+            mailbox = await self._ask(self.provider.authenticate, info, name, password)
+            if mailbox is None:
+                raise refused
+        except POP3ResponseError as error:
+            if throttle is not None and error.code == "AUTH":
+                await self._ask(throttle.loginFailed, info, name)
+            raise
+        self._mailbox = IPOP3Mailbox(mailbox)
+        if throttle is not None:
+            await self._ask(throttle.loginSucceeded, info, name)
+        return self._mailbox
+
+    async def _enter(self, mailbox: Any) -> None:
+        if INewMailNotifier.providedBy(mailbox):
+            self._endWatch = await self._ask(mailbox.watchMailbox, self.info, self._changed)
+        await self._lock()
+        self.maildrop = await self._list()
+
+    def _changed(self) -> None:
+        """
+        The mailbox would list otherwise than last time.
+        """
+
+    async def _lock(self) -> None:
+        if IExclusiveMailbox.providedBy(self._mailbox):
+            await self._ask(self._mailbox.lock, self.info, self._surrender)
+            self._locked = True
+
+    def _surrender(self) -> bool:
+        return False
+
+    async def _list(self) -> Maildrop:
+        listed: Iterable[str] = await self._ask(self._mailbox.listMessageUniqueIDs, self.info)
+        try:
+            return Maildrop(listed)
+        except BadListing as error:
+            log.error(
+                "the listing of {user} breaks a rule: {rule}",
+                user=_printable(self.info.userNameAtLogin or ""),
+                rule=str(error),
+                connectionID=self.info.connectionID,
+            )
+            raise POP3ResponseError("The mailbox cannot be listed.", "SYS/PERM")
+
+    # --- the listing --------------------------------------------------------
+
+    def _drop(self) -> Maildrop:
+        assert self.maildrop is not None, "commands run in their states only"
+        return self.maildrop
+
+    def present(self) -> list[Found]:
+        """
+        @return: the messages that are not deleted, in order.
+        """
+        return list(self._drop().present())
+
+    async def find(self, reference: Reference) -> Found:
+        """
+        @return: the message that an argument names.
+        @raise POP3ResponseError: there is none, or it is deleted.
+        """
+        maildrop = self._drop()
+        if isinstance(reference, MessageNumber):
+            return maildrop.byNumber(reference.number)
+        missing = POP3ResponseError("There is no such message.", "UID/NOT-FOUND")
+        uniqueID = reference.text
+        if not isUniqueID(uniqueID):
+            raise missing
+        found = maildrop.byUniqueID(uniqueID)
+        if found is None:
+            if not await self._ask(self._mailbox.messageExists, self.info, uniqueID):
+                raise missing
+            found = Found(0, uniqueID)
+        return found
+
+    async def sizes(self, found: list[Found]) -> list[int]:
+        """
+        @return: octets of each message as RETR sends it, without dot-stuffing.
+        """
+        maildrop, mailbox = self._drop(), self._mailbox
+        unknown = [each.uniqueID for each in found if maildrop.size(each.uniqueID) is None]
+        if len(unknown) > 1 and IBulkMessageSizes.providedBy(mailbox):
+            sizes = list(await self._ask(mailbox.messageSizes, self.info, unknown))
+            if len(sizes) != len(unknown):
+                raise ValueError("messageSizes returns one size for each message")
+        else:
+            sizes = [await self._size(uniqueID) for uniqueID in unknown]
+        for uniqueID, octets in zip(unknown, sizes, strict=True):
+            if not isinstance(octets, int) or octets < 0:
+                raise ValueError("a size is a whole number of octets")
+            maildrop.setSize(uniqueID, octets)
+        return [maildrop.size(each.uniqueID) or 0 for each in found]
+
+    async def _size(self, uniqueID: str) -> Any:
+        try:
+            return await self._ask(self._mailbox.messageSize, self.info, uniqueID)
+        except NotImplementedError:
+            return await countByReading(await self._content(uniqueID), self._clock)
+
+    async def _content(self, uniqueID: str) -> MessageBody:
+        content = await self._ask(self._mailbox.messageContent, self.info, uniqueID)
+        return MessageBody(content, self._clock, self.policy.answerTimeout)
+
+    async def open(self, found: Found) -> MessageBody:
+        """
+        @return: the message, to be closed by whoever gets it.
+        """
+        return await self._content(found.uniqueID)
+
+    # --- deleting -----------------------------------------------------------
+
+    @property
+    def isReadOnly(self) -> bool:
+        """
+        Is nothing deleted in this mailbox?
+        """
+        return IReadOnlyMailbox.providedBy(self._mailbox)
+
+    def mark(self, found: Found) -> None:
+        """
+        Mark a message for deletion.
+        """
+        self._drop().mark(found)
+
+    def unmark(self) -> None:
+        """
+        Take all marks back.
+        """
+        self._drop().unmark()
+
+    async def _delete(self, uniqueIDs: list[str]) -> None:
+        """
+        Delete all of these or none.  Once begun it is finished, whether or not
+        anybody waits; end() does.
+        """
+        if not uniqueIDs:
+            return
+        deletion = CarriedThrough(self._mailbox.messageDelete, self.info, uniqueIDs)
+        self._deletion = deletion
+        try:
+            await deletion.outcome(self._clock, self.policy.answerTimeout)
+        except Unanswered:
+            raise POP3ResponseError(
+                "The deletion takes too long; whether it happens is not known yet.",
+                "SYS/TEMP",
+                critical=True,
+            )
+        finally:
+            if deletion.done:
+                self._deletion = None
+        self.messagesDeleted += len(uniqueIDs)
+
+    async def commit(self) -> int:
+        """
+        Delete what is marked, all or none.
+
+        @return: how many messages that were.
+        @raise POP3ResponseError: nothing was deleted.
+        """
+        maildrop = self._drop()
+        marked = maildrop.marked()
+        await self._delete(marked)
+        maildrop.setGone(marked)
+        return len(marked)
+
+    # --- leaving ------------------------------------------------------------
+
+    async def quit(self) -> int:
+        """
+        The UPDATE state (RFC 1939 section 6): delete what is marked and let
+        go of the mailbox, whether or not the deletion worked.
+
+        @return: how many messages were deleted.
+        @raise POP3ResponseError: nothing was deleted.
+        """
+        if self.state is not State.TRANSACTION:
+            return 0
+        try:
+            return await self.commit()
+        finally:
+            # A deletion that is not over yet keeps the lock; end() lets it go.
+            if self._deletion is None:
+                await self._leave()
+
+    async def end(self) -> None:
+        """
+        The client is lost, timed out or done: let go of everything, after a
+        deletion that is under way.  Nothing else is deleted.
+        """
+        deletion, self._deletion = self._deletion, None
+        if deletion is not None:
+            try:
+                await deletion.outcome()
+            except Exception:
+                log.failure("a deletion failed after its client was gone")
+        await self._leave()
+        if self._leaving is not None:
+            await self._leaving.outcome()
+        self.state = State.CLOSED
+
+    async def _leave(self) -> None:
+        # Everything is forgotten before anything is awaited, so that nothing
+        # is let go twice; and it is carried through, so that all of it is.
+        mailbox, self._mailbox = self._mailbox, None
+        locked, self._locked = self._locked, False
+        endWatch, self._endWatch = self._endWatch, None
+        self.maildrop = None
+        self.info.userNameAtLogin = None
+        if mailbox is not None:
+            self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch)
+            await self._leaving.outcome()
+
+    async def _letAllGo(
+        self, mailbox: Any, locked: bool, endWatch: Callable[[], object] | None
+    ) -> None:
+        if locked:
+            await self._letGo(mailbox.unlock, self.info)
+        if endWatch is not None:
+            await self._letGo(endWatch)
+        if IMailboxLogout.providedBy(mailbox):
+            await self._letGo(mailbox.logout)
+
+    async def _letGo(self, call: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            await self._ask(call, *arguments)
+        except Exception:
+            log.failure("letting go of a mailbox failed")

@@ -1,0 +1,3 @@
+"""
+Where mail lies.
+"""

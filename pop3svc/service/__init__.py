@@ -1,0 +1,3 @@
+"""
+Running it: the only place that sees all of the rest.
+"""

@@ -1,0 +1,158 @@
+"""
+Build connections; count them and close them all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IReactorTime
+from twisted.internet.protocol import ServerFactory
+
+from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.policy import Policy
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.connection import POP3Connection, isTLS
+from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.session import ConnectionInfo, Session
+
+__all__ = ["POP3Factory", "checkName", "clientIP"]
+
+_connectionIDs = count(1)
+
+_NAME = re.compile(r"[ -;=?-Z\\^-~]{1,100}")
+
+
+def checkName(name: object) -> str:
+    """
+    Check a provider's name, which the greeting and CAPA show.
+
+    @return: the name.
+    @raise ValueError: with a sentence that says what is wrong.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
+        raise ValueError(
+            "the name of a provider is printable ASCII without < > [ ], 1 to 100 octets, "
+            f"with no space at its ends: {name!r} is not"
+        )
+    return name
+
+
+def clientIP(address: IAddress) -> str | None:
+    """
+    @return: the IP address of a client; an IPv4 client of an IPv6 socket is an
+        IPv4 client.  L{None} where there is no address.
+    """
+    host = getattr(address, "host", None)
+    if not isinstance(host, str):
+        return None
+    if host.lower().startswith("::ffff:") and "." in host:
+        return host[7:]
+    return host
+
+
+class POP3Factory(ServerFactory):
+    """
+    Serves POP3 from a provider on any stream endpoint.
+
+    A connection that comes over an C{ssl:} endpoint is secure from the start;
+    on a plain one STLS is offered if there is a C{connectionCreator}.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        provider: Any,
+        policy: Policy | None = None,
+        *,
+        connectionCreator: Any = None,
+        commands: Mapping[str, Command] = COMMANDS,
+        throttle: Any = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param provider: L{IPOP3MailboxProvider}
+        @param policy: the limits; the defaults if not given.
+        @param connectionCreator: for STLS, what C{transport.startTLS} takes,
+            such as L{twisted.internet.ssl.CertificateOptions}.
+        @param commands: the table of commands.
+        @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
+        @param clock: the reactor if not given.
+        @raise TypeError: C{provider} is no provider.
+        @raise ValueError: its name cannot be shown.
+        """
+        if not IPOP3MailboxProvider.providedBy(provider):
+            raise TypeError(f"{provider!r} does not provide IPOP3MailboxProvider")
+        checkName(provider.name)
+        if clock is None:
+            from twisted.internet import reactor
+
+            clock = IReactorTime(reactor)
+        self.provider = provider
+        self.policy = Policy() if policy is None else policy
+        self.connectionCreator = connectionCreator
+        self.commands = commands
+        self.throttle = throttle
+        self.clock = clock
+        self.connections: set[POP3Connection] = set()
+        self._stopping = False
+        self._waiting: list[Deferred[None]] = []
+
+    def buildProtocol(self, addr: IAddress) -> POP3Connection | None:
+        """
+        See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+        """
+        if self._stopping:
+            return None
+        connection = POP3Connection(
+            self._makeSession, self.commands, self.clock, self.connectionCreator, self._ended
+        )
+        connection.factory = self
+        self.connections.add(connection)
+        return connection
+
+    def _makeSession(self, transport: Any) -> Session:
+        info = ConnectionInfo(next(_connectionIDs), clientIP(transport.getPeer()), isTLS(transport))
+        return Session(
+            info,
+            self.provider,
+            self.policy,
+            self.clock,
+            commands=tuple(self.commands.values()),
+            mayStartTLS=self.connectionCreator is not None,
+            throttle=self.throttle,
+        )
+
+    def _ended(self, connection: POP3Connection) -> None:
+        self.connections.discard(connection)
+        if not self.connections:
+            waiting, self._waiting = self._waiting, []
+            for waiter in waiting:
+                waiter.callback(None)
+
+    async def shutdown(self) -> None:
+        """
+        End all sessions: running commands may finish for
+        C{policy.shutdownTimeout} seconds; then the connections are cut, and
+        deletions under way waited for.
+        """
+        self._stopping = True
+        for connection in list(self.connections):
+            connection.stop()
+        if not self.connections:
+            return
+        over: Deferred[None] = Deferred()
+        self._waiting.append(over)
+        timer = self.clock.callLater(self.policy.shutdownTimeout, self._cut)
+        await over
+        if timer.active():
+            timer.cancel()
+
+    def _cut(self) -> None:
+        for connection in list(self.connections):
+            connection.abort("the service stops")
