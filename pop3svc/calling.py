@@ -17,7 +17,7 @@ from twisted.python.threadpool import ThreadPool
 
 from pop3svc.errors import POP3ResponseError
 
-__all__ = ["CarriedThrough", "Runner", "Unanswered", "Workers", "ask"]
+__all__ = ["CarriedThrough", "Runner", "Unanswered", "Workers", "ask", "settle"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,19 @@ async def ask(
     if not isinstance(answer, Deferred):
         return answer
     return await _within(answer, clock, timeout)
+
+
+async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
+    """
+    Call something that may answer at once, by a Deferred or by a coroutine,
+    and wait as long as it takes: whoever called us sets the limit.
+
+    @return: the answer.
+    """
+    answer = call(*arguments)
+    if iscoroutine(answer) or isinstance(answer, Deferred):
+        answer = await answer
+    return answer
 
 
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
@@ -93,13 +106,7 @@ class CarriedThrough:
         self._waiting: list[Deferred[None]] = []
         self.done = False
 
-        async def run() -> Any:
-            answer = call(*arguments)
-            if iscoroutine(answer) or isinstance(answer, Deferred):
-                answer = await answer
-            return answer
-
-        Deferred.fromCoroutine(run()).addBoth(self._ended)
+        Deferred.fromCoroutine(settle(call, *arguments)).addBoth(self._ended)
 
     def _ended(self, outcome: Any) -> None:
         self.done = True
@@ -142,6 +149,12 @@ class Runner(Protocol):
         @return: a Deferred firing with what C{work} returned.
         @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting.
         """
+
+
+class _Skipped:
+    """
+    What work returns that was cancelled before it began.
+    """
 
 
 class Workers:
@@ -205,7 +218,7 @@ class Workers:
         result: Deferred[T] = Deferred(cancel)
 
         def job() -> Any:
-            return _SKIPPED if cancelled else work(*arguments)
+            return _Skipped() if cancelled else work(*arguments)
 
         def ended(outcome: Any) -> None:
             self._underWay -= 1
@@ -214,12 +227,8 @@ class Workers:
                     result.errback(outcome)
                 else:
                     result.callback(outcome)
-            elif abandoned is not None and not isinstance(outcome, Failure):
-                if outcome is not _SKIPPED:
-                    abandoned(outcome)
+            elif abandoned is not None and not isinstance(outcome, Failure | _Skipped):
+                abandoned(outcome)
 
         deferToThreadPool(self._reactor, self._pool, job).addBoth(ended)
         return result
-
-
-_SKIPPED = object()

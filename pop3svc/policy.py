@@ -51,7 +51,7 @@ class Policy:
         "shorter than a client's patience.",
     )
     closeTimeout: int = _number(
-        10,
+        5,
         "After our end of a connection is closed: time for the client to close its own, "
         "so that nothing on its way to it is lost to a reset.",
     )

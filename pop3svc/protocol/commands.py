@@ -9,7 +9,7 @@ from typing import Any
 
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.protocol import grammar
-from pop3svc.protocol.dispatch import Capabilities, Command
+from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
 from pop3svc.protocol.replies import Lines, Reply, Then, ok
 from pop3svc.protocol.sasl import MECHANISMS, Password, SASLExchange, offered
@@ -138,9 +138,7 @@ async def rset(session: Session) -> Reply:
     return ok("No message is marked.")
 
 
-@command(
-    "TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"]
-)
+@command("TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"])
 async def top(session: Session, reference: Reference, lines: int) -> Reply:
     """
     A message's header and its first lines (RFC 1939 section 7).
@@ -149,9 +147,7 @@ async def top(session: Session, reference: Reference, lines: int) -> Reply:
     return ok("Top of message follows.", body=await session.open(found), topLines=lines)
 
 
-@command(
-    "UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"]
-)
+@command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
 async def uidl(session: Session, reference: Reference | None) -> Reply:
     """
     The unique-id of one message or of each (RFC 1939 section 7).

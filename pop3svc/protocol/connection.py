@@ -350,13 +350,12 @@ class POP3Connection(LineReceiver):
         self._stopTimers()
         self.clearLineBuffer()
         transport: Any = self.transport
-        if isTLS(transport):
-            transport.loseConnection()
         closeWrite = getattr(transport, "loseWriteConnection", None)
-        if closeWrite is None:
+        if isTLS(transport) or closeWrite is None:
+            # Over TLS our close_notify is what ends our half.
             transport.loseConnection()
-            return
-        closeWrite()
+        else:
+            closeWrite()
         self._closing = self._clock.callLater(self._policy.closeTimeout, self._closeFully)
 
     def _closeFully(self) -> None:

@@ -22,9 +22,7 @@ from pop3svc.protocol.wire import hasControl
 __all__ = ["MECHANISMS", "Mechanism", "Password", "SASLExchange", "mechanism", "offered"]
 
 # RFC 5034 section 5; a2b alone takes what is to be refused.
-_BASE64 = re.compile(
-    rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
-)
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
 @dataclass(frozen=True, slots=True, repr=False)

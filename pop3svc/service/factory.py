@@ -103,7 +103,7 @@ class POP3Factory(ServerFactory):
         self._stopping = False
         self._waiting: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress) -> POP3Connection | None:
+    def buildProtocol(self, addr: IAddress | None) -> POP3Connection | None:
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
         """

@@ -1,0 +1,61 @@
+"""
+Accounts that twisted.cred checkers know, and a store, make a provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import UsernamePassword
+from twisted.cred.error import LoginFailed, UnhandledCredentials
+from zope.interface import implementer
+
+from pop3svc.calling import settle
+from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IPOP3MailboxProvider
+
+__all__ = ["AccountsProvider"]
+
+
+@implementer(IPOP3MailboxProvider, IMailboxStore)
+class AccountsProvider:
+    """
+    Whoever one of the checkers knows gets their mailbox from the store.
+    """
+
+    def __init__(self, store: Any, checkers: Sequence[Any]) -> None:
+        """
+        @param store: L{IMailboxStore}
+        @param checkers: L{ICredentialsChecker}s for
+            L{twisted.cred.credentials.IUsernamePassword}, asked in this order.
+        """
+        self._store = IMailboxStore(store)
+        self._checkers = [ICredentialsChecker(checker) for checker in checkers]
+        self.name: str = store.name
+
+    async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+        """
+        See L{IPOP3MailboxProvider.authenticate}.
+        """
+        credentials = UsernamePassword(
+            username.encode("utf-8", "surrogateescape"),
+            password.encode("utf-8", "surrogateescape"),
+        )
+        for checker in self._checkers:
+            try:
+                avatarID = await settle(checker.requestAvatarId, credentials)
+            except (LoginFailed, UnhandledCredentials):
+                continue
+            if isinstance(avatarID, bytes):
+                avatarID = avatarID.decode("utf-8", "surrogateescape")
+            # Anything else than a name is nobody: ANONYMOUS is an empty tuple.
+            if isinstance(avatarID, str) and avatarID:
+                return await settle(self._store.openMailbox, info, avatarID)
+        return None
+
+    async def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{IMailboxStore.openMailbox}.
+        """
+        return await settle(self._store.openMailbox, info, username)

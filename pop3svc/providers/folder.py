@@ -1,0 +1,75 @@
+"""
+A folder of C{.eml} files as one mailbox: for the tutorial and for demos.
+"""
+
+from __future__ import annotations
+
+import os
+
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.calling import Runner
+from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
+from pop3svc.providers.filemailbox import (
+    ExclusiveFileMailbox,
+    FileMailbox,
+    KnownSizes,
+    Listing,
+    listFolder,
+)
+from pop3svc.providers.names import uniqueIDFor
+
+__all__ = ["FolderMailbox", "FolderStore"]
+
+
+class _Folder(FileMailbox):
+    """
+    Listing a folder.
+    """
+
+    folders = (".",)
+
+    def scan(self, root: int) -> Listing:
+        """
+        See L{FileMailbox.scan}: in order of the names.
+        """
+        names = sorted(name for name in listFolder(root, ".") if name.lower().endswith(".eml"))
+        return {uniqueIDFor(name): (".", name) for name in names}
+
+
+class FolderMailbox(_Folder, ExclusiveFileMailbox):
+    """
+    The folder, for one session.
+    """
+
+
+@implementer(IMailboxStore)
+class FolderStore:
+    """
+    One folder, the same for whoever logs in.
+    """
+
+    name = "pop3svc"
+
+    def __init__(self, path: str, readOnly: bool = False, runner: Runner | None = None) -> None:
+        """
+        @param path: the folder.
+        @param readOnly: nothing is deleted, nothing locked, nothing written.
+        @raise ValueError: a sentence for the operator.
+        """
+        if not os.path.isdir(path):
+            raise ValueError(f"{path or 'the path'} is not a directory")
+        self._path = os.path.abspath(path)
+        self._readOnly = readOnly
+        self._runner = runner
+        self._sizes = KnownSizes()
+
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox:
+        """
+        See L{IMailboxStore.openMailbox}.
+        """
+        if not self._readOnly:
+            return FolderMailbox(self._path, self._sizes, self._runner)
+        mailbox = _Folder(self._path, self._sizes, self._runner)
+        alsoProvides(mailbox, IReadOnlyMailbox)
+        return mailbox

@@ -1,0 +1,179 @@
+"""
+A Maildir for each user.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.calling import Runner
+from pop3svc.files import openDirectory
+from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
+from pop3svc.providers.filemailbox import (
+    ExclusiveFileMailbox,
+    FileMailbox,
+    KnownSizes,
+    Listing,
+    Place,
+    listFolder,
+)
+from pop3svc.providers.names import PathTemplate, uniqueIDFor
+
+__all__ = ["MaildirMailbox", "MaildirStore"]
+
+# "1600000000.M123456P789.host": the seconds, and the microseconds if told.
+_DELIVERED = re.compile(r"([0-9]{1,20})\.(?:[^.]*?M([0-9]{1,20}))?")
+# A directory changed so recently may have changed during a scan without its
+# time telling: file systems count in ticks.
+_TICK_NS = 20_000_000
+_SCANS = 5
+
+
+def _baseName(name: str) -> str:
+    """
+    A file's name without its flags.
+    """
+    return name.partition(":")[0]
+
+
+def _settled(root: int) -> tuple[list[int], bool]:
+    """
+    The times of new and cur, and whether they are old enough to be trusted.
+    """
+    times = []
+    for folder in ("new", "cur"):
+        try:
+            times.append(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mtime_ns)
+        except FileNotFoundError:
+            times.append(0)
+    return times, time.time_ns() - max(times) > _TICK_NS
+
+
+def _scanPlaces(root: int) -> set[Place]:
+    """
+    Where messages are.  A message that is moved while a directory is read may
+    be missed or seen twice, so this looks again until nothing has changed.
+    """
+    places: set[Place] = set()
+    for _ in range(_SCANS):
+        before, _ = _settled(root)
+        # new before cur: what moves meanwhile is seen twice rather than not
+        # at all.
+        places |= {("new", name) for name in listFolder(root, "new")}
+        places |= {("cur", name) for name in listFolder(root, "cur")}
+        after, isOld = _settled(root)
+        if before == after and isOld:
+            break
+    return places
+
+
+class _Maildir(FileMailbox):
+    """
+    Listing a Maildir.
+    """
+
+    folders = ("new", "cur")
+
+    def scan(self, root: int) -> Listing:
+        """
+        See L{FileMailbox.scan}: in order of delivery, by the time in the name,
+        else the file's.
+        """
+        byBase: dict[str, list[Place]] = {}
+        for place in _scanPlaces(root):
+            byBase.setdefault(_baseName(place[1]), []).append(place)
+        keyed: list[tuple[tuple[int, int, str], str, Place]] = []
+        directories: dict[str, int] = {}
+        try:
+            for base, places in byBase.items():
+                found = self._distinct(root, directories, places) if len(places) > 1 else places
+                for index, place in enumerate(found):
+                    name = base if not index else place[1]
+                    uniqueID = uniqueIDFor(name, taken=index > 0 or not base)
+                    key = self._order(root, directories, place)
+                    if key is not None:
+                        keyed.append((key, uniqueID, place))
+        finally:
+            for directory in directories.values():
+                os.close(directory)
+        keyed.sort()
+        return {uniqueID: place for _, uniqueID, place in keyed}
+
+    @staticmethod
+    def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
+        folder, name = place
+        try:
+            if folder not in directories:
+                directories[folder] = openDirectory(folder, root)
+            return os.lstat(name, dir_fd=directories[folder])
+        except FileNotFoundError:
+            return None
+
+    def _distinct(self, root: int, directories: dict[str, int], places: list[Place]) -> list[Place]:
+        """
+        Of places with one base name those that are different messages now.
+        """
+        files: dict[tuple[int, int], Place] = {}
+        for place in sorted(places):
+            status = self._status(root, directories, place)
+            if status is not None:
+                files.setdefault((status.st_dev, status.st_ino), place)
+        return list(files.values())
+
+    def _order(
+        self, root: int, directories: dict[str, int], place: Place
+    ) -> tuple[int, int, str] | None:
+        name = _baseName(place[1])
+        delivered = _DELIVERED.match(name)
+        if delivered is not None:
+            return int(delivered[1]), int(delivered[2] or 0), name
+        status = self._status(root, directories, place)
+        if status is None:
+            return None
+        seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
+        return seconds, nanoseconds // 1000, name
+
+
+class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
+    """
+    One user's Maildir, for one session.
+    """
+
+
+@implementer(IMailboxStore)
+class MaildirStore:
+    """
+    A Maildir for each user, found by the user's name.
+    """
+
+    name = "pop3svc"
+
+    def __init__(self, path: str, readOnly: bool = False, runner: Runner | None = None) -> None:
+        """
+        @param path: the directory that holds a Maildir for each user, or a
+            path with placeholders; see L{PathTemplate}.
+        @param readOnly: nothing is deleted, nothing locked, nothing written.
+        @raise ValueError: a sentence for the operator.
+        """
+        self._template = PathTemplate(path)
+        self._readOnly = readOnly
+        self._runner = runner
+        self._sizes = KnownSizes()
+
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
+        """
+        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an
+        empty maildrop; a name that cannot stand in a path is refused.
+        """
+        path = self._template.pathFor(username)
+        if path is None:
+            return None
+        if not self._readOnly:
+            return MaildirMailbox(path, self._sizes, self._runner)
+        mailbox = _Maildir(path, self._sizes, self._runner)
+        alsoProvides(mailbox, IReadOnlyMailbox)
+        return mailbox

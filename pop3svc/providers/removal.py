@@ -1,0 +1,205 @@
+"""
+Remove a set of files all or none, also across a kill or a power failure.
+
+The files are first moved into a directory C{pop3svc-removing} beside them.  It
+is then renamed to C{pop3svc-removed}: that one step decides.  Before it a
+recovery puts everything back, after it a recovery goes on removing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from pop3svc.files import openDirectory
+
+__all__ = ["recover", "removeAll"]
+
+_REMOVING = "pop3svc-removing"
+_REMOVED = "pop3svc-removed"
+
+# A file that is renamed again and again while we look is a file in use.
+_LOOKS = 5
+
+# (the name of a directory below the root, the name of a file in it)
+Place = tuple[str, str]
+Message = TypeVar("Message")
+
+
+def _stage(folder: str) -> str:
+    """
+    What stands for a source directory in the staging directory.
+    """
+    return "here" if folder == "." else folder
+
+
+def removeAll(
+    root: int,
+    folders: Iterable[str],
+    wanted: Iterable[Message],
+    locate: Callable[[Message, int], Place | None],
+) -> None:
+    """
+    Remove all of these files or none.  What is gone already counts as
+    removed.  When this returns it is durable.  Blocks.
+
+    @param root: a descriptor of the directory that all of it is in.
+    @param folders: the directories below it that files may be in.
+    @param locate: where is this one?  Asked with how often it was looked for
+        in vain; L{None}: it has gone.
+    @raise OSError: nothing was removed.
+    """
+    recover(root, folders)
+    opened: dict[str, tuple[int, int]] = {}
+    os.mkdir(_REMOVING, 0o700, dir_fd=root)
+    staging = openDirectory(_REMOVING, root)
+    try:
+        try:
+            for message in wanted:
+                for looks in range(_LOOKS):
+                    place = locate(message, looks)
+                    if place is None or _moveAway(root, staging, opened, place):
+                        break
+                else:
+                    raise OSError(errno.EBUSY, "a message is renamed all the time")
+            for source, target in opened.values():
+                os.fsync(target)
+                os.fsync(source)
+            os.fsync(staging)
+            # From here on they are removed.
+            os.rename(_REMOVING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
+            try:
+                os.fsync(root)
+            except OSError:
+                os.rename(_REMOVED, _REMOVING, src_dir_fd=root, dst_dir_fd=root)
+                raise
+        except OSError:
+            _putBack(root, folders)
+            raise
+    finally:
+        os.close(staging)
+        for source, target in opened.values():
+            os.close(source)
+            os.close(target)
+    try:
+        _purge(root, folders)
+    except OSError:
+        # They are out of the way already; the next recovery tries again.
+        pass
+
+
+def recover(root: int, folders: Iterable[str]) -> None:
+    """
+    Bring a removal that was cut short to its one end or the other.  Blocks.
+
+    @raise OSError: that did not work.
+    """
+    _purge(root, folders)
+    _putBack(root, folders)
+
+
+def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place: Place) -> bool:
+    """
+    @return: False if there is nothing of that name.
+    """
+    folder, name = place
+    if folder not in opened:
+        source = openDirectory(folder, root)
+        try:
+            os.mkdir(_stage(folder), 0o700, dir_fd=staging)
+            opened[folder] = source, openDirectory(_stage(folder), staging)
+        except OSError:
+            os.close(source)
+            raise
+    source, target = opened[folder]
+    try:
+        # Something else than a file is no message; the message has gone.
+        if stat.S_ISREG(os.lstat(name, dir_fd=source).st_mode):
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str, int]]:
+    """
+    The directories in a staging directory, opened; to be closed by the user.
+    """
+    try:
+        staging = openDirectory(name, root)
+    except FileNotFoundError:
+        return
+    try:
+        for folder in folders:
+            try:
+                yield folder, openDirectory(_stage(folder), staging)
+            except FileNotFoundError:
+                continue
+    finally:
+        os.close(staging)
+
+
+def _removeEmpty(root: int, name: str, folders: Iterable[str]) -> None:
+    try:
+        staging = openDirectory(name, root)
+    except FileNotFoundError:
+        return
+    try:
+        for folder in folders:
+            try:
+                os.rmdir(_stage(folder), dir_fd=staging)
+            except FileNotFoundError:
+                pass
+    finally:
+        os.close(staging)
+    os.rmdir(name, dir_fd=root)
+
+
+def _purge(root: int, folders: Iterable[str]) -> None:
+    for _, directory in _staged(root, _REMOVED, folders):
+        try:
+            for name in os.listdir(directory):
+                os.unlink(name, dir_fd=directory)
+        finally:
+            os.close(directory)
+    _removeEmpty(root, _REMOVED, folders)
+
+
+def _putBack(root: int, folders: Iterable[str]) -> None:
+    for folder, directory in _staged(root, _REMOVING, folders):
+        try:
+            home = openDirectory(folder, root)
+            try:
+                for name in os.listdir(directory):
+                    _return(name, directory, home)
+                os.fsync(home)
+            finally:
+                os.close(home)
+        finally:
+            os.close(directory)
+    _removeEmpty(root, _REMOVING, folders)
+
+
+def _return(name: str, source: int, target: int) -> None:
+    """
+    Put one file back without overwriting what may stand there now.
+    """
+    try:
+        os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except FileExistsError:
+        here = os.lstat(name, dir_fd=source)
+        there = os.lstat(name, dir_fd=target)
+        if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+            # Somebody made another file of this name meanwhile: keep both.
+            os.rename(name, f"{here.st_ino}.{name}", src_dir_fd=source, dst_dir_fd=target)
+            return
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        # A file system without hard links.
+        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        return
+    os.unlink(name, dir_fd=source)

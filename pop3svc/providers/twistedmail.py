@@ -1,0 +1,141 @@
+"""
+What twisted.mail.pop3 and twisted.cred serve, served here.
+
+Limits of an L{IMailboxPOP3}: it gives no sizes as they are sent, so each
+message is read to be counted; it deletes by marks and C{sync()}, so that all
+or none is as good as its C{sync()} and C{undeleteMessages()} are; it has no
+lock of its own; its indexes must stay the same between two listings.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.credentials import UsernamePassword
+from twisted.cred.error import LoginFailed, UnhandledCredentials
+from twisted.cred.portal import Portal
+from twisted.mail.interfaces import IMailboxPOP3
+from twisted.python.components import registerAdapter
+from zope.interface import directlyProvides, implementer, providedBy
+
+from pop3svc.calling import settle
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IMailboxLogout,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+)
+
+__all__ = ["PortalProvider", "TwistedMailbox"]
+
+
+@implementer(IPOP3Mailbox)
+class TwistedMailbox:
+    """
+    An L{IMailboxPOP3} as an L{IPOP3Mailbox}; adapts by itself.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+        self._indexes: dict[str, int] | None = None
+
+    async def _indexed(self) -> dict[str, int]:
+        """
+        @return: 0-based indexes by unique-id, as they are now.
+        """
+        if self._indexes is None:
+            sizes = await settle(self._mailbox.listMessages)
+            indexes: dict[str, int] = {}
+            for index, size in enumerate(sizes):
+                # A message that was deleted leaves a hole of no size.
+                if size:
+                    uniqueID = await settle(self._mailbox.getUidl, index)
+                    if isinstance(uniqueID, bytes):
+                        uniqueID = uniqueID.decode("ascii", "replace")
+                    if uniqueID in indexes:
+                        raise ValueError("getUidl gives two messages the same unique-id")
+                    indexes[uniqueID] = index
+            self._indexes = indexes
+        return self._indexes
+
+    async def _index(self, uniqueID: str) -> int:
+        index = (await self._indexed()).get(uniqueID)
+        if index is None:
+            raise POP3ResponseError("That message has gone.")
+        return index
+
+    async def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> list[str]:
+        self._indexes = None
+        return list(await self._indexed())
+
+    def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
+        return False
+
+    def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
+        raise NotImplementedError
+
+    async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+        index = await self._index(uniqueID)
+        try:
+            return await settle(self._mailbox.getMessage, index)
+        except (ValueError, IndexError, OSError):
+            raise POP3ResponseError("That message has gone.")
+
+    async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
+        indexes = await self._indexed()
+        try:
+            for uniqueID in uniqueIDs:
+                if uniqueID in indexes:
+                    await settle(self._mailbox.deleteMessage, indexes[uniqueID])
+            await settle(self._mailbox.sync)
+        except BaseException:
+            await settle(self._mailbox.undeleteMessages)
+            raise
+        finally:
+            self._indexes = None
+
+
+registerAdapter(TwistedMailbox, IMailboxPOP3, IPOP3Mailbox)
+
+
+class _Avatar:
+    """
+    A mailbox with its avatar's logout.
+    """
+
+    def __init__(self, mailbox: Any, logout: Any) -> None:
+        self._mailbox = mailbox
+        self.logout = logout
+        directlyProvides(self, providedBy(mailbox), IMailboxLogout)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mailbox, name)
+
+
+@implementer(IPOP3MailboxProvider)
+class PortalProvider:
+    """
+    Serves a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
+    L{IMailboxPOP3}s.
+    """
+
+    def __init__(self, portal: Portal, name: str = "pop3svc") -> None:
+        """
+        @param name: see L{IPOP3MailboxProvider}.
+        """
+        self._portal = portal
+        self.name = name
+
+    async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+        credentials = UsernamePassword(
+            username.encode("utf-8", "surrogateescape"),
+            password.encode("utf-8", "surrogateescape"),
+        )
+        try:
+            _, avatar, logout = await settle(
+                self._portal.login, credentials, None, IPOP3Mailbox, IMailboxPOP3
+            )
+        except (LoginFailed, UnhandledCredentials):
+            return None
+        return _Avatar(IPOP3Mailbox(avatar), logout)

@@ -1,0 +1,103 @@
+"""
+C{pop3svc user add|password|remove|list}: manage a password file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from getpass import getpass
+from typing import NoReturn
+
+from pop3svc.accounts.passwordfile import (
+    addUser,
+    checkUserName,
+    readPasswordFile,
+    removeUser,
+    setPassword,
+)
+from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+
+__all__ = ["main"]
+
+# A line of a pipe; longer is a mistake.
+_LONGEST = 4096
+
+
+class _Parser(argparse.ArgumentParser):
+    """
+    A bad option is one sentence.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"pop3svc: {message}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pop3svc", description="Manage the accounts of a pop3svc service.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="user")
+    user = commands.add_parser("user", help="accounts in a password file")
+    actions = user.add_subparsers(dest="action", required=True, metavar="add|password|remove|list")
+    for name, help in (
+        ("add", "add a user"),
+        ("password", "give a user another password"),
+        ("remove", "remove a user"),
+        ("list", "list the users"),
+    ):
+        action = actions.add_parser(name, help=help)
+        if name != "list":
+            action.add_argument("name", metavar="NAME")
+        action.add_argument(
+            "--file", metavar="FILE", help="the password file; the embedded default's if not given"
+        )
+    return parser
+
+
+def _askPassword() -> str:
+    """
+    From a terminal without an echo, twice; from a pipe its first line.
+    """
+    if not sys.stdin.isatty():
+        line = sys.stdin.buffer.readline(_LONGEST).removesuffix(b"\n").removesuffix(b"\r")
+        return line.decode("utf-8", "surrogateescape")
+    password = getpass("Password: ")
+    if getpass("Again: ") != password:
+        raise ValueError("the two passwords are not the same")
+    return password
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    path = arguments.file
+    if path is None:
+        data = DataDirectory(defaultDataDirectory())
+        if arguments.action == "add":
+            data.make()
+        path = data.passwordFile
+    if arguments.action == "list":
+        for name in readPasswordFile(path):
+            print(name)
+    elif arguments.action == "remove":
+        removeUser(path, arguments.name)
+    elif arguments.action == "add":
+        checkUserName(arguments.name)
+        addUser(path, arguments.name, _askPassword())
+    else:
+        if arguments.name not in readPasswordFile(path):
+            raise ValueError(f"there is no user {arguments.name}")
+        setPassword(path, arguments.name, _askPassword())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    The command C{pop3svc}.
+
+    @raise SystemExit: with one sentence, if it did not work.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        _run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"pop3svc: {error}")
+    except KeyboardInterrupt:
+        raise SystemExit("pop3svc: nothing was changed")

@@ -1,0 +1,115 @@
+"""
+What makes the bundled providers and the checker from command-line strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.strcred import ICheckerFactory
+from twisted.plugin import IPlugin
+from zope.interface import implementer
+
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.interfaces import IPOP3ProviderMaker
+from pop3svc.providers.folder import FolderStore
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.memory import MemoryStore
+from pop3svc.service.endpoints import parseArguments
+
+__all__ = ["PasswordFileMaker", "ProviderMaker", "makeFolder", "makeMaildir", "makeMemory"]
+
+
+@implementer(IPlugin, IPOP3ProviderMaker)
+class ProviderMaker:
+    """
+    A kind of provider for C{--provider}.
+    """
+
+    def __init__(
+        self, prefix: str, argumentFormat: str, help: str, make: Callable[[str], Any]
+    ) -> None:
+        self.prefix = prefix
+        self.argumentFormat = argumentFormat
+        self.help = help
+        self._make = make
+
+    def makeProvider(self, argument: str) -> Any:
+        """
+        See L{IPOP3ProviderMaker.makeProvider}.
+        """
+        return self._make(argument)
+
+
+def _pathAndReadOnly(argument: str) -> tuple[str, bool]:
+    positional, named = parseArguments(argument)
+    path = named.pop("path", None)
+    if path is None and len(positional) == 1:
+        path = positional[0]
+    elif positional != [] and path is not None:
+        raise ValueError("one path is needed")
+    if not path:
+        raise ValueError("a path is needed")
+    readOnly = named.pop("readonly", "no")
+    if named:
+        raise ValueError(f"{sorted(named)[0]} is not known")
+    if readOnly not in ("yes", "no"):
+        raise ValueError("readonly is yes or no")
+    return path, readOnly == "yes"
+
+
+def makeMaildir(argument: str) -> MaildirStore:
+    """
+    C{PATH[:readonly=yes]}
+    """
+    return MaildirStore(*_pathAndReadOnly(argument))
+
+
+def makeFolder(argument: str) -> FolderStore:
+    """
+    C{PATH[:readonly=yes]}
+    """
+    return FolderStore(*_pathAndReadOnly(argument))
+
+
+def makeMemory(argument: str) -> MemoryStore:
+    """
+    C{[messages=N]}
+    """
+    positional, named = parseArguments(argument)
+    number = named.pop("messages", "1")
+    if named or positional not in ([], [""]):
+        raise ValueError("only messages=N is known")
+    if not (number.isascii() and number.isdigit() and len(number) < 7):
+        raise ValueError("messages is a number")
+    return MemoryStore(
+        [
+            f"From: pop3svc\nSubject: message {each}\n\nOne of {number}.\n".encode("ascii")
+            for each in range(1, int(number) + 1)
+        ]
+    )
+
+
+@implementer(IPlugin, ICheckerFactory)
+class PasswordFileMaker:
+    """
+    C{--auth passwd:FILE}.
+    """
+
+    authType = "passwd"
+    authHelp = (
+        "A file with a line name:hash for each user, argon2id by default; "
+        "'pop3svc user' manages it.  It is read again when it changes."
+    )
+    argStringFormat = "the file's path"
+    credentialInterfaces = (IUsernamePassword,)
+
+    def generateChecker(self, argstring: str) -> PasswordFile:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        if not argstring:
+            raise ValueError("a file is needed")
+        return PasswordFile(argstring)

@@ -1,0 +1,436 @@
+"""
+Options to a service: endpoints, a provider by name, accounts, a certificate.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import fields, replace
+from typing import Any, NoReturn
+
+from twisted.application.service import IService, MultiService
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.strcred import AuthOptionMixin, InvalidAuthType, makeChecker
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.logger import Logger
+from twisted.plugin import getPlugins
+from twisted.python import usage
+from twisted.python.failure import Failure
+from twisted.python.reflect import namedAny
+
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
+from pop3svc.policy import Policy
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.service.endpoints import needsCertificate, serverEndpoint, tlsEndpoint
+from pop3svc.service.factory import POP3Factory, checkName
+from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+from pop3svc.service.tls import RenewableCertificate
+
+__all__ = ["Options", "POP3Service", "makeService"]
+
+log = Logger(namespace="pop3svc")
+
+_DEFAULT_ENDPOINTS = ("tcp:1110:interface=127.0.0.1", "ssl:1995:interface=127.0.0.1")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    """
+    One sentence and exit status 1.
+    """
+    raise SystemExit(f"pop3svc: {' '.join(sentence.split())}")
+
+
+def _makers() -> dict[str, Any]:
+    return {maker.prefix: maker for maker in getPlugins(IPOP3ProviderMaker)}
+
+
+class Options(usage.Options, AuthOptionMixin):
+    """
+    The options of C{twistd pop3svc}.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "A POP3 service.  Without any option it serves an embedded default: "
+        "accounts and Maildirs in a directory of your own, on loopback."
+    )
+    supportedInterfaces = (IUsernamePassword,)
+
+    optParameters = [
+        ["certificate", None, None, "PEM file of the TLS certificate and its chain"],
+        ["private-key", None, None, "PEM file of its key, if not in the same file"],
+        ["cleartext-login", None, "loopback", "logins without TLS: never, loopback or always"],
+        ["data", None, None, "directory for what the service keeps itself"],
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self["endpoints"] = []
+        self["tls-endpoints"] = []
+        self["settings"] = {}
+        self["provider"] = None
+        self["credCheckers"] = []
+
+    def parseOptions(self, options: Any = None) -> None:
+        """
+        See L{usage.Options.parseOptions}.  A bad option is one sentence, not a
+        page of help.
+        """
+        try:
+            super().parseOptions(options)
+        except usage.UsageError as error:
+            _refuse(str(error))
+
+    def parseArgs(self, *arguments: str) -> None:
+        """
+        There are no arguments.
+        """
+        if arguments:
+            _refuse(f"{arguments[0]!r} is not an option")
+
+    def opt_endpoint(self, text: str) -> None:
+        """
+        Listen here (an endpoint string; may be given more than once): tcp:110,
+        ssl:995 with the service's certificate, ...
+        """
+        self["endpoints"].append(text)
+
+    def opt_tls_endpoint(self, text: str) -> None:
+        """
+        Listen here, any endpoint string, with implicit TLS by the service's
+        certificate around it.
+        """
+        self["tls-endpoints"].append(text)
+
+    def opt_provider(self, text: str) -> None:
+        """
+        Where the mail is, such as maildir:/srv/mail; see --help-providers.
+        """
+        self["provider"] = text
+
+    def opt_auth(self, description: str) -> None:
+        """
+        Who may log in, such as passwd:FILE (may be given more than once); see
+        --help-auth.
+        """
+        try:
+            self.addChecker(makeChecker(description))
+        except InvalidAuthType as error:
+            _refuse(f"--auth {description.partition(':')[0]}: {error.args[0] or 'not known'}")
+        except Exception as error:
+            kind = description.partition(":")[0]
+            _refuse(f"--auth {kind}: {error or type(error).__name__}")
+
+    def opt_set(self, text: str) -> None:
+        """
+        Set one of the limits, as NAME=VALUE; see --help-settings.
+        """
+        name, equals, value = text.partition("=")
+        numbers = {item.name for item in fields(Policy) if "least" in item.metadata}
+        if not equals or name not in numbers:
+            _refuse(f"--set {text}: the names are {', '.join(sorted(numbers))}")
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            _refuse(f"--set {text}: that is not a whole number")
+        self["settings"][name] = int(value)
+
+    def opt_help_settings(self) -> NoReturn:
+        """
+        List what --set can set, with the reasons.
+        """
+        for item in fields(Policy):
+            if "least" in item.metadata:
+                print(f"{item.name}={item.default}\n    {item.metadata['reason']}")
+        raise SystemExit(0)
+
+    def opt_help_providers(self) -> NoReturn:
+        """
+        List the kinds of providers.
+        """
+        for prefix, maker in sorted(_makers().items()):
+            print(f"{prefix}:{maker.argumentFormat}\n    {maker.help}")
+        print("or the dotted name of a class or object of your own, :ARGUMENTS behind it")
+        raise SystemExit(0)
+
+
+class POP3Service(MultiService):
+    """
+    Listens, serves, and ends in order.
+    """
+
+    def __init__(self, reactor: Any, factory: POP3Factory) -> None:
+        super().__init__()
+        self._reactor = reactor
+        self.factory = factory
+        self.ports: list[Any] = []
+        self.announcements: list[str] = []
+
+    def listen(self, name: str, endpoint: Any) -> None:
+        """
+        Open a port now, while there are the privileges to.
+
+        @param name: for the operator: the option that asks for it.
+        """
+        listening: Deferred[Any] = endpoint.listen(self.factory)
+        failures: list[Failure] = []
+        listening.addCallbacks(self.ports.append, failures.append)
+        if failures:
+            self._refusePort(name, failures[0])
+        if not listening.called:
+            listening.addErrback(self._lateFailure, name)
+
+    def _refusePort(self, name: str, failure: Failure) -> NoReturn:
+        error = failure.value
+        if isinstance(error, CannotListenError):
+            cause = error.socketError
+            _refuse(f"{name}: {getattr(cause, 'strerror', None) or cause}")
+        _refuse(f"{name}: {error}")
+
+    def _lateFailure(self, failure: Failure, name: str) -> None:
+        log.failure("{name}: cannot listen", failure, name=name)
+        self._reactor.stop()
+
+    def startService(self) -> None:
+        """
+        See L{IService.startService}.
+        """
+        super().startService()
+        for line in self.announcements:
+            log.info("{line}", line=line)
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        No new connections; sessions may finish what they do; then the rest.
+        See L{IService.stopService}.
+        """
+        stopping: list[Deferred[Any]] = []
+        for port in self.ports:
+            stopped = port.stopListening()
+            if isinstance(stopped, Deferred):
+                stopping.append(stopped)
+        stopping.append(Deferred.fromCoroutine(self.factory.shutdown()))
+
+        def others(_: object) -> Any:
+            return super(POP3Service, self).stopService()
+
+        return gatherResults(stopping).addBoth(others)
+
+
+def _exitInOrder(reactor: Any) -> None:
+    """
+    End with status 0 on SIGTERM and SIGINT: twistd re-raises a signal that
+    the reactor's own handlers took, once everything has ended in order.
+    """
+
+    def stop(*_: object) -> None:
+        def once() -> None:
+            try:
+                reactor.stop()
+            except ReactorNotRunning:
+                pass
+
+        reactor.callFromThread(once)
+
+    def install() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    reactor.callWhenRunning(install)
+
+
+def _provider(text: str) -> Any:
+    """
+    What C{--provider} names.
+    """
+    kind, colon, argument = text.partition(":")
+    maker = _makers().get(kind)
+    try:
+        if maker is None:
+            if "." not in kind:
+                known = ", ".join(sorted(_makers()))
+                raise ValueError(f"there is no provider {kind}; there are {known}")
+            maker = _named(kind)
+            if not IPOP3ProviderMaker.providedBy(maker):
+                if callable(maker) and not (
+                    IPOP3MailboxProvider.providedBy(maker) or IMailboxStore.providedBy(maker)
+                ):
+                    maker = maker(argument) if colon else maker()
+                return maker
+        return maker.makeProvider(argument)
+    except (ValueError, OSError) as error:
+        _refuse(f"--provider {kind}: {error}")
+
+
+def _named(name: str) -> Any:
+    try:
+        return namedAny(name)
+    except Exception as error:
+        raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
+
+
+class _Setup:
+    """
+    Makes the parts of a service from its options, each when it is needed.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._data: DataDirectory | None = None
+        self.announcements: list[str] = []
+        self.usesEmbeddedDefault = False
+
+    def data(self) -> DataDirectory:
+        """
+        The data directory.
+        """
+        if self._data is None:
+            path = self._options["data"]
+            if path is None and self._owner() is not None:
+                _refuse("--data is needed with --uid, a directory for the user it names")
+            self._data = DataDirectory(path or defaultDataDirectory())
+        return self._data
+
+    def _owner(self) -> tuple[int, int] | None:
+        parent = self._options.parent
+        if parent is None or parent.get("uid") is None:
+            return None
+        gid = parent.get("gid")
+        return parent["uid"], -1 if gid is None else gid
+
+    def handOver(self) -> None:
+        """
+        What was made is the user's whom the service will run as.
+        """
+        owner = self._owner()
+        if self._data is not None and owner is not None:
+            self._data.giveTo(*owner)
+
+    def provider(self) -> Any:
+        """
+        The provider that --provider and --auth make.
+        """
+        options = self._options
+        checkers = options["credCheckers"]
+        if options["provider"] is not None:
+            provider = _provider(options["provider"])
+            kind = options["provider"].partition(":")[0]
+            if IPOP3MailboxProvider.providedBy(provider):
+                if checkers:
+                    _refuse(f"--provider {kind} decides about logins itself; --auth is not for it")
+            elif not IMailboxStore.providedBy(provider):
+                _refuse(f"--provider {kind} is neither a provider nor a store")
+            elif not checkers:
+                _refuse(f"--provider {kind} needs --auth, such as --auth passwd:FILE")
+        else:
+            data = self.data()
+            if not checkers:
+                self.usesEmbeddedDefault = True
+            data.makeAccounts()
+            provider = MaildirStore(data.mail)
+            checkers = checkers or [PasswordFile(data.passwordFile)]
+        try:
+            checkName(provider.name)
+        except ValueError as error:
+            _refuse(f"--provider: {error}")
+        if IPOP3MailboxProvider.providedBy(provider):
+            return provider, provider
+        return AccountsProvider(provider, checkers), provider
+
+    def certificate(self, isNeeded: bool) -> RenewableCertificate | None:
+        """
+        The service's certificate; a self-signed one is made if it is needed
+        and none is named.
+        """
+        path, key = self._options["certificate"], self._options["private-key"]
+        if path is None:
+            if key is not None:
+                _refuse("--private-key goes with --certificate")
+            if not isNeeded:
+                return None
+            path, key, isNew = self.data().makeCertificate()
+            if isNew:
+                self.announcements.append(f"made a self-signed certificate: {path}")
+        try:
+            return RenewableCertificate(path, key or path)
+        except ValueError as error:
+            _refuse(f"--certificate: {error}")
+
+
+def _policy(options: Options) -> Policy:
+    try:
+        return replace(Policy(), cleartextLogin=options["cleartext-login"], **options["settings"])
+    except ValueError as error:
+        sentence = str(error).replace("cleartextLogin", "--cleartext-login")
+        _refuse(sentence)
+
+
+def _howToRead(data: DataDirectory, ports: list[Any], certificate: str | None) -> list[str]:
+    """
+    How the first user's message is read with curl.
+    """
+    if not os.path.exists(data.demoLogin):
+        return []
+    lines = [f"the user demo has a message; the login stands in {data.demoLogin}"]
+    for port, isSecure in ports:
+        number = getattr(port.getHost(), "port", None)
+        if number is None:
+            continue
+        if isSecure:
+            lines.append(
+                f"read it over TLS:  curl --netrc-file {data.demoLogin} "
+                f"--cacert {certificate} pop3s://127.0.0.1:{number}/1"
+            )
+        else:
+            lines.append(
+                f"read it:  curl --netrc-file {data.demoLogin} pop3://127.0.0.1:{number}/1"
+            )
+    return lines
+
+
+def makeService(options: Options) -> POP3Service:
+    """
+    Make the service and open its ports.
+
+    @raise SystemExit: with one sentence, if anything is wrong.
+    """
+    from twisted.internet import reactor
+
+    policy = _policy(options)
+    setup = _Setup(options)
+    plain, secure = options["endpoints"], options["tls-endpoints"]
+    if not plain and not secure:
+        plain = list(_DEFAULT_ENDPOINTS)
+    try:
+        provider, started = setup.provider()
+        wantsTLS = bool(secure) or any(needsCertificate(text) for text in plain)
+        creator = setup.certificate(wantsTLS or setup.usesEmbeddedDefault)
+        setup.handOver()
+    except ValueError as error:
+        _refuse(str(error))
+    service = POP3Service(reactor, POP3Factory(provider, policy, connectionCreator=creator))
+    if IService.providedBy(started):
+        IService(started).setServiceParent(service)
+    opened: list[tuple[Any, bool]] = []
+    for option, texts, make in (
+        ("--endpoint", plain, serverEndpoint),
+        ("--tls-endpoint", secure, tlsEndpoint),
+    ):
+        for text in texts:
+            name = f"{option} {text}"
+            try:
+                endpoint = make(reactor, text, creator)
+            except ValueError as error:
+                _refuse(f"{name}: {error}")
+            before = len(service.ports)
+            service.listen(name, endpoint)
+            isSecure = make is tlsEndpoint or text.startswith("ssl:")
+            opened += [(port, isSecure) for port in service.ports[before:]]
+    service.announcements += setup.announcements
+    if setup.usesEmbeddedDefault:
+        certificate = None if creator is None else creator.certificate
+        service.announcements += _howToRead(setup.data(), opened, certificate)
+    _exitInOrder(reactor)
+    return service

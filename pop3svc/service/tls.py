@@ -1,0 +1,127 @@
+"""
+One connection creator for implicit TLS and STLS that notices renewed files.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+)
+from OpenSSL import SSL, crypto
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.logger import Logger
+from zope.interface import implementer
+
+__all__ = ["RenewableCertificate"]
+
+log = Logger(namespace="pop3svc")
+
+Stamp = tuple[int, ...]
+
+
+def _stamp(path: str) -> Stamp:
+    status = os.stat(path)
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+
+
+def _load(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}")
+
+
+def _context(certificate: str, privateKey: str) -> SSL.Context:
+    """
+    @raise ValueError: a sentence that names the file and what is wrong.
+    """
+    chainOctets, keyOctets = _load(certificate), _load(privateKey)
+    try:
+        chain = x509.load_pem_x509_certificates(chainOctets)
+    except ValueError:
+        raise ValueError(f"{certificate} holds no PEM certificate")
+    try:
+        key = load_pem_private_key(keyOctets, None)
+    except TypeError:
+        raise ValueError(f"{privateKey} is encrypted; a service has nobody to ask")
+    except Exception:
+        raise ValueError(f"{privateKey} holds no PEM private key")
+
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
+        raise ValueError(f"{privateKey} is a key of a kind that TLS does not use")
+
+    def public(which: Any) -> Any:
+        return which.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+    if public(chain[0]) != public(key):
+        raise ValueError(f"{privateKey} is not the key of the first certificate in {certificate}")
+    certificates = [crypto.X509.from_cryptography(each) for each in chain]
+    options = CertificateOptions(
+        privateKey=crypto.PKey.from_cryptography_key(key),
+        certificate=certificates[0],
+        extraCertChain=certificates[1:],
+        # RFC 8314 section 4.1; Twisted's own least would do today.
+        insecurelyLowerMinimumTo=TLSVersion.TLSv1_2,
+    )
+    context = options.getContext()
+    assert isinstance(context, SSL.Context)
+    return context
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class RenewableCertificate:
+    """
+    Serves a certificate with its whole chain, and a renewed one from the next
+    handshake on.  A pair that is only half replaced is not served: the old one
+    is until the new one is complete.
+
+    It can be given to C{startTLS} and to
+    L{twisted.protocols.tls.TLSMemoryBIOFactory}.
+    """
+
+    def __init__(self, certificate: str, privateKey: str) -> None:
+        """
+        @param certificate: path of the certificate and its chain, PEM.
+        @param privateKey: path of its key, PEM; may be the same file.
+        @raise ValueError: they cannot be used; a sentence for the operator.
+        """
+        self.certificate = os.path.abspath(certificate)
+        self._privateKey = os.path.abspath(privateKey)
+        self._seen = self._stamps()
+        self._context = _context(self.certificate, self._privateKey)
+
+    def _stamps(self) -> tuple[Stamp, Stamp] | None:
+        try:
+            return _stamp(self.certificate), _stamp(self._privateKey)
+        except OSError:
+            return None
+
+    def _refresh(self) -> None:
+        stamps = self._stamps()
+        if stamps is None or stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._context = _context(self.certificate, self._privateKey)
+        except ValueError as error:
+            log.error("the certificate stays as it was: {error}", error=str(error))
+        else:
+            log.info("a renewed certificate is served: {path}", path=self.certificate)
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """
+        See L{IOpenSSLServerConnectionCreator}.
+        """
+        self._refresh()
+        return SSL.Connection(self._context, None)

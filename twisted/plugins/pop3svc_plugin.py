@@ -1,0 +1,35 @@
+"""
+What pop3svc gives to twistd: the service, its providers, its checker.
+"""
+
+from twisted.application.service import ServiceMaker
+
+from pop3svc.service.makers import (
+    PasswordFileMaker,
+    ProviderMaker,
+    makeFolder,
+    makeMaildir,
+    makeMemory,
+)
+
+service = ServiceMaker(
+    "pop3svc", "pop3svc.service.tap", "A POP3 service with pluggable mailbox providers.", "pop3svc"
+)
+
+maildir = ProviderMaker(
+    "maildir",
+    "PATH[:readonly=yes]",
+    "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.",
+    makeMaildir,
+)
+folder = ProviderMaker(
+    "folder",
+    "PATH[:readonly=yes]",
+    "A folder of .eml files, the same for whoever logs in.",
+    makeFolder,
+)
+memory = ProviderMaker(
+    "memory", "[messages=N]", "Made-up messages for whoever logs in; for tests.", makeMemory
+)
+
+passwd = PasswordFileMaker()
