@@ -146,7 +146,7 @@ class POP3Connection(LineReceiver):
         if len(self._buffer) + len(data) > self._policy.maxInputHeld:
             self._abort("sent too much ahead")
             return
-        super().dataReceived(data)
+        super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def lineReceived(self, line: bytes) -> None:
         """

@@ -68,7 +68,7 @@ class Options(usage.Options, AuthOptionMixin):
     ]
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self["endpoints"] = []
         self["tls-endpoints"] = []
         self["settings"] = {}
@@ -81,7 +81,7 @@ class Options(usage.Options, AuthOptionMixin):
         page of help.
         """
         try:
-            super().parseOptions(options)
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
             _refuse(str(error))
 
@@ -162,7 +162,7 @@ class POP3Service(MultiService):
     """
 
     def __init__(self, reactor: Any, factory: POP3Factory) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self.factory = factory
         self.ports: list[Any] = []
@@ -197,7 +197,7 @@ class POP3Service(MultiService):
         """
         See L{IService.startService}.
         """
-        super().startService()
+        super().startService()  # type: ignore[no-untyped-call]
         for line in self.announcements:
             log.info("{line}", line=line)
 
@@ -214,7 +214,7 @@ class POP3Service(MultiService):
         stopping.append(Deferred.fromCoroutine(self.factory.shutdown()))
 
         def others(_: object) -> Any:
-            return super(POP3Service, self).stopService()
+            return super(POP3Service, self).stopService()  # type: ignore[no-untyped-call]
 
         return gatherResults(stopping).addBoth(others)
 
