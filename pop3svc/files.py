@@ -50,7 +50,13 @@ def openRegular(name: str, directory: int | None = None) -> int:
     @raise OSError: it is not there, or something else than a file.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=directory)
+    try:
+        descriptor = os.open(name, flags, dir_fd=directory)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
+            # A link, a socket, a device.
+            raise OSError(errno.ENOENT, "not a regular file")
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.ENOENT, "not a regular file")

@@ -95,11 +95,11 @@ def _checkSHA512(stored: str) -> None:
         from passlib.hash import sha512_crypt
     except ImportError:
         raise _missing("libpass")
-    if not sha512_crypt.identify(stored):
-        raise ValueError("a malformed sha512-crypt hash")
     try:
-        sha512_crypt.from_string(stored)
+        isWhole = sha512_crypt.from_string(stored).checksum is not None
     except ValueError:
+        isWhole = False
+    if not isWhole:
         raise ValueError("a malformed sha512-crypt hash")
 
 

@@ -4,7 +4,8 @@ What twisted.mail.pop3 and twisted.cred serve, served here.
 Limits of an L{IMailboxPOP3}: it gives no sizes as they are sent, so each
 message is read to be counted; it deletes by marks and C{sync()}, so that all
 or none is as good as its C{sync()} and C{undeleteMessages()} are; it has no
-lock of its own; its indexes must stay the same between two listings.
+lock of its own; its indexes must stay the same between two listings; a message
+of size 0 counts as deleted, as that is how it tells of deleted ones.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""
+Any twisted.cred checker, and a store.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.checkers import (
+    AllowAnonymousAccess,
+    ICredentialsChecker,
+    InMemoryUsernamePasswordDatabaseDontUse,
+)
+from twisted.cred.credentials import IUsernamePassword
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider
+from pop3svc.providers.memory import MemoryStore
+from pop3svc.testing import conversation
+
+
+def database(**users: str) -> Any:
+    found = InMemoryUsernamePasswordDatabaseDontUse()
+    for name, password in users.items():
+        found.addUser(name.encode(), password.encode())
+    return found
+
+
+@implementer(ICredentialsChecker)
+class Odd:
+    credentialInterfaces = (IUsernamePassword,)
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def requestAvatarId(self, credentials: Any) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+def attempt(checkers: list[Any], name: str, password: str, said: str) -> MemoryStore:
+    store = MemoryStore([b"x"])
+    provider = AccountsProvider(store, checkers)
+    verifyObject(IPOP3MailboxProvider, provider)
+    verifyObject(IMailboxStore, provider)
+    conversation(
+        provider,
+        f"S: +OK pop3svc memory ready.\nC: USER {name}\nS: +OK…\nC: PASS {password}\nS: {said}",
+    )
+    return store
+
+
+REFUSED = "-ERR [AUTH] Wrong name or password."
+
+
+def test_askedInOrder() -> None:
+    checkers = [database(alice="one"), AllowAnonymousAccess(), database(alice="two", bob="three")]
+    for name, password in (("alice", "one"), ("alice", "two"), ("bob", "three")):
+        assert list(attempt(checkers, name, password, "+OK Logged in.").maildrops) == [name]
+    assert attempt(checkers, "alice", "three", REFUSED).maildrops == {}
+    assert attempt(checkers, "eve", "one", REFUSED).maildrops == {}
+
+
+def test_answers() -> None:
+    """
+    The mailbox is the avatar's; who has no name is nobody.
+    """
+    assert list(attempt([Odd(b"carol")], "x", "y", "+OK…").maildrops) == ["carol"]
+    assert list(attempt([Odd("carol")], "x", "y", "+OK…").maildrops) == ["carol"]
+    for answer in ((), b"", "", None, 5):
+        attempt([Odd(answer)], "x", "y", REFUSED)
+    attempt([Odd(POP3ResponseError("Later.", "SYS/TEMP"))], "x", "y", "-ERR [SYS/TEMP] Later.")
+    attempt([Odd(KeyError("y"))], "x", "y", "-ERR [SYS/TEMP] Internal error.")
+
+
+def test_storeRefuses() -> None:
+    class Refusing(MemoryStore):
+        def openMailbox(self, info: Any, username: str) -> Any:
+            return None
+
+    provider = AccountsProvider(Refusing(), [database(alice="one")])
+    conversation(provider, f"S: +OK…\nC: USER alice\nS: +OK…\nC: PASS one\nS: {REFUSED}")

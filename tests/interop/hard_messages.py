@@ -1,0 +1,217 @@
+"""
+Messages that are hard to carry, as they lie on disk, and what has to arrive.
+
+What arrives: each bare LF and each CRLF is a CRLF, a lone CR stays, a last line
+without an end gets one, an empty message stays empty, and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+
+__all__ = ["HARD_MESSAGES", "HardMessage", "normalised"]
+
+# Where readers and writers of files and sockets like to cut.
+_BORDERS = (16384, 65536)
+
+
+@dataclass(frozen=True)
+class HardMessage:
+    """
+    @ivar name: what the message is called in a test.
+    @ivar stored: its octets on disk.
+    @ivar expected: its octets as they arrive, without dot-stuffing.
+    @ivar folder: the directory of the Maildir it lies in.
+    @ivar suffix: what its file name ends with, such as its flags.
+    """
+
+    name: str
+    stored: bytes
+    expected: bytes
+    folder: str = "new"
+    suffix: str = ""
+
+    @property
+    def longestLine(self) -> int:
+        """
+        Octets, without the line end.
+        """
+        return max(map(len, self.expected.split(b"\n")))
+
+
+def normalised(stored: bytes) -> bytes:
+    """
+    The octets that arrive for those on disk; said another way than the
+    service says it.
+    """
+    sent = re.sub(rb"(?<!\r)\n", b"\r\n", stored)
+    return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"
+
+
+def _header(name: str) -> bytes:
+    return (
+        b"From: Alice <alice@example.test>\nTo: Bob <bob@example.test>\n"
+        b"Date: Sat, 21 Nov 2026 10:00:00 +0000\nMessage-ID: <%s@example.test>\n"
+        b"Subject: %s\n\n" % (name.encode(), name.encode())
+    )
+
+
+def _mail(name: str, body: bytes, expectedBody: bytes | None = None, **place: str) -> HardMessage:
+    """
+    A message with a header in LF form and a body taken as it is.
+    """
+    header = _header(name)
+    stored = header + body
+    if expectedBody is None:
+        return HardMessage(name, stored, normalised(stored), **place)
+    return HardMessage(name, stored, header.replace(b"\n", b"\r\n") + expectedBody, **place)
+
+
+def _crlfMail(name: str, body: bytes, expectedBody: bytes, **place: str) -> HardMessage:
+    """
+    A message with a header in CRLF form and a body taken as it is.
+    """
+    header = _header(name).replace(b"\n", b"\r\n")
+    return HardMessage(name, header + body, header + expectedBody, **place)
+
+
+def _bare(name: str, stored: bytes, expected: bytes, **place: str) -> HardMessage:
+    """
+    A message that is exactly these octets.
+    """
+    return HardMessage(name, stored, expected, **place)
+
+
+def _atBorders(size: int, shift: int, end: bytes) -> HardMessage:
+    """
+    Lines that begin with a dot at three borders of blocks on disk, or near.
+
+    @param shift: how far behind the border the dot is: with a line end of two
+        octets 0 has it before the border, 1 has the border in it, 2 behind.
+    """
+    form = "CRLF" if end == b"\r\n" else "LF"
+    name = f"dots-{form}-{size}{shift:+d}"
+    stored = _header(name).replace(b"\n", end)
+    for border in (size, 2 * size, 3 * size):
+        start = border + shift - len(end)
+        filler = (b"filler " * 9 + end) * ((start - len(stored)) // (63 + len(end)))
+        stored += filler
+        stored += b"x" * (start - len(stored)) + end
+        assert len(stored) == border + shift
+        # One, two and three dots, and one alone, each behind a line end.
+        stored += b".one" + end + b"." + end + b"..two" + end + b"..." + end
+    stored += b"end" + end
+    return HardMessage(name, stored, stored.replace(end, b"\r\n"))
+
+
+def _fuzz(seed: int, octets: int) -> bytes:
+    """
+    Line ends, dots and a little else in a random order, always the same.
+    """
+    chosen = random.Random(seed)
+    return bytes(chosen.choices(b"\r\n.a", (3, 3, 3, 1), k=octets))
+
+
+def _large(octets: int) -> bytes:
+    """
+    A body with lines of every length and dots at some of their beginnings.
+    """
+    block = b"".join(
+        (b"." if length % 7 == 0 else b"") + b"0123456789" * (length // 10) + b"\n"
+        for length in range(0, 1000, 3)
+    )
+    return (block * (octets // len(block) + 1))[:octets] + b"\n"
+
+
+_ALL_OCTETS = bytes(each for each in range(1, 256) if each not in b"\r\n")
+_UTF8_HEADER = (
+    "From: Jürgen Größe <jürgen@müller.example>\nSubject: Grüße – 你好 🙂\n"
+    "X-Long: äöü\n\tfolded ß\n\nTschüß\n"
+).encode()
+
+
+def _messages() -> list[HardMessage]:
+    return [
+        # line ends
+        _mail("lf", b"one\ntwo\n", b"one\r\ntwo\r\n"),
+        _crlfMail("crlf", b"one\r\ntwo\r\n", b"one\r\ntwo\r\n"),
+        _mail("mixed", b"one\r\ntwo\nthree\r\n\nfour\n", b"one\r\ntwo\r\nthree\r\n\r\nfour\r\n"),
+        _mail("lone-cr", b"one\rtwo\r\rthree\n", b"one\rtwo\r\rthree\r\n"),
+        _mail("lone-cr-last", b"one\ntwo\r", b"one\r\ntwo\r\r\n"),
+        _mail("cr-before-crlf", b"one\r\r\ntwo\r\r\r\n", b"one\r\r\ntwo\r\r\r\n"),
+        _mail("cr-starts-line", b"\rone\n\r.\n\r\r\n", b"\rone\r\n\r.\r\n\r\r\n"),
+        _mail("crs-only", b"\r" * 70_000 + b"\n", b"\r" * 70_000 + b"\n"),
+        _mail("lf-cr", b"one\n\rtwo\n\r\n", b"one\r\n\rtwo\r\n\r\n"),
+        _mail("no-final-end", b"one\ntwo", b"one\r\ntwo\r\n"),
+        _crlfMail("no-final-end-crlf", b"one\r\ntwo", b"one\r\ntwo\r\n"),
+        _mail("blank-lines", b"\n" * 70_000, b"\r\n" * 70_000),
+        _mail("blank-lines-crlf", b"\r\n" * 70_000, b"\r\n" * 70_000),
+        _mail("trailing-blanks", b"one \ntwo\t\n \n\t\n", b"one \r\ntwo\t\r\n \r\n\t\r\n"),
+        # octets
+        _mail("nul", b"one\0two\n\0\n.\0\n\0", b"one\0two\r\n\0\r\n.\0\r\n\0\r\n"),
+        _mail("eight-bit", _ALL_OCTETS + b"\n", _ALL_OCTETS + b"\r\n"),
+        _mail("latin1", "Grüße\n".encode("latin-1"), "Grüße\r\n".encode("latin-1")),
+        _mail(
+            "controls",
+            b"\x1a\n\x04\n\x03\n\x1b[2J\n",
+            b"\x1a\r\n\x04\r\n\x03\r\n\x1b[2J\r\n",
+        ),
+        _bare("utf8-header", _UTF8_HEADER, _UTF8_HEADER.replace(b"\n", b"\r\n")),
+        # dots
+        _mail("dots", b".\n..\n...\n.a\n..a\n. \n", b".\r\n..\r\n...\r\n.a\r\n..a\r\n. \r\n"),
+        _crlfMail("dot-alone-crlf", b"one\r\n.\r\ntwo\r\n", b"one\r\n.\r\ntwo\r\n"),
+        _mail("dot-alone-lf", b"one\n.\ntwo\n", b"one\r\n.\r\ntwo\r\n"),
+        _mail("dot-alone-mixed", b"one\n.\r\ntwo\r\n.\n", b"one\r\n.\r\ntwo\r\n.\r\n"),
+        _crlfMail("dot-last-crlf", b"one\r\n.\r\n", b"one\r\n.\r\n"),
+        _mail("dot-last-no-end", b"one\n.", b"one\r\n.\r\n"),
+        _mail("dot-cr", b".\rone\n.\r\r\n.\r", b".\rone\r\n.\r\r\n.\r\r\n"),
+        _mail("dots-only", b".\n" * 70_000, b".\r\n" * 70_000),
+        _mail(
+            "answers", b"+OK\n-ERR no\n.\n+OK bye\n.\n", b"+OK\r\n-ERR no\r\n.\r\n+OK bye\r\n.\r\n"
+        ),
+        _mail("from-lines", b"From here\n>From there\n\nFrom x\n"),
+        # hardly messages
+        _bare("empty", b"", b""),
+        _bare("only-crlf", b"\r\n", b"\r\n"),
+        _bare("only-lf", b"\n", b"\r\n"),
+        _bare("only-cr", b"\r", b"\r\r\n"),
+        _bare("only-dot", b".", b".\r\n"),
+        _bare("only-dot-crlf", b".\r\n", b".\r\n"),
+        _bare("only-nul", b"\0", b"\0\r\n"),
+        _bare("two-dots", b"..\n", b"..\r\n"),
+        _bare("dot-first", b".From: x\n\n.\n", b".From: x\r\n\r\n.\r\n"),
+        _bare("header-blank", b"Subject: header\nX: y\n\n", b"Subject: header\r\nX: y\r\n\r\n"),
+        _bare("header-only", b"Subject: header\nX: y\n", b"Subject: header\r\nX: y\r\n"),
+        _bare("header-cut", b"Subject: header\r\nX: y", b"Subject: header\r\nX: y\r\n"),
+        _bare("body-only", b"\nno header\n", b"\r\nno header\r\n"),
+        _bare("no-header", b"no header at all\n", b"no header at all\r\n"),
+        # sizes
+        _mail("line-998", b"x" * 998 + b"\n", b"x" * 998 + b"\r\n"),
+        _mail("line-70000", b"x" * 70_000 + b"\n", b"x" * 70_000 + b"\r\n"),
+        _mail("line-1mb", b"x" * 1_000_000 + b"\n", b"x" * 1_000_000 + b"\r\n"),
+        _mail("dots-70000", b"." * 70_000 + b"\n", b"." * 70_000 + b"\r\n"),
+        _mail("large", _large(7_000_000)),
+        # a mixture
+        _mail("fuzz", _fuzz(1, 200_000) + b"\n"),
+        _mail("fuzz-no-end", _fuzz(2, 65_536) + b"."),
+        _bare("fuzz-bare", _fuzz(3, 70_001), normalised(_fuzz(3, 70_001))),
+        # where it lies, and under what name
+        _mail("seen", b"seen\n", b"seen\r\n", folder="cur", suffix=":2,S"),
+        _mail("flagged", b".flagged\n", b".flagged\r\n", folder="cur", suffix=":2,FRS"),
+        _mail("no-flags", b"old\n", b"old\r\n", folder="cur", suffix=":2,"),
+        _mail("sizes-in-name", b"size\n", b"size\r\n", suffix=",S=999,W=1"),
+        _mail("odd-name", b"odd\n", b"odd\r\n", suffix=" \u00f6 ~%+"),
+        _mail("long-name", b"long\n", b"long\r\n", folder="cur", suffix="x" * 150 + ":2,RS"),
+        # blocks
+        *(
+            _atBorders(size, shift, end)
+            for size in _BORDERS
+            for end in (b"\n", b"\r\n")
+            for shift in (-1, 0, 1, 2)
+        ),
+    ]
+
+
+HARD_MESSAGES: tuple[HardMessage, ...] = tuple(_messages())

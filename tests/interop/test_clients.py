@@ -1,0 +1,976 @@
+"""
+Real clients fetch hard messages from a real service, over each way they know.
+
+What a client delivers is compared octet for octet with what the service has to
+send.  C{by...} functions say what a client makes of a message, L{None} if it
+cannot bear it at all; each exception has its reason, and each is the client's
+own: L{test_wire}, poplib and openssl get the same messages over the same
+connections without any.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import hashlib
+import os
+import poplib
+import pty
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from tests.interop.hard_messages import HARD_MESSAGES, HardMessage, normalised
+from tests.interop.service import HOST, PASSWORD, Maildir, Service
+
+pytestmark = pytest.mark.interop
+
+# Seconds that a client may take for all messages.
+_TIMEOUT = 60.0
+# Less than the service waits for a client to close its end.
+_PROMPTLY = 3.0
+
+WAYS = ("plain", "stls", "tls")
+everyWay = pytest.mark.parametrize("way", WAYS)
+keepOrDelete = pytest.mark.parametrize("keep", (True, False), ids=("keep", "delete"))
+
+# What a client makes of a message; None if the message is not for it.
+Change = Callable[[HardMessage], "bytes | None"]
+
+
+# --- the service and its accounts ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class Account:
+    """
+    A user whose Maildir holds messages.
+    """
+
+    name: str
+    maildir: Maildir
+    messages: tuple[HardMessage, ...]
+
+    def assertLeft(self, keep: bool) -> None:
+        """
+        Nothing has changed on disk, or no message is left there.
+        """
+        contents = self.maildir.contents()
+        wanted = self.maildir.delivered if keep else {}
+        assert sorted(contents) == sorted(wanted)
+        changed = [path for path, octets in contents.items() if octets != wanted[path]]
+        assert not changed
+
+
+NewAccount = Callable[[Change], Account]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """
+    The service; at its end it must exit in order and must not have complained.
+    """
+    service = Service(tmp_path_factory.mktemp("service"))
+    service.start()
+    try:
+        yield service
+    finally:
+        status = service.stop()
+    log = service.log()
+    assert status == 0, log
+    assert not re.search(r"Traceback|Unhandled|#error|#critical", log), log
+
+
+@pytest.fixture
+def newAccount(service: Service) -> NewAccount:
+    """
+    Makes an account of its own with the messages that a client can bear.
+    """
+
+    def make(change: Change) -> Account:
+        name = f"user{len(list(service.mail.iterdir()))}"
+        messages = tuple(each for each in HARD_MESSAGES if change(each) is not None)
+        return Account(name, service.addUser(name, messages), messages)
+
+    return make
+
+
+# --- running clients ----------------------------------------------------------
+
+
+def program(name: str) -> str:
+    """
+    @return: the path of a client.  Without it the test is skipped, and fails
+        where all clients have to be.
+    """
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is not installed")
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """
+    Nothing of the user's own settings, and no proxy.
+    """
+    return {
+        "HOME": str(home),
+        "FETCHMAILHOME": str(home),
+        "TMPDIR": str(home),
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C.UTF-8",
+        "TERM": "vt100",
+        "LINES": "24",
+        "COLUMNS": "80",
+    }
+
+
+def run(command: Sequence[str], home: Path, input: bytes = b"", status: int = 0) -> bytes:
+    """
+    @return: what a client wrote, after it has ended as it should.
+    """
+    done = subprocess.run(
+        command,
+        cwd=home,
+        env=environment(home),
+        input=input,
+        capture_output=True,
+        timeout=_TIMEOUT,
+    )
+    assert done.returncode == status, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
+    return done.stdout
+
+
+def runInTerminal(command: Sequence[str], home: Path) -> None:
+    """
+    Run a client that wants a terminal.
+    """
+    ours, theirs = pty.openpty()
+    screen = bytearray()
+
+    def read() -> None:
+        try:
+            while octets := os.read(ours, 65536):
+                screen.extend(octets)
+        except OSError:
+            # The last who had the terminal open is gone.
+            pass
+
+    process = subprocess.Popen(
+        command,
+        cwd=home,
+        env=environment(home),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        status: int | None = process.wait(_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        status = None
+    reader.join()
+    os.close(ours)
+    assert status == 0, (status, bytes(screen[-2000:]))
+
+
+def writePrivately(path: Path, text: str) -> str:
+    """
+    Write a settings file that holds a password.
+    """
+    path.touch(0o600)
+    path.write_text(text)
+    return str(path)
+
+
+_DELIVERY_AGENT = """#!/bin/sh
+# Write a message to the next numbered file of a directory.
+cd "$1" || exit 75
+number=1
+while [ -e "$number" ]; do number=$((number + 1)); done
+exec cat > "$number"
+"""
+
+
+class Delivery:
+    """
+    Where a client delivers: a delivery agent that numbers what it is given.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.agent = home / "agent"
+        self.agent.write_text(_DELIVERY_AGENT)
+        self.agent.chmod(0o700)
+        self.directory = home / "delivered"
+        self.directory.mkdir()
+
+    def messages(self) -> list[bytes]:
+        """
+        @return: what was delivered, in this order.
+        """
+        paths = sorted(self.directory.iterdir(), key=lambda path: int(path.name))
+        return [path.read_bytes() for path in paths]
+
+
+@pytest.fixture
+def delivery(tmp_path: Path) -> Delivery:
+    """
+    A delivery agent.
+    """
+    return Delivery(tmp_path)
+
+
+# --- comparing ----------------------------------------------------------------
+
+
+def difference(wanted: bytes, got: bytes) -> str:
+    """
+    Where two messages begin to differ.
+    """
+    shorter = min(len(wanted), len(got))
+    at = next((index for index in range(shorter) if wanted[index] != got[index]), shorter)
+    near = slice(max(0, at - 20), at + 20)
+    return f"{len(got)} octets for {len(wanted)}, at {at} {got[near]!r} for {wanted[near]!r}"
+
+
+def assertSame(account: Account, received: Sequence[bytes], change: Change) -> None:
+    """
+    A client got every message, and each as it should be.
+    """
+    assert len(received) == len(account.messages)
+    wrong = []
+    for message, got in zip(account.messages, received, strict=True):
+        wanted = change(message)
+        assert wanted is not None
+        if got != wanted:
+            wrong.append(f"{message.name}: {difference(wanted, got)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def asSent(message: HardMessage) -> bytes:
+    """
+    Octet for octet.
+    """
+    return message.expected
+
+
+def withLF(message: HardMessage) -> bytes:
+    """
+    With the line ends of this machine.
+    """
+    return message.expected.replace(b"\r\n", b"\n")
+
+
+@pytest.mark.parametrize("message", HARD_MESSAGES, ids=lambda message: message.name)
+def test_expectation(message: HardMessage) -> None:
+    """
+    What is expected of a message is what the rule says.
+    """
+    assert message.expected == normalised(message.stored)
+
+
+# --- the bare wire ------------------------------------------------------------
+
+
+class Wire:
+    """
+    A connection without a client in between.
+    """
+
+    def __init__(self, service: Service, way: str) -> None:
+        self._connection = service.connect(way)
+        self._open()
+        assert self.line().startswith(b"+OK")
+        if way == "stls":
+            assert self.say("STLS").startswith(b"+OK")
+            self._connection = service.secured(self._connection)
+            self._open()
+
+    def _open(self) -> None:
+        self._file: BinaryIO = self._connection.makefile("rb")
+
+    def line(self) -> bytes:
+        return self._file.readline()
+
+    def send(self, *commands: str) -> None:
+        self._connection.sendall("".join(f"{each}\r\n" for each in commands).encode())
+
+    def say(self, command: str) -> bytes:
+        """
+        @return: the first line of the answer.
+        """
+        self.send(command)
+        return self.line()
+
+    def lines(self) -> list[bytes]:
+        """
+        @return: what follows a first line, as it is on the wire, without the
+            line that ends it.
+        """
+        lines = []
+        while (line := self._file.readline()) != b".\r\n":
+            assert line.endswith(b"\r\n"), "cut short or a bare LF"
+            lines.append(line)
+        return lines
+
+    def logIn(self, name: str) -> None:
+        assert self.say(f"USER {name}").startswith(b"+OK")
+        assert self.say(f"PASS {PASSWORD}").startswith(b"+OK")
+
+    def rest(self, timeout: float = _TIMEOUT) -> bytes:
+        """
+        @return: all there is up to the end of the connection; over TLS a
+            close_notify is part of an end.
+        """
+        self._connection.settimeout(timeout)
+        return self._file.read()
+
+    def close(self) -> None:
+        self._file.close()
+        self._connection.close()
+
+
+@pytest.fixture
+def wire(service: Service, way: str) -> Iterator[Wire]:
+    """
+    A bare connection.
+    """
+    wire = Wire(service, way)
+    try:
+        yield wire
+    finally:
+        wire.close()
+
+
+def unstuffed(lines: list[bytes]) -> bytes:
+    """
+    A message from its lines on the wire (RFC 1939 section 3).
+    """
+    assert all(line.startswith(b"..") for line in lines if line.startswith(b"."))
+    return b"".join(line[1:] if line.startswith(b".") else line for line in lines)
+
+
+def splitAnswers(octets: bytes, count: int) -> tuple[list[bytes], bytes]:
+    """
+    Take the answers to pipelined RETRs apart.
+
+    @return: that many messages, and what follows them.
+    """
+    messages = []
+    for _ in range(count):
+        first, _, octets = octets.partition(b"\r\n")
+        assert first.startswith(b"+OK"), first
+        if octets.startswith(b".\r\n"):
+            body, octets = b"", octets[3:]
+        else:
+            body, end, octets = octets.partition(b"\r\n.\r\n")
+            assert end, "cut short"
+            body += b"\r\n"
+        messages.append(unstuffed(re.findall(rb".*?\r\n", body, re.DOTALL)))
+    return messages, octets
+
+
+@everyWay
+def test_wire(newAccount: NewAccount, wire: Wire, way: str) -> None:
+    """
+    LIST and STAT tell the octets that RETR sends, TOP sends the same, UIDL
+    knows each message, and after QUIT the service closes at once, in order.
+    """
+    account = newAccount(asSent)
+    assert wire.say("CAPA").startswith(b"+OK")
+    assert (b"STLS\r\n" in wire.lines()) == (way == "plain")
+    wire.logIn(account.name)
+    sizes = [len(each.expected) for each in account.messages]
+    assert wire.say("STAT").split()[1:] == [b"%d" % len(sizes), b"%d" % sum(sizes)]
+    assert wire.say("LIST").startswith(b"+OK")
+    listed = [b"%d %d\r\n" % each for each in enumerate(sizes, 1)]
+    assert wire.lines() == listed
+    assert wire.say("UIDL").startswith(b"+OK")
+    uniqueIDs = [line.split()[1] for line in wire.lines()]
+    assert len(set(uniqueIDs)) == len(sizes)
+    received = []
+    for number, line in enumerate(listed, 1):
+        assert wire.say(f"LIST {number}") == b"+OK " + line
+        assert wire.say(f"UIDL {number}").split()[2] == uniqueIDs[number - 1]
+        assert wire.say(f"RETR {number}").startswith(b"+OK")
+        sent = wire.lines()
+        received.append(unstuffed(sent))
+        assert wire.say(f"TOP {number} 99999999").startswith(b"+OK")
+        assert wire.lines() == sent
+    assertSame(account, received, asSent)
+    assert wire.say("QUIT").startswith(b"+OK")
+    assert wire.rest(_PROMPTLY) == b""
+    account.assertLeft(True)
+
+
+@everyWay
+def test_wirePipelined(newAccount: NewAccount, wire: Wire) -> None:
+    """
+    Everything asked for in one go is answered in order, then deleted.
+    """
+    account = newAccount(asSent)
+    numbers = range(1, len(account.messages) + 1)
+    wire.logIn(account.name)
+    wire.send(*(f"RETR {each}" for each in numbers), *(f"DELE {each}" for each in numbers), "QUIT")
+    received, rest = splitAnswers(wire.rest(), len(numbers))
+    assertSame(account, received, asSent)
+    answers = rest.splitlines()
+    assert len(answers) == len(numbers) + 1
+    assert all(each.startswith(b"+OK") for each in answers)
+    account.assertLeft(False)
+
+
+def waitUntilFree(service: Service, name: str) -> None:
+    """
+    Wait until no session has a user's mailbox any more.
+    """
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        wire = Wire(service, "plain")
+        try:
+            assert wire.say(f"USER {name}").startswith(b"+OK")
+            answer = wire.say(f"PASS {PASSWORD}")
+            assert wire.say("QUIT").startswith(b"+OK")
+        finally:
+            wire.close()
+        if answer.startswith(b"+OK"):
+            return
+        assert answer.startswith(b"-ERR [IN-USE]"), answer
+        assert time.monotonic() < deadline
+
+
+@everyWay
+def test_wireLost(service: Service, newAccount: NewAccount, way: str) -> None:
+    """
+    A connection that ends without QUIT deletes nothing, whatever was marked.
+    """
+    account = newAccount(asSent)
+    wire = Wire(service, way)
+    wire.logIn(account.name)
+    assert wire.say("DELE 1").startswith(b"+OK")
+    wire.send("RETR 2", "DELE 3")
+    wire.close()
+    waitUntilFree(service, account.name)
+    account.assertLeft(True)
+
+
+# --- poplib -------------------------------------------------------------------
+
+
+@pytest.fixture
+def longLines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    poplib refuses lines over 2,048 octets unless told otherwise.
+    """
+    monkeypatch.setattr(poplib, "_MAXLINE", 10_000_000)
+
+
+def openPoplib(service: Service, way: str, name: str) -> poplib.POP3:
+    """
+    @return: a session that is logged in.
+    """
+    if way == "tls":
+        pop: poplib.POP3 = poplib.POP3_SSL(
+            HOST, service.tlsPort, timeout=_TIMEOUT, context=service.context()
+        )
+    else:
+        pop = poplib.POP3(HOST, service.port, timeout=_TIMEOUT)
+    if way == "stls":
+        pop.stls(service.context())
+    pop.user(name)
+    pop.pass_(PASSWORD)
+    return pop
+
+
+def joined(lines: list[bytes]) -> bytes:
+    """
+    A message from poplib's lines.
+    """
+    return b"".join(line + b"\r\n" for line in lines)
+
+
+@everyWay
+@keepOrDelete
+@pytest.mark.usefixtures("longLines")
+def test_poplib(service: Service, newAccount: NewAccount, way: str, keep: bool) -> None:
+    """
+    Python's poplib: RETR, TOP, LIST, UIDL, and DELE.
+    """
+    account = newAccount(asSent)
+    pop = openPoplib(service, way, account.name)
+    received = []
+    for number, message in enumerate(account.messages, 1):
+        lines = pop.retr(number)[1]
+        received.append(joined(lines))
+        assert pop.list(number).split()[2] == b"%d" % len(message.expected)
+        assert pop.top(number, 99999999)[1] == lines
+        if not keep:
+            pop.dele(number)
+    pop.quit()
+    assertSame(account, received, asSent)
+    account.assertLeft(keep)
+
+
+# --- openssl ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ("stls", "tls"))
+@keepOrDelete
+def test_openssl(
+    service: Service, newAccount: NewAccount, tmp_path: Path, way: str, keep: bool
+) -> None:
+    """
+    OpenSSL's own client, driven blindly: all commands go out at once.
+    """
+    openssl = program("openssl")
+    account = newAccount(asSent)
+    numbers = range(1, len(account.messages) + 1)
+    commands = [f"USER {account.name}", f"PASS {PASSWORD}", *(f"RETR {each}" for each in numbers)]
+    if not keep:
+        commands += [f"DELE {each}" for each in numbers]
+    commands.append("QUIT")
+    where = ["-starttls", "pop3"] if way == "stls" else []
+    # -quiet also keeps it from taking an R or Q of ours for an order to itself.
+    where += [
+        "-quiet",
+        "-connect",
+        f"{HOST}:{service.portFor(way)}",
+        "-CAfile",
+        str(service.certificate),
+    ]
+    verify = ["-verify_return_error", "-verify_ip", HOST]
+    said = "".join(f"{each}\r\n" for each in commands).encode()
+    output = run([openssl, "s_client", *where, *verify], tmp_path, said)
+    if way == "tls":
+        # With -starttls it reads the greeting itself.
+        greeting, _, output = output.partition(b"\r\n")
+        assert greeting.startswith(b"+OK")
+    for _ in ("USER", "PASS"):
+        answer, _, output = output.partition(b"\r\n")
+        assert answer.startswith(b"+OK")
+    received, rest = splitAnswers(output, len(numbers))
+    assertSame(account, received, asSent)
+    assert rest.count(b"\r\n") == (1 if keep else len(numbers) + 1)
+    account.assertLeft(keep)
+
+
+# --- curl ---------------------------------------------------------------------
+
+
+def curl(service: Service, way: str, name: str) -> tuple[list[str], str]:
+    """
+    @return: the command without what to do, and the URL without a message.
+    """
+    command = [program("curl"), "--disable", "--silent", "--show-error", "--fail-early"]
+    command += ["--cacert", str(service.certificate), "--user", f"{name}:{PASSWORD}"]
+    if way == "stls":
+        command.append("--ssl-reqd")
+    scheme = "pop3s" if way == "tls" else "pop3"
+    return command, f"{scheme}://{HOST}:{service.portFor(way)}/"
+
+
+@everyWay
+@keepOrDelete
+def test_curl(
+    service: Service,
+    newAccount: NewAccount,
+    delivery: Delivery,
+    tmp_path: Path,
+    way: str,
+    keep: bool,
+) -> None:
+    """
+    curl: every message, the list, and DELE.
+    """
+    account = newAccount(asSent)
+    command, url = curl(service, way, account.name)
+    sizes = [len(each.expected) for each in account.messages]
+    listed = b"".join(b"%d %d\r\n" % each for each in enumerate(sizes, 1))
+    assert run([*command, url], tmp_path) == listed
+    every = f"{url}[1-{len(sizes)}]"
+    run([*command, every, "--output", f"{delivery.directory}/#1"], tmp_path)
+    received = [
+        # It takes the CRLF of the +OK line for the last one of an empty message.
+        b"" if message.name == "empty" and got == b"\r\n" else got
+        for message, got in zip(account.messages, delivery.messages(), strict=True)
+    ]
+    assertSame(account, received, asSent)
+    account.assertLeft(True)
+    if not keep:
+        run([*command, every, "--request", "DELE", "--head"], tmp_path)
+        account.assertLeft(False)
+
+
+def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, tmp_path: Path) -> None:
+    """
+    Without the certificate curl refuses: what is tested here is verified TLS.
+    """
+    account = newAccount(asSent)
+    command, url = curl(service, "tls", account.name)
+    at = command.index("--cacert")
+    del command[at : at + 2]
+    done = subprocess.run(
+        [*command, url],
+        env=environment(tmp_path),
+        capture_output=True,
+        timeout=_TIMEOUT,
+    )
+    # 60: not to be verified; 77: this machine has no certificates at all.
+    assert done.returncode in (60, 77)
+    assert done.stdout == b""
+
+
+# --- fetchmail ----------------------------------------------------------------
+
+_FETCHMAIL = """
+set pidfile "{home}/fetchmail.pid"
+set invisible
+set no bouncemail
+set no syslog
+poll {host} protocol pop3 port {port} auth password bad-header accept timeout 30 {uidl}
+  user "{name}" password "{password}"
+  {keep} no rewrite no stripcr no mimedecode no dropstatus no dropdelivered pass8bits
+  {tls}
+  mda "{agent} {directory}"
+"""
+
+_FETCHMAIL_HEADER = re.compile(rb"\AFrom: FETCHMAIL-DAEMON[^\0]*?\r\n(?=\r\n)")
+
+
+def byFetchmail(message: HardMessage) -> bytes | None:
+    """
+    What fetchmail makes of a message.
+    """
+    sent = message.expected
+    if message.longestLine > 8000:
+        # It cuts lines to its buffer of 8 kB and puts octets of its own there.
+        return None
+    if message.name in ("empty", "only-cr", "only-nul"):
+        # A header with nothing to be seen in it becomes one of its own.
+        return None
+    if b"\r\n\r\n" not in sent and not sent.startswith(b"\r\n"):
+        # It ends a header that has no end.
+        return sent + b"\r\n"
+    return sent
+
+
+@everyWay
+@keepOrDelete
+def test_fetchmail(
+    service: Service,
+    newAccount: NewAccount,
+    delivery: Delivery,
+    tmp_path: Path,
+    way: str,
+    keep: bool,
+) -> None:
+    """
+    fetchmail: TOP of everything when it keeps, RETR and DELE when it does not.
+    """
+    fetchmail = program("fetchmail")
+    account = newAccount(byFetchmail)
+    trust = f'sslcertck sslcertfile "{service.certificate}" sslcommonname localhost'
+    settings = _FETCHMAIL.format(
+        home=tmp_path,
+        host=HOST,
+        port=service.portFor(way),
+        name=account.name,
+        password=PASSWORD,
+        # Only so it sends TOP when it keeps.
+        uidl="uidl" if keep else "no uidl",
+        keep="keep no fetchall" if keep else "no keep fetchall",
+        tls={
+            "plain": "sslproto '' no sslcertck",
+            "stls": f"sslproto 'tls1.2+' {trust}",
+            "tls": f"ssl {trust}",
+        }[way],
+        agent=delivery.agent,
+        directory=delivery.directory,
+    )
+    settingsFile = writePrivately(tmp_path / "fetchmailrc", settings)
+    said = run([fetchmail, "--nodetach", "--verbose", "--fetchmailrc", settingsFile], tmp_path)
+    for number in range(1, len(account.messages) + 1):
+        asked = f"TOP {number} 99999999" if keep else f"RETR {number}"
+        assert f"POP3> {asked}\n".encode() in said
+    # It puts a header of its own before a message that has none.
+    received = [_FETCHMAIL_HEADER.sub(b"", each) for each in delivery.messages()]
+    assertSame(account, received, byFetchmail)
+    account.assertLeft(keep)
+
+
+# --- mpop ---------------------------------------------------------------------
+
+_MPOP = """
+account default
+host {host}
+port {port}
+auth {auth}
+user {name}
+password {password}
+timeout 30
+{tls}
+keep {keep}
+only_new off
+received_header off
+uidls_file {home}/uidls
+delivery mda {agent} {directory}
+"""
+
+
+def byMpop(message: HardMessage) -> bytes | None:
+    """
+    What mpop makes of a message.
+    """
+    if message.name == "crs-only":
+        # It loses a CR that comes last in its buffer of 4 kB.
+        return None
+    return withLF(message)
+
+
+@everyWay
+@keepOrDelete
+def test_mpop(
+    service: Service,
+    newAccount: NewAccount,
+    delivery: Delivery,
+    tmp_path: Path,
+    way: str,
+    keep: bool,
+) -> None:
+    """
+    mpop, which sends commands ahead of the answers.
+    """
+    mpop = program("mpop")
+    account = newAccount(byMpop)
+    trust = f"tls_trust_file {service.certificate}"
+    settings = _MPOP.format(
+        home=tmp_path,
+        host=HOST,
+        port=service.portFor(way),
+        name=account.name,
+        password=PASSWORD,
+        # Without TLS it chooses nothing that we have.
+        auth="user" if way == "plain" else "on",
+        keep="on" if keep else "off",
+        tls={
+            "plain": "tls off",
+            "stls": f"tls on\ntls_starttls on\n{trust}",
+            "tls": f"tls on\ntls_starttls off\n{trust}",
+        }[way],
+        agent=delivery.agent,
+        directory=delivery.directory,
+    )
+    run([mpop, "--quiet", "--file", writePrivately(tmp_path / "mpoprc", settings)], tmp_path)
+    assertSame(account, delivery.messages(), byMpop)
+    account.assertLeft(keep)
+
+
+# --- getmail ------------------------------------------------------------------
+
+_GETMAIL = """
+[retriever]
+type = {kind}
+server = {host}
+port = {port}
+username = {name}
+password = {password}
+{trust}
+[destination]
+type = MDA_external
+path = {agent}
+arguments = ("{directory}",)
+allow_root_commands = true
+[options]
+read_all = true
+delete = {delete}
+delivered_to = false
+received = false
+verbose = 0
+"""
+
+
+def byGetmail(message: HardMessage) -> bytes:
+    """
+    What getmail makes of a message.
+    """
+    # It parses with the standard library, writes what that makes of it, and
+    # puts the sender before it, whom none of these messages has.
+    parsed = email.parser.BytesParser().parsebytes(withLF(message))
+    return b"Return-Path: <unknown>\n" + parsed.as_bytes(policy=parsed.policy.clone(linesep="\n"))
+
+
+# It knows no STLS.
+@pytest.mark.parametrize("way", ("plain", "tls"))
+@keepOrDelete
+def test_getmail(
+    service: Service,
+    newAccount: NewAccount,
+    delivery: Delivery,
+    tmp_path: Path,
+    way: str,
+    keep: bool,
+) -> None:
+    """
+    getmail6.
+    """
+    getmail = program("getmail")
+    account = newAccount(byGetmail)
+    pem = service.certificate.read_text()
+    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    settings = _GETMAIL.format(
+        kind="SimplePOP3SSLRetriever" if way == "tls" else "SimplePOP3Retriever",
+        host=HOST,
+        port=service.portFor(way),
+        name=account.name,
+        password=PASSWORD,
+        # Its ca_certs needs what Python 3.12 has no more.
+        trust=f'ssl_fingerprints = ("{fingerprint}",)' if way == "tls" else "",
+        agent=delivery.agent,
+        directory=delivery.directory,
+        delete="false" if keep else "true",
+    )
+    writePrivately(tmp_path / "getmailrc", settings)
+    run([getmail, "--getmaildir", str(tmp_path), "--rcfile", "getmailrc"], tmp_path)
+    assertSame(account, delivery.messages(), byGetmail)
+    account.assertLeft(keep)
+
+
+# --- mutt ---------------------------------------------------------------------
+
+_MUTT = """
+set mbox_type=Maildir
+set folder="{home}"
+set spoolfile="{home}/delivered"
+set pop_host="{url}"
+set pop_pass="{password}"
+set pop_delete={delete}
+set pop_last=no
+set ssl_starttls={stls}
+set ssl_force_tls={tls}
+set certificate_file="{certificate}"
+set sort=mailbox-order
+set sleep_time=0
+set quit=yes
+set move=no
+set delete=yes
+set confirmappend=no
+set confirmcreate=no
+set mail_check=0
+push "{keys}"
+"""
+
+
+def byMutt(message: HardMessage) -> bytes | None:
+    """
+    What mutt makes of a message that it fetches.
+    """
+    if message.name == "crs-only":
+        # It takes a CR that comes last in its buffer of 1 kB for a line end.
+        return None
+    # A line ends for it at a NUL.
+    return re.sub(rb"\0[^\n]*", b"", withLF(message))
+
+
+def byMuttsCopy(message: HardMessage) -> bytes | None:
+    """
+    What mutt makes of a message that it copies from an open mailbox.
+    """
+    if not message.expected.startswith(b"From: "):
+        # It closes a mailbox that has a message without a header.
+        return None
+    return byMutt(message)
+
+
+def runMutt(
+    service: Service,
+    way: str,
+    name: str,
+    home: Path,
+    keys: str,
+    delete: bool = False,
+    *options: str,
+) -> None:
+    """
+    Run mutt as if somebody typed.
+    """
+    mutt = program("mutt")
+    url = f"{'pops' if way == 'tls' else 'pop'}://{name}@{HOST}:{service.portFor(way)}"
+    for folder in ("tmp", "new", "cur"):
+        (home / "delivered" / folder).mkdir(parents=True)
+    settings = _MUTT.format(
+        home=home,
+        url=url,
+        password=PASSWORD,
+        delete="yes" if delete else "no",
+        stls="yes" if way == "stls" else "no",
+        tls="no" if way == "plain" else "yes",
+        certificate=service.certificate,
+        keys=keys,
+    )
+    settingsFile = writePrivately(home / "muttrc", settings)
+    where = [url if each == "URL" else each for each in options]
+    runInTerminal([mutt, "-n", "-F", settingsFile, *where], home)
+
+
+def deliveredByMutt(home: Path) -> list[bytes]:
+    """
+    @return: the messages in the order in which mutt wrote them.
+    """
+
+    def order(path: Path) -> tuple[int, ...]:
+        # "1600000000.R123_45.host": the seconds and a counter.
+        seconds, counter = re.findall(r"(?:^|_)([0-9]+)", path.name)[:2]
+        return int(seconds), int(counter)
+
+    paths = [path for folder in ("new", "cur") for path in (home / "delivered" / folder).iterdir()]
+    return [path.read_bytes() for path in sorted(paths, key=order)]
+
+
+@everyWay
+@keepOrDelete
+def test_mutt(
+    service: Service, newAccount: NewAccount, tmp_path: Path, way: str, keep: bool
+) -> None:
+    """
+    mutt's <fetch-mail>.
+    """
+    account = newAccount(byMutt)
+    runMutt(service, way, account.name, tmp_path, "<fetch-mail><quit>", not keep)
+    assertSame(account, deliveredByMutt(tmp_path), byMutt)
+    account.assertLeft(keep)
+
+
+@everyWay
+def test_muttBrowses(service: Service, newAccount: NewAccount, tmp_path: Path, way: str) -> None:
+    """
+    mutt with the maildrop as its open mailbox: TOP of each header, then RETR
+    of each message that is copied.
+    """
+    account = newAccount(byMuttsCopy)
+    keys = "<tag-pattern>~A<enter><tag-prefix><copy-message>=delivered<enter><quit>"
+    runMutt(service, way, account.name, tmp_path, keys, False, "-R", "-f", "URL")
+    # It tells the size of what it copies.
+    told = re.compile(rb"^(?:Content-Length|Lines|Status): .*\n", re.MULTILINE)
+    received = []
+    for each in deliveredByMutt(tmp_path):
+        header, blank, body = each.partition(b"\n\n")
+        received.append(told.sub(b"", header + b"\n") + blank[1:] + body)
+    assertSame(account, received, byMuttsCopy)
+    account.assertLeft(True)

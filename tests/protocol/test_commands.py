@@ -1,0 +1,597 @@
+"""
+One conversation for each command and each refusal.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import Any
+
+import pytest
+from zope.interface import alsoProvides
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IReadOnlyMailbox
+from pop3svc.policy import Policy
+from pop3svc.protocol.commands import COMMANDS, command
+from pop3svc.protocol.session import State
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.testing import conversation
+
+MESSAGES = [
+    b"Subject: one\n\nfirst\n.\n.dot\n",
+    b"Subject: two\r\n\r\n" + b"line\r\n" * 5,
+    b"only a header: yes",
+]
+ALICE = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: +OK…\n"
+
+
+def provider(messages: Any = MESSAGES) -> MemoryProvider:
+    return MemoryProvider({"alice": "secret", "bob": " two words "}, messages)
+
+
+def loggedIn(script: str, messages: Any = MESSAGES, **options: Any) -> Any:
+    return conversation(provider(messages), ALICE + script, **options)
+
+
+@pytest.mark.parametrize("octetAtATime", [False, True])
+def test_rfc1939Section10(octetAtATime: bool) -> None:
+    """
+    The RFC's own example, with USER in place of APOP.
+    """
+    mail = provider([b"x" * 118, b"y" * 198])
+    conversation(
+        mail,
+        f"""
+        S: +OK pop3svc memory ready.
+        C: USER alice
+        S: +OK…
+        C: PASS secret
+        S: +OK…
+        C: STAT
+        S: +OK 2 320
+        C: LIST
+        S: +OK…
+        S: 1 120
+        S: 2 200
+        S: .
+        C: RETR 1
+        S: +OK…
+        S: {"x" * 118}
+        S: .
+        C: DELE 1
+        S: +OK…
+        C: RETR 2
+        S: +OK…
+        S: {"y" * 198}
+        S: .
+        C: DELE 2
+        S: +OK…
+        C: QUIT
+        S: +OK Bye, 2 deleted.
+        S: (closed)
+        """,
+        octetAtATime=octetAtATime,
+    )
+    assert mail.store.maildrop("alice").messages == {}
+
+
+def test_stat() -> None:
+    loggedIn(
+        """
+        C: STAT
+        S: +OK 3 98
+        C: DELE 2
+        S: +OK…
+        C: STAT
+        S: +OK 2 52
+        C: STAT 1
+        S: -ERR…
+        C: STAT  
+        S: +OK 2 52
+        """
+    )
+    loggedIn("C: STAT\nS: +OK 0 0", [])
+
+
+def test_list() -> None:
+    loggedIn(
+        """
+        C: LIST 4
+        S: -ERR There is no such message.
+        C: LIST 0
+        S: -ERR…
+        C: LIST 1 2
+        S: -ERR…
+        C: LIST 3
+        S: +OK 3 20
+        C: LIST   03 
+        S: +OK 3 20
+        C: DELE 1
+        S: +OK…
+        C: DELE 2
+        S: +OK…
+        C: LIST 1
+        S: -ERR That message is deleted.
+        C: LIST
+        S: +OK…
+        S: 3 20
+        S: .
+        """
+    )
+    loggedIn("C: LIST\nS: +OK…\nS: .", [])
+
+
+def test_uidl() -> None:
+    loggedIn(
+        """
+        C: UIDL
+        S: +OK…
+        S: 1 message-1
+        S: 2 message-2
+        S: 3 message-3
+        S: .
+        C: UIDL 2
+        S: +OK 2 message-2
+        C: DELE 2
+        S: +OK…
+        C: UIDL 2
+        S: -ERR…
+        C: UIDL
+        S: +OK…
+        S: 1 message-1
+        S: 3 message-3
+        S: .
+        C: UIDL 9
+        S: -ERR…
+        C: UIDL 1 1
+        S: -ERR…
+        """
+    )
+
+
+def test_retr() -> None:
+    loggedIn(
+        """
+        C: RETR 1
+        S: +OK…
+        S: Subject: one
+        S:
+        S: first
+        S: ..
+        S: ..dot
+        S: .
+        C: RETR 3
+        S: +OK…
+        S: only a header: yes
+        S: .
+        C: RETR
+        S: -ERR…
+        C: RETR 4
+        S: -ERR…
+        C: RETR 1 2
+        S: -ERR…
+        C: DELE 1
+        S: +OK…
+        C: RETR 1
+        S: -ERR…
+        """
+    )
+
+
+def test_top() -> None:
+    loggedIn(
+        """
+        C: TOP 1 0
+        S: +OK…
+        S: Subject: one
+        S:
+        S: .
+        C: TOP 1 2
+        S: +OK…
+        S: Subject: one
+        S:
+        S: first
+        S: ..
+        S: .
+        C: TOP 1 99999999
+        S: +OK…
+        S: Subject: one
+        S:
+        S: first
+        S: ..
+        S: ..dot
+        S: .
+        C: TOP 3 0
+        S: +OK…
+        S: only a header: yes
+        S: .
+        C: TOP 1
+        S: -ERR…
+        C: TOP 1 -1
+        S: -ERR…
+        C: TOP 1 1 1
+        S: -ERR…
+        C: TOP 9 1
+        S: -ERR…
+        """
+    )
+
+
+def test_deleRsetQuit() -> None:
+    mail = provider()
+    client = conversation(
+        mail,
+        ALICE
+        + """
+        C: DELE 1
+        S: +OK…
+        C: DELE 1
+        S: -ERR…
+        C: DELE 2
+        S: +OK…
+        C: RSET
+        S: +OK…
+        C: RETR 3
+        S: +OK…
+        S: only a header: yes
+        S: .
+        C: DELE 3
+        S: +OK…
+        C: RSET x
+        S: -ERR…
+        C: QUIT now
+        S: -ERR…
+        C: DELE x
+        S: -ERR…
+        """,
+    )
+    drop = mail.store.maildrop("alice")
+    assert len(drop.messages) == 3
+    assert client.say(b"QUIT") == b"+OK Bye, 1 deleted.\r\n"
+    assert not client.isOpen
+    assert list(drop.messages) == ["message-1", "message-2"]
+    assert not drop.isHeld
+
+
+def test_deletionFails() -> None:
+    """
+    Nothing is gone, and the connection is closed with an -ERR.
+    """
+    for error, said in (
+        (POP3ResponseError("Disk full.", "SYS/TEMP"), "S: -ERR [SYS/TEMP] Disk full."),
+        (NotImplementedError(), "S: -ERR Command not available."),
+        (OSError("a secret"), "S: -ERR [SYS/TEMP] Internal error."),
+    ):
+        mail = provider()
+        drop = mail.store.maildrop("alice")
+
+        def fail(*_: object, error: Exception = error) -> None:
+            raise error
+
+        authenticate = mail.authenticate
+
+        def broken(*arguments: Any, authenticate: Any = authenticate, fail: Any = fail) -> Any:
+            mailbox = authenticate(*arguments)
+            mailbox.messageDelete = fail
+            return mailbox
+
+        mail.authenticate = broken  # type: ignore[method-assign]
+        conversation(mail, ALICE + f"C: DELE 1\nS: +OK…\nC: QUIT\n{said}\nS: (closed)")
+        assert len(drop.messages) == 3
+        assert not drop.isHeld
+
+
+def test_goneMeanwhile() -> None:
+    """
+    A marked message that somebody else removed counts as deleted.
+    """
+    mail = provider()
+    client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
+    drop = mail.store.maildrop("alice")
+    del drop.messages["message-1"], drop.messages["message-2"]
+    assert client.say(b"RETR 2") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"QUIT") == b"+OK Bye, 1 deleted.\r\n"
+
+
+def test_noop() -> None:
+    conversation(provider(), "S: +OK…\nC: NOOP\nS: +OK…\nC: NOOP x\nS: -ERR…\nC: noop \nS: +OK…")
+    loggedIn("C: NOOP\nS: +OK…")
+
+
+def test_login() -> None:
+    conversation(
+        provider(),
+        """
+        S: +OK…
+        C: PASS secret
+        S: -ERR USER comes first.
+        C: USER
+        S: -ERR…
+        C: USER a b
+        S: -ERR…
+        C: PASS secret
+        S: -ERR USER comes first.
+        C: USER alice
+        S: +OK…
+        C: PASS
+        S: -ERR…
+        C: PASS wrong
+        S: -ERR [AUTH] Wrong name or password.
+        C: PASS secret
+        S: -ERR USER comes first.
+        C: USER nobody
+        S: +OK…
+        C: PASS secret
+        S: -ERR [AUTH] Wrong name or password.
+        C: STAT
+        S: -ERR…
+        C: USER nobody
+        S: +OK…
+        C: USER  bob 
+        S: +OK…
+        C: PASS  two words 
+        S: +OK…
+        C: USER alice
+        S: -ERR…
+        C: PASS secret
+        S: -ERR…
+        C: AUTH PLAIN
+        S: -ERR…
+        C: STLS
+        S: -ERR…
+        C: STAT
+        S: +OK…
+        C: QUIT
+        S: +OK Bye.
+        S: (closed)
+        """,
+    )
+
+
+def test_quitBeforeLogin() -> None:
+    conversation(provider(), "S: +OK…\nC: USER alice\nS: +OK…\nC: quit\nS: +OK Bye.\nS: (closed)")
+
+
+def test_longNames() -> None:
+    name = "a" * 64 + "@example.org"
+    conversation(
+        MemoryProvider({name: "p"}), f"S: +OK…\nC: USER {name}\nS: +OK…\nC: PASS p\nS: +OK…"
+    )
+
+
+def test_inUse() -> None:
+    mail = provider()
+    first = conversation(mail, ALICE)
+    conversation(
+        mail,
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …\nC: NOOP\nS: +OK…",
+    )
+    first.vanish()
+    conversation(mail, ALICE)
+
+
+def capabilities(script: str, **options: Any) -> set[str]:
+    client = conversation(provider(), script, **options)
+    lines = client.say(b"CAPA").decode().split("\r\n")
+    assert lines[0] == "+OK Capabilities follow."
+    assert lines[-2:] == [".", ""]
+    assert len(set(lines)) == len(lines)
+    return set(lines[1:-2])
+
+
+ALWAYS = {
+    "TOP",
+    "UIDL",
+    "RESP-CODES",
+    "AUTH-RESP-CODE",
+    "PIPELINING",
+    "EXPIRE NEVER",
+    "IMPLEMENTATION pop3svc memory",
+}
+LOGINS = {"USER", "SASL PLAIN LOGIN"}
+
+
+def test_capa() -> None:
+    assert capabilities("S: +OK…") == ALWAYS | LOGINS
+    assert capabilities(ALICE) == ALWAYS | LOGINS
+    never = Policy(cleartextLogin="never")
+    assert capabilities("S: +OK…", policy=never) == ALWAYS
+    assert capabilities("S: +OK…", policy=never, connectionCreator=object()) == ALWAYS | {"STLS"}
+    secure = {"policy": never, "connectionCreator": object(), "isSecure": True}
+    assert capabilities("S: +OK…", **secure) == ALWAYS | LOGINS
+    assert capabilities(ALICE, **secure) == ALWAYS | LOGINS
+    assert capabilities(ALICE, connectionCreator=object()) == ALWAYS | LOGINS
+    conversation(provider(), "S: +OK…\nC: CAPA x\nS: -ERR…")
+
+
+def test_cleartextLogin() -> None:
+    conversation(
+        provider(),
+        """
+        S: +OK…
+        C: USER alice
+        S: -ERR Use TLS to log in.
+        C: PASS secret
+        S: -ERR Use TLS to log in.
+        C: AUTH PLAIN
+        S: -ERR Use TLS to log in.
+        C: AUTH
+        S: -ERR Use TLS to log in.
+        C: STLS
+        S: -ERR…
+        """,
+        policy=Policy(cleartextLogin="never"),
+    )
+
+
+def test_stlsIsRefusedInsideTLS() -> None:
+    script = "S: +OK…\nC: STLS\nS: -ERR TLS is on already."
+    conversation(provider(), script, isSecure=True, connectionCreator=object())
+
+
+def plain(*fields: str) -> str:
+    return b64encode("\0".join(fields).encode()).decode()
+
+
+GOOD = plain("", "alice", "secret")
+
+
+def test_authPlain() -> None:
+    for script in (
+        f"C: AUTH PLAIN {GOOD}\nS: +OK…",
+        f"C: auth plain   {GOOD} \nS: +OK…",
+        f"C: AUTH PLAIN\nS: + \nC: {GOOD}\nS: +OK…",
+        f"C: AUTH PLAIN {plain('alice', 'alice', 'secret')}\nS: +OK…",
+    ):
+        conversation(provider(), f"S: +OK…\n{script}\nC: STAT\nS: +OK…\nC: AUTH\nS: -ERR…")
+
+
+def test_authLogin() -> None:
+    name, password = (b64encode(each).decode() for each in (b"alice", b"secret"))
+    for script in (
+        f"C: AUTH LOGIN\nS: + VXNlcm5hbWU6\nC: {name}\nS: + UGFzc3dvcmQ6\nC: {password}\nS: +OK…",
+        f"C: AUTH LOGIN {name}\nS: + UGFzc3dvcmQ6\nC: {password}\nS: +OK…",
+    ):
+        conversation(provider(), f"S: +OK…\n{script}\nC: STAT\nS: +OK…")
+    conversation(
+        provider(),
+        f"S: +OK…\nC: AUTH LOGIN =\nS: + UGFzc3dvcmQ6\nC: {password}\nS: -ERR [AUTH]…\nC: NOOP\nS: +OK…",
+    )
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "C: AUTH PLAIN\nS: + \nC: *\nS: -ERR Cancelled.",
+        "C: AUTH LOGIN\nS: + VXNlcm5hbWU6\nC: YWxpY2U=\nS: + UGFzc3dvcmQ6\nC: *\nS: -ERR Cancelled.",
+        "C: AUTH PLAIN =\nS: -ERR…",
+        "C: AUTH PLAIN\nS: + \nC:\nS: -ERR…",
+        "C: AUTH PLAIN\nS: + \nC: =\nS: -ERR That is not base64.",
+        "C: AUTH PLAIN !!!!\nS: -ERR That is not base64.",
+        "C: AUTH PLAIN =AAA\nS: -ERR That is not base64.",
+        "C: AUTH PLAIN AAA=BBBB\nS: -ERR That is not base64.",
+        "C: AUTH PLAIN AAA\nS: -ERR That is not base64.",
+        "C: AUTH PLAIN\nS: + \nC: QUIT now\nS: -ERR That is not base64.",
+        f"C: AUTH PLAIN\nS: + \nC: {GOOD} \nS: -ERR That is not base64.",
+        f"C: AUTH PLAIN {plain('', 'alice', 'wrong')}\nS: -ERR [AUTH] Wrong name or password.",
+        f"C: AUTH PLAIN {plain('bob', 'alice', 'secret')}\nS: -ERR [AUTH]…",
+        f"C: AUTH PLAIN {plain('', '', 'secret')}\nS: -ERR [AUTH]…",
+        f"C: AUTH PLAIN {plain('', 'alice', '')}\nS: -ERR [AUTH]…",
+        f"C: AUTH PLAIN {plain('alice', 'secret')}\nS: -ERR…",
+        f"C: AUTH PLAIN {plain('', 'alice', 'secret', '')}\nS: -ERR…",
+        f"C: AUTH PLAIN {plain('', 'ali' + chr(10) + 'ce', 'secret')}\nS: -ERR [AUTH]…",
+        "C: AUTH NTLM\nS: -ERR No such mechanism.",
+        "C: AUTH DIGEST-MD5\nS: -ERR No such mechanism.",
+        "C: AUTH PLAIN = =\nS: -ERR…",
+    ],
+)
+def test_authFails(script: str) -> None:
+    """
+    After any failed exchange the session goes on, in AUTHORIZATION.
+    """
+    conversation(
+        provider(),
+        f"S: +OK…\n{script}\nC: STAT\nS: -ERR…\nC: NOOP\nS: +OK…\nC: AUTH PLAIN {GOOD}\nS: +OK…",
+    )
+
+
+def test_bareAuth() -> None:
+    """
+    It lists the mechanisms and lets nobody in.
+    """
+    conversation(
+        provider(),
+        """
+        S: +OK…
+        C: AUTH
+        S: +OK…
+        S: PLAIN
+        S: LOGIN
+        S: .
+        C: STAT
+        S: -ERR Not in this state.
+        """,
+    )
+
+
+def test_authForgetsTheName() -> None:
+    conversation(
+        provider(),
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: AUTH PLAIN\nS: + \nC: *\nS: -ERR…\n"
+        "C: PASS secret\nS: -ERR USER comes first.",
+    )
+
+
+def test_uniqueIDArguments() -> None:
+    mail = provider()
+    client = conversation(mail, ALICE)
+    late = mail.store.maildrop("alice").add(b"Subject: late\n\nx\n")
+    conversation_ = [
+        (b"LIST UID:message-3", b"+OK 3 20\r\n"),
+        (b"UIDL uid:message-3", b"+OK 3 message-3\r\n"),
+        (b"UIDL UID:Message-3", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
+        (b"RETR UID:../../x", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
+        (b"RETR UID:" + b"x" * 71, b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
+        (b"RETR UID:", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
+        (b"LIST UID:" + late.encode(), b"+OK 0 20\r\n"),
+        (b"UIDL UID:" + late.encode(), b"+OK 0 message-4\r\n"),
+        (b"STAT", b"+OK 3 98\r\n"),
+        (b"DELE UID:message-3", b"+OK Marked.\r\n"),
+        (b"RETR UID:message-3", b"-ERR That message is deleted.\r\n"),
+        (b"QUIT", b"+OK Bye, 1 deleted.\r\n"),
+    ]
+    for line, said in conversation_:
+        got = client.say(line)
+        if line == b"STAT":
+            assert got.startswith(b"+OK 3 ")
+        else:
+            assert got == said
+
+
+def test_readOnly() -> None:
+    mail = provider()
+    authenticate = mail.authenticate
+
+    def readOnly(*arguments: Any) -> Any:
+        mailbox = authenticate(*arguments)
+        alsoProvides(mailbox, IReadOnlyMailbox)
+        return mailbox
+
+    mail.authenticate = readOnly  # type: ignore[method-assign]
+    conversation(
+        mail,
+        ALICE + "C: DELE 1\nS: -ERR [READ-ONLY] …\nC: RETR 3\nS: +OK…\nS: only a header: yes\nS: .",
+    )
+
+
+def test_aCommandOfOnesOwn() -> None:
+    table = dict(COMMANDS)
+
+    @command("XHELLO", states=[State.TRANSACTION], table=table, capability=["XHELLO"])
+    async def hello(session: Any) -> Any:
+        raise POP3ResponseError("Hello yourself.")
+
+    assert "XHELLO" not in COMMANDS
+    conversation(
+        provider(),
+        ALICE + "C: XHELLO\nS: -ERR Hello yourself.\nC: XHELLO x\nS: -ERR…",
+        commands=table,
+    )
+    with pytest.raises(ValueError, match="declared already"):
+        command("XHELLO", states=[], table=table)
+
+
+def test_nothingIsEchoed() -> None:
+    """
+    Refusals do not repeat what the client said.
+    """
+    client = conversation(provider(), "S: +OK…")
+    for line in (
+        b"SECRET x",
+        b"USER a SECRET",
+        b"AUTH SECRET",
+        b"AUTH PLAIN SECRET!",
+        b"RETR SECRET",
+    ):
+        assert b"SECRET" not in client.say(line)

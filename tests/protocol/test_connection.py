@@ -1,0 +1,515 @@
+"""
+Framing, pipelining, limits, time-outs, and the ends of a connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv6Address, UNIXAddress
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from zope.interface import implementer
+
+from pop3svc.interfaces import IChunkedContent
+from pop3svc.policy import Policy
+from pop3svc.protocol.session import State
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client
+from tests.protocol.test_session import later
+from tests.test_calling import start
+from tests.test_octets import asSent
+
+BIG = b"Subject: big\n\n" + b"0123456789abcdef\n" * 50_000
+
+
+def makeFactory(messages: Any = (b"a: b\n\nc\n", BIG), **options: Any) -> POP3Factory:
+    provider = MemoryProvider({"alice": "secret"}, messages)
+    return POP3Factory(provider, clock=Clock(), **options)
+
+
+def loggedIn(**options: Any) -> Client:
+    client = Client(makeFactory(**options))
+    client.logIn()
+    return client
+
+
+def reason(client: Client, act: Any) -> str:
+    """
+    @return: what the line at the end gives as the reason.
+    """
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    try:
+        act()
+    finally:
+        globalLogPublisher.removeObserver(seen.append)
+    (event,) = (event for event in seen if event.get("pop3Event") == "close")
+    return str(event["reason"])
+
+
+def advance(client: Client, seconds: float) -> None:
+    factory = client.protocol.factory
+    assert isinstance(factory, POP3Factory)
+    factory.clock.advance(seconds)  # type: ignore[attr-defined]
+    client._pump()
+
+
+SCRIPT = b"USER alice\r\nPASS secret\r\nSTAT\r\nLIST\r\nUIDL 1\r\nTOP 1 0\r\nRETR 1\r\nFOO\r\nDELE 1\nNOOP\nQUIT\r\n"
+
+
+def test_pipelining() -> None:
+    """
+    One segment, an octet at a time, at every split: the same answers.
+    """
+    whole = Client(makeFactory())
+    whole.send(SCRIPT)
+    said = whole.received()
+    assert said.count(b"+OK") == 11
+    assert not whole.isOpen
+    client = Client(makeFactory())
+    for index in range(len(SCRIPT)):
+        client.send(SCRIPT[index : index + 1])
+    assert client.received() == said
+    for cut in range(len(SCRIPT)):
+        client = Client(makeFactory())
+        client.send(SCRIPT[:cut])
+        client.send(SCRIPT[cut:])
+        assert client.received() == said
+
+
+def test_manyCommandsInOneSegment() -> None:
+    client = loggedIn()
+    client.send(b"NOOP\r\n" * 20_000)
+    assert client.received() == b"+OK Done.\r\n" * 20_000
+
+
+def test_slowAndFastCommands() -> None:
+    """
+    In order, one at a time.
+    """
+    _, client, mailbox = later(
+        b"NOOP\r\nLIST 1\r\nNOOP\r\nRETR 2\r\nNOOP\r\nFOO\r\nQUIT\r\nNOOP\r\n"
+    )
+    assert client.received() == b"+OK Done.\r\n"
+    assert len(mailbox.waiting) == 1
+    mailbox.answerAll()
+    assert client.received() == (
+        b"+OK 1 5\r\n+OK Done.\r\n+OK Message follows.\r\ntwo\r\n.\r\n+OK Done.\r\n"
+        b"-ERR Unknown command.\r\n+OK Bye.\r\n"
+    )
+
+
+def test_commandsBehindALongMessage() -> None:
+    client = loggedIn()
+    client.stall()
+    client.send(b"RETR 2\r\nNOOP\r\nSTAT\r\nQUIT\r\n")
+    received = b""
+    while piece := client.read(100_000):
+        received += piece
+    received += client.received()
+    body, _, rest = received.partition(b"\r\n.\r\n")
+    assert body == b"+OK Message follows.\r\n" + BIG.replace(b"\n", b"\r\n")[:-2]
+    octets = len(asSent(BIG)) + len(asSent(b"a: b\n\nc\n"))
+    assert rest == b"+OK Done.\r\n+OK 2 %d\r\n+OK Bye.\r\n" % octets
+
+
+def test_outputIsHeldBack() -> None:
+    """
+    A client that asks and asks and never reads makes us hold a little.
+    """
+    client = loggedIn(messages=[b"x"] * 2000)
+    client.stall()
+    for _ in range(100):
+        client.send(b"LIST\r\nUIDL\r\n" * 100)
+    assert len(client.transport.written) < 150_000
+    assert client.transport.isPaused
+
+
+def test_inputIsBounded() -> None:
+    client = loggedIn()
+    client.stall()
+    client.send(b"RETR 2\r\n")
+    # A transport that hands on what it has although it was paused.
+    why = reason(
+        client,
+        lambda: [
+            client.protocol.dataReceived(b"NOOP\r\n" * 5000),
+            client.protocol.dataReceived(b"NOOP\r\n" * 50_000),
+            client._pump(),
+        ],
+    )
+    assert why == "sent too much ahead"
+    assert client.wasAborted
+
+
+def test_lineLengths() -> None:
+    client = Client(makeFactory())
+    client.received()
+    assert client.say(b"USER " + b"a" * 248).startswith(b"+OK")
+    assert (
+        reason(client, lambda: client.send(b"USER " + b"a" * 249 + b"\r\n"))
+        == "sent a line that is too long"
+    )
+    assert client.received() == b"-ERR That line is too long.\r\n"
+    client = Client(makeFactory())
+    client.received()
+    client.send(b"USER " + b"a" * 249 + b"\n")
+    assert client.received().startswith(b"+OK")
+    client = Client(makeFactory())
+    client.send(b"x" * 12_290)
+    assert client.received().endswith(b"-ERR That line is too long.\r\n")
+    assert not client.isOpen
+
+
+def test_longLinesInsideAuth() -> None:
+    client = Client(makeFactory())
+    client.received()
+    assert client.say(b"AUTH PLAIN " + b"A" * 8000).startswith(b"-ERR That is not a PLAIN")
+    assert client.say(b"AUTH PLAIN") == b"+ \r\n"
+    assert client.say(b"A" * 12_000).startswith(b"-ERR That is not a PLAIN")
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    assert client.say(b"AUTH PLAIN") == b"+ \r\n"
+    assert client.say(b"A" * 12_400).startswith(b"-ERR That line is too long.")
+    assert not client.isOpen
+
+
+def test_emptyLines() -> None:
+    client = Client(makeFactory())
+    client.received()
+    for line in (b"\r\n", b"\n"):
+        client.send(line)
+        assert client.received() == b"-ERR Unknown command.\r\n"
+
+
+def test_controlOctets() -> None:
+    client = Client(makeFactory())
+    client.received()
+    for line in (b"NOOP\t", b"USER a\tb", b"NO\0OP", b"USER a\rb", b"USER \x1b[31m", b"USER \x7f"):
+        assert client.say(line) == b"-ERR A command holds no control characters.\r\n"
+
+
+@pytest.mark.parametrize("hello", [b"\x16\x03\x01\x02\x00\x01\x00\n\r\n", b"\x16"])
+def test_tlsOnThePlainPort(hello: bytes) -> None:
+    client = Client(makeFactory())
+    client.received()
+    assert reason(client, lambda: client.send(hello)) == "spoke TLS on a plain port"
+    assert client.received() == b""
+
+
+def test_http() -> None:
+    client = Client(makeFactory())
+    client.received()
+    why = reason(client, lambda: client.send(b"GET / HTTP/1.1\r\nUSER alice\r\n\r\n"))
+    assert why == "sent commands that make no sense"
+    assert client.received() == b"-ERR This is a POP3 service.\r\n"
+
+
+def test_senseless() -> None:
+    client = Client(makeFactory())
+    client.received()
+    assert reason(client, lambda: client.send(b"\r\n" * 30)) == "sent commands that make no sense"
+    assert client.received().count(b"-ERR") == 20
+
+
+def test_loginTimeout() -> None:
+    client = Client(makeFactory())
+    client.received()
+    for _ in range(17):
+        advance(client, 10)
+        assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    assert reason(client, lambda: advance(client, 11)) == "took too long to log in"
+    assert client.received() == b"-ERR That took too long.\r\n"
+
+
+def test_loginTimeoutWhileLoggingIn() -> None:
+    """
+    A login under way is waited for.
+    """
+    from pop3svc.interfaces import IPOP3MailboxProvider
+
+    from twisted.internet.defer import Deferred
+
+    answers: list[Deferred[Any]] = []
+
+    @implementer(IPOP3MailboxProvider)
+    class Slow:
+        name = "slow"
+
+        def authenticate(self, *arguments: Any) -> Any:
+            answers.append(Deferred())
+            return answers[-1]
+
+    for answer, said in (
+        (None, b"-ERR [AUTH] Wrong name or password.\r\n-ERR That took too long.\r\n"),
+        (MemoryProvider({}).store.openMailbox(None, "x"), b"+OK Logged in.\r\n"),
+    ):  # type: ignore[arg-type]
+        client = Client(POP3Factory(Slow(), clock=Clock()))
+        client.say(b"USER alice")
+        advance(client, 100)
+        client.say(b"PASS secret")
+        advance(client, 100)
+        assert client.isOpen
+        answers[-1].callback(answer)
+        assert client.received() == said
+        assert client.isOpen is (answer is not None)
+
+
+def test_idleTimeout() -> None:
+    """
+    Ten minutes, and then without a word; nothing is deleted.
+    """
+    client = loggedIn()
+    client.say(b"DELE 1")
+    advance(client, 599)
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    advance(client, 599)
+    assert client.isOpen
+    assert reason(client, lambda: advance(client, 2)) == "idle for too long"
+    assert client.received() == b""
+    store = client.protocol.factory.provider.store  # type: ignore[union-attr]
+    assert len(store.maildrop("alice").messages) == 2
+    assert not store.maildrop("alice").isHeld
+
+
+def test_noIdleTimeoutWhileACommandRuns() -> None:
+    client = loggedIn(policy=Policy(stallTimeout=5000))
+    client.stall()
+    client.send(b"RETR 2\r\n")
+    advance(client, 4000)
+    while client.read(100_000):
+        pass
+    client.transport.isStalled = False
+    advance(client, 599)
+    assert client.isOpen
+
+
+def test_stalled() -> None:
+    client = loggedIn()
+    client.stall()
+    client.send(b"RETR 2\r\n")
+    advance(client, 599)
+    client.read(100_000)
+    advance(client, 599)
+    assert client.isOpen
+    assert reason(client, lambda: advance(client, 2)) == "took nothing of what it asked for"
+    assert client.wasAborted
+
+
+def test_noTimersAreLeft() -> None:
+    for end in (
+        lambda client: client.vanish(),
+        lambda client: client.say(b"QUIT"),
+        lambda client: advance(client, 700),
+        lambda client: client.send(b"\r\n" * 30),
+    ):
+        for make in (lambda: Client(makeFactory()), loggedIn):
+            client = make()
+            end(client)
+            assert not client.isOpen
+            factory = client.protocol.factory
+            assert factory.clock.getDelayedCalls() == []  # type: ignore[union-attr]
+            assert factory.connections == set()  # type: ignore[union-attr]
+
+
+def test_clientEndsItsHalf() -> None:
+    """
+    It gets the answers to what it sent.
+    """
+    _, client, mailbox = later(b"LIST 1\r\nLIST 2\r\nNOOP")
+    client.endSending()
+    mailbox.answerAll()
+    assert client.received() == b"+OK 1 5\r\n+OK 2 5\r\n"
+    assert not client.isOpen
+    client = Client(makeFactory())
+    assert reason(client, client.endSending) == "closed by the client"
+
+
+def test_nothingRunsAfterQuit() -> None:
+    client = loggedIn()
+    client.send(b"QUIT\r\nUSER alice\r\nPASS secret\r\nDELE 1\r\n")
+    assert client.received() == b"+OK Bye.\r\n"
+    client.protocol.dataReceived(b"NOOP\r\n")
+    assert bytes(client.transport.written) == b""
+
+
+@implementer(IChunkedContent)
+class Failing:
+    def __init__(self) -> None:
+        self.pieces = [b"a: b\r\n\r\n", b"x" * 20_000 + b"\r\n"]
+        self.closed = 0
+
+    def nextChunk(self) -> bytes:
+        return self.pieces.pop(0)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_bodyFailsMidway() -> None:
+    """
+    Never a final dot, never an end that looks whole.
+    """
+    client, content = loggedIn(), Failing()
+    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    assert reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")) == "a reply failed midway"
+    assert client.wasAborted
+    assert content.closed == 1
+    received = client.received()
+    assert received.startswith(b"+OK")
+    assert b"\r\n.\r\n" not in received
+    assert not received.endswith(b"+OK Done.\r\n")
+
+
+def test_bodyIsClosed() -> None:
+    """
+    Read to its end, cut short by TOP, or abandoned: once.
+    """
+    for act in (
+        lambda client: client.send(b"TOP 1 0\r\n"),
+        lambda client: (client.stall(), client.send(b"RETR 1\r\n"), client.vanish()),
+    ):
+        client, content = loggedIn(), Failing()
+        content.pieces = [b"a: b\r\n\r\n"] + [b"x" * 20_000 + b"\r\n"] * 20
+        client.protocol.session._mailbox.messageContent = lambda info, uniqueID, it=content: it
+        act(client)
+        assert content.closed == 1
+        assert len(content.pieces) > 10
+
+
+def test_stls() -> None:
+    client = Client(makeFactory(connectionCreator=object(), policy=Policy(cleartextLogin="always")))
+    client.received()
+    client.say(b"USER alice")
+    assert client.say(b"STLS") == b"+OK Begin TLS.\r\n"
+    assert client.transport.startedTLS
+    client.protocol.handshakeCompleted()
+    assert client.say(b"PASS secret") == b"-ERR USER comes first.\r\n"
+    assert b"STLS" not in client.say(b"CAPA")
+    assert client.say(b"STLS").startswith(b"-ERR")
+    client.logIn()
+
+
+@pytest.mark.parametrize("behind", [b"N", b"NOOP\r\n", b"\n", b"\x16\x03\x01"])
+def test_plainTextBehindSTLS(behind: bytes) -> None:
+    """
+    It never runs; there is no handshake either (RFC 2595 section 4).
+    """
+    client = Client(makeFactory(connectionCreator=object()))
+    client.received()
+    why = reason(client, lambda: client.send(b"STLS\r\n" + behind))
+    assert why == "sent plain text behind STLS"
+    assert not client.transport.startedTLS
+    assert client.wasAborted
+    assert client.received() == b"+OK Begin TLS.\r\n"
+
+
+def test_handshakeTakesTooLong() -> None:
+    client = Client(makeFactory(connectionCreator=object()))
+    client.say(b"STLS")
+    assert reason(client, lambda: advance(client, 181)) == "took too long to log in"
+    assert client.wasAborted
+    client = Client(makeFactory(), isSecure=True)
+    client.received()
+    assert reason(client, lambda: advance(client, 181)) == "took too long to log in"
+    assert (client.wasAborted, client.received()) == (True, b"")
+
+
+def test_handshakeFails() -> None:
+    client = Client(makeFactory(), isSecure=True)
+    assert reason(client, client.vanish) == "failed the TLS handshake"
+
+
+def test_shutdown() -> None:
+    """
+    Idle sessions end at once, busy ones may finish their command.
+    """
+    factory = makeFactory()
+    idle, strange, busy = Client(factory), Client(factory), Client(factory)
+    idle.logIn()
+    client = Client(factory, isSecure=True)
+    busy.send(b"USER alice\r\n")
+    _, over = start(factory.shutdown())
+    for each in (idle, strange, busy, client):
+        each._pump()
+    assert strange.received().endswith(b"-ERR [SYS/TEMP] The service stops.\r\n")
+    assert idle.received() == b""
+    assert client.wasAborted
+    assert over == [None]
+    assert factory.buildProtocol(UNIXAddress(None)) is None
+    assert not factory.provider.store.maildrop("alice").isHeld  # type: ignore[union-attr]
+
+
+def test_shutdownWhileBusy() -> None:
+    provider, client, mailbox = later(b"LIST 1\r\nNOOP\r\n")
+    factory = client.protocol.factory
+    _, over = start(factory.shutdown())  # type: ignore[union-attr]
+    mailbox.answerAll()
+    assert client.received() == b"+OK 1 5\r\n"
+    mailbox.answerAll()
+    assert (client.isOpen, over) == (False, [None])
+    provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
+    factory = client.protocol.factory
+    _, over = start(factory.shutdown())  # type: ignore[union-attr]
+    advance(client, 6)
+    assert (client.isOpen, over) == (False, [])
+    mailbox.answerAll()
+    assert over == [None]
+    assert list(provider.maildrop.messages) == ["message-2"]
+
+
+def test_closeEvent() -> None:
+    seen: list[Any] = []
+    client = loggedIn()
+    globalLogPublisher.addObserver(seen.append)
+    client.send(b"RETR 1\r\nTOP 2 0\r\nDELE 1\r\n")
+    advance(client, 5)
+    client.send(b"QUIT\r\n")
+    globalLogPublisher.removeObserver(seen.append)
+    (event,) = (event for event in seen if event.get("pop3Event") == "close")
+    wanted = {
+        "user": "alice",
+        "clientIP": "127.0.0.1",
+        "isSecure": False,
+        "messagesSent": 1,
+        "messagesDeleted": 1,
+        "reason": "quit",
+        "seconds": 5,
+    }
+    assert {key: event[key] for key in wanted} == wanted
+    greeting = b"+OK pop3svc memory ready.\r\n+OK Now the password.\r\n+OK Logged in.\r\n"
+    assert event["octetsSent"] == len(greeting) + len(client.received())
+
+
+def test_addresses() -> None:
+    for address, wanted in (
+        (IPv6Address("TCP", "::ffff:192.0.2.7", 1), "192.0.2.7"),
+        (IPv6Address("TCP", "::FFFF:192.0.2.7", 1), "192.0.2.7"),
+        (IPv6Address("TCP", "2001:db8::1", 1), "2001:db8::1"),
+        (IPv6Address("TCP", "::ffff:127.0.0.1", 1), "127.0.0.1"),
+        (UNIXAddress("/tmp/x"), None),
+    ):
+        info = Client(makeFactory(), address).protocol.session.info
+        assert info.clientIP == wanted
+    assert Client(makeFactory()).transport.noDelay
+
+
+def test_state() -> None:
+    client = Client(makeFactory())
+    assert client.protocol.session.state is State.AUTHORIZATION
+    client.logIn()
+    assert client.protocol.session.state is State.TRANSACTION
+    client.say(b"QUIT")
+    assert client.protocol.session.state is State.CLOSED
+
+
+def test_providersAreChecked() -> None:
+    with pytest.raises(TypeError, match="IPOP3MailboxProvider"):
+        POP3Factory(object(), clock=Clock())
+    for name in ("", "x" * 101, "a<b", "a>b", "a[b", "a]b", "ä", "a\nb", " a", None):
+        provider = MemoryProvider({})
+        provider.name = name  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="name of a provider"):
+            POP3Factory(provider, clock=Clock())

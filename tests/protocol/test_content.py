@@ -1,0 +1,236 @@
+"""
+What messageContent may return, as a body.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
+from zope.interface import implementer
+from zope.interface.verify import verifyObject
+
+from pop3svc.calling import Unanswered
+from pop3svc.files import FileBlocks
+from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
+from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.testing import Inline
+from tests.test_calling import start
+
+MESSAGE = b"a: b\r\n\r\n" + b"0123456789\r\n" * 20000
+LINES = MESSAGE.split(b"\r\n")[:-1]
+
+
+@implementer(IMessageContent)
+class Lines:
+    def __init__(self, lines: list[bytes], late: bool = False) -> None:
+        self.lines = iter(lines)
+        self.late = late
+        self.closed = 0
+
+    def nextLine(self) -> Any:
+        line = next(self.lines, None)
+        return succeed(line) if self.late else line
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@implementer(IChunkedContent)
+class Chunks:
+    def __init__(self, chunks: list[Any]) -> None:
+        self.chunks = iter(chunks)
+        self.closed = 0
+
+    async def nextChunk(self) -> Any:
+        return next(self.chunks, None)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@implementer(IFileContent)
+class Region:
+    def __init__(self, path: Path, offset: int, length: int) -> None:
+        self.fileno = os.open(path, os.O_RDONLY)
+        self.offset, self.length = offset, length
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+        os.close(self.fileno)
+
+
+def read(content: Any) -> bytes:
+    body, octets = MessageBody(content, Clock(), 10), b""
+    while True:
+        _, got = start(body.next())
+        if hasattr(got[0], "raiseException"):
+            got[0].raiseException()
+        if got[0] is None:
+            body.close()
+            return octets
+        octets += got[0]
+
+
+def test_bytes() -> None:
+    assert read(MESSAGE) == MESSAGE
+    assert read(b"") == b""
+
+
+def test_binaryFiles(tmp_path: Path) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(b"skipped" + MESSAGE)
+    file = path.open("rb")
+    file.read(7)
+    assert isinstance(IChunkedContent(path.open("rb")), FileBlocks)
+    assert read(file) == MESSAGE
+    assert file.closed
+    assert read(io.BytesIO(MESSAGE)) == MESSAGE
+    spooled = tempfile.SpooledTemporaryFile()
+    spooled.write(MESSAGE)
+    spooled.seek(0)
+    assert read(spooled) == MESSAGE
+    packed = tmp_path / "message.gz"
+    packed.write_bytes(gzip.compress(MESSAGE))
+    assert read(gzip.open(packed)) == MESSAGE
+
+
+def test_linesOfAnyKind(tmp_path: Path) -> None:
+    assert read(LINES) == MESSAGE
+    assert read(tuple(line + b"\n" for line in LINES)) == MESSAGE.replace(b"\r\n", b"\n")
+    closed = []
+
+    def generator() -> Any:
+        try:
+            yield from LINES
+        finally:
+            closed.append(True)
+
+    made = generator()
+    body = MessageBody(made, Clock(), 10)
+    start(body.next())
+    body.close()
+    assert closed == [True]
+    assert read(generator()) == MESSAGE
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(MESSAGE)
+        file.seek(0)
+        assert read(file) == MESSAGE
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_messageContent(late: bool) -> None:
+    content = Lines([*LINES, b"", b"end"], late)
+    verifyObject(IMessageContent, content)
+    assert read(content) == MESSAGE + b"\r\nend\r\n"
+    assert content.closed == 1
+    assert read(Lines([])) == b""
+
+
+def test_chunkedContent() -> None:
+    content = Chunks([b"a", b"", b"b"])
+    assert read(content) == b"ab"
+    assert content.closed == 1
+
+
+def test_fileContent(tmp_path: Path) -> None:
+    path = tmp_path / "message"
+    path.write_bytes(b"xxx" + MESSAGE + b"yyy")
+    region = Region(path, 3, len(MESSAGE))
+    assert read(region) == MESSAGE
+    assert region.closed == 1
+    assert read(Region(path, 3, 0)) == b""
+    with pytest.raises(EOFError):
+        read(Region(path, 3, len(MESSAGE) + 4))
+
+
+@pytest.mark.parametrize("content", [None, "text", 5, object(), io.StringIO("text")])
+def test_notContent(content: Any) -> None:
+    with pytest.raises(TypeError):
+        MessageBody(content, Clock(), 10)
+
+
+@pytest.mark.parametrize("content", [["text"], Chunks(["text"]), Lines(["text"])])  # type: ignore[list-item]
+def test_notOctets(content: Any) -> None:
+    with pytest.raises(TypeError):
+        read(content)
+
+
+def test_neverAnswers() -> None:
+    clock, content = Clock(), Lines([])
+    content.nextLine = Deferred  # type: ignore[method-assign]
+    _, got = start(MessageBody(content, clock, 10).next())
+    clock.advance(11)
+    assert got[0].check(Unanswered)
+
+
+def test_countByReading() -> None:
+    """
+    The reactor gets its turn while much is counted; the message is closed.
+    """
+    clock = Clock()
+    content = Chunks([b"a\n" * 500_000] * 4 + [b"end"])
+    _, got = start(countByReading(MessageBody(content, clock, 10), clock))
+    turns = 0
+    while not got:
+        clock.advance(0)
+        turns += 1
+    assert got == [4 * 1_500_000 + 5]
+    assert turns >= 1
+    assert content.closed == 1
+
+
+def test_countingFails() -> None:
+    content = Chunks([5])
+    _, got = start(countByReading(MessageBody(content, Clock(), 10), Clock()))
+    assert got[0].check(TypeError)
+    assert content.closed == 1
+
+
+class Slow:
+    """
+    A runner whose work waits until it is let go on.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred()
+        self.waiting.append(lambda: answer.callback(work(*arguments)))
+        return answer
+
+
+def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What is not in the page cache is read elsewhere, and a descriptor that is
+    being read is not closed.
+    """
+
+    def notAtOnce(*_: object) -> int:
+        raise BlockingIOError(11, "not in the cache")
+
+    path = tmp_path / "message"
+    path.write_bytes(MESSAGE)
+    monkeypatch.setattr(os, "preadv", notAtOnce)
+    for runner in (Inline(),):
+        descriptor = os.open(path, os.O_RDONLY)
+        assert read(FileBlocks(descriptor, lambda: os.close(descriptor), runner)) == MESSAGE
+    slow, closed = Slow(), []
+    descriptor = os.open(path, os.O_RDONLY)
+    blocks = FileBlocks(descriptor, lambda: closed.append(os.close(descriptor)), slow)
+    reading = blocks.nextChunk()
+    blocks.close()
+    blocks.close()
+    assert closed == []
+    slow.waiting.pop()()
+    assert closed == [None]
+    assert reading.result == MESSAGE[:65536]

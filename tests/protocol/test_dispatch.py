@@ -1,0 +1,212 @@
+"""
+Every verb in every state; the error map.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.defer import CancelledError
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+
+from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.policy import Policy
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.dispatch import Command, lineLimit, respond, verbOf
+from pop3svc.protocol.maildrop import Maildrop
+from pop3svc.protocol.replies import Reply, Then, challenge, err, ok
+from pop3svc.protocol.session import ConnectionInfo, Session, State
+from pop3svc.providers.memory import MemoryProvider
+from tests.test_calling import start
+
+
+def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Session:
+    info = ConnectionInfo(1, "192.0.2.1", isSecure)
+    session = Session(info, MemoryProvider({}), Policy(), Clock(), tuple(COMMANDS.values()))
+    session.maildrop = Maildrop([])
+    session.state = state
+    return session
+
+
+def reply(session: Session, line: bytes, table: Any) -> Reply:
+    (answer,) = start(respond(session, line, table))[1]
+    if hasattr(answer, "raiseException"):
+        answer.raiseException()
+    assert isinstance(answer, Reply)
+    return answer
+
+
+def tableOf(**fields: Any) -> dict[str, Command]:
+    run = fields.pop("run")
+    return {"DO": Command("DO", frozenset(State), run, **fields)}
+
+
+def raising(error: BaseException, **fields: Any) -> Reply:
+    async def run(session: Session) -> Reply:
+        raise error
+
+    return reply(makeSession(), b"DO", tableOf(run=run, **fields))
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("state", State)
+def test_everyVerbInEveryState(verb: str, state: State) -> None:
+    """
+    Outside its states a command is refused before anything of it is looked at.
+    """
+    command = COMMANDS[verb]
+    entered = []
+
+    async def run(*arguments: Any) -> Reply:
+        entered.append(arguments)
+        return ok("Done.")
+
+    table = {verb: Command(verb, command.states, run, lambda rest: ())}
+    for spelled in (verb, verb.lower(), verb.title()):
+        entered.clear()
+        answer = reply(makeSession(state), spelled.encode(), table)
+        assert answer.positive == bool(entered) == (state in command.states)
+        assert answer.senseless == (state not in command.states)
+
+
+def test_unknown() -> None:
+    for line in (b"", b" ", b"FOO", b"DO\xff", b"\xff", b" DO", b"DO\tx", b"D\0O", b"\x7f"):
+        answer = reply(makeSession(), line, tableOf(run=None))
+        assert (answer.positive, answer.senseless, answer.then) == (False, True, Then.GO_ON)
+
+
+def test_senselessCommandsClose() -> None:
+    async def run(session: Session) -> Reply:
+        return ok("Done.")
+
+    session, table = makeSession(), tableOf(run=run)
+    for _ in range(19):
+        assert reply(session, b"FOO", table).then is Then.GO_ON
+    assert reply(session, b"DO", table).positive
+    for _ in range(19):
+        assert reply(session, b"DO x", table).then is Then.GO_ON
+    last = reply(session, b"FOO", table)
+    assert (last.then, last.text) == (Then.CLOSE, "Too many senseless commands.")
+
+
+def test_refusalsAreNotSenseless() -> None:
+    async def run(session: Session) -> Reply:
+        raise POP3ResponseError("There is no such message.")
+
+    session = makeSession()
+    for _ in range(50):
+        assert reply(session, b"DO", tableOf(run=run)).then is Then.GO_ON
+
+
+@pytest.mark.parametrize("verb", [b"GET / HTTP/1.1", b"post /", b"PRI * HTTP/2.0", b"OPTIONS *"])
+def test_http(verb: bytes) -> None:
+    assert reply(makeSession(), verb, COMMANDS).then is Then.CLOSE
+
+
+def test_errorMap() -> None:
+    answer = raising(POP3ResponseError("No.", "IN-USE"))
+    assert (answer.text, answer.code, answer.then) == ("No.", "IN-USE", Then.GO_ON)
+    assert raising(POP3ResponseError("No.", critical=True)).then is Then.CLOSE
+    assert raising(BadArguments("No.")).senseless
+    answer = raising(NotImplementedError())
+    assert (answer.text, answer.then) == ("Command not available.", Then.GO_ON)
+    assert raising(POP3ResponseError("No."), enters=State.CLOSED).then is Then.CLOSE
+
+
+def test_bug() -> None:
+    """
+    It is logged with its traceback and told to nobody.
+    """
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    try:
+        answer = raising(ValueError("a secret"))
+    finally:
+        globalLogPublisher.removeObserver(seen.append)
+    assert (answer.code, answer.then, answer.fault) == ("SYS/TEMP", Then.CLOSE, True)
+    assert "secret" not in answer.text
+    (event,) = (event for event in seen if event.get("pop3Event") == "error")
+    assert event["log_failure"].check(ValueError)
+
+
+def test_cancellationPassesThrough() -> None:
+    with pytest.raises(CancelledError):
+        raising(CancelledError())
+
+
+def test_withheld() -> None:
+    async def run(session: Session) -> Reply:
+        return ok("Done.")
+
+    refused = POP3ResponseError("Not now.", "READ-ONLY")
+    table = tableOf(run=run, withheld=lambda session: refused, capability=["DO"])
+    assert reply(makeSession(), b"DO", table).code == "READ-ONLY"
+    assert table["DO"].capabilities(makeSession()) == []
+    table = tableOf(run=run, withheld=lambda session: None, capability=["DO"])
+    assert reply(makeSession(), b"DO", table).positive
+    assert table["DO"].capabilities(makeSession()) == ["DO"]
+    assert table["DO"].capabilities(makeSession(State.SLEEPING)) == []
+    table = tableOf(run=run, capability=lambda session: [session.state.value])
+    assert table["DO"].capabilities(makeSession()) == ["AUTHORIZATION"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (ok(""), State.TRANSACTION),
+        (ok("", stays=True), State.AUTHORIZATION),
+        (err(""), State.AUTHORIZATION),
+        (challenge(""), State.AUTHORIZATION),
+    ],
+)
+def test_transition(answer: Reply, state: State) -> None:
+    async def run(session: Session) -> Reply:
+        return answer
+
+    session = makeSession()
+    reply(session, b"DO", tableOf(run=run, enters=State.TRANSACTION))
+    assert session.state is state
+
+
+def test_noTransactionWithoutAListing() -> None:
+    session = makeSession()
+    session.maildrop = None
+    with pytest.raises(AssertionError):
+        session.enter(State.TRANSACTION)
+
+
+def test_exchange() -> None:
+    """
+    While an exchange is unfinished its lines are not commands.
+    """
+
+    class Exchange:
+        command = Command("DO", frozenset(State), None, enters=State.TRANSACTION)  # type: ignore[arg-type]
+
+        async def respond(self, line: bytes) -> Reply:
+            if line == b"more":
+                return challenge("eA==")
+            return ok("Done.") if line == b"yes" else err("No.")
+
+    session = makeSession()
+    session.exchange = Exchange()
+    assert verbOf(session, b"secret", COMMANDS) == "(DO)"
+    assert lineLimit(session, b"x", COMMANDS) == 12288
+    assert reply(session, b"more", COMMANDS).isChallenge
+    assert not reply(session, b"NOOP", COMMANDS).positive
+    assert session.exchange is None
+    assert session.state is State.AUTHORIZATION
+    session.exchange = Exchange()
+    assert reply(session, b"yes", COMMANDS).positive
+    assert session.state is State.TRANSACTION
+
+
+def test_linesAndVerbs() -> None:
+    session = makeSession()
+    assert verbOf(session, b"noop", COMMANDS) == "NOOP"
+    assert verbOf(session, b"secret", COMMANDS) == "(unknown)"
+    assert lineLimit(session, b"auth plain", COMMANDS) == 12288
+    assert lineLimit(session, b"AUTHX", COMMANDS) == 255
+    assert lineLimit(session, b"PASS x", COMMANDS) == 255

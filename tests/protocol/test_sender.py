@@ -1,0 +1,149 @@
+"""
+Pause, resume, stop, failing bodies, and bodies never begun.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
+from twisted.internet.task import Clock
+
+from pop3svc.protocol.replies import Lines, ok
+from pop3svc.protocol.sender import ReplySender, Stalled
+from pop3svc.testing import MemoryTransport
+from tests.test_calling import start
+
+
+class Body:
+    def __init__(self, *chunks: Any) -> None:
+        self.chunks = list(chunks)
+        self.closed = 0
+
+    async def next(self) -> Any:
+        chunk = self.chunks.pop(0) if self.chunks else None
+        if isinstance(chunk, Exception):
+            raise chunk
+        return await chunk if isinstance(chunk, Deferred) else chunk
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
+    clock = Clock()
+    transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
+    return clock, transport, ReplySender(transport, clock, 60)
+
+
+def test_oneWrite() -> None:
+    """
+    A short reply is one write.
+    """
+    _, transport, sender = setUp()
+    writes: list[bytes] = []
+    transport.write = writes.append  # type: ignore[method-assign]
+    body = Body(b"a: b\n", b"\n", b".")
+    assert start(sender.send(ok("Fine.", body=body)))[1] == [True]
+    assert writes == [b"+OK Fine.\r\na: b\r\n\r\n..\r\n.\r\n"]
+    assert (body.closed, transport.producer) == (1, None)
+    assert sender.octetsSent == len(writes[0])
+
+
+def test_topIsCutShort() -> None:
+    _, transport, sender = setUp()
+    body = Body(b"a: b\n\nbody\n", b"more\n")
+    assert start(sender.send(ok("", body=body, topLines=0)))[1] == [False]
+    assert bytes(transport.written) == b"+OK\r\na: b\r\n\r\n.\r\n"
+    assert (body.closed, body.chunks) == (1, [b"more\n"])
+
+
+def test_pausesAndResumes() -> None:
+    _, transport, sender = setUp()
+    transport.isStalled = True
+    body = Body(*[b"x" * 20000 + b"\n"] * 20)
+    _, got = start(sender.send(ok("", body=body)))
+    assert got == []
+    assert len(body.chunks) == 16
+    received = b""
+    while transport.written:
+        received += transport.take(10000)
+    assert got == [True]
+    assert received == b"+OK\r\n" + (b"x" * 20000 + b"\r\n") * 20 + b".\r\n"
+
+
+def test_stalls() -> None:
+    clock, transport, sender = setUp()
+    transport.isStalled = True
+    body = Body(*[b"x" * 20000] * 20)
+    _, got = start(sender.send(ok("", body=body)))
+    clock.advance(59)
+    assert got == []
+    clock.advance(2)
+    assert got[0].check(Stalled)
+    assert (body.closed, transport.producer) == (1, None)
+
+
+def test_stopped() -> None:
+    _, transport, sender = setUp()
+    transport.isStalled = True
+    body = Body(*[b"x" * 20000] * 20)
+    _, got = start(sender.send(ok("", body=body)))
+    transport.producer.stopProducing()
+    assert got[0].check(ConnectionLost)
+    assert body.closed == 1
+
+
+def test_cancelled() -> None:
+    _, transport, sender = setUp()
+    body = Body(Deferred())
+    sending, got = start(sender.send(ok("", body=body)))
+    sending.cancel()
+    assert len(got) == 1
+    assert (body.closed, transport.producer, bytes(transport.written)) == (1, None, b"")
+
+
+def test_failingBody() -> None:
+    _, transport, sender = setUp()
+    body = Body(b"x" * 20000, ValueError("x"))
+    _, got = start(sender.send(ok("", body=body)))
+    assert got[0].check(ValueError)
+    assert (body.closed, transport.producer) == (1, None)
+    assert not transport.written.endswith(b".\r\n")
+
+
+def test_neverBegun() -> None:
+    """
+    A body is closed even if there is no transport any more.
+    """
+    _, transport, sender = setUp()
+    transport.aborted = True
+    body = Body(b"x")
+    _, got = start(sender.send(ok("", body=body)))
+    assert got[0].check(ConnectionLost)
+    assert body.closed == 1
+
+
+def test_listings() -> None:
+    """
+    A long listing is made in pieces.
+    """
+    made = []
+
+    def lines() -> Any:
+        for number in range(100_000):
+            made.append(number)
+            yield f"{number} 1"
+
+    _, transport, sender = setUp()
+    transport.isStalled = True
+    _, got = start(sender.send(ok("", body=Lines(lines()))))
+    assert got == []
+    assert len(made) < 20_000
+    received = b""
+    while transport.written:
+        received += transport.take(65536)
+    assert got == [True]
+    assert received.count(b"\r\n") == 100_002

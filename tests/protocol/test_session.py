@@ -1,0 +1,425 @@
+"""
+What the provider and its mailbox are asked, in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from zope.interface import alsoProvides, implementer
+from zope.interface.verify import verifyObject
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    ILoginThrottle,
+    IMailboxLogout,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3MailboxProvider,
+)
+from pop3svc.policy import Policy
+from pop3svc.protocol.session import ConnectionInfo
+from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, Coroutines, Later, Recording, conversation
+from tests.protocol.test_commands import ALICE
+
+LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
+LEAVE = ["unlock", "watch ended", "logout"]
+
+
+@implementer(INewMailNotifier, IMailboxLogout)
+class Mailbox(MemoryMailbox):
+    """
+    A mailbox with everything optional.
+    """
+
+    def __init__(self, maildrop: MemoryMaildrop, calls: list[str]) -> None:
+        super().__init__(maildrop)
+        self._calls = calls
+
+    def watchMailbox(self, info: object, changed: object) -> Callable[[], None]:
+        return lambda: self._calls.append("watch ended")
+
+    def logout(self) -> None:
+        pass
+
+
+@implementer(IPOP3MailboxProvider)
+class Provider:
+    """
+    Whoever says "secret" gets a recording mailbox.
+    """
+
+    name = "recording"
+
+    def __init__(self, wrap: Callable[[Any], Any] = lambda mailbox: mailbox) -> None:
+        self.calls: list[str] = []
+        self.maildrop = MemoryMaildrop([b"one\n", b"two\n"])
+        self.wrap = wrap
+        self.info: Any = None
+
+    def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+        verifyObject(IPOP3ConnectionInfo, info)
+        self.calls.append("authenticate")
+        self.info = info
+        assert info.userNameAtLogin is None
+        if password != "secret":
+            return None
+        return self.wrap(Recording(Mailbox(self.maildrop, self.calls), self.calls))
+
+
+def test_session() -> None:
+    provider = Provider()
+    client = conversation(provider, ALICE)
+    assert provider.calls == LOGIN
+    assert provider.info.userNameAtLogin == "alice"
+    provider.calls.clear()
+    client.say(b"STAT")
+    client.say(b"LIST")
+    assert provider.calls == ["messageSize", "messageContent"] * 2
+    provider.calls.clear()
+    client.say(b"DELE 1")
+    client.say(b"QUIT")
+    assert provider.calls == ["messageDelete", *LEAVE]
+    assert list(provider.maildrop.messages) == ["message-2"]
+
+
+def test_nothingMarked() -> None:
+    provider = Provider()
+    client = conversation(provider, ALICE)
+    provider.calls.clear()
+    client.say(b"DELE 1")
+    client.say(b"RSET")
+    client.say(b"QUIT")
+    assert provider.calls == LEAVE
+
+
+def test_lost() -> None:
+    provider = Provider()
+    client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…")
+    provider.calls.clear()
+    client.vanish()
+    assert provider.calls == LEAVE
+    assert len(provider.maildrop.messages) == 2
+
+
+def test_coroutines() -> None:
+    provider = Provider(Coroutines)
+    client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)")
+    assert not client.isOpen
+    assert list(provider.maildrop.messages) == ["message-2"]
+
+
+def test_loginFailsAfterTheLock() -> None:
+    """
+    A listing that breaks a rule: the rule is named in the log, not on the wire.
+    """
+    for listing, rule in ((["a", "a"], "listed twice"), (["_"], "not a well-formed")):
+        provider = Provider()
+        provider.maildrop.messages = dict.fromkeys(listing, b"")
+        if len(set(listing)) < len(listing):
+            provider.wrap = lambda mailbox: _listing(mailbox, ["a", "a"])
+        seen: list[Any] = []
+        globalLogPublisher.addObserver(seen.append)
+        conversation(
+            provider,
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\n"
+            "S: -ERR [SYS/PERM] The mailbox cannot be listed.\nC: STAT\nS: -ERR…\nC: NOOP\nS: +OK…",
+        )
+        globalLogPublisher.removeObserver(seen.append)
+        assert any(rule in event.get("rule", "") for event in seen)
+        assert [each for each in provider.calls if each in LEAVE] == LEAVE
+        assert provider.info.userNameAtLogin is None
+
+
+def _listing(mailbox: Any, listing: list[str]) -> Any:
+    mailbox.inside.listMessageUniqueIDs = lambda info: listing
+    return mailbox
+
+
+def test_wrongObjects() -> None:
+    """
+    What is no mailbox is a bug of the provider.
+    """
+    provider = Provider(lambda mailbox: object())
+    conversation(
+        provider,
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [SYS/TEMP]…\nS: (closed)",
+    )
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
+    """
+    Whatever was had is let go, once.
+    """
+    wrapped: list[Later] = []
+
+    def wrap(mailbox: Any) -> Later:
+        wrapped.append(Later(mailbox))
+        return wrapped[0]
+
+    provider = Provider(wrap)
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"USER alice\r\nPASS secret\r\nSTAT\r\n")
+    done = [wrapped[0].answer() for _ in range(min(steps, 3))]
+    if steps == 4:
+        assert client.received().endswith(b"+OK Logged in.\r\n")
+    client.vanish()
+    wrapped[0].answerAll()
+    assert done == LOGIN[1 : 1 + min(steps, 3)]
+    assert provider.calls.count("lock") == provider.calls.count("unlock")
+    assert provider.calls.count("watchMailbox") == provider.calls.count("watch ended")
+    assert provider.calls.count("logout") == 1
+    assert not provider.maildrop.isHeld
+
+
+def later(script: bytes) -> tuple[Provider, Client, Later]:
+    wrapped: list[Later] = []
+
+    def wrap(mailbox: Any) -> Later:
+        wrapped.append(Later(mailbox))
+        return wrapped[0]
+
+    provider = Provider(wrap)
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"USER alice\r\nPASS secret\r\n")
+    wrapped[0].answerAll()
+    client.received()
+    client.send(script)
+    return provider, client, wrapped[0]
+
+
+def test_lostDuringTheDeletion() -> None:
+    """
+    It is finished, and only then the lock let go.
+    """
+    provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
+    assert [name for name, *_ in mailbox.waiting] == ["messageDelete"]
+    client.vanish()
+    assert mailbox.cancelled == []
+    assert [name for name, *_ in mailbox.waiting] == ["messageDelete"]
+    assert client.protocol.factory.connections  # type: ignore[union-attr]
+    mailbox.answerAll()
+    assert provider.calls[-4:] == ["messageDelete", *LEAVE]
+    assert list(provider.maildrop.messages) == ["message-2"]
+    assert not client.protocol.factory.connections  # type: ignore[union-attr]
+
+
+def test_lostDuringTheUnlock() -> None:
+    provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
+    assert mailbox.answer() == "messageDelete"
+    assert [name for name, *_ in mailbox.waiting] == ["unlock"]
+    client.vanish()
+    mailbox.answerAll()
+    assert provider.calls[-4:] == ["messageDelete", *LEAVE]
+
+
+def test_deletionTakesTooLong() -> None:
+    """
+    The client is told that nobody knows; the lock is kept until it is over.
+    """
+    provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
+    client.protocol.factory.clock.advance(121)  # type: ignore[union-attr]
+    assert client.received().endswith(
+        b"-ERR [SYS/TEMP] The deletion takes too long; whether it happens is not known yet.\r\n"
+    )
+    assert not client.isOpen
+    assert provider.maildrop.isHeld
+    mailbox.answerAll()
+    assert provider.calls[-4:] == ["messageDelete", *LEAVE]
+    assert not provider.maildrop.isHeld
+
+
+def test_deletionFailsWithNobodyThere() -> None:
+    provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
+    client.vanish()
+    _, answer, _ = mailbox.waiting.pop()
+    answer.errback(OSError("disk"))
+    mailbox.answerAll()
+    assert provider.calls[-3:] == LEAVE
+
+
+def test_neverAnswers() -> None:
+    """
+    A call that takes too long is cancelled and the connection closed.
+    """
+    provider, client, mailbox = later(b"STAT\r\n")
+    client.protocol.factory.clock.advance(121)  # type: ignore[union-attr]
+    assert client.received() == b"-ERR [SYS/TEMP] The mailbox does not answer.\r\n"
+    assert mailbox.cancelled == ["messageSize"]
+    mailbox.answerAll()
+    assert not client.isOpen
+    assert provider.calls[-3:] == LEAVE
+
+
+def test_lettingGoFails() -> None:
+    """
+    It is logged, and the rest is let go all the same.
+    """
+    provider = Provider()
+    client = conversation(provider, ALICE)
+    client.protocol.session._mailbox.inside.unlock = lambda info: fail(ValueError("x"))
+    provider.calls.clear()
+    assert client.say(b"QUIT") == b"+OK Bye.\r\n"
+    assert provider.calls == LEAVE
+
+
+def sized(answer: Any) -> Provider:
+    def wrap(mailbox: Any) -> Any:
+        alsoProvides(mailbox, IBulkMessageSizes)
+        mailbox.inside.messageSizes = lambda info, uniqueIDs: answer
+        mailbox.inside.messageSize = lambda info, uniqueID: answer
+        return mailbox
+
+    return Provider(wrap)
+
+
+def test_bulkSizes() -> None:
+    provider = sized(iter([5, 6]))
+    conversation(
+        provider,
+        ALICE
+        + "C: STAT\nS: +OK 2 11\nC: LIST\nS: +OK…\nS: 1 5\nS: 2 6\nS: .\nC: LIST 2\nS: +OK 2 6",
+    )
+    assert provider.calls.count("messageSizes") == 1
+    assert "messageSize" not in provider.calls
+
+
+@pytest.mark.parametrize("answer", [[5], [5, 6, 7], [5, -1], [5, None], [5, "6"], None])
+def test_badSizes(answer: Any) -> None:
+    conversation(sized(answer), ALICE + "C: STAT\nS: -ERR [SYS/TEMP] Internal error.\nS: (closed)")
+
+
+@implementer(ILoginThrottle)
+class Throttle:
+    def __init__(self, may: bool = True) -> None:
+        self.may = may
+        self.calls: list[str] = []
+
+    async def mayLogin(self, info: object, username: str) -> bool:
+        self.calls.append(f"may {username}")
+        return self.may
+
+    def loginFailed(self, info: object, username: str) -> Any:
+        answer: Deferred[None] = Deferred()
+        answer.callback(None)
+        self.calls.append(f"failed {username}")
+        return answer
+
+    def loginSucceeded(self, info: object, username: str) -> None:
+        self.calls.append(f"succeeded {username}")
+
+
+def test_throttle() -> None:
+    """
+    PASS and AUTH go through one door.
+    """
+    throttle, provider = Throttle(), Provider()
+    verifyObject(ILoginThrottle, throttle)
+    conversation(
+        provider,
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS wrong\nS: -ERR [AUTH]…\n"
+        "C: AUTH PLAIN AGFsaWNlAHNlY3JldA==\nS: +OK…",
+        throttle=throttle,
+    )
+    assert throttle.calls == ["may alice", "failed alice", "may alice", "succeeded alice"]
+
+
+def test_throttled() -> None:
+    throttle, provider = Throttle(False), Provider()
+    conversation(
+        provider,
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [AUTH] Wrong name or password.",
+        throttle=throttle,
+    )
+    assert (provider.calls, throttle.calls) == ([], ["may alice"])
+
+
+def test_inUseIsNoFailure() -> None:
+    throttle, provider = Throttle(), Provider()
+    provider.maildrop.isHeld = True
+    conversation(
+        provider,
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE]…",
+        throttle=throttle,
+    )
+    assert throttle.calls == ["may alice", "succeeded alice"]
+    assert provider.maildrop.isHeld
+
+
+def test_otherRefusals() -> None:
+    class Refusing(Provider):
+        def authenticate(self, info: Any, username: str, password: str) -> Any:
+            if username == "bug":
+                raise KeyError(password)
+            raise POP3ResponseError("Come later.", username)
+
+    script = (
+        "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] Come later.\nC: NOOP\nS: +OK…"
+    )
+    for code, failures in (("LOGIN-DELAY", 0), ("SYS/TEMP", 0), ("AUTH", 1)):
+        throttle = Throttle()
+        conversation(Refusing(), script.format(code), throttle=throttle)
+        assert throttle.calls.count(f"failed {code}") == failures
+    conversation(
+        Refusing(), "S: +OK…\nC: USER bug\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP]…\nS: (closed)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "isLoopback"),
+    [
+        (None, True),
+        ("127.0.0.1", True),
+        ("127.8.8.8", True),
+        ("::1", True),
+        ("192.0.2.1", False),
+        ("2001:db8::1", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_loopback(address: str | None, isLoopback: bool) -> None:
+    assert ConnectionInfo(1, address, False).isLoopback is isLoopback
+
+
+def test_cleartextPolicies() -> None:
+    from pop3svc.protocol.session import Session
+
+    def may(policy: str, address: str, isSecure: bool) -> bool:
+        info = ConnectionInfo(1, address, isSecure)
+        return Session(info, Provider(), Policy(cleartextLogin=policy), Clock()).mayLogInHere
+
+    for address in ("127.0.0.1", "192.0.2.1"):
+        assert may("never", address, True)
+        assert not may("never", address, False)
+        assert may("always", address, False)
+    assert may("loopback", "127.0.0.1", False)
+    assert not may("loopback", "192.0.2.1", False)
+
+
+def test_namesInEvents() -> None:
+    """
+    What a log cannot show is escaped; a password is in no event.
+    """
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    client = Client(POP3Factory(Provider(), clock=Clock()))
+    client.send(b"USER a\xffb\xc2\x85c\r\nPASS hunter2\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n")
+    globalLogPublisher.removeObserver(seen.append)
+    logins = [event for event in seen if event.get("pop3Event") == "login"]
+    assert [(event["user"], event["succeeded"], event["code"]) for event in logins] == [
+        ("a\\udcffb\\x85c", False, "AUTH"),
+        ("alice", True, None),
+    ]
+    assert "hunter2" not in repr(seen)
+    assert [event["pop3Event"] for event in seen if "pop3Event" in event] == (
+        ["connection"] + ["command", "login", "command"] * 2 + ["command", "close"]
+    )

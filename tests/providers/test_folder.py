@@ -1,0 +1,62 @@
+"""
+The folder store keeps the contract.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import TestCase
+
+import pytest
+from zope.interface.verify import verifyObject
+
+from pop3svc.interfaces import IMailboxStore
+from pop3svc.providers.folder import FolderStore
+from pop3svc.testing import Inline, MailboxContract
+from tests.providers.test_maildir import Anybody, conversation
+
+
+class FolderTests(MailboxContract, TestCase):
+    readOnly = False
+
+    def setUp(self) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.store = FolderStore(self.directory.name, self.readOnly, Inline())
+
+    def makeMailbox(self, messages: list[bytes]) -> Any:
+        for number, message in enumerate(messages):
+            Path(self.directory.name, f"message {number}.eml").write_bytes(message)
+        return self.again()
+
+    def again(self) -> Any:
+        return self.store.openMailbox(self._info(), "alice")
+
+
+class ReadOnlyFolderTests(FolderTests):
+    readOnly = True
+
+
+def test_folder(tmp_path: Path) -> None:
+    for name in ("b.eml", "A.EML", "notes.txt", ".hidden.eml"):
+        (tmp_path / name).write_text("x\n")
+    store = FolderStore(str(tmp_path), runner=Inline())
+    verifyObject(IMailboxStore, store)
+    conversation(
+        Anybody(store),
+        "S: +OK…\nC: USER x\nS: +OK…\nC: PASS y\nS: +OK…\n"
+        "C: UIDL\nS: +OK…\nS: 1 A.EML\nS: 2 b.eml\nS: .\nC: DELE 1\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)",
+    )
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        ".hidden.eml",
+        "b.eml",
+        "notes.txt",
+        "pop3svc.lock",
+    ]
+
+
+def test_noFolder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not a directory"):
+        FolderStore(str(tmp_path / "nowhere"))

@@ -1,0 +1,498 @@
+"""
+Maildirs: the contract, and what only a Maildir can do wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+from unittest import TestCase
+
+import pytest
+from twisted.logger import globalLogPublisher
+from zope.interface import alsoProvides, implementer
+from zope.interface.verify import verifyObject
+
+from pop3svc.interfaces import (
+    IExclusiveMailbox,
+    IMailboxStore,
+    IPOP3MailboxProvider,
+    IReadOnlyMailbox,
+)
+from pop3svc.providers.filemailbox import KnownSizes
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.testing import Client, Inline, MailboxContract, conversation
+from tests.protocol.test_commands import ALICE
+
+
+def deliver(maildir: Path, name: str, message: bytes = b"a: b\n\nc\n", folder: str = "new") -> Path:
+    for each in ("tmp", "new", "cur"):
+        (maildir / each).mkdir(parents=True, exist_ok=True)
+    path = maildir / folder / name
+    path.write_bytes(message)
+    return path
+
+
+class Contract(MailboxContract, TestCase):
+    def setUp(self) -> None:
+        import tempfile
+
+        self.directory = tempfile.TemporaryDirectory()
+        self.addCleanup(self.directory.cleanup)
+        self.store = MaildirStore(self.directory.name, runner=Inline())
+
+    def makeMailbox(self, messages: list[bytes]) -> Any:
+        maildir = Path(self.directory.name, "alice")
+        maildir.mkdir()
+        for number, message in enumerate(messages):
+            name = f"160000000{number}.M{number}P1.host"
+            if number % 2:
+                deliver(maildir, f"{name}:2,S", message, "cur")
+            else:
+                deliver(maildir, name, message)
+        return self.again()
+
+    def again(self) -> Any:
+        return self.store.openMailbox(self._info(), "alice")
+
+
+class ReadOnlyContract(Contract):
+    def setUp(self) -> None:
+        super().setUp()
+        self.store = MaildirStore(self.directory.name, readOnly=True, runner=Inline())
+
+    def test_readOnly(self) -> None:
+        """
+        Nothing is locked, nothing written.
+        """
+        mailbox = self.makeMailbox([b"x"])
+        assert IReadOnlyMailbox.providedBy(mailbox)
+        assert not IExclusiveMailbox.providedBy(mailbox)
+        self._listed(mailbox)
+        names = sorted(each.name for each in Path(self.directory.name, "alice").iterdir())
+        assert names == ["cur", "new", "tmp"]
+
+
+@implementer(IPOP3MailboxProvider)
+class Anybody:
+    name = "test"
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def authenticate(self, info: Any, username: str, password: str) -> Any:
+        return self.store.openMailbox(info, username)
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Path:
+    (tmp_path / "alice").mkdir()
+    return tmp_path / "alice"
+
+
+def served(maildir: Path, script: str = "", **options: Any) -> Client:
+    store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
+    verifyObject(IMailboxStore, store)
+    return conversation(Anybody(store), ALICE + script)
+
+
+def uidl(client: Client, ends: bool = True) -> list[str]:
+    """
+    @return: the unique-ids of a session, which then ends.
+    """
+    listed = client.say(b"UIDL").decode().split("\r\n")[1:-2]
+    if ends:
+        client.say(b"QUIT")
+    return [line.split(" ")[1] for line in listed]
+
+
+def test_order(maildir: Path) -> None:
+    """
+    By the time in the name, else the file's; stable.
+    """
+    deliver(maildir, "1600000005.M2P9.host")
+    deliver(maildir, "1600000005.M1P9.host:2,S", folder="cur")
+    deliver(maildir, "1600000001.V1I2M999999.host")
+    deliver(maildir, "1600000005.host")
+    os.utime(deliver(maildir, "no-time"), (1600000003, 1600000003))
+    os.utime(deliver(maildir, "b"), (1600000009, 1600000009))
+    os.utime(deliver(maildir, "a", folder="cur"), (1600000009, 1600000009))
+    wanted = [
+        "1600000001.V1I2M999999.host",
+        "no-time",
+        "1600000005.host",
+        "1600000005.M1P9.host",
+        "1600000005.M2P9.host",
+        "a",
+        "b",
+    ]
+    assert uidl(served(maildir)) == wanted
+    (maildir / "new" / "b").rename(maildir / "cur" / "b:2,FRS")
+    assert uidl(served(maildir.parent / "alice")) == wanted
+
+
+def test_uniqueIDs(maildir: Path) -> None:
+    """
+    Names that are no unique-ids get one of their own that stays.
+    """
+    strange = ["1.a b", "2.ä", os.fsdecode(b"3.\xff"), "4." + "x" * 69, "5.tab\there"]
+    for name in [*strange, "6.plain"]:
+        deliver(maildir, name)
+    first = uidl(served(maildir))
+    assert first[5] == "6.plain"
+    assert all(each.startswith("H-") for each in first[:5])
+    assert len(set(first)) == 6
+    for name in strange:
+        (maildir / "new" / name).rename(maildir / "cur" / (name + ":2,S"))
+    assert uidl(served(maildir)) == first
+
+
+def test_sameNameTwice(maildir: Path) -> None:
+    """
+    Two messages with one base name are two messages; two links are one.
+    """
+    deliver(maildir, "1.x:2,S", b"one", "cur")
+    deliver(maildir, "1.x", b"two")
+    os.link(deliver(maildir, "2.y"), maildir / "cur" / "2.y:2,")
+    ids = uidl(served(maildir))
+    assert len(ids) == len(set(ids)) == 3
+    assert ids.count("1.x") == 1
+    assert ids[-1] == "2.y"
+
+
+def test_onlyRegularFiles(maildir: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    deliver(maildir, "1.good")
+    deliver(maildir, ".hidden")
+    (maildir / "new" / "2.link").symlink_to(tmp_path / "secret")
+    os.mkfifo(maildir / "new" / "3.fifo")
+    (maildir / "new" / "4.directory").mkdir()
+    client = served(maildir)
+    assert uidl(client, ends=False) == ["1.good"]
+    assert client.say(b"STAT") == b"+OK 1 11\r\n"
+    client.say(b"QUIT")
+    # A message that becomes a link or a FIFO meanwhile is not read either.
+    for replace in (
+        lambda path: path.symlink_to(tmp_path / "secret"),
+        lambda path: os.mkfifo(path),
+        lambda path: path.mkdir(),
+    ):
+        client = served(maildir)
+        path = maildir / "new" / "1.good"
+        path.unlink()
+        replace(path)
+        assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"
+        client.vanish()
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+        deliver(maildir, "1.good")
+
+
+def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
+    """
+    A user cannot show us another user's mail through a link.
+    """
+    deliver(tmp_path / "bob", "1.private")
+    (maildir / "new").symlink_to(tmp_path / "bob" / "new")
+    conversation(
+        Anybody(MaildirStore(str(tmp_path), runner=Inline())),
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] The mailbox has a fault.",
+    )
+
+
+def test_linkedMaildirs(tmp_path: Path) -> None:
+    """
+    The operator's link is followed, a user's is not.
+    """
+    deliver(tmp_path / "elsewhere", "1.x")
+    (tmp_path / "alice").symlink_to(tmp_path / "elsewhere")
+    assert uidl(served(tmp_path / "alice")) == ["1.x"]
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "alice", 1, 1, follow_symlinks=False)
+        conversation(
+            Anybody(MaildirStore(str(tmp_path), runner=Inline())),
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] …",
+        )
+
+
+def test_noMaildir(tmp_path: Path) -> None:
+    """
+    A valid user without one has an empty maildrop; nothing is made, for them
+    or for a name that is refused.
+    """
+    store = MaildirStore(str(tmp_path), runner=Inline())
+    conversation(
+        Anybody(store),
+        ALICE + "C: STAT\nS: +OK 0 0\nC: UIDL\nS: +OK…\nS: .\nC: QUIT\nS: +OK…\nS: (closed)",
+    )
+    for name in ("../alice", ".alice", "a/b", "..", "-x"):
+        conversation(
+            Anybody(store),
+            f"S: +OK…\nC: USER {name}\nS: +OK…\nC: PASS x\nS: -ERR [AUTH] Wrong name or password.",
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_deliveredMeanwhile(maildir: Path) -> None:
+    deliver(maildir, "1.x")
+    client = served(maildir)
+    deliver(maildir, "2.late")
+    assert client.say(b"STAT") == b"+OK 1 11\r\n"
+    assert client.say(b"RETR UID:2.late").endswith(b"\r\nc\r\n.\r\n")
+    assert client.say(b"RETR UID:3.never").startswith(b"-ERR [UID/NOT-FOUND]")
+
+
+def test_renamedMeanwhile(maildir: Path) -> None:
+    """
+    Flags set by another program do not matter.
+    """
+    for name in ("1.x", "2.y", "3.z", "4.gone"):
+        deliver(maildir, name)
+    client = served(maildir)
+    (maildir / "new" / "1.x").rename(maildir / "cur" / "1.x:2,S")
+    (maildir / "new" / "2.y").rename(maildir / "cur" / "2.y:2,")
+    (maildir / "new" / "4.gone").unlink()
+    assert client.say(b"RETR 1").startswith(b"+OK")
+    assert client.say(b"LIST 2") == b"+OK 2 11\r\n"
+    assert client.say(b"RETR 4") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"LIST 4") == b"-ERR That message has gone.\r\n"
+    (maildir / "cur" / "1.x:2,S").rename(maildir / "cur" / "1.x:2,RS")
+    assert client.say(b"STAT") == b"+OK 4 33\r\n"
+    (maildir / "cur" / "1.x:2,RS").rename(maildir / "cur" / "1.x:2,FRS")
+    for number in (1, 2, 4):
+        assert client.say(b"DELE %d" % number).startswith(b"+OK")
+    assert client.say(b"QUIT") == b"+OK Bye, 3 deleted.\r\n"
+    assert [each.name for each in (maildir / "new").iterdir()] == ["3.z"]
+    assert list((maildir / "cur").iterdir()) == []
+
+
+def test_deletingFails(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    One that cannot be removed: those that were moved are put back before the
+    -ERR.
+    """
+    for number in range(5):
+        deliver(maildir, f"{number}.x")
+    client = served(maildir)
+    for number in range(1, 6):
+        client.say(b"DELE %d" % number)
+    rename = os.rename
+
+    def stubborn(source: str, target: str, **named: Any) -> None:
+        if source == "3.x":
+            raise OSError(errno.EPERM, "not this one")
+        rename(source, target, **named)
+
+    monkeypatch.setattr(os, "rename", stubborn)
+    assert client.say(b"QUIT") == b"-ERR [SYS/PERM] The messages cannot be deleted.\r\n"
+    monkeypatch.undo()
+    assert uidl(served(maildir)) == [f"{number}.x" for number in range(5)]
+
+
+def test_recoveredAtLogin(maildir: Path) -> None:
+    for state, left in (("pop3svc-removing", ["1.x", "2.y"]), ("pop3svc-removed", ["1.x"])):
+        deliver(maildir, "1.x")
+        moved = deliver(maildir, "2.y")
+        (maildir / state / "new").mkdir(parents=True)
+        moved.rename(maildir / state / "new" / "2.y")
+        assert uidl(served(maildir)) == left
+
+
+def test_lockAmongProcesses(maildir: Path) -> None:
+    """
+    Another process sees the lock; the kernel frees it with its process.
+    """
+    deliver(maildir, "1.x")
+    script = (
+        "import fcntl, sys\n"
+        "file = open(sys.argv[1], 'r+')\n"
+        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    served(maildir).vanish()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", script, str(maildir / "pop3svc.lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        conversation(
+            Anybody(MaildirStore(str(maildir.parent), runner=Inline())),
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
+            "S: -ERR [IN-USE] Another session has this mailbox.\nC: NOOP\nS: +OK…",
+        )
+        holder.kill()
+    client = served(maildir)
+    with (maildir / "pop3svc.lock").open() as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    client.say(b"QUIT")
+    with (maildir / "pop3svc.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_plantedLock(maildir: Path, tmp_path: Path) -> None:
+    """
+    A link or a FIFO in the lock's place is a fault, not a way out.
+    """
+    (tmp_path / "target").write_text("precious")
+    for plant in (
+        lambda path: path.symlink_to(tmp_path / "target"),
+        lambda path: os.mkfifo(path),
+        lambda path: path.mkdir(),
+    ):
+        path = maildir / "pop3svc.lock"
+        plant(path)
+        conversation(
+            Anybody(MaildirStore(str(tmp_path), runner=Inline())),
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] …",
+        )
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert (tmp_path / "target").read_text() == "precious"
+
+
+def test_nothingStaysOpen(maildir: Path) -> None:
+    def openFiles() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    for number in range(3):
+        deliver(maildir, f"{number}.x")
+    served(maildir).vanish()
+    before = openFiles()
+    client = served(maildir)
+    client.send(b"STAT\r\nRETR 1\r\nTOP 2 0\r\nRETR UID:x\r\nDELE 1\r\nQUIT\r\n")
+    assert openFiles() == before
+    served(maildir, "C: RETR 1\nS: +OK…\nS: a: b\nS:\nS: c\nS: .").vanish()
+    assert openFiles() == before
+
+
+def test_cancelledLock(maildir: Path) -> None:
+    """
+    A lock that nobody waits for any more is given back.
+    """
+    from twisted.internet.defer import Deferred
+
+    class Late(Inline):
+        def __init__(self) -> None:
+            self.work: list[Any] = []
+
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Any:
+            cancelled: list[object] = []
+            answer: Deferred[Any] = Deferred(cancelled.append)
+
+            def happen() -> None:
+                outcome = work(*arguments)
+                if cancelled:
+                    if abandoned is not None:
+                        abandoned(outcome)
+                else:
+                    answer.callback(outcome)
+
+            self.work.append(happen)
+            return answer
+
+    late = Late()
+    provider = Anybody(MaildirStore(str(maildir.parent), runner=late))
+    client = conversation(provider, "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x")
+    client.vanish()
+    late.work.pop()()
+    served(maildir)
+
+
+def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A fault of the disk is named in the log and is no traceback; the session
+    goes on.
+    """
+    deliver(maildir, "1.x")
+    client = served(maildir)
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+
+    def broken(*_: object, **__: object) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("pop3svc.providers.filemailbox.openRegular", broken)
+    assert client.say(b"RETR 1") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
+    monkeypatch.undo()
+    globalLogPublisher.removeObserver(seen.append)
+    assert any(event.get("path") == str(maildir) for event in seen)
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
+
+
+def test_changingDirectories(maildir: Path) -> None:
+    """
+    Another program moves and flags messages while they are listed: none is
+    missed, none is there twice.
+    """
+    names = [f"{number}.x" for number in range(60)]
+    for name in names:
+        deliver(maildir, name)
+    stop = threading.Event()
+
+    def shuffle() -> None:
+        flags = 0
+        where = {name: maildir / "new" / name for name in names}
+        while not stop.is_set():
+            for name, path in where.items():
+                flags += 1
+                where[name] = path.rename(maildir / "cur" / f"{name}:2,{'FRS'[: flags % 4]}")
+
+    thread = threading.Thread(target=shuffle)
+    thread.start()
+    try:
+        for _ in range(30):
+            client = served(maildir)
+            assert uidl(client) == names
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A file is read once to be counted, unless it changes; the memory is
+    bounded.
+    """
+    counted: list[int] = []
+    count = KnownSizes.sizeOf.__globals__["countOctets"]
+
+    def counting(descriptor: int) -> Any:
+        counted.append(descriptor)
+        return count(descriptor)
+
+    monkeypatch.setitem(KnownSizes.sizeOf.__globals__, "countOctets", counting)
+    for number in range(4):
+        deliver(maildir, f"{number}.x")
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    for _ in range(2):
+        conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
+    assert len(counted) == 4
+    monkeypatch.setattr(KnownSizes, "BOUND", 2)
+    for number in range(4, 8):
+        deliver(maildir, f"{number}.x")
+    conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 8 88")
+    assert len(store._sizes._sizes) <= 4
+
+
+def test_refusesMarker(maildir: Path) -> None:
+    """
+    One session may be made read-only.
+    """
+    deliver(maildir, "1.x")
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+
+    class ReadOnly(Anybody):
+        def authenticate(self, info: Any, username: str, password: str) -> Any:
+            mailbox = super().authenticate(info, username, password)
+            alsoProvides(mailbox, IReadOnlyMailbox)
+            return mailbox
+
+    conversation(ReadOnly(store), ALICE + "C: DELE 1\nS: -ERR [READ-ONLY] …")

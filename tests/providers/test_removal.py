@@ -1,0 +1,216 @@
+"""
+All or none, whatever happens: killed at every step, faults at every step.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop3svc.files import openDirectory
+from pop3svc.providers.removal import recover, removeAll
+
+FOLDERS = ("new", "cur")
+PLACES = [("new", "a"), ("cur", "b:2,S"), ("cur", "c")]
+KEPT = [("new", "d"), ("cur", "e")]
+STEPS = ["mkdir", "rename", "fsync", "unlink", "rmdir", "link", "open", "listdir", "lstat"]
+
+
+def make(path: Path) -> int:
+    for folder in FOLDERS:
+        (path / folder).mkdir(parents=True)
+    for folder, name in PLACES + KEPT:
+        (path / folder / name).write_text(name)
+    return openDirectory(str(path))
+
+
+def there(path: Path) -> set[tuple[str, str]]:
+    found = {(folder, each.name) for folder in FOLDERS for each in (path / folder).iterdir()}
+    for folder, name in found:
+        assert (path / folder / name).read_text() == name
+    return found
+
+
+def staged(path: Path) -> list[str]:
+    return [each.name for each in path.iterdir() if each.name not in FOLDERS]
+
+
+def locate(place: Any, looks: int) -> Any:
+    return None if looks else place
+
+
+def test_removeAll(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert there(tmp_path) == set(KEPT)
+    assert staged(tmp_path) == []
+
+
+def test_gone(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (tmp_path / "cur" / "c").unlink()
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert there(tmp_path) == set(KEPT)
+
+
+def test_renamed(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (tmp_path / "new" / "a").rename(tmp_path / "cur" / "a:2,RS")
+
+    def look(place: Any, looks: int) -> Any:
+        return ("cur", "a:2,RS") if place == ("new", "a") and looks else place
+
+    removeAll(root, FOLDERS, PLACES, look)
+    assert there(tmp_path) == set(KEPT)
+
+
+def test_renamedAllTheTime(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    with pytest.raises(OSError, match="renamed"):
+        removeAll(root, FOLDERS, [("new", "a"), ("new", "zzz")], lambda place, looks: place)
+    assert there(tmp_path) == set(PLACES + KEPT)
+    assert staged(tmp_path) == []
+
+
+def test_somethingElseNow(tmp_path: Path) -> None:
+    """
+    What stands at the message's name and is no file is left alone.
+    """
+    root = make(tmp_path)
+    (tmp_path / "cur" / "c").unlink()
+    (tmp_path / "cur" / "c").mkdir()
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert (tmp_path / "cur" / "c").is_dir()
+
+
+def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[str]:
+    """
+    Let the step-th call of the file system go wrong.
+    """
+    calls: list[str] = []
+
+    def wrap(name: str, original: Any) -> Any:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            calls.append(name)
+            if len(calls) == step:
+                happens()
+            return original(*arguments, **named)
+
+        return wrapped
+
+    for name in STEPS:
+        monkeypatch.setattr(os, name, wrap(name, getattr(os, name)))
+    return calls
+
+
+def test_killedAtEveryStep(tmp_path: Path) -> None:
+    """
+    After the next open either all are there or none is.
+    """
+    outcomes = set()
+    for step in range(1, 200):
+        path = tmp_path / str(step)
+        os.close(make(path))
+        child = os.fork()
+        if not child:
+            with pytest.MonkeyPatch.context() as patch:
+                calls = failingAt(patch, step, lambda: os._exit(9))
+                removeAll(openDirectory(str(path)), FOLDERS, PLACES, locate)
+                os._exit(0 if len(calls) < step else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # Killed once more during the recovery, at each of its steps in turn.
+        second = os.fork()
+        if not second:
+            with pytest.MonkeyPatch.context() as patch:
+                failingAt(patch, step % 17 + 1, lambda: os._exit(9))
+                recover(openDirectory(str(path)), FOLDERS)
+                os._exit(0)
+        os.waitpid(second, 0)
+        root = openDirectory(str(path))
+        recover(root, FOLDERS)
+        os.close(root)
+        left = there(path)
+        assert left in (set(PLACES + KEPT), set(KEPT)), (step, left)
+        assert staged(path) == []
+        outcomes.add((status, len(left)))
+        if status == 0:
+            break
+    assert outcomes == {(9, 5), (9, 2), (0, 2)}
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO])
+def test_faultAtEveryStep(tmp_path: Path, code: int) -> None:
+    """
+    An error means that all are there, no error that none is; what a fault
+    left behind the next recovery puts in order.
+    """
+
+    def fault() -> None:
+        raise OSError(code, os.strerror(code))
+
+    outcomes = set()
+    for step in range(1, 200):
+        path = tmp_path / str(step)
+        root = make(path)
+        with pytest.MonkeyPatch.context() as patch:
+            calls = failingAt(patch, step, fault)
+            try:
+                removeAll(root, FOLDERS, PLACES, locate)
+                failed = False
+            except OSError:
+                failed = True
+        recover(root, FOLDERS)
+        os.close(root)
+        assert there(path) == (set(PLACES + KEPT) if failed else set(KEPT)), (step, calls[-1])
+        assert staged(path) == []
+        outcomes.add(failed)
+        if len(calls) < step:
+            break
+    assert outcomes == {True, False}
+
+
+def test_putBackOverwritesNothing(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    (tmp_path / "pop3svc-removing" / "new").mkdir(parents=True)
+    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / "new" / "a")
+    (tmp_path / "new" / "a").write_text("another")
+    recover(root, FOLDERS)
+    texts = {each.read_text() for each in (tmp_path / "new").iterdir()}
+    assert texts == {"a", "another", "d"}
+
+
+def test_withoutHardLinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def noLinks(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    root = make(tmp_path)
+    (tmp_path / "pop3svc-removing" / "new").mkdir(parents=True)
+    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / "new" / "a")
+    monkeypatch.setattr(os, "link", noLinks)
+    recover(root, FOLDERS)
+    assert there(tmp_path) == set(PLACES + KEPT)
+
+
+def test_linksAreNotFollowed(tmp_path: Path) -> None:
+    """
+    Whoever owns a mailbox cannot have files elsewhere removed.
+    """
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    for name in ("pop3svc-removed", "pop3svc-removing"):
+        path = tmp_path / name
+        root = make(path)
+        (path / name).symlink_to(elsewhere)
+        with pytest.raises(OSError, match="."):
+            recover(root, FOLDERS)
+        (path / name).unlink()
+        (path / name).mkdir()
+        (path / name / "new").symlink_to(elsewhere)
+        with pytest.raises(OSError, match="."):
+            recover(root, FOLDERS)
+    assert (elsewhere / "precious").exists()

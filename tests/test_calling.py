@@ -1,0 +1,177 @@
+"""
+Answers that come at once, late or never; what is carried through; threads.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
+from twisted.internet.task import Clock
+from twisted.trial.unittest import TestCase
+
+from pop3svc.calling import CarriedThrough, Unanswered, Workers, ask, settle
+from pop3svc.errors import POP3ResponseError
+
+
+def start(coroutine: Any) -> tuple[Deferred[Any], list[Any]]:
+    deferred = Deferred.fromCoroutine(coroutine)
+    got: list[Any] = []
+    deferred.addBoth(got.append)
+    return deferred, got
+
+
+class AskTests(TestCase):
+    """
+    Three ways to be late, one way to be asked.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+
+    def ask(self, call: Any, *arguments: Any) -> tuple[Deferred[Any], list[Any]]:
+        return start(ask(call, *arguments, clock=self.clock, timeout=10))
+
+    def test_value(self) -> None:
+        self.assertEqual(self.ask(lambda a: a, 5)[1], [5])
+
+    def test_deferred(self) -> None:
+        self.assertEqual(self.ask(succeed, 5)[1], [5])
+        answer: Deferred[int] = Deferred()
+        _, got = self.ask(lambda: answer)
+        self.assertEqual(got, [])
+        answer.callback(6)
+        self.assertEqual(got, [6])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_coroutine(self) -> None:
+        answer: Deferred[int] = Deferred()
+
+        async def call(more: int) -> int:
+            return more + await answer
+
+        _, got = self.ask(call, 1)
+        answer.callback(6)
+        self.assertEqual(got, [7])
+
+    def test_failure(self) -> None:
+        for call in (lambda: fail(ValueError("x")), lambda: 1 // 0):
+            _, got = self.ask(call)
+            self.assertTrue(got[0].check(ValueError, ZeroDivisionError))
+        answer: Deferred[int] = Deferred()
+        _, got = self.ask(lambda: answer)
+        answer.errback(ValueError("x"))
+        self.assertTrue(got[0].check(ValueError))
+
+    def test_noAnswer(self) -> None:
+        cancelled: list[object] = []
+        _, got = self.ask(lambda: Deferred(cancelled.append))
+        self.clock.advance(9.9)
+        self.assertEqual(got, [])
+        self.clock.advance(0.2)
+        self.assertTrue(got[0].check(Unanswered))
+        self.assertEqual(len(cancelled), 1)
+
+    def test_noAnswerEvenWhenCancelled(self) -> None:
+        async def stubborn() -> int:
+            try:
+                await Deferred()
+            except CancelledError:
+                pass
+            await never
+            return 1
+
+        never: Deferred[None] = Deferred()
+        _, got = self.ask(stubborn)
+        self.clock.advance(11)
+        self.assertTrue(got[0].check(Unanswered))
+        never.callback(None)
+
+    def test_cancel(self) -> None:
+        cancelled: list[object] = []
+        asking, got = self.ask(lambda: Deferred(cancelled.append))
+        asking.cancel()
+        self.assertEqual(len(cancelled), 1)
+        self.assertTrue(got[0].check(CancelledError))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_settle(self) -> None:
+        for call in (lambda: 5, lambda: succeed(5)):
+            self.assertEqual(start(settle(call))[1], [5])
+
+    def test_carriedThrough(self) -> None:
+        """
+        Whoever waits may stop waiting; the call goes on.
+        """
+        answer: Deferred[int] = Deferred()
+        carried = CarriedThrough(lambda: answer)
+        waiting, got = start(carried.outcome(self.clock, 10))
+        waiting.cancel()
+        self.assertTrue(got[0].check(CancelledError))
+        _, late = start(carried.outcome(self.clock, 10))
+        self.clock.advance(11)
+        self.assertTrue(late[0].check(Unanswered))
+        _, patient = start(carried.outcome())
+        self.clock.advance(1000)
+        self.assertEqual(patient, [])
+        answer.callback(5)
+        self.assertEqual(patient, [5])
+        self.assertTrue(carried.done)
+        self.assertEqual(start(carried.outcome())[1], [5])
+
+    def test_carriedThroughFails(self) -> None:
+        _, got = start(CarriedThrough(fail, ValueError("x")).outcome())
+        self.assertTrue(got[0].check(ValueError))
+
+
+class WorkersTests(TestCase):
+    """
+    Threads with a bound.
+    """
+
+    def setUp(self) -> None:
+        self.workers = Workers("test", threads=1, waiting=1)
+        self.addCleanup(self.workers.stop)
+
+    async def test_run(self) -> None:
+        thread = await self.workers.run(threading.get_ident)
+        self.assertNotEqual(thread, threading.get_ident())
+        with self.assertRaises(ZeroDivisionError):
+            await self.workers.run(divmod, 1, 0)
+
+    async def test_bound(self) -> None:
+        gate = threading.Event()
+        first = self.workers.run(gate.wait, 30)
+        second = self.workers.run(int)
+        with self.assertRaises(POP3ResponseError) as caught:
+            self.workers.run(int)
+        self.assertEqual(caught.exception.code, "SYS/TEMP")
+        gate.set()
+        self.assertEqual((await first, await second), (True, 0))
+        self.assertEqual(await self.workers.run(int), 0)
+
+    async def test_cancel(self) -> None:
+        """
+        What nobody waits for is given back; what has not begun is skipped.
+        """
+        gate, given = threading.Event(), []
+        begun: Deferred[None] = Deferred()
+        freed: Deferred[bool] = Deferred()
+
+        def work() -> bool:
+            reactor.callFromThread(begun.callback, None)
+            return gate.wait(30)
+
+        first = self.workers.run(work, abandoned=freed.callback)
+        await begun
+        began: list[int] = []
+        second = self.workers.run(began.append, 1, abandoned=given.append)
+        for each in (first, second):
+            each.cancel()
+            self.failureResultOf(each, CancelledError)
+        gate.set()
+        self.assertEqual(await freed, True)
+        self.assertEqual(await self.workers.run(int), 0)
+        self.assertEqual((given, began), ([], []))
