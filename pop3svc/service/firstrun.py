@@ -112,10 +112,10 @@ class DataDirectory:
         """
         self.make()
         try:
+            os.makedirs(self.mail, 0o700, exist_ok=True)
             if os.path.exists(self.passwordFile):
-                os.makedirs(self.mail, 0o700, exist_ok=True)
                 return
-            for folder in ("tmp", "new", "cur"):
+            for folder in ("", "tmp", "new", "cur"):
                 os.makedirs(self._at("mail", "demo", folder), 0o700, exist_ok=True)
             name = f"{int(time.time())}.M0P{os.getpid()}.localhost"
             date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")

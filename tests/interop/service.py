@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordfile import addUser, readPasswordFile
 from tests.interop.hard_messages import HardMessage
 
 __all__ = ["HOST", "PASSWORD", "Maildir", "Service", "freePorts"]
@@ -163,6 +163,8 @@ class Service:
         self._corpus.mkdir()
         _makeCertificate(self.certificate, self._privateKey)
         addUser(str(self._users), "nobody", PASSWORD)
+        # All have the same password, and it takes a while to hash one.
+        self._hash = readPasswordFile(str(self._users))["nobody"]
 
     def addUser(self, name: str, messages: Iterable[HardMessage] = ()) -> Maildir:
         """
@@ -174,7 +176,8 @@ class Service:
             if not source.exists():
                 source.write_bytes(message.stored)
             maildir.add(number, message, source)
-        addUser(str(self._users), name, PASSWORD)
+        with self._users.open("a") as users:
+            users.write(f"{name}:{self._hash}\n")
         return maildir
 
     def _command(self) -> list[str]:

@@ -11,6 +11,7 @@ connections without any.
 from __future__ import annotations
 
 import email.parser
+import functools
 import hashlib
 import os
 import poplib
@@ -141,16 +142,22 @@ def run(command: Sequence[str], home: Path, input: bytes = b"", status: int = 0)
     """
     @return: what a client wrote, after it has ended as it should.
     """
-    done = subprocess.run(
-        command,
-        cwd=home,
-        env=environment(home),
-        input=input,
-        capture_output=True,
-        timeout=_TIMEOUT,
-    )
-    assert done.returncode == status, (done.returncode, done.stdout[-2000:], done.stderr[-2000:])
-    return done.stdout
+    # Files: some write octet by octet, and a pipe would make us wake for each.
+    said, complained, given = home / "stdout", home / "stderr", home / "stdin"
+    given.write_bytes(input)
+    with said.open("wb") as stdout, complained.open("wb") as stderr, given.open("rb") as stdin:
+        done = subprocess.run(
+            command,
+            cwd=home,
+            env=environment(home),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            timeout=_TIMEOUT,
+        )
+    written = said.read_bytes()
+    assert done.returncode == status, (written[-2000:], complained.read_bytes()[-2000:])
+    return written
 
 
 def runInTerminal(command: Sequence[str], home: Path) -> None:
@@ -230,11 +237,22 @@ class Delivery:
 
 
 @pytest.fixture
-def delivery(tmp_path: Path) -> Delivery:
+def home(tmp_path: Path) -> Iterator[Path]:
+    """
+    A client's home, which goes with it: it holds megabytes of mail.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    yield home
+    shutil.rmtree(home)
+
+
+@pytest.fixture
+def delivery(home: Path) -> Delivery:
     """
     A delivery agent.
     """
-    return Delivery(tmp_path)
+    return Delivery(home)
 
 
 # --- comparing ----------------------------------------------------------------
@@ -520,8 +538,9 @@ def test_poplib(service: Service, newAccount: NewAccount, way: str, keep: bool) 
         lines = pop.retr(number)[1]
         received.append(joined(lines))
         assert pop.list(number).split()[2] == b"%d" % len(message.expected)
-        assert pop.top(number, 99999999)[1] == lines
-        if not keep:
+        if keep:
+            assert pop.top(number, 99999999)[1] == lines
+        else:
             pop.dele(number)
     pop.quit()
     assertSame(account, received, asSent)
@@ -534,7 +553,7 @@ def test_poplib(service: Service, newAccount: NewAccount, way: str, keep: bool) 
 @pytest.mark.parametrize("way", ("stls", "tls"))
 @keepOrDelete
 def test_openssl(
-    service: Service, newAccount: NewAccount, tmp_path: Path, way: str, keep: bool
+    service: Service, newAccount: NewAccount, home: Path, way: str, keep: bool
 ) -> None:
     """
     OpenSSL's own client, driven blindly: all commands go out at once.
@@ -557,7 +576,7 @@ def test_openssl(
     ]
     verify = ["-verify_return_error", "-verify_ip", HOST]
     said = "".join(f"{each}\r\n" for each in commands).encode()
-    output = run([openssl, "s_client", *where, *verify], tmp_path, said)
+    output = run([openssl, "s_client", *where, *verify], home, said)
     if way == "tls":
         # With -starttls it reads the greeting itself.
         greeting, _, output = output.partition(b"\r\n")
@@ -592,7 +611,7 @@ def test_curl(
     service: Service,
     newAccount: NewAccount,
     delivery: Delivery,
-    tmp_path: Path,
+    home: Path,
     way: str,
     keep: bool,
 ) -> None:
@@ -603,9 +622,9 @@ def test_curl(
     command, url = curl(service, way, account.name)
     sizes = [len(each.expected) for each in account.messages]
     listed = b"".join(b"%d %d\r\n" % each for each in enumerate(sizes, 1))
-    assert run([*command, url], tmp_path) == listed
+    assert run([*command, url], home) == listed
     every = f"{url}[1-{len(sizes)}]"
-    run([*command, every, "--output", f"{delivery.directory}/#1"], tmp_path)
+    run([*command, every, "--output", f"{delivery.directory}/#1"], home)
     received = [
         # It takes the CRLF of the +OK line for the last one of an empty message.
         b"" if message.name == "empty" and got == b"\r\n" else got
@@ -614,11 +633,11 @@ def test_curl(
     assertSame(account, received, asSent)
     account.assertLeft(True)
     if not keep:
-        run([*command, every, "--request", "DELE", "--head"], tmp_path)
+        run([*command, every, "--request", "DELE", "--head"], home)
         account.assertLeft(False)
 
 
-def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, tmp_path: Path) -> None:
+def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, home: Path) -> None:
     """
     Without the certificate curl refuses: what is tested here is verified TLS.
     """
@@ -628,7 +647,7 @@ def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, tmp_path:
     del command[at : at + 2]
     done = subprocess.run(
         [*command, url],
-        env=environment(tmp_path),
+        env=environment(home),
         capture_output=True,
         timeout=_TIMEOUT,
     )
@@ -677,7 +696,7 @@ def test_fetchmail(
     service: Service,
     newAccount: NewAccount,
     delivery: Delivery,
-    tmp_path: Path,
+    home: Path,
     way: str,
     keep: bool,
 ) -> None:
@@ -688,7 +707,7 @@ def test_fetchmail(
     account = newAccount(byFetchmail)
     trust = f'sslcertck sslcertfile "{service.certificate}" sslcommonname localhost'
     settings = _FETCHMAIL.format(
-        home=tmp_path,
+        home=home,
         host=HOST,
         port=service.portFor(way),
         name=account.name,
@@ -704,8 +723,8 @@ def test_fetchmail(
         agent=delivery.agent,
         directory=delivery.directory,
     )
-    settingsFile = writePrivately(tmp_path / "fetchmailrc", settings)
-    said = run([fetchmail, "--nodetach", "--verbose", "--fetchmailrc", settingsFile], tmp_path)
+    settingsFile = writePrivately(home / "fetchmailrc", settings)
+    said = run([fetchmail, "--nodetach", "--verbose", "--fetchmailrc", settingsFile], home)
     for number in range(1, len(account.messages) + 1):
         asked = f"TOP {number} 99999999" if keep else f"RETR {number}"
         assert f"POP3> {asked}\n".encode() in said
@@ -750,7 +769,7 @@ def test_mpop(
     service: Service,
     newAccount: NewAccount,
     delivery: Delivery,
-    tmp_path: Path,
+    home: Path,
     way: str,
     keep: bool,
 ) -> None:
@@ -761,7 +780,7 @@ def test_mpop(
     account = newAccount(byMpop)
     trust = f"tls_trust_file {service.certificate}"
     settings = _MPOP.format(
-        home=tmp_path,
+        home=home,
         host=HOST,
         port=service.portFor(way),
         name=account.name,
@@ -777,7 +796,7 @@ def test_mpop(
         agent=delivery.agent,
         directory=delivery.directory,
     )
-    run([mpop, "--quiet", "--file", writePrivately(tmp_path / "mpoprc", settings)], tmp_path)
+    run([mpop, "--quiet", "--file", writePrivately(home / "mpoprc", settings)], home)
     assertSame(account, delivery.messages(), byMpop)
     account.assertLeft(keep)
 
@@ -806,6 +825,7 @@ verbose = 0
 """
 
 
+@functools.cache
 def byGetmail(message: HardMessage) -> bytes:
     """
     What getmail makes of a message.
@@ -823,7 +843,7 @@ def test_getmail(
     service: Service,
     newAccount: NewAccount,
     delivery: Delivery,
-    tmp_path: Path,
+    home: Path,
     way: str,
     keep: bool,
 ) -> None:
@@ -846,8 +866,8 @@ def test_getmail(
         directory=delivery.directory,
         delete="false" if keep else "true",
     )
-    writePrivately(tmp_path / "getmailrc", settings)
-    run([getmail, "--getmaildir", str(tmp_path), "--rcfile", "getmailrc"], tmp_path)
+    writePrivately(home / "getmailrc", settings)
+    run([getmail, "--getmaildir", str(home), "--rcfile", "getmailrc"], home)
     assertSame(account, delivery.messages(), byGetmail)
     account.assertLeft(keep)
 
@@ -945,31 +965,29 @@ def deliveredByMutt(home: Path) -> list[bytes]:
 
 @everyWay
 @keepOrDelete
-def test_mutt(
-    service: Service, newAccount: NewAccount, tmp_path: Path, way: str, keep: bool
-) -> None:
+def test_mutt(service: Service, newAccount: NewAccount, home: Path, way: str, keep: bool) -> None:
     """
     mutt's <fetch-mail>.
     """
     account = newAccount(byMutt)
-    runMutt(service, way, account.name, tmp_path, "<fetch-mail><quit>", not keep)
-    assertSame(account, deliveredByMutt(tmp_path), byMutt)
+    runMutt(service, way, account.name, home, "<fetch-mail><quit>", not keep)
+    assertSame(account, deliveredByMutt(home), byMutt)
     account.assertLeft(keep)
 
 
 @everyWay
-def test_muttBrowses(service: Service, newAccount: NewAccount, tmp_path: Path, way: str) -> None:
+def test_muttBrowses(service: Service, newAccount: NewAccount, home: Path, way: str) -> None:
     """
     mutt with the maildrop as its open mailbox: TOP of each header, then RETR
     of each message that is copied.
     """
     account = newAccount(byMuttsCopy)
     keys = "<tag-pattern>~A<enter><tag-prefix><copy-message>=delivered<enter><quit>"
-    runMutt(service, way, account.name, tmp_path, keys, False, "-R", "-f", "URL")
+    runMutt(service, way, account.name, home, keys, False, "-R", "-f", "URL")
     # It tells the size of what it copies.
     told = re.compile(rb"^(?:Content-Length|Lines|Status): .*\n", re.MULTILINE)
     received = []
-    for each in deliveredByMutt(tmp_path):
+    for each in deliveredByMutt(home):
         header, blank, body = each.partition(b"\n\n")
         received.append(told.sub(b"", header + b"\n") + blank[1:] + body)
     assertSame(account, received, byMuttsCopy)

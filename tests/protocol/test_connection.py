@@ -228,9 +228,9 @@ def test_loginTimeoutWhileLoggingIn() -> None:
     """
     A login under way is waited for.
     """
-    from pop3svc.interfaces import IPOP3MailboxProvider
-
     from twisted.internet.defer import Deferred
+
+    from pop3svc.interfaces import IPOP3MailboxProvider
 
     answers: list[Deferred[Any]] = []
 

@@ -1,0 +1,174 @@
+"""
+A real twistd in a process of its own, on free ports of this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+__all__ = ["SCRIPTS", "Connection", "Running", "freePort", "script"]
+
+SCRIPTS = Path(sys.executable).parent
+# Seconds that anything may take; a machine that is busy takes long.
+PATIENCE = 60
+
+
+def script(name: str) -> str:
+    """
+    @return: the path of a script beside this Python.
+    """
+    return str(SCRIPTS / name)
+
+
+def freePort(family: int = socket.AF_INET) -> int:
+    """
+    @return: a port that was free a moment ago.
+    """
+    with socket.socket(family) as each:
+        each.bind(("127.0.0.1" if family == socket.AF_INET else "::", 0))
+        port = each.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+class Running:
+    """
+    C{twistd -n pop3svc} with some options, from its start to its end.
+
+    @ivar lines: what it has logged so far.
+    """
+
+    def __init__(self, home: Path, *options: str, twistd: tuple[str, ...] = ()) -> None:
+        home.mkdir(exist_ok=True)
+        self.home = home
+        environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("XDG_")
+        }
+        self.process = subprocess.Popen(
+            [script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            cwd=home,
+            env=environment | {"HOME": str(home)},
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._coming: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._coming.put(line.rstrip("\n"))
+        self._coming.put(None)
+
+    def waitFor(self, text: str) -> str:
+        """
+        @return: the first line of the log with this text in it, from now on.
+        """
+        while True:
+            line = self._coming.get(timeout=PATIENCE)
+            assert line is not None, f"it ended without {text!r}: {self.lines}"
+            self.lines.append(line)
+            if text in line:
+                return line
+
+    def up(self) -> Running:
+        """
+        Wait until it serves.
+        """
+        self.waitFor("starting up")
+        self.waitFor("reactor class")
+        return self
+
+    def end(self, signal: int | None = None) -> int:
+        """
+        Send a signal, wait for the end.
+
+        @return: the exit status.
+        """
+        if signal is not None:
+            self.process.send_signal(signal)
+        status = self.process.wait(PATIENCE)
+        while (line := self._coming.get(timeout=PATIENCE)) is not None:
+            self.lines.append(line)
+        return status
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+class Connection:
+    """
+    A plain connection to a port, line by line.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.socket: socket.socket = socket.create_connection((host, port), PATIENCE)
+        self._buffer = b""
+
+    def startTLS(self, context: ssl.SSLContext) -> None:
+        """
+        Go on inside TLS.
+        """
+        assert not self._buffer
+        self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
+
+    def line(self) -> bytes:
+        """
+        @return: the next line with its end; what is left at the end.
+        """
+        while b"\n" not in self._buffer:
+            data = self.socket.recv(65536)
+            if not data:
+                line, self._buffer = self._buffer, b""
+                return line
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line + b"\n"
+
+    def lines(self) -> list[bytes]:
+        """
+        @return: the lines up to a dot alone.
+        """
+        found = []
+        while (line := self.line()) not in (b".\r\n", b""):
+            found.append(line)
+        return found
+
+    def say(self, text: bytes) -> bytes:
+        """
+        Send a line.
+
+        @return: the first line of the answer.
+        """
+        self.socket.sendall(text + b"\r\n")
+        return self.line()
+
+    def logIn(self, name: bytes, password: bytes) -> None:
+        """
+        Log in by USER and PASS; the greeting was read.
+        """
+        assert self.say(b"USER " + name).startswith(b"+OK")
+        reply = self.say(b"PASS " + password)
+        assert reply.startswith(b"+OK"), reply

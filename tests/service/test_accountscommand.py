@@ -1,0 +1,104 @@
+"""
+pop3svc user add|password|remove|list, from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import pty
+from pathlib import Path
+
+import pytest
+
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.service import accountscommand
+from pop3svc.service.accountscommand import main
+from pop3svc.testing import Inline
+from tests.accounts.test_passwordfile import isGood
+from tests.running import script
+from tests.service.test_twistd import run
+
+
+def test_fromAPipe(tmp_path: Path) -> None:
+    command = [script("pop3svc"), "user"]
+    file = ["--file", str(tmp_path / "users")]
+
+    def good(*arguments: str, stdin: str = "") -> str:
+        ended = run([*command, *arguments, *file], tmp_path, stdin)
+        assert (ended.returncode, ended.stderr) == (0, ""), ended
+        return ended.stdout
+
+    def bad(*arguments: str, stdin: str = "") -> str:
+        ended = run([*command, *arguments, *file], tmp_path, stdin)
+        assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (1, "", 1)
+        return ended.stderr
+
+    good("add", "alice", stdin="one two \nignored")
+    good("add", "bob", stdin="x\r\n")
+    assert good("list") == "alice\nbob\n"
+    checker = PasswordFile(str(tmp_path / "users"), Inline())
+    assert isGood(checker, "alice", "one two ")
+    assert isGood(checker, "bob", "x")
+    good("password", "alice", stdin="three")
+    assert isGood(checker, "alice", "three")
+    good("remove", "bob")
+    assert good("list") == "alice\n"
+    assert bad("add", "alice", stdin="x") == "pop3svc: there is a user alice already\n"
+    assert bad("add", "eve") == "pop3svc: an empty password lets nobody in\n"
+    assert bad("add", "a b", stdin="x").startswith("pop3svc: a user name is")
+    assert bad("password", "eve", stdin="x") == "pop3svc: there is no user eve\n"
+    assert bad("remove", "eve") == "pop3svc: there is no user eve\n"
+    assert "required" in bad("add")
+    assert "invalid choice" in bad("nonsense")
+    (tmp_path / "users").write_text("nonsense")
+    assert bad("list") == f"pop3svc: {tmp_path}/users, line 1: no colon\n"
+    assert bad("add", "x", stdin="x") == f"pop3svc: {tmp_path}/users, line 1: no colon\n"
+
+
+def test_embeddedDefault(tmp_path: Path) -> None:
+    ended = run([script("pop3svc"), "user", "add", "carol"], tmp_path, "secret\n")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert run([script("pop3svc"), "user", "list"], tmp_path).stdout == "carol\n"
+    assert (tmp_path / ".local" / "share" / "pop3svc" / "users").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(("second", "says"), [("secret", ""), ("other", "not the same")])
+def test_fromATerminal(tmp_path: Path, second: str, says: str) -> None:
+    """
+    Asked twice, without an echo.
+    """
+    path = tmp_path / "users"
+    child, terminal = pty.fork()
+    if not child:
+        os.execv(script("pop3svc"), ["pop3svc", "user", "add", "alice", "--file", str(path)])
+    shown = b""
+
+    def until(text: bytes) -> None:
+        nonlocal shown
+        while text not in shown:
+            shown += os.read(terminal, 1000)
+
+    until(b"Password: ")
+    os.write(terminal, b"secret\n")
+    until(b"Again: ")
+    os.write(terminal, second.encode() + b"\n")
+    try:
+        while data := os.read(terminal, 1000):
+            shown += data
+    except OSError:
+        pass
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.close(terminal)
+    assert status == (1 if says else 0)
+    assert says.encode() in shown
+    assert b"secret" not in shown
+    assert path.exists() is not bool(says)
+
+
+def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(accountscommand, "_askPassword", interrupt)
+    with pytest.raises(SystemExit, match="nothing was changed"):
+        main(["user", "add", "alice", "--file", str(tmp_path / "users")])

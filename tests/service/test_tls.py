@@ -1,0 +1,130 @@
+"""
+Certificates: the whole chain, and what cannot be one.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
+from cryptography.x509.oid import NameOID
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from zope.interface.verify import verifyObject
+
+from pop3svc.service.firstrun import _selfSigned
+from pop3svc.service.tls import RenewableCertificate
+
+Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def issue(name: str, issuer: Signed | None, isAuthority: bool) -> Signed:
+    key = ec.generate_private_key(ec.SECP256R1())
+    own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    signing = key if issuer is None else issuer[1]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(own)
+        .issuer_name(own if issuer is None else issuer[0].subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=isAuthority, path_length=None), critical=True)
+        .sign(signing, hashes.SHA256())
+    )
+    return certificate, key
+
+
+def pem(*signed: Signed) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate, _ in signed)
+
+
+def privatePEM(key: object) -> bytes:
+    return key.private_bytes(  # type: ignore[attr-defined, no-any-return]
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+
+
+def shake(creator: RenewableCertificate, context: ssl.SSLContext) -> str | None:
+    """
+    A handshake in memory.
+
+    @return: the protocol's version.
+    """
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="mail.example.org")
+    server = creator.serverConnectionForTLS(None)
+    server.set_accept_state()
+    from OpenSSL import SSL
+
+    for _ in range(10):
+        try:
+            client.do_handshake()
+            return client.version()
+        except ssl.SSLWantReadError:
+            pass
+        if outgoing.pending:
+            server.bio_write(outgoing.read())
+        try:
+            server.do_handshake()
+        except SSL.WantReadError:
+            pass
+        try:
+            incoming.write(server.bio_read(65536))
+        except SSL.WantReadError:
+            pass
+    raise AssertionError("no end of the handshake")
+
+
+def test_wholeChain(tmp_path: Path) -> None:
+    root = issue("root", None, True)
+    middle = issue("middle", root, True)
+    leaf = issue("mail.example.org", middle, False)
+    (tmp_path / "cert.pem").write_bytes(pem(leaf, middle))
+    (tmp_path / "key.pem").write_bytes(privatePEM(leaf[1]))
+    creator = RenewableCertificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    verifyObject(IOpenSSLServerConnectionCreator, creator)
+    context = ssl.create_default_context(cadata=pem(root).decode())
+    assert shake(creator, context) == "TLSv1.3"
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert shake(creator, context) == "TLSv1.2"
+    (tmp_path / "cert.pem").write_bytes(pem(leaf))
+    with pytest.raises(ssl.SSLCertVerificationError):
+        shake(creator, context)
+
+
+def test_oneFile(tmp_path: Path) -> None:
+    certificate, key = _selfSigned()
+    (tmp_path / "both.pem").write_bytes(key + certificate)
+    RenewableCertificate(str(tmp_path / "both.pem"), str(tmp_path / "both.pem"))
+
+
+def test_keysOfAnyKind(tmp_path: Path) -> None:
+    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    (tmp_path / "cert.pem").write_bytes(pem(issue("a", None, False)))
+    for made, says in (
+        (rsa.generate_private_key(65537, 2048), "is not the key of the first certificate"),
+        (dsa.generate_private_key(1024), "of a kind that TLS does not use"),
+    ):
+        (tmp_path / "key.pem").write_bytes(privatePEM(made))
+        with pytest.raises(ValueError, match=says):
+            RenewableCertificate(certificate, key)
+    encrypted = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    (tmp_path / "key.pem").write_bytes(encrypted)
+    with pytest.raises(ValueError, match="is encrypted"):
+        RenewableCertificate(certificate, key)

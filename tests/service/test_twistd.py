@@ -1,0 +1,516 @@
+"""
+The command from outside: a real twistd, real sockets, real files.
+"""
+
+from __future__ import annotations
+
+import os
+import poplib
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pop3svc.accounts.passwordfile import addUser
+from pop3svc.service.firstrun import _selfSigned
+from tests.providers.test_maildir import deliver
+from tests.running import PATIENCE, Connection, Running, freePort, script
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    A mail host: accounts, mail, a certificate.
+    """
+    path = tmp_path_factory.mktemp("site")
+    for name in ("alice", "bob"):
+        addUser(str(path / "users"), name, "secret word")
+        (path / "mail" / name).mkdir(parents=True)
+    renew(path)
+    return path
+
+
+def renew(path: Path) -> None:
+    certificate, key = _selfSigned()
+    (path / "cert.pem").write_bytes(certificate)
+    (path / "key.pem").write_bytes(key)
+
+
+def options(site: Path, *more: str) -> list[str]:
+    return [
+        *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{site / 'users'}"),
+        *("--certificate", str(site / "cert.pem"), "--private-key", str(site / "key.pem")),
+        *more,
+    ]
+
+
+@pytest.fixture
+def service(site: Path, tmp_path: Path) -> Iterator[tuple[Running, int, int]]:
+    plain, secure = freePort(), freePort()
+    with Running(
+        tmp_path / "home",
+        *options(
+            site,
+            *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),
+            *("--endpoint", f"ssl:{secure}:interface=127.0.0.1"),
+        ),
+    ) as running:
+        yield running.up(), plain, secure
+
+
+def trusting(site: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(site / "cert.pem"))
+
+
+def test_serves(service: tuple[Running, int, int], site: Path) -> None:
+    running, plain, secure = service
+    deliver(site / "mail" / "alice", "1.x", b"Subject: a\n\n.b")
+    for client in (
+        poplib.POP3("127.0.0.1", plain, PATIENCE),
+        poplib.POP3("localhost", plain, PATIENCE),
+        poplib.POP3_SSL("localhost", secure, context=trusting(site), timeout=PATIENCE),
+    ):
+        if isinstance(client, poplib.POP3_SSL) or client.host == "localhost":
+            if not isinstance(client, poplib.POP3_SSL):
+                assert "STLS" in client.capa()
+                client.stls(trusting(site))
+            assert "STLS" not in client.capa()
+        client.user("alice")
+        client.pass_("secret word")
+        assert client.retr(1)[1] == [b"Subject: a", b"", b".b"]
+        assert client.quit().startswith(b"+OK")
+    assert "alice from 127.0.0.1 (TLS): 1 messages" in running.waitFor("(TLS)")
+    assert running.end(signal.SIGTERM) == 0
+    assert not any("Traceback" in line or "secret word" in line for line in running.lines)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals(service: tuple[Running, int, int], site: Path, number: int) -> None:
+    """
+    Sessions end, the lock is free, nothing is deleted, exit status 0.
+    """
+    running, plain, _ = service
+    deliver(site / "mail" / "alice", "1.x")
+    deliver(site / "mail" / "alice", "2.big", b"x\n" * 20_000_000)
+    idle, busy = Connection(plain), Connection(plain)
+    for connection in (idle, busy):
+        connection.line()
+    idle.logIn(b"bob", b"secret word")
+    busy.logIn(b"alice", b"secret word")
+    assert busy.say(b"DELE 1").startswith(b"+OK")
+    # It never reads the rest.
+    assert busy.say(b"RETR 2").startswith(b"+OK")
+    running.process.send_signal(number)
+    assert idle.line() == b""
+    assert running.end() == 0
+    assert (site / "mail" / "alice" / "new" / "1.x").exists()
+    assert not any("Traceback" in line for line in running.lines)
+    (site / "mail" / "alice" / "new" / "2.big").unlink()
+
+
+def test_closesAtOnce(service: tuple[Running, int, int], site: Path) -> None:
+    """
+    After QUIT, over TLS with close_notify.
+    """
+    running, plain, secure = service
+    connection = Connection(plain)
+    connection.line()
+    assert connection.say(b"QUIT").startswith(b"+OK")
+    assert connection.line() == b""
+    context = trusting(site)
+    with socket.create_connection(("127.0.0.1", secure), PATIENCE) as raw:
+        # Without suppress_ragged_eofs the end without close_notify is an error.
+        with context.wrap_socket(
+            raw, server_hostname="localhost", suppress_ragged_eofs=False
+        ) as wrapped:
+            assert wrapped.recv(1000).startswith(b"+OK")
+            wrapped.sendall(b"QUIT\r\n")
+            assert wrapped.recv(1000).startswith(b"+OK")
+            assert wrapped.recv(1000) == b""
+            assert (wrapped.version() or "") >= "TLSv1.2"
+
+
+def test_halfClose(service: tuple[Running, int, int]) -> None:
+    connection = Connection(service[1])
+    connection.socket.sendall(b"NOOP\r\nCAPA\r\n")
+    connection.socket.shutdown(socket.SHUT_WR)
+    assert connection.line().startswith(b"+OK")
+    assert connection.line().startswith(b"+OK")
+    assert len(connection.lines()) > 8
+    assert connection.line() == b""
+
+
+def test_plainTextBehindSTLS(service: tuple[Running, int, int], site: Path) -> None:
+    running, plain, _ = service
+    connection = Connection(plain)
+    connection.line()
+    connection.socket.sendall(b"STLS\r\nUSER alice\r\n")
+    received = b""
+    try:
+        while data := connection.socket.recv(1000):
+            received += data
+    except ConnectionResetError:
+        pass
+    assert received in (b"", b"+OK Begin TLS.\r\n")
+    running.waitFor("sent plain text behind STLS")
+
+
+def test_oldTLS(service: tuple[Running, int, int], site: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.warns(DeprecationWarning):
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with socket.create_connection(("127.0.0.1", service[2]), PATIENCE) as raw:
+        with pytest.raises(ssl.SSLError):
+            context.wrap_socket(raw, server_hostname="localhost")
+
+
+def strangers(running: Running, port: int) -> None:
+    for hello in (b"\x16\x03\x01\x00\x05hello", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
+        connection = Connection(port)
+        connection.line()
+        connection.socket.sendall(hello)
+        while connection.line():
+            pass
+
+
+def test_strangers(service: tuple[Running, int, int]) -> None:
+    """
+    One quiet line each.
+    """
+    running, plain, secure = service
+    strangers(running, plain)
+    assert "spoke TLS on a plain port" in running.waitFor("nobody")
+    assert "make no sense" in running.waitFor("nobody")
+    connection = Connection(secure)
+    connection.socket.sendall(b"USER alice\r\n")
+    assert "failed the TLS handshake" in running.waitFor("nobody")
+    assert running.end(signal.SIGTERM) == 0
+    assert not any("Traceback" in line for line in running.lines)
+
+
+def served(port: int) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
+        with context.wrap_socket(raw) as wrapped:
+            return wrapped.getpeercert(True) or b""
+
+
+def servedAfterSTLS(port: int) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = Connection(port)
+    connection.line()
+    connection.say(b"STLS")
+    connection.startTLS(context)
+    assert isinstance(connection.socket, ssl.SSLSocket)
+    with connection.socket as wrapped:
+        return wrapped.getpeercert(True) or b""
+
+
+def test_renewedCertificate(service: tuple[Running, int, int], site: Path) -> None:
+    """
+    Served from the next handshake on; a pair that is half replaced is not.
+    """
+    running, plain, secure = service
+
+    def both() -> bytes:
+        one, other = served(secure), servedAfterSTLS(plain)
+        assert one == other
+        return one
+
+    old = both()
+    assert old == ssl.PEM_cert_to_DER_cert((site / "cert.pem").read_text())
+    key = (site / "key.pem").read_bytes()
+    renew(site)
+    assert both() != old
+    newer = both()
+    new = (site / "key.pem").read_bytes()
+    (site / "key.pem").write_bytes(key)
+    assert both() == newer
+    (site / "key.pem").write_bytes(new)
+    assert both() == newer
+    (site / "cert.pem").write_text("nonsense")
+    assert both() == newer
+    (site / "cert.pem").unlink()
+    assert both() == newer
+    renew(site)
+    assert both() not in (old, newer)
+    running.waitFor("is not the key of the first certificate")
+    running.waitFor("holds no PEM certificate")
+
+
+def test_everyAddress(site: Path, tmp_path: Path) -> None:
+    """
+    ssl:PORT alone is IPv4 and IPv6; a client of IPv4 is one in the log.
+    """
+    port = freePort(socket.AF_INET6)
+    with Running(tmp_path / "home", *options(site, "--endpoint", f"ssl:{port}")) as running:
+        running.up()
+        for host in ("127.0.0.1", "::1"):
+            with socket.create_connection((host, port), PATIENCE) as raw:
+                with trusting(site).wrap_socket(raw, server_hostname="localhost") as wrapped:
+                    assert wrapped.recv(100).startswith(b"+OK")
+                    wrapped.sendall(b"QUIT\r\n")
+                    wrapped.recv(100)
+            assert f"nobody from {host} (TLS)" in running.waitFor("nobody")
+
+
+def test_tlsEndpoint(site: Path, tmp_path: Path) -> None:
+    port, unix = freePort(), tmp_path / "socket"
+    with Running(
+        tmp_path / "home",
+        *options(site, "--tls-endpoint", f"tcp:{port}:interface=127.0.0.1"),
+        *("--endpoint", f"unix:{unix}"),
+    ) as running:
+        running.up()
+        assert served(port)
+        with socket.socket(socket.AF_UNIX) as local:
+            local.connect(str(unix))
+            assert local.recv(100).startswith(b"+OK")
+            local.sendall(b"USER alice\r\nPASS secret word\r\nQUIT\r\n")
+            while local.recv(1000):
+                pass
+        running.waitFor("alice from this machine (no TLS)")
+
+
+def run(arguments: list[str], home: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    home.mkdir(exist_ok=True)
+    return subprocess.run(
+        arguments,
+        cwd=home,
+        env={"HOME": str(home), "PATH": os.environ["PATH"]},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def test_embeddedDefault(tmp_path: Path) -> None:
+    """
+    A new user does as the log says; started again, everything is still there.
+    """
+    home = tmp_path / "home"
+    plain, secure = freePort(), freePort()
+    endpoints = []
+    for text in (f"tcp:{plain}:interface=127.0.0.1", f"ssl:{secure}:interface=127.0.0.1"):
+        endpoints += ["--endpoint", text]
+    passwords = set()
+    for start in (1, 2):
+        with Running(home, *endpoints) as running:
+            running.up()
+            if start == 1:
+                running.waitFor("made a self-signed certificate")
+            running.waitFor("the user demo has a message")
+            for _ in range(2):
+                line = running.waitFor("curl ")
+                curl = shlex.split(line[line.index("curl ") :])
+                read = run([*curl, "--silent", "--show-error"], home)
+                assert read.returncode == 0, read
+                assert "Subject: Welcome to pop3svc" in read.stdout
+            if start == 1:
+                added = run([script("pop3svc"), "user", "add", "carol"], home, "pass word\n")
+                assert (added.returncode, added.stderr) == (0, "")
+            client = poplib.POP3("127.0.0.1", plain, PATIENCE)
+            client.user("carol")
+            client.pass_("pass word")
+            assert client.stat() == (0, 0)
+            client.quit()
+            assert running.end(signal.SIGTERM) == 0
+            assert not any("self-signed" in line for line in running.lines) or start == 1
+            data = home / ".local" / "share" / "pop3svc"
+            passwords.add((data / "demo.netrc").read_text())
+            assert not any(next(iter(passwords)).split()[-1] in line for line in running.lines)
+    assert len(passwords) == 1
+    assert {each.name: oct(each.stat().st_mode & 0o777) for each in data.iterdir()} == {
+        "users": "0o600",
+        "demo.netrc": "0o600",
+        "key.pem": "0o600",
+        "certificate.pem": "0o600",
+        "mail": "0o700",
+    }
+
+
+BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "unknown option": (lambda site: ["--nonsense"], "nonsense"),
+    "argument": (lambda site: ["nonsense"], "'nonsense' is not an option"),
+    "policy": (lambda site: ["--cleartext-login", "maybe"], "--cleartext-login is one of"),
+    "setting": (lambda site: ["--set", "x=1"], "--set x=1: the names are"),
+    "setting's value": (lambda site: ["--set", "idleTimeout=x"], "not a whole number"),
+    "setting's bound": (lambda site: ["--set", "idleTimeout=5"], "idleTimeout is a whole number"),
+    "no auth": (lambda site: ["--provider", f"maildir:{site}"], "needs --auth"),
+    "provider": (lambda site: ["--provider", "nonsense:x"], "there is no provider nonsense"),
+    "provider's path": (lambda site: ["--provider", "maildir:/nowhere/x"], "is not a directory"),
+    "provider's argument": (lambda site: ["--provider", "maildir:/:x=y"], "x is not known"),
+    "dotted name": (lambda site: ["--provider", "no.such.thing"], "cannot be imported"),
+    "no provider": (lambda site: ["--provider", "os.path.join:x"], "neither a provider nor a"),
+    "auth": (lambda site: ["--auth", "nonsense:x"], "--auth nonsense"),
+    "auth's file": (lambda site: ["--auth", "passwd:/nowhere"], "/nowhere: No such file"),
+    "malformed line": (lambda site: ["--auth", f"passwd:{site / 'bad'}"], "bad, line 2: no colon"),
+    "certificate": (lambda site: ["--certificate", "/nowhere"], "/nowhere: No such file"),
+    "key alone": (lambda site: ["--private-key", "/x"], "--private-key goes with --certificate"),
+    "other key": (
+        lambda site: [
+            *("--certificate", str(site / "cert.pem"), "--private-key", str(site / "other.pem"))
+        ],
+        "is not the key of the first certificate",
+    ),
+    "no key": (lambda site: ["--certificate", str(site / "cert.pem")], "holds no PEM private key"),
+    "endpoint": (lambda site: ["--endpoint", "nonsense:1"], "--endpoint nonsense:1: "),
+    "endpoint's port": (lambda site: ["--endpoint", "ssl:x"], "not a number from 0 to 65535"),
+    "endpoint's key": (
+        lambda site: ["--endpoint", "ssl:1995:privateKey=/nowhere"],
+        "--endpoint ssl:1995:privateKey=/nowhere: ",
+    ),
+    "data": (lambda site: ["--data", str(site / "users" / "x")], "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+@pytest.mark.parametrize("case", BAD)
+def test_badOptions(site: Path, tmp_path: Path, case: str, daemon: bool) -> None:
+    """
+    One sentence and exit status 1, in the foreground and not.
+    """
+    (site / "bad").write_text("# fine\nnonsense\n")
+    (site / "other.pem").write_bytes(_selfSigned()[1])
+    make, says = BAD[case]
+    wrong = make(site)
+    if "--endpoint" not in wrong:
+        wrong += ["--endpoint", "tcp:0:interface=127.0.0.1"]
+    mode = [] if daemon else ["-n"]
+    ended = run([script("twistd"), *mode, "--pidfile=", "pop3svc", *wrong], tmp_path / "home")
+    assert ended.returncode == 1, ended
+    assert ended.stdout == ""
+    assert ended.stderr.startswith("pop3svc: ")
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert len(ended.stderr) < 500
+
+
+@pytest.mark.parametrize("daemon", [False, True])
+@pytest.mark.parametrize("kind", ["tcp", "ssl"])
+def test_takenPort(site: Path, tmp_path: Path, daemon: bool, kind: str) -> None:
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        mode = [] if daemon else ["-n"]
+        where = options(site, "--endpoint", f"{kind}:{port}")
+        ended = run([script("twistd"), *mode, "--pidfile=", "pop3svc", *where], tmp_path / "home")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"pop3svc: --endpoint {kind}:{port}: Address already in use\n"
+
+
+def test_help(tmp_path: Path) -> None:
+    for option, says in (
+        ("--help-providers", "maildir:PATH"),
+        ("--help-auth", "passwd"),
+        ("--help-settings", "loginTimeout=180"),
+        ("--help", "--cleartext-login"),
+    ):
+        ended = run([script("twistd"), "pop3svc", option], tmp_path / "home")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert says in ended.stdout
+
+
+def test_daemon(site: Path, tmp_path: Path) -> None:
+    """
+    In the background, ports opened before it goes there.
+    """
+    home, port = tmp_path / "home", freePort()
+    command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc"]
+    ended = run([*command, *options(site, "--endpoint", f"tcp:{port}")], home)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    try:
+        client = poplib.POP3("127.0.0.1", port, PATIENCE)
+        client.user("bob")
+        client.pass_("secret word")
+        client.quit()
+    finally:
+        os.kill(int((home / "pid").read_text()), signal.SIGTERM)
+    while (home / "pid").exists():
+        os.sched_yield()
+    assert "bob from 127.0.0.1" in (home / "log").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
+    """
+    Ports and keys are opened before the drop; mail is read after it.
+    """
+    home, port, secure = tmp_path / "home", freePort(), freePort()
+    shutil.copytree(site, tmp_path / "site")
+    own = tmp_path / "site"
+    deliver(own / "mail" / "bob", "1.x")
+    for path in [own, own / "mail", own / "mail" / "bob", own / "users"]:
+        os.chown(path, 65534, 65534)
+    for path in (own / "mail" / "bob").rglob("*"):
+        os.chown(path, 65534, 65534)
+    (own / "key.pem").chmod(0o600)
+    for path in [tmp_path, *list(tmp_path.parents)[:2]]:
+        path.chmod(path.stat().st_mode | 0o711)
+    with Running(
+        home,
+        *options(own, "--endpoint", f"tcp:{port}", "--endpoint", f"ssl:{secure}"),
+        twistd=("--uid=65534", "--gid=65534"),
+    ) as running:
+        running.up()
+        client = poplib.POP3_SSL("localhost", secure, context=trusting(own), timeout=PATIENCE)
+        status = Path(f"/proc/{running.process.pid}/status").read_text()
+        assert "Uid:\t65534" in status
+        client.user("bob")
+        client.pass_("secret word")
+        assert client.stat()[0] == 1
+        client.dele(1)
+        client.quit()
+        assert running.end(signal.SIGTERM) == 0
+    ended = run([script("twistd"), "-n", "--pidfile=", "--uid=65534", "pop3svc"], tmp_path / "home")
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "pop3svc: --data is needed with --uid, a directory for the user it names\n",
+    )
+    data = tmp_path / "data"
+    with Running(
+        home,
+        *("--data", str(data), "--endpoint", f"tcp:{freePort()}"),
+        twistd=("--uid=65534", "--gid=65534"),
+    ) as running:
+        running.up()
+        running.waitFor("the user demo")
+        assert {each.stat().st_uid for each in data.rglob("*")} == {65534}
+
+
+def test_providerOfOnesOwn(tmp_path: Path) -> None:
+    home, port = tmp_path / "home", freePort()
+    home.mkdir()
+    (home / "mine.py").write_text(
+        "from pop3svc.providers.memory import MemoryProvider\n"
+        "def make(argument):\n"
+        "    return MemoryProvider({'alice': argument}, [b'x: y'])\n"
+        "ready = make('secret')\n"
+    )
+    os.environ["PYTHONPATH"] = str(home)
+    try:
+        for named in ("mine.make:secret", "mine.ready"):
+            with Running(
+                home, "--provider", named, "--endpoint", f"tcp:{port}:interface=127.0.0.1"
+            ) as running:
+                running.up()
+                client = poplib.POP3("127.0.0.1", port, PATIENCE)
+                client.user("alice")
+                client.pass_("secret")
+                assert client.stat() == (1, 6)
+                client.quit()
+    finally:
+        del os.environ["PYTHONPATH"]

@@ -1,0 +1,142 @@
+"""
+The walls: who may import whom, and words that do not belong in a place.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "pop3svc"
+
+# A module imports from lower ranks only.
+RANKS = {
+    "errors": 0,
+    "interfaces": 0,
+    "policy": 0,
+    "octets": 0,
+    "calling": 1,
+    "files": 2,
+    "protocol.replies": 2,
+    "protocol.grammar": 2,
+    "protocol.maildrop": 3,
+    "protocol.wire": 3,
+    "protocol.content": 3,
+    "protocol.session": 4,
+    "protocol.dispatch": 5,
+    "protocol.sasl": 5,
+    "protocol.commands": 6,
+    "protocol.sender": 6,
+    "protocol.connection": 7,
+    "accounts.checkers": 3,
+    "accounts.passwordfile": 3,
+    "providers.names": 3,
+    "providers.memory": 3,
+    "providers.twistedmail": 3,
+    "providers.removal": 3,
+    "providers.filemailbox": 4,
+    "providers.folder": 5,
+    "providers.maildir": 5,
+    "service.tls": 2,
+    "service.endpoints": 2,
+    "service.firstrun": 4,
+    "service.accountscommand": 5,
+    "service.makers": 6,
+    "service.factory": 8,
+    "service.tap": 9,
+}
+# These meet in the interfaces.
+APART = ("protocol", "accounts", "providers")
+# Words that show that a module reaches past its wall.
+NEVER = {
+    "protocol": ["os", "pathlib"],
+    "protocol.grammar": ["twisted"],
+    "protocol.maildrop": ["twisted", "await "],
+    "protocol.wire": ["twisted"],
+    "protocol.replies": ["twisted"],
+    "protocol.session": ["transport"],
+    "protocol.dispatch": ["transport"],
+    "protocol.commands": ["transport", "zope"],
+    "protocol.sasl": ["transport"],
+    "errors": ["twisted"],
+    "policy": ["twisted"],
+    "providers": ["transport", "Reply", "Session"],
+    "accounts": ["transport", "Reply", "Session", "IPOP3Mailbox("],
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if path.name != "__init__.py" and not name.startswith("testing."):
+            found[name] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """
+    @return: what of ours a file imports, without the package's name.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    own = {name.removeprefix("pop3svc.") for name in found if name.startswith("pop3svc.")}
+    return own & (set(RANKS) | {"testing"} | {name for name in own if name.startswith("testing.")})
+
+
+def code(path: Path) -> str:
+    """
+    @return: a file without its docstrings and comments.
+    """
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = ""
+    return ast.unparse(tree)
+
+
+def test_everyModuleHasItsRank() -> None:
+    assert set(modules()) == set(RANKS)
+
+
+@pytest.mark.parametrize("name", RANKS)
+def test_walls(name: str) -> None:
+    path = modules()[name]
+    for other in imported(path):
+        assert not other.startswith("testing"), f"{name} imports {other}"
+        assert RANKS[other] < RANKS[name], f"{name} imports {other}"
+        folder, otherFolder = name.split(".")[0], other.split(".")[0]
+        if folder in APART and otherFolder in APART:
+            assert folder == otherFolder, f"{name} imports {other}"
+    for part in (name, name.split(".")[0]):
+        for word in NEVER.get(part, []):
+            if word.isidentifier() and word in ("os", "pathlib"):
+                names = {
+                    alias.name
+                    for node in ast.walk(ast.parse(path.read_text()))
+                    if isinstance(node, ast.Import | ast.ImportFrom)
+                    for alias in node.names
+                }
+                assert word not in names, f"{name} imports {word}"
+            else:
+                assert word not in code(path), f"{name} says {word!r}"
+
+
+def test_docstrings() -> None:
+    """
+    Every module begins with a sentence; everything public says what it is.
+    """
+    for name, path in modules().items():
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), name
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                if not node.name.startswith("_"):
+                    assert ast.get_docstring(node), f"{name}.{node.name}"
