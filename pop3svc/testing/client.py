@@ -254,8 +254,8 @@ def conversation(
 
     The script has a line C{C: ...} for each line of the client and C{S: ...}
     for each of the server, the greeting first; a line of the server's that
-    ends in C{…} stands for any that begins so; spaces at its end count.  C{S: (closed)} is the end of
-    the connection.  Other lines are comments.
+    ends in C{…} stands for any that begins so; spaces at its end count.
+    C{S: (closed)} is the end of the connection.  Other lines are comments.
 
     @param options: more for L{POP3Factory}.
     @return: the client, to go on with.
