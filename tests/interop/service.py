@@ -209,11 +209,15 @@ class Service:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
-            if self._answers():
-                return
+            try:
+                if self._answers():
+                    return
+            except BaseException:
+                self.stop()
+                raise
+            self.stop()
             if "in use" not in self.log():
                 break
-        self.stop()
         raise AssertionError(f"the service does not start:\n{self.log()}")
 
     def _answers(self) -> bool:
