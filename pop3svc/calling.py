@@ -5,6 +5,7 @@ cancelled, and keep what blocks out of the reactor thread.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from inspect import iscoroutine
 from typing import Any, Protocol, TypeVar
@@ -17,7 +18,7 @@ from twisted.python.threadpool import ThreadPool
 
 from pop3svc.errors import POP3ResponseError
 
-__all__ = ["CarriedThrough", "Runner", "Unanswered", "Workers", "ask", "settle"]
+__all__ = ["CarriedThrough", "Runner", "Turns", "Unanswered", "Workers", "ask", "givenUp", "settle"]
 
 T = TypeVar("T")
 
@@ -77,16 +78,25 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
 
     result: Deferred[Any] = Deferred(abandon)
 
+    isLate = False
+
     def late() -> None:
-        result.errback(Unanswered())
+        nonlocal isLate
+        isLate = True
+        # It counts as over only when it has been told so.
         answer.cancel()
+        if not result.called:
+            result.errback(Unanswered())
 
     timer = clock.callLater(timeout, late)
 
     def arrived(value: Any) -> None:
         if timer.active():
             timer.cancel()
-        if not result.called:
+        if isLate or result.called:
+            if not result.called:
+                result.errback(Unanswered())
+        else:
             if isinstance(value, Failure):
                 result.errback(value)
             else:
@@ -151,6 +161,59 @@ class Runner(Protocol):
         """
 
 
+class _DaemonThread(threading.Thread):
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named, daemon=True)
+
+
+_running = threading.local()
+
+
+def givenUp() -> bool:
+    """
+    Asked by long work in one of the threads of L{Workers}, now and then.
+
+    @return: does nobody wait for it any more?
+    """
+    asked: Callable[[], bool] = getattr(_running, "givenUp", lambda: False)
+    return asked()
+
+
+class Turns:
+    """
+    Lets the reactor have its turn in long work in its own thread.
+    """
+
+    # Seconds: what nobody notices.
+    SLICE = 0.02
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._began = clock.seconds()
+
+    def isOver(self) -> bool:
+        """
+        Has this turn taken its time?
+        """
+        return self._clock.seconds() - self._began >= self.SLICE
+
+    async def next(self) -> None:
+        """
+        Let the reactor have its turn.
+        """
+        turn: Deferred[None] = Deferred()
+        self._clock.callLater(0, turn.callback, None)
+        await turn
+        self._began = self._clock.seconds()
+
+    async def perhaps(self) -> None:
+        """
+        Let the reactor have its turn if this one is over.
+        """
+        if self.isOver():
+            await self.next()
+
+
 class _Skipped:
     """
     What work returns that was cancelled before it began.
@@ -170,6 +233,8 @@ class Workers:
         self._bound = threads + waiting
         self._underWay = 0
         self._pool = ThreadPool(0, threads, name)
+        # One that a disk never gives back must not keep the process.
+        self._pool.threadFactory = _DaemonThread
         self._reactor = reactor
         self._started = False
 
@@ -218,7 +283,10 @@ class Workers:
         result: Deferred[T] = Deferred(cancel)
 
         def job() -> Any:
-            return _Skipped() if cancelled else work(*arguments)
+            if cancelled:
+                return _Skipped()
+            _running.givenUp = lambda: cancelled or not self._started
+            return work(*arguments)
 
         def ended(outcome: Any) -> None:
             self._underWay -= 1

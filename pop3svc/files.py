@@ -12,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, Workers
+from pop3svc.calling import Runner, Workers, givenUp
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.octets import OctetCount
 
@@ -78,15 +79,32 @@ def countOctets(descriptor: int) -> int:
     """
     Read a file and count its octets as they will be sent.  Blocks: not for
     the reactor thread.
+
+    @raise OSError: it was given up, or cannot be read.
     """
     count = OctetCount()
-    offset = 0
-    while True:
-        block = os.pread(descriptor, _COUNTING_BLOCK, offset)
+    offset, size = 0, os.fstat(descriptor).st_size
+    while offset < size:
+        if givenUp():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        # What is no data is NULs, however many: they need no reading.
+        data = _nextData(descriptor, offset, size)
+        count.skip(data - offset)
+        block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
         if not block:
-            return count.total()
+            break
         count.feed(block)
-        offset += len(block)
+        offset = data + len(block)
+    return count.total()
+
+
+def _nextData(descriptor: int, offset: int, size: int) -> int:
+    try:
+        return min(os.lseek(descriptor, offset, os.SEEK_DATA), size)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return size
+        return offset
 
 
 @implementer(IChunkedContent)
@@ -107,12 +125,15 @@ class FileBlocks:
         """
         @param closing: called once, when the descriptor is no longer read.
         @param offset: octets, where to begin.
-        @param length: octets to read, all if L{None}.
+        @param length: octets to read, all that are there now if L{None}; if
+            fewer are there when they are read that is an error.
         """
         self._descriptor = descriptor
         self._closing = closing
         self._runner = disk() if runner is None else runner
         self._offset = offset
+        if length is None:
+            length = max(os.fstat(descriptor).st_size - offset, 0)
         self._left = length
         self._reading = False
         self._closed = False
@@ -121,7 +142,7 @@ class FileBlocks:
         """
         See L{IChunkedContent.nextChunk}.
         """
-        size = _BLOCK if self._left is None else min(_BLOCK, self._left)
+        size = min(_BLOCK, self._left)
         if not size:
             return None
         if _NOWAIT is not None:
@@ -132,30 +153,32 @@ class FileBlocks:
                 if error.errno not in _NOT_AT_ONCE:
                     raise
             else:
-                return self._advance(bytes(memoryview(buffer)[:read]))
+                # Some kernels say 0 before the end; a thread will know.
+                if read:
+                    return self._advance(bytes(memoryview(buffer)[:read]))
+        work = self._runner.run(os.pread, self._descriptor, size, self._offset)
         self._reading = True
         reading: Deferred[bytes] = Deferred()
-        self._runner.run(os.pread, self._descriptor, size, self._offset).addBoth(
-            self._haveRead, reading
-        )
+        work.addBoth(self._haveRead, reading)
         return reading
 
     def _haveRead(self, outcome: Any, reading: Deferred[Any]) -> None:
         self._reading = False
         if self._closed:
             self._closing()
-        if isinstance(outcome, bytes):
-            reading.callback(self._advance(outcome))
-        else:
+        if isinstance(outcome, Failure):
             reading.errback(outcome)
+        elif not outcome:
+            reading.errback(EOFError("the file is shorter than it was said to be"))
+        else:
+            reading.callback(self._advance(outcome))
 
-    def _advance(self, block: bytes) -> bytes | None:
+    def _advance(self, block: bytes) -> bytes:
         self._offset += len(block)
-        if self._left is not None:
-            if not block:
-                raise EOFError("the file is shorter than it was said to be")
-            self._left -= len(block)
-        return block or None
+        if not block:
+            raise EOFError("the file is shorter than it was said to be")
+        self._left -= len(block)
+        return block
 
     def close(self) -> None:
         """

@@ -165,7 +165,8 @@ class IBulkMessageSizes(Interface):
 
     def messageSizes(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
         """
-        @return: iterable of int, as C{messageSize}, in the order asked.
+        @return: iterable of int, as C{messageSize}, in the order asked; None
+            for a message that has gone.
         """
 
 

@@ -68,6 +68,14 @@ class OctetCount:
             self._octets -= 1
         self._last = data[-1:]
 
+    def skip(self, octets: int) -> None:
+        """
+        @param octets: how many NULs follow: a hole in a file.
+        """
+        if octets:
+            self._octets += octets
+            self._last = b"\0"
+
     def total(self) -> int:
         """
         @return: octets of the whole message as sent, without dot-stuffing.

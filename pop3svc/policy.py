@@ -7,9 +7,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["CLEARTEXT_LOGIN", "Policy"]
+__all__ = ["CLEARTEXT_LOGIN", "EXTENSIONS", "Policy"]
 
 CLEARTEXT_LOGIN = ("never", "loopback", "always")
+
+# The extensions beyond the RFCs, by the names they are switched off with.
+EXTENSIONS = (
+    "UID-PARAM",
+    "DELI",
+    "CORE",
+    "SLEE-WAKE",
+    "QAUT",
+    "XLOG",
+    "MULTI-LINE-IND",
+    "X-TLS",
+)
 
 
 def _number(default: int, reason: str, *, least: int = 1) -> Any:
@@ -31,6 +43,13 @@ class Policy:
             "in the clear crosses no network when it stays on the machine."
         },
     )
+    without: frozenset[str] = field(
+        default=frozenset(),
+        metadata={
+            "reason": "Extensions that are neither announced nor accepted: what nobody "
+            "uses need not be there."
+        },
+    )
     loginTimeout: int = _number(
         180,
         "From connection to login, the TLS handshake included: a person types a "
@@ -39,6 +58,12 @@ class Policy:
     idleTimeout: int = _number(
         600,
         "Waiting for a command after login; RFC 1939 section 3 asks for ten minutes at least.",
+        least=600,
+    )
+    sleepTimeout: int = _number(
+        3600,
+        "Asleep, until the next command (NOOP will do): a client that polls comes by "
+        "more often, and a sleeper costs little.",
         least=600,
     )
     stallTimeout: int = _number(
@@ -79,6 +104,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.cleartextLogin not in CLEARTEXT_LOGIN:
             raise ValueError(f"cleartextLogin is one of {', '.join(CLEARTEXT_LOGIN)}")
+        unknown = sorted(set(self.without) - set(EXTENSIONS))
+        if unknown:
+            raise ValueError(f"without {unknown[0]}: the extensions are {', '.join(EXTENSIONS)}")
         for item in fields(self):
             least = item.metadata.get("least")
             if least is None:

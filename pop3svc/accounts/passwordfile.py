@@ -10,6 +10,7 @@ import hmac
 import os
 import re
 import secrets
+import stat
 import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Iterator
@@ -43,6 +44,10 @@ _hasher = PasswordHasher()
 # A hash takes a tenth of a second of a core and 64 MiB; a queue of fifty is a
 # few seconds' wait, and whoever comes behind that is told so at once.
 _hashing = Workers("pop3svc-hash", threads=2, waiting=50)
+
+# Octets of a password: more than anybody types, and what all kinds of hashes
+# take.
+_LONGEST = 1024
 
 Entries = dict[str, str]
 
@@ -202,6 +207,9 @@ def _parse(text: str, path: str) -> Entries:
 
 def _read(path: str) -> str:
     try:
+        # A FIFO would be waited for, a device read for ever.
+        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+            raise ValueError(f"{path} is not a file")
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
     except OSError as error:
@@ -235,6 +243,7 @@ class PasswordFile:
         """
         self._path = os.path.abspath(path)
         self._runner = _hashing if runner is None else runner
+        self._said = ""
         self._secret = secrets.token_bytes(16)
         self._standIn = _hasher.hash(secrets.token_hex(16))
         self._seen = self._stamp()
@@ -257,15 +266,18 @@ class PasswordFile:
 
     def _refresh(self) -> None:
         stamp = self._stamp()
-        if stamp == self._seen:
+        if stamp == self._seen and stamp is not None:
             return
-        self._seen = stamp
         try:
             self._entries = readPasswordFile(self._path)
         except ValueError as error:
-            log.error("the accounts stay as they were: {error}", error=str(error))
-        else:
-            self._warn()
+            # It may be readable the next time; what is said once is enough.
+            if self._said != str(error):
+                self._said = str(error)
+                log.error("the accounts stay as they were: {error}", error=str(error))
+            return
+        self._seen, self._said = stamp, ""
+        self._warn()
 
     def _stored(self, name: str) -> tuple[str, bool]:
         """
@@ -296,8 +308,9 @@ class PasswordFile:
         self._refresh()
         name = credentials.username.decode("utf-8", "surrogateescape")
         stored, isKnown = self._stored(name)
-        matches = await self._runner.run(_verify, stored, credentials.password)
-        if not (matches and isKnown):
+        password = credentials.password
+        matches = await self._runner.run(_verify, stored, password[:_LONGEST])
+        if not (matches and isKnown) or len(password) > _LONGEST:
             raise UnauthorizedLogin()
         username: bytes = credentials.username
         return username
@@ -307,12 +320,14 @@ class PasswordFile:
 
 
 @contextmanager
-def _changing(path: str, mayBeNew: bool = False) -> Iterator[list[str]]:
+def _changing(
+    path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
+) -> Iterator[list[str]]:
     """
     The lines of the file, to be changed in place; written back atomically,
     one writer at a time.
     """
-    directory = os.path.dirname(os.path.abspath(path))
+    directory = os.path.dirname(os.path.realpath(path))
     try:
         held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -324,7 +339,10 @@ def _changing(path: str, mayBeNew: bool = False) -> Iterator[list[str]]:
         _parse(text, path)
         lines = [line + "\n" for line in text.removesuffix("\n").split("\n")] if text else []
         yield lines
-        _write(path, "".join(lines), None if isNew else os.stat(path))
+        if not isNew and os.geteuid() == 0:
+            status = os.stat(path)
+            owner = status.st_uid, status.st_gid
+        _write(path, "".join(lines), owner)
         os.fsync(held)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
@@ -332,14 +350,14 @@ def _changing(path: str, mayBeNew: bool = False) -> Iterator[list[str]]:
         os.close(held)
 
 
-def _write(path: str, text: str, old: os.stat_result | None) -> None:
+def _write(path: str, text: str, owner: tuple[int, int] | None) -> None:
     target = os.path.realpath(path)
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".pop3svc-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
             # mkstemp makes it 0600.
-            if old is not None and os.geteuid() == 0:
-                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -359,19 +377,22 @@ def _find(lines: list[str], name: str) -> int | None:
 def _checkPassword(password: str) -> str:
     if not password:
         raise ValueError("an empty password lets nobody in")
+    if len(password.encode("utf-8", "surrogateescape")) > _LONGEST:
+        raise ValueError(f"a password has at most {_LONGEST} octets")
     if any(ord(character) < 32 or ord(character) == 127 for character in password):
         raise ValueError("a password holds no control characters")
     return password
 
 
-def addUser(path: str, name: str, password: str) -> None:
+def addUser(path: str, name: str, password: str, owner: tuple[int, int] | None = None) -> None:
     """
     Add a user; the file is made if it is not there.
 
+    @param owner: user and group of a file that is made.
     @raise ValueError: a sentence that says why not.
     """
     stored = _hasher.hash(_checkPassword(password).encode("utf-8", "surrogateescape"))
-    with _changing(path, mayBeNew=True) as lines:
+    with _changing(path, mayBeNew=True, owner=owner) as lines:
         if _find(lines, checkUserName(name)) is not None:
             raise ValueError(f"there is a user {name} already")
         lines.append(f"{name}:{stored}\n")

@@ -85,8 +85,8 @@ async def stat(session: Session) -> Reply:
     """
     How many messages and octets there are (RFC 1939 section 5).
     """
-    sizes = await session.sizes(session.present())
-    return ok(f"{len(sizes)} {sum(sizes)}")
+    count, octets = await session.total()
+    return ok(f"{count} {octets}")
 
 
 @command("LIST", states=[TRANSACTION], arguments=grammar.optionalMessage)
@@ -203,6 +203,13 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
     """
     What belongs to the service itself.
     """
+    off = session.policy.without
+    if "UID-PARAM" not in off:
+        yield "UID-PARAM"
+    if "MULTI-LINE-IND" not in off:
+        yield "MULTI-LINE-IND"
+    if "X-TLS" not in off:
+        yield f"X-TLS {session.info.isSecure}"
     yield "RESP-CODES"
     yield "AUTH-RESP-CODE"
     yield "PIPELINING"
@@ -279,3 +286,89 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
         return await _loggedIn(session, learned)
 
     return await SASLExchange(COMMANDS["AUTH"], session, chosen, finish).begin(initial)
+
+
+# --- extensions ---------------------------------------------------------------
+
+
+def _activity(isNew: bool) -> str:
+    return "ACTIVITY/NEW" if isNew else "ACTIVITY/NONE"
+
+
+@command(
+    "DELI",
+    states=[TRANSACTION],
+    arguments=grammar.message,
+    capability=["DELI"],
+    withheld=_readOnly,
+    extension="DELI",
+)
+async def deli(session: Session, reference: Reference) -> Reply:
+    """
+    Delete one message now, without waiting for QUIT.
+    """
+    found = await session.find(reference)
+    await session.deleteNow(found)
+    return ok(f"Deleted message. UID:{found.uniqueID}")
+
+
+@command("CORE", states=[TRANSACTION], capability=["CORE"], extension="CORE")
+async def core(session: Session) -> Reply:
+    """
+    Commit the deletions and list afresh, the lock kept.
+    """
+    isNew = await session.refresh()
+    return ok("Refreshed.", code=_activity(isNew))
+
+
+# The older spelling is accepted and not announced.
+command("REFR", states=[TRANSACTION], extension="CORE")(core)
+
+
+@command(
+    "SLEE",
+    states=[TRANSACTION],
+    enters=SLEEPING,
+    capability=["SLEE-WAKE", "SLEEPING"],
+    extension="SLEE-WAKE",
+)
+async def slee(session: Session) -> Reply:
+    """
+    Commit the deletions, let the lock go, and stay connected.
+    """
+    return ok(f"Asleep, {await session.sleep()} deleted.")
+
+
+@command("WAKE", states=[SLEEPING], enters=TRANSACTION, extension="SLEE-WAKE")
+async def wake(session: Session) -> Reply:
+    """
+    Take the lock again and number the messages afresh.
+    """
+    isNew = await session.wake()
+    return ok("Awake.", code=_activity(isNew))
+
+
+@command("QAUT", states=[TRANSACTION], enters=AUTHORIZATION, capability=["QAUT"], extension="QAUT")
+async def qaut(session: Session) -> Reply:
+    """
+    Commit the deletions and make room for another user's login.
+    """
+    await session.logOut()
+    return ok("Logged out.")
+
+
+@command(
+    "XLOG",
+    states=[AUTHORIZATION],
+    arguments=grammar.nameAndPassword,
+    enters=TRANSACTION,
+    capability=["XLOG"],
+    withheld=_noCleartextLogin,
+    extension="XLOG",
+)
+async def xlog(session: Session, name: str, password: str) -> Reply:
+    """
+    USER and PASS in one line.
+    """
+    session.claimedName = None
+    return await _loggedIn(session, Password(name, password))

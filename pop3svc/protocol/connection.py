@@ -23,12 +23,12 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pop3svc.calling import Turns
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
 from pop3svc.protocol.replies import Reply, Then, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.protocol.session import Session, State
-from pop3svc.protocol.wire import firstLine
 
 __all__ = ["POP3Connection", "isTLS"]
 
@@ -84,6 +84,7 @@ class POP3Connection(LineReceiver):
         self._closing: IDelayedCall | None = None
         self._reason = ""
         self._readEnded = False
+        self._turns = Turns(clock)
         self._stopping = False
         self.messagesSent = 0
 
@@ -97,7 +98,12 @@ class POP3Connection(LineReceiver):
         self.session = self._makeSession(transport)
         self._policy = self.session.policy
         self.MAX_LENGTH = self._policy.maxAuthLineLength
-        self._sender = ReplySender(transport, self._clock, self._policy.stallTimeout)
+        self._sender = ReplySender(
+            transport,
+            self._clock,
+            self._policy.stallTimeout,
+            "MULTI-LINE-IND" not in self._policy.without,
+        )
         self._began = self._clock.seconds()
         self._handshaking = isTLS(transport)
         setNoDelay = getattr(transport, "setTcpNoDelay", None)
@@ -113,14 +119,8 @@ class POP3Connection(LineReceiver):
             isSecure=info.isSecure,
         )
         self._limitLogin()
-        self._write(ok(f"{self.session.provider.name} ready."))
+        self._sender.say(ok(f"{self.session.provider.name} ready."))
         self._awaitLine()
-
-    def _write(self, reply: Reply) -> None:
-        octets = firstLine(reply)
-        transport: Any = self.transport
-        transport.write(octets)
-        self._sender.octetsSent += len(octets)
 
     def handshakeCompleted(self) -> None:
         """
@@ -146,6 +146,8 @@ class POP3Connection(LineReceiver):
         if len(self._buffer) + len(data) > self._policy.maxInputHeld:
             self._abort("sent too much ahead")
             return
+        if not self.paused:
+            self._turns = Turns(self._clock)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def lineReceived(self, line: bytes) -> None:
@@ -171,7 +173,7 @@ class POP3Connection(LineReceiver):
         """
         A line is too long (RFC 2449 section 4).
         """
-        self._write(err("That line is too long."))
+        self._sender.say(err("That line is too long."))
         self._close("sent a line that is too long")
 
     async def _serve(self, line: bytes) -> None:
@@ -206,18 +208,29 @@ class POP3Connection(LineReceiver):
         if self.session.state is not State.AUTHORIZATION:
             self._endLoginLimit()
         elif self._loginLimit is None:
+            # Logged in and out again: the connection begins anew.
+            self._tell("logged out")
             self._limitLogin()
         if self._stopping:
             self._sayStopping()
-            return
-        if self._loginLimit is not None and not self._loginLimit.active():
+        elif self._loginLimit is not None and not self._loginLimit.active():
             self._loginTooLate()
-            return
-        self._awaitLine()
+        else:
+            self._awaitLine()
         if self.paused:
+            self._turns = Turns(self._clock)
             self.resumeProducing()
+        elif self._turns.isOver() and not self._reason:
+            # Others wait; the rest of what came in is for the next turn.
+            self.pauseProducing()
+            self._clock.callLater(0, self._nextTurn)
         if self._readEnded and self._running is None and not self._reason:
             self._close("closed by the client")
+
+    def _nextTurn(self) -> None:
+        self._turns = Turns(self._clock)
+        if self._running is None:
+            self.resumeProducing()
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(Stalled):
@@ -292,7 +305,7 @@ class POP3Connection(LineReceiver):
         if self._handshaking:
             self._abort("took too long to log in")
             return
-        self._write(err("That took too long."))
+        self._sender.say(err("That took too long."))
         self._close("took too long to log in")
 
     # --- the end --------------------------------------------------------------
@@ -302,7 +315,10 @@ class POP3Connection(LineReceiver):
         The service stops: end as soon as no command is running.
         """
         self._stopping = True
-        if self._running is None and not self._reason:
+        if self._reason:
+            # It has been told good-bye; what is written still goes out.
+            self._closeFully()
+        elif self._running is None:
             self._sayStopping()
 
     def _sayStopping(self) -> None:
@@ -310,7 +326,7 @@ class POP3Connection(LineReceiver):
             self._abort("the service stops")
             return
         if self.session.state is State.AUTHORIZATION:
-            self._write(err("The service stops.", "SYS/TEMP"))
+            self._sender.say(err("The service stops.", "SYS/TEMP"))
         self._close("the service stops")
 
     def abort(self, reason: str) -> None:
@@ -360,6 +376,8 @@ class POP3Connection(LineReceiver):
 
     def _closeFully(self) -> None:
         transport: Any = self.transport
+        if self._closing is not None and self._closing.active():
+            self._closing.cancel()
         self._closing = self._clock.callLater(self._policy.stallTimeout, self._giveUp)
         if isTLS(transport):
             transport = _below(transport)
@@ -391,6 +409,10 @@ class POP3Connection(LineReceiver):
         """
         The connection is gone, for whatever reason.
         """
+        if not hasattr(self, "_policy"):
+            # It never came to be a session.
+            self._ended(self)
+            return
         if not self._reason:
             if self._handshaking and self.session.info.isSecure:
                 self._reason = "failed the TLS handshake"
@@ -400,6 +422,7 @@ class POP3Connection(LineReceiver):
                 self._reason = "lost"
         self._stopTimers()
         running = self._running
+        self.session.isOver = True
         if running is not None:
             running.cancel()
         ending = Deferred.fromCoroutine(self.session.end())
@@ -407,6 +430,13 @@ class POP3Connection(LineReceiver):
         ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
+        self._tell(self._reason)
+        self._ended(self)
+
+    def _tell(self, reason: str) -> None:
+        """
+        One line for what is over, and begin to count anew.
+        """
         session = self.session
         info = session.info
         log.info(
@@ -422,12 +452,14 @@ class POP3Connection(LineReceiver):
             octetsSent=self._sender.octetsSent,
             messagesDeleted=session.messagesDeleted,
             seconds=self._clock.seconds() - self._began,
-            reason=self._reason,
+            reason=reason,
         )
-        self._ended(self)
+        session.user = None
+        session.messagesDeleted = self.messagesSent = self._sender.octetsSent = 0
+        self._began = self._clock.seconds()
 
 
-_IDLE = {State.TRANSACTION: "idleTimeout"}
+_IDLE = {State.TRANSACTION: "idleTimeout", State.SLEEPING: "sleepTimeout"}
 
 
 def _whyClosed(session: Session, reply: Reply) -> str:

@@ -8,12 +8,11 @@ import io
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
-from pop3svc.calling import ask
+from pop3svc.calling import Turns, ask
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.octets import OctetCount
@@ -23,8 +22,6 @@ __all__ = ["MessageBody", "countByReading"]
 # Lines are handed on in pieces of about this many octets.
 _PIECE = 16384
 _BLOCK = 65536
-# After so many octets counted at once the reactor gets its turn.
-_TURN = 1048576
 
 
 @implementer(IChunkedContent)
@@ -97,7 +94,7 @@ class _IterableOfLines:
 def _fromFile(file: Any) -> Any:
     if isinstance(file, io.TextIOBase):
         raise TypeError("a file of a message is opened in binary mode")
-    if type(file) in (io.BufferedReader, io.FileIO, io.BufferedRandom):
+    if type(file) in (io.BufferedReader, io.FileIO, io.BufferedRandom) and file.seekable():
         return FileBlocks(file.fileno(), file.close, offset=file.tell())
     return _BinaryFile(file)
 
@@ -182,18 +179,13 @@ async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
     @return: octets as they will be sent, without dot-stuffing.
     """
     count = OctetCount()
-    sinceTurn = 0
+    turns = Turns(clock)
     try:
         while True:
             chunk = await body.next()
             if chunk is None:
                 return count.total()
             count.feed(chunk)
-            sinceTurn += len(chunk)
-            if sinceTurn >= _TURN:
-                sinceTurn = 0
-                turn: Deferred[None] = Deferred()
-                clock.callLater(0, turn.callback, None)
-                await turn
+            await turns.perhaps()
     finally:
         body.close()

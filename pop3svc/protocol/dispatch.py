@@ -4,6 +4,7 @@ One line, one session and one table of commands give one reply.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Command:
     @ivar withheld: a function of the session that gives the error saying why
         the command is not to be had now, or L{None}.  What is withheld leaves
         CAPA by itself.
+    @ivar extension: which of L{pop3svc.policy.EXTENSIONS} it belongs to; it is
+        not there when that is switched off.
     @ivar longLine: may its line be as long as a line inside AUTH?
     """
 
@@ -58,6 +61,7 @@ class Command:
     capability: Capabilities = ()
     announced: frozenset[State] = frozenset([State.AUTHORIZATION, State.TRANSACTION])
     withheld: Callable[[Session], POP3ResponseError | None] | None = None
+    extension: str | None = None
     longLine: bool = False
 
     def refusal(self, session: Session) -> POP3ResponseError | None:
@@ -112,7 +116,7 @@ async def respond(session: Session, line: bytes, table: Table) -> Reply:
     exchange = session.exchange
     if exchange is not None:
         command = exchange.command
-        reply = await _guarded(exchange.respond(line), command)
+        reply = await _guarded(exchange.respond(line), command, session)
         if not reply.isChallenge:
             session.exchange = None
     else:
@@ -134,7 +138,7 @@ async def respond(session: Session, line: bytes, table: Table) -> Reply:
         except POP3ResponseError as error:
             return _counted(session, _refused(error))
         command = found
-        reply = await _guarded(command.run(session, *arguments), command)
+        reply = await _guarded(command.run(session, *arguments), command, session)
     if reply.positive and not reply.isChallenge and not reply.stays and command.enters:
         session.enter(command.enters)
     return _counted(session, reply)
@@ -164,19 +168,19 @@ def _refused(error: POP3ResponseError) -> Reply:
     )
 
 
-async def _guarded(body: Awaitable[Reply], command: Command) -> Reply:
+async def _guarded(body: Awaitable[Reply], command: Command, session: Session) -> Reply:
     """
     The error map: whatever a body raises becomes a reply.
     """
     try:
         return await body
-    except CancelledError:
-        raise
     except POP3ResponseError as error:
         reply = _refused(error)
     except NotImplementedError:
         reply = err("Command not available.")
-    except Exception:
+    except (Exception, asyncio.CancelledError) as error:
+        if isinstance(error, CancelledError) and session.isOver:
+            raise
         log.failure("{verb} failed", verb=command.verb, pop3Event="error")
         return err("Internal error.", "SYS/TEMP", Then.CLOSE, fault=True)
     if command.enters is State.CLOSED and reply.then is Then.GO_ON:

@@ -19,6 +19,7 @@ __all__ = [
     "message",
     "messageAndLines",
     "name",
+    "nameAndPassword",
     "nothing",
     "optionalMessage",
     "password",
@@ -134,6 +135,16 @@ def password(rest: bytes | None) -> tuple[str]:
     if not rest:
         raise BadArguments("This command takes a password.")
     return (_text(rest),)
+
+
+def nameAndPassword(rest: bytes | None) -> tuple[str, str]:
+    """
+    A user name up to the first space, and a password: all behind it, verbatim.
+    """
+    given, _, behind = (rest or b"").lstrip(b" ").partition(b" ")
+    if not given or not behind:
+        raise BadArguments("This command takes a user name and a password.")
+    return _text(given), _text(behind)
 
 
 def saslStart(rest: bytes | None) -> tuple[str | None, bytes | None]:

@@ -64,6 +64,7 @@ class Maildrop:
         self._marked: dict[str, None] = {}
         self._gone: set[str] = set()
         self._sizes: dict[str, int] = {}
+        self._octets: int | None = None
 
     def byNumber(self, number: int) -> Found:
         """
@@ -99,17 +100,25 @@ class Maildrop:
             if uniqueID not in self._marked and uniqueID not in self._gone:
                 yield Found(number, uniqueID)
 
+    def uniqueIDs(self) -> Iterable[str]:
+        """
+        @return: all that were listed.
+        """
+        return self._uniqueIDs
+
     def mark(self, found: Found) -> None:
         """
         Mark a message for deletion.
         """
         self._marked[found.uniqueID] = None
+        self._leave(found.uniqueID)
 
     def unmark(self) -> None:
         """
         Take all marks back (RSET).
         """
         self._marked.clear()
+        self._octets = None
 
     def marked(self) -> list[str]:
         """
@@ -122,8 +131,35 @@ class Maildrop:
         These have been deleted for good.
         """
         for uniqueID in uniqueIDs:
-            self._marked.pop(uniqueID, None)
+            if uniqueID in self._marked:
+                del self._marked[uniqueID]
+            else:
+                self._leave(uniqueID)
             self._gone.add(uniqueID)
+
+    def _leave(self, uniqueID: str) -> None:
+        if self._octets is not None and uniqueID in self._numbers:
+            self._octets -= self._sizes.get(uniqueID, 0)
+
+    def count(self) -> int:
+        """
+        @return: how many messages are not deleted.
+        """
+        away = sum(each in self._numbers for each in self._marked)
+        return len(self._uniqueIDs) - away - sum(each in self._numbers for each in self._gone)
+
+    def octets(self) -> int | None:
+        """
+        @return: octets of all that are not deleted, L{None} if not known.
+        """
+        return self._octets
+
+    def setOctets(self, octets: int) -> None:
+        """
+        Remember what all that are not deleted come to, so that STAT need not
+        count again.
+        """
+        self._octets = octets
 
     def size(self, uniqueID: str) -> int | None:
         """

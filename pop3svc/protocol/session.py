@@ -4,6 +4,7 @@ All that is remembered about one client; the only caller of mailbox methods.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from ipaddress import ip_address
@@ -14,9 +15,10 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import CarriedThrough, Unanswered, ask
-from pop3svc.errors import POP3ResponseError
+from pop3svc.calling import CarriedThrough, Turns, Unanswered, ask, settle
+from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import (
+    IAccountStatus,
     IBulkMessageSizes,
     IExclusiveMailbox,
     ILoginThrottle,
@@ -35,6 +37,18 @@ from pop3svc.protocol.maildrop import BadListing, Found, Maildrop, isUniqueID
 __all__ = ["ConnectionInfo", "Exchange", "Session", "State"]
 
 log = Logger(namespace="pop3svc")
+
+
+def _hashes(maildrop: Maildrop) -> array[int]:
+    """
+    Eight octets for each unique-id, to tell later what is new.
+    """
+    return array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in maildrop.uniqueIDs()))
+
+
+def _hasNew(maildrop: Maildrop, known: array[int]) -> bool:
+    seen = set(known)
+    return any(hash(each) & 0xFFFFFFFFFFFFFFFF not in seen for each in maildrop.uniqueIDs())
 
 
 class State(Enum):
@@ -96,6 +110,7 @@ class Session:
     """
     One client's session.
 
+    @ivar isOver: the client is gone; nothing new begins.
     @ivar state: where it stands; set by the dispatcher only.
     @ivar claimedName: the name of an accepted USER that waits for its PASS.
     @ivar exchange: the unfinished AUTH, or L{None}.
@@ -128,6 +143,7 @@ class Session:
         self._clock = clock
         self._throttle = None if throttle is None else ILoginThrottle(throttle)
         self.state = State.AUTHORIZATION
+        self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
         self.senseless = 0
@@ -135,6 +151,9 @@ class Session:
         self._mailbox: Any = None
         self._locked = False
         self._endWatch: Callable[[], object] | None = None
+        # Of the unique-ids listed before going to sleep, eight octets each.
+        self._known: array[int] | None = None
+        self._mark = ""
         self._deletion: CarriedThrough | None = None
         self._leaving: CarriedThrough | None = None
         # For the line at the end.
@@ -142,6 +161,13 @@ class Session:
         self.messagesDeleted = 0
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        answer = await self._answer(call, *arguments)
+        if self.isOver:
+            # It answered although it was cancelled.
+            raise CancelledError()
+        return answer
+
+    async def _answer(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return await ask(call, *arguments, clock=self._clock, timeout=self.policy.answerTimeout)
         except Unanswered:
@@ -182,6 +208,8 @@ class Session:
         try:
             mailbox = await self._authenticate(name, password)
             self.info.userNameAtLogin = name
+            if IAccountStatus.providedBy(self.provider):
+                self._mark = await self._ask(self.provider.loginMark, self.info, name)
             await self._enter(mailbox)
         except CancelledError:
             # The client is lost; end() lets go of everything.
@@ -238,7 +266,11 @@ class Session:
 
     async def _lock(self) -> None:
         if IExclusiveMailbox.providedBy(self._mailbox):
-            await self._ask(self._mailbox.lock, self.info, self._surrender)
+            mailbox = self._mailbox
+            await self._answer(mailbox.lock, self.info, self._surrender)
+            if self.isOver:
+                await CarriedThrough(self._letGo, mailbox.unlock, self.info).outcome()
+                raise CancelledError()
             self._locked = True
 
     def _surrender(self) -> bool:
@@ -271,13 +303,16 @@ class Session:
 
     async def find(self, reference: Reference) -> Found:
         """
-        @return: the message that an argument names.
+        @return: the message that an argument names; number 0 if it arrived
+            after the listing (EXTENSIONS, UID-PARAM).
         @raise POP3ResponseError: there is none, or it is deleted.
         """
         maildrop = self._drop()
         if isinstance(reference, MessageNumber):
             return maildrop.byNumber(reference.number)
         missing = POP3ResponseError("There is no such message.", "UID/NOT-FOUND")
+        if "UID-PARAM" in self.policy.without:
+            raise BadArguments("That is not a number.")
         uniqueID = reference.text
         if not isUniqueID(uniqueID):
             raise missing
@@ -299,12 +334,30 @@ class Session:
             if len(sizes) != len(unknown):
                 raise ValueError("messageSizes returns one size for each message")
         else:
-            sizes = [await self._size(uniqueID) for uniqueID in unknown]
+            sizes, turns = [], Turns(self._clock)
+            for uniqueID in unknown:
+                sizes.append(await self._size(uniqueID))
+                await turns.perhaps()
         for uniqueID, octets in zip(unknown, sizes, strict=True):
+            if octets is None:
+                # Gone; what is not known is not remembered.
+                continue
             if not isinstance(octets, int) or octets < 0:
                 raise ValueError("a size is a whole number of octets")
             maildrop.setSize(uniqueID, octets)
         return [maildrop.size(each.uniqueID) or 0 for each in found]
+
+    async def total(self) -> tuple[int, int]:
+        """
+        @return: how many messages there are that are not deleted, and their
+            octets (RFC 1939, STAT).
+        """
+        maildrop = self._drop()
+        octets = maildrop.octets()
+        if octets is None:
+            octets = sum(await self.sizes(self.present()))
+            maildrop.setOctets(octets)
+        return maildrop.count(), octets
 
     async def _size(self, uniqueID: str) -> Any:
         try:
@@ -313,8 +366,12 @@ class Session:
             return await countByReading(await self._content(uniqueID), self._clock)
 
     async def _content(self, uniqueID: str) -> MessageBody:
-        content = await self._ask(self._mailbox.messageContent, self.info, uniqueID)
-        return MessageBody(content, self._clock, self.policy.answerTimeout)
+        content = await self._answer(self._mailbox.messageContent, self.info, uniqueID)
+        body = MessageBody(content, self._clock, self.policy.answerTimeout)
+        if self.isOver:
+            body.close()
+            raise CancelledError()
+        return body
 
     async def open(self, found: Found) -> MessageBody:
         """
@@ -350,7 +407,13 @@ class Session:
         """
         if not uniqueIDs:
             return
-        deletion = CarriedThrough(self._mailbox.messageDelete, self.info, uniqueIDs)
+        mailbox = self._mailbox
+
+        async def delete() -> None:
+            await settle(mailbox.messageDelete, self.info, uniqueIDs)
+            self.messagesDeleted += len(uniqueIDs)
+
+        deletion = CarriedThrough(delete)
         self._deletion = deletion
         try:
             await deletion.outcome(self._clock, self.policy.answerTimeout)
@@ -363,7 +426,6 @@ class Session:
         finally:
             if deletion.done:
                 self._deletion = None
-        self.messagesDeleted += len(uniqueIDs)
 
     async def commit(self) -> int:
         """
@@ -377,6 +439,84 @@ class Session:
         await self._delete(marked)
         maildrop.setGone(marked)
         return len(marked)
+
+    async def deleteNow(self, found: Found) -> None:
+        """
+        Delete one message without waiting for QUIT (EXTENSIONS, DELI).
+
+        @raise POP3ResponseError: it has gone, or was not deleted.
+        """
+        # One that is gone counts as deleted for messageDelete; here it is
+        # an error, and opening it tells.
+        (await self._content(found.uniqueID)).close()
+        await self._delete([found.uniqueID])
+        self._drop().setGone([found.uniqueID])
+
+    # --- staying, asleep or not ------------------------------------------------
+
+    async def refresh(self) -> bool:
+        """
+        Delete what is marked and list afresh, the lock kept (EXTENSIONS,
+        CORE).
+
+        @return: is there a unique-id that was not listed before?
+        @raise POP3ResponseError: nothing has changed; or, if critical, the
+            deletion worked and the listing did not.
+        """
+        await self.commit()
+        known = _hashes(self._drop())
+        try:
+            self.maildrop = await self._list()
+        except CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, POP3ResponseError):
+                log.failure("a mailbox cannot be listed again", pop3Event="error")
+            raise POP3ResponseError("The mailbox cannot be listed.", "SYS/TEMP", critical=True)
+        return _hasNew(self.maildrop, known)
+
+    async def sleep(self) -> int:
+        """
+        Delete what is marked and let the lock go, all but the user forgotten
+        (EXTENSIONS, SLEE).
+
+        @return: how many messages were deleted.
+        @raise POP3ResponseError: nothing has changed.
+        """
+        deleted = await self.commit()
+        self._known = _hashes(self._drop())
+        self.maildrop = None
+        if self._locked:
+            self._locked = False
+            self._leaving = CarriedThrough(self._letGo, self._mailbox.unlock, self.info)
+            await self._leaving.outcome()
+        return deleted
+
+    async def wake(self) -> bool:
+        """
+        Take the lock again and list afresh (EXTENSIONS, WAKE).
+
+        @return: is there a unique-id that was not listed before sleeping?
+        @raise POP3ResponseError: still asleep, and nothing is held.
+        """
+        name = self.info.userNameAtLogin
+        if IAccountStatus.providedBy(self.provider) and not await self._ask(
+            self.provider.mayStay, self.info, name, self._mark
+        ):
+            raise POP3ResponseError("You may not log in any more.", "AUTH")
+        await self._lock()
+        try:
+            maildrop = await self._list()
+        except CancelledError:
+            raise
+        except Exception:
+            if self._locked:
+                self._locked = False
+                await CarriedThrough(self._letGo, self._mailbox.unlock, self.info).outcome()
+            raise
+        known, self._known = self._known, None
+        self.maildrop = maildrop
+        return _hasNew(maildrop, known or array("Q"))
 
     # --- leaving ------------------------------------------------------------
 
@@ -397,11 +537,23 @@ class Session:
             if self._deletion is None:
                 await self._leave()
 
+    async def logOut(self) -> None:
+        """
+        Delete what is marked and let go of the mailbox and of all that is
+        known of its user (EXTENSIONS, QAUT).
+
+        @raise POP3ResponseError: nothing has changed.
+        """
+        await self.commit()
+        await self._leave()
+        self.info.providerTag = None
+
     async def end(self) -> None:
         """
         The client is lost, timed out or done: let go of everything, after a
         deletion that is under way.  Nothing else is deleted.
         """
+        self.isOver = True
         deletion, self._deletion = self._deletion, None
         if deletion is not None:
             try:
@@ -419,7 +571,8 @@ class Session:
         mailbox, self._mailbox = self._mailbox, None
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
-        self.maildrop = None
+        self.maildrop = self._known = None
+        self._mark = ""
         self.info.userNameAtLogin = None
         if mailbox is not None:
             self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch)
@@ -437,6 +590,6 @@ class Session:
 
     async def _letGo(self, call: Callable[..., Any], *arguments: Any) -> None:
         try:
-            await self._ask(call, *arguments)
+            await self._answer(call, *arguments)
         except Exception:
             log.failure("letting go of a mailbox failed")

@@ -15,6 +15,7 @@ _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNSENDABLE = re.compile(r"[^ -~]")
 # RFC 2449 section 4, with its CRLF.
 _FIRST_LINE = 512
+_MARK = " _"
 
 
 def hasControl(line: bytes) -> bool:
@@ -33,10 +34,13 @@ def splitLine(line: bytes) -> tuple[str, bytes | None]:
     return verb.decode("ascii", "replace").upper(), rest if space else None
 
 
-def firstLine(reply: Reply) -> bytes:
+def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
     """
     The first line of a reply, with its CRLF: always one line, always at most
     512 octets (RFC 2449 section 4), whatever it was made from.
+
+    @param marksMultiLine: end that of a multi-line reply, and of no other,
+        with C{ _} (MULTI-LINE-IND).
     """
     if reply.isChallenge:
         # A challenge may be longer (RFC 5034 section 4).
@@ -46,7 +50,13 @@ def firstLine(reply: Reply) -> bytes:
         line += f" [{reply.code}]"
     if reply.text:
         line += " " + reply.text
-    return _UNSENDABLE.sub("?", line)[: _FIRST_LINE - 2].encode("ascii") + b"\r\n"
+    line = _UNSENDABLE.sub("?", line)[: _FIRST_LINE - 2 - len(_MARK)]
+    if marksMultiLine:
+        while line.endswith(_MARK):
+            line = line.removesuffix(_MARK)
+        if reply.body is not None:
+            line += _MARK
+    return line.encode("ascii") + b"\r\n"
 
 
 class Top:

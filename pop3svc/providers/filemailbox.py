@@ -7,11 +7,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -26,19 +25,37 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
 )
+from pop3svc.providers.names import Root
 from pop3svc.providers.removal import recover, removeAll
 
 __all__ = ["ExclusiveFileMailbox", "FileMailbox", "KnownSizes", "Listing", "Place", "listFolder"]
 
 log = Logger(namespace="pop3svc")
 
-_LOCK_FILE = "pop3svc.lock"
+# How often a message that is renamed is looked for.
+_LOOKS = 5
+# What somebody has to mend; anything else may pass.
+_PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+
+T = TypeVar("T")
 
 # (directory below the mailbox's root, file name)
 Place = tuple[str, str]
 
-# Unique-ids in message-number order, and where each message is.
-Listing = dict[str, Place]
+
+class Listing(dict[str, Place]):
+    """
+    Unique-ids in message-number order, and where each message is.
+
+    @ivar links: other names of the same file, by unique-id.
+    @ivar isSure: whether nothing moved while it was made, so that what is
+        missing has gone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: dict[str, list[Place]] = {}
+        self.isSure = True
 
 
 class KnownSizes:
@@ -59,7 +76,10 @@ class KnownSizes:
         @return: octets; counted by reading if not known.  Blocks.
         """
         status = os.fstat(descriptor)
-        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        key = (
+            *(status.st_dev, status.st_ino, status.st_size),
+            *(status.st_mtime_ns, status.st_ctime_ns),
+        )
         with self._lock:
             if key in self._sizes:
                 self._sizes.move_to_end(key)
@@ -91,51 +111,34 @@ def listFolder(root: int, folder: str) -> list[str]:
         os.close(directory)
 
 
-def _openRoot(path: str) -> int | None:
-    """
-    @return: a descriptor, or L{None} if there is no such directory.
-    @raise OSError: it is there but not to be had.
-    """
-    try:
-        return openDirectory(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise
-        # A link that the operator made is followed; one that a user made may
-        # point at another user's mail.
-        status = os.lstat(path)
-        if not stat.S_ISLNK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
-            raise
-        return openDirectory(os.path.realpath(path, strict=True))
-
-
 class _Held:
     """
-    The lock and the directory it is in.
+    A mailbox's directory, open and locked.  The lock is on the directory
+    itself: there is no file of it to be made, removed or owned by anybody.
     """
 
-    def __init__(self, root: int, lock: int) -> None:
-        self._descriptors = [root, lock]
+    def __init__(self, root: int) -> None:
+        self._root: int | None = root
         # A thread that nobody waits for any more may still look.
         self._guard = Lock()
 
     def root(self) -> int | None:
         """
-        @return: a descriptor of the directory, to be closed by the caller;
-            L{None} if the lock was given back.
+        @return: another descriptor of the directory, to be closed by the
+            caller; L{None} if the lock was given back.
         """
         with self._guard:
-            return os.dup(self._descriptors[0]) if self._descriptors else None
+            # Not dup(): that would share the lock.
+            return None if self._root is None else openDirectory(".", self._root)
 
     def close(self) -> None:
         """
         Give the lock back.
         """
         with self._guard:
-            while self._descriptors:
-                os.close(self._descriptors.pop())
+            root, self._root = self._root, None
+            if root is not None:
+                os.close(root)
 
 
 @implementer(IPOP3Mailbox, IBulkMessageSizes)
@@ -150,14 +153,14 @@ class FileMailbox:
     # The directories below the root that messages may be in.
     folders: Sequence[str] = ()
 
-    def __init__(self, path: str, sizes: KnownSizes, runner: Runner | None = None) -> None:
+    def __init__(self, place: Root, sizes: KnownSizes, runner: Runner | None = None) -> None:
         """
-        @param path: the root; it need not exist.
+        @param place: the root; it need not exist.
         """
-        self._path = path
+        self._place = place
         self._sizes = sizes
         self._runner = disk() if runner is None else runner
-        self._listing: Listing = {}
+        self._listing = Listing()
 
     def scan(self, root: int) -> Listing:
         """
@@ -171,7 +174,7 @@ class FileMailbox:
         """
         @return: a descriptor of the root, to be closed by the caller.
         """
-        return _openRoot(self._path)
+        return self._place.open()
 
     def _open(self, place: Place) -> int | None:
         folder, name = place
@@ -193,8 +196,10 @@ class FileMailbox:
             raise self._fault("open a message of", error)
 
     def _fault(self, what: str, error: OSError) -> POP3ResponseError:
-        log.error("cannot {what} {path}: {error}", what=what, path=self._path, error=error.strerror)
-        return POP3ResponseError("The mailbox has a fault.", "SYS/PERM")
+        path = self._place.path
+        log.error("cannot {what} {path}: {error}", what=what, path=path, error=error.strerror)
+        code = "SYS/PERM" if error.errno in _PERMANENT else "SYS/TEMP"
+        return POP3ResponseError("The mailbox has a fault.", code)
 
     # --- in a thread ----------------------------------------------------------
 
@@ -202,7 +207,7 @@ class FileMailbox:
         try:
             root = self._root()
             if root is None:
-                return {}
+                return Listing()
             try:
                 return self.scan(root)
             finally:
@@ -210,18 +215,43 @@ class FileMailbox:
         except OSError as error:
             raise self._fault("list", error)
 
-    def _counted(self, places: list[Place]) -> list[int | None]:
-        octets: list[int | None] = []
-        for place in places:
-            descriptor = self._open(place)
-            if descriptor is None:
-                octets.append(None)
-                continue
-            try:
-                octets.append(self._sizes.sizeOf(descriptor))
-            finally:
-                os.close(descriptor)
-        return octets
+    def _seek(self, uniqueIDs: list[str], look: Callable[[Place], T | None]) -> dict[str, T]:
+        """
+        Do something with the files of messages, wherever they have been
+        renamed to meanwhile.
+
+        @param look: returns L{None} if there is no file at a place.
+        @return: what C{look} returned, by unique-id; one that has gone is
+            missing.
+        """
+        found: dict[str, T] = {}
+        wanted, listing = uniqueIDs, self._listing
+        for _ in range(_LOOKS):
+            missing = []
+            for uniqueID in wanted:
+                place = listing.get(uniqueID)
+                got = None if place is None else look(place)
+                if got is None:
+                    missing.append(uniqueID)
+                elif place is not None:
+                    found[uniqueID] = got
+                    self._listing[uniqueID] = place
+            wanted = missing
+            if not wanted or (listing is not self._listing and listing.isSure):
+                break
+            listing = self._scanned()
+        return found
+
+    def _octetsAt(self, place: Place) -> int | None:
+        descriptor = self._open(place)
+        if descriptor is None:
+            return None
+        try:
+            return self._sizes.sizeOf(descriptor)
+        except OSError as error:
+            raise self._fault("read a message of", error)
+        finally:
+            os.close(descriptor)
 
     # --- IPOP3Mailbox ---------------------------------------------------------
 
@@ -230,85 +260,87 @@ class FileMailbox:
         return list(self._listing)
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
-        return await self._relocated(uniqueID) is not None
-
-    async def _relocated(self, uniqueID: str) -> Place | None:
-        """
-        Where is a message now?  Its flags may have changed since the listing.
-        """
         place = (await self._runner.run(self._scanned)).get(uniqueID)
         if place is not None:
             self._listing[uniqueID] = place
-        return place
+        return place is not None
 
     async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
-        (octets,) = await self._runner.run(self._counted, [self._listing[uniqueID]])
-        if octets is None:
-            place = await self._relocated(uniqueID)
-            if place is not None:
-                (octets,) = await self._runner.run(self._counted, [place])
-        if octets is None:
+        found = await self._runner.run(self._seek, [uniqueID], self._octetsAt)
+        if uniqueID not in found:
             raise POP3ResponseError("That message has gone.")
+        octets: int = found[uniqueID]
         return octets
 
-    async def messageSizes(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> list[int]:
-        listing = self._listing
-        octets = await self._runner.run(self._counted, [listing[each] for each in uniqueIDs])
-        missing = [each for each, size in zip(uniqueIDs, octets, strict=True) if size is None]
-        if not missing:
-            return [size or 0 for size in octets]
-        now = await self._runner.run(self._scanned)
-        listing.update({each: now[each] for each in missing if each in now})
-        again = await self._runner.run(self._counted, [listing[each] for each in missing])
-        found = dict(zip(missing, again, strict=True))
-        # One that has gone has no octets left to send.
-        return [
-            (found.get(each) if size is None else size) or 0
-            for each, size in zip(uniqueIDs, octets, strict=True)
-        ]
+    async def messageSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]
+    ) -> list[int | None]:
+        def octetsAt(place: Place) -> int | None:
+            try:
+                return self._octetsAt(place)
+            except POP3ResponseError:
+                # One file that cannot be read is no reason to show no size.
+                return -1
+
+        found = await self._runner.run(self._seek, uniqueIDs, octetsAt)
+        sizes = [found.get(each) for each in uniqueIDs]
+        return [None if size is None or size < 0 else size for size in sizes]
 
     async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> FileBlocks:
         descriptor = self._open(self._listing[uniqueID])
         if descriptor is None:
-            place = await self._relocated(uniqueID)
-            if place is not None:
-                descriptor = self._open(place)
+            found = await self._runner.run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
+            descriptor = found.get(uniqueID)
         if descriptor is None:
             raise POP3ResponseError("That message has gone.")
-        return FileBlocks(descriptor, lambda: os.close(descriptor), self._runner)
+        opened = descriptor
+        return FileBlocks(opened, lambda: os.close(opened), self._runner)
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         await self._runner.run(self._removed, list(uniqueIDs))
 
     def _removed(self, uniqueIDs: list[str]) -> None:
+        links = self._listing.links
+        wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
+        wanted += [(each, link) for each in uniqueIDs for link in links.get(each, ())]
         try:
             root = self._root()
             if root is None:
                 return
             try:
-                removeAll(root, self.folders, uniqueIDs, self._locator(root))
+                removeAll(root, self.folders, wanted, self._locator(root))
             finally:
                 os.close(root)
         except OSError as error:
-            log.error("cannot delete from {path}: {error}", path=self._path, error=error.strerror)
-            raise POP3ResponseError("The messages cannot be deleted.", "SYS/PERM")
+            raise self._fault("delete from", error)
 
-    def _locator(self, root: int) -> Callable[[str, int], Place | None]:
+    def _locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
         """
         Where a message is: at first where it was listed, else where a new
         look finds it.
         """
-        now: Listing = {}
+        now: Listing | None = None
 
-        def locate(uniqueID: str, looks: int) -> Place | None:
+        def locate(message: tuple[str, Place | None], looks: int) -> Place | None:
             nonlocal now
+            uniqueID, link = message
+            if link is not None:
+                return None if looks else link
             if not looks:
                 return self._listing[uniqueID]
-            if looks > 1 or not now:
+            if looks > 1 or now is None:
                 now = self.scan(root)
+            if uniqueID not in now and not now.isSure:
+                # It may have been renamed just now, and not be gone at all.
+                raise OSError(errno.EBUSY, "messages are renamed all the time")
             return now.get(uniqueID)
 
         return locate
+
+
+def _closeAll(found: dict[str, int]) -> None:
+    for descriptor in found.values():
+        os.close(descriptor)
 
 
 @implementer(IExclusiveMailbox)
@@ -318,8 +350,8 @@ class ExclusiveFileMailbox(FileMailbox):
     kernel frees the lock when its process dies.
     """
 
-    def __init__(self, path: str, sizes: KnownSizes, runner: Runner | None = None) -> None:
-        super().__init__(path, sizes, runner)
+    def __init__(self, place: Root, sizes: KnownSizes, runner: Runner | None = None) -> None:
+        super().__init__(place, sizes, runner)
         self._held: _Held | None = None
 
     def _root(self) -> int | None:
@@ -342,17 +374,12 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def _taken(self) -> _Held | None:
         try:
-            root = _openRoot(self._path)
+            root = self._place.open()
             if root is None:
                 return None
             try:
-                lock = self._lockFile(root)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    recover(root, self.folders)
-                except BaseException:
-                    os.close(lock)
-                    raise
+                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                recover(root, self.folders)
             except BaseException:
                 os.close(root)
                 raise
@@ -360,22 +387,13 @@ class ExclusiveFileMailbox(FileMailbox):
             raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
         except OSError as error:
             raise self._fault("lock", error)
-        return _Held(root, lock)
-
-    @staticmethod
-    def _lockFile(root: int) -> int:
-        # It is never removed: whoever waits for it holds it open.
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        lock = os.open(_LOCK_FILE, flags, 0o600, dir_fd=root)
-        if not stat.S_ISREG(os.fstat(lock).st_mode):
-            os.close(lock)
-            raise OSError(errno.EINVAL, f"{_LOCK_FILE} is not a file")
-        return lock
+        return _Held(root)
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         """
         See L{IExclusiveMailbox.unlock}.
         """
         held, self._held = self._held, None
+        self._listing = Listing()
         if held is not None:
             held.close()

@@ -17,7 +17,7 @@ from pop3svc.providers.filemailbox import (
     Listing,
     listFolder,
 )
-from pop3svc.providers.names import uniqueIDFor
+from pop3svc.providers.names import Root, uniqueIDFor
 
 __all__ = ["FolderMailbox", "FolderStore"]
 
@@ -34,7 +34,9 @@ class _Folder(FileMailbox):
         See L{FileMailbox.scan}: in order of the names.
         """
         names = sorted(name for name in listFolder(root, ".") if name.lower().endswith(".eml"))
-        return {uniqueIDFor(name): (".", name) for name in names}
+        listing = Listing()
+        listing.update({uniqueIDFor(name): (".", name) for name in names})
+        return listing
 
 
 class FolderMailbox(_Folder, ExclusiveFileMailbox):
@@ -59,7 +61,7 @@ class FolderStore:
         """
         if not os.path.isdir(path):
             raise ValueError(f"{path or 'the path'} is not a directory")
-        self._path = os.path.abspath(path)
+        self._place = Root(os.path.abspath(path))
         self._readOnly = readOnly
         self._runner = runner
         self._sizes = KnownSizes()
@@ -69,7 +71,7 @@ class FolderStore:
         See L{IMailboxStore.openMailbox}.
         """
         if not self._readOnly:
-            return FolderMailbox(self._path, self._sizes, self._runner)
-        mailbox = _Folder(self._path, self._sizes, self._runner)
+            return FolderMailbox(self._place, self._sizes, self._runner)
+        mailbox = _Folder(self._place, self._sizes, self._runner)
         alsoProvides(mailbox, IReadOnlyMailbox)
         return mailbox

@@ -30,7 +30,7 @@ _DELIVERED = re.compile(r"([0-9]{1,20})\.(?:[^.]*?M([0-9]{1,20}))?")
 # A directory changed so recently may have changed during a scan without its
 # time telling: file systems count in ticks.
 _TICK_NS = 20_000_000
-_SCANS = 5
+_SCANS = 10
 
 
 def _baseName(name: str) -> str:
@@ -53,22 +53,29 @@ def _settled(root: int) -> tuple[list[int], bool]:
     return times, time.time_ns() - max(times) > _TICK_NS
 
 
-def _scanPlaces(root: int) -> set[Place]:
+def _scanPlaces(root: int) -> tuple[dict[Place, int], bool]:
     """
     Where messages are.  A message that is moved while a directory is read may
     be missed or seen twice, so this looks again until nothing has changed.
+
+    @return: the places with the number of the look that saw them last, and
+        whether the last look is to be relied on.
     """
-    places: set[Place] = set()
-    for _ in range(_SCANS):
+    seen: dict[Place, int] = {}
+    for look in range(_SCANS):
         before, _ = _settled(root)
         # new before cur: what moves meanwhile is seen twice rather than not
         # at all.
-        places |= {("new", name) for name in listFolder(root, "new")}
-        places |= {("cur", name) for name in listFolder(root, "cur")}
+        places = [("new", name) for name in listFolder(root, "new")]
+        places += [("cur", name) for name in listFolder(root, "cur")]
         after, isOld = _settled(root)
         if before == after and isOld:
-            break
-    return places
+            # It tells all there is.
+            return dict.fromkeys(places, look), True
+        seen.update(dict.fromkeys(places, look))
+        if before == after:
+            time.sleep(_TICK_NS / 1e9)
+    return seen, False
 
 
 class _Maildir(FileMailbox):
@@ -83,25 +90,33 @@ class _Maildir(FileMailbox):
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
         """
+        places, isSure = _scanPlaces(root)
         byBase: dict[str, list[Place]] = {}
-        for place in _scanPlaces(root):
+        # The place where one was seen last stands first.
+        for place in sorted(places, key=lambda each: (-places[each], each)):
             byBase.setdefault(_baseName(place[1]), []).append(place)
-        keyed: list[tuple[tuple[int, int, str], str, Place]] = []
+        keyed: list[tuple[tuple[int, int, str], str, list[Place]]] = []
         directories: dict[str, int] = {}
         try:
-            for base, places in byBase.items():
-                found = self._distinct(root, directories, places) if len(places) > 1 else places
-                for index, place in enumerate(found):
-                    name = base if not index else place[1]
-                    uniqueID = uniqueIDFor(name, taken=index > 0 or not base)
-                    key = self._order(root, directories, place)
+            for base, found in byBase.items():
+                files = [(found, "")]
+                if len(found) > 1 or not base:
+                    files = self._distinct(root, directories, found)
+                for names, more in files:
+                    key = self._order(root, directories, names[0])
                     if key is not None:
-                        keyed.append((key, uniqueID, place))
+                        keyed.append((key, uniqueIDFor(base, more), names))
         finally:
             for directory in directories.values():
                 os.close(directory)
         keyed.sort()
-        return {uniqueID: place for _, uniqueID, place in keyed}
+        listing = Listing()
+        listing.isSure = isSure
+        for _, uniqueID, names in keyed:
+            listing[uniqueID] = names[0]
+            if len(names) > 1:
+                listing.links[uniqueID] = names[1:]
+        return listing
 
     @staticmethod
     def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
@@ -113,16 +128,25 @@ class _Maildir(FileMailbox):
         except FileNotFoundError:
             return None
 
-    def _distinct(self, root: int, directories: dict[str, int], places: list[Place]) -> list[Place]:
+    def _distinct(
+        self, root: int, directories: dict[str, int], places: list[Place]
+    ) -> list[tuple[list[Place], str]]:
         """
-        Of places with one base name those that are different messages now.
+        Of places with one base name those that are different messages now:
+        the names of each, and what tells it from the others.
         """
-        files: dict[tuple[int, int], Place] = {}
-        for place in sorted(places):
+        files: dict[tuple[int, int], list[Place]] = {}
+        for place in places:
             status = self._status(root, directories, place)
             if status is not None:
-                files.setdefault((status.st_dev, status.st_ino), place)
-        return list(files.values())
+                files.setdefault((status.st_dev, status.st_ino), []).append(place)
+        if not files:
+            # Renamed again since; where it was seen last it is looked for
+            # from.
+            return [(places[:1], "")]
+        if len(files) == 1 and _baseName(places[0][1]):
+            return [(names, "") for names in files.values()]
+        return [(names, f"{device}:{inode}") for (device, inode), names in files.items()]
 
     def _order(
         self, root: int, directories: dict[str, int], place: Place
@@ -169,11 +193,11 @@ class MaildirStore:
         See L{IMailboxStore.openMailbox}.  A user without a Maildir has an
         empty maildrop; a name that cannot stand in a path is refused.
         """
-        path = self._template.pathFor(username)
-        if path is None:
+        place = self._template.placeFor(username)
+        if place is None:
             return None
         if not self._readOnly:
-            return MaildirMailbox(path, self._sizes, self._runner)
-        mailbox = _Maildir(path, self._sizes, self._runner)
+            return MaildirMailbox(place, self._sizes, self._runner)
+        mailbox = _Maildir(place, self._sizes, self._runner)
         alsoProvides(mailbox, IReadOnlyMailbox)
         return mailbox

@@ -4,11 +4,16 @@ User names in paths, and file names as unique-ids.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
+from dataclasses import dataclass
 from hashlib import sha256
 
-__all__ = ["PathTemplate", "isSafeName", "uniqueIDFor"]
+from pop3svc.files import openDirectory
+
+__all__ = ["PathTemplate", "Root", "isSafeName", "uniqueIDFor"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
@@ -28,17 +33,17 @@ def isSafeName(name: str) -> bool:
     return len(name.encode("utf-8")) <= _LONGEST
 
 
-def uniqueIDFor(name: str, taken: bool = False) -> str:
+def uniqueIDFor(name: str, more: str = "") -> str:
     """
     The unique-id of a message kept under a name: the name itself if it is a
     legal one (RFC 1939 section 7), else one derived from all of it.  No two
     names have the same, and the same name always has the same.
 
-    @param taken: another message has the name itself; derive one.
+    @param more: what tells the message from others of the same name.
     """
-    if not taken and _LEGAL.fullmatch(name) and not _DERIVED.fullmatch(name):
+    if not more and _LEGAL.fullmatch(name) and not _DERIVED.fullmatch(name):
         return name
-    return "H-" + sha256(os.fsencode(name)).hexdigest()
+    return "H-" + sha256(os.fsencode(f"{name}\0{more}")).hexdigest()
 
 
 class PathTemplate:
@@ -59,15 +64,20 @@ class PathTemplate:
             raise ValueError(f"{template}: the placeholders are {{user}}, {{local}} and {{domain}}")
         if not names:
             template = os.path.join(template, "{user}")
-        self._template = os.path.abspath(os.path.expanduser(template))
-        base = os.path.dirname(self._template.partition("{")[0] + "x")
-        if not os.path.isdir(base):
-            raise ValueError(f"{base} is not a directory")
+        template = os.path.expanduser(template)
+        if ".." in template.split("/"):
+            raise ValueError(f"{template}: no way up is taken")
+        fixed, _, rest = os.path.abspath(template).partition("{")
+        self._base, _, begun = fixed.rpartition("/")
+        self._base = self._base or "/"
+        self._parts = (begun + "{" + rest).split("/")
+        if not os.path.isdir(self._base):
+            raise ValueError(f"{self._base} is not a directory")
         self._needsDomain = bool(names & {"local", "domain"})
 
-    def pathFor(self, username: str) -> str | None:
+    def placeFor(self, username: str) -> Root | None:
         """
-        @return: the path for a user, or L{None} for a name that is refused.
+        @return: where a user's mail is, or L{None} for a name that is refused.
         """
         if not isSafeName(username):
             return None
@@ -77,4 +87,67 @@ class PathTemplate:
             if not at or not isSafeName(local) or not isSafeName(domain):
                 return None
             values |= {"local": local, "domain": domain}
-        return _PLACEHOLDER.sub(lambda found: values[found[1]], self._template)
+        return Root(
+            self._base,
+            tuple(_PLACEHOLDER.sub(lambda found: values[found[1]], part) for part in self._parts),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """
+    A directory: one that the operator named, and below it names that the
+    users may have made.
+
+    @ivar base: a path that is trusted, links and all.
+    @ivar parts: names below it, one directory in the other.
+    """
+
+    base: str
+    parts: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """
+        For messages to the operator.
+        """
+        return os.path.join(self.base, *self.parts)
+
+    def open(self) -> int | None:
+        """
+        Open it.  Below the base a link is followed only if it is the
+        operator's: in a directory where nobody else can put one.
+
+        @return: a descriptor, or L{None} if it is not there.
+        @raise OSError: it is there but not to be had.
+        """
+        directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in self.parts:
+            try:
+                try:
+                    below = openDirectory(part, directory)
+                except FileNotFoundError:
+                    return None
+                except OSError as error:
+                    if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                        raise
+                    if not _isOperators(part, directory):
+                        raise
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    below = os.open(part, flags, dir_fd=directory)
+            finally:
+                os.close(directory)
+            directory = below
+        return directory
+
+
+def _isOperators(name: str, directory: int) -> bool:
+    link = os.lstat(name, dir_fd=directory)
+    around = os.fstat(directory)
+    trusted = (0, os.geteuid())
+    return (
+        stat.S_ISLNK(link.st_mode)
+        and link.st_uid in trusted
+        and around.st_uid in trusted
+        and not around.st_mode & 0o022
+    )

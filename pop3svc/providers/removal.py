@@ -3,7 +3,8 @@ Remove a set of files all or none, also across a kill or a power failure.
 
 The files are first moved into a directory C{pop3svc-removing} beside them.  It
 is then renamed to C{pop3svc-removed}: that one step decides.  Before it a
-recovery puts everything back, after it a recovery goes on removing.
+recovery puts everything back, after it a recovery goes on removing.  When all
+is done it is renamed back and kept, empty: on a full disk none could be made.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 from pop3svc.files import openDirectory
@@ -54,7 +57,6 @@ def removeAll(
     """
     recover(root, folders)
     opened: dict[str, tuple[int, int]] = {}
-    os.mkdir(_REMOVING, 0o700, dir_fd=root)
     staging = openDirectory(_REMOVING, root)
     try:
         try:
@@ -80,25 +82,33 @@ def removeAll(
             _putBack(root, folders)
             raise
     finally:
-        os.close(staging)
-        for source, target in opened.values():
-            os.close(source)
-            os.close(target)
-    try:
+        for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
+            # Whatever it says, what was decided is decided.
+            with suppress(OSError):
+                os.close(descriptor)
+    # They are out of the way already; what is left the next recovery purges.
+    with suppress(OSError):
         _purge(root, folders)
-    except OSError:
-        # They are out of the way already; the next recovery tries again.
-        pass
 
 
 def recover(root: int, folders: Iterable[str]) -> None:
     """
-    Bring a removal that was cut short to its one end or the other.  Blocks.
+    Bring a removal that was cut short to its one end or the other, and make
+    what the next one needs.  Blocks.
 
     @raise OSError: that did not work.
     """
     _purge(root, folders)
     _putBack(root, folders)
+    with suppress(FileExistsError):
+        os.mkdir(_REMOVING, 0o700, dir_fd=root)
+    staging = openDirectory(_REMOVING, root)
+    try:
+        for folder in folders:
+            with suppress(FileExistsError):
+                os.mkdir(_stage(folder), 0o700, dir_fd=staging)
+    finally:
+        os.close(staging)
 
 
 def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place: Place) -> bool:
@@ -106,16 +116,15 @@ def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place
     @return: False if there is nothing of that name.
     """
     folder, name = place
-    if folder not in opened:
-        source = openDirectory(folder, root)
-        try:
-            os.mkdir(_stage(folder), 0o700, dir_fd=staging)
-            opened[folder] = source, openDirectory(_stage(folder), staging)
-        except OSError:
-            os.close(source)
-            raise
-    source, target = opened[folder]
     try:
+        if folder not in opened:
+            source = openDirectory(folder, root)
+            try:
+                opened[folder] = source, openDirectory(_stage(folder), staging)
+            except BaseException:
+                os.close(source)
+                raise
+        source, target = opened[folder]
         # Something else than a file is no message; the message has gone.
         if stat.S_ISREG(os.lstat(name, dir_fd=source).st_mode):
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
@@ -142,22 +151,6 @@ def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str,
         os.close(staging)
 
 
-def _removeEmpty(root: int, name: str, folders: Iterable[str]) -> None:
-    try:
-        staging = openDirectory(name, root)
-    except FileNotFoundError:
-        return
-    try:
-        for folder in folders:
-            try:
-                os.rmdir(_stage(folder), dir_fd=staging)
-            except FileNotFoundError:
-                pass
-    finally:
-        os.close(staging)
-    os.rmdir(name, dir_fd=root)
-
-
 def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
@@ -165,22 +158,38 @@ def _purge(root: int, folders: Iterable[str]) -> None:
                 os.unlink(name, dir_fd=directory)
         finally:
             os.close(directory)
-    _removeEmpty(root, _REMOVED, folders)
+    try:
+        os.rename(_REMOVED, _REMOVING, src_dir_fd=root, dst_dir_fd=root)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        # Somebody made the other one meanwhile.
+        aside = f"{_REMOVED}.{time.time_ns()}"
+        os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 
 
 def _putBack(root: int, folders: Iterable[str]) -> None:
     for folder, directory in _staged(root, _REMOVING, folders):
         try:
-            home = openDirectory(folder, root)
-            try:
-                for name in os.listdir(directory):
-                    _return(name, directory, home)
-                os.fsync(home)
-            finally:
-                os.close(home)
+            names = os.listdir(directory)
+            if names:
+                _putAllBack(root, folder, names, directory)
         finally:
             os.close(directory)
-    _removeEmpty(root, _REMOVING, folders)
+
+
+def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> None:
+    with suppress(FileExistsError):
+        os.mkdir(folder, 0o700, dir_fd=root)
+    home = openDirectory(folder, root)
+    try:
+        for name in names:
+            _return(name, directory, home)
+        os.fsync(home)
+    finally:
+        os.close(home)
 
 
 def _return(name: str, source: int, target: int) -> None:

@@ -22,7 +22,7 @@ from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 __all__ = ["main"]
 
 # A line of a pipe; longer is a mistake.
-_LONGEST = 4096
+_LONGEST = 65536
 
 
 class _Parser(argparse.ArgumentParser):

@@ -96,7 +96,11 @@ class POP3Factory(ServerFactory):
         self.provider = provider
         self.policy = Policy() if policy is None else policy
         self.connectionCreator = connectionCreator
-        self.commands = commands
+        self.commands = {
+            verb: each
+            for verb, each in commands.items()
+            if each.extension not in self.policy.without
+        }
         self.throttle = throttle
         self.clock = clock
         self.connections: set[POP3Connection] = set()

@@ -5,9 +5,11 @@ The embedded default: a directory with accounts, mail and a certificate.
 from __future__ import annotations
 
 import datetime
+import errno
 import os
 import secrets
 import socket
+import tempfile
 import time
 from ipaddress import ip_address
 
@@ -19,6 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from platformdirs import user_data_dir
 
 from pop3svc.accounts.passwordfile import addUser
+from pop3svc.files import openDirectory
 
 __all__ = ["DataDirectory", "defaultDataDirectory"]
 
@@ -50,15 +53,42 @@ def defaultDataDirectory() -> str:
     return user_data_dir("pop3svc", appauthor=False)
 
 
-def _writeNew(path: str, octets: bytes) -> None:
+Owner = tuple[int, int]
+
+
+def _writeNew(path: str, octets: bytes, owner: Owner | None) -> None:
     """
     Write a private file whole, or not at all.
     """
-    temporary = f"{path}.{os.getpid()}"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(octets)
-    os.replace(temporary, path)
+    # A new file of its own: never one that somebody has put there.
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
+            file.write(octets)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _makeDirectory(path: str, owner: Owner | None) -> None:
+    """
+    Make a private directory if it is not there.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    if owner is not None:
+        descriptor = openDirectory(path)
+        try:
+            os.fchown(descriptor, *owner)
+        finally:
+            os.close(descriptor)
 
 
 class DataDirectory:
@@ -67,8 +97,13 @@ class DataDirectory:
     needed, and what is there is left as it is.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, owner: Owner | None = None) -> None:
+        """
+        @param owner: the user and group that what is made is for, if the
+            service gives up its privileges.
+        """
         self.path = os.path.abspath(os.path.expanduser(path))
+        self._owner = owner
 
     def _at(self, *names: str) -> str:
         return os.path.join(self.path, *names)
@@ -99,9 +134,12 @@ class DataDirectory:
         @raise ValueError: it cannot be made; a sentence for the operator.
         """
         try:
-            os.makedirs(self.path, 0o700, exist_ok=True)
+            os.makedirs(os.path.dirname(self.path), exist_ok=True)
+            _makeDirectory(self.path, self._owner)
+            if not os.path.isdir(self.path):
+                raise NotADirectoryError(errno.ENOTDIR, "Not a directory", self.path)
         except OSError as error:
-            raise ValueError(f"{self.path}: {error.strerror}")
+            raise ValueError(f"{error.filename or self.path}: {error.strerror}")
 
     def makeAccounts(self) -> None:
         """
@@ -112,20 +150,22 @@ class DataDirectory:
         """
         self.make()
         try:
-            os.makedirs(self.mail, 0o700, exist_ok=True)
+            owner = self._owner
+            _makeDirectory(self.mail, owner)
             if os.path.exists(self.passwordFile):
                 return
-            for folder in ("", "tmp", "new", "cur"):
-                os.makedirs(self._at("mail", "demo", folder), 0o700, exist_ok=True)
+            demo = self._at("mail", "demo")
+            for folder in (demo, *(os.path.join(demo, each) for each in ("tmp", "new", "cur"))):
+                _makeDirectory(folder, owner)
             name = f"{int(time.time())}.M0P{os.getpid()}.localhost"
             date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
             welcome = _WELCOME.format(date=date, path=self._at("mail", "demo"))
-            _writeNew(self._at("mail", "demo", "new", name), welcome.encode("utf-8"))
+            _writeNew(self._at("mail", "demo", "new", name), welcome.encode("utf-8"), owner)
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
-            _writeNew(self.demoLogin, login.encode("ascii"))
+            _writeNew(self.demoLogin, login.encode("ascii"), owner)
             # Last, as it is what tells a first start.
-            addUser(self.passwordFile, "demo", password)
+            addUser(self.passwordFile, "demo", password, owner)
         except OSError as error:
             raise ValueError(f"{error.filename or self.path}: {error.strerror}")
 
@@ -143,25 +183,11 @@ class DataDirectory:
             return certificate, privateKey, False
         try:
             certificateOctets, keyOctets = _selfSigned()
-            _writeNew(privateKey, keyOctets)
-            _writeNew(certificate, certificateOctets)
+            _writeNew(privateKey, keyOctets, self._owner)
+            _writeNew(certificate, certificateOctets, self._owner)
         except OSError as error:
             raise ValueError(f"{error.filename or self.path}: {error.strerror}")
         return certificate, privateKey, True
-
-    def giveTo(self, uid: int, gid: int) -> None:
-        """
-        Make all of it another user's, as the service gives up its privileges.
-
-        @raise ValueError: a sentence for the operator.
-        """
-        try:
-            os.chown(self.path, uid, gid)
-            for directory, folders, files in os.walk(self.path):
-                for name in folders + files:
-                    os.chown(os.path.join(directory, name), uid, gid, follow_symlinks=False)
-        except OSError as error:
-            raise ValueError(f"{error.filename or self.path}: {error.strerror}")
 
 
 def _selfSigned() -> tuple[bytes, bytes]:

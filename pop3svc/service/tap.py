@@ -11,7 +11,12 @@ from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService
 from twisted.cred.credentials import IUsernamePassword
-from twisted.cred.strcred import AuthOptionMixin, InvalidAuthType, makeChecker
+from twisted.cred.strcred import (
+    AuthOptionMixin,
+    InvalidAuthType,
+    UnsupportedInterfaces,
+    makeChecker,
+)
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.logger import Logger
@@ -72,6 +77,7 @@ class Options(usage.Options, AuthOptionMixin):
         self["endpoints"] = []
         self["tls-endpoints"] = []
         self["settings"] = {}
+        self["without"] = set()
         self["provider"] = None
         self["credCheckers"] = []
 
@@ -119,11 +125,19 @@ class Options(usage.Options, AuthOptionMixin):
         """
         try:
             self.addChecker(makeChecker(description))
-        except InvalidAuthType as error:
-            _refuse(f"--auth {description.partition(':')[0]}: {error.args[0] or 'not known'}")
+        except InvalidAuthType:
+            _refuse(f"--auth {description.partition(':')[0]}: there is no such kind")
         except Exception as error:
             kind = description.partition(":")[0]
+            if isinstance(error, UnsupportedInterfaces):
+                _refuse(f"--auth {kind} does not check passwords")
             _refuse(f"--auth {kind}: {error or type(error).__name__}")
+
+    def opt_without(self, name: str) -> None:
+        """
+        Switch an extension off, such as DELI (may be given more than once).
+        """
+        self["without"].add(name.upper())
 
     def opt_set(self, text: str) -> None:
         """
@@ -260,8 +274,10 @@ def _provider(text: str) -> Any:
                     maker = maker(argument) if colon else maker()
                 return maker
         return maker.makeProvider(argument)
-    except (ValueError, OSError) as error:
-        _refuse(f"--provider {kind}: {error}")
+    except Exception as error:
+        if isinstance(error, ValueError | OSError):
+            _refuse(f"--provider {kind}: {error}")
+        _refuse(f"--provider {kind}: {type(error).__name__}: {error}")
 
 
 def _named(name: str) -> Any:
@@ -290,7 +306,7 @@ class _Setup:
             path = self._options["data"]
             if path is None and self._owner() is not None:
                 _refuse("--data is needed with --uid, a directory for the user it names")
-            self._data = DataDirectory(path or defaultDataDirectory())
+            self._data = DataDirectory(path or defaultDataDirectory(), self._owner())
         return self._data
 
     def _owner(self) -> tuple[int, int] | None:
@@ -299,14 +315,6 @@ class _Setup:
             return None
         gid = parent.get("gid")
         return parent["uid"], -1 if gid is None else gid
-
-    def handOver(self) -> None:
-        """
-        What was made is the user's whom the service will run as.
-        """
-        owner = self._owner()
-        if self._data is not None and owner is not None:
-            self._data.giveTo(*owner)
 
     def provider(self) -> Any:
         """
@@ -361,10 +369,18 @@ class _Setup:
 
 def _policy(options: Options) -> Policy:
     try:
-        return replace(Policy(), cleartextLogin=options["cleartext-login"], **options["settings"])
+        return replace(
+            Policy(),
+            cleartextLogin=options["cleartext-login"],
+            without=frozenset(options["without"]),
+            **options["settings"],
+        )
     except ValueError as error:
         sentence = str(error).replace("cleartextLogin", "--cleartext-login")
-        _refuse(sentence)
+        for name in options["settings"]:
+            if sentence.startswith(name):
+                sentence = f"--set {sentence}"
+        _refuse(sentence.replace("without ", "--without ", 1))
 
 
 def _howToRead(data: DataDirectory, ports: list[Any], certificate: str | None) -> list[str]:
@@ -407,7 +423,6 @@ def makeService(options: Options) -> POP3Service:
         provider, started = setup.provider()
         wantsTLS = bool(secure) or any(needsCertificate(text) for text in plain)
         creator = setup.certificate(wantsTLS or setup.usesEmbeddedDefault)
-        setup.handOver()
     except ValueError as error:
         _refuse(str(error))
     service = POP3Service(reactor, POP3Factory(provider, policy, connectionCreator=creator))

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
     load_pem_private_key,
 )
-from OpenSSL import SSL, crypto
+from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import Logger
@@ -66,15 +66,21 @@ def _context(certificate: str, privateKey: str) -> SSL.Context:
 
     if public(chain[0]) != public(key):
         raise ValueError(f"{privateKey} is not the key of the first certificate in {certificate}")
-    certificates = [crypto.X509.from_cryptography(each) for each in chain]
+    # They are typed as pyOpenSSL's own objects, which pyOpenSSL deprecates.
+    first: Any = chain[0]
+    rest: Any = chain[1:]
+    ownKey: Any = key
     options = CertificateOptions(
-        privateKey=crypto.PKey.from_cryptography_key(key),
-        certificate=certificates[0],
-        extraCertChain=certificates[1:],
+        privateKey=ownKey,
+        certificate=first,
+        extraCertChain=rest,
         # RFC 8314 section 4.1; Twisted's own least would do today.
         insecurelyLowerMinimumTo=TLSVersion.TLSv1_2,
     )
-    context = options.getContext()
+    try:
+        context = options.getContext()
+    except SSL.Error:
+        raise ValueError(f"{certificate} or its key is too weak or of a kind that TLS does not use")
     assert isinstance(context, SSL.Context)
     return context
 
@@ -98,6 +104,7 @@ class RenewableCertificate:
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
+        self._said = ""
         self._seen = self._stamps()
         self._context = _context(self.certificate, self._privateKey)
 
@@ -111,13 +118,16 @@ class RenewableCertificate:
         stamps = self._stamps()
         if stamps is None or stamps == self._seen:
             return
-        self._seen = stamps
         try:
             self._context = _context(self.certificate, self._privateKey)
         except ValueError as error:
-            log.error("the certificate stays as it was: {error}", error=str(error))
-        else:
-            log.info("a renewed certificate is served: {path}", path=self.certificate)
+            # It may be whole the next time; what is said once is enough.
+            if self._said != str(error):
+                self._said = str(error)
+                log.error("the certificate stays as it was: {error}", error=str(error))
+            return
+        self._seen, self._said = stamps, ""
+        log.info("a renewed certificate is served: {path}", path=self.certificate)
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """

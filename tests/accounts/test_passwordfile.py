@@ -276,3 +276,39 @@ def test_editingFails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_badNames(name: str) -> None:
     with pytest.raises(ValueError, match="a user name is"):
         checkUserName(name)
+
+
+def test_passwordsOfAnyLength(path: Path) -> None:
+    """
+    What is too long is wrong, whatever the kind of the hash.
+    """
+    for kind, stored in HASHES.items():
+        path.write_text(f"alice:{stored}\n")
+        checker = PasswordFile(str(path), Inline())
+        assert not isGood(checker, "alice", "two words" + "x" * 8000), kind
+    with pytest.raises(ValueError, match="at most 1024 octets"):
+        addUser(str(path), "bob", "x" * 1025)
+
+
+def test_notAFile(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name in (str(tmp_path / "fifo"), "/dev/zero"):
+        with pytest.raises(ValueError, match="is not a file"):
+            PasswordFile(name, Inline())
+
+
+def test_readAgainAfterAFault(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A change that could not be read is read later.
+    """
+    addUser(str(path), "alice", "one")
+    checker = PasswordFile(str(path), Inline())
+    setPassword(str(path), "alice", "two")
+
+    def broken(name: str) -> str:
+        raise ValueError("Too many open files")
+
+    monkeypatch.setattr(passwordfile, "_read", broken)
+    assert isGood(checker, "alice", "one")
+    monkeypatch.undo()
+    assert isGood(checker, "alice", "two")

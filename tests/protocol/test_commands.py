@@ -374,13 +374,20 @@ def test_inUse() -> None:
 def capabilities(script: str, **options: Any) -> set[str]:
     client = conversation(provider(), script, **options)
     lines = client.say(b"CAPA").decode().split("\r\n")
-    assert lines[0] == "+OK Capabilities follow."
+    assert lines[0] == "+OK Capabilities follow. _"
     assert lines[-2:] == [".", ""]
     assert len(set(lines)) == len(lines)
     return set(lines[1:-2])
 
 
 ALWAYS = {
+    "UID-PARAM",
+    "MULTI-LINE-IND",
+    "DELI",
+    "CORE",
+    "SLEE-WAKE",
+    "SLEEPING",
+    "QAUT",
     "TOP",
     "UIDL",
     "RESP-CODES",
@@ -389,19 +396,21 @@ ALWAYS = {
     "EXPIRE NEVER",
     "IMPLEMENTATION pop3svc memory",
 }
-LOGINS = {"USER", "SASL PLAIN LOGIN"}
+LOGINS = {"USER", "SASL PLAIN LOGIN", "XLOG"}
 
 
 def test_capa() -> None:
-    assert capabilities("S: +OK…") == ALWAYS | LOGINS
-    assert capabilities(ALICE) == ALWAYS | LOGINS
+    clear, hidden = {"X-TLS False"}, {"X-TLS True"}
+    assert capabilities("S: +OK…") == ALWAYS | LOGINS | clear
+    assert capabilities(ALICE) == ALWAYS | LOGINS | clear
     never = Policy(cleartextLogin="never")
-    assert capabilities("S: +OK…", policy=never) == ALWAYS
-    assert capabilities("S: +OK…", policy=never, connectionCreator=object()) == ALWAYS | {"STLS"}
+    assert capabilities("S: +OK…", policy=never) == ALWAYS | clear
+    stls = capabilities("S: +OK…", policy=never, connectionCreator=object())
+    assert stls == ALWAYS | clear | {"STLS"}
     secure = {"policy": never, "connectionCreator": object(), "isSecure": True}
-    assert capabilities("S: +OK…", **secure) == ALWAYS | LOGINS
-    assert capabilities(ALICE, **secure) == ALWAYS | LOGINS
-    assert capabilities(ALICE, connectionCreator=object()) == ALWAYS | LOGINS
+    assert capabilities("S: +OK…", **secure) == ALWAYS | LOGINS | hidden
+    assert capabilities(ALICE, **secure) == ALWAYS | LOGINS | hidden
+    assert capabilities(ALICE, connectionCreator=object()) == ALWAYS | LOGINS | clear
     conversation(provider(), "S: +OK…\nC: CAPA x\nS: -ERR…")
 
 

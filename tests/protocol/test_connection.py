@@ -97,7 +97,7 @@ def test_slowAndFastCommands() -> None:
     assert len(mailbox.waiting) == 1
     mailbox.answerAll()
     assert client.received() == (
-        b"+OK 1 5\r\n+OK Done.\r\n+OK Message follows.\r\ntwo\r\n.\r\n+OK Done.\r\n"
+        b"+OK 1 5\r\n+OK Done.\r\n+OK Message follows. _\r\ntwo\r\n.\r\n+OK Done.\r\n"
         b"-ERR Unknown command.\r\n+OK Bye.\r\n"
     )
 
@@ -111,7 +111,7 @@ def test_commandsBehindALongMessage() -> None:
         received += piece
     received += client.received()
     body, _, rest = received.partition(b"\r\n.\r\n")
-    assert body == b"+OK Message follows.\r\n" + BIG.replace(b"\n", b"\r\n")[:-2]
+    assert body == b"+OK Message follows. _\r\n" + BIG.replace(b"\n", b"\r\n")[:-2]
     octets = len(asSent(BIG)) + len(asSent(b"a: b\n\nc\n"))
     assert rest == b"+OK Done.\r\n+OK 2 %d\r\n+OK Bye.\r\n" % octets
 
@@ -513,3 +513,53 @@ def test_providersAreChecked() -> None:
         provider.name = name  # type: ignore[assignment]
         with pytest.raises(ValueError, match="name of a provider"):
             POP3Factory(provider, clock=Clock())
+
+
+def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A flood of quick commands does not keep the reactor from others.
+    """
+    from pop3svc.calling import Turns
+
+    client = loggedIn()
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 50)
+    turns, said = 0, client.received()
+    while len(said) < 50 * len(b"+OK Done.\r\n"):
+        clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+        assert len(clock.getDelayedCalls()) > 1
+        advance(client, 0)
+        said += client.received()
+        turns += 1
+    assert said == b"+OK Done.\r\n" * 50
+    assert turns > 0
+    client.send(b"NOOP\r\nNOOP\r\nQUIT\r\n")
+    client.vanish()
+    advance(client, 0)
+
+
+def test_statIsRemembered() -> None:
+    """
+    STAT counts once, and is right after every change.
+    """
+    client = loggedIn(messages=[b"a", b"bb", b"ccc"])
+    for line, said in (
+        (b"STAT", b"+OK 3 12\r\n"),
+        (b"DELE 2", b"+OK Marked.\r\n"),
+        (b"STAT", b"+OK 2 8\r\n"),
+        (b"RSET", b"+OK No message is marked.\r\n"),
+        (b"STAT", b"+OK 3 12\r\n"),
+        (b"DELI 1", b"+OK Deleted message. UID:message-1\r\n"),
+        (b"STAT", b"+OK 2 9\r\n"),
+        (b"DELE 3", b"+OK Marked.\r\n"),
+        (b"STAT", b"+OK 1 4\r\n"),
+        (b"DELI 3", b"-ERR That message is deleted.\r\n"),
+        (b"STAT", b"+OK 1 4\r\n"),
+    ):
+        assert client.say(line) == said
+    store = client.protocol.factory.provider.store  # type: ignore[union-attr]
+    late = store.maildrop("alice").add(b"late")
+    client.say(b"DELE UID:" + late.encode())
+    assert client.say(b"STAT") == b"+OK 1 4\r\n"
+    client.say(b"CORE")
+    assert client.say(b"STAT") == b"+OK 1 4\r\n"

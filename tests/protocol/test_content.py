@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import Unanswered
+from pop3svc.calling import Turns, Unanswered
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
@@ -148,8 +148,9 @@ def test_fileContent(tmp_path: Path) -> None:
     assert read(region) == MESSAGE
     assert region.closed == 1
     assert read(Region(path, 3, 0)) == b""
+    short = Region(path, 3, len(MESSAGE) + 4)
     with pytest.raises(EOFError):
-        read(Region(path, 3, len(MESSAGE) + 4))
+        read(FileBlocks(short.fileno, short.close, Inline(), 3, len(MESSAGE) + 4))
 
 
 @pytest.mark.parametrize("content", [None, "text", 5, object(), io.StringIO("text")])
@@ -172,11 +173,12 @@ def test_neverAnswers() -> None:
     assert got[0].check(Unanswered)
 
 
-def test_countByReading() -> None:
+def test_countByReading(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The reactor gets its turn while much is counted; the message is closed.
     """
     clock = Clock()
+    monkeypatch.setattr(Turns, "SLICE", 0)
     content = Chunks([b"a\n" * 500_000] * 4 + [b"end"])
     _, got = start(countByReading(MessageBody(content, clock, 10), clock))
     turns = 0

@@ -4,6 +4,7 @@ Every verb in every state; the error map.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -132,8 +133,19 @@ def test_bug() -> None:
 
 
 def test_cancellationPassesThrough() -> None:
+    """
+    If the client is gone; else it is the provider's own error.
+    """
+    session = makeSession()
+    session.isOver = True
+
+    async def run(session: Session) -> Reply:
+        raise CancelledError()
+
     with pytest.raises(CancelledError):
-        raising(CancelledError())
+        reply(session, b"DO", tableOf(run=run))
+    for error in (CancelledError(), asyncio.CancelledError()):
+        assert raising(error).fault
 
 
 def test_withheld() -> None:

@@ -53,7 +53,7 @@ def test_folder(tmp_path: Path) -> None:
         ".hidden.eml",
         "b.eml",
         "notes.txt",
-        "pop3svc.lock",
+        "pop3svc-removing",
     ]
 
 

@@ -159,11 +159,19 @@ def test_sameNameTwice(maildir: Path) -> None:
     """
     deliver(maildir, "1.x:2,S", b"one", "cur")
     deliver(maildir, "1.x", b"two")
+    deliver(maildir, "1.a b:2,S", b"three", "cur")
+    deliver(maildir, "1.a b", b"four")
     os.link(deliver(maildir, "2.y"), maildir / "cur" / "2.y:2,")
     ids = uidl(served(maildir))
-    assert len(ids) == len(set(ids)) == 3
-    assert ids.count("1.x") == 1
+    assert len(ids) == len(set(ids)) == 5
     assert ids[-1] == "2.y"
+    for name in ("1.x", "1.a b"):
+        (maildir / "new" / name).rename(maildir / "cur" / f"{name}:2,FRS")
+    assert sorted(uidl(served(maildir))) == sorted(ids)
+    # All names of one message go with it.
+    client = served(maildir, "C: DELE 5\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)")
+    assert not client.isOpen
+    assert len(uidl(served(maildir))) == 4
 
 
 def test_onlyRegularFiles(maildir: Path, tmp_path: Path) -> None:
@@ -289,7 +297,7 @@ def test_deletingFails(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rename(source, target, **named)
 
     monkeypatch.setattr(os, "rename", stubborn)
-    assert client.say(b"QUIT") == b"-ERR [SYS/PERM] The messages cannot be deleted.\r\n"
+    assert client.say(b"QUIT") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
     monkeypatch.undo()
     assert uidl(served(maildir)) == [f"{number}.x" for number in range(5)]
 
@@ -309,15 +317,14 @@ def test_lockAmongProcesses(maildir: Path) -> None:
     """
     deliver(maildir, "1.x")
     script = (
-        "import fcntl, sys\n"
-        "file = open(sys.argv[1], 'r+')\n"
-        "fcntl.flock(file, fcntl.LOCK_EX)\n"
+        "import fcntl, os, sys\n"
+        "held = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "fcntl.flock(held, fcntl.LOCK_EX)\n"
         "print('held', flush=True)\n"
         "sys.stdin.read()\n"
     )
-    served(maildir).vanish()
     holder = subprocess.Popen(
-        [sys.executable, "-c", script, str(maildir / "pop3svc.lock")],
+        [sys.executable, "-c", script, str(maildir)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -331,31 +338,13 @@ def test_lockAmongProcesses(maildir: Path) -> None:
         )
         holder.kill()
     client = served(maildir)
-    with (maildir / "pop3svc.lock").open() as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    client.say(b"RETR 1")
+    other = os.open(maildir, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     client.say(b"QUIT")
-    with (maildir / "pop3svc.lock").open() as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_plantedLock(maildir: Path, tmp_path: Path) -> None:
-    """
-    A link or a FIFO in the lock's place is a fault, not a way out.
-    """
-    (tmp_path / "target").write_text("precious")
-    for plant in (
-        lambda path: path.symlink_to(tmp_path / "target"),
-        lambda path: os.mkfifo(path),
-        lambda path: path.mkdir(),
-    ):
-        path = maildir / "pop3svc.lock"
-        plant(path)
-        conversation(
-            Anybody(MaildirStore(str(tmp_path), runner=Inline())),
-            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] …",
-        )
-        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
-    assert (tmp_path / "target").read_text() == "precious"
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
 
 
 def test_nothingStaysOpen(maildir: Path) -> None:
@@ -420,7 +409,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("pop3svc.providers.filemailbox.openRegular", broken)
-    assert client.say(b"RETR 1") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
+    assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] The mailbox has a fault.\r\n"
     monkeypatch.undo()
     globalLogPublisher.removeObserver(seen.append)
     assert any(event.get("path") == str(maildir) for event in seen)
@@ -496,3 +485,50 @@ def test_refusesMarker(maildir: Path) -> None:
             return mailbox
 
     conversation(ReadOnly(store), ALICE + "C: DELE 1\nS: -ERR [READ-ONLY] …")
+
+
+def test_unreadableFile(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    One that cannot be read is no reason to show no size.
+    """
+    for name in ("1.x", "2.y"):
+        deliver(maildir, name)
+    client = served(maildir)
+    opened = os.open
+
+    def refuse(name: Any, *arguments: Any, **named: Any) -> int:
+        if name == "2.y":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(name, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert client.say(b"STAT") == b"+OK 2 11\r\n"
+    assert client.say(b"LIST 2") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
+    assert client.say(b"RETR 1").startswith(b"+OK")
+
+
+def test_sparseFile(maildir: Path) -> None:
+    """
+    A hole is counted without reading it.
+    """
+    with deliver(maildir, "1.x", b"").open("wb") as file:
+        file.truncate(1 << 40)
+        file.seek(1 << 39)
+        file.write(b"\n\n")
+    assert served(maildir).say(b"LIST 1") == b"+OK 1 %d\r\n" % ((1 << 40) + 4)
+
+
+def test_shrunkMeanwhile(maildir: Path) -> None:
+    """
+    A message that is shorter than it was is cut, not ended.
+    """
+    path = deliver(maildir, "1.x", b"x\n" * 500_000)
+    client = served(maildir)
+    client.stall()
+    client.send(b"RETR 1\r\n")
+    os.truncate(path, 300_000)
+    received = b""
+    while piece := client.read(100_000):
+        received += piece
+    assert client.wasAborted
+    assert not received.endswith(b"\r\n.\r\n")

@@ -35,29 +35,68 @@ BAD_NAMES = [
 ]
 
 
+def at(template: PathTemplate, name: str) -> str | None:
+    place = template.placeFor(name)
+    return None if place is None else place.path
+
+
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_refused(name: str, tmp_path: Path) -> None:
     assert not isSafeName(name)
-    assert PathTemplate(str(tmp_path)).pathFor(name) is None
+    assert at(PathTemplate(str(tmp_path)), name) is None
     template = PathTemplate(f"{tmp_path}/{{domain}}/{{local}}")
-    assert template.pathFor(f"{name}@example.org") is None
-    assert template.pathFor(f"alice@{name}") is None
+    assert at(template, f"{name}@example.org") is None
+    assert at(template, f"alice@{name}") is None
 
 
 @pytest.mark.parametrize("name", ["alice", "alice@example.org", "ä.ö+x", "a" * 64 + "@b.c", "a..b"])
 def test_taken(name: str, tmp_path: Path) -> None:
-    assert PathTemplate(str(tmp_path)).pathFor(name) == f"{tmp_path}/{name}"
+    assert at(PathTemplate(str(tmp_path)), name) == f"{tmp_path}/{name}"
 
 
 def test_placeholders(tmp_path: Path) -> None:
-    at = PathTemplate(f"{tmp_path}/{{user}}/Maildir").pathFor
-    assert at("a@b") == f"{tmp_path}/a@b/Maildir"
-    at = PathTemplate(f"{tmp_path}/{{domain}}/{{local}}").pathFor
-    assert at("a@x@example.org") == f"{tmp_path}/example.org/a@x"
-    assert at("alice") is None
-    assert at("@example.org") is None
-    assert at("alice@") is None
-    assert at("alice@{user}") == f"{tmp_path}/{{user}}/alice"
+    template = PathTemplate(f"{tmp_path}/{{user}}/Maildir")
+    assert at(template, "a@b") == f"{tmp_path}/a@b/Maildir"
+    template = PathTemplate(f"{tmp_path}/x-{{domain}}/{{local}}/y")
+    assert at(template, "a@x@example.org") == f"{tmp_path}/x-example.org/a@x/y"
+    for name in ("alice", "@example.org", "alice@"):
+        assert at(template, name) is None
+    assert at(template, "alice@{user}") == f"{tmp_path}/x-{{user}}/alice/y"
+
+
+def test_links(tmp_path: Path) -> None:
+    """
+    Below what the operator named a link is followed only where nobody else
+    can have put it.
+    """
+    (tmp_path / "real" / "Maildir").mkdir(parents=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "alice").symlink_to(tmp_path / "real")
+    place = PathTemplate(f"{tmp_path}/home/{{user}}/Maildir").placeFor("alice")
+    assert place is not None
+
+    def opens() -> bool:
+        try:
+            descriptor = place.open()
+        except OSError:
+            return False
+        assert descriptor is not None
+        os.close(descriptor)
+        return True
+
+    assert opens()
+    (tmp_path / "home").chmod(0o777)
+    assert not opens()
+    (tmp_path / "home").chmod(0o755)
+    assert opens()
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "home", 1, 1)
+        assert not opens()
+        os.chown(tmp_path / "home", 0, 0)
+        os.chown(tmp_path / "home" / "alice", 1, 1, follow_symlinks=False)
+        assert not opens()
+    (tmp_path / "home" / "alice").unlink()
+    assert place.open() is None
 
 
 @pytest.mark.parametrize(
@@ -69,6 +108,7 @@ def test_placeholders(tmp_path: Path) -> None:
         ("/tmp/{name}", "the placeholders are"),
         ("/tmp/{}", "the placeholders are"),
         ("/tmp/{user", "the placeholders are"),
+        ("/tmp/{user}/..", "no way up"),
     ],
 )
 def test_badTemplates(template: str, says: str) -> None:
@@ -80,7 +120,10 @@ def test_uniqueIDs() -> None:
     assert uniqueIDFor("1600000000.M1P2.host") == "1600000000.M1P2.host"
     names = ["a b", "ä", os.fsdecode(b"\xff"), "x" * 71, "_", "", "a\tb"]
     derived = [uniqueIDFor(name) for name in names]
-    derived += [uniqueIDFor(each) for each in derived] + [uniqueIDFor("a", taken=True)]
+    derived += [uniqueIDFor(each) for each in derived] + [
+        uniqueIDFor("a", "1"),
+        uniqueIDFor("a b", "1"),
+    ]
     assert all(isUniqueID(each) for each in derived)
     assert len(set(derived)) == len(derived)
     assert uniqueIDFor("a b") == uniqueIDFor("a b")

@@ -36,7 +36,17 @@ def there(path: Path) -> set[tuple[str, str]]:
 
 
 def staged(path: Path) -> list[str]:
-    return [each.name for each in path.iterdir() if each.name not in FOLDERS]
+    """
+    @return: what is left beside the folders, but for the empty directory that
+        waits for the next removal.
+    """
+    left = [each for each in path.iterdir() if each.name not in FOLDERS]
+    waiting = path / "pop3svc-removing"
+    if waiting in left:
+        assert sorted(each.name for each in waiting.iterdir()) == sorted(FOLDERS)
+        if not any(each for folder in waiting.iterdir() for each in folder.iterdir()):
+            left.remove(waiting)
+    return [each.name for each in left]
 
 
 def locate(place: Any, looks: int) -> Any:
@@ -66,6 +76,55 @@ def test_renamed(tmp_path: Path) -> None:
 
     removeAll(root, FOLDERS, PLACES, look)
     assert there(tmp_path) == set(KEPT)
+
+
+def test_fullDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Nothing has to be made to make room.
+    """
+    root = make(tmp_path)
+    recover(root, FOLDERS)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    mkdir = os.mkdir
+
+    def made(name: str, *arguments: Any, **named: Any) -> None:
+        if not name.startswith("pop3svc") and name not in FOLDERS:
+            full()
+        mkdir(name, *arguments, **named)
+
+    monkeypatch.setattr(os, "mkdir", made)
+    for _ in range(2):
+        removeAll(root, FOLDERS, PLACES, locate)
+        assert there(tmp_path) == set(KEPT)
+
+
+def test_foldersRemoved(tmp_path: Path) -> None:
+    root = make(tmp_path)
+    recover(root, FOLDERS)
+    for folder, name in (("new", "a"), ("new", "d")):
+        (tmp_path / folder / name).unlink()
+    (tmp_path / "new").rmdir()
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert (tmp_path / "cur").exists()
+    (tmp_path / "pop3svc-removing" / "new" / "a").write_text("a")
+    recover(root, FOLDERS)
+    assert (tmp_path / "new" / "a").read_text() == "a"
+
+
+def test_bothStages(tmp_path: Path) -> None:
+    """
+    However they came to be there: one is put back, one is removed.
+    """
+    root = make(tmp_path)
+    for state, name in (("pop3svc-removing", "a"), ("pop3svc-removed", "d")):
+        (tmp_path / state / "new").mkdir(parents=True)
+        (tmp_path / "new" / name).rename(tmp_path / state / "new" / name)
+    for _ in range(2):
+        recover(root, FOLDERS)
+        assert there(tmp_path) == set(PLACES + KEPT) - {("new", "d")}
 
 
 def test_renamedAllTheTime(tmp_path: Path) -> None:

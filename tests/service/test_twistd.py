@@ -372,7 +372,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda site: ["--endpoint", "ssl:1995:privateKey=/nowhere"],
         "--endpoint ssl:1995:privateKey=/nowhere: ",
     ),
-    "data": (lambda site: ["--data", str(site / "users" / "x")], "Not a directory"),
+    "data": (lambda site: ["--data", str(site / "users" / "x")], "users: File exists"),
 }
 
 

@@ -1,0 +1,503 @@
+"""
+The extensions, case by case.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IAccountStatus, IReadOnlyMailbox
+from pop3svc.policy import EXTENSIONS, Policy
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.session import State
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, conversation
+from tests.protocol.test_commands import ALICE, loggedIn, provider
+from tests.protocol.test_connection import advance, reason
+from tests.protocol.test_session import LEAVE, LOGIN, Provider, later
+
+
+def failing(mail: MemoryProvider, error: Exception) -> MemoryProvider:
+    """
+    Let deletions fail.
+    """
+    authenticate = mail.authenticate
+
+    def fail(*_: object) -> None:
+        raise error
+
+    def broken(*arguments: Any) -> Any:
+        mailbox: Any = authenticate(*arguments)
+        if mailbox is not None:
+            mailbox.messageDelete = fail
+        return mailbox
+
+    mail.authenticate = broken  # type: ignore[method-assign]
+    return mail
+
+
+def test_deli() -> None:
+    """
+    At once; RSET does not bring it back, QUIT does not delete it again.
+    """
+    mail = provider()
+    client = conversation(
+        mail,
+        ALICE
+        + """
+        C: DELI 2
+        S: +OK Deleted message. UID:message-2
+        C: DELI 2
+        S: -ERR That message is deleted.
+        C: RETR UID:message-2
+        S: -ERR That message is deleted.
+        C: RSET
+        S: +OK…
+        C: UIDL
+        S: +OK Unique-ids follow. _
+        S: 1 message-1
+        S: 3 message-3
+        S: .
+        C: STAT
+        S: +OK 2 52
+        C: DELE 1
+        S: +OK…
+        C: DELI 1
+        S: -ERR That message is deleted.
+        C: DELI 9
+        S: -ERR…
+        C: DELI
+        S: -ERR…
+        C: DELI 3 1
+        S: -ERR…
+        """,
+    )
+    assert list(mail.store.maildrop("alice").messages) == ["message-1", "message-3"]
+    del mail.store.maildrop("alice").messages["message-3"]
+    assert client.say(b"DELI 3") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"QUIT") == b"+OK Bye, 1 deleted.\r\n"
+
+
+def test_deliFails() -> None:
+    mail = failing(provider(), POP3ResponseError("Disk full.", "SYS/TEMP"))
+    conversation(
+        mail,
+        ALICE
+        + "C: DELI 1\nS: -ERR [SYS/TEMP] Disk full.\nC: STAT\nS: +OK 3 98\nC: DELE 1\nS: +OK…",
+    )
+
+
+def test_deliReadOnly() -> None:
+    mail = provider()
+    authenticate = mail.authenticate
+
+    def readOnly(*arguments: Any) -> Any:
+        mailbox = authenticate(*arguments)
+        alsoProvides(mailbox, IReadOnlyMailbox)
+        return mailbox
+
+    mail.authenticate = readOnly  # type: ignore[method-assign]
+    client = conversation(mail, ALICE + "C: DELI 1\nS: -ERR [READ-ONLY] …")
+    assert b"DELI" not in client.say(b"CAPA")
+
+
+def test_core() -> None:
+    mail = provider()
+    client = conversation(
+        mail,
+        ALICE
+        + "C: DELE 1\nS: +OK…\nC: CORE x\nS: -ERR…\nC: CORE\nS: +OK [ACTIVITY/NONE] Refreshed.",
+    )
+    assert client.say(b"UIDL 1") == b"+OK 1 message-2\r\n"
+    drop = mail.store.maildrop("alice")
+    drop.add(b"new")
+    assert drop.isHeld
+    assert client.say(b"refr") == b"+OK [ACTIVITY/NEW] Refreshed.\r\n"
+    assert client.say(b"UIDL 3") == b"+OK 3 message-4\r\n"
+    assert client.say(b"CORE") == b"+OK [ACTIVITY/NONE] Refreshed.\r\n"
+
+
+@pytest.mark.parametrize("verb", ["CORE", "SLEE", "QAUT"])
+def test_deletionFails(verb: str) -> None:
+    """
+    Still in TRANSACTION; same listing, marks and lock; all there.
+    """
+    mail = failing(provider(), POP3ResponseError("Disk full.", "SYS/TEMP"))
+    conversation(
+        mail,
+        ALICE
+        + f"""
+        C: DELE 1
+        S: +OK…
+        C: {verb}
+        S: -ERR [SYS/TEMP] Disk full.
+        C: UIDL
+        S: +OK…
+        S: 2 message-2
+        S: 3 message-3
+        S: .
+        C: RSET
+        S: +OK…
+        C: STAT
+        S: +OK 3 98
+        """,
+    )
+    assert mail.store.maildrop("alice").isHeld
+    assert len(mail.store.maildrop("alice").messages) == 3
+
+
+@pytest.mark.parametrize("verb", ["CORE", "SLEE", "QAUT", "QUIT"])
+def test_goneMeanwhile(verb: str) -> None:
+    mail = provider()
+    client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
+    del mail.store.maildrop("alice").messages["message-1"]
+    assert client.say(verb.encode()).startswith(b"+OK")
+
+
+def test_coreCannotList() -> None:
+    """
+    The deletion worked and the listing does not: the connection is closed.
+    """
+    mail = provider()
+    client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
+
+    def broken(info: object) -> Any:
+        raise POP3ResponseError("No.", "SYS/PERM")
+
+    client.protocol.session._mailbox.listMessageUniqueIDs = broken
+    assert client.say(b"CORE") == b"-ERR [SYS/TEMP] The mailbox cannot be listed.\r\n"
+    assert not client.isOpen
+
+
+def test_sleepAndWake() -> None:
+    mail = provider()
+    client = conversation(
+        mail,
+        ALICE
+        + """
+        C: SLEE x
+        S: -ERR…
+        C: DELE 1
+        S: +OK…
+        C: SLEE
+        S: +OK Asleep, 1 deleted.
+        C: CAPA
+        S: -ERR…
+        C: STAT
+        S: -ERR…
+        C: RETR UID:message-2
+        S: -ERR…
+        C: SLEE
+        S: -ERR…
+        C: NOOP
+        S: +OK…
+        C: WAKE x
+        S: -ERR…
+        C: WAKE
+        S: +OK [ACTIVITY/NONE] Awake.
+        C: UIDL 1
+        S: +OK 1 message-2
+        C: WAKE
+        S: -ERR…
+        C: SLEE
+        S: +OK Asleep, 0 deleted.
+        """,
+    )
+    drop = mail.store.maildrop("alice")
+    assert not drop.isHeld
+    del drop.messages["message-2"]
+    assert client.say(b"WAKE") == b"+OK [ACTIVITY/NONE] Awake.\r\n"
+    assert client.say(b"UIDL 1") == b"+OK 1 message-3\r\n"
+    client.say(b"SLEE")
+    drop.add(b"x: y\n")
+    assert client.say(b"WAKE") == b"+OK [ACTIVITY/NEW] Awake.\r\n"
+    assert client.say(b"STAT") == b"+OK 2 26\r\n"
+    client.say(b"SLEE")
+    assert client.say(b"QUIT") == b"+OK Bye.\r\n"
+    assert not client.isOpen
+
+
+def test_pipelinedBehindSlee() -> None:
+    client = loggedIn("")
+    client.send(b"SLEE\r\nSTAT\r\nNOOP\r\nWAKE\r\nSTAT\r\n")
+    said = [line.split(b" ")[0] for line in client.received().split(b"\r\n")]
+    assert said == [b"+OK", b"-ERR", b"+OK", b"+OK", b"+OK", b""]
+
+
+def test_wakeWhileInUse() -> None:
+    mail = provider()
+    client = conversation(mail, ALICE + "C: SLEE\nS: +OK…")
+    other = conversation(mail, ALICE)
+    assert client.say(b"WAKE").startswith(b"-ERR [IN-USE]")
+    assert client.say(b"STAT").startswith(b"-ERR")
+    other.say(b"QUIT")
+    assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+    assert client.say(b"STAT") == b"+OK 3 98\r\n"
+
+
+def test_wakeCannotList() -> None:
+    """
+    Still asleep, and nothing is held.
+    """
+    mail = provider()
+    client = conversation(mail, ALICE + "C: SLEE\nS: +OK…")
+    drop = mail.store.maildrop("alice")
+    kept = dict(drop.messages)
+    drop.messages["_"] = b""
+    assert client.say(b"WAKE") == b"-ERR [SYS/PERM] The mailbox cannot be listed.\r\n"
+    assert not drop.isHeld
+    drop.messages = kept
+    assert client.say(b"WAKE").startswith(b"+OK")
+
+
+@implementer(IAccountStatus)
+class Accounts(MemoryProvider):
+    def loginMark(self, info: Any, username: str) -> str:
+        return self.passwords[username]
+
+    async def mayStay(self, info: Any, username: str, mark: str) -> bool:
+        return self.passwords.get(username) == mark
+
+
+@pytest.mark.parametrize("change", [{}, {"alice": "other"}])
+def test_wakeOfAnAccountThatChanged(change: dict[str, str]) -> None:
+    mail = Accounts({"alice": "secret"})
+    client = conversation(mail, ALICE + "C: SLEE\nS: +OK…\nC: WAKE\nS: +OK…\nC: SLEE\nS: +OK…")
+    mail.passwords = change
+    assert client.say(b"WAKE") == b"-ERR [AUTH] You may not log in any more.\r\n"
+    assert not mail.store.maildrop("alice").isHeld
+    mail.passwords = {"alice": "secret"}
+    assert client.say(b"WAKE").startswith(b"+OK")
+
+
+def test_asleep() -> None:
+    """
+    No listing, no sizes, no lock; lost without a trace; a time-out of its own.
+    """
+    client = loggedIn("C: STAT\nS: +OK…\nC: DELE 1\nS: +OK…\nC: RSET\nS: +OK…\nC: SLEE\nS: +OK…")
+    session = client.protocol.session
+    assert session.maildrop is None
+    assert session._known is not None
+    assert len(session._known.tobytes()) == 8 * 3
+    advance(client, 3500)
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    advance(client, 3599)
+    assert client.isOpen
+    assert reason(client, lambda: advance(client, 2)) == "idle for too long"
+    client = loggedIn("C: SLEE\nS: +OK…")
+    client.say(b"WAKE")
+    assert reason(client, lambda: advance(client, 601)) == "idle for too long"
+
+
+def test_orderOfCalls() -> None:
+    prov = Provider()
+    client = conversation(prov, ALICE)
+    for verb, calls in (
+        ("CORE", ["listMessageUniqueIDs"]),
+        ("SLEE", ["unlock"]),
+        ("WAKE", ["lock", "listMessageUniqueIDs"]),
+        ("DELE 1", []),
+        ("CORE", ["messageDelete", "listMessageUniqueIDs"]),
+        ("DELE 1", []),
+        ("QAUT", ["messageDelete", *LEAVE]),
+        ("XLOG bob secret", LOGIN),
+        ("SLEE", ["unlock"]),
+        ("QUIT", LEAVE[1:]),
+    ):
+        prov.calls.clear()
+        assert client.say(verb.encode()).startswith(b"+OK")
+        assert prov.calls == calls, verb
+
+
+def test_lostAsleep() -> None:
+    prov = Provider()
+    client = conversation(prov, ALICE + "C: SLEE\nS: +OK…")
+    prov.calls.clear()
+    client.vanish()
+    assert prov.calls == LEAVE[1:]
+    assert len(prov.maildrop.messages) == 2
+
+
+def test_lostWhileFallingAsleepOrWaking() -> None:
+    for script, steps in ((b"DELE 1\r\nSLEE\r\n", 3), (b"SLEE\r\nWAKE\r\n", 4)):
+        for step in range(steps):
+            prov, client, mailbox = later(script)
+            for _ in range(step):
+                if mailbox.waiting:
+                    mailbox.answer()
+            client.vanish()
+            mailbox.answerAll()
+            assert prov.calls.count("lock") == prov.calls.count("unlock"), (script, step)
+            assert prov.calls.count("logout") == 1
+            assert not prov.maildrop.isHeld
+
+
+def test_qaut() -> None:
+    """
+    Nothing of the first user stays; their lock is free in between.
+    """
+    mail = provider()
+    client = conversation(
+        mail,
+        ALICE + "C: DELE 3\nS: +OK…\nC: QAUT x\nS: -ERR…\nC: QAUT\nS: +OK Logged out.",
+        isSecure=True,
+    )
+    assert not mail.store.maildrop("alice").isHeld
+    assert len(mail.store.maildrop("alice").messages) == 2
+    info = client.protocol.session.info
+    assert (info.userNameAtLogin, info.providerTag, info.isSecure) == (None, None, True)
+    for line in (b"STAT", b"RETR 1", b"DELE 1", b"RSET", b"WAKE"):
+        assert client.say(line).startswith(b"-ERR")
+    assert client.say(b"PASS secret") == b"-ERR USER comes first.\r\n"
+    assert client.say(b"XLOG bob  two words ") == b"+OK Logged in.\r\n"
+    assert client.say(b"STAT") == b"+OK 3 98\r\n"
+    assert info.userNameAtLogin == "bob"
+    # The time for a login begins anew.
+    client.say(b"QAUT")
+    advance(client, 179)
+    assert client.isOpen
+    assert reason(client, lambda: advance(client, 2)) == "took too long to log in"
+
+
+def test_qautInTheLog() -> None:
+    """
+    One line for each mailbox session.
+    """
+    client = loggedIn("C: DELE 1\nS: +OK…")
+    assert reason(client, lambda: client.say(b"QAUT")) == "logged out"
+    assert client.protocol.session.messagesDeleted == 0
+    assert client.protocol.session.user is None
+
+
+def test_xlog() -> None:
+    conversation(
+        provider(),
+        """
+        S: +OK…
+        C: XLOG
+        S: -ERR…
+        C: XLOG alice
+        S: -ERR…
+        C: XLOG alice 
+        S: -ERR…
+        C: XLOG alice wrong
+        S: -ERR [AUTH] Wrong name or password.
+        C: USER alice
+        S: +OK…
+        C: XLOG alice wrong
+        S: -ERR [AUTH] Wrong name or password.
+        C: PASS secret
+        S: -ERR USER comes first.
+        C: XLOG bob  two words 
+        S: +OK Logged in.
+        C: XLOG alice secret
+        S: -ERR…
+        """,
+    )
+    conversation(
+        provider(),
+        "S: +OK…\nC: XLOG alice secret\nS: -ERR Use TLS to log in.",
+        policy=Policy(cleartextLogin="never"),
+    )
+
+
+SWITCHED = {
+    "DELI": ["DELI 1"],
+    "CORE": ["CORE", "REFR"],
+    "SLEE-WAKE": ["SLEE", "WAKE"],
+    "QAUT": ["QAUT"],
+    "XLOG": ["XLOG alice secret"],
+}
+
+
+@pytest.mark.parametrize("name", EXTENSIONS)
+def test_switchedOff(name: str) -> None:
+    """
+    Neither announced nor accepted; the others are.
+    """
+    policy = Policy(without=frozenset([name]))
+    client = Client(POP3Factory(provider(), policy, clock=Clock()))
+    for line in SWITCHED.get(name, []):
+        assert client.say(line.encode()).endswith(b"-ERR Unknown command.\r\n")
+    client.logIn()
+    for line in SWITCHED.get(name, []):
+        assert client.say(line.encode()) == b"-ERR Unknown command.\r\n"
+    announced = {line.split(b" ")[0].decode() for line in client.say(b"CAPA").split(b"\r\n")[1:]}
+    tags = {"SLEE-WAKE": {"SLEE-WAKE", "SLEEPING"}}
+    for each in EXTENSIONS:
+        for tag in tags.get(each, {each}):
+            assert (tag in announced) is (each != name)
+    if name == "UID-PARAM":
+        for line in (b"RETR UID:message-1", b"LIST uid:message-1", b"TOP UID:message-1 0"):
+            assert client.say(line) == b"-ERR That is not a number.\r\n"
+    marked = client.say(b"LIST").partition(b"\r\n")[0].endswith(b" _")
+    assert marked is (name != "MULTI-LINE-IND")
+
+
+def test_unknownExtension() -> None:
+    with pytest.raises(ValueError, match="without NOOP: the extensions are"):
+        Policy(without=frozenset(["NOOP"]))
+
+
+ARGUMENTS = {
+    "USER": b" alice",
+    "PASS": b" secret",
+    "RETR": b" 1",
+    "DELE": b" 2",
+    "DELI": b" 3",
+    "TOP": b" 1 0",
+    "XLOG": b" alice secret",
+    "AUTH": b"",
+}
+MULTI_LINE = {"CAPA", "LIST", "UIDL", "RETR", "TOP", "AUTH"}
+
+
+def test_multiLineMark() -> None:
+    """
+    Every first line of a multi-line reply ends with the mark, and no other
+    line does, over the whole table of commands.
+    """
+    seen = set()
+    for verb, each in COMMANDS.items():
+        for state in (State.AUTHORIZATION, State.TRANSACTION, State.SLEEPING):
+            for given in (ARGUMENTS.get(verb, b""), b" 1", b" nonsense 1 2"):
+                client = Client(
+                    POP3Factory(
+                        provider(),
+                        Policy(cleartextLogin="always"),
+                        clock=Clock(),
+                        connectionCreator=object(),
+                    )
+                )
+                assert not client.received().endswith(b" _\r\n")
+                if state is not State.AUTHORIZATION:
+                    client.logIn()
+                if state is State.SLEEPING:
+                    client.say(b"SLEE")
+                if verb == "PASS":
+                    client.say(b"USER alice")
+                lines = client.say(verb.encode() + given).split(b"\r\n")[:-1]
+                if lines[-1] == b"." and len(lines) > 1:
+                    assert lines[0].startswith(b"+OK")
+                    assert lines[0].endswith(b" _"), (verb, lines)
+                    seen.add(verb)
+                else:
+                    assert len(lines) == 1
+                    assert not lines[0].endswith(b" _"), (verb, lines)
+                assert not any(line.endswith(b" _") for line in lines[1:])
+                assert each.verb == verb
+    assert seen == MULTI_LINE
+
+
+def test_markCannotBeForged() -> None:
+    """
+    A provider's text that ends like the mark loses it.
+    """
+    mail = failing(provider(), POP3ResponseError("Odd _"))
+    conversation(mail, ALICE + "C: DELI 1\nS: -ERR Odd")
