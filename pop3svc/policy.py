@@ -94,6 +94,29 @@ class Policy:
         "Unknown, misplaced or malformed commands in a row: no client that speaks POP3 "
         "gets there, one that speaks something else does.",
     )
+    banStrikes: int = _number(
+        3, "Failed logins until an address is banned: a person notices a typing error sooner."
+    )
+    banTime: int = _number(
+        10_000, "Since its last attempt, until a banned address may try again: three hours."
+    )
+    maxConnections: int = _number(
+        10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
+    )
+    maxStrangers: int = _number(
+        2_000, "Connections before login: clients log in within seconds, scanners never."
+    )
+    maxPerAddress: int = _number(
+        100,
+        "Connections from one address (IPv6: one /64; loopback is exempt): an office "
+        "behind one address fits in.",
+    )
+    maxAwakePerUser: int = _number(
+        100, "Sessions of one user that are not asleep; each may hold a listing."
+    )
+    maxFailedLogins: int = _number(
+        5, "Failed logins on one connection: a person gives up sooner, a program does not."
+    )
     maxInputHeld: int = _number(
         262144,
         "What may wait behind a running command: a few reads of the socket; reading "

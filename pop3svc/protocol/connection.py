@@ -54,6 +54,9 @@ class POP3Connection(LineReceiver):
     @ivar session: what is remembered about the client.
     """
 
+    # Set by the factory, for its counting.
+    address: str | None = None
+
     # CRLF is what clients send; a bare LF is taken, too: some send that.
     delimiter = b"\n"
 
@@ -428,6 +431,13 @@ class POP3Connection(LineReceiver):
         ending = Deferred.fromCoroutine(self.session.end())
         ending.addErrback(lambda failure: log.failure("ending a session failed", failure))
         ending.addBoth(self._over)
+
+    @property
+    def isStranger(self) -> bool:
+        """
+        Has nobody logged in on it yet?
+        """
+        return self.session.state is State.AUTHORIZATION
 
     def _over(self, _: object) -> None:
         self._tell(self._reason)

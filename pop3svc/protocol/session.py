@@ -7,7 +7,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from ipaddress import ip_address
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError
@@ -29,6 +28,7 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
+from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.grammar import MessageNumber, Reference
@@ -88,7 +88,7 @@ class ConnectionInfo:
         """
         Did the client come from this machine?  A UNIX socket has no address.
         """
-        return self.clientIP is None or ip_address(self.clientIP.partition("%")[0]).is_loopback
+        return isLoopback(self.clientIP)
 
 
 class Exchange(Protocol):
@@ -128,12 +128,15 @@ class Session:
         commands: Sequence[Any] = (),
         mayStartTLS: bool = False,
         throttle: Any = None,
+        admit: Callable[[str], None] = lambda name: None,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
             for CAPA.
         @param provider: L{IPOP3MailboxProvider}
         @param throttle: L{ILoginThrottle} or L{None}
+        @param admit: asked before a user's session awakes; raises
+            L{POP3ResponseError} if there are too many.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -141,12 +144,14 @@ class Session:
         self.commands = commands
         self.mayStartTLS = mayStartTLS
         self._clock = clock
+        self._admit = admit
         self._throttle = None if throttle is None else ILoginThrottle(throttle)
         self.state = State.AUTHORIZATION
         self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
         self.senseless = 0
+        self._failedLogins = 0
         self.maildrop: Maildrop | None = None
         self._mailbox: Any = None
         self._locked = False
@@ -207,6 +212,7 @@ class Session:
         """
         try:
             mailbox = await self._authenticate(name, password)
+            self._admit(name)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
                 self._mark = await self._ask(self.provider.loginMark, self.info, name)
@@ -237,21 +243,31 @@ class Session:
         if not name or not password:
             raise POP3ResponseError("A name and a password are needed.", "AUTH")
         info, throttle = self.info, self._throttle
-        refused = POP3ResponseError("Wrong name or password.", "AUTH")
         if throttle is not None and not await self._ask(throttle.mayLogin, info, name):
-            raise refused
+            raise self._wrong()
         try:
             mailbox = await self._ask(self.provider.authenticate, info, name, password)
             if mailbox is None:
-                raise refused
+                raise POP3ResponseError("Wrong name or password.", "AUTH")
         except POP3ResponseError as error:
-            if throttle is not None and error.code == "AUTH":
+            if error.code != "AUTH":
+                raise
+            if throttle is not None:
                 await self._ask(throttle.loginFailed, info, name)
-            raise
+            # One text for whatever was wrong.
+            raise self._wrong()
         self._mailbox = IPOP3Mailbox(mailbox)
         if throttle is not None:
             await self._ask(throttle.loginSucceeded, info, name)
         return self._mailbox
+
+    def _wrong(self) -> POP3ResponseError:
+        self._failedLogins += 1
+        return POP3ResponseError(
+            "Wrong name or password.",
+            "AUTH",
+            critical=self._failedLogins >= self.policy.maxFailedLogins,
+        )
 
     async def _enter(self, mailbox: Any) -> None:
         if INewMailNotifier.providedBy(mailbox):
@@ -504,6 +520,7 @@ class Session:
             self.provider.mayStay, self.info, name, self._mark
         ):
             raise POP3ResponseError("You may not log in any more.", "AUTH")
+        self._admit(name or "")
         await self._lock()
         try:
             maildrop = await self._list()

@@ -5,20 +5,23 @@ Build connections; count them and close them all.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
-from twisted.internet.protocol import ServerFactory
+from twisted.internet.protocol import Protocol, ServerFactory
 
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.networks import isLoopback, networkOf
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
-from pop3svc.protocol.session import ConnectionInfo, Session
+from pop3svc.protocol.session import ConnectionInfo, Session, State
 
 __all__ = ["POP3Factory", "checkName", "clientIP"]
 
@@ -53,6 +56,24 @@ def clientIP(address: IAddress) -> str | None:
     if host.lower().startswith("::ffff:") and "." in host:
         return host[7:]
     return host
+
+
+class _Full(Protocol):
+    """
+    Says that there are too many connections, and closes.
+    """
+
+    def connectionMade(self) -> None:
+        """
+        See L{Protocol.connectionMade}.
+        """
+        transport: Any = self.transport
+        if isTLS(transport):
+            # A handshake for this would cost more than it tells.
+            transport.abortConnection()
+        else:
+            transport.write(b"-ERR [SYS/TEMP] Too many connections.\r\n")
+            transport.loseConnection()
 
 
 class POP3Factory(ServerFactory):
@@ -105,20 +126,46 @@ class POP3Factory(ServerFactory):
         self.clock = clock
         self.connections: set[POP3Connection] = set()
         self._stopping = False
+        self._addresses: Counter[str] = Counter()
         self._waiting: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress | None) -> POP3Connection | None:
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
         """
         if self._stopping:
             return None
+        address = "" if addr is None else clientIP(addr)
+        if self._isFull(address):
+            return _Full()
         connection = POP3Connection(
             self._makeSession, self.commands, self.clock, self.connectionCreator, self._ended
         )
         connection.factory = self
         self.connections.add(connection)
+        self._addresses[networkOf(address)] += 1
+        connection.address = address
         return connection
+
+    def _isFull(self, address: str | None) -> bool:
+        policy = self.policy
+        if len(self.connections) >= policy.maxConnections:
+            return True
+        network = networkOf(address)
+        if self._addresses[network] >= policy.maxPerAddress and not isLoopback(address):
+            return True
+        if len(self.connections) < policy.maxStrangers:
+            return False
+        strangers = sum(each.isStranger for each in self.connections)
+        return strangers >= policy.maxStrangers
+
+    def _admit(self, name: str) -> None:
+        awake = sum(
+            each.session.state is State.TRANSACTION and each.session.info.userNameAtLogin == name
+            for each in self.connections
+        )
+        if awake >= self.policy.maxAwakePerUser:
+            raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
 
     def _makeSession(self, transport: Any) -> Session:
         info = ConnectionInfo(next(_connectionIDs), clientIP(transport.getPeer()), isTLS(transport))
@@ -130,10 +177,15 @@ class POP3Factory(ServerFactory):
             commands=tuple(self.commands.values()),
             mayStartTLS=self.connectionCreator is not None,
             throttle=self.throttle,
+            admit=self._admit,
         )
 
     def _ended(self, connection: POP3Connection) -> None:
         self.connections.discard(connection)
+        network = networkOf(connection.address)
+        self._addresses[network] -= 1
+        if not self._addresses[network]:
+            del self._addresses[network]
         if not self.connections:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:

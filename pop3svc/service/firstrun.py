@@ -123,6 +123,13 @@ class DataDirectory:
         return self._at("mail")
 
     @property
+    def networks(self) -> str:
+        """
+        From where users have logged in.
+        """
+        return self._at("networks.json")
+
+    @property
     def demoLogin(self) -> str:
         """
         The first user's name and password, as a file for C{curl --netrc-file}.

@@ -7,8 +7,10 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import fields, replace
+from ipaddress import ip_network
 from typing import Any, NoReturn
 
+from twisted.application.internet import TimerService
 from twisted.application.service import IService, MultiService
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import (
@@ -27,7 +29,10 @@ from twisted.python.reflect import namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.accounts.throttle import BanEngine, KnownNetworks, LoginGuard, UserThrottle
+from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
+from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.endpoints import needsCertificate, serverEndpoint, tlsEndpoint
@@ -78,6 +83,7 @@ class Options(usage.Options, AuthOptionMixin):
         self["tls-endpoints"] = []
         self["settings"] = {}
         self["without"] = set()
+        self["ban-exempt"] = list(LOOPBACK)
         self["provider"] = None
         self["credCheckers"] = []
 
@@ -138,6 +144,16 @@ class Options(usage.Options, AuthOptionMixin):
         Switch an extension off, such as DELI (may be given more than once).
         """
         self["without"].add(name.upper())
+
+    def opt_ban_exempt(self, text: str) -> None:
+        """
+        Networks that are never banned, with commas between them, in place of
+        loopback: 127.0.0.0/8,::1/128,192.0.2.0/24
+        """
+        try:
+            self["ban-exempt"] = [str(ip_network(each)) for each in text.split(",") if each]
+        except ValueError as error:
+            _refuse(f"--ban-exempt {text}: {error}")
 
     def opt_set(self, text: str) -> None:
         """
@@ -287,6 +303,29 @@ def _named(name: str) -> Any:
         raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
 
 
+class _Saving(TimerService):
+    """
+    Writes the known networks now and then, and at the end.
+    """
+
+    # Seconds: what is lost by a crash is little.
+    EVERY = 600
+
+    def __init__(self, known: KnownNetworks) -> None:
+        super().__init__(self.EVERY, self._save)  # type: ignore[no-untyped-call]
+        self._known = known
+
+    def _save(self) -> Any:
+        return disk().run(self._known.save)
+
+    def stopService(self) -> Any:
+        """
+        See L{IService.stopService}.
+        """
+        self._known.save()
+        return super().stopService()  # type: ignore[no-untyped-call]
+
+
 class _Setup:
     """
     Makes the parts of a service from its options, each when it is needed.
@@ -315,6 +354,16 @@ class _Setup:
             return None
         gid = parent.get("gid")
         return parent["uid"], -1 if gid is None else gid
+
+    def knownNetworks(self) -> KnownNetworks:
+        """
+        From where users have logged in; kept if there is a data directory.
+        """
+        if self._data is None and self._options["data"] is None:
+            return KnownNetworks()
+        data = self.data()
+        data.make()
+        return KnownNetworks(data.networks)
 
     def provider(self) -> Any:
         """
@@ -425,7 +474,17 @@ def makeService(options: Options) -> POP3Service:
         creator = setup.certificate(wantsTLS or setup.usesEmbeddedDefault)
     except ValueError as error:
         _refuse(str(error))
-    service = POP3Service(reactor, POP3Factory(provider, policy, connectionCreator=creator))
+    known = setup.knownNetworks()
+    guard = LoginGuard(
+        reactor,
+        [
+            BanEngine(reactor, policy.banStrikes, policy.banTime, options["ban-exempt"]),
+            UserThrottle(reactor, known),
+        ],
+    )
+    factory = POP3Factory(provider, policy, connectionCreator=creator, throttle=guard)
+    service = POP3Service(reactor, factory)
+    _Saving(known).setServiceParent(service)
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
     opened: list[tuple[Any, bool]] = []

@@ -140,7 +140,7 @@ class Client:
     ) -> None:
         if address is None:
             address = IPv4Address("TCP", "127.0.0.1", 40000)
-        protocol = factory.buildProtocol(address)
+        protocol: Any = factory.buildProtocol(address)
         assert protocol is not None, "the factory takes no connection"
         self.protocol = protocol
         self.transport = MemoryTransport(address, isSecure)

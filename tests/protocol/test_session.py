@@ -362,12 +362,12 @@ def test_otherRefusals() -> None:
                 raise KeyError(password)
             raise POP3ResponseError("Come later.", username)
 
-    script = (
-        "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] Come later.\nC: NOOP\nS: +OK…"
-    )
+    script = "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] {1}\nC: NOOP\nS: +OK…"
     for code, failures in (("LOGIN-DELAY", 0), ("SYS/TEMP", 0), ("AUTH", 1)):
         throttle = Throttle()
-        conversation(Refusing(), script.format(code), throttle=throttle)
+        # Whatever is wrong with the credentials, the text is one.
+        text = "Wrong name or password." if failures else "Come later."
+        conversation(Refusing(), script.format(code, text), throttle=throttle)
         assert throttle.calls.count(f"failed {code}") == failures
     conversation(
         Refusing(), "S: +OK…\nC: USER bug\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP]…\nS: (closed)"

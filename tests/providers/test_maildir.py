@@ -532,3 +532,51 @@ def test_shrunkMeanwhile(maildir: Path) -> None:
         received += piece
     assert client.wasAborted
     assert not received.endswith(b"\r\n.\r\n")
+
+
+RENAMER = """
+import os, sys
+new, cur, names = sys.argv[1] + "/new/", sys.argv[1] + "/cur/", sys.argv[2].split(",")
+where = {name: new + name for name in names}
+turn = 0
+print("runs", flush=True)
+while where:
+    turn += 1
+    for name, path in list(where.items()):
+        target = cur + name + ":2," + "FRST"[: turn % 5]
+        try:
+            os.rename(path, target)
+            where[name] = target
+        except FileNotFoundError:
+            # Being deleted; it may yet be put back where it was taken from.
+            if turn > 100000:
+                break
+"""
+
+
+def test_deletingWhatIsRenamed(maildir: Path) -> None:
+    """
+    Another program flags messages as fast as it can: after +OK those that
+    were marked are gone, after -ERR all are there, and none is ever lost.
+    """
+    names = [f"{number}.x" for number in range(40)]
+    outcomes = []
+    for _ in range(6):
+        for name in names:
+            deliver(maildir, name)
+        renamer = subprocess.Popen(
+            [sys.executable, "-c", RENAMER, str(maildir), ",".join(names)], stdout=subprocess.PIPE
+        )
+        with renamer:
+            assert renamer.stdout is not None
+            renamer.stdout.readline()
+            client = served(maildir)
+            for number in range(0, 40, 2):
+                assert client.say(b"DELE %d" % (number + 1)).startswith(b"+OK")
+            said = client.say(b"QUIT")
+            renamer.kill()
+        left = sorted(each.name.partition(":")[0] for each in maildir.glob("*/*.x*"))
+        outcomes.append(said.startswith(b"+OK"))
+        assert left == sorted(names[1::2] if outcomes[-1] else names)
+        for each in maildir.glob("*/*.x*"):
+            each.unlink()

@@ -338,6 +338,7 @@ def test_embeddedDefault(tmp_path: Path) -> None:
         "key.pem": "0o600",
         "certificate.pem": "0o600",
         "mail": "0o700",
+        "networks.json": "0o600",
     }
 
 
@@ -514,3 +515,22 @@ def test_providerOfOnesOwn(tmp_path: Path) -> None:
                 client.quit()
     finally:
         del os.environ["PYTHONPATH"]
+
+
+def test_refusals(service: tuple[Running, int, int]) -> None:
+    """
+    Not before a second has passed, an unknown user like a wrong password; a
+    right one does not wait.
+    """
+    import time
+
+    _, plain, _ = service
+    for name in (b"alice", b"nobody"):
+        connection = Connection(plain)
+        connection.line()
+        began = time.monotonic()
+        said = connection.say(b"XLOG " + name + b" wrong")
+        assert said == b"-ERR [AUTH] Wrong name or password.\r\n"
+        assert time.monotonic() - began >= 1
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+        connection.say(b"QUIT")

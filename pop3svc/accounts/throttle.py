@@ -1,0 +1,286 @@
+"""
+Which addresses may try to log in, and how soon they are answered.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
+from pop3svc.networks import LOOPBACK, addressOf, networkOf
+
+__all__ = ["BanEngine", "KnownNetworks", "LoginGuard", "UserThrottle"]
+
+log = Logger(namespace="pop3svc")
+
+# Entries of about 200 octets each; the oldest go first.
+_BOUND = 100_000
+
+
+class _Strikes:
+    """
+    Failures by key, forgotten some time after the last, at most so many keys.
+    """
+
+    def __init__(self, clock: IReactorTime, seconds: float) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._counts: OrderedDict[Any, tuple[int, float]] = OrderedDict()
+
+    def count(self, key: Any) -> int:
+        count, last = self._counts.get(key, (0, 0.0))
+        return count if self._clock.seconds() - last < self._seconds else 0
+
+    def add(self, key: Any) -> int:
+        count = self.count(key) + 1
+        self._counts[key] = count, self._clock.seconds()
+        self._counts.move_to_end(key)
+        if len(self._counts) > _BOUND:
+            self._counts.popitem(last=False)
+        return count
+
+    def clear(self, key: Any) -> None:
+        self._counts.pop(key, None)
+
+
+@implementer(ILoginThrottle)
+class BanEngine:
+    """
+    Three strikes (EXTENSIONS, the ban engine): an address with three failed
+    logins is banned until 10,000 seconds have passed since its last attempt.
+    An attempt while banned counts as a new one.  IPv6 counts by its /64.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        strikes: int = 3,
+        seconds: float = 10_000,
+        exempt: Iterable[str] = LOOPBACK,
+    ) -> None:
+        """
+        @param exempt: networks that are never banned.
+        """
+        self._strikes = strikes
+        self._failures = _Strikes(clock, seconds)
+        self._exempt = [ip_network(each) for each in exempt]
+
+    def _isExempt(self, info: IPOP3ConnectionInfo) -> bool:
+        if info.clientIP is None:
+            return True
+        address = addressOf(info.clientIP)
+        return any(address in network for network in self._exempt)
+
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+        key = networkOf(info.clientIP)
+        if self._isExempt(info) or self._failures.count(key) < self._strikes:
+            return True
+        self._failures.add(key)
+        return False
+
+    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        if not self._isExempt(info):
+            self._failures.add(networkOf(info.clientIP))
+
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        self._failures.clear(networkOf(info.clientIP))
+
+
+class KnownNetworks:
+    """
+    The networks from which each user has logged in, kept in a file.
+    """
+
+    # Seconds, networks for each user, users.
+    KEPT = 90 * 86400
+    EACH = 16
+    USERS = 100_000
+
+    def __init__(self, path: str | None = None, now: Callable[[], float] = time.time) -> None:
+        """
+        @param path: the file; nothing is kept without one.
+        """
+        self._path = path
+        self._now = now
+        self._changed = False
+        self._users: OrderedDict[str, dict[str, float]] = OrderedDict()
+        if path is not None:
+            self._load(path)
+
+    def _load(self, path: str) -> None:
+        try:
+            with open(path, encoding="utf-8") as file:
+                for user, networks in json.load(file).items():
+                    self._users[str(user)] = {str(k): float(v) for k, v in networks.items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            log.error("{path} is begun anew: {error}", path=path, error=str(error))
+            self._users.clear()
+
+    def isKnown(self, username: str, network: str) -> bool:
+        """
+        Has the user logged in from there in the last 90 days?
+        """
+        seen = self._users.get(username, {}).get(network)
+        return seen is not None and self._now() - seen < self.KEPT
+
+    def add(self, username: str, network: str) -> None:
+        """
+        The user has logged in from there.
+        """
+        now = self._now()
+        networks = self._users.setdefault(username, {})
+        self._users.move_to_end(username)
+        # Once a day is often enough to write.
+        if now - networks.get(network, 0) > 86400:
+            self._changed = True
+        networks.pop(network, None)
+        networks[network] = now
+        while len(networks) > self.EACH:
+            del networks[next(iter(networks))]
+        if len(self._users) > self.USERS:
+            self._users.popitem(last=False)
+
+    def save(self) -> None:
+        """
+        Write the file, if it would be another.  Blocks.
+        """
+        if self._path is None or not self._changed:
+            return
+        self._changed = False
+        text = json.dumps(self._users)
+        try:
+            descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path))
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            log.error("cannot write {path}: {error}", path=self._path, error=error.strerror)
+
+
+@implementer(ILoginThrottle)
+class UserThrottle:
+    """
+    Counts failures for each user and network (IPv4 by /24, IPv6 by /64), and
+    for each user from all networks that are not known, so that an attacker
+    neither guesses on nor locks the owner out: the owner's networks keep
+    their access.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        known: KnownNetworks | None = None,
+        each: int = 10,
+        strangers: int = 30,
+        seconds: float = 3600,
+    ) -> None:
+        """
+        @param each: failures for one user from one network.
+        @param strangers: failures for one user from all unknown networks.
+        @param seconds: since the last attempt, until they are forgotten.
+        """
+        self.known = KnownNetworks() if known is None else known
+        self._each, self._strangers = each, strangers
+        self._failures = _Strikes(clock, seconds)
+
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+        network = networkOf(info.clientIP, v4=24)
+        isKnown = self.known.isKnown(username, network)
+        if self._failures.count((username, network)) >= self._each:
+            self._failures.add((username, network))
+            return False
+        if not isKnown and self._failures.count(username) >= self._strangers:
+            self._failures.add(username)
+            return False
+        return True
+
+    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        network = networkOf(info.clientIP, v4=24)
+        self._failures.add((username, network))
+        if not self.known.isKnown(username, network):
+            self._failures.add(username)
+
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        network = networkOf(info.clientIP, v4=24)
+        self._failures.clear((username, network))
+        self.known.add(username, network)
+
+
+@implementer(ILoginThrottle)
+class LoginGuard:
+    """
+    Asks other throttles, and answers every refusal a set time after the
+    attempt arrived, whatever the reason, those of one address one after the
+    other across all its connections, each later than the one before.
+    """
+
+    # Seconds: longer than a hash takes; from one refusal of an address to the
+    # next, growing by itself each time up to a bound; until an address begins
+    # anew.
+    AFTER = 1.0
+    STEP = 0.5
+    LONGEST = 5.0
+    FORGOTTEN = 600
+
+    def __init__(self, clock: IReactorTime, throttles: Iterable[Any]) -> None:
+        self._clock = clock
+        self._throttles = [ILoginThrottle(each) for each in throttles]
+        self._arrived: dict[int, float] = {}
+        self._failures = _Strikes(clock, self.FORGOTTEN)
+        self._due: OrderedDict[str, float] = OrderedDict()
+
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{ILoginThrottle.mayLogin}.
+        """
+        self._arrived[info.connectionID] = self._clock.seconds()
+        # All are asked, so that all count.
+        answers = [each.mayLogin(info, username) for each in self._throttles]
+        return True if all(answers) else self._later(info, False)
+
+    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{ILoginThrottle.loginFailed}; fires when the refusal is due.
+        """
+        for each in self._throttles:
+            each.loginFailed(info, username)
+        return self._later(info, None)
+
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        """
+        See L{ILoginThrottle.loginSucceeded}.
+        """
+        self._arrived.pop(info.connectionID, None)
+        for each in self._throttles:
+            each.loginSucceeded(info, username)
+
+    def _later(self, info: IPOP3ConnectionInfo, answer: Any) -> Deferred[Any]:
+        now = self._clock.seconds()
+        key = networkOf(info.clientIP)
+        before = self._failures.count(key)
+        self._failures.add(key)
+        due = max(
+            self._arrived.pop(info.connectionID, now) + self.AFTER,
+            self._due.get(key, 0.0) + min(self.STEP * max(before, 1), self.LONGEST),
+        )
+        self._due[key] = due
+        self._due.move_to_end(key)
+        if len(self._due) > _BOUND:
+            self._due.popitem(last=False)
+        later: Deferred[Any] = Deferred(lambda _: timer.cancel())
+        timer = self._clock.callLater(max(due - now, 0), later.callback, answer)
+        return later
