@@ -66,6 +66,16 @@ class Policy:
         "more often, and a sleeper costs little.",
         least=600,
     )
+    takeoverIdle: int = _number(
+        60,
+        "A session that has been idle so long gives its mailbox to another of the same "
+        "user: phones leave sessions open.",
+    )
+    takeoverMarked: int = _number(
+        600,
+        "The same for a session with messages marked for deletion: what it has marked it "
+        "means to delete.",
+    )
     stallTimeout: int = _number(
         600,
         "A client that takes none of what it asked for; as long as one that asks nothing.",

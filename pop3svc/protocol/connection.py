@@ -85,6 +85,7 @@ class POP3Connection(LineReceiver):
         self._deadline: float | None = None
         self._loginLimit: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
+        self._ending: Deferred[Any] | None = None
         self._reason = ""
         self._readEnded = False
         self._turns = Turns(clock)
@@ -121,6 +122,8 @@ class POP3Connection(LineReceiver):
             clientIP=info.clientIP,
             isSecure=info.isSecure,
         )
+        self._quietSince = self._began
+        self.session.mayEnd = self._mayEnd
         self._limitLogin()
         self._sender.say(ok(f"{self.session.provider.name} ready."))
         self._awaitLine()
@@ -202,6 +205,7 @@ class POP3Connection(LineReceiver):
 
     def _served(self, outcome: Any) -> None:
         self._running = None
+        self._quietSince = self._clock.seconds()
         if isinstance(outcome, Failure):
             self._failed(outcome)
         if self._reason:
@@ -290,8 +294,10 @@ class POP3Connection(LineReceiver):
         if left > 0:
             self._timer = self._clock.callLater(left, self._lookAtTime)
         else:
-            # Without a word (RFC 1939 section 3).
+            # Without a word (RFC 1939 section 3).  The mailbox is free at
+            # once, whenever the client closes its end.
             self._close("idle for too long")
+            self._endSession()
 
     def _limitLogin(self) -> None:
         self._loginLimit = self._clock.callLater(self._policy.loginTimeout, self._loginTooLate)
@@ -337,6 +343,31 @@ class POP3Connection(LineReceiver):
         End now, whatever is under way.
         """
         self._abort(reason)
+
+    def _mayEnd(self, isMarked: bool) -> bool:
+        """
+        Another session of the user wants the mailbox: end this one if it has
+        been idle long enough.  Nothing of it is deleted.
+        """
+        if self._running is not None or self._reason:
+            return False
+        policy = self._policy
+        enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
+        if self._clock.seconds() - self._quietSince < enough:
+            return False
+        self._close("made room for another session of the user")
+        self._endSession()
+        return True
+
+    def _endSession(self) -> Deferred[Any]:
+        """
+        Let go of everything, once.
+        """
+        if self._ending is None:
+            self.session.isOver = True
+            self._ending = Deferred.fromCoroutine(self.session.end())
+            self._ending.addErrback(lambda failure: log.failure("ending a session failed", failure))
+        return self._ending
 
     def readConnectionLost(self) -> None:
         """
@@ -425,12 +456,10 @@ class POP3Connection(LineReceiver):
                 self._reason = "lost"
         self._stopTimers()
         running = self._running
-        self.session.isOver = True
         if running is not None:
+            self.session.isOver = True
             running.cancel()
-        ending = Deferred.fromCoroutine(self.session.end())
-        ending.addErrback(lambda failure: log.failure("ending a session failed", failure))
-        ending.addBoth(self._over)
+        self._endSession().addBoth(self._over)
 
     @property
     def isStranger(self) -> bool:

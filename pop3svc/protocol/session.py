@@ -116,6 +116,9 @@ class Session:
     @ivar exchange: the unfinished AUTH, or L{None}.
     @ivar senseless: how many commands in a row made no sense.
     @ivar mayStartTLS: is there a certificate for STLS?
+    @ivar mayEnd: asked, with whether any message is marked, when another
+        session of the user wants the mailbox; returns whether this one ends
+        itself now.  Set by the connection.
     @ivar maildrop: the listing, while in TRANSACTION.
     """
 
@@ -150,6 +153,7 @@ class Session:
         self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
+        self.mayEnd: Callable[[bool], bool] = lambda isMarked: False
         self.senseless = 0
         self._failedLogins = 0
         self.maildrop: Maildrop | None = None
@@ -290,7 +294,12 @@ class Session:
             self._locked = True
 
     def _surrender(self) -> bool:
-        return False
+        """
+        Another session of the same user waits for the lock.
+        """
+        if self.isOver or self.state is not State.TRANSACTION or self.maildrop is None:
+            return False
+        return self.mayEnd(bool(self.maildrop.marked()))
 
     async def _list(self) -> Maildrop:
         listed: Iterable[str] = await self._ask(self._mailbox.listMessageUniqueIDs, self.info)

@@ -9,10 +9,12 @@ import fcntl
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
@@ -26,9 +28,18 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
 )
 from pop3svc.providers.names import Root
-from pop3svc.providers.removal import recover, removeAll
+from pop3svc.providers.removal import STAGING, recover, removeAll
 
-__all__ = ["ExclusiveFileMailbox", "FileMailbox", "KnownSizes", "Listing", "Place", "listFolder"]
+__all__ = [
+    "ExclusiveFileMailbox",
+    "FileMailbox",
+    "Holders",
+    "KnownSizes",
+    "Listing",
+    "LockManners",
+    "Place",
+    "listFolder",
+]
 
 log = Logger(namespace="pop3svc")
 
@@ -343,6 +354,95 @@ def _closeAll(found: dict[str, int]) -> None:
         os.close(descriptor)
 
 
+@dataclass(frozen=True, slots=True)
+class LockManners:
+    """
+    What a session does that finds the mailbox held.
+
+    @ivar takesOver: ask the holder to give way.
+    @ivar wait: seconds to wait for it to become free.
+    """
+
+    takesOver: bool = True
+    wait: float = 0.0
+
+
+class Holders:
+    """
+    Who holds which mailbox of a store in this process, and whether somebody in
+    another process wants it: who does holds a lock on a directory in it.
+    """
+
+    # Seconds: how often to look, and how long another process is given.
+    LOOK = 0.25
+    PATIENCE = 1.0
+
+    def __init__(self, runner: Runner, clock: Any = None) -> None:
+        self._runner = runner
+        self._clock = clock
+        self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool]]] = {}
+        self._timer: IDelayedCall | None = None
+
+    @property
+    def clock(self) -> Any:
+        """
+        The reactor, unless a test has given another.
+        """
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = reactor
+        return self._clock
+
+    def add(self, path: str, mailbox: ExclusiveFileMailbox, surrender: Callable[[], bool]) -> None:
+        """
+        A session of this process holds a mailbox.
+        """
+        self._held[path] = mailbox, surrender
+        if self._timer is None:
+            self._timer = self.clock.callLater(self.LOOK, self._look)
+
+    def remove(self, path: str) -> None:
+        """
+        It does no more.
+        """
+        self._held.pop(path, None)
+        if not self._held and self._timer is not None and self._timer.active():
+            self._timer.cancel()
+            self._timer = None
+
+    def ask(self, path: str) -> bool | None:
+        """
+        Ask the holder to give way.
+
+        @return: whether it does; L{None} if nobody here holds it.
+        """
+        held = self._held.get(path)
+        return None if held is None else held[1]()
+
+    def _look(self) -> None:
+        self._timer = None
+        mailboxes = {path: mailbox for path, (mailbox, _) in self._held.items()}
+        if not mailboxes:
+            return
+        looking = self._runner.run(
+            lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
+        )
+        looking.addCallbacks(self._found, lambda _: self._found([]))
+
+    def _found(self, wanted: list[str]) -> None:
+        for path in wanted:
+            self.ask(path)
+        if self._held and self._timer is None:
+            self._timer = self.clock.callLater(self.LOOK, self._look)
+
+
+class _Busy:
+    """
+    Another session has the lock.
+    """
+
+
 @implementer(IExclusiveMailbox)
 class ExclusiveFileMailbox(FileMailbox):
     """
@@ -350,8 +450,20 @@ class ExclusiveFileMailbox(FileMailbox):
     kernel frees the lock when its process dies.
     """
 
-    def __init__(self, place: Root, sizes: KnownSizes, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        place: Root,
+        sizes: KnownSizes,
+        runner: Runner | None = None,
+        holders: Holders | None = None,
+        manners: LockManners = LockManners(),
+    ) -> None:
+        """
+        @param holders: what the mailboxes of one store share.
+        """
         super().__init__(place, sizes, runner)
+        self._holders = Holders(self._runner) if holders is None else holders
+        self._manners = manners
         self._held: _Held | None = None
 
     def _root(self) -> int | None:
@@ -359,20 +471,89 @@ class ExclusiveFileMailbox(FileMailbox):
         held = self._held
         return None if held is None else held.root()
 
-    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Deferred[None]:
+    async def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> None:
         """
         See L{IExclusiveMailbox.lock}.
         """
+        held = await self._tryToTake()
+        if isinstance(held, _Busy):
+            held = await self._getInTurn()
+        self._held = held
+        if held is not None:
+            self._holders.add(self._place.path, self, surrender)
 
-        def hold(held: _Held | None) -> None:
-            self._held = held
+    async def _tryToTake(self) -> _Held | _Busy | None:
+        return await self._runner.run(self._taken, abandoned=_giveBack)
 
-        taken: Deferred[Any] = self._runner.run(
-            self._taken, abandoned=lambda held: held.close() if held is not None else None
-        )
-        return taken.addCallback(hold)
+    async def _getInTurn(self) -> _Held | None:
+        """
+        @raise POP3ResponseError: C{IN-USE}.
+        """
+        clock, manners = self._holders.clock, self._manners
+        end = clock.seconds() + manners.wait
+        wanted: int | None = None
+        try:
+            if manners.takesOver:
+                gives = self._holders.ask(self._place.path)
+                if gives:
+                    end = clock.seconds() + Holders.PATIENCE
+                elif gives is None:
+                    end = max(end, clock.seconds() + Holders.PATIENCE)
+                    wanted = await self._runner.run(self._want, abandoned=_closeOne)
+            while True:
+                held = await self._tryToTake()
+                if not isinstance(held, _Busy):
+                    return held
+                if clock.seconds() >= end:
+                    raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
+                await _pause(clock, Holders.LOOK / 2)
+        finally:
+            _closeOne(wanted)
 
-    def _taken(self) -> _Held | None:
+    def _want(self) -> int | None:
+        """
+        Show other processes that the mailbox is wanted.
+        """
+        try:
+            root = self._place.open()
+            if root is None:
+                return None
+            try:
+                wanted = openDirectory(STAGING, root)
+            finally:
+                os.close(root)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(wanted, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            os.close(wanted)
+            return None
+        return wanted
+
+    def isWanted(self) -> bool:
+        """
+        Does somebody in another process want this mailbox?  Blocks.
+        """
+        try:
+            root = self._root()
+            if root is None:
+                return False
+            try:
+                wanted = openDirectory(STAGING, root)
+            finally:
+                os.close(root)
+            try:
+                fcntl.flock(wanted, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(wanted)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _taken(self) -> _Held | _Busy | None:
         try:
             root = self._place.open()
             if root is None:
@@ -384,7 +565,7 @@ class ExclusiveFileMailbox(FileMailbox):
                 os.close(root)
                 raise
         except BlockingIOError:
-            raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
+            return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
         return _Held(root)
@@ -396,4 +577,21 @@ class ExclusiveFileMailbox(FileMailbox):
         held, self._held = self._held, None
         self._listing = Listing()
         if held is not None:
+            self._holders.remove(self._place.path)
             held.close()
+
+
+def _pause(clock: Any, seconds: float) -> Deferred[None]:
+    pause: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = clock.callLater(seconds, pause.callback, None)
+    return pause
+
+
+def _closeOne(descriptor: int | None) -> None:
+    if descriptor is not None:
+        os.close(descriptor)
+
+
+def _giveBack(held: _Held | _Busy | None) -> None:
+    if isinstance(held, _Held):
+        held.close()

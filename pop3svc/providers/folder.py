@@ -5,16 +5,20 @@ A folder of C{.eml} files as one mailbox: for the tutorial and for demos.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
+from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
 from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
+    Holders,
     KnownSizes,
     Listing,
+    LockManners,
     listFolder,
 )
 from pop3svc.providers.names import Root, uniqueIDFor
@@ -53,10 +57,18 @@ class FolderStore:
 
     name = "pop3svc"
 
-    def __init__(self, path: str, readOnly: bool = False, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        readOnly: bool = False,
+        runner: Runner | None = None,
+        manners: LockManners = LockManners(),  # noqa: B008 (it is frozen)
+        clock: Any = None,
+    ) -> None:
         """
         @param path: the folder.
         @param readOnly: nothing is deleted, nothing locked, nothing written.
+        @param manners: what a session does that finds a mailbox held.
         @raise ValueError: a sentence for the operator.
         """
         if not os.path.isdir(path):
@@ -64,6 +76,8 @@ class FolderStore:
         self._place = Root(os.path.abspath(path))
         self._readOnly = readOnly
         self._runner = runner
+        self._manners = manners
+        self._holders = Holders(disk() if runner is None else runner, clock)
         self._sizes = KnownSizes()
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox:
@@ -71,7 +85,9 @@ class FolderStore:
         See L{IMailboxStore.openMailbox}.
         """
         if not self._readOnly:
-            return FolderMailbox(self._place, self._sizes, self._runner)
+            return FolderMailbox(
+                self._place, self._sizes, self._runner, self._holders, self._manners
+            )
         mailbox = _Folder(self._place, self._sizes, self._runner)
         alsoProvides(mailbox, IReadOnlyMailbox)
         return mailbox

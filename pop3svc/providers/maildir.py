@@ -7,17 +7,20 @@ from __future__ import annotations
 import os
 import re
 import time
+from typing import Any
 
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
-from pop3svc.files import openDirectory
+from pop3svc.files import disk, openDirectory
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
 from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
+    Holders,
     KnownSizes,
     Listing,
+    LockManners,
     Place,
     listFolder,
 )
@@ -176,16 +179,26 @@ class MaildirStore:
 
     name = "pop3svc"
 
-    def __init__(self, path: str, readOnly: bool = False, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        readOnly: bool = False,
+        runner: Runner | None = None,
+        manners: LockManners = LockManners(),  # noqa: B008 (it is frozen)
+        clock: Any = None,
+    ) -> None:
         """
         @param path: the directory that holds a Maildir for each user, or a
             path with placeholders; see L{PathTemplate}.
         @param readOnly: nothing is deleted, nothing locked, nothing written.
+        @param manners: what a session does that finds a mailbox held.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path)
         self._readOnly = readOnly
         self._runner = runner
+        self._manners = manners
+        self._holders = Holders(disk() if runner is None else runner, clock)
         self._sizes = KnownSizes()
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
@@ -197,7 +210,7 @@ class MaildirStore:
         if place is None:
             return None
         if not self._readOnly:
-            return MaildirMailbox(place, self._sizes, self._runner)
+            return MaildirMailbox(place, self._sizes, self._runner, self._holders, self._manners)
         mailbox = _Maildir(place, self._sizes, self._runner)
         alsoProvides(mailbox, IReadOnlyMailbox)
         return mailbox

@@ -25,15 +25,24 @@ class MemoryMaildrop:
     """
     What one user's sessions share.
 
+    @ivar holder: what asks the session that holds the lock to give way, or
+        L{None}.
     @ivar messages: octets by unique-id, in order of arrival.
     """
 
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
         self.messages: dict[str, bytes] = {}
         self._serial = count(1)
-        self.isHeld = False
+        self.holder: Callable[[], bool] | None = None
         for message in messages:
             self.add(message)
+
+    @property
+    def isHeld(self) -> bool:
+        """
+        Does a session hold the lock?
+        """
+        return self.holder is not None
 
     def add(self, message: bytes) -> str:
         """
@@ -56,12 +65,14 @@ class MemoryMailbox:
         self._maildrop = maildrop
 
     def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> None:
-        if self._maildrop.isHeld:
+        holder = self._maildrop.holder
+        # One that gives way has unlocked by the time it says so.
+        if holder is not None and not (holder() and not self._maildrop.isHeld):
             raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
-        self._maildrop.isHeld = True
+        self._maildrop.holder = surrender
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
-        self._maildrop.isHeld = False
+        self._maildrop.holder = None
 
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> list[str]:
         return list(self._maildrop.messages)

@@ -19,9 +19,9 @@ from typing import TypeVar
 
 from pop3svc.files import openDirectory
 
-__all__ = ["recover", "removeAll"]
+__all__ = ["STAGING", "recover", "removeAll"]
 
-_REMOVING = "pop3svc-removing"
+STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
 
 # A file that is renamed again and again while we look is a file in use.
@@ -57,7 +57,7 @@ def removeAll(
     """
     recover(root, folders)
     opened: dict[str, tuple[int, int]] = {}
-    staging = openDirectory(_REMOVING, root)
+    staging = openDirectory(STAGING, root)
     try:
         try:
             for message in wanted:
@@ -72,11 +72,11 @@ def removeAll(
                 os.fsync(source)
             os.fsync(staging)
             # From here on they are removed.
-            os.rename(_REMOVING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
+            os.rename(STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
             try:
                 os.fsync(root)
             except OSError:
-                os.rename(_REMOVED, _REMOVING, src_dir_fd=root, dst_dir_fd=root)
+                os.rename(_REMOVED, STAGING, src_dir_fd=root, dst_dir_fd=root)
                 raise
         except OSError:
             _putBack(root, folders)
@@ -101,8 +101,8 @@ def recover(root: int, folders: Iterable[str]) -> None:
     _purge(root, folders)
     _putBack(root, folders)
     with suppress(FileExistsError):
-        os.mkdir(_REMOVING, 0o700, dir_fd=root)
-    staging = openDirectory(_REMOVING, root)
+        os.mkdir(STAGING, 0o700, dir_fd=root)
+    staging = openDirectory(STAGING, root)
     try:
         for folder in folders:
             with suppress(FileExistsError):
@@ -159,7 +159,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
         finally:
             os.close(directory)
     try:
-        os.rename(_REMOVED, _REMOVING, src_dir_fd=root, dst_dir_fd=root)
+        os.rename(_REMOVED, STAGING, src_dir_fd=root, dst_dir_fd=root)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -171,7 +171,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
 
 
 def _putBack(root: int, folders: Iterable[str]) -> None:
-    for folder, directory in _staged(root, _REMOVING, folders):
+    for folder, directory in _staged(root, STAGING, folders):
         try:
             names = os.listdir(directory)
             if names:

@@ -14,6 +14,7 @@ from zope.interface import implementer
 
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderMaker
+from pop3svc.providers.filemailbox import LockManners
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore
@@ -43,7 +44,15 @@ class ProviderMaker:
         return self._make(argument)
 
 
-def _pathAndReadOnly(argument: str) -> tuple[str, bool]:
+def _manners(lock: str, wait: str) -> LockManners:
+    if lock not in ("refuse", "wait", "takeover"):
+        raise ValueError("lock is refuse, wait or takeover")
+    if not (wait.isascii() and wait.isdigit() and len(wait) < 4):
+        raise ValueError("wait is a number of seconds")
+    return LockManners(lock == "takeover", float(wait) if lock == "wait" else 0.0)
+
+
+def _pathAndMore(argument: str) -> dict[str, Any]:
     positional, named = parseArguments(argument)
     path = named.pop("path", None)
     if path is None and len(positional) == 1:
@@ -53,25 +62,26 @@ def _pathAndReadOnly(argument: str) -> tuple[str, bool]:
     if not path:
         raise ValueError("a path is needed")
     readOnly = named.pop("readonly", "no")
+    manners = _manners(named.pop("lock", "takeover"), named.pop("wait", "10"))
     if named:
         raise ValueError(f"{sorted(named)[0]} is not known")
     if readOnly not in ("yes", "no"):
         raise ValueError("readonly is yes or no")
-    return path, readOnly == "yes"
+    return {"path": path, "readOnly": readOnly == "yes", "manners": manners}
 
 
 def makeMaildir(argument: str) -> MaildirStore:
     """
-    C{PATH[:readonly=yes]}
+    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
     """
-    return MaildirStore(*_pathAndReadOnly(argument))
+    return MaildirStore(**_pathAndMore(argument))
 
 
 def makeFolder(argument: str) -> FolderStore:
     """
-    C{PATH[:readonly=yes]}
+    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
     """
-    return FolderStore(*_pathAndReadOnly(argument))
+    return FolderStore(**_pathAndMore(argument))
 
 
 def makeMemory(argument: str) -> MemoryStore:

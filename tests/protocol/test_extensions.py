@@ -501,3 +501,56 @@ def test_markCannotBeForged() -> None:
     """
     mail = failing(provider(), POP3ResponseError("Odd _"))
     conversation(mail, ALICE + "C: DELI 1\nS: -ERR Odd")
+
+
+def test_takeOver() -> None:
+    """
+    An idle session gives way; one that is busy, or has marked messages, not
+    yet; nothing of it is deleted.
+    """
+    mail = provider([b"x" * 500_000, b"y"])
+    refused = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …"
+    first = conversation(mail, ALICE + "C: DELE 2\nS: +OK…")
+    advance(first, 599)
+    conversation(mail, refused)
+    advance(first, 0.5)
+    first.say(b"RSET")
+    advance(first, 59)
+    conversation(mail, refused)
+    first.stall()
+    first.send(b"RETR 1\r\n")
+    advance(first, 300)
+    conversation(mail, refused)
+    while first.read(100_000):
+        advance(first, 0)
+    first.transport.isStalled = False
+    advance(first, 59)
+    conversation(mail, refused)
+    advance(first, 2)
+    seen = []
+    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first._pump())
+    assert why == "made room for another session of the user"
+    assert not first.isOpen
+    assert seen[0].say(b"STAT")[:5] == b"+OK 2"
+
+
+def test_markedIsTakenOverLate() -> None:
+    policy = Policy(idleTimeout=2000)
+    mail = provider()
+    first = conversation(mail, ALICE + "C: DELE 1\nS: +OK…", policy=policy)
+    advance(first, 601)
+    conversation(mail, ALICE)
+    assert len(mail.store.maildrop("alice").messages) == 3
+
+
+def test_idleFreesTheMailboxAtOnce() -> None:
+    """
+    Whenever the client closes its end.
+    """
+    mail = provider()
+    first = conversation(mail, ALICE)
+    first.stall()
+    advance(first, 601)
+    assert not mail.store.maildrop("alice").isHeld
+    assert first.isOpen
+    first.vanish()

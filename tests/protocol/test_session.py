@@ -345,7 +345,7 @@ def test_throttled() -> None:
 
 def test_inUseIsNoFailure() -> None:
     throttle, provider = Throttle(), Provider()
-    provider.maildrop.isHeld = True
+    provider.maildrop.holder = lambda: False
     conversation(
         provider,
         "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE]…",

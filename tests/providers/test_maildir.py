@@ -15,6 +15,7 @@ from typing import Any
 from unittest import TestCase
 
 import pytest
+from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from zope.interface import alsoProvides, implementer
 from zope.interface.verify import verifyObject
@@ -25,7 +26,7 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
-from pop3svc.providers.filemailbox import KnownSizes
+from pop3svc.providers.filemailbox import KnownSizes, LockManners
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.protocol.test_commands import ALICE
@@ -331,11 +332,19 @@ def test_lockAmongProcesses(maildir: Path) -> None:
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        conversation(
-            Anybody(MaildirStore(str(maildir.parent), runner=Inline())),
-            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
-            "S: -ERR [IN-USE] Another session has this mailbox.\nC: NOOP\nS: +OK…",
-        )
+        clock = Clock()
+        for manners in (LockManners(takesOver=False), LockManners()):
+            store = MaildirStore(str(maildir.parent), False, Inline(), manners, clock)
+            other = conversation(Anybody(store), "S: +OK…")
+            other.send(b"XLOG alice x\r\n")
+            if manners.takesOver:
+                # A process that does not answer is given a second.
+                assert other.received() == b""
+                clock.pump([0.25] * 5)
+            assert other.received() == b"-ERR [IN-USE] Another session has this mailbox.\r\n"
+            assert other.say(b"NOOP") == b"+OK Done.\r\n"
+            other.vanish()
+        assert clock.getDelayedCalls() == []
         holder.kill()
     client = served(maildir)
     client.say(b"RETR 1")
@@ -580,3 +589,47 @@ def test_deletingWhatIsRenamed(maildir: Path) -> None:
         assert left == sorted(names[1::2] if outcomes[-1] else names)
         for each in maildir.glob("*/*.x*"):
             each.unlink()
+
+
+def test_takenOver(maildir: Path) -> None:
+    """
+    From an idle session of the same process at once, from a busy one not;
+    nothing is deleted.
+    """
+    deliver(maildir, "1.x")
+    clock = Clock()
+    store = MaildirStore(str(maildir.parent), runner=Inline(), clock=clock)
+    first = conversation(Anybody(store), ALICE + "C: DELE 1\nS: +OK…\nC: RSET\nS: +OK…")
+    time: Any = first.protocol.factory.clock  # type: ignore[union-attr]
+    refused = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [IN-USE] …"
+    conversation(Anybody(store), refused)
+    time.advance(59)
+    conversation(Anybody(store), refused)
+    time.advance(2)
+    second = conversation(Anybody(store), ALICE)
+    first.received()
+    assert not first.isOpen
+    assert second.say(b"STAT") == b"+OK 1 11\r\n"
+    second.say(b"QUIT")
+    assert clock.getDelayedCalls() == []
+
+
+def test_waitedFor(maildir: Path) -> None:
+    clock = Clock()
+    manners = LockManners(takesOver=False, wait=5)
+    store = MaildirStore(str(maildir.parent), False, Inline(), manners, clock)
+    first = conversation(Anybody(store), ALICE)
+    waiting = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x"
+    second = conversation(Anybody(store), waiting)
+    clock.pump([0.5] * 8)
+    assert second.received() == b""
+    first.say(b"QUIT")
+    clock.pump([0.5])
+    assert second.received() == b"+OK Logged in.\r\n"
+    third = conversation(Anybody(store), waiting)
+    clock.pump([0.5] * 12)
+    assert third.received().startswith(b"-ERR [IN-USE]")
+    fourth = conversation(Anybody(store), waiting)
+    fourth.vanish()
+    second.vanish()
+    assert clock.getDelayedCalls() == []

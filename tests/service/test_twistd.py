@@ -534,3 +534,32 @@ def test_refusals(service: tuple[Running, int, int]) -> None:
         assert time.monotonic() - began >= 1
         assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
         connection.say(b"QUIT")
+
+
+def test_takenOverFromAnotherProcess(site: Path, tmp_path: Path) -> None:
+    """
+    Two services on one Maildir: an idle session of the one makes room for the
+    other's, a session that is not idle does not.
+    """
+    ports = freePort(), freePort()
+    shared = options(site, "--set", "takeoverIdle=1", "--set", "takeoverMarked=3600")
+    where = [["--endpoint", f"tcp:{port}:interface=127.0.0.1"] for port in ports]
+    deliver(site / "mail" / "bob", "9.x")
+    with (
+        Running(tmp_path / "home", *shared, *where[0]) as one,
+        Running(tmp_path / "home", *shared, *where[1]) as two,
+    ):
+        one.up(), two.up()
+        first, second = Connection(ports[0]), Connection(ports[1])
+        first.line(), second.line()
+        first.logIn(b"bob", b"secret word")
+        assert first.say(b"DELE 1").startswith(b"+OK")
+        assert second.say(b"XLOG bob secret word").startswith(b"-ERR [IN-USE]")
+        assert first.say(b"RSET").startswith(b"+OK")
+        while not (said := second.say(b"XLOG bob secret word")).startswith(b"+OK"):
+            assert said.startswith(b"-ERR [IN-USE]")
+        one.waitFor("made room for another session")
+        assert first.line() == b""
+        assert second.say(b"STAT").startswith(b"+OK 1 ")
+        second.say(b"QUIT")
+    (site / "mail" / "bob" / "new" / "9.x").unlink()

@@ -18,13 +18,13 @@ service = ServiceMaker(
 
 maildir = ProviderMaker(
     "maildir",
-    "PATH[:readonly=yes]",
+    "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]",
     "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.",
     makeMaildir,
 )
 folder = ProviderMaker(
     "folder",
-    "PATH[:readonly=yes]",
+    "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]",
     "A folder of .eml files, the same for whoever logs in.",
     makeFolder,
 )
