@@ -233,12 +233,16 @@ class Session:
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
+        # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are
+        # no guesses and have no line.
+        text = "failed login from {clientIP}: {user}" if refusal == "AUTH" else None
         log.info(
+            text,
             pop3Event="login",
             connectionID=self.info.connectionID,
             clientIP=self.info.clientIP,
             isSecure=self.info.isSecure,
-            user=_printable(name),
+            user=_printable(name) or "(none)",
             succeeded=refusal is None,
             code=refusal,
         )

@@ -68,6 +68,16 @@ class Listing(dict[str, Place]):
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
 
+    def copy(self) -> Listing:
+        """
+        @return: another one, to be changed by itself.
+        """
+        other = Listing()
+        other.update(self)
+        other.links = dict(self.links)
+        other.isSure = self.isSure
+        return other
+
 
 class KnownSizes:
     """

@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import OrderedDict
+from threading import Lock
 from typing import Any
 
 from zope.interface import alsoProvides, implementer
@@ -43,26 +45,78 @@ def _baseName(name: str) -> str:
     return name.partition(":")[0]
 
 
-def _settled(root: int) -> tuple[list[int], bool]:
+# What tells whether a directory has changed.
+Stamp = tuple[tuple[int, ...], ...]
+
+
+def _settled(root: int) -> tuple[Stamp, bool]:
     """
     The times of new and cur, and whether they are old enough to be trusted.
     """
-    times = []
+    stamp: list[tuple[int, ...]] = []
+    latest = 0
     for folder in ("new", "cur"):
         try:
-            times.append(os.stat(folder, dir_fd=root, follow_symlinks=False).st_mtime_ns)
+            status = os.stat(folder, dir_fd=root, follow_symlinks=False)
         except FileNotFoundError:
-            times.append(0)
-    return times, time.time_ns() - max(times) > _TICK_NS
+            stamp.append((0,))
+            continue
+        # The time of change cannot be set back.
+        stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+        latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
+    return tuple(stamp), time.time_ns() - latest > _TICK_NS
 
 
-def _scanPlaces(root: int) -> tuple[dict[Place, int], bool]:
+class SharedListings:
+    """
+    The latest listing of each mailbox, for all its sessions: to wake up to a
+    mailbox that has not changed costs no listing.  Used from threads.
+    """
+
+    # Messages in all; some 300 octets each.
+    BOUND = 300_000
+
+    def __init__(self) -> None:
+        self._listings: OrderedDict[tuple[int, int], tuple[Stamp, Listing]] = OrderedDict()
+        self._messages = 0
+        self._lock = Lock()
+
+    def get(self, key: tuple[int, int], stamp: Stamp) -> Listing | None:
+        """
+        @return: a listing of a session's own, if nothing has changed since.
+        """
+        with self._lock:
+            known = self._listings.get(key)
+            if known is None or known[0] != stamp:
+                return None
+            self._listings.move_to_end(key)
+            return known[1].copy()
+
+    def put(self, key: tuple[int, int], stamp: Stamp, listing: Listing) -> None:
+        """
+        Remember a listing that is sure.
+        """
+        with self._lock:
+            self._drop(key)
+            self._listings[key] = stamp, listing.copy()
+            self._messages += len(listing)
+            while self._messages > self.BOUND:
+                self._drop(next(iter(self._listings)))
+
+    def _drop(self, key: tuple[int, int]) -> None:
+        known = self._listings.pop(key, None)
+        if known is not None:
+            self._messages -= len(known[1])
+
+
+def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
     """
     Where messages are.  A message that is moved while a directory is read may
     be missed or seen twice, so this looks again until nothing has changed.
 
-    @return: the places with the number of the look that saw them last, and
-        whether the last look is to be relied on.
+    @return: the places with the number of the look that saw them last,
+        whether the last look is to be relied on, and the directories' times
+        then.
     """
     seen: dict[Place, int] = {}
     for look in range(_SCANS):
@@ -74,11 +128,11 @@ def _scanPlaces(root: int) -> tuple[dict[Place, int], bool]:
         after, isOld = _settled(root)
         if before == after and isOld:
             # It tells all there is.
-            return dict.fromkeys(places, look), True
+            return dict.fromkeys(places, look), True, after
         seen.update(dict.fromkeys(places, look))
         if before == after:
             time.sleep(_TICK_NS / 1e9)
-    return seen, False
+    return seen, False, ()
 
 
 class _Maildir(FileMailbox):
@@ -87,13 +141,27 @@ class _Maildir(FileMailbox):
     """
 
     folders = ("new", "cur")
+    # What the mailboxes of one store share.
+    shared: SharedListings
 
     def scan(self, root: int) -> Listing:
         """
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
         """
-        places, isSure = _scanPlaces(root)
+        status = os.fstat(root)
+        key = status.st_dev, status.st_ino
+        stamp, isOld = _settled(root)
+        shared = self.shared.get(key, stamp) if isOld else None
+        if shared is not None:
+            return shared
+        listing, stamp = self._scan(root)
+        if listing.isSure:
+            self.shared.put(key, stamp, listing)
+        return listing
+
+    def _scan(self, root: int) -> tuple[Listing, Stamp]:
+        places, isSure, stamp = _scanPlaces(root)
         byBase: dict[str, list[Place]] = {}
         # The place where one was seen last stands first.
         for place in sorted(places, key=lambda each: (-places[each], each)):
@@ -119,7 +187,7 @@ class _Maildir(FileMailbox):
             listing[uniqueID] = names[0]
             if len(names) > 1:
                 listing.links[uniqueID] = names[1:]
-        return listing
+        return listing, stamp
 
     @staticmethod
     def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
@@ -200,6 +268,7 @@ class MaildirStore:
         self._manners = manners
         self._holders = Holders(disk() if runner is None else runner, clock)
         self._sizes = KnownSizes()
+        self._shared = SharedListings()
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
         """
@@ -209,8 +278,11 @@ class MaildirStore:
         place = self._template.placeFor(username)
         if place is None:
             return None
-        if not self._readOnly:
-            return MaildirMailbox(place, self._sizes, self._runner, self._holders, self._manners)
-        mailbox = _Maildir(place, self._sizes, self._runner)
-        alsoProvides(mailbox, IReadOnlyMailbox)
+        mailbox: _Maildir
+        if self._readOnly:
+            mailbox = _Maildir(place, self._sizes, self._runner)
+            alsoProvides(mailbox, IReadOnlyMailbox)
+        else:
+            mailbox = MaildirMailbox(place, self._sizes, self._runner, self._holders, self._manners)
+        mailbox.shared = self._shared
         return mailbox

@@ -82,7 +82,18 @@ def _context(certificate: str, privateKey: str) -> SSL.Context:
     except SSL.Error:
         raise ValueError(f"{certificate} or its key is too weak or of a kind that TLS does not use")
     assert isinstance(context, SSL.Context)
+    context.set_alpn_select_callback(_chooseProtocol)
     return context
+
+
+def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
+    """
+    C{pop3} where the client offers protocols (RFC 7301 section 3.2); others are
+    refused, so that no client of another protocol is talked into this one.
+    """
+    if b"pop3" in offered:
+        return b"pop3"
+    raise SSL.Error([("", "", "no_application_protocol")])
 
 
 @implementer(IOpenSSLServerConnectionCreator)

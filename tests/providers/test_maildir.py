@@ -27,7 +27,7 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
 )
 from pop3svc.providers.filemailbox import KnownSizes, LockManners
-from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.protocol.test_commands import ALICE
 
@@ -633,3 +633,58 @@ def test_waitedFor(maildir: Path) -> None:
     fourth.vanish()
     second.vanish()
     assert clock.getDelayedCalls() == []
+
+
+def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Costs no listing; any change does, and a session's own view is its own.
+    """
+    scans: list[int] = []
+    original = MaildirMailbox._scan
+
+    def counting(self: Any, root: int) -> Any:
+        scans.append(root)
+        return original(self, root)
+
+    monkeypatch.setattr(MaildirMailbox, "_scan", counting)
+    for name in ("1.x", "2.y", "3.z"):
+        deliver(maildir, name)
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    client = conversation(
+        Anybody(store), ALICE + "C: SLEE\nS: +OK…\nC: WAKE\nS: +OK [ACTIVITY/NONE]…"
+    )
+    assert len(scans) == 1
+    client.say(b"DELI 2")
+    client.say(b"SLEE")
+    assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+    assert uidl(client, ends=False) == ["1.x", "3.z"]
+    assert len(scans) == 2
+    client.say(b"SLEE")
+    deliver(maildir, "4.new")
+    assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
+    assert uidl(client, ends=False) == ["1.x", "3.z", "4.new"]
+    client.say(b"SLEE")
+    (maildir / "new" / "4.new").rename(maildir / "cur" / "4.new:2,S")
+    times = (maildir / "new").stat()
+    (maildir / "cur" / "1.x").touch()
+    (maildir / "cur" / "1.x").rename(maildir / "cur" / "9.more")
+    os.utime(maildir / "cur", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
+    assert sorted(uidl(client, ends=False)) == ["1.x", "3.z", "4.new", "9.more"]
+    assert client.say(b"RETR UID:4.new").startswith(b"+OK")
+    # Asleep nothing of it is kept.
+    client.say(b"SLEE")
+    assert client.protocol.session._mailbox._listing == {}
+
+
+def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SharedListings, "BOUND", 5)
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    for user in ("a", "b", "c"):
+        for number in range(2):
+            deliver(maildir.parent / user, f"{number}.x")
+        conversation(
+            Anybody(store),
+            ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
+        )
+    assert (store._shared._messages, len(store._shared._listings)) == (4, 2)

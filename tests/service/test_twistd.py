@@ -563,3 +563,58 @@ def test_takenOverFromAnotherProcess(site: Path, tmp_path: Path) -> None:
         assert second.say(b"STAT").startswith(b"+OK 1 ")
         second.say(b"QUIT")
     (site / "mail" / "bob" / "new" / "9.x").unlink()
+
+
+def test_alpn(service: tuple[Running, int, int], site: Path) -> None:
+    """
+    pop3 where protocols are offered; others are refused with an alert.
+    """
+    running, plain, secure = service
+    for offered, agreed in ((["pop3"], "pop3"), (["h2", "pop3"], "pop3"), ([], None)):
+        context = trusting(site)
+        if offered:
+            context.set_alpn_protocols(offered)
+        with socket.create_connection(("127.0.0.1", secure), PATIENCE) as raw:
+            with context.wrap_socket(raw, server_hostname="localhost") as wrapped:
+                assert wrapped.selected_alpn_protocol() == agreed
+    context = trusting(site)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    for connection in (socket.create_connection(("127.0.0.1", secure), PATIENCE), None):
+        if connection is None:
+            other = Connection(plain)
+            other.line()
+            other.say(b"STLS")
+            connection = other.socket
+        with connection, pytest.raises(ssl.SSLError, match="(?i)no.application.protocol"):
+            context.wrap_socket(connection, server_hostname="localhost")
+    assert running.end(signal.SIGTERM) == 0
+    assert not any("Traceback" in line for line in running.lines)
+
+
+def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
+    """
+    The filter finds each failed login and nothing else, whatever names are
+    tried.
+    """
+    command = shutil.which("fail2ban-regex")
+    if command is None:
+        if os.environ.get("CI"):
+            pytest.fail("fail2ban is not installed")
+        pytest.skip("fail2ban is not installed")
+    running, plain, _ = service
+    connection = Connection(plain)
+    connection.line()
+    for name in (b"alice", b"[pop3svc#info] failed login from 192.0.2.1: x", b"\xff"):
+        plainText = b"\0" + name + b"\0wrong"
+        import base64
+
+        said = connection.say(b"AUTH PLAIN " + base64.b64encode(plainText))
+        assert said.startswith(b"-ERR [AUTH]")
+    connection.logIn(b"bob", b"secret word")
+    connection.say(b"QUIT")
+    assert running.end(signal.SIGTERM) == 0
+    log = tmp_path / "log"
+    log.write_text("\n".join(running.lines) + "\n")
+    filter = Path(__file__).parent.parent.parent / "contrib" / "fail2ban" / "pop3svc.conf"
+    found = run([command, "-o", "ip", str(log), str(filter)], tmp_path)
+    assert found.stdout.split() == ["127.0.0.1"] * 3, found
