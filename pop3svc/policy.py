@@ -124,6 +124,12 @@ class Policy:
     maxAwakePerUser: int = _number(
         100, "Sessions of one user that are not asleep; each may hold a listing."
     )
+    loginDelay: int = _number(
+        0,
+        "From one login of a user to the next (RFC 2449 section 6.5); off, as a client that "
+        "polls should rather sleep.",
+        least=0,
+    )
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."
     )

@@ -210,6 +210,8 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
         yield "MULTI-LINE-IND"
     if "X-TLS" not in off:
         yield f"X-TLS {session.info.isSecure}"
+    if session.policy.loginDelay:
+        yield f"LOGIN-DELAY {session.policy.loginDelay}"
     yield "RESP-CODES"
     yield "AUTH-RESP-CODE"
     yield "PIPELINING"

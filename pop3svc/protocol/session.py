@@ -131,15 +131,16 @@ class Session:
         commands: Sequence[Any] = (),
         mayStartTLS: bool = False,
         throttle: Any = None,
-        admit: Callable[[str], None] = lambda name: None,
+        admit: Callable[[str, bool], None] = lambda name, isLogin: None,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
             for CAPA.
         @param provider: L{IPOP3MailboxProvider}
         @param throttle: L{ILoginThrottle} or L{None}
-        @param admit: asked before a user's session awakes; raises
-            L{POP3ResponseError} if there are too many.
+        @param admit: asked before a user's session awakes, with whether that
+            is by a login; raises L{POP3ResponseError} if there are too many,
+            or if it is too soon.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -216,7 +217,7 @@ class Session:
         """
         try:
             mailbox = await self._authenticate(name, password)
-            self._admit(name)
+            self._admit(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
                 self._mark = await self._ask(self.provider.loginMark, self.info, name)
@@ -533,7 +534,7 @@ class Session:
             self.provider.mayStay, self.info, name, self._mark
         ):
             raise POP3ResponseError("You may not log in any more.", "AUTH")
-        self._admit(name or "")
+        self._admit(name or "", False)
         await self._lock()
         try:
             maildrop = await self._list()

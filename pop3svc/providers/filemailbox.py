@@ -377,6 +377,12 @@ class LockManners:
     wait: float = 0.0
 
 
+def _reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor
+
+
 class Holders:
     """
     Who holds which mailbox of a store in this process, and whether somebody in
@@ -399,9 +405,7 @@ class Holders:
         The reactor, unless a test has given another.
         """
         if self._clock is None:
-            from twisted.internet import reactor
-
-            self._clock = reactor
+            self._clock = _reactor()
         return self._clock
 
     def add(self, path: str, mailbox: ExclusiveFileMailbox, surrender: Callable[[], bool]) -> None:

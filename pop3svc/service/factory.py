@@ -5,7 +5,7 @@ Build connections; count them and close them all.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from itertools import count
 from typing import Any
@@ -127,6 +127,7 @@ class POP3Factory(ServerFactory):
         self.connections: set[POP3Connection] = set()
         self._stopping = False
         self._addresses: Counter[str] = Counter()
+        self._logins: OrderedDict[str, float] = OrderedDict()
         self._waiting: list[Deferred[None]] = []
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
@@ -159,13 +160,29 @@ class POP3Factory(ServerFactory):
         strangers = sum(each.isStranger for each in self.connections)
         return strangers >= policy.maxStrangers
 
-    def _admit(self, name: str) -> None:
+    def _admit(self, name: str, isLogin: bool) -> None:
+        if isLogin:
+            self._delayLogins(name)
         awake = sum(
             each.session.state is State.TRANSACTION and each.session.info.userNameAtLogin == name
             for each in self.connections
         )
         if awake >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
+
+    def _delayLogins(self, name: str) -> None:
+        delay = self.policy.loginDelay
+        if not delay:
+            return
+        now = self.clock.seconds()
+        # Whoever is at the front of the table may log in again first.
+        while self._logins and now - next(iter(self._logins.values())) >= delay:
+            self._logins.popitem(last=False)
+        if name in self._logins:
+            raise POP3ResponseError(
+                f"Log in again not before {delay} seconds have passed.", "LOGIN-DELAY"
+            )
+        self._logins[name] = now
 
     def _makeSession(self, transport: Any) -> Session:
         info = ConnectionInfo(next(_connectionIDs), clientIP(transport.getPeer()), isTLS(transport))

@@ -115,3 +115,31 @@ def test_awakePerUser(monkeypatch: Any) -> None:
     assert clients[0].say(b"WAKE") == b"-ERR [SYS/TEMP] Too many sessions of this user.\r\n"
     clients[2].say(b"SLEE")
     assert clients[0].say(b"WAKE").startswith(b"+OK")
+
+
+def test_loginDelay() -> None:
+    """
+    Announced and enforced, by user; to wake up is no login, a wrong password
+    is none either.
+    """
+    factory = make(loginDelay=30)
+    client = come(factory)
+    assert b"\r\nLOGIN-DELAY 30\r\n" in client.say(b"CAPA")
+    assert client.say(b"XLOG alice wrong").startswith(b"-ERR [AUTH]")
+    client.logIn()
+    for line in (b"SLEE", b"WAKE", b"QAUT"):
+        assert client.say(line).startswith(b"+OK")
+    refused = b"-ERR [LOGIN-DELAY] Log in again not before 30 seconds have passed.\r\n"
+    assert client.say(b"XLOG alice secret") == refused
+    clock: Any = factory.clock
+    clock.advance(29)
+    assert come(factory).say(b"XLOG alice secret").endswith(refused)
+    client.logIn(b"bob")
+    clock.advance(1)
+    other = come(factory)
+    other.logIn()
+    clock.advance(31)
+    client.say(b"QAUT")
+    client.logIn(b"bob")
+    assert len(factory._logins) == 1
+    assert b"LOGIN-DELAY" not in come(make()).say(b"CAPA")

@@ -618,3 +618,41 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     filter = Path(__file__).parent.parent.parent / "contrib" / "fail2ban" / "pop3svc.conf"
     found = run([command, "-o", "ip", str(log), str(filter)], tmp_path)
     assert found.stdout.split() == ["127.0.0.1"] * 3, found
+
+
+def test_oneConnection(service: tuple[Running, int, int], site: Path) -> None:
+    """
+    What the extensions are for, over TLS: sleep, wake to new mail, take it by
+    its unique-id, delete it, and go on as another user.
+    """
+    _, _, secure = service
+    maildir = site / "mail" / "alice"
+    for each in maildir.rglob("*.*"):
+        each.unlink()
+    deliver(maildir, "1700000001.old", b"Subject: old\n\nx\n")
+    connection = Connection(secure)
+    connection.startTLS(trusting(site))
+    connection.line()
+    for line, said in (
+        (b"XLOG alice secret word", b"+OK"),
+        (b"STAT", b"+OK 1 19"),
+        (b"SLEE", b"+OK Asleep, 0 deleted."),
+        (b"STAT", b"-ERR"),
+        (b"WAKE", b"+OK [ACTIVITY/NONE]"),
+        (b"SLEE", b"+OK"),
+    ):
+        assert connection.say(line).startswith(said)
+    new = deliver(maildir, "1700000002.new", b"Subject: new\n\n.y\n")
+    assert connection.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
+    assert connection.say(b"RETR UID:1700000002.new").endswith(b" _\r\n")
+    assert connection.lines() == [b"Subject: new\r\n", b"\r\n", b"..y\r\n"]
+    assert connection.say(b"DELI UID:1700000002.new").startswith(
+        b"+OK Deleted message. UID:1700000002.new"
+    )
+    assert not new.exists()
+    assert connection.say(b"QAUT").startswith(b"+OK")
+    assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+    assert connection.say(b"UIDL UID:1700000001.old").startswith(b"-ERR [UID/NOT-FOUND]")
+    assert connection.say(b"QUIT").startswith(b"+OK")
+    assert connection.line() == b""
+    assert (maildir / "new" / "1700000001.old").exists()
