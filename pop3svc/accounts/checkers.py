@@ -13,12 +13,17 @@ from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import implementer
 
 from pop3svc.calling import settle
-from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IPOP3MailboxProvider
+from pop3svc.interfaces import (
+    IAccountStatus,
+    IMailboxStore,
+    IPOP3ConnectionInfo,
+    IPOP3MailboxProvider,
+)
 
 __all__ = ["AccountsProvider"]
 
 
-@implementer(IPOP3MailboxProvider, IMailboxStore)
+@implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus)
 class AccountsProvider:
     """
     Whoever one of the checkers knows gets their mailbox from the store.
@@ -42,7 +47,7 @@ class AccountsProvider:
             username.encode("utf-8", "surrogateescape"),
             password.encode("utf-8", "surrogateescape"),
         )
-        for checker in self._checkers:
+        for index, checker in enumerate(self._checkers):
             try:
                 avatarID = await settle(checker.requestAvatarId, credentials)
             except (LoginFailed, UnhandledCredentials):
@@ -51,8 +56,29 @@ class AccountsProvider:
                 avatarID = avatarID.decode("utf-8", "surrogateescape")
             # Anything else than a name is nobody: ANONYMOUS is an empty tuple.
             if isinstance(avatarID, str) and avatarID:
+                # Who vouched for them says whether they may stay.
+                info.providerTag = index, avatarID
                 return await settle(self._store.openMailbox, info, avatarID)
         return None
+
+    def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
+        index, avatarID = info.providerTag
+        return IAccountStatus(self._checkers[index], None), avatarID
+
+    async def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
+        """
+        See L{IAccountStatus.loginMark}; empty where the checker cannot tell.
+        """
+        status, avatarID = self._vouching(info)
+        mark: str = "" if status is None else await settle(status.loginMark, info, avatarID)
+        return mark
+
+    async def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+        """
+        See L{IAccountStatus.mayStay}; yes where the checker cannot tell.
+        """
+        status, avatarID = self._vouching(info)
+        return status is None or bool(await settle(status.mayStay, info, avatarID, mark))
 
     async def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

@@ -27,6 +27,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.calling import Runner, Workers
+from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 
 __all__ = [
     "PasswordFile",
@@ -224,7 +225,7 @@ def readPasswordFile(path: str) -> Entries:
     return _parse(_read(path), path)
 
 
-@implementer(ICredentialsChecker)
+@implementer(ICredentialsChecker, IAccountStatus)
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  It is read
@@ -314,6 +315,22 @@ class PasswordFile:
             raise UnauthorizedLogin()
         username: bytes = credentials.username
         return username
+
+    def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
+        """
+        See L{IAccountStatus.loginMark}: of what stands in the file for the
+        user.
+        """
+        self._refresh()
+        stored = self._entries.get(username, "")
+        return hmac.digest(self._secret, stored.encode("utf-8", "surrogateescape"), "sha256").hex()
+
+    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+        """
+        See L{IAccountStatus.mayStay}.
+        """
+        now = self.loginMark(info, username)
+        return username in self._entries and hmac.compare_digest(now, mark)
 
 
 # --- changing it --------------------------------------------------------------

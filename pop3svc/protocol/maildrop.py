@@ -172,3 +172,4 @@ class Maildrop:
         Remember a size, so that it stays the same for the session.
         """
         self._sizes[uniqueID] = octets
+        self._octets = None

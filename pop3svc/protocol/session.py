@@ -385,8 +385,10 @@ class Session:
         maildrop = self._drop()
         octets = maildrop.octets()
         if octets is None:
-            octets = sum(await self.sizes(self.present()))
-            maildrop.setOctets(octets)
+            present = self.present()
+            octets = sum(await self.sizes(present))
+            if all(maildrop.size(each.uniqueID) is not None for each in present):
+                maildrop.setOctets(octets)
         return maildrop.count(), octets
 
     async def _size(self, uniqueID: str) -> Any:
@@ -577,7 +579,6 @@ class Session:
         """
         await self.commit()
         await self._leave()
-        self.info.providerTag = None
 
     async def end(self) -> None:
         """
@@ -604,7 +605,7 @@ class Session:
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
         self._mark = ""
-        self.info.userNameAtLogin = None
+        self.info.userNameAtLogin = self.info.providerTag = None
         if mailbox is not None:
             self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch)
             await self._leaving.outcome()

@@ -281,10 +281,13 @@ class FileMailbox:
         return list(self._listing)
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
-        place = (await self._runner.run(self._scanned)).get(uniqueID)
-        if place is not None:
-            self._listing[uniqueID] = place
-        return place is not None
+        now = await self._runner.run(self._scanned)
+        if uniqueID not in now:
+            return False
+        self._listing[uniqueID] = now[uniqueID]
+        if uniqueID in now.links:
+            self._listing.links[uniqueID] = now.links[uniqueID]
+        return True
 
     async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
         found = await self._runner.run(self._seek, [uniqueID], self._octetsAt)
@@ -299,7 +302,9 @@ class FileMailbox:
         def octetsAt(place: Place) -> int | None:
             try:
                 return self._octetsAt(place)
-            except POP3ResponseError:
+            except POP3ResponseError as error:
+                if error.code != "SYS/PERM":
+                    raise
                 # One file that cannot be read is no reason to show no size.
                 return -1
 

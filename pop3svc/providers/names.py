@@ -19,6 +19,8 @@ _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
 _LONGEST = 200
+# Links on the way to one mailbox.
+_LINKS = 10
 
 
 def isSafeName(name: str) -> bool:
@@ -116,25 +118,31 @@ class Root:
     def open(self) -> int | None:
         """
         Open it.  Below the base a link is followed only if it is the
-        operator's: in a directory where nobody else can put one.
+        operator's: in a directory where nobody else can put one.  So is each
+        link on the way to where that one points.
 
         @return: a descriptor, or L{None} if it is not there.
         @raise OSError: it is there but not to be had.
         """
         directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        for part in self.parts:
+        names = list(reversed(self.parts))
+        links = 0
+        while names:
+            name = names.pop()
             try:
                 try:
-                    below = openDirectory(part, directory)
+                    below = openDirectory(name, directory)
                 except FileNotFoundError:
                     return None
                 except OSError as error:
-                    if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    links += 1
+                    if error.errno not in (errno.ELOOP, errno.ENOTDIR) or links > _LINKS:
                         raise
-                    if not _isOperators(part, directory):
+                    if not _isOperators(name, directory):
                         raise
-                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                    below = os.open(part, flags, dir_fd=directory)
+                    target = os.readlink(name, dir_fd=directory)
+                    names += [each for each in reversed(target.split("/")) if each]
+                    below = openDirectory("/" if target.startswith("/") else ".", directory)
             finally:
                 os.close(directory)
             directory = below

@@ -56,6 +56,7 @@ def removeAll(
     @raise OSError: nothing was removed.
     """
     recover(root, folders)
+    _makeReady(root, folders)
     opened: dict[str, tuple[int, int]] = {}
     staging = openDirectory(STAGING, root)
     try:
@@ -100,15 +101,39 @@ def recover(root: int, folders: Iterable[str]) -> None:
     """
     _purge(root, folders)
     _putBack(root, folders)
-    with suppress(FileExistsError):
-        os.mkdir(STAGING, 0o700, dir_fd=root)
+    try:
+        _makeReady(root, folders)
+    except OSError as error:
+        # To read there is no need of it.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+
+
+def _makeReady(root: int, folders: Iterable[str]) -> None:
+    owner = os.fstat(root)
+    _makeOwn(STAGING, root, owner)
     staging = openDirectory(STAGING, root)
     try:
         for folder in folders:
-            with suppress(FileExistsError):
-                os.mkdir(_stage(folder), 0o700, dir_fd=staging)
+            _makeOwn(_stage(folder), staging, owner)
     finally:
         os.close(staging)
+
+
+def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
+    """
+    Make a directory that is not there, for the owner of the mailbox.
+    """
+    try:
+        os.mkdir(name, 0o700, dir_fd=directory)
+    except FileExistsError:
+        return
+    if os.geteuid() == 0:
+        made = openDirectory(name, directory)
+        try:
+            os.fchown(made, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(made)
 
 
 def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place: Place) -> bool:
@@ -116,15 +141,18 @@ def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place
     @return: False if there is nothing of that name.
     """
     folder, name = place
-    try:
-        if folder not in opened:
+    if folder not in opened:
+        try:
             source = openDirectory(folder, root)
-            try:
-                opened[folder] = source, openDirectory(_stage(folder), staging)
-            except BaseException:
-                os.close(source)
-                raise
-        source, target = opened[folder]
+        except FileNotFoundError:
+            return False
+        try:
+            opened[folder] = source, openDirectory(_stage(folder), staging)
+        except BaseException:
+            os.close(source)
+            raise
+    source, target = opened[folder]
+    try:
         # Something else than a file is no message; the message has gone.
         if stat.S_ISREG(os.lstat(name, dir_fd=source).st_mode):
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
@@ -156,6 +184,8 @@ def _purge(root: int, folders: Iterable[str]) -> None:
         try:
             for name in os.listdir(directory):
                 os.unlink(name, dir_fd=directory)
+            # Or a power failure could bring them back with the old name.
+            os.fsync(directory)
         finally:
             os.close(directory)
     try:

@@ -164,4 +164,4 @@ def serverEndpoint(reactor: Any, text: str, connectionCreator: Any) -> Any:
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(str(error) or type(error).__name__)
+        raise ValueError(f"that is no endpoint string ({error or type(error).__name__})")

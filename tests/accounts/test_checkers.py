@@ -84,3 +84,35 @@ def test_storeRefuses() -> None:
 
     provider = AccountsProvider(Refusing(), [database(alice="one")])
     conversation(provider, f"S: +OK…\nC: USER alice\nS: +OK…\nC: PASS one\nS: {REFUSED}")
+
+
+def test_mayStay(tmp_path: Any) -> None:
+    """
+    A sleeper does not wake up when the account is gone or has another
+    password; others do.
+    """
+    from pop3svc.accounts.passwordfile import PasswordFile, addUser, removeUser, setPassword
+    from pop3svc.interfaces import IAccountStatus
+    from pop3svc.testing import Inline
+
+    path = str(tmp_path / "users")
+    for name in ("alice", "bob"):
+        addUser(path, name, "secret")
+    checkers = [database(carol="secret"), PasswordFile(path, Inline())]
+    verifyObject(IAccountStatus, checkers[1])
+    provider = AccountsProvider(MemoryStore([b"x"]), checkers)
+    verifyObject(IAccountStatus, provider)
+    script = (
+        "S: +OK…\nC: XLOG {0} secret\nS: +OK…\nC: SLEE\nS: +OK…\nC: WAKE\nS: +OK…\nC: SLEE\nS: +OK…"
+    )
+    alice, bob, carol = (
+        conversation(provider, script.format(name)) for name in ("alice", "bob", "carol")
+    )
+    setPassword(path, "alice", "other")
+    refused = b"-ERR [AUTH] You may not log in any more.\r\n"
+    assert alice.say(b"WAKE") == refused
+    assert bob.say(b"WAKE").startswith(b"+OK")
+    assert bob.say(b"SLEE").startswith(b"+OK")
+    removeUser(path, "bob")
+    assert bob.say(b"WAKE") == refused
+    assert carol.say(b"WAKE").startswith(b"+OK")

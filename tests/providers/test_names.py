@@ -95,6 +95,21 @@ def test_links(tmp_path: Path) -> None:
         os.chown(tmp_path / "home", 0, 0)
         os.chown(tmp_path / "home" / "alice", 1, 1, follow_symlinks=False)
         assert not opens()
+        os.chown(tmp_path / "home" / "alice", 0, 0, follow_symlinks=False)
+    # Where the operator's link points a user may not put another.
+    (tmp_path / "elsewhere" / "Maildir").mkdir(parents=True)
+    (tmp_path / "real").rename(tmp_path / "moved")
+    (tmp_path / "users").mkdir()
+    (tmp_path / "users" / "real").symlink_to("../elsewhere")
+    (tmp_path / "home" / "alice").unlink()
+    (tmp_path / "home" / "alice").symlink_to(tmp_path / "users" / "real")
+    assert opens()
+    (tmp_path / "users").chmod(0o777)
+    assert not opens()
+    (tmp_path / "users").chmod(0o755)
+    (tmp_path / "users" / "real").unlink()
+    (tmp_path / "users" / "real").symlink_to("real")
+    assert not opens()
     (tmp_path / "home" / "alice").unlink()
     assert place.open() is None
 

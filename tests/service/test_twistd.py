@@ -656,3 +656,15 @@ def test_oneConnection(service: tuple[Running, int, int], site: Path) -> None:
     assert connection.say(b"QUIT").startswith(b"+OK")
     assert connection.line() == b""
     assert (maildir / "new" / "1700000001.old").exists()
+
+
+def test_wakeOfARemovedAccount(service: tuple[Running, int, int], site: Path) -> None:
+    from pop3svc.accounts.passwordfile import removeUser
+
+    addUser(str(site / "users"), "dave", "secret")
+    connection = Connection(service[1])
+    connection.line()
+    for line in (b"XLOG dave secret", b"SLEE", b"WAKE", b"SLEE"):
+        assert connection.say(line).startswith(b"+OK")
+    removeUser(str(site / "users"), "dave")
+    assert connection.say(b"WAKE").startswith(b"-ERR [AUTH]")
