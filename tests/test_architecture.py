@@ -20,6 +20,7 @@ RANKS = {
     "networks": 0,
     "calling": 1,
     "files": 2,
+    "threads": 2,
     "protocol.replies": 2,
     "protocol.grammar": 2,
     "protocol.maildrop": 3,

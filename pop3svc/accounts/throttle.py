@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from ipaddress import ip_network
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -239,7 +240,8 @@ class LoginGuard:
     def __init__(self, clock: IReactorTime, throttles: Iterable[Any]) -> None:
         self._clock = clock
         self._throttles = [ILoginThrottle(each) for each in throttles]
-        self._arrived: dict[int, float] = {}
+        # Of a client that is lost meanwhile nothing stays.
+        self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         self._failures = _Strikes(clock, self.FORGOTTEN)
         self._due: OrderedDict[str, float] = OrderedDict()
 
@@ -247,7 +249,7 @@ class LoginGuard:
         """
         See L{ILoginThrottle.mayLogin}.
         """
-        self._arrived[info.connectionID] = self._clock.seconds()
+        self._arrived[info] = self._clock.seconds()
         # All are asked, so that all count.
         answers = [each.mayLogin(info, username) for each in self._throttles]
         return True if all(answers) else self._later(info, False)
@@ -264,7 +266,7 @@ class LoginGuard:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
-        self._arrived.pop(info.connectionID, None)
+        self._arrived.pop(info, None)
         for each in self._throttles:
             each.loginSucceeded(info, username)
 
@@ -274,7 +276,7 @@ class LoginGuard:
         before = self._failures.count(key)
         self._failures.add(key)
         due = max(
-            self._arrived.pop(info.connectionID, now) + self.AFTER,
+            self._arrived.pop(info, now) + self.AFTER,
             self._due.get(key, 0.0) + min(self.STEP * max(before, 1), self.LONGEST),
         )
         self._due[key] = due

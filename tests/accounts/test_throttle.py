@@ -295,3 +295,16 @@ def test_sixLocalFailuresAndThenTheRightOne() -> None:
         wait(client)
         client.logIn()
         client.say(b"QUIT")
+
+
+def test_lostWhileLoggingIn() -> None:
+    """
+    Nothing of it is kept.
+    """
+    import gc
+
+    guard = LoginGuard(Clock(), [])
+    for number in range(10):
+        guard.mayLogin(info("192.0.2.1", number), "alice")
+    gc.collect()
+    assert len(guard._arrived) == 0

@@ -1,0 +1,172 @@
+"""
+Makes a provider that blocks welcome: its calls run in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import Lock, get_ident
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.threads import blockingCallFromThread
+from zope.interface import directlyProvides, implementer, providedBy
+
+from pop3svc.calling import Runner, Workers
+from pop3svc.interfaces import (
+    IChunkedContent,
+    IFileContent,
+    IMailboxLogout,
+    IMessageContent,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3MailboxProvider,
+)
+
+__all__ = ["InThreads"]
+
+_PIECE = 65536
+
+
+@implementer(IPOP3MailboxProvider)
+class InThreads:
+    """
+    Serves a provider whose methods block: a database driver, a library that
+    reads the network.  They return values, not Deferreds; those of one mailbox
+    never run at the same time.  What a mailbox gives as content is read in
+    threads, too.
+    """
+
+    def __init__(
+        self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Runner | None = None
+    ) -> None:
+        """
+        @param provider: L{IPOP3MailboxProvider}
+        @param threads: how many calls run at once.
+        @param waiting: how many more may wait; beyond, C{[SYS/TEMP]}.
+        """
+        self._provider = IPOP3MailboxProvider(provider)
+        self.name: str = provider.name
+        self._runner = Workers("pop3svc-provider", threads, waiting) if runner is None else runner
+
+    async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+        """
+        See L{IPOP3MailboxProvider.authenticate}.
+        """
+        mailbox = await self._runner.run(self._provider.authenticate, info, username, password)
+        return None if mailbox is None else _Mailbox(mailbox, self._runner)
+
+
+class _Mailbox:
+    """
+    Provides what the mailbox inside provides, but for watching: that calls
+    back whenever it likes.
+    """
+
+    def __init__(self, mailbox: Any, runner: Runner) -> None:
+        self._mailbox = mailbox
+        self._runner = runner
+        # A call that was given up may still be running when the next comes.
+        self._guard = Lock()
+        directlyProvides(self, providedBy(mailbox) - INewMailNotifier)
+
+    def _run(self, call: Callable[..., Any], *arguments: Any, abandoned: Any = None) -> Any:
+        def alone() -> Any:
+            with self._guard:
+                return call(*arguments)
+
+        return self._runner.run(alone, abandoned=abandoned)
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._mailbox, name)
+        return lambda *arguments: self._run(call, *arguments)
+
+    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Deferred[None]:
+        """
+        See L{pop3svc.interfaces.IExclusiveMailbox.lock}.
+        """
+
+        reactorThread = get_ident()
+
+        def ask() -> Any:
+            if get_ident() == reactorThread:
+                return surrender()
+            from twisted.internet import reactor
+
+            return blockingCallFromThread(IReactorFromThreads(reactor), surrender)
+
+        locked: Deferred[None] = self._run(
+            self._mailbox.lock,
+            info,
+            ask,
+            abandoned=lambda _: self._run(self._mailbox.unlock, info),
+        )
+        return locked
+
+    async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+        """
+        See L{pop3svc.interfaces.IPOP3Mailbox.messageContent}.
+        """
+        content = await self._run(self._mailbox.messageContent, info, uniqueID)
+        if isinstance(content, bytes) or IFileContent.providedBy(content):
+            return content
+        return _Content(content, self._run)
+
+    def logout(self) -> Any:
+        """
+        See L{IMailboxLogout.logout}.
+        """
+        if IMailboxLogout.providedBy(self._mailbox):
+            return self._run(self._mailbox.logout)
+        return None
+
+
+@implementer(IChunkedContent)
+class _Content:
+    """
+    Content that is read in threads.
+    """
+
+    def __init__(self, content: Any, run: Callable[..., Any]) -> None:
+        self._content = content
+        self._run = run
+        self._next: Callable[[], bytes | None]
+        if IChunkedContent.providedBy(content):
+            self._next = content.nextChunk
+        elif IMessageContent.providedBy(content):
+            self._next = self._lines(iter(content.nextLine, None), always=True)
+        elif hasattr(content, "read"):
+            self._next = lambda: content.read(_PIECE) or None
+        elif isinstance(content, Iterable) and not isinstance(content, str):
+            self._next = self._lines(iter(content), always=False)
+        else:
+            raise TypeError(f"{type(content).__name__} is no content of a message")
+
+    @staticmethod
+    def _lines(lines: Any, always: bool) -> Callable[[], bytes | None]:
+        def piece() -> bytes | None:
+            gathered, octets = [], 0
+            for line in lines:
+                ended = line.endswith(b"\n") and not always
+                gathered.append(line if ended else line + b"\r\n")
+                octets += len(line)
+                if octets >= _PIECE:
+                    break
+            return b"".join(gathered) or None
+
+        return piece
+
+    def nextChunk(self) -> Any:
+        """
+        See L{IChunkedContent.nextChunk}.
+        """
+        return self._run(self._next)
+
+    def close(self) -> None:
+        """
+        See L{IChunkedContent.close}.
+        """
+        close = getattr(self._content, "close", None)
+        if close is not None:
+            self._run(close).addErrback(lambda _: None)
