@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from pop3svc.calling import Runner, Workers, givenUp
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.octets import OctetCount
 
-__all__ = ["FileBlocks", "countOctets", "disk", "openDirectory", "openRegular"]
+__all__ = ["FileBlocks", "countOctets", "disk", "openDirectory", "openRegular", "writeWhole"]
 
 # Large enough that the work for each block does not count, small enough to
 # hold one for each of many clients.
@@ -73,6 +74,28 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
+
+
+def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -> None:
+    """
+    Write a private file (0600) whole and durably, or not at all.  Blocks.
+
+    @param owner: the user and group it is for.
+    @raise OSError: nothing was written.
+    """
+    # A new file of its own: never one that somebody has put there.
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(file.fileno(), *owner)
+            file.write(octets)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def countOctets(descriptor: int) -> int:

@@ -11,7 +11,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.calling import Runner, Workers
+from pop3svc.files import writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 
 __all__ = [
@@ -359,29 +359,13 @@ def _changing(
         if not isNew and os.geteuid() == 0:
             status = os.stat(path)
             owner = status.st_uid, status.st_gid
-        _write(path, "".join(lines), owner)
+        text = "".join(lines)
+        writeWhole(os.path.realpath(path), text.encode("utf-8", "surrogateescape"), owner)
         os.fsync(held)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
     finally:
         os.close(held)
-
-
-def _write(path: str, text: str, owner: tuple[int, int] | None) -> None:
-    target = os.path.realpath(path)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(target), prefix=".pop3svc-")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
-            # mkstemp makes it 0600.
-            if owner is not None:
-                os.fchown(file.fileno(), *owner)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _find(lines: list[str], name: str) -> int | None:

@@ -5,8 +5,6 @@ Which addresses may try to log in, and how soon they are answered.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -19,6 +17,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pop3svc.files import writeWhole
 from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import LOOPBACK, addressOf, networkOf
 
@@ -162,12 +161,8 @@ class KnownNetworks:
         if self._path is None or not self._changed:
             return
         self._changed = False
-        text = json.dumps(self._users)
         try:
-            descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path))
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(temporary, self._path)
+            writeWhole(self._path, json.dumps(self._users).encode("ascii"))
         except OSError as error:
             log.error("cannot write {path}: {error}", path=self._path, error=error.strerror)
 

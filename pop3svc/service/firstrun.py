@@ -9,7 +9,6 @@ import errno
 import os
 import secrets
 import socket
-import tempfile
 import time
 from ipaddress import ip_address
 
@@ -21,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from platformdirs import user_data_dir
 
 from pop3svc.accounts.passwordfile import addUser
-from pop3svc.files import openDirectory
+from pop3svc.files import openDirectory, writeWhole
 
 __all__ = ["DataDirectory", "defaultDataDirectory"]
 
@@ -54,25 +53,6 @@ def defaultDataDirectory() -> str:
 
 
 Owner = tuple[int, int]
-
-
-def _writeNew(path: str, octets: bytes, owner: Owner | None) -> None:
-    """
-    Write a private file whole, or not at all.
-    """
-    # A new file of its own: never one that somebody has put there.
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if owner is not None:
-                os.fchown(file.fileno(), *owner)
-            file.write(octets)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _makeDirectory(path: str, owner: Owner | None) -> None:
@@ -167,10 +147,10 @@ class DataDirectory:
             name = f"{int(time.time())}.M0P{os.getpid()}.localhost"
             date = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S +0000")
             welcome = _WELCOME.format(date=date, path=self._at("mail", "demo"))
-            _writeNew(self._at("mail", "demo", "new", name), welcome.encode("utf-8"), owner)
+            writeWhole(self._at("mail", "demo", "new", name), welcome.encode("utf-8"), owner)
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
-            _writeNew(self.demoLogin, login.encode("ascii"), owner)
+            writeWhole(self.demoLogin, login.encode("ascii"), owner)
             # Last, as it is what tells a first start.
             addUser(self.passwordFile, "demo", password, owner)
         except OSError as error:
@@ -190,8 +170,8 @@ class DataDirectory:
             return certificate, privateKey, False
         try:
             certificateOctets, keyOctets = _selfSigned()
-            _writeNew(privateKey, keyOctets, self._owner)
-            _writeNew(certificate, certificateOctets, self._owner)
+            writeWhole(privateKey, keyOctets, self._owner)
+            writeWhole(certificate, certificateOctets, self._owner)
         except OSError as error:
             raise ValueError(f"{error.filename or self.path}: {error.strerror}")
         return certificate, privateKey, True
