@@ -44,6 +44,7 @@ RANKS = {
     "providers.maildir": 5,
     "service.tls": 2,
     "service.endpoints": 2,
+    "service.proxy": 2,
     "service.firstrun": 4,
     "service.accountscommand": 5,
     "service.makers": 6,

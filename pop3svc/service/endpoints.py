@@ -5,6 +5,7 @@ Where the service listens: endpoint strings, with TLS where they ask for it.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -18,6 +19,8 @@ __all__ = ["needsCertificate", "parseArguments", "serverEndpoint", "tlsEndpoint"
 
 # Connections that wait to be accepted; the kernel has a bound of its own.
 _BACKLOG = 1024
+
+Wrap = Callable[[Any], Any]
 
 
 def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
@@ -85,6 +88,10 @@ class _TLSEndpoint:
         return listening
 
 
+def _wrapped(endpoint: Any, wrap: Wrap | None) -> Any:
+    return endpoint if wrap is None else _WrappingEndpoint(endpoint, wrap)
+
+
 @implementer(IStreamServerEndpoint)
 class _DualStackEndpoint:
     """
@@ -141,26 +148,47 @@ def _bareSSL(reactor: Any, text: str) -> Any:
     return TCP4ServerEndpoint(reactor, port, backlog, interface)
 
 
-def tlsEndpoint(reactor: Any, text: str, connectionCreator: Any) -> Any:
+@implementer(IStreamServerEndpoint)
+class _WrappingEndpoint:
+    """
+    Something around the factory, outside of TLS.
+    """
+
+    def __init__(self, endpoint: Any, wrap: Wrap) -> None:
+        self._endpoint = endpoint
+        self._wrap = wrap
+
+    def listen(self, factory: IProtocolFactory) -> Deferred[Any]:
+        listening: Deferred[Any] = self._endpoint.listen(self._wrap(factory))
+        return listening
+
+
+def tlsEndpoint(reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None) -> Any:
     """
     @param text: any endpoint string.
+    @param wrap: what is to stand around the factory, outside of TLS.
     @return: an endpoint with implicit TLS by the service's certificate.
     @raise ValueError: the string makes no endpoint.
     """
-    return _TLSEndpoint(reactor, serverEndpoint(reactor, text, None), connectionCreator)
+    return _TLSEndpoint(reactor, serverEndpoint(reactor, text, None, wrap), connectionCreator)
 
 
-def serverEndpoint(reactor: Any, text: str, connectionCreator: Any) -> Any:
+def serverEndpoint(
+    reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None
+) -> Any:
     """
+    @param wrap: what is to stand around the factory, outside of TLS.
     @param text: any endpoint string; C{ssl:} without keys of its own takes the
         service's certificate, and IPv4 and IPv6 if it names no interface.
     @return: an L{IStreamServerEndpoint}.
     @raise ValueError: the string makes no endpoint.
     """
     if connectionCreator is not None and _isBareSSL(text):
-        return _TLSEndpoint(reactor, _bareSSL(reactor, text), connectionCreator)
+        return _TLSEndpoint(reactor, _wrapped(_bareSSL(reactor, text), wrap), connectionCreator)
+    if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):
+        raise ValueError("with --proxy-from it takes the service's certificate, or none")
     try:
-        return serverFromString(reactor, text)
+        return _wrapped(serverFromString(reactor, text), wrap)
     except ValueError:
         raise
     except Exception as error:

@@ -136,11 +136,15 @@ class POP3Factory(ServerFactory):
         """
         if self._stopping:
             return None
-        address = "" if addr is None else clientIP(addr)
+        address = None if addr is None else clientIP(addr)
         if self._isFull(address):
             return _Full()
         connection = POP3Connection(
-            self._makeSession, self.commands, self.clock, self.connectionCreator, self._ended
+            lambda transport: self._makeSession(transport, address),
+            self.commands,
+            self.clock,
+            self.connectionCreator,
+            self._ended,
         )
         connection.factory = self
         self.connections.add(connection)
@@ -184,8 +188,8 @@ class POP3Factory(ServerFactory):
             )
         self._logins[name] = now
 
-    def _makeSession(self, transport: Any) -> Session:
-        info = ConnectionInfo(next(_connectionIDs), clientIP(transport.getPeer()), isTLS(transport))
+    def _makeSession(self, transport: Any, address: str | None) -> Session:
+        info = ConnectionInfo(next(_connectionIDs), address, isTLS(transport))
         return Session(
             info,
             self.provider,

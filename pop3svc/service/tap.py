@@ -38,6 +38,7 @@ from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.endpoints import needsCertificate, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
 
 __all__ = ["Options", "POP3Service", "makeService"]
@@ -84,6 +85,7 @@ class Options(usage.Options, AuthOptionMixin):
         self["settings"] = {}
         self["without"] = set()
         self["ban-exempt"] = list(LOOPBACK)
+        self["proxy-from"] = []
         self["provider"] = None
         self["credCheckers"] = []
 
@@ -154,6 +156,16 @@ class Options(usage.Options, AuthOptionMixin):
             self["ban-exempt"] = [str(ip_network(each)) for each in text.split(",") if each]
         except ValueError as error:
             _refuse(f"--ban-exempt {text}: {error}")
+
+    def opt_proxy_from(self, text: str) -> None:
+        """
+        Networks of proxies, with commas between them: their connections begin
+        with a PROXY header (version 1 or 2), before TLS.
+        """
+        try:
+            self["proxy-from"] += [ip_network(each) for each in text.split(",") if each]
+        except ValueError as error:
+            _refuse(f"--proxy-from {text}: {error}")
 
     def opt_set(self, text: str) -> None:
         """
@@ -487,6 +499,8 @@ def makeService(options: Options) -> POP3Service:
     _Saving(known).setServiceParent(service)
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
+    trusted = options["proxy-from"]
+    wrap = (lambda inner: ProxyFactory(inner, trusted, reactor)) if trusted else None
     opened: list[tuple[Any, bool]] = []
     for option, texts, make in (
         ("--endpoint", plain, serverEndpoint),
@@ -495,7 +509,7 @@ def makeService(options: Options) -> POP3Service:
         for text in texts:
             name = f"{option} {text}"
             try:
-                endpoint = make(reactor, text, creator)
+                endpoint = make(reactor, text, creator, wrap)
             except ValueError as error:
                 _refuse(f"{name}: {error}")
             before = len(service.ports)

@@ -1,0 +1,184 @@
+"""
+The PROXY protocol, versions 1 and 2: who the client is, told by a proxy before
+anything else, TLS included.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any
+
+from twisted.internet.address import IPv4Address as TCP4
+from twisted.internet.address import IPv6Address as TCP6
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pop3svc.networks import addressOf
+
+__all__ = ["ProxyFactory", "parseHeader"]
+
+log = Logger(namespace="pop3svc")
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+# With its CRLF, by the specification.
+_LONGEST_V1 = 107
+# Behind the addresses other things may follow; proxies send a few hundred.
+_LONGEST_V2 = 4096
+# Seconds: a proxy sends its header with the connection.
+_PATIENCE = 10
+
+
+def parseHeader(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
+    """
+    @param data: what came in so far.
+    @return: L{None} if the header is not whole yet; else the client's address
+        and port, L{None} for LOCAL and UNKNOWN, and what is behind the header.
+    @raise ValueError: that is no header.
+    """
+    if data.startswith(_SIGNATURE[: len(data)]):
+        return _parseV2(data)
+    if data.startswith(b"PROXY "[: len(data)]):
+        return _parseV1(data)
+    raise ValueError("no PROXY header")
+
+
+def _parseV1(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
+    line, end, rest = data[:_LONGEST_V1].partition(b"\r\n")
+    if not end:
+        if len(data) >= _LONGEST_V1:
+            raise ValueError("a PROXY header that is too long")
+        return None
+    rest += data[_LONGEST_V1:]
+    fields = line.decode("ascii", "replace").split(" ")
+    if fields[1] == "UNKNOWN":
+        return None, rest
+    kinds = {"TCP4": IPv4Address, "TCP6": IPv6Address}
+    if len(fields) != 6 or fields[1] not in kinds:
+        raise ValueError("a malformed PROXY header")
+    source = kinds[fields[1]](fields[2])
+    if not (fields[4].isascii() and fields[4].isdigit() and int(fields[4]) < 65536):
+        raise ValueError("a malformed PROXY header")
+    return (str(source), int(fields[4])), rest
+
+
+def _parseV2(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
+    if len(data) < 16:
+        return None
+    command, family, length = data[12], data[13], int.from_bytes(data[14:16])
+    if command not in (0x20, 0x21) or length > _LONGEST_V2:
+        raise ValueError("a malformed PROXY header")
+    if len(data) < 16 + length:
+        return None
+    block, rest = data[16 : 16 + length], data[16 + length :]
+    octets = {0x11: 4, 0x21: 16}.get(family)
+    if command == 0x20 or octets is None:
+        return None, rest
+    if length < 2 * octets + 4:
+        raise ValueError("a malformed PROXY header")
+    (port,) = struct.unpack_from("!H", block, 2 * octets)
+    return (str(ip_address(block[:octets])), port), rest
+
+
+class ProxyFactory(ServerFactory):
+    """
+    Waits for the header of a trusted proxy and then hands the connection on,
+    as if it came from the client.  Other clients are handed on as they are.
+    """
+
+    noisy = False
+
+    def __init__(self, factory: Any, trusted: Networks, clock: Any) -> None:
+        """
+        @param factory: what makes the protocols; TLS is part of it.
+        @param trusted: the networks of proxies.
+        """
+        self._factory = factory
+        self._trusted = trusted
+        self._clock = clock
+
+    def doStart(self) -> None:
+        """
+        See L{twisted.internet.protocol.Factory.doStart}.
+        """
+        super().doStart()  # type: ignore[no-untyped-call]
+        self._factory.doStart()
+
+    def doStop(self) -> None:
+        """
+        See L{twisted.internet.protocol.Factory.doStop}.
+        """
+        self._factory.doStop()
+        super().doStop()  # type: ignore[no-untyped-call]
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """
+        See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+        """
+        host = getattr(addr, "host", None)
+        if isinstance(host, str):
+            address = addressOf(host)
+            if any(address in network for network in self._trusted):
+                return _Header(self._factory, self._clock)
+        return self._factory.buildProtocol(addr)
+
+
+class _Header(Protocol):
+    """
+    Reads the header, and steps aside.
+    """
+
+    def __init__(self, factory: Any, clock: Any) -> None:
+        self._factory = factory
+        self._clock = clock
+        self._data = b""
+        self._timer: IDelayedCall | None = None
+
+    def connectionMade(self) -> None:
+        self._timer = self._clock.callLater(_PATIENCE, self._refuse, "no PROXY header in time")
+
+    def _refuse(self, why: str) -> None:
+        transport: Any = self.transport
+        log.info("{why} from {proxy}", why=why, proxy=transport.getPeer().host)
+        transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+        try:
+            parsed = parseHeader(self._data)
+        except ValueError:
+            self._stop()
+            self._refuse("a malformed PROXY header")
+            return
+        if parsed is None:
+            return
+        self._stop()
+        client, rest = parsed
+        transport: Any = self.transport
+        address = transport.getPeer()
+        if client is not None:
+            kind = TCP6 if ":" in client[0] else TCP4
+            address = kind("TCP", *client)
+        protocol = self._factory.buildProtocol(address)
+        if protocol is None:
+            transport.abortConnection()
+            return
+        # From here on the transport talks to the real thing: STLS and half
+        # closes look for it there.
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        if rest:
+            protocol.dataReceived(rest)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        timer, self._timer = self._timer, None
+        if timer is not None and timer.active():
+            timer.cancel()
