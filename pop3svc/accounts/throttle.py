@@ -230,6 +230,8 @@ class LoginGuard:
     AFTER = 1.0
     STEP = 0.5
     LONGEST = 5.0
+    # And no refusal waits longer than this, however many are before it.
+    PATIENCE = 60.0
     FORGOTTEN = 600
 
     def __init__(self, clock: IReactorTime, throttles: Iterable[Any]) -> None:
@@ -274,6 +276,7 @@ class LoginGuard:
             self._arrived.pop(info, now) + self.AFTER,
             self._due.get(key, 0.0) + min(self.STEP * max(before, 1), self.LONGEST),
         )
+        due = min(due, now + self.PATIENCE)
         self._due[key] = due
         self._due.move_to_end(key)
         if len(self._due) > _BOUND:

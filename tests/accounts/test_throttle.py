@@ -308,3 +308,17 @@ def test_lostWhileLoggingIn() -> None:
         guard.mayLogin(info("192.0.2.1", number), "alice")
     gc.collect()
     assert len(guard._arrived) == 0
+
+
+def test_noRefusalWaitsForEver() -> None:
+    """
+    However many are before it, it comes before the call counts as unanswered.
+    """
+    factory, _ = guarded()
+    clients = [Client(factory) for _ in range(60)]
+    for client in clients:
+        client.received()
+        client.send(b"XLOG alice wrong\r\n")
+    clock: Any = factory.clock
+    clock.advance(60)
+    assert [client.received() for client in clients] == [REFUSED] * 60

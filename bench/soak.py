@@ -1,0 +1,141 @@
+"""
+Connections opened and dropped at every stage: nothing of them stays.
+
+    python bench/soak.py [COUNT]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.sleepers import resident, site
+from tests.running import freePort, script
+
+AT_ONCE = 50
+
+
+async def drop(stage: str, plain: int, secure: int, user: str, context: ssl.SSLContext) -> None:
+    """
+    One connection, cut without a word at some stage.
+    """
+    reader, writer = await asyncio.open_connection("127.0.0.1", plain)
+    try:
+        if stage == "before the greeting":
+            return
+        await reader.readline()
+        if stage == "in the handshake":
+            writer.write(b"STLS\r\n")
+            await reader.readline()
+            writer.write(b"\x16\x03\x01\x02\x00\x01\x00")
+            await writer.drain()
+            return
+        if stage == "in AUTH":
+            writer.write(b"AUTH LOGIN\r\n")
+            await reader.readline()
+            return
+        writer.write(f"XLOG {user} secret\r\n".encode())
+        if not (await reader.readline()).startswith(b"+OK"):
+            return
+        writer.write(b"RETR 1\r\n" if stage == "in RETR" else b"DELE 1\r\nSLEE\r\nWAKE\r\nSLEE\r\n")
+        await reader.readline()
+        if stage == "asleep":
+            await reader.readline()
+    finally:
+        # A reset: what is on its way is lost.
+        writer.transport.abort()
+
+
+async def dropTLS(secure: int, user: str, context: ssl.SSLContext) -> None:
+    with contextlib.suppress(OSError):
+        reader, writer = await asyncio.open_connection("127.0.0.1", secure, ssl=context)
+        await reader.readline()
+        writer.write(f"XLOG {user} secret\r\n".encode())
+        await reader.readline()
+        writer.transport.abort()
+
+
+STAGES = ("before the greeting", "in the handshake", "in AUTH", "in RETR", "asleep", "over TLS")
+
+
+async def soak(count: int, plain: int, secure: int) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    choose = random.Random(7)
+    left = count
+
+    async def some() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            stage, user = choose.choice(STAGES), f"user{choose.randrange(20)}"
+            with contextlib.suppress(ConnectionError):
+                if stage == "over TLS":
+                    await dropTLS(secure, user, context)
+                else:
+                    await drop(stage, plain, secure, user, context)
+
+    await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+
+
+def settled(pid: int) -> tuple[int, int, int]:
+    """
+    @return: memory, descriptors and threads, once descriptors stay the same.
+    """
+    before = -1
+    for _ in range(60):
+        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+        if descriptors == before:
+            break
+        before = descriptors
+        time.sleep(1)
+    return resident(pid), before, len(os.listdir(f"/proc/{pid}/task"))
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        site(path)
+        plain, secure = freePort(), freePort()
+        service = subprocess.Popen(
+            [
+                *(script("twistd"), "-n", "--pidfile=", "--logfile=log", "pop3svc"),
+                *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),
+                *("--endpoint", f"ssl:{secure}:interface=127.0.0.1"),
+                *("--provider", f"maildir:{path / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
+                *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
+            ],
+            env=os.environ | {"HOME": directory},
+            cwd=directory,
+        )
+        try:
+            time.sleep(3)
+            rounds = 4
+            print("after       memory  descriptors  threads")
+            for turn in range(rounds + 1):
+                memory, descriptors, threads = settled(service.pid)
+                done = turn * count // rounds
+                print(f"{done:7} {memory >> 10:7} KiB {descriptors:9} {threads:9}")
+                if turn < rounds:
+                    asyncio.run(soak(count // rounds, plain, secure))
+        finally:
+            service.send_signal(signal.SIGTERM)
+            print(f"ended with status {service.wait(60)}")
+        text = (path / "log").read_text()
+        print(f"{text.count('Traceback')} tracebacks in the log")
+
+
+if __name__ == "__main__":
+    main()
