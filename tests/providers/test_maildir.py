@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from unittest import TestCase
@@ -27,7 +28,7 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
 )
 from pop3svc.providers.filemailbox import KnownSizes, LockManners
-from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings
+from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings, _settled
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.protocol.test_commands import ALICE
 
@@ -688,3 +689,17 @@ def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch
             ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
         )
     assert (store._shared._messages, len(store._shared._listings)) == (4, 2)
+
+
+def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A directory's time counts in ticks: one that changed just now may have
+    changed again without its time telling.
+    """
+    deliver(maildir, "1.x")
+    root = os.open(maildir, os.O_RDONLY)
+    changed = (maildir / "new").stat().st_ctime_ns
+    for later, isOld in ((1_000_000, False), (50_000_000, True)):
+        monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
+        assert _settled(root)[1] is isOld
+    os.close(root)
