@@ -139,16 +139,19 @@ class POP3Factory(ServerFactory):
         address = None if addr is None else clientIP(addr)
         if self._isFull(address):
             return _Full()
+
+        def makeSession(transport: Any) -> Session:
+            session = self._makeSession(transport, address)
+            # Counted from here on: one that never came to be made, as its TLS
+            # could not be set up, is none.
+            self.connections.add(connection)
+            self._addresses[networkOf(address)] += 1
+            return session
+
         connection = POP3Connection(
-            lambda transport: self._makeSession(transport, address),
-            self.commands,
-            self.clock,
-            self.connectionCreator,
-            self._ended,
+            makeSession, self.commands, self.clock, self.connectionCreator, self._ended
         )
         connection.factory = self
-        self.connections.add(connection)
-        self._addresses[networkOf(address)] += 1
         connection.address = address
         return connection
 
@@ -165,14 +168,14 @@ class POP3Factory(ServerFactory):
         return strangers >= policy.maxStrangers
 
     def _admit(self, name: str, isLogin: bool) -> None:
-        if isLogin:
-            self._delayLogins(name)
         awake = sum(
             each.session.state is State.TRANSACTION and each.session.info.userNameAtLogin == name
             for each in self.connections
         )
         if awake >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
+        if isLogin:
+            self._delayLogins(name)
 
     def _delayLogins(self, name: str) -> None:
         delay = self.policy.loginDelay
@@ -202,7 +205,9 @@ class POP3Factory(ServerFactory):
         )
 
     def _ended(self, connection: POP3Connection) -> None:
-        self.connections.discard(connection)
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
         network = networkOf(connection.address)
         self._addresses[network] -= 1
         if not self._addresses[network]:

@@ -143,3 +143,22 @@ def test_loginDelay() -> None:
     client.logIn(b"bob")
     assert len(factory._logins) == 1
     assert b"LOGIN-DELAY" not in come(make()).say(b"CAPA")
+
+
+def test_neverMade() -> None:
+    """
+    A connection whose TLS could not be set up is not counted, and keeps
+    nothing from ending.
+    """
+    from tests.test_calling import start
+
+    factory = make(maxStrangers=1, maxConnections=2)
+    for _ in range(5):
+        made: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
+    made.connectionLost()
+    assert (factory.connections, dict(factory._addresses)) == (set(), {})
+    assert isTaken(come(factory))
+    assert not isTaken(come(factory))
+    for connection in list(factory.connections):
+        connection.connectionLost()
+    assert start(factory.shutdown())[1] == [None]
