@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-__all__ = ["needsCertificate", "parseArguments", "serverEndpoint", "tlsEndpoint"]
+__all__ = ["parseArguments", "serverEndpoint", "tlsEndpoint"]
 
 # Connections that wait to be accepted; the kernel has a bound of its own.
 _BACKLOG = 1024
@@ -60,13 +60,6 @@ def _isBareSSL(text: str) -> bool:
         return False
     _, named = parseArguments(text)
     return not {"privateKey", "certKey"} & set(named)
-
-
-def needsCertificate(text: str) -> bool:
-    """
-    Does an endpoint string take the service's certificate?
-    """
-    return _isBareSSL(text)
 
 
 @implementer(IStreamServerEndpoint)

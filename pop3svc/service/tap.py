@@ -35,7 +35,7 @@ from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3Provide
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.service.endpoints import needsCertificate, serverEndpoint, tlsEndpoint
+from pop3svc.service.endpoints import serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.proxy import ProxyFactory
@@ -408,17 +408,15 @@ class _Setup:
             return provider, provider
         return AccountsProvider(provider, checkers), provider
 
-    def certificate(self, isNeeded: bool) -> RenewableCertificate | None:
+    def certificate(self) -> RenewableCertificate:
         """
-        The service's certificate; a self-signed one is made if it is needed
-        and none is named.
+        The service's certificate, for STLS if for nothing else; a self-signed
+        one is made if none is named.
         """
         path, key = self._options["certificate"], self._options["private-key"]
         if path is None:
             if key is not None:
                 _refuse("--private-key goes with --certificate")
-            if not isNeeded:
-                return None
             path, key, isNew = self.data().makeCertificate()
             if isNew:
                 self.announcements.append(f"made a self-signed certificate: {path}")
@@ -444,7 +442,7 @@ def _policy(options: Options) -> Policy:
         _refuse(sentence.replace("without ", "--without ", 1))
 
 
-def _howToRead(data: DataDirectory, ports: list[Any], certificate: str | None) -> list[str]:
+def _howToRead(data: DataDirectory, ports: list[Any], certificate: str) -> list[str]:
     """
     How the first user's message is read with curl.
     """
@@ -482,11 +480,10 @@ def makeService(options: Options) -> POP3Service:
         plain = list(_DEFAULT_ENDPOINTS)
     try:
         provider, started = setup.provider()
-        wantsTLS = bool(secure) or any(needsCertificate(text) for text in plain)
-        creator = setup.certificate(wantsTLS or setup.usesEmbeddedDefault)
+        creator = setup.certificate()
+        known = setup.knownNetworks()
     except ValueError as error:
         _refuse(str(error))
-    known = setup.knownNetworks()
     guard = LoginGuard(
         reactor,
         [
@@ -518,7 +515,6 @@ def makeService(options: Options) -> POP3Service:
             opened += [(port, isSecure) for port in service.ports[before:]]
     service.announcements += setup.announcements
     if setup.usesEmbeddedDefault:
-        certificate = None if creator is None else creator.certificate
-        service.announcements += _howToRead(setup.data(), opened, certificate)
+        service.announcements += _howToRead(setup.data(), opened, creator.certificate)
     _exitInOrder(reactor)
     return service

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from twisted.internet.testing import MemoryReactor
 
-from pop3svc.service.endpoints import needsCertificate, parseArguments, serverEndpoint
+from pop3svc.service.endpoints import _isBareSSL, parseArguments, serverEndpoint
 from pop3svc.service.makers import makeFolder, makeMaildir, makeMemory
 
 
@@ -34,12 +34,12 @@ def test_twice() -> None:
         parseArguments("a=1:a=2")
 
 
-def test_needsCertificate() -> None:
-    assert needsCertificate("ssl:995")
-    assert needsCertificate("ssl:995:interface=127.0.0.1")
-    assert not needsCertificate("ssl:995:privateKey=x.pem")
-    assert not needsCertificate("ssl:995:certKey=x.pem")
-    assert not needsCertificate("tcp:995")
+def test_takesTheServicesCertificate() -> None:
+    assert _isBareSSL("ssl:995")
+    assert _isBareSSL("ssl:995:interface=127.0.0.1")
+    assert not _isBareSSL("ssl:995:privateKey=x.pem")
+    assert not _isBareSSL("ssl:995:certKey=x.pem")
+    assert not _isBareSSL("tcp:995")
 
 
 def listening(text: str) -> Any:

@@ -373,6 +373,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda site: ["--endpoint", "ssl:1995:privateKey=/nowhere"],
         "--endpoint ssl:1995:privateKey=/nowhere: ",
     ),
+    "data, all else given": (
+        lambda site: options(site, "--data", str(site / "users" / "x")),
+        "users: File exists",
+    ),
     "data": (lambda site: ["--data", str(site / "users" / "x")], "users: File exists"),
 }
 
@@ -668,3 +672,18 @@ def test_wakeOfARemovedAccount(service: tuple[Running, int, int], site: Path) ->
         assert connection.say(line).startswith(b"+OK")
     removeUser(str(site / "users"), "dave")
     assert connection.say(b"WAKE").startswith(b"-ERR [AUTH]")
+
+
+def test_selfSigned(site: Path, tmp_path: Path) -> None:
+    """
+    Without a certificate there is one all the same, for STLS too.
+    """
+    port = freePort()
+    with Running(
+        tmp_path / "home",
+        *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{site / 'users'}"),
+        *("--endpoint", f"tcp:{port}:interface=127.0.0.1"),
+    ) as running:
+        running.up()
+        made = running.waitFor("made a self-signed certificate: ").rpartition(": ")[2]
+        assert servedAfterSTLS(port) == ssl.PEM_cert_to_DER_cert(Path(made).read_text())
