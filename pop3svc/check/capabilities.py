@@ -235,7 +235,7 @@ async def utf8SendsItsSize(target: Target) -> None:
     reply = await target.tryLogIn(client)
     expect(reply.positive, f"after UTF8: {reply}")
     sizes = await target.sizes(client)
-    for number in await target.sample(client):
+    for number in await target.chosen(client):
         sent = len((await client.fetched(b"RETR %d" % number)).content)
         expect(
             sent == sizes[number],
@@ -248,7 +248,7 @@ async def noUTF8UnlessAsked(target: Target, client: Client) -> None:
     """
     Without UTF8 no message is sent whose header holds UTF-8.
     """
-    for number in await target.sample(client):
+    for number in await target.chosen(client):
         reply = await client.say(b"RETR %d" % number, multiLine=True)
         if reply.positive:
             header = reply.content.partition(b"\r\n\r\n")[0]

@@ -5,7 +5,7 @@ A POP3 client that shows the octets as they came, and never waits for ever.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -80,11 +80,13 @@ class Reply:
     @ivar first: the first line with its end.
     @ivar body: of a multi-line reply: the octets behind the first line, still
         dot-stuffed, without the dot line at the end; else L{None}.
+    @ivar afterLANG: was a language chosen (RFC 6856 section 3.2)?
     """
 
     command: str
     first: bytes
     body: bytes | None = None
+    afterLANG: bool = False
 
     @property
     def positive(self) -> bool:
@@ -150,6 +152,7 @@ class Client(Protocol):
         self._buffer = bytearray()
         self._waiting: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
+        self._afterLANG = False
         self.isSecure = False
         self.lost: Failure | None = None
 
@@ -303,12 +306,12 @@ class Client(Protocol):
         """
         told = _told(command)
         try:
-            reply = Reply(told, await self.line())
+            reply = Reply(told, await self.line(), afterLANG=self._afterLANG)
         except Broken as error:
             raise type(error)(f"{told}: {error}")
         if multiLine and reply.positive:
             try:
-                reply = Reply(told, reply.first, await self._body())
+                reply = replace(reply, body=await self._body())
             except Broken as error:
                 raise type(error)(f"{told} has no last line of a dot and CRLF: {error}")
         self._record(reply)
@@ -318,6 +321,7 @@ class Client(Protocol):
         """
         Send a command, wait for its answer.
         """
+        self._afterLANG = self._afterLANG or command[:5].upper() == b"LANG "
         self.send(command + b"\r\n")
         return await self.reply(command, multiLine)
 

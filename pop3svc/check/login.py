@@ -139,12 +139,14 @@ async def unknownMechanism(target: Target, client: Client) -> None:
     await client.accepted(b"QUIT")
 
 
-@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.FRESH)
-async def badBase64(target: Target, client: Client) -> None:
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.LOGINS)
+async def badBase64(target: Target) -> None:
     """
     A response that is no base64 is refused.
     """
     _needsPLAIN(target)
+    await target.release()
+    client = await target.fresh()
     await _started(client, "PLAIN")
     # With the characters that do not belong ignored it would log in.
     bad = target.plainResponse[:4] + b"!" + target.plainResponse[4:]

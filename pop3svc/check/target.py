@@ -6,14 +6,14 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.task import deferLater
 
-from pop3svc.check.client import Broken, Client, Reply
+from pop3svc.check.client import Broken, Client, Reply, expect, show
 
 __all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities"]
 
@@ -92,7 +92,7 @@ class Target:
     def _seen(self, reply: Reply) -> None:
         if len(self.record) < _RECORDED:
             isMultiLine = reply.body is not None
-            self.record.append(Reply(reply.command, reply.first, b"" if isMultiLine else None))
+            self.record.append(replace(reply, body=b"" if isMultiLine else None))
 
     async def connected(self) -> Client:
         """
@@ -231,8 +231,8 @@ class Target:
         """
         client = await self.connected()
         try:
-            if not (await client.reply(b"(the greeting)")).positive:
-                raise Broken("it does not greet with +OK")
+            await self._greets(client)
+            client = await self.greeted()
             if self.mode == "stls":
                 await client.accepted(b"STLS")
         except Broken as error:
@@ -250,6 +250,20 @@ class Target:
                 await self._probe(client)
         except Broken as error:
             self.noLogin = str(error)
+
+    async def _greets(self, client: Client) -> None:
+        """
+        Does it greet, and that once?  Else nothing that follows is what it
+        seems.
+        """
+        greeting = await client.reply(b"(the greeting)")
+        expect(greeting.positive, str(greeting))
+        unknown = await client.say(b"XYZZ")
+        if unknown.positive:
+            # Either it is content with anything, or that was no answer.
+            await client.say(b"QUIT")
+            rest = await client.ended()
+            expect(not rest, f"{unknown}; {show(rest)} follows the answer to QUIT")
 
     async def _probe(self, client: Client) -> None:
         """
@@ -283,7 +297,7 @@ class Target:
             raise NotApplicable("there are no messages")
         return found
 
-    async def sample(self, client: Client) -> list[int]:
+    async def chosen(self, client: Client) -> list[int]:
         """
         @return: the numbers of some messages of at most a megabyte: the first,
             the last, the smallest and the largest of them.
@@ -296,3 +310,21 @@ class Target:
         bySize = sorted(small, key=sizes.__getitem__)
         chosen = dict.fromkeys([small[0], small[-1], bySize[0], bySize[-1], *small])
         return sorted(list(chosen)[:_SAMPLE])
+
+    async def sample(self, client: Client) -> list[int]:
+        """
+        @return: those that are L{chosen}, without any that need UTF8 (RFC 6856
+            section 5).
+        @raise NotApplicable: there are none.
+        """
+        chosen = await self.chosen(client)
+        if not self.has("UTF8"):
+            return chosen
+        sample = [
+            number
+            for number in chosen
+            if (await client.say(b"RETR %d" % number, multiLine=True)).code != b"UTF8"
+        ]
+        if not sample:
+            raise NotApplicable("all messages need UTF8")
+        return sample
