@@ -44,7 +44,7 @@ async def firstLinesAreShort(target: Target) -> None:
         expect(len(reply.first) <= 512, f"{len(reply.first)} octets: {reply}")
 
 
-@rule("replies", "RFC 1939 section 3", given=Given.NOTHING)
+@rule("replies", "RFC 2449 section 3", given=Given.NOTHING)
 async def repliesArePrintable(target: Target) -> None:
     """
     The first line of each reply is printable ASCII (after LANG it may be UTF-8).

@@ -168,18 +168,18 @@ async def _result(rule: Rule, target: Target) -> Result:
 
     running: Deferred[Any] = Deferred.fromCoroutine(run())
     running.addTimeout(limit, target.reactor)
+    outcome = Outcome.PASSED
     try:
         seen = await running or ""
     except NotApplicable as error:
         return Result(rule, Outcome.NOT_APPLICABLE, str(error))
     except (Broken, CannotLogIn) as error:
-        return Result(rule, Outcome.FAILED, str(error))
+        seen, outcome = str(error), Outcome.FAILED
     except (CancelledError, TimeoutError):
-        return Result(rule, Outcome.FAILED, f"it takes more than {limit:g} seconds")
+        seen, outcome = f"it takes more than {limit:g} seconds", Outcome.FAILED
     except (OSError, ConnectError) as error:
-        return Result(rule, Outcome.FAILED, f"no connection: {error}")
-    isNoted = rule.level is Level.INFORMATION
-    return Result(rule, Outcome.NOTED if isNoted else Outcome.PASSED, seen)
+        seen, outcome = f"no connection: {error}", Outcome.FAILED
+    return Result(rule, Outcome.NOTED if rule.level is Level.INFORMATION else outcome, seen)
 
 
 def _whyNot(rule: Rule, target: Target, destructive: bool) -> Result | None:
@@ -218,7 +218,8 @@ async def check(
         result = _whyNot(each, target, destructive)
         if result is None:
             result = await _result(each, target)
-            if result.outcome is Outcome.FAILED or each.destructive:
+            isClean = result.outcome in (Outcome.PASSED, Outcome.NOT_APPLICABLE)
+            if not isClean or each.destructive:
                 # Whatever is left of the exchange is no other rule's matter.
                 await target.release()
             await target.closeOthers()

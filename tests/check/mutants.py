@@ -109,7 +109,7 @@ def accepts(name: str, rules: str, line: bytes, **options: Any) -> None:
 
 replaced("negativeGreeting", "greetingIsPositive", rb"", rb"\+OK", b"-ERR")
 replaced("longGreeting", "greetingHasItsForm firstLinesAreShort", rb"", rb"toy", b"toy" * 200)
-replaced("greetingInTwoLines", "greetingIsOneLine", rb"", rb"$", b"+OK again\r\n")
+replaced("greetingInTwoLines", "greetingIsOneLine", rb"", rb"\Z", b"+OK again\r\n")
 replaced("greetingInLatin1", "greetingHasItsForm repliesArePrintable", rb"", rb"toy", b"t\xf6y")
 replaced("timestampTheSame", "timestampDiffers", rb"", rb"<.*>", b"<1.2@example.test>")
 replaced("timestampIsNone", "timestampDiffers", rb"", rb"<.*>", b"<never>")
@@ -257,7 +257,7 @@ class rsetMarks(ToyServer):
 
 replaced("rsetOfNothing", "rsetWithoutMarks", rb"RSET", rb"(?s)\+OK.*", rb"-ERR nothing\r\n")
 replaced("quitSaysNo", "quitBeforeLogin quitAfterLogin", rb"QUIT", rb"\+OK", rb"-ERR")
-replaced("quitSaysTwice", "quitBeforeLogin quitAfterLogin", rb"QUIT", rb"$", rb"+OK bye\r\n")
+replaced("quitSaysTwice", "quitBeforeLogin quitAfterLogin", rb"QUIT", rb"\Z", rb"+OK bye\r\n")
 
 
 @mutant("quitBeforeLogin", "quitAfterLogin", timeout=_SHORT)
@@ -313,7 +313,7 @@ replaced(
     "retrEndsTwice",
     "retrEndsOnce commandsBehindRetr",
     rb"RETR .*",
-    rb"$",
+    rb"\Z",
     rb".\r\n",
     timeout=_SHORT,
 )
