@@ -38,6 +38,8 @@ RULES = (basics, capabilities, deletion, extensions, login, messages, replies, t
 
 _PORTS = {"tls": 995, "stls": 110, "plain": 110}
 _LONGEST = 65536
+# What may be waited for one answer, seconds.
+_PATIENCE = 600
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,17 +62,19 @@ class _ListRules(argparse.Action):
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= 600:
-        raise ValueError
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= _PATIENCE:
+        raise argparse.ArgumentTypeError(f"seconds, more than 0 and at most {_PATIENCE}")
     return seconds
 
 
 def _port(text: str) -> int:
-    port = int(text)
-    if not 0 < port < 65536:
-        raise ValueError
-    return port
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
