@@ -225,6 +225,8 @@ class Client(Protocol):
             before it; the text says why.
         """
         expect(not self._buffer, f"{show(bytes(self._buffer))} comes in the clear before TLS")
+        if self.lost is not None:
+            raise Closed("the connection is closed before TLS")
         self._handshake = handshake = Deferred[None]()
         transport: Any = self.transport
         transport.startTLS(creator)

@@ -19,7 +19,7 @@ async def _first(target: Target, client: Client) -> tuple[int, bytes]:
     @return: number and unique-id of a message.
     """
     number = (await target.sample(client))[0]
-    return number, (await client.accepted(b"UIDL %d" % number)).text.split(b" ")[1]
+    return number, (await client.accepted(b"UIDL %d" % number)).text.partition(b" ")[2]
 
 
 @rule("extensions", "UID-PARAM", "UID-PARAM")

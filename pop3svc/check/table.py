@@ -179,6 +179,9 @@ async def _result(rule: Rule, target: Target) -> Result:
         seen, outcome = f"it takes more than {limit:g} seconds", Outcome.FAILED
     except (OSError, ConnectError) as error:
         seen, outcome = f"no connection: {error}", Outcome.FAILED
+    except Exception as error:
+        # What a server may say has no end; one rule must not end all.
+        seen, outcome = f"what came cannot be read: {error!r}", Outcome.FAILED
     return Result(rule, Outcome.NOTED if rule.level is Level.INFORMATION else outcome, seen)
 
 
