@@ -56,34 +56,16 @@ def _authority() -> Authority:
     return Authority()
 
 
-class _Mute:
+class _Mute(SSL.Connection):
     """
-    An L{SSL.Connection} that is never done with its handshake.
+    Takes what the client says of its handshake, and says nothing.
     """
 
     def do_handshake(self) -> None:
         raise SSL.WantReadError()
 
-    def bio_read(self, octets: int) -> bytes:
+    def recv(self, bufsiz: int, flags: int | None = None) -> bytes:
         raise SSL.WantReadError()
-
-    def recv(self, octets: int) -> bytes:
-        raise SSL.WantReadError()
-
-    def send(self, octets: bytes) -> int:
-        raise SSL.WantReadError()
-
-    def bio_write(self, octets: bytes) -> int:
-        return len(octets)
-
-    def bio_shutdown(self) -> None:
-        pass
-
-    def shutdown(self) -> bool:
-        return False
-
-    def set_accept_state(self) -> None:
-        pass
 
 
 @implementer(IOpenSSLServerConnectionCreator)
@@ -111,7 +93,7 @@ class _Certificates:
         kind = Fault
         for fault in self._faults.striking(HANDSHAKE):
             if isinstance(fault, NoAnswer):
-                return _Mute()
+                return _Mute(SSL.Context(SSL.TLS_METHOD), None)
             kind = type(fault)
         return self._kinds[kind].serverConnectionForTLS(tlsProtocol)
 

@@ -24,7 +24,7 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
 
-from pop3svc.protocol.connection import isTLS
+from pop3svc.protocol.connection import POP3Connection, isTLS
 from pop3svc.protocol.wire import splitLine
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing.faults import (
@@ -333,6 +333,7 @@ class Wire(ProtocolWrapper):
         See L{twisted.internet.interfaces.IAbortingTransport}.
         """
         self._drop()
+        self._isDeaf = self._isMute = True
         self._transport.abortConnection()
 
     def startTLS(self, connectionCreator: Any) -> None:
@@ -410,6 +411,10 @@ class Wire(ProtocolWrapper):
         self._do(self._unregister)
         self._do(self._transport.loseConnection)
         self._isDeaf = self._isMute = True
+        # What was sent ahead is not heard either.
+        engine = self.wrappedProtocol
+        if isinstance(engine, POP3Connection):
+            engine.clearLineBuffer()
 
     def _register(self) -> None:
         self._isRegistered = True
@@ -467,10 +472,11 @@ class Wire(ProtocolWrapper):
     def _send(self, octets: bytes, rate: float | None) -> None:
         if rate is not None:
             piece = max(1, int(rate * _TICK))
-            octets, rest = octets[:piece], octets[piece:]
-            if rest:
-                self._held.appendleft((rest, rate))
-            self._wait(len(octets) / rate)
+            if len(octets) > piece:
+                self._held.appendleft((octets[piece:], rate))
+            self._held.appendleft((octets[:piece], None))
+            self._wait(min(piece, len(octets)) / rate)
+            return
         self._heldOctets -= len(octets)
         self._talk.server(octets)
         self._transport.write(octets)
