@@ -503,12 +503,7 @@ class FailsWithABug(Good):
 
 
 @breaks("deleteAtQUIT")
-class KeepsOneThatWasRead(Good):
-    """
-    As some web mail: the first one is deleted when it is first looked at, in
-    place of when it is asked to.
-    """
-
+class SkipsTheFirst(Good):
     def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
         super().messageDelete(info, uniqueIDs[1:])
 
