@@ -2,9 +2,26 @@
 A POP3 service on Twisted with pluggable mailbox providers.
 """
 
-from pop3svc.errors import POP3ResponseError
-from pop3svc.policy import Policy
-from pop3svc.providers.twistedmail import PortalProvider
-from pop3svc.service.factory import POP3Factory
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pop3svc.ondemand import onDemand
+
+if TYPE_CHECKING:
+    from pop3svc.errors import POP3ResponseError
+    from pop3svc.policy import Policy
+    from pop3svc.providers.twistedmail import PortalProvider
+    from pop3svc.service.factory import POP3Factory
 
 __all__ = ["POP3Factory", "POP3ResponseError", "Policy", "PortalProvider"]
+
+__getattr__ = onDemand(
+    __name__,
+    {
+        "POP3Factory": "pop3svc.service.factory",
+        "POP3ResponseError": "pop3svc.errors",
+        "Policy": "pop3svc.policy",
+        "PortalProvider": "pop3svc.providers.twistedmail",
+    },
+)

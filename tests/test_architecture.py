@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "pop3svc"
 
 # A module imports from lower ranks only.
 RANKS = {
+    "ondemand": 0,
     "errors": 0,
     "interfaces": 0,
     "policy": 0,

@@ -635,12 +635,20 @@ class Session:
         self._isIn = False
         self.info.userNameAtLogin = self.info.providerTag = None
         if mailbox is not None:
-            self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch)
+            # SLEE may be letting go of the lock still.
+            earlier = self._leaving
+            self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch, earlier)
             await self._leaving.outcome()
 
     async def _letAllGo(
-        self, mailbox: Any, locked: bool, endWatch: Callable[[], object] | None
+        self,
+        mailbox: Any,
+        locked: bool,
+        endWatch: Callable[[], object] | None,
+        earlier: CarriedThrough | None,
     ) -> None:
+        if earlier is not None:
+            await earlier.outcome()
         if locked:
             await self._letGo(mailbox.unlock, self.info)
         if endWatch is not None:

@@ -1,19 +1,69 @@
 """
-For authors of providers and of clients: talk to a service in memory, and the
-contract that a mailbox keeps.
+For authors of providers and of clients: talk to a service in memory or on a
+port, with faults on demand, and the contract that a mailbox keeps.
 """
 
-from pop3svc.testing.client import Client, Inline, MemoryTransport, conversation
-from pop3svc.testing.contract import MailboxContract
-from pop3svc.testing.wrappers import Coroutines, Later, Recording
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pop3svc.ondemand import onDemand
+
+if TYPE_CHECKING:
+    from pop3svc.testing.client import Client, Inline, MemoryTransport, conversation
+    from pop3svc.testing.contract import MailboxContract
+    from pop3svc.testing.faults import (
+        CutOff,
+        ExpiredCertificate,
+        NoAnswer,
+        NoFinalDot,
+        Slow,
+        TempFail,
+        WrongNameCertificate,
+        WrongSize,
+    )
+    from pop3svc.testing.server import POP3Server
+    from pop3svc.testing.wrappers import Coroutines, Later, Recording
 
 __all__ = [
     "Client",
     "Coroutines",
+    "CutOff",
+    "ExpiredCertificate",
     "Inline",
     "Later",
     "MailboxContract",
     "MemoryTransport",
+    "NoAnswer",
+    "NoFinalDot",
+    "POP3Server",
     "Recording",
+    "Slow",
+    "TempFail",
+    "WrongNameCertificate",
+    "WrongSize",
     "conversation",
 ]
+
+__getattr__ = onDemand(
+    __name__,
+    {
+        "Client": "pop3svc.testing.client",
+        "Coroutines": "pop3svc.testing.wrappers",
+        "CutOff": "pop3svc.testing.faults",
+        "ExpiredCertificate": "pop3svc.testing.faults",
+        "Inline": "pop3svc.testing.client",
+        "Later": "pop3svc.testing.wrappers",
+        "MailboxContract": "pop3svc.testing.contract",
+        "MemoryTransport": "pop3svc.testing.client",
+        "NoAnswer": "pop3svc.testing.faults",
+        "NoFinalDot": "pop3svc.testing.faults",
+        "POP3Server": "pop3svc.testing.server",
+        "Recording": "pop3svc.testing.wrappers",
+        "Slow": "pop3svc.testing.faults",
+        "TempFail": "pop3svc.testing.faults",
+        "WrongNameCertificate": "pop3svc.testing.faults",
+        "WrongSize": "pop3svc.testing.faults",
+        "conversation": "pop3svc.testing.client",
+    },
+)

@@ -4,35 +4,85 @@ What any mailbox must do, as tests for an author to inherit.
 
 from __future__ import annotations
 
+import inspect
+import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
-from zope.interface import implementer
+from twisted.logger import ILogObserver, globalLogPublisher
+from zope.interface import directlyProvides, implementer, providedBy
 from zope.interface.verify import verifyObject
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IBulkMessageSizes,
+    IChunkedContent,
     IExclusiveMailbox,
+    IFileContent,
+    IMailboxLogout,
+    IMessageContent,
+    INewMailNotifier,
     IPOP3Mailbox,
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
-from pop3svc.octets import OctetCount
+from pop3svc.octets import LineEnds, OctetCount
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.maildrop import isUniqueID
 from pop3svc.protocol.session import ConnectionInfo
-from pop3svc.testing.client import conversation
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing.client import Client
+from pop3svc.testing.wrappers import Around, Coroutines, Later, Recording
 
 __all__ = ["MailboxContract"]
 
 _MESSAGES = (
     b"Subject: one\r\n\r\nThe first.\r\n",
-    b"Subject: two\n\n.\n..\n.dot\nlone\rCR",
+    b"Subject: two\n\n.\n..\n.dot \xe9\xff\x00\nlone\rCR",
     b"",
     b"Subject: four\r\n\r\n" + b"x" * 100_000 + b"\r\n",
 )
+_ARRIVED = b"Subject: five\r\n\r\nIt came later.\r\n"
+_OPTIONAL = (
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    IMailboxLogout,
+    INewMailNotifier,
+    IReadOnlyMailbox,
+)
+_CONTENTS = (IMessageContent, IChunkedContent, IFileContent)
+# How often a mailbox may be told to go on until it has answered.
+_PATIENCE = 1000
+# Every way to look at a mailbox, and to let it go and take it again.
+_LOOKING = (
+    b"USER alice",
+    b"PASS secret",
+    b"STAT",
+    b"LIST",
+    b"UIDL",
+    b"RETR 1",
+    b"RETR 4",
+    b"TOP 4 1",
+    b"RETR UID:nothing",
+    b"CORE",
+    b"SLEE",
+    b"WAKE",
+    b"LIST 2",
+    b"QAUT",
+    b"USER alice",
+    b"PASS secret",
+    b"RETR 2",
+    b"QUIT",
+)
+
+
+class _Enough(Exception):
+    """
+    The client goes now.
+    """
 
 
 @implementer(IPOP3MailboxProvider)
@@ -43,24 +93,259 @@ class _OneMailbox:
 
     name = "contract"
 
-    def __init__(self, make: Any) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
 
     def authenticate(self, info: Any, username: str, password: str) -> Any:
         return self._make()
 
 
+class _Content:
+    """
+    Provides what the content inside provides, and counts how often it is
+    closed.
+    """
+
+    def __init__(self, content: Any) -> None:
+        self._inside = content
+        self.closings = 0
+        directlyProvides(self, providedBy(content))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inside, name)
+
+    def close(self) -> None:
+        self.closings += 1
+        self._inside.close()
+
+
+class _Opening(Around):
+    """
+    Remembers the contents that were opened.
+    """
+
+    def __init__(self, mailbox: Any, opened: list[Any]) -> None:
+        super().__init__(mailbox)
+        self._opened = opened
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "messageContent":
+            return call
+        return lambda *arguments: maybeDeferred(call, *arguments).addCallback(self._counted)
+
+    def _counted(self, content: Any) -> Any:
+        if any(each.providedBy(content) for each in _CONTENTS):
+            content = _Content(content)
+        self._opened.append(content)
+        return content
+
+
+def _isClosedOnce(content: Any) -> bool:
+    if isinstance(content, _Content):
+        return content.closings == 1
+    if inspect.isgenerator(content):
+        return inspect.getgeneratorstate(content) == inspect.GEN_CLOSED
+    return bool(getattr(content, "closed", True))
+
+
+def _openFiles() -> int | None:
+    """
+    @return: how many descriptors this process has open, where that can be told.
+    """
+    return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
+
+
+def _body(reply: bytes) -> bytes:
+    """
+    @return: the octets behind the first line of a multi-line reply, unstuffed.
+    """
+    assert reply.startswith(b"+OK") and reply.endswith(b"\r\n.\r\n"), reply[:200]
+    lines = reply.split(b"\r\n")[1:-2]
+    return b"".join(line.removeprefix(b".") + b"\r\n" for line in lines)
+
+
+def _normalised(message: bytes) -> bytes:
+    lineEnds = LineEnds()
+    return lineEnds.feed(message) + lineEnds.finish()
+
+
+@implementer(ILogObserver)
+class _Session:
+    """
+    A client in memory and what its session does with mailboxes.
+
+    @ivar calls: the names of the calls, in order.
+    """
+
+    def __init__(
+        self,
+        contract: MailboxContract,
+        mailboxes: Callable[[], Any],
+        kind: type[Around] | None = None,
+        steps: int | None = None,
+    ) -> None:
+        """
+        @param mailboxes: makes one for each login.
+        @param kind: how answers come: L{Coroutines}, L{Later} or, L{None}, as
+            the mailbox gives them.
+        @param steps: after so many answers were waited for, the client goes.
+        """
+        self._contract = contract
+        self._mailboxes = mailboxes
+        self._kind = kind
+        self._steps = steps
+        self._later: list[Later] = []
+        self._opened: list[Any] = []
+        self._failures: list[str] = []
+        self.calls: list[str] = []
+        globalLogPublisher.addObserver(self)
+        contract.addCleanup(globalLogPublisher.removeObserver, self)
+        self._factory = POP3Factory(_OneMailbox(self._make), clock=Clock())
+        self._client = Client(self._factory)
+        self._client.received()
+
+    def __call__(self, event: Any) -> None:
+        """
+        See L{twisted.logger.ILogObserver}: what is logged is looked at.
+        """
+        failure = event.get("log_failure")
+        if failure is not None:
+            self._failures.append(failure.getTraceback())
+
+    def _make(self) -> Any:
+        mailbox: Any = _Opening(Recording(self._mailboxes(), self.calls), self._opened)
+        if self._kind is not None:
+            mailbox = self._kind(mailbox)
+        if isinstance(mailbox, Later):
+            self._later.append(mailbox)
+        return mailbox
+
+    def _goOn(self) -> None:
+        if self._steps is not None:
+            if not self._steps:
+                raise _Enough()
+            self._steps -= 1
+        self._answer()
+
+    def _answer(self) -> None:
+        for each in self._later:
+            if each.waiting:
+                each.answer()
+                return
+        self._contract.goOn()
+
+    @property
+    def waitsFor(self) -> str:
+        """
+        The call that is to be answered next.
+        """
+        return next((each.waiting[0][0] for each in self._later if each.waiting), "")
+
+    def send(self, line: bytes) -> None:
+        """
+        Say something, and do not wait for the answer.
+        """
+        self._client.send(line + b"\r\n")
+
+    def say(self, line: bytes) -> bytes:
+        """
+        @return: the whole answer.
+        """
+        self.send(line)
+        return self.reply(line)
+
+    def reply(self, line: bytes = b"") -> bytes:
+        """
+        @return: the answer to what was sent, once it is there.
+        """
+        client = self._client
+        for _ in range(_PATIENCE):
+            # While a command runs nothing is read.
+            if not client.isOpen or not client.transport.isPaused:
+                return client.received()
+            self._goOn()
+        raise AssertionError(f"{line!r} was never answered; goOn() is to make answers come")
+
+    def ok(self, line: bytes) -> bytes:
+        """
+        @return: the whole answer, which is positive.
+        """
+        reply = self.say(line)
+        assert reply.startswith(b"+OK"), f"{line!r} was answered {reply!r}\n{self._told()}"
+        return reply
+
+    def logIn(self) -> None:
+        """
+        Log in by USER and PASS.
+        """
+        self.ok(b"USER alice")
+        self.ok(b"PASS secret")
+
+    def stallIn(self, line: bytes) -> None:
+        """
+        Ask for more than fits on the way, and take none of it.
+        """
+        self._client.stall()
+        self.send(line)
+        for _ in range(_PATIENCE):
+            if self._client.transport.written:
+                return
+            self._goOn()
+
+    def vanish(self) -> None:
+        """
+        The client is gone, and whatever is under way comes to its end.
+        """
+        self._steps = None
+        self._client.vanish()
+        self.over()
+
+    def quit(self) -> None:
+        """
+        Say good-bye.
+        """
+        self.ok(b"QUIT")
+        self.over()
+
+    def over(self) -> None:
+        """
+        Wait for the end, and look whether all was let go, once.
+        """
+        for _ in range(_PATIENCE):
+            if not self._factory.connections:
+                break
+            self._answer()
+        assert not self._factory.connections, f"the session does not end, after {self.calls}"
+        assert not self._failures, "something was logged:\n" + self._told()
+        open_ = [each for each in self._opened if not _isClosedOnce(each)]
+        assert not open_, f"content not closed exactly once: {open_}"
+
+    def _told(self) -> str:
+        return "\n".join(self._failures)
+
+
 class MailboxContract:
     """
-    Mix this into a C{unittest.TestCase} and say how a mailbox is made.  All
-    answers have to come at once: give a store a
-    L{pop3svc.testing.Inline} in place of its threads.
+    The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
+
+    Mix this into a C{unittest.TestCase} and say how a mailbox is made, in
+    L{makeMailbox} and L{again}.  The other hooks, L{deliver}, L{failDeletion}
+    and L{goOn}, are for more of the contract: without them its tests skip.
+
+    Nothing waits for a reactor here: a store with threads is given a
+    L{pop3svc.testing.Inline} in their place, one that is late by itself says in
+    L{goOn} how it comes to answer.
     """
 
     assertEqual: Any
     assertTrue: Any
+    assertFalse: Any
+    assertIn: Any
     assertRaises: Any
     skipTest: Any
+    addCleanup: Any
+
+    # --- for the author to say --------------------------------------------------
 
     def makeMailbox(self, messages: list[bytes]) -> Any:
         """
@@ -76,6 +361,31 @@ class MailboxContract:
         """
         raise NotImplementedError
 
+    def deliver(self, message: bytes) -> str | None:
+        """
+        Optional: a message arrives, in the mailbox that L{makeMailbox} made, as
+        the last one.  If the mailbox watches (L{INewMailNotifier}), it has
+        noticed after some calls of L{goOn}.
+
+        @return: its unique-id, or L{None} where that is not known before it is
+            listed.
+        """
+        raise NotImplementedError
+
+    def failDeletion(self) -> None:
+        """
+        Optional: from now on deleting fails midway in the mailbox that
+        L{makeMailbox} made: a disk that is full, a database that is lost, a
+        message that cannot be removed.
+        """
+        raise NotImplementedError
+
+    def goOn(self) -> None:
+        """
+        Optional: let happen what the mailbox waits for: advance a clock, run
+        what is queued, fire a Deferred.  Called as often as it takes.
+        """
+
     # --- helpers --------------------------------------------------------------
 
     def _info(self) -> ConnectionInfo:
@@ -88,51 +398,126 @@ class MailboxContract:
             return await maybeDeferred(call, *arguments)
 
         Deferred.fromCoroutine(run()).addBoth(got.append)
-        assert got, "the answer did not come at once"
+        for _ in range(_PATIENCE):
+            if got:
+                break
+            self.goOn()
+        assert got, "no answer came; goOn() is to make it come"
         if hasattr(got[0], "raiseException"):
             got[0].raiseException()
         return got[0]
 
     def _opened(self, messages: Any = _MESSAGES) -> tuple[Any, list[str]]:
         mailbox = self.makeMailbox(list(messages))
+        self._lock(mailbox)
+        return mailbox, self._listed(mailbox)
+
+    def _reopened(self) -> tuple[Any, list[str]]:
+        mailbox = self.again()
+        self._lock(mailbox)
+        return mailbox, self._listed(mailbox)
+
+    def _lock(self, mailbox: Any) -> None:
         if IExclusiveMailbox.providedBy(mailbox):
             self._now(mailbox.lock, self._info(), lambda: False)
-        return mailbox, self._listed(mailbox)
 
     def _closed(self, mailbox: Any) -> None:
         if IExclusiveMailbox.providedBy(mailbox):
             self._now(mailbox.unlock, self._info())
+        if IMailboxLogout.providedBy(mailbox):
+            self._now(mailbox.logout)
+
+    def _isFree(self) -> bool:
+        """
+        May another session have the mailbox?
+        """
+        mailbox = self.again()
+        try:
+            self._now(mailbox.lock, self._info(), lambda: False)
+        except POP3ResponseError as error:
+            self.assertEqual(error.code, "IN-USE")
+            return False
+        self._closed(mailbox)
+        return True
 
     def _listed(self, mailbox: Any) -> list[str]:
         return list(self._now(mailbox.listMessageUniqueIDs, self._info()))
+
+    def _left(self) -> list[str]:
+        """
+        @return: what a later session lists.
+        """
+        mailbox, listed = self._reopened()
+        self._closed(mailbox)
+        return listed
 
     def _content(self, mailbox: Any, uniqueID: str) -> bytes:
         content = self._now(mailbox.messageContent, self._info(), uniqueID)
         body = MessageBody(content, Clock(), 10)
         octets = b""
-        while True:
-            chunk = self._now(body.next)
-            if chunk is None:
-                break
-            octets += chunk
-        body.close()
-        return octets
+        try:
+            while True:
+                chunk = self._now(body.next)
+                if chunk is None:
+                    return octets
+                octets += chunk
+        finally:
+            body.close()
 
-    def _deletable(self, mailbox: Any) -> None:
-        if IReadOnlyMailbox.providedBy(mailbox):
+    def _sent(self, mailbox: Any, uniqueID: str) -> int:
+        """
+        @return: octets of a message as it is sent.
+        """
+        count = OctetCount()
+        count.feed(self._content(mailbox, uniqueID))
+        return count.total()
+
+    def _session(self, messages: Any = _MESSAGES, **options: Any) -> _Session:
+        """
+        @return: a session whose first mailbox holds these messages.
+        """
+        first = [self.makeMailbox(list(messages))]
+        return _Session(self, lambda: first.pop() if first else self.again(), **options)
+
+    def _furtherSession(self, **options: Any) -> _Session:
+        return _Session(self, self.again, **options)
+
+    def _deliver(self) -> str | None:
+        try:
+            return self.deliver(_ARRIVED)
+        except NotImplementedError:
+            self.skipTest("deliver() is not there")
+            raise
+
+    def _deletable(self, mailbox: Any = None) -> None:
+        if IReadOnlyMailbox.providedBy(self.again() if mailbox is None else mailbox):
             self.skipTest("a read-only mailbox")
 
-    # --- the contract ---------------------------------------------------------
+    def _exclusive(self, mailbox: Any) -> None:
+        if not IExclusiveMailbox.providedBy(mailbox):
+            self.skipTest("not exclusive")
+
+    # --- interfaces -----------------------------------------------------------
 
     def test_providesItsInterfaces(self) -> None:
         """
-        The mailbox has what its interfaces say.
+        The mailbox has what its interfaces say, and so have its messages.
         """
-        mailbox = self.makeMailbox([])
+        mailbox, listed = self._opened()
         verifyObject(IPOP3Mailbox, mailbox)
-        for optional in (IBulkMessageSizes, IExclusiveMailbox):
+        for optional in _OPTIONAL:
             if optional.providedBy(mailbox):
                 verifyObject(optional, mailbox)
+        for uniqueID in listed:
+            content = self._now(mailbox.messageContent, self._info(), uniqueID)
+            body = MessageBody(content, Clock(), 10)
+            for each in _CONTENTS:
+                if each.providedBy(content):
+                    verifyObject(each, content)
+            body.close()
+        self._closed(mailbox)
+
+    # --- the listing ----------------------------------------------------------
 
     def test_empty(self) -> None:
         """
@@ -144,20 +529,52 @@ class MailboxContract:
 
     def test_uniqueIDs(self) -> None:
         """
-        Unique-ids are well-formed, distinct, and the same the next time and
-        in the next session.
+        Unique-ids are well-formed and distinct (RFC 1939 section 7).
         """
         mailbox, listed = self._opened()
         self.assertEqual(len(listed), len(_MESSAGES))
         self.assertEqual(len(set(listed)), len(listed))
-        self.assertTrue(all(isUniqueID(each) for each in listed))
+        for each in listed:
+            self.assertTrue(isUniqueID(each), f"not a well-formed unique-id: {each!r}")
+        self._closed(mailbox)
+
+    def test_uniqueIDsStay(self) -> None:
+        """
+        Unique-ids and their order are the same the next time, after messages
+        were read, and in the next session.
+        """
+        mailbox, listed = self._opened()
+        self.assertEqual(self._listed(mailbox), listed)
+        for each in listed:
+            self._content(mailbox, each)
         self.assertEqual(self._listed(mailbox), listed)
         self._closed(mailbox)
-        later = self.again()
-        if IExclusiveMailbox.providedBy(later):
-            self._now(later.lock, self._info(), lambda: False)
-        self.assertEqual(self._listed(later), listed)
-        self._closed(later)
+        self.assertEqual(self._left(), listed)
+
+    def test_uniqueIDsStayBesideDeletion(self) -> None:
+        """
+        What is left after a deletion has the unique-ids that it had (RFC 1939
+        section 7: none is used again).
+        """
+        mailbox, listed = self._opened()
+        self._deletable(mailbox)
+        self._now(mailbox.messageDelete, self._info(), listed[:2])
+        self.assertEqual(self._listed(mailbox), listed[2:])
+        self._closed(mailbox)
+        self.assertEqual(self._left(), listed[2:])
+
+    def test_messageExists(self) -> None:
+        """
+        What a client makes up does not exist.
+        """
+        mailbox, _ = self._opened()
+        for madeUp in ("nothing", "../../etc/passwd", "..", "new/x", "~", "a:2,S", "." * 70):
+            self.assertEqual(
+                bool(self._now(mailbox.messageExists, self._info(), madeUp)), False, madeUp
+            )
+        self._closed(mailbox)
+
+    # --- messages -------------------------------------------------------------
 
     def test_content(self) -> None:
         """
@@ -173,45 +590,191 @@ class MailboxContract:
             )
         self._closed(mailbox)
 
-    def test_sizes(self) -> None:
+    def test_contentAsItIsSent(self) -> None:
         """
-        A size is what the content comes to when it is sent, asked for one by
-        one or all at once.
+        A content that says it is a region of a file exactly as it is sent
+        (L{IFileContent}) is.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:
-            count = OctetCount()
-            count.feed(self._content(mailbox, uniqueID))
+            content = self._now(mailbox.messageContent, self._info(), uniqueID)
+            if IFileContent.providedBy(content):
+                region = os.pread(content.fileno, content.length, content.offset)
+                self.assertEqual(len(region), content.length)
+                self.assertEqual(region, _normalised(region), "it has bare LFs")
+                self.assertFalse(region.startswith(b".") or b"\r\n." in region, "it has dots")
+            MessageBody(content, Clock(), 10).close()
+        self._closed(mailbox)
+
+    def test_contentTwice(self) -> None:
+        """
+        A message can be read again, and two at the same time.
+        """
+        mailbox, listed = self._opened()
+        for uniqueID in listed:
+            first = self._content(mailbox, uniqueID)
+            self.assertEqual(self._content(mailbox, uniqueID), first)
+        whole = self._content(mailbox, listed[3])
+        content = self._now(mailbox.messageContent, self._info(), listed[3])
+        body = MessageBody(content, Clock(), 10)
+        begin = self._now(body.next)
+        self.assertEqual(self._content(mailbox, listed[3]), whole)
+        while (chunk := self._now(body.next)) is not None:
+            begin += chunk
+        self.assertEqual(begin, whole)
+        body.close()
+        self._closed(mailbox)
+
+    def test_closings(self) -> None:
+        """
+        A message is closed once, and lets go of what it holds: read to its
+        end, cut short by TOP, abandoned by the client, never begun.
+        """
+        session = self._session()
+        session.logIn()
+        session.ok(b"RETR 4")
+        session.ok(b"TOP 4 1")
+        before = _openFiles()
+        for line in (b"RETR 4", b"TOP 4 1", b"RETR 1", b"TOP 2 0", b"RETR 2"):
+            session.ok(line)
+        self.assertEqual(_openFiles(), before, "descriptors are left open")
+        session.quit()
+        before = _openFiles()
+        session = self._furtherSession()
+        session.logIn()
+        session.stallIn(b"RETR 4")
+        session.vanish()
+        self.assertEqual(_openFiles(), before, "descriptors are left open")
+        mailbox, listed = self._reopened()
+        content = self._now(mailbox.messageContent, self._info(), listed[3])
+        MessageBody(content, Clock(), 10).close()
+        self._closed(mailbox)
+        self.assertEqual(_openFiles(), before, "descriptors are left open")
+
+    # --- sizes ----------------------------------------------------------------
+
+    def test_sizes(self) -> None:
+        """
+        A size is what the content comes to when it is sent.
+        """
+        mailbox, listed = self._opened()
+        for uniqueID in listed:
             try:
                 size = self._now(mailbox.messageSize, self._info(), uniqueID)
             except NotImplementedError:
                 continue
-            self.assertEqual(size, count.total())
-            if IBulkMessageSizes.providedBy(mailbox):
-                sizes = list(self._now(mailbox.messageSizes, self._info(), [uniqueID, listed[0]]))
-                self.assertEqual(sizes[0], size)
-                self.assertEqual(len(sizes), 2)
+            self.assertEqual(size, self._sent(mailbox, uniqueID))
         self._closed(mailbox)
 
-    def test_closeBeforeTheEnd(self) -> None:
+    def test_bulkSizes(self) -> None:
         """
-        A message may be closed unread.
+        Sizes asked for all at once are true, come in the order asked, and are
+        L{None} for a message that has gone.
         """
         mailbox, listed = self._opened()
-        content = self._now(mailbox.messageContent, self._info(), listed[3])
-        MessageBody(content, Clock(), 10).close()
+        if not IBulkMessageSizes.providedBy(mailbox):
+            self._closed(mailbox)
+            self.skipTest("no bulk sizes")
+        true = {each: self._sent(mailbox, each) for each in listed}
+        for asked in (listed, listed[::-1], listed[1:3], listed[:1]):
+            sizes = list(self._now(mailbox.messageSizes, self._info(), list(asked)))
+            self.assertEqual(sizes, [true[each] for each in asked])
+        if not IReadOnlyMailbox.providedBy(mailbox):
+            self._now(mailbox.messageDelete, self._info(), [listed[1]])
+            sizes = list(self._now(mailbox.messageSizes, self._info(), listed))
+            self.assertEqual(sizes, [None if each == listed[1] else true[each] for each in listed])
         self._closed(mailbox)
 
-    def test_messageExists(self) -> None:
+    # --- a session --------------------------------------------------------------
+
+    def test_retrAndTop(self) -> None:
         """
-        What a client makes up does not exist.
+        A client sees each message whole and as it is by RETR; TOP shows its
+        beginning, up to all of it.
         """
-        mailbox, _ = self._opened()
-        for madeUp in ("nothing", "../../etc/passwd", "..", "new/x", "~", "a:2,S", "." * 70):
-            self.assertEqual(
-                bool(self._now(mailbox.messageExists, self._info(), madeUp)), False, madeUp
-            )
+        session = self._session()
+        session.logIn()
+        for number, message in enumerate(_MESSAGES, 1):
+            got = _body(session.ok(b"RETR %d" % number))
+            self.assertEqual(got, _normalised(message) if message else got)
+            everything = _body(session.ok(b"TOP %d 99999999" % number))
+            self.assertEqual(everything, got)
+            header = got.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" if b"\r\n\r\n" in got else got
+            self.assertEqual(_body(session.ok(b"TOP %d 0" % number)), header)
+            line = got[len(header) :].partition(b"\r\n")[0] + b"\r\n" if header != got else b""
+            self.assertEqual(_body(session.ok(b"TOP %d 1" % number)), header + line)
+        session.quit()
+
+    def test_sizesInASession(self) -> None:
+        """
+        What LIST and STAT say is what RETR sends, to the octet.
+        """
+        session = self._session()
+        session.logIn()
+        sizes = [len(_body(session.ok(b"RETR %d" % number))) for number in range(1, 5)]
+        session.quit()
+        for order in ((b"STAT", b"LIST"), (b"LIST", b"STAT")):
+            session = self._furtherSession()
+            session.logIn()
+            said = {line: session.ok(line) for line in order}
+            self.assertEqual(said[b"STAT"], b"+OK 4 %d\r\n" % sum(sizes))
+            listed = b"".join(b"%d %d\r\n" % each for each in enumerate(sizes, 1))
+            self.assertEqual(_body(said[b"LIST"]), listed)
+            for number, size in enumerate(sizes, 1):
+                self.assertEqual(session.ok(b"LIST %d" % number), b"+OK %d %d\r\n" % (number, size))
+            session.quit()
+
+    def test_logout(self) -> None:
+        """
+        A mailbox that wants to know is told once that its session is over:
+        after QUIT, QAUT and a lost client.
+        """
+        session = self._session()
+        session.logIn()
+        session.ok(b"QAUT")
+        session.logIn()
+        session.quit()
+        further = self._furtherSession()
+        further.logIn()
+        further.vanish()
+        if not IMailboxLogout.providedBy(self.again()):
+            self.skipTest("it does not want to know")
+        self.assertEqual(session.calls.count("logout"), 2)
+        self.assertEqual((further.calls.count("logout"), further.calls[-1]), (1, "logout"))
+
+    def test_lateAnswers(self) -> None:
+        """
+        It is the same whether answers come at once, by coroutines, or later.
+        """
+        session = self._session()
+        said = [session.say(line) for line in _LOOKING]
+        session.over()
+        for kind in (Coroutines, Later):
+            further = self._furtherSession(kind=kind)
+            self.assertEqual([further.say(line) for line in _LOOKING], said)
+            further.over()
+
+    def test_vanishingClient(self) -> None:
+        """
+        A client that goes while any answer is awaited leaves the mailbox free
+        and as it was.
+        """
+        mailbox, listed = self._opened()
         self._closed(mailbox)
+        for steps in range(_PATIENCE):
+            session = self._furtherSession(kind=Later, steps=steps)
+            try:
+                for line in _LOOKING:
+                    session.say(line)
+            except _Enough:
+                session.vanish()
+            else:
+                session.over()
+                break
+            self.assertEqual(self._left(), listed)
+        self.assertTrue(steps > len(_LOOKING) // 2)
+
+    # --- deleting ---------------------------------------------------------------
 
     def test_delete(self) -> None:
         """
@@ -223,13 +786,10 @@ class MailboxContract:
         self._now(mailbox.messageDelete, self._info(), [listed[0], listed[2]])
         with self.assertRaises(POP3ResponseError):
             self._content(mailbox, listed[0])
+        self.assertFalse(self._now(mailbox.messageExists, self._info(), listed[0]))
         self.assertEqual(self._listed(mailbox), [listed[1], listed[3]])
         self._closed(mailbox)
-        later = self.again()
-        if IExclusiveMailbox.providedBy(later):
-            self._now(later.lock, self._info(), lambda: False)
-        self.assertEqual(self._listed(later), [listed[1], listed[3]])
-        self._closed(later)
+        self.assertEqual(self._left(), [listed[1], listed[3]])
 
     def test_deleteTwice(self) -> None:
         """
@@ -239,8 +799,118 @@ class MailboxContract:
         self._deletable(mailbox)
         self._now(mailbox.messageDelete, self._info(), [listed[0]])
         self._now(mailbox.messageDelete, self._info(), [listed[0], listed[1]])
+        self._now(mailbox.messageDelete, self._info(), [listed[1]])
         self.assertEqual(self._listed(mailbox), listed[2:])
         self._closed(mailbox)
+        self.assertEqual(self._left(), listed[2:])
+
+    def test_deleteAllOrNone(self) -> None:
+        """
+        A deletion that fails deletes nothing; in a session the messages stay,
+        and the mailbox is let go.
+        """
+        mailbox, listed = self._opened()
+        self._deletable(mailbox)
+        contents = [self._content(mailbox, each) for each in listed]
+        try:
+            self.failDeletion()
+        except NotImplementedError:
+            self._closed(mailbox)
+            self.skipTest("failDeletion() is not there")
+        with self.assertRaises(POP3ResponseError):
+            self._now(mailbox.messageDelete, self._info(), listed)
+        self.assertEqual(self._listed(mailbox), listed)
+        self._closed(mailbox)
+        session = self._furtherSession()
+        session.logIn()
+        for number in range(1, 5):
+            session.ok(b"DELE %d" % number)
+        self.assertTrue(session.say(b"QUIT").startswith(b"-ERR"))
+        session.over()
+        mailbox, left = self._reopened()
+        self.assertEqual(left, listed)
+        self.assertEqual([self._content(mailbox, each) for each in listed], contents)
+        self._closed(mailbox)
+
+    def test_deleteAtQUIT(self) -> None:
+        """
+        What a client marks is deleted at QUIT, not before, not if it takes the
+        marks back, and not if it is lost.
+        """
+        session = self._session()
+        self._deletable()
+        session.logIn()
+        session.ok(b"DELE 1")
+        session.ok(b"RSET")
+        session.quit()
+        listed = self._left()
+        self.assertEqual(len(listed), 4)
+        session = self._furtherSession()
+        session.logIn()
+        session.ok(b"DELE 1")
+        session.ok(b"DELE 4")
+        session.vanish()
+        self.assertEqual(self._left(), listed)
+        session = self._furtherSession()
+        session.logIn()
+        session.ok(b"DELE 1")
+        session.ok(b"DELE 3")
+        session.quit()
+        self.assertEqual(self._left(), [listed[1], listed[3]])
+
+    def test_deleteAtOnce(self) -> None:
+        """
+        DELI and CORE delete at once, and the session goes on.
+        """
+        session = self._session()
+        self._deletable()
+        session.logIn()
+        session.ok(b"DELI 1")
+        self.assertEqual(session.say(b"RETR 1")[:4], b"-ERR")
+        session.ok(b"DELE 2")
+        self.assertEqual(session.ok(b"CORE")[:20], b"+OK [ACTIVITY/NONE] ")
+        self.assertTrue(session.ok(b"STAT").startswith(b"+OK 2 "))
+        self.assertEqual(_body(session.ok(b"RETR 2")), _normalised(_MESSAGES[3]))
+        session.vanish()
+        self.assertEqual(len(self._left()), 2)
+
+    def test_deletionIsFinished(self) -> None:
+        """
+        A client that goes while its deletion is under way does not stop it;
+        the mailbox is let go after it.
+        """
+        session = self._session(kind=Later)
+        self._deletable()
+        session.logIn()
+        session.ok(b"DELE 1")
+        session.ok(b"DELE 3")
+        session.send(b"QUIT")
+        self.assertEqual(session.waitsFor, "messageDelete")
+        session.vanish()
+        if "unlock" in session.calls:
+            order = [each for each in session.calls if each in ("messageDelete", "unlock")]
+            self.assertEqual(order, ["messageDelete", "unlock"])
+        mailbox, listed = self._reopened()
+        self.assertEqual(len(listed), 2)
+        self.assertEqual(self._content(mailbox, listed[0])[:12], _MESSAGES[1][:12])
+        self._closed(mailbox)
+
+    def test_readOnly(self) -> None:
+        """
+        Where nothing can be deleted nothing is.
+        """
+        session = self._session()
+        if not IReadOnlyMailbox.providedBy(self.again()):
+            self.skipTest("not read-only")
+        listed = self._left()
+        session.logIn()
+        for line in (b"DELE 1", b"DELI 1"):
+            self.assertTrue(session.say(line).startswith(b"-ERR [READ-ONLY] "))
+        session.quit()
+        self.assertFalse("messageDelete" in session.calls)
+        self.assertEqual(self._left(), listed)
+
+    # --- the lock ---------------------------------------------------------------
 
     def test_lock(self) -> None:
         """
@@ -248,8 +918,7 @@ class MailboxContract:
         let go.
         """
         mailbox = self.makeMailbox(list(_MESSAGES))
-        if not IExclusiveMailbox.providedBy(mailbox):
-            self.skipTest("not exclusive")
+        self._exclusive(mailbox)
         other = self.again()
         self._now(mailbox.lock, self._info(), lambda: False)
         with self.assertRaises(POP3ResponseError) as caught:
@@ -259,33 +928,194 @@ class MailboxContract:
         self._now(other.lock, self._info(), lambda: False)
         self._now(other.unlock, self._info())
         self._now(mailbox.lock, self._info(), lambda: False)
-        self._now(mailbox.unlock, self._info())
+        self._closed(mailbox)
 
-    def test_servesASession(self) -> None:
+    def test_surrender(self) -> None:
         """
-        A client sees the messages over POP3.
+        A session that is asked to give way, and does, makes room; one that
+        does not keeps the mailbox.
         """
-        mailbox = self.makeMailbox([b"Subject: a\n\nb\n"])
-        conversation(
-            _OneMailbox(lambda: mailbox),
-            """
-            S: +OK contract ready.
-            C: USER alice
-            S: +OK…
-            C: PASS secret
-            S: +OK…
-            C: STAT
-            S: +OK 1 17
-            C: LIST 1
-            S: +OK 1 17
-            C: RETR 1
-            S: +OK…
-            S: Subject: a
-            S:
-            S: b
-            S: .
-            C: QUIT
-            S: +OK…
-            S: (closed)
-            """,
-        )
+        mailbox = self.makeMailbox(list(_MESSAGES))
+        self._exclusive(mailbox)
+        asked: list[bool] = []
+
+        def surrender() -> bool:
+            gives = bool(asked)
+            asked.append(gives)
+            if gives:
+                self._now(mailbox.unlock, self._info())
+            return gives
+
+        self._now(mailbox.lock, self._info(), surrender)
+        other = self.again()
+        for gives in (False, True):
+            before = len(asked)
+            try:
+                self._now(other.lock, self._info(), lambda: False)
+                isHeld = True
+            except POP3ResponseError as error:
+                self.assertEqual(error.code, "IN-USE")
+                isHeld = False
+            if len(asked) == before:
+                self._closed(mailbox)
+                self.skipTest("it does not ask")
+            self.assertEqual(asked[before:], [gives])
+            self.assertEqual(isHeld, gives)
+        self._closed(other)
+
+    def test_lockInASession(self) -> None:
+        """
+        The mailbox is held from login to SLEE, from WAKE to QAUT, QUIT or the
+        loss of the client, and free in between.
+        """
+        session = self._session()
+        self._exclusive(self.again())
+
+        def held() -> list[str]:
+            return [each for each in session.calls if each in ("lock", "unlock")]
+
+        session.logIn()
+        pairs = ["lock"]
+        for line, isFree in (
+            (b"CORE", False),
+            (b"SLEE", True),
+            (b"WAKE", False),
+            (b"QAUT", True),
+            (b"XLOG alice secret", False),
+            (b"QUIT", True),
+        ):
+            session.ok(line)
+            if isFree == (pairs[-1] == "lock"):
+                pairs.append("unlock" if isFree else "lock")
+            self.assertEqual(held(), pairs, line)
+            self.assertEqual(self._isFree(), isFree, line)
+        session.over()
+        session = self._furtherSession()
+        session.logIn()
+        self.assertFalse(self._isFree())
+        session.vanish()
+        self.assertEqual(held(), ["lock", "unlock"])
+        self.assertTrue(self._isFree())
+
+    def test_refusedSession(self) -> None:
+        """
+        A login and a WAKE while somebody else holds the mailbox are refused,
+        and take nothing from them.
+        """
+        session = self._session()
+        self._exclusive(self.again())
+        session.logIn()
+        session.ok(b"SLEE")
+        mailbox, listed = self._reopened()
+        self.assertTrue(session.say(b"WAKE").startswith(b"-ERR [IN-USE] "))
+        further = self._furtherSession()
+        self.assertTrue(further.say(b"XLOG alice secret").startswith(b"-ERR [IN-USE] "))
+        further.vanish()
+        self.assertFalse(self._isFree())
+        self.assertEqual(self._listed(mailbox), listed)
+        self._closed(mailbox)
+        session.ok(b"WAKE")
+        session.quit()
+        self.assertTrue(self._isFree())
+
+    # --- sleeping and new mail ----------------------------------------------------
+
+    def test_sleep(self) -> None:
+        """
+        After SLEE and WAKE all is as it was, less what was deleted.
+        """
+        session = self._session()
+        isReadOnly = IReadOnlyMailbox.providedBy(self.again())
+        session.logIn()
+        before = session.ok(b"UIDL")
+        session.ok(b"SLEE")
+        self.assertEqual(session.ok(b"WAKE")[:20], b"+OK [ACTIVITY/NONE] ")
+        self.assertEqual(session.ok(b"UIDL"), before)
+        if not isReadOnly:
+            session.ok(b"DELE 2")
+            session.ok(b"SLEE")
+            self.assertEqual(session.ok(b"WAKE")[:20], b"+OK [ACTIVITY/NONE] ")
+            self.assertEqual(len(_body(session.ok(b"UIDL")).splitlines()), 3)
+            self.assertEqual(_body(session.ok(b"RETR 1")), _normalised(_MESSAGES[0]))
+        session.quit()
+
+    def test_newMail(self) -> None:
+        """
+        What has arrived is told by WAKE and CORE, once, and is there; until
+        then the session sees what it listed.
+        """
+        session = self._session()
+        session.logIn()
+        before = session.ok(b"UIDL")
+        self._deliver()
+        self.assertEqual(session.ok(b"UIDL"), before)
+        self.assertTrue(session.ok(b"STAT").startswith(b"+OK 4 "))
+        self.assertEqual(session.ok(b"CORE")[:19], b"+OK [ACTIVITY/NEW] ")
+        self.assertEqual(_body(session.ok(b"RETR 5")), _ARRIVED)
+        self.assertEqual(session.ok(b"CORE")[:20], b"+OK [ACTIVITY/NONE] ")
+        self.assertTrue(session.ok(b"UIDL").startswith(before[:-3]))
+        session.ok(b"SLEE")
+        self._deliver()
+        self.assertEqual(session.ok(b"WAKE")[:19], b"+OK [ACTIVITY/NEW] ")
+        self.assertEqual(_body(session.ok(b"RETR 6")), _ARRIVED)
+        session.ok(b"SLEE")
+        self.assertEqual(session.ok(b"WAKE")[:20], b"+OK [ACTIVITY/NONE] ")
+        session.quit()
+
+    def test_arrivedMeanwhile(self) -> None:
+        """
+        A message that arrived after login is there by its unique-id if
+        C{messageExists} says so, as number 0, and not if not.
+        """
+        session = self._session()
+        isReadOnly = IReadOnlyMailbox.providedBy(self.again())
+        session.logIn()
+        before = session.ok(b"LIST")
+        uniqueID = self._deliver()
+        if uniqueID is None:
+            session.vanish()
+            self.skipTest("its unique-id is not known before it is listed")
+        name = f"UID:{uniqueID}".encode("ascii")
+        reply = session.say(b"RETR " + name)
+        if reply.startswith(b"-ERR [UID/NOT-FOUND]"):
+            # It may always say so; then it is so for every command.
+            self.assertEqual(session.say(b"LIST " + name), reply)
+        else:
+            self.assertEqual(_body(reply), _ARRIVED)
+            self.assertEqual(session.ok(b"LIST " + name), b"+OK 0 %d\r\n" % len(_ARRIVED))
+            self.assertEqual(_body(session.ok(b"TOP " + name + b" 0"))[:14], _ARRIVED[:14])
+            self.assertEqual(session.ok(b"LIST"), before)
+            if not isReadOnly:
+                session.ok(b"DELE " + name)
+        session.quit()
+        left = self._left()
+        self.assertEqual(len(left), 5 if isReadOnly or reply.startswith(b"-ERR") else 4)
+        self.assertEqual(uniqueID in left, len(left) == 5)
+
+    def test_watch(self) -> None:
+        """
+        A mailbox that can tell of changes tells of a message that arrives,
+        until the watch is ended.
+        """
+        mailbox = self.makeMailbox(list(_MESSAGES))
+        if not INewMailNotifier.providedBy(mailbox):
+            self.skipTest("it does not tell")
+        told: list[None] = []
+        end = self._now(mailbox.watchMailbox, self._info(), lambda: told.append(None))
+        self.assertTrue(callable(end), "watchMailbox returns what ends the watch")
+        self._lock(mailbox)
+        self._listed(mailbox)
+        before = len(told)
+        self._deliver()
+        for _ in range(_PATIENCE):
+            if len(told) > before:
+                break
+            self.goOn()
+        self.assertTrue(len(told) > before, "it did not tell of a message that arrived")
+        self._now(end)
+        before = len(told)
+        self._deliver()
+        for _ in range(_PATIENCE):
+            self.goOn()
+        self.assertEqual(len(told), before, "it told of something after the watch was ended")
+        self._closed(mailbox)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 
-__all__ = ["Coroutines", "Later", "Recording"]
+__all__ = ["Around", "Coroutines", "Later", "Recording"]
 
 _CALLS = frozenset(
     [
@@ -28,9 +29,10 @@ _CALLS = frozenset(
 )
 
 
-class _Around:
+class Around:
     """
-    Provides what the mailbox inside provides.
+    Provides what the mailbox inside provides; its calls are those that
+    L{around} gives in their place.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -48,7 +50,7 @@ class _Around:
         raise NotImplementedError
 
 
-class Recording(_Around):
+class Recording(Around):
     """
     Keeps the names of the calls in C{calls}, and fails when two overlap.
     """
@@ -73,7 +75,7 @@ class Recording(_Around):
         return recorded
 
 
-class Coroutines(_Around):
+class Coroutines(Around):
     """
     Every answer is a coroutine.
     """
@@ -85,27 +87,35 @@ class Coroutines(_Around):
         return late
 
 
-class Later(_Around):
+class Later(Around):
     """
     Every answer is a Deferred that fires when C{answer()} says so.
     """
 
     def __init__(self, mailbox: Any) -> None:
         super().__init__(mailbox)
-        self.waiting: list[tuple[str, Deferred[Any], Callable[[], Any]]] = []
+        self.waiting: list[tuple[str, Deferred[Any], Callable[[], Deferred[Any]]]] = []
         self.cancelled: list[str] = []
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def later(*arguments: Any) -> Any:
-            answer: Deferred[Any] = Deferred(lambda _: self._cancel(answer, name))
-            self.waiting.append((name, answer, lambda: call(*arguments)))
+            begun: list[Deferred[Any]] = []
+
+            def begin() -> Deferred[Any]:
+                begun.append(maybeDeferred(call, *arguments))
+                return begun[0]
+
+            def cancel(_: object) -> None:
+                self.waiting = [each for each in self.waiting if each[1] is not answer]
+                self.cancelled.append(name)
+                for each in begun:
+                    each.cancel()
+
+            answer: Deferred[Any] = Deferred(cancel)
+            self.waiting.append((name, answer, begin))
             return answer
 
         return later
-
-    def _cancel(self, answer: Deferred[Any], name: str) -> None:
-        self.waiting = [each for each in self.waiting if each[1] is not answer]
-        self.cancelled.append(name)
 
     def answer(self) -> str:
         """
@@ -113,8 +123,18 @@ class Later(_Around):
 
         @return: its name.
         """
-        name, answer, call = self.waiting.pop(0)
-        maybeDeferred(call).chainDeferred(answer)
+        name, answer, begin = self.waiting.pop(0)
+
+        def arrived(value: Any) -> None:
+            # Whoever was cancelled waits for nothing any more.
+            if answer.called:
+                return
+            if isinstance(value, Failure):
+                answer.errback(value)
+            else:
+                answer.callback(value)
+
+        begin().addBoth(arrived)
         return name
 
     def answerAll(self) -> None:

@@ -425,3 +425,29 @@ def test_namesInEvents() -> None:
     assert [event["pop3Event"] for event in seen if "pop3Event" in event] == (
         ["connection"] + ["command", "login", "command"] * 2 + ["command", "close"]
     )
+
+
+def test_lostWhileFallingAsleep() -> None:
+    """
+    A client that is lost while SLEE lets go of the lock: nothing else is asked
+    meanwhile, and the connection is over after it.
+    """
+    late: list[Later] = []
+
+    def wrap(mailbox: Any) -> Any:
+        late.append(Later(mailbox))
+        return late[0]
+
+    provider = Provider(wrap)
+    factory = POP3Factory(provider, clock=Clock())
+    client = Client(factory)
+    client.say(b"USER alice")
+    client.say(b"PASS secret")
+    late[0].answerAll()
+    client.say(b"SLEE")
+    client.vanish()
+    assert [name for name, _, _ in late[0].waiting] == ["unlock"]
+    assert factory.connections
+    late[0].answerAll()
+    assert provider.calls[-3:] == LEAVE
+    assert not provider.maildrop.isHeld and not factory.connections

@@ -4,6 +4,7 @@ The folder store keeps the contract.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from zope.interface.verify import verifyObject
 from pop3svc.interfaces import IMailboxStore
 from pop3svc.providers.folder import FolderStore
 from pop3svc.testing import Inline, MailboxContract
-from tests.providers.test_maildir import Anybody, conversation
+from tests.providers.test_maildir import Anybody, conversation, failMoving
 
 
 class FolderTests(MailboxContract, TestCase):
@@ -33,6 +34,14 @@ class FolderTests(MailboxContract, TestCase):
 
     def again(self) -> Any:
         return self.store.openMailbox(self._info(), "alice")
+
+    def deliver(self, message: bytes) -> str:
+        name = f"next-{len(os.listdir(self.directory.name)):02}.eml"
+        Path(self.directory.name, name).write_bytes(message)
+        return name
+
+    def failDeletion(self) -> None:
+        failMoving(self, "message 2")
 
 
 class ReadOnlyFolderTests(FolderTests):

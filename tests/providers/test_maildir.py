@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from unittest import TestCase
+from unittest import TestCase, mock
 
 import pytest
 from twisted.internet.task import Clock
@@ -43,6 +43,22 @@ def deliver(maildir: Path, name: str, message: bytes = b"a: b\n\nc\n", folder: s
     return path
 
 
+def failMoving(test: TestCase, part: str) -> None:
+    """
+    Files with this in their names cannot be moved away.
+    """
+    rename = os.rename
+
+    def stubborn(source: Any, target: Any, **directories: Any) -> None:
+        if part in str(source):
+            raise OSError(errno.EIO, "Input/output error")
+        rename(source, target, **directories)
+
+    patch = mock.patch("os.rename", stubborn)
+    patch.start()
+    test.addCleanup(patch.stop)
+
+
 class Contract(MailboxContract, TestCase):
     def setUp(self) -> None:
         import tempfile
@@ -64,6 +80,15 @@ class Contract(MailboxContract, TestCase):
 
     def again(self) -> Any:
         return self.store.openMailbox(self._info(), "alice")
+
+    def deliver(self, message: bytes) -> str:
+        new = Path(self.directory.name, "alice", "new")
+        name = f"170000000{len(os.listdir(new))}.M1P1.host"
+        (new / name).write_bytes(message)
+        return name
+
+    def failDeletion(self) -> None:
+        failMoving(self, ".M2P1.")
 
 
 class ReadOnlyContract(Contract):

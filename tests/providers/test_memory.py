@@ -22,6 +22,9 @@ class MemoryTests(MailboxContract, TestCase):
     def again(self) -> Any:
         return self.store.openMailbox(self._info(), "alice")
 
+    def deliver(self, message: bytes) -> str:
+        return self.store.maildrop("alice").add(message)
+
 
 def test_interfaces() -> None:
     verifyObject(IMailboxStore, MemoryStore())

@@ -1,0 +1,117 @@
+"""
+The Twisted reactor in a thread of its own, while somebody needs it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.python.failure import Failure
+
+__all__ = ["ReactorThread", "reactorThread"]
+
+# Seconds that anything asked of the reactor may take; a busy machine takes long.
+_PATIENCE = 30
+
+
+class ReactorThread:
+    """
+    Runs the reactor for those who do not run it themselves.  It runs from the
+    first L{hold} to the last L{release} only, so that whoever runs it in the
+    main thread at other times, as trial does for each of its tests, may.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._holders = 0
+        self._thread: threading.Thread | None = None
+
+    def hold(self) -> Any:
+        """
+        Let the reactor run.
+
+        @return: the reactor.
+        @raise RuntimeError: it cannot run here; a sentence says why.
+        """
+        from twisted.internet import reactor
+
+        with self._guard:
+            if not self._holders:
+                self._start(reactor)
+            elif self._thread is None or not self._thread.is_alive():
+                raise RuntimeError(
+                    "the thread with the Twisted reactor has ended (a fork, perhaps)"
+                )
+            self._holders += 1
+        return reactor
+
+    def _start(self, reactor: Any) -> None:
+        if reactor.running:
+            raise RuntimeError(
+                "the Twisted reactor runs here already; give it a POP3Factory to serve, as "
+                "POP3Server needs it for a thread of its own"
+            )
+        started: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                reactor.callFromThread(started.set_result, None)
+                reactor.run(installSignalHandlers=False)
+            except Exception as error:
+                started.set_exception(
+                    RuntimeError(f"the Twisted reactor does not run: {type(error).__name__}")
+                )
+
+        self._thread = threading.Thread(target=run, name="pop3svc-reactor", daemon=True)
+        self._thread.start()
+        started.result(_PATIENCE)
+
+    def release(self) -> None:
+        """
+        The reactor is not needed any more; called once for each L{hold}.
+        """
+        from twisted.internet import reactor
+
+        with self._guard:
+            self._holders -= 1
+            if not self._holders and self._thread is not None:
+                # Unlike one that is stopped, it may run again.
+                ending: Any = reactor
+                ending.callFromThread(ending.crash)
+                self._thread.join(_PATIENCE)
+                self._thread = None
+
+    def call(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """
+        Call something in the reactor's thread, and wait for what it, or the
+        Deferred it returns, comes to.
+
+        @raise RuntimeError: called in the reactor's thread.
+        @raise TimeoutError: not within 30 seconds.
+        """
+        from twisted.internet import reactor
+
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the reactor's thread must not wait for itself")
+        answer: Future[Any] = Future()
+
+        def arrived(value: Any) -> None:
+            if isinstance(value, Failure):
+                answer.set_exception(value.value)
+            else:
+                answer.set_result(value)
+
+        def run() -> None:
+            waiting: Deferred[Any] = maybeDeferred(call, *arguments)
+            waiting.addBoth(arrived)
+
+        running: Any = reactor
+        running.callFromThread(run)
+        return answer.result(_PATIENCE)
+
+
+reactorThread = ReactorThread()

@@ -1,0 +1,102 @@
+"""
+What was said on the connections of a server.
+"""
+
+from __future__ import annotations
+
+__all__ = ["Talk", "Transcript"]
+
+# Octets that are kept of all connections together.
+_KEPT = 16 * 1024 * 1024
+
+Line = tuple[str, str]
+
+
+class Transcript:
+    """
+    The lines of each connection, as they went over it, inside TLS.
+
+    @ivar talks: one for each connection, in the order they came.
+    """
+
+    def __init__(self, limit: int = _KEPT) -> None:
+        """
+        @param limit: octets; what is said beyond is not kept.
+        """
+        self.talks: list[Talk] = []
+        self._left = limit
+
+    def begin(self) -> Talk:
+        """
+        A connection begins.
+        """
+        talk = Talk(self)
+        self.talks.append(talk)
+        return talk
+
+    def room(self, octets: int) -> bool:
+        """
+        May so much more be kept?
+        """
+        self._left -= octets
+        return self._left >= 0
+
+    def text(self) -> str:
+        """
+        @return: C{C: } and C{S: } lines, as the RFCs print them, an empty line
+            between connections.  Octets that are not UTF-8 are escaped.
+        """
+        return (
+            "\n".join(
+                "".join(f"{who}: {line}\n" for who, line in talk.lines) for talk in self.talks
+            )
+            .encode("utf-8", "backslashreplace")
+            .decode("utf-8")
+        )
+
+
+class Talk:
+    """
+    What is said on one connection.
+    """
+
+    def __init__(self, transcript: Transcript) -> None:
+        self._transcript = transcript
+        self._kept: list[Line] = []
+        self._partial = b""
+        self._isFull = False
+
+    @property
+    def lines(self) -> list[Line]:
+        """
+        @return: who, C{"C"} or C{"S"}, and what, without its line end; octets
+            that are not UTF-8 as surrogate escapes.
+        """
+        rest = self._partial
+        return [*self._kept, ("S", _text(rest))] if rest else list(self._kept)
+
+    def client(self, line: bytes) -> None:
+        """
+        The client said a line.
+        """
+        if self._mayKeep(line):
+            self._kept.append(("C", _text(line)))
+
+    def server(self, octets: bytes) -> None:
+        """
+        The server said something, not always a whole line.
+        """
+        if self._mayKeep(octets):
+            *lines, self._partial = (self._partial + octets).split(b"\n")
+            self._kept.extend(("S", _text(line)) for line in lines)
+
+    def _mayKeep(self, octets: bytes) -> bool:
+        if not self._isFull and not self._transcript.room(len(octets)):
+            self._isFull = True
+            self._partial = b""
+            self._kept.append(("S", "(what was said from here on is not kept)"))
+        return not self._isFull
+
+
+def _text(line: bytes) -> str:
+    return line.removesuffix(b"\r").decode("utf-8", "surrogateescape")

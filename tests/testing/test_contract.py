@@ -1,0 +1,760 @@
+"""
+The contract holds for mailboxes that keep it, and each of its rules catches one
+that does not.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import unittest
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred, succeed
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    IChunkedContent,
+    IExclusiveMailbox,
+    IFileContent,
+    IMailboxLogout,
+    IMessageContent,
+    INewMailNotifier,
+    IPOP3Mailbox,
+    IReadOnlyMailbox,
+)
+from pop3svc.octets import LineEnds
+from pop3svc.testing import MailboxContract
+
+RULES = {name for name in dir(MailboxContract) if name.startswith("test_")}
+
+
+class Store:
+    """
+    What the sessions of one user share.
+    """
+
+    def __init__(self) -> None:
+        self.serial = count(1)
+        self.messages: dict[str, bytes] = {}
+        self.holder: Any = None
+        self.watchers: list[Callable[[], None]] = []
+        self.failing = False
+        self.queue: list[tuple[Deferred[Any], Callable[[], Any]]] = []
+        # For a mailbox to remember what it should not.
+        self.kept: Any = None
+
+    def add(self, message: bytes) -> str:
+        uniqueID = f"id-{next(self.serial)}"
+        self.messages[uniqueID] = message
+        for changed in self.watchers:
+            changed()
+        return uniqueID
+
+
+def asSent(message: bytes) -> bytes:
+    ends = LineEnds()
+    return ends.feed(message) + ends.finish()
+
+
+@implementer(IMessageContent)
+class Content:
+    def __init__(self, message: bytes) -> None:
+        self.lines = iter(asSent(message).split(b"\r\n")[:-1])
+
+    def nextLine(self) -> bytes | None:
+        return next(self.lines, None)
+
+    def close(self) -> None:
+        pass
+
+
+@implementer(IPOP3Mailbox, IBulkMessageSizes, IExclusiveMailbox, IMailboxLogout, INewMailNotifier)
+class Good:
+    """
+    A mailbox with everything optional, which keeps the contract.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def lock(self, info: Any, surrender: Any) -> Any:
+        store = self.store
+        if store.holder is not None and not (store.holder() and store.holder is None):
+            raise POP3ResponseError("Held.", "IN-USE")
+        store.holder = surrender
+
+    def unlock(self, info: Any) -> Any:
+        self.store.holder = None
+
+    def logout(self) -> Any:
+        pass
+
+    def watchMailbox(self, info: Any, changed: Any) -> Any:
+        self.store.watchers.append(changed)
+        return lambda: self.store.watchers.remove(changed)
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return list(self.store.messages)
+
+    def messageExists(self, info: Any, uniqueID: str) -> Any:
+        return uniqueID in self.store.messages
+
+    def messageSize(self, info: Any, uniqueID: str) -> Any:
+        return len(asSent(self.message(uniqueID)))
+
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        messages = self.store.messages
+        return [len(asSent(messages[each])) if each in messages else None for each in uniqueIDs]
+
+    def message(self, uniqueID: str) -> bytes:
+        try:
+            return self.store.messages[uniqueID]
+        except KeyError:
+            raise POP3ResponseError("It has gone.")
+
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        return Content(self.message(uniqueID))
+
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        if self.store.failing:
+            raise POP3ResponseError("The disk is full.", "SYS/TEMP")
+        for each in uniqueIDs:
+            self.store.messages.pop(each, None)
+
+
+class ReadOnly(Good):
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        alsoProvides(self, IReadOnlyMailbox)
+
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        raise AssertionError("never called")
+
+
+class Late(Good):
+    """
+    Every answer comes later, by goOn().
+    """
+
+    def later(self, call: Any, *arguments: Any) -> Any:
+        def cancel(cancelled: Any) -> None:
+            self.store.queue[:] = [each for each in self.store.queue if each[0] is not cancelled]
+
+        answer: Deferred[Any] = Deferred(cancel)
+        self.store.queue.append((answer, lambda: call(*arguments)))
+        return answer
+
+
+def makeLate(name: str) -> Any:
+    return lambda self, *arguments: self.later(getattr(super(Late, self), name), *arguments)
+
+
+for each in (
+    "lock",
+    "unlock",
+    "logout",
+    "listMessageUniqueIDs",
+    "messageSize",
+    "messageSizes",
+    "messageContent",
+    "messageDelete",
+    "messageExists",
+):
+    setattr(Late, each, makeLate(each))
+
+
+# --- mailboxes that break one rule ----------------------------------------------
+
+BROKEN: list[tuple[type[Good], str]] = []
+
+
+def breaks(rule: str) -> Callable[[type[Good]], type[Good]]:
+    """
+    The test that has to catch it.
+    """
+    assert f"test_{rule}" in RULES
+
+    def note(broken: type[Good]) -> type[Good]:
+        BROKEN.append((broken, f"test_{rule}"))
+        return broken
+
+    return note
+
+
+@breaks("providesItsInterfaces")
+class LacksAnArgument(Good):
+    def messageExists(self, uniqueID: str) -> Any:
+        return False
+
+
+@breaks("providesItsInterfaces")
+class SaysMoreThanItHas(Good):
+    logout = None
+
+
+@breaks("providesItsInterfaces")
+class ContentLacksAnArgument(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        content = Content(self.message(uniqueID))
+        content.close = lambda how=0, *, why: None  # type: ignore[method-assign]
+        return content
+
+
+@breaks("empty")
+class NeverEmpty(Good):
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return list(self.store.messages) or ["welcome"]
+
+
+@breaks("uniqueIDs")
+class SpacesInUniqueIDs(Good):
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return [each.replace("-", " ") for each in self.store.messages]
+
+
+@breaks("uniqueIDs")
+class SameUniqueIDs(Good):
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return ["same" for _ in self.store.messages]
+
+
+class _Renaming(Good):
+    """
+    Has other names for its messages than the store.
+    """
+
+    def name(self, number: int, uniqueID: str) -> str:
+        raise NotImplementedError
+
+    def renamed(self) -> dict[str, str]:
+        return {self.name(number, each): each for number, each in enumerate(self.store.messages, 1)}
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        self.names = self.renamed()
+        return list(self.names)
+
+    def messageExists(self, info: Any, uniqueID: str) -> Any:
+        return uniqueID in self.renamed()
+
+    def message(self, uniqueID: str) -> bytes:
+        return super().message(self.names.get(uniqueID, uniqueID))
+
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return super().messageSizes(info, [self.names.get(each, each) for each in uniqueIDs])
+
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        super().messageDelete(info, [self.names.get(each, each) for each in uniqueIDs])
+
+
+@breaks("uniqueIDsStayBesideDeletion")
+class NumbersForUniqueIDs(_Renaming):
+    def name(self, number: int, uniqueID: str) -> str:
+        return str(number)
+
+
+@breaks("uniqueIDsStay")
+class UniqueIDsOfASession(_Renaming):
+    def name(self, number: int, uniqueID: str) -> str:
+        return f"{id(self)}-{uniqueID}"
+
+
+@breaks("uniqueIDsStay")
+class FlagsInUniqueIDs(_Renaming):
+    """
+    As twisted.mail.maildir: what was read has another name.
+    """
+
+    def name(self, number: int, uniqueID: str) -> str:
+        self.store.kept = self.store.kept or set()
+        return uniqueID + (":2,S" if uniqueID in self.store.kept else "")
+
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        content = super().messageContent(info, uniqueID)
+        self.store.kept.add(self.names[uniqueID])
+        return content
+
+
+@breaks("messageExists")
+class BelievesTheClient(Good):
+    def messageExists(self, info: Any, uniqueID: str) -> Any:
+        return True
+
+
+@breaks("content")
+class NewestFirst(Good):
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return list(self.store.messages)[::-1]
+
+
+@breaks("content")
+class SevenBits(Good):
+    def message(self, uniqueID: str) -> bytes:
+        return super().message(uniqueID).decode("ascii", "ignore").encode("ascii")
+
+
+@breaks("retrAndTop")
+class CutsLongLines(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        return [line[:998] for line in asSent(self.message(uniqueID)).split(b"\r\n")[:-1]]
+
+
+@implementer(IFileContent)
+class Region:
+    """
+    A file as it is kept.
+    """
+
+    def __init__(self, message: bytes) -> None:
+        self.file = tempfile.TemporaryFile()
+        self.file.write(message)
+        self.file.flush()
+        self.fileno = self.file.fileno()
+        self.offset, self.length = 0, len(message)
+
+    def close(self) -> None:
+        self.file.close()
+
+
+@breaks("contentAsItIsSent")
+class RegionsWithBareLF(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        return Region(self.message(uniqueID))
+
+
+@breaks("contentAsItIsSent")
+class RegionsWithDots(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        return Region(asSent(self.message(uniqueID)))
+
+
+@breaks("contentTwice")
+class OneReaderForAll(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        self.store.kept = self.store.kept or {}
+        return self.store.kept.setdefault(uniqueID, Content(self.message(uniqueID)))
+
+
+@breaks("closings")
+class CloseFails(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        content = Content(self.message(uniqueID))
+
+        def close() -> None:
+            assert next(content.lines, None) is None, "not read to its end"
+
+        content.close = close  # type: ignore[method-assign]
+        return content
+
+
+@implementer(IChunkedContent)
+class Chunks:
+    """
+    Leaves its descriptor open if it was not read to its end.
+    """
+
+    def __init__(self, message: bytes) -> None:
+        self.region = Region(message)
+        self.region.file.seek(0)
+        # Its finalizer closes it, too.
+        self.descriptor = os.dup(self.region.fileno)
+
+    def nextChunk(self) -> bytes | None:
+        chunk = self.region.file.read(65536)
+        if not chunk:
+            os.close(self.descriptor)
+        return chunk or None
+
+    def close(self) -> None:
+        self.region.close()
+
+
+@breaks("closings")
+class LeavesFilesOpen(Good):
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        return Chunks(self.message(uniqueID))
+
+
+@breaks("sizes")
+class SizesAsKept(Good):
+    def messageSize(self, info: Any, uniqueID: str) -> Any:
+        return len(self.message(uniqueID))
+
+
+@breaks("sizesInASession")
+class SizesWithDotStuffing(Good):
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return [len(asSent(self.message(each)).replace(b"\r\n.", b"\r\n..")) for each in uniqueIDs]
+
+
+@breaks("bulkSizes")
+class SizesInItsOwnOrder(Good):
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return super().messageSizes(info, sorted(uniqueIDs))
+
+
+@breaks("bulkSizes")
+class NoSizesBesideOneThatHasGone(Good):
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return [self.messageSize(info, each) for each in uniqueIDs]
+
+
+@breaks("logout")
+class LogoutFails(Good):
+    def logout(self) -> Any:
+        raise OSError("closed already")
+
+
+@breaks("lateAnswers")
+class OneDeferredForAll(Good):
+    """
+    What is chained to it gets its result, and leaves none.
+    """
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        if self.store.kept is None:
+            self.store.kept = succeed(super().listMessageUniqueIDs(info))
+        return self.store.kept
+
+
+@breaks("vanishingClient")
+class UnlockNeedsAListing(Good):
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        self.listed = super().listMessageUniqueIDs(info)
+        return self.listed
+
+    def unlock(self, info: Any) -> Any:
+        del self.listed
+        super().unlock(info)
+
+
+@breaks("vanishingClient")
+class KeepsALockNobodyWaitsFor(Late):
+    """
+    It has the lock when the call is cancelled, and does not give it back.
+    """
+
+    def lock(self, info: Any, surrender: Any) -> Any:
+        Good.lock(self, info, surrender)
+        return self.later(lambda: None)
+
+
+@breaks("delete")
+class DeletesForItselfOnly(Good):
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.mine = Store()
+        self.mine.messages = dict(store.messages)
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return list(self.mine.messages)
+
+    def message(self, uniqueID: str) -> bytes:
+        try:
+            return self.mine.messages[uniqueID]
+        except KeyError:
+            raise POP3ResponseError("It has gone.")
+
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        for each in uniqueIDs:
+            self.mine.messages.pop(each, None)
+
+
+@breaks("delete")
+class ReadsWhatHasGone(Good):
+    def message(self, uniqueID: str) -> bytes:
+        return self.store.messages.get(uniqueID, b"")
+
+
+@breaks("deleteTwice")
+class MustBeThereToBeDeleted(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        for each in uniqueIDs:
+            self.message(each)
+        super().messageDelete(info, uniqueIDs)
+
+
+@breaks("deleteAllOrNone")
+class DeletesSome(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        for each in uniqueIDs:
+            self.store.messages.pop(each, None)
+            super().messageDelete(info, [])
+
+
+@breaks("deleteAllOrNone")
+class FailsSilently(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        if not self.store.failing:
+            super().messageDelete(info, uniqueIDs)
+
+
+@breaks("deleteAllOrNone")
+class FailsWithABug(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        if self.store.failing:
+            raise OSError("disk")
+        super().messageDelete(info, uniqueIDs)
+
+
+@breaks("deleteAtQUIT")
+class SkipsTheFirst(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        super().messageDelete(info, uniqueIDs[1:])
+
+
+@breaks("deleteAtOnce")
+class DeletesWhenItIsLetGo(Good):
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        self.store.kept = uniqueIDs
+
+    def unlock(self, info: Any) -> Any:
+        super().messageDelete(info, self.store.kept or [])
+        super().unlock(info)
+
+
+@breaks("deletionIsFinished")
+class RollsBack(Good):
+    def lock(self, info: Any, surrender: Any) -> Any:
+        super().lock(info, surrender)
+        self.store.kept = dict(self.store.messages)
+
+    def unlock(self, info: Any) -> Any:
+        self.store.messages = self.store.kept
+        super().unlock(info)
+
+
+@breaks("readOnly")
+class DeletesAllTheSame(ReadOnly):
+    def logout(self) -> Any:
+        for each in list(self.store.messages)[:1]:
+            del self.store.messages[each]
+
+
+@breaks("lock")
+class LocksNothing(Good):
+    def lock(self, info: Any, surrender: Any) -> Any:
+        pass
+
+
+@breaks("lock")
+class RefusesInItsOwnWords(Good):
+    def lock(self, info: Any, surrender: Any) -> Any:
+        try:
+            super().lock(info, surrender)
+        except POP3ResponseError:
+            raise POP3ResponseError("Locked.", "SYS/TEMP")
+
+
+@breaks("lock")
+class NeverUnlocks(Good):
+    def unlock(self, info: Any) -> Any:
+        pass
+
+
+@breaks("sleep")
+class LocksOnce(Good):
+    locked = False
+
+    def lock(self, info: Any, surrender: Any) -> Any:
+        assert not self.locked
+        self.locked = True
+        super().lock(info, surrender)
+
+
+@breaks("lockInASession")
+class UnlocksAtLogout(Good):
+    """
+    Too late for one that sleeps.
+    """
+
+    def unlock(self, info: Any) -> Any:
+        pass
+
+    def lock(self, info: Any, surrender: Any) -> Any:
+        super().lock(info, surrender)
+        self.isMine = True
+
+    def logout(self) -> Any:
+        self.store.holder = None
+
+
+@breaks("refusedSession")
+class WhoIsRefusedUnlocks(Good):
+    def logout(self) -> Any:
+        self.store.holder = None
+
+
+@breaks("surrender")
+class DoesNotTakeWhatItIsGiven(Good):
+    def lock(self, info: Any, surrender: Any) -> Any:
+        if self.store.holder is not None:
+            self.store.holder()
+            raise POP3ResponseError("Held.", "IN-USE")
+        self.store.holder = surrender
+
+
+@breaks("surrender")
+class TakesWhatItIsNotGiven(Good):
+    def lock(self, info: Any, surrender: Any) -> Any:
+        if self.store.holder is not None:
+            self.store.holder()
+        self.store.holder = surrender
+
+
+@breaks("newMail")
+class ListsOnce(Good):
+    listed: Any = None
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        self.listed = self.listed or list(self.store.messages)
+        return [each for each in self.listed if each in self.store.messages]
+
+
+@breaks("arrivedMeanwhile")
+class KnowsOnlyWhatItListed(Good):
+    listed: Any = ()
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        self.listed = super().listMessageUniqueIDs(info)
+        return self.listed
+
+    def message(self, uniqueID: str) -> bytes:
+        if uniqueID not in self.listed:
+            raise POP3ResponseError("Never listed.")
+        return super().message(uniqueID)
+
+
+@breaks("watch")
+class DoesNotTell(Good):
+    def watchMailbox(self, info: Any, changed: Any) -> Any:
+        return lambda: None
+
+
+@breaks("watch")
+class TellsForEver(Good):
+    def watchMailbox(self, info: Any, changed: Any) -> Any:
+        super().watchMailbox(info, changed)
+        return lambda: None
+
+
+# --- the tests ----------------------------------------------------------------------
+
+
+def contract(kind: type[Good]) -> unittest.TestResult:
+    """
+    @return: what became of the contract with a mailbox of this kind.
+    """
+
+    class Case(MailboxContract, unittest.TestCase):
+        def makeMailbox(self, messages: list[bytes]) -> Any:
+            self.store = Store()
+            for message in messages:
+                self.store.add(message)
+            return self.again()
+
+        def again(self) -> Any:
+            return kind(self.store)
+
+        def deliver(self, message: bytes) -> str:
+            return self.store.add(message)
+
+        def failDeletion(self) -> None:
+            self.store.failing = True
+
+        def goOn(self) -> None:
+            if self.store.queue:
+                answer, call = self.store.queue.pop(0)
+                try:
+                    value = call()
+                except Exception:
+                    answer.errback()
+                else:
+                    answer.callback(value)
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert result.testsRun == len(RULES)
+    return result
+
+
+def names(outcomes: Any) -> set[str]:
+    return {case.id().rpartition(".")[2] for case, _ in outcomes}
+
+
+@pytest.mark.parametrize("kind", (Good, Late))
+def test_good(kind: type[Good]) -> None:
+    result = contract(kind)
+    assert result.failures + result.errors == []
+    assert names(result.skipped) == {"test_readOnly"}
+
+
+def test_readOnly() -> None:
+    result = contract(ReadOnly)
+    assert result.failures + result.errors == []
+    assert names(result.skipped) == {
+        "test_delete",
+        "test_deleteAllOrNone",
+        "test_deleteAtOnce",
+        "test_deleteAtQUIT",
+        "test_deleteTwice",
+        "test_deletionIsFinished",
+        "test_uniqueIDsStayBesideDeletion",
+    }
+
+
+def test_least() -> None:
+    """
+    A mailbox with nothing optional, whose author says no more than needs be.
+    """
+
+    @implementer(IPOP3Mailbox)
+    class Least:
+        def __init__(self, messages: dict[str, bytes]) -> None:
+            self.messages = messages
+
+        def listMessageUniqueIDs(self, info: Any) -> Any:
+            return iter(list(self.messages))
+
+        def messageExists(self, info: Any, uniqueID: str) -> Any:
+            return False
+
+        def messageSize(self, info: Any, uniqueID: str) -> Any:
+            raise NotImplementedError
+
+        def messageContent(self, info: Any, uniqueID: str) -> Any:
+            if uniqueID not in self.messages:
+                raise POP3ResponseError("Gone.")
+            return self.messages[uniqueID]
+
+        def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+            for each in uniqueIDs:
+                self.messages.pop(each, None)
+
+    class Case(MailboxContract, unittest.TestCase):
+        def makeMailbox(self, messages: list[bytes]) -> Any:
+            self.messages = {str(number): each for number, each in enumerate(messages)}
+            return self.again()
+
+        def again(self) -> Any:
+            return Least(self.messages)
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert result.failures + result.errors == []
+    assert len(result.skipped) < len(RULES) / 2
+
+
+@pytest.mark.parametrize(("kind", "rule"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_broken(kind: type[Good], rule: str) -> None:
+    result = contract(kind)
+    assert rule in names(result.failures) | names(result.errors)
+
+
+def test_everyRuleCatchesOne() -> None:
+    assert {rule for _, rule in BROKEN} == RULES

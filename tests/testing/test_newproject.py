@@ -1,0 +1,78 @@
+"""
+A project of somebody else, with nothing but a wheel of this one: a provider
+held to the contract, and a program tested with faults.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).parent.parent.parent
+PROJECT = Path(__file__).parent / "newproject"
+
+pytestmark = pytest.mark.interop
+
+
+def run(*command: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {each: os.environ[each] for each in os.environ if not each.startswith("PYTHON")}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=500
+    )
+
+
+def test_newProject(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.rst", "LICENSE"):
+        shutil.copy(CHECKOUT / name, source)
+    for name in ("pop3svc", "twisted"):
+        ignored = shutil.ignore_patterns("__pycache__", "dropin.cache")
+        shutil.copytree(CHECKOUT / name, source / name, ignore=ignored)
+    project = tmp_path / "project"
+    shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
+    run(sys.executable, "-m", "venv", "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    ran = run(python, "-m", "pip", "install", "-q", "pytest", cwd=tmp_path)
+    if ran.returncode:
+        if os.environ.get("CI"):
+            pytest.fail(ran.stderr)
+        pytest.skip("pip finds no packages here")
+    ran = run(python, "-m", "pip", "wheel", "-q", "--no-deps", "-w", "wheels", source, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    (wheel,) = (tmp_path / "wheels").iterdir()
+    ran = run(python, "-m", "pip", "install", "-q", wheel, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    shutil.rmtree(source)
+
+    ran = run(python, "-m", "pytest", "-q", "-rs", "--strict-markers", cwd=project)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    passed = re.search(r"(\d+) passed, (\d+) skipped", ran.stdout)
+    assert passed is not None and int(passed[1]) > 25, ran.stdout
+    # What is skipped is what the mailbox does not have.
+    reasons = set(re.findall(r"^SKIPPED \[\d+\] .*: (.*)$", ran.stdout, re.M))
+    assert reasons == {
+        "it does not tell",
+        "it does not want to know",
+        "no bulk sizes",
+        "not exclusive",
+        "not read-only",
+    }
+    # Nothing came from this checkout.
+    ran = run(python, "-c", "import pop3svc; print(pop3svc.__file__)", cwd=project)
+    assert Path(ran.stdout.strip()).is_relative_to(tmp_path / "venv")
+
+
+def test_fortyLines() -> None:
+    """
+    Beside imports, blank lines and its docstring.
+    """
+    text = (PROJECT / "sqlitemail.py").read_text()
+    lines = [each for each in text.partition("TABLE =")[2].splitlines() if each.strip()]
+    assert len(lines) <= 40

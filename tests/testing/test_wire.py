@@ -1,0 +1,202 @@
+"""
+What stands between the engine and its transport holds little, and keeps order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from pop3svc import POP3Factory
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.testing import Client, CutOff, NoAnswer, Slow, TempFail
+from pop3svc.testing.faults import Faults
+from pop3svc.testing.transcript import Transcript
+from pop3svc.testing.wire import WireFactory
+
+HUGE = b"x" * 78 + b"\r\n"
+
+
+class Huge:
+    """
+    A message of a hundred megabytes, made while it is read.
+
+    @ivar made: how many lines were.
+    """
+
+    made = 0
+
+    def __iter__(self) -> Any:
+        for self.made in range(1_250_000):
+            yield HUGE
+
+
+def clientOf(*faults: Any, messages: Any = ()) -> Client:
+    clock = Clock()
+    provider = MemoryProvider({"alice": "secret"}, messages)
+    factory = POP3Factory(provider, clock=clock)
+    wires: Any = WireFactory(factory, Faults(faults), Transcript(), clock)
+    client = Client(wires)
+    client.clock = clock  # type: ignore[attr-defined]
+    client.provider = provider  # type: ignore[attr-defined]
+    return client
+
+
+def test_slowKeepsOrder() -> None:
+    """
+    What comes behind a late reply waits for it; time is the clock's.
+    """
+    client: Any = clientOf(Slow(5, command="NOOP", nth=1))
+    client.received()
+    assert client.say(b"NOOP\r\nFOO\r\nNOOP") == b""
+    client.clock.advance(4.9)
+    assert client.received() == b""
+    client.clock.advance(0.2)
+    assert client.received() == b"+OK Done.\r\n-ERR Unknown command.\r\n+OK Done.\r\n"
+
+
+def test_slowGoodBye() -> None:
+    """
+    The connection closes behind its last reply, however late that is.
+    """
+    client: Any = clientOf(Slow(2, command="QUIT"))
+    client.received()
+    assert client.say(b"QUIT") == b"" and client.isOpen
+    client.clock.advance(2.1)
+    assert client.received() == b"+OK Bye.\r\n" and not client.isOpen
+
+
+def test_trickle() -> None:
+    client: Any = clientOf(Slow(octetsPerSecond=2, command="NOOP"))
+    client.received()
+    assert client.say(b"NOOP") == b""
+    got = b""
+    for _ in range(11):
+        client.clock.advance(0.5)
+        octet = client.received()
+        assert len(octet) == 1
+        got += octet
+    assert got == b"+OK Done.\r\n"
+
+
+@pytest.mark.parametrize("how", ("stalled", "trickles", "late"))
+def test_littleIsHeld(how: str) -> None:
+    """
+    A client that takes little, or a fault that gives little, stops the engine;
+    and it goes on.
+    """
+    huge: Any = Huge()
+    fault = {
+        "stalled": [],
+        "trickles": [Slow(octetsPerSecond=1)],
+        "late": [Slow(9, command="RETR")],
+    }
+    client: Any = clientOf(*fault[how], messages=[huge])
+    client.received()
+    for line in (b"USER alice", b"PASS secret"):
+        client.say(line)
+        for _ in range(40):
+            client.clock.advance(1)
+        client.received()
+    if how == "stalled":
+        client.stall()
+    client.say(b"RETR 1")
+    assert 0 < huge.made * len(HUGE) < 500_000
+    before = huge.made
+    if how == "stalled":
+        assert len(client.read(10_000_000)) < 500_000
+        assert huge.made > before
+    elif how == "late":
+        client.stall()
+        client.clock.advance(10)
+        assert len(client.read(10_000_000)) > 16_000
+        assert huge.made > before
+    client.vanish()
+    client.clock.advance(0)
+    assert client.clock.getDelayedCalls() == []
+
+
+def test_vanishWhileHeld() -> None:
+    """
+    A client that goes leaves nothing behind.
+    """
+    client: Any = clientOf(Slow(5))
+    client.say(b"NOOP\r\nNOOP")
+    client.vanish()
+    assert client.clock.getDelayedCalls() == []
+
+
+def test_failInAFlood() -> None:
+    """
+    Of commands sent ahead the right one fails, at every split.
+    """
+    said = b"NOOP\r\nNOOP\r\nFOO\r\nNOOP\r\n"
+    for at in range(len(said)):
+        client = clientOf(TempFail(command="NOOP", nth=2))
+        client.received()
+        client.send(said[:at])
+        client.send(said[at:])
+        assert client.received() == (
+            b"+OK Done.\r\n-ERR [SYS/TEMP] Try again later.\r\n"
+            b"-ERR Unknown command.\r\n+OK Done.\r\n"
+        )
+
+
+def test_noAnswerInAFlood() -> None:
+    """
+    What was asked before is answered, nothing behind it is.
+    """
+    client: Any = clientOf(Slow(1, command="CAPA"), NoAnswer(command="RSET"))
+    client.received()
+    assert client.say(b"CAPA\r\nRSET\r\nNOOP") == b""
+    client.clock.advance(1.1)
+    reply = client.received()
+    assert reply.startswith(b"+OK") and reply.endswith(b"\r\n.\r\n") and reply.count(b"+OK") == 1
+    assert client.say(b"QUIT") == b"" and client.isOpen
+    client.endSending()
+    assert not client.isOpen and client.clock.getDelayedCalls() == []
+
+
+def test_cutInAFlood() -> None:
+    """
+    Nothing is carried out behind the cut.
+    """
+    for command in ("PASS", "DELE", "QUIT"):
+        client: Any = clientOf(CutOff(3, command=command), messages=[b"x"])
+        client.received()
+        reply = client.say(b"USER alice\r\nPASS secret\r\nDELE 1\r\nQUIT")
+        assert reply.endswith(b"\r\n+OK") and not client.isOpen
+        left = len(client.provider.store.maildrop("alice").messages)
+        assert left == (0 if command == "QUIT" else 1)
+
+
+def test_tooLong() -> None:
+    """
+    The engine's own limits hold.
+    """
+    client = clientOf()
+    client.received()
+    client.send(b"x" * 13_000)
+    assert client.received() == b"-ERR That line is too long.\r\n" and not client.isOpen
+    client = clientOf()
+    client.received()
+    client.send(b"\x16\x03\x01")
+    assert client.received() == b"" and not client.isOpen
+
+
+def test_transcriptEnds() -> None:
+    transcript = Transcript(30)
+    talk, other = transcript.begin(), transcript.begin()
+    talk.client(b"NOOP\r")
+    talk.server(b"+OK ")
+    assert talk.lines == [("C", "NOOP"), ("S", "+OK ")]
+    talk.server(b"Done.\r\n")
+    talk.server(b"x" * 20)
+    talk.client(b"NOOP\r")
+    other.client(b"NOOP\r")
+    end = ("S", "(what was said from here on is not kept)")
+    assert talk.lines == [("C", "NOOP"), ("S", "+OK Done."), end]
+    assert other.lines == [end]
+    assert transcript.text() == f"C: NOOP\nS: +OK Done.\nS: {end[1]}\n\nS: {end[1]}\n"
