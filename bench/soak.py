@@ -151,7 +151,12 @@ def main() -> None:
                 *(script("twistd"), "-n", "--pidfile=", "--logfile=log", "pop3svc"),
                 *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),
                 *("--endpoint", f"ssl:{secure}:interface=127.0.0.1"),
-                *("--provider", f"bench.soak.Store:{path / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
+                *(
+                    "--provider",
+                    f"bench.soak.Store:{path / 'mail'}",
+                    "--auth",
+                    f"passwd:{path / 'users'}",
+                ),
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
             ],
             env=os.environ

@@ -283,7 +283,11 @@ class _Maildir(FileMailbox):
         if self._isSlow:
             return None
         self._changed = changed
-        return self._unwatch
+        return self._endWatching
+
+    def _endWatching(self) -> None:
+        self._changed = None
+        self._unwatch()
 
     def _unwatch(self) -> None:
         end, self._endWatch = self._endWatch, None
@@ -406,6 +410,12 @@ class _Maildir(FileMailbox):
         found = {each: examined.octets for each, examined in added.items()}
         found.update((each, sizes.known[each].octets) for each in uniqueIDs if each in sizes.known)
         return found
+
+    def _removed(self, uniqueIDs: list[str]) -> None:
+        super()._removed(uniqueIDs)
+        if self._known is not None:
+            for uniqueID in uniqueIDs:
+                self._known.known.pop(uniqueID, None)
 
     def _blocks(self, uniqueID: str, descriptor: int) -> FileBlocks:
         known = None if self._known is None else self._known.known.get(uniqueID)

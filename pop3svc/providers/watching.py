@@ -73,15 +73,16 @@ class Watches:
     """
     The mailboxes of one store that are watched, each once, however many
     sessions ask for it.  Used in the reactor thread only.
+
+    The kernel is asked when somebody wakes up, not at each delivery: its queue
+    has a bound, and says so when it overflows.
     """
 
-    def __init__(self, reactor: Any = None) -> None:
-        self._reactor = reactor
+    def __init__(self) -> None:
         self._notifier: Any = None
         self._isOff = inotify is None
         self._watches: dict[str, Watch] = {}
         self._byNumber: dict[int, Watch] = {}
-        self._heard = 0
 
     def watch(
         self, path: str, root: int, folders: Iterable[str], changed: Callable[[], object]
@@ -119,7 +120,7 @@ class Watches:
             return None
         try:
             if self._notifier is None:
-                self._notifier = _makeNotifier(self)
+                self._notifier = inotify.INotify(object())
             mask = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_CREATE
             mask |= inotify.IN_DELETE | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | _FLAGS
             for folder in folders:
@@ -157,16 +158,17 @@ class Watches:
         """
         Hear all there is to hear by now.
         """
-        heard = -1
-        while self._notifier is not None and heard != self._heard:
-            heard = self._heard
-            self._notifier.doRead()
+        while self._notifier is not None:
+            try:
+                data = os.read(self._notifier.fileno(), _READ)
+            except (BlockingIOError, InterruptedError):
+                return
+            self.heard(data)
 
     def heard(self, data: bytes) -> None:
         """
         Events of inotify came in.
         """
-        self._heard += 1
         offset = 0
         while offset + _EVENT.size <= len(data):
             number, mask, _, length = _EVENT.unpack_from(data, offset)
@@ -189,23 +191,4 @@ class Watches:
         """
         notifier, self._notifier = self._notifier, None
         if notifier is not None:
-            notifier.stopReading()
             os.close(notifier.fileno())
-
-
-def _makeNotifier(watches: Watches) -> Any:
-    class Notifier(inotify.INotify):
-        """
-        Reads events itself: Twisted's own reading loses the overflow.
-        """
-
-        def doRead(self) -> None:
-            try:
-                data = os.read(self.fileno(), _READ)
-            except (BlockingIOError, InterruptedError):
-                return
-            watches.heard(data)
-
-    notifier = Notifier(watches._reactor)
-    notifier.startReading()
-    return notifier

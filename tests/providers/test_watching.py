@@ -170,7 +170,7 @@ def test_withoutWatches(maildir: Path, monkeypatch: pytest.MonkeyPatch, broken: 
     if broken == "off":
         monkeypatch.setattr("pop3svc.providers.watching.inotify", None)
     else:
-        monkeypatch.setattr("pop3svc.providers.watching._makeNotifier", full)
+        monkeypatch.setattr("twisted.internet.inotify.INotify.watch", full)
     client, store = awake(maildir)
     assert not store._shared.watches._watches
     says(client, "WAKE", NONE, "SLEE", "+OK")
