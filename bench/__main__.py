@@ -9,6 +9,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 from bench.mail import Mail, Sizes
-from bench.measure import Failed, Load, makeGroup
+from bench.measure import Failed, Load, adopt, makeGroup
 from bench.rows import ROWS, Bench, Row
 from bench.servers import SERVERS, CannotRun, Server, Site, aptInstall
 from bench.table import Results
@@ -26,8 +27,8 @@ HERE = Path(__file__).parent
 PACKAGES = ["gcc", "libc6-dev", "libssl-dev", "openssl"]
 PEERS = ["dovecot-pop3d"]
 # Fewer of everything: to see that it works, not how fast it is.
-SHORT = Sizes(messages=20, fetched=30, many=500, big=5_000_000, huge=2_000, idle=50)
-SECONDS, SHORT_SECONDS = 4.0, 0.2
+SHORT = Sizes(users=32, messages=20, fetched=30, many=500, big=5_000_000, huge=1_000, idle=40)
+SECONDS, SHORT_SECONDS = 4.0, 0.1
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -66,8 +67,10 @@ def build(directory: Path) -> None:
     """
     for name in ("load", "limit"):
         done = subprocess.run(
-            ["cc", "-O2", "-o", str(directory / name), str(HERE / f"{name}.c")]
-            + ["-lssl", "-lcrypto"],
+            [
+                *("cc", "-O2", "-o", str(directory / name), str(HERE / f"{name}.c")),
+                *("-lssl", "-lcrypto"),
+            ],
             capture_output=True,
             text=True,
             check=False,
@@ -164,7 +167,11 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
         f"{date.today()}, {machine()}; rounds: {found.rounds}, medians"
         + (", a short run whose figures say nothing" if found.short else ""),
         "",
-        *(f"- {each.version()}" for each in servers if each.name not in results.absent),
+        *(
+            f"- {each.title}: {each.version()}"
+            for each in servers
+            if each.name not in results.absent
+        ),
         *(f"- {SERVERS[name].title}: not run: {why}" for name, why in results.absent.items()),
         f"- processor time of a server: {group.how}; memory: Pss of its processes",
         "",
@@ -197,6 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     @return: the exit status: 1 when something went wrong with pop3svc, or nothing could be run.
     """
     found = options(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    adopt()
     try:
         aptInstall(PACKAGES)
         with contextlib.suppress(CannotRun):

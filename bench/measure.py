@@ -6,6 +6,7 @@ the load generator between its marks.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Failed", "Group", "Load", "Span", "makeGroup"]
+__all__ = ["Failed", "Group", "Load", "Span", "adopt", "makeGroup"]
 
 # Seconds that the processor time of a server has to stand still before it is read, and at most.
 STILL = 0.05
@@ -110,6 +111,10 @@ class Group:
         Leave nothing behind.
         """
         self.kill()
+        with contextlib.suppress(ChildProcessError):
+            # Those whose parents have died; see adopt().
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
 class ControlGroup(Group):
@@ -150,7 +155,7 @@ class ControlGroup(Group):
         """
         See L{Group.close}.
         """
-        self.kill()
+        super().close()
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
@@ -168,6 +173,14 @@ def _stat(pid: int) -> list[str]:
     The fields of C{/proc/PID/stat} from the state on.
     """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def adopt() -> None:
+    """
+    Become the parent of servers' processes whose own parents die, to wait for them.
+    """
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def makeGroup(name: str) -> Group:

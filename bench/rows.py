@@ -1,12 +1,11 @@
 """
-The rows of the table: what the load generator does to a server in each, and which figures come of it.
+The rows of the table: what is done to a server in each, and what figures come of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import fmean
 
 from bench.measure import Failed, Load, Span
 from bench.servers import CannotRun, Pop3svc, Pop3svcWorkers, Server

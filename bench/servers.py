@@ -213,15 +213,16 @@ class Pop3svc(Server):
         """
         See L{Server.version}.
         """
-        import twisted
         from cryptography.hazmat.backends.openssl import backend
+
+        import twisted
 
         try:
             commit = _run("git", "-C", str(CHECKOUT), "describe", "--always", "--dirty")
         except CannotRun:
             commit = "unknown"
         return (
-            f"pop3svc at {commit}, Python {platform.python_version()}, "
+            f"checkout {commit}, Python {platform.python_version()}, "
             f"Twisted {twisted.__version__}, {backend.openssl_version_text()}"
         )
 
@@ -290,7 +291,7 @@ class Dovecot(Server):
         """
         See L{Server.version}.
         """
-        return f"Dovecot {_run('dovecot', '--version')}, {_run('openssl', 'version')}"
+        return f"{_run('dovecot', '--version')}, {_run('openssl', 'version')}"
 
     def command(self) -> list[str]:
         """
@@ -366,6 +367,101 @@ service pop3 {{
 """
 
 
+# Runs in a mount namespace of its own, where Courier seems to be installed: paths are
+# compiled in, and dpkg does not install it beside Dovecot.
+COURIER_START = """
+set -e
+mount -t overlay overlay -o lowerdir=$ROOT/usr:/usr /usr
+makeuserdb -f $ROOT/etc/courier/userdb
+mount -t overlay overlay -o lowerdir=$ROOT/etc:/etc /etc
+mount -t tmpfs tmpfs /run
+mkdir -p /run/courier/authdaemon
+touch /run/courier/sessions
+set -a
+. /etc/courier/authdaemonrc
+. /etc/courier/pop3d
+. /etc/courier/pop3d-ssl
+TLS_CERTFILE=/etc/courier/pop3d.pem TLS_CACHEFILE=/run/courier/sessions
+libexec=/usr/lib/courier/courier
+/usr/lib/courier/courier-authlib/authdaemond &
+set -- couriertcpd -address=127.0.0.1 -maxprocs=2000 -maxperip=2000 -nodnslookup -noidentlookup
+POP3_TLS=1 POP3_STARTTLS=NO \\
+    "$@" $TLSPORT /usr/bin/couriertls -server -tcpd $libexec/courierpop3login $libexec/courierpop3d . &
+exec "$@" $PLAINPORT $libexec/courierpop3login $libexec/courierpop3d .
+"""
+
+
+class Courier(Server):
+    """
+    Courier as Debian configures it, with its userdb for accounts and more processes at once.
+    """
+
+    name = "courier"
+    title = "Courier"
+    packages = (
+        *("courier-pop", "courier-base", "courier-authlib", "courier-authlib-userdb"),
+        *("libcourier-unicode4", "libgamin0", "libpcre3", "libidn12", "libltdl7"),
+    )
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        if os.getuid() != 0:
+            raise CannotRun("it needs root")
+        super().__init__(site, mail)
+        self._root = self.home / "root"
+        packages = self.home / "packages"
+        packages.mkdir()
+        _run("sh", "-c", 'cd "$0" && apt-get download -qq "$@"', str(packages), *self.packages)
+        for package in packages.iterdir():
+            _run("dpkg", "-x", str(package), str(self._root))
+        # As on a system where /lib is /usr/lib.
+        shutil.copytree(
+            self._root / "lib", self._root / "usr" / "lib", symlinks=True, dirs_exist_ok=True
+        )
+        configuration = self._root / "etc" / "courier"
+        (configuration / "authdaemonrc").write_text(
+            'authmodulelist="authuserdb"\nauthmodulelistorig="authuserdb"\ndaemons=5\n'
+            "authdaemonvar=/run/courier/authdaemon\n"
+        )
+        (configuration / "pop3d.pem").write_text(
+            site.key.read_text() + site.certificate.read_text()
+        )
+        # The cheapest that it can check, as the others check plain text.
+        password = _run("perl", "-e", 'print crypt("secret", "ab")')
+        users = configuration / "userdb"
+        users.write_text(
+            "".join(
+                f"{name}\tuid={NOBODY}|gid={NOBODY}|home={self.mail / name}"
+                f"|mail={self.mail / name}|systempw={password}\n"
+                for name in site.mail.users()
+            )
+        )
+        users.chmod(0o600)
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        (package,) = (self.home / "packages").glob("courier-pop_*")
+        return f"{package.name.split('_')[1]}, GnuTLS"
+
+    def environment(self) -> dict[str, str]:
+        """
+        See L{Server.environment}.
+        """
+        return super().environment() | {
+            "ROOT": str(self._root),
+            "PLAINPORT": str(self.plain),
+            "TLSPORT": str(self.tls),
+            "LD_LIBRARY_PATH": "/usr/lib:/usr/lib/courier-authlib",
+        }
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        return ["unshare", "-m", "sh", "-c", COURIER_START]
+
+
 class TwistedMail(Server):
     """
     twisted.mail's protocol over a small mailbox of ours; see L{bench.twistedmail}.
@@ -380,7 +476,7 @@ class TwistedMail(Server):
         """
         import twisted
 
-        return f"twisted.mail {twisted.__version__}"
+        return f"{twisted.__version__}"
 
     def environment(self) -> dict[str, str]:
         """
@@ -414,7 +510,7 @@ class Limit(Server):
         """
         See L{Server.version}.
         """
-        return "limit: bench/limit.c, which sends prepared bytes"
+        return "bench/limit.c, which sends prepared bytes"
 
     def command(self) -> list[str]:
         """
@@ -431,7 +527,7 @@ class Limit(Server):
 
 
 SERVERS: dict[str, type[Server]] = {
-    each.name: each for each in (Pop3svc, Dovecot, TunedDovecot, TwistedMail, Limit)
+    each.name: each for each in (Pop3svc, Dovecot, TunedDovecot, Courier, TwistedMail, Limit)
 }
 
 

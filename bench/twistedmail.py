@@ -77,7 +77,7 @@ class MaildirMailbox:
         """
         See L{IMailbox.getMessage}.
         """
-        return LFReader(open(self._paths[index], "rb"))  # noqa: SIM115
+        return LFReader(open(self._paths[index], "rb"))
 
     def getUidl(self, index: int) -> bytes:
         """
