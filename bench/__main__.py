@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import NoReturn
 
 from bench.mail import Mail, Sizes
 from bench.measure import Failed, Load, adopt, makeGroup
@@ -28,18 +29,39 @@ PACKAGES = ["gcc", "libc6-dev", "libssl-dev", "openssl"]
 PEERS = ["dovecot-pop3d"]
 # Fewer of everything: to see that it works, not how fast it is.
 SHORT = Sizes(users=32, messages=20, fetched=30, many=500, big=5_000_000, huge=1_000, idle=40)
+SHORT_SERVERS = ["pop3svc", "dovecot", "twisted", "limit"]
 SECONDS, SHORT_SECONDS = 4.0, 0.1
+
+
+class Parser(argparse.ArgumentParser):
+    """
+    One that says what is wrong in a sentence.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """
+        See L{argparse.ArgumentParser.error}.
+        """
+        say(f"bench: {message}")
+        sys.exit(1)
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     @return: the command line's.
     """
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser = Parser(prog="python -m bench", description=__doc__)
     parser.add_argument("--short", action="store_true", help="only see that all of it works")
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 3, or 1 with --short")
     parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows only, by their numbers")
-    parser.add_argument("--servers", metavar="NAME[,NAME]", help="of " + ",".join(SERVERS))
+    parser.add_argument(
+        "--servers",
+        metavar="NAME[,NAME]",
+        help="of "
+        + ",".join(SERVERS)
+        + "; default: all, or with --short "
+        + ",".join(SHORT_SERVERS),
+    )
     parser.add_argument("--output", metavar="FILE", help="where the tables go, too")
     found = parser.parse_args(arguments)
     numbers = {str(row.number) for row in ROWS}
@@ -48,7 +70,8 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if found.rounds < 1:
         parser.error("--rounds: at least 1")
     found.only = found.only.split(",") if found.only else sorted(numbers)
-    found.servers = found.servers.split(",") if found.servers else list(SERVERS)
+    default = SHORT_SERVERS if found.short else list(SERVERS)
+    found.servers = found.servers.split(",") if found.servers else default
     for what, names, known in (
         ("row", found.only, numbers),
         ("server", found.servers, set(SERVERS)),
@@ -114,7 +137,7 @@ def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, ou
                 servers.remove(server)
                 server.stop()
         for row in rows:
-            for server in servers:
+            for server in list(servers):
                 if out.hasFailed(row, server.name):
                     continue
                 if server.rows is not None and row.number not in server.rows:
@@ -124,7 +147,12 @@ def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, ou
                 except Failed as error:
                     say(f"row {row.number}, {server.title}: {error}")
                     out.fail(row, server.name, str(error))
-                    server.restart()
+                    try:
+                        server.restart()
+                    except Failed as error:
+                        out.absent[server.name] = str(error)
+                        servers.remove(server)
+                        server.stop()
                     continue
                 out.add(row, server.name, measures)
                 for each in measures:

@@ -451,6 +451,7 @@ int main(int count, char **arguments) {
         return 2;
     }
     readScript(arguments[1]);
+    alarm(300);
     clients = calloc(slots, sizeof *clients);
     poller = epoll_create1(EPOLL_CLOEXEC);
     context = SSL_CTX_new(TLS_client_method());

@@ -382,12 +382,12 @@ set -a
 . /etc/courier/pop3d
 . /etc/courier/pop3d-ssl
 TLS_CERTFILE=/etc/courier/pop3d.pem TLS_CACHEFILE=/run/courier/sessions
-libexec=/usr/lib/courier/courier
+login="/usr/lib/courier/courier/courierpop3login /usr/lib/courier/courier/courierpop3d"
 /usr/lib/courier/courier-authlib/authdaemond &
 set -- couriertcpd -address=127.0.0.1 -maxprocs=2000 -maxperip=2000 -nodnslookup -noidentlookup
 POP3_TLS=1 POP3_STARTTLS=NO \\
-    "$@" $TLSPORT /usr/bin/couriertls -server -tcpd $libexec/courierpop3login $libexec/courierpop3d . &
-exec "$@" $PLAINPORT $libexec/courierpop3login $libexec/courierpop3d .
+    "$@" $TLSPORT /usr/bin/couriertls -server -tcpd $login . &
+exec "$@" $PLAINPORT $login .
 """
 
 

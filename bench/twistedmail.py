@@ -157,7 +157,7 @@ def main() -> None:
         f"ssl:{tlsPort}:interface=127.0.0.1:certKey={certificate}:privateKey={key}",
     ):
         serverFromString(reactor, endpoint).listen(factory)
-    reactor.run()  # type: ignore[attr-defined]
+    reactor.run()
 
 
 if __name__ == "__main__":
