@@ -30,7 +30,7 @@ PEERS = ["dovecot-pop3d"]
 # Fewer of everything: to see that it works, not how fast it is.
 SHORT = Sizes(users=32, messages=20, fetched=30, many=500, big=5_000_000, huge=1_000, idle=40)
 SHORT_SERVERS = ["pop3svc", "dovecot", "twisted", "limit"]
-SECONDS, SHORT_SECONDS = 4.0, 0.1
+SECONDS, SHORT_SECONDS = 3.0, 0.1
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,7 @@
      users NAME N     slot s is in its turn t the user NAME followed by (s + t * slots) mod N;
                       with N = 0 it is always NAME
      sessions N       in all; each slot's first one is always run
+     ramp N           of the slots begin at once; each other one when one comes to a barrier
      limit SECONDS    from then on no more sessions and no more RETRs are begun
      pack PATH        the messages that RETR must give; see wire.h
 
@@ -17,7 +18,8 @@
 
      say PREFIX LINE  send it (%u is the user); the answer is one line and begins with PREFIX
      list N LINE      the answer begins with +OK and has N lines
-     retr FIRST N AHEAD   RETR FIRST to FIRST + N - 1, AHEAD of them at once before an answer
+     retr FIRST N AHEAD   RETR FIRST to FIRST + N - 1, up to AHEAD of them before their answers;
+                      more are sent, in one write, when half of these are answered
      barrier          wait until all slots are here; then a mark
      again N TIMES    go back N steps, TIMES times
      quit             QUIT, +OK, and the server closes
@@ -62,7 +64,7 @@ struct client {
 static struct step steps[64];
 static int stepCount;
 static struct client *clients;
-static int slots = 1, port, isTLS, mayResume;
+static int slots = 1, ramp, started, port, isTLS, mayResume;
 static long userCount, sessions = 1, begun;
 static char userName[64];
 static double limitSeconds = 1e9;
@@ -184,6 +186,8 @@ static void ask(struct client *client) {
     struct step *step = &steps[client->step];
     char line[512];
     if (step->kind == RETR) {
+        if (client->asked - client->answered > step->ahead / 2)
+            return;
         while (client->asked < step->count && client->asked - client->answered < step->ahead) {
             snprintf(line, sizeof line, "RETR %ld\r\n", step->first + client->asked++);
             put(client, line);
@@ -209,6 +213,8 @@ static void goOn(struct client *client) {
         if (step->kind == BARRIER) {
             client->isWaiting = 1;
             waiting++;
+            if (started < slots)
+                begin(&clients[started++]);
             return;
         }
         if (step->kind != REPEAT)
@@ -426,6 +432,8 @@ static void readScript(const char *path) {
                 mayResume = !strcmp(words[1], "resume");
             } else if (!strcmp(words[0], "slots"))
                 slots = atoi(words[1]);
+            else if (!strcmp(words[0], "ramp"))
+                ramp = atoi(words[1]);
             else if (!strcmp(words[0], "users")) {
                 snprintf(userName, sizeof userName, "%s", words[1]);
                 userCount = atol(words[2]);
@@ -465,8 +473,8 @@ int main(int count, char **arguments) {
     mark();
     startTime = now();
     live = slots;
-    for (int slot = 0; slot < slots; slot++)
-        begin(&clients[slot]);
+    while (started < (ramp ? ramp : slots))
+        begin(&clients[started++]);
     while (live) {
         struct epoll_event events[256];
         int some = epoll_wait(poller, events, 256, 60000);
