@@ -6,8 +6,8 @@ cancelled, and keep what blocks out of the reactor thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from inspect import iscoroutine
+from collections.abc import Callable, Coroutine, Generator
+from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -18,7 +18,17 @@ from twisted.python.threadpool import ThreadPool
 
 from pop3svc.errors import POP3ResponseError
 
-__all__ = ["CarriedThrough", "Runner", "Turns", "Unanswered", "Workers", "ask", "givenUp", "settle"]
+__all__ = [
+    "CarriedThrough",
+    "Runner",
+    "Turns",
+    "Unanswered",
+    "Workers",
+    "ask",
+    "begin",
+    "givenUp",
+    "settle",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +37,47 @@ class Unanswered(Exception):
     """
     What was asked did not answer in time.
     """
+
+
+def begin(coroutine: Coroutine[Any, Any, T]) -> T | Failure | Deferred[T]:
+    """
+    Run a coroutine as far as it goes at once: most never wait, and a Deferred
+    costs more than they do.
+
+    @return: what it returned, or the L{Failure} of what it raised, if it is
+        over; else a Deferred.
+    """
+    try:
+        awaited = coroutine.send(None)
+    except StopIteration as over:
+        value: T = over.value
+        return value
+    except BaseException:
+        return Failure()
+    rest: Any = _rest(coroutine, awaited)
+    return Deferred.fromCoroutine(rest)
+
+
+def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
+    """
+    The rest of a coroutine that has begun.
+    """
+    while True:
+        try:
+            value = yield awaited
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            step: Callable[[Any], Any] = coroutine.throw
+            argument: Any = error
+        else:
+            step, argument = coroutine.send, value
+        try:
+            awaited = step(argument)
+        except StopIteration as over:
+            result: T = over.value
+            return result
 
 
 async def ask(
@@ -43,8 +94,10 @@ async def ask(
     @raise Unanswered: it did not answer in time.
     """
     answer = call(*arguments)
-    if iscoroutine(answer):
-        answer = Deferred.fromCoroutine(answer)
+    if isinstance(answer, CoroutineType):
+        answer = begin(answer)
+        if isinstance(answer, Failure):
+            answer.raiseException()
     if not isinstance(answer, Deferred):
         return answer
     return await _within(answer, clock, timeout)
@@ -58,7 +111,7 @@ async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
     @return: the answer.
     """
     answer = call(*arguments)
-    if iscoroutine(answer) or isinstance(answer, Deferred):
+    if isinstance(answer, CoroutineType | Deferred):
         answer = await answer
     return answer
 
@@ -116,7 +169,11 @@ class CarriedThrough:
         self._waiting: list[Deferred[None]] = []
         self.done = False
 
-        Deferred.fromCoroutine(settle(call, *arguments)).addBoth(self._ended)
+        outcome = begin(settle(call, *arguments))
+        if isinstance(outcome, Deferred):
+            outcome.addBoth(self._ended)
+        else:
+            self._ended(outcome)
 
     def _ended(self, outcome: Any) -> None:
         self.done = True

@@ -4,6 +4,7 @@ Addresses of clients, and the networks they count for.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 __all__ = ["LOOPBACK", "addressOf", "isLoopback", "networkOf"]
@@ -11,6 +12,8 @@ __all__ = ["LOOPBACK", "addressOf", "isLoopback", "networkOf"]
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
+# The same few clients come again and again.
+@lru_cache(4096)
 def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
     """
     @return: the address, an IPv4 one if that is what is mapped into IPv6.
@@ -27,6 +30,7 @@ def isLoopback(clientIP: str | None) -> bool:
     return clientIP is None or addressOf(clientIP).is_loopback
 
 
+@lru_cache(4096)
 def networkOf(clientIP: str | None, v4: int = 32, v6: int = 64) -> str:
     """
     @return: the network that an address counts for; C{""} where there is no

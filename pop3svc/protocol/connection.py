@@ -4,7 +4,7 @@ One connection: lines in, one command at a time, TLS, time-outs, the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -23,7 +23,7 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.calling import Turns
+from pop3svc.calling import Turns, begin
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
 from pop3svc.protocol.replies import Reply, Then, err, ok
@@ -110,6 +110,7 @@ class POP3Connection(LineReceiver):
             self._clock,
             self._policy.stallTimeout,
             "MULTI-LINE-IND" not in self._policy.without,
+            isTLS(transport),
         )
         self._began = self._clock.seconds()
         self._handshaking = isTLS(transport)
@@ -158,6 +159,9 @@ class POP3Connection(LineReceiver):
         if not self.paused:
             self._turns = Turns(self._clock)
         super().dataReceived(data)  # type: ignore[no-untyped-call]
+        if self._running is None and self._sender.hasGathered:
+            # All that came in is answered.
+            self._run(self._sender.flush())
 
     def lineReceived(self, line: bytes) -> None:
         """
@@ -172,7 +176,18 @@ class POP3Connection(LineReceiver):
             self.lineLengthExceeded(line)
             return
         self._deadline = None
-        running = Deferred.fromCoroutine(self._serve(line))
+        self._run(self._serve(line))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """
+        Do something to the end before another line is looked at.
+        """
+        running = begin(work)
+        if not isinstance(running, Deferred):
+            self._served(running)
+            return
+        # What was answered before does not wait for it.
+        self._sender.flushNow()
         self._running = running
         running.addBoth(self._served)
         if self._running is not None:
@@ -259,6 +274,8 @@ class POP3Connection(LineReceiver):
 
     def _startTLS(self) -> None:
         transport: Any = self.transport
+        self._sender.flushNow()
+        self._sender.startTLS()
         if self.clearLineBuffer():
             # Somebody put plain text behind STLS to have it run inside TLS.
             self._abort("sent plain text behind STLS")
@@ -404,6 +421,7 @@ class POP3Connection(LineReceiver):
         self._reason = reason
         self._stopTimers()
         self.clearLineBuffer()
+        self._sender.flushNow()
         transport: Any = self.transport
         closeWrite = getattr(transport, "loseWriteConnection", None)
         if isTLS(transport) or closeWrite is None:

@@ -21,8 +21,8 @@ from pop3svc.protocol.wire import MultiLine, firstLine
 __all__ = ["ReplySender", "Stalled"]
 
 # Pieces smaller than this wait for the next, so that a short reply is one
-# write, and one segment.
-_PIECE = 16384
+# write, and one segment, and so are many short ones.
+_PIECE = 65536
 
 
 class Stalled(Exception):
@@ -45,7 +45,8 @@ def _queued(transport: Any) -> int | None:
 @implementer(IPushProducer)
 class ReplySender:
     """
-    Sends the replies of one connection, one at a time.
+    Sends the replies of one connection, one at a time.  Short ones are gathered
+    until L{flush}.
 
     @ivar octetsSent: octets written to the transport so far.
     """
@@ -56,11 +57,13 @@ class ReplySender:
         clock: IReactorTime,
         stallTimeout: float,
         marksMultiLine: bool = False,
+        isTLS: bool = False,
     ) -> None:
         """
         @param transport: L{twisted.internet.interfaces.IConsumer}
         @param stallTimeout: seconds without progress until L{Stalled}.
         @param marksMultiLine: is MULTI-LINE-IND on?
+        @param isTLS: is what is written encrypted?
         """
         self._marksMultiLine = marksMultiLine
         self._transport = transport
@@ -72,69 +75,104 @@ class ReplySender:
         self._turns = Turns(clock)
         self._timer: IDelayedCall | None = None
         self.octetsSent = 0
+        self._gathered: list[bytes] = []
+        self._octets = 0
+        # Of a plain TCP transport.
+        self._writeAtOnce = None if isTLS else getattr(transport, "doWrite", None)
+
+    def startTLS(self) -> None:
+        """
+        What is written from here on is encrypted.
+        """
+        self._writeAtOnce = None
 
     async def send(self, reply: Reply) -> bool:
         """
-        Write a reply and close its body.
+        Gather a reply's octets, write them when they are many, and close the
+        body.
 
         @return: was the body, if any, sent to its end?
         @raise Stalled: the client took nothing for too long.
         @raise ConnectionLost: the transport stopped us.
         """
+        self._turns = Turns(self._clock)
+        self._gather(self._firstLine(reply))
         body = reply.body
-        try:
-            self._paused = self._stopped = False
-            self._turns = Turns(self._clock)
-            self._transport.registerProducer(self, True)
+        whole = True
+        if body is not None:
             try:
-                return await self._write(self._firstLine(reply), reply)
+                encoder = MultiLine(reply.topLines)
+                while not encoder.done:
+                    chunk = await body.next()
+                    if chunk is None:
+                        break
+                    self._gather(encoder.feed(chunk))
+                    if self._octets >= _PIECE:
+                        await self.flush()
+                whole = not encoder.done
+                self._gather(encoder.finish())
             finally:
-                self._transport.unregisterProducer()
-        finally:
-            if body is not None:
                 body.close()
+        if self._octets >= _PIECE:
+            await self.flush()
+        return whole
 
     def say(self, reply: Reply) -> None:
         """
         Write a short single-line reply that answers nothing: the greeting, a
         last word.
         """
-        octets = self._firstLine(reply)
-        self._transport.write(octets)
-        self.octetsSent += len(octets)
+        self._gather(self._firstLine(reply))
+        self.flushNow()
 
     def _firstLine(self, reply: Reply) -> bytes:
         return firstLine(reply, self._marksMultiLine)
 
-    async def _write(self, held: bytes, reply: Reply) -> bool:
-        body = reply.body
-        whole = True
-        if body is not None:
-            encoder = MultiLine(reply.topLines)
-            while not encoder.done:
-                chunk = await body.next()
-                if chunk is None:
-                    break
-                held += encoder.feed(chunk)
-                if len(held) >= _PIECE:
-                    await self._put(held)
-                    held = b""
-            whole = not encoder.done
-            held += encoder.finish()
-        await self._put(held)
-        return whole
+    def _gather(self, octets: bytes) -> None:
+        self._gathered.append(octets)
+        self._octets += len(octets)
+        self.octetsSent += len(octets)
 
-    async def _put(self, octets: bytes) -> None:
-        if not self._stopped:
-            self._transport.write(octets)
-            self.octetsSent += len(octets)
-        if self._paused and not self._stopped:
-            await self._room()
-        else:
-            # A transport that takes everything may be one that drops it.
-            await self._turns.perhaps()
-        if self._stopped:
-            raise ConnectionLost()
+    @property
+    def hasGathered(self) -> bool:
+        """
+        Is there anything that was not written yet?
+        """
+        return self._octets > 0
+
+    def flushNow(self) -> None:
+        """
+        Write what was gathered, however full the transport is.
+        """
+        if self._octets:
+            gathered, self._gathered, self._octets = self._gathered, [], 0
+            self._transport.write(b"".join(gathered))
+            if self._writeAtOnce is not None:
+                # Not only when the reactor comes round again.  What goes
+                # wrong it will find out, too.
+                self._writeAtOnce()
+
+    async def flush(self) -> None:
+        """
+        Write what was gathered, and wait until there is room for more.
+
+        @raise Stalled: the client took nothing for too long.
+        @raise ConnectionLost: the transport stopped us.
+        """
+        self._paused = self._stopped = False
+        self._transport.registerProducer(self, True)
+        try:
+            if not self._stopped:
+                self.flushNow()
+            if self._paused and not self._stopped:
+                await self._room()
+            else:
+                # A transport that takes everything may be one that drops it.
+                await self._turns.perhaps()
+            if self._stopped:
+                raise ConnectionLost()
+        finally:
+            self._transport.unregisterProducer()
 
     async def _room(self) -> None:
         resumed: Deferred[None] = Deferred()

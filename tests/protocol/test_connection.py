@@ -357,6 +357,13 @@ def test_bodyFailsMidway() -> None:
     assert reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")) == "a reply failed midway"
     assert client.wasAborted
     assert content.closed == 1
+    # What was not sent yet never is.
+    assert client.received() == b""
+    client, content = loggedIn(), Failing()
+    content.pieces = [b"x" * 70_000 + b"\r\n"]
+    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.send(b"RETR 1\r\nNOOP\r\n")
+    assert client.wasAborted
     received = client.received()
     assert received.startswith(b"+OK")
     assert b"\r\n.\r\n" not in received

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
-from pop3svc.protocol.replies import Lines, ok
+from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.testing import MemoryTransport
 from tests.test_calling import start
@@ -38,6 +38,15 @@ def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
     return clock, transport, ReplySender(transport, clock, 60)
 
 
+async def whole(sender: ReplySender, reply: Reply) -> bool:
+    """
+    Send a reply that nothing is gathered behind.
+    """
+    isWhole = await sender.send(reply)
+    await sender.flush()
+    return isWhole
+
+
 def test_oneWrite() -> None:
     """
     A short reply is one write.
@@ -46,7 +55,7 @@ def test_oneWrite() -> None:
     writes: list[bytes] = []
     transport.write = writes.append  # type: ignore[method-assign]
     body = Body(b"a: b\n", b"\n", b".")
-    assert start(sender.send(ok("Fine.", body=body)))[1] == [True]
+    assert start(whole(sender, ok("Fine.", body=body)))[1] == [True]
     assert writes == [b"+OK Fine.\r\na: b\r\n\r\n..\r\n.\r\n"]
     assert (body.closed, transport.producer) == (1, None)
     assert sender.octetsSent == len(writes[0])
@@ -55,16 +64,36 @@ def test_oneWrite() -> None:
 def test_topIsCutShort() -> None:
     _, transport, sender = setUp()
     body = Body(b"a: b\n\nbody\n", b"more\n")
-    assert start(sender.send(ok("", body=body, topLines=0)))[1] == [False]
+    assert start(whole(sender, ok("", body=body, topLines=0)))[1] == [False]
     assert bytes(transport.written) == b"+OK\r\na: b\r\n\r\n.\r\n"
     assert (body.closed, body.chunks) == (1, [b"more\n"])
+
+
+def test_gathered() -> None:
+    """
+    Short replies wait for each other, until they are many.
+    """
+    _, transport, sender = setUp()
+    writes: list[bytes] = []
+    transport.write = writes.append  # type: ignore[method-assign]
+    for _ in range(3):
+        assert start(sender.send(ok("Fine.")))[1] == [True]
+    assert writes == [] and sender.hasGathered
+    assert start(sender.flush())[1] == [None]
+    assert writes == [b"+OK Fine.\r\n" * 3] and not sender.hasGathered
+    writes.clear()
+    for _ in range(5):
+        start(sender.send(ok("", body=Body(b"x" * 20000))))
+    assert len(writes) == 1
+    sender.say(ok("Bye."))
+    assert writes[1].endswith(b".\r\n+OK Bye.\r\n")
 
 
 def test_pausesAndResumes() -> None:
     _, transport, sender = setUp()
     transport.isStalled = True
     body = Body(*[b"x" * 20000 + b"\n"] * 20)
-    _, got = start(sender.send(ok("", body=body)))
+    _, got = start(whole(sender, ok("", body=body)))
     assert got == []
     assert len(body.chunks) == 16
     received = b""
@@ -78,7 +107,7 @@ def test_stalls() -> None:
     clock, transport, sender = setUp()
     transport.isStalled = True
     body = Body(*[b"x" * 20000] * 20)
-    _, got = start(sender.send(ok("", body=body)))
+    _, got = start(whole(sender, ok("", body=body)))
     clock.advance(59)
     assert got == []
     clock.advance(2)
@@ -90,7 +119,7 @@ def test_stopped() -> None:
     _, transport, sender = setUp()
     transport.isStalled = True
     body = Body(*[b"x" * 20000] * 20)
-    _, got = start(sender.send(ok("", body=body)))
+    _, got = start(whole(sender, ok("", body=body)))
     transport.producer.stopProducing()
     assert got[0].check(ConnectionLost)
     assert body.closed == 1
@@ -99,7 +128,7 @@ def test_stopped() -> None:
 def test_cancelled() -> None:
     _, transport, sender = setUp()
     body = Body(Deferred())
-    sending, got = start(sender.send(ok("", body=body)))
+    sending, got = start(whole(sender, ok("", body=body)))
     sending.cancel()
     assert len(got) == 1
     assert (body.closed, transport.producer, bytes(transport.written)) == (1, None, b"")
@@ -108,7 +137,7 @@ def test_cancelled() -> None:
 def test_failingBody() -> None:
     _, transport, sender = setUp()
     body = Body(b"x" * 20000, ValueError("x"))
-    _, got = start(sender.send(ok("", body=body)))
+    _, got = start(whole(sender, ok("", body=body)))
     assert got[0].check(ValueError)
     assert (body.closed, transport.producer) == (1, None)
     assert not transport.written.endswith(b".\r\n")
@@ -121,7 +150,7 @@ def test_neverBegun() -> None:
     _, transport, sender = setUp()
     transport.aborted = True
     body = Body(b"x")
-    _, got = start(sender.send(ok("", body=body)))
+    _, got = start(whole(sender, ok("", body=body)))
     assert got[0].check(ConnectionLost)
     assert body.closed == 1
 
@@ -139,7 +168,7 @@ def test_listings() -> None:
 
     _, transport, sender = setUp()
     transport.isStalled = True
-    _, got = start(sender.send(ok("", body=Lines(lines()))))
+    _, got = start(whole(sender, ok("", body=Lines(lines()))))
     assert got == []
     assert len(made) < 20_000
     received = b""
