@@ -84,7 +84,7 @@ class _Reply:
             default=None,
         )
         self.isSilent = any(isinstance(each, NoAnswer) for each in faults)
-        self.isCut = self._left == 0
+        self.isCut = False
 
     def feed(self, data: bytes) -> bytes:
         """

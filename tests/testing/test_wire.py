@@ -36,7 +36,7 @@ class Huge:
 def clientOf(*faults: Any, messages: Any = ()) -> Client:
     clock = Clock()
     provider = MemoryProvider({"alice": "secret"}, messages)
-    factory = POP3Factory(provider, clock=clock)
+    factory = POP3Factory(provider, clock=clock, connectionCreator=object())
     wires: Any = WireFactory(factory, Faults(faults), Transcript(), clock)
     client = Client(wires)
     client.clock = clock  # type: ignore[attr-defined]
@@ -116,6 +116,21 @@ def test_littleIsHeld(how: str) -> None:
     client.vanish()
     client.clock.advance(0)
     assert client.clock.getDelayedCalls() == []
+
+
+def test_slowSTLS() -> None:
+    """
+    Until TLS begins nothing is read, whatever the engine wants: it would be
+    taken for plain text.
+    """
+    client: Any = clientOf(Slow(5, command="STLS"))
+    client.received()
+    client.say(b"STLS")
+    client.protocol.resumeProducing()
+    assert client.transport.isPaused and not client.transport.startedTLS
+    client.clock.advance(5.1)
+    assert client.received() == b"+OK Begin TLS.\r\n"
+    assert client.transport.startedTLS and not client.transport.isPaused
 
 
 def test_vanishWhileHeld() -> None:
