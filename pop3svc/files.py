@@ -20,7 +20,15 @@ from pop3svc.calling import Runner, Workers, givenUp
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.octets import OctetCount
 
-__all__ = ["FileBlocks", "countOctets", "disk", "openDirectory", "openRegular", "writeWhole"]
+__all__ = [
+    "FileBlocks",
+    "countOctets",
+    "disk",
+    "examine",
+    "openDirectory",
+    "openRegular",
+    "writeWhole",
+]
 
 # Large enough that the work for each block does not count, small enough to
 # hold one for each of many clients.
@@ -105,8 +113,21 @@ def countOctets(descriptor: int) -> int:
 
     @raise OSError: it was given up, or cannot be read.
     """
+    return examine(descriptor, os.fstat(descriptor).st_size)[0]
+
+
+def examine(descriptor: int, size: int) -> tuple[int, bool]:
+    """
+    Read a file and count its octets as they will be sent.  Blocks: not for
+    the reactor thread.
+
+    @param size: of the file, octets.
+    @return: the octets, and whether what is sent is the file to the octet:
+        line ends CRLF, the last one there, and no line begins with a dot.
+    @raise OSError: it was given up, or cannot be read.
+    """
     count = OctetCount()
-    offset, size = 0, os.fstat(descriptor).st_size
+    offset, last, hasDots = 0, b"\n", False
     while offset < size:
         if givenUp():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
@@ -117,8 +138,11 @@ def countOctets(descriptor: int) -> int:
         if not block:
             break
         count.feed(block)
+        hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
+        last = block[-1:]
         offset = data + len(block)
-    return count.total()
+    octets = count.total()
+    return octets, octets == size and not hasDots
 
 
 def _nextData(descriptor: int, offset: int, size: int) -> int:
@@ -144,13 +168,17 @@ class FileBlocks:
         runner: Runner | None = None,
         offset: int = 0,
         length: int | None = None,
+        isAsSent: bool = False,
     ) -> None:
         """
+        @param descriptor: of the file.
         @param closing: called once, when the descriptor is no longer read.
         @param offset: octets, where to begin.
         @param length: octets to read, all that are there now if L{None}; if
             fewer are there when they are read that is an error.
+        @param isAsSent: are these octets what is sent, line ends and dots?
         """
+        self.isAsSent = isAsSent
         self._descriptor = descriptor
         self._closing = closing
         self._runner = disk() if runner is None else runner

@@ -211,6 +211,20 @@ class IMailboxLogout(Interface):
         """
 
 
+class ISleepingMailbox(Interface):
+    """
+    A mailbox that lets go of more than its lock while its session sleeps: a
+    sleeping session holds no listing.
+    """
+
+    def fallAsleep(info: IPOP3ConnectionInfo) -> Any:
+        """
+        Called at SLEE after any deletion, before C{unlock}.  Until the next
+        listing no unique-id is passed in.  Must not fail; if it does it
+        is only logged.
+        """
+
+
 class IReadOnlyMailbox(Interface):
     """
     Marker.  DELE and DELI are refused with C{[READ-ONLY]} and
@@ -227,10 +241,12 @@ class INewMailNotifier(Interface):
     def watchMailbox(info: IPOP3ConnectionInfo, changed: Callable[[], None]) -> Any:
         """
         @param changed: callable without arguments, to be called in the
-            reactor thread as often as you like.  The service marks the
-            session; it answers WAKE with [ACTIVITY/NEW] or [ACTIVITY/NONE]
-            and spares a listing when nothing happened.
-        @return: callable without arguments that ends the watch.
+            reactor thread as often as you like.  What has changed it has
+            to be called before C{listMessageUniqueIDs} answers with that
+            change: where it was not called since the listing before, WAKE is
+            answered with [ACTIVITY/NONE] and the two are not compared.
+        @return: callable without arguments that ends the watch, or None: this
+            mailbox cannot be watched.
         """
 
 

@@ -110,6 +110,19 @@ class Policy:
     banTime: int = _number(
         10_000, "Since its last attempt, until a banned address may try again: three hours."
     )
+    userStrikes: int = _number(
+        10,
+        "Failed logins for one user from one network (IPv4 /24, IPv6 /64) until it is "
+        "refused there.",
+    )
+    strangerStrikes: int = _number(
+        30,
+        "Failed logins for one user from all networks that the user never came from: these "
+        "are refused then, the user's own are not.",
+    )
+    strikesTime: int = _number(
+        3600, "Since the last failed login of a user, until these are forgotten."
+    )
     maxConnections: int = _number(
         10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
     )

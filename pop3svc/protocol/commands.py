@@ -121,7 +121,7 @@ async def dele(session: Session, reference: Reference) -> Reply:
     return ok("Marked.")
 
 
-@command("NOOP", states=[AUTHORIZATION, TRANSACTION, SLEEPING])
+@command("NOOP", states=[TRANSACTION, SLEEPING])
 async def noop(session: Session) -> Reply:
     """
     Nothing (RFC 1939 section 5).

@@ -67,17 +67,20 @@ class POP3Connection(LineReceiver):
         clock: IReactorTime,
         connectionCreator: Any = None,
         ended: Callable[[POP3Connection], object] = lambda connection: None,
+        strangers: set[POP3Connection] | None = None,
     ) -> None:
         """
         @param makeSession: takes the transport.
         @param connectionCreator: for STLS: what C{startTLS} takes, or L{None}.
         @param ended: called once, when all of this is over.
+        @param strangers: where this one stands while nobody is logged in.
         """
         self._makeSession = makeSession
         self._table = table
         self._clock = clock
         self._connectionCreator = connectionCreator
         self._ended = ended
+        self._strangers: set[POP3Connection] = set() if strangers is None else strangers
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
@@ -300,9 +303,11 @@ class POP3Connection(LineReceiver):
             self._endSession()
 
     def _limitLogin(self) -> None:
+        self._strangers.add(self)
         self._loginLimit = self._clock.callLater(self._policy.loginTimeout, self._loginTooLate)
 
     def _endLoginLimit(self) -> None:
+        self._strangers.discard(self)
         limit, self._loginLimit = self._loginLimit, None
         if limit is not None and limit.active():
             limit.cancel()
@@ -460,13 +465,6 @@ class POP3Connection(LineReceiver):
             self.session.isOver = True
             running.cancel()
         self._endSession().addBoth(self._over)
-
-    @property
-    def isStranger(self) -> bool:
-        """
-        Has nobody logged in on it yet?
-        """
-        return self.session.state is State.AUTHORIZATION
 
     def _over(self, _: object) -> None:
         self._tell(self._reason)

@@ -27,6 +27,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
+    ISleepingMailbox,
 )
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
@@ -61,6 +62,10 @@ class State(Enum):
     TRANSACTION = "TRANSACTION"
     SLEEPING = "SLEEPING"
     CLOSED = "CLOSED"
+
+
+def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
+    return lambda isIn: None
 
 
 def _printable(name: str) -> str:
@@ -131,7 +136,7 @@ class Session:
         commands: Sequence[Any] = (),
         mayStartTLS: bool = False,
         throttle: Any = None,
-        admit: Callable[[str, bool], None] = lambda name, isLogin: None,
+        admit: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
@@ -140,7 +145,8 @@ class Session:
         @param throttle: L{ILoginThrottle} or L{None}
         @param admit: asked before a user's session awakes, with whether that
             is by a login; raises L{POP3ResponseError} if there are too many,
-            or if it is too soon.
+            or if it is too soon.  What it returns is called once when the
+            session is awake no longer, with whether it has come to be.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -149,6 +155,8 @@ class Session:
         self.mayStartTLS = mayStartTLS
         self._clock = clock
         self._admit = admit
+        self._dismiss: Callable[[bool], object] | None = None
+        self._isIn = False
         self._throttle = None if throttle is None else ILoginThrottle(throttle)
         self.state = State.AUTHORIZATION
         self.isOver = False
@@ -161,6 +169,9 @@ class Session:
         self._mailbox: Any = None
         self._locked = False
         self._endWatch: Callable[[], object] | None = None
+        # How often the watch has called, now and when the listing was asked
+        # for.
+        self._changes = self._changesListed = 0
         # Of the unique-ids listed before going to sleep, eight octets each.
         self._known: array[int] | None = None
         self._mark = ""
@@ -217,11 +228,12 @@ class Session:
         """
         try:
             mailbox = await self._authenticate(name, password)
-            self._admit(name, True)
+            self._dismiss = self._admit(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
                 self._mark = await self._ask(self.provider.loginMark, self.info, name)
             await self._enter(mailbox)
+            self._isIn = True
         except CancelledError:
             # The client is lost; end() lets go of everything.
             raise
@@ -288,6 +300,7 @@ class Session:
         """
         The mailbox would list otherwise than last time.
         """
+        self._changes += 1
 
     async def _lock(self) -> None:
         if IExclusiveMailbox.providedBy(self._mailbox):
@@ -307,6 +320,7 @@ class Session:
         return self.mayEnd(bool(self.maildrop.marked()))
 
     async def _list(self) -> Maildrop:
+        self._changesListed = self._changes
         listed: Iterable[str] = await self._ask(self._mailbox.listMessageUniqueIDs, self.info)
         try:
             return Maildrop(listed)
@@ -518,10 +532,13 @@ class Session:
         deleted = await self.commit()
         self._known = _hashes(self._drop())
         self.maildrop = None
+        if ISleepingMailbox.providedBy(self._mailbox):
+            await self._letGo(self._mailbox.fallAsleep, self.info)
         if self._locked:
             self._locked = False
             self._leaving = CarriedThrough(self._letGo, self._mailbox.unlock, self.info)
             await self._leaving.outcome()
+        self._giveBackPlace()
         return deleted
 
     async def wake(self) -> bool:
@@ -536,9 +553,10 @@ class Session:
             self.provider.mayStay, self.info, name, self._mark
         ):
             raise POP3ResponseError("You may not log in any more.", "AUTH")
-        self._admit(name or "", False)
-        await self._lock()
+        self._dismiss = self._admit(name or "", False)
+        changes = self._changesListed
         try:
+            await self._lock()
             maildrop = await self._list()
         except CancelledError:
             raise
@@ -546,10 +564,18 @@ class Session:
             if self._locked:
                 self._locked = False
                 await CarriedThrough(self._letGo, self._mailbox.unlock, self.info).outcome()
+            self._giveBackPlace()
             raise
-        known, self._known = self._known, None
+        known, self._known = self._known or array("Q"), None
         self.maildrop = maildrop
-        return _hasNew(maildrop, known or array("Q"))
+        if self._endWatch is not None and self._changes == changes:
+            return False
+        return _hasNew(maildrop, known)
+
+    def _giveBackPlace(self) -> None:
+        dismiss, self._dismiss = self._dismiss, None
+        if dismiss is not None:
+            dismiss(self._isIn)
 
     # --- leaving ------------------------------------------------------------
 
@@ -605,6 +631,8 @@ class Session:
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
         self._mark = ""
+        self._giveBackPlace()
+        self._isIn = False
         self.info.userNameAtLogin = self.info.providerTag = None
         if mailbox is not None:
             # SLEE may be letting go of the lock still.

@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -28,9 +28,10 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
 )
 from pop3svc.providers.names import Root
-from pop3svc.providers.removal import STAGING, recover, removeAll
+from pop3svc.providers.removal import STAGING, isReady, recover, removeAll
 
 __all__ = [
+    "PERMANENT",
     "ExclusiveFileMailbox",
     "FileMailbox",
     "Holders",
@@ -46,7 +47,7 @@ log = Logger(namespace="pop3svc")
 # How often a message that is renamed is looked for.
 _LOOKS = 5
 # What somebody has to mend; anything else may pass.
-_PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ Place = tuple[str, str]
 
 class Listing(dict[str, Place]):
     """
-    Unique-ids in message-number order, and where each message is.
+    Unique-ids in message-number order, and where each message is.  Once made
+    it is not changed: sessions share it.
 
     @ivar links: other names of the same file, by unique-id.
     @ivar isSure: whether nothing moved while it was made, so that what is
@@ -67,16 +69,6 @@ class Listing(dict[str, Place]):
         super().__init__()
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
-
-    def copy(self) -> Listing:
-        """
-        @return: another one, to be changed by itself.
-        """
-        other = Listing()
-        other.update(self)
-        other.links = dict(self.links)
-        other.isSure = self.isSure
-        return other
 
 
 class KnownSizes:
@@ -140,6 +132,9 @@ class _Held:
 
     def __init__(self, root: int) -> None:
         self._root: int | None = root
+        # The directory that was opened last stays open, for the next message
+        # in it.
+        self._folder: tuple[str, int] | None = None
         # A thread that nobody waits for any more may still look.
         self._guard = Lock()
 
@@ -152,10 +147,30 @@ class _Held:
             # Not dup(): that would share the lock.
             return None if self._root is None else openDirectory(".", self._root)
 
+    def openIn(self, folder: str, name: str) -> int | None:
+        """
+        Open a file in a directory below.  In the reactor's thread only.
+
+        @return: a descriptor; L{None} if the lock was given back.
+        @raise OSError: it is not there, or no file.
+        """
+        if self._root is None:
+            return None
+        if self._folder is None or self._folder[0] != folder:
+            self._leaveFolder()
+            self._folder = folder, openDirectory(folder, self._root)
+        return openRegular(name, self._folder[1])
+
+    def _leaveFolder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            os.close(folder[1])
+
     def close(self) -> None:
         """
         Give the lock back.
         """
+        self._leaveFolder()
         with self._guard:
             root, self._root = self._root, None
             if root is not None:
@@ -174,14 +189,34 @@ class FileMailbox:
     # The directories below the root that messages may be in.
     folders: Sequence[str] = ()
 
-    def __init__(self, place: Root, sizes: KnownSizes, runner: Runner | None = None) -> None:
+    def __init__(
+        self,
+        place: Root,
+        sizes: KnownSizes,
+        runner: Runner | None = None,
+        isSlow: bool = False,
+    ) -> None:
         """
         @param place: the root; it need not exist.
+        @param isSlow: is it on a file system on which to open a file may take
+            long, as over a network?  All is done by the runner then.
         """
         self._place = place
         self._sizes = sizes
         self._runner = disk() if runner is None else runner
+        self._isSlow = isSlow
         self._listing = Listing()
+        # Where messages have been found since, and those that came since.
+        self._moved: dict[str, Place] = {}
+        self._movedLinks: dict[str, list[Place]] = {}
+
+    def _placeOf(self, uniqueID: str) -> Place | None:
+        return self._moved.get(uniqueID) or self._listing.get(uniqueID)
+
+    def _setListing(self, listing: Listing) -> None:
+        self._listing = listing
+        self._moved = {}
+        self._movedLinks = {}
 
     def scan(self, root: int) -> Listing:
         """
@@ -219,7 +254,7 @@ class FileMailbox:
     def _fault(self, what: str, error: OSError) -> POP3ResponseError:
         path = self._place.path
         log.error("cannot {what} {path}: {error}", what=what, path=path, error=error.strerror)
-        code = "SYS/PERM" if error.errno in _PERMANENT else "SYS/TEMP"
+        code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
         return POP3ResponseError("The mailbox has a fault.", code)
 
     # --- in a thread ----------------------------------------------------------
@@ -246,19 +281,20 @@ class FileMailbox:
             missing.
         """
         found: dict[str, T] = {}
-        wanted, listing = uniqueIDs, self._listing
+        wanted, listing = uniqueIDs, None
         for _ in range(_LOOKS):
             missing = []
             for uniqueID in wanted:
-                place = listing.get(uniqueID)
+                place = self._placeOf(uniqueID) if listing is None else listing.get(uniqueID)
                 got = None if place is None else look(place)
                 if got is None:
                     missing.append(uniqueID)
                 elif place is not None:
                     found[uniqueID] = got
-                    self._listing[uniqueID] = place
+                    if listing is not None:
+                        self._moved[uniqueID] = place
             wanted = missing
-            if not wanted or (listing is not self._listing and listing.isSure):
+            if not wanted or (listing is not None and listing.isSure):
                 break
             listing = self._scanned()
         return found
@@ -276,17 +312,20 @@ class FileMailbox:
 
     # --- IPOP3Mailbox ---------------------------------------------------------
 
-    async def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> list[str]:
-        self._listing = await self._runner.run(self._scanned)
-        return list(self._listing)
+    def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
+        return self._runner.run(self._scanned).addCallback(self._listed)
+
+    def _listed(self, listing: Listing) -> Iterable[str]:
+        self._setListing(listing)
+        return listing.keys()
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
         now = await self._runner.run(self._scanned)
         if uniqueID not in now:
             return False
-        self._listing[uniqueID] = now[uniqueID]
+        self._moved[uniqueID] = now[uniqueID]
         if uniqueID in now.links:
-            self._listing.links[uniqueID] = now.links[uniqueID]
+            self._movedLinks[uniqueID] = now.links[uniqueID]
         return True
 
     async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
@@ -312,21 +351,33 @@ class FileMailbox:
         sizes = [found.get(each) for each in uniqueIDs]
         return [None if size is None or size < 0 else size for size in sizes]
 
-    async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> FileBlocks:
-        descriptor = self._open(self._listing[uniqueID])
+    def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+        place = self._placeOf(uniqueID)
+        descriptor = None if self._isSlow or place is None else self._openHere(place)
         if descriptor is None:
-            found = await self._runner.run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
-            descriptor = found.get(uniqueID)
-        if descriptor is None:
+            return self._contentElsewhere(uniqueID)
+        return self._blocks(uniqueID, descriptor)
+
+    def _openHere(self, place: Place) -> int | None:
+        """
+        Open a message in the reactor's thread.
+        """
+        return self._open(place)
+
+    def _blocks(self, uniqueID: str, descriptor: int) -> FileBlocks:
+        return FileBlocks(descriptor, lambda: os.close(descriptor), self._runner)
+
+    async def _contentElsewhere(self, uniqueID: str) -> FileBlocks:
+        found = await self._runner.run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
+        if uniqueID not in found:
             raise POP3ResponseError("That message has gone.")
-        opened = descriptor
-        return FileBlocks(opened, lambda: os.close(opened), self._runner)
+        return self._blocks(uniqueID, found[uniqueID])
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         await self._runner.run(self._removed, list(uniqueIDs))
 
     def _removed(self, uniqueIDs: list[str]) -> None:
-        links = self._listing.links
+        links = self._listing.links | self._movedLinks
         wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
         wanted += [(each, link) for each in uniqueIDs for link in links.get(each, ())]
         try:
@@ -353,7 +404,7 @@ class FileMailbox:
             if link is not None:
                 return None if looks else link
             if not looks:
-                return self._listing[uniqueID]
+                return self._placeOf(uniqueID)
             if looks > 1 or now is None:
                 now = self.scan(root)
             if uniqueID not in now and not now.isSure:
@@ -476,11 +527,12 @@ class ExclusiveFileMailbox(FileMailbox):
         runner: Runner | None = None,
         holders: Holders | None = None,
         manners: LockManners = LockManners(),
+        isSlow: bool = False,
     ) -> None:
         """
         @param holders: what the mailboxes of one store share.
         """
-        super().__init__(place, sizes, runner)
+        super().__init__(place, sizes, runner, isSlow)
         self._holders = Holders(self._runner) if holders is None else holders
         self._manners = manners
         self._held: _Held | None = None
@@ -490,13 +542,31 @@ class ExclusiveFileMailbox(FileMailbox):
         held = self._held
         return None if held is None else held.root()
 
-    async def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> None:
+    def _openHere(self, place: Place) -> int | None:
+        try:
+            return None if self._held is None else self._held.openIn(*place)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._fault("open a message of", error)
+
+    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Any:
         """
         See L{IExclusiveMailbox.lock}.
         """
+        held = _Busy() if self._isSlow else self._taken(recovers=False)
+        if isinstance(held, _Busy):
+            return self._lockInTurn(surrender)
+        self._hold(held, surrender)
+        return None
+
+    async def _lockInTurn(self, surrender: Callable[[], bool]) -> None:
         held = await self._tryToTake()
         if isinstance(held, _Busy):
             held = await self._getInTurn()
+        self._hold(held, surrender)
+
+    def _hold(self, held: _Held | None, surrender: Callable[[], bool]) -> None:
         self._held = held
         if held is not None:
             self._holders.add(self._place.path, self, surrender)
@@ -572,14 +642,22 @@ class ExclusiveFileMailbox(FileMailbox):
             pass
         return False
 
-    def _taken(self) -> _Held | _Busy | None:
+    def _taken(self, recovers: bool = True) -> _Held | _Busy | None:
+        """
+        @param recovers: mend what a removal has left that was cut short; else
+            L{_Busy} if there is any.
+        """
         try:
             root = self._place.open()
             if root is None:
                 return None
             try:
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                recover(root, self.folders)
+                if recovers:
+                    recover(root, self.folders)
+                elif not isReady(root, self.folders):
+                    os.close(root)
+                    return _Busy()
             except BaseException:
                 os.close(root)
                 raise
@@ -594,7 +672,7 @@ class ExclusiveFileMailbox(FileMailbox):
         See L{IExclusiveMailbox.unlock}.
         """
         held, self._held = self._held, None
-        self._listing = Listing()
+        self._setListing(Listing())
         if held is not None:
             self._holders.remove(self._place.path)
             held.close()

@@ -8,15 +8,26 @@ import os
 import re
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
-from pop3svc.files import disk, openDirectory
-from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import FileBlocks, disk, examine, openDirectory, openRegular
+from pop3svc.interfaces import (
+    IMailboxStore,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IReadOnlyMailbox,
+    ISleepingMailbox,
+)
 from pop3svc.providers.filemailbox import (
+    PERMANENT,
     ExclusiveFileMailbox,
     FileMailbox,
     Holders,
@@ -27,11 +38,17 @@ from pop3svc.providers.filemailbox import (
     listFolder,
 )
 from pop3svc.providers.names import PathTemplate, uniqueIDFor
+from pop3svc.providers.sizes import Examined, Key, MailboxSizes, SharedSizes, markOf
+from pop3svc.providers.watching import Watch, Watches
 
 __all__ = ["MaildirMailbox", "MaildirStore"]
 
+log = Logger(namespace="pop3svc")
+
 # "1600000000.M123456P789.host": the seconds, and the microseconds if told.
 _DELIVERED = re.compile(r"([0-9]{1,20})\.(?:[^.]*?M([0-9]{1,20}))?")
+# The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
+_SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # A directory changed so recently may have changed during a scan without its
 # time telling: file systems count in ticks.
 _TICK_NS = 20_000_000
@@ -78,19 +95,39 @@ class SharedListings:
 
     def __init__(self) -> None:
         self._listings: OrderedDict[tuple[int, int], tuple[Stamp, Listing]] = OrderedDict()
+        self._heard: dict[tuple[int, int], tuple[int, Listing]] = {}
         self._messages = 0
         self._lock = Lock()
 
     def get(self, key: tuple[int, int], stamp: Stamp) -> Listing | None:
         """
-        @return: a listing of a session's own, if nothing has changed since.
+        @return: the listing, if nothing has changed since.
         """
         with self._lock:
             known = self._listings.get(key)
             if known is None or known[0] != stamp:
                 return None
             self._listings.move_to_end(key)
-            return known[1].copy()
+            return known[1]
+
+    def heard(self, key: tuple[int, int], heard: int | None) -> Listing | None:
+        """
+        @param heard: what the mailbox's watch has heard by now.
+        @return: the listing, if it had heard as much when that was made.
+        """
+        with self._lock:
+            known = self._heard.get(key)
+            return known[1] if known is not None and known[0] == heard else None
+
+    def setHeard(self, key: tuple[int, int], listing: Listing, heard: int | None) -> None:
+        """
+        A listing, if it is still the latest, was made when a watch had heard
+        so much.
+        """
+        with self._lock:
+            known = self._listings.get(key)
+            if known is not None and known[1] is listing and heard is not None:
+                self._heard[key] = heard, listing
 
     def put(self, key: tuple[int, int], stamp: Stamp, listing: Listing) -> None:
         """
@@ -98,13 +135,14 @@ class SharedListings:
         """
         with self._lock:
             self._drop(key)
-            self._listings[key] = stamp, listing.copy()
+            self._listings[key] = stamp, listing
             self._messages += len(listing)
             while self._messages > self.BOUND:
                 self._drop(next(iter(self._listings)))
 
     def _drop(self, key: tuple[int, int]) -> None:
         known = self._listings.pop(key, None)
+        self._heard.pop(key, None)
         if known is not None:
             self._messages -= len(known[1])
 
@@ -135,30 +173,268 @@ def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
     return seen, False, ()
 
 
+@dataclass
+class _Shared:
+    """
+    What the mailboxes of one store share.
+
+    @ivar believesNames: take C{,W=} in a file's name for its size.
+    """
+
+    listings: SharedListings
+    sizes: SharedSizes
+    watches: Watches
+    believesNames: bool = False
+
+
+def _keyOf(root: int) -> Key:
+    status = os.fstat(root)
+    return status.st_dev, status.st_ino
+
+
+@implementer(INewMailNotifier, ISleepingMailbox)
 class _Maildir(FileMailbox):
     """
-    Listing a Maildir.
+    Listing a Maildir, and the sizes of its messages.
     """
 
     folders = ("new", "cur")
-    # What the mailboxes of one store share.
-    shared: SharedListings
+    shared: _Shared
+    # Set while there is a watch: what it had heard when the listing was made,
+    # which is then as good as new.
+    _watch: Watch | None = None
+    _changed: Callable[[], object] | None = None
+    _endWatch: Callable[[], None] | None = None
+    _heard: int | None = None
+    _known: MailboxSizes | None = None
+    # The directory that was listed.
+    _key: Key | None = None
+
+    # --- the listing ----------------------------------------------------------
 
     def scan(self, root: int) -> Listing:
         """
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
         """
-        status = os.fstat(root)
-        key = status.st_dev, status.st_ino
-        stamp, isOld = _settled(root)
-        shared = self.shared.get(key, stamp) if isOld else None
+        shared = self._sharedListing(root)
         if shared is not None:
             return shared
         listing, stamp = self._scan(root)
         if listing.isSure:
-            self.shared.put(key, stamp, listing)
+            self.shared.listings.put(_keyOf(root), stamp, listing)
         return listing
+
+    def _sharedListing(self, root: int) -> Listing | None:
+        stamp, isOld = _settled(root)
+        return self.shared.listings.get(_keyOf(root), stamp) if isOld else None
+
+    def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
+        """
+        See L{IPOP3Mailbox.listMessageUniqueIDs}.
+        """
+        heard = None if self._watch is None else self._watch.look()
+        if not self._isSlow:
+            # Without a thread, where another session's look still holds.
+            listing = self._listedBefore(heard)
+            if self._changed is not None and not self._watchHolds():
+                # What may have changed it could not tell.
+                self._changed()
+            if listing is not None:
+                return self._listed(listing)
+        return self._runner.run(self._scanned).addCallback(self._listedNow, heard)
+
+    def _watchHolds(self) -> bool:
+        watch = self._watch
+        return watch is not None and not watch.isBroken and watch.key == self._key
+
+    def _listedBefore(self, heard: int | None) -> Listing | None:
+        self._key = None
+        try:
+            root = self._root()
+            if root is None:
+                return None
+            try:
+                self._key = _keyOf(root)
+                self._known = self.shared.sizes.of(self._key)
+                if self._watchHolds():
+                    listing = self.shared.listings.heard(self._key, heard)
+                    if listing is not None:
+                        return listing
+                return self._sharedListing(root)
+            finally:
+                os.close(root)
+        except OSError as error:
+            raise self._fault("list", error)
+
+    def _listedNow(self, listing: Listing, heard: int | None) -> Iterable[str]:
+        watch = self._watch
+        if watch is not None and listing.isSure and watch.look() == heard and self._watchHolds():
+            self.shared.listings.setHeard(watch.key, listing, heard)
+        return self._listed(listing)
+
+    def watchMailbox(
+        self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
+    ) -> Callable[[], None] | None:
+        """
+        See L{INewMailNotifier.watchMailbox}.  The kernel is asked at the first
+        SLEE: sessions that never sleep pay nothing for it.
+        """
+        if self._isSlow:
+            return None
+        self._changed = changed
+        return self._endWatching
+
+    def _endWatching(self) -> None:
+        self._changed = None
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        end, self._endWatch = self._endWatch, None
+        self._watch = None
+        if end is not None:
+            end()
+
+    def fallAsleep(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{ISleepingMailbox.fallAsleep}.
+        """
+        if self._changed is not None and not self._watchHolds():
+            self._unwatch()
+            self._beginWatch(self._changed)
+        self._setListing(Listing())
+        self._known = None
+
+    def _beginWatch(self, changed: Callable[[], object]) -> None:
+        # What has changed before there was a watch it could not tell.
+        changed()
+        try:
+            root = self._root()
+            if root is None:
+                return
+            try:
+                watching = self.shared.watches.watch(self._place.path, root, self.folders, changed)
+                if watching is None:
+                    return
+                self._watch, self._endWatch = watching
+                listing = self._sharedListing(root)
+                if listing is not None:
+                    self.shared.listings.setHeard(self._watch.key, listing, self._watch.look())
+            finally:
+                os.close(root)
+        except OSError:
+            # The directories' times tell, too.
+            self._unwatch()
+
+    # --- sizes ------------------------------------------------------------------
+
+    def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+        """
+        See L{IPOP3Mailbox.messageSize}.
+        """
+        known = None if self._known is None else self._known.known.get(uniqueID)
+        if known is not None:
+            return known.octets
+        return self._runner.run(self._examined, [uniqueID]).addCallback(self._oneSize, uniqueID)
+
+    @staticmethod
+    def _oneSize(sizes: dict[str, int], uniqueID: str) -> int:
+        octets = sizes.get(uniqueID)
+        if octets is None:
+            raise POP3ResponseError("That message has gone.")
+        if octets < 0:
+            raise POP3ResponseError("That message cannot be read.", "SYS/PERM")
+        return octets
+
+    def messageSizes(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
+        """
+        See L{IBulkMessageSizes.messageSizes}.
+        """
+        if self._known is not None:
+            known = self._known.known
+            try:
+                return [known[each].octets for each in uniqueIDs]
+            except KeyError:
+                pass
+        sizes = self._runner.run(self._examined, uniqueIDs)
+        return sizes.addCallback(self._allSizes, uniqueIDs)
+
+    @staticmethod
+    def _allSizes(sizes: dict[str, int], uniqueIDs: list[str]) -> list[int | None]:
+        # One file that cannot be read is no reason to show no size.
+        return [size if (size := sizes.get(each, -1)) >= 0 else None for each in uniqueIDs]
+
+    def _examined(self, uniqueIDs: list[str]) -> dict[str, int]:
+        """
+        The sizes of messages, read where they are not known.  Blocks.
+
+        @return: octets by unique-id, -1 for what cannot be read; what has gone
+            is missing.
+        """
+        try:
+            root = self._root()
+            if root is None:
+                return {}
+            try:
+                return self._examinedIn(root, uniqueIDs)
+            finally:
+                os.close(root)
+        except OSError as error:
+            raise self._fault("read a message of", error)
+
+    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> dict[str, int]:
+        sizes = self.shared.sizes.of(_keyOf(root))
+        self._known = sizes
+        sizes.load(root, self._listing)
+        added: dict[str, Examined] = {}
+        directories: dict[str, int] = {}
+
+        def look(place: Place) -> Examined | None:
+            believed = self.shared.believesNames and _SIZE.search(place[1])
+            if believed:
+                return Examined(int(believed[1]), 0, False)
+            return _examinedAt(root, directories, place)
+
+        try:
+            unknown = [each for each in uniqueIDs if each not in sizes.known]
+            added = self._seek(unknown, look)
+        finally:
+            for descriptor in directories.values():
+                os.close(descriptor)
+        readable = {each: examined for each, examined in added.items() if examined.octets >= 0}
+        if readable and isinstance(self, ExclusiveFileMailbox):
+            sizes.keep(root, readable, self._listing)
+        else:
+            sizes.known.update(readable)
+        self.shared.sizes.trim()
+        found = {each: examined.octets for each, examined in added.items()}
+        found.update((each, sizes.known[each].octets) for each in uniqueIDs if each in sizes.known)
+        return found
+
+    def _removed(self, uniqueIDs: list[str]) -> None:
+        super()._removed(uniqueIDs)
+        if self._known is not None:
+            for uniqueID in uniqueIDs:
+                self._known.known.pop(uniqueID, None)
+
+    def _blocks(self, uniqueID: str, descriptor: int) -> FileBlocks:
+        known = None if self._known is None else self._known.known.get(uniqueID)
+        status = os.fstat(descriptor)
+        if known is not None and known.mark and known.mark != markOf(status):
+            # Somebody has written to it, against the rules: count it anew the
+            # next time.
+            assert self._known is not None
+            del self._known.known[uniqueID]
+            known = None
+        return FileBlocks(
+            descriptor,
+            lambda: os.close(descriptor),
+            self._runner,
+            length=status.st_size,
+            isAsSent=known is not None and known.isAsSent,
+        )
+
+    # --- looking ----------------------------------------------------------------
 
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
         places, isSure, stamp = _scanPlaces(root)
@@ -233,6 +509,33 @@ class _Maildir(FileMailbox):
         return seconds, nanoseconds // 1000, name
 
 
+def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examined | None:
+    """
+    Read a message.  Blocks.
+
+    @return: what that has told; L{None} if it is not there, -1 octets if it
+        cannot be read.
+    """
+    folder, name = place
+    try:
+        if folder not in directories:
+            directories[folder] = openDirectory(folder, root)
+        descriptor = openRegular(name, directories[folder])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno not in PERMANENT:
+            raise
+        log.error("cannot read {name}: {error}", name=name, error=error.strerror)
+        return Examined(-1, 0, False)
+    try:
+        status = os.fstat(descriptor)
+        octets, isAsSent = examine(descriptor, status.st_size)
+    finally:
+        os.close(descriptor)
+    return Examined(octets, markOf(status) or 1, isAsSent)
+
+
 class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     """
     One user's Maildir, for one session.
@@ -254,12 +557,18 @@ class MaildirStore:
         runner: Runner | None = None,
         manners: LockManners = LockManners(),  # noqa: B008 (it is frozen)
         clock: Any = None,
+        isSlow: bool = False,
+        believesNames: bool = False,
     ) -> None:
         """
         @param path: the directory that holds a Maildir for each user, or a
             path with placeholders; see L{PathTemplate}.
         @param readOnly: nothing is deleted, nothing locked, nothing written.
         @param manners: what a session does that finds a mailbox held.
+        @param isSlow: is it on a file system on which to open a file may take
+            long?  Then nothing of it is done in the reactor's thread.
+        @param believesNames: take C{,W=} in a file's name for its size, in
+            place of counting once.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path)
@@ -267,8 +576,9 @@ class MaildirStore:
         self._runner = runner
         self._manners = manners
         self._holders = Holders(disk() if runner is None else runner, clock)
+        self._isSlow = isSlow
         self._sizes = KnownSizes()
-        self._shared = SharedListings()
+        self._shared = _Shared(SharedListings(), SharedSizes(), Watches(), believesNames)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
         """
@@ -280,9 +590,11 @@ class MaildirStore:
             return None
         mailbox: _Maildir
         if self._readOnly:
-            mailbox = _Maildir(place, self._sizes, self._runner)
+            mailbox = _Maildir(place, self._sizes, self._runner, self._isSlow)
             alsoProvides(mailbox, IReadOnlyMailbox)
         else:
-            mailbox = MaildirMailbox(place, self._sizes, self._runner, self._holders, self._manners)
+            mailbox = MaildirMailbox(
+                place, self._sizes, self._runner, self._holders, self._manners, self._isSlow
+            )
         mailbox.shared = self._shared
         return mailbox

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from pop3svc.files import openDirectory
 
-__all__ = ["STAGING", "recover", "removeAll"]
+__all__ = ["STAGING", "isReady", "recover", "removeAll"]
 
 STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
@@ -90,6 +90,27 @@ def removeAll(
     # They are out of the way already; what is left the next recovery purges.
     with suppress(OSError):
         _purge(root, folders)
+
+
+def isReady(root: int, folders: Iterable[str]) -> bool:
+    """
+    @return: is there nothing for L{recover} to do?  Only looks.
+    """
+    try:
+        os.lstat(_REMOVED, dir_fd=root)
+    except FileNotFoundError:
+        pass
+    else:
+        return False
+    found = 0
+    for _, directory in _staged(root, STAGING, folders):
+        found += 1
+        try:
+            if os.listdir(directory):
+                return False
+        finally:
+            os.close(directory)
+    return found == len(tuple(folders))
 
 
 def recover(root: int, folders: Iterable[str]) -> None:

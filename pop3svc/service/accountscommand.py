@@ -1,5 +1,5 @@
 """
-C{pop3svc user add|password|remove|list}: manage a password file.
+C{pop3svc user add|password|remove|list}: manage a password file; and C{pop3svc check}.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pop3svc", description="Manage the accounts of a pop3svc service.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="user")
+    parser = _Parser(
+        prog="pop3svc", description="Manage the accounts of a pop3svc service; check a server."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="user|check")
+    # Its options are its own; main() hands them on.
+    commands.add_parser("check", help="see whether a POP3 server is what the RFCs say")
     user = commands.add_parser("user", help="accounts in a password file")
     actions = user.add_subparsers(dest="action", required=True, metavar="add|password|remove|list")
     for name, help in (
@@ -94,6 +98,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @raise SystemExit: with one sentence, if it did not work.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["check"]:
+        # Whoever manages accounts needs none of it.
+        from pop3svc.check.command import main as check
+
+        check(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         _run(arguments)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
@@ -21,7 +21,7 @@ from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
-from pop3svc.protocol.session import ConnectionInfo, Session, State
+from pop3svc.protocol.session import ConnectionInfo, Session
 
 __all__ = ["POP3Factory", "checkName", "clientIP"]
 
@@ -125,8 +125,13 @@ class POP3Factory(ServerFactory):
         self.throttle = throttle
         self.clock = clock
         self.connections: set[POP3Connection] = set()
+        # Those of them on which nobody is logged in.
+        self._strangers: set[POP3Connection] = set()
+        # Called when a connection was accepted.
+        self.accepted: Callable[[], object] = lambda: None
         self._stopping = False
         self._addresses: Counter[str] = Counter()
+        self._awake: Counter[str] = Counter()
         self._logins: OrderedDict[str, float] = OrderedDict()
         self._waiting: list[Deferred[None]] = []
 
@@ -134,6 +139,7 @@ class POP3Factory(ServerFactory):
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
         """
+        self.accepted()
         if self._stopping:
             return None
         address = None if addr is None else clientIP(addr)
@@ -149,7 +155,12 @@ class POP3Factory(ServerFactory):
             return session
 
         connection = POP3Connection(
-            makeSession, self.commands, self.clock, self.connectionCreator, self._ended
+            makeSession,
+            self.commands,
+            self.clock,
+            self.connectionCreator,
+            self._ended,
+            self._strangers,
         )
         connection.factory = self
         connection.address = address
@@ -162,20 +173,24 @@ class POP3Factory(ServerFactory):
         network = networkOf(address)
         if self._addresses[network] >= policy.maxPerAddress and not isLoopback(address):
             return True
-        if len(self.connections) < policy.maxStrangers:
-            return False
-        strangers = sum(each.isStranger for each in self.connections)
-        return strangers >= policy.maxStrangers
+        return len(self._strangers) >= policy.maxStrangers
 
-    def _admit(self, name: str, isLogin: bool) -> None:
-        awake = sum(
-            each.session.state is State.TRANSACTION and each.session.info.userNameAtLogin == name
-            for each in self.connections
-        )
-        if awake >= self.policy.maxAwakePerUser:
+    def _admit(self, name: str, isLogin: bool) -> Callable[[bool], None]:
+        if self._awake[name] >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
         if isLogin:
             self._delayLogins(name)
+        self._awake[name] += 1
+
+        def dismiss(isIn: bool) -> None:
+            self._awake[name] -= 1
+            if not self._awake[name]:
+                del self._awake[name]
+            if not isIn:
+                # What came to nothing delays no other login.
+                self._logins.pop(name, None)
+
+        return dismiss
 
     def _delayLogins(self, name: str) -> None:
         delay = self.policy.loginDelay
@@ -208,6 +223,7 @@ class POP3Factory(ServerFactory):
         if connection not in self.connections:
             return
         self.connections.remove(connection)
+        self._strangers.discard(connection)
         network = networkOf(connection.address)
         self._addresses[network] -= 1
         if not self._addresses[network]:

@@ -52,7 +52,11 @@ def _manners(lock: str, wait: str) -> LockManners:
     return LockManners(lock == "takeover", float(wait) if lock == "wait" else 0.0)
 
 
-def _pathAndMore(argument: str) -> dict[str, Any]:
+def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, Any]:
+    """
+    @param switches: more that is known, by name: the keyword, the word that
+        turns it on, and the one that stands for its default.
+    """
     positional, named = parseArguments(argument)
     path = named.pop("path", None)
     if path is None and len(positional) == 1:
@@ -63,18 +67,30 @@ def _pathAndMore(argument: str) -> dict[str, Any]:
         raise ValueError("a path is needed")
     readOnly = named.pop("readonly", "no")
     manners = _manners(named.pop("lock", "takeover"), named.pop("wait", "10"))
+    chosen = {}
+    for name, (keyword, on, off) in switches.items():
+        word = named.pop(name, off)
+        if word not in (on, off):
+            raise ValueError(f"{name} is {on} or {off}")
+        chosen[keyword] = word == on
     if named:
         raise ValueError(f"{sorted(named)[0]} is not known")
     if readOnly not in ("yes", "no"):
         raise ValueError("readonly is yes or no")
-    return {"path": path, "readOnly": readOnly == "yes", "manners": manners}
+    return {"path": path, "readOnly": readOnly == "yes", "manners": manners, **chosen}
 
 
 def makeMaildir(argument: str) -> MaildirStore:
     """
-    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
+    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]}
     """
-    return MaildirStore(**_pathAndMore(argument))
+    return MaildirStore(
+        **_pathAndMore(
+            argument,
+            slow=("isSlow", "yes", "no"),
+            sizes=("believesNames", "names", "counted"),
+        )
+    )
 
 
 def makeFolder(argument: str) -> FolderStore:

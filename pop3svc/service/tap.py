@@ -35,6 +35,7 @@ from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3Provide
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
+from pop3svc.service.accepting import AcceptingPauser
 from pop3svc.service.endpoints import serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
@@ -208,6 +209,8 @@ class POP3Service(MultiService):
         self._reactor = reactor
         self.factory = factory
         self.ports: list[Any] = []
+        self._accepting = AcceptingPauser(reactor)
+        factory.accepted = self._accepting.accepted
         self.announcements: list[str] = []
 
     def listen(self, name: str, endpoint: Any) -> None:
@@ -218,11 +221,15 @@ class POP3Service(MultiService):
         """
         listening: Deferred[Any] = endpoint.listen(self.factory)
         failures: list[Failure] = []
-        listening.addCallbacks(self.ports.append, failures.append)
+        listening.addCallbacks(self._opened, failures.append)
         if failures:
             self._refusePort(name, failures[0])
         if not listening.called:
             listening.addErrback(self._lateFailure, name)
+
+    def _opened(self, port: Any) -> None:
+        self.ports.append(port)
+        self._accepting.add(port)
 
     def _refusePort(self, name: str, failure: Failure) -> NoReturn:
         error = failure.value
@@ -248,6 +255,7 @@ class POP3Service(MultiService):
         No new connections; sessions may finish what they do; then the rest.
         See L{IService.stopService}.
         """
+        self._accepting.stop()
         stopping: list[Deferred[Any]] = []
         for port in self.ports:
             stopped = port.stopListening()
@@ -488,7 +496,9 @@ def makeService(options: Options) -> POP3Service:
         reactor,
         [
             BanEngine(reactor, policy.banStrikes, policy.banTime, options["ban-exempt"]),
-            UserThrottle(reactor, known),
+            UserThrottle(
+                reactor, known, policy.userStrikes, policy.strangerStrikes, policy.strikesTime
+            ),
         ],
     )
     factory = POP3Factory(provider, policy, connectionCreator=creator, throttle=guard)

@@ -1094,8 +1094,8 @@ class MailboxContract:
 
     def test_watch(self) -> None:
         """
-        A mailbox that can tell of changes tells of a message that arrives,
-        until the watch is ended.
+        A mailbox that can tell of changes tells of a message that arrives
+        before it lists it, until the watch is ended.
         """
         mailbox = self.makeMailbox(list(_MESSAGES))
         if not INewMailNotifier.providedBy(mailbox):
@@ -1111,6 +1111,7 @@ class MailboxContract:
             if len(told) > before:
                 break
             self.goOn()
+        self._listed(mailbox)
         self.assertTrue(len(told) > before, "it did not tell of a message that arrived")
         self._now(end)
         before = len(told)

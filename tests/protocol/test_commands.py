@@ -295,8 +295,11 @@ def test_goneMeanwhile() -> None:
 
 
 def test_noop() -> None:
-    conversation(provider(), "S: +OK…\nC: NOOP\nS: +OK…\nC: NOOP x\nS: -ERR…\nC: noop \nS: +OK…")
-    loggedIn("C: NOOP\nS: +OK…")
+    """
+    Only for who is logged in (RFC 1939 section 5).
+    """
+    loggedIn("C: NOOP\nS: +OK…\nC: NOOP x\nS: -ERR…\nC: noop \nS: +OK…")
+    conversation(provider(), "S: +OK…\nC: NOOP\nS: -ERR…\nC: QUIT\nS: +OK…")
 
 
 def test_login() -> None:
@@ -365,7 +368,7 @@ def test_inUse() -> None:
     first = conversation(mail, ALICE)
     conversation(
         mail,
-        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …\nC: NOOP\nS: +OK…",
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …\nC: USER alice\nS: +OK…",
     )
     first.vanish()
     conversation(mail, ALICE)
@@ -465,7 +468,7 @@ def test_authLogin() -> None:
         conversation(provider(), f"S: +OK…\n{script}\nC: STAT\nS: +OK…")
     conversation(
         provider(),
-        f"S: +OK…\nC: AUTH LOGIN =\nS: + UGFzc3dvcmQ6\nC: {password}\nS: -ERR [AUTH]…\nC: NOOP\nS: +OK…",
+        f"S: +OK…\nC: AUTH LOGIN =\nS: + UGFzc3dvcmQ6\nC: {password}\nS: -ERR [AUTH]…\nC: USER alice\nS: +OK…",
     )
 
 
@@ -501,7 +504,7 @@ def test_authFails(script: str) -> None:
     """
     conversation(
         provider(),
-        f"S: +OK…\n{script}\nC: STAT\nS: -ERR…\nC: NOOP\nS: +OK…\nC: AUTH PLAIN {GOOD}\nS: +OK…",
+        f"S: +OK…\n{script}\nC: STAT\nS: -ERR…\nC: USER alice\nS: +OK…\nC: AUTH PLAIN {GOOD}\nS: +OK…",
     )
 
 

@@ -170,7 +170,7 @@ def test_longLinesInsideAuth() -> None:
     assert client.say(b"AUTH PLAIN " + b"A" * 8000).startswith(b"-ERR That is not a PLAIN")
     assert client.say(b"AUTH PLAIN") == b"+ \r\n"
     assert client.say(b"A" * 12_000).startswith(b"-ERR That is not a PLAIN")
-    assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    assert client.say(b"USER x").startswith(b"+OK")
     assert client.say(b"AUTH PLAIN") == b"+ \r\n"
     assert client.say(b"A" * 12_400).startswith(b"-ERR That line is too long.")
     assert not client.isOpen
@@ -219,7 +219,7 @@ def test_loginTimeout() -> None:
     client.received()
     for _ in range(17):
         advance(client, 10)
-        assert client.say(b"NOOP") == b"+OK Done.\r\n"
+        assert client.say(b"USER x").startswith(b"+OK")
     assert reason(client, lambda: advance(client, 11)) == "took too long to log in"
     assert client.received() == b"-ERR That took too long.\r\n"
 

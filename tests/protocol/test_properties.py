@@ -49,8 +49,6 @@ class Model:
         @return: whether it is +OK, and what else must be in the reply.
         """
         verb, *arguments = line.split()
-        if verb == b"NOOP":
-            return not arguments, None
         if verb == b"QUIT":
             if arguments:
                 return False, None
@@ -73,6 +71,8 @@ class Model:
         sizes = [(n, len(self.kept[each])) for n, each in self.present()]
         if verb == b"STAT" and not arguments:
             return True, b" %d %d\r\n" % (len(sizes), sum(size for _, size in sizes))
+        if verb == b"NOOP":
+            return not arguments, None
         if verb == b"RSET" and not arguments:
             self.marked.clear()
             return True, None

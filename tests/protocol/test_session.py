@@ -131,7 +131,7 @@ def test_loginFailsAfterTheLock() -> None:
         conversation(
             provider,
             "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\n"
-            "S: -ERR [SYS/PERM] The mailbox cannot be listed.\nC: STAT\nS: -ERR…\nC: NOOP\nS: +OK…",
+            "S: -ERR [SYS/PERM] The mailbox cannot be listed.\nC: STAT\nS: -ERR…\nC: USER alice\nS: +OK…",
         )
         globalLogPublisher.removeObserver(seen.append)
         assert any(rule in event.get("rule", "") for event in seen)
@@ -362,7 +362,9 @@ def test_otherRefusals() -> None:
                 raise KeyError(password)
             raise POP3ResponseError("Come later.", username)
 
-    script = "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] {1}\nC: NOOP\nS: +OK…"
+    script = (
+        "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] {1}\nC: USER alice\nS: +OK…"
+    )
     for code, failures in (("LOGIN-DELAY", 0), ("SYS/TEMP", 0), ("AUTH", 1)):
         throttle = Throttle()
         # Whatever is wrong with the credentials, the text is one.

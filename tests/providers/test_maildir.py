@@ -27,8 +27,10 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
-from pop3svc.providers.filemailbox import KnownSizes, LockManners
+from pop3svc.providers import maildir as maildirs
+from pop3svc.providers.filemailbox import LockManners
 from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings, _settled
+from pop3svc.providers.sizes import SharedSizes
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.protocol.test_commands import ALICE
 
@@ -368,7 +370,7 @@ def test_lockAmongProcesses(maildir: Path) -> None:
                 assert other.received() == b""
                 clock.pump([0.25] * 5)
             assert other.received() == b"-ERR [IN-USE] Another session has this mailbox.\r\n"
-            assert other.say(b"NOOP") == b"+OK Done.\r\n"
+            assert other.say(b"USER alice").startswith(b"+OK")
             other.vanish()
         assert clock.getDelayedCalls() == []
         holder.kill()
@@ -486,24 +488,29 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     bounded.
     """
     counted: list[int] = []
-    count = KnownSizes.sizeOf.__globals__["countOctets"]
+    count = maildirs.examine
 
-    def counting(descriptor: int) -> Any:
+    def counting(descriptor: int, size: int) -> Any:
         counted.append(descriptor)
-        return count(descriptor)
+        return count(descriptor, size)
 
-    monkeypatch.setitem(KnownSizes.sizeOf.__globals__, "countOctets", counting)
+    monkeypatch.setattr(maildirs, "examine", counting)
     for number in range(4):
         deliver(maildir, f"{number}.x")
     store = MaildirStore(str(maildir.parent), runner=Inline())
     for _ in range(2):
         conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
-    monkeypatch.setattr(KnownSizes, "BOUND", 2)
-    for number in range(4, 8):
-        deliver(maildir, f"{number}.x")
-    conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 8 88")
-    assert len(store._sizes._sizes) <= 4
+    # Also by a service that was started anew.
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
+    assert len(counted) == 4
+    monkeypatch.setattr(SharedSizes, "BOUND", 20)
+    for user in ("a", "b", "c"):
+        for number in range(4):
+            deliver(maildir.parent / user, f"{number}.x")
+        conversation(Anybody(store), ALICE.replace("alice", user) + "C: STAT\nS: +OK 4 44")
+    assert len(store._shared.sizes._mailboxes) == 1
 
 
 def test_refusesMarker(maildir: Path) -> None:
@@ -538,7 +545,7 @@ def test_unreadableFile(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "open", refuse)
     assert client.say(b"STAT") == b"+OK 2 11\r\n"
-    assert client.say(b"LIST 2") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
+    assert client.say(b"LIST 2") == b"-ERR [SYS/PERM] That message cannot be read.\r\n"
     assert client.say(b"RETR 1").startswith(b"+OK")
 
 
@@ -713,7 +720,8 @@ def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch
             Anybody(store),
             ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
         )
-    assert (store._shared._messages, len(store._shared._listings)) == (4, 2)
+    shared = store._shared.listings
+    assert (shared._messages, len(shared._listings)) == (4, 2)
 
 
 def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

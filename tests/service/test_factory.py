@@ -145,6 +145,21 @@ def test_loginDelay() -> None:
     assert b"LOGIN-DELAY" not in come(make()).say(b"CAPA")
 
 
+def test_loginDelayAfterInUse() -> None:
+    """
+    A login that comes to nothing delays no other.
+    """
+    factory = make(loginDelay=30)
+    holder = come(factory)
+    holder.logIn()
+    clock: Any = factory.clock
+    clock.advance(31)
+    client = come(factory)
+    assert b"-ERR [IN-USE]" in client.say(b"XLOG alice secret")
+    holder.say(b"QUIT")
+    assert client.say(b"XLOG alice secret").startswith(b"+OK")
+
+
 def test_neverMade() -> None:
     """
     A connection whose TLS could not be set up is not counted, and keeps

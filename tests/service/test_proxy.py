@@ -98,14 +98,14 @@ def test_fromAProxy(header: bytes, client: Any) -> None:
     The greeting waits for the header; who is behind it is the client.
     """
     protocol, transport, clock = connect("10.1.2.3")
-    data = header + b"NOOP\r\n"
+    data = header + b"USER x\r\n"
     for index in range(len(header)):
         protocol.dataReceived(data[index : index + 1])
         assert bool(transport.written) is (index == len(header) - 1)
     real: Any = transport.protocol
     assert real.session.info.clientIP == ("10.1.2.3" if client is None else client[0])
     real.dataReceived(data[len(header) :])
-    assert transport.written.endswith(b"ready.\r\n+OK Done.\r\n")
+    assert transport.written.endswith(b"ready.\r\n-ERR Use TLS to log in.\r\n")
     clock.advance(11)
     assert not transport.aborted
 

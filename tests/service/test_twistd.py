@@ -138,7 +138,7 @@ def test_closesAtOnce(service: tuple[Running, int, int], site: Path) -> None:
 
 def test_halfClose(service: tuple[Running, int, int]) -> None:
     connection = Connection(service[1])
-    connection.socket.sendall(b"NOOP\r\nCAPA\r\n")
+    connection.socket.sendall(b"USER x\r\nCAPA\r\n")
     connection.socket.shutdown(socket.SHUT_WR)
     assert connection.line().startswith(b"+OK")
     assert connection.line().startswith(b"+OK")

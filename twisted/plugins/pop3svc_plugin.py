@@ -18,8 +18,10 @@ service = ServiceMaker(
 
 maildir = ProviderMaker(
     "maildir",
-    "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]",
-    "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.",
+    "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]",
+    "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
+    "slow=yes: on a file system that may make one wait, as over a network.  sizes=names: take "
+    "W= in file names for the sizes of messages, in place of counting once.",
     makeMaildir,
 )
 folder = ProviderMaker(

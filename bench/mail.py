@@ -1,0 +1,230 @@
+"""
+The mail that every server serves: messages, what RETR must give for them, and Maildirs of it.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["NOBODY", "Mail", "Sizes"]
+
+# Who owns the mail when root runs this: Dovecot and Courier serve no mail of root.
+NOBODY = 65534
+SMALL = 4096
+LINE = 76
+LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """
+    How much of everything.
+
+    @ivar users: whose mailboxes short sessions open, C{user0} and so on.
+    @ivar messages: in the mailbox of each of these.
+    @ivar fetched: messages in the mailboxes C{del0} and so on, from which some are deleted.
+    @ivar many: messages of the mailbox C{many}.
+    @ivar big: octets of the one message of C{crlf}, C{lf} and C{dots}.
+    @ivar huge: messages of C{huge}, and of C{sized}, whose names tell their sizes.
+    @ivar idle: users C{idle0} and so on.
+    """
+
+    users: int = 64
+    messages: int = 20
+    fetched: int = 200
+    many: int = 10_000
+    big: int = 50_000_000
+    huge: int = 100_000
+    idle: int = 500
+
+
+def fileName(number: int) -> str:
+    """
+    @param number: of a message, from 1 on.
+    @return: its name in a Maildir, without flags; all servers sort by the time in it.
+    """
+    return f"{1_600_000_000 + number}.M{number}P1.bench"
+
+
+def onWire(message: bytes) -> bytes:
+    """
+    @param message: with CRLF line ends.
+    @return: as RETR sends it, to the dot alone (RFC 1939 section 3).
+    """
+    stuffed = message.replace(b"\r\n.", b"\r\n..")
+    return (b"." if stuffed.startswith(b".") else b"") + stuffed + b".\r\n"
+
+
+class Mail:
+    """
+    The messages, and Maildirs of links to them.
+    """
+
+    def __init__(self, path: Path, sizes: Sizes) -> None:
+        """
+        @param path: an empty directory.
+        """
+        self.path = path
+        self.sizes = sizes
+        self._random = random.Random(1939)
+        self._text = bytes(self._random.choices(LETTERS, k=1 << 20))
+        (path / "small").mkdir(parents=True)
+        count = max(sizes.huge, sizes.many, sizes.fetched, sizes.messages)
+        pack = bytearray()
+        offsets = array.array("Q", [0])
+        for number in range(1, count + 1):
+            message = self._message(number, SMALL)
+            self._write(path / "small" / str(number), message)
+            if number <= sizes.many:
+                pack += onWire(message)
+                offsets.append(len(pack))
+        self._writePack("small", bytes(pack), offsets)
+        plain = self._message(1, sizes.big)
+        for name, message in (("crlf", plain), ("dots", self._withDots(plain))):
+            self._write(path / name, message)
+            wire = onWire(message)
+            self._writePack(name, wire, array.array("Q", [0, len(wire)]))
+        self._write(path / "lf", plain.replace(b"\r\n", b"\n"))
+
+    def pack(self, name: str) -> Path:
+        """
+        @param name: C{small}, C{crlf} or C{dots}.
+        @return: the file of what RETR must give; see C{wire.h}.
+        """
+        return self.path / f"{name}.wire"
+
+    def _write(self, path: Path, data: bytes) -> None:
+        path.write_bytes(data)
+        _giveAway(path)
+
+    def _writePack(self, name: str, wire: bytes, offsets: array.array[int]) -> None:
+        self.pack(name).write_bytes(wire)
+        Path(f"{self.pack(name)}.at").write_bytes(offsets.tobytes())
+
+    def _message(self, number: int, size: int) -> bytes:
+        """
+        A message of so many octets, with CRLF line ends and no line that begins with a dot.
+        """
+        header = (
+            f"Return-Path: <sender@example.org>\r\nFrom: Sender <sender@example.org>\r\n"
+            f"To: Receiver <receiver@example.org>\r\nSubject: message {number}\r\n"
+            f"Message-ID: <{number}.{size}@example.org>\r\n"
+            f"Date: Mon, 14 Sep 2020 12:26:40 +0000\r\n\r\n"
+        ).encode()
+        left = size - len(header)
+        lines, rest = divmod(left, LINE + 2)
+        if rest in (1, 2):
+            # No room for a line's letters and its end.
+            lines, rest = lines - 1, rest + LINE + 2
+        need = lines * LINE + rest
+        source = self._text * (need // len(self._text) + 1)
+        start = self._random.randrange(len(source) - need)
+        text = source[start : start + need]
+        body = b"".join(
+            text[place * LINE : place * LINE + LINE] + b"\r\n" for place in range(lines)
+        )
+        if rest:
+            body += text[-rest:-2] + b"\r\n"
+        message = header + body
+        assert len(message) == size
+        return message
+
+    @staticmethod
+    def _withDots(message: bytes) -> bytes:
+        """
+        The same, but one line in 20 of its text begins with a dot.
+        """
+        header, _, body = message.partition(b"\r\n\r\n")
+        lines = body.split(b"\r\n")
+        lines[:-1:20] = [b"." + line[1:] for line in lines[:-1:20]]
+        return header + b"\r\n\r\n" + b"\r\n".join(lines)
+
+    def users(self) -> list[str]:
+        """
+        @return: all of them; the password of each is C{secret}.
+        """
+        sizes = self.sizes
+        names = [f"user{number}" for number in range(sizes.users)]
+        names += [f"del{number}" for number in range(sizes.users)]
+        names += [f"idle{number}" for number in range(sizes.idle)]
+        return [*names, "many", "crlf", "lf", "dots", "huge", "sized"]
+
+    def makeMaildirs(self, root: Path) -> None:
+        """
+        @param root: an empty directory, which gets a Maildir for each user.
+        """
+        sizes = self.sizes
+        _giveAway(root)
+        for name in self.users():
+            maildir = root / name
+            if name.startswith("del"):
+                continue
+            if name.startswith("user"):
+                self._fill(maildir, sizes.messages)
+            elif name.startswith("idle"):
+                self._fill(maildir, 1)
+            elif name == "many":
+                self._fill(maildir, sizes.many)
+            elif name in ("huge", "sized"):
+                self._fill(maildir, sizes.huge, f",S={SMALL},W={SMALL}" * (name == "sized"))
+            else:
+                self._fill(maildir, 0)
+                os.link(self.path / name, maildir / "cur" / f"{fileName(1)}:2,S")
+        self.remakeFetched(root)
+
+    def remakeFetched(self, root: Path) -> None:
+        """
+        Make the Maildirs anew from which messages are deleted, of files of their own: removing a
+        link would change the times of the other mailboxes' files.  The last messages are new.
+        """
+        for number in range(self.sizes.users):
+            shutil.rmtree(root / f"del{number}", ignore_errors=True)
+            self._fill(
+                root / f"del{number}", self.sizes.fetched, new=self.sizes.messages, put=_copy
+            )
+
+    def forget(self, root: Path, name: str) -> None:
+        """
+        Remove what a server has written into a Maildir beside the mail.
+        """
+        for entry in (root / name).iterdir():
+            if entry.name not in ("cur", "new", "tmp"):
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+
+    def _fill(
+        self,
+        maildir: Path,
+        count: int,
+        more: str = "",
+        new: int = 0,
+        put: Callable[[str, str], None] = os.link,
+    ) -> None:
+        maildir.mkdir(mode=0o700)
+        _giveAway(maildir)
+        for folder in ("cur", "new", "tmp"):
+            (maildir / folder).mkdir(mode=0o700)
+            _giveAway(maildir / folder)
+        small, cur = str(self.path / "small"), str(maildir / "cur")
+        for number in range(1, count - new + 1):
+            put(f"{small}/{number}", f"{cur}/{fileName(number)}{more}:2,S")
+        for number in range(count - new + 1, count + 1):
+            put(f"{small}/{number}", f"{maildir}/new/{fileName(number)}")
+
+
+def _copy(source: str, target: str) -> None:
+    Path(target).write_bytes(Path(source).read_bytes())
+    _giveAway(Path(target))
+
+
+def _giveAway(path: Path) -> None:
+    if os.getuid() == 0:
+        os.chown(path, NOBODY, NOBODY)

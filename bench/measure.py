@@ -1,0 +1,270 @@
+"""
+Running things and measuring them: processor time and memory of a server's whole process tree, and
+the load generator between its marks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Failed", "Group", "Load", "Span", "adopt", "makeGroup"]
+
+# Seconds that the processor time of a server has to stand still before it is read, and at most.
+STILL = 0.05
+PATIENCE = 10.0
+
+
+class Failed(Exception):
+    """
+    What the load generator found wrong with a server, in its words.
+    """
+
+
+class Group:
+    """
+    The processes of one server, found as the descendants of the one started; their processor time
+    is that of C{/proc}, in ticks, with that of children already waited for.
+    """
+
+    how = "utime, stime, cutime and cstime of the process tree"
+
+    def __init__(self) -> None:
+        self.root: int | None = None
+
+    def wrap(self, command: list[str]) -> list[str]:
+        """
+        @return: a command that runs this one as a member of the group.
+        """
+        return command
+
+    def pids(self) -> list[int]:
+        """
+        @return: the processes that live now.
+        """
+        parents: dict[int, int] = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    parents[int(entry.name)] = int(_stat(int(entry.name))[1])
+        found = [self.root] if self.root in parents else []
+        for each in found:
+            found += [pid for pid, parent in parents.items() if parent == each]
+        return [each for each in found if each is not None]
+
+    def cpu(self) -> float:
+        """
+        @return: seconds of processor time, user and system, of all processes that were ever in it.
+        """
+        ticks = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                ticks += sum(int(each) for each in _stat(pid)[11:15])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def settledCPU(self) -> float:
+        """
+        @return: the same, once it stands still: what a server does after its last word (children
+            that end, logs) belongs to what was asked of it.
+        """
+        deadline = time.monotonic() + PATIENCE
+        before = self.cpu()
+        while time.monotonic() < deadline:
+            time.sleep(STILL)
+            after = self.cpu()
+            if after - before < 0.01 * STILL:
+                return after
+            before = after
+        return before
+
+    def memory(self) -> int:
+        """
+        @return: octets of memory (Pss) of the processes that live now, all together.
+        """
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Pss:"):
+                        total += int(line.split()[1]) * 1024
+        return total
+
+    def kill(self) -> None:
+        """
+        End all processes of the group.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while (pids := self.pids()) and time.monotonic() < deadline:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        """
+        Leave nothing behind.
+        """
+        self.kill()
+        with contextlib.suppress(ChildProcessError):
+            # Those whose parents have died; see adopt().
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+class ControlGroup(Group):
+    """
+    The processes of one server, in a control group of Linux: none of their processor time is lost,
+    and it is counted in nanoseconds.
+    """
+
+    how = "a control group for each server"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        path.mkdir()
+        self._path = path
+
+    def wrap(self, command: list[str]) -> list[str]:
+        """
+        See L{Group.wrap}.
+        """
+        return ["sh", "-c", f'echo $$ >"{self._path}/cgroup.procs" && exec "$@"', "sh", *command]
+
+    def pids(self) -> list[int]:
+        """
+        See L{Group.pids}.
+        """
+        return [int(line) for line in (self._path / "cgroup.procs").read_text().split()]
+
+    def cpu(self) -> float:
+        """
+        See L{Group.cpu}.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            return int((self._path / "cpuacct.usage").read_text()) / 1e9
+        words = (self._path / "cpu.stat").read_text().split()
+        return int(words[words.index("usage_usec") + 1]) / 1e6
+
+    def close(self) -> None:
+        """
+        See L{Group.close}.
+        """
+        super().close()
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self._path.rmdir()
+                return
+            except OSError:
+                # Zombies stay in it until they are waited for.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+
+
+def _stat(pid: int) -> list[str]:
+    """
+    The fields of C{/proc/PID/stat} from the state on.
+    """
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def adopt() -> None:
+    """
+    Become the parent of servers' processes whose own parents die, to wait for them.
+    """
+    PR_SET_CHILD_SUBREAPER = 36
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def makeGroup(name: str) -> Group:
+    """
+    @return: a group for a server that is yet to be started; a control group where one can be made.
+    """
+    for place in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
+        isVersion1 = (place / "cpuacct.usage").exists()
+        if isVersion1 or (place / "cgroup.controllers").exists():
+            with contextlib.suppress(OSError):
+                return ControlGroup(place / f"bench-{os.getpid()}-{name}")
+    return Group()
+
+
+@dataclass
+class Span:
+    """
+    What happened between two marks of the load generator.
+
+    @ivar wall: seconds.
+    @ivar server: seconds of processor time of the server.
+    @ivar client: seconds of processor time of the load generator.
+    @ivar octets: of messages, as they were sent.
+    @ivar memory: octets of the server's memory at the end of it.
+    """
+
+    wall: float
+    server: float
+    client: float
+    octets: int
+    messages: int
+    sessions: int
+    resumed: int
+    agains: int
+    memory: int
+
+
+class Load:
+    """
+    The load generator, run against one server.
+    """
+
+    def __init__(self, program: Path, directory: Path) -> None:
+        """
+        @param program: C{load}, compiled.
+        @param directory: for the script.
+        """
+        self._program = program
+        self._script = directory / "script"
+
+    def run(self, group: Group, script: list[str]) -> list[Span]:
+        """
+        @param script: see C{load.c}.
+        @return: one for each time between two marks.
+        @raise Failed: the server gave a wrong answer, or none.
+        """
+        self._script.write_text("\n".join(script) + "\n")
+        spans: list[Span] = []
+        before: float | None = None
+        with subprocess.Popen(
+            [str(self._program), str(self._script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                for line in process.stdout:
+                    word, *rest = line.split()
+                    if word != "mark":
+                        raise Failed(line.strip())
+                    cpu = group.settledCPU()
+                    if before is not None:
+                        wall, client, *counts = (int(each) for each in rest)
+                        memory = group.memory()
+                        spans.append(
+                            Span(wall / 1e9, cpu - before, client / 1e6, *counts, memory=memory)
+                        )
+                    before = group.cpu()
+                    with contextlib.suppress(BrokenPipeError):
+                        process.stdin.write("\n")
+                        process.stdin.flush()
+            finally:
+                process.kill()
+        if process.returncode != 0:
+            raise Failed(f"the load generator ended with status {process.returncode}")
+        return spans

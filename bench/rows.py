@@ -1,0 +1,344 @@
+"""
+The rows of the table: what is done to a server in each, and what figures come of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bench.measure import Failed, Load, Span
+from bench.servers import CannotRun, Pop3svc, Pop3svcWorkers, Server
+
+__all__ = ["ROWS", "Bench", "Figure", "Measure", "Row"]
+
+# Sessions at once.
+SLOTS = 32
+NO_END = 10**9
+LOGIN = ("say\t+OK\tUSER %u", "say\t+OK\tPASS secret")
+STAT = "say\t+OK\tSTAT"
+
+
+@dataclass
+class Figure:
+    """
+    A number, and how to read it.
+
+    @ivar lowerIsBetter: less is faster.
+    """
+
+    unit: str
+    value: float
+    lowerIsBetter: bool = True
+
+
+@dataclass
+class Measure:
+    """
+    What one run of a row, or of a variant of it, gave for one server.
+
+    @ivar label: of the variant; empty if there is but one.
+    @ivar note: to be told beside the figures.
+    """
+
+    label: str
+    span: Span
+    figures: list[Figure]
+    note: str = ""
+
+
+@dataclass
+class Bench:
+    """
+    What rows need to run.
+
+    @ivar seconds: for each row that goes on and on.
+    """
+
+    load: Load
+    seconds: float
+
+    def run(
+        self,
+        server: Server,
+        users: tuple[str, int],
+        steps: list[str],
+        tls: str = "no",
+        slots: int = 1,
+        sessions: int = 1,
+        pack: str = "small",
+        seconds: float | None = None,
+    ) -> list[Span]:
+        """
+        @param users: the name and the number of them; see C{load.c}.
+        @return: what happened between its marks.
+        @raise Failed: the server did wrong.
+        """
+        return self.load.run(
+            server.group,
+            [
+                f"port\t{server.plain if tls == 'no' else server.tls}",
+                f"tls\t{tls}",
+                f"slots\t{slots}",
+                f"users\t{users[0]}\t{users[1]}",
+                f"sessions\t{sessions}",
+                f"limit\t{self.seconds if seconds is None else seconds}",
+                f"pack\t{server.site.mail.pack(pack)}",
+                *steps,
+            ],
+        )
+
+
+@dataclass
+class Row:
+    """
+    One row.
+
+    @ivar run: called with the bench and a server; an empty list says that the server cannot do it.
+    """
+
+    number: int
+    title: str
+    run: Callable[[Bench, Server], list[Measure]] = field(repr=False)
+
+
+def _sessions(bench: Bench, server: Server, label: str, tls: str, steps: list[str]) -> Measure:
+    """
+    Short sessions of many users, many at once, for some seconds, after each user had one.
+    """
+    users = ("user", server.site.mail.sizes.users)
+    bench.run(server, users, steps, slots=SLOTS, sessions=users[1], seconds=NO_END)
+    (span,) = bench.run(server, users, steps, tls=tls, slots=SLOTS, sessions=NO_END)
+    note = ""
+    if tls == "resume":
+        note = f"{100 * span.resumed / span.sessions:.0f} % resumed"
+    return Measure(
+        label,
+        span,
+        [
+            Figure("server CPU ms per session", span.server / span.sessions * 1e3),
+            Figure("sessions/s", span.sessions / span.wall, lowerIsBetter=False),
+        ],
+        note,
+    )
+
+
+def shortSession(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 1.
+    """
+    return [_sessions(bench, server, "", "no", [*LOGIN, STAT, "quit"])]
+
+
+def shortSessionTLS(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 2.
+    """
+    steps = [*LOGIN, STAT, "quit"]
+    return [
+        _sessions(bench, server, "full handshake", "full", steps),
+        _sessions(bench, server, "client resumes", "resume", steps),
+    ]
+
+
+def pollByReconnecting(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 3.
+    """
+    steps = [*LOGIN, f"list\t{server.site.mail.sizes.messages}\tUIDL", "quit"]
+    return [
+        _sessions(bench, server, "full handshake", "full", steps),
+        _sessions(bench, server, "client resumes", "resume", steps),
+    ]
+
+
+def pollByWaking(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 4.
+    """
+    if not server.sleeps:
+        return []
+    sizes = server.site.mail.sizes
+    uidl = f"list\t{sizes.messages}\tUIDL"
+    steps = [*LOGIN, uidl, "barrier", "say\t+OK\tSLEE", "say\t+OK\tWAKE", uidl]
+    steps += [f"again\t3\t{NO_END}", "barrier", "quit"]
+    found = []
+    for label, tls in (("plain", "no"), ("TLS", "full")):
+        span = bench.run(server, ("user", sizes.users), steps, tls=tls, slots=SLOTS)[1]
+        polls = span.agains + SLOTS
+        found.append(
+            Measure(
+                label,
+                span,
+                [
+                    Figure("server CPU ms per poll", span.server / polls * 1e3),
+                    Figure("polls/s", polls / span.wall, lowerIsBetter=False),
+                ],
+            )
+        )
+    return found
+
+
+def _retrieve(bench: Bench, server: Server, ahead: int, seconds: float) -> list[Measure]:
+    many = server.site.mail.sizes.many
+    steps = [*LOGIN, STAT, "barrier", f"retr\t1\t{many}\t{ahead}", "barrier", "quit"]
+    span = bench.run(server, ("many", 0), steps, seconds=seconds)[1]
+    return [
+        Measure(
+            "",
+            span,
+            [
+                Figure("server CPU µs per message", span.server / span.messages * 1e6),
+                Figure("messages/s", span.messages / span.wall, lowerIsBetter=False),
+            ],
+        )
+    ]
+
+
+def pipelined(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 5.
+    """
+    return _retrieve(bench, server, 20, 5 * bench.seconds)
+
+
+def oneAtATime(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 6.
+    """
+    return _retrieve(bench, server, 1, bench.seconds)
+
+
+def _big(user: str, pack: str, tls: str) -> Callable[[Bench, Server], list[Measure]]:
+    def run(bench: Bench, server: Server) -> list[Measure]:
+        retr = "retr\t1\t1\t1"
+        steps = [*LOGIN, STAT, retr, "barrier", retr, f"again\t1\t{NO_END}", "barrier", "quit"]
+        span = bench.run(server, (user, 0), steps, tls=tls, pack=pack)[1]
+        return [
+            Measure(
+                "",
+                span,
+                [
+                    Figure("MB/s", span.octets / span.wall / 1e6, lowerIsBetter=False),
+                    Figure("server CPU ms per message", span.server / span.messages * 1e3),
+                ],
+            )
+        ]
+
+    return run
+
+
+def _hugeSession(bench: Bench, server: Server, user: str, sessions: int) -> list[Measure]:
+    count = server.site.mail.sizes.huge
+    steps = [*LOGIN, STAT, f"list\t{count}\tLIST", f"list\t{count}\tUIDL", "quit"]
+    (span,) = bench.run(server, (user, 0), steps, sessions=sessions, seconds=NO_END)
+    return [
+        Measure(
+            "",
+            span,
+            [
+                Figure("ms wall", span.wall / span.sessions * 1e3),
+                Figure("server CPU ms", span.server / span.sessions * 1e3),
+            ],
+        )
+    ]
+
+
+def hugeWarm(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 11.
+    """
+    _hugeSession(bench, server, "huge", 1)
+    return _hugeSession(bench, server, "huge", 3)
+
+
+def _hugeFirst(user: str) -> Callable[[Bench, Server], list[Measure]]:
+    def run(bench: Bench, server: Server) -> list[Measure]:
+        server.stop()
+        server.site.mail.forget(server.mail, user)
+        server.restart()
+        # What is loaded once only is not the mailbox's.
+        bench.run(server, ("user", SLOTS), [*LOGIN, STAT, "quit"])
+        return _hugeSession(bench, server, user, 1)
+
+    return run
+
+
+def fetching(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 14.
+    """
+    sizes = server.site.mail.sizes
+    server.site.mail.remakeFetched(server.mail)
+    first = sizes.fetched - sizes.messages + 1
+    steps = [*LOGIN, f"list\t{sizes.fetched}\tUIDL", f"retr\t{first}\t{sizes.messages}\t1"]
+    steps += ["say\t+OK\tDELE 1", "say\t+OK\tDELE 2", "quit"]
+    users = sizes.users
+    (span,) = bench.run(server, ("del", users), steps, slots=users, sessions=users, seconds=NO_END)
+    for number in range(users):
+        left = sum(1 for each in (server.mail / f"del{number}").glob("[cn]*/*P1.bench*"))
+        if left != sizes.fetched - 2:
+            raise Failed(f"wrong bytes: {left} messages are left of {sizes.fetched}")
+    return [
+        Measure(
+            "",
+            span,
+            [
+                Figure("server CPU ms per session", span.server / span.sessions * 1e3),
+                Figure("sessions/s", span.sessions / span.wall, lowerIsBetter=False),
+            ],
+        )
+    ]
+
+
+def idle(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 15.
+    """
+    count = server.site.mail.sizes.idle
+    server.restart()
+    bench.run(server, ("user", SLOTS), [*LOGIN, STAT, "quit"], tls="full")
+    before = server.group.memory()
+    # Memory is what counts here, not how many may log in at once.
+    steps = ["ramp\t10", *LOGIN, STAT, "barrier", "quit"]
+    span = bench.run(server, ("idle", count), steps, tls="full", slots=count)[0]
+    return [Measure("", span, [Figure("KiB each", (span.memory - before) / count / 1024)])]
+
+
+def workers(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 16.
+    """
+    if not isinstance(server, Pop3svc) or not server.hasOption("--workers"):
+        return []
+    try:
+        other = Pop3svcWorkers(server.site, server.mail)
+        try:
+            other.restart()
+            plain = shortSession(bench, other)
+            plain[0].label = "plain"
+            return plain + shortSessionTLS(bench, other)
+        finally:
+            other.stop()
+    except CannotRun as error:
+        raise Failed(str(error))
+
+
+ROWS = [
+    Row(1, "short session (USER PASS STAT QUIT), 32 at once", shortSession),
+    Row(2, "the same over TLS", shortSessionTLS),
+    Row(3, "a poll by reconnecting over TLS (UIDL of 20)", pollByReconnecting),
+    Row(4, "a poll by SLEE, WAKE, UIDL", pollByWaking),
+    Row(5, "RETR of 4 KiB, 20 ahead", pipelined),
+    Row(6, "RETR of 4 KiB, one at a time", oneAtATime),
+    Row(7, "RETR of 50 MB, CRLF", _big("crlf", "crlf", "no")),
+    Row(8, "RETR of 50 MB, LF", _big("lf", "crlf", "no")),
+    Row(9, "RETR of 50 MB, 1 line in 20 with a dot", _big("dots", "dots", "no")),
+    Row(10, "RETR of 50 MB, CRLF, over TLS", _big("crlf", "crlf", "full")),
+    Row(11, "100,000 messages: STAT LIST UIDL, warm", hugeWarm),
+    Row(12, "the same, first time", _hugeFirst("huge")),
+    Row(13, "the same, first time, S= and W= in names", _hugeFirst("sized")),
+    Row(14, "64 clients: UIDL, 20 RETR of 200, 2 DELE", fetching),
+    Row(15, "idle connection over TLS, logged in", idle),
+    Row(16, "rows 1 and 2 with --workers 2", workers),
+]

@@ -1,0 +1,552 @@
+"""
+The servers that are measured: how each is configured and started, and what it is called.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.mail import NOBODY, Mail
+from bench.measure import Failed, Group, makeGroup
+
+__all__ = ["SERVERS", "CannotRun", "Pop3svc", "Server", "Site"]
+
+CHECKOUT = Path(__file__).parent.parent
+CORES = os.cpu_count() or 1
+# Seconds until a server has to greet.
+PATIENCE = 30
+
+
+class CannotRun(Exception):
+    """
+    Why a server cannot be measured here, in a few words.
+    """
+
+
+@dataclass
+class Site:
+    """
+    What all servers have in common.
+
+    @ivar path: a directory that everybody may enter.
+    @ivar programs: where C{load} and C{limit} are.
+    """
+
+    path: Path
+    programs: Path
+    mail: Mail
+    certificate: Path = field(init=False)
+    key: Path = field(init=False)
+    users: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.certificate = self.path / "cert.pem"
+        self.key = self.path / "key.pem"
+        self.users = self.path / "users"
+        self.users.write_text("".join(f"{name}:{{PLAIN}}secret\n" for name in self.mail.users()))
+        _run(
+            *("openssl", "req", "-x509", "-nodes", "-days", "30", "-subj", "/CN=localhost"),
+            *("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-keyout", str(self.key), "-out", str(self.certificate)),
+        )
+
+
+def _run(*command: str) -> str:
+    """
+    @return: what it wrote.
+    @raise CannotRun: it failed, or is not there.
+    """
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise CannotRun(f"{command[0]}: {error.strerror}")
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it failed"])[-1]
+        raise CannotRun(f"{command[0]}: {last}")
+    return done.stdout.strip()
+
+
+def _freePort() -> int:
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        port: int = each.getsockname()[1]
+        return port
+
+
+class Server:
+    """
+    One server with Maildirs of its own.
+
+    @cvar name: for the command line.
+    @cvar title: for the table.
+    @cvar isPeer: a server that others use; else it is ours, or the limit.
+    @cvar sleeps: it knows SLEE and WAKE.
+    @cvar rows: the rows that it can do, or None for all.
+    """
+
+    name = ""
+    title = ""
+    isPeer = True
+    sleeps = False
+    rows: frozenset[int] | None = None
+    # Whether its Maildirs are used.
+    hasMail = True
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        """
+        @param mail: Maildirs to serve in place of its own.
+        @raise CannotRun: why not.
+        """
+        self.site = site
+        self.home = site.path / self.name
+        self.home.mkdir(exist_ok=True)
+        self.mail = self.home / "mail" if mail is None else mail
+        if mail is None and self.hasMail:
+            self.mail.mkdir()
+            site.mail.makeMaildirs(self.mail)
+        self.plain = self.tls = 0
+        self.group = Group()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def version(self) -> str:
+        """
+        @return: what is measured.
+        """
+        raise NotImplementedError
+
+    def command(self) -> list[str]:
+        """
+        @return: what starts it in the foreground, on the ports C{self.plain} and C{self.tls}.
+        """
+        raise NotImplementedError
+
+    def environment(self) -> dict[str, str]:
+        """
+        @return: what it finds in its environment.
+        """
+        clean = {key: each for key, each in os.environ.items() if not key.startswith("XDG_")}
+        return clean | {"HOME": str(self.home)}
+
+    def start(self) -> None:
+        """
+        Start it; L{waitUntilUp} waits until it serves.
+        """
+        self.plain, self.tls = _freePort(), _freePort()
+        self.group = makeGroup(self.name)
+        command = self.group.wrap(self.command())
+        with (self.home / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self.home,
+                env=self.environment(),
+            )
+        self.group.root = self._process.pid
+
+    def waitUntilUp(self) -> None:
+        """
+        Wait until it greets.
+
+        @raise CannotRun: it does not.
+        """
+        assert self._process is not None
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self.plain), PATIENCE) as each:
+                    if each.recv(1024).startswith(b"+OK"):
+                        with socket.create_connection(("127.0.0.1", self.tls), PATIENCE):
+                            return
+            except OSError:
+                pass
+            time.sleep(0.05)
+        written = (self.home / "output").read_text(errors="replace").strip().splitlines()
+        raise CannotRun((written or ["it does not greet"])[-1][-200:])
+
+    def stop(self) -> None:
+        """
+        Kill what is left of it.
+        """
+        if self._process is not None:
+            self.group.kill()
+            self._process.kill()
+            self._process.wait()
+            self.group.close()
+            self._process = None
+
+    def restart(self) -> None:
+        """
+        Stop it and start it.
+        """
+        self.stop()
+        self.start()
+        try:
+            self.waitUntilUp()
+        except CannotRun as error:
+            raise Failed(str(error))
+
+
+class Pop3svc(Server):
+    """
+    The service of this checkout, run by the Python that runs this.
+    """
+
+    name = "pop3svc"
+    title = "pop3svc"
+    isPeer = False
+    sleeps = True
+    options: tuple[str, ...] = ()
+    _twistd = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        from cryptography.hazmat.backends.openssl import backend
+
+        import twisted
+
+        try:
+            commit = _run("git", "-C", str(CHECKOUT), "describe", "--always", "--dirty")
+        except CannotRun:
+            commit = "unknown"
+        return (
+            f"checkout {commit}, Python {platform.python_version()}, "
+            f"Twisted {twisted.__version__}, {backend.openssl_version_text()}"
+        )
+
+    def environment(self) -> dict[str, str]:
+        """
+        See L{Server.environment}.
+        """
+        return super().environment() | {"PYTHONPATH": str(CHECKOUT)}
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        return [
+            *(*self._twistd, "-n", "--pidfile=", f"--logfile={self.home / 'log'}", "pop3svc"),
+            *("--endpoint", f"tcp:{self.plain}:interface=127.0.0.1"),
+            *("--endpoint", f"ssl:{self.tls}:interface=127.0.0.1"),
+            *("--provider", f"maildir:{self.mail}", "--auth", f"passwd:{self.site.users}"),
+            *("--certificate", str(self.site.certificate), "--private-key", str(self.site.key)),
+            *("--data", str(self.home / "data")),
+            *("--set", "maxConnections=20000", "--set", "maxStrangers=20000"),
+            *self.options,
+        ]
+
+    def hasOption(self, name: str) -> bool:
+        """
+        @return: whether its help tells of it.
+        """
+        done = subprocess.run(
+            [*self._twistd, "pop3svc", "--help"],
+            capture_output=True,
+            text=True,
+            env=self.environment(),
+            check=False,
+        )
+        return name in done.stdout
+
+
+class Pop3svcWorkers(Pop3svc):
+    """
+    The same with two workers.
+    """
+
+    name = "workers"
+    options = ("--workers", "2")
+
+
+class Dovecot(Server):
+    """
+    Dovecot as Debian configures it; only the number of processes that may be is raised, where the
+    rows need more than 100.
+    """
+
+    name = "dovecot"
+    title = "Dovecot"
+    more = ""
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        if os.getuid() != 0:
+            raise CannotRun("it needs root")
+        if shutil.which("dovecot") is None:
+            raise CannotRun("Dovecot is not installed")
+        super().__init__(site, mail)
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        return f"{_run('dovecot', '--version')}, {_run('openssl', 'version')}"
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        configuration = self.home / "dovecot.conf"
+        configuration.write_text(f"""
+base_dir = {self.home}/run
+state_dir = {self.home}/state
+log_path = {self.home}/log
+protocols = pop3
+listen = 127.0.0.1
+ssl = yes
+ssl_cert = <{self.site.certificate}
+ssl_key = <{self.site.key}
+disable_plaintext_auth = no
+auth_mechanisms = plain
+first_valid_uid = {NOBODY}
+first_valid_gid = {NOBODY}
+mail_location = maildir:{self.mail}/%u
+mail_max_userip_connections = 0
+passdb {{
+  driver = passwd-file
+  args = {self.site.users}
+}}
+userdb {{
+  driver = static
+  args = uid={NOBODY} gid={NOBODY} home={self.mail}/%u
+}}
+service auth {{
+  client_limit = 5000
+}}
+service anvil {{
+  client_limit = 5000
+}}
+service pop3 {{
+  process_limit = 2000
+}}
+service pop3-login {{
+  process_limit = 2000
+  inet_listener pop3 {{
+    port = {self.plain}
+  }}
+  inet_listener pop3s {{
+    port = {self.tls}
+    ssl = yes
+  }}
+}}
+{self.more}""")
+        return ["dovecot", "-F", "-c", str(configuration)]
+
+
+class TunedDovecot(Dovecot):
+    """
+    Dovecot by its own advice for many logins: login processes that serve many connections each, and
+    processes that are used again; and no flags written, which POP3 does not need.
+    """
+
+    name = "tuned"
+    title = "Dovecot tuned"
+    more = f"""
+pop3_no_flag_updates = yes
+service pop3-login {{
+  service_count = 0
+  client_limit = 5000
+  process_min_avail = {CORES}
+  process_limit = {CORES}
+}}
+service pop3 {{
+  service_count = 1000
+  process_min_avail = {CORES}
+}}
+"""
+
+
+# Runs in a mount namespace of its own, where Courier seems to be installed: paths are
+# compiled in, and dpkg does not install it beside Dovecot.
+COURIER_START = """
+set -e
+mount -t overlay overlay -o lowerdir=$ROOT/usr:/usr /usr
+makeuserdb -f $ROOT/etc/courier/userdb
+mount -t overlay overlay -o lowerdir=$ROOT/etc:/etc /etc
+mount -t tmpfs tmpfs /run
+mkdir -p /run/courier/authdaemon
+touch /run/courier/sessions
+set -a
+. /etc/courier/authdaemonrc
+. /etc/courier/pop3d
+. /etc/courier/pop3d-ssl
+TLS_CERTFILE=/etc/courier/pop3d.pem TLS_CACHEFILE=/run/courier/sessions
+login="/usr/lib/courier/courier/courierpop3login /usr/lib/courier/courier/courierpop3d"
+/usr/lib/courier/courier-authlib/authdaemond &
+set -- couriertcpd -address=127.0.0.1 -maxprocs=2000 -maxperip=2000 -nodnslookup -noidentlookup
+POP3_TLS=1 POP3_STARTTLS=NO \\
+    "$@" $TLSPORT /usr/bin/couriertls -server -tcpd $login . &
+exec "$@" $PLAINPORT $login .
+"""
+
+
+class Courier(Server):
+    """
+    Courier as Debian configures it, with its userdb for accounts and more processes at once.
+    """
+
+    name = "courier"
+    title = "Courier"
+    packages = (
+        *("courier-pop", "courier-base", "courier-authlib", "courier-authlib-userdb"),
+        *("libcourier-unicode4", "libgamin0", "libpcre3", "libidn12", "libltdl7"),
+    )
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        if os.getuid() != 0:
+            raise CannotRun("it needs root")
+        super().__init__(site, mail)
+        self._root = self.home / "root"
+        packages = self.home / "packages"
+        packages.mkdir()
+        _run("sh", "-c", 'cd "$0" && apt-get download -qq "$@"', str(packages), *self.packages)
+        for package in packages.iterdir():
+            _run("dpkg", "-x", str(package), str(self._root))
+        # As on a system where /lib is /usr/lib.
+        shutil.copytree(
+            self._root / "lib", self._root / "usr" / "lib", symlinks=True, dirs_exist_ok=True
+        )
+        configuration = self._root / "etc" / "courier"
+        (configuration / "authdaemonrc").write_text(
+            'authmodulelist="authuserdb"\nauthmodulelistorig="authuserdb"\ndaemons=5\n'
+            "authdaemonvar=/run/courier/authdaemon\n"
+        )
+        (configuration / "pop3d.pem").write_text(
+            site.key.read_text() + site.certificate.read_text()
+        )
+        # The cheapest that it can check, as the others check plain text.
+        password = _run("perl", "-e", 'print crypt("secret", "ab")')
+        users = configuration / "userdb"
+        users.write_text(
+            "".join(
+                f"{name}\tuid={NOBODY}|gid={NOBODY}|home={self.mail / name}"
+                f"|mail={self.mail / name}|systempw={password}\n"
+                for name in site.mail.users()
+            )
+        )
+        users.chmod(0o600)
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        (package,) = (self.home / "packages").glob("courier-pop_*")
+        return f"{package.name.split('_')[1]}, GnuTLS"
+
+    def environment(self) -> dict[str, str]:
+        """
+        See L{Server.environment}.
+        """
+        return super().environment() | {
+            "ROOT": str(self._root),
+            "PLAINPORT": str(self.plain),
+            "TLSPORT": str(self.tls),
+            "LD_LIBRARY_PATH": "/usr/lib:/usr/lib/courier-authlib",
+        }
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        return ["unshare", "-m", "sh", "-c", COURIER_START]
+
+
+class TwistedMail(Server):
+    """
+    twisted.mail's protocol over a small mailbox of ours; see L{bench.twistedmail}.
+    """
+
+    name = "twisted"
+    title = "twisted.mail"
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        import twisted
+
+        return f"{twisted.__version__}"
+
+    def environment(self) -> dict[str, str]:
+        """
+        See L{Server.environment}.
+        """
+        return super().environment() | {"PYTHONPATH": str(CHECKOUT)}
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        return [
+            *(sys.executable, "-m", "bench.twistedmail", str(self.plain), str(self.tls)),
+            *(str(self.mail), str(self.site.users)),
+            *(str(self.site.certificate), str(self.site.key)),
+        ]
+
+
+class Limit(Server):
+    """
+    Prepared bytes; see C{limit.c}.
+    """
+
+    name = "limit"
+    title = "limit"
+    isPeer = False
+    hasMail = False
+    rows = frozenset({1, 2, 3, 5, 6, 7, 10})
+
+    def version(self) -> str:
+        """
+        See L{Server.version}.
+        """
+        return "bench/limit.c, which sends prepared bytes"
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        mail = self.site.mail
+        return [
+            *(str(self.site.programs / "limit"), str(self.plain), str(self.tls)),
+            *(str(self.site.certificate), str(self.site.key)),
+            f"user:{mail.sizes.messages}:{mail.pack('small')}",
+            f"many:{mail.sizes.many}:{mail.pack('small')}",
+            f"crlf:1:{mail.pack('crlf')}",
+        ]
+
+
+SERVERS: dict[str, type[Server]] = {
+    each.name: each for each in (Pop3svc, Dovecot, TunedDovecot, Courier, TwistedMail, Limit)
+}
+
+
+def aptInstall(packages: list[str]) -> None:
+    """
+    Install what is missing of these packages of Debian.
+
+    @raise CannotRun: a sentence.
+    """
+    status = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    missing = [each for each in packages if not re.search(rf"^{re.escape(each)} ii", status, re.M)]
+    if not missing:
+        return
+    if os.getuid() != 0:
+        raise CannotRun(f"these packages are missing, and only root can install them: {missing}")
+    for step in (["update", "-qq"], ["install", "-qq", "-y", "--no-install-recommends", *missing]):
+        _run("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", *step)

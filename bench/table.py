@@ -1,0 +1,169 @@
+"""
+The tables: medians with ratios, and what each run took of the machine.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from statistics import median
+
+from bench.rows import Measure, Row
+from bench.servers import Server
+
+__all__ = ["Results"]
+
+# Row number, label of the variant, index of the figure; and the name of the server.
+Key = tuple[int, str, int]
+
+
+def number(value: float) -> str:
+    """
+    @return: it with three digits that count.
+    """
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+class Results:
+    """
+    All that was measured.
+    """
+
+    def __init__(self, rows: list[Row], servers: list[type[Server]]) -> None:
+        self._rows = rows
+        self._servers = servers
+        self._measures: dict[tuple[int, str, str], list[Measure]] = defaultdict(list)
+        self._failures: dict[tuple[int, str], str] = {}
+        self.absent: dict[str, str] = {}
+
+    def add(self, row: Row, server: str, measures: list[Measure]) -> None:
+        """
+        What one run gave.
+        """
+        for measure in measures:
+            self._measures[row.number, measure.label, server].append(measure)
+
+    def fail(self, row: Row, server: str, reason: str) -> None:
+        """
+        A run went wrong: the row has no figures of this server.
+        """
+        self._failures[row.number, server] = reason
+
+    def hasFailed(self, row: Row, server: str) -> bool:
+        """
+        @return: whether a run went wrong.
+        """
+        return (row.number, server) in self._failures
+
+    def failures(self, server: str) -> list[str]:
+        """
+        @return: sentences.
+        """
+        return [
+            f"{server}, row {number}: {reason}"
+            for (number, name), reason in self._failures.items()
+            if name == server
+        ]
+
+    def _labels(self, row: Row) -> list[str]:
+        found: dict[str, None] = {}
+        for number, label, _ in self._measures:
+            if number == row.number:
+                found[label] = None
+        return list(found)
+
+    def _value(self, row: Row, label: str, index: int, server: str) -> float | None:
+        measures = self._measures.get((row.number, label, server))
+        if not measures or self.hasFailed(row, server):
+            return None
+        return median(each.figures[index].value for each in measures)
+
+    def _cell(self, row: Row, label: str, index: int, server: str, ours: float | None) -> str:
+        if self.hasFailed(row, server):
+            reason = self._failures[row.number, server]
+            return "wrong bytes" if reason.startswith("wrong bytes") else "failed"
+        value = self._value(row, label, index, server)
+        if value is None:
+            return "-"
+        text = number(value)
+        if ours is not None and server != "pop3svc" and value > 0:
+            text += f" (×{number(ours / value)})"
+        note = self._measures[row.number, label, server][-1].note
+        return f"{text}, {note}" if note and not index else text
+
+    def main(self) -> str:
+        """
+        @return: the table of figures.
+        """
+        here = [each for each in self._servers if each.name not in self.absent]
+        peers = [each.name for each in here if each.isPeer]
+        lines = [["", "what", "unit", *(each.title for each in here), "best peer"]]
+        for row in self._rows:
+            for label in self._labels(row):
+                some = next(
+                    found[0]
+                    for (number, name, _), found in self._measures.items()
+                    if (number, name) == (row.number, label)
+                )
+                for index, figure in enumerate(some.figures):
+                    ours = self._value(row, label, index, "pop3svc")
+                    values = [self._value(row, label, index, each) for each in peers]
+                    known = [each for each in values if each is not None and each > 0]
+                    best = ""
+                    if known and ours is not None:
+                        chosen = min(known) if figure.lowerIsBetter else max(known)
+                        best = f"×{number(ours / chosen)}"
+                    lines.append(
+                        [
+                            str(row.number),
+                            f"{row.title}: {label}" if label else row.title,
+                            figure.unit,
+                            *(self._cell(row, label, index, each.name, ours) for each in here),
+                            best,
+                        ]
+                    )
+        return _markdown(lines)
+
+    def machine(self) -> str:
+        """
+        @return: the table of what runs took: wall, server, memory, load generator.
+        """
+        lines = [
+            [
+                *("", "variant", "server", "wall s", "server CPU s", "server MiB"),
+                *("load CPU s", "load ÷ wall", "load ÷ server CPU"),
+            ]
+        ]
+        for row in self._rows:
+            for label in self._labels(row):
+                for server in self._servers:
+                    spans = [
+                        each.span
+                        for each in self._measures.get((row.number, label, server.name), [])
+                    ]
+                    if not spans:
+                        continue
+                    wall = median(each.wall for each in spans)
+                    cpu = median(each.server for each in spans)
+                    client = median(each.client for each in spans)
+                    lines.append(
+                        [
+                            *(str(row.number), label, server.title, f"{wall:.3f}", f"{cpu:.3f}"),
+                            f"{median(each.memory for each in spans) / (1 << 20):.0f}",
+                            *(f"{client:.3f}", f"{100 * client / wall:.0f} %"),
+                            number(client / cpu) if cpu else "-",
+                        ]
+                    )
+        return _markdown(lines)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| "
+        + " | ".join(each.ljust(width) for each, width in zip(line, widths, strict=True))
+        + " |"
+        for line in lines
+    )

@@ -1,0 +1,212 @@
+"""
+C{pop3svc check HOST}: run the rules on a server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from getpass import getpass
+from typing import Any, NoReturn
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectError
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.task import react
+from twisted.logger import globalLogBeginner
+
+from pop3svc.check import (
+    basics,
+    capabilities,
+    deletion,
+    extensions,
+    login,
+    messages,
+    replies,
+    tls,
+)
+from pop3svc.check.client import Broken
+from pop3svc.check.report import asJSON, asLine, asTable, summary
+from pop3svc.check.table import Outcome, Result, check, inOrder
+from pop3svc.check.target import CannotLogIn, NotApplicable, Target
+
+__all__ = ["RULES", "main"]
+
+# The modules that declare rules.
+RULES = (basics, capabilities, deletion, extensions, login, messages, replies, tls)
+
+_PORTS = {"tls": 995, "stls": 110, "plain": 110}
+_LONGEST = 65536
+# What may be waited for one answer, seconds.
+_PATIENCE = 600
+
+
+class _Parser(argparse.ArgumentParser):
+    """
+    A bad option is one sentence.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"pop3svc: {message}")
+
+
+class _ListRules(argparse.Action):
+    """
+    Print the rules and end.
+    """
+
+    def __call__(self, *arguments: object, **options: object) -> None:
+        print(asTable())
+        raise SystemExit(0)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= _PATIENCE:
+        raise argparse.ArgumentTypeError(f"seconds, more than 0 and at most {_PATIENCE}")
+    return seconds
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 0 < int(text[:6]) < 65536:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pop3svc check",
+        description="See whether a POP3 server is what the RFCs say.  It deletes nothing unless "
+        "told to.  Exit status: 0 no rule failed, 1 it could not be checked, 2 some rule failed.",
+    )
+    parser.add_argument("host", metavar="HOST", help="name or address of the server")
+    parser.add_argument("--port", type=_port, metavar="N", help="default: 995 with --tls, else 110")
+    modes = parser.add_mutually_exclusive_group()
+    for mode, help in (
+        ("tls", "TLS from the first octet (the default)"),
+        ("stls", "TLS by STLS"),
+        ("plain", "log in without TLS: the password is sent in the clear"),
+    ):
+        modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=help)
+    parser.add_argument("--user", required=True, metavar="U", help="an account for this")
+    parser.add_argument(
+        "--password-file",
+        metavar="F",
+        help="its first line is the password; without it you are asked, or a pipe is read",
+    )
+    parser.add_argument("--ca", metavar="FILE", help="PEM: trust these certificates only")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--destructive", action="store_true", help="also rules that delete messages"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for one answer (10)"
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="RULE", help="run this rule; repeatable"
+    )
+    parser.add_argument(
+        "--list-rules", action=_ListRules, nargs=0, help="print the table of rules and end"
+    )
+    parser.set_defaults(mode="tls")
+    return parser
+
+
+def _password(path: str | None) -> bytes:
+    """
+    The password's octets: from a file, a terminal without an echo, or a pipe.
+    """
+    if path is not None:
+        with open(path, "rb") as file:
+            line = file.readline(_LONGEST)
+    elif sys.stdin.isatty():
+        line = getpass("Password: ").encode("utf-8", "surrogateescape")
+    else:
+        line = sys.stdin.buffer.readline(_LONGEST)
+    return line.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _creator(host: str, path: str | None) -> Callable[[], Any]:
+    """
+    @return: makes what a client's C{startTLS} takes, which verifies the
+        certificate and the name in it.
+    @raise ValueError: with a sentence.
+    """
+    trustRoot: Any = None
+    if path is not None:
+        with open(path, "rb") as file:
+            blocks = file.read().split(b"-----BEGIN CERTIFICATE-----")[1:]
+        if not blocks:
+            raise ValueError(f"{path} holds no PEM certificate")
+        try:
+            trustRoot = trustRootFromCertificates(
+                [Certificate.loadPEM(b"-----BEGIN CERTIFICATE-----" + each) for each in blocks]
+            )
+        except Exception:
+            raise ValueError(f"{path} holds something that is no PEM certificate")
+    return lambda: optionsForClientTLS(host, trustRoot)
+
+
+async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> None:
+    try:
+        await target.begin()
+    except (Broken, CannotLogIn, NotApplicable, OSError, ConnectError) as error:
+        # What Twisted says may be of several lines.
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise SystemExit(f"pop3svc: {target.host} port {target.port}: {text}")
+
+    def tell(result: Result) -> None:
+        print(asLine(result), flush=True)
+
+    told = tell if not arguments.json else lambda result: None
+    results = await check(target, arguments.destructive, arguments.only, told)
+    if arguments.json:
+        about = {"host": target.host, "port": target.port, "mode": target.mode}
+        print(asJSON(about, results))
+    else:
+        print(summary(results))
+    if any(result.outcome is Outcome.FAILED for result in results):
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    The command C{pop3svc check}.
+
+    @raise SystemExit: always: 0, 2, or one sentence (status 1).
+    """
+    arguments = _parser().parse_args(argv)
+    known = {rule.name for rule in inOrder()}
+    unknown = [name for name in arguments.only if name not in known]
+    if unknown:
+        raise SystemExit(f"pop3svc: there is no rule {unknown[0]}; --list-rules lists them")
+    user = arguments.user.encode("utf-8", "surrogateescape")
+    try:
+        password = _password(arguments.password_file)
+        creator = _creator(arguments.host, arguments.ca)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"pop3svc: {error}")
+    for octets, name in ((user, "user name"), (password, "password")):
+        if not octets or any(each in octets for each in b"\r\n\0"):
+            raise SystemExit(f"pop3svc: the {name} is empty or holds CR, LF or NUL")
+    # Twisted's log is of no use here; a failed handshake is told by its rule.
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+
+    def run(reactor: Any) -> Deferred[None]:
+        target = Target(
+            reactor,
+            arguments.host,
+            arguments.port or _PORTS[arguments.mode],
+            arguments.mode,
+            user,
+            password,
+            creator,
+            arguments.timeout,
+        )
+        return Deferred.fromCoroutine(_run(reactor, target, arguments))
+
+    react(run)

@@ -1,0 +1,197 @@
+"""
+Rules about logging in: USER and PASS, and SASL of RFC 5034.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pop3svc.check.client import Client, Closed, Reply, expect, show
+from pop3svc.check.table import Given, Level, rule
+from pop3svc.check.target import NotApplicable, Target
+
+__all__: list[str] = []
+
+# RFC 5034 section 5.
+_BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII)
+# Mechanisms where the client speaks first (RFC 4616, 4422, 5802, 7628, 4505).
+_CLIENT_FIRST = re.compile(r"PLAIN|EXTERNAL|ANONYMOUS|OAUTHBEARER|SCRAM-.*")
+# A command that starts some mechanism is at most 255 octets (RFC 5034 section 4).
+_INITIAL_MOST = 255 - len(b"AUTH PLAIN \r\n")
+
+
+def _mechanisms(target: Target) -> list[str]:
+    found = (target.before or {}).get("SASL", [])
+    if not found:
+        raise NotApplicable("SASL is not announced before login")
+    return found
+
+
+def _needsPLAIN(target: Target) -> None:
+    if "PLAIN" not in _mechanisms(target):
+        raise NotApplicable("SASL PLAIN is not announced before login")
+
+
+# --- USER and PASS ---------------------------------------------------------------------
+
+
+@rule("login", "RFC 1939 section 4", given=Given.NOTHING)
+async def loginWorks(target: Target) -> None:
+    """
+    The user given logs in, and STAT is answered after it.
+    """
+    client = await target.loggedIn()
+    await client.accepted(b"STAT")
+
+
+@rule("login", "RFC 1939 section 7", given=Given.LOGINS)
+async def wrongPassword(target: Target) -> None:
+    """
+    A wrong password is refused; where CAPA says AUTH-RESP-CODE, with [AUTH] (RFC 3206).
+    """
+    # Once in a run, so that nobody is banned; what follows belongs to it.
+    await target.release()
+    client = await target.fresh()
+    if target.before is not None and "USER" not in target.before:
+        raise NotApplicable("USER is not announced before login")
+    await client.say(b"USER " + target.user)
+    reply = await client.say(b"PASS " + target.password + b"-wrong")
+    expect(reply.first[:4].upper() == b"-ERR", str(reply))
+    if target.has("AUTH-RESP-CODE"):
+        expect(reply.code == b"AUTH", f"no [AUTH]: {reply}")
+    try:
+        stat = await client.say(b"STAT")
+    except Closed:
+        # It may close after that.
+        return
+    expect(not stat.positive, f"after a wrong password: {stat}")
+
+
+# --- SASL --------------------------------------------------------------------------------
+
+
+async def _started(client: Client, name: str) -> bytes:
+    """
+    Begin an exchange.
+
+    @return: the challenge, with its line end.
+    """
+    challenge = await client.challenge(b"AUTH " + name.encode("latin-1"))
+    if isinstance(challenge, Reply):
+        expect(False, f"AUTH {name} is announced: {challenge}")
+    assert isinstance(challenge, bytes)
+    return challenge
+
+
+@rule("SASL", "RFC 5034 sections 3 and 4", "SASL", given=Given.NOTHING)
+async def mechanismsStart(target: Target) -> str:
+    """
+    Each mechanism that is announced starts, with a challenge in base64 or an empty one.
+    """
+    names = _mechanisms(target)
+    for name in names:
+        client = await target.fresh()
+        challenge = await _started(client, name)
+        expect(
+            challenge.endswith(b"\r\n") and _BASE64.fullmatch(challenge[:-2]) is not None,
+            f"AUTH {name} is answered {show(b'+ ' + challenge)}",
+        )
+        await client.challenge(b"*")
+    return " ".join(names)
+
+
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.NOTHING)
+async def emptyChallenge(target: Target) -> None:
+    """
+    A mechanism where the client speaks first begins with a plus, a space and nothing else.
+    """
+    names = [name for name in _mechanisms(target) if _CLIENT_FIRST.fullmatch(name)]
+    if not names:
+        raise NotApplicable("no mechanism is announced where the client speaks first")
+    for name in names:
+        client = await target.fresh()
+        challenge = await _started(client, name)
+        expect(challenge == b"\r\n", f"AUTH {name} is answered {show(b'+ ' + challenge)}")
+        await client.challenge(b"*")
+
+
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.FRESH)
+async def cancelledByAsterisk(target: Target, client: Client) -> None:
+    """
+    An exchange that is cancelled by an asterisk is refused, and the session goes on.
+    """
+    await _started(client, _mechanisms(target)[0])
+    reply = await client.challenge(b"*")
+    expect(
+        isinstance(reply, Reply) and reply.first.startswith(b"-ERR"),
+        f"the asterisk is answered {reply if isinstance(reply, Reply) else show(reply)}",
+    )
+    await client.fetched(b"CAPA")
+
+
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.FRESH)
+async def unknownMechanism(target: Target, client: Client) -> None:
+    """
+    A mechanism that nobody knows is refused, and the session goes on.
+    """
+    _mechanisms(target)
+    await client.refused(b"AUTH X-NOBODY-KNOWS")
+    await client.accepted(b"QUIT")
+
+
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.LOGINS)
+async def badBase64(target: Target) -> None:
+    """
+    A response that is no base64 is refused.
+    """
+    _needsPLAIN(target)
+    await target.release()
+    client = await target.fresh()
+    await _started(client, "PLAIN")
+    # With the characters that do not belong ignored it would log in.
+    bad = target.plainResponse[:4] + b"!" + target.plainResponse[4:]
+    reply = await client.challenge(bad)
+    expect(
+        isinstance(reply, Reply) and reply.first.startswith(b"-ERR"),
+        f"base64 with ! in it is answered {reply if isinstance(reply, Reply) else show(reply)}",
+    )
+
+
+@rule("SASL", "RFC 5034 sections 4 and 5", "SASL", given=Given.LOGINS)
+async def plainLogsIn(target: Target) -> None:
+    """
+    PLAIN logs in, its name in lower case, too.
+    """
+    _needsPLAIN(target)
+    await target.release()
+    client = await target.fresh()
+    await _started(client, "plain")
+    reply = await client.challenge(target.plainResponse)
+    expect(isinstance(reply, Reply) and reply.positive, f"AUTH plain: {reply!s}")
+    await client.accepted(b"STAT")
+
+
+@rule("SASL", "RFC 5034 section 4", "SASL", given=Given.LOGINS)
+async def plainAtOnce(target: Target) -> None:
+    """
+    PLAIN with an initial response logs in.
+    """
+    _needsPLAIN(target)
+    if len(target.plainResponse) > _INITIAL_MOST:
+        raise NotApplicable("user and password are too long for an initial response")
+    await target.release()
+    client = await target.fresh()
+    await client.accepted(b"AUTH PLAIN " + target.plainResponse)
+    await client.accepted(b"STAT")
+
+
+@rule("SASL", "RFC 5034 section 4", level=Level.INFORMATION, given=Given.NOTHING)
+async def passwordsInTheClear(target: Target) -> str:
+    """
+    Whether logins with the password in the clear are offered without TLS.
+    """
+    if target.mode == "tls":
+        raise NotApplicable("TLS is on from the first octet")
+    client = await target.greeted()
+    reply = await client.say(b"USER " + target.user)
+    return f"without TLS {reply}"

@@ -1,0 +1,341 @@
+"""
+Rules about listings and messages: STAT, LIST, RETR, TOP, UIDL.
+"""
+
+from __future__ import annotations
+
+import re
+
+from pop3svc.check.client import Client, expect, show
+from pop3svc.check.table import Given, Level, rule
+from pop3svc.check.target import NotApplicable, Target
+
+__all__: list[str] = []
+
+_UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
+_WHOLE = 99_999_999
+
+
+# --- STAT and LIST ---------------------------------------------------------------
+
+
+@rule("STAT and LIST", "RFC 1939 section 5")
+async def statHasItsForm(target: Target, client: Client) -> None:
+    """
+    STAT answers +OK, the count and the octets, one space between each.
+    """
+    reply = await client.accepted(b"STAT")
+    form = rb"\+OK [0-9]+ [0-9]+(?: [ -~]*)?\r\n"
+    expect(re.fullmatch(form, reply.first) is not None, str(reply))
+
+
+@rule("STAT and LIST", "RFC 1939 section 5", level=Level.SHOULD)
+async def nothingBehindTheSizes(target: Target, client: Client) -> None:
+    """
+    Nothing stands behind the octets in the answers of STAT and LIST.
+    """
+    reply = await client.accepted(b"STAT")
+    expect(len(reply.text.split(b" ")) == 2, str(reply))
+    for line in (await client.fetched(b"LIST")).lines:
+        expect(len(line.split(b" ")) == 2, f"LIST says {show(line)}")
+
+
+@rule("STAT and LIST", "RFC 1939 section 5")
+async def statCountsMessages(target: Target, client: Client) -> None:
+    """
+    STAT counts as many messages as LIST lists.
+    """
+    reply = await client.accepted(b"STAT")
+    lines = (await client.fetched(b"LIST")).lines
+    expect(reply.text.split(b" ")[0] == b"%d" % len(lines), f"{reply}, LIST lists {len(lines)}")
+
+
+@rule("STAT and LIST", "RFC 1939 section 5", level=Level.SHOULD)
+async def statAddsUpSizes(target: Target, client: Client) -> None:
+    """
+    STAT's octets are the sum of LIST's (RFC 6856 section 2.1 would rather have it so).
+    """
+    reply = await client.accepted(b"STAT")
+    total = sum((await target.sizes(client)).values())
+    expect(reply.text.split(b" ")[1:2] == [b"%d" % total], f"{reply}, LIST's sum is {total}")
+
+
+@rule("STAT and LIST", "RFC 1939 section 5")
+async def listHasItsForm(target: Target, client: Client) -> None:
+    """
+    Each line of LIST is a number, a space and a size.
+    """
+    for line in (await client.fetched(b"LIST")).lines:
+        expect(re.match(rb"[0-9]+ [0-9]+(?: |$)", line) is not None, f"LIST says {show(line)}")
+
+
+@rule("STAT and LIST", "RFC 1939 section 4")
+async def listNumbersFromOne(target: Target, client: Client) -> None:
+    """
+    The messages are numbered 1, 2, 3 and so on, with nothing deleted.
+    """
+    numbers = list(await target.sizes(client))
+    expect(numbers == list(range(1, len(numbers) + 1)), f"LIST numbers them {numbers[:20]}")
+
+
+@rule("STAT and LIST", "RFC 1939 section 5")
+async def listOfOneMessage(target: Target, client: Client) -> None:
+    """
+    LIST n says in one line what LIST says of message n.
+    """
+    sizes = await target.sizes(client)
+    for number in await target.sample(client):
+        reply = await client.accepted(b"LIST %d" % number)
+        expected = b"%d %d" % (number, sizes[number])
+        expect(
+            b" ".join(reply.text.split(b" ")[:2]) == expected,
+            f"{reply}, LIST says {show(expected)}",
+        )
+
+
+# --- RETR ------------------------------------------------------------------------
+
+
+@rule("RETR", "RFC 1939 sections 5 and 11")
+async def retrSendsItsSize(target: Target, client: Client) -> None:
+    """
+    The size LIST gives is the number of octets RETR sends, dot-stuffing not counted.
+    """
+    sizes = await target.sizes(client)
+    for number in await target.sample(client):
+        sent = len((await client.fetched(b"RETR %d" % number)).content)
+        expect(
+            sent == sizes[number],
+            f"RETR {number} sends {sent} octets, LIST says {sizes[number]}",
+        )
+
+
+@rule("RETR", "RFC 1939 section 3")
+async def retrStuffsDots(target: Target, client: Client) -> str:
+    """
+    Each line of a message that begins with a dot is sent with another one before it.
+    """
+    stuffed = 0
+    for number in await target.sample(client):
+        body = (await client.fetched(b"RETR %d" % number)).body or b""
+        for line in body.split(b"\r\n"):
+            if line.startswith(b"."):
+                expect(line.startswith(b".."), f"RETR {number} sends the line {show(line)}")
+                stuffed += 1
+        # A dot alone that was not stuffed ended the message too early.
+        await client.accepted(b"NOOP")
+    if not stuffed:
+        raise NotApplicable("no line of the messages looked at begins with a dot")
+    return f"{stuffed} lines begin with a dot"
+
+
+@rule("RETR", "RFC 1939 section 3")
+async def retrEndsLinesWithCRLF(target: Target, client: Client) -> None:
+    """
+    Each line of a message ends with CRLF, the last one, too.
+    """
+    for number in await target.sample(client):
+        body = (await client.fetched(b"RETR %d" % number)).body or b""
+        bare = re.search(rb"[^\n]{0,40}(?<!\r)\n", body)
+        expect(bare is None, f"RETR {number} sends {show(bare.group()) if bare else ''}")
+
+
+@rule("RETR", "RFC 1939 section 3")
+async def retrEndsOnce(target: Target, client: Client) -> None:
+    """
+    The next reply follows directly behind the last line of a message.
+    """
+    number = (await target.sample(client))[0]
+    stat = await client.accepted(b"STAT")
+    await client.fetched(b"RETR %d" % number)
+    reply = await client.say(b"STAT")
+    expect(reply.first == stat.first, f"after RETR {number}: {reply}")
+
+
+@rule("RETR", "RFC 1939 section 5", level=Level.SHOULD)
+async def retrTwice(target: Target, client: Client) -> None:
+    """
+    RETR of the same message sends the same octets again.
+    """
+    number = (await target.sample(client))[0]
+    once = await client.fetched(b"RETR %d" % number)
+    twice = await client.fetched(b"RETR %d" % number)
+    expect(once.body == twice.body, f"RETR {number} differs from RETR {number}")
+
+
+# --- TOP -------------------------------------------------------------------------
+
+
+def _top(content: bytes, lines: int) -> bytes:
+    """
+    @return: what TOP has to send of a message.
+    """
+    if content.startswith(b"\r\n"):
+        header, body = b"\r\n", content[2:]
+    else:
+        before, blank, body = content.partition(b"\r\n\r\n")
+        header = before + blank
+    return header + _firstLines(body, lines)
+
+
+def _firstLines(body: bytes, lines: int) -> bytes:
+    at = 0
+    for _ in range(lines):
+        end = body.find(b"\r\n", at)
+        if end < 0:
+            return body
+        at = end + 2
+    return body[:at]
+
+
+async def _topIs(target: Target, client: Client, lines: int) -> None:
+    for number in await target.sample(client):
+        content = (await client.fetched(b"RETR %d" % number)).content
+        top = (await client.fetched(b"TOP %d %d" % (number, lines))).content
+        expected = _top(content, lines)
+        # A message that is all header may get the blank line that it lacks.
+        lacksBlank = b"\r\n\r\n" not in content and not content.startswith(b"\r\n")
+        expect(
+            top == expected or (lacksBlank and top == content + b"\r\n"),
+            f"TOP {number} {lines} sends {len(top)} octets that end {show(top[-40:])}; "
+            f"of RETR {number} it should be the first {len(expected)}",
+        )
+
+
+@rule("TOP", "RFC 1939 section 7", "TOP")
+async def topOfNoLines(target: Target, client: Client) -> None:
+    """
+    TOP n 0 sends the header and the blank line, as RETR does, and nothing else.
+    """
+    await _topIs(target, client, 0)
+
+
+@rule("TOP", "RFC 1939 section 7", "TOP")
+async def topOfSomeLines(target: Target, client: Client) -> None:
+    """
+    TOP n k sends the header, the blank line and k lines of the body.
+    """
+    for lines in (1, 2, 5):
+        await _topIs(target, client, lines)
+
+
+@rule("TOP", "RFC 1939 section 7", "TOP")
+async def topOfAllLines(target: Target, client: Client) -> None:
+    """
+    TOP n 99999999 sends what RETR n sends.
+    """
+    for number in await target.sample(client):
+        whole = (await client.fetched(b"RETR %d" % number)).body or b""
+        top = (await client.fetched(b"TOP %d %d" % (number, _WHOLE))).body or b""
+        expect(
+            top == whole,
+            f"TOP {number} {_WHOLE} sends {len(top)} octets, RETR {number} {len(whole)}",
+        )
+
+
+@rule("TOP", "RFC 1939 section 7", "TOP")
+async def topArguments(target: Target, client: Client) -> None:
+    """
+    TOP without a count, or with one that is no non-negative number, is refused.
+    """
+    await target.sizes(client)
+    await client.refused(b"TOP", b"TOP 1", b"TOP 1 x", b"TOP 1 -1", b"TOP x 1", b"TOP 1 1 1")
+
+
+@rule("TOP", "RFC 1939 section 7", "TOP")
+async def topBeyond(target: Target, client: Client) -> None:
+    """
+    TOP of message 0 and of the one after the last is refused.
+    """
+    sizes = await target.sizes(client)
+    await client.refused(b"TOP 0 0", b"TOP %d 0" % (len(sizes) + 1))
+
+
+# --- UIDL ------------------------------------------------------------------------
+
+
+async def _uniqueIDs(client: Client) -> dict[bytes, bytes]:
+    """
+    @return: unique-ids by message number, both as they came.
+    """
+    found = {}
+    for line in (await client.fetched(b"UIDL")).lines:
+        number, _, uniqueID = line.partition(b" ")
+        found[number] = uniqueID
+    if not found:
+        raise NotApplicable("there are no messages")
+    return found
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL")
+async def uidlHasItsForm(target: Target, client: Client) -> None:
+    """
+    A line of UIDL is a number, a space and 1 to 70 characters of 0x21 to 0x7E.
+    """
+    for number, uniqueID in (await _uniqueIDs(client)).items():
+        expect(
+            number.isdigit() and _UNIQUE_ID.fullmatch(uniqueID) is not None,
+            f"UIDL says {show(number + b' ' + uniqueID)}",
+        )
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL")
+async def uidlNumbersAsList(target: Target, client: Client) -> None:
+    """
+    UIDL lists the messages that LIST lists.
+    """
+    numbers = [b"%d" % number for number in await target.sizes(client)]
+    listed = [line.partition(b" ")[0] for line in (await client.fetched(b"UIDL")).lines]
+    expect(listed == numbers, f"UIDL numbers {listed[:20]}, LIST {numbers[:20]}")
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL", level=Level.SHOULD)
+async def uidlIsUnique(target: Target, client: Client) -> None:
+    """
+    No two messages have the same unique-id (only identical copies may).
+    """
+    seen: dict[bytes, bytes] = {}
+    for number, uniqueID in (await _uniqueIDs(client)).items():
+        expect(
+            uniqueID not in seen,
+            f"messages {show(seen.get(uniqueID, b''))} and {show(number)} are {show(uniqueID)}",
+        )
+        seen[uniqueID] = number
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL")
+async def uidlOfOneMessage(target: Target, client: Client) -> None:
+    """
+    UIDL n says in one line what UIDL says of message n.
+    """
+    found = await _uniqueIDs(client)
+    for number in await target.sample(client):
+        reply = await client.accepted(b"UIDL %d" % number)
+        expected = b"%d %s" % (number, found.get(b"%d" % number, b""))
+        expect(reply.text == expected, f"{reply}, UIDL says {show(expected)}")
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL")
+async def uidlBeyond(target: Target, client: Client) -> None:
+    """
+    UIDL of message 0, of the one after the last and of no number is refused.
+    """
+    sizes = await target.sizes(client)
+    await client.refused(b"UIDL 0", b"UIDL %d" % (len(sizes) + 1), b"UIDL x", b"UIDL 1 1")
+
+
+@rule("UIDL", "RFC 1939 section 7", "UIDL", given=Given.LOGINS)
+async def uidlStays(target: Target) -> None:
+    """
+    Unique-ids are the same in the next session, also when this one ended without QUIT.
+    """
+    client = await target.loggedIn()
+    before = await _uniqueIDs(client)
+    await client.close()
+    after = await _uniqueIDs(await target.loggedIn())
+    for number, uniqueID in before.items():
+        found = after.get(number, b"")
+        expect(
+            found == uniqueID,
+            f"message {show(number)} was {show(uniqueID)}, in the next session {show(found)}",
+        )

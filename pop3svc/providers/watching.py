@@ -1,0 +1,194 @@
+"""
+Told by the kernel which mailboxes have changed (inotify, Linux).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.logger import Logger
+from twisted.python.filepath import FilePath
+
+try:
+    from twisted.internet import inotify
+    from twisted.python._inotify import INotifyError
+except ImportError:  # pragma: no cover (another kernel)
+    inotify = None  # type: ignore[assignment]
+
+__all__ = ["Watch", "Watches"]
+
+log = Logger(namespace="pop3svc")
+
+# (device, inode) of a directory
+Key = tuple[int, int]
+
+# wd, mask, cookie, length of the name behind it (inotify(7))
+_EVENT = struct.Struct("=iIII")
+_READ = 65536
+_OVERFLOW = 0x4000
+# IN_ONLYDIR and IN_DONT_FOLLOW
+_FLAGS = 0x01000000 | 0x02000000
+
+
+class Watch:
+    """
+    A mailbox that is watched.
+
+    @ivar changes: how often something in it has changed.
+    @ivar isBroken: nothing more is heard of it.
+    """
+
+    def __init__(self, watches: Watches, path: str, key: Key) -> None:
+        self.path = path
+        self.key = key
+        self.changes = 0
+        self.isBroken = False
+        self.folders: list[str] = []
+        self.numbers: list[int] = []
+        self.called: list[Callable[[], object]] = []
+        self._watches = watches
+
+    def look(self) -> int:
+        """
+        Hear what the kernel has to tell by now.
+
+        @return: L{changes}
+        """
+        self._watches.drain()
+        return self.changes
+
+    def changed(self) -> None:
+        """
+        Something in it has changed.
+        """
+        self.changes += 1
+        for each in list(self.called):
+            each()
+
+
+class Watches:
+    """
+    The mailboxes of one store that are watched, each once, however many
+    sessions ask for it.  Used in the reactor thread only.
+
+    The kernel is asked when somebody wakes up, not at each delivery: its queue
+    has a bound, and says so when it overflows.
+    """
+
+    def __init__(self) -> None:
+        self._notifier: Any = None
+        self._isOff = inotify is None
+        self._watches: dict[str, Watch] = {}
+        self._byNumber: dict[int, Watch] = {}
+
+    def watch(
+        self, path: str, root: int, folders: Iterable[str], changed: Callable[[], object]
+    ) -> tuple[Watch, Callable[[], None]] | None:
+        """
+        @param path: of the mailbox.
+        @param root: a descriptor of it.
+        @param folders: the directories in it that messages are in.
+        @return: the watch, and what ends it for this session; L{None} if the
+            kernel does not tell.
+        """
+        status = os.fstat(root)
+        key = status.st_dev, status.st_ino
+        watch = self._watches.get(path)
+        if watch is not None and (watch.key != key or watch.isBroken):
+            self._drop(watch)
+            watch = None
+        if watch is None:
+            watch = self._begun(Watch(self, path, key), root, folders)
+            if watch is None:
+                return None
+            self._watches[path] = watch
+        watch.called.append(changed)
+        kept = watch
+
+        def end() -> None:
+            kept.called.remove(changed)
+            if not kept.called and self._watches.get(path) is kept:
+                self._drop(kept)
+
+        return watch, end
+
+    def _begun(self, watch: Watch, root: int, folders: Iterable[str]) -> Watch | None:
+        if self._isOff:
+            return None
+        try:
+            if self._notifier is None:
+                self._notifier = inotify.INotify(object())
+            mask = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_CREATE
+            mask |= inotify.IN_DELETE | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | _FLAGS
+            for folder in folders:
+                path = os.path.join(watch.path, folder)
+                number = self._notifier.watch(FilePath(path), mask)
+                watch.folders.append(path)
+                watch.numbers.append(number)
+                self._byNumber[number] = watch
+                # By its path it has to be the one that is read.
+                there, here = os.lstat(path), os.stat(folder, dir_fd=root, follow_symlinks=False)
+                if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
+                    raise FileNotFoundError(path)
+        except (OSError, INotifyError):
+            # No such directory yet, or too many watches: their times tell.
+            self._drop(watch)
+            return None
+        return watch
+
+    def _drop(self, watch: Watch) -> None:
+        watch.isBroken = True
+        watch.changed()
+        if self._watches.get(watch.path) is watch:
+            del self._watches[watch.path]
+        for path in watch.folders:
+            try:
+                self._notifier.ignore(FilePath(path))
+            except KeyError:
+                pass
+        for number in watch.numbers:
+            self._byNumber.pop(number, None)
+        if not self._byNumber:
+            self.stop()
+
+    def drain(self) -> None:
+        """
+        Hear all there is to hear by now.
+        """
+        while self._notifier is not None:
+            try:
+                data = os.read(self._notifier.fileno(), _READ)
+            except (BlockingIOError, InterruptedError):
+                return
+            self.heard(data)
+
+    def heard(self, data: bytes) -> None:
+        """
+        Events of inotify came in.
+        """
+        offset = 0
+        while offset + _EVENT.size <= len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size + length
+            if mask & _OVERFLOW:
+                for watch in list(self._watches.values()):
+                    watch.changed()
+                continue
+            known = self._byNumber.get(number)
+            if known is None:
+                continue
+            if mask & (inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED):
+                self._drop(known)
+            else:
+                known.changed()
+
+    def stop(self) -> None:
+        """
+        There is nothing to be heard any more.
+        """
+        notifier, self._notifier = self._notifier, None
+        if notifier is not None:
+            os.close(notifier.fileno())

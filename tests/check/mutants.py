@@ -1,0 +1,692 @@
+"""
+Servers that are broken in one place each, and the rules that have to tell.
+
+C{python -m tests.check.mutants} runs C{pop3svc check} on the whole toy server and on each of them;
+it prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import tempfile
+from base64 import b64decode
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import ssl
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ITransport
+from twisted.internet.task import react
+from twisted.logger import globalLogBeginner
+
+from pop3svc.check import command
+from pop3svc.check.table import check
+from pop3svc.check.target import Target
+from tests.check.toyserver import PASSWORD, USER, Refused, ToyFactory, ToyServer
+from tests.interop.service import _makeCertificate
+
+__all__ = ["MUTANTS"]
+
+# Seconds for an answer: what is late on a busy machine is no fault.
+_TIMEOUT = 20.0
+# For mutants that never answer.
+_SHORT = 0.5
+
+Rewrite = Callable[[bytes, bytes], bytes]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """
+    @ivar rules: which of them have to fail.
+    @ivar name: the name on the certificate it is connected by.
+    """
+
+    toy: type[ToyServer]
+    rules: tuple[str, ...]
+    timeout: float = _TIMEOUT
+    name: str = "127.0.0.1"
+    mode: str = "plain"
+
+
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(*rules: str, **options: Any) -> Callable[[type[ToyServer]], type[ToyServer]]:
+    """
+    Declare a mutant by its class.
+    """
+
+    def declare(toy: type[ToyServer]) -> type[ToyServer]:
+        assert toy.__name__ not in MUTANTS
+        MUTANTS[toy.__name__] = Mutant(toy, rules, **options)
+        return toy
+
+    return declare
+
+
+def rewritten(name: str, rules: str, rewrite: Rewrite, **options: Any) -> None:
+    """
+    Declare a mutant by what it makes of a reply: C{rewrite(line, reply)}.
+    """
+
+    class Rewritten(ToyServer):
+        def answered(self, body: Callable[[], bytes], line: bytes) -> bytes:
+            return rewrite(line, super().answered(body, line))
+
+        def greeting(self) -> bytes:
+            return rewrite(b"", super().greeting())
+
+    assert name not in MUTANTS
+    MUTANTS[name] = Mutant(Rewritten, tuple(rules.split()), **options)
+
+
+def replaced(name: str, rules: str, line: bytes, old: bytes, new: bytes, **options: Any) -> None:
+    """
+    Declare a mutant by a pattern that is replaced in the replies to some lines.
+
+    @param line: a pattern of the whole line, in upper case; the greeting's is empty.
+    """
+
+    def rewrite(said: bytes, reply: bytes) -> bytes:
+        return re.sub(old, new, reply) if re.fullmatch(line, said.upper()) else reply
+
+    rewritten(name, rules, rewrite, **options)
+
+
+def accepts(name: str, rules: str, line: bytes, **options: Any) -> None:
+    """
+    Declare a mutant that says C{+OK} to lines of a pattern whatever they are.
+    """
+    replaced(name, rules, line, rb"(?s)-ERR.*", rb"+OK well\r\n", **options)
+
+
+# --- greeting ------------------------------------------------------------------------
+
+replaced("negativeGreeting", "greetingIsPositive", rb"", rb"\+OK", b"-ERR")
+replaced("longGreeting", "greetingHasItsForm firstLinesAreShort", rb"", rb"toy", b"toy" * 200)
+replaced("greetingInTwoLines", "greetingIsOneLine", rb"", rb"\Z", b"+OK again\r\n")
+replaced("greetingInLatin1", "greetingHasItsForm repliesArePrintable", rb"", rb"toy", b"t\xf6y")
+replaced("timestampTheSame", "timestampDiffers", rb"", rb"<.*>", b"<1.2@example.test>")
+replaced("timestampIsNone", "timestampDiffers", rb"", rb"<.*>", b"<never>")
+
+
+@mutant("greetingIsPositive", timeout=_SHORT)
+class saysNothing(ToyServer):
+    def write(self, data: bytes) -> None:
+        pass
+
+
+# --- command lines ----------------------------------------------------------------------
+
+
+@mutant("verbsInLowerCase", "verbsInMixedCase")
+class upperCaseOnly(ToyServer):
+    def verb(self, verb: bytes) -> bytes:
+        return verb
+
+
+@mutant("keywordsAreWhole")
+class fourLetters(ToyServer):
+    def verb(self, verb: bytes) -> bytes:
+        return verb[:4].upper()
+
+
+accepts("knowsEverything", "unknownBeforeLogin unknownAfterLogin stlsIsQuiet", rb"XYZZ.*")
+accepts("likesEmptyLines", "emptyLine", rb"")
+accepts("likesNUL", "controlOctets", rb".*\0.*")
+
+
+@mutant("linesInPieces", "twentyOctetByOctet", timeout=_SHORT)
+class wholeSegments(ToyServer):
+    def dataReceived(self, data: bytes) -> None:
+        if data.endswith(b"\n"):
+            super().dataReceived(data)
+
+
+@mutant("linesOf255Octets")
+class shortLines(ToyServer):
+    MAX_LENGTH = 100
+
+
+@mutant("linesThatAreTooLong", timeout=_SHORT)
+class hangsOnLongLines(ToyServer):
+    def lineLengthExceeded(self, line: bytes) -> None:
+        pass
+
+
+@mutant("linesThatAreTooLong")
+class likesLongLines(ToyServer):
+    def lineLengthExceeded(self, line: bytes) -> None:
+        self.write(b"+OK long\r\n")
+
+
+# --- states and arguments ------------------------------------------------------------------
+
+
+def inMoreStates(name: str, rules: str, verbs: bytes, states: str) -> None:
+    """
+    Declare a mutant that accepts commands in states where it must not.
+    """
+
+    class Elsewhere(ToyServer):
+        def moreStates(self, verb: bytes) -> str:
+            return states if verb in verbs.split() else ""
+
+        def doWAKE(self) -> bytes:
+            return b"+OK [ACTIVITY/NONE]\r\n" if self.state == "T" else super().doWAKE()
+
+    assert name not in MUTANTS
+    MUTANTS[name] = Mutant(Elsewhere, tuple(rules.split()))
+
+
+inMoreStates("mailboxForAll", "mailboxBeforeLogin", b"STAT LIST RETR RSET", "A")
+inMoreStates("rsetForAll", "mailboxBeforeLogin", b"RSET", "A")
+inMoreStates("noopForAll", "noopBeforeLogin", b"NOOP", "A")
+inMoreStates("uidlForAll", "optionalBeforeLogin", b"UIDL", "A")
+inMoreStates("userAgain", "loginAfterLogin", b"USER", "T")
+inMoreStates("wakesTheWaking", "sleepAndWake", b"WAKE", "T")
+inMoreStates("statAsleep", "sleepAndWake", b"STAT", "S")
+inMoreStates("utf8Again", "utf8AfterLogin", b"UTF8", "T")
+accepts("passAlone", "passWithoutUser", rb"PASS X")
+accepts("passAgain", "loginAfterLogin", rb"PASS X")
+accepts("authAgain", "authAfterLogin", rb"AUTH PLAIN")
+accepts("stlsAgain", "stlsAfterLogin", rb"STLS")
+accepts("deleForAll", "deleBeforeLogin", rb"DELE 1")
+accepts("xlogAgain", "xlogLogsIn", rb"XLOG .*")
+accepts("retrOfNothing", "missingMessage", rb"RETR ?")
+accepts("statOfSomething", "superfluousArguments", rb"(STAT|NOOP|RSET) 1")
+accepts("listOfTwo", "tooManyArguments", rb"(LIST|RETR) 1 1")
+accepts("halfNumbers", "malformedNumbers", rb"(LIST|RETR) 1X")
+accepts("hexNumbers", "malformedNumbers", rb"LIST 0X1")
+accepts("numberNought", "numberZero", rb"(LIST|RETR) 0")
+accepts("belowZero", "negativeNumbers", rb"LIST -1")
+accepts("oneMore", "numbersBeyond", rb"(LIST|RETR) 13")
+accepts("topOfAnything", "topArguments", rb"TOP 1")
+accepts("topBelowZero", "topArguments", rb"TOP 1 -1")
+accepts("topOneMore", "topBeyond", rb"TOP 13 0")
+accepts("uidlOneMore", "uidlBeyond", rb"UIDL 13")
+accepts("utf8OfSomething", "utf8TakesNoArgument", rb"UTF8 .*")
+accepts("deleNought", "deleArguments", rb"DELE 0")
+accepts("deleOneMore", "deleArguments", rb"DELE 13")
+accepts("speaksAll", "langThatIsNone", rb"LANG .*")
+accepts("deliAgain", "deliDeletesAtOnce", rb"DELI 2")
+
+
+@mutant("negativeNumbers")
+class countsBackwards(ToyServer):
+    def pattern(self, verb: bytes, pattern: bytes) -> bytes:
+        return pattern.replace(b"[0-9]+", b"-?[0-9]+")
+
+    def number(self, digits: bytes) -> int:
+        return abs(int(digits))
+
+
+@mutant("hugeNumbers")
+class of32Bits(ToyServer):
+    def number(self, digits: bytes) -> int:
+        return int(digits) % 2**32
+
+
+@mutant("hugeNumbers")
+class of64Bits(ToyServer):
+    def number(self, digits: bytes) -> int:
+        return int(digits) % 2**64
+
+
+# --- NOOP, RSET, QUIT -------------------------------------------------------------------------
+
+
+@mutant("noopDoesNothing")
+class noopMarks(ToyServer):
+    def doNOOP(self) -> bytes:
+        self.marked.add(self.listed[-1])
+        return super().doNOOP()
+
+
+@mutant("rsetWithoutMarks")
+class rsetMarks(ToyServer):
+    def doRSET(self) -> bytes:
+        self.marked.add(self.listed[-1])
+        return b"+OK done\r\n"
+
+
+replaced("rsetOfNothing", "rsetWithoutMarks", rb"RSET", rb"(?s)\+OK.*", rb"-ERR nothing\r\n")
+replaced("quitSaysNo", "quitBeforeLogin quitAfterLogin", rb"QUIT", rb"\+OK", rb"-ERR")
+replaced("quitSaysTwice", "quitBeforeLogin quitAfterLogin", rb"QUIT", rb"\Z", rb"+OK bye\r\n")
+
+
+@mutant("quitBeforeLogin", "quitAfterLogin", timeout=_SHORT)
+class quitStays(ToyServer):
+    def bye(self) -> None:
+        pass
+
+
+@mutant("nothingAfterQuit")
+class quitGoesOn(ToyServer):
+    def lineReceived(self, line: bytes) -> None:
+        if line.startswith(b"QUIT"):
+            self.write(b"+OK bye\r\n")
+            self.factory.reactor.callLater(0, self.transport.loseConnection)
+        else:
+            super().lineReceived(line)
+
+
+# --- STAT, LIST, RETR -------------------------------------------------------------------------
+
+
+@mutant("retrSendsItsSize", "utf8SendsItsSize")
+class sizesOfLF(ToyServer):
+    def size(self, uniqueID: bytes) -> int:
+        return len(self.factory.messages[uniqueID].replace(b"\r\n", b"\n"))
+
+
+@mutant("retrSendsItsSize")
+class sizesWithStuffing(ToyServer):
+    def size(self, uniqueID: bytes) -> int:
+        return len(re.sub(rb"(?m)^\.", b"..", self.factory.messages[uniqueID]))
+
+
+@mutant("utf8SendsItsSize")
+class sizesOfCharacters(ToyServer):
+    def size(self, uniqueID: bytes) -> int:
+        return len(self.factory.messages[uniqueID].decode())
+
+
+replaced("statInWords", "statHasItsForm", rb"STAT", rb" ([0-9]+) ", rb" \1  ")
+replaced("statTellsMore", "nothingBehindTheSizes", rb"STAT", rb"\r", rb" octets\r")
+replaced("listTellsMore", "nothingBehindTheSizes", rb"LIST", rb"([0-9])\r", rb"\1 x\r")
+replaced("statCountsOff", "statCountsMessages", rb"STAT", rb" 12 ", rb" 11 ")
+replaced("statAddsOff", "statAddsUpSizes", rb"STAT", rb" ([0-9]+)\r", rb" 1\1\r")
+replaced("listWithTabs", "listHasItsForm", rb"LIST", rb"(?m)^([0-9]+) ", rb"\1\t")
+replaced("listFromZero", "listNumbersFromOne", rb"LIST", rb"(?m)^12 ", rb"0 ")
+replaced("listTwice", "listNumbersFromOne", rb"LIST", rb"(?m)^2 ", rb"1 ")
+replaced("listOneOff", "listOfOneMessage", rb"LIST [0-9]+", rb"\r", rb"1\r")
+replaced("stuffsNothing", "retrStuffsDots", rb"RETR .*", rb"(?m)^\.\.", rb".")
+replaced("stuffsSome", "retrStuffsDots retrSendsItsSize", rb"RETR .*", rb"\.\.dot", rb".dot")
+replaced("bareLFs", "retrEndsLinesWithCRLF", rb"RETR .*", rb"line\r\nline", rb"line\nline")
+replaced(
+    "retrEndsTwice",
+    "retrEndsOnce commandsBehindRetr",
+    rb"RETR .*",
+    rb"\Z",
+    rb".\r\n",
+    timeout=_SHORT,
+)
+replaced("topOfNothing", "topOfNoLines", rb"TOP .*", rb"(?s)\r\n\r\n.*", rb"\r\n.\r\n")
+replaced("topForgetsTheBlank", "topOfNoLines", rb"TOP .* 0", rb"\r\n\r\n", rb"\r\n")
+replaced("topSaysMore", "topOfSomeLines", rb"TOP .*", rb"line\r\n\.", rb"line\r\nline\r\n.")
+replaced("topOfAllFails", "topOfAllLines", rb"TOP .* 99999999", rb"(?s)\+OK.*", rb"-ERR no\r\n")
+replaced("topIsCut", "topOfAllLines", rb"TOP .* 99999999", rb"line\r\n\.", rb".")
+NO_DOT = rb"(?s)\.\r\n\Z"
+replaced("listHasNoEnd", "listHasItsForm", rb"LIST", NO_DOT, b"", timeout=_SHORT)
+replaced("retrHasNoEnd", "retrEndsOnce", rb"RETR .*", NO_DOT, b"", timeout=_SHORT)
+replaced("topHasNoEnd", "topOfNoLines", rb"TOP .*", NO_DOT, b"", timeout=_SHORT)
+replaced("uidlHasNoEnd", "uidlHasItsForm", rb"UIDL", NO_DOT, b"", timeout=_SHORT)
+replaced("capaHasNoEnd", "capaBeforeLogin", rb"CAPA", NO_DOT, b"", timeout=_SHORT)
+
+
+@mutant("retrTwice")
+class retrOnce(ToyServer):
+    def doRETR(self, argument: bytes) -> bytes:
+        reply = super().doRETR(argument)
+        self.factory.messages[self.find(argument)[1]] += b"Status: RO\r\n"
+        return reply
+
+
+# --- UIDL ------------------------------------------------------------------------------------------
+
+replaced("uidlTooLong", "uidlHasItsForm", rb"UIDL", rb"id-1\r", b"x" * 71 + rb"\r")
+replaced("uidlIsEmpty", "uidlHasItsForm", rb"UIDL", rb"id-1\r", rb"\r")
+replaced("uidlHasSpaces", "uidlHasItsForm", rb"UIDL", rb"id-1\r", rb"id 1\r")
+replaced("uidlNumbersOff", "uidlNumbersAsList", rb"UIDL", rb"(?m)^12 ", rb"13 ")
+replaced("uidlTwins", "uidlIsUnique", rb"UIDL", rb"id-1\r", rb"id-2\r")
+replaced("uidlOneOff", "uidlOfOneMessage", rb"UIDL [0-9]+", rb"id", rb"ID")
+
+
+@mutant("uidlStays")
+class uidlChanges(ToyServer):
+    def shown(self, uniqueID: bytes) -> bytes:
+        return b"%d-%s" % (id(self), uniqueID)
+
+
+# --- CAPA ----------------------------------------------------------------------------------------------
+
+
+def capability(name: str, rules: str, *tags: bytes, states: str = "AT", lacks: bytes = b"") -> None:
+    """
+    Declare a mutant that announces some capabilities more in some states, and one not.
+    """
+
+    class Announces(ToyServer):
+        def capabilities(self) -> list[bytes]:
+            found = super().capabilities()
+            if self.state not in states:
+                return found
+            return [*(each for each in found if not each.startswith(lacks or b" ")), *tags]
+
+    assert name not in MUTANTS
+    MUTANTS[name] = Mutant(Announces, tuple(rules.split()))
+
+
+capability("tagWithDot", "capaBeforeLogin capaAfterLogin", b"X.Y")
+capability("tagWithTwoSpaces", "capaBeforeLogin", b"XY  Z")
+capability("capabilityTooLong", "capaBeforeLogin", b"XY " + b"z" * 600)
+capability("delayOfNoTime", "capaBeforeLogin", b"LOGIN-DELAY")
+capability("expiresSometimes", "capaBeforeLogin", b"EXPIRE later", lacks=b"EXPIRE")
+capability("topWithArgument", "capaAfterLogin", b"TOP 5", lacks=b"TOP")
+capability("saslInWords", "capaBeforeLogin", b"SASL plain,login", lacks=b"SASL")
+capability("uidlOnlyBefore", "capaInBothStates", states="T", lacks=b"UIDL")
+capability("saslOnlyBefore", "saslInBothStates", states="T", lacks=b"SASL")
+capability("stlsInside", "noSTLSInsideTLS", b"STLS")
+capability("startsNothing", "mechanismsStart", b"SASL PLAIN SCRAM-SHA-256", lacks=b"SASL")
+capability("lies", "xTLSIsTrue", b"X-TLS True", lacks=b"X-TLS")
+replaced("noTop", "topIsThere", rb"TOP .*", rb"(?s)\+OK.*", rb"-ERR unknown\r\n")
+replaced("noUidl", "uidlIsThere", rb"UIDL", rb"(?s)\+OK.*", rb"-ERR unknown\r\n")
+replaced("noAUTH", "mechanismsStart", rb"AUTH .*", rb"(?s).*", rb"-ERR unknown\r\n")
+
+
+@mutant("userIsThere")
+class userOnceOnly(ToyServer):
+    def doUSER(self, name: bytes) -> bytes:
+        self.factory.users = getattr(self.factory, "users", 0) + 1
+        if self.factory.users > 1:
+            raise Refused("not today")
+        return super().doUSER(name)
+
+
+# --- PIPELINING ---------------------------------------------------------------------------------------------
+
+
+@mutant("twentyInOneSegment", "commandsBehindRetr", "loginInOneSegment", timeout=_SHORT)
+class oneCommandASegment(ToyServer):
+    def dataReceived(self, data: bytes) -> None:
+        super().dataReceived(data.partition(b"\n")[0] + b"\n" if b"\n" in data else data)
+
+
+@mutant("twentyInOneSegment", "commandsBehindRetr", timeout=_SHORT)
+class lastFirst(ToyServer):
+    def dataReceived(self, data: bytes) -> None:
+        lines = data.splitlines(keepends=True)
+        super().dataReceived(b"".join(reversed(lines)) if data.endswith(b"\n") else data)
+
+
+# --- UTF8 and LANG --------------------------------------------------------------------------------------------
+
+
+@mutant("noUTF8UnlessAsked")
+class utf8ForAll(ToyServer):
+    isUTF8 = True
+
+
+replaced("langInWords", "langLists", rb"LANG", rb"en English", rb"(en) English")
+replaced("langUnnamed", "langNamesItsChoice", rb"LANG \*", rb"en English", rb"as_you_like")
+
+
+# --- login ------------------------------------------------------------------------------------------------------
+
+
+@mutant("wrongPassword", "badBase64")
+class welcomesAll(ToyServer):
+    def isGood(self, name: bytes, password: bytes) -> bool:
+        return True
+
+    def decoded(self, response: bytes) -> bytes:
+        return b64decode(response)
+
+
+@mutant("badBase64")
+class forgivesBase64(ToyServer):
+    def decoded(self, response: bytes) -> bytes:
+        return b64decode(response)
+
+
+@mutant("wrongPassword")
+class refusesAndLogsIn(ToyServer):
+    def logIn(self, name: bytes, password: bytes) -> bytes:
+        if not self.isGood(name, password):
+            self.state = "T"
+            raise Refused("[AUTH] wrong")
+        return super().logIn(name, password)
+
+
+@mutant("loginWorks", "loginInOneSegment")
+class logsInOnce(ToyServer):
+    def logIn(self, name: bytes, password: bytes) -> bytes:
+        self.factory.logins = getattr(self.factory, "logins", 0) + 1
+        if self.factory.logins > 1:
+            raise Refused("not today")
+        return super().logIn(name, password)
+
+
+replaced("wrongInSilence", "wrongPassword", rb"PASS .*", rb"\[AUTH\] ", b"")
+replaced("challengeInWords", "mechanismsStart", rb"AUTH LOGIN", rb"\+ .*\r", rb"+ Username:\r")
+replaced("challengeWithText", "emptyChallenge", rb"AUTH PLAIN", rb"\+ \r", rb"+ Z28gb24=\r")
+replaced("cancelIsFine", "cancelledByAsterisk", rb"\*", rb"-ERR", rb"+OK")
+accepts("anyMechanism", "unknownMechanism", rb"AUTH X-.*")
+replaced("noInitialResponse", "plainAtOnce", rb"AUTH PLAIN .+", rb"(?s)\+OK.*", rb"+ \r\n")
+
+
+@mutant("plainLogsIn")
+class mechanismsInUpperCase(ToyServer):
+    def doAUTH(self, name: bytes, initial: bytes | None) -> bytes:
+        if name != name.upper():
+            raise Refused("no such mechanism")
+        return super().doAUTH(name, initial)
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@mutant("certificateIsValid", name="localhost.localdomain")
+class anotherName(ToyServer):
+    pass
+
+
+@mutant("stlsDropsWhatFollows")
+class keepsWhatFollows(ToyServer):
+    def beginTLS(self) -> None:
+        self.isSecure = True
+        self.transport.startTLS(self.factory.options)
+
+
+@mutant("stlsForgetsTheUser")
+class remembersTheUser(ToyServer):
+    def beginTLS(self) -> None:
+        name = self.name
+        super().beginTLS()
+        self.name = name
+
+
+@mutant("stlsIsQuiet")
+class greetsAgain(ToyServer):
+    def beginTLS(self) -> None:
+        super().beginTLS()
+        self.write(self.greeting())
+
+
+@mutant("certificateIsValid", "tlsIsRecent")
+class startsNoTLS(ToyServer):
+    def beginTLS(self) -> None:
+        self.write(b"-ERR after all\r\n")
+        self.transport.loseConnection()
+
+
+@mutant("closeAlert")
+class noCloseAlert(ToyServer):
+    def bye(self) -> None:
+        if self.isSecure:
+            # The TCP connection goes without a word of TLS.
+            tls = self.transport.protocol
+            assert ITransport.providedBy(tls.transport)
+            tls._flushSendBIO()
+            self.factory.reactor.callLater(0.2, tls.transport.abortConnection)
+        else:
+            super().bye()
+
+
+# --- extensions -----------------------------------------------------------------------------------------------------------
+
+
+@mutant("messagesByUniqueID")
+class prefixInUpperCase(ToyServer):
+    def pattern(self, verb: bytes, pattern: bytes) -> bytes:
+        return pattern.replace(b"(?i:UID:)", b"UID:")
+
+
+replaced("unknownWithoutCode", "noSuchUniqueID", rb"LIST UID:.*", rb"\[UID/NOT-FOUND\] ", b"")
+replaced("wakesInSilence", "sleepAndWake", rb"WAKE", rb"\[.*\] ", b"")
+replaced("coreInSilence", "coreRefreshes", rb"CORE", rb"\[.*\] ", b"")
+replaced("sleepIsDeep", "sleepAndWake", rb"NOOP", rb"\+OK", rb"-ERR")
+replaced("noXLOG", "xlogLogsIn", rb"XLOG .* .*", rb"(?s)\+OK.*", rb"-ERR no\r\n")
+
+
+@mutant("sleepLetsTheMailboxGo", timeout=_SHORT)
+class sleepsOnTheMailbox(ToyServer):
+    def doSLEE(self) -> bytes:
+        reply = super().doSLEE()
+        self.factory.holder = self
+        return reply
+
+
+@mutant("qautMakesRoom")
+class qautStays(ToyServer):
+    def doQAUT(self) -> bytes:
+        return b"+OK\r\n"
+
+
+# --- deletion ----------------------------------------------------------------------------------------------------------------
+
+
+@mutant("deleHides", "quitDeletes", "coreDeletes", "sleeDeletes", "qautDeletes", "deleByUniqueID")
+class marksNothing(ToyServer):
+    def doDELE(self, argument: bytes) -> bytes:
+        return b"+OK marked\r\n"
+
+
+@mutant("rsetUnmarks", "lostConnectionDeletesNothing")
+class deletesAtOnce(ToyServer):
+    def doDELE(self, argument: bytes) -> bytes:
+        return self.doDELI(argument)
+
+
+@mutant("lostConnectionDeletesNothing")
+class commitsWhenLost(ToyServer):
+    def connectionLost(self, reason: object = None) -> None:
+        if self.state == "T":
+            self.commit()
+        super().connectionLost(reason)
+
+
+@mutant("rsetUnmarks")
+class rsetForgets(ToyServer):
+    def doRSET(self) -> bytes:
+        return b"+OK done\r\n"
+
+
+@mutant("quitDeletes")
+class deletesTheNext(ToyServer):
+    def commit(self) -> None:
+        self.marked = {self.listed[self.listed.index(each) - 1] for each in self.marked}
+        super().commit()
+
+
+@mutant("coreDeletes", "sleeDeletes", "qautDeletes")
+class commitsAtQuitOnly(ToyServer):
+    def commit(self) -> None:
+        if self.state == "Q":
+            super().commit()
+
+
+@mutant("deliDeletesAtOnce")
+class deliMarks(ToyServer):
+    def doDELI(self, argument: bytes) -> bytes:
+        return self.doDELE(argument)
+
+
+@mutant("deleHides")
+class countsTheMarked(ToyServer):
+    def doSTAT(self) -> bytes:
+        return b"+OK %d 1\r\n" % len(self.listed)
+
+
+# --- replies --------------------------------------------------------------------------------------------------------------------
+
+replaced("lowerCase", "statusInUpperCase", rb"NOOP", rb"\+OK", rb"+Ok")
+replaced("gluedText", "statusInUpperCase", rb"NOOP", rb"\+OK ", rb"+OK-")
+replaced("endsWithLF", "repliesEndWithCRLF", rb"NOOP", rb"\r\n", rb"\n")
+replaced("longReplies", "firstLinesAreShort", rb"NOOP", rb"done", b"done" * 200)
+replaced("badCode", "responseCodesHaveTheirForm", rb"NOOP", rb"done", rb"[done / x] done")
+replaced("openCode", "responseCodesHaveTheirForm", rb"NOOP", rb"done", rb"[done")
+replaced("marksSingle", "multiLineRepliesAreMarked", rb"NOOP", rb"done", rb"done _")
+replaced("marksNoMulti", "multiLineRepliesAreMarked", rb"LIST", rb" _", b"")
+rewritten(
+    "printsUTF8",
+    "repliesArePrintable",
+    lambda line, reply: reply.replace(b"done", "erledigt ✓".encode()),
+)
+
+# What the rules about replies look at.
+_REPLIES = ("noopDoesNothing", "listHasItsForm")
+
+
+# --- running them ------------------------------------------------------------------------------------------------------------------
+
+
+async def _outcomes(
+    reactor: Any, each: Mutant, options: Any, certificate: Path, only: tuple[str, ...]
+) -> dict[str, list[str]]:
+    """
+    @return: outcome and what was seen by the name of the rule.
+    """
+    factory: Any = ToyFactory(each.toy, options)
+    factory.reactor = reactor
+    port = reactor.listenTCP(0, factory, interface="127.0.0.1")
+    try:
+        creator = command._creator(each.name, str(certificate))
+        number = port.getHost().port
+        target = Target(
+            reactor, "127.0.0.1", number, each.mode, USER, PASSWORD, creator, each.timeout
+        )
+        try:
+            await target.begin()
+        except Exception as error:
+            return {"begin": ["failed", str(error)]}
+        results = await check(target, destructive=True, only=only)
+        return {found.rule.name: [found.outcome.value, found.seen] for found in results}
+    finally:
+        await port.stopListening()
+
+
+async def _all(reactor: Any) -> None:
+    found = {}
+    with tempfile.TemporaryDirectory() as directory:
+        certificate, privateKey = Path(directory) / "certificate", Path(directory) / "key"
+        _makeCertificate(certificate, privateKey)
+        pair = ssl.PrivateCertificate.loadPEM(certificate.read_bytes() + privateKey.read_bytes())
+        options = pair.options()
+        whole = Mutant(ToyServer, ())
+        found["whole"] = await _outcomes(reactor, whole, options, certificate, ())
+        for name, each in MUTANTS.items():
+            only = each.rules + _REPLIES if each.rules[0] in _ABOUT_REPLIES else each.rules
+            found[name] = await _outcomes(reactor, each, options, certificate, only)
+    json.dump(found, sys.stdout)
+
+
+_ABOUT_REPLIES = (
+    "statusInUpperCase",
+    "repliesEndWithCRLF",
+    "repliesArePrintable",
+    "responseCodesHaveTheirForm",
+    "multiLineRepliesAreMarked",
+    "firstLinesAreShort",
+)
+
+if __name__ == "__main__":
+    if "--quiet" in sys.argv:
+        globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+    react(lambda reactor: Deferred.fromCoroutine(_all(reactor)))

@@ -1,0 +1,148 @@
+"""
+pop3svc check, from outside, on a service of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.interop.hard_messages import HARD_MESSAGES
+from tests.interop.service import HOST, PASSWORD, Service
+from tests.running import script
+
+WAYS = ("plain", "stls", "tls")
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    running = Service(tmp_path_factory.mktemp("service"))
+    running.addUser("nomail")
+    for way in WAYS:
+        running.addUser(way, HARD_MESSAGES)
+    running.start()
+    yield running
+    running.stop()
+
+
+def run(
+    service: Service, user: str, way: str, *options: str, password: str = PASSWORD
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            *(script("pop3svc"), "check", HOST, f"--{way}", "--port", str(service.portFor(way))),
+            *("--user", user, "--timeout", "60", *options),
+        ],
+        input=password + "\n",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def trusting(service: Service) -> tuple[str, str]:
+    return "--ca", str(service.certificate)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_ourServicePasses(service: Service, way: str) -> None:
+    """
+    First nothing is deleted, then something is.
+    """
+    mail = service.mail / way
+    before = sorted(path.name.split(":")[0] for path in mail.glob("[cn]*/*"))
+    ended = run(service, way, way, *trusting(service))
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    assert "FAILED" not in ended.stdout
+    assert re.search(r"^121 rules: \d+ passed, .* 11 skipped", ended.stdout, re.MULTILINE)
+    assert sorted(path.name.split(":")[0] for path in mail.glob("[cn]*/*")) == before
+    ended = run(service, way, way, *trusting(service), "--destructive", "--json")
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    results = json.loads(ended.stdout)["results"]
+    assert {each["outcome"] for each in results} == {"passed", "not applicable", "noted"}
+    assert all(each["outcome"] == "passed" for each in results if each["destructive"])
+
+
+def test_emptyMailbox(service: Service) -> None:
+    ended = run(service, "nomail", "tls", *trusting(service), "--destructive")
+    assert (ended.returncode, ended.stderr) == (0, ""), ended
+    assert "not applicable retrSendsItsSize: there are no messages\n" in ended.stdout
+
+
+def test_someRules(service: Service) -> None:
+    ended = run(service, "tls", "tls", *trusting(service), "--only", "statHasItsForm")
+    assert (ended.returncode, ended.stdout) == (
+        0,
+        "passed         statHasItsForm\n1 rules: 1 passed\n",
+    )
+
+
+def test_brokenServer() -> None:
+    """
+    A server that says nothing has a rule that fails, and no run that hangs.
+    """
+    with socket.create_server((HOST, 0)) as silent:
+        ended = subprocess.run(
+            [
+                *(script("pop3svc"), "check", HOST, "--plain", "--timeout", "0.2"),
+                *("--port", str(silent.getsockname()[1]), "--user", "alice"),
+            ],
+            input="x\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert (ended.returncode, ended.stderr) == (2, "")
+    assert "FAILED         greetingIsPositive" in ended.stdout
+    assert "nothing comes for 0.2 seconds" in ended.stdout
+
+
+def test_badUse(service: Service, tmp_path: Path) -> None:
+    """
+    One sentence, and exit status 1.
+    """
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "bad").write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    with socket.socket() as unused:
+        unused.bind((HOST, 0))
+        closed = str(unused.getsockname()[1])
+        for way, options, said in (
+            ("tls", (), "the TLS handshake fails: certificate verify failed"),
+            ("stls", (), "the TLS handshake fails: certificate verify failed"),
+            ("plain", ("--port", closed), "refused"),
+            ("plain", ("--port", "0"), "a port is a number from 1 to 65535"),
+            ("plain", ("--timeout", "-1"), "seconds, more than 0 and at most 600"),
+            ("plain", ("--tls",), "not allowed with"),
+            ("plain", ("--only", "nothing"), "there is no rule nothing; --list-rules lists them"),
+            ("plain", ("--password-file", str(tmp_path / "none")), "No such file"),
+            ("plain", ("--password-file", str(tmp_path / "empty")), "the password is empty"),
+            ("plain", ("--ca", str(tmp_path / "empty")), "holds no PEM certificate"),
+            ("plain", ("--ca", str(tmp_path / "bad")), "is no PEM certificate"),
+            ("plain", ("--user", "a\r\nb"), "the user name is empty or holds CR"),
+        ):
+            ended = run(service, "plain", way, *options)
+            assert (ended.returncode, ended.stdout) == (1, ""), ended
+            assert said in ended.stderr
+            assert ended.stderr.startswith("pop3svc: ")
+            assert ended.stderr.count("\n") == 1
+    ended = run(service, "plain", "plain", password="wrong")
+    assert ended.returncode == 1
+    assert "'PASS ...' is answered '-ERR [AUTH] Wrong name or password." in ended.stderr
+    assert "wrong" not in ended.stderr
+
+
+def test_listOfRules() -> None:
+    """
+    What the documentation shows is what there is.
+    """
+    listed = subprocess.run(
+        [script("pop3svc"), "check", "--list-rules"], capture_output=True, text=True, check=True
+    ).stdout
+    documented = (Path(__file__).parents[2] / "docs" / "check.rst").read_text()
+    assert listed in documented, "put what pop3svc check --list-rules prints into docs/check.rst"

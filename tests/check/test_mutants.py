@@ -1,0 +1,61 @@
+"""
+The rules hold for a server that is whole, and each is broken by a mutant.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pop3svc.check.table import Level, inOrder
+from tests.check.mutants import MUTANTS
+
+Outcomes = dict[str, list[str]]
+
+
+@pytest.fixture(scope="module")
+def outcomes() -> dict[str, Outcomes]:
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.check.mutants", "--quiet"],
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        timeout=500,
+    )
+    assert ended.returncode == 0
+    found: dict[str, Outcomes] = json.loads(ended.stdout)
+    return found
+
+
+def test_theWholeServerPasses(outcomes: dict[str, Outcomes]) -> None:
+    """
+    Every rule applies to it.
+    """
+    found = outcomes["whole"]
+    assert list(found) == [rule.name for rule in inOrder()]
+    for rule in inOrder():
+        expected = "noted" if rule.level is Level.INFORMATION else "passed"
+        assert found[rule.name][0] == expected, (rule.name, found[rule.name])
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants(outcomes: dict[str, Outcomes], name: str) -> None:
+    for rule in MUTANTS[name].rules:
+        assert outcomes[name].get(rule, [""])[0] == "failed", outcomes[name]
+        assert outcomes[name][rule][1], "it does not say what was seen"
+
+
+def test_everyRuleHasAMutant() -> None:
+    broken = {rule for each in MUTANTS.values() for rule in each.rules}
+    assert broken == {rule.name for rule in inOrder() if rule.level is not Level.INFORMATION}
+
+
+def test_rulesSayWhatHolds() -> None:
+    for rule in inOrder():
+        assert rule.sentence.endswith("."), rule.name
+        assert rule.reference, rule.name
+        # Only these are sure to be skipped unless they are asked for.
+        assert rule.destructive == (rule.group == "deletion"), rule.name

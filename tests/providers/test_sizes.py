@@ -1,0 +1,177 @@
+"""
+The sizes that are kept beside a Maildir: counted once, never wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop3svc.providers import maildir as maildirs
+from pop3svc.providers import sizes
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.testing import Inline, conversation
+from tests.providers.test_maildir import ALICE, Anybody, deliver
+
+MESSAGE = b"Subject: x\r\n\r\n"
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Path:
+    for number in range(3):
+        deliver(tmp_path / "alice", f"{number}.x", MESSAGE + b"y" * number + b"\n")
+    return tmp_path / "alice"
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """
+    Which files are read to be counted.
+    """
+    found: list[int] = []
+    examine = maildirs.examine
+
+    def examining(descriptor: int, size: int) -> Any:
+        found.append(size)
+        return examine(descriptor, size)
+
+    monkeypatch.setattr(maildirs, "examine", examining)
+    return found
+
+
+def stat(maildir: Path, *wanted: str, **options: Any) -> None:
+    """
+    What a service that was just started says.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
+    lines = "".join(f"S: {each}\n" for each in wanted)
+    conversation(Anybody(store), ALICE + f"C: LIST\n{lines}C: QUIT\nS: +OK…\nS: (closed)")
+
+
+LISTED = ("+OK 3 messages. _", "1 16", "2 17", "3 18", ".")
+
+
+def test_keptAcrossStarts(maildir: Path, counted: list[int]) -> None:
+    for _ in range(3):
+        stat(maildir, *LISTED)
+    assert len(counted) == 3
+    deliver(maildir, "3.x", MESSAGE)
+    (maildir / "new" / "0.x").unlink()
+    (maildir / "cur").mkdir(exist_ok=True)
+    (maildir / "new" / "1.x").rename(maildir / "cur" / "1.x:2,S")
+    for _ in range(2):
+        stat(maildir, "+OK 3 messages. _", "1 17", "2 18", "3 14", ".")
+    assert len(counted) == 4
+
+
+def test_damaged(maildir: Path) -> None:
+    """
+    Cut short anywhere, or changed anywhere: what is not whole is counted
+    again.
+    """
+    stat(maildir, *LISTED)
+    file = maildir / "pop3svc-sizes"
+    whole = file.read_bytes()
+    assert whole.startswith(b"pop3svc-sizes 1\n") and whole.count(b"\n") == 5
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at])
+        stat(maildir, *LISTED)
+        assert file.read_bytes() == whole, at
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        stat(maildir, *LISTED)
+    file.write_bytes(whole + b"tail")
+    deliver(maildir, "3.x", MESSAGE)
+    for _ in range(2):
+        stat(maildir, "+OK 4 messages. _", "1 16", "2 17", "3 18", "4 14", ".")
+    assert b"tail" not in file.read_bytes()
+
+
+def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
+    """
+    Whoever owns a Maildir may put anything there by that name.
+    """
+    victim = tmp_path / "victim"
+    file = maildir / "pop3svc-sizes"
+    for make in (os.symlink, os.link):
+        victim.write_bytes(b"pop3svc-sizes 1\n")
+        make(victim, file)
+        stat(maildir, *LISTED)
+        stat(maildir, *LISTED)
+        assert victim.read_bytes() == b"pop3svc-sizes 1\n"
+        file.unlink()
+    os.mkfifo(file)
+    stat(maildir, *LISTED)
+    file.unlink()
+    file.mkdir()
+    stat(maildir, *LISTED)
+
+
+def test_nonsense(maildir: Path) -> None:
+    """
+    A whole block of nonsense is no size.
+    """
+    block = b"0.x -5 1 1\n1.x 7 1\n"
+    from zlib import crc32
+
+    (maildir / "pop3svc-sizes").write_bytes(
+        b"pop3svc-sizes 1\n%x %x\n" % (len(block), crc32(block)) + block
+    )
+    stat(maildir, *LISTED)
+
+
+def test_readOnlyWritesNothing(maildir: Path) -> None:
+    stat(maildir, *LISTED, readOnly=True)
+    assert not (maildir / "pop3svc-sizes").exists()
+
+
+def test_fullDisk(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(28, "full")
+
+    monkeypatch.setattr(sizes, "_writeAll", full)
+    stat(maildir, *LISTED)
+    assert [each.name for each in maildir.iterdir() if "sizes" in each.name] == []
+
+
+def test_writtenAnewWhenMostIsGone(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "_SPARE", 2)
+    for number in range(3, 40):
+        deliver(maildir, f"{number}.x", MESSAGE)
+        (maildir / "new" / f"{number - 3}.x").unlink()
+        store = MaildirStore(str(maildir.parent), runner=Inline())
+        conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 3…\nC: QUIT\nS: +OK…\nS: (closed)")
+    assert (maildir / "pop3svc-sizes").read_bytes().count(b".x ") <= 10
+
+
+def test_writtenInPlace(maildir: Path) -> None:
+    """
+    Against the rules of a Maildir; noticed when it is read.
+    """
+    stat(maildir, *LISTED)
+    (maildir / "new" / "0.x").write_bytes(MESSAGE + b"more\n")
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    conversation(
+        Anybody(store),
+        ALICE + "C: LIST 1\nS: +OK 1 16\nC: RETR 1\nS: +OK…\nS: Subject: x\nS: \nS: more\nS: .\n"
+        "C: QUIT\nS: +OK…\nS: (closed)",
+    )
+    conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 20\n")
+
+
+def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
+    """
+    Believed only where the operator says so.
+    """
+    deliver(maildir, "3.x,S=9,W=12", MESSAGE)
+    deliver(maildir, "4.x,S=9,W=12.3", MESSAGE)
+    deliver(maildir, "5.x,W=12", MESSAGE)
+    more = ("4 14", "5 14", "6 14", ".")
+    stat(maildir, "+OK 6 messages. _", *LISTED[1:4], *more)
+    (maildir / "pop3svc-sizes").unlink()
+    counted.clear()
+    more = ("4 12", "5 12", "6 14", ".")
+    stat(maildir, "+OK 6 messages. _", *LISTED[1:4], *more, believesNames=True)
+    assert len(counted) == 4

@@ -1,0 +1,188 @@
+"""
+Maildirs that the kernel watches: to wake up to one that has not changed costs
+no look at it, and nothing that has is missed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop3svc.providers import maildir as maildirs
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.watching import Watches
+from pop3svc.testing import Client, Inline, conversation
+from tests.providers.test_maildir import ALICE, Anybody, deliver
+
+NEW, NONE = "+OK [ACTIVITY/NEW]", "+OK [ACTIVITY/NONE]"
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Path:
+    path = tmp_path / "alice"
+    deliver(path, "1.x")
+    deliver(path, "2.x")
+    (path / "cur").mkdir(exist_ok=True)
+    old(path)
+    return path
+
+
+def old(path: Path) -> None:
+    """
+    The directories have not changed for long.
+    """
+    import time
+
+    time.sleep(0.03)
+
+
+def awake(maildir: Path, readOnly: bool = False) -> tuple[Client, MaildirStore]:
+    store = MaildirStore(str(maildir.parent), readOnly=readOnly, runner=Inline())
+    return conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…"), store
+
+
+def says(client: Client, *lines: str) -> None:
+    for line, wanted in zip(lines[::2], lines[1::2], strict=True):
+        assert client.say(line.encode()).decode().startswith(wanted), line
+
+
+@pytest.mark.parametrize("readOnly", [False, True])
+def test_unchangedIsNotLookedAt(
+    maildir: Path, monkeypatch: pytest.MonkeyPatch, readOnly: bool
+) -> None:
+    client, _ = awake(maildir, readOnly)
+    looks: list[int] = []
+    settled = maildirs._settled
+    monkeypatch.setattr(maildirs, "_settled", lambda root: looks.append(root) or settled(root))
+    says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "SLEE", "+OK")
+    assert not looks
+    deliver(maildir, "3.x")
+    # At once, before the reactor has had its turn.
+    says(client, "WAKE", NEW, "STAT", "+OK 3 ")
+    assert looks
+
+
+def test_beforeTheWatch(maildir: Path) -> None:
+    """
+    What came between the login and the first SLEE is new.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    client = conversation(Anybody(store), ALICE)
+    deliver(maildir, "3.x")
+    says(client, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NEW, "STAT", "+OK 3 ")
+
+
+def test_whileAwake(maildir: Path) -> None:
+    """
+    What came while awake is new after the next sleep, once.
+    """
+    client, _ = awake(maildir)
+    says(client, "WAKE", NONE)
+    deliver(maildir, "3.x")
+    says(client, "SLEE", "+OK", "WAKE", NEW, "SLEE", "+OK", "WAKE", NONE, "STAT", "+OK 3 ")
+
+
+def test_renamedAndRemoved(maildir: Path) -> None:
+    client, _ = awake(maildir)
+    (maildir / "new" / "1.x").rename(maildir / "cur" / "1.x:2,S")
+    says(client, "WAKE", NONE, "RETR UID:1.x", "+OK", "SLEE", "+OK")
+    (maildir / "cur" / "1.x:2,S").unlink()
+    says(client, "WAKE", NONE, "STAT", "+OK 1 ", "SLEE", "+OK", "WAKE", NONE)
+
+
+def test_ownDeletions(maildir: Path) -> None:
+    client, _ = awake(maildir)
+    says(client, "WAKE", NONE, "DELE 1", "+OK", "SLEE", "+OK", "WAKE", NONE, "STAT", "+OK 1 ")
+
+
+def test_replaced(maildir: Path) -> None:
+    """
+    Another directory by the same name, at any level.
+    """
+    client, _ = awake(maildir)
+    (maildir / "new").rename(maildir / "old")
+    deliver(maildir, "3.x")
+    says(client, "WAKE", NEW, "STAT", "+OK 1 ", "SLEE", "+OK")
+    maildir.rename(maildir.parent / "bob")
+    deliver(maildir, "4.x")
+    says(client, "WAKE", NEW, "UIDL UID:4.x", "+OK 1 4.x", "SLEE", "+OK")
+    shutil.rmtree(maildir)
+    says(client, "WAKE", NONE, "STAT", "+OK 0 0", "SLEE", "+OK")
+    deliver(maildir, "5.x")
+    says(client, "WAKE", NEW, "UIDL UID:5.x", "+OK 1 5.x")
+
+
+def test_lostEvents(maildir: Path) -> None:
+    """
+    The kernel's queue is bounded: when it overflows anything may have changed.
+    """
+    client, store = awake(maildir)
+    watches = store._shared.watches
+    watches.heard(maildirs_overflow())
+    before = [each.changes for each in watches._watches.values()]
+    assert before and all(before)
+    deliver(maildir, "3.x")
+    says(client, "WAKE", NEW)
+
+
+def maildirs_overflow() -> bytes:
+    import struct
+
+    return struct.pack("=iIII", -1, 0x4000, 0, 0)
+
+
+def test_shared(maildir: Path) -> None:
+    """
+    One watch for many sessions; when the last has ended nothing stays open.
+    """
+    before = len(os.listdir("/proc/self/fd"))
+    client, store = awake(maildir)
+    others = []
+    for _ in range(3):
+        other = Client(client.protocol.factory)
+        other.logIn()
+        says(other, "SLEE", "+OK")
+        others.append(other)
+    watches = store._shared.watches
+    assert len(watches._watches) == 1 and len(watches._byNumber) == 2
+    for each in others:
+        says(each, "WAKE", NONE, "SLEE", "+OK")
+        says(each, "QUIT", "+OK")
+    assert len(watches._watches) == 1
+    client.vanish()
+    assert not watches._watches and not watches._byNumber
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("broken", ["off", "full"])
+def test_withoutWatches(maildir: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    """
+    Where the kernel does not tell, the directories' times do.
+    """
+
+    def full(*arguments: Any) -> Any:
+        raise OSError(28, "no more watches")
+
+    if broken == "off":
+        monkeypatch.setattr("pop3svc.providers.watching.inotify", None)
+    else:
+        monkeypatch.setattr("twisted.internet.inotify.INotify.watch", full)
+    client, store = awake(maildir)
+    assert not store._shared.watches._watches
+    says(client, "WAKE", NONE, "SLEE", "+OK")
+    deliver(maildir, "3.x")
+    says(client, "WAKE", NEW)
+
+
+def test_aLinkIsNotFollowed(maildir: Path) -> None:
+    shutil.rmtree(maildir / "cur")
+    os.symlink("/", maildir / "cur")
+    root = os.open(maildir, os.O_RDONLY)
+    watches = Watches()
+    assert watches.watch(str(maildir), root, ("new", "cur"), lambda: None) is None
+    assert not watches._byNumber and watches._notifier is None
+    os.close(root)

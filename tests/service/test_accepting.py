@@ -1,0 +1,103 @@
+"""
+Accepting pauses when file descriptors run out.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.task import Clock
+
+from pop3svc.service import accepting
+from pop3svc.service.accepting import AcceptingPauser
+from tests.running import Connection, Running, freePort
+
+
+class Port:
+    """
+    What is asked of a port.
+    """
+
+    def __init__(self) -> None:
+        self.isReading = True
+        self.numberAccepts = 100
+
+    def stopReading(self) -> None:
+        self.isReading = False
+
+    def startReading(self) -> None:
+        self.isReading = True
+
+
+def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, port = Clock(), Port()
+    pauser = AcceptingPauser(clock, limit=100)
+    pauser.add(port)
+    assert port.numberAccepts == 12
+    port.numberAccepts = 30
+    free: Any = 74
+    monkeypatch.setattr(accepting, "_lowestFree", lambda: free)
+    pauser.accepted()
+    assert port.isReading and not clock.getDelayedCalls()
+    assert port.numberAccepts == 12
+    for free in (75, None):
+        pauser.accepted()
+        pauser.accepted()
+        assert not port.isReading and len(clock.getDelayedCalls()) == 1
+        # Not at the first that is free again, or it would never hold still.
+        for free in (None, 75, 70):
+            clock.advance(AcceptingPauser.LOOK)
+            assert not port.isReading
+        free = 68
+        clock.advance(AcceptingPauser.LOOK)
+        assert port.isReading and not clock.getDelayedCalls()
+    free = 75
+    pauser.accepted()
+    pauser.stop()
+    assert not clock.getDelayedCalls()
+
+
+def test_lowestFree() -> None:
+    lowest = accepting._lowestFree()
+    assert lowest is not None
+    taken = os.open(os.devnull, os.O_RDONLY)
+    try:
+        assert taken == lowest
+        assert accepting._lowestFree() not in (lowest, None)
+    finally:
+        os.close(taken)
+
+
+def test_whoComesWaits(tmp_path: Path) -> None:
+    """
+    With more clients than descriptors nobody is cut off: who is in is served,
+    and who waits gets in when others leave.
+    """
+    port = freePort()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Running(
+        tmp_path / "home", "--endpoint", f"tcp:{port}:interface=127.0.0.1:backlog=200"
+    ) as running:
+        # Long before it looks: it imports Twisted first.
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (100, hard))
+        running.up()
+        login = (running.home / ".local/share/pop3svc/demo.netrc").read_text().split()
+        password = login[login.index("password") + 1].encode()
+        clients = [Connection(port) for _ in range(120)]
+        running.waitFor("accepting pauses")
+        assert clients[0].line().startswith(b"+OK")
+        clients[0].logIn(b"demo", password)
+        assert clients[0].say(b"RETR 1").startswith(b"+OK")
+        assert clients[0].lines()
+        for each in clients[1:]:
+            # Also those who were behind: each in its turn.
+            assert each.line().startswith(b"+OK")
+            assert each.say(b"QUIT").startswith(b"+OK")
+            each.socket.close()
+        running.waitFor("accepting goes on")
+        assert clients[0].say(b"QUIT").startswith(b"+OK")
+        clients[0].socket.close()
