@@ -82,8 +82,8 @@ def test_slowerThanAClientWaits() -> None:
     with served(Slow(3600)) as server:
         client = impatient(connected(server))
         with pytest.raises(TimeoutError):
-            client.noop()
-        assert lastSaid(server) == ("C", "NOOP")
+            client.user("alice")
+        assert lastSaid(server) == ("C", "USER alice")
 
 
 def test_trickle() -> None:
@@ -271,9 +271,9 @@ def test_anyCommandCounts() -> None:
     The third command, whatever it is and on whatever connection.
     """
     with served(TempFail(nth=3)) as server:
-        connected(server).noop()
+        connected(server).user("alice")
         client = connected(server)
-        client.noop()
+        client.user("alice")
         with pytest.raises(poplib.error_proto, match=re.escape("[SYS/TEMP]")):
             client.user("alice")
         client.user("alice")
@@ -355,7 +355,7 @@ def test_certificates(fault: Any, complaint: str, way: str) -> None:
 
         with pytest.raises(ssl.SSLCertVerificationError, match=complaint):
             secure()
-        assert secure().noop() == b"+OK Done."
+        assert secure().user("alice") == b"+OK Now the password."
 
 
 def test_several() -> None:
