@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
 
 from pop3svc.protocol.connection import POP3Connection, isTLS
+from pop3svc.protocol.session import State
 from pop3svc.protocol.wire import splitLine
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing.faults import (
@@ -46,9 +47,10 @@ __all__ = ["Wire", "WireFactory"]
 _HELD = 65536
 # Seconds between two pieces of a reply that trickles, at least.
 _TICK = 0.05
-# Harmless in every state, and answered with one reply: what the engine is given
-# in place of a command that is not to be carried out.
-_HARMLESS = b"NOOP\r\n"
+# What the engine is given in place of a command that is not to be carried out:
+# harmless, and answered with one reply; one before login, one after it.
+_BEFORE_LOGIN = b"CAPA\r\n"
+_AFTER_LOGIN = b"NOOP\r\n"
 # The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).
 _HANDSHAKE_RECORD = b"\x16"
 _END = b"\r\n.\r\n"
@@ -84,7 +86,7 @@ class _Reply:
             default=None,
         )
         self.isSilent = any(isinstance(each, NoAnswer) for each in faults)
-        self.isCut = self._left == 0
+        self.isCut = False
 
     def feed(self, data: bytes) -> bytes:
         """
@@ -228,7 +230,7 @@ class Wire(ProtocolWrapper):
             faults = self._faults.striking(verb)
             self._asked.append((verb, faults))
             if any(isinstance(each, NoAnswer | TempFail) for each in faults):
-                passed += _HARMLESS
+                passed += self._harmless()
             else:
                 passed += line + b"\n"
             if any(isinstance(each, NoAnswer) for each in faults):
@@ -248,6 +250,11 @@ class Wire(ProtocolWrapper):
             verb: str = session.exchange.command.verb
             return verb
         return splitLine(line.removesuffix(b"\r"))[0]
+
+    def _harmless(self) -> bytes:
+        session = getattr(self.wrappedProtocol, "session", None)
+        isBefore = session is not None and session.state is State.AUTHORIZATION
+        return _BEFORE_LOGIN if isBefore else _AFTER_LOGIN
 
     def readConnectionLost(self) -> None:
         """

@@ -89,7 +89,8 @@ class Coroutines(Around):
 
 class Later(Around):
     """
-    Every answer is a Deferred that fires when C{answer()} says so.
+    Every answer is a Deferred that fires when C{answer()} says so.  A call that
+    is cancelled before that never happens; one that has begun is cancelled.
     """
 
     def __init__(self, mailbox: Any) -> None:

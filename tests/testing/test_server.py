@@ -77,7 +77,7 @@ def test_transcript() -> None:
         client.quit()
         other = connected(server)
         other.stls(server.sslContext())
-        other.noop()
+        other.user("alice")
         first, second = server.transcript
         assert first == [
             ("S", "+OK pop3svc memory ready."),
@@ -95,7 +95,7 @@ def test_transcript() -> None:
             ("C", "QUIT"),
             ("S", "+OK Bye."),
         ]
-        assert ("C", "STLS") in second and second[-1] == ("S", "+OK Done.")
+        assert ("C", "STLS") in second and second[-1] == ("S", "+OK Now the password.")
         text = server.transcriptText()
     assert text.startswith("S: +OK pop3svc memory ready.\nC: USER alice\n")
     assert "S: Sü\\udcff\nS: ..\nS: \n" in text
@@ -181,14 +181,14 @@ def test_withoutPipelining() -> None:
         client.quit()
         connection = Connection(server.port)
         connection.line()
-        connection.socket.sendall(b"NOOP\r\nNOOP\r\n")
+        connection.socket.sendall(b"USER a\r\nUSER b\r\n")
         assert connection.line() == b"-ERR This server takes one command at a time.\r\n"
         assert connection.line() == b""
     with served() as server:
         connection = Connection(server.port)
         connection.line()
-        connection.socket.sendall(b"NOOP\r\nNOOP\r\n")
-        assert [connection.line(), connection.line()] == [b"+OK Done.\r\n"] * 2
+        connection.socket.sendall(b"USER a\r\nUSER b\r\n")
+        assert [connection.line(), connection.line()] == [b"+OK Now the password.\r\n"] * 2
 
 
 def test_withoutWhat() -> None:
@@ -229,10 +229,10 @@ def test_stopCutsEverything() -> None:
     """
     Stopped, nothing is left: no connection, no port, no timer, no thread.
     """
-    with served(Slow(3600, command="NOOP")) as server:
-        clients = [connected(server), loggedIn(server)]
-        clients[0].sock.sendall(b"NOOP\r\n")
-        while server.transcript[0][-1] != ("C", "NOOP"):
+    with served(Slow(3600, command="USER")) as server:
+        clients = [connected(server), connected(server)]
+        clients[0].sock.sendall(b"USER a\r\n")
+        while server.transcript[0][-1] != ("C", "USER a"):
             pass
     from twisted.internet import reactor
 

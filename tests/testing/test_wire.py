@@ -16,6 +16,7 @@ from pop3svc.testing.faults import Faults
 from pop3svc.testing.transcript import Transcript
 from pop3svc.testing.wire import WireFactory
 
+YES = b"+OK Now the password.\r\n"
 HUGE = b"x" * 78 + b"\r\n"
 
 
@@ -36,7 +37,7 @@ class Huge:
 def clientOf(*faults: Any, messages: Any = ()) -> Client:
     clock = Clock()
     provider = MemoryProvider({"alice": "secret"}, messages)
-    factory = POP3Factory(provider, clock=clock)
+    factory = POP3Factory(provider, clock=clock, connectionCreator=object())
     wires: Any = WireFactory(factory, Faults(faults), Transcript(), clock)
     client = Client(wires)
     client.clock = clock  # type: ignore[attr-defined]
@@ -48,13 +49,13 @@ def test_slowKeepsOrder() -> None:
     """
     What comes behind a late reply waits for it; time is the clock's.
     """
-    client: Any = clientOf(Slow(5, command="NOOP", nth=1))
+    client: Any = clientOf(Slow(5, command="USER", nth=1))
     client.received()
-    assert client.say(b"NOOP\r\nFOO\r\nNOOP") == b""
+    assert client.say(b"USER a\r\nFOO\r\nUSER b") == b""
     client.clock.advance(4.9)
     assert client.received() == b""
     client.clock.advance(0.2)
-    assert client.received() == b"+OK Done.\r\n-ERR Unknown command.\r\n+OK Done.\r\n"
+    assert client.received() == YES + b"-ERR Unknown command.\r\n" + YES
 
 
 def test_slowGoodBye() -> None:
@@ -69,16 +70,16 @@ def test_slowGoodBye() -> None:
 
 
 def test_trickle() -> None:
-    client: Any = clientOf(Slow(octetsPerSecond=2, command="NOOP"))
+    client: Any = clientOf(Slow(octetsPerSecond=2, command="USER"))
     client.received()
-    assert client.say(b"NOOP") == b""
+    assert client.say(b"USER a") == b""
     got = b""
-    for _ in range(11):
+    for _ in range(len(YES)):
         client.clock.advance(0.5)
         octet = client.received()
         assert len(octet) == 1
         got += octet
-    assert got == b"+OK Done.\r\n"
+    assert got == YES
 
 
 @pytest.mark.parametrize("how", ("stalled", "trickles", "late"))
@@ -118,6 +119,21 @@ def test_littleIsHeld(how: str) -> None:
     assert client.clock.getDelayedCalls() == []
 
 
+def test_slowSTLS() -> None:
+    """
+    Until TLS begins nothing is read, whatever the engine wants: it would be
+    taken for plain text.
+    """
+    client: Any = clientOf(Slow(5, command="STLS"))
+    client.received()
+    client.say(b"STLS")
+    client.protocol.resumeProducing()
+    assert client.transport.isPaused and not client.transport.startedTLS
+    client.clock.advance(5.1)
+    assert client.received() == b"+OK Begin TLS.\r\n"
+    assert client.transport.startedTLS and not client.transport.isPaused
+
+
 def test_vanishWhileHeld() -> None:
     """
     A client that goes leaves nothing behind.
@@ -132,16 +148,29 @@ def test_failInAFlood() -> None:
     """
     Of commands sent ahead the right one fails, at every split.
     """
-    said = b"NOOP\r\nNOOP\r\nFOO\r\nNOOP\r\n"
+    said = b"USER a\r\nUSER b\r\nFOO\r\nUSER c\r\n"
     for at in range(len(said)):
-        client = clientOf(TempFail(command="NOOP", nth=2))
+        client = clientOf(TempFail(command="USER", nth=2))
         client.received()
         client.send(said[:at])
         client.send(said[at:])
         assert client.received() == (
-            b"+OK Done.\r\n-ERR [SYS/TEMP] Try again later.\r\n"
-            b"-ERR Unknown command.\r\n+OK Done.\r\n"
+            YES + b"-ERR [SYS/TEMP] Try again later.\r\n-ERR Unknown command.\r\n" + YES
         )
+
+
+def test_failAgainAndAgain() -> None:
+    """
+    What a fault refuses is no senseless command: too many of these close.
+    """
+    client = clientOf(TempFail(command="USER"))
+    client.received()
+    for _ in range(50):
+        assert client.say(b"USER alice") == b"-ERR [SYS/TEMP] Try again later.\r\n"
+    client = clientOf(TempFail(command="STAT"))
+    client.logIn()
+    for _ in range(50):
+        assert client.say(b"STAT") == b"-ERR [SYS/TEMP] Try again later.\r\n"
 
 
 def test_noAnswerInAFlood() -> None:
