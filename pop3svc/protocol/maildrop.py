@@ -5,14 +5,15 @@ Numbers and unique-ids, deletion marks and known sizes of one session.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from pop3svc.errors import POP3ResponseError
 
 __all__ = ["BadListing", "Found", "Maildrop", "isUniqueID"]
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
+_LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 
 
@@ -29,8 +30,27 @@ def isUniqueID(text: object) -> bool:
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+def _areUniqueIDs(texts: list[str]) -> bool:
+    """
+    Are they all well-formed?  As L{isUniqueID}, for many at once.
+    """
+    if not texts:
+        return True
+    try:
+        joined = "".join(texts)
+    except TypeError:
+        return False
+    return (
+        joined.isascii()
+        and joined.isprintable()
+        and " " not in joined
+        and max(map(len, texts)) <= _LONGEST
+        and min(map(len, texts)) > 0
+        and "_" not in texts
+    )
+
+
+class Found(NamedTuple):
     """
     A message of this session.
 
@@ -51,10 +71,11 @@ class Maildrop:
         @raise BadListing: a unique-id is malformed, or stands there twice.
         """
         self._uniqueIDs = list(uniqueIDs)
-        for uniqueID in self._uniqueIDs:
-            if not isUniqueID(uniqueID):
-                raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
-        self._numbers = {text: number for number, text in enumerate(self._uniqueIDs, 1)}
+        if not _areUniqueIDs(self._uniqueIDs):
+            for uniqueID in self._uniqueIDs:
+                if not isUniqueID(uniqueID):
+                    raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
+        self._numbers = dict(zip(self._uniqueIDs, range(1, len(self._uniqueIDs) + 1), strict=True))
         if len(self._numbers) != len(self._uniqueIDs):
             seen: set[str] = set()
             for uniqueID in self._uniqueIDs:
@@ -96,6 +117,10 @@ class Maildrop:
         """
         The messages that are not deleted, in order.
         """
+        if not self._marked and not self._gone:
+            numbers = range(1, len(self._uniqueIDs) + 1)
+            yield from map(Found._make, zip(numbers, self._uniqueIDs, strict=True))
+            return
         for number, uniqueID in enumerate(self._uniqueIDs, 1):
             if uniqueID not in self._marked and uniqueID not in self._gone:
                 yield Found(number, uniqueID)
@@ -167,9 +192,16 @@ class Maildrop:
         """
         return self._sizes.get(uniqueID)
 
-    def setSize(self, uniqueID: str, octets: int) -> None:
+    def sizes(self) -> Mapping[str, int]:
         """
-        Remember a size, so that it stays the same for the session.
+        @return: octets by unique-id, of those that are known.
         """
-        self._sizes[uniqueID] = octets
+        return self._sizes
+
+    def setSizes(self, octets: Mapping[str, int]) -> None:
+        """
+        Remember sizes by unique-id, so that they stay the same for the
+        session.
+        """
+        self._sizes.update(octets)
         self._octets = None

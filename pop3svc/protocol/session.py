@@ -372,7 +372,8 @@ class Session:
         @return: octets of each message as RETR sends it, without dot-stuffing.
         """
         maildrop, mailbox = self._drop(), self._mailbox
-        unknown = [each.uniqueID for each in found if maildrop.size(each.uniqueID) is None]
+        known = maildrop.sizes()
+        unknown = [each.uniqueID for each in found if each.uniqueID not in known]
         if len(unknown) > 1 and IBulkMessageSizes.providedBy(mailbox):
             sizes = list(await self._ask(mailbox.messageSizes, self.info, unknown))
             if len(sizes) != len(unknown):
@@ -382,14 +383,14 @@ class Session:
             for uniqueID in unknown:
                 sizes.append(await self._size(uniqueID))
                 await turns.perhaps()
-        for uniqueID, octets in zip(unknown, sizes, strict=True):
-            if octets is None:
-                # Gone; what is not known is not remembered.
-                continue
+        # Of one that is gone nothing is known, and nothing remembered.
+        added = {each: size for each, size in zip(unknown, sizes, strict=True) if size is not None}
+        for octets in added.values():
             if not isinstance(octets, int) or octets < 0:
                 raise ValueError("a size is a whole number of octets")
-            maildrop.setSize(uniqueID, octets)
-        return [maildrop.size(each.uniqueID) or 0 for each in found]
+        if added:
+            maildrop.setSizes(added)
+        return [known.get(each.uniqueID, 0) for each in found]
 
     async def total(self) -> tuple[int, int]:
         """
@@ -401,7 +402,8 @@ class Session:
         if octets is None:
             present = self.present()
             octets = sum(await self.sizes(present))
-            if all(maildrop.size(each.uniqueID) is not None for each in present):
+            known = maildrop.sizes()
+            if all(each.uniqueID in known for each in present):
                 maildrop.setOctets(octets)
         return maildrop.count(), octets
 

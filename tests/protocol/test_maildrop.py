@@ -61,5 +61,5 @@ def test_gone() -> None:
 def test_sizes() -> None:
     maildrop = Maildrop(["a"])
     assert maildrop.size("a") is None
-    maildrop.setSize("a", 0)
+    maildrop.setSizes({"a": 0})
     assert maildrop.size("a") == 0
