@@ -12,17 +12,24 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from zope.interface import implementer
+from zope.interface import Interface, implementer
 
 from pop3svc.calling import Turns
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
 
-__all__ = ["ReplySender", "Stalled"]
+__all__ = ["IReplyByReply", "ReplySender", "Stalled"]
 
 # Pieces smaller than this wait for the next, so that a short reply is one
 # write, and one segment, and so are many short ones.
 _PIECE = 65536
+
+
+class IReplyByReply(Interface):
+    """
+    Marker.  A transport that wants to know where each reply begins and ends:
+    the sender is its producer for one reply at a time, and gathers none.
+    """
 
 
 class Stalled(Exception):
@@ -77,8 +84,9 @@ class ReplySender:
         self.octetsSent = 0
         self._gathered: list[bytes] = []
         self._octets = 0
+        self._byReply = IReplyByReply.providedBy(transport)
         # Of a plain TCP transport.
-        self._writeAtOnce = None if isTLS else getattr(transport, "doWrite", None)
+        self._writeAtOnce = None if isTLS or self._byReply else getattr(transport, "doWrite", None)
 
     def startTLS(self) -> None:
         """
@@ -96,6 +104,22 @@ class ReplySender:
         @raise ConnectionLost: the transport stopped us.
         """
         self._turns = Turns(self._clock)
+        if not self._byReply:
+            return await self._send(reply)
+        self._register()
+        try:
+            isWhole = await self._send(reply)
+            await self._flush()
+        finally:
+            self._transport.unregisterProducer()
+        return isWhole
+
+    def _register(self) -> None:
+        self._paused = self._stopped = False
+        self._transport.registerProducer(self, True)
+
+    async def _send(self, reply: Reply) -> bool:
+        flush = self._flush if self._byReply else self.flush
         self._gather(self._firstLine(reply))
         body = reply.body
         whole = True
@@ -108,13 +132,13 @@ class ReplySender:
                         break
                     self._gather(encoder.feed(chunk))
                     if self._octets >= _PIECE:
-                        await self.flush()
+                        await flush()
                 whole = not encoder.done
                 self._gather(encoder.finish())
             finally:
                 body.close()
         if self._octets >= _PIECE:
-            await self.flush()
+            await flush()
         return whole
 
     def say(self, reply: Reply) -> None:
@@ -159,20 +183,22 @@ class ReplySender:
         @raise Stalled: the client took nothing for too long.
         @raise ConnectionLost: the transport stopped us.
         """
-        self._paused = self._stopped = False
-        self._transport.registerProducer(self, True)
+        self._register()
         try:
-            if not self._stopped:
-                self.flushNow()
-            if self._paused and not self._stopped:
-                await self._room()
-            else:
-                # A transport that takes everything may be one that drops it.
-                await self._turns.perhaps()
-            if self._stopped:
-                raise ConnectionLost()
+            await self._flush()
         finally:
             self._transport.unregisterProducer()
+
+    async def _flush(self) -> None:
+        if not self._stopped:
+            self.flushNow()
+        if self._paused and not self._stopped:
+            await self._room()
+        else:
+            # A transport that takes everything may be one that drops it.
+            await self._turns.perhaps()
+        if self._stopped:
+            raise ConnectionLost()
 
     async def _room(self) -> None:
         resumed: Deferred[None] = Deferred()

@@ -25,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
 
 from pop3svc.protocol.connection import POP3Connection, isTLS
+from pop3svc.protocol.sender import IReplyByReply
 from pop3svc.protocol.session import State
 from pop3svc.protocol.wire import splitLine
 from pop3svc.service.factory import POP3Factory
@@ -194,7 +195,7 @@ class Wire(ProtocolWrapper):
         """
         See L{ProtocolWrapper.makeConnection}.
         """
-        directlyProvides(self, providedBy(transport))
+        directlyProvides(self, providedBy(transport), IReplyByReply)
         if isTLS(transport):
             alsoProvides(self, ISSLTransport)
         Protocol.makeConnection(self, transport)
