@@ -202,6 +202,7 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
         ),
         *(f"- {SERVERS[name].title}: not run: {why}" for name, why in results.absent.items()),
         f"- processor time of a server: {group.how}; memory: Pss of its processes",
+        *(f"- row {number}: no server here can do it" for number in results.empty()),
         "",
         "In brackets, and for the best peer: pop3svc's figure divided by that one.",
         "",

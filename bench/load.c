@@ -257,7 +257,7 @@ static void gotStatus(struct client *client, const char *line, size_t length) {
     struct step *step = &steps[client->step];
     const char *prefix = client->isGreeted && step->kind == SAY ? step->prefix : "+OK";
     if (strncmp(line, prefix, strlen(prefix)))
-        die(client, "refused", line, length);
+        die(client, strncmp(line, "+OK", 3) ? "refused" : "wrong bytes", line, length);
     if (!client->isGreeted) {
         client->isGreeted = 1;
         goOn(client);

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NOBODY", "Mail", "Sizes"]
+__all__ = ["NOBODY", "SMALL", "Mail", "Sizes"]
 
 # Who owns the mail when root runs this: Dovecot and Courier serve no mail of root.
 NOBODY = 65534
+# Octets of all messages but the big ones.
 SMALL = 4096
 LINE = 76
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
