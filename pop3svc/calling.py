@@ -24,9 +24,11 @@ __all__ = [
     "Turns",
     "Unanswered",
     "Workers",
+    "answered",
     "ask",
     "begin",
     "givenUp",
+    "isLater",
     "settle",
 ]
 
@@ -39,21 +41,25 @@ class Unanswered(Exception):
     """
 
 
-def begin(coroutine: Coroutine[Any, Any, T]) -> T | Failure | Deferred[T]:
+def isLater(answer: object) -> bool:
+    """
+    Is this no value, but a Deferred or a coroutine that will give it?
+    """
+    return isinstance(answer, CoroutineType | Deferred)
+
+
+def begin(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     """
     Run a coroutine as far as it goes at once: most never wait, and a Deferred
     costs more than they do.
 
-    @return: what it returned, or the L{Failure} of what it raised, if it is
-        over; else a Deferred.
+    @return: what it returned, if it is over; else a Deferred.
     """
     try:
         awaited = coroutine.send(None)
     except StopIteration as over:
         value: T = over.value
         return value
-    except BaseException:
-        return Failure()
     rest: Any = _rest(coroutine, awaited)
     return Deferred.fromCoroutine(rest)
 
@@ -94,13 +100,20 @@ async def ask(
     @raise Unanswered: it did not answer in time.
     """
     answer = call(*arguments)
+    if isLater(answer):
+        answer = await answered(answer, clock, timeout)
+    return answer
+
+
+async def answered(answer: Any, clock: IReactorTime, timeout: float) -> Any:
+    """
+    Wait for an answer that is a Deferred or a coroutine; see L{ask}.
+    """
     if isinstance(answer, CoroutineType):
         answer = begin(answer)
-        if isinstance(answer, Failure):
-            answer.raiseException()
-    if not isinstance(answer, Deferred):
-        return answer
-    return await _within(answer, clock, timeout)
+    if isinstance(answer, Deferred):
+        answer = await _within(answer, clock, timeout)
+    return answer
 
 
 async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -111,7 +124,7 @@ async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
     @return: the answer.
     """
     answer = call(*arguments)
-    if isinstance(answer, CoroutineType | Deferred):
+    if isLater(answer):
         answer = await answer
     return answer
 
@@ -169,7 +182,11 @@ class CarriedThrough:
         self._waiting: list[Deferred[None]] = []
         self.done = False
 
-        outcome = begin(settle(call, *arguments))
+        outcome: Any
+        try:
+            outcome = begin(settle(call, *arguments))
+        except BaseException:
+            outcome = Failure()
         if isinstance(outcome, Deferred):
             outcome.addBoth(self._ended)
         else:
@@ -247,6 +264,15 @@ class Turns:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._began = clock.seconds()
+
+    def restart(self) -> float:
+        """
+        A turn begins.
+
+        @return: seconds on the clock.
+        """
+        self._began = self._clock.seconds()
+        return self._began
 
     def isOver(self) -> bool:
         """

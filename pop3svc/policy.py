@@ -146,6 +146,12 @@ class Policy:
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."
     )
+    fineEvents: int = _number(
+        0,
+        "1: an event for each connection, login and command, beside those for what fails or is "
+        "over; they cost more than most commands do.",
+        least=0,
+    )
     maxInputHeld: int = _number(
         262144,
         "What may wait behind a running command: a few reads of the socket; reading "

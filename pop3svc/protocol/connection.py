@@ -4,6 +4,7 @@ One connection: lines in, one command at a time, TLS, time-outs, the end.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -60,6 +61,9 @@ class POP3Connection(LineReceiver):
     # CRLF is what clients send; a bare LF is taken, too: some send that.
     delimiter = b"\n"
 
+    # The octets of a line whose end has not come yet.
+    _partial = b""
+
     def __init__(
         self,
         makeSession: Callable[[Any], Session],
@@ -92,8 +96,20 @@ class POP3Connection(LineReceiver):
         self._reason = ""
         self._readEnded = False
         self._turns = Turns(clock)
+        # Lines that wait for those before them, and the octets of all that
+        # waits.
+        self._lines: deque[bytes] = deque()
+        self._held = 0
+        self._isTaking = False
         self._stopping = False
         self.messagesSent = 0
+
+    @property
+    def isAnswering(self) -> bool:
+        """
+        Is something under way that has to be waited for?
+        """
+        return self._running is not None or self.paused
 
     # --- beginning ------------------------------------------------------------
 
@@ -104,9 +120,9 @@ class POP3Connection(LineReceiver):
         transport: Any = self.transport
         self.session = self._makeSession(transport)
         self._policy = self.session.policy
-        self.MAX_LENGTH = self._policy.maxAuthLineLength
         self._sender = ReplySender(
             transport,
+            self._turns,
             self._clock,
             self._policy.stallTimeout,
             "MULTI-LINE-IND" not in self._policy.without,
@@ -120,12 +136,13 @@ class POP3Connection(LineReceiver):
             # acknowledgement of the first.
             setNoDelay(True)
         info = self.session.info
-        log.info(
-            pop3Event="connection",
-            connectionID=info.connectionID,
-            clientIP=info.clientIP,
-            isSecure=info.isSecure,
-        )
+        if self._policy.fineEvents:
+            log.debug(
+                pop3Event="connection",
+                connectionID=info.connectionID,
+                clientIP=info.clientIP,
+                isSecure=info.isSecure,
+            )
         self._quietSince = self._began
         self.session.mayEnd = self._mayEnd
         self._limitLogin()
@@ -153,15 +170,65 @@ class POP3Connection(LineReceiver):
             if data[0] == _HANDSHAKE_RECORD and not self.session.info.isSecure:
                 self._close("spoke TLS on a plain port")
                 return
-        if len(self._buffer) + len(data) > self._policy.maxInputHeld:
+        self._held += len(data)
+        if self._held > self._policy.maxInputHeld:
             self._abort("sent too much ahead")
             return
-        if not self.paused:
-            self._turns = Turns(self._clock)
-        super().dataReceived(data)  # type: ignore[no-untyped-call]
-        if self._running is None and self._sender.hasGathered:
-            # All that came in is answered.
+        lines = (self._partial + data).split(b"\n")
+        self._partial = lines.pop()
+        self._lines.extend(lines)
+        if self._running is not None:
+            # It stays where it is, in the kernel.
+            if not self.paused:
+                self.pauseProducing()
+        elif not self.paused:
+            self._takeLines()
+
+    def clearLineBuffer(self) -> bytes:
+        """
+        Drop what came in and was not looked at.
+
+        @return: that.
+        """
+        dropped = b"\n".join([*self._lines, self._partial])
+        self._lines.clear()
+        self._partial, self._held = b"", 0
+        return dropped
+
+    def _takeLines(self) -> None:
+        """
+        Answer what came in, as far as it goes without waiting.
+        """
+        if self._isTaking:
+            return
+        self._isTaking = True
+        try:
+            lines, turns = self._lines, self._turns
+            turns.restart()
+            while lines and self._running is None and not self.paused:
+                line = lines.popleft()
+                self._held -= len(line) + 1
+                self.lineReceived(line)
+                if turns.isOver() and not self._reason and self._running is None:
+                    # Others wait; the rest is for the next turn.
+                    self.pauseProducing()
+                    self._clock.callLater(0, self._nextTurn)
+        finally:
+            self._isTaking = False
+        if self._running is not None or self._reason:
+            return
+        if not lines and len(self._partial) >= self._policy.maxAuthLineLength:
+            self.lineLengthExceeded(self._partial)
+            return
+        if self._sender.hasGathered:
+            # All that came in is answered, or has had its turn.
             self._run(self._sender.flush())
+            if self._running is not None or self._reason:
+                return
+        if self._readEnded and not lines:
+            self._close("closed by the client")
+        else:
+            self._awaitLine()
 
     def lineReceived(self, line: bytes) -> None:
         """
@@ -169,29 +236,42 @@ class POP3Connection(LineReceiver):
         """
         if self._reason:
             return
-        limit = lineLimit(self.session, line, self._table)
         octets = len(line) + 1
-        line = line.removesuffix(b"\r")
-        if octets > limit:
+        if line.endswith(b"\r"):
+            line = line[:-1]
+        session = self.session
+        if octets > self._policy.maxLineLength and octets > lineLimit(session, line, self._table):
             self.lineLengthExceeded(line)
             return
         self._deadline = None
-        self._run(self._serve(line))
+        if self._policy.fineEvents:
+            self._run(self._serve(self._watched(line)))
+            return
+        try:
+            reply = respond(session, line, self._table)
+            if isinstance(reply, Reply) and reply.body is None and not self._sender.isCrowded:
+                self._sender.gather(reply)
+                self._sent(reply)
+                return
+        except Exception:
+            self._failed(Failure())
+            return
+        self._run(self._serve(reply))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """
         Do something to the end before another line is looked at.
         """
-        running = begin(work)
-        if not isinstance(running, Deferred):
-            self._served(running)
+        try:
+            running = begin(work)
+        except Exception:
+            self._failed(Failure())
             return
-        # What was answered before does not wait for it.
-        self._sender.flushNow()
-        self._running = running
-        running.addBoth(self._served)
-        if self._running is not None:
-            self.pauseProducing()
+        if isinstance(running, Deferred):
+            # What was answered before does not wait for it.
+            self._sender.flushNow()
+            self._running = running
+            running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
@@ -200,11 +280,16 @@ class POP3Connection(LineReceiver):
         self._sender.say(err("That line is too long."))
         self._close("sent a line that is too long")
 
-    async def _serve(self, line: bytes) -> None:
+    async def _watched(self, line: bytes) -> Reply:
+        """
+        Answer a line, and tell of it.
+        """
         session = self.session
         verb = verbOf(session, line, self._table)
         began = self._clock.seconds()
-        reply = await respond(session, line, self._table)
+        reply = respond(session, line, self._table)
+        if not isinstance(reply, Reply):
+            reply = await reply
         log.debug(
             pop3Event="command",
             connectionID=session.info.connectionID,
@@ -213,49 +298,54 @@ class POP3Connection(LineReceiver):
             code=reply.code,
             seconds=self._clock.seconds() - began,
         )
+        return reply
+
+    async def _serve(self, answer: Reply | Coroutine[Any, Any, Reply]) -> None:
+        reply = answer if isinstance(answer, Reply) else await answer
         whole = await self._sender.send(reply)
         if whole and isinstance(reply.body, MessageBody):
             self.messagesSent += 1
-        if reply.then is Then.START_TLS:
-            self._startTLS()
-        elif reply.then is Then.CLOSE:
-            self._close(_whyClosed(session, reply))
+        self._sent(reply)
 
-    def _served(self, outcome: Any) -> None:
-        self._running = None
-        self._quietSince = self._clock.seconds()
-        if isinstance(outcome, Failure):
-            self._failed(outcome)
-        if self._reason:
-            if self.paused:
-                self.resumeProducing()
-            return
+    def _sent(self, reply: Reply) -> None:
+        """
+        A reply is on its way.
+        """
+        if reply.then is not Then.GO_ON:
+            if reply.then is Then.START_TLS:
+                self._startTLS()
+            else:
+                self._close(_whyClosed(self.session, reply))
+            if self._reason:
+                return
         if self.session.state is not State.AUTHORIZATION:
-            self._endLoginLimit()
+            if self._loginLimit is not None:
+                self._endLoginLimit()
         elif self._loginLimit is None:
             # Logged in and out again: the connection begins anew.
             self._tell("logged out")
             self._limitLogin()
+        elif not self._loginLimit.active():
+            self._sayTooLate()
+            return
         if self._stopping:
             self._sayStopping()
-        elif self._loginLimit is not None and not self._loginLimit.active():
-            self._loginTooLate()
-        else:
-            self._awaitLine()
+
+    def _goOn(self, _: object) -> None:
+        """
+        What had to be waited for is over.
+        """
+        self._running = None
         if self.paused:
-            self._turns = Turns(self._clock)
-            self.resumeProducing()
-        elif self._turns.isOver() and not self._reason:
-            # Others wait; the rest of what came in is for the next turn.
-            self.pauseProducing()
-            self._clock.callLater(0, self._nextTurn)
-        if self._readEnded and self._running is None and not self._reason:
-            self._close("closed by the client")
+            self.paused = False
+            transport: Any = self.transport
+            transport.resumeProducing()
+        if not self._reason:
+            self._takeLines()
 
     def _nextTurn(self) -> None:
-        self._turns = Turns(self._clock)
-        if self._running is None:
-            self.resumeProducing()
+        if self._running is None and self.paused:
+            self._goOn(None)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(Stalled):
@@ -292,6 +382,7 @@ class POP3Connection(LineReceiver):
         Limit the wait for the next line.  Before login the login's own limit
         does that.
         """
+        self._quietSince = self._clock.seconds()
         limit = _IDLE.get(self.session.state)
         if limit is None:
             self._deadline = None
@@ -299,7 +390,7 @@ class POP3Connection(LineReceiver):
         # One timer that looks again when it fires costs a busy connection
         # less than one that is set anew for each command.
         seconds: int = getattr(self._policy, limit)
-        self._deadline = self._clock.seconds() + seconds
+        self._deadline = self._quietSince + seconds
         if self._timer is None:
             self._timer = self._clock.callLater(seconds, self._lookAtTime)
         elif self._timer.getTime() > self._deadline:
@@ -331,8 +422,11 @@ class POP3Connection(LineReceiver):
 
     def _loginTooLate(self) -> None:
         if self._running is not None:
-            # What is under way may yet be the login; _served() looks again.
+            # What is under way may yet be the login; _sent() looks again.
             return
+        self._sayTooLate()
+
+    def _sayTooLate(self) -> None:
         if self._handshaking:
             self._abort("took too long to log in")
             return
@@ -422,6 +516,7 @@ class POP3Connection(LineReceiver):
         self._stopTimers()
         self.clearLineBuffer()
         self._sender.flushNow()
+        self._sender.release()
         transport: Any = self.transport
         closeWrite = getattr(transport, "loseWriteConnection", None)
         if isTLS(transport) or closeWrite is None:

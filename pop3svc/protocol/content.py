@@ -5,14 +5,14 @@ What a provider returns for a message, as a closable body; its size by reading.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
-from pop3svc.calling import Turns, ask
+from pop3svc.calling import Turns, answered, ask, isLater
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.octets import OctetCount
@@ -119,6 +119,8 @@ class MessageBody:
     A L{pop3svc.protocol.replies.Body} of what C{messageContent} returned.
     """
 
+    isAsSent = False
+
     def __init__(self, content: Any, clock: IReactorTime, timeout: float) -> None:
         """
         @param content: provides L{IMessageContent}, L{IChunkedContent} or
@@ -130,21 +132,31 @@ class MessageBody:
         self._timeout = timeout
         if IMessageContent.providedBy(content):
             self._content: Any = content
-            self._ask = self._lines
+            self._next: Callable[[], Any] | None = None
         else:
-            if IFileContent.providedBy(content):
+            if isinstance(content, FileBlocks):
+                self.isAsSent = content.isAsSent
+            elif IFileContent.providedBy(content):
                 content = _fromRegion(content)
-            self._content = IChunkedContent(content)
-            self._ask = self._chunk
+            else:
+                content = IChunkedContent(content)
+            self._content = content
+            self._next = content.nextChunk
 
-    async def next(self) -> bytes | None:
+    def next(self) -> Any:
         """
         See L{pop3svc.protocol.replies.Body.next}.
         """
-        return await self._ask()
+        if self._next is None:
+            return self._lines()
+        chunk = self._next()
+        if chunk is None or isinstance(chunk, bytes):
+            return chunk
+        return self._chunk(chunk)
 
-    async def _chunk(self) -> bytes | None:
-        chunk = await ask(self._content.nextChunk, clock=self._clock, timeout=self._timeout)
+    async def _chunk(self, chunk: Any) -> bytes | None:
+        if isLater(chunk):
+            chunk = await answered(chunk, self._clock, self._timeout)
         if not isinstance(chunk, bytes | None):
             raise TypeError("nextChunk returns bytes or None")
         return chunk
@@ -182,7 +194,9 @@ async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
     turns = Turns(clock)
     try:
         while True:
-            chunk = await body.next()
+            chunk = body.next()
+            if isLater(chunk):
+                chunk = await chunk
             if chunk is None:
                 return count.total()
             count.feed(chunk)

@@ -5,13 +5,15 @@ One line, one session and one table of commands give one reply.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Any
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
+from pop3svc.calling import begin, isLater
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.protocol import grammar
 from pop3svc.protocol.replies import Reply, Then, err
@@ -27,6 +29,9 @@ _HTTP_VERBS = frozenset(
     ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
 )
 
+# asyncio's own cancellation is none of ours: an error of the provider's.
+_ANYTHING = (Exception, asyncio.CancelledError)
+
 Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
 
 
@@ -38,7 +43,8 @@ class Command:
     @ivar verb: as on the wire, upper case.
     @ivar states: where it is legal; elsewhere it is refused before its body
         is entered.
-    @ivar run: the body: C{async (session, *arguments) -> Reply}.
+    @ivar run: the body: C{(session, *arguments)} to a L{Reply}, or to a
+        Deferred or coroutine that gives it.
     @ivar arguments: what followed the verb to the arguments of the body.
     @ivar enters: the state after a positive final reply; L{None}: it stays.
         A command that enters CLOSED closes whatever its body says.
@@ -55,7 +61,7 @@ class Command:
 
     verb: str
     states: frozenset[State]
-    run: Callable[..., Awaitable[Reply]]
+    run: Callable[..., Reply | Awaitable[Reply]]
     arguments: Callable[[bytes | None], tuple[Any, ...]] = grammar.nothing
     enters: State | None = None
     capability: Capabilities = ()
@@ -105,25 +111,26 @@ def lineLimit(session: Session, line: bytes, table: Table) -> int:
     return session.policy.maxAuthLineLength
 
 
-async def respond(session: Session, line: bytes, table: Table) -> Reply:
+def respond(
+    session: Session, line: bytes, table: Table
+) -> Reply | Coroutine[Any, Any, Reply]:
     """
     Answer one line.
 
     @param line: octets without the line end.
-    @return: the reply; errors are replies by then.  Only a cancellation
-        passes through.
+    @return: the reply, or, if it has to be waited for, a coroutine that gives
+        it; errors are replies by then.  Only a cancellation passes through.
     """
     exchange = session.exchange
+    body: Callable[..., Any]
+    arguments: tuple[Any, ...]
     if exchange is not None:
-        command = exchange.command
-        reply = await _guarded(exchange.respond(line), command, session)
-        if not reply.isChallenge:
-            session.exchange = None
+        command, body, arguments = exchange.command, exchange.respond, (line,)
     else:
         verb, rest = splitLine(line)
-        if verb in _HTTP_VERBS and verb not in table:
-            return err("This is a POP3 service.", then=Then.CLOSE, senseless=True)
         found = table.get(verb)
+        if found is None and verb in _HTTP_VERBS:
+            return err("This is a POP3 service.", then=Then.CLOSE, senseless=True)
         try:
             if hasControl(line):
                 raise BadArguments("A command holds no control characters.")
@@ -134,12 +141,38 @@ async def respond(session: Session, line: bytes, table: Table) -> Reply:
             refusal = found.refusal(session)
             if refusal is not None:
                 raise refusal
-            arguments = found.arguments(rest)
+            arguments = (session, *found.arguments(rest))
         except POP3ResponseError as error:
             return _counted(session, _refused(error))
-        command = found
-        reply = await _guarded(command.run(session, *arguments), command, session)
-    if reply.positive and not reply.isChallenge and not reply.stays and command.enters:
+        command, body = found, found.run
+    try:
+        answer: Any = body(*arguments)
+        if isinstance(answer, CoroutineType):
+            answer = begin(answer)
+        if isLater(answer):
+            return _answeredLater(session, command, answer)
+        reply: Reply = answer
+    except _ANYTHING as error:
+        reply = _mapped(error, command, session)
+    return _answered(session, command, reply)
+
+
+async def _answeredLater(session: Session, command: Command, answer: Awaitable[Reply]) -> Reply:
+    try:
+        reply = await answer
+    except _ANYTHING as error:
+        reply = _mapped(error, command, session)
+    return _answered(session, command, reply)
+
+
+def _answered(session: Session, command: Command, reply: Reply) -> Reply:
+    """
+    What a reply means for the session.
+    """
+    if reply.isChallenge:
+        return reply
+    session.exchange = None
+    if command.enters is not None and reply.positive and not reply.stays:
         session.enter(command.enters)
     return _counted(session, reply)
 
@@ -148,8 +181,6 @@ def _counted(session: Session, reply: Reply) -> Reply:
     """
     Close after too many senseless commands in a row.
     """
-    if reply.isChallenge:
-        return reply
     if not reply.senseless:
         session.senseless = 0
         return reply
@@ -168,19 +199,18 @@ def _refused(error: POP3ResponseError) -> Reply:
     )
 
 
-async def _guarded(body: Awaitable[Reply], command: Command, session: Session) -> Reply:
+def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     """
-    The error map: whatever a body raises becomes a reply.
+    The error map: whatever a body raises becomes a reply.  Called while the
+    error is handled.
     """
-    try:
-        return await body
-    except POP3ResponseError as error:
+    if isinstance(error, POP3ResponseError):
         reply = _refused(error)
-    except NotImplementedError:
+    elif isinstance(error, NotImplementedError):
         reply = err("Command not available.")
-    except (Exception, asyncio.CancelledError) as error:
+    else:
         if isinstance(error, CancelledError) and session.isOver:
-            raise
+            raise error
         log.failure("{verb} failed", verb=command.verb, pop3Event="error")
         return err("Internal error.", "SYS/TEMP", Then.CLOSE, fault=True)
     if command.enters is State.CLOSED and reply.then is Then.GO_ON:

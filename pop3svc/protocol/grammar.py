@@ -8,7 +8,7 @@ nothing did, and returns the arguments of the command's body.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from pop3svc.errors import BadArguments
 
@@ -32,8 +32,7 @@ __all__ = [
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
-@dataclass(frozen=True, slots=True)
-class MessageNumber:
+class MessageNumber(NamedTuple):
     """
     A message named by its number in this session, 1 and up.
     """
@@ -41,8 +40,7 @@ class MessageNumber:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class UniqueID:
+class UniqueID(NamedTuple):
     """
     A message named C{UID:...}; what stands there is not checked yet.
     """

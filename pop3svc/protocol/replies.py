@@ -5,11 +5,10 @@ The values a command can return, and what happens after each.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Body", "Lines", "Reply", "Then", "challenge", "err", "ok"]
+__all__ = ["Body", "Lines", "Pieces", "Reply", "Then", "challenge", "err", "ok"]
 
 # What a listing is handed on in: large enough to be cheap, small enough to
 # hold for ten thousand clients.
@@ -29,12 +28,17 @@ class Then(Enum):
 class Body(Protocol):
     """
     The octets behind the first line of a reply, before dot-stuffing.
+
+    @ivar isAsSent: are they to the octet what is sent: whole lines, their ends
+        CRLF, and none begins with a dot?
     """
 
-    async def next(self) -> bytes | None:
+    isAsSent: bool
+
+    def next(self) -> Any:
         """
         @return: some octets, cut anywhere, line ends LF or CRLF; L{None} after
-            the last.
+            the last; or a Deferred or coroutine that gives them.
         """
 
     def close(self) -> None:
@@ -49,13 +53,18 @@ class Lines:
     A L{Body} of short lines that are made while it is sent.
     """
 
+    isAsSent = False
+
     def __init__(self, lines: Iterable[str]) -> None:
         """
         @param lines: ASCII without line ends.
         """
         self._lines: Iterator[str] = iter(lines)
 
-    async def next(self) -> bytes | None:
+    def next(self) -> bytes | None:
+        """
+        See L{Body.next}.
+        """
         piece: list[str] = []
         octets = 0
         for line in self._lines:
@@ -69,11 +78,39 @@ class Lines:
         return "\r\n".join(piece).encode("ascii")
 
     def close(self) -> None:
+        """
+        See L{Body.close}.
+        """
         self._lines = iter(())
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Pieces:
+    """
+    A L{Body} that stands ready in pieces.
+    """
+
+    isAsSent = True
+
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        """
+        @param pieces: octets to be sent as they are, each of whole lines.
+        """
+        self._pieces: Iterator[bytes] = iter(pieces)
+
+    def next(self) -> bytes | None:
+        """
+        See L{Body.next}.
+        """
+        return next(self._pieces, None)
+
+    def close(self) -> None:
+        """
+        See L{Body.close}.
+        """
+        self._pieces = iter(())
+
+
+class Reply(NamedTuple):
     """
     What a command answers.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import fcntl
 import sys
 import termios
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,7 +15,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import Interface, implementer
 
-from pop3svc.calling import Turns
+from pop3svc.calling import Turns, isLater
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
 
@@ -56,11 +57,14 @@ class ReplySender:
     until L{flush}.
 
     @ivar octetsSent: octets written to the transport so far.
+    @ivar hasGathered: is there anything that was not written yet?
+    @ivar isCrowded: is there so much of it that it should not wait?
     """
 
     def __init__(
         self,
         transport: Any,
+        turns: Turns,
         clock: IReactorTime,
         stallTimeout: float,
         marksMultiLine: bool = False,
@@ -68,31 +72,59 @@ class ReplySender:
     ) -> None:
         """
         @param transport: L{twisted.internet.interfaces.IConsumer}
+        @param turns: of all work for the connection.
         @param stallTimeout: seconds without progress until L{Stalled}.
         @param marksMultiLine: is MULTI-LINE-IND on?
         @param isTLS: is what is written encrypted?
         """
         self._marksMultiLine = marksMultiLine
         self._transport = transport
+        self._turns = turns
         self._clock = clock
         self._stallTimeout = stallTimeout
         self._paused = False
         self._stopped = False
         self._resumed: Deferred[None] | None = None
-        self._turns = Turns(clock)
         self._timer: IDelayedCall | None = None
         self.octetsSent = 0
         self._gathered: list[bytes] = []
         self._octets = 0
+        self._isRegistered = False
         self._byReply = IReplyByReply.providedBy(transport)
-        # Of a plain TCP transport.
-        self._writeAtOnce = None if isTLS or self._byReply else getattr(transport, "doWrite", None)
+        # Of a plain TCP transport: what goes out at once need not wait until
+        # the reactor comes round again.
+        self._writeSome: Callable[[Any], Any] | None = None
+        if not isTLS and not self._byReply:
+            self._writeSome = getattr(transport, "writeSomeData", None)
 
     def startTLS(self) -> None:
         """
         What is written from here on is encrypted.
         """
-        self._writeAtOnce = None
+        self.release()
+        self._paused = False
+        self._writeSome = None
+
+    # --- gathering --------------------------------------------------------------
+
+    def gather(self, reply: Reply) -> None:
+        """
+        Take a reply without a body.
+        """
+        self._gather(firstLine(reply, self._marksMultiLine))
+
+    def _gather(self, octets: bytes) -> None:
+        self._gathered.append(octets)
+        self._octets += len(octets)
+        self.octetsSent += len(octets)
+
+    @property
+    def hasGathered(self) -> bool:
+        return self._octets > 0
+
+    @property
+    def isCrowded(self) -> bool:
+        return self._octets >= _PIECE or self._byReply
 
     async def send(self, reply: Reply) -> bool:
         """
@@ -103,78 +135,92 @@ class ReplySender:
         @raise Stalled: the client took nothing for too long.
         @raise ConnectionLost: the transport stopped us.
         """
-        self._turns = Turns(self._clock)
-        if not self._byReply:
-            return await self._send(reply)
-        self._register()
+        if self._byReply:
+            self._register(True)
         try:
             isWhole = await self._send(reply)
-            await self._flush()
+            if self.isCrowded:
+                await self.flush()
         finally:
-            self._transport.unregisterProducer()
+            if self._byReply:
+                self._unregister()
         return isWhole
 
-    def _register(self) -> None:
-        self._paused = self._stopped = False
-        self._transport.registerProducer(self, True)
-
     async def _send(self, reply: Reply) -> bool:
-        flush = self._flush if self._byReply else self.flush
-        self._gather(self._firstLine(reply))
         body = reply.body
-        whole = True
-        if body is not None:
-            try:
+        if body is None:
+            self.gather(reply)
+            return True
+        encoder = None
+        try:
+            self.gather(reply)
+            if not body.isAsSent or reply.topLines is not None:
                 encoder = MultiLine(reply.topLines)
-                while not encoder.done:
-                    chunk = await body.next()
-                    if chunk is None:
-                        break
-                    self._gather(encoder.feed(chunk))
-                    if self._octets >= _PIECE:
-                        await flush()
-                whole = not encoder.done
-                self._gather(encoder.finish())
-            finally:
-                body.close()
-        if self._octets >= _PIECE:
-            await flush()
-        return whole
+            while encoder is None or not encoder.done:
+                chunk = body.next()
+                if isLater(chunk):
+                    chunk = await chunk
+                if chunk is None:
+                    break
+                self._gather(chunk if encoder is None else encoder.feed(chunk))
+                if self._octets >= _PIECE:
+                    await self.flush()
+            self._gather(b".\r\n" if encoder is None else encoder.finish())
+        finally:
+            body.close()
+        return encoder is None or not encoder.done
 
     def say(self, reply: Reply) -> None:
         """
         Write a short single-line reply that answers nothing: the greeting, a
         last word.
         """
-        self._gather(self._firstLine(reply))
+        self.gather(reply)
         self.flushNow()
 
-    def _firstLine(self, reply: Reply) -> bytes:
-        return firstLine(reply, self._marksMultiLine)
+    # --- writing ----------------------------------------------------------------
 
-    def _gather(self, octets: bytes) -> None:
-        self._gathered.append(octets)
-        self._octets += len(octets)
-        self.octetsSent += len(octets)
+    def _register(self, isStreaming: bool) -> None:
+        self._isRegistered = True
+        self._paused = self._stopped = False
+        self._transport.registerProducer(self, isStreaming)
 
-    @property
-    def hasGathered(self) -> bool:
-        """
-        Is there anything that was not written yet?
-        """
-        return self._octets > 0
+    def _unregister(self) -> None:
+        if self._isRegistered:
+            self._isRegistered = False
+            self._transport.unregisterProducer()
 
     def flushNow(self) -> None:
         """
         Write what was gathered, however full the transport is.
         """
-        if self._octets:
-            gathered, self._gathered, self._octets = self._gathered, [], 0
-            self._transport.write(b"".join(gathered))
-            if self._writeAtOnce is not None:
-                # Not only when the reactor comes round again.  What goes
-                # wrong it will find out, too.
-                self._writeAtOnce()
+        if not self._octets:
+            return
+        gathered = self._gathered
+        octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        self._gathered, self._octets = [], 0
+        if self._writeSome is None or self._paused:
+            self._transport.write(octets)
+        else:
+            self._writeAtOnce(octets)
+
+    def _writeAtOnce(self, octets: bytes) -> None:
+        """
+        Write what goes out now; the transport has the rest, and tells when it
+        has it no more.
+        """
+        assert self._writeSome is not None
+        done, length = 0, len(octets)
+        while done < length:
+            written = self._writeSome(memoryview(octets)[done:] if done else octets)
+            if not isinstance(written, int) or written <= 0:
+                # Full, or broken, which the transport will find out, too.
+                self._transport.write(octets[done:])
+                self._register(False)
+                # It asks for more as soon as it is told of us.
+                self._paused = True
+                return
+            done += written
 
     async def flush(self) -> None:
         """
@@ -183,22 +229,28 @@ class ReplySender:
         @raise Stalled: the client took nothing for too long.
         @raise ConnectionLost: the transport stopped us.
         """
-        self._register()
+        isOurs = self._writeSome is None and not self._isRegistered
+        if isOurs:
+            self._register(True)
         try:
-            await self._flush()
+            if not self._stopped:
+                self.flushNow()
+            if self._paused and not self._stopped:
+                await self._room()
+            else:
+                # A transport that takes everything may be one that drops it.
+                await self._turns.perhaps()
+            if self._stopped:
+                raise ConnectionLost()
         finally:
-            self._transport.unregisterProducer()
+            if isOurs:
+                self._unregister()
 
-    async def _flush(self) -> None:
-        if not self._stopped:
-            self.flushNow()
-        if self._paused and not self._stopped:
-            await self._room()
-        else:
-            # A transport that takes everything may be one that drops it.
-            await self._turns.perhaps()
-        if self._stopped:
-            raise ConnectionLost()
+    def release(self) -> None:
+        """
+        The connection is to be closed: the transport need not ask for more.
+        """
+        self._unregister()
 
     async def _room(self) -> None:
         resumed: Deferred[None] = Deferred()
@@ -211,6 +263,7 @@ class ReplySender:
             if self._timer is not None and self._timer.active():
                 self._timer.cancel()
             self._timer = None
+        self._turns.restart()
 
     def _look(self, resumed: Deferred[None], before: int | None) -> None:
         """
@@ -238,8 +291,11 @@ class ReplySender:
         """
         See L{IPushProducer}.
         """
-        self._paused = False
-        self._wake()
+        if self._paused:
+            self._paused = False
+            if self._writeSome is not None:
+                self._unregister()
+            self._wake()
 
     def stopProducing(self) -> None:
         """

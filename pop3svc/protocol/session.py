@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import CarriedThrough, Turns, Unanswered, ask, settle
+from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, isLater, settle
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -57,6 +57,9 @@ class State(Enum):
     Where a session stands (RFC 1939 section 3; SLEEPING by EXTENSIONS).
     UPDATE is a moment inside QUIT, not a place to stay.
     """
+
+    # By identity: it is looked up at each command.
+    __hash__ = object.__hash__
 
     AUTHORIZATION = "AUTHORIZATION"
     TRANSACTION = "TRANSACTION"
@@ -182,15 +185,21 @@ class Session:
         self.messagesDeleted = 0
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        answer = await self._answer(call, *arguments)
+        answer = call(*arguments)
+        if isLater(answer):
+            answer = await self._waited(call, answer)
         if self.isOver:
             # It answered although it was cancelled.
             raise CancelledError()
         return answer
 
     async def _answer(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        answer = call(*arguments)
+        return await self._waited(call, answer) if isLater(answer) else answer
+
+    async def _waited(self, call: Callable[..., Any], answer: Any) -> Any:
         try:
-            return await ask(call, *arguments, clock=self._clock, timeout=self.policy.answerTimeout)
+            return await answered(answer, self._clock, self.policy.answerTimeout)
         except Unanswered:
             log.error(
                 "{call} of connection {connectionID} did not answer within {timeout} s",
@@ -249,6 +258,8 @@ class Session:
         # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are
         # no guesses and have no line.
         text = "failed login from {clientIP}: {user}" if refusal == "AUTH" else None
+        if text is None and not self.policy.fineEvents:
+            return
         log.info(
             text,
             pop3Event="login",
@@ -414,7 +425,10 @@ class Session:
             return await countByReading(await self._content(uniqueID), self._clock)
 
     async def _content(self, uniqueID: str) -> MessageBody:
-        content = await self._answer(self._mailbox.messageContent, self.info, uniqueID)
+        call = self._mailbox.messageContent
+        content = call(self.info, uniqueID)
+        if isLater(content):
+            content = await self._waited(call, content)
         body = MessageBody(content, self._clock, self.policy.answerTimeout)
         if self.isOver:
             body.close()

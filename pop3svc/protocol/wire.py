@@ -31,7 +31,7 @@ def splitLine(line: bytes) -> tuple[str, bytes | None]:
         if nothing did.
     """
     verb, space, rest = line.partition(b" ")
-    return verb.decode("ascii", "replace").upper(), rest if space else None
+    return verb.upper().decode("ascii", "replace"), rest if space else None
 
 
 def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
@@ -50,7 +50,9 @@ def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
         line += f" [{reply.code}]"
     if reply.text:
         line += " " + reply.text
-    line = _UNSENDABLE.sub("?", line)[: _FIRST_LINE - 2 - len(_MARK)]
+    if not (line.isascii() and line.isprintable()):
+        line = _UNSENDABLE.sub("?", line)
+    line = line[: _FIRST_LINE - 2 - len(_MARK)]
     if marksMultiLine:
         while line.endswith(_MARK):
             line = line.removesuffix(_MARK)

@@ -260,8 +260,7 @@ class _Session:
         """
         client = self._client
         for _ in range(_PATIENCE):
-            # While a command runs nothing is read.
-            if not client.isOpen or not client.transport.isPaused:
+            if not client.isOpen or not client.protocol.isAnswering:
                 return client.received()
             self._goOn()
         raise AssertionError(f"{line!r} was never answered; goOn() is to make answers come")

@@ -17,7 +17,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import Turns, Unanswered
+from pop3svc.calling import Turns, Unanswered, settle
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
@@ -71,7 +71,7 @@ class Region:
 def read(content: Any) -> bytes:
     body, octets = MessageBody(content, Clock(), 10), b""
     while True:
-        _, got = start(body.next())
+        _, got = start(settle(body.next))
         if hasattr(got[0], "raiseException"):
             got[0].raiseException()
         if got[0] is None:
@@ -116,7 +116,7 @@ def test_linesOfAnyKind(tmp_path: Path) -> None:
 
     made = generator()
     body = MessageBody(made, Clock(), 10)
-    start(body.next())
+    start(settle(body.next))
     body.close()
     assert closed == [True]
     assert read(generator()) == MESSAGE
@@ -168,7 +168,7 @@ def test_notOctets(content: Any) -> None:
 def test_neverAnswers() -> None:
     clock, content = Clock(), Lines([])
     content.nextLine = Deferred  # type: ignore[method-assign]
-    _, got = start(MessageBody(content, clock, 10).next())
+    _, got = start(settle(MessageBody(content, clock, 10).next))
     clock.advance(11)
     assert got[0].check(Unanswered)
 

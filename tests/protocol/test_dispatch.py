@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
+from pop3svc.calling import isLater
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
@@ -32,7 +33,9 @@ def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Se
 
 
 def reply(session: Session, line: bytes, table: Any) -> Reply:
-    (answer,) = start(respond(session, line, table))[1]
+    answer: Any = respond(session, line, table)
+    if isLater(answer):
+        (answer,) = start(answer)[1]
     if hasattr(answer, "raiseException"):
         answer.raiseException()
     assert isinstance(answer, Reply)

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
+from pop3svc.calling import Turns
 from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.testing import MemoryTransport
@@ -18,6 +19,8 @@ from tests.test_calling import start
 
 
 class Body:
+    isAsSent = False
+
     def __init__(self, *chunks: Any) -> None:
         self.chunks = list(chunks)
         self.closed = 0
@@ -35,7 +38,7 @@ class Body:
 def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    return clock, transport, ReplySender(transport, clock, 60)
+    return clock, transport, ReplySender(transport, Turns(clock), clock, 60)
 
 
 async def whole(sender: ReplySender, reply: Reply) -> bool:

@@ -413,7 +413,7 @@ def test_namesInEvents() -> None:
     """
     seen: list[Any] = []
     globalLogPublisher.addObserver(seen.append)
-    client = Client(POP3Factory(Provider(), clock=Clock()))
+    client = Client(POP3Factory(Provider(), Policy(fineEvents=1), clock=Clock()))
     client.send(b"USER a\xffb\xc2\x85c\r\nPASS hunter2\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n")
     globalLogPublisher.removeObserver(seen.append)
     logins = [event for event in seen if event.get("pop3Event") == "login"]
