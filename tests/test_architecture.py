@@ -19,6 +19,7 @@ RANKS = {
     "policy": 0,
     "octets": 0,
     "networks": 0,
+    "listings": 0,
     "calling": 1,
     "files": 2,
     "threads": 2,

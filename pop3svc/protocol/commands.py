@@ -96,12 +96,8 @@ async def list_(session: Session, reference: Reference | None) -> Reply:
     """
     if reference is not None:
         found = await session.find(reference)
-        (octets,) = await session.sizes([found])
-        return ok(f"{found.number} {octets}")
-    present = session.present()
-    sizes = await session.sizes(present)
-    lines = (f"{each.number} {octets}" for each, octets in zip(present, sizes, strict=True))
-    return ok(f"{len(sizes)} messages.", body=Lines(lines))
+        return ok(f"{found.number} {await session.size(found)}")
+    return ok(f"{session.count()} messages.", body=await session.sizes())
 
 
 @command("RETR", states=[TRANSACTION], arguments=grammar.message)
@@ -155,8 +151,7 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
     if reference is not None:
         found = await session.find(reference)
         return ok(f"{found.number} {found.uniqueID}")
-    lines = (f"{each.number} {each.uniqueID}" for each in session.present())
-    return ok("Unique-ids follow.", body=Lines(lines))
+    return ok("Unique-ids follow.", body=session.uniqueIDs())
 
 
 @command(

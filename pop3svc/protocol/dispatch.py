@@ -111,9 +111,7 @@ def lineLimit(session: Session, line: bytes, table: Table) -> int:
     return session.policy.maxAuthLineLength
 
 
-def respond(
-    session: Session, line: bytes, table: Table
-) -> Reply | Coroutine[Any, Any, Reply]:
+def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[Any, Any, Reply]:
     """
     Answer one line.
 

@@ -4,50 +4,13 @@ Numbers and unique-ids, deletion marks and known sizes of one session.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pop3svc.errors import POP3ResponseError
+from pop3svc.listings import Listed
 
-__all__ = ["BadListing", "Found", "Maildrop", "isUniqueID"]
-
-# RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
-_LONGEST = 70
-_UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
-
-
-class BadListing(Exception):
-    """
-    A provider's listing breaks the rules for unique-ids: a bug of its own.
-    """
-
-
-def isUniqueID(text: object) -> bool:
-    """
-    Is this a well-formed unique-id (RFC 1939 section 7)?
-    """
-    return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
-
-
-def _areUniqueIDs(texts: list[str]) -> bool:
-    """
-    Are they all well-formed?  As L{isUniqueID}, for many at once.
-    """
-    if not texts:
-        return True
-    try:
-        joined = "".join(texts)
-    except TypeError:
-        return False
-    return (
-        joined.isascii()
-        and joined.isprintable()
-        and " " not in joined
-        and max(map(len, texts)) <= _LONGEST
-        and min(map(len, texts)) > 0
-        and "_" not in texts
-    )
+__all__ = ["Found", "Maildrop"]
 
 
 class Found(NamedTuple):
@@ -64,37 +27,30 @@ class Found(NamedTuple):
 class Maildrop:
     """
     The messages of one session as they were listed.  Numbers never shift.
+
+    @ivar listed: all of them, in order.
     """
 
-    def __init__(self, uniqueIDs: Iterable[str]) -> None:
-        """
-        @raise BadListing: a unique-id is malformed, or stands there twice.
-        """
-        self._uniqueIDs = list(uniqueIDs)
-        if not _areUniqueIDs(self._uniqueIDs):
-            for uniqueID in self._uniqueIDs:
-                if not isUniqueID(uniqueID):
-                    raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
-        self._numbers = dict(zip(self._uniqueIDs, range(1, len(self._uniqueIDs) + 1), strict=True))
-        if len(self._numbers) != len(self._uniqueIDs):
-            seen: set[str] = set()
-            for uniqueID in self._uniqueIDs:
-                if uniqueID in seen:
-                    raise BadListing(f"listed twice: {uniqueID!r}")
-                seen.add(uniqueID)
+    def __init__(self, listed: Listed) -> None:
+        self.listed = listed
         self._marked: dict[str, None] = {}
         self._gone: set[str] = set()
-        self._sizes: dict[str, int] = {}
+        # Of those listed, by number less one, as far as they are known; of
+        # others by unique-id.
+        self._sizes: list[int | None] | None = None
+        self._laterSizes: dict[str, int] = {}
         self._octets: int | None = None
 
     def byNumber(self, number: int) -> Found:
         """
         @raise POP3ResponseError: there is no such message, or it is deleted.
         """
-        if not 1 <= number <= len(self._uniqueIDs):
+        uniqueIDs = self.listed.uniqueIDs
+        if not 1 <= number <= len(uniqueIDs):
             raise POP3ResponseError("There is no such message.")
-        uniqueID = self._uniqueIDs[number - 1]
-        self.refuseDeleted(uniqueID)
+        uniqueID = uniqueIDs[number - 1]
+        if not self.isWhole:
+            self.refuseDeleted(uniqueID)
         return Found(number, uniqueID)
 
     def byUniqueID(self, uniqueID: str) -> Found | None:
@@ -103,7 +59,7 @@ class Maildrop:
         @raise POP3ResponseError: it is deleted.
         """
         self.refuseDeleted(uniqueID)
-        number = self._numbers.get(uniqueID)
+        number = self.listed.number(uniqueID)
         return None if number is None else Found(number, uniqueID)
 
     def refuseDeleted(self, uniqueID: str) -> None:
@@ -113,23 +69,21 @@ class Maildrop:
         if uniqueID in self._marked or uniqueID in self._gone:
             raise POP3ResponseError("That message is deleted.")
 
+    @property
+    def isWhole(self) -> bool:
+        """
+        Is nothing of it deleted?
+        """
+        return not self._marked and not self._gone
+
     def present(self) -> Iterator[Found]:
         """
         The messages that are not deleted, in order.
         """
-        if not self._marked and not self._gone:
-            numbers = range(1, len(self._uniqueIDs) + 1)
-            yield from map(Found._make, zip(numbers, self._uniqueIDs, strict=True))
-            return
-        for number, uniqueID in enumerate(self._uniqueIDs, 1):
-            if uniqueID not in self._marked and uniqueID not in self._gone:
+        marked, gone = self._marked, self._gone
+        for number, uniqueID in enumerate(self.listed, 1):
+            if uniqueID not in marked and uniqueID not in gone:
                 yield Found(number, uniqueID)
-
-    def uniqueIDs(self) -> Iterable[str]:
-        """
-        @return: all that were listed.
-        """
-        return self._uniqueIDs
 
     def mark(self, found: Found) -> None:
         """
@@ -163,45 +117,64 @@ class Maildrop:
             self._gone.add(uniqueID)
 
     def _leave(self, uniqueID: str) -> None:
-        if self._octets is not None and uniqueID in self._numbers:
-            self._octets -= self._sizes.get(uniqueID, 0)
+        number = self.listed.number(uniqueID)
+        if self._octets is not None and number is not None:
+            self._octets -= self.size(Found(number, uniqueID)) or 0
 
     def count(self) -> int:
         """
         @return: how many messages are not deleted.
         """
-        away = sum(each in self._numbers for each in self._marked)
-        return len(self._uniqueIDs) - away - sum(each in self._numbers for each in self._gone)
+        if self.isWhole:
+            return len(self.listed)
+        number = self.listed.number
+        away = sum(number(each) is not None for each in self._marked)
+        return len(self.listed) - away - sum(number(each) is not None for each in self._gone)
 
     def octets(self) -> int | None:
         """
         @return: octets of all that are not deleted, L{None} if not known.
         """
+        if self._octets is None and self._sizes is not None:
+            sizes = self._sizes
+            if not self.isWhole:
+                sizes = [sizes[each.number - 1] for each in self.present()]
+            if None not in sizes:
+                self._octets = sum(filter(None, sizes))
         return self._octets
 
-    def setOctets(self, octets: int) -> None:
-        """
-        Remember what all that are not deleted come to, so that STAT need not
-        count again.
-        """
-        self._octets = octets
-
-    def size(self, uniqueID: str) -> int | None:
+    def size(self, found: Found) -> int | None:
         """
         @return: octets, or L{None} if not known yet.
         """
-        return self._sizes.get(uniqueID)
+        if not found.number:
+            return self._laterSizes.get(found.uniqueID)
+        return None if self._sizes is None else self._sizes[found.number - 1]
 
-    def sizes(self) -> Mapping[str, int]:
+    def sizes(self) -> Sequence[int | None]:
         """
-        @return: octets by unique-id, of those that are known.
+        @return: octets of all that were listed, in order, L{None} where they
+            are not known yet; empty if none is.
         """
-        return self._sizes
+        return self._sizes or ()
 
-    def setSizes(self, octets: Mapping[str, int]) -> None:
+    def setSizes(self, found: Sequence[Found], sizes: Sequence[int | None]) -> None:
         """
-        Remember sizes by unique-id, so that they stay the same for the
-        session.
+        Remember sizes, so that they stay the same for the session.
+
+        @param found: the messages, all that were listed if empty.
+        @param sizes: octets of each, L{None} if there are none to be had.
         """
-        self._sizes.update(octets)
         self._octets = None
+        if not found:
+            self._sizes = list(sizes)
+            return
+        for each, octets in zip(found, sizes, strict=True):
+            if octets is None:
+                continue
+            if not each.number:
+                self._laterSizes[each.uniqueID] = octets
+                continue
+            if self._sizes is None:
+                self._sizes = [None] * len(self.listed)
+            self._sizes[each.number - 1] = octets

@@ -29,27 +29,17 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
+from pop3svc.listings import BadListing, Listed, isUniqueID
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.grammar import MessageNumber, Reference
-from pop3svc.protocol.maildrop import BadListing, Found, Maildrop, isUniqueID
+from pop3svc.protocol.maildrop import Found, Maildrop
+from pop3svc.protocol.replies import Body, Lines, Pieces
 
 __all__ = ["ConnectionInfo", "Exchange", "Session", "State"]
 
 log = Logger(namespace="pop3svc")
-
-
-def _hashes(maildrop: Maildrop) -> array[int]:
-    """
-    Eight octets for each unique-id, to tell later what is new.
-    """
-    return array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in maildrop.uniqueIDs()))
-
-
-def _hasNew(maildrop: Maildrop, known: array[int]) -> bool:
-    seen = set(known)
-    return any(hash(each) & 0xFFFFFFFFFFFFFFFF not in seen for each in maildrop.uniqueIDs())
 
 
 class State(Enum):
@@ -65,6 +55,12 @@ class State(Enum):
     TRANSACTION = "TRANSACTION"
     SLEEPING = "SLEEPING"
     CLOSED = "CLOSED"
+
+
+def _octets(size: object) -> int | None:
+    if size is not None and (not isinstance(size, int) or size < 0):
+        raise ValueError("a size is a whole number of octets")
+    return size
 
 
 def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
@@ -334,7 +330,7 @@ class Session:
         self._changesListed = self._changes
         listed: Iterable[str] = await self._ask(self._mailbox.listMessageUniqueIDs, self.info)
         try:
-            return Maildrop(listed)
+            return Maildrop(listed if isinstance(listed, Listed) else Listed(listed))
         except BadListing as error:
             log.error(
                 "the listing of {user} breaks a rule: {rule}",
@@ -350,11 +346,20 @@ class Session:
         assert self.maildrop is not None, "commands run in their states only"
         return self.maildrop
 
-    def present(self) -> list[Found]:
+    def count(self) -> int:
         """
-        @return: the messages that are not deleted, in order.
+        @return: how many messages there are that are not deleted.
         """
-        return list(self._drop().present())
+        return self._drop().count()
+
+    def uniqueIDs(self) -> Body:
+        """
+        @return: the number and unique-id of each message that is not deleted.
+        """
+        maildrop = self._drop()
+        if maildrop.isWhole:
+            return Pieces(maildrop.listed.lines())
+        return Lines(f"{each.number} {each.uniqueID}" for each in maildrop.present())
 
     async def find(self, reference: Reference) -> Found:
         """
@@ -378,30 +383,59 @@ class Session:
             found = Found(0, uniqueID)
         return found
 
-    async def sizes(self, found: list[Found]) -> list[int]:
+    async def size(self, found: Found) -> int:
         """
-        @return: octets of each message as RETR sends it, without dot-stuffing.
+        @return: octets of a message as RETR sends it, without dot-stuffing.
         """
-        maildrop, mailbox = self._drop(), self._mailbox
-        known = maildrop.sizes()
-        unknown = [each.uniqueID for each in found if each.uniqueID not in known]
-        if len(unknown) > 1 and IBulkMessageSizes.providedBy(mailbox):
-            sizes = list(await self._ask(mailbox.messageSizes, self.info, unknown))
-            if len(sizes) != len(unknown):
+        maildrop = self._drop()
+        octets = maildrop.size(found)
+        if octets is None:
+            octets = _octets(await self._size(found.uniqueID))
+            maildrop.setSizes([found], [octets])
+        return octets or 0
+
+    async def sizes(self) -> Body:
+        """
+        @return: the number and octets of each message that is not deleted.
+        """
+        maildrop = self._drop()
+        await self._learnSizes(maildrop)
+        sizes = maildrop.sizes()
+        if maildrop.isWhole:
+            return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
+        return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
+
+    async def _learnSizes(self, maildrop: Maildrop) -> None:
+        """
+        Ask for the sizes that are not known.
+        """
+        mailbox, known = self._mailbox, maildrop.sizes()
+        if known and None not in known:
+            return
+        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
+            unknown: list[Found] = []
+            uniqueIDs = maildrop.listed.uniqueIDs
+        else:
+            unknown = [
+                each for each in maildrop.present() if not known or known[each.number - 1] is None
+            ]
+            if not unknown:
+                return
+            uniqueIDs = [each.uniqueID for each in unknown]
+        if isBulk and len(uniqueIDs) > 1:
+            sizes = list(await self._ask(mailbox.messageSizes, self.info, uniqueIDs))
+            if len(sizes) != len(uniqueIDs):
                 raise ValueError("messageSizes returns one size for each message")
         else:
             sizes, turns = [], Turns(self._clock)
-            for uniqueID in unknown:
+            for uniqueID in uniqueIDs:
                 sizes.append(await self._size(uniqueID))
                 await turns.perhaps()
         # Of one that is gone nothing is known, and nothing remembered.
-        added = {each: size for each, size in zip(unknown, sizes, strict=True) if size is not None}
-        for octets in added.values():
-            if not isinstance(octets, int) or octets < 0:
-                raise ValueError("a size is a whole number of octets")
-        if added:
-            maildrop.setSizes(added)
-        return [known.get(each.uniqueID, 0) for each in found]
+        for octets in set(sizes):
+            _octets(octets)
+        maildrop.setSizes(unknown, sizes)
 
     async def total(self) -> tuple[int, int]:
         """
@@ -411,11 +445,11 @@ class Session:
         maildrop = self._drop()
         octets = maildrop.octets()
         if octets is None:
-            present = self.present()
-            octets = sum(await self.sizes(present))
-            known = maildrop.sizes()
-            if all(each.uniqueID in known for each in present):
-                maildrop.setOctets(octets)
+            await self._learnSizes(maildrop)
+            sizes = maildrop.sizes()
+            octets = maildrop.octets()
+            if octets is None:
+                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present() if sizes)
         return maildrop.count(), octets
 
     async def _size(self, uniqueID: str) -> Any:
@@ -526,7 +560,7 @@ class Session:
             deletion worked and the listing did not.
         """
         await self.commit()
-        known = _hashes(self._drop())
+        known = self._drop().listed.hashes()
         try:
             self.maildrop = await self._list()
         except CancelledError:
@@ -535,7 +569,7 @@ class Session:
             if not isinstance(error, POP3ResponseError):
                 log.failure("a mailbox cannot be listed again", pop3Event="error")
             raise POP3ResponseError("The mailbox cannot be listed.", "SYS/TEMP", critical=True)
-        return _hasNew(self.maildrop, known)
+        return self.maildrop.listed.hasOthersThan(known)
 
     async def sleep(self) -> int:
         """
@@ -546,7 +580,7 @@ class Session:
         @raise POP3ResponseError: nothing has changed.
         """
         deleted = await self.commit()
-        self._known = _hashes(self._drop())
+        self._known = self._drop().listed.hashes()
         self.maildrop = None
         if ISleepingMailbox.providedBy(self._mailbox):
             await self._letGo(self._mailbox.fallAsleep, self.info)
@@ -586,7 +620,7 @@ class Session:
         self.maildrop = maildrop
         if self._endWatch is not None and self._changes == changes:
             return False
-        return _hasNew(maildrop, known)
+        return maildrop.listed.hasOthersThan(known)
 
     def _giveBackPlace(self) -> None:
         dismiss, self._dismiss = self._dismiss, None

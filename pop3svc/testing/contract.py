@@ -29,9 +29,9 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
+from pop3svc.listings import isUniqueID
 from pop3svc.octets import LineEnds, OctetCount
 from pop3svc.protocol.content import MessageBody
-from pop3svc.protocol.maildrop import isUniqueID
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing.client import Client

@@ -14,6 +14,7 @@ from twisted.logger import globalLogPublisher
 
 from pop3svc.calling import isLater
 from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.listings import Listed
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.dispatch import Command, lineLimit, respond, verbOf
@@ -27,7 +28,7 @@ from tests.test_calling import start
 def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Session:
     info = ConnectionInfo(1, "192.0.2.1", isSecure)
     session = Session(info, MemoryProvider({}), Policy(), Clock(), tuple(COMMANDS.values()))
-    session.maildrop = Maildrop([])
+    session.maildrop = Maildrop(Listed([]))
     session.state = state
     return session
 

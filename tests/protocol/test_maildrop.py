@@ -7,29 +7,30 @@ from __future__ import annotations
 import pytest
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.protocol.maildrop import BadListing, Found, Maildrop, isUniqueID
+from pop3svc.listings import BadListing, Listed, isUniqueID
+from pop3svc.protocol.maildrop import Found, Maildrop
 
 
 @pytest.mark.parametrize("text", ["!", "~", "__", "x" * 70, ".", "../..", "UID:a", "a_"])
 def test_legal(text: str) -> None:
     assert isUniqueID(text)
-    assert list(Maildrop([text]).present()) == [Found(1, text)]
+    assert list(Maildrop(Listed([text])).present()) == [Found(1, text)]
 
 
 @pytest.mark.parametrize("text", ["", "_", "x" * 71, "a b", "ä", "a\n", "\x7f", "_\n", b"a", None])
 def test_illegal(text: str) -> None:
     assert not isUniqueID(text)
     with pytest.raises(BadListing, match="not a well-formed"):
-        Maildrop(["a", text])
+        Maildrop(Listed(["a", text]))
 
 
 def test_twice() -> None:
     with pytest.raises(BadListing, match="listed twice: 'b'"):
-        Maildrop(["a", "b", "c", "b"])
+        Maildrop(Listed(["a", "b", "c", "b"]))
 
 
 def test_numbersNeverShift() -> None:
-    maildrop = Maildrop(["a", "b", "c"])
+    maildrop = Maildrop(Listed(["a", "b", "c"]))
     maildrop.mark(maildrop.byNumber(2))
     assert [each.number for each in maildrop.present()] == [1, 3]
     assert maildrop.byNumber(3) == Found(3, "c")
@@ -46,7 +47,7 @@ def test_numbersNeverShift() -> None:
 
 
 def test_gone() -> None:
-    maildrop = Maildrop(["a", "b"])
+    maildrop = Maildrop(Listed(["a", "b"]))
     maildrop.mark(Found(1, "a"))
     maildrop.mark(Found(0, "late"))
     assert maildrop.marked() == ["a", "late"]
@@ -59,7 +60,33 @@ def test_gone() -> None:
 
 
 def test_sizes() -> None:
-    maildrop = Maildrop(["a"])
-    assert maildrop.size("a") is None
-    maildrop.setSizes({"a": 0})
-    assert maildrop.size("a") == 0
+    maildrop = Maildrop(Listed(["a", "b"]))
+    assert (list(maildrop.sizes()), maildrop.octets()) == ([], None)
+    maildrop.setSizes([Found(1, "a"), Found(0, "late"), Found(0, "gone")], [0, 7, None])
+    assert (maildrop.size(Found(1, "a")), maildrop.size(Found(2, "b"))) == (0, None)
+    assert (maildrop.size(Found(0, "late")), maildrop.size(Found(0, "gone"))) == (7, None)
+    assert maildrop.octets() is None
+    maildrop.mark(Found(2, "b"))
+    assert maildrop.octets() == 0
+    maildrop.unmark()
+    maildrop.setSizes([], [3, 4])
+    assert (list(maildrop.sizes()), maildrop.octets()) == ([3, 4], 7)
+    maildrop.mark(Found(1, "a"))
+    maildrop.mark(Found(0, "late"))
+    assert (maildrop.octets(), maildrop.count()) == (4, 1)
+    maildrop.setGone(["a", "b"])
+    assert (maildrop.octets(), maildrop.count()) == (0, 0)
+
+
+def test_lines() -> None:
+    listed = Listed(str(each) for each in range(2500))
+    lines = b"".join(listed.lines())
+    assert lines == b"".join(b"%d %d\r\n" % (each + 1, each) for each in range(2500))
+    assert b"".join(listed.lines()) == lines
+
+
+def test_others() -> None:
+    before = Listed(["a", "b"])
+    assert not before.hasOthersThan(before.hashes())
+    assert not Listed(["b"]).hasOthersThan(before.hashes())
+    assert Listed(["b", "c"]).hasOthersThan(before.hashes())

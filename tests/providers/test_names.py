@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.protocol.maildrop import isUniqueID
+from pop3svc.listings import isUniqueID
 from pop3svc.providers.names import PathTemplate, isSafeName, uniqueIDFor
 
 BAD_NAMES = [

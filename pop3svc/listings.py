@@ -1,0 +1,124 @@
+"""
+The unique-ids of a mailbox, checked once, with what is made of them.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+
+__all__ = ["BadListing", "Listed", "isUniqueID"]
+
+# RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
+_LONGEST = 70
+_UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
+# Lines are made so many at a time: some tens of KiB.
+_LINES = 1000
+
+
+class BadListing(Exception):
+    """
+    A provider's listing breaks the rules for unique-ids: a bug of its own.
+    """
+
+
+def isUniqueID(text: object) -> bool:
+    """
+    Is this a well-formed unique-id (RFC 1939 section 7)?
+    """
+    return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
+
+
+def _areUniqueIDs(texts: list[str]) -> bool:
+    """
+    Are they all well-formed?  As L{isUniqueID}, for many at once.
+    """
+    if not texts:
+        return True
+    try:
+        joined = "".join(texts)
+    except TypeError:
+        return False
+    return (
+        joined.isascii()
+        and joined.isprintable()
+        and " " not in joined
+        and max(map(len, texts)) <= _LONGEST
+        and min(map(len, texts)) > 0
+        and "_" not in texts
+    )
+
+
+class Listed:
+    """
+    Unique-ids in the order of message numbers.  Never changed: a mailbox that
+    returns the same one as long as nothing has changed has all its sessions
+    share it, and what is made of it.
+
+    @ivar uniqueIDs: not to be changed.
+    """
+
+    __slots__ = ("_hashes", "_lines", "_numbers", "uniqueIDs")
+
+    def __init__(self, uniqueIDs: Iterable[str]) -> None:
+        """
+        @raise BadListing: a unique-id is malformed, or stands there twice.
+        """
+        self.uniqueIDs = list(uniqueIDs)
+        if not _areUniqueIDs(self.uniqueIDs):
+            for uniqueID in self.uniqueIDs:
+                if not isUniqueID(uniqueID):
+                    raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
+        if len(set(self.uniqueIDs)) != len(self.uniqueIDs):
+            seen: set[str] = set()
+            for uniqueID in self.uniqueIDs:
+                if uniqueID in seen:
+                    raise BadListing(f"listed twice: {uniqueID!r}")
+                seen.add(uniqueID)
+        self._numbers: dict[str, int] | None = None
+        self._hashes: array[int] | None = None
+        self._lines: list[bytes] = []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.uniqueIDs)
+
+    def __len__(self) -> int:
+        return len(self.uniqueIDs)
+
+    def number(self, uniqueID: str) -> int | None:
+        """
+        @return: the number of a message, L{None} if it was not listed.
+        """
+        if self._numbers is None:
+            self._numbers = dict(zip(self.uniqueIDs, range(1, len(self) + 1), strict=True))
+        return self._numbers.get(uniqueID)
+
+    def hashes(self) -> array[int]:
+        """
+        @return: eight octets for each unique-id, to tell later what is new.
+        """
+        if self._hashes is None:
+            self._hashes = array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in self))
+        return self._hashes
+
+    def hasOthersThan(self, hashes: array[int]) -> bool:
+        """
+        @param hashes: of another, or of this one.
+        @return: is there a unique-id in this one that was not in that one?
+        """
+        own = self.hashes()
+        return own is not hashes and not set(own).issubset(hashes)
+
+    def lines(self) -> Iterator[bytes]:
+        """
+        @return: numbers and unique-ids as UIDL shows them (RFC 1939 section
+            7), some lines at a time.
+        """
+        for index in range(0, len(self), _LINES):
+            piece = index // _LINES
+            if piece == len(self._lines):
+                some = self.uniqueIDs[index : index + _LINES]
+                text = [f"{number} {each}\r\n" for number, each in enumerate(some, index + 1)]
+                self._lines.append("".join(text).encode("ascii"))
+            yield self._lines[piece]
