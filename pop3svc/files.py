@@ -26,6 +26,7 @@ __all__ = [
     "disk",
     "examine",
     "openDirectory",
+    "openFile",
     "openRegular",
     "writeWhole",
 ]
@@ -59,6 +60,15 @@ def openRegular(name: str, directory: int | None = None) -> int:
     @return: a descriptor.
     @raise OSError: it is not there, or something else than a file.
     """
+    return openFile(name, directory)[0]
+
+
+def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_result]:
+    """
+    As L{openRegular}.
+
+    @return: a descriptor, and what it is of.
+    """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=directory)
@@ -67,10 +77,11 @@ def openRegular(name: str, directory: int | None = None) -> int:
             # A link, a socket, a device.
             raise OSError(errno.ENOENT, "not a regular file")
         raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise OSError(errno.ENOENT, "not a regular file")
-    return descriptor
+    return descriptor, status
 
 
 def openDirectory(name: str, directory: int | None = None) -> int:

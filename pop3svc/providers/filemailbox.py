@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -20,15 +20,16 @@ from zope.interface import implementer
 
 from pop3svc.calling import Runner
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileBlocks, countOctets, disk, openDirectory, openRegular
+from pop3svc.files import FileBlocks, countOctets, disk, openDirectory, openFile, openRegular
 from pop3svc.interfaces import (
     IBulkMessageSizes,
     IExclusiveMailbox,
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
 )
+from pop3svc.listings import Listed
 from pop3svc.providers.names import Root
-from pop3svc.providers.removal import STAGING, isReady, recover, removeAll
+from pop3svc.providers.removal import STAGING, Readiness, recover, removeAll
 
 __all__ = [
     "PERMANENT",
@@ -69,6 +70,15 @@ class Listing(dict[str, Place]):
         super().__init__()
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
+        self._listed: Listed | None = None
+
+    def listed(self) -> Listed:
+        """
+        @return: the unique-ids, for sessions to share.
+        """
+        if self._listed is None:
+            self._listed = Listed(self)
+        return self._listed
 
 
 class KnownSizes:
@@ -147,11 +157,21 @@ class _Held:
             # Not dup(): that would share the lock.
             return None if self._root is None else openDirectory(".", self._root)
 
-    def openIn(self, folder: str, name: str) -> int | None:
+    def here(self) -> int | None:
+        """
+        In the reactor's thread only, and until it has its next turn.
+
+        @return: the descriptor of the directory; L{None} if the lock was given
+            back.
+        """
+        return self._root
+
+    def openIn(self, folder: str, name: str) -> tuple[int, os.stat_result] | None:
         """
         Open a file in a directory below.  In the reactor's thread only.
 
-        @return: a descriptor; L{None} if the lock was given back.
+        @return: a descriptor and what it is of; L{None} if the lock was given
+            back.
         @raise OSError: it is not there, or no file.
         """
         if self._root is None:
@@ -159,7 +179,7 @@ class _Held:
         if self._folder is None or self._folder[0] != folder:
             self._leaveFolder()
             self._folder = folder, openDirectory(folder, self._root)
-        return openRegular(name, self._folder[1])
+        return openFile(name, self._folder[1])
 
     def _leaveFolder(self) -> None:
         folder, self._folder = self._folder, None
@@ -231,6 +251,20 @@ class FileMailbox:
         @return: a descriptor of the root, to be closed by the caller.
         """
         return self._place.open()
+
+    def _inRoot(self, work: Callable[[int], T]) -> T | None:
+        """
+        Do something with a descriptor of the root, in the reactor's thread.
+
+        @return: what C{work} returned; L{None} if the root is not there.
+        """
+        root = self._root()
+        if root is None:
+            return None
+        try:
+            return work(root)
+        finally:
+            os.close(root)
 
     def _open(self, place: Place) -> int | None:
         folder, name = place
@@ -315,9 +349,9 @@ class FileMailbox:
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
         return self._runner.run(self._scanned).addCallback(self._listed)
 
-    def _listed(self, listing: Listing) -> Iterable[str]:
+    def _listed(self, listing: Listing) -> Listed:
         self._setListing(listing)
-        return listing.keys()
+        return listing.listed()
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
         now = await self._runner.run(self._scanned)
@@ -353,18 +387,21 @@ class FileMailbox:
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
         place = self._placeOf(uniqueID)
-        descriptor = None if self._isSlow or place is None else self._openHere(place)
-        if descriptor is None:
+        opened = None if self._isSlow or place is None else self._openHere(place)
+        if opened is None:
             return self._contentElsewhere(uniqueID)
-        return self._blocks(uniqueID, descriptor)
+        return self._blocks(uniqueID, *opened)
 
-    def _openHere(self, place: Place) -> int | None:
+    def _openHere(self, place: Place) -> tuple[int, os.stat_result] | None:
         """
         Open a message in the reactor's thread.
         """
-        return self._open(place)
+        descriptor = self._open(place)
+        return None if descriptor is None else (descriptor, os.fstat(descriptor))
 
-    def _blocks(self, uniqueID: str, descriptor: int) -> FileBlocks:
+    def _blocks(
+        self, uniqueID: str, descriptor: int, status: os.stat_result | None = None
+    ) -> FileBlocks:
         return FileBlocks(descriptor, lambda: os.close(descriptor), self._runner)
 
     async def _contentElsewhere(self, uniqueID: str) -> FileBlocks:
@@ -443,6 +480,8 @@ class Holders:
     """
     Who holds which mailbox of a store in this process, and whether somebody in
     another process wants it: who does holds a lock on a directory in it.
+
+    @ivar readiness: which mailboxes can be locked without mending.
     """
 
     # Seconds: how often to look, and how long another process is given.
@@ -452,6 +491,7 @@ class Holders:
     def __init__(self, runner: Runner, clock: Any = None) -> None:
         self._runner = runner
         self._clock = clock
+        self.readiness = Readiness()
         self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool]]] = {}
         self._timer: IDelayedCall | None = None
 
@@ -542,7 +582,11 @@ class ExclusiveFileMailbox(FileMailbox):
         held = self._held
         return None if held is None else held.root()
 
-    def _openHere(self, place: Place) -> int | None:
+    def _inRoot(self, work: Callable[[int], T]) -> T | None:
+        root = None if self._held is None else self._held.here()
+        return None if root is None else work(root)
+
+    def _openHere(self, place: Place) -> tuple[int, os.stat_result] | None:
         try:
             return None if self._held is None else self._held.openIn(*place)
         except FileNotFoundError:
@@ -655,7 +699,7 @@ class ExclusiveFileMailbox(FileMailbox):
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if recovers:
                     recover(root, self.folders)
-                elif not isReady(root, self.folders):
+                elif not self._isReady(root):
                     os.close(root)
                     return _Busy()
             except BaseException:
@@ -666,6 +710,11 @@ class ExclusiveFileMailbox(FileMailbox):
         except OSError as error:
             raise self._fault("lock", error)
         return _Held(root)
+
+    def _isReady(self, root: int) -> bool:
+        status = os.fstat(root)
+        key = status.st_dev, status.st_ino
+        return self._holders.readiness.isReady(root, key, self.folders)
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         """

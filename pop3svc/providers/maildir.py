@@ -8,8 +8,9 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -26,6 +27,7 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
+from pop3svc.listings import Listed
 from pop3svc.providers.filemailbox import (
     PERMANENT,
     ExclusiveFileMailbox,
@@ -250,24 +252,22 @@ class _Maildir(FileMailbox):
 
     def _listedBefore(self, heard: int | None) -> Listing | None:
         self._key = None
+
+        def look(root: int) -> Listing | None:
+            self._key = key = _keyOf(root)
+            self._known = self.shared.sizes.of(key)
+            if self._watchHolds():
+                listing = self.shared.listings.heard(key, heard)
+                if listing is not None:
+                    return listing
+            return self._sharedListing(root)
+
         try:
-            root = self._root()
-            if root is None:
-                return None
-            try:
-                self._key = _keyOf(root)
-                self._known = self.shared.sizes.of(self._key)
-                if self._watchHolds():
-                    listing = self.shared.listings.heard(self._key, heard)
-                    if listing is not None:
-                        return listing
-                return self._sharedListing(root)
-            finally:
-                os.close(root)
+            return self._inRoot(look)
         except OSError as error:
             raise self._fault("list", error)
 
-    def _listedNow(self, listing: Listing, heard: int | None) -> Iterable[str]:
+    def _listedNow(self, listing: Listing, heard: int | None) -> Listed:
         watch = self._watch
         if watch is not None and listing.isSure and watch.look() == heard and self._watchHolds():
             self.shared.listings.setHeard(watch.key, listing, heard)
@@ -308,20 +308,18 @@ class _Maildir(FileMailbox):
     def _beginWatch(self, changed: Callable[[], object]) -> None:
         # What has changed before there was a watch it could not tell.
         changed()
-        try:
-            root = self._root()
-            if root is None:
+
+        def begin(root: int) -> None:
+            watching = self.shared.watches.watch(self._place.path, root, self.folders, changed)
+            if watching is None:
                 return
-            try:
-                watching = self.shared.watches.watch(self._place.path, root, self.folders, changed)
-                if watching is None:
-                    return
-                self._watch, self._endWatch = watching
-                listing = self._sharedListing(root)
-                if listing is not None:
-                    self.shared.listings.setHeard(self._watch.key, listing, self._watch.look())
-            finally:
-                os.close(root)
+            self._watch, self._endWatch = watching
+            listing = self._sharedListing(root)
+            if listing is not None:
+                self.shared.listings.setHeard(self._watch.key, listing, self._watch.look())
+
+        try:
+            self._inRoot(begin)
         except OSError:
             # The directories' times tell, too.
             self._unwatch()
@@ -351,11 +349,9 @@ class _Maildir(FileMailbox):
         See L{IBulkMessageSizes.messageSizes}.
         """
         if self._known is not None:
-            known = self._known.known
-            try:
-                return [known[each].octets for each in uniqueIDs]
-            except KeyError:
-                pass
+            octets = self._known.octetsOf(uniqueIDs)
+            if octets is not None:
+                return octets
         sizes = self._runner.run(self._examined, uniqueIDs)
         return sizes.addCallback(self._allSizes, uniqueIDs)
 
@@ -415,20 +411,23 @@ class _Maildir(FileMailbox):
         super()._removed(uniqueIDs)
         if self._known is not None:
             for uniqueID in uniqueIDs:
-                self._known.known.pop(uniqueID, None)
+                self._known.forget(uniqueID)
 
-    def _blocks(self, uniqueID: str, descriptor: int) -> FileBlocks:
+    def _blocks(
+        self, uniqueID: str, descriptor: int, status: os.stat_result | None = None
+    ) -> FileBlocks:
         known = None if self._known is None else self._known.known.get(uniqueID)
-        status = os.fstat(descriptor)
+        if status is None:
+            status = os.fstat(descriptor)
         if known is not None and known.mark and known.mark != markOf(status):
             # Somebody has written to it, against the rules: count it anew the
             # next time.
             assert self._known is not None
-            del self._known.known[uniqueID]
+            self._known.forget(uniqueID)
             known = None
         return FileBlocks(
             descriptor,
-            lambda: os.close(descriptor),
+            partial(os.close, descriptor),
             self._runner,
             length=status.st_size,
             isAsSent=known is not None and known.isAsSent,
@@ -463,6 +462,8 @@ class _Maildir(FileMailbox):
             listing[uniqueID] = names[0]
             if len(names) > 1:
                 listing.links[uniqueID] = names[1:]
+        # Made here, in a thread.
+        listing.listed()
         return listing, stamp
 
     @staticmethod

@@ -124,6 +124,15 @@ class Root:
         @return: a descriptor, or L{None} if it is not there.
         @raise OSError: it is there but not to be had.
         """
+        if len(self.parts) == 1:
+            # Most of them; it needs no look at each step.
+            try:
+                return openDirectory(f"{self.base}/{self.parts[0]}")
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                    raise
         directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         names = list(reversed(self.parts))
         links = 0

@@ -13,13 +13,14 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from pop3svc.files import openDirectory
 
-__all__ = ["STAGING", "isReady", "recover", "removeAll"]
+__all__ = ["STAGING", "Readiness", "isReady", "recover", "removeAll"]
 
 STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
@@ -90,6 +91,63 @@ def removeAll(
     # They are out of the way already; what is left the next recovery purges.
     with suppress(OSError):
         _purge(root, folders)
+
+
+# What tells whether a directory has changed.
+_Stamp = tuple[tuple[int, int, int], ...]
+# One changed so recently may change again without its times telling.
+_TICK_NS = 20_000_000
+
+
+class Readiness:
+    """
+    Remembers where nothing was left for L{recover}, so that to lock a mailbox
+    again needs no look into its directories.  Used in one thread.
+    """
+
+    # Mailboxes; some 300 octets each.
+    BOUND = 10_000
+
+    def __init__(self) -> None:
+        self._stamps: OrderedDict[tuple[int, int], _Stamp] = OrderedDict()
+
+    def isReady(self, root: int, key: tuple[int, int], folders: Sequence[str]) -> bool:
+        """
+        See L{isReady}.
+
+        @param key: device and inode of the root.
+        """
+        stamp, isOld = _stampOf(root, folders)
+        if stamp is not None and self._stamps.get(key) == stamp:
+            return True
+        if stamp is None or not isReady(root, folders):
+            return False
+        if isOld:
+            self._stamps[key] = stamp
+            if len(self._stamps) > self.BOUND:
+                self._stamps.popitem(last=False)
+        return True
+
+
+def _stampOf(root: int, folders: Sequence[str]) -> tuple[_Stamp | None, bool]:
+    """
+    The times of the staging directories, and whether they are old enough to be
+    trusted; L{None} if they are not all there, or there is another one.
+    """
+    stamp = []
+    try:
+        for folder in folders:
+            status = os.lstat(f"{STAGING}/{_stage(folder)}", dir_fd=root)
+            # The time of change cannot be set back.
+            stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+    except OSError:
+        return None, False
+    try:
+        os.lstat(_REMOVED, dir_fd=root)
+    except FileNotFoundError:
+        latest = max(max(each[1:]) for each in stamp)
+        return tuple(stamp), time.time_ns() - latest > _TICK_NS
+    return None, False
 
 
 def isReady(root: int, folders: Iterable[str]) -> bool:

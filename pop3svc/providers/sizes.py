@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
@@ -23,7 +23,7 @@ from pop3svc.files import openRegular
 __all__ = ["Examined", "Key", "MailboxSizes", "SharedSizes", "markOf"]
 
 _NAME = "pop3svc-sizes"
-_VERSION = b"pop3svc-sizes 1\n"
+_VERSION = b"pop3svc-sizes 2\n"
 # Octets; a million messages have not so many.
 _LONGEST = 33_554_432
 # A file with so many more entries than there are messages is written anew.
@@ -53,7 +53,7 @@ def markOf(status: os.stat_result) -> int:
     @return: what tells a file from what it was before somebody wrote to it,
         though nobody should.
     """
-    return crc32(b"%d %d" % (status.st_size, status.st_mtime_ns))
+    return (status.st_size * 0x9E3779B1 ^ status.st_mtime_ns) & 0xFFFFFFFFFFFFFFFF
 
 
 class MailboxSizes:
@@ -68,6 +68,30 @@ class MailboxSizes:
         # How many entries the file has, more than once for some; -1: it is
         # damaged, or not there.
         self._written = -1
+        # The sizes of a whole listing, which its sessions ask for one after
+        # the other.
+        self._whole: tuple[Sequence[str], list[int]] = (), []
+
+    def octetsOf(self, uniqueIDs: Sequence[str]) -> list[int] | None:
+        """
+        @param uniqueIDs: not to be changed afterwards.
+        @return: the sizes of messages, not to be changed; L{None} if they are
+            not all known.
+        """
+        if self._whole[0] is not uniqueIDs:
+            try:
+                octets = [each.octets for each in map(self.known.__getitem__, uniqueIDs)]
+            except KeyError:
+                return None
+            self._whole = uniqueIDs, octets
+        return self._whole[1]
+
+    def forget(self, uniqueID: str) -> None:
+        """
+        What is known of a message is not true any more.
+        """
+        self._whole = (), []
+        self.known.pop(uniqueID, None)
 
     def load(self, root: int, listed: Collection[str]) -> None:
         """
@@ -115,6 +139,7 @@ class MailboxSizes:
 
         @param listed: the unique-ids that there are.
         """
+        self._whole = (), []
         self.known.update(added)
         if len(self.known) > 2 * len(listed) + _SPARE:
             self.known = {each: self.known[each] for each in listed if each in self.known}

@@ -445,7 +445,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("pop3svc.providers.filemailbox.openRegular", broken)
+    monkeypatch.setattr("pop3svc.providers.filemailbox.openFile", broken)
     assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] The mailbox has a fault.\r\n"
     monkeypatch.undo()
     globalLogPublisher.removeObserver(seen.append)

@@ -75,7 +75,7 @@ def test_damaged(maildir: Path) -> None:
     stat(maildir, *LISTED)
     file = maildir / "pop3svc-sizes"
     whole = file.read_bytes()
-    assert whole.startswith(b"pop3svc-sizes 1\n") and whole.count(b"\n") == 5
+    assert whole.startswith(b"pop3svc-sizes 2\n") and whole.count(b"\n") == 5
     for at in range(len(whole)):
         file.write_bytes(whole[:at])
         stat(maildir, *LISTED)
@@ -96,11 +96,11 @@ def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     file = maildir / "pop3svc-sizes"
     for make in (os.symlink, os.link):
-        victim.write_bytes(b"pop3svc-sizes 1\n")
+        victim.write_bytes(b"pop3svc-sizes 2\n")
         make(victim, file)
         stat(maildir, *LISTED)
         stat(maildir, *LISTED)
-        assert victim.read_bytes() == b"pop3svc-sizes 1\n"
+        assert victim.read_bytes() == b"pop3svc-sizes 2\n"
         file.unlink()
     os.mkfifo(file)
     stat(maildir, *LISTED)
@@ -117,7 +117,7 @@ def test_nonsense(maildir: Path) -> None:
     from zlib import crc32
 
     (maildir / "pop3svc-sizes").write_bytes(
-        b"pop3svc-sizes 1\n%x %x\n" % (len(block), crc32(block)) + block
+        b"pop3svc-sizes 2\n%x %x\n" % (len(block), crc32(block)) + block
     )
     stat(maildir, *LISTED)
 
