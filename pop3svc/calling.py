@@ -45,7 +45,8 @@ def isLater(answer: object) -> bool:
     """
     Is this no value, but a Deferred or a coroutine that will give it?
     """
-    return isinstance(answer, CoroutineType | Deferred)
+    # To ask for its class costs more: Deferred is an abstract one.
+    return hasattr(answer, "__await__")
 
 
 def begin(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:

@@ -21,11 +21,10 @@ from argon2.exceptions import InvalidHashError, VerificationError
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, Workers
+from pop3svc.calling import Runner, Workers, begin
 from pop3svc.files import writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 
@@ -295,7 +294,7 @@ class PasswordFile:
         digest = hmac.digest(self._secret, name.encode("utf-8", "surrogateescape"), "sha256")
         return stored[int.from_bytes(digest[:8]) % len(stored)], False
 
-    def requestAvatarId(self, credentials: Any) -> Deferred[bytes | tuple[()]]:
+    def requestAvatarId(self, credentials: Any) -> Any:
         """
         See L{ICredentialsChecker.requestAvatarId}.
 
@@ -303,7 +302,7 @@ class PasswordFile:
         @raise POP3ResponseError: C{SYS/TEMP}, too many passwords wait to be
             hashed.
         """
-        return Deferred.fromCoroutine(self._checked(credentials))
+        return begin(self._checked(credentials))
 
     async def _checked(self, credentials: Any) -> bytes | tuple[()]:
         self._refresh()

@@ -92,7 +92,8 @@ class POP3Connection(LineReceiver):
         self._deadline: float | None = None
         self._loginLimit: IDelayedCall | None = None
         self._closing: IDelayedCall | None = None
-        self._ending: Deferred[Any] | None = None
+        self._isEnding = False
+        self._ending: Deferred[None] | None = None
         self._reason = ""
         self._readEnded = False
         self._turns = Turns(clock)
@@ -475,14 +476,24 @@ class POP3Connection(LineReceiver):
         self._endSession()
         return True
 
-    def _endSession(self) -> Deferred[Any]:
+    def _endSession(self) -> Deferred[None] | None:
         """
         Let go of everything, once.
+
+        @return: a Deferred, if that takes time.
         """
-        if self._ending is None:
+        if not self._isEnding:
+            self._isEnding = True
             self.session.isOver = True
-            self._ending = Deferred.fromCoroutine(self.session.end())
-            self._ending.addErrback(lambda failure: log.failure("ending a session failed", failure))
+            try:
+                ending = begin(self.session.end())
+            except Exception:
+                log.failure("ending a session failed")
+                return None
+            if isinstance(ending, Deferred):
+                self._ending = ending.addErrback(
+                    lambda failure: log.failure("ending a session failed", failure)
+                )
         return self._ending
 
     def readConnectionLost(self) -> None:
@@ -524,6 +535,9 @@ class POP3Connection(LineReceiver):
             transport.loseConnection()
         else:
             closeWrite()
+            if not self._sender.isFull:
+                # Nothing is to be written before it.
+                getattr(transport, "doWrite", lambda: None)()
         self._closing = self._clock.callLater(self._policy.closeTimeout, self._closeFully)
 
     def _closeFully(self) -> None:
@@ -577,7 +591,11 @@ class POP3Connection(LineReceiver):
         if running is not None:
             self.session.isOver = True
             running.cancel()
-        self._endSession().addBoth(self._over)
+        ending = self._endSession()
+        if ending is None:
+            self._over(None)
+        else:
+            ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
         self._tell(self._reason)
@@ -589,18 +607,24 @@ class POP3Connection(LineReceiver):
         """
         session = self.session
         info = session.info
+        user = session.user if session.user is not None else "nobody"
+        clientIP = info.clientIP or "this machine"
+        tls = "TLS" if info.isSecure else "no TLS"
+        octetsSent, messagesDeleted = self._sender.octetsSent, session.messagesDeleted
+        # Made here: to have the log put together so many fields costs more
+        # than all the rest of a short session.
         log.info(
-            "{user} from {clientIP} ({tls}): {messagesSent} messages and {octetsSent} octets "
-            "sent, {messagesDeleted} deleted; {reason}",
+            "{summary}",
+            summary=f"{user} from {clientIP} ({tls}): {self.messagesSent} messages and "
+            f"{octetsSent} octets sent, {messagesDeleted} deleted; {reason}",
             pop3Event="close",
             connectionID=info.connectionID,
-            user=session.user if session.user is not None else "nobody",
-            clientIP=info.clientIP or "this machine",
-            tls="TLS" if info.isSecure else "no TLS",
+            user=user,
+            clientIP=clientIP,
             isSecure=info.isSecure,
             messagesSent=self.messagesSent,
-            octetsSent=self._sender.octetsSent,
-            messagesDeleted=session.messagesDeleted,
+            octetsSent=octetsSent,
+            messagesDeleted=messagesDeleted,
             seconds=self._clock.seconds() - self._began,
             reason=reason,
         )

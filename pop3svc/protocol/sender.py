@@ -59,6 +59,7 @@ class ReplySender:
     @ivar octetsSent: octets written to the transport so far.
     @ivar hasGathered: is there anything that was not written yet?
     @ivar isCrowded: is there so much of it that it should not wait?
+    @ivar isFull: does the transport still have something to write?
     """
 
     def __init__(
@@ -245,6 +246,10 @@ class ReplySender:
         finally:
             if isOurs:
                 self._unregister()
+
+    @property
+    def isFull(self) -> bool:
+        return self._paused
 
     def release(self) -> None:
         """

@@ -17,7 +17,7 @@ import pytest
 from passlib.hash import sha512_crypt
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import globalLogPublisher
 
 from pop3svc.accounts import passwordfile
@@ -57,7 +57,7 @@ def ask(checker: PasswordFile, name: str, password: str) -> Any:
     credentials = UsernamePassword(
         name.encode("utf-8", "surrogateescape"), password.encode("utf-8", "surrogateescape")
     )
-    checker.requestAvatarId(credentials).addBoth(got.append)
+    maybeDeferred(checker.requestAvatarId, credentials).addBoth(got.append)
     return got[0]
 
 
