@@ -291,8 +291,11 @@ class PasswordFile:
         stored = list(self._entries.values())
         if not stored:
             return self._standIn, False
-        digest = hmac.digest(self._secret, name.encode("utf-8", "surrogateescape"), "sha256")
-        return stored[int.from_bytes(digest[:8]) % len(stored)], False
+        return stored[int.from_bytes(self._digest(name)[:8]) % len(stored)], False
+
+    def _digest(self, text: str) -> bytes:
+        octets = text.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(octets, key=self._secret, digest_size=16).digest()
 
     def requestAvatarId(self, credentials: Any) -> Any:
         """
@@ -326,7 +329,7 @@ class PasswordFile:
         """
         self._refresh()
         stored = self._entries.get(username, "")
-        return hmac.digest(self._secret, stored.encode("utf-8", "surrogateescape"), "sha256").hex()
+        return self._digest(stored).hex()
 
     def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
         """

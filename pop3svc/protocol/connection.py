@@ -221,7 +221,7 @@ class POP3Connection(LineReceiver):
         if not lines and len(self._partial) >= self._policy.maxAuthLineLength:
             self.lineLengthExceeded(self._partial)
             return
-        if self._sender.hasGathered:
+        if self._sender.hasGathered and not self._sender.flushShort():
             # All that came in is answered, or has had its turn.
             self._run(self._sender.flush())
             if self._running is not None or self._reason:

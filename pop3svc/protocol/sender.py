@@ -90,6 +90,8 @@ class ReplySender:
         self.octetsSent = 0
         self._gathered: list[bytes] = []
         self._octets = 0
+        # Octets written since the transport was asked whether there is room.
+        self._unasked = 0
         self._isRegistered = False
         self._byReply = IReplyByReply.providedBy(transport)
         # Of a plain TCP transport: what goes out at once need not wait until
@@ -199,6 +201,7 @@ class ReplySender:
             return
         gathered = self._gathered
         octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        self._unasked += self._octets
         self._gathered, self._octets = [], 0
         if self._writeSome is None or self._paused:
             self._transport.write(octets)
@@ -223,6 +226,20 @@ class ReplySender:
                 return
             done += written
 
+    def flushShort(self) -> bool:
+        """
+        Write what was gathered if it is little, and there is surely room for
+        more.
+
+        @return: False: it takes L{flush}.
+        """
+        if self._octets + self._unasked >= _PIECE or self.isFull:
+            return False
+        self.flushNow()
+        if self._writeSome is not None:
+            self._unasked = 0
+        return not self._paused
+
     async def flush(self) -> None:
         """
         Write what was gathered, and wait until there is room for more.
@@ -231,6 +248,7 @@ class ReplySender:
         @raise ConnectionLost: the transport stopped us.
         """
         isOurs = self._writeSome is None and not self._isRegistered
+        self._unasked = 0
         if isOurs:
             self._register(True)
         try:

@@ -113,7 +113,7 @@ class Root:
         """
         For messages to the operator.
         """
-        return os.path.join(self.base, *self.parts)
+        return "/".join([self.base.rstrip("/"), *self.parts]) or "/"
 
     def open(self) -> int | None:
         """
