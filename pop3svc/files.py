@@ -33,7 +33,11 @@ __all__ = [
 
 # Large enough that the work for each block does not count, small enough to
 # hold one for each of many clients.
-_BLOCK = 65536
+_BLOCK = 131072
+# What is sent at once without being read, and how far apart it is looked
+# whether it is in the page cache: the kernel reads ahead by more.
+_REGION = 1048576
+_PROBE = 16384
 _COUNTING_BLOCK = 1048576
 
 # Reads only what is in the page cache; Linux.
@@ -179,6 +183,7 @@ class FileBlocks:
         runner: Runner | None = None,
         offset: int = 0,
         length: int | None = None,
+        hasLineEnds: bool = False,
         isAsSent: bool = False,
     ) -> None:
         """
@@ -187,8 +192,10 @@ class FileBlocks:
         @param offset: octets, where to begin.
         @param length: octets to read, all that are there now if L{None}; if
             fewer are there when they are read that is an error.
-        @param isAsSent: are these octets what is sent, line ends and dots?
+        @param hasLineEnds: are these octets whole lines that end with CRLF?
+        @param isAsSent: and does none of them begin with a dot?
         """
+        self.hasLineEnds = hasLineEnds
         self.isAsSent = isAsSent
         self._descriptor = descriptor
         self._closing = closing
@@ -196,7 +203,7 @@ class FileBlocks:
         self._offset = offset
         if length is None:
             length = max(os.fstat(descriptor).st_size - offset, 0)
-        self._left = length
+        self.length = self._left = length
         self._reading = False
         self._closed = False
 
@@ -223,6 +230,45 @@ class FileBlocks:
         reading: Deferred[bytes] = Deferred()
         work.addBoth(self._haveRead, reading)
         return reading
+
+    def sendTo(self, socket: int) -> int:
+        """
+        Send the next octets to a socket as they are, those of them that are in
+        the page cache.
+
+        @param socket: its descriptor.
+        @return: how many octets that were; 0: they have to be read by
+            L{nextChunk}.
+        @raise BlockingIOError: the socket takes none now.
+        @raise OSError: the connection or the file is broken.
+        """
+        size = self._cached(min(_REGION, self._left))
+        if not size:
+            return 0
+        sent = os.sendfile(socket, self._descriptor, self._offset, size)
+        if not sent:
+            raise EOFError("the file is shorter than it was said to be")
+        self._offset += sent
+        self._left -= sent
+        return sent
+
+    def _cached(self, size: int) -> int:
+        """
+        @return: how many of the next octets are in the page cache.
+        """
+        if _NOWAIT is None:
+            return 0
+        octet = bytearray(1)
+        for distance in range(0, size, _PROBE):
+            try:
+                read = os.preadv(self._descriptor, [octet], self._offset + distance, _NOWAIT)
+            except OSError as error:
+                if error.errno not in _NOT_AT_ONCE:
+                    raise
+                read = 0
+            if not read:
+                return distance
+        return size
 
     def _haveRead(self, outcome: Any, reading: Deferred[Any]) -> None:
         self._reading = False

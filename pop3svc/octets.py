@@ -35,6 +35,9 @@ class LineEnds:
         if not data:
             return b""
         self._atLineStart = data.endswith(b"\n")
+        if b"\r" not in data:
+            # Many times faster than what follows.
+            return data.replace(b"\n", b"\r\n")
         if data.count(b"\n") != data.count(b"\r\n"):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         return data

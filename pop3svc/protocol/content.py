@@ -22,6 +22,8 @@ __all__ = ["MessageBody", "countByReading"]
 # Lines are handed on in pieces of about this many octets.
 _PIECE = 16384
 _BLOCK = 65536
+# Messages of so many octets are worth a way of their own.
+_LARGE = 262144
 
 
 @implementer(IChunkedContent)
@@ -111,7 +113,14 @@ registerAdapter(_fromAnything, object, IChunkedContent)
 
 
 def _fromRegion(region: Any) -> FileBlocks:
-    return FileBlocks(region.fileno, region.close, offset=region.offset, length=region.length)
+    return FileBlocks(
+        region.fileno,
+        region.close,
+        offset=region.offset,
+        length=region.length,
+        hasLineEnds=True,
+        isAsSent=True,
+    )
 
 
 class MessageBody:
@@ -119,7 +128,8 @@ class MessageBody:
     A L{pop3svc.protocol.replies.Body} of what C{messageContent} returned.
     """
 
-    isAsSent = False
+    hasLineEnds = isAsSent = False
+    sendTo: Callable[[int], int] | None = None
 
     def __init__(self, content: Any, clock: IReactorTime, timeout: float) -> None:
         """
@@ -134,10 +144,12 @@ class MessageBody:
             self._content: Any = content
             self._next: Callable[[], Any] | None = None
         else:
-            if isinstance(content, FileBlocks):
-                self.isAsSent = content.isAsSent
-            elif IFileContent.providedBy(content):
+            if IFileContent.providedBy(content):
                 content = _fromRegion(content)
+            if isinstance(content, FileBlocks):
+                self.hasLineEnds, self.isAsSent = content.hasLineEnds, content.isAsSent
+                if content.isAsSent and content.length >= _LARGE:
+                    self.sendTo = content.sendTo
             else:
                 content = IChunkedContent(content)
             self._content = content

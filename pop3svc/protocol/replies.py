@@ -4,7 +4,7 @@ The values a command can return, and what happens after each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -29,11 +29,18 @@ class Body(Protocol):
     """
     The octets behind the first line of a reply, before dot-stuffing.
 
-    @ivar isAsSent: are they to the octet what is sent: whole lines, their ends
-        CRLF, and none begins with a dot?
+    @ivar hasLineEnds: are they whole lines, all of their ends CRLF?
+    @ivar isAsSent: and are they to the octet what is sent: does no line begin
+        with a dot, either?
+    @ivar sendTo: sends the next octets to a socket without taking them in
+        hand: takes its descriptor and returns how many octets that were, 0 if
+        they have to be asked for by C{next}; raises C{BlockingIOError} if the
+        socket takes none now.  Or L{None}.
     """
 
+    hasLineEnds: bool
     isAsSent: bool
+    sendTo: Callable[[int], int] | None
 
     def next(self) -> Any:
         """
@@ -53,7 +60,9 @@ class Lines:
     A L{Body} of short lines that are made while it is sent.
     """
 
+    hasLineEnds = True
     isAsSent = False
+    sendTo: Callable[[int], int] | None = None
 
     def __init__(self, lines: Iterable[str]) -> None:
         """
@@ -89,7 +98,8 @@ class Pieces:
     A L{Body} that stands ready in pieces.
     """
 
-    isAsSent = True
+    hasLineEnds = isAsSent = True
+    sendTo: Callable[[int], int] | None = None
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         """

@@ -158,8 +158,11 @@ class ReplySender:
         try:
             self.gather(reply)
             if not body.isAsSent or reply.topLines is not None:
-                encoder = MultiLine(reply.topLines)
+                encoder = MultiLine(reply.topLines, body.hasLineEnds)
+            sendTo = body.sendTo if encoder is None and self._writeSome is not None else None
             while encoder is None or not encoder.done:
+                if sendTo is not None:
+                    await self._sendTo(sendTo)
                 chunk = body.next()
                 if isLater(chunk):
                     chunk = await chunk
@@ -172,6 +175,27 @@ class ReplySender:
         finally:
             body.close()
         return encoder is None or not encoder.done
+
+    async def _sendTo(self, sendTo: Callable[[int], int]) -> None:
+        """
+        Let a body send its octets itself, as far as it can.
+        """
+        # What stands before them goes first.
+        await self.flush()
+        while True:
+            try:
+                sent = sendTo(self._transport.fileno())
+            except BlockingIOError:
+                self._register(False)
+                self._paused = True
+                self._transport.startWriting()
+            except ConnectionError:
+                raise ConnectionLost()
+            else:
+                if not sent:
+                    return
+                self.octetsSent += sent
+            await self.flush()
 
     def say(self, reply: Reply) -> None:
         """

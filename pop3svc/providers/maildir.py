@@ -430,6 +430,8 @@ class _Maildir(FileMailbox):
             partial(os.close, descriptor),
             self._runner,
             length=status.st_size,
+            # Each line end that was none would have made it longer.
+            hasLineEnds=known is not None and known.octets == status.st_size and known.mark != 0,
             isAsSent=known is not None and known.isAsSent,
         )
 

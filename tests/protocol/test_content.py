@@ -235,4 +235,4 @@ def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert closed == []
     slow.waiting.pop()()
     assert closed == [None]
-    assert reading.result == MESSAGE[:65536]
+    assert reading.result == MESSAGE[:131072]

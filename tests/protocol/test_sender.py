@@ -19,7 +19,8 @@ from tests.test_calling import start
 
 
 class Body:
-    isAsSent = False
+    hasLineEnds = isAsSent = False
+    sendTo = None
 
     def __init__(self, *chunks: Any) -> None:
         self.chunks = list(chunks)
