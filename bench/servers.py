@@ -100,6 +100,8 @@ class Server:
     rows: frozenset[int] | None = None
     # Whether its Maildirs are used.
     hasMail = True
+    # Does it take the sizes in file names?  Some do in any case.
+    believesNames = False
 
     def __init__(self, site: Site, mail: Path | None = None) -> None:
         """
@@ -240,7 +242,8 @@ class Pop3svc(Server):
             *(*self._twistd, "-n", "--pidfile=", f"--logfile={self.home / 'log'}", "pop3svc"),
             *("--endpoint", f"tcp:{self.plain}:interface=127.0.0.1"),
             *("--endpoint", f"ssl:{self.tls}:interface=127.0.0.1"),
-            *("--provider", f"maildir:{self.mail}", "--auth", f"passwd:{self.site.users}"),
+            *("--provider", f"maildir:{self.mail}{':sizes=names' * self.believesNames}"),
+            *("--auth", f"passwd:{self.site.users}"),
             *("--certificate", str(self.site.certificate), "--private-key", str(self.site.key)),
             *("--data", str(self.home / "data")),
             *("--set", "maxConnections=20000", "--set", "maxStrangers=20000"),

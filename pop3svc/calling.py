@@ -250,8 +250,8 @@ def givenUp() -> bool:
 
     @return: does nobody wait for it any more?
     """
-    asked: Callable[[], bool] = getattr(_running, "givenUp", lambda: False)
-    return asked()
+    asked: Callable[[], bool] | None = getattr(_running, "givenUp", None)
+    return asked is not None and asked()
 
 
 class Turns:

@@ -141,6 +141,13 @@ def examine(descriptor: int, size: int) -> tuple[int, bool]:
         line ends CRLF, the last one there, and no line begins with a dot.
     @raise OSError: it was given up, or cannot be read.
     """
+    if givenUp():
+        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+    if size <= _BLOCK:
+        # As nearly all are; there are many.
+        block = os.pread(descriptor, size, 0)
+        if len(block) == size:
+            return _examined(block)
     count = OctetCount()
     offset, last, hasDots = 0, b"\n", False
     while offset < size:
@@ -158,6 +165,22 @@ def examine(descriptor: int, size: int) -> tuple[int, bool]:
         offset = data + len(block)
     octets = count.total()
     return octets, octets == size and not hasDots
+
+
+def _examined(whole: bytes) -> tuple[int, bool]:
+    """
+    As L{examine}, of a message that is all there.
+    """
+    octets = len(whole)
+    lines = whole.count(b"\n")
+    if lines and b"\r" in whole:
+        octets += lines - whole.count(b"\r\n")
+    else:
+        octets += lines
+    if not whole.endswith(b"\n") and whole:
+        octets += 2
+    isAsSent = octets == len(whole) and not whole.startswith(b".") and b"\n." not in whole
+    return octets, isAsSent
 
 
 def _nextData(descriptor: int, offset: int, size: int) -> int:

@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -19,7 +19,7 @@ from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileBlocks, disk, examine, openDirectory, openRegular
+from pop3svc.files import FileBlocks, disk, examine, openDirectory, openFile
 from pop3svc.interfaces import (
     IMailboxStore,
     INewMailNotifier,
@@ -382,18 +382,12 @@ class _Maildir(FileMailbox):
         sizes = self.shared.sizes.of(_keyOf(root))
         self._known = sizes
         sizes.load(root, self._listing)
-        added: dict[str, Examined] = {}
+        if self.shared.believesNames:
+            sizes.learn(self._told(each for each in uniqueIDs if each not in sizes.known))
         directories: dict[str, int] = {}
-
-        def look(place: Place) -> Examined | None:
-            believed = self.shared.believesNames and _SIZE.search(place[1])
-            if believed:
-                return Examined(int(believed[1]), 0, False)
-            return _examinedAt(root, directories, place)
-
         try:
             unknown = [each for each in uniqueIDs if each not in sizes.known]
-            added = self._seek(unknown, look)
+            added = self._seek(unknown, partial(_examinedAt, root, directories))
         finally:
             for descriptor in directories.values():
                 os.close(descriptor)
@@ -401,11 +395,22 @@ class _Maildir(FileMailbox):
         if readable and isinstance(self, ExclusiveFileMailbox):
             sizes.keep(root, readable, self._listing)
         else:
-            sizes.known.update(readable)
+            sizes.learn(readable)
         self.shared.sizes.trim()
         found = {each: examined.octets for each, examined in added.items()}
         found.update((each, sizes.known[each].octets) for each in uniqueIDs if each in sizes.known)
         return found
+
+    def _told(self, uniqueIDs: Iterable[str]) -> dict[str, Examined]:
+        """
+        @return: the sizes that stand in the names of files.
+        """
+        places = ((each, self._placeOf(each)) for each in uniqueIDs)
+        return {
+            uniqueID: Examined(int(size[1]), 0, False)
+            for uniqueID, place in places
+            if place is not None and (size := _SIZE.search(place[1])) is not None
+        }
 
     def _removed(self, uniqueIDs: list[str]) -> None:
         super()._removed(uniqueIDs)
@@ -440,20 +445,32 @@ class _Maildir(FileMailbox):
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
         places, isSure, stamp = _scanPlaces(root)
         byBase: dict[str, list[Place]] = {}
-        # The place where one was seen last stands first.
-        for place in sorted(places, key=lambda each: (-places[each], each)):
-            byBase.setdefault(_baseName(place[1]), []).append(place)
+        for place in places:
+            base = _baseName(place[1])
+            if base in byBase:
+                byBase[base].append(place)
+            else:
+                byBase[base] = [place]
         keyed: list[tuple[tuple[int, int, str], str, list[Place]]] = []
         directories: dict[str, int] = {}
         try:
             for base, found in byBase.items():
+                delivered = _DELIVERED.match(base)
+                if delivered is not None and len(found) == 1:
+                    # As nearly all are; there are many.
+                    seconds, microseconds = delivered.groups("0")
+                    key = int(seconds), int(microseconds), base
+                    keyed.append((key, uniqueIDFor(base), found))
+                    continue
+                # The place where one was seen last stands first.
+                found.sort(key=lambda each: (-places[each], each))
                 files = [(found, "")]
                 if len(found) > 1 or not base:
                     files = self._distinct(root, directories, found)
                 for names, more in files:
-                    key = self._order(root, directories, names[0])
-                    if key is not None:
-                        keyed.append((key, uniqueIDFor(base, more), names))
+                    order = self._order(root, directories, names[0])
+                    if order is not None:
+                        keyed.append((order, uniqueIDFor(base, more), names))
         finally:
             for directory in directories.values():
                 os.close(directory)
@@ -523,7 +540,7 @@ def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examine
     try:
         if folder not in directories:
             directories[folder] = openDirectory(folder, root)
-        descriptor = openRegular(name, directories[folder])
+        descriptor, status = openFile(name, directories[folder])
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -532,7 +549,6 @@ def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examine
         log.error("cannot read {name}: {error}", name=name, error=error.strerror)
         return Examined(-1, 0, False)
     try:
-        status = os.fstat(descriptor)
         octets, isAsSent = examine(descriptor, status.st_size)
     finally:
         os.close(descriptor)

@@ -86,6 +86,13 @@ class MailboxSizes:
             self._whole = uniqueIDs, octets
         return self._whole[1]
 
+    def learn(self, added: Mapping[str, Examined]) -> None:
+        """
+        Add to what is known, and keep nothing.
+        """
+        self._whole = (), []
+        self.known.update(added)
+
     def forget(self, uniqueID: str) -> None:
         """
         What is known of a message is not true any more.
@@ -139,8 +146,7 @@ class MailboxSizes:
 
         @param listed: the unique-ids that there are.
         """
-        self._whole = (), []
-        self.known.update(added)
+        self.learn(added)
         if len(self.known) > 2 * len(listed) + _SPARE:
             self.known = {each: self.known[each] for each in listed if each in self.known}
         try:
