@@ -43,9 +43,9 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
     @param more: what tells the message from others of the same name.
     """
-    if not more and _LEGAL.fullmatch(name):
-        if not (name.startswith("H-") and _DERIVED.fullmatch(name)):
-            return name
+    mayBeDerived = name.startswith("H-") and _DERIVED.fullmatch(name)
+    if not more and not mayBeDerived and _LEGAL.fullmatch(name):
+        return name
     return "H-" + sha256(os.fsencode(f"{name}\0{more}")).hexdigest()
 
 

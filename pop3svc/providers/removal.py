@@ -3,8 +3,9 @@ Remove a set of files all or none, also across a kill or a power failure.
 
 The files are first moved into a directory C{pop3svc-removing} beside them.  It
 is then renamed to C{pop3svc-removed}: that one step decides.  Before it a
-recovery puts everything back, after it a recovery goes on removing.  When all
-is done it is renamed back and kept, empty: on a full disk none could be made.
+recovery puts everything back, after it a recovery goes on removing.  The next
+to come renames it back, and it is kept, empty: on a full disk none could be
+made.
 """
 
 from __future__ import annotations
@@ -56,8 +57,9 @@ def removeAll(
         in vain; L{None}: it has gone.
     @raise OSError: nothing was removed.
     """
-    recover(root, folders)
-    _makeReady(root, folders)
+    if not isReady(root, folders):
+        recover(root, folders)
+        _makeReady(root, folders)
     opened: dict[str, tuple[int, int]] = {}
     staging = openDirectory(STAGING, root)
     try:
@@ -88,9 +90,14 @@ def removeAll(
             # Whatever it says, what was decided is decided.
             with suppress(OSError):
                 os.close(descriptor)
-    # They are out of the way already; what is left the next recovery purges.
+    # They are out of the way already; what is left the next recovery purges,
+    # and what is unlinked now is durable by then without being waited for.
     with suppress(OSError):
-        _purge(root, folders)
+        for _, directory in _staged(root, _REMOVED, folders):
+            try:
+                _unlinkAll(directory)
+            finally:
+                os.close(directory)
 
 
 # What tells whether a directory has changed.
@@ -261,8 +268,7 @@ def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str,
 def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
-            for name in os.listdir(directory):
-                os.unlink(name, dir_fd=directory)
+            _unlinkAll(directory)
             # Or a power failure could bring them back with the old name.
             os.fsync(directory)
         finally:
@@ -277,6 +283,11 @@ def _purge(root: int, folders: Iterable[str]) -> None:
         # Somebody made the other one meanwhile.
         aside = f"{_REMOVED}.{time.time_ns()}"
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
+
+
+def _unlinkAll(directory: int) -> None:
+    for name in os.listdir(directory):
+        os.unlink(name, dir_fd=directory)
 
 
 def _putBack(root: int, folders: Iterable[str]) -> None:

@@ -62,7 +62,7 @@ def test_folder(tmp_path: Path) -> None:
         ".hidden.eml",
         "b.eml",
         "notes.txt",
-        "pop3svc-removing",
+        "pop3svc-removed",
     ]
 
 

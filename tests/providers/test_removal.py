@@ -57,6 +57,10 @@ def test_removeAll(tmp_path: Path) -> None:
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)
     assert there(tmp_path) == set(KEPT)
+    # The next to come puts it back, when it is durable that it is empty.
+    assert staged(tmp_path) == ["pop3svc-removed"]
+    assert list((tmp_path / "pop3svc-removed").rglob("?")) == []
+    recover(root, FOLDERS)
     assert staged(tmp_path) == []
 
 
@@ -109,6 +113,7 @@ def test_foldersRemoved(tmp_path: Path) -> None:
     (tmp_path / "new").rmdir()
     removeAll(root, FOLDERS, PLACES, locate)
     assert (tmp_path / "cur").exists()
+    recover(root, FOLDERS)
     (tmp_path / "pop3svc-removing" / "new" / "a").write_text("a")
     recover(root, FOLDERS)
     assert (tmp_path / "new" / "a").read_text() == "a"
