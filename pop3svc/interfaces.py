@@ -86,6 +86,8 @@ class IPOP3Mailbox(Interface):
         @return: iterable of str, in message-number order, each 1 to 70
             characters of "!" to "~", not "_" alone, no two alike (RFC 1939
             section 7).  Anything else is a provider bug and ends the login.
+            A L{pop3svc.listings.Listed} is checked once, when it is made: a
+            mailbox may return the same one as long as nothing has changed.
         """
 
     def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -236,3 +237,45 @@ def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow.waiting.pop()()
     assert closed == [None]
     assert reading.result == MESSAGE[:131072]
+
+
+def test_sendTo(tmp_path: Path) -> None:
+    """
+    A region sends itself to a socket; what shrinks meanwhile is an error.
+    """
+    path = tmp_path / "box"
+    octets = b"x" * 62 + b"\r\n"
+    path.write_bytes(b"before" + octets * 10000)
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    body = MessageBody(Region(path, 6, len(octets) * 9000), Clock(), 10)
+    assert body.isAsSent and body.sendTo is not None
+    received, sent = b"", 0
+    while True:
+        try:
+            some = body.sendTo(ours.fileno())
+        except BlockingIOError:
+            received += theirs.recv(1_000_000)
+            continue
+        sent += some
+        if not some:
+            break
+    while len(received) < sent:
+        received += theirs.recv(1_000_000)
+    assert received == octets * 9000
+    assert body.next() is None
+    body.close()
+
+    body = MessageBody(Region(path, 0, 640006), Clock(), 10)
+    os.truncate(path, 0)
+    assert body.sendTo is not None
+    # There is nothing in the cache of what is not there: a read tells.
+    assert body.sendTo(ours.fileno()) == 0
+    body.close()
+    ours.close()
+    theirs.close()
+    # To send a small one itself would cost more than it saves.
+    path.write_bytes(octets)
+    small = MessageBody(Region(path, 0, 64), Clock(), 10)
+    assert small.isAsSent and small.sendTo is None
+    small.close()

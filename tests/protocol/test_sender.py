@@ -180,3 +180,158 @@ def test_listings() -> None:
         received += transport.take(65536)
     assert got == [True]
     assert received.count(b"\r\n") == 100_002
+
+
+class Plain:
+    """
+    A plain TCP transport whose socket takes so much and no more.
+    """
+
+    def __init__(self, *takes: int) -> None:
+        self.takes = list(takes)
+        self.written = b""
+        self.producer: Any = None
+        self.isStreaming = True
+        self.isWriting = False
+        self.waiting = b""
+
+    def writeSomeData(self, data: bytes) -> int:
+        taken = bytes(data)[: self.takes.pop(0) if self.takes else 0]
+        self.written += taken
+        return len(taken)
+
+    def write(self, data: bytes) -> None:
+        self.waiting += data
+
+    def registerProducer(self, producer: Any, isStreaming: bool) -> None:
+        assert self.producer is None
+        self.producer, self.isStreaming = producer, isStreaming
+        if not isStreaming:
+            producer.resumeProducing()
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def startWriting(self) -> None:
+        self.isWriting = True
+
+    def fileno(self) -> int:
+        return 7
+
+    def drain(self) -> None:
+        """
+        The reactor: the socket takes all there is.
+        """
+        self.written += self.waiting
+        self.waiting, self.isWriting = b"", False
+        if self.producer is not None:
+            self.producer.resumeProducing()
+
+
+def setUpPlain(*takes: int) -> tuple[Clock, Plain, ReplySender]:
+    clock, transport = Clock(), Plain(*takes)
+    return clock, transport, ReplySender(transport, Turns(clock), clock, 60)
+
+
+def test_plainAtOnce() -> None:
+    """
+    What the socket takes is written without the reactor; nobody is registered.
+    """
+    _, transport, sender = setUpPlain(4, 100)
+    sender.gather(ok("Fine."))
+    assert sender.flushShort()
+    assert (transport.written, transport.waiting) == (b"+OK Fine.\r\n", b"")
+    assert transport.producer is None
+
+
+def test_plainFull() -> None:
+    """
+    What it does not take the transport has, and nothing overtakes it.
+    """
+    _, transport, sender = setUpPlain(4)
+    sender.gather(ok("Fine."))
+    assert not sender.flushShort()
+    assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
+    _, got = start(sender.flush())
+    sender.say(ok("Bye."))
+    assert got == []
+    transport.drain()
+    assert got == [None] and transport.producer is None
+    assert transport.written == b"+OK Fine.\r\n+OK Bye.\r\n"
+
+
+def test_plainStallsAndStops() -> None:
+    clock, transport, sender = setUpPlain()
+    sender.gather(ok("Fine."))
+    _, got = start(sender.flush())
+    clock.advance(61)
+    assert got[0].check(Stalled)
+    _, got = start(sender.flush())
+    transport.producer.stopProducing()
+    assert got[0].check(ConnectionLost)
+
+
+def test_plainReleased() -> None:
+    """
+    A transport that is to close is not asked to wait for more.
+    """
+    _, transport, sender = setUpPlain()
+    sender.say(ok("Bye."))
+    assert transport.producer is not None and sender.isFull
+    sender.release()
+    assert transport.producer is None
+
+
+class Region(Body):
+    """
+    A body that sends its octets itself, as far as it says.
+    """
+
+    hasLineEnds = isAsSent = True
+
+    def __init__(self, steps: list[Any], *chunks: Any) -> None:
+        super().__init__(*chunks)
+        self.steps = steps
+        self.sockets: set[int] = set()
+        self.sendTo = self._sendTo  # type: ignore[assignment]
+
+    def _sendTo(self, socket: int) -> int:
+        self.sockets.add(socket)
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+def test_sendsItself() -> None:
+    _, transport, sender = setUpPlain(100, 100, 100, 100)
+    body = Region([5, BlockingIOError(), 7, 0, 0], b"rest\r\n")
+    _, got = start(whole(sender, ok("", body=body)))
+    # What stands before it went first.
+    assert (transport.written, got) == (b"+OK\r\n", [])
+    assert transport.isWriting and not transport.isStreaming
+    transport.drain()
+    assert got == [True]
+    assert transport.written == b"+OK\r\nrest\r\n.\r\n"
+    assert (body.closed, body.sockets, body.steps) == (1, {7}, [])
+    assert sender.octetsSent == 5 + 12 + 9
+
+
+def test_sendsItselfNowhere() -> None:
+    _, _, sender = setUpPlain(100)
+    body = Region([BrokenPipeError()])
+    _, got = start(whole(sender, ok("", body=body)))
+    assert got[0].check(ConnectionLost)
+    assert body.closed == 1
+
+
+def test_topDoesNotSendItself() -> None:
+    _, transport, sender = setUpPlain(100, 100)
+    body = Region([], b"a: b\r\n\r\nbody\r\n")
+    start(whole(sender, ok("", body=body, topLines=0)))
+    assert transport.written == b"+OK\r\na: b\r\n\r\n.\r\n"
+    # Nor inside TLS.
+    _, transport, sender = setUpPlain(100, 100)
+    sender.startTLS()
+    start(whole(sender, ok("", body=Region([], b"x\r\n"))))
+    assert transport.waiting == b"+OK\r\nx\r\n.\r\n"

@@ -521,6 +521,53 @@ def test_providerOfOnesOwn(tmp_path: Path) -> None:
         del os.environ["PYTHONPATH"]
 
 
+def test_largeMessages(service: tuple[Running, int, int], site: Path) -> None:
+    """
+    Messages of some megabytes, as they are kept or not, over a plain
+    connection and TLS, to one that reads slowly, and to one that leaves.
+    """
+    _, plain, secure = service
+    folder = site / "mail" / "bob" / "cur"
+    folder.mkdir(exist_ok=True)
+    line = b"x" * 70
+    kept = {
+        "1.crlf:2,": b"a: b\r\n\r\n" + (line + b"\r\n") * 60_000,
+        "2.lf:2,": b"a: b\n\n" + (line + b"\n") * 60_000,
+        "3.dots:2,": b"a: b\r\n\r\n" + (line + b"\r\n.\r\n") * 60_000,
+        "4.open:2,": b"a: b\r\n\r\n" + (line + b"\r\n") * 60_000 + b"the end",
+    }
+    for name, octets in kept.items():
+        (folder / name).write_bytes(octets)
+    context = ssl.create_default_context(cafile=str(site / "cert.pem"))
+    for isSecure in (False, True):
+        connection = Connection(secure if isSecure else plain)
+        if isSecure:
+            connection.startTLS(context)
+        connection.line()
+        connection.logIn(b"bob", b"secret word")
+        # Before their sizes are known, and after.
+        for _ in range(2):
+            for number, octets in enumerate(kept.values(), 1):
+                connection.socket.sendall(b"RETR %d\r\nNOOP\r\n" % number)
+                assert connection.line().startswith(b"+OK")
+                sent = b"".join(connection.lines())
+                assert connection.line() == b"+OK Done.\r\n"
+                wanted = octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+                wanted += b"" if wanted.endswith(b"\r\n") else b"\r\n"
+                assert sent == wanted.replace(b"\n.", b"\n..")
+                size = int(connection.say(b"LIST %d" % number).split()[2])
+                assert size == len(wanted)
+        connection.socket.sendall(b"RETR 1\r\n")
+        connection.line()
+        connection.socket.close()
+        after = Connection(plain)
+        after.line()
+        after.logIn(b"bob", b"secret word")
+        assert after.say(b"QUIT").startswith(b"+OK")
+    for name in kept:
+        (folder / name).unlink()
+
+
 def test_refusals(service: tuple[Running, int, int]) -> None:
     """
     Not before a second has passed, an unknown user like a wrong password; a
