@@ -143,6 +143,12 @@ class Policy:
         "polls should rather sleep.",
         least=0,
     )
+    restartLongest: int = _number(
+        60,
+        "With --workers, one that has died is started again after 1, 2, 4, ... seconds, and "
+        "after so many at last: what fails each time costs little then, and what passes is over "
+        "soon.  After a life of more than this it is 1 again.",
+    )
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."
     )

@@ -67,7 +67,9 @@ RANKS = {
     "service.accountscommand": 5,
     "service.makers": 6,
     "service.factory": 8,
+    "service.workers": 8,
     "service.tap": 9,
+    "service.worker": 10,
 }
 # A peer must not be measured with its own ruler: these import only each other.
 ALONE = "check"

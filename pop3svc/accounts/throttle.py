@@ -21,7 +21,7 @@ from pop3svc.files import writeWhole
 from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import LOOPBACK, addressOf, networkOf
 
-__all__ = ["BanEngine", "KnownNetworks", "LoginGuard", "UserThrottle"]
+__all__ = ["BanEngine", "KnownNetworks", "LoginGuard", "SharedThrottle", "UserThrottle"]
 
 log = Logger(namespace="pop3svc")
 
@@ -51,8 +51,18 @@ class _Strikes:
             self._counts.popitem(last=False)
         return count
 
-    def clear(self, key: Any) -> None:
-        self._counts.pop(key, None)
+    def clear(self, key: Any) -> bool:
+        return self._counts.pop(key, None) is not None
+
+    def state(self) -> list[Any]:
+        now = self._clock.seconds()
+        return [[key, count, now - last] for key, (count, last) in self._counts.items()]
+
+    def restore(self, state: list[Any]) -> None:
+        now = self._clock.seconds()
+        for key, count, age in state:
+            # What was a tuple is a list in JSON.
+            self._counts[tuple(key) if isinstance(key, list) else key] = count, now - age
 
 
 @implementer(ILoginThrottle)
@@ -94,8 +104,25 @@ class BanEngine:
         if not self._isExempt(info):
             self._failures.add(networkOf(info.clientIP))
 
-    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
-        self._failures.clear(networkOf(info.clientIP))
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+        """
+        See L{ILoginThrottle.loginSucceeded}.
+
+        @return: whether anything was forgotten.
+        """
+        return self._failures.clear(networkOf(info.clientIP))
+
+    def state(self) -> Any:
+        """
+        @return: what another process needs to go on, as JSON has it.
+        """
+        return self._failures.state()
+
+    def restore(self, state: Any) -> None:
+        """
+        Go on from what L{state} has returned.
+        """
+        self._failures.restore(state)
 
 
 class KnownNetworks:
@@ -137,22 +164,36 @@ class KnownNetworks:
         seen = self._users.get(username, {}).get(network)
         return seen is not None and self._now() - seen < self.KEPT
 
-    def add(self, username: str, network: str) -> None:
+    def add(self, username: str, network: str) -> bool:
         """
         The user has logged in from there.
+
+        @return: whether that is worth writing: once a day.
         """
         now = self._now()
         networks = self._users.setdefault(username, {})
         self._users.move_to_end(username)
-        # Once a day is often enough to write.
-        if now - networks.get(network, 0) > 86400:
-            self._changed = True
+        isNews = now - networks.get(network, 0) > 86400
+        self._changed = self._changed or isNews
         networks.pop(network, None)
         networks[network] = now
         while len(networks) > self.EACH:
             del networks[next(iter(networks))]
         if len(self._users) > self.USERS:
             self._users.popitem(last=False)
+        return isNews
+
+    def state(self) -> Any:
+        """
+        @return: what another process needs to go on, as JSON has it.
+        """
+        return self._users
+
+    def restore(self, state: Any) -> None:
+        """
+        Go on from what L{state} has returned.
+        """
+        self._users = OrderedDict(state)
 
     def save(self) -> None:
         """
@@ -210,10 +251,107 @@ class UserThrottle:
         if not self.known.isKnown(username, network):
             self._failures.add(username)
 
-    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+        """
+        See L{ILoginThrottle.loginSucceeded}.
+
+        @return: whether anything was forgotten, or the network is news.
+        """
         network = networkOf(info.clientIP, v4=24)
-        self._failures.clear((username, network))
-        self.known.add(username, network)
+        isForgotten = self._failures.clear((username, network))
+        return self.known.add(username, network) or isForgotten
+
+    def state(self) -> Any:
+        """
+        @return: what another process needs to go on, as JSON has it.
+        """
+        return [self._failures.state(), self.known.state()]
+
+    def restore(self, state: Any) -> None:
+        """
+        Go on from what L{state} has returned.
+        """
+        failures, known = state
+        self._failures.restore(failures)
+        self.known.restore(known)
+
+
+class _Elsewhere:
+    """
+    A client of another process.
+    """
+
+    def __init__(self, clientIP: str | None) -> None:
+        self.clientIP = clientIP
+
+
+@implementer(ILoginThrottle)
+class SharedThrottle:
+    """
+    Throttles that count alike in several processes: what changes something
+    here is told to the others, which do the same.
+    """
+
+    def __init__(
+        self,
+        throttles: Iterable[BanEngine | UserThrottle],
+        tell: Callable[[str, str | None, str], object] = lambda *_: None,
+    ) -> None:
+        """
+        @param tell: called with what the others' L{heard} is to be called
+            with.
+        """
+        self._throttles = list(throttles)
+        self._tell = tell
+
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+        """
+        See L{ILoginThrottle.mayLogin}.
+        """
+        # All are asked, so that all count.
+        answers = [each.mayLogin(info, username) for each in self._throttles]
+        mayLogin = all(answers)
+        if not mayLogin:
+            self._tell("mayLogin", info.clientIP, username)
+        return mayLogin
+
+    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        """
+        See L{ILoginThrottle.loginFailed}.
+        """
+        for each in self._throttles:
+            each.loginFailed(info, username)
+        self._tell("loginFailed", info.clientIP, username)
+
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+        """
+        See L{ILoginThrottle.loginSucceeded}.
+        """
+        changes = [each.loginSucceeded(info, username) for each in self._throttles]
+        # Most change nothing, and there are many.
+        if any(changes):
+            self._tell("loginSucceeded", info.clientIP, username)
+
+    def heard(self, method: str, clientIP: str | None, username: str) -> None:
+        """
+        Another process has told.
+        """
+        info: Any = _Elsewhere(clientIP)
+        for each in self._throttles:
+            getattr(each, method)(info, username)
+
+    def state(self) -> Any:
+        """
+        @return: what another process needs to go on, as JSON has it.
+        """
+        return [each.state() for each in self._throttles]
+
+    def restore(self, state: Any) -> None:
+        """
+        Go on from what L{state} has returned.
+        """
+        for each, own in zip(self._throttles, state, strict=True):
+            each.restore(own)
 
 
 @implementer(ILoginThrottle)

@@ -41,9 +41,13 @@ class AcceptingPauser:
     # Seconds from one look to the next while paused.
     LOOK = 0.25
 
-    def __init__(self, clock: IReactorTime, limit: int | None = None) -> None:
+    def __init__(
+        self, clock: IReactorTime, limit: int | None = None, takesTurns: bool = False
+    ) -> None:
         """
         @param limit: of descriptors; the process's own if not given.
+        @param takesTurns: accept one connection at a time, as other processes
+            accept from the same sockets: whoever has time takes the next.
         """
         self._ports: list[Any] = []
         self._clock = clock
@@ -52,7 +56,7 @@ class AcceptingPauser:
         kept = min(self.KEPT, limit // self.SHARE)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         # A port accepts many at once, and cannot be stopped meanwhile.
-        self._burst = max(kept // 2, 1)
+        self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
     def add(self, port: Any) -> None:
@@ -61,6 +65,15 @@ class AcceptingPauser:
         """
         port.numberAccepts = self._burst
         self._ports.append(port)
+        if self._burst == 1:
+            # It grows by itself, by twenty at a time.
+            read = port.doRead
+
+            def doRead() -> Any:
+                port.numberAccepts = 1
+                return read()
+
+            port.doRead = doRead
 
     @property
     def isPaused(self) -> bool:

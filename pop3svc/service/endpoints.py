@@ -4,8 +4,9 @@ Where the service listens: endpoint strings, with TLS where they ask for it.
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -15,7 +16,7 @@ from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
-__all__ = ["parseArguments", "serverEndpoint", "tlsEndpoint"]
+__all__ = ["HandedOver", "parseArguments", "serverEndpoint", "tlsEndpoint"]
 
 # Connections that wait to be accepted; the kernel has a bound of its own.
 _BACKLOG = 1024
@@ -53,6 +54,53 @@ def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
                 raise ValueError(f"{name} is given twice")
             named[name] = value
     return positional, named
+
+
+class HandedOver:
+    """
+    A reactor for endpoints that listen on ports that another process has
+    opened: whoever asks it for a port is given the next of these, wherever it
+    is to be.
+    """
+
+    def __init__(self, reactor: Any, ports: Iterable[tuple[int, int]]) -> None:
+        """
+        @param ports: descriptor and address family of each, in the order that
+            endpoints will listen in.
+        """
+        self._reactor = reactor
+        self._ports = iter(ports)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def _next(self, factory: Any) -> Any:
+        descriptor, family = next(self._ports)
+        port = self._reactor.adoptStreamPort(descriptor, family, factory)
+        # The port has one of its own.
+        os.close(descriptor)
+        return port
+
+    def listenTCP(
+        self, port: object, factory: Any, backlog: object = 50, interface: object = ""
+    ) -> Any:
+        """
+        See L{twisted.internet.interfaces.IReactorTCP.listenTCP}.
+        """
+        return self._next(factory)
+
+    def listenSSL(
+        self,
+        port: object,
+        factory: Any,
+        contextFactory: Any,
+        backlog: object = 50,
+        interface: object = "",
+    ) -> Any:
+        """
+        See L{twisted.internet.interfaces.IReactorSSL.listenSSL}.
+        """
+        return self._next(TLSMemoryBIOFactory(contextFactory, False, factory))
 
 
 def _isBareSSL(text: str) -> bool:
@@ -134,7 +182,7 @@ def _bareSSL(reactor: Any, text: str) -> Any:
             raise ValueError(f"{number!r} is not a number from 0 to 65535")
     port, backlog = (int(number) for number in numbers)
     interface = named.get("interface", "")
-    if not interface:
+    if not interface and not isinstance(reactor, HandedOver):
         return _DualStackEndpoint(reactor, port, backlog)
     if ":" in interface:
         return TCP6ServerEndpoint(reactor, port, backlog, interface)
@@ -176,6 +224,9 @@ def serverEndpoint(
     @return: an L{IStreamServerEndpoint}.
     @raise ValueError: the string makes no endpoint.
     """
+    if isinstance(reactor, HandedOver) and text.startswith("systemd:"):
+        # What systemd told was for the process that has opened the ports.
+        text = "tcp:0"
     if connectionCreator is not None and _isBareSSL(text):
         return _TLSEndpoint(reactor, _wrapped(_bareSSL(reactor, text), wrap), connectionCreator)
     if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):

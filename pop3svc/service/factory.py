@@ -129,6 +129,8 @@ class POP3Factory(ServerFactory):
         self._strangers: set[POP3Connection] = set()
         # Called when a connection was accepted.
         self.accepted: Callable[[], object] = lambda: None
+        # Called when a login delays others of a user, and when no longer.
+        self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
         self._stopping = False
         self._addresses: Counter[str] = Counter()
         self._awake: Counter[str] = Counter()
@@ -186,9 +188,9 @@ class POP3Factory(ServerFactory):
             self._awake[name] -= 1
             if not self._awake[name]:
                 del self._awake[name]
-            if not isIn:
+            if not isIn and self._logins.pop(name, None) is not None:
                 # What came to nothing delays no other login.
-                self._logins.pop(name, None)
+                self.loginDelayed(name, False)
 
         return dismiss
 
@@ -196,15 +198,28 @@ class POP3Factory(ServerFactory):
         delay = self.policy.loginDelay
         if not delay:
             return
-        now = self.clock.seconds()
-        # Whoever is at the front of the table may log in again first.
-        while self._logins and now - next(iter(self._logins.values())) >= delay:
-            self._logins.popitem(last=False)
+        self._forgetLogins()
         if name in self._logins:
             raise POP3ResponseError(
                 f"Log in again not before {delay} seconds have passed.", "LOGIN-DELAY"
             )
-        self._logins[name] = now
+        self._logins[name] = self.clock.seconds()
+        self.loginDelayed(name, True)
+
+    def _forgetLogins(self) -> None:
+        now, delay = self.clock.seconds(), self.policy.loginDelay
+        # Whoever is at the front of the table may log in again first.
+        while self._logins and now - next(iter(self._logins.values())) >= delay:
+            self._logins.popitem(last=False)
+
+    def heardLogin(self, name: str, isDelayed: bool) -> None:
+        """
+        Another process has called its L{loginDelayed}.
+        """
+        self._forgetLogins()
+        self._logins.pop(name, None)
+        if isDelayed:
+            self._logins[name] = self.clock.seconds()
 
     def _makeSession(self, transport: Any, address: str | None) -> Session:
         info = ConnectionInfo(next(_connectionIDs), address, isTLS(transport))

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from ipaddress import ip_network
 from typing import Any, NoReturn
@@ -29,18 +32,25 @@ from twisted.python.reflect import namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.accounts.throttle import BanEngine, KnownNetworks, LoginGuard, UserThrottle
+from pop3svc.accounts.throttle import (
+    BanEngine,
+    KnownNetworks,
+    LoginGuard,
+    SharedThrottle,
+    UserThrottle,
+)
 from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.accepting import AcceptingPauser
-from pop3svc.service.endpoints import serverEndpoint, tlsEndpoint
+from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
+from pop3svc.service.workers import Shared, Supervisor
 
 __all__ = ["Options", "POP3Service", "makeService"]
 
@@ -89,12 +99,16 @@ class Options(usage.Options, AuthOptionMixin):
         self["proxy-from"] = []
         self["provider"] = None
         self["credCheckers"] = []
+        self["workers"] = 1
+        # The command line, for workers.
+        self.arguments: list[str] = []
 
     def parseOptions(self, options: Any = None) -> None:
         """
         See L{usage.Options.parseOptions}.  A bad option is one sentence, not a
         page of help.
         """
+        self.arguments = list(sys.argv[1:] if options is None else options)
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
@@ -168,6 +182,15 @@ class Options(usage.Options, AuthOptionMixin):
         except ValueError as error:
             _refuse(f"--proxy-from {text}: {error}")
 
+    def opt_workers(self, text: str) -> None:
+        """
+        How many processes serve; as many as there are cores use all of them.
+        Default: 1
+        """
+        if not (text.isascii() and text.isdigit() and len(text) < 4 and int(text)):
+            _refuse(f"--workers {text}: that is not a whole number from 1 to 999")
+        self["workers"] = int(text)
+
     def opt_set(self, text: str) -> None:
         """
         Set one of the limits, as NAME=VALUE; see --help-settings.
@@ -204,12 +227,23 @@ class POP3Service(MultiService):
     Listens, serves, and ends in order.
     """
 
-    def __init__(self, reactor: Any, factory: POP3Factory) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        factory: POP3Factory,
+        throttle: SharedThrottle,
+        takesTurns: bool = False,
+    ) -> None:
+        """
+        @param throttle: what counts failed logins.
+        @param takesTurns: see L{AcceptingPauser}.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self._reactor = reactor
         self.factory = factory
+        self.throttle = throttle
         self.ports: list[Any] = []
-        self._accepting = AcceptingPauser(reactor)
+        self._accepting = AcceptingPauser(reactor, takesTurns=takesTurns)
         factory.accepted = self._accepting.accepted
         self.announcements: list[str] = []
 
@@ -269,9 +303,9 @@ class POP3Service(MultiService):
         return gatherResults(stopping).addBoth(others)
 
 
-def _exitInOrder(reactor: Any) -> None:
+def _exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
     """
-    End with status 0 on SIGTERM and SIGINT: twistd re-raises a signal that
+    End with status 0 on SIGTERM and SIGINT, say: twistd re-raises a signal that
     the reactor's own handlers took, once everything has ended in order.
     """
 
@@ -285,7 +319,7 @@ def _exitInOrder(reactor: Any) -> None:
         reactor.callFromThread(once)
 
     def install() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals:
             signal.signal(number, stop)
 
     reactor.callWhenRunning(install)
@@ -351,8 +385,9 @@ class _Setup:
     Makes the parts of a service from its options, each when it is needed.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, shared: Shared | None) -> None:
         self._options = options
+        self._shared = shared
         self._data: DataDirectory | None = None
         self.announcements: list[str] = []
         self.usesEmbeddedDefault = False
@@ -377,9 +412,10 @@ class _Setup:
 
     def knownNetworks(self) -> KnownNetworks:
         """
-        From where users have logged in; kept if there is a data directory.
+        From where users have logged in; kept if there is a data directory, and
+        by one process.
         """
-        if self._data is None and self._options["data"] is None:
+        if self._shared or (self._data is None and self._options["data"] is None):
             return KnownNetworks()
         data = self.data()
         data.make()
@@ -428,8 +464,12 @@ class _Setup:
             path, key, isNew = self.data().makeCertificate()
             if isNew:
                 self.announcements.append(f"made a self-signed certificate: {path}")
+        handed = None
+        if self._shared is not None:
+            chain, itsKey = self._shared.certificate
+            handed = chain.encode("latin-1"), itsKey.encode("latin-1")
         try:
-            return RenewableCertificate(path, key or path)
+            return RenewableCertificate(path, key or path, handed)
         except ValueError as error:
             _refuse(f"--certificate: {error}")
 
@@ -473,16 +513,50 @@ def _howToRead(data: DataDirectory, ports: list[Any], certificate: str) -> list[
     return lines
 
 
-def makeService(options: Options) -> POP3Service:
+def _share(policy: Policy, workers: int) -> Policy:
+    """
+    What one of some workers allows: its share of what all may hold.  Clients
+    come to whichever has time, so what is counted by address and user cannot
+    be divided without refusing some who are within the limits.
+    """
+    return replace(
+        policy,
+        maxConnections=-(-policy.maxConnections // workers),
+        maxStrangers=-(-policy.maxStrangers // workers),
+    )
+
+
+def _socketOf(name: str, ports: list[Any]) -> Any:
+    """
+    The socket of a port that workers are to share; nothing is accepted here.
+    """
+    families = (socket.AF_INET, socket.AF_INET6)
+    if (
+        len(ports) != 1
+        or getattr(getattr(ports[0], "socket", None), "family", None) not in families
+    ):
+        _refuse(f"{name}: it cannot be shared by workers")
+    ports[0].stopReading()
+    return ports[0].socket
+
+
+def makeService(options: Options, shared: Shared | None = None, parent: Any = None) -> Any:
     """
     Make the service and open its ports.
 
+    @param shared: in a worker, what it is given by its parent.
+    @param parent: in a worker, who is told what the others are to know.
+    @return: L{POP3Service}, or where there are to be workers, what starts
+        them.
     @raise SystemExit: with one sentence, if anything is wrong.
     """
     from twisted.internet import reactor
 
     policy = _policy(options)
-    setup = _Setup(options)
+    setup = _Setup(options, shared)
+    isParent = shared is None and options["workers"] > 1
+    if isParent and options.parent is not None and options.parent.get("chroot") is not None:
+        _refuse("--workers does not go with --chroot: they are started where Python is not")
     plain, secure = options["endpoints"], options["tls-endpoints"]
     if not plain and not secure:
         plain = list(_DEFAULT_ENDPOINTS)
@@ -492,23 +566,34 @@ def makeService(options: Options) -> POP3Service:
         known = setup.knownNetworks()
     except ValueError as error:
         _refuse(str(error))
-    guard = LoginGuard(
-        reactor,
+    throttle = SharedThrottle(
         [
             BanEngine(reactor, policy.banStrikes, policy.banTime, options["ban-exempt"]),
             UserThrottle(
                 reactor, known, policy.userStrikes, policy.strangerStrikes, policy.strikesTime
             ),
         ],
+        *(() if shared is None else (parent.tellStrike,)),
     )
-    factory = POP3Factory(provider, policy, connectionCreator=creator, throttle=guard)
-    service = POP3Service(reactor, factory)
+    factory = POP3Factory(
+        provider,
+        policy if shared is None else _share(policy, shared.of),
+        connectionCreator=creator,
+        throttle=LoginGuard(reactor, [throttle]),
+    )
+    on: Any = reactor
+    if shared is not None:
+        factory.loginDelayed = parent.tellDelay
+        throttle.restore(shared.strikes)
+        on = HandedOver(reactor, shared.ports)
+    service = POP3Service(reactor, factory, throttle, takesTurns=shared is not None)
     _Saving(known).setServiceParent(service)
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
     trusted = options["proxy-from"]
     wrap = (lambda inner: ProxyFactory(inner, trusted, reactor)) if trusted else None
     opened: list[tuple[Any, bool]] = []
+    sockets: list[Any] = []
     for option, texts, make in (
         ("--endpoint", plain, serverEndpoint),
         ("--tls-endpoint", secure, tlsEndpoint),
@@ -516,15 +601,43 @@ def makeService(options: Options) -> POP3Service:
         for text in texts:
             name = f"{option} {text}"
             try:
-                endpoint = make(reactor, text, creator, wrap)
+                endpoint = make(on, text, creator, wrap)
             except ValueError as error:
                 _refuse(f"{name}: {error}")
+            if isParent and text.startswith("unix:"):
+                _refuse(f"{name}: it cannot be shared by workers")
             before = len(service.ports)
             service.listen(name, endpoint)
             isSecure = make is tlsEndpoint or text.startswith("ssl:")
             opened += [(port, isSecure) for port in service.ports[before:]]
-    service.announcements += setup.announcements
+            if isParent:
+                sockets.append(_socketOf(name, service.ports[before:]))
+    announcements = setup.announcements
     if setup.usesEmbeddedDefault:
-        service.announcements += _howToRead(setup.data(), opened, creator.certificate)
-    _exitInOrder(reactor)
-    return service
+        announcements += _howToRead(setup.data(), opened, creator.certificate)
+    _exitInOrder(
+        reactor, [signal.SIGTERM] if shared is not None else [signal.SIGTERM, signal.SIGINT]
+    )
+    if not isParent:
+        service.announcements += announcements if shared is None else []
+        return service
+    certificate, privateKey = (each.decode("latin-1") for each in creator.octets())
+    supervisor = Supervisor(
+        reactor,
+        policy,
+        throttle,
+        sockets,
+        Shared(
+            number=0,
+            of=options["workers"],
+            arguments=options.arguments,
+            reactor=None if options.parent is None else options.parent.get("reactor"),
+            directory=os.getcwd(),
+            families=[each.family for each in sockets],
+            certificate=(certificate, privateKey),
+            strikes=None,
+        ),
+    )
+    supervisor.announcements += announcements
+    _Saving(known).setServiceParent(supervisor)
+    return supervisor

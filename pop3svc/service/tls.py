@@ -42,11 +42,19 @@ def _load(path: str) -> bytes:
         raise ValueError(f"{path}: {error.strerror}")
 
 
-def _context(certificate: str, privateKey: str) -> SSL.Context:
+def _context(
+    certificate: str, privateKey: str, handed: tuple[bytes, bytes] | None = None
+) -> SSL.Context:
     """
+    @param handed: what the files held, if they may not be readable any more.
     @raise ValueError: a sentence that names the file and what is wrong.
     """
-    chainOctets, keyOctets = _load(certificate), _load(privateKey)
+    try:
+        chainOctets, keyOctets = _load(certificate), _load(privateKey)
+    except ValueError:
+        if handed is None:
+            raise
+        chainOctets, keyOctets = handed
     try:
         chain = x509.load_pem_x509_certificates(chainOctets)
     except ValueError:
@@ -107,17 +115,28 @@ class RenewableCertificate:
     L{twisted.protocols.tls.TLSMemoryBIOFactory}.
     """
 
-    def __init__(self, certificate: str, privateKey: str) -> None:
+    def __init__(
+        self, certificate: str, privateKey: str, handed: tuple[bytes, bytes] | None = None
+    ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
+        @param handed: what the files held when another process could read
+            them, in case that this one cannot.
         @raise ValueError: they cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
         self._said = ""
         self._seen = self._stamps()
-        self._context = _context(self.certificate, self._privateKey)
+        self._context = _context(self.certificate, self._privateKey, handed)
+
+    def octets(self) -> tuple[bytes, bytes]:
+        """
+        @return: what the files of the certificate and its key hold now.
+        @raise ValueError: they cannot be read; a sentence for the operator.
+        """
+        return _load(self.certificate), _load(self._privateKey)
 
     def _stamps(self) -> tuple[Stamp, Stamp] | None:
         try:

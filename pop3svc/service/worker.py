@@ -1,0 +1,157 @@
+"""
+One of the processes that share the listening ports; see L{pop3svc.service.workers}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ReactorNotRunning
+from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
+from twisted.python.failure import Failure
+
+from pop3svc.service.workers import DELAY, LOG, PATIENCE, STRIKE, UP, Lines, Outbox, Shared
+
+__all__ = ["main"]
+
+
+def _firstLine() -> tuple[Shared, bytes]:
+    """
+    @return: what the parent gives, and what it has told behind that.
+    """
+    read = bytearray()
+    while b"\n" not in read:
+        octets = os.read(0, 65536)
+        if not octets:
+            # The parent is gone already.
+            raise SystemExit(1)
+        read += octets
+    line, _, rest = read.partition(b"\n")
+    return Shared(*json.loads(line)), bytes(rest)
+
+
+class _Parent(Lines):
+    """
+    The parent as a worker sees it.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(self._heard)
+        self._reactor = reactor
+        self._outbox: Outbox | None = None
+        self.service: Any = None
+        # Fires when all is told.
+        self.gone: Deferred[None] = Deferred()
+
+    def connectionMade(self) -> None:
+        """
+        See L{twisted.internet.protocol.BaseProtocol.connectionMade}.
+        """
+        self._outbox = Outbox(self.transport)
+
+    def connectionLost(self, reason: Failure | None = None) -> None:
+        """
+        See L{twisted.internet.protocol.Protocol.connectionLost}: without a
+        parent there is nothing to serve for.
+        """
+        self._outbox = None
+        self.gone.callback(None)
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass
+
+    def observe(self, event: LogEvent) -> None:
+        """
+        An event for the log: one that has a text, as others are not read.
+        """
+        if self._outbox is not None and event.get("log_format"):
+            self._outbox.send(LOG, eventAsJSON(event))
+
+    def tellStrike(self, method: str, clientIP: str | None, username: str) -> None:
+        """
+        Tell the other workers of an attempt to log in.
+        """
+        self._tell(STRIKE, [method, clientIP, username])
+
+    def tellDelay(self, name: str, isDelayed: bool) -> None:
+        """
+        Tell the other workers of a login that delays others.
+        """
+        self._tell(DELAY, [name, isDelayed])
+
+    def tellUp(self) -> None:
+        """
+        Tell the parent that this worker serves.
+        """
+        self._tell(UP, None)
+
+    def _tell(self, kind: bytes, what: Any) -> None:
+        if self._outbox is not None:
+            self._outbox.send(kind, json.dumps(what))
+
+    def _heard(self, kind: bytes, text: bytes) -> None:
+        what = json.loads(text)
+        if kind == STRIKE:
+            self.service.throttle.heard(*what)
+        elif kind == DELAY:
+            self.service.factory.heardLogin(*what)
+
+    def leave(self) -> Deferred[None]:
+        """
+        Tell the rest, and end.
+        """
+        if self._outbox is not None:
+            transport: Any = self.transport
+            self._outbox.close()
+            transport.loseConnection()
+            self._reactor.callLater(PATIENCE, os._exit, 1)
+        return self.gone
+
+
+def main() -> None:
+    """
+    Serve, until SIGTERM or until the parent is gone.
+    """
+    # A terminal's is for the parent, which tells.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    shared, rest = _firstLine()
+    if shared.reactor is not None:
+        from twisted.application.reactors import installReactor
+
+        installReactor(shared.reactor)
+    from twisted.internet import reactor as installed
+    from twisted.internet import stdio
+
+    # Typed as on another platform.
+    StandardIO: Any = stdio.StandardIO
+    reactor: Any = installed
+    from pop3svc.service.tap import Options, makeService
+
+    parent = _Parent(reactor)
+    here = os.getcwd()
+    if shared.directory != here:
+        os.chdir(shared.directory)
+    options = Options()
+    options.parseOptions(shared.arguments)
+    parent.service = service = makeService(options, shared, parent)
+    os.chdir(here)
+    StandardIO(parent, 0, 3, reactor)
+    observer: Any = parent.observe
+    globalLogBeginner.beginLoggingTo([observer])
+    if rest:
+        parent.dataReceived(rest)  # type: ignore[no-untyped-call]
+    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    reactor.addSystemEventTrigger("during", "shutdown", parent.leave)
+    service.privilegedStartService()
+    service.startService()
+    reactor.callWhenRunning(parent.tellUp)
+    reactor.run()
+
+
+if __name__ == "__main__":
+    main()

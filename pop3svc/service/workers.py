@@ -1,0 +1,380 @@
+"""
+Processes that share the listening ports: started, heard, ended.
+
+The process that twistd has started opens the ports, and starts workers that
+run the same command line on them.  A worker's standard input is what the
+parent tells it, another pipe what it tells the parent: lines that begin with
+a letter of what they are, JSON behind it.  When the parent is gone, both
+close.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ProcessDone
+from twisted.internet.interfaces import IDelayedCall, IPushProducer
+from twisted.internet.protocol import ProcessProtocol
+from twisted.logger import Logger, LogLevel, eventFromJSON, globalLogPublisher
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pop3svc.accounts.throttle import SharedThrottle
+from pop3svc.policy import Policy
+
+__all__ = ["DELAY", "LOG", "PATIENCE", "STRIKE", "UP", "Lines", "Outbox", "Shared", "Supervisor"]
+
+log = Logger(namespace="pop3svc")
+
+# What a line is: an event for the log; an attempt to log in that counts; a
+# login that delays others of its user; the worker serves.
+LOG, STRIKE, DELAY, UP = b"L", b"S", b"D", b"U"
+
+# Seconds that whoever ends is given on top of what sessions are: for the last
+# lines of the log.
+PATIENCE = 5
+
+# Descriptors of a worker: lines for the parent, and then the ports.
+_TO_PARENT = 3
+
+
+class Shared(NamedTuple):
+    """
+    What a worker is given by its parent when it starts: the first line that
+    the parent tells.
+
+    @ivar number: which worker it is, from 1.
+    @ivar of: how many there are.
+    @ivar arguments: the command line behind C{pop3svc}.
+    @ivar reactor: its short name, or L{None} for the default.
+    @ivar directory: where the paths on the command line begin.
+    @ivar families: the address families of the ports.
+    @ivar certificate: the PEM texts of the certificate and its key.
+    @ivar strikes: L{SharedThrottle.state}
+    """
+
+    number: int
+    of: int
+    arguments: list[str]
+    reactor: str | None
+    directory: str
+    families: list[int]
+    certificate: tuple[str, str]
+    strikes: Any
+
+    @property
+    def ports(self) -> list[tuple[int, int]]:
+        """
+        Descriptor and address family of each port.
+        """
+        return list(enumerate(self.families, _TO_PARENT + 1))
+
+
+@implementer(IPushProducer)
+class Outbox:
+    """
+    Lines for another process.  Some wait while it takes none, and the oldest
+    of them are dropped.
+    """
+
+    # Some hundred octets each.
+    BOUND = 10_000
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._waiting: deque[bytes] = deque(maxlen=self.BOUND)
+        self._isPaused = False
+        transport.registerProducer(self, True)
+
+    def send(self, kind: bytes, text: str) -> None:
+        """
+        Tell something.
+
+        @param text: JSON.
+        """
+        line = kind + text.encode("ascii") + b"\n"
+        if len(line) > Lines.MAX_LENGTH:
+            return
+        if self._isPaused:
+            self._waiting.append(line)
+        else:
+            self._transport.write(line)
+
+    def pauseProducing(self) -> None:
+        """
+        See L{IPushProducer.pauseProducing}.
+        """
+        self._isPaused = True
+
+    def resumeProducing(self) -> None:
+        """
+        See L{IPushProducer.resumeProducing}.
+        """
+        self._isPaused = False
+        while self._waiting and not self._isPaused:
+            self._transport.write(self._waiting.popleft())
+
+    def stopProducing(self) -> None:
+        """
+        See L{twisted.internet.interfaces.IProducer.stopProducing}.
+        """
+        self._isPaused = True
+
+    def close(self) -> None:
+        """
+        No more is told; what waits is given to the transport.
+        """
+        self._transport.unregisterProducer()
+        self._transport.writeSequence(self._waiting)
+
+
+class Lines(LineReceiver):
+    """
+    Lines from another process.
+    """
+
+    delimiter = b"\n"
+    # A traceback is long.
+    MAX_LENGTH = 1_048_576
+
+    def __init__(self, told: Callable[[bytes, bytes], object]) -> None:
+        """
+        @param told: called with what a line is, and its JSON.
+        """
+        self._told = told
+
+    def lineReceived(self, line: bytes) -> None:
+        """
+        See L{LineReceiver.lineReceived}.
+        """
+        self._told(line[:1], line[1:])
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """
+        See L{LineReceiver.lineLengthExceeded}: nobody sends one.
+        """
+
+
+class _Worker(ProcessProtocol):
+    """
+    A worker as its parent sees it.
+    """
+
+    def __init__(self, supervisor: Supervisor, number: int) -> None:
+        self._supervisor = supervisor
+        self.number = number
+        self.began = supervisor.clock.seconds()
+        self.outbox: Outbox | None = None
+        self._lines = Lines(self._told)
+        self._said = b""
+
+    def connectionMade(self) -> None:
+        transport: Any = self.transport
+        transport.write(json.dumps(self._supervisor.shared(self.number)).encode("ascii") + b"\n")
+        self.outbox = Outbox(transport)
+
+    def childDataReceived(self, childFD: int, data: bytes) -> None:
+        if childFD == _TO_PARENT:
+            self._lines.dataReceived(data)  # type: ignore[no-untyped-call]
+            return
+        # What is no event of the log: a sentence, a traceback.
+        *lines, self._said = (self._said + data).split(b"\n")
+        for line in lines:
+            self._say(line)
+        self._said = self._said[-Lines.MAX_LENGTH :]
+
+    def _say(self, line: bytes) -> None:
+        text = line.decode("utf-8", "backslashreplace")
+        if text.strip():
+            log.error("worker {number}: {line}", number=self.number, line=text)
+
+    def _told(self, kind: bytes, text: bytes) -> None:
+        if kind == LOG:
+            self._publish(text)
+        elif kind == UP:
+            log.info("{worker} serves", worker=self)
+        else:
+            self._supervisor.told(self, kind, text.decode("ascii"))
+
+    def _publish(self, text: bytes) -> None:
+        event = eventFromJSON(text.decode("ascii"))
+        system = event.get("log_system")
+        if system is None:
+            level = event.get("log_level", LogLevel.info)
+            system = f"{event.get('log_namespace')}#{level.name}"
+        event["worker"] = self.number
+        event["log_system"] = f"{system} worker {self.number}"
+        globalLogPublisher(event)
+
+    def signal(self, name: str) -> None:
+        transport: Any = self.transport
+        if transport.pid is not None:
+            transport.signalProcess(name)
+
+    def processExited(self, reason: Failure) -> None:
+        self._say(self._said)
+        self._supervisor.ended(self, reason.value)
+
+    def __str__(self) -> str:
+        transport: Any = self.transport
+        return f"worker {self.number} (process {transport.pid})"
+
+
+class Supervisor(MultiService):
+    """
+    The parent: keeps a number of workers alive, and ends them.  It hears what
+    they have to tell each other and passes it on.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        policy: Policy,
+        throttle: SharedThrottle,
+        sockets: Sequence[Any],
+        shared: Shared,
+    ) -> None:
+        """
+        @param throttle: counts what all workers have counted, for those that
+            are started later.
+        @param sockets: that listen.
+        @param shared: what each worker is given; its number and the strikes
+            are filled in.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.clock = reactor
+        self.announcements: list[str] = []
+        self._policy = policy
+        self._throttle = throttle
+        self._sockets = sockets
+        self._shared = shared
+        self._workers: dict[int, _Worker] = {}
+        self._delays: dict[int, int] = {}
+        self._timers: dict[int, IDelayedCall] = {}
+        self._stopped: Deferred[None] | None = None
+
+    def shared(self, number: int) -> Shared:
+        """
+        @return: what a worker is given.
+        """
+        return self._shared._replace(number=number, strikes=self._throttle.state())
+
+    def startService(self) -> None:
+        """
+        See L{twisted.application.service.IService.startService}.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        for line in self.announcements:
+            log.info("{line}", line=line)
+        # When its signal handlers tell who has died.
+        self.clock.callWhenRunning(self._startAll)
+
+    def _startAll(self) -> None:
+        for number in range(1, self._shared.of + 1):
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        self._timers.pop(number, None)
+        if self._stopped is not None:
+            return
+        worker = _Worker(self, number)
+        descriptors: dict[int, int | str] = {0: "w", 1: "r", 2: "r", _TO_PARENT: "r"}
+        descriptors.update(
+            (there, each.fileno()) for there, each in enumerate(self._sockets, _TO_PARENT + 1)
+        )
+        try:
+            self.clock.spawnProcess(
+                worker,
+                sys.executable,
+                # Modules come from where they come from here, and no other place.
+                [sys.executable, "-P", "-m", "pop3svc.service.worker", str(number)],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                childFDs=descriptors,
+            )
+        except OSError as error:
+            # No memory for another process now, or no descriptors.
+            self._restart(worker, f"cannot be started: {error.strerror}")
+            return
+        self._workers[number] = worker
+
+    def ended(self, worker: _Worker, reason: Any) -> None:
+        """
+        A worker has died, or ended as it was told.
+        """
+        del self._workers[worker.number]
+        if self._stopped is None:
+            how = "ended" if isinstance(reason, ProcessDone) else f"ended with {reason.status}"
+            if getattr(reason, "signal", None) is not None:
+                how = f"died by {signal.Signals(reason.signal).name}"
+            elif getattr(reason, "exitCode", None):
+                how = f"ended with status {reason.exitCode}"
+            self._restart(worker, how)
+        elif not self._workers and not self._stopped.called:
+            self._stopped.callback(None)
+
+    def _restart(self, worker: _Worker, how: str) -> None:
+        longest = self._policy.restartLongest
+        number = worker.number
+        delay = self._delays.get(number, 1)
+        if self.clock.seconds() - worker.began > longest:
+            delay = 1
+        self._delays[number] = min(2 * delay, longest)
+        log.error(
+            "worker {number} {how}; it is started again in {delay} s",
+            number=number,
+            how=how,
+            delay=delay,
+        )
+        self._timers[number] = self.clock.callLater(delay, self._start, number)
+
+    def told(self, teller: _Worker, kind: bytes, text: str) -> None:
+        """
+        A worker tells the others something.
+        """
+        if kind == STRIKE:
+            self._throttle.heard(*json.loads(text))
+        for worker in self._workers.values():
+            if worker is not teller and worker.outbox is not None:
+                worker.outbox.send(kind, text)
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        Tell the workers, and wait for them: as long as a session may take to
+        end, and a deletion.
+        See L{twisted.application.service.IService.stopService}.
+        """
+        stopped: Deferred[None] = Deferred()
+        self._stopped = stopped
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        # Theirs are the same; closed in all processes they are closed.
+        for each in self._sockets:
+            each.close()
+        for worker in self._workers.values():
+            worker.signal("TERM")
+        if not self._workers:
+            stopped.callback(None)
+        patience = self._policy.shutdownTimeout + self._policy.answerTimeout + PATIENCE
+        kill = self.clock.callLater(patience, self._kill)
+
+        def others(_: object) -> Any:
+            if kill.active():
+                kill.cancel()
+            return super(Supervisor, self).stopService()  # type: ignore[no-untyped-call]
+
+        return stopped.addCallback(others)
+
+    def _kill(self) -> None:
+        for worker in self._workers.values():
+            log.error("{worker} does not end; it is killed", worker=worker)
+            worker.signal("KILL")
