@@ -56,6 +56,7 @@ class AcceptingPauser:
         kept = min(self.KEPT, limit // self.SHARE)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         # A port accepts many at once, and cannot be stopped meanwhile.
+        self._takesTurns = takesTurns
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
@@ -65,7 +66,7 @@ class AcceptingPauser:
         """
         port.numberAccepts = self._burst
         self._ports.append(port)
-        if self._burst == 1:
+        if self._takesTurns:
             # It grows by itself, by twenty at a time.
             read = port.doRead
 

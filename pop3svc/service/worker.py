@@ -145,8 +145,9 @@ def main() -> None:
     globalLogBeginner.beginLoggingTo([observer])
     if rest:
         parent.dataReceived(rest)  # type: ignore[no-untyped-call]
-    reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
-    reactor.addSystemEventTrigger("during", "shutdown", parent.leave)
+    reactor.addSystemEventTrigger(
+        "before", "shutdown", lambda: service.stopService().addBoth(lambda _: parent.leave())
+    )
     service.privilegedStartService()
     service.startService()
     reactor.callWhenRunning(parent.tellUp)

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
-from twisted.internet.error import ProcessDone
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger, LogLevel, eventFromJSON, globalLogPublisher
@@ -221,8 +220,12 @@ class _Worker(ProcessProtocol):
             transport.signalProcess(name)
 
     def processExited(self, reason: Failure) -> None:
-        self._say(self._said)
         self._supervisor.ended(self, reason.value)
+
+    def processEnded(self, reason: Failure) -> None:
+        # Now all is read that it has told.
+        self._say(self._said)
+        self._supervisor.fellSilent(self)
 
     def __str__(self) -> str:
         transport: Any = self.transport
@@ -258,6 +261,8 @@ class Supervisor(MultiService):
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
+        # These, and those who have died but whose last words are not read.
+        self._heard: set[_Worker] = set()
         self._delays: dict[int, int] = {}
         self._timers: dict[int, IDelayedCall] = {}
         self._stopped: Deferred[None] | None = None
@@ -305,20 +310,34 @@ class Supervisor(MultiService):
             self._restart(worker, f"cannot be started: {error.strerror}")
             return
         self._workers[number] = worker
+        self._heard.add(worker)
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
         A worker has died, or ended as it was told.
         """
         del self._workers[worker.number]
+        how = "ended"
+        if reason.signal is not None:
+            how = f"died by {signal.Signals(reason.signal).name}"
+        elif reason.exitCode:
+            how = f"ended with status {reason.exitCode}"
         if self._stopped is None:
-            how = "ended" if isinstance(reason, ProcessDone) else f"ended with {reason.status}"
-            if getattr(reason, "signal", None) is not None:
-                how = f"died by {signal.Signals(reason.signal).name}"
-            elif getattr(reason, "exitCode", None):
-                how = f"ended with status {reason.exitCode}"
             self._restart(worker, how)
-        elif not self._workers and not self._stopped.called:
+            return
+        if how != "ended":
+            log.error("worker {number} {how}", number=worker.number, how=how)
+
+    def fellSilent(self, worker: _Worker) -> None:
+        """
+        Nothing more is heard of a worker that has died.
+        """
+        self._heard.discard(worker)
+        if not self._heard:
+            self._over()
+
+    def _over(self) -> None:
+        if self._stopped is not None and not self._stopped.called:
             self._stopped.callback(None)
 
     def _restart(self, worker: _Worker, how: str) -> None:
@@ -362,14 +381,19 @@ class Supervisor(MultiService):
             each.close()
         for worker in self._workers.values():
             worker.signal("TERM")
-        if not self._workers:
-            stopped.callback(None)
+        if not self._heard:
+            self._over()
         patience = self._policy.shutdownTimeout + self._policy.answerTimeout + PATIENCE
-        kill = self.clock.callLater(patience, self._kill)
+        timers = [
+            self.clock.callLater(patience, self._kill),
+            # Somebody else may hold a pipe of a worker that is gone.
+            self.clock.callLater(patience + PATIENCE, self._over),
+        ]
 
         def others(_: object) -> Any:
-            if kill.active():
-                kill.cancel()
+            for timer in timers:
+                if timer.active():
+                    timer.cancel()
             return super(Supervisor, self).stopService()  # type: ignore[no-untyped-call]
 
         return stopped.addCallback(others)

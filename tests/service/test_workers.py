@@ -1,0 +1,517 @@
+"""
+Workers: several processes on the same ports.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.error import ProcessDone, ProcessTerminated
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+
+from pop3svc.accounts.throttle import SharedThrottle
+from pop3svc.policy import Policy
+from pop3svc.service.workers import PATIENCE as MORE
+from pop3svc.service.workers import Lines, Outbox, Shared, Supervisor
+from tests.providers.test_maildir import deliver
+from tests.running import PATIENCE, Connection, Running, freePort
+from tests.service.test_twistd import options, run, script, served, site, trusting
+
+__all__ = ["site"]
+
+SERVES = re.compile(r"worker (\d+) \(process (\d+)\) serves")
+
+
+class Site:
+    """
+    A service with two workers.
+
+    @ivar pids: of the workers, by number.
+    """
+
+    def __init__(self, running: Running, port: int) -> None:
+        self.running = running
+        self.port = port
+        self.pids: dict[int, int] = {}
+        self.open: list[Connection] = []
+        running.up()
+        for _ in range(2):
+            self.waitForWorker()
+        assert set(self.pids) == {1, 2}
+
+    def waitForWorker(self) -> int:
+        found = SERVES.search(self.running.waitFor("serves"))
+        assert found is not None
+        self.pids[int(found[1])] = int(found[2])
+        return int(found[1])
+
+    def workersOf(self, *connections: Connection) -> list[int]:
+        """
+        Which workers have accepted connections.
+        """
+        sockets: dict[str, int] = {}
+        for number, pid in self.pids.items():
+            for each in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    sockets[os.readlink(each)] = number
+                except FileNotFoundError:
+                    pass
+        local = {each.socket.getsockname()[1]: each for each in connections}
+        found = {}
+        with open("/proc/net/tcp") as table:
+            next(table)
+            for row in table:
+                words = row.split()
+                client = int(words[2].split(":")[1], 16)
+                if client in local and f"socket:[{words[9]}]" in sockets:
+                    found[client] = sockets[f"socket:[{words[9]}]"]
+        return [found[each] for each in local]
+
+    def connect(self, header: bytes = b"") -> tuple[int, Connection]:
+        """
+        @return: a connection whose greeting was read, and which worker has it.
+        """
+        connection = Connection(self.port)
+        self.open.append(connection)
+        connection.socket.sendall(header)
+        assert connection.line().startswith(b"+OK")
+        return self.workersOf(connection)[0], connection
+
+    def connectTo(self, number: int, header: bytes = b"") -> Connection:
+        """
+        @return: a connection to a certain worker.
+        """
+        for _ in range(500):
+            found, connection = self.connect(header)
+            if found == number:
+                return connection
+        raise AssertionError(f"worker {number} accepts nothing")
+
+
+def begun(site: Path, home: Path, *more: str) -> Iterator[Site]:
+    port = freePort()
+    with Running(
+        home,
+        *options(site, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1", *more),
+    ) as running:
+        yield Site(running, port)
+
+
+@pytest.fixture
+def workers(site: Path, tmp_path: Path) -> Iterator[Site]:
+    yield from begun(site, tmp_path / "home")
+
+
+def hasEnded(pid: int) -> bool:
+    """
+    Wait for the end of a process that is not ours.
+    """
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], PATIENCE)[0])
+    finally:
+        os.close(descriptor)
+
+
+def test_bothServe(workers: Site) -> None:
+    """
+    Neither takes all there is; the log says who it was.
+    """
+    many = [Connection(workers.port) for _ in range(200)]
+    for each in many:
+        assert each.line().startswith(b"+OK")
+    accepted = Counter(workers.workersOf(*many))
+    assert min(accepted[1], accepted[2]) >= 20, accepted
+    for number in (1, 2):
+        workers.connectTo(number).say(b"QUIT")
+        workers.running.waitFor(f"[pop3svc#info worker {number}] nobody from 127.0.0.1 (no TLS)")
+    assert workers.running.end(signal.SIGTERM) == 0
+    assert not any("Traceback" in line for line in workers.running.lines)
+    assert all(hasEnded(pid) for pid in workers.pids.values())
+
+
+def test_killedWorker(workers: Site, site: Path) -> None:
+    """
+    Its locks are free, the other goes on, another takes its place.
+    """
+    first, second = workers.connectTo(1), workers.connectTo(2)
+    assert first.say(b"XLOG alice secret word").startswith(b"+OK")
+    assert second.say(b"XLOG alice secret word").startswith(b"-ERR [IN-USE]")
+    killed = workers.pids[1]
+    os.kill(killed, signal.SIGKILL)
+    assert hasEnded(killed)
+    assert second.say(b"XLOG alice secret word").startswith(b"+OK")
+    assert second.say(b"QUIT").startswith(b"+OK")
+    said = workers.running.waitFor("worker 1 ")
+    assert said.endswith("worker 1 died by SIGKILL; it is started again in 1 s")
+    assert workers.waitForWorker() == 1
+    assert workers.pids[1] != killed
+    assert workers.connectTo(1).say(b"XLOG alice secret word").startswith(b"+OK")
+    assert workers.running.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_drains(workers: Site, site: Path, number: int) -> None:
+    """
+    What is being read is read to its end; who does nothing is let go.
+    """
+    message = deliver(site / "mail" / "alice", "1.big", b"x" * 998 + b"\n" + b"y\n" * 5_000_000)
+    busy, idle = workers.connectTo(1), workers.connectTo(2)
+    assert idle.say(b"XLOG bob secret word").startswith(b"+OK")
+    assert busy.say(b"XLOG alice secret word").startswith(b"+OK")
+    assert busy.say(b"RETR 1").startswith(b"+OK")
+    assert busy.line() == b"x" * 998 + b"\r\n"
+    workers.running.process.send_signal(number)
+    assert idle.line() == b""
+    with pytest.raises(ConnectionRefusedError):
+        while True:
+            Connection(workers.port).socket.close()
+    rest = b""
+    while data := busy.socket.recv(1_048_576):
+        rest = rest[-10:] + data
+    assert rest.endswith(b"y\r\n.\r\n")
+    assert workers.running.end() == 0
+    assert not any("Traceback" in line for line in workers.running.lines)
+    # What a worker says last is in the log, too.
+    assert any("alice from 127.0.0.1" in line for line in workers.running.lines)
+    message.unlink()
+
+
+def test_parentKilled(workers: Site) -> None:
+    idle = [workers.connectTo(number) for number in (1, 2)]
+    for each, name in zip(idle, (b"alice", b"bob")):
+        assert each.say(b"XLOG " + name + b" secret word").startswith(b"+OK")
+    workers.running.process.kill()
+    assert [each.line() for each in idle] == [b"", b""]
+    assert all(hasEnded(pid) for pid in workers.pids.values())
+    with pytest.raises(ConnectionRefusedError):
+        Connection(workers.port)
+
+
+HEADER = b"PROXY TCP4 192.0.2.%d 192.0.2.200 5000 110\r\n"
+
+
+def test_bans(site: Path, tmp_path: Path) -> None:
+    """
+    Three strikes on different workers are three; one that is started later
+    knows them.
+    """
+    more = ["--proxy-from", "127.0.0.1", "--cleartext-login", "always"]
+    for workers in begun(site, tmp_path / "home", *more):
+        for number in (1, 2, 1):
+            connection = workers.connectTo(number, HEADER % 7)
+            said = connection.say(b"XLOG alice wrong")
+            assert said == b"-ERR [AUTH] Wrong name or password.\r\n"
+        for number in (2, 1):
+            connection = workers.connectTo(number, HEADER % 7)
+            assert connection.say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
+            connection = workers.connectTo(number, HEADER % 8)
+            assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+            assert connection.say(b"QUIT").startswith(b"+OK")
+        os.kill(workers.pids[2], signal.SIGKILL)
+        assert workers.waitForWorker() == 2
+        connection = workers.connectTo(2, HEADER % 7)
+        assert connection.say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
+        assert workers.running.end(signal.SIGTERM) == 0
+
+
+def test_loginDelay(site: Path, tmp_path: Path) -> None:
+    for workers in begun(site, tmp_path / "home", "--set", "loginDelay=3600"):
+        first, second = workers.connectTo(1), workers.connectTo(2)
+        assert first.say(b"XLOG alice secret word").startswith(b"+OK")
+        assert first.say(b"QUIT").startswith(b"+OK")
+        # A refusal takes a second; it is known by then.
+        assert second.say(b"XLOG bob wrong").startswith(b"-ERR [AUTH]")
+        assert second.say(b"XLOG alice secret word").startswith(b"-ERR [LOGIN-DELAY]")
+        assert second.say(b"XLOG bob secret word").startswith(b"+OK")
+
+
+def test_takenOver(site: Path, tmp_path: Path) -> None:
+    """
+    An idle session makes room for one of another worker.
+    """
+    for workers in begun(site, tmp_path / "home", "--set", "takeoverIdle=1"):
+        first, second = workers.connectTo(1), workers.connectTo(2)
+        assert first.say(b"XLOG bob secret word").startswith(b"+OK")
+        while not (said := second.say(b"XLOG bob secret word")).startswith(b"+OK"):
+            assert said.startswith(b"-ERR [IN-USE]")
+        workers.running.waitFor("made room for another session")
+        assert first.line() == b""
+
+
+def test_embeddedDefault(tmp_path: Path) -> None:
+    """
+    Made once, told once; networks are kept by one.
+    """
+    home, port = tmp_path / "home", freePort()
+    with Running(
+        home, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1"
+    ) as running:
+        workers = Site(running, port)
+        data = home / ".local" / "share" / "pop3svc"
+        password = (data / "demo.netrc").read_text().split()[-1].encode()
+        for number in (1, 2):
+            connection = workers.connectTo(number)
+            assert connection.say(b"XLOG demo " + password).startswith(b"+OK")
+            assert connection.say(b"STAT").startswith(b"+OK 1 ")
+            assert connection.say(b"QUIT").startswith(b"+OK")
+        assert running.end(signal.SIGTERM) == 0
+    for text in ("made a self-signed certificate", "the user demo has a message", "read it:"):
+        assert sum(text in line for line in running.lines) == 1
+    assert list(json.loads((data / "networks.json").read_text())) == ["demo"]
+
+
+def test_tls(site: Path, tmp_path: Path) -> None:
+    """
+    Every kind of endpoint, with PROXY headers around it and without.
+    """
+    ports = [freePort() for _ in range(3)]
+    for workers in begun(
+        site,
+        tmp_path / "home",
+        *("--endpoint", f"ssl:{ports[0]}", "--tls-endpoint", f"tcp:{ports[1]}"),
+        *(
+            "--endpoint",
+            f"ssl:{ports[2]}:privateKey={site / 'key.pem'}:certKey={site / 'cert.pem'}",
+        ),
+    ):
+        for port in ports:
+            assert served(port)
+        connection = Connection(workers.port)
+        connection.line()
+        assert connection.say(b"STLS").startswith(b"+OK")
+        connection.startTLS(trusting(site))
+        assert connection.say(b"NOOP").startswith(b"-ERR")
+
+
+def test_keyThatCannotBeRead(site: Path, tmp_path: Path) -> None:
+    """
+    A worker that is started later has it from the parent.
+    """
+    shutil.copytree(site, tmp_path / "site")
+    for workers in begun(tmp_path / "site", tmp_path / "home"):
+        (tmp_path / "site" / "key.pem").unlink()
+        os.kill(workers.pids[1], signal.SIGKILL)
+        assert workers.waitForWorker() == 1
+        connection = workers.connectTo(1)
+        assert connection.say(b"STLS").startswith(b"+OK")
+        connection.startTLS(trusting(site))
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+
+
+def mayRunHere() -> bool:
+    """
+    May nobody, the user, run this Python with this package?
+    """
+    if os.geteuid() != 0:
+        return False
+    try:
+        done = subprocess.run([sys.executable, "-c", "import pop3svc"], user=65534, cwd="/")
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+@pytest.mark.skipif(not mayRunHere(), reason="another user cannot run this Python")
+def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
+    """
+    A worker that is started later serves with a key that it cannot read.
+    """
+    shutil.copytree(site, tmp_path / "site")
+    own = tmp_path / "site"
+    for path in [own, own / "mail", own / "mail" / "bob", own / "users"]:
+        os.chown(path, 65534, 65534)
+    (own / "key.pem").chmod(0o600)
+    for path in [tmp_path, *list(tmp_path.parents)[:2]]:
+        path.chmod(path.stat().st_mode | 0o711)
+    port, secure = freePort(), freePort()
+    with Running(
+        tmp_path / "home",
+        *options(own, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
+        *("--endpoint", f"ssl:{secure}"),
+        twistd=("--uid=65534", "--gid=65534"),
+    ) as running:
+        workers = Site(running, port)
+        os.kill(workers.pids[1], signal.SIGKILL)
+        assert workers.waitForWorker() == 1
+        for number in (1, 2):
+            assert "Uid:\t65534" in Path(f"/proc/{workers.pids[number]}/status").read_text()
+            connection = workers.connectTo(number)
+            assert connection.say(b"STLS").startswith(b"+OK")
+            connection.startTLS(trusting(site))
+            assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+            assert connection.say(b"QUIT").startswith(b"+OK")
+        assert running.end(signal.SIGTERM) == 0
+
+
+BAD: dict[str, tuple[list[str], list[str], str]] = {
+    "none": ([], ["--workers", "0"], "--workers 0: that is not a whole number"),
+    "no number": ([], ["--workers", "x"], "--workers x: that is not a whole number"),
+    "too many": ([], ["--workers", "1000"], "--workers 1000: that is not a whole number"),
+    "UNIX": ([], ["--workers", "2", "--endpoint", "unix:x"], "cannot be shared by workers"),
+    "chroot": (["--chroot=."], ["--workers", "2"], "--workers does not go with --chroot"),
+    "another": ([], ["--workers", "2", "--provider", "nonsense:x"], "there is no provider"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_badOptions(tmp_path: Path, case: str) -> None:
+    """
+    One sentence and exit status 1, before there is any worker.
+    """
+    twistd, wrong, says = BAD[case]
+    home = tmp_path / "home"
+    ended = run([script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *wrong], home)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("pop3svc: ")
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (home / "x").exists()
+
+
+# --- in memory --------------------------------------------------------------
+
+
+class Transport:
+    """
+    A process, or a pipe, as far as it is asked.
+    """
+
+    def __init__(self) -> None:
+        self.pid: int | None = 5
+        self.written: list[bytes] = []
+        self.signals: list[str] = []
+        self.producer: Any = None
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def writeSequence(self, data: Any) -> None:
+        self.written.extend(data)
+
+    def registerProducer(self, producer: Any, isStreaming: bool) -> None:
+        self.producer = producer
+
+    def unregisterProducer(self) -> None:
+        self.producer = None
+
+    def signalProcess(self, name: str) -> None:
+        self.signals.append(name)
+
+
+class Reactor(Clock):
+    """
+    A clock that starts processes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started: list[Any] = []
+
+    def callWhenRunning(self, what: Callable[[], object]) -> None:
+        what()
+
+    def spawnProcess(self, protocol: Any, *rest: Any, **more: Any) -> None:
+        self.started.append(protocol)
+        protocol.makeConnection(Transport())
+
+
+def supervisor(reactor: Reactor, count: int = 1) -> Supervisor:
+    shared = Shared(0, count, [], None, "/", [], ("", ""), None)
+    made = Supervisor(reactor, Policy(restartLongest=5), SharedThrottle([]), [], shared)
+    made.startService()
+    return made
+
+
+def died(worker: Any, reason: Any = ProcessTerminated(1)) -> None:
+    worker.processExited(Failure(reason))
+    worker.processEnded(Failure(reason))
+
+
+def test_backoff() -> None:
+    """
+    1, 2, 4, and the longest; 1 again after a longer life.
+    """
+    reactor = Reactor()
+    supervisor(reactor)
+    for delay in (1, 2, 4, 5, 5):
+        count = len(reactor.started)
+        died(reactor.started[-1])
+        reactor.advance(delay - 0.01)
+        assert len(reactor.started) == count
+        reactor.advance(0.01)
+        assert len(reactor.started) == count + 1
+    reactor.advance(5.1)
+    died(reactor.started[-1])
+    reactor.advance(1)
+    assert len(reactor.started) == 7
+
+
+def test_stubborn() -> None:
+    """
+    A worker that does not end is killed, in bounded time; nobody is started
+    any more.
+    """
+    reactor = Reactor()
+    made = supervisor(reactor, 3)
+    first, second, third = reactor.started
+    died(third)
+    ended: list[object] = []
+    made.stopService().addCallback(ended.append)
+    processes = [each.transport.signals for each in (first, second)]
+    assert processes == [["TERM"], ["TERM"]]
+    died(first, ProcessDone(0))
+    reactor.advance(Policy().shutdownTimeout + Policy().answerTimeout + MORE)
+    assert processes == [["TERM"], ["TERM", "KILL"]]
+    assert not ended
+    died(second, ProcessTerminated(None, signal.SIGKILL))
+    assert ended
+    assert len(reactor.started) == 3 and not reactor.getDelayedCalls()
+
+
+def test_pipeHeldByAnother() -> None:
+    """
+    The end does not wait for ever for the last words of a worker.
+    """
+    reactor = Reactor()
+    made = supervisor(reactor)
+    ended: list[object] = []
+    made.stopService().addCallback(ended.append)
+    reactor.started[0].processExited(Failure(ProcessDone(0)))
+    assert not ended
+    reactor.advance(Policy().shutdownTimeout + Policy().answerTimeout + 2 * MORE)
+    assert ended and not reactor.getDelayedCalls()
+
+
+def test_outboxIsBounded() -> None:
+    """
+    While the other side takes nothing the oldest lines go.
+    """
+    transport = Transport()
+    outbox = Outbox(transport)
+    outbox.send(b"S", "0")
+    outbox.pauseProducing()
+    for number in range(Outbox.BOUND + 5):
+        outbox.send(b"S", str(number))
+    assert transport.written == [b"S0\n"]
+    outbox.resumeProducing()
+    assert transport.written[1] == b"S5\n"
+    assert len(transport.written) == Outbox.BOUND + 1
+    outbox.send(b"L", '"' + "x" * Lines.MAX_LENGTH + '"')
+    assert len(transport.written) == Outbox.BOUND + 1
