@@ -67,9 +67,9 @@ class _Parent(Lines):
 
     def observe(self, event: LogEvent) -> None:
         """
-        An event for the log: one that has a text, as others are not read.
+        An event for the log; of those of others only what has a text is read.
         """
-        if self._outbox is not None and event.get("log_format"):
+        if self._outbox is not None and (event.get("log_format") or "pop3Event" in event):
             self._outbox.send(LOG, eventAsJSON(event))
 
     def tellStrike(self, method: str, clientIP: str | None, username: str) -> None:

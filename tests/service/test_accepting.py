@@ -33,6 +33,25 @@ class Port:
         self.isReading = True
 
 
+def test_takesTurns() -> None:
+    """
+    One connection at a time, however many Twisted would take next.
+    """
+    took = []
+
+    class Busy(Port):
+        def doRead(self) -> None:
+            took.append(self.numberAccepts)
+            self.numberAccepts += 20
+
+    port: Any = Busy()
+    pauser = AcceptingPauser(Clock(), limit=100, takesTurns=True)
+    pauser.add(port)
+    port.doRead()
+    port.doRead()
+    assert took == [1, 1]
+
+
 def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, port = Clock(), Port()
     pauser = AcceptingPauser(clock, limit=100)
