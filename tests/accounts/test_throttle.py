@@ -4,6 +4,7 @@ Who may try to log in: each limit biting, and an honest user unharmed.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pop3svc.accounts.throttle import (
     BanEngine,
     KnownNetworks,
     LoginGuard,
+    SharedThrottle,
     UserThrottle,
 )
 from pop3svc.interfaces import ILoginThrottle
@@ -322,3 +324,81 @@ def test_noRefusalWaitsForEver() -> None:
     clock: Any = factory.clock
     clock.advance(60)
     assert [client.received() for client in clients] == [REFUSED] * 60
+
+
+class Told(list[tuple[Any, ...]]):
+    """
+    What a process tells the others.
+    """
+
+    def __call__(self, *what: Any) -> None:
+        self.append(what)
+
+
+def shared(clock: Clock, tell: Any) -> SharedThrottle:
+    return SharedThrottle([BanEngine(clock), UserThrottle(clock, each=4)], tell)
+
+
+def test_countedTogether() -> None:
+    """
+    Failures in one process and another are counted together; what changes
+    nothing is not told.
+    """
+    clock = Clock()
+    clock.advance(1e6)
+    told = Told()
+    here, there = shared(clock, told), shared(clock, lambda *_: None)
+    verifyObject(ILoginThrottle, here)
+    bad = info("192.0.2.7")
+    here.loginSucceeded(bad, "alice")
+    # A network that was not known.
+    assert told == [("loginSucceeded", "192.0.2.7", "alice")]
+    here.loginSucceeded(bad, "alice")
+    assert here.mayLogin(bad, "alice")
+    assert len(told) == 1
+    here.loginFailed(bad, "alice")
+    here.loginFailed(bad, "alice")
+    for each in told:
+        there.heard(*json.loads(json.dumps(each)))
+    there.loginFailed(bad, "alice")
+    assert not there.mayLogin(bad, "bob")
+    assert here.mayLogin(bad, "alice")
+    # An attempt while banned counts, and is told.
+    here.heard("loginFailed", "192.0.2.7", "alice")
+    del told[:]
+    clock.advance(9_000)
+    assert not here.mayLogin(bad, "bob")
+    assert told == [("mayLogin", "192.0.2.7", "bob")]
+    there.heard(*told[0])
+    clock.advance(9_000)
+    assert not there.mayLogin(bad, "bob")
+    there.heard("loginSucceeded", "192.0.2.7", "alice")
+    assert there.mayLogin(bad, "bob")
+
+
+def test_goesOnElsewhere() -> None:
+    """
+    Another process, with another clock, goes on from what was counted.
+    """
+    clock = Clock()
+    clock.advance(1e6)
+    here = shared(clock, lambda *_: None)
+    here.loginSucceeded(info("198.51.100.1"), "alice")
+    for _ in range(4):
+        here.loginFailed(info("192.0.2.7"), "alice")
+    clock.advance(3_000)
+    state = json.dumps(here.state())
+
+    def afterwards(seconds: int, address: str, username: str) -> bool:
+        later = Clock()
+        there = shared(later, lambda *_: None)
+        there.restore(json.loads(state))
+        later.advance(seconds)
+        return there.mayLogin(info(address), username)
+
+    assert not afterwards(6_999, "192.0.2.7", "bob")
+    assert afterwards(7_000, "192.0.2.7", "bob")
+    assert not afterwards(599, "192.0.2.8", "alice")
+    assert afterwards(600, "192.0.2.8", "alice")
+    assert afterwards(0, "192.0.2.8", "bob")
+    assert "198.51.100.0/24" in state

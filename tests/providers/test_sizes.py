@@ -5,6 +5,8 @@ The sizes that are kept beside a Maildir: counted once, never wrong.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,3 +177,41 @@ def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
     more = ("4 12", "5 12", "6 14", ".")
     stat(maildir, "+OK 6 messages. _", *LISTED[1:4], *more, believesNames=True)
     assert len(counted) == 4
+
+
+WRITER = """
+import os, sys
+from pop3svc.providers.sizes import Examined, MailboxSizes
+name, root = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
+listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
+for number in range(400):
+    # As a process does that has forgotten the mailbox meanwhile, or has not.
+    if number % 7 == 0:
+        known = MailboxSizes()
+        known.load(root, listed)
+    if number % 50 == 0:
+        known._written = -1
+    known.keep(root, {f"{name}.{number}": Examined(number + 1, 5, False)}, listed)
+"""
+
+
+def test_twoProcesses(tmp_path: Path) -> None:
+    """
+    Two that write without regard for each other: what is read is true, and
+    nothing is left behind.
+    """
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, name, str(tmp_path)]) for name in "ab"
+    ]
+    assert [each.wait(60) for each in writers] == [0, 0]
+    listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
+    known = sizes.MailboxSizes()
+    root = os.open(tmp_path, os.O_RDONLY)
+    try:
+        known.load(root, listed)
+    finally:
+        os.close(root)
+    assert known.known
+    for uniqueID, examined in known.known.items():
+        assert examined == (int(uniqueID[2:]) + 1, 5, False)
+    assert [each.name for each in tmp_path.iterdir()] == ["pop3svc-sizes"]
