@@ -9,6 +9,7 @@ import fcntl
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from pop3svc.interfaces import (
 from pop3svc.listings import Listed
 from pop3svc.providers.names import Root
 from pop3svc.providers.removal import STAGING, Readiness, recover, removeAll
+from pop3svc.providers.watching import Touches
 
 __all__ = [
     "PERMANENT",
@@ -484,7 +486,8 @@ class Holders:
     @ivar readiness: which mailboxes can be locked without mending.
     """
 
-    # Seconds: how often to look, and how long another process is given.
+    # Seconds: how often to look where the kernel does not tell, and how long
+    # another process is given.
     LOOK = 0.25
     PATIENCE = 1.0
 
@@ -494,6 +497,9 @@ class Holders:
         self.readiness = Readiness()
         self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool]]] = {}
         self._timer: IDelayedCall | None = None
+        self._touches: Touches | None = None
+        # Those of the held that the kernel tells of, which need no look.
+        self._watched: dict[str, int] = {}
 
     @property
     def clock(self) -> Any:
@@ -509,14 +515,16 @@ class Holders:
         A session of this process holds a mailbox.
         """
         self._held[path] = mailbox, surrender
-        if self._timer is None:
-            self._timer = self.clock.callLater(self.LOOK, self._look)
+        self._lookLater()
 
     def remove(self, path: str) -> None:
         """
         It does no more.
         """
         self._held.pop(path, None)
+        number = self._watched.pop(path, None)
+        if number is not None and self._touches is not None:
+            self._touches.end(number)
         if not self._held and self._timer is not None and self._timer.active():
             self._timer.cancel()
             self._timer = None
@@ -530,11 +538,38 @@ class Holders:
         held = self._held.get(path)
         return None if held is None else held[1]()
 
+    def _lookLater(self) -> None:
+        if self._timer is None and len(self._held) > len(self._watched):
+            self._timer = self.clock.callLater(self.LOOK, self._look)
+
     def _look(self) -> None:
         self._timer = None
-        mailboxes = {path: mailbox for path, (mailbox, _) in self._held.items()}
-        if not mailboxes:
-            return
+        paths = [path for path in self._held if path not in self._watched]
+        # Most sessions are over before; of what is left the kernel tells, if
+        # it can.  Whoever wants it by now is seen by this look.
+        for path in paths:
+            self._watch(path)
+        if paths:
+            self._see(paths)
+
+    def _watch(self, path: str) -> None:
+        if self._touches is None:
+            self._touches = Touches(self.clock)
+        place = self._held[path][0].placeOfWanting()
+
+        def touched(isGone: bool) -> None:
+            if isGone:
+                del self._watched[path]
+                self._lookLater()
+            else:
+                self._see([path])
+
+        number = None if place is None else self._touches.watch(place, touched)
+        if number is not None:
+            self._watched[path] = number
+
+    def _see(self, paths: list[str]) -> None:
+        mailboxes = {path: self._held[path][0] for path in paths}
         looking = self._runner.run(
             lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
         )
@@ -543,8 +578,7 @@ class Holders:
     def _found(self, wanted: list[str]) -> None:
         for path in wanted:
             self.ask(path)
-        if self._held and self._timer is None:
-            self._timer = self.clock.callLater(self.LOOK, self._look)
+        self._lookLater()
 
 
 class _Busy:
@@ -639,6 +673,9 @@ class ExclusiveFileMailbox(FileMailbox):
                     return held
                 if clock.seconds() >= end:
                     raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
+                if wanted is not None:
+                    # The holder may have become idle by now.
+                    await self._runner.run(_touch, wanted)
                 await _pause(clock, Holders.LOOK / 2)
         finally:
             _closeOne(wanted)
@@ -659,10 +696,20 @@ class ExclusiveFileMailbox(FileMailbox):
             return None
         try:
             fcntl.flock(wanted, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _touch(wanted)
         except OSError:
             os.close(wanted)
             return None
         return wanted
+
+    def placeOfWanting(self) -> str | None:
+        """
+        @return: a path of the directory that is touched by who wants this
+            mailbox, for now; L{None} if that is not seen here.
+        """
+        # Of what is done on another machine the kernel does not tell.
+        root = None if self._isSlow or self._held is None else self._held.here()
+        return None if root is None else f"/proc/self/fd/{root}/{STAGING}"
 
     def isWanted(self) -> bool:
         """
@@ -731,6 +778,11 @@ def _pause(clock: Any, seconds: float) -> Deferred[None]:
     pause: Deferred[None] = Deferred(lambda _: timer.cancel())
     timer = clock.callLater(seconds, pause.callback, None)
     return pause
+
+
+def _touch(directory: int) -> None:
+    with suppress(OSError):
+        os.utime(directory)
 
 
 def _closeOne(descriptor: int | None) -> None:

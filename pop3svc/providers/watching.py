@@ -1,5 +1,6 @@
 """
-Told by the kernel which mailboxes have changed (inotify, Linux).
+Told by the kernel which mailboxes have changed, and which directories were
+touched (inotify, Linux).
 """
 
 from __future__ import annotations
@@ -9,16 +10,20 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
+from zope.interface import implementer
 
 try:
     from twisted.internet import inotify
+    from twisted.python import _inotify
     from twisted.python._inotify import INotifyError
 except ImportError:  # pragma: no cover (another kernel)
     inotify = None  # type: ignore[assignment]
 
-__all__ = ["Watch", "Watches"]
+__all__ = ["Touches", "Watch", "Watches"]
 
 log = Logger(namespace="pop3svc")
 
@@ -192,3 +197,99 @@ class Watches:
         notifier, self._notifier = self._notifier, None
         if notifier is not None:
             os.close(notifier.fileno())
+
+
+@implementer(IReadDescriptor)
+class Touches:
+    """
+    Tells at once when somebody sets the times of a directory.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._isOff = inotify is None or not IReactorFDSet.providedBy(reactor)
+        self._descriptor = -1
+        self._watched: dict[int, Callable[[bool], object]] = {}
+
+    def watch(self, path: str, touched: Callable[[bool], object]) -> int | None:
+        """
+        @param touched: called with whether the directory has gone; then it is
+            not watched any more.
+        @return: what L{end} takes; L{None} if the kernel does not tell.
+        """
+        if self._isOff:
+            return None
+        try:
+            if self._descriptor < 0:
+                self._descriptor = _inotify.init()
+                os.set_blocking(self._descriptor, False)
+                os.set_inheritable(self._descriptor, False)
+                self._reactor.addReader(self)
+            mask = inotify.IN_ATTRIB | inotify.IN_DELETE_SELF | _FLAGS
+            number: int = _inotify.add(self._descriptor, FilePath(path), mask)
+        except (OSError, INotifyError):
+            self._stopIfIdle()
+            return None
+        self._watched[number] = touched
+        return number
+
+    def end(self, number: int) -> None:
+        """
+        Watch a directory no longer.
+        """
+        if self._watched.pop(number, None) is not None:
+            try:
+                _inotify.remove(self._descriptor, number)
+            except INotifyError:
+                # It has gone just now.
+                pass
+            self._stopIfIdle()
+
+    def _stopIfIdle(self) -> None:
+        if not self._watched and self._descriptor >= 0:
+            self._reactor.removeReader(self)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def fileno(self) -> int:
+        """
+        See L{twisted.internet.interfaces.IFileDescriptor.fileno}.
+        """
+        return self._descriptor
+
+    def logPrefix(self) -> str:
+        """
+        See L{twisted.internet.interfaces.ILoggingContext.logPrefix}.
+        """
+        return "pop3svc"
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        See L{twisted.internet.interfaces.IFileDescriptor.connectionLost}: the
+        reactor stops.
+        """
+        self._watched.clear()
+        self._stopIfIdle()
+
+    def doRead(self) -> None:
+        """
+        See L{twisted.internet.interfaces.IReadDescriptor.doRead}.
+        """
+        try:
+            data = os.read(self._descriptor, _READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        offset = 0
+        while offset + _EVENT.size <= len(data):
+            number, mask, _, length = _EVENT.unpack_from(data, offset)
+            offset += _EVENT.size + length
+            # When there were too many, any may have been.
+            for each in list(self._watched) if mask & _OVERFLOW else [number]:
+                self._heard(each, bool(mask & (inotify.IN_DELETE_SELF | inotify.IN_IGNORED)))
+
+    def _heard(self, number: int, isGone: bool) -> None:
+        touched = self._watched.get(number)
+        if touched is not None:
+            if isGone:
+                self.end(number)
+            touched(isGone)

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.internet.task import Clock
+from zope.interface import implementer
 
 from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.providers.watching import Watches
+from pop3svc.providers.watching import Touches, Watches
 from pop3svc.testing import Client, Inline, conversation
 from tests.providers.test_maildir import ALICE, Anybody, deliver
 
@@ -186,3 +189,84 @@ def test_aLinkIsNotFollowed(maildir: Path) -> None:
     assert watches.watch(str(maildir), root, ("new", "cur"), lambda: None) is None
     assert not watches._byNumber and watches._notifier is None
     os.close(root)
+
+
+@implementer(IReactorFDSet)
+class Reactor(Clock):
+    """
+    A clock that reads when it is told to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.readers: list[Any] = []
+
+    def addReader(self, reader: Any) -> None:
+        self.readers.append(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        self.readers.remove(reader)
+
+    def getReaders(self) -> list[Any]:
+        return self.readers
+
+    def read(self) -> None:
+        for each in list(self.readers):
+            each.doRead()
+
+    addWriter = removeWriter = getWriters = removeAll = None
+
+
+def test_askedByAnotherProcess(maildir: Path) -> None:
+    """
+    A mailbox that is held for long is not looked at again and again: whoever
+    wants it touches a directory of it.
+    """
+    reactor, elsewhere = Reactor(), Clock()
+    root = str(maildir.parent)
+    client = conversation(Anybody(MaildirStore(root, runner=Inline(), clock=reactor)), ALICE)
+    time: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+    reactor.advance(0.25)
+    assert len(reactor.readers) == 1 and not reactor.getDelayedCalls()
+    # Another process, as far as a lock knows; the holder is not idle yet.
+    store = MaildirStore(root, runner=Inline(), clock=elsewhere)
+    other = conversation(Anybody(store), "S: +OK…")
+    other.send(b"XLOG alice x\r\n")
+    reactor.read()
+    assert client.isOpen
+    elsewhere.advance(0.25)
+    time.advance(60)
+    # It is touched each time that it is looked at.
+    reactor.read()
+    client.received()
+    assert not client.isOpen
+    elsewhere.advance(0.25)
+    assert other.received() == b"+OK Logged in.\r\n"
+    other.say(b"QUIT")
+    assert not reactor.readers and not reactor.getDelayedCalls()
+    assert not elsewhere.getDelayedCalls()
+
+
+def test_touches(tmp_path: Path) -> None:
+    reactor = Reactor()
+    touches, told = Touches(reactor), []
+    assert touches.watch(str(tmp_path / "none"), told.append) is None
+    assert not reactor.readers
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir(), second.mkdir()
+    one = touches.watch(str(first), lambda isGone: told.append((1, isGone)))
+    touches.watch(str(second), lambda isGone: told.append((2, isGone)))
+    os.utime(first)
+    os.listdir(first)
+    (second / "x").touch()
+    reactor.read()
+    assert told == [(1, False)]
+    assert one is not None
+    touches.end(one)
+    os.utime(first)
+    (second / "x").unlink()
+    second.rmdir()
+    reactor.read()
+    assert told[1:] == [(2, True)]
+    assert not reactor.readers
+    assert Touches(Clock()).watch(str(first), told.append) is None
