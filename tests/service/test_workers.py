@@ -100,6 +100,14 @@ class Site:
                 return connection
         raise AssertionError(f"worker {number} accepts nothing")
 
+    def end(self) -> int:
+        """
+        End it; the clients have gone, so that nobody waits for them.
+        """
+        for each in self.open:
+            each.socket.close()
+        return self.running.end(signal.SIGTERM)
+
 
 def begun(site: Path, home: Path, *more: str) -> Iterator[Site]:
     port = freePort()
@@ -137,11 +145,12 @@ def test_bothServe(workers: Site) -> None:
     for each in many:
         assert each.line().startswith(b"+OK")
     accepted = Counter(workers.workersOf(*many))
+    workers.open += many
     assert min(accepted[1], accepted[2]) >= 20, accepted
     for number in (1, 2):
         workers.connectTo(number).say(b"QUIT")
         workers.running.waitFor(f"[pop3svc#info worker {number}] nobody from 127.0.0.1 (no TLS)")
-    assert workers.running.end(signal.SIGTERM) == 0
+    assert workers.end() == 0
     assert not any("Traceback" in line for line in workers.running.lines)
     assert all(hasEnded(pid) for pid in workers.pids.values())
 
@@ -163,7 +172,7 @@ def test_killedWorker(workers: Site, site: Path) -> None:
     assert workers.waitForWorker() == 1
     assert workers.pids[1] != killed
     assert workers.connectTo(1).say(b"XLOG alice secret word").startswith(b"+OK")
-    assert workers.running.end(signal.SIGTERM) == 0
+    assert workers.end() == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -228,7 +237,7 @@ def test_bans(site: Path, tmp_path: Path) -> None:
         assert workers.waitForWorker() == 2
         connection = workers.connectTo(2, HEADER % 7)
         assert connection.say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
-        assert workers.running.end(signal.SIGTERM) == 0
+        assert workers.end() == 0
 
 
 def test_loginDelay(site: Path, tmp_path: Path) -> None:
@@ -271,10 +280,34 @@ def test_embeddedDefault(tmp_path: Path) -> None:
             assert connection.say(b"XLOG demo " + password).startswith(b"+OK")
             assert connection.say(b"STAT").startswith(b"+OK 1 ")
             assert connection.say(b"QUIT").startswith(b"+OK")
-        assert running.end(signal.SIGTERM) == 0
+        assert workers.end() == 0
     for text in ("made a self-signed certificate", "the user demo has a message", "read it:"):
         assert sum(text in line for line in running.lines) == 1
     assert list(json.loads((data / "networks.json").read_text())) == ["demo"]
+
+
+def test_daemon(site: Path, tmp_path: Path) -> None:
+    """
+    In the background; one writes the log for all, and all end together.
+    """
+    home, port = tmp_path / "home", freePort()
+    command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc", "--workers", "2"]
+    ended = run([*command, *options(site, "--endpoint", f"tcp:{port}:interface=127.0.0.1")], home)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    parent = int((home / "pid").read_text())
+    try:
+        # Whoever comes before there are workers waits.
+        connection = Connection(port)
+        assert connection.line().startswith(b"+OK")
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+        assert connection.say(b"QUIT").startswith(b"+OK")
+    finally:
+        os.kill(parent, signal.SIGTERM)
+    assert hasEnded(parent)
+    log = (home / "log").read_text()
+    assert re.search(r"\[pop3svc#info worker [12]\] bob from 127.0.0.1", log)
+    assert "Traceback" not in log
+    assert not (home / "pid").exists()
 
 
 def test_tls(site: Path, tmp_path: Path) -> None:
@@ -357,7 +390,7 @@ def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
             connection.startTLS(trusting(site))
             assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
             assert connection.say(b"QUIT").startswith(b"+OK")
-        assert running.end(signal.SIGTERM) == 0
+        assert workers.end() == 0
 
 
 BAD: dict[str, tuple[list[str], list[str], str]] = {
