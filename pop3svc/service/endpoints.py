@@ -103,6 +103,20 @@ class HandedOver:
         return self._next(TLSMemoryBIOFactory(contextFactory, False, factory))
 
 
+def _withBacklog(text: str) -> str:
+    """
+    With as many connections that wait as C{ssl:} has, where the string says
+    nothing: Twisted's 50 are over in a burst, and a client that finds no place tries again
+    after a second.
+    """
+    positional, named = parseArguments(text)
+    # Its place without a name.
+    place = {"tcp": 3, "tcp6": 2}.get(positional[0] if positional else "")
+    if place is None or len(positional) > place or "backlog" in named:
+        return text
+    return f"{text}:backlog={_BACKLOG}"
+
+
 def _isBareSSL(text: str) -> bool:
     if not text.startswith("ssl:"):
         return False
@@ -232,7 +246,7 @@ def serverEndpoint(
     if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):
         raise ValueError("with --proxy-from it takes the service's certificate, or none")
     try:
-        return _wrapped(serverFromString(reactor, text), wrap)
+        return _wrapped(serverFromString(reactor, _withBacklog(text)), wrap)
     except ValueError:
         raise
     except Exception as error:

@@ -4,12 +4,15 @@ Endpoint strings and arguments quoted as in them.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+from twisted.internet.protocol import Factory
+from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import MemoryReactor
 
-from pop3svc.service.endpoints import _isBareSSL, parseArguments, serverEndpoint
+from pop3svc.service.endpoints import HandedOver, _isBareSSL, parseArguments, serverEndpoint
 from pop3svc.service.makers import makeFolder, makeMaildir, makeMemory
 
 
@@ -52,6 +55,54 @@ def test_bareSSL() -> None:
     assert type(listening("ssl:port=995")).__name__ == "_DualStackEndpoint"
     assert type(listening("ssl:995:interface=127.0.0.1")).__name__ == "TCP4ServerEndpoint"
     assert type(listening(r"ssl:995:interface=\:\:1:backlog=9")).__name__ == "TCP6ServerEndpoint"
+
+
+@pytest.mark.parametrize(
+    ("text", "backlog"),
+    [
+        ("tcp:110", 1024),
+        ("tcp:110:interface=127.0.0.1", 1024),
+        ("tcp:110:127.0.0.1", 1024),
+        ("tcp:110:127.0.0.1:9", 9),
+        ("tcp:port=110:backlog=9", 9),
+        ("tcp6:110", 1024),
+        ("tcp6:110:9", 9),
+        ("ssl:995:interface=127.0.0.1", 1024),
+    ],
+)
+def test_backlog(text: str, backlog: int) -> None:
+    """
+    A burst of clients finds room to wait, unless less is asked for.
+    """
+    reactor = MemoryReactor()
+    serverEndpoint(reactor, text, CertificateOptions()).listen(Factory())
+    assert [each[2] for each in reactor.tcpServers] == [backlog]
+
+
+def test_handedOver() -> None:
+    """
+    Whatever an endpoint would listen on, it is given the next port.
+    """
+    adopted: list[Any] = []
+
+    class Reactor:
+        def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> int:
+            adopted.append((descriptor, family, type(factory).__name__))
+            return descriptor
+
+    texts = ["tcp:110", "ssl:995", "ssl:995:interface=\\:\\:1", "systemd:domain=INET6:name=x"]
+    ports = [(os.open(os.devnull, os.O_RDONLY), number) for number in range(len(texts))]
+    on = HandedOver(Reactor(), ports)
+    for text, (descriptor, _) in zip(texts, ports, strict=True):
+        listening: list[Any] = []
+        serverEndpoint(on, text, CertificateOptions()).listen(Factory()).addCallback(
+            listening.append
+        )
+        assert listening == [descriptor]
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)
+    kinds = ["Factory", "TLSMemoryBIOFactory", "TLSMemoryBIOFactory", "Factory"]
+    assert adopted == [(*port, kind) for port, kind in zip(ports, kinds, strict=True)]
 
 
 @pytest.mark.parametrize(
