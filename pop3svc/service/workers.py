@@ -22,7 +22,7 @@ from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
-from twisted.logger import Logger, LogLevel, eventFromJSON, globalLogPublisher
+from twisted.logger import LogEvent, Logger, LogLevel, eventFromJSON, globalLogPublisher
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -30,13 +30,25 @@ from zope.interface import implementer
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.policy import Policy
 
-__all__ = ["DELAY", "LOG", "PATIENCE", "STRIKE", "UP", "Lines", "Outbox", "Shared", "Supervisor"]
+__all__ = [
+    "DELAY",
+    "EVENT",
+    "LOG",
+    "PATIENCE",
+    "STRIKE",
+    "UP",
+    "Lines",
+    "Outbox",
+    "Shared",
+    "Supervisor",
+]
 
 log = Logger(namespace="pop3svc")
 
-# What a line is: an event for the log; an attempt to log in that counts; a
-# login that delays others of its user; the worker serves.
-LOG, STRIKE, DELAY, UP = b"L", b"S", b"D", b"U"
+# What a line is: an event of plain values for the log, another event; an
+# attempt to log in that counts; a login that delays others of its user; the
+# worker serves.
+EVENT, LOG, STRIKE, DELAY, UP = b"E", b"L", b"S", b"D", b"U"
 
 # Seconds that whoever ends is given on top of what sessions are: for the last
 # lines of the log.
@@ -197,15 +209,18 @@ class _Worker(ProcessProtocol):
             log.error("worker {number}: {line}", number=self.number, line=text)
 
     def _told(self, kind: bytes, text: bytes) -> None:
-        if kind == LOG:
-            self._publish(text)
+        if kind == EVENT:
+            event = json.loads(text)
+            event["log_level"] = LogLevel.lookupByName(event["log_level"])
+            self._publish(event)
+        elif kind == LOG:
+            self._publish(eventFromJSON(text.decode("ascii")))
         elif kind == UP:
             log.info("{worker} serves", worker=self)
         else:
             self._supervisor.told(self, kind, text.decode("ascii"))
 
-    def _publish(self, text: bytes) -> None:
-        event = eventFromJSON(text.decode("ascii"))
+    def _publish(self, event: LogEvent) -> None:
         system = event.get("log_system")
         if system is None:
             level = event.get("log_level", LogLevel.info)
