@@ -5,6 +5,9 @@ One connection creator for implicit TLS and STLS that notices renewed files.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 from cryptography import x509
@@ -26,6 +29,14 @@ __all__ = ["RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
+# Seconds for which a session may be resumed: a client that polls comes by more
+# often, and for others a full handshake is little.
+_SESSION_LIFE = 7200
+# Seconds for which a context and with it the key of its tickets is used: who steals
+# the key reads what TLS 1.2 sent under its tickets (RFC 9325 section 3.4 asks for a
+# week at most).  What it costs is one full handshake a day for each client.
+_TICKET_KEY_LIFE = 86400
+
 Stamp = tuple[int, ...]
 
 
@@ -43,18 +54,15 @@ def _load(path: str) -> bytes:
 
 
 def _context(
-    certificate: str, privateKey: str, handed: tuple[bytes, bytes] | None = None
+    certificate: str, privateKey: str, chainOctets: bytes, keyOctets: bytes
 ) -> SSL.Context:
     """
-    @param handed: what the files held, if they may not be readable any more.
+    Sessions are resumed by tickets, which are sealed by a key that the context makes
+    and never tells, and by TLS 1.2 clients that take no tickets from the context's
+    cache: OpenSSL keeps the last 20,480 of them there, for which pyOpenSSL has no call.
+
     @raise ValueError: a sentence that names the file and what is wrong.
     """
-    try:
-        chainOctets, keyOctets = _load(certificate), _load(privateKey)
-    except ValueError:
-        if handed is None:
-            raise
-        chainOctets, keyOctets = handed
     try:
         chain = x509.load_pem_x509_certificates(chainOctets)
     except ValueError:
@@ -84,12 +92,16 @@ def _context(
         extraCertChain=rest,
         # RFC 8314 section 4.1; Twisted's own least would do today.
         insecurelyLowerMinimumTo=TLSVersion.TLSv1_2,
+        # Neither is on by itself, and without them nobody resumes.
+        enableSessions=True,
+        enableSessionTickets=True,
     )
     try:
         context = options.getContext()
     except SSL.Error:
         raise ValueError(f"{certificate} or its key is too weak or of a kind that TLS does not use")
     assert isinstance(context, SSL.Context)
+    context.set_timeout(_SESSION_LIFE)
     context.set_alpn_select_callback(_chooseProtocol)
     return context
 
@@ -109,27 +121,36 @@ class RenewableCertificate:
     """
     Serves a certificate with its whole chain, and a renewed one from the next
     handshake on.  A pair that is only half replaced is not served: the old one
-    is until the new one is complete.
+    is until the new one is complete.  Clients resume their sessions until then, for
+    two hours at most, and once a day all begin anew.
 
     It can be given to C{startTLS} and to
     L{twisted.protocols.tls.TLSMemoryBIOFactory}.
     """
 
     def __init__(
-        self, certificate: str, privateKey: str, handed: tuple[bytes, bytes] | None = None
+        self,
+        certificate: str,
+        privateKey: str,
+        handed: tuple[bytes, bytes] | None = None,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
         @param handed: what the files held when another process could read
             them, in case that this one cannot.
+        @param seconds: tells the time.
         @raise ValueError: they cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
+        self._seconds = seconds
         self._said = ""
         self._seen = self._stamps()
-        self._context = _context(self.certificate, self._privateKey, handed)
+        self._handed = handed
+        self._digest = b""
+        self._context = self._made(handed)
 
     def octets(self) -> tuple[bytes, bytes]:
         """
@@ -144,12 +165,37 @@ class RenewableCertificate:
         except OSError:
             return None
 
+    def _made(self, handed: tuple[bytes, bytes] | None) -> SSL.Context:
+        """
+        @param handed: what the files hold if they cannot be read.
+        @return: the context of what the files hold; the same as before if that is.
+        """
+        try:
+            chain, key = self.octets()
+            # What was handed is old as soon as there is something to read.
+            self._handed = None
+        except ValueError:
+            if handed is None:
+                raise
+            chain, key = handed
+        digest = sha256(chain + key).digest()
+        if digest == self._digest and not self._isOld():
+            return self._context
+        context = _context(self.certificate, self._privateKey, chain, key)
+        self._digest, self._began = digest, self._seconds()
+        return context
+
+    def _isOld(self) -> bool:
+        return self._seconds() - self._began >= _TICKET_KEY_LIFE
+
     def _refresh(self) -> None:
         stamps = self._stamps()
-        if stamps is None or stamps == self._seen:
+        isSame = stamps is None or stamps == self._seen
+        if isSame and not self._isOld():
             return
+        before = self._digest
         try:
-            self._context = _context(self.certificate, self._privateKey)
+            self._context = self._made(self._handed if isSame else None)
         except ValueError as error:
             # It may be whole the next time; what is said once is enough.
             if self._said != str(error):
@@ -157,7 +203,8 @@ class RenewableCertificate:
                 log.error("the certificate stays as it was: {error}", error=str(error))
             return
         self._seen, self._said = stamps, ""
-        log.info("a renewed certificate is served: {path}", path=self.certificate)
+        if self._digest != before:
+            log.info("a renewed certificate is served: {path}", path=self.certificate)
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """

@@ -128,3 +128,29 @@ def test_keysOfAnyKind(tmp_path: Path) -> None:
     (tmp_path / "key.pem").write_bytes(encrypted)
     with pytest.raises(ValueError, match="is encrypted"):
         RenewableCertificate(certificate, key)
+
+
+def test_keysOfTicketsAge(tmp_path: Path) -> None:
+    """
+    The context, and so the key of the tickets, is made anew once a day; before that
+    it stays, even if the files are written anew.
+    """
+    certificate, key = _selfSigned()
+    (tmp_path / "both.pem").write_bytes(key + certificate)
+    now = 0.0
+    path = str(tmp_path / "both.pem")
+    creator = RenewableCertificate(path, path, seconds=lambda: now)
+
+    def context() -> object:
+        return creator.serverConnectionForTLS(None).get_context()
+
+    first = context()
+    now = 86399
+    (tmp_path / "both.pem").touch()
+    assert context() is first
+    now = 86400
+    second = context()
+    assert second is not first
+    assert context() is second
+    now += 86399
+    assert context() is second
