@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from pop3svc.service.tlstransport import TLSTransport
+
 __all__ = ["HandedOver", "parseArguments", "serverEndpoint", "tlsEndpoint"]
 
 # Connections that wait to be accepted; the kernel has a bound of its own.
@@ -139,6 +141,7 @@ class _TLSEndpoint:
         wrapped = TLSMemoryBIOFactory(
             self._connectionCreator, isClient=False, wrappedFactory=factory, clock=self._reactor
         )
+        wrapped.protocol = TLSTransport
         listening: Deferred[Any] = self._endpoint.listen(wrapped)
         return listening
 
