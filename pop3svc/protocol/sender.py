@@ -94,11 +94,13 @@ class ReplySender:
         self._unasked = 0
         self._isRegistered = False
         self._byReply = IReplyByReply.providedBy(transport)
-        # Of a plain TCP transport: what goes out at once need not wait until
-        # the reactor comes round again.
+        # What goes out at once need not wait until the reactor comes round again.  A
+        # wrapper may pass on what it does not know to the transport that it wraps.
         self._writeSome: Callable[[Any], Any] | None = None
-        if not isTLS and not self._byReply:
-            self._writeSome = getattr(transport, "writeSomeData", None)
+        if not self._byReply and hasattr(type(transport), "writeSomeData"):
+            self._writeSome = transport.writeSomeData
+        # May a body write to the transport's descriptor itself?
+        self._maySendTo = self._writeSome is not None and not isTLS
 
     def startTLS(self) -> None:
         """
@@ -107,6 +109,7 @@ class ReplySender:
         self.release()
         self._paused = False
         self._writeSome = None
+        self._maySendTo = False
 
     # --- gathering --------------------------------------------------------------
 
@@ -159,7 +162,7 @@ class ReplySender:
             self.gather(reply)
             if not body.isAsSent or reply.topLines is not None:
                 encoder = MultiLine(reply.topLines, body.hasLineEnds)
-            sendTo = body.sendTo if encoder is None and self._writeSome is not None else None
+            sendTo = body.sendTo if encoder is None and self._maySendTo else None
             while encoder is None or not encoder.done:
                 if sendTo is not None:
                     await self._sendTo(sendTo)
