@@ -53,6 +53,20 @@ def visit(port: int, path: Path, *options: str) -> str:
     return str(found)
 
 
+def ticketOctets(saved: str) -> int:
+    """
+    @return: how long the ticket of a saved session is.
+    """
+    done = subprocess.run(
+        ["openssl", "sess_id", "-in", saved, "-noout", "-text"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    _, _, ticket = done.stdout.partition("TLS session ticket:")
+    return 16 * len(re.findall(r"^ +[0-9a-f]{4} - ", ticket, re.MULTILINE))
+
+
 def test_resumes(tmp_path: Path) -> None:
     """
     By tickets and by session ids, on both kinds of port and from one to the other;
@@ -74,6 +88,8 @@ def test_resumes(tmp_path: Path) -> None:
             saved = str(tmp_path / kind)
             for port, stls in ports:
                 assert visit(port, tmp_path, *how, *stls, "-sess_out", saved) == "New", kind
+                # A short one would be but the name of a session that the server keeps.
+                assert (ticketOctets(saved) > 100) == ("ticket" in kind)
                 for again, stlsAgain in ports:
                     took = visit(again, tmp_path, *how, *stlsAgain, "-sess_in", saved)
                     assert took == "Reused", kind
