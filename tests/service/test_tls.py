@@ -154,3 +154,23 @@ def test_keysOfTicketsAge(tmp_path: Path) -> None:
     assert context() is second
     now += 86399
     assert context() is second
+
+
+def test_keysOfTicketsAgeWithoutFiles(tmp_path: Path) -> None:
+    """
+    Where the files cannot be read, what was handed over makes the next context, until
+    there was something to read.
+    """
+    certificate, key = _selfSigned()
+    path, now = tmp_path / "both.pem", 0.0
+    octets = key + certificate
+    creator = RenewableCertificate(str(path), str(path), (octets, octets), lambda: now)
+    first = creator.serverConnectionForTLS(None).get_context()
+    now = 86400
+    second = creator.serverConnectionForTLS(None).get_context()
+    assert second is not first
+    path.write_bytes(octets)
+    creator.serverConnectionForTLS(None)
+    path.unlink()
+    now += 86400
+    assert creator.serverConnectionForTLS(None).get_context() is second
