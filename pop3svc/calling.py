@@ -6,13 +6,15 @@ cancelled, and keep what blocks out of the reactor thread.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Generator
 from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
@@ -20,6 +22,7 @@ from pop3svc.errors import POP3ResponseError
 
 __all__ = [
     "CarriedThrough",
+    "Deadlines",
     "Runner",
     "Turns",
     "Unanswered",
@@ -31,6 +34,8 @@ __all__ = [
     "isLater",
     "settle",
 ]
+
+log = Logger(namespace="pop3svc")
 
 T = TypeVar("T")
 
@@ -296,6 +301,60 @@ class Turns:
         """
         if self.isOver():
             await self.next()
+
+
+class Deadlines:
+    """
+    Time limits of one length for many, by one timer: a timer for each would
+    cost more than most of what they limit.
+    """
+
+    def __init__(
+        self, clock: IReactorTime, seconds: float, passed: Callable[[Any], object]
+    ) -> None:
+        """
+        @param passed: called with whoever's limit has passed.
+        """
+        self._clock = clock
+        self._seconds = seconds
+        self._passed = passed
+        # When each is over; those that began first stand first.
+        self._ends: OrderedDict[Any, float] = OrderedDict()
+        self._timer: IDelayedCall | None = None
+
+    def begin(self, each: object) -> None:
+        """
+        From now on, whether or not it had begun before.
+        """
+        ends = self._ends
+        ends[each] = self._clock.seconds() + self._seconds
+        ends.move_to_end(each)
+        if self._timer is None:
+            self._timer = self._clock.callLater(self._seconds, self._look)
+
+    def end(self, each: object) -> None:
+        """
+        There is no limit any more.
+        """
+        self._ends.pop(each, None)
+        if not self._ends and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = None
+        now = self._clock.seconds()
+        while self._ends:
+            first, end = next(iter(self._ends.items()))
+            if end > now:
+                if self._timer is None:
+                    self._timer = self._clock.callLater(end - now, self._look)
+                return
+            del self._ends[first]
+            try:
+                self._passed(first)
+            except Exception:
+                log.failure("what was to be done in time failed")
 
 
 class _Skipped:

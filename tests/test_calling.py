@@ -12,7 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from pop3svc.calling import CarriedThrough, Unanswered, Workers, ask, settle
+from pop3svc.calling import CarriedThrough, Deadlines, Unanswered, Workers, ask, settle
 from pop3svc.errors import POP3ResponseError
 
 
@@ -175,3 +175,69 @@ class WorkersTests(TestCase):
         self.assertEqual(await freed, True)
         self.assertEqual(await self.workers.run(int), 0)
         self.assertEqual((given, began), ([], []))
+
+
+class DeadlinesTests(TestCase):
+    """
+    Limits of one length, by one timer.
+    """
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.passed: list[str] = []
+        self.deadlines = Deadlines(self.clock, 10, self.passed.append)
+
+    def test_each(self) -> None:
+        self.deadlines.begin("a")
+        self.clock.advance(4)
+        self.deadlines.begin("b")
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.clock.advance(6)
+        self.assertEqual(self.passed, ["a"])
+        self.clock.advance(3.5)
+        self.assertEqual(self.passed, ["a"])
+        self.clock.advance(0.5)
+        self.assertEqual(self.passed, ["a", "b"])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_anew(self) -> None:
+        self.deadlines.begin("a")
+        self.deadlines.begin("b")
+        self.clock.advance(9)
+        self.deadlines.begin("a")
+        self.clock.advance(1)
+        self.assertEqual(self.passed, ["b"])
+        self.clock.advance(9)
+        self.assertEqual(self.passed, ["b", "a"])
+
+    def test_ended(self) -> None:
+        self.deadlines.begin("a")
+        self.deadlines.begin("b")
+        self.deadlines.end("a")
+        self.deadlines.end("nobody")
+        self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.deadlines.end("b")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.clock.advance(20)
+        self.assertEqual(self.passed, [])
+
+    def test_errors(self) -> None:
+        """
+        What goes wrong for one does not for others; and who begins again
+        meanwhile is asked for anew.
+        """
+
+        def passed(each: str) -> None:
+            self.passed.append(each)
+            if each == "a":
+                self.deadlines.begin("a")
+                raise ValueError
+
+        self.deadlines = Deadlines(self.clock, 10, passed)
+        self.deadlines.begin("a")
+        self.deadlines.begin("b")
+        self.clock.advance(10)
+        self.assertEqual(self.passed, ["a", "b"])
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
+        self.clock.advance(10)
+        self.assertEqual(self.passed, ["a", "b", "a"])

@@ -8,6 +8,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from ipaddress import ip_network
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -85,13 +86,17 @@ class BanEngine:
         """
         self._strikes = strikes
         self._failures = _Strikes(clock, seconds)
-        self._exempt = [ip_network(each) for each in exempt]
+        networks = [ip_network(each) for each in exempt]
+
+        # The same few clients come again and again.
+        @lru_cache(4096)
+        def isExempt(clientIP: str | None) -> bool:
+            return clientIP is None or any(addressOf(clientIP) in each for each in networks)
+
+        self._isExemptIP = isExempt
 
     def _isExempt(self, info: IPOP3ConnectionInfo) -> bool:
-        if info.clientIP is None:
-            return True
-        address = addressOf(info.clientIP)
-        return any(address in network for network in self._exempt)
+        return self._isExemptIP(info.clientIP)
 
     def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
         key = networkOf(info.clientIP)

@@ -23,14 +23,15 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.calling import Turns, begin
+from pop3svc.calling import Deadlines, Turns, begin
+from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
 from pop3svc.protocol.replies import Reply, Then, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.protocol.session import Session, State
 
-__all__ = ["POP3Connection", "isTLS"]
+__all__ = ["Limits", "POP3Connection", "isTLS"]
 
 log = Logger(namespace="pop3svc")
 
@@ -58,17 +59,19 @@ class POP3Connection(LineReceiver):
     __slots__ = (
         "_began",
         "_clock",
-        "_closing",
         "_connectionCreator",
-        "_deadline",
         "_ended",
         "_ending",
+        "_givingUp",
         "_handshaking",
         "_heardNothing",
         "_held",
+        "_isLate",
+        "_isStranger",
         "_isTaking",
+        "_limit",
+        "_limits",
         "_lines",
-        "_loginLimit",
         "_makeSession",
         "_partial",
         "_policy",
@@ -80,7 +83,6 @@ class POP3Connection(LineReceiver):
         "_stopping",
         "_strangers",
         "_table",
-        "_timer",
         "_turns",
         "address",
         "messagesSent",
@@ -98,12 +100,14 @@ class POP3Connection(LineReceiver):
         connectionCreator: Any = None,
         ended: Callable[[POP3Connection], object] = lambda connection: None,
         strangers: set[POP3Connection] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         """
         @param makeSession: takes the transport.
         @param connectionCreator: for STLS: what C{startTLS} takes, or L{None}.
         @param ended: called once, when all of this is over.
         @param strangers: where this one stands while nobody is logged in.
+        @param limits: the time limits of all connections.
         """
         self._makeSession = makeSession
         self._table = table
@@ -116,10 +120,12 @@ class POP3Connection(LineReceiver):
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
-        self._timer: IDelayedCall | None = None
-        self._deadline: float | None = None
-        self._loginLimit: IDelayedCall | None = None
-        self._closing: IDelayedCall | None = None
+        self._limits = Limits(clock, Policy()) if limits is None else limits
+        # That of them which runs now.
+        self._limit: Deadlines | None = None
+        self._givingUp: IDelayedCall | None = None
+        self._isStranger = False
+        self._isLate = False
         self._isEnding = False
         self._ending: Deferred[None] | None = None
         self._reason = ""
@@ -235,7 +241,7 @@ class POP3Connection(LineReceiver):
             return
         self._isTaking = True
         try:
-            lines, turns = self._lines, self._turns
+            lines, turns, isNew = self._lines, self._turns, bool(self._lines)
             turns.restart()
             while lines and self._running is None and not self.paused:
                 line = lines.pop()
@@ -259,7 +265,8 @@ class POP3Connection(LineReceiver):
                 return
         if self._readEnded and not lines:
             self._close("closed by the client")
-        else:
+        elif isNew or self._limit is None:
+            # Octets that end no line renew no limit.
             self._awaitLine()
 
     def lineReceived(self, line: bytes) -> None:
@@ -275,7 +282,6 @@ class POP3Connection(LineReceiver):
         if octets > self._policy.maxLineLength and octets > lineLimit(session, line, self._table):
             self.lineLengthExceeded(line)
             return
-        self._deadline = None
         if self._policy.fineEvents:
             self._run(self._serve(self._watched(line)))
             return
@@ -303,6 +309,9 @@ class POP3Connection(LineReceiver):
             # What was answered before does not wait for it.
             self._sender.flushNow()
             self._running = running
+            if not self._isStranger:
+                # The clock stops meanwhile.
+                self._setLimit(None)
             running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
 
     def lineLengthExceeded(self, line: bytes) -> None:
@@ -351,13 +360,13 @@ class POP3Connection(LineReceiver):
             if self._reason:
                 return
         if self.session.state is not State.AUTHORIZATION:
-            if self._loginLimit is not None:
+            if self._isStranger:
                 self._endLoginLimit()
-        elif self._loginLimit is None:
+        elif not self._isStranger:
             # Logged in and out again: the connection begins anew.
             self._tell("logged out")
             self._limitLogin()
-        elif not self._loginLimit.active():
+        elif self._isLate:
             self._sayTooLate()
             return
         if self._stopping:
@@ -415,48 +424,49 @@ class POP3Connection(LineReceiver):
         does that.
         """
         self._quietSince = self._clock.seconds()
-        limit = _IDLE.get(self.session.state)
-        if limit is None:
-            self._deadline = None
-            return
-        # One timer that looks again when it fires costs a busy connection
-        # less than one that is set anew for each command.
-        seconds: int = getattr(self._policy, limit)
-        self._deadline = self._quietSince + seconds
-        if self._timer is None:
-            self._timer = self._clock.callLater(seconds, self._lookAtTime)
-        elif self._timer.getTime() > self._deadline:
-            self._timer.reset(seconds)
+        state = self.session.state
+        if state is State.TRANSACTION:
+            self._setLimit(self._limits.idle)
+        elif state is State.SLEEPING:
+            self._setLimit(self._limits.sleep)
 
-    def _lookAtTime(self) -> None:
-        self._timer = None
-        if self._deadline is None:
-            # A command is running; the clock stops meanwhile.
-            return
-        left = self._deadline - self._clock.seconds()
-        if left > 0:
-            self._timer = self._clock.callLater(left, self._lookAtTime)
-        else:
-            # Without a word (RFC 1939 section 3).  The mailbox is free at
-            # once, whenever the client closes its end.
-            self._close("idle for too long")
-            self._endSession()
+    def _setLimit(self, limit: Deadlines | None) -> None:
+        """
+        Begin one limit, whatever ran before.
+        """
+        before, self._limit = self._limit, limit
+        if before is not None and before is not limit:
+            before.end(self)
+        if limit is not None:
+            limit.begin(self)
+
+    def idleTooLong(self) -> None:
+        """
+        The wait for a command was too long.  Without a word (RFC 1939 section
+        3); the mailbox is free at once, whenever the client closes its end.
+        """
+        self._close("idle for too long")
+        self._endSession()
 
     def _limitLogin(self) -> None:
         self._strangers.add(self)
-        self._loginLimit = self._clock.callLater(self._policy.loginTimeout, self._loginTooLate)
+        self._isStranger = True
+        self._setLimit(self._limits.login)
 
     def _endLoginLimit(self) -> None:
         self._strangers.discard(self)
-        limit, self._loginLimit = self._loginLimit, None
-        if limit is not None and limit.active():
-            limit.cancel()
+        self._isStranger = self._isLate = False
+        self._setLimit(None)
 
-    def _loginTooLate(self) -> None:
+    def loginTooLate(self) -> None:
+        """
+        The time for a login is over.
+        """
         if self._running is not None:
             # What is under way may yet be the login; _sent() looks again.
-            return
-        self._sayTooLate()
+            self._isLate = True
+        else:
+            self._sayTooLate()
 
     def _sayTooLate(self) -> None:
         if self._handshaking:
@@ -474,7 +484,7 @@ class POP3Connection(LineReceiver):
         self._stopping = True
         if self._reason:
             # It has been told good-bye; what is written still goes out.
-            self._closeFully()
+            self.closeFully()
         elif self._running is None:
             self._sayStopping()
 
@@ -555,7 +565,6 @@ class POP3Connection(LineReceiver):
         if self._reason:
             return
         self._reason = reason
-        self._stopTimers()
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
@@ -569,13 +578,16 @@ class POP3Connection(LineReceiver):
             if not self._sender.isFull:
                 # Nothing is to be written before it.
                 getattr(transport, "doWrite", lambda: None)()
-        self._closing = self._clock.callLater(self._policy.closeTimeout, self._closeFully)
+        if self._givingUp is None:
+            self._setLimit(self._limits.closing)
 
-    def _closeFully(self) -> None:
+    def closeFully(self) -> None:
+        """
+        The client has had its time to close its own end.
+        """
         transport: Any = self.transport
-        if self._closing is not None and self._closing.active():
-            self._closing.cancel()
-        self._closing = self._clock.callLater(self._policy.stallTimeout, self._giveUp)
+        self._stopTimers()
+        self._givingUp = self._clock.callLater(self._policy.stallTimeout, self._giveUp)
         if isTLS(transport):
             transport = _below(transport)
         transport.loseConnection()
@@ -596,11 +608,10 @@ class POP3Connection(LineReceiver):
         transport.abortConnection()
 
     def _stopTimers(self) -> None:
-        timers = (self._timer, self._loginLimit, self._closing)
-        self._timer = self._loginLimit = self._closing = self._deadline = None
-        for timer in timers:
-            if timer is not None and timer.active():
-                timer.cancel()
+        self._setLimit(None)
+        timer, self._givingUp = self._givingUp, None
+        if timer is not None and timer.active():
+            timer.cancel()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
@@ -664,7 +675,21 @@ class POP3Connection(LineReceiver):
         self._began = self._clock.seconds()
 
 
-_IDLE = {State.TRANSACTION: "idleTimeout", State.SLEEPING: "sleepTimeout"}
+class Limits:
+    """
+    The time limits of the connections of one service.
+
+    @ivar login: from the beginning to a login.
+    @ivar idle: waiting for a command.
+    @ivar sleep: the same, asleep.
+    @ivar closing: until a client closes its end.
+    """
+
+    def __init__(self, clock: IReactorTime, policy: Policy) -> None:
+        self.login = Deadlines(clock, policy.loginTimeout, POP3Connection.loginTooLate)
+        self.idle = Deadlines(clock, policy.idleTimeout, POP3Connection.idleTooLong)
+        self.sleep = Deadlines(clock, policy.sleepTimeout, POP3Connection.idleTooLong)
+        self.closing = Deadlines(clock, policy.closeTimeout, POP3Connection.closeFully)
 
 
 def _whyClosed(session: Session, reply: Reply) -> str:

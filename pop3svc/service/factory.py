@@ -19,7 +19,7 @@ from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.networks import isLoopback, networkOf
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
-from pop3svc.protocol.connection import POP3Connection, isTLS
+from pop3svc.protocol.connection import Limits, POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.session import ConnectionInfo, Session
 
@@ -124,6 +124,7 @@ class POP3Factory(ServerFactory):
         }
         self.throttle = throttle
         self.clock = clock
+        self._limits = Limits(clock, self.policy)
         self.connections: set[POP3Connection] = set()
         # Those of them on which nobody is logged in.
         self._strangers: set[POP3Connection] = set()
@@ -163,6 +164,7 @@ class POP3Factory(ServerFactory):
             self.connectionCreator,
             self._ended,
             self._strangers,
+            self._limits,
         )
         connection.factory = self
         connection.address = address

@@ -522,6 +522,21 @@ def test_providersAreChecked() -> None:
             POP3Factory(provider, clock=Clock())
 
 
+def test_octetsRenewNoLimit() -> None:
+    """
+    Only a command does: one that sends a line octet by octet is idle.
+    """
+    client = loggedIn()
+    for _ in range(2):
+        advance(client, 599)
+        assert client.say(b"NOOP") == b"+OK Done.\r\n"
+    for _ in range(5):
+        advance(client, 100)
+        client.send(b"N")
+    assert client.isOpen
+    assert reason(client, lambda: advance(client, 100)) == "idle for too long"
+
+
 def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A flood of quick commands does not keep the reactor from others.
