@@ -1,6 +1,6 @@
 """
-Many sleepers over TLS in one process: memory for each, and how quick a login,
-a RETR and a WAKE are among them.
+Many sleepers over TLS in one process: memory for each, what their polls cost,
+and how quick a login, a RETR and a WAKE are among them.
 
     python bench/sleepers.py [COUNT]
 """
@@ -37,6 +37,38 @@ def resident(pid: int) -> int:
     raise AssertionError("no VmRSS")
 
 
+def slab() -> int:
+    """
+    @return: octets that the kernel holds for objects of its own.
+    """
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Slab:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no Slab")
+
+
+def processor(pid: int) -> float:
+    """
+    @return: seconds of processor time that a process has taken.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def poll(sleepers: list[Streams]) -> None:
+    """
+    Each of these wakes up, looks, and falls asleep again.
+    """
+    for streams in sleepers:
+        while not (said := await say(streams, b"WAKE")).startswith(b"+OK"):
+            # Another of its user's sessions is about to fall asleep.
+            assert said.startswith(b"-ERR [IN-USE]"), said
+        assert (await say(streams, b"UIDL")).startswith(b"+OK")
+        while await streams[0].readline() != b".\r\n":
+            pass
+        assert (await say(streams, b"SLEE")).startswith(b"+OK")
+
+
 def site(path: Path) -> None:
     users = "".join(f"user{n}:{{PLAIN}}secret\n" for n in range(20))
     (path / "users").write_text(users)
@@ -69,7 +101,7 @@ async def logIn(port: int, user: str, context: ssl.SSLContext) -> Streams:
 async def run(count: int, port: int, pid: int) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    before = resident(pid)
+    before, kernel = resident(pid), slab()
     sleepers: list[Streams] = []
     began = time.monotonic()
 
@@ -84,6 +116,12 @@ async def run(count: int, port: int, pid: int) -> None:
     after = resident(pid)
     print(f"{len(sleepers)} TLS sleepers in {took:.0f} s")
     print(f"{(after - before) / len(sleepers) / 1024:.1f} KiB each ({after >> 20} MiB in all)")
+    kernel = slab() - kernel
+    print(f"{kernel / len(sleepers) / 1024:.1f} KiB each of the kernel's, for both ends")
+    spent = processor(pid)
+    await asyncio.gather(*(poll(sleepers[n::20]) for n in range(20)))
+    spent = processor(pid) - spent
+    print(f"{spent / len(sleepers) * 1000:.2f} ms of the server's processor for each poll")
     for name in ("login", "RETR", "WAKE"):
         times = []
         for turn in range(50):
