@@ -237,9 +237,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     adopt()
     try:
         aptInstall(PACKAGES)
-        with contextlib.suppress(CannotRun):
-            # Told in the table, then.
-            aptInstall(PEERS)
+        if {"dovecot", "tuned", "courier"} & set(found.servers):
+            with contextlib.suppress(CannotRun):
+                # Told in the table, then.
+                aptInstall(PEERS)
         directory = Path(tempfile.mkdtemp(prefix="pb"))
         try:
             directory.chmod(0o755)
