@@ -1,0 +1,92 @@
+"""
+A Maildir, and a fault or a kill at every file-system call of a session in turn.
+
+C{POP3SVC_TEST_LONG} in the environment: with every kind of fault.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+COMPILER = next((each for each in ("cc", "gcc", "clang") if shutil.which(each)), None)
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="there is no C compiler for the shim"),
+    pytest.mark.skipif(sys.platform != "linux", reason="the shim is for Linux"),
+]
+
+SCENARIOS = ["sleep", "quit", "damaged sizes", "put back", "purge"]
+KINDS = [("fail", "EIO"), ("kill", ""), ("half", ""), ("half kill", "")]
+LONG = [
+    *(("fail", code) for code in ("ENOSPC", "EROFS", "EMFILE", "EINTR", "EDQUOT")),
+    *(("fail on", code) for code in ("EIO", "ENOSPC")),
+    ("kill after", ""),
+]
+if os.environ.get("POP3SVC_TEST_LONG"):
+    KINDS += LONG
+# Seconds that one of them may take, on a machine that is busy.
+PATIENCE = 600
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("shim") / "shim.so"
+    assert COMPILER is not None
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run([COMPILER, *options, "-o", made, HERE / "shim.c", "-ldl"], check=True)
+    return made
+
+
+def swept(shim: Path, place: Path, scenario: str, how: str, code: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.proofs.everycall", place, scenario, how, code],
+        cwd=HERE.parent.parent,
+        # What measures coverage would be called at each file's opening, too.
+        env={key: value for key, value in os.environ.items() if not key.startswith("COV_")}
+        | {"LD_PRELOAD": str(shim)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sweeps(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """
+    All of them, as many at once as there are processors.
+    """
+    places = tmp_path_factory.mktemp("everycall")
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        yield {
+            (scenario, how, code): threads.submit(
+                swept, shim, places / f"{scenario} {how} {code}", scenario, how, code
+            )
+            for scenario in SCENARIOS
+            for how, code in KINDS
+        }
+
+
+@pytest.mark.parametrize(("how", "code"), KINDS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_everyCall(sweeps: Any, scenario: str, how: str, code: str) -> None:
+    found = sweeps[scenario, how, code].result()
+    struck = sum(found["struck"].values())
+    print(f"{scenario}: {how} {code} at {struck} of {found['calls']} calls {found['struck']}")
+    assert found["wrong"] == []
+    # It has struck at all of them, and they are those of a whole session.
+    assert found["calls"] > 80
+    assert how in ("half", "half kill") or struck >= found["calls"]
+    assert struck
