@@ -10,6 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -22,6 +23,7 @@ from pop3svc.octets import OctetCount
 
 __all__ = [
     "FileBlocks",
+    "closeQuietly",
     "countOctets",
     "disk",
     "examine",
@@ -55,6 +57,15 @@ def disk() -> Runner:
     return _disk
 
 
+def closeQuietly(descriptor: int) -> None:
+    """
+    Close what was read, or made durable by other means: whatever the file
+    system says then, the descriptor is closed, and what was done is done.
+    """
+    with suppress(OSError):
+        os.close(descriptor)
+
+
 def openRegular(name: str, directory: int | None = None) -> int:
     """
     Open a file for reading if it is a regular one: no link is followed, no
@@ -81,10 +92,13 @@ def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_resu
             # A link, a socket, a device.
             raise OSError(errno.ENOENT, "not a regular file")
         raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise OSError(errno.ENOENT, "not a regular file")
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.ENOENT, "not a regular file")
+    except OSError:
+        closeQuietly(descriptor)
+        raise
     return descriptor, status
 
 

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -21,7 +22,15 @@ from zope.interface import implementer
 
 from pop3svc.calling import Runner
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileBlocks, countOctets, disk, openDirectory, openFile, openRegular
+from pop3svc.files import (
+    FileBlocks,
+    closeQuietly,
+    countOctets,
+    disk,
+    openDirectory,
+    openFile,
+    openRegular,
+)
 from pop3svc.interfaces import (
     IBulkMessageSizes,
     IExclusiveMailbox,
@@ -133,7 +142,7 @@ def listFolder(root: int, folder: str) -> list[str]:
                 if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
             ]
     finally:
-        os.close(directory)
+        closeQuietly(directory)
 
 
 class _Held:
@@ -186,7 +195,7 @@ class _Held:
     def _leaveFolder(self) -> None:
         folder, self._folder = self._folder, None
         if folder is not None:
-            os.close(folder[1])
+            closeQuietly(folder[1])
 
     def close(self) -> None:
         """
@@ -196,7 +205,7 @@ class _Held:
         with self._guard:
             root, self._root = self._root, None
             if root is not None:
-                os.close(root)
+                closeQuietly(root)
 
 
 @implementer(IPOP3Mailbox, IBulkMessageSizes)
@@ -266,7 +275,7 @@ class FileMailbox:
         try:
             return work(root)
         finally:
-            os.close(root)
+            closeQuietly(root)
 
     def _open(self, place: Place) -> int | None:
         folder, name = place
@@ -279,9 +288,9 @@ class FileMailbox:
                 try:
                     return openRegular(name, directory)
                 finally:
-                    os.close(directory)
+                    closeQuietly(directory)
             finally:
-                os.close(root)
+                closeQuietly(root)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -303,7 +312,7 @@ class FileMailbox:
             try:
                 return self.scan(root)
             finally:
-                os.close(root)
+                closeQuietly(root)
         except OSError as error:
             raise self._fault("list", error)
 
@@ -344,7 +353,7 @@ class FileMailbox:
         except OSError as error:
             raise self._fault("read a message of", error)
         finally:
-            os.close(descriptor)
+            closeQuietly(descriptor)
 
     # --- IPOP3Mailbox ---------------------------------------------------------
 
@@ -399,12 +408,25 @@ class FileMailbox:
         Open a message in the reactor's thread.
         """
         descriptor = self._open(place)
-        return None if descriptor is None else (descriptor, os.fstat(descriptor))
+        return None if descriptor is None else (descriptor, self._statusOf(descriptor))
+
+    def _statusOf(self, descriptor: int) -> os.stat_result:
+        """
+        What was opened; it is closed again if that cannot be told.
+        """
+        try:
+            return os.fstat(descriptor)
+        except OSError as error:
+            closeQuietly(descriptor)
+            raise self._fault("read a message of", error)
 
     def _blocks(
         self, uniqueID: str, descriptor: int, status: os.stat_result | None = None
     ) -> FileBlocks:
-        return FileBlocks(descriptor, lambda: os.close(descriptor), self._runner)
+        if status is None:
+            status = self._statusOf(descriptor)
+        closing = partial(closeQuietly, descriptor)
+        return FileBlocks(descriptor, closing, self._runner, length=status.st_size)
 
     async def _contentElsewhere(self, uniqueID: str) -> FileBlocks:
         found = await self._runner.run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
@@ -426,7 +448,7 @@ class FileMailbox:
             try:
                 removeAll(root, self.folders, wanted, self._locator(root))
             finally:
-                os.close(root)
+                closeQuietly(root)
         except OSError as error:
             raise self._fault("delete from", error)
 
@@ -456,7 +478,7 @@ class FileMailbox:
 
 def _closeAll(found: dict[str, int]) -> None:
     for descriptor in found.values():
-        os.close(descriptor)
+        closeQuietly(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -691,14 +713,14 @@ class ExclusiveFileMailbox(FileMailbox):
             try:
                 wanted = openDirectory(STAGING, root)
             finally:
-                os.close(root)
+                closeQuietly(root)
         except OSError:
             return None
         try:
             fcntl.flock(wanted, fcntl.LOCK_SH | fcntl.LOCK_NB)
             _touch(wanted)
         except OSError:
-            os.close(wanted)
+            closeQuietly(wanted)
             return None
         return wanted
 
@@ -722,11 +744,11 @@ class ExclusiveFileMailbox(FileMailbox):
             try:
                 wanted = openDirectory(STAGING, root)
             finally:
-                os.close(root)
+                closeQuietly(root)
             try:
                 fcntl.flock(wanted, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
-                os.close(wanted)
+                closeQuietly(wanted)
         except BlockingIOError:
             return True
         except OSError:
@@ -747,10 +769,10 @@ class ExclusiveFileMailbox(FileMailbox):
                 if recovers:
                     recover(root, self.folders)
                 elif not self._isReady(root):
-                    os.close(root)
+                    closeQuietly(root)
                     return _Busy()
             except BaseException:
-                os.close(root)
+                closeQuietly(root)
                 raise
         except BlockingIOError:
             return _Busy()
@@ -787,7 +809,7 @@ def _touch(directory: int) -> None:
 
 def _closeOne(descriptor: int | None) -> None:
     if descriptor is not None:
-        os.close(descriptor)
+        closeQuietly(descriptor)
 
 
 def _giveBack(held: _Held | _Busy | None) -> None:

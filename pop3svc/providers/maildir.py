@@ -19,7 +19,7 @@ from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileBlocks, disk, examine, openDirectory, openFile
+from pop3svc.files import FileBlocks, closeQuietly, disk, examine, openDirectory, openFile
 from pop3svc.interfaces import (
     IMailboxStore,
     INewMailNotifier,
@@ -374,7 +374,7 @@ class _Maildir(FileMailbox):
             try:
                 return self._examinedIn(root, uniqueIDs)
             finally:
-                os.close(root)
+                closeQuietly(root)
         except OSError as error:
             raise self._fault("read a message of", error)
 
@@ -390,7 +390,7 @@ class _Maildir(FileMailbox):
             added = self._seek(unknown, partial(_examinedAt, root, directories))
         finally:
             for descriptor in directories.values():
-                os.close(descriptor)
+                closeQuietly(descriptor)
         readable = {each: examined for each, examined in added.items() if examined.octets >= 0}
         if readable and isinstance(self, ExclusiveFileMailbox):
             sizes.keep(root, readable, self._listing)
@@ -423,7 +423,7 @@ class _Maildir(FileMailbox):
     ) -> FileBlocks:
         known = None if self._known is None else self._known.known.get(uniqueID)
         if status is None:
-            status = os.fstat(descriptor)
+            status = self._statusOf(descriptor)
         if known is not None and known.mark and known.mark != markOf(status):
             # Somebody has written to it, against the rules: count it anew the
             # next time.
@@ -432,7 +432,7 @@ class _Maildir(FileMailbox):
             known = None
         return FileBlocks(
             descriptor,
-            partial(os.close, descriptor),
+            partial(closeQuietly, descriptor),
             self._runner,
             length=status.st_size,
             # Each line end that was none would have made it longer.
@@ -473,7 +473,7 @@ class _Maildir(FileMailbox):
                         keyed.append((order, uniqueIDFor(base, more), names))
         finally:
             for directory in directories.values():
-                os.close(directory)
+                closeQuietly(directory)
         keyed.sort()
         listing = Listing()
         listing.isSure = isSure
@@ -551,7 +551,7 @@ def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examine
     try:
         octets, isAsSent = examine(descriptor, status.st_size)
     finally:
-        os.close(descriptor)
+        closeQuietly(descriptor)
     return Examined(octets, markOf(status) or 1, isAsSent)
 
 

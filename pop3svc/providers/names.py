@@ -11,7 +11,7 @@ import stat
 from dataclasses import dataclass
 from hashlib import sha256
 
-from pop3svc.files import openDirectory
+from pop3svc.files import closeQuietly, openDirectory
 
 __all__ = ["PathTemplate", "Root", "isSafeName", "uniqueIDFor"]
 
@@ -154,7 +154,7 @@ class Root:
                     names += [each for each in reversed(target.split("/")) if each]
                     below = openDirectory("/" if target.startswith("/") else ".", directory)
             finally:
-                os.close(directory)
+                closeQuietly(directory)
             directory = below
         return directory
 

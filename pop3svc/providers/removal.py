@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from pop3svc.files import openDirectory
+from pop3svc.files import closeQuietly, openDirectory
 
 __all__ = ["STAGING", "Readiness", "isReady", "recover", "removeAll"]
 
@@ -87,9 +87,7 @@ def removeAll(
             raise
     finally:
         for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
-            # Whatever it says, what was decided is decided.
-            with suppress(OSError):
-                os.close(descriptor)
+            closeQuietly(descriptor)
     # They are out of the way already; what is left the next recovery purges,
     # and what is unlinked now is durable by then without being waited for.
     with suppress(OSError):
@@ -97,7 +95,7 @@ def removeAll(
             try:
                 _unlinkAll(directory)
             finally:
-                os.close(directory)
+                closeQuietly(directory)
 
 
 # What tells whether a directory has changed.
@@ -174,7 +172,7 @@ def isReady(root: int, folders: Iterable[str]) -> bool:
             if os.listdir(directory):
                 return False
         finally:
-            os.close(directory)
+            closeQuietly(directory)
     return found == len(tuple(folders))
 
 
@@ -203,7 +201,7 @@ def _makeReady(root: int, folders: Iterable[str]) -> None:
         for folder in folders:
             _makeOwn(_stage(folder), staging, owner)
     finally:
-        os.close(staging)
+        closeQuietly(staging)
 
 
 def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
@@ -219,7 +217,7 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
         try:
             os.fchown(made, owner.st_uid, owner.st_gid)
         finally:
-            os.close(made)
+            closeQuietly(made)
 
 
 def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place: Place) -> bool:
@@ -235,7 +233,7 @@ def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place
         try:
             opened[folder] = source, openDirectory(_stage(folder), staging)
         except BaseException:
-            os.close(source)
+            closeQuietly(source)
             raise
     source, target = opened[folder]
     try:
@@ -262,7 +260,7 @@ def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str,
             except FileNotFoundError:
                 continue
     finally:
-        os.close(staging)
+        closeQuietly(staging)
 
 
 def _purge(root: int, folders: Iterable[str]) -> None:
@@ -272,7 +270,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
             # Or a power failure could bring them back with the old name.
             os.fsync(directory)
         finally:
-            os.close(directory)
+            closeQuietly(directory)
     try:
         os.rename(_REMOVED, STAGING, src_dir_fd=root, dst_dir_fd=root)
     except FileNotFoundError:
@@ -297,7 +295,7 @@ def _putBack(root: int, folders: Iterable[str]) -> None:
             if names:
                 _putAllBack(root, folder, names, directory)
         finally:
-            os.close(directory)
+            closeQuietly(directory)
 
 
 def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> None:
@@ -309,7 +307,7 @@ def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> Non
             _return(name, directory, home)
         os.fsync(home)
     finally:
-        os.close(home)
+        closeQuietly(home)
 
 
 def _return(name: str, source: int, target: int) -> None:

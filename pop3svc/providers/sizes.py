@@ -18,7 +18,7 @@ from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
 
-from pop3svc.files import openRegular
+from pop3svc.files import closeQuietly, openRegular
 
 __all__ = ["Examined", "Key", "MailboxSizes", "SharedSizes", "markOf"]
 
@@ -173,7 +173,7 @@ class MailboxSizes:
             os.unlink(temporary, dir_fd=root)
             raise
         finally:
-            os.close(descriptor)
+            closeQuietly(descriptor)
         self._written = len(self.known)
 
     def _append(self, root: int, added: Mapping[str, Examined]) -> None:
@@ -186,7 +186,7 @@ class MailboxSizes:
                 raise OSError(errno.EPERM, "not a file of ours")
             _writeAll(descriptor, _block(added))
         finally:
-            os.close(descriptor)
+            closeQuietly(descriptor)
         self._written += len(added)
 
 
@@ -203,7 +203,7 @@ def _read(root: int) -> bytes:
     except OSError:
         return b""
     finally:
-        os.close(descriptor)
+        closeQuietly(descriptor)
 
 
 def _block(entries: Mapping[str, Examined]) -> bytes:
