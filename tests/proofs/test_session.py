@@ -1,0 +1,1155 @@
+"""
+A session against a model of RFC 1939 and the extensions: commands in segments
+of any size, calls of the provider that answer at once, late or not at all, and
+a client that vanishes.
+
+The model is a generator for each command: it asks for the calls of the provider
+in the order in which the interfaces promise them, and returns the reply.  What
+the provider is really asked, and what the client really gets, has to agree.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IAccountStatus,
+    IBulkMessageSizes,
+    IChunkedContent,
+    IExclusiveMailbox,
+    IMailboxLogout,
+    INewMailNotifier,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+    IReadOnlyMailbox,
+    ISleepingMailbox,
+)
+from pop3svc.policy import Policy
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client
+from tests.protocol.test_wire import stuffed, topOf
+from tests.test_octets import NASTY, asSent
+
+# --- a provider that does as it is told -----------------------------------------
+
+# What a call may be answered with: POP3ResponseErrors by their names here, and
+# what no provider should raise.
+REFUSALS: dict[str, tuple[str | None, bool]] = {
+    "refused": (None, False),
+    "temp": ("SYS/TEMP", False),
+    "perm": ("SYS/PERM", False),
+    "critical": ("SYS/TEMP", True),
+    "in use": ("IN-USE", False),
+}
+BUGS = ("bug", "cancelled")
+FAILURES = [*REFUSALS, *BUGS, "not available"]
+# How an answer comes; "stubborn": late, and it comes even though cancelled.
+FORMS = ["late", "late coroutine", "coroutine", "stubborn"]
+# Calls that nobody cancels.
+CARRIED = ("messageDelete", "unlock", "logout", "fallAsleep")
+
+
+class Injected(Exception):
+    """
+    A bug of the provider's.
+    """
+
+
+def error(kind: str) -> Exception:
+    if kind in REFUSALS:
+        code, critical = REFUSALS[kind]
+        return POP3ResponseError("No.", code, critical)
+    if kind == "not available":
+        return NotImplementedError()
+    return CancelledError("of the provider") if kind == "cancelled" else Injected("a bug")
+
+
+@dataclass
+class Call:
+    """
+    One call of the provider.
+
+    @ivar outcome: L{None} while it waits, "ok", or a kind of failure.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    owner: Any
+    outcome: str | None = None
+    value: Any = None
+    waiter: Deferred[Any] | None = None
+    act: Callable[[], Any] = lambda: None
+    wasCancelled: bool = False
+
+
+@dataclass
+class Box:
+    """
+    A user's messages, and how the provider answers.
+    """
+
+    messages: dict[str, bytes] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    calls: list[Call] = field(default_factory=list)
+    waiting: list[Call] = field(default_factory=list)
+    mailboxes: list[Mailbox] = field(default_factory=list)
+    contents: list[Content] = field(default_factory=list)
+    interfaces: list[Any] = field(default_factory=list)
+    mayStay: bool = True
+    mark: int = 0
+    chunk: int = 7
+
+    def call(self, name: str, owner: Any, act: Callable[[], Any], *arguments: Any) -> Any:
+        """
+        A call comes in: answer it as told.
+        """
+        if owner is not None:
+            owner.begins(name)
+        made = Call(name, arguments, owner, act=act)
+        self.calls.append(made)
+        how = self.how.get(name, "at once")
+        if how in FAILURES:
+            made.outcome = how
+            self._over(made)
+            raise error(how)
+        if how == "at once" or (how == "coroutine" and name == "nextChunk"):
+            return self._answered(made)
+        if how == "coroutine":
+
+            async def answer() -> Any:
+                return self._answered(made)
+
+            return answer()
+
+        def cancel(waiter: Deferred[Any]) -> None:
+            made.wasCancelled = True
+            self.waiting.remove(made)
+            if how == "stubborn" and name in ("lock", "messageContent"):
+                waiter.callback(self._answered(made))
+            else:
+                made.outcome = "gone"
+                self._over(made)
+
+        made.waiter = Deferred(cancel)
+        self.waiting.append(made)
+        if how == "late coroutine":
+
+            async def late() -> Any:
+                return await made.waiter
+
+            return late()
+        return made.waiter
+
+    def _answered(self, made: Call) -> Any:
+        made.outcome = "ok"
+        self._over(made)
+        made.value = made.act()
+        return made.value
+
+    def _over(self, made: Call) -> None:
+        if made.owner is not None:
+            made.owner.ends(made.name)
+
+    def answer(self, kind: str) -> None:
+        """
+        Let what waits go on.
+        """
+        made = self.waiting.pop(0)
+        assert made.waiter is not None
+        if kind == "ok":
+            made.waiter.callback(self._answered(made))
+        else:
+            made.outcome = kind
+            self._over(made)
+            made.waiter.errback(error(kind))
+
+
+class Owner:
+    """
+    Whose calls never overlap.
+    """
+
+    running: str | None = None
+
+    def begins(self, name: str) -> None:
+        assert self.running is None, f"{name} while {self.running} is running"
+        self.running = name
+
+    def ends(self, name: str) -> None:
+        assert self.running == name
+        self.running = None
+
+
+@implementer(IPOP3Mailbox)
+class Mailbox(Owner):
+    """
+    One session's mailbox; it fails the test when it is used wrongly.
+    """
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+        alsoProvides(self, *box.interfaces)
+        box.mailboxes.append(self)
+        self.isLocked = False
+        self.isWatched = False
+        self.isOver = False
+        self.known: set[str] = set()
+        self.changed: Callable[[], None] | None = None
+        self.surrender: Callable[[], bool] | None = None
+
+    def begins(self, name: str) -> None:
+        assert not self.isOver, f"{name} after logout"
+        super().begins(name)
+        isFree = name in ("lock", "watchMailbox", "logout")
+        if IExclusiveMailbox.providedBy(self) and not isFree:
+            assert self.isLocked, f"{name} without the lock"
+
+    def _called(self, name: str, act: Callable[[], Any], *arguments: Any) -> Any:
+        return self.box.call(name, self, act, *arguments)
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        return self._called("listMessageUniqueIDs", self._list)
+
+    def _list(self) -> list[str]:
+        listed = list(self.box.messages)
+        if self.box.how.get("listing") == "malformed":
+            return [*listed, "_"]
+        if self.box.how.get("listing") == "twice":
+            return [*listed, "twice", "twice"]
+        self.known |= set(listed)
+        return listed
+
+    def messageExists(self, info: Any, uniqueID: str) -> Any:
+        def exists() -> bool:
+            if uniqueID in self.box.messages:
+                self.known.add(uniqueID)
+            return uniqueID in self.box.messages
+
+        return self._called("messageExists", exists, uniqueID)
+
+    def messageSize(self, info: Any, uniqueID: str) -> Any:
+        assert uniqueID in self.known
+        return self._called("messageSize", lambda: len(asSent(self._of(uniqueID))), uniqueID)
+
+    def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        assert set(uniqueIDs) <= self.known
+
+        def sizes() -> list[int | None]:
+            messages = self.box.messages
+            return [len(asSent(messages[each])) if each in messages else None for each in uniqueIDs]
+
+        return self._called("messageSizes", sizes, uniqueIDs)
+
+    def _of(self, uniqueID: str) -> bytes:
+        if uniqueID not in self.box.messages:
+            raise POP3ResponseError("Gone.")
+        return self.box.messages[uniqueID]
+
+    def messageContent(self, info: Any, uniqueID: str) -> Any:
+        assert uniqueID in self.known
+        return self._called(
+            "messageContent", lambda: Content(self, self._of(uniqueID)), uniqueID
+        )
+
+    def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
+        assert uniqueIDs and set(uniqueIDs) <= self.known
+
+        def delete() -> None:
+            for each in uniqueIDs:
+                self.box.messages.pop(each, None)
+
+        return self._called("messageDelete", delete, *uniqueIDs)
+
+    def lock(self, info: Any, surrender: Callable[[], bool]) -> Any:
+        def lock() -> None:
+            assert not self.isLocked
+            self.isLocked = True
+            self.surrender = surrender
+
+        return self._called("lock", lock)
+
+    def unlock(self, info: Any) -> Any:
+        assert self.isLocked, "freed twice"
+
+        # Whatever comes of it, it has been called.
+        def unlock() -> None:
+            self.isLocked = False
+
+        try:
+            return self._called("unlock", unlock)
+        finally:
+            self.isLocked = False
+
+    def watchMailbox(self, info: Any, changed: Callable[[], None]) -> Any:
+        def watch() -> Callable[[], None]:
+            self.changed = changed
+            self.isWatched = True
+            return self._endWatch
+
+        return self._called("watchMailbox", watch)
+
+    def _endWatch(self) -> None:
+        assert self.isWatched, "the watch ended twice"
+        self.isWatched = False
+        self.changed = None
+
+    def fallAsleep(self, info: Any) -> Any:
+        self.known.clear()
+        return self._called("fallAsleep", lambda: None)
+
+    def logout(self) -> Any:
+        assert not self.isLocked, "logout before unlock"
+        try:
+            return self._called("logout", lambda: None)
+        finally:
+            self.isOver = True
+
+
+@implementer(IChunkedContent)
+class Content(Owner):
+    """
+    A message being read.
+    """
+
+    def __init__(self, mailbox: Mailbox, message: bytes) -> None:
+        self.box = mailbox.box
+        self.box.contents.append(self)
+        size = self.box.chunk
+        self.chunks = [message[each : each + size] for each in range(0, len(message), size)]
+        self.whole = list(self.chunks)
+        self.isClosed = False
+
+    def nextChunk(self) -> Any:
+        assert not self.isClosed, "read after close"
+        return self.box.call("nextChunk", self, lambda: self.chunks.pop(0) if self.chunks else None)
+
+    def close(self) -> None:
+        assert not self.isClosed, "closed twice"
+        self.isClosed = True
+        self.box.calls.append(Call("close", (), None, "ok"))
+
+
+@implementer(IPOP3MailboxProvider)
+class Provider:
+    name = "test"
+
+    def __init__(self, box: Box) -> None:
+        self.box = box
+
+    def authenticate(self, info: Any, username: str, password: str) -> Any:
+        def open_() -> Mailbox | None:
+            return Mailbox(self.box) if password == "secret pass" else None
+
+        return self.box.call("authenticate", None, open_, username, password)
+
+    def loginMark(self, info: Any, username: str) -> Any:
+        return self.box.call("loginMark", None, lambda: str(self.box.mark))
+
+    def mayStay(self, info: Any, username: str, mark: str) -> Any:
+        assert mark == str(self.box.mark)
+        return self.box.call("mayStay", None, lambda: self.box.mayStay)
+
+
+# --- the model --------------------------------------------------------------------
+
+
+@dataclass
+class Expected:
+    """
+    A reply: its sign, its code, what its first line must hold, and its body.
+
+    @ivar isCut: the body breaks off somewhere.
+    """
+
+    isOK: bool
+    code: str | None = None
+    text: str = ""
+    body: bytes | None = None
+    closes: bool = False
+    isCut: bool = False
+
+
+class Refused(Exception):
+    """
+    A command ends in an error.
+    """
+
+    def __init__(self, code: str | None = None, closes: bool = False) -> None:
+        self.code = code
+        self.closes = closes
+
+
+Asking = Generator[tuple[str, ...], Call, Any]
+
+
+class Model:
+    """
+    What a session is, said in another way.
+    """
+
+    def __init__(self, box: Box, provides: set[Any]) -> None:
+        self.box = box
+        self.provides = provides
+        self.state = "AUTHORIZATION"
+        self.name: str | None = None
+        self.isLocked = False
+        self.leave()
+
+    def leave(self) -> None:
+        self.listed: list[str] = []
+        self.marked: list[str] = []
+        self.gone: set[str] = set()
+        self.sizes: dict[str, int] = {}
+        self.known: set[str] = set()
+        self.changed = False
+
+    # --- asking --------------------------------------------------------------
+
+    def _ask(self, *names: str) -> Asking:
+        made = yield names
+        if made.outcome in REFUSALS:
+            code, closes = REFUSALS[made.outcome]
+            raise Refused(code, closes)
+        if made.outcome == "not available":
+            raise Refused()
+        if made.outcome in BUGS:
+            raise Refused("SYS/TEMP", True)
+        return made
+
+    def _perhaps(self, name: str, interface: Any) -> Asking:
+        """
+        Something that must not fail; if it does nobody sees it.
+        """
+        if interface in self.provides:
+            yield (name,)
+
+    def _letGo(self) -> Asking:
+        if self.isLocked:
+            self.isLocked = False
+            yield from self._perhaps("unlock", IExclusiveMailbox)
+        yield from self._perhaps("logout", IMailboxLogout)
+        self.leave()
+
+    # --- commands --------------------------------------------------------------
+
+    def answer(self, line: bytes) -> Generator[tuple[str, ...], Call, Expected]:
+        """
+        @return: the reply to a line.
+        """
+        verb, *rest = line.decode().split(" ", 1)
+        argument = rest[0] if rest else ""
+        isQuit = verb == "QUIT" and not argument
+        try:
+            body: Asking = getattr(self, f"_{self.state.lower()}")(verb, argument)
+            reply: Expected = yield from body
+        except Refused as refused:
+            if isQuit:
+                refused.closes = True
+            reply = Expected(False, refused.code, closes=refused.closes)
+        if reply.closes:
+            self.state = "CLOSED"
+        return reply
+
+    def _authorization(self, verb: str, argument: str) -> Asking:
+        if verb == "QUIT" and not argument:
+            return Expected(True, closes=True)
+        if verb == "USER" and argument and " " not in argument:
+            self.name = argument
+            return Expected(True)
+        if verb == "PASS" and argument:
+            name, self.name = self.name, None
+            if name is None:
+                raise Refused()
+            return (yield from self._login(name, argument))
+        if verb == "XLOG" and argument.count(" ") >= 1:
+            self.name = None
+            name, _, password = argument.partition(" ")
+            return (yield from self._login(name, password))
+        if verb == "AUTH" and argument.startswith("PLAIN "):
+            self.name = None
+            _, name, password = base64.b64decode(argument[6:]).decode().split("\0")
+            return (yield from self._login(name, password))
+        if verb == "CAPA" and not argument:
+            return Expected(True, body=b"\r\nUIDL\r\n")
+        raise Refused()
+
+    def _login(self, name: str, password: str) -> Asking:
+        made = yield from self._ask("authenticate")
+        assert made.arguments == (name, password)
+        if made.value is None:
+            raise Refused("AUTH")
+        self.mark = self.box.mark
+        try:
+            if IAccountStatus in self.provides:
+                yield from self._ask("loginMark")
+            if INewMailNotifier in self.provides:
+                yield from self._ask("watchMailbox")
+            yield from self._lock()
+            yield from self._list()
+        except Refused:
+            yield from self._letGo()
+            raise
+        self.state = "TRANSACTION"
+        return Expected(True)
+
+    def _lock(self) -> Asking:
+        if IExclusiveMailbox in self.provides:
+            yield from self._ask("lock")
+            self.isLocked = True
+
+    def _list(self) -> Asking:
+        made = yield from self._ask("listMessageUniqueIDs")
+        if "_" in made.value or "twice" in made.value:
+            raise Refused("SYS/PERM")
+        listed = list(made.value)
+        self.leave()
+        self.listed = listed
+
+    def _sleeping(self, verb: str, argument: str) -> Asking:
+        if verb == "QUIT" and not argument:
+            yield from self._letGo()
+            return Expected(True, closes=True)
+        if verb == "NOOP" and not argument:
+            return Expected(True)
+        if verb != "WAKE" or argument:
+            raise Refused()
+        if IAccountStatus in self.provides:
+            made = yield from self._ask("mayStay")
+            if not made.value:
+                raise Refused("AUTH")
+        known = self.known
+        yield from self._lock()
+        try:
+            yield from self._list()
+        except Refused:
+            if self.isLocked:
+                self.isLocked = False
+                yield from self._perhaps("unlock", IExclusiveMailbox)
+            raise
+        self.state = "TRANSACTION"
+        return self._activity(known)
+
+    def _activity(self, known: set[str]) -> Expected:
+        return Expected(True, "ACTIVITY/NONE" if known >= set(self.listed) else "ACTIVITY/NEW")
+
+    def _transaction(self, verb: str, argument: str) -> Asking:
+        simple: dict[str, Callable[[], Asking]] = {
+            "STAT": self._stat,
+            "QUIT": self._quit,
+            "SLEE": self._slee,
+            "CORE": self._core,
+            "REFR": self._core,
+            "QAUT": self._qaut,
+        }
+        words = argument.split()
+        if verb in ("DELE", "DELI") and IReadOnlyMailbox in self.provides:
+            raise Refused("READ-ONLY")
+        if verb in simple and not words:
+            return (yield from simple[verb]())
+        if verb == "NOOP" and not words:
+            return Expected(True)
+        if verb == "CAPA" and not words:
+            return Expected(True, body=b"\r\nUIDL\r\n")
+        if verb == "RSET" and not words:
+            self.marked = []
+            return Expected(True)
+        if verb in ("LIST", "UIDL") and not words:
+            present = self._present()
+            if verb == "UIDL":
+                lines = [f"{number} {each}\r\n" for number, each in present]
+            else:
+                yield from self._size([each for _, each in present])
+                lines = [f"{number} {self.sizes.get(each, 0)}\r\n" for number, each in present]
+            return Expected(True, body="".join(lines).encode())
+        if verb in ("LIST", "UIDL", "RETR", "DELE", "DELI") and len(words) == 1:
+            number, each = yield from self._find(words[0])
+            return (yield from getattr(self, f"_{verb.lower()}One")(number, each))
+        if verb == "TOP" and len(words) == 2 and re.fullmatch("[0-9]{1,10}", words[1]):
+            number, each = yield from self._find(words[0])
+            return (yield from self._content(each, int(words[1])))
+        raise Refused()
+
+    def _present(self) -> list[tuple[int, str]]:
+        away = self.gone | set(self.marked)
+        return [(n, each) for n, each in enumerate(self.listed, 1) if each not in away]
+
+    def _find(self, word: str) -> Asking:
+        if word[:4].upper() == "UID:":
+            each = word[4:]
+            if not re.fullmatch("[!-~]{1,70}", each) or each == "_":
+                raise Refused("UID/NOT-FOUND")
+            if each in self.gone or each in self.marked:
+                raise Refused()
+            if each in self.listed:
+                return self.listed.index(each) + 1, each
+            made = yield from self._ask("messageExists")
+            assert made.arguments == (each,)
+            if not made.value:
+                raise Refused("UID/NOT-FOUND")
+            return 0, each
+        if not re.fullmatch("[0-9]{1,10}", word) or not 1 <= int(word) <= len(self.listed):
+            raise Refused()
+        each = self.listed[int(word) - 1]
+        if each in self.gone or each in self.marked:
+            raise Refused()
+        return int(word), each
+
+    def _size(self, wanted: list[str]) -> Asking:
+        """
+        Sizes that are not known yet are asked for; once told they stay.
+        """
+        unknown = [each for each in wanted if each not in self.sizes]
+        told: dict[str, int] = {}
+        while unknown:
+            made = yield ("messageSizes", "messageSize")
+            if made.outcome == "not available" and made.name == "messageSize":
+                (each,) = made.arguments
+                told[each] = yield from self._counted(each)
+                unknown.remove(each)
+                continue
+            self._refuse(made)
+            if made.name == "messageSizes":
+                (asked,) = made.arguments
+                assert set(asked) <= set(unknown)
+                told |= {
+                    each: size
+                    for each, size in zip(asked, made.value, strict=True)
+                    if size is not None
+                }
+                unknown = [each for each in unknown if each not in asked]
+            else:
+                (each,) = made.arguments
+                told[each] = made.value
+                unknown.remove(each)
+        self.sizes |= told
+
+    def _refuse(self, made: Call) -> None:
+        step = self._ask(made.name)
+        next(step)
+        try:
+            step.send(made)
+        except StopIteration:
+            pass
+
+    def _counted(self, each: str) -> Asking:
+        made = yield from self._ask("messageContent")
+        assert made.arguments == (each,)
+        size = len(asSent(b"".join(made.value.whole)))
+        fault = yield from self._read()
+        if fault is not None:
+            self._refuse(fault)
+        return size
+
+    def _read(self) -> Asking:
+        """
+        @return: the call that failed, if any.
+        """
+        fault = None
+        while True:
+            made = yield ("nextChunk", "close")
+            if made.name == "close":
+                return fault
+            assert fault is None, "read on behind a fault"
+            fault = None if made.outcome == "ok" else made
+
+    def _stat(self) -> Asking:
+        present = [each for _, each in self._present()]
+        yield from self._size(present)
+        octets = sum(self.sizes.get(each, 0) for each in present)
+        return Expected(True, text=f" {len(present)} {octets}")
+
+    def _listOne(self, number: int, each: str) -> Asking:
+        yield from self._size([each])
+        return Expected(True, text=f" {number} {self.sizes.get(each, 0)}")
+
+    def _uidlOne(self, number: int, each: str) -> Asking:
+        yield from ()
+        return Expected(True, text=f" {number} {each}")
+
+    def _deleOne(self, number: int, each: str) -> Asking:
+        yield from ()
+        self.marked.append(each)
+        return Expected(True)
+
+    def _deliOne(self, number: int, each: str) -> Asking:
+        made = yield ("messageContent", "messageDelete")
+        if made.name == "messageContent":
+            self._refuse(made)
+            yield ("close",)
+            made = yield ("messageDelete",)
+        assert made.arguments == (each,)
+        self._refuse(made)
+        self.gone.add(each)
+        return Expected(True, text=f"UID:{each}")
+
+    def _retrOne(self, number: int, each: str) -> Asking:
+        return (yield from self._content(each, None))
+
+    def _content(self, each: str, lines: int | None) -> Asking:
+        made = yield from self._ask("messageContent")
+        assert made.arguments == (each,)
+        sent = asSent(b"".join(made.value.whole))
+        fault = yield from self._read()
+        if lines is not None:
+            sent = topOf(sent, lines)
+        isCut = fault is not None
+        return Expected(True, body=stuffed(sent), isCut=isCut, closes=isCut)
+
+    def _commit(self) -> Asking:
+        if self.marked:
+            made = yield ("messageDelete",)
+            assert list(made.arguments) == self.marked
+            self._refuse(made)
+            self.gone |= set(self.marked)
+            self.marked = []
+
+    def _quit(self) -> Asking:
+        try:
+            yield from self._commit()
+        finally:
+            # A generator that is closed asks nothing more.
+            if not self._isDropped:
+                yield from self._letGo()
+        return Expected(True, closes=True)
+
+    _isDropped = False
+
+    def _slee(self) -> Asking:
+        count = len(self.marked)
+        yield from self._commit()
+        known = set(self.listed)
+        yield from self._perhaps("fallAsleep", ISleepingMailbox)
+        if self.isLocked:
+            self.isLocked = False
+            yield from self._perhaps("unlock", IExclusiveMailbox)
+        self.leave()
+        self.known = known
+        self.state = "SLEEPING"
+        return Expected(True, text=f" {count} ")
+
+    def _core(self) -> Asking:
+        yield from self._commit()
+        known = set(self.listed)
+        try:
+            yield from self._list()
+        except Refused:
+            raise Refused("SYS/TEMP", True)
+        return self._activity(known)
+
+    def _qaut(self) -> Asking:
+        yield from self._commit()
+        yield from self._letGo()
+        self.state = "AUTHORIZATION"
+        return Expected(True)
+
+
+# --- the machine -------------------------------------------------------------------
+
+NUMBERS = ["1", "2", "3", "03", "4", "0", "-1", "99999999999", "x"]
+UNIQUE_IDS = ["m1", "m2", "m3", "new1", "new2", "nobody", "_", "", "x" * 71]
+MESSAGE = st.one_of(
+    st.sampled_from(NUMBERS[:3]),
+    st.sampled_from(NUMBERS),
+    st.sampled_from(UNIQUE_IDS).map("UID:{}".format),
+    st.sampled_from(UNIQUE_IDS[:5]).map("uid:{}".format),
+)
+PLAIN = base64.b64encode(b"\0alice\0secret pass").decode()
+LOGIN = ["USER alice", "PASS secret pass"]
+COMMANDS = st.one_of(
+    st.sampled_from(
+        ["STAT", "LIST", "UIDL", "SLEE", "WAKE", "CORE", "REFR", "RSET", "NOOP", "QAUT", "CAPA"]
+    ).map(lambda each: [each]),
+    st.tuples(
+        st.sampled_from(["RETR", "DELE", "DELE", "DELI", "LIST", "UIDL"]), MESSAGE
+    ).map(lambda each: [" ".join(each)]),
+    st.tuples(MESSAGE, st.sampled_from(["0", "1", "2"])).map(
+        lambda each: [f"TOP {each[0]} {each[1]}"]
+    ),
+    st.sampled_from(
+        [
+            LOGIN,
+            LOGIN,
+            ["USER alice"],
+            ["PASS secret pass"],
+            ["PASS wrong"],
+            ["XLOG alice secret pass"],
+            [f"AUTH PLAIN {PLAIN}"],
+            ["QUIT"],
+            ["SLEE", "WAKE"],
+            ["QUIT now", "FOO", "TOP 1", "RETR", "STAT 1", "STLS", "LIST 1 1", ""],
+        ]
+    ),
+)
+CALLS = [
+    *("authenticate", "loginMark", "mayStay", "lock", "listMessageUniqueIDs", "messageExists"),
+    *("messageSize", "messageSizes", "messageContent", "nextChunk", "messageDelete"),
+    *("unlock", "logout", "fallAsleep", "watchMailbox"),
+]
+
+
+class Sessions(RuleBasedStateMachine):
+    """
+    One session after the other, with one mailbox.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.box = Box()
+        self.client: Client | None = None
+        self.logged: list[Any] = []
+        globalLogPublisher.addObserver(self._logged)
+        self.arrived = 0
+
+    def _logged(self, event: Any) -> None:
+        if "log_failure" in event:
+            self.logged.append(event)
+
+    @initialize(
+        messages=st.lists(NASTY, max_size=3),
+        interfaces=st.sets(
+            st.sampled_from(
+                [
+                    IExclusiveMailbox,
+                    IBulkMessageSizes,
+                    IMailboxLogout,
+                    INewMailNotifier,
+                    ISleepingMailbox,
+                    IReadOnlyMailbox,
+                ]
+            )
+        ),
+        hasStatus=st.booleans(),
+        chunk=st.sampled_from([1, 3, 1000]),
+    )
+    def begin(
+        self, messages: list[bytes], interfaces: set[Any], hasStatus: bool, chunk: int
+    ) -> None:
+        self.box.messages = {f"m{number}": each for number, each in enumerate(messages, 1)}
+        self.box.interfaces = sorted(interfaces, key=str)
+        self.box.chunk = chunk
+        self.provides = set(interfaces)
+        provider = Provider(self.box)
+        if hasStatus:
+            alsoProvides(provider, IAccountStatus)
+            self.provides.add(IAccountStatus)
+        policy = Policy(maxSenselessCommands=10_000, maxFailedLogins=10_000)
+        self.factory = POP3Factory(provider, policy, clock=self.clock)
+        self._connect()
+
+    def _connect(self) -> None:
+        self.client = Client(self.factory)
+        self.model = Model(self.box, self.provides)
+        self.lines: list[bytes] = []
+        self.asking: Any = None
+        self.wanted: tuple[str, ...] = ()
+        self.expected: list[Expected] = [Expected(True)]
+        self.rest = b""
+        self.quietSince = self.clock.seconds()
+        self._compare()
+
+    @property
+    def isBusy(self) -> bool:
+        return bool(self.box.waiting)
+
+    # --- in step -----------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """
+        Let the model do what the session has done.
+        """
+        while True:
+            if self.asking is None:
+                if self.model.state == "CLOSED" or not self.lines:
+                    break
+                self.asking = self.model.answer(self.lines.pop(0))
+                self._step(None)
+                continue
+            if not self.box.calls:
+                raise AssertionError(f"nobody asked for {self.wanted}")
+            made = self.box.calls[0]
+            assert made.name in self.wanted, f"{made} in place of {self.wanted}"
+            if made.outcome is None:
+                return
+            self.box.calls.pop(0)
+            self._step(made)
+        if self.model.state == "CLOSED":
+            self.box.calls.clear()
+        assert not self.box.calls, f"unexpected: {self.box.calls}"
+
+    def _step(self, made: Call | None) -> None:
+        try:
+            self.wanted = self.asking.send(made)
+        except StopIteration as over:
+            self.asking = None
+            self.expected.append(over.value)
+            self.quietSince = self.clock.seconds()
+
+    def _compare(self) -> None:
+        """
+        What came in is what was expected.
+        """
+        assert self.client is not None
+        self.rest += self.client.received()
+        while self.expected:
+            self._compareOne(self.expected.pop(0))
+        if self.asking is None or not self.isBusy:
+            assert not self.rest, self.rest
+        else:
+            # The beginning of what is being sent.
+            assert not self.rest or "nextChunk" in self.wanted, self.rest
+        if self.model.state == "CLOSED":
+            assert not self.client.isOpen
+            self._ended()
+        else:
+            assert self.client.isOpen
+
+    def _compareOne(self, reply: Expected) -> None:
+        if reply.isCut:
+            assert self.client is not None and self.client.wasAborted
+            first, _, body = self.rest.partition(b"\r\n")
+            assert reply.body is not None
+            assert b"+OK Message follows. _".startswith(first) or first.startswith(b"+OK Top"), first
+            # It never looks whole.
+            assert not body.endswith(b"\r\n.\r\n") and body != b".\r\n", body
+            assert reply.body.startswith(body), body
+            self.rest = b""
+            return
+        first, end, self.rest = self.rest.partition(b"\r\n")
+        sign = b"+OK" if reply.isOK else b"-ERR"
+        assert end and first.split(b" ")[0] == sign, (first, reply)
+        code = re.match(rb"\S+ \[([^\]]*)\]", first)
+        assert (code and code[1].decode()) == reply.code, (first, reply)
+        assert first.endswith(b" _") == (reply.body is not None), (first, reply)
+        assert len(first) <= 510 and first.isascii()
+        text = first.decode() + ("" if reply.body is not None else " ")
+        assert reply.text in text.replace(",", " ,"), (first, reply)
+        if reply.body is not None:
+            # By its end, as a client does.
+            if self.rest.startswith(b".\r\n"):
+                body, self.rest = b"", self.rest[3:]
+            else:
+                body, end, self.rest = self.rest.partition(b"\r\n.\r\n")
+                assert end, body
+                body += b"\r\n"
+            if reply.body == b"\r\nUIDL\r\n":
+                assert reply.body in body
+            else:
+                assert body == reply.body, (first, body, reply)
+
+    def _ended(self) -> None:
+        """
+        A connection is over.
+        """
+        self.client = None
+        self.asking = None
+        self.lines = []
+        self._check()
+
+    def _check(self) -> None:
+        if self.box.waiting:
+            return
+        assert not self.factory.connections
+        for each in self.box.mailboxes:
+            assert not each.isLocked, "still locked"
+            assert not each.isWatched, "still watched"
+            assert each.isOver or IMailboxLogout not in self.provides, "never told"
+            assert each.running is None
+        assert all(each.isClosed for each in self.box.contents), "never closed"
+        self.box.mailboxes.clear()
+        self.box.contents.clear()
+        self.box.calls.clear()
+        timers = [each for each in self.clock.getDelayedCalls() if each.active()]
+        assert not timers, timers
+
+    # --- what happens --------------------------------------------------------------
+
+    def _free(self) -> bool:
+        return self.client is None and not self.box.waiting
+
+    @precondition(lambda self: self._free())
+    @rule()
+    def connects(self) -> None:
+        self._connect()
+
+    @precondition(lambda self: self.client is not None)
+    @rule(
+        commands=st.lists(COMMANDS, min_size=1, max_size=4),
+        cuts=st.lists(st.integers(0, 60), max_size=3),
+    )
+    def says(self, commands: list[list[str]], cuts: list[int]) -> None:
+        lines = [line.encode() for each in commands for line in each]
+        data = b"".join(line + b"\r\n" for line in lines)
+        places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+        assert self.client is not None
+        self.lines += lines
+        for begin, end in zip(places, places[1:], strict=False):
+            if self.client.isOpen:
+                self.client.send(data[begin:end])
+        self._follow()
+        self._compare()
+
+    @precondition(lambda self: self.client is not None and self.model.state == "AUTHORIZATION")
+    @rule()
+    def logsIn(self) -> None:
+        self.says([LOGIN], [])
+
+    @precondition(lambda self: self.isBusy)
+    @rule(kind=st.sampled_from(["ok", "ok", "ok", *FAILURES]))
+    def answers(self, kind: str) -> None:
+        self.box.answer(kind)
+        if self.client is None:
+            self._check()
+        else:
+            self._follow()
+            self._compare()
+
+    @rule(name=st.sampled_from(CALLS), kind=st.sampled_from([*FORMS, *FORMS, *FAILURES]))
+    def willAnswer(self, name: str, kind: str) -> None:
+        self.box.how[name] = kind
+
+    @rule(kind=st.sampled_from(["malformed", "twice"]))
+    def willListWrongly(self, kind: str) -> None:
+        self.box.how["listing"] = kind
+
+    @rule()
+    def isMended(self) -> None:
+        self.box.how.clear()
+
+    @rule(may=st.booleans())
+    def mayComeBack(self, may: bool) -> None:
+        self.box.mayStay = may
+
+    @rule(message=NASTY)
+    def delivers(self, message: bytes) -> None:
+        self.arrived += 1
+        self.box.messages[f"new{self.arrived}"] = message
+        self._changed()
+
+    @precondition(lambda self: self.box.messages)
+    @rule(data=st.data())
+    def somebodyRemoves(self, data: st.DataObject) -> None:
+        del self.box.messages[data.draw(st.sampled_from(sorted(self.box.messages)))]
+        self._changed()
+
+    def _changed(self) -> None:
+        for each in self.box.mailboxes:
+            if each.changed is not None:
+                each.changed()
+
+    @precondition(lambda self: self.client is not None)
+    @rule()
+    def vanishes(self) -> None:
+        assert self.client is not None
+        self.client.vanish()
+        for each in self.box.waiting:
+            assert each.name in CARRIED, f"{each.name} was not cancelled"
+        self.model._isDropped = True
+        self._ended()
+
+    @precondition(lambda self: self.client is not None)
+    @rule()
+    def closesItsHalf(self) -> None:
+        """
+        It gets the answers to what it has sent.
+        """
+        assert self.client is not None
+        self.client.endSending()
+        if self.isBusy:
+            # As good as gone, once this is answered.
+            while self.box.waiting and self.client.isOpen:
+                self.box.answer("ok")
+                self.client.received()
+        assert not self.client.isOpen
+        self._ended()
+
+    @precondition(lambda self: self.client is not None)
+    @rule()
+    def nothingHappensForHours(self) -> None:
+        """
+        Every wait has an end.
+        """
+        assert self.client is not None
+        for seconds in (121, 181, 601, 3601, 601, 601):
+            self.clock.advance(seconds)
+            self.client.received()
+        assert not self.client.isOpen
+        for each in self.box.waiting:
+            assert each.name in CARRIED
+        self._ended()
+
+    @precondition(lambda self: self.client is not None)
+    @rule(seconds=st.sampled_from([20, 61]))
+    def somebodyWantsTheMailbox(self, seconds: int) -> None:
+        """
+        A session that has been idle for a minute gives way, with nothing
+        deleted, unless messages are marked.
+        """
+        holders = [each for each in self.box.mailboxes if each.isLocked]
+        if self.isBusy or not holders or self.model.state != "TRANSACTION":
+            return
+        if self.clock.seconds() + seconds - self.quietSince >= 600:
+            return
+        self.clock.advance(seconds)
+        before = dict(self.box.messages)
+        gives = not self.model.marked and self.clock.seconds() - self.quietSince >= 60
+        surrender = holders[0].surrender
+        assert surrender is not None and surrender() is gives
+        assert self.box.messages == before
+        assert self.client is not None
+        self.client.received()
+        if gives:
+            assert not self.client.isOpen
+            self._ended()
+
+    # --- always -----------------------------------------------------------------------
+
+    @invariant()
+    def nothingUnexpectedIsLogged(self) -> None:
+        for event in self.logged:
+            value = event["log_failure"].value
+            isOurs = isinstance(value, Injected | POP3ResponseError | CancelledError)
+            isOurs = isOurs or isinstance(value, NotImplementedError)
+            assert isOurs and event.get("pop3Event") != "unhandled", event
+            assert "Unhandled" not in (event.get("log_format") or ""), event
+        self.logged.clear()
+
+    def teardown(self) -> None:
+        try:
+            if self.client is not None:
+                self.vanishes()
+            while self.box.waiting:
+                self.box.answer("ok")
+            if hasattr(self, "factory"):
+                self._check()
+            self.nothingUnexpectedIsLogged()
+        finally:
+            globalLogPublisher.removeObserver(self._logged)
+
+
+TestSessions = Sessions.TestCase
+TestSessions.settings = settings(
+    max_examples=120,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
