@@ -288,7 +288,9 @@ class Judge:
             # Where nothing works any more nothing can be undone either.
             isUnsure = reply is None or isLasting or (verb == "CORE" and not isOpen)
             if group and isUnsure:
-                self.open.append([each for each in group if each is not None])
+                # What an earlier one may have taken tells nothing of this one.
+                earlier = {name for names in self.open for name in names}
+                self.open.append([each for each in group if each and each not in earlier])
         elif isOK and reply is not None:
             self._shown(verb, arguments, reply, line)
 
@@ -335,7 +337,7 @@ class Judge:
         """
         Is this what may be there?
         """
-        left = [each for each in self.there]
+        left = list(self.there)
         for group in self.open:
             gone = [name not in found for name in group]
             if all(gone):

@@ -28,7 +28,7 @@ pytestmark = [
 SCENARIOS = ["sleep", "quit", "damaged sizes", "put back", "purge"]
 KINDS = [("fail", "EIO"), ("kill", ""), ("half", ""), ("half kill", "")]
 LONG = [
-    *(("fail", code) for code in ("ENOSPC", "EROFS", "EMFILE", "EINTR", "EDQUOT")),
+    *(("fail", code) for code in ("ENOSPC", "EDQUOT", "EMFILE", "ESTALE", "EINTR")),
     *(("fail on", code) for code in ("EIO", "ENOSPC")),
     ("kill after", ""),
 ]

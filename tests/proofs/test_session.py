@@ -30,6 +30,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from zope.interface import alsoProvides, implementer
 
+from pop3svc.calling import Unanswered
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -144,7 +145,10 @@ class Box:
             made.wasCancelled = True
             self.waiting.remove(made)
             if how == "stubborn" and name in ("lock", "messageContent"):
-                waiter.callback(self._answered(made))
+                try:
+                    waiter.callback(self._answered(made))
+                except POP3ResponseError as gone:
+                    waiter.errback(gone)
             else:
                 made.outcome = "gone"
                 self._over(made)
@@ -162,7 +166,11 @@ class Box:
     def _answered(self, made: Call) -> Any:
         made.outcome = "ok"
         self._over(made)
-        made.value = made.act()
+        try:
+            made.value = made.act()
+        except POP3ResponseError:
+            made.outcome = "refused"
+            raise
         return made.value
 
     def _over(self, made: Call) -> None:
@@ -176,7 +184,12 @@ class Box:
         made = self.waiting.pop(0)
         assert made.waiter is not None
         if kind == "ok":
-            made.waiter.callback(self._answered(made))
+            try:
+                value = self._answered(made)
+            except POP3ResponseError as gone:
+                made.waiter.errback(gone)
+            else:
+                made.waiter.callback(value)
         else:
             made.outcome = kind
             self._over(made)
@@ -266,9 +279,7 @@ class Mailbox(Owner):
 
     def messageContent(self, info: Any, uniqueID: str) -> Any:
         assert uniqueID in self.known
-        return self._called(
-            "messageContent", lambda: Content(self, self._of(uniqueID)), uniqueID
-        )
+        return self._called("messageContent", lambda: Content(self, self._of(uniqueID)), uniqueID)
 
     def messageDelete(self, info: Any, uniqueIDs: list[str]) -> Any:
         assert uniqueIDs and set(uniqueIDs) <= self.known
@@ -412,6 +423,7 @@ class Model:
         self.state = "AUTHORIZATION"
         self.name: str | None = None
         self.isLocked = False
+        self.isDropped = False
         self.leave()
 
     def leave(self) -> None:
@@ -726,12 +738,9 @@ class Model:
         try:
             yield from self._commit()
         finally:
-            # A generator that is closed asks nothing more.
-            if not self._isDropped:
+            if not self.isDropped:
                 yield from self._letGo()
         return Expected(True, closes=True)
-
-    _isDropped = False
 
     def _slee(self) -> Asking:
         count = len(self.marked)
@@ -778,9 +787,9 @@ COMMANDS = st.one_of(
     st.sampled_from(
         ["STAT", "LIST", "UIDL", "SLEE", "WAKE", "CORE", "REFR", "RSET", "NOOP", "QAUT", "CAPA"]
     ).map(lambda each: [each]),
-    st.tuples(
-        st.sampled_from(["RETR", "DELE", "DELE", "DELI", "LIST", "UIDL"]), MESSAGE
-    ).map(lambda each: [" ".join(each)]),
+    st.tuples(st.sampled_from(["RETR", "DELE", "DELE", "DELI", "LIST", "UIDL"]), MESSAGE).map(
+        lambda each: [" ".join(each)]
+    ),
     st.tuples(MESSAGE, st.sampled_from(["0", "1", "2"])).map(
         lambda each: [f"TOP {each[0]} {each[1]}"]
     ),
@@ -799,10 +808,26 @@ COMMANDS = st.one_of(
         ]
     ),
 )
+COMMITS = ["QUIT", "SLEE", "CORE", "QAUT", "RSET", "DELE 1", "LIST"]
 CALLS = [
     *("authenticate", "loginMark", "mayStay", "lock", "listMessageUniqueIDs", "messageExists"),
     *("messageSize", "messageSizes", "messageContent", "nextChunk", "messageDelete"),
     *("unlock", "logout", "fallAsleep", "watchMailbox"),
+]
+
+
+# Calls, and commands that need them.
+SITUATIONS: list[tuple[list[str], list[str]]] = [
+    *((["messageDelete"], ["DELE 1", "DELE 2", verb]) for verb in COMMITS[:4]),
+    (["messageDelete"], ["DELI 1", "UIDL"]),
+    *((["messageContent"], [line]) for line in ("RETR 1", "TOP 1 1", "DELI 1")),
+    *((["nextChunk"], [line]) for line in ("RETR 1", "TOP 1 1")),
+    *((["messageSize", "messageSizes"], [line]) for line in ("STAT", "LIST 1", "LIST")),
+    (["messageContent", "nextChunk"], ["STAT"]),
+    (["messageExists"], ["LIST UID:new1"]),
+    (["listMessageUniqueIDs"], ["DELE 1", "CORE"]),
+    *(([name], ["SLEE", "WAKE"]) for name in ("listMessageUniqueIDs", "lock", "mayStay")),
+    *(([name], [verb]) for name in ("unlock", "fallAsleep", "logout") for verb in COMMITS[:4]),
 ]
 
 
@@ -825,7 +850,7 @@ class Sessions(RuleBasedStateMachine):
             self.logged.append(event)
 
     @initialize(
-        messages=st.lists(NASTY, max_size=3),
+        messages=st.lists(NASTY, min_size=1, max_size=4),
         interfaces=st.sets(
             st.sampled_from(
                 [
@@ -841,7 +866,7 @@ class Sessions(RuleBasedStateMachine):
         hasStatus=st.booleans(),
         chunk=st.sampled_from([1, 3, 1000]),
     )
-    def begin(
+    def starts(
         self, messages: list[bytes], interfaces: set[Any], hasStatus: bool, chunk: int
     ) -> None:
         self.box.messages = {f"m{number}": each for number, each in enumerate(messages, 1)}
@@ -854,7 +879,7 @@ class Sessions(RuleBasedStateMachine):
             self.provides.add(IAccountStatus)
         policy = Policy(maxSenselessCommands=10_000, maxFailedLogins=10_000)
         self.factory = POP3Factory(provider, policy, clock=self.clock)
-        self._connect()
+        self.connects(True)
 
     def _connect(self) -> None:
         self.client = Client(self.factory)
@@ -870,6 +895,10 @@ class Sessions(RuleBasedStateMachine):
     @property
     def isBusy(self) -> bool:
         return bool(self.box.waiting)
+
+    @property
+    def isIn(self) -> bool:
+        return self.client is not None and self.model.state in ("TRANSACTION", "SLEEPING")
 
     # --- in step -----------------------------------------------------------------
 
@@ -928,7 +957,9 @@ class Sessions(RuleBasedStateMachine):
             assert self.client is not None and self.client.wasAborted
             first, _, body = self.rest.partition(b"\r\n")
             assert reply.body is not None
-            assert b"+OK Message follows. _".startswith(first) or first.startswith(b"+OK Top"), first
+            assert b"+OK Message follows. _".startswith(first) or first.startswith(b"+OK Top"), (
+                first
+            )
             # It never looks whole.
             assert not body.endswith(b"\r\n.\r\n") and body != b".\r\n", body
             assert reply.body.startswith(body), body
@@ -987,17 +1018,13 @@ class Sessions(RuleBasedStateMachine):
         return self.client is None and not self.box.waiting
 
     @precondition(lambda self: self._free())
-    @rule()
-    def connects(self) -> None:
+    @rule(logsIn=st.sampled_from([True, True, True, False]))
+    def connects(self, logsIn: bool) -> None:
         self._connect()
+        if logsIn:
+            self._say([line.encode() for line in LOGIN], [])
 
-    @precondition(lambda self: self.client is not None)
-    @rule(
-        commands=st.lists(COMMANDS, min_size=1, max_size=4),
-        cuts=st.lists(st.integers(0, 60), max_size=3),
-    )
-    def says(self, commands: list[list[str]], cuts: list[int]) -> None:
-        lines = [line.encode() for each in commands for line in each]
+    def _say(self, lines: list[bytes], cuts: list[int]) -> None:
         data = b"".join(line + b"\r\n" for line in lines)
         places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
         assert self.client is not None
@@ -1008,10 +1035,44 @@ class Sessions(RuleBasedStateMachine):
         self._follow()
         self._compare()
 
+    @precondition(lambda self: self.client is not None)
+    @rule(
+        commands=st.lists(COMMANDS, min_size=1, max_size=6),
+        cuts=st.lists(st.integers(0, 60), max_size=3),
+    )
+    def says(self, commands: list[list[str]], cuts: list[int]) -> None:
+        """
+        Some commands in one segment, or cut anywhere.
+        """
+        self._say([line.encode() for each in commands for line in each], cuts)
+
     @precondition(lambda self: self.client is not None and self.model.state == "AUTHORIZATION")
-    @rule()
-    def logsIn(self) -> None:
-        self.says([LOGIN], [])
+    @rule(password=st.sampled_from(["secret pass", "secret pass", "wrong"]))
+    def logsIn(self, password: str) -> None:
+        self._say([b"USER alice", f"PASS {password}".encode()], [])
+
+    @precondition(lambda self: self.isIn)
+    @rule(command=COMMANDS)
+    def saysOne(self, command: list[str]) -> None:
+        self._say([line.encode() for line in command], [])
+
+    @precondition(lambda self: self.isIn)
+    @rule(message=MESSAGE, verb=st.sampled_from(COMMITS))
+    def deletes(self, message: str, verb: str) -> None:
+        self._say([f"DELE {message}".encode(), verb.encode()], [])
+
+    @precondition(lambda self: self.isIn)
+    @rule(
+        situation=st.sampled_from(SITUATIONS),
+        kind=st.sampled_from([*FORMS, *FORMS, *FAILURES]),
+    )
+    def goesWrong(self, situation: tuple[list[str], list[str]], kind: str) -> None:
+        """
+        A call is late or fails, and a command needs it.
+        """
+        names, lines = situation
+        self.box.how.update(dict.fromkeys(names, kind))
+        self._say([line.encode() for line in lines], [])
 
     @precondition(lambda self: self.isBusy)
     @rule(kind=st.sampled_from(["ok", "ok", "ok", *FAILURES]))
@@ -1020,20 +1081,22 @@ class Sessions(RuleBasedStateMachine):
         if self.client is None:
             self._check()
         else:
+            # What has waited in front of the session comes in now.
+            self.rest += self.client.received()
             self._follow()
             self._compare()
 
-    @rule(name=st.sampled_from(CALLS), kind=st.sampled_from([*FORMS, *FORMS, *FAILURES]))
-    def willAnswer(self, name: str, kind: str) -> None:
-        self.box.how[name] = kind
+    @rule(
+        names=st.lists(st.sampled_from(CALLS), min_size=1, max_size=4),
+        kind=st.sampled_from([*FORMS, *FORMS, *FAILURES]),
+    )
+    def willAnswer(self, names: list[str], kind: str) -> None:
+        self.box.how.update(dict.fromkeys(names, kind))
 
-    @rule(kind=st.sampled_from(["malformed", "twice"]))
-    def willListWrongly(self, kind: str) -> None:
-        self.box.how["listing"] = kind
-
-    @rule()
-    def isMended(self) -> None:
+    @rule(kind=st.sampled_from(["malformed", "twice", "well", "well"]))
+    def isMended(self, kind: str) -> None:
         self.box.how.clear()
+        self.box.how["listing"] = kind
 
     @rule(may=st.booleans())
     def mayComeBack(self, may: bool) -> None:
@@ -1057,44 +1120,27 @@ class Sessions(RuleBasedStateMachine):
                 each.changed()
 
     @precondition(lambda self: self.client is not None)
-    @rule()
-    def vanishes(self) -> None:
+    @rule(how=st.sampled_from(["vanishes", "closes its half", "waits for hours"]))
+    def ends(self, how: str) -> None:
         assert self.client is not None
-        self.client.vanish()
-        for each in self.box.waiting:
-            assert each.name in CARRIED, f"{each.name} was not cancelled"
-        self.model._isDropped = True
-        self._ended()
-
-    @precondition(lambda self: self.client is not None)
-    @rule()
-    def closesItsHalf(self) -> None:
-        """
-        It gets the answers to what it has sent.
-        """
-        assert self.client is not None
-        self.client.endSending()
-        if self.isBusy:
-            # As good as gone, once this is answered.
+        if how == "vanishes":
+            self.client.vanish()
+        elif how == "closes its half":
+            # It gets the answers to what it has sent.
+            self.client.endSending()
             while self.box.waiting and self.client.isOpen:
                 self.box.answer("ok")
                 self.client.received()
-        assert not self.client.isOpen
-        self._ended()
-
-    @precondition(lambda self: self.client is not None)
-    @rule()
-    def nothingHappensForHours(self) -> None:
-        """
-        Every wait has an end.
-        """
-        assert self.client is not None
-        for seconds in (121, 181, 601, 3601, 601, 601):
-            self.clock.advance(seconds)
-            self.client.received()
+        else:
+            # Every wait has an end.
+            for seconds in (121, 181, 601, 3601, 601, 601):
+                self.clock.advance(seconds)
+                self.client.received()
         assert not self.client.isOpen
         for each in self.box.waiting:
-            assert each.name in CARRIED
+            assert each.name in CARRIED, f"{each.name} was not cancelled"
+        # A generator that is closed asks nothing more.
+        self.model.isDropped = True
         self._ended()
 
     @precondition(lambda self: self.client is not None)
@@ -1127,16 +1173,17 @@ class Sessions(RuleBasedStateMachine):
     def nothingUnexpectedIsLogged(self) -> None:
         for event in self.logged:
             value = event["log_failure"].value
-            isOurs = isinstance(value, Injected | POP3ResponseError | CancelledError)
-            isOurs = isOurs or isinstance(value, NotImplementedError)
-            assert isOurs and event.get("pop3Event") != "unhandled", event
+            injected = (Injected, POP3ResponseError, CancelledError, NotImplementedError)
+            assert isinstance(value, (*injected, Unanswered)), event
             assert "Unhandled" not in (event.get("log_format") or ""), event
         self.logged.clear()
 
     def teardown(self) -> None:
         try:
             if self.client is not None:
-                self.vanishes()
+                self.client.vanish()
+                self.model.isDropped = True
+                self._ended()
             while self.box.waiting:
                 self.box.answer("ok")
             if hasattr(self, "factory"):
@@ -1148,7 +1195,7 @@ class Sessions(RuleBasedStateMachine):
 
 TestSessions = Sessions.TestCase
 TestSessions.settings = settings(
-    max_examples=120,
+    max_examples=300,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
