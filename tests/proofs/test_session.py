@@ -538,7 +538,7 @@ class Model:
 
     def _sleeping(self, verb: str, argument: str) -> Asking:
         if verb == "QUIT" and not argument:
-            yield from self._letGo()
+            # There is nothing to be done before it; all is let go behind it.
             return Expected(True, closes=True)
         if verb == "NOOP" and not argument:
             return Expected(True)
@@ -1143,13 +1143,15 @@ class Sessions(RuleBasedStateMachine):
         self.model.isDropped = True
         self._ended()
 
-    @precondition(lambda self: self.client is not None)
-    @rule(seconds=st.sampled_from([20, 61]))
-    def somebodyWantsTheMailbox(self, seconds: int) -> None:
+    @precondition(lambda self: self.isIn and not self.isBusy)
+    @rule(seconds=st.sampled_from([20, 61]), marks=st.booleans())
+    def somebodyWantsTheMailbox(self, seconds: int, marks: bool) -> None:
         """
         A session that has been idle for a minute gives way, with nothing
         deleted, unless messages are marked.
         """
+        if marks:
+            self._say([b"DELE 1"], [])
         holders = [each for each in self.box.mailboxes if each.isLocked]
         if self.isBusy or not holders or self.model.state != "TRANSACTION":
             return
