@@ -1,0 +1,322 @@
+"""
+A Maildir against a model, whatever others do to it meanwhile: deliveries, flags
+set, messages removed, the service started anew, the file of sizes damaged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from zope.interface import implementer
+
+from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.names import uniqueIDFor
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, Inline
+from tests.protocol.test_wire import stuffed
+from tests.test_octets import NASTY, asSent
+
+LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
+# How agents name messages, and how they do not; the second is no unique-id.
+NAMES = ["{}.M{}P1.host", "{}.M{}P1.a host", "{}.M{}P1.host,S=3,W=999", "{}.M{}_" + "x" * 80]
+FLAGS = [":2,", ":2,S", ":2,RS", ":2,FS", ""]
+DAMAGE = ["cut", "flipped", "removed", "emptied", "text", "directory", "doubled", "older"]
+
+
+@implementer(IPOP3MailboxProvider)
+class Anybody:
+    name = "test"
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def authenticate(self, info: Any, username: str, password: str) -> Any:
+        return self.store.openMailbox(info, username)
+
+
+class Message:
+    """
+    A message as it stands in the Maildir.
+    """
+
+    def __init__(self, key: tuple[int, int, str], base: str, content: bytes) -> None:
+        self.key = key
+        self.uniqueID = uniqueIDFor(base)
+        self.base = base
+        self.content = content
+        self.sent = asSent(content)
+        self.path = Path()
+
+
+class Stores(RuleBasedStateMachine):
+    """
+    Sessions with a Maildir that others use, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = Path(tempfile.mkdtemp(prefix="pop3svc-"))
+        self.maildir = self.place / "alice"
+        self.there: dict[str, Message] = {}
+        self.client: Client | None = None
+        self.isAsleep = False
+        self.listed: list[Message] = []
+        self.marked: list[Message] = []
+        self.gone: list[Message] = []
+        self.arrived = 0
+        self.older = b""
+        self.logged: list[Any] = []
+        globalLogPublisher.addObserver(self._logged)
+        # Directories count as old at once; two changes never look like one.
+        now = time.time_ns
+        self.clockAhead = mock.patch("time.time_ns", lambda: now() + 60_000_000_000)
+        self.clockAhead.start()
+        self.stamps = iter(range(1_500_000_000_000_000_000, 2**63, 1_000_003))
+
+    def _logged(self, event: Any) -> None:
+        if "log_failure" in event:
+            self.logged.append(event)
+
+    def teardown(self) -> None:
+        self.clockAhead.stop()
+        if self.client is not None:
+            self.client.vanish()
+        globalLogPublisher.removeObserver(self._logged)
+        shutil.rmtree(self.place)
+        assert not self.logged, self.logged
+
+    @initialize(messages=st.lists(st.tuples(NASTY, st.sampled_from(NAMES)), max_size=4))
+    def starts(self, messages: list[tuple[bytes, str]]) -> None:
+        for folder in ("new", "cur", "tmp"):
+            (self.maildir / folder).mkdir(parents=True)
+        for content, name in messages:
+            self.delivers(content, name, 0)
+        self._startAnew()
+        self._logIn()
+
+    def _startAnew(self) -> None:
+        store = MaildirStore(str(self.place), runner=Inline(), clock=Clock())
+        self.factory = POP3Factory(Anybody(store), clock=Clock())
+
+    def _touched(self, folder: str) -> None:
+        stamp = next(self.stamps)
+        os.utime(self.maildir / folder, ns=(stamp, stamp))
+
+    # --- what others do -----------------------------------------------------------
+
+    @rule(content=NASTY, name=st.sampled_from(NAMES), back=st.integers(0, 3))
+    def delivers(self, content: bytes, name: str, back: int) -> None:
+        """
+        @param back: clocks of several machines differ.
+        """
+        self.arrived += 1
+        seconds, micro = 1_600_000_000 + self.arrived - back, self.arrived
+        base = name.format(seconds, micro)
+        message = Message((seconds, micro, base), base, content)
+        temporary = self.maildir / "tmp" / base
+        temporary.write_bytes(content)
+        message.path = self.maildir / "new" / base
+        temporary.rename(message.path)
+        self._touched("new")
+        self.there[message.uniqueID] = message
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data(), flags=st.sampled_from(FLAGS))
+    def isSeen(self, data: st.DataObject, flags: str) -> None:
+        message = self.there[data.draw(st.sampled_from(sorted(self.there)))]
+        before, message.path = message.path, self.maildir / "cur" / (message.base + flags)
+        before.rename(message.path)
+        self._touched(before.parent.name)
+        self._touched("cur")
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data())
+    def isRemoved(self, data: st.DataObject) -> None:
+        message = self.there.pop(data.draw(st.sampled_from(sorted(self.there))))
+        message.path.unlink()
+        self._touched(message.path.parent.name)
+
+    @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400))
+    def sizesAreDamaged(self, how: str, at: int) -> None:
+        path = self.maildir / "pop3svc-sizes"
+        if path.is_dir():
+            path.rmdir()
+        kept = path.read_bytes() if path.exists() else b""
+        at = min(at, max(len(kept) - 1, 0))
+        if how == "cut":
+            path.write_bytes(kept[:at])
+        elif how == "flipped" and kept:
+            path.write_bytes(kept[:at] + bytes([kept[at] ^ (1 << at % 8)]) + kept[at + 1 :])
+        elif how == "removed":
+            path.unlink(missing_ok=True)
+        elif how == "directory":
+            path.unlink(missing_ok=True)
+            path.mkdir()
+        elif how == "older":
+            path.write_bytes(self.older)
+        elif how != "flipped":
+            path.write_bytes({"emptied": b"", "text": b"1 2 3\n", "doubled": kept + kept}[how])
+        self.older = kept
+
+    # --- the session ----------------------------------------------------------------
+
+    def _say(self, line: str) -> bytes:
+        assert self.client is not None
+        return self.client.say(line.encode())
+
+    def _list(self) -> None:
+        self.listed = sorted(self.there.values(), key=lambda each: each.key)
+        self.marked = []
+        self.gone = []
+
+    def _logIn(self) -> None:
+        self.client = Client(self.factory)
+        self.client.logIn()
+        self.isAsleep = False
+        self._list()
+        self.looks()
+
+    @property
+    def isAwake(self) -> bool:
+        return self.client is not None and not self.isAsleep
+
+    @precondition(lambda self: self.client is None)
+    @rule(isAnew=st.booleans())
+    def logsIn(self, isAnew: bool) -> None:
+        if isAnew:
+            self._startAnew()
+        self._logIn()
+
+    def _present(self) -> list[tuple[int, Message]]:
+        return [
+            (number, each)
+            for number, each in enumerate(self.listed, 1)
+            if each not in self.marked and each not in self.gone
+        ]
+
+    @precondition(lambda self: self.isAwake)
+    @rule()
+    def looks(self) -> None:
+        """
+        The listing is what it was at login; sizes are what RETR sends.
+        """
+        present = self._present()
+        lines = self._say("UIDL").decode().split("\r\n")[1:-2]
+        assert lines == [f"{number} {each.uniqueID}" for number, each in present]
+        lines = self._say("LIST").decode().split("\r\n")[1:-2]
+        total = 0
+        for line, (number, each) in zip(lines, present, strict=True):
+            size = len(each.sent)
+            may = [f"{number} {size}"]
+            if each.uniqueID not in self.there:
+                may.append(f"{number} 0")
+            assert line in may, (line, may)
+            total += int(line.split()[1])
+        stat = self._say("STAT")
+        assert stat == f"+OK {len(present)} {total}\r\n".encode()
+
+    @precondition(lambda self: self.isAwake)
+    @rule(number=st.integers(1, 6))
+    def reads(self, number: int) -> None:
+        present = dict(self._present())
+        reply = self._say(f"RETR {number}")
+        message = present.get(number)
+        if message is None or message.uniqueID not in self.there:
+            assert reply.startswith(b"-ERR "), reply
+        else:
+            first, _, body = reply.partition(b"\r\n")
+            assert first.startswith(b"+OK") and body == stuffed(message.sent) + b".\r\n"
+
+    @precondition(lambda self: self.isAwake)
+    @rule(number=st.integers(1, 6))
+    def marks(self, number: int) -> None:
+        message = dict(self._present()).get(number)
+        reply = self._say(f"DELE {number}")
+        assert reply.startswith(b"-ERR " if message is None else b"+OK")
+        if message is not None:
+            self.marked.append(message)
+
+    @precondition(lambda self: self.isAwake)
+    @rule(number=st.integers(1, 6), isNew=st.booleans())
+    def deletesNow(self, number: int, isNew: bool) -> None:
+        """
+        A listed one, or one that has arrived since.
+        """
+        message = dict(self._present()).get(number)
+        later = [each for each in self.there.values() if each not in self.listed]
+        argument = str(number)
+        if isNew and later:
+            message = later[0]
+            argument = f"UID:{message.uniqueID}"
+        reply = self._say(f"DELI {argument}")
+        if message is None or message.uniqueID not in self.there:
+            assert reply.startswith(b"-ERR "), reply
+            return
+        assert reply.startswith(b"+OK Deleted message. UID:"), reply
+        self.gone.append(message)
+        self._areGone([message])
+
+    def _areGone(self, messages: list[Message]) -> None:
+        for message in messages:
+            self.there.pop(message.uniqueID, None)
+        self._compare()
+
+    def _compare(self) -> None:
+        """
+        The files are those of the model.
+        """
+        files = {each: each.read_bytes() for each in self.maildir.glob("[nc]*/*")}
+        assert files == {each.path: each.content for each in self.there.values()}
+
+    @precondition(lambda self: self.isAwake)
+    @rule(how=st.sampled_from(["QUIT", "SLEE", "CORE", "CORE", "RSET", "vanishes"]))
+    def ends(self, how: str) -> None:
+        assert self.client is not None
+        if how == "vanishes":
+            self.client.vanish()
+        else:
+            assert self._say(how).startswith(b"+OK")
+        if how in ("QUIT", "SLEE", "CORE"):
+            self._areGone(self.marked)
+        self._compare()
+        if how in ("QUIT", "vanishes"):
+            self.client = None
+        elif how == "SLEE":
+            self.isAsleep = True
+            self.before = {each.uniqueID for each in self.listed}
+        elif how == "CORE":
+            self._list()
+            self.looks()
+        else:
+            self.marked = []
+
+    @precondition(lambda self: self.client is not None and self.isAsleep)
+    @rule()
+    def wakes(self) -> None:
+        reply = self._say("WAKE")
+        isNew = not self.before >= set(self.there)
+        assert reply.startswith(b"+OK [ACTIVITY/NEW]" if isNew else b"+OK [ACTIVITY/NONE]"), reply
+        self.isAsleep = False
+        self._list()
+        self.looks()
+
+
+TestStores = Stores.TestCase
+TestStores.settings = settings(
+    max_examples=2000 if LONG else 60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
