@@ -179,10 +179,15 @@ def _staged(maildir: Path, state: str) -> None:
 
 # --- the sessions -----------------------------------------------------------------
 
-ALL = frozenset(["STAT", "LIST", "UIDL", "RETR", "TOP", "DELE", "DELI", "SLEE", "WAKE", "CORE"])
+ALL = frozenset(
+    ["STAT", "LIST", "UIDL", "RETR", "TOP", "DELE", "DELI", "SLEE", "WAKE", "CORE", "RSET"]
+)
 Step = bytes | str
 LOGIN = [b"USER alice", b"PASS secret"]
 LOOK = [b"STAT", b"LIST", b"UIDL"]
+
+# What was marked when one of these failed.
+UNDONE = {b"SLEE": b"RETR 2", b"CORE": b"RETR 1"}
 
 # name: (what the Maildir is at first, what has been deleted of it already, the
 # lines of the client; a str is a message that is delivered meanwhile)
@@ -283,6 +288,8 @@ class Judge:
                 self._object(line, reply)
             else:
                 self._gone([name])
+        elif verb == "RSET" and isOK:
+            self.marked = []
         elif verb in ("QUIT", "SLEE", "CORE", "DELI"):
             group = [self._byArgument(arguments[0])] if verb == "DELI" else list(self.marked)
             # Where nothing works any more nothing can be undone either.
@@ -389,6 +396,10 @@ def _play(
             if client.isOpen and step in (b"PASS secret", b"WAKE") and b"-ERR [" in reply:
                 # What went wrong once works the next time.
                 for again in LOGIN if step != b"WAKE" else [step]:
+                    say(again)
+            elif client.isOpen and step in UNDONE and reply.startswith(b"-ERR"):
+                # Nothing was deleted: what was marked is there to be read.
+                for again in (b"RSET", UNDONE[step]):
                     say(again)
     client.vanish()
     shim.pause(1)

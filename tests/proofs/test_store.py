@@ -148,8 +148,11 @@ class Stores(RuleBasedStateMachine):
         message.path.unlink()
         self._touched(message.path.parent.name)
 
-    @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400))
-    def sizesAreDamaged(self, how: str, at: int) -> None:
+    @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400), isRead=st.booleans())
+    def sizesAreDamaged(self, how: str, at: int, isRead: bool) -> None:
+        """
+        @param isRead: by a service that is started next.
+        """
         path = self.maildir / "pop3svc-sizes"
         if path.is_dir():
             path.rmdir()
@@ -169,6 +172,11 @@ class Stores(RuleBasedStateMachine):
         elif how != "flipped":
             path.write_bytes({"emptied": b"", "text": b"1 2 3\n", "doubled": kept + kept}[how])
         self.older = kept
+        if isRead:
+            if self.client is not None:
+                self.client.vanish()
+            self._startAnew()
+            self._logIn()
 
     # --- the session ----------------------------------------------------------------
 
@@ -315,7 +323,7 @@ class Stores(RuleBasedStateMachine):
 
 TestStores = Stores.TestCase
 TestStores.settings = settings(
-    max_examples=2000 if LONG else 60,
+    max_examples=2000 if LONG else 50,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
