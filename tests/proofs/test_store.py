@@ -6,6 +6,7 @@ set, messages removed, the service started anew, the file of sizes damaged.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,7 +33,21 @@ LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 # How agents name messages, and how they do not; the second is no unique-id.
 NAMES = ["{}.M{}P1.host", "{}.M{}P1.a host", "{}.M{}P1.host,S=3,W=999", "{}.M{}_" + "x" * 80]
 FLAGS = [":2,", ":2,S", ":2,RS", ":2,FS", ""]
-DAMAGE = ["cut", "flipped", "removed", "emptied", "text", "directory", "doubled", "older"]
+DAMAGE = [
+    "numbers",
+    "numbers",
+    "cut",
+    "flipped",
+    "removed",
+    "emptied",
+    "text",
+    "directory",
+    "doubled",
+    "older",
+]
+# A size as it is kept, and a digit in place of each of its.
+_SIZE = re.compile(rb" [0-9]+ (?=[0-9]+ [01]\n)")
+_NEXT = bytes.maketrans(b"0123456789", b"1234567890")
 
 
 @implementer(IPOP3MailboxProvider)
@@ -162,6 +177,8 @@ class Stores(RuleBasedStateMachine):
             path.write_bytes(kept[:at])
         elif how == "flipped" and kept:
             path.write_bytes(kept[:at] + bytes([kept[at] ^ (1 << at % 8)]) + kept[at + 1 :])
+        elif how == "numbers":
+            path.write_bytes(_SIZE.sub(lambda found: found[0].translate(_NEXT), kept))
         elif how == "removed":
             path.unlink(missing_ok=True)
         elif how == "directory":
