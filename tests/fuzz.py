@@ -1,0 +1,425 @@
+"""
+Octets that nobody meant: what reads them, what must hold, and a search for more
+of them.
+
+C{python -m tests.fuzz --seconds 60} changes what stands in C{tests/corpus} at
+random, keeps there what reaches code that nothing before it has reached, and
+says what broke a rule.  C{tests/test_fuzz.py} plays all of the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from twisted.internet.task import Clock
+from twisted.logger import globalLogPublisher
+from zope.interface import implementer
+
+import pop3svc
+from pop3svc.accounts.passwordfile import readPasswordFile
+from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.policy import Policy
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.service.factory import POP3Factory
+from pop3svc.service.proxy import parseHeader
+from pop3svc.testing import Client, Inline
+
+CORPUS = Path(__file__).parent / "corpus"
+SOURCE = Path(pop3svc.__file__).parent
+# Octets of one input.
+LONGEST = 20_000
+
+MESSAGES = [b"Subject: one\n\n.\n..two\n", b"", b"\r\n\r\nx"]
+POLICY = Policy()
+# Every word that a first line may hold stands in our own code, or is a number.
+WORDS = {
+    word
+    for each in [*SOURCE.glob("protocol/*.py"), SOURCE / "providers" / "memory.py"]
+    for word in re.findall(r"[^\s\"']+", each.read_text())
+}
+CODES = {"[AUTH]", "[SYS/TEMP]", "[SYS/PERM]", "[UID/NOT-FOUND]", "[ACTIVITY/NEW]"}
+CODES |= {"[ACTIVITY/NONE]", "[READ-ONLY]", "[IN-USE]"}
+
+
+class Broken(AssertionError):
+    """
+    A rule does not hold.
+    """
+
+
+def must(holds: object, *why: object) -> None:
+    if not holds:
+        raise Broken(*why)
+
+
+@contextmanager
+def nothingLogged() -> Iterator[None]:
+    """
+    No error of ours comes to light.
+    """
+    found: list[Any] = []
+
+    def logged(event: Any) -> None:
+        if "log_failure" in event:
+            found.append(event["log_failure"].getTraceback())
+
+    globalLogPublisher.addObserver(logged)
+    try:
+        yield
+    finally:
+        globalLogPublisher.removeObserver(logged)
+    must(not found, *found)
+
+
+# --- the targets ------------------------------------------------------------------
+
+
+def replies(octets: bytes) -> list[bytes]:
+    """
+    @return: the first lines in what a server has sent; those with the mark of
+        MULTI-LINE-IND have a body that ends with a dot.
+    """
+    found = []
+    while octets:
+        first, end, octets = octets.partition(b"\r\n")
+        must(end, "no line end", first)
+        must(b"\n" not in first and b"\r" not in first and first.isascii(), first)
+        must(first.startswith((b"+OK", b"-ERR", b"+ ")), first)
+        found.append(first)
+        if first.endswith(b" _"):
+            must(first.startswith(b"+OK"), first)
+            body, end, octets = (b"\r\n" + octets).partition(b"\r\n.\r\n")
+            must(end, "no dot", body)
+    return found
+
+
+def _isOurs(word: str) -> bool:
+    isKnown = word in WORDS or word in CODES or word.strip(".,;:") in WORDS
+    return (
+        isKnown or re.fullmatch(r"[0-9]+,?|UID:message-[0-9]+|message-[0-9]+|_", word) is not None
+    )
+
+
+def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
+    """
+    Say something to a server, cut in pieces, and look at all it says.
+
+    @return: the first lines of its replies.
+    """
+    provider = MemoryProvider({"alice": "secret"}, MESSAGES)
+    client = Client(POP3Factory(provider, POLICY, clock=Clock()))
+    if isIn:
+        client.logIn()
+        client.received()
+    with nothingLogged():
+        size = cuts or max(len(stream), 1)
+        for begin in range(0, len(stream), size):
+            if client.isOpen:
+                client.send(stream[begin : begin + size])
+        said = client.received()
+        client.vanish()
+    found = replies(said)
+    isOpen = not client.transport.ended and not client.transport.aborted
+    if isOpen:
+        # One reply for each line, and nothing unfinished is held for ever.
+        must(len(found) == stream.count(b"\n") + (not isIn), len(found), stream)
+        must(len(stream) - stream.rfind(b"\n") <= POLICY.maxAuthLineLength + 1, "too long")
+    for first in found:
+        must(len(first) <= 510 or first.startswith(b"+ "), first)
+        if not first.startswith(b"+ "):
+            for word in first.decode().split(" ")[1:]:
+                must(_isOurs(word), "echoed", word)
+    kept = provider.store.maildrop("alice").messages
+    if isIn and not re.search(rb"(?i)\b(dele|deli)\b", stream):
+        must(len(kept) == len(MESSAGES), "deleted without being asked")
+    return found
+
+
+def connection(data: bytes) -> None:
+    """
+    A stream of octets; the first says whether somebody is logged in, and the
+    size of the segments.
+    """
+    if data:
+        talk(data[1:], bool(data[0] & 1), data[0] >> 1 & 31)
+
+
+def sasl(data: bytes) -> None:
+    """
+    What a client says inside AUTH: raw where the first octet is odd, else as
+    the base64 of it.
+    """
+    if not data:
+        return
+    lines = data[1:].split(b"\n")[:4]
+    if not data[0] & 1:
+        lines = [base64.b64encode(line) for line in lines]
+    if data[0] & 2:
+        stream = b"AUTH PLAIN " + lines[0] + b"\r\n"
+        lines = lines[1:]
+    else:
+        stream = b"AUTH LOGIN\r\n" if data[0] & 4 else b"AUTH PLAIN\r\n"
+    found = talk(stream + b"".join(line + b"\r\n" for line in lines), False, 0)
+    if any(b"Logged in" in line for line in found):
+        must(b"secret" in data or b"c2VjcmV0" in data, "let in")
+
+
+def proxy(data: bytes) -> None:
+    """
+    The header of a proxy, and what comes behind it.
+    """
+
+    def parsed(octets: bytes) -> Any:
+        try:
+            return parseHeader(octets)
+        except ValueError as error:
+            must("\n" not in str(error))
+            return "refused"
+
+    whole = parsed(data)
+    if whole is None:
+        must(len(data) < 16 + 4096, "waits for ever")
+    elif whole != "refused":
+        client, rest = whole
+        must(data.endswith(rest))
+        if client is not None:
+            ip_address(client[0])
+            must(0 <= client[1] < 65536)
+    # However it is cut it means the same.
+    for end in range(1, min(len(data), 120)):
+        begun = parsed(data[:end])
+        if begun is None:
+            continue
+        if begun == "refused":
+            must(whole == "refused", "refused too early", data[:end])
+        else:
+            must(whole != "refused" and begun[0] == whole[0], begun, whole)
+
+
+@implementer(IPOP3MailboxProvider)
+class Anybody:
+    name = "test"
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def authenticate(self, info: Any, username: str, password: str) -> Any:
+        return self.store.openMailbox(info, username)
+
+
+class Place:
+    """
+    A directory that stays for all runs.
+    """
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="pop3svc-fuzz-")
+        self.path = Path(self._directory.name)
+        self.maildir = self.path / "mail" / "alice"
+        for folder in ("new", "cur", "tmp"):
+            (self.maildir / folder).mkdir(parents=True)
+        for name in ("1600000001.M1P1.h", "1600000002.M2P1.h"):
+            (self.maildir / "new" / name).write_bytes(b"a: b\n\nc\n")
+
+
+_place: list[Place] = []
+
+
+def place() -> Place:
+    if not _place:
+        _place.append(Place())
+    return _place[0]
+
+
+def sizes(data: bytes) -> None:
+    """
+    The file in which a Maildir's sizes are kept.
+    """
+    maildir = place().maildir
+    (maildir / "pop3svc-sizes").write_bytes(data)
+    store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
+    client = Client(POP3Factory(Anybody(store), clock=Clock()))
+    with nothingLogged():
+        client.logIn()
+        listed = client.say(b"LIST")
+        must(
+            re.fullmatch(rb"\+OK 2 messages\. _\r\n1 [0-9]+\r\n2 [0-9]+\r\n\.\r\n", listed), listed
+        )
+        must(client.say(b"QUIT").startswith(b"+OK"))
+
+
+def passwords(data: bytes) -> None:
+    """
+    The file of users and hashes.
+    """
+    path = place().path / "users"
+    path.write_bytes(data)
+    try:
+        entries = readPasswordFile(str(path))
+    except ValueError as error:
+        must(str(error).startswith(str(path)) and "\n" not in str(error), error)
+        return
+    for name, stored in entries.items():
+        must(name.isprintable() and ":" not in name and stored, name)
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    each.__name__: each for each in (connection, sasl, proxy, sizes, passwords)
+}
+
+# --- the corpus, and more of it ------------------------------------------------------
+
+TOKENS = {
+    "connection": [
+        *b"USER alice|PASS secret|QUIT|STAT|LIST|UIDL|RETR 1|TOP 1 0|DELE 1|DELI 2|RSET|NOOP".split(
+            b"|"
+        ),
+        *b"CAPA|AUTH|AUTH PLAIN|STLS|XLOG alice secret|SLEE|WAKE|CORE|REFR|QAUT|*|GET / HTTP/1.1".split(
+            b"|"
+        ),
+        *(b"\r\n", b"\n", b"\r", b" ", b"\0", b"UID:message-1", b"UID:", b"\x16\x03", b"\xff"),
+        *(b"99999999999", b"AGFsaWNlAHNlY3JldA==", b"=", b"x" * 300),
+    ],
+    "sasl": [b"\0alice\0secret", b"alice", b"secret", b"\n", b"*", b"=", b"\0", b"AGFsaWNl"],
+    "proxy": [
+        *(b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 110\r\n", b"PROXY UNKNOWN\r\n", b"TCP6", b"::1"),
+        *(b"\r\n\r\n\0\r\nQUIT\n", b"\x21\x11\0\x0c", b"\x20", b"\x21\x21\0\x24", b" ", b"\r\n"),
+    ],
+    "sizes": [b"pop3svc-sizes 1\n", b"1600000001.M1P1.h 9 1 0\n", b"0 0\n", b" ", b"-1", b"\xff"],
+    "passwords": [
+        *(b"alice:", b"{PLAIN}secret", b"\n", b"\r\n", b"#", b":", b"$2b$12$", b"$6$", b"\xff"),
+        *(b"$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$a2V5a2V5a2V5", b"\0", b"\xe2\x80\xa8"),
+        b"$scrypt$ln=14,r=8,p=1$c2FsdA$a2V5a2V5a2V5a2V5a2V5a2V5",
+    ],
+}
+
+
+def entries(target: str) -> list[Path]:
+    return sorted((CORPUS / target).iterdir())
+
+
+def changed(data: bytes, target: str, corpus: list[bytes], chance: random.Random) -> bytes:
+    """
+    @return: something like it.
+    """
+    for _ in range(chance.choice([1, 1, 2, 4])):
+        at = chance.randrange(len(data) + 1)
+        end = min(len(data), at + chance.choice([0, 1, 2, 8, 40]))
+        kind = chance.randrange(6)
+        if kind == 0:
+            new = bytes([chance.randrange(256)])
+        elif kind == 1:
+            new = chance.choice(TOKENS[target])
+        elif kind == 2:
+            new = b""
+        elif kind == 3:
+            new = data[at:end] * chance.choice([2, 3, 50])
+        elif kind == 4:
+            other = chance.choice(corpus)
+            new = other[chance.randrange(len(other) + 1) :]
+        else:
+            new = bytes(each ^ 1 << chance.randrange(8) for each in data[at:end])
+        data = data[:at] + new + data[end:]
+    return data[:LONGEST]
+
+
+class Reached:
+    """
+    Which steps from line to line of our own code were ever taken.
+    """
+
+    def __init__(self) -> None:
+        self.steps: set[tuple[str, int, int]] = set()
+        self._isOurs: dict[str, bool] = {}
+
+    def by(self, run: Callable[[bytes], None], data: bytes) -> bool:
+        """
+        @return: did it take a step that nothing has taken before?
+        """
+        before = len(self.steps)
+        sys.settrace(self._call)
+        try:
+            run(data)
+        finally:
+            sys.settrace(None)
+        return len(self.steps) > before
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        file = frame.f_code.co_filename
+        if file not in self._isOurs:
+            self._isOurs[file] = file.startswith(str(SOURCE))
+        if not self._isOurs[file]:
+            return None
+        before = frame.f_lineno
+
+        def line(frame: FrameType, event: str, argument: Any) -> Any:
+            nonlocal before
+            self.steps.add((file, before, frame.f_lineno))
+            before = frame.f_lineno
+            return line
+
+        return line
+
+
+def search(target: str, seconds: float, chance: random.Random) -> tuple[int, int, list[str]]:
+    """
+    @return: how many inputs were tried, how many kept, and what broke.
+    """
+    run = TARGETS[target]
+    corpus = [each.read_bytes() for each in entries(target)]
+    reached = Reached()
+    for data in corpus:
+        reached.by(run, data)
+    tried, kept, broken = 0, 0, []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = changed(chance.choice(corpus), target, corpus, chance)
+        tried += 1
+        try:
+            isNew, prefix = reached.by(run, data), ""
+        except Exception as error:
+            broken.append(f"{data!r}: {error!r}")
+            isNew, prefix = True, "broken-"
+        if isNew:
+            kept += 1
+            corpus.append(data)
+            name = prefix + hashlib.sha256(data).hexdigest()[:16]
+            (CORPUS / target / name).write_bytes(data)
+    return tried, kept, broken
+
+
+def main() -> int:
+    """
+    Search for a while, and tell.
+    """
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="for each target")
+    parser.add_argument("--target", choices=TARGETS, action="append")
+    parser.add_argument("--seed", type=int, default=None)
+    options = parser.parse_args()
+    isBroken = False
+    for target in options.target or TARGETS:
+        tried, kept, broken = search(target, options.seconds, random.Random(options.seed))
+        print(f"{target}: {tried} tried, {kept} kept, {len(entries(target))} in the corpus")
+        for each in broken:
+            print(f"  broken: {each[:300]}")
+        isBroken = isBroken or bool(broken)
+    return int(isBroken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
