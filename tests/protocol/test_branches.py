@@ -1,0 +1,482 @@
+"""
+Ways through the protocol that are seldom taken: transports that cannot do all,
+clients that come and go at odd moments, commands and providers of others.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOProtocol
+from zope.interface import alsoProvides, implementer
+
+from pop3svc.interfaces import IChunkedContent, IExclusiveMailbox
+from pop3svc.policy import Policy
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.replies import ok
+from pop3svc.protocol.sender import IReplyByReply
+from pop3svc.protocol.session import ConnectionInfo, Session, State
+from pop3svc.providers.memory import MemoryMailbox, MemoryProvider
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client
+from tests.protocol.test_connection import advance, loggedIn, makeFactory, reason
+from tests.protocol.test_session import later
+from tests.test_calling import start
+
+AUTHORIZATION = frozenset([State.AUTHORIZATION])
+
+
+def withCommand(run: Callable[..., Any], **fields: Any) -> POP3Factory:
+    """
+    A service with one more command, X.
+    """
+    command = Command("X", AUTHORIZATION, run, **fields)
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
+    return POP3Factory(provider, clock=Clock(), commands={**COMMANDS, "X": command})
+
+
+def connected(factory: POP3Factory, transport: Any) -> Any:
+    protocol: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
+    protocol.makeConnection(transport)
+    return protocol
+
+
+# --- commands of others ---------------------------------------------------------
+
+
+def test_capabilitiesOnce() -> None:
+    """
+    What two commands earn is announced once.
+    """
+
+    async def run(session: Session) -> Any:
+        return ok("Done.")
+
+    client = Client(withCommand(run, capability=["UIDL"]))
+    client.received()
+    assert client.say(b"CAPA").split(b"\r\n").count(b"UIDL") == 1
+
+
+def test_commandThatNeverWaits() -> None:
+    client = Client(withCommand(lambda session: ok("At once.")))
+    client.received()
+    assert client.say(b"X") == b"+OK At once.\r\n"
+
+
+def test_commandThatAnswersNothing() -> None:
+    """
+    A bug of the command's; nothing of it is guessed at.
+    """
+    client = Client(withCommand(lambda session: None))
+    client.received()
+    assert client.say(b"X").startswith((b"", b"-ERR [SYS/TEMP]"))
+    assert not client.isOpen
+
+
+def test_commandThatLogsInWithNothing() -> None:
+    """
+    No provider is asked about an empty name or password.
+    """
+    for name, password in (("", "secret"), ("alice", "")):
+
+        async def run(session: Session, who: str = name, what: str = password) -> Any:
+            await session.logIn(who, what)
+
+        client = Client(withCommand(run))
+        client.received()
+        assert client.say(b"X").startswith(b"-ERR [AUTH]")
+
+
+def test_finelyToldOfALateCommand() -> None:
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
+    waiting: Deferred[Any] = Deferred()
+    open_ = provider.authenticate
+
+    def authenticate(info: Any, username: str, password: str) -> Any:
+        return waiting.addCallback(lambda _: open_(info, username, password))
+
+    provider.authenticate = authenticate  # type: ignore[method-assign]
+    client = Client(POP3Factory(provider, Policy(fineEvents=True), clock=Clock()))
+    client.say(b"USER alice")
+    assert client.say(b"PASS secret") == b""
+    waiting.callback(None)
+    assert client.received().startswith(b"+OK")
+
+
+# --- transports -----------------------------------------------------------------
+
+
+def test_transportThatCanDoLittle() -> None:
+    """
+    Neither TCP_NODELAY nor half of a close.
+    """
+    transport = StringTransport()
+    protocol = connected(makeFactory(), transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert transport.value().endswith(b"+OK Bye.\r\n")
+    assert transport.disconnecting
+    protocol.connectionLost()
+
+
+def test_transportThatGivesAtOnce() -> None:
+    """
+    What waits in a transport comes in while it is told to go on.
+    """
+    provider, client, mailbox = later(b"LIST 1\r\n")
+    transport: Any = client.transport
+    coming = [b"NOOP\r\nNOOP\r\n", b"NOOP\r\n"]
+
+    def resumeProducing() -> None:
+        transport.isPaused = False
+        while coming:
+            client.protocol.dataReceived(coming.pop(0))
+
+    transport.resumeProducing = resumeProducing
+    # While a command runs nothing more is asked for; it is kept all the same.
+    client.protocol.dataReceived(b"NOOP\r\n")
+    client.protocol.dataReceived(b"NOOP\r\n")
+    mailbox.answerAll()
+    assert client.received() == b"+OK 1 5\r\n" + b"+OK Done.\r\n" * 5
+
+
+def test_replyByReply() -> None:
+    """
+    A transport that wants each reply by itself is told where it begins.
+    """
+    client = Client(makeFactory(messages=[b"a\n"]))
+    spoken: list[str] = []
+
+    class Transport(StringTransport):
+        def write(self, data: bytes) -> None:
+            spoken.append("write")
+            super().write(data)
+
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            spoken.append("begin")
+            super().registerProducer(producer, streaming)
+
+        def unregisterProducer(self) -> None:
+            spoken.append("end")
+            super().unregisterProducer()
+
+    transport = Transport()
+    alsoProvides(transport, IReplyByReply)
+    protocol = connected(client.protocol.factory, transport)
+    protocol.dataReceived(b"USER alice\r\nFOO\r\n")
+    assert spoken == ["write"] + ["begin", "write", "end"] * 2
+    client.vanish()
+    protocol.connectionLost()
+
+
+def test_kernelThatStillSends() -> None:
+    """
+    A client that is slow, but takes something, is not stalled.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in range(5):
+            ours.send(b"x" * 100)
+        client = loggedIn()
+        client.transport.fileno = ours.fileno  # type: ignore[attr-defined]
+        client.stall()
+        client.send(b"RETR 2\r\n")
+        for _ in range(3):
+            theirs.recv(100)
+            advance(client, 600)
+            assert client.isOpen
+        advance(client, 601)
+        assert client.wasAborted
+
+
+# --- time and the end --------------------------------------------------------------
+
+
+def test_awakeAgainTheTimeIsShort() -> None:
+    """
+    A session that has slept for long has ten minutes again, not an hour.
+    """
+    client = loggedIn()
+    client.say(b"SLEE")
+    advance(client, 601)
+    assert client.say(b"WAKE").startswith(b"+OK")
+    advance(client, 599)
+    assert client.isOpen
+    advance(client, 2)
+    assert not client.isOpen
+
+
+def test_stoppedWhileClosing() -> None:
+    """
+    What was said at the end still goes out, but not for ever.
+    """
+    for isSecure in (False, True):
+        factory = makeFactory()
+        client = Client(factory, isSecure=isSecure)
+        client.logIn()
+        client.stall()
+        client.send(b"QUIT\r\n")
+        assert client.isOpen
+        _, over = start(factory.shutdown())
+        assert client.isOpen
+        advance(client, 6)
+        client._pump()
+        assert not client.isOpen and over == [None]
+
+
+def test_closedAndNotClosedByTheClient() -> None:
+    """
+    After our end is closed the client has some seconds, then as long as it
+    takes what is written, then no more.
+    """
+    client = loggedIn()
+    client.stall()
+    client.send(b"QUIT\r\n")
+    client.endSending()
+    advance(client, 6)
+    assert client.isOpen and client.transport.ended
+    advance(client, 601)
+    assert client.wasAborted and not client.isOpen
+
+
+def test_oneEndAfterTheOther() -> None:
+    """
+    However the two halves are closed, all of it is in the end.
+    """
+    client = loggedIn()
+    assert client.say(b"QUIT") and not client.isOpen
+    for first in (True, False):
+        transport = StringTransport()
+        transport.loseWriteConnection = lambda: None  # type: ignore[attr-defined]
+        protocol = connected(makeFactory(), transport)
+        if first:
+            protocol.readConnectionLost()
+            assert not transport.disconnecting
+            protocol.writeConnectionLost()
+        else:
+            protocol.dataReceived(b"QUIT\r\n")
+            protocol.writeConnectionLost()
+            assert not transport.disconnecting
+            protocol.readConnectionLost()
+        assert transport.disconnecting
+        protocol.connectionLost()
+
+
+def test_tlsIsTakenFromUnderIt() -> None:
+    """
+    Where a client does not answer the end of TLS, what carries it is closed.
+    """
+    factory = makeFactory()
+    below = StringTransport()
+    protocol = connected(factory, StringTransport())
+    tls: Any = TLSMemoryBIOProtocol.__new__(TLSMemoryBIOProtocol)
+    tls.transport = below
+    tls.loseConnection = lambda: None
+    protocol.transport = tls
+    protocol.abortReason = None
+    protocol.stop()
+    factory.clock.advance(6)  # type: ignore[attr-defined]
+    assert below.disconnecting
+    # STLS: the transport of TCP has TLS as its protocol.
+    over = StringTransport()
+    over.protocol = tls  # type: ignore[attr-defined]
+    protocol = connected(factory, over)
+    below.disconnecting = False
+
+
+def test_nothingIsClosedTwice() -> None:
+    """
+    What comes to an end is not ended again for another reason.
+    """
+    client = loggedIn()
+    client.stall()
+    client.send(b"QUIT\r\n")
+    protocol: Any = client.protocol
+
+    def sendMore() -> None:
+        protocol.dataReceived(b"NOOP\r\n")
+        protocol.lineReceived(b"NOOP")
+        protocol.lineLengthExceeded(b"x")
+        client.vanish()
+
+    assert reason(client, sendMore) == "quit"
+
+
+# --- providers ------------------------------------------------------------------
+
+
+class Stubborn(MemoryMailbox):
+    """
+    Answers even what was cancelled.
+    """
+
+
+def _stubborn(answer: Callable[[], Any]) -> Deferred[Any]:
+    return Deferred(lambda waiting: waiting.callback(answer()))
+
+
+def served(**methods: Any) -> tuple[Client, list[str]]:
+    """
+    @return: a client in front of PASS, and what is asked of the mailbox.
+    """
+    calls: list[str] = []
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n", b"y\n"])
+    open_ = provider.authenticate
+
+    def authenticate(info: Any, username: str, password: str) -> Any:
+        mailbox: Any = open_(info, username, password)
+        for name, method in methods.items():
+            setattr(mailbox, name, method)
+        if not IExclusiveMailbox.providedBy(mailbox):
+            alsoProvides(mailbox, IExclusiveMailbox)
+        mailbox.unlock = lambda info: calls.append("unlock")
+        return mailbox
+
+    provider.authenticate = authenticate  # type: ignore[method-assign]
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.say(b"USER alice")
+    return client, calls
+
+
+def test_lockThatComesTooLate() -> None:
+    """
+    It is given back, once.
+    """
+    client, calls = served(lock=lambda info, surrender: _stubborn(lambda: None))
+    assert client.say(b"PASS secret") == b""
+    client.vanish()
+    assert calls == ["unlock"]
+
+
+def test_listingThatComesTooLate() -> None:
+    client, calls = served(
+        lock=lambda info, surrender: None,
+        listMessageUniqueIDs=lambda info: _stubborn(lambda: ["a"]),
+    )
+    assert client.say(b"PASS secret") == b""
+    client.vanish()
+    assert calls == ["unlock"]
+
+
+def test_nobodyGivesWayAsleep() -> None:
+    asked: list[Callable[[], bool]] = []
+    client, _ = served(lock=lambda info, surrender: asked.append(surrender))
+    client.say(b"PASS secret")
+    assert client.say(b"SLEE").startswith(b"+OK")
+    advance(client, 100)
+    assert not asked[0]()
+    assert client.isOpen
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), CancelledError()])
+def test_listedAgainInVain(error: Exception) -> None:
+    """
+    The deletion of CORE has worked; what is there now nobody knows.
+    """
+    answers: list[Any] = [["message-1", "message-2"]]
+
+    def listed(info: Any) -> Any:
+        if answers:
+            return answers.pop()
+        raise error
+
+    client, calls = served(lock=lambda info, surrender: None, listMessageUniqueIDs=listed)
+    client.say(b"PASS secret")
+    assert client.say(b"CORE").startswith(b"-ERR [SYS/TEMP]")
+    assert (client.isOpen, calls) == (False, ["unlock"])
+
+
+def test_deletionThatOutlastsItsClient() -> None:
+    """
+    Its waiting ends, not the deletion.
+    """
+    client, calls = served(
+        lock=lambda info, surrender: None, messageDelete=lambda info, uniqueIDs: waiting
+    )
+    waiting: Deferred[None] = Deferred()
+    client.say(b"PASS secret")
+    client.say(b"DELE 1")
+    assert client.say(b"QUIT") == b""
+    client.vanish()
+    assert calls == []
+    waiting.callback(None)
+    assert calls == ["unlock"]
+
+
+def test_fileThatIsNoBinaryOne() -> None:
+    class File:
+        """
+        Reads text, and does not look like it.
+        """
+
+        closed = False
+
+        def read(self, octets: int) -> str:
+            return "text"
+
+        def close(self) -> None:
+            self.closed = True
+
+    from pop3svc.protocol.content import _BinaryFile
+
+    file = File()
+    client, _ = served(
+        lock=lambda info, surrender: None,
+        messageContent=lambda info, uniqueID: _BinaryFile(file),
+    )
+    client.say(b"PASS secret")
+    assert client.say(b"RETR 1") == b""
+    assert client.wasAborted and file.closed
+
+
+@implementer(IChunkedContent)
+class _Late:
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+
+    def nextChunk(self) -> Any:
+        return self.answers.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("isLate", [False, True])
+def test_chunkThatIsNone(isLate: bool) -> None:
+    """
+    What is neither bytes nor None is a bug, late or not.
+    """
+    waiting: Deferred[Any] = Deferred()
+    client, _ = served(
+        lock=lambda info, surrender: None,
+        messageContent=lambda info, uniqueID: _Late([waiting if isLate else "text"]),
+    )
+    client.say(b"PASS secret")
+    client.say(b"RETR 1")
+    if isLate:
+        waiting.callback("text")
+    client._pump()
+    assert client.wasAborted
+
+
+def test_sessionWithoutAFactory() -> None:
+    """
+    Nobody counts its sessions then.
+    """
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
+    session = Session(ConnectionInfo(1, None, False), provider, Policy(), Clock())
+    _, over = start(session.logIn("alice", "secret"))
+    assert over == [None]
+    session.enter(State.TRANSACTION)
+    _, over = start(session.end())
+    assert over == [None]
+    assert not provider.store.maildrop("alice").isHeld
+    with pytest.raises(AssertionError):
+        session.enter(State.TRANSACTION)
