@@ -506,11 +506,14 @@ class Session:
         mailbox = self._mailbox
 
         async def delete() -> None:
-            await settle(mailbox.messageDelete, self.info, uniqueIDs)
-            self.messagesDeleted += len(uniqueIDs)
+            try:
+                await settle(mailbox.messageDelete, self.info, uniqueIDs)
+                self.messagesDeleted += len(uniqueIDs)
+            finally:
+                self._deletion = None
 
         deletion = CarriedThrough(delete)
-        self._deletion = deletion
+        self._deletion = None if deletion.done else deletion
         try:
             await deletion.outcome(self._clock, self.policy.answerTimeout)
         except Unanswered:
@@ -519,9 +522,6 @@ class Session:
                 "SYS/TEMP",
                 critical=True,
             )
-        finally:
-            if deletion.done:
-                self._deletion = None
 
     async def commit(self) -> int:
         """

@@ -298,7 +298,7 @@ class Judge:
                 # What an earlier one may have taken tells nothing of this one.
                 earlier = {name for names in self.open for name in names}
                 self.open.append([each for each in group if each and each not in earlier])
-        elif isOK and reply is not None:
+        elif isOK and reply is not None and not (isLasting and self.open):
             self._shown(verb, arguments, reply, line)
 
     def _gone(self, names: list[str]) -> None:

@@ -12,19 +12,27 @@ from typing import Any
 import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.interfaces import IChunkedContent, IExclusiveMailbox
+from pop3svc.interfaces import (
+    IChunkedContent,
+    IExclusiveMailbox,
+    INewMailNotifier,
+    IPOP3Mailbox,
+    ISleepingMailbox,
+)
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.replies import ok
 from pop3svc.protocol.sender import IReplyByReply
 from pop3svc.protocol.session import ConnectionInfo, Session, State
-from pop3svc.providers.memory import MemoryMailbox, MemoryProvider
+from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 from tests.protocol.test_connection import advance, loggedIn, makeFactory, reason
@@ -77,8 +85,8 @@ def test_commandThatAnswersNothing() -> None:
     """
     client = Client(withCommand(lambda session: None))
     client.received()
-    assert client.say(b"X").startswith((b"", b"-ERR [SYS/TEMP]"))
-    assert not client.isOpen
+    assert client.say(b"X") == b""
+    assert client.wasAborted
 
 
 def test_commandThatLogsInWithNothing() -> None:
@@ -269,26 +277,29 @@ def test_oneEndAfterTheOther() -> None:
         protocol.connectionLost()
 
 
-def test_tlsIsTakenFromUnderIt() -> None:
+@pytest.mark.parametrize("byStartTLS", [False, True])
+def test_tlsIsTakenFromUnderIt(byStartTLS: bool) -> None:
     """
     Where a client does not answer the end of TLS, what carries it is closed.
     """
     factory = makeFactory()
     below = StringTransport()
-    protocol = connected(factory, StringTransport())
     tls: Any = TLSMemoryBIOProtocol.__new__(TLSMemoryBIOProtocol)
     tls.transport = below
     tls.loseConnection = lambda: None
-    protocol.transport = tls
-    protocol.abortReason = None
+    protocol = connected(factory, StringTransport())
+    if byStartTLS:
+        # The transport of TCP has TLS as its protocol then.
+        protocol.transport.protocol = tls
+        protocol.transport.loseConnection = lambda: None
+        alsoProvides(protocol.transport, ISSLTransport)
+    else:
+        protocol.transport = tls
     protocol.stop()
+    assert not below.disconnecting
     factory.clock.advance(6)  # type: ignore[attr-defined]
     assert below.disconnecting
-    # STLS: the transport of TCP has TLS as its protocol.
-    over = StringTransport()
-    over.protocol = tls  # type: ignore[attr-defined]
-    protocol = connected(factory, over)
-    below.disconnecting = False
+    protocol.connectionLost()
 
 
 def test_nothingIsClosedTwice() -> None:
@@ -310,12 +321,6 @@ def test_nothingIsClosedTwice() -> None:
 
 
 # --- providers ------------------------------------------------------------------
-
-
-class Stubborn(MemoryMailbox):
-    """
-    Answers even what was cancelled.
-    """
 
 
 def _stubborn(answer: Callable[[], Any]) -> Deferred[Any]:
@@ -480,3 +485,279 @@ def test_sessionWithoutAFactory() -> None:
     assert not provider.store.maildrop("alice").isHeld
     with pytest.raises(AssertionError):
         session.enter(State.TRANSACTION)
+
+
+def test_deletionThatIsNotOver() -> None:
+    """
+    The client is told that nobody knows yet; the lock is kept until it is over.
+    """
+    client, calls = served(
+        lock=lambda info, surrender: None, messageDelete=lambda info, uniqueIDs: waiting
+    )
+    waiting: Deferred[None] = Deferred()
+    client.say(b"PASS secret")
+    client.say(b"DELE 1")
+    assert client.say(b"QUIT") == b""
+    advance(client, 121)
+    assert client.received().startswith(b"-ERR [SYS/TEMP]")
+    assert (client.isOpen, calls) == (False, [])
+    waiting.callback(None)
+    assert calls == ["unlock"]
+
+
+def test_contentThatComesTooLate() -> None:
+    """
+    It is closed, though nobody reads it.
+    """
+    content = _Late([b"x"])
+    closed: list[bool] = []
+    content.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    client, _ = served(
+        lock=lambda info, surrender: None,
+        messageContent=lambda info, uniqueID: _stubborn(lambda: content),
+    )
+    client.say(b"PASS secret")
+    assert client.say(b"RETR 1") == b""
+    client.vanish()
+    assert closed == [True]
+
+
+@implementer(IPOP3Mailbox, INewMailNotifier, ISleepingMailbox)
+class Simple:
+    """
+    A mailbox without a lock, that tells of new mail and when it sleeps.
+    """
+
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
+        self.listed = ["a"]
+
+    def listMessageUniqueIDs(self, info: Any) -> list[str]:
+        return self.listed
+
+    def watchMailbox(self, info: Any, changed: Callable[[], None]) -> Callable[[], None]:
+        self.changed = changed
+        return lambda: self.calls.append("watch ended")
+
+    def fallAsleep(self, info: Any) -> None:
+        self.calls.append("fallAsleep")
+
+
+def test_newMailWhileAsleep() -> None:
+    """
+    What it was not told of, a session does not look for.
+    """
+    calls: list[str] = []
+    mailbox = Simple(calls)
+    provider = MemoryProvider({"alice": "secret"}, [])
+    provider.authenticate = (  # type: ignore[method-assign]
+        lambda info, username, password: mailbox
+    )
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.logIn()
+    for isTold in (False, True):
+        assert client.say(b"SLEE").startswith(b"+OK")
+        mailbox.listed = [*mailbox.listed, f"new-{isTold}"]
+        if isTold:
+            mailbox.changed()
+        code = b"ACTIVITY/NEW" if isTold else b"ACTIVITY/NONE"
+        assert client.say(b"WAKE").startswith(b"+OK [%s]" % code)
+    client.say(b"QUIT")
+    assert calls == ["fallAsleep", "fallAsleep", "watch ended"]
+
+
+# --- more of the connection ------------------------------------------------------
+
+
+def test_loginDelayIsAnnounced() -> None:
+    client = Client(makeFactory(policy=Policy(loginDelay=7)))
+    client.received()
+    assert b"\r\nLOGIN-DELAY 7\r\n" in client.say(b"CAPA")
+
+
+def test_isAnswering() -> None:
+    _, client, mailbox = later(b"LIST 1\r\n")
+    assert client.protocol.isAnswering
+    mailbox.answerAll()
+    client.received()
+    assert not client.protocol.isAnswering
+
+
+def test_neverConnected() -> None:
+    """
+    A connection that ends before it has begun counts for nothing.
+    """
+    factory = makeFactory()
+    protocol: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
+    protocol.connectionLost()
+    assert not factory.connections
+
+
+def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It waits for the next turn, as all behind it.
+    """
+    from pop3svc.calling import Turns
+
+    client = loggedIn()
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 3)
+    assert client.transport.isPaused
+    client.protocol.dataReceived(b"STAT 1\r\n")
+    for _ in range(5):
+        advance(client, 0)
+    assert client.received() == b"+OK Done.\r\n" * 3 + b"-ERR This command takes no argument.\r\n"
+
+
+def test_stoppedBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pop3svc.calling import Turns
+
+    client = loggedIn()
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 3)
+    factory: Any = client.protocol.factory
+    _, over = start(factory.shutdown())
+    advance(client, 0)
+    client._pump()
+    assert not client.isOpen and over == [None]
+
+
+def test_clientThatAnswersAtOnce() -> None:
+    """
+    A peer in the same process may speak while it is spoken to.
+    """
+    coming = [b"FOO\r\n", b"QUIT\r\n"]
+
+    class Transport(StringTransport):
+        protocol: Any = None
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if self.protocol is not None and coming:
+                self.protocol.dataReceived(coming.pop(0))
+
+    transport = Transport()
+    protocol = connected(makeFactory(), transport)
+    transport.protocol = protocol
+    protocol.dataReceived(b"USER alice\r\n")
+    assert transport.value().count(b"\r\n") == 4
+    assert transport.disconnecting
+    protocol.connectionLost()
+
+
+def test_fullOfShortReplies() -> None:
+    """
+    A client that asks for much in little pieces and takes nothing is waited
+    for, like one that asks for one large thing.
+    """
+    client = loggedIn()
+    client.stall()
+    for _ in range(300):
+        client.send(b"UIDL 1\r\n" * 100)
+        if client.transport.isPaused:
+            break
+    else:
+        raise AssertionError("it was never held back")
+    assert len(client.transport.written) < 400_000
+    assert client.isOpen
+    factory: Any = client.protocol.factory
+    _, over = start(factory.shutdown())
+    advance(client, 6)
+    client._pump()
+    assert over == [None]
+
+
+def test_endingThatFails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A bug in it is told of, and the connection is over all the same.
+    """
+    for isLate in (False, True):
+        client = loggedIn()
+        waiting: Deferred[None] = Deferred()
+
+        async def end(session: Session, late: bool = isLate, wait: Any = waiting) -> None:
+            if late:
+                await wait
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Session, "end", end)
+        seen: list[Any] = []
+        globalLogPublisher.addObserver(seen.append)
+        client.vanish()
+        waiting.callback(None)
+        globalLogPublisher.removeObserver(seen.append)
+        factory: Any = client.protocol.factory
+        assert not factory.connections
+        assert ["ending a session failed"] == [
+            event["log_format"] for event in seen if "log_failure" in event
+        ]
+
+
+def test_clientThatAnswersInTheMiddle() -> None:
+    """
+    The same while a large message is on its way.
+    """
+    coming = [b"NOOP\r\n", b"QUIT\r\n"]
+
+    class Transport(StringTransport):
+        protocol: Any = None
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if len(data) > 30_000 and coming:
+                self.protocol.dataReceived(coming.pop(0))
+
+    transport = Transport()
+    protocol = connected(makeFactory(), transport)
+    transport.protocol = protocol
+    protocol.dataReceived(b"USER alice\r\nPASS secret\r\nRETR 2\r\n")
+    assert transport.value().endswith(b"\r\n.\r\n+OK Done.\r\n+OK Bye.\r\n")
+    protocol.connectionLost()
+
+
+def test_turnThatHasToWait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The next turn does not begin while the client takes nothing.
+    """
+    from pop3svc.calling import Turns
+
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client = Client(withCommand(lambda session: ok("x" * 500)))
+    client.received()
+    client.stall()
+    client.send(b"X\r\n" * 300)
+    for _ in range(400):
+        advance(client, 0)
+    held = len(client.transport.written)
+    assert 65536 <= held < 140_000
+    while len(client.read(1000)) == 1000:
+        advance(client, 0)
+    client.transport.isStalled = False
+    for _ in range(400):
+        advance(client, 0)
+    assert client.isOpen
+    assert client.say(b"QUIT").endswith(b"+OK Bye.\r\n")
+
+
+def test_lastWordThatFindsNoRoom() -> None:
+    """
+    It is the transport's to send before the end.
+    """
+
+    class Transport(StringTransport):
+        closed = False
+
+        def writeSomeData(self, data: bytes) -> int:
+            return 0
+
+        def loseWriteConnection(self) -> None:
+            self.closed = True
+
+        def doWrite(self) -> None:
+            raise AssertionError("there is no room")
+
+    transport = Transport()
+    protocol = connected(makeFactory(), transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert transport.closed and transport.value().endswith(b"+OK Bye.\r\n")
+    protocol.connectionLost()
