@@ -254,6 +254,33 @@ def test_closedAndNotClosedByTheClient() -> None:
     assert client.wasAborted and not client.isOpen
 
 
+def test_stoppedByTheLastWord() -> None:
+    """
+    The service stops at the moment a connection closes its end: that one is
+    closed fully at once, and given up in its time.
+    """
+    factory = makeFactory()
+
+    class Transport(StringTransport):
+        over: list[Any] = []
+        aborted = False
+
+        def loseWriteConnection(self) -> None:
+            self.over = start(factory.shutdown())[1]
+
+        def abortConnection(self) -> None:
+            self.aborted = True
+
+    transport = Transport()
+    protocol = connected(factory, transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert transport.disconnecting and not transport.aborted
+    factory.clock.advance(601)  # type: ignore[attr-defined]
+    assert transport.aborted
+    protocol.connectionLost()
+    assert transport.over == [None]
+
+
 def test_oneEndAfterTheOther() -> None:
     """
     However the two halves are closed, all of it is in the end.
