@@ -554,7 +554,7 @@ class POP3Connection(LineReceiver):
         if self._reason:
             transport: Any = self.transport
             transport.loseConnection()
-        elif self._running is None:
+        elif self._running is None and not self._lines:
             self._close("closed by the client")
 
     def writeConnectionLost(self) -> None:

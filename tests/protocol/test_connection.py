@@ -617,3 +617,18 @@ def test_shutdownWhileNothingIsTaken() -> None:
     client.transport.isStalled = False
     client.received()
     assert (client.isOpen, over) == (False, [None])
+
+
+
+def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What waits for its turn is answered, too.
+    """
+    client = loggedIn()
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 3)
+    client.endSending()
+    for _ in range(4):
+        advance(client, 0)
+    assert client.received() == b"+OK Done.\r\n" * 3
+    assert not client.isOpen
