@@ -632,3 +632,20 @@ def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(client, 0)
     assert client.received() == b"+OK Done.\r\n" * 3
     assert not client.isOpen
+
+
+
+def test_outputIsHeldBackBehindWhatIsLate() -> None:
+    """
+    However the answers to what came in at once come about, a client that takes
+    none has the service hold little.
+    """
+    _, client, mailbox = later(b"")
+    client.received()
+    client.stall()
+    client.send(b"CAPA\r\n" * 150 + b"LIST 1\r\n")
+    mailbox.answerAll()
+    client.send((b"CAPA\r\n" * 150 + b"STAT\r\nRETR 1\r\n") * 50)
+    for _ in range(100):
+        mailbox.answerAll()
+    assert len(client.transport.written) < 300_000
