@@ -30,7 +30,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.listings import Listed
 from pop3svc.providers.names import Root
-from pop3svc.providers.removal import STAGING, Readiness, recover, removeAll
+from pop3svc.providers.removal import Readiness, nameOfStaging, recover, removeAll
 from pop3svc.providers.watching import Touches
 
 __all__ = [
@@ -689,7 +689,7 @@ class ExclusiveFileMailbox(FileMailbox):
             if root is None:
                 return None
             try:
-                wanted = openDirectory(STAGING, root)
+                wanted = openDirectory(nameOfStaging(root), root)
             finally:
                 os.close(root)
         except OSError:
@@ -709,7 +709,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         # Of what is done on another machine the kernel does not tell.
         root = None if self._isSlow or self._held is None else self._held.here()
-        return None if root is None else f"/proc/self/fd/{root}/{STAGING}"
+        return None if root is None else f"/proc/self/fd/{root}/{nameOfStaging(root)}"
 
     def isWanted(self) -> bool:
         """
@@ -720,7 +720,7 @@ class ExclusiveFileMailbox(FileMailbox):
             if root is None:
                 return False
             try:
-                wanted = openDirectory(STAGING, root)
+                wanted = openDirectory(nameOfStaging(root), root)
             finally:
                 os.close(root)
             try:

@@ -217,16 +217,21 @@ class Reactor(Clock):
     addWriter = removeWriter = getWriters = removeAll = None
 
 
-def test_askedByAnotherProcess(maildir: Path) -> None:
+@pytest.mark.parametrize("deletes", [0, 1, 2])
+def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     """
     A mailbox that is held for long is not looked at again and again: whoever
-    wants it touches a directory of it.
+    wants it touches a directory of it, which has another name after a deletion.
     """
     reactor, elsewhere = Reactor(), Clock()
     root = str(maildir.parent)
     client = conversation(Anybody(MaildirStore(root, runner=Inline(), clock=reactor)), ALICE)
     time: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+    if deletes == 1:
+        says(client, "DELI 1", "+OK")
     reactor.advance(0.25)
+    if deletes == 2:
+        says(client, "DELI 1", "+OK")
     assert len(reactor.readers) == 1 and not reactor.getDelayedCalls()
     # Another process, as far as a lock knows; the holder is not idle yet.
     store = MaildirStore(root, runner=Inline(), clock=elsewhere)
