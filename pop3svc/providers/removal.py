@@ -196,7 +196,12 @@ def recover(root: int, folders: Iterable[str]) -> None:
 
     @raise OSError: that did not work.
     """
-    _purge(root, folders)
+    try:
+        _purge(root, folders)
+    except OSError as error:
+        # It is out of the way of who reads.
+        if error.errno != errno.EROFS:
+            raise
     _putBack(root, folders)
     try:
         _makeReady(root, folders)
