@@ -82,6 +82,9 @@ def removeAll(
                         break
                 else:
                     raise OSError(errno.EBUSY, "a message is renamed all the time")
+            # Its name, before what is in it: with the other one, which it may have
+            # had until now, a power failure would make it all removed.
+            os.fsync(root)
             for source, target in opened.values():
                 os.fsync(target)
                 os.fsync(source)

@@ -303,3 +303,23 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(OSError, match="read-only"):
         recover(root, FOLDERS)
+
+
+def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The staging directory had the name of what is removed until now: that it
+    has no more is durable before anything is in it.
+    """
+    root = make(tmp_path)
+    removeAll(root, FOLDERS, PLACES, locate)
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def remembered(descriptor: int) -> None:
+        fsync(descriptor)
+        if any((tmp_path / "pop3svc-removing").rglob("d")):
+            synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", remembered)
+    removeAll(root, FOLDERS, KEPT, locate)
+    assert synced.index(tmp_path.stat().st_ino) == 0
