@@ -619,7 +619,6 @@ def test_shutdownWhileNothingIsTaken() -> None:
     assert (client.isOpen, over) == (False, [None])
 
 
-
 def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     What waits for its turn is answered, too.
@@ -632,7 +631,6 @@ def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(client, 0)
     assert client.received() == b"+OK Done.\r\n" * 3
     assert not client.isOpen
-
 
 
 def test_outputIsHeldBackBehindWhatIsLate() -> None:
