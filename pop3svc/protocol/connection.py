@@ -381,7 +381,14 @@ class POP3Connection(LineReceiver):
             self.paused = False
             transport: Any = self.transport
             transport.resumeProducing()
-        if not self._reason:
+        if self._reason:
+            return
+        # If it was no command, _sent() has not looked.
+        if self._isLate:
+            self._sayTooLate()
+        elif self._stopping:
+            self._sayStopping()
+        else:
             self._takeLines()
 
     def _nextTurn(self) -> None:
@@ -463,7 +470,8 @@ class POP3Connection(LineReceiver):
         The time for a login is over.
         """
         if self._running is not None:
-            # What is under way may yet be the login; _sent() looks again.
+            # What is under way may yet be the login; _sent() looks again, or
+            # _goOn().
             self._isLate = True
         else:
             self._sayTooLate()
@@ -546,7 +554,7 @@ class POP3Connection(LineReceiver):
         if self._reason:
             transport: Any = self.transport
             transport.loseConnection()
-        elif self._running is None:
+        elif self._running is None and not self._lines:
             self._close("closed by the client")
 
     def writeConnectionLost(self) -> None:

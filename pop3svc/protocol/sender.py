@@ -58,7 +58,8 @@ class ReplySender:
 
     @ivar octetsSent: octets written to the transport so far.
     @ivar hasGathered: is there anything that was not written yet?
-    @ivar isCrowded: is there so much of it that it should not wait?
+    @ivar isCrowded: is there so much of it, or so little room for it, that it is
+        to be waited for before there is more?
     @ivar isFull: does the transport still have something to write?
     """
 
@@ -130,7 +131,7 @@ class ReplySender:
 
     @property
     def isCrowded(self) -> bool:
-        return self._octets >= _PIECE or self._byReply
+        return self._octets + self._unasked >= _PIECE or self._paused or self._byReply
 
     async def send(self, reply: Reply) -> bool:
         """
@@ -228,9 +229,9 @@ class ReplySender:
             return
         gathered = self._gathered
         octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-        self._unasked += self._octets
         self._gathered, self._octets = [], 0
         if self._writeSome is None or self._paused:
+            self._unasked += len(octets)
             self._transport.write(octets)
         else:
             self._writeAtOnce(octets)
@@ -263,8 +264,6 @@ class ReplySender:
         if self._octets + self._unasked >= _PIECE or self.isFull:
             return False
         self.flushNow()
-        if self._writeSome is not None:
-            self._unasked = 0
         return not self._paused
 
     async def flush(self) -> None:
@@ -275,12 +274,13 @@ class ReplySender:
         @raise ConnectionLost: the transport stopped us.
         """
         isOurs = self._writeSome is None and not self._isRegistered
-        self._unasked = 0
         if isOurs:
             self._register(True)
         try:
             if not self._stopped:
                 self.flushNow()
+            # It has told by now.
+            self._unasked = 0
             if self._paused and not self._stopped:
                 await self._room()
             else:

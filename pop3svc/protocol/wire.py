@@ -123,7 +123,8 @@ class MultiLine:
         @param topLines: see L{Reply.topLines}.
         @param hasLineEnds: see L{pop3svc.protocol.replies.Body.hasLineEnds}.
         """
-        self._lineEnds = None if hasLineEnds else LineEnds()
+        # Top has to see whole line ends, and blocks are cut inside them, too.
+        self._lineEnds = None if hasLineEnds and topLines is None else LineEnds()
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
 

@@ -39,7 +39,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.listings import Listed
 from pop3svc.providers.names import Root
-from pop3svc.providers.removal import STAGING, Readiness, recover, removeAll
+from pop3svc.providers.removal import Readiness, nameOfStaging, recover, removeAll
 from pop3svc.providers.watching import Touches
 
 __all__ = [
@@ -711,7 +711,7 @@ class ExclusiveFileMailbox(FileMailbox):
             if root is None:
                 return None
             try:
-                wanted = openDirectory(STAGING, root)
+                wanted = openDirectory(nameOfStaging(root), root)
             finally:
                 closeQuietly(root)
         except OSError:
@@ -731,7 +731,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         # Of what is done on another machine the kernel does not tell.
         root = None if self._isSlow or self._held is None else self._held.here()
-        return None if root is None else f"/proc/self/fd/{root}/{STAGING}"
+        return None if root is None else f"/proc/self/fd/{root}/{nameOfStaging(root)}"
 
     def isWanted(self) -> bool:
         """
@@ -742,7 +742,7 @@ class ExclusiveFileMailbox(FileMailbox):
             if root is None:
                 return False
             try:
-                wanted = openDirectory(STAGING, root)
+                wanted = openDirectory(nameOfStaging(root), root)
             finally:
                 closeQuietly(root)
             try:

@@ -310,13 +310,14 @@ class _Maildir(FileMailbox):
         changed()
 
         def begin(root: int) -> None:
-            watching = self.shared.watches.watch(self._place.path, root, self.folders, changed)
+            watching = self.shared.watches.watch(root, self.folders, changed)
             if watching is None:
                 return
             self._watch, self._endWatch = watching
+            heard = self._watch.look()
             listing = self._sharedListing(root)
             if listing is not None:
-                self.shared.listings.setHeard(self._watch.key, listing, self._watch.look())
+                self.shared.listings.setHeard(self._watch.key, listing, heard)
 
         try:
             self._inRoot(begin)

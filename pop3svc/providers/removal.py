@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from pop3svc.files import closeQuietly, openDirectory
 
-__all__ = ["STAGING", "Readiness", "isReady", "recover", "removeAll"]
+__all__ = ["Readiness", "isReady", "nameOfStaging", "recover", "removeAll"]
 
-STAGING = "pop3svc-removing"
+_STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
 
 # A file that is renamed again and again while we look is a file in use.
@@ -32,6 +32,17 @@ _LOOKS = 5
 # (the name of a directory below the root, the name of a file in it)
 Place = tuple[str, str]
 Message = TypeVar("Message")
+
+
+def nameOfStaging(root: int) -> str:
+    """
+    @return: the name that the staging directory has now; it stays the same one.
+    """
+    try:
+        os.lstat(_STAGING, dir_fd=root)
+    except FileNotFoundError:
+        return _REMOVED
+    return _STAGING
 
 
 def _stage(folder: str) -> str:
@@ -61,7 +72,7 @@ def removeAll(
         recover(root, folders)
         _makeReady(root, folders)
     opened: dict[str, tuple[int, int]] = {}
-    staging = openDirectory(STAGING, root)
+    staging = openDirectory(_STAGING, root)
     try:
         try:
             for message in wanted:
@@ -71,16 +82,19 @@ def removeAll(
                         break
                 else:
                     raise OSError(errno.EBUSY, "a message is renamed all the time")
+            # Its name, before what is in it: with the other one, which it may have
+            # had until now, a power failure would make it all removed.
+            os.fsync(root)
             for source, target in opened.values():
                 os.fsync(target)
                 os.fsync(source)
             os.fsync(staging)
             # From here on they are removed.
-            os.rename(STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
+            os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
             try:
                 os.fsync(root)
             except OSError:
-                os.rename(_REMOVED, STAGING, src_dir_fd=root, dst_dir_fd=root)
+                os.rename(_REMOVED, _STAGING, src_dir_fd=root, dst_dir_fd=root)
                 raise
         except OSError:
             _putBack(root, folders)
@@ -142,7 +156,7 @@ def _stampOf(root: int, folders: Sequence[str]) -> tuple[_Stamp | None, bool]:
     stamp = []
     try:
         for folder in folders:
-            status = os.lstat(f"{STAGING}/{_stage(folder)}", dir_fd=root)
+            status = os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)
             # The time of change cannot be set back.
             stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
     except OSError:
@@ -166,7 +180,7 @@ def isReady(root: int, folders: Iterable[str]) -> bool:
     else:
         return False
     found = 0
-    for _, directory in _staged(root, STAGING, folders):
+    for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
             if os.listdir(directory):
@@ -183,7 +197,12 @@ def recover(root: int, folders: Iterable[str]) -> None:
 
     @raise OSError: that did not work.
     """
-    _purge(root, folders)
+    try:
+        _purge(root, folders)
+    except OSError as error:
+        # It is out of the way of who reads.
+        if error.errno != errno.EROFS:
+            raise
     _putBack(root, folders)
     try:
         _makeReady(root, folders)
@@ -195,8 +214,8 @@ def recover(root: int, folders: Iterable[str]) -> None:
 
 def _makeReady(root: int, folders: Iterable[str]) -> None:
     owner = os.fstat(root)
-    _makeOwn(STAGING, root, owner)
-    staging = openDirectory(STAGING, root)
+    _makeOwn(_STAGING, root, owner)
+    staging = openDirectory(_STAGING, root)
     try:
         for folder in folders:
             _makeOwn(_stage(folder), staging, owner)
@@ -272,7 +291,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
         finally:
             closeQuietly(directory)
     try:
-        os.rename(_REMOVED, STAGING, src_dir_fd=root, dst_dir_fd=root)
+        os.rename(_REMOVED, _STAGING, src_dir_fd=root, dst_dir_fd=root)
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -289,7 +308,7 @@ def _unlinkAll(directory: int) -> None:
 
 
 def _putBack(root: int, folders: Iterable[str]) -> None:
-    for folder, directory in _staged(root, STAGING, folders):
+    for folder, directory in _staged(root, _STAGING, folders):
         try:
             names = os.listdir(directory)
             if names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable, Iterable
+from itertools import count
 from typing import Any
 
 from twisted.internet.interfaces import IReactorFDSet, IReadDescriptor
@@ -37,21 +38,29 @@ _OVERFLOW = 0x4000
 # IN_ONLYDIR and IN_DONT_FOLLOW
 _FLAGS = 0x01000000 | 0x02000000
 
+_changes = count(1)
+
+
+def _begunInotify() -> int:
+    descriptor = _inotify.init()
+    os.set_blocking(descriptor, False)
+    os.set_inheritable(descriptor, False)
+    return descriptor
+
 
 class Watch:
     """
     A mailbox that is watched.
 
-    @ivar changes: how often something in it has changed.
+    @ivar changes: another number after each change of something in it; what one
+        watch has said no other says.
     @ivar isBroken: nothing more is heard of it.
     """
 
-    def __init__(self, watches: Watches, path: str, key: Key) -> None:
-        self.path = path
+    def __init__(self, watches: Watches, key: Key) -> None:
         self.key = key
-        self.changes = 0
+        self.changes = next(_changes)
         self.isBroken = False
-        self.folders: list[str] = []
         self.numbers: list[int] = []
         self.called: list[Callable[[], object]] = []
         self._watches = watches
@@ -69,7 +78,7 @@ class Watch:
         """
         Something in it has changed.
         """
-        self.changes += 1
+        self.changes = next(_changes)
         for each in list(self.called):
             each()
 
@@ -77,45 +86,41 @@ class Watch:
 class Watches:
     """
     The mailboxes of one store that are watched, each once, however many
-    sessions ask for it.  Used in the reactor thread only.
+    sessions ask for it, by whatever names.  Used in the reactor thread only.
 
     The kernel is asked when somebody wakes up, not at each delivery: its queue
     has a bound, and says so when it overflows.
     """
 
     def __init__(self) -> None:
-        self._notifier: Any = None
+        self._descriptor = -1
         self._isOff = inotify is None
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[Key, Watch] = {}
         self._byNumber: dict[int, Watch] = {}
 
     def watch(
-        self, path: str, root: int, folders: Iterable[str], changed: Callable[[], object]
+        self, root: int, folders: Iterable[str], changed: Callable[[], object]
     ) -> tuple[Watch, Callable[[], None]] | None:
         """
-        @param path: of the mailbox.
-        @param root: a descriptor of it.
+        @param root: a descriptor of the mailbox.
         @param folders: the directories in it that messages are in.
         @return: the watch, and what ends it for this session; L{None} if the
             kernel does not tell.
         """
         status = os.fstat(root)
         key = status.st_dev, status.st_ino
-        watch = self._watches.get(path)
-        if watch is not None and (watch.key != key or watch.isBroken):
-            self._drop(watch)
-            watch = None
+        watch = self._watches.get(key)
         if watch is None:
-            watch = self._begun(Watch(self, path, key), root, folders)
+            watch = self._begun(Watch(self, key), root, folders)
             if watch is None:
                 return None
-            self._watches[path] = watch
+            self._watches[key] = watch
         watch.called.append(changed)
         kept = watch
 
         def end() -> None:
             kept.called.remove(changed)
-            if not kept.called and self._watches.get(path) is kept:
+            if not kept.called and self._watches.get(key) is kept:
                 self._drop(kept)
 
         return watch, end
@@ -124,20 +129,18 @@ class Watches:
         if self._isOff:
             return None
         try:
-            if self._notifier is None:
-                self._notifier = inotify.INotify(object())
+            if self._descriptor < 0:
+                self._descriptor = _begunInotify()
             mask = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_CREATE
             mask |= inotify.IN_DELETE | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | _FLAGS
             for folder in folders:
-                path = os.path.join(watch.path, folder)
-                number = self._notifier.watch(FilePath(path), mask)
-                watch.folders.append(path)
+                # It has to be the one that is read, whatever stands at its path.
+                path = FilePath(f"/proc/self/fd/{root}/{folder}")
+                number = _inotify.add(self._descriptor, path, mask)
+                if number in self._byNumber:
+                    raise FileExistsError(f"another mailbox has this {folder}, too")
                 watch.numbers.append(number)
                 self._byNumber[number] = watch
-                # By its path it has to be the one that is read.
-                there, here = os.lstat(path), os.stat(folder, dir_fd=root, follow_symlinks=False)
-                if (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino):
-                    raise FileNotFoundError(path)
         except (OSError, INotifyError):
             # No such directory yet, or too many watches: their times tell.
             self._drop(watch)
@@ -147,15 +150,11 @@ class Watches:
     def _drop(self, watch: Watch) -> None:
         watch.isBroken = True
         watch.changed()
-        if self._watches.get(watch.path) is watch:
-            del self._watches[watch.path]
-        for path in watch.folders:
-            try:
-                self._notifier.ignore(FilePath(path))
-            except KeyError:
-                pass
+        if self._watches.get(watch.key) is watch:
+            del self._watches[watch.key]
         for number in watch.numbers:
-            self._byNumber.pop(number, None)
+            if self._byNumber.pop(number, None) is not None:
+                _inotify.remove(self._descriptor, number)
         if not self._byNumber:
             self.stop()
 
@@ -163,9 +162,9 @@ class Watches:
         """
         Hear all there is to hear by now.
         """
-        while self._notifier is not None:
+        while self._descriptor >= 0:
             try:
-                data = os.read(self._notifier.fileno(), _READ)
+                data = os.read(self._descriptor, _READ)
             except (BlockingIOError, InterruptedError):
                 return
             self.heard(data)
@@ -194,9 +193,9 @@ class Watches:
         """
         There is nothing to be heard any more.
         """
-        notifier, self._notifier = self._notifier, None
-        if notifier is not None:
-            os.close(notifier.fileno())
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 @implementer(IReadDescriptor)
@@ -221,9 +220,7 @@ class Touches:
             return None
         try:
             if self._descriptor < 0:
-                self._descriptor = _inotify.init()
-                os.set_blocking(self._descriptor, False)
-                os.set_inheritable(self._descriptor, False)
+                self._descriptor = _begunInotify()
                 self._reactor.addReader(self)
             mask = inotify.IN_ATTRIB | inotify.IN_DELETE_SELF | _FLAGS
             number: int = _inotify.add(self._descriptor, FilePath(path), mask)

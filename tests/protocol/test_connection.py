@@ -12,6 +12,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from zope.interface import implementer
 
+from pop3svc.calling import Turns
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.policy import Policy
 from pop3svc.protocol.session import State
@@ -541,8 +542,6 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A flood of quick commands does not keep the reactor from others.
     """
-    from pop3svc.calling import Turns
-
     client = loggedIn()
     monkeypatch.setattr(Turns, "SLICE", 0)
     client.send(b"NOOP\r\n" * 50)
@@ -585,3 +584,66 @@ def test_statIsRemembered() -> None:
     assert client.say(b"STAT") == b"+OK 1 4\r\n"
     client.say(b"CORE")
     assert client.say(b"STAT") == b"+OK 1 4\r\n"
+
+
+def test_loginTimeoutWhileNothingIsTaken() -> None:
+    """
+    What was asked for before is all that such a client still gets.
+    """
+    client = Client(makeFactory())
+    client.stall()
+    client.send(b"CAPA\r\n" * 150)
+    client.send(b"CAPA\r\n" * 150)
+    assert client.protocol.isAnswering  # type: ignore[attr-defined]
+    advance(client, 200)
+    assert client.isOpen
+    while client.read(100_000):
+        pass
+    client.transport.isStalled = False
+    advance(client, 1)
+    assert not client.isOpen
+
+
+def test_shutdownWhileNothingIsTaken() -> None:
+    factory = makeFactory()
+    client = Client(factory)
+    client.stall()
+    client.send(b"CAPA\r\n" * 150)
+    client.send(b"CAPA\r\n" * 150)
+    assert client.protocol.isAnswering  # type: ignore[attr-defined]
+    over = start(factory.shutdown())[1]
+    while client.read(100_000):
+        pass
+    client.transport.isStalled = False
+    client.received()
+    assert (client.isOpen, over) == (False, [None])
+
+
+def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What waits for its turn is answered, too.
+    """
+    client = loggedIn()
+    monkeypatch.setattr(Turns, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 3)
+    client.endSending()
+    for _ in range(4):
+        advance(client, 0)
+    assert client.received() == b"+OK Done.\r\n" * 3
+    assert not client.isOpen
+
+
+def test_outputIsHeldBackBehindWhatIsLate() -> None:
+    """
+    However the answers to what came in at once come about, a client that takes
+    none has the service hold little.
+    """
+    _, client, mailbox = later(b"")
+    client.received()
+    client.stall()
+    client.send(b"CAPA\r\n" * 150 + b"LIST 1\r\n")
+    mailbox.answerAll()
+    client.send((b"CAPA\r\n" * 150 + b"STAT\r\nRETR 1\r\n") * 50)
+    for _ in range(100):
+        mailbox.answerAll()
+    assert len(client.transport.written) < 300_000

@@ -252,11 +252,12 @@ def test_plainFull() -> None:
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
+    assert sender.isCrowded
     _, got = start(sender.flush())
     sender.say(ok("Bye."))
     assert got == []
     transport.drain()
-    assert got == [None] and transport.producer is None
+    assert got == [None] and transport.producer is None and not sender.isCrowded
     assert transport.written == b"+OK Fine.\r\n+OK Bye.\r\n"
 
 

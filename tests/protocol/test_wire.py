@@ -131,3 +131,17 @@ def test_hasControl() -> None:
     assert not hasControl(b" ~\x80\xff")
     for octet in [*range(32), 127]:
         assert hasControl(b"a" + bytes([octet]) + b"b")
+
+
+@pytest.mark.parametrize("lines", [0, 1, 2, 9])
+def test_topOfWhatHasLineEnds(lines: int) -> None:
+    """
+    Blocks may be cut inside a line end, too.
+    """
+    message = b"a: b\r\n\r\n.one\r\n\r\nthree\r\n"
+    whole = MultiLine(lines)
+    wanted = whole.feed(message) + whole.finish()
+    for cut in range(len(message)):
+        top = MultiLine(lines, hasLineEnds=True)
+        got = top.feed(message[:cut])
+        assert got + top.feed(message[cut:]) + top.finish() == wanted, cut

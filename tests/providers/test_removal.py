@@ -278,3 +278,48 @@ def test_linksAreNotFollowed(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="."):
             recover(root, FOLDERS)
     assert (elsewhere / "precious").exists()
+
+
+def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What was removed before the disk came to be read-only keeps nobody from
+    reading the rest; what was not decided does.
+    """
+    root = make(tmp_path)
+    removeAll(root, FOLDERS, PLACES, locate)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    with monkeypatch.context() as patched:
+        for step in ("rename", "unlink", "mkdir", "link"):
+            patched.setattr(os, step, refuse)
+        recover(root, FOLDERS)
+        with pytest.raises(OSError, match="read-only"):
+            removeAll(root, FOLDERS, KEPT, locate)
+        assert there(tmp_path) == set(KEPT)
+    recover(root, FOLDERS)
+    (tmp_path / "new" / "d").rename(tmp_path / "pop3svc-removing" / "new" / "d")
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="read-only"):
+        recover(root, FOLDERS)
+
+
+def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The staging directory had the name of what is removed until now: that it
+    has no more is durable before anything is in it.
+    """
+    root = make(tmp_path)
+    removeAll(root, FOLDERS, PLACES, locate)
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def remembered(descriptor: int) -> None:
+        fsync(descriptor)
+        if any((tmp_path / "pop3svc-removing").rglob("d")):
+            synced.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", remembered)
+    removeAll(root, FOLDERS, KEPT, locate)
+    assert synced.index(tmp_path.stat().st_ino) == 0

@@ -173,7 +173,7 @@ def test_withoutWatches(maildir: Path, monkeypatch: pytest.MonkeyPatch, broken: 
     if broken == "off":
         monkeypatch.setattr("pop3svc.providers.watching.inotify", None)
     else:
-        monkeypatch.setattr("twisted.internet.inotify.INotify.watch", full)
+        monkeypatch.setattr("twisted.python._inotify.add", full)
     client, store = awake(maildir)
     assert not store._shared.watches._watches
     says(client, "WAKE", NONE, "SLEE", "+OK")
@@ -186,8 +186,8 @@ def test_aLinkIsNotFollowed(maildir: Path) -> None:
     os.symlink("/", maildir / "cur")
     root = os.open(maildir, os.O_RDONLY)
     watches = Watches()
-    assert watches.watch(str(maildir), root, ("new", "cur"), lambda: None) is None
-    assert not watches._byNumber and watches._notifier is None
+    assert watches.watch(root, ("new", "cur"), lambda: None) is None
+    assert not watches._byNumber and watches._descriptor < 0
     os.close(root)
 
 
@@ -217,16 +217,21 @@ class Reactor(Clock):
     addWriter = removeWriter = getWriters = removeAll = None
 
 
-def test_askedByAnotherProcess(maildir: Path) -> None:
+@pytest.mark.parametrize("deletes", [0, 1, 2])
+def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     """
     A mailbox that is held for long is not looked at again and again: whoever
-    wants it touches a directory of it.
+    wants it touches a directory of it, which has another name after a deletion.
     """
     reactor, elsewhere = Reactor(), Clock()
     root = str(maildir.parent)
     client = conversation(Anybody(MaildirStore(root, runner=Inline(), clock=reactor)), ALICE)
     time: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+    if deletes == 1:
+        says(client, "DELI 1", "+OK")
     reactor.advance(0.25)
+    if deletes == 2:
+        says(client, "DELI 1", "+OK")
     assert len(reactor.readers) == 1 and not reactor.getDelayedCalls()
     # Another process, as far as a lock knows; the holder is not idle yet.
     store = MaildirStore(root, runner=Inline(), clock=elsewhere)
@@ -270,3 +275,51 @@ def test_touches(tmp_path: Path) -> None:
     assert told[1:] == [(2, True)]
     assert not reactor.readers
     assert Touches(Clock()).watch(str(first), told.append) is None
+
+
+def test_anotherWatch(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A watch that has heard nothing says nothing about a listing that was made
+    with another.
+    """
+    client, store = awake(maildir)
+    client.say(b"QUIT")
+    deliver(maildir, "3.x")
+    # It changes all the time while it is listed, and no more afterwards.
+    monkeypatch.setattr(maildirs, "_SCANS", 1)
+    other = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
+    old(maildir)
+    says(other, "WAKE", NONE, "STAT", "+OK 3 ", "UIDL 3", "+OK 3 3.x")
+
+
+def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    client = conversation(Anybody(store), ALICE)
+    shared = maildirs.MaildirMailbox._sharedListing
+
+    def sharedListing(mailbox: Any, root: int) -> Any:
+        listing = shared(mailbox, root)
+        deliver(maildir, "3.x")
+        return listing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(maildirs.MaildirMailbox, "_sharedListing", sharedListing)
+        client.say(b"SLEE")
+    old(maildir)
+    says(client, "WAKE", NEW, "STAT", "+OK 3 ")
+
+
+def test_twoNames(maildir: Path) -> None:
+    """
+    One mailbox by two names: to the kernel it is one, too.
+    """
+    (maildir.parent / "bob").symlink_to("alice")
+    client, store = awake(maildir)
+    other = conversation(Anybody(store), ALICE.replace("alice", "bob") + "C: SLEE\nS: +OK…")
+    deliver(maildir, "3.x")
+    old(maildir)
+    says(client, "WAKE", NEW, "STAT", "+OK 3 ", "SLEE", "+OK")
+    says(other, "WAKE", NEW, "STAT", "+OK 3 ", "SLEE", "+OK", "QUIT", "+OK")
+    deliver(maildir, "4.x")
+    old(maildir)
+    says(client, "WAKE", NEW, "STAT", "+OK 4 ")
