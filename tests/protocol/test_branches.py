@@ -785,6 +785,51 @@ def test_lastWordThatFindsNoRoom() -> None:
 
     transport = Transport()
     protocol = connected(makeFactory(), transport)
-    protocol.dataReceived(b"QUIT\r\n")
-    assert transport.closed and transport.value().endswith(b"+OK Bye.\r\n")
+    protocol.stop()
+    assert transport.closed and transport.value().endswith(
+        b"-ERR [SYS/TEMP] The service stops.\r\n"
+    )
     protocol.connectionLost()
+
+
+def test_lateWhileTheLastWaits() -> None:
+    """
+    What is waited for is no command, but room for the answers to those before.
+    """
+    each = b"+OK Now the password.\r\n"
+    for isStopped, said in (
+        (False, b"-ERR That took too long.\r\n"),
+        (True, b"-ERR [SYS/TEMP] The service stops.\r\n"),
+    ):
+        factory = makeFactory()
+        client = Client(factory)
+        client.received()
+        client.stall()
+        while not client.protocol.isAnswering:  # type: ignore[attr-defined]
+            client.send(b"USER x\r\n")
+        assert client.protocol.isAnswering  # type: ignore[attr-defined]
+        if isStopped:
+            start(factory.shutdown())
+        else:
+            advance(client, 181)
+        assert client.isOpen
+        received = b""
+        while octets := client.read(100_000):
+            received += octets
+        client.transport.isStalled = False
+        advance(client, 0)
+        received += client.received()
+        assert received.endswith(each + said)
+
+
+def test_lastReplyMakesItMuch() -> None:
+    """
+    What has come together is written, and the next command answered.
+    """
+    each = b"+OK Done.\r\n"
+    # One of these it is, after what was said before.
+    for count in range(65536 // len(each) - 10, 65536 // len(each) + 2):
+        client = loggedIn()
+        client.send(b"NOOP\r\n" * count)
+        assert client.received() == each * count
+        assert client.say(b"NOOP") == each
