@@ -27,17 +27,16 @@ from zlib import crc32
 
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from zope.interface import implementer
 
 import pop3svc
 from pop3svc.accounts.passwordfile import readPasswordFile
-from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.proxy import parseHeader
 from pop3svc.testing import Client, Inline
+from tests.anybody import Anybody
 
 CORPUS = Path(__file__).parent / "corpus"
 SOURCE = Path(pop3svc.__file__).parent
@@ -209,17 +208,6 @@ def proxy(data: bytes) -> None:
             must(whole == "refused", "refused too early", data[:end])
         else:
             must(whole != "refused" and begun[0] == whole[0], begun, whole)
-
-
-@implementer(IPOP3MailboxProvider)
-class Anybody:
-    name = "test"
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def authenticate(self, info: Any, username: str, password: str) -> Any:
-        return self.store.openMailbox(info, username)
 
 
 class Place:

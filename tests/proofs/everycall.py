@@ -23,12 +23,11 @@ from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import globalLogBeginner
-from zope.interface import implementer
 
-from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
+from tests.anybody import Anybody
 from tests.protocol.test_wire import stuffed
 from tests.test_octets import asSent
 
@@ -55,17 +54,6 @@ CONTENTS = {name: octets for name, (_, octets) in MESSAGES.items()} | {
     LATEST: b"Subject: seven\n\nnewer mail\n",
 }
 SENT = {name: asSent(octets) for name, octets in CONTENTS.items()}
-
-
-@implementer(IPOP3MailboxProvider)
-class Anybody:
-    name = "test"
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def authenticate(self, info: Any, username: str, password: str) -> Any:
-        return self.store.openMailbox(info, username)
 
 
 class Shim:

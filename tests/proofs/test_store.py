@@ -19,13 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from zope.interface import implementer
 
-from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.names import uniqueIDFor
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
+from tests.anybody import Anybody
 from tests.protocol.test_wire import stuffed
 from tests.test_octets import NASTY, asSent
 
@@ -48,17 +47,6 @@ DAMAGE = [
 # A size as it is kept, and a digit in place of each of its.
 _SIZE = re.compile(rb" [0-9]+ (?=[0-9]+ [01]\n)")
 _NEXT = bytes.maketrans(b"0123456789", b"1234567890")
-
-
-@implementer(IPOP3MailboxProvider)
-class Anybody:
-    name = "test"
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def authenticate(self, info: Any, username: str, password: str) -> Any:
-        return self.store.openMailbox(info, username)
 
 
 class Message:

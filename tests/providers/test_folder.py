@@ -16,7 +16,8 @@ from zope.interface.verify import verifyObject
 from pop3svc.interfaces import IMailboxStore
 from pop3svc.providers.folder import FolderStore
 from pop3svc.testing import Inline, MailboxContract
-from tests.providers.test_maildir import Anybody, conversation, failMoving
+from tests.anybody import Anybody
+from tests.providers.test_maildir import conversation, failMoving
 
 
 class FolderTests(MailboxContract, TestCase):

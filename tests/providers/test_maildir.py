@@ -18,13 +18,12 @@ from unittest import TestCase, mock
 import pytest
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from zope.interface import alsoProvides, implementer
+from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
-    IPOP3MailboxProvider,
     IReadOnlyMailbox,
 )
 from pop3svc.providers import maildir as maildirs
@@ -32,6 +31,7 @@ from pop3svc.providers.filemailbox import LockManners
 from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings, _settled
 from pop3svc.providers.sizes import SharedSizes
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
+from tests.anybody import Anybody
 from tests.protocol.test_commands import ALICE
 
 
@@ -106,17 +106,6 @@ class ReadOnlyContract(Contract):
         self._listed(mailbox)
         names = sorted(each.name for each in Path(self.directory.name, "alice").iterdir())
         assert names == ["cur", "new", "tmp"]
-
-
-@implementer(IPOP3MailboxProvider)
-class Anybody:
-    name = "test"
-
-    def __init__(self, store: Any) -> None:
-        self.store = store
-
-    def authenticate(self, info: Any, username: str, password: str) -> Any:
-        return self.store.openMailbox(info, username)
 
 
 @pytest.fixture

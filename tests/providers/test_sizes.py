@@ -16,7 +16,8 @@ from pop3svc.providers import maildir as maildirs
 from pop3svc.providers import sizes
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.testing import Inline, conversation
-from tests.providers.test_maildir import ALICE, Anybody, deliver
+from tests.anybody import Anybody
+from tests.providers.test_maildir import ALICE, deliver
 
 MESSAGE = b"Subject: x\r\n\r\n"
 

@@ -19,7 +19,8 @@ from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.watching import Touches, Watches
 from pop3svc.testing import Client, Inline, conversation
-from tests.providers.test_maildir import ALICE, Anybody, deliver
+from tests.anybody import Anybody
+from tests.providers.test_maildir import ALICE, deliver
 
 NEW, NONE = "+OK [ACTIVITY/NEW]", "+OK [ACTIVITY/NONE]"
 
