@@ -1,0 +1,193 @@
+"""
+What a session costs inside the process, without sockets and a kernel, and what its parts cost: each
+is left out in turn.
+
+    python bench/parts.py
+
+The figures are the least of many runs, in microseconds of processor time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from twisted.internet import reactor as installed
+from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
+from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.python.failure import Failure
+
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.accounts.throttle import BanEngine, LoginGuard, UserThrottle
+from pop3svc.calling import Turns
+from pop3svc.protocol import connection
+from pop3svc.protocol.connection import POP3Connection
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.service.factory import POP3Factory
+
+reactor: Any = installed
+DONE = Failure(ConnectionDone())
+ADDRESS = IPv4Address("TCP", "127.0.0.1", 1)
+USERS, MESSAGES = 8, 20
+
+
+class Socket:
+    """
+    A plain TCP transport that takes everything.
+    """
+
+    connected = True
+
+    def __init__(self) -> None:
+        self.octets = 0
+
+    def writeSomeData(self, data: bytes) -> int:
+        self.octets += len(data)
+        return len(data)
+
+    def write(self, data: bytes) -> None:
+        self.octets += len(data)
+
+    def setTcpNoDelay(self, isOn: bool) -> None:
+        pass
+
+    def registerProducer(self, producer: Any, isStreaming: bool) -> None:
+        pass
+
+    unregisterProducer = pauseProducing = resumeProducing = doWrite = lambda self: None
+    loseConnection = loseWriteConnection = abortConnection = lambda self: None
+
+
+class _Nothing:
+    """
+    In place of what is left out.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *arguments, **named: None
+
+
+def site(path: Path) -> None:
+    (path / "users").write_text("".join(f"user{n}:{{PLAIN}}secret\n" for n in range(USERS)))
+    for user in range(USERS):
+        for folder in ("tmp", "new", "cur"):
+            (path / "mail" / f"user{user}" / folder).mkdir(parents=True)
+        for number in range(MESSAGES):
+            name = path / "mail" / f"user{user}" / "cur" / f"{1000 + number}.M1P1.host:2,S"
+            name.write_bytes(b"Subject: x\r\n\r\n" + (b"y" * 62 + b"\r\n") * 64)
+
+
+class Parts:
+    """
+    Connections in memory to a real service.
+    """
+
+    def __init__(self, path: Path) -> None:
+        throttle = LoginGuard(reactor, [BanEngine(reactor), UserThrottle(reactor)])
+        store = MaildirStore(str(path / "mail"))
+        checker = PasswordFile(str(path / "users"))
+        self.factory = POP3Factory(AccountsProvider(store, [checker]), throttle=throttle)
+
+    def connect(self, *lines: bytes) -> tuple[Any, Socket]:
+        protocol: Any = self.factory.buildProtocol(ADDRESS)
+        assert isinstance(protocol, POP3Connection)
+        socket = Socket()
+        protocol.makeConnection(socket)
+        for line in lines:
+            protocol.dataReceived(line)
+        return protocol, socket
+
+    def logIn(self, user: int) -> tuple[Any, Socket]:
+        """
+        Log in and wait for what waits.
+        """
+        protocol, socket = self.connect()
+        for line in (b"USER user%d\r\n" % user, b"PASS secret\r\n", b"STAT\r\n"):
+            protocol.dataReceived(line)
+            while protocol.isAnswering:
+                reactor.iterate(0.01)
+        return protocol, socket
+
+    def short(self, turn: int) -> None:
+        lines = (b"USER user%d\r\n" % (turn % USERS), b"PASS secret\r\n", b"STAT\r\n", b"QUIT\r\n")
+        protocol, socket = self.connect(*lines)
+        protocol.connectionLost(DONE)
+        assert socket.octets > 80, "a command waits"
+
+    def stranger(self, turn: int) -> None:
+        self.connect(b"QUIT\r\n")[0].connectionLost(DONE)
+
+
+def least(work: Callable[[int], object], runs: int = 300) -> float:
+    """
+    @return: microseconds.
+    """
+    best = float("inf")
+    for _ in range(20):
+        # What was to be done later is done now.
+        reactor.runUntilCurrent()
+        began = time.process_time()
+        for turn in range(runs):
+            work(turn)
+        best = min(best, (time.process_time() - began) / runs)
+    return best * 1e6
+
+
+def say(what: str, microseconds: float) -> None:
+    print(f"{what:58}{microseconds:7.0f}")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as log:
+        observer: Any = textFileLogObserver(log)
+        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+        # No reactor runs that others could wait for.
+        Turns.SLICE = float("inf")
+        site(Path(directory))
+        parts = Parts(Path(directory))
+        for _ in range(3):
+            for user in range(USERS):
+                protocol, _ = parts.logIn(user)
+                protocol.dataReceived(b"QUIT\r\n")
+                protocol.connectionLost(DONE)
+            # Until the times of directories tell whether they have changed.
+            time.sleep(0.1)
+        factory = parts.factory
+        whole = least(parts.short)
+        say("connection, USER, PASS, STAT, QUIT", whole)
+        say("  connection and QUIT alone", least(parts.stranger))
+        kept: Any = connection.log
+        connection.log = _Nothing()  # type: ignore[assignment]
+        say("  of it the line in the log", whole - least(parts.short))
+        connection.log = kept
+        kept, factory.throttle = factory.throttle, None
+        say("  bans and limits of guesses", whole - least(parts.short))
+        factory.throttle = kept
+        protocol, _ = parts.logIn(0)
+        say("NOOP", least(lambda _: protocol.dataReceived(b"NOOP\r\n")))
+        say("RETR of 4 KiB", least(lambda turn: protocol.dataReceived(b"RETR 1\r\n")))
+        ahead = b"".join(b"RETR %d\r\n" % number for number in range(1, MESSAGES + 1))
+        say(
+            f"  of {MESSAGES} that came together",
+            least(lambda _: protocol.dataReceived(ahead), 30) / MESSAGES,
+        )
+
+        def poll(_: int) -> None:
+            for line in (b"SLEE\r\n", b"WAKE\r\n", b"UIDL\r\n"):
+                protocol.dataReceived(line)
+
+        poll(0)
+        say("SLEE, WAKE, UIDL of 20", least(poll))
+
+
+if __name__ == "__main__":
+    main()
