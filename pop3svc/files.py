@@ -9,6 +9,7 @@ import errno
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "countOctets",
     "disk",
     "examine",
+    "haveSettled",
     "openDirectory",
     "openFile",
     "openRegular",
@@ -41,6 +43,9 @@ _BLOCK = 131072
 _REGION = 1048576
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
+
+_TICK_NS = 20_000_000
+_SECOND_NS = 1_000_000_000
 
 # Reads only what is in the page cache; Linux.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
@@ -111,6 +116,18 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
+
+
+def haveSettled(latest: int) -> bool:
+    """
+    What has changed so recently may change again without its times telling.
+
+    @param latest: nanoseconds, the latest of the times of what is looked at.
+    @return: are they old enough to tell of any change from now on?
+    """
+    # Most file systems count in ticks, some in whole seconds, or in two.
+    tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
+    return time.time_ns() - latest > tick
 
 
 def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -> None:

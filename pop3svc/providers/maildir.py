@@ -19,7 +19,15 @@ from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Runner
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileBlocks, closeQuietly, disk, examine, openDirectory, openFile
+from pop3svc.files import (
+    FileBlocks,
+    closeQuietly,
+    disk,
+    examine,
+    haveSettled,
+    openDirectory,
+    openFile,
+)
 from pop3svc.interfaces import (
     IMailboxStore,
     INewMailNotifier,
@@ -51,10 +59,9 @@ log = Logger(namespace="pop3svc")
 _DELIVERED = re.compile(r"([0-9]{1,20})\.(?:[^.]*?M([0-9]{1,20}))?")
 # The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
-# A directory changed so recently may have changed during a scan without its
-# time telling: file systems count in ticks.
-_TICK_NS = 20_000_000
-_SCANS = 10
+# A directory is read so often, with a pause (seconds) in between, until nothing
+# has changed.
+_SCANS, _PAUSE = 10, 0.02
 
 
 def _baseName(name: str) -> str:
@@ -83,7 +90,7 @@ def _settled(root: int) -> tuple[Stamp, bool]:
         # The time of change cannot be set back.
         stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
         latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
-    return tuple(stamp), time.time_ns() - latest > _TICK_NS
+    return tuple(stamp), haveSettled(latest)
 
 
 class SharedListings:
@@ -171,7 +178,7 @@ def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
             return dict.fromkeys(places, look), True, after
         seen.update(dict.fromkeys(places, look))
         if before == after:
-            time.sleep(_TICK_NS / 1e9)
+            time.sleep(_PAUSE)
     return seen, False, ()
 
 

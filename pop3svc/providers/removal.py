@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
-from pop3svc.files import closeQuietly, openDirectory
+from pop3svc.files import closeQuietly, haveSettled, openDirectory
 
 __all__ = ["Readiness", "isReady", "nameOfStaging", "recover", "removeAll"]
 
@@ -114,8 +114,6 @@ def removeAll(
 
 # What tells whether a directory has changed.
 _Stamp = tuple[tuple[int, int, int], ...]
-# One changed so recently may change again without its times telling.
-_TICK_NS = 20_000_000
 
 
 class Readiness:
@@ -165,7 +163,7 @@ def _stampOf(root: int, folders: Sequence[str]) -> tuple[_Stamp | None, bool]:
         os.lstat(_REMOVED, dir_fd=root)
     except FileNotFoundError:
         latest = max(max(each[1:]) for each in stamp)
-        return tuple(stamp), time.time_ns() - latest > _TICK_NS
+        return tuple(stamp), haveSettled(latest)
     return None, False
 
 

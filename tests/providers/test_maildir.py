@@ -21,6 +21,7 @@ from twisted.logger import globalLogPublisher
 from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
+from pop3svc.files import haveSettled
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
@@ -725,3 +726,13 @@ def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
         assert _settled(root)[1] is isOld
     os.close(root)
+
+
+def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Some file systems count in whole seconds.
+    """
+    changed = 1_700_000_000_000_000_000
+    for later, settled in ((50_000_000, False), (1_999_999_999, False), (2_100_000_000, True)):
+        monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
+        assert haveSettled(changed) is settled
