@@ -99,8 +99,8 @@ class SharedListings:
     mailbox that has not changed costs no listing.  Used from threads.
     """
 
-    # Messages in all; some 300 octets each.
-    BOUND = 300_000
+    # Messages in all; some 300 octets each.  A mailbox counts as some, too.
+    BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
         self._listings: OrderedDict[tuple[int, int], tuple[Stamp, Listing]] = OrderedDict()
@@ -145,7 +145,7 @@ class SharedListings:
         with self._lock:
             self._drop(key)
             self._listings[key] = stamp, listing
-            self._messages += len(listing)
+            self._messages += len(listing) + self.EACH
             while self._messages > self.BOUND:
                 self._drop(next(iter(self._listings)))
 
@@ -153,7 +153,7 @@ class SharedListings:
         known = self._listings.pop(key, None)
         self._heard.pop(key, None)
         if known is not None:
-            self._messages -= len(known[1])
+            self._messages -= len(known[1]) + self.EACH
 
 
 def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:

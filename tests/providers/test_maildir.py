@@ -701,17 +701,19 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SharedListings, "BOUND", 5)
+    monkeypatch.setattr(SharedListings, "BOUND", 15)
     store = MaildirStore(str(maildir.parent), runner=Inline())
-    for user in ("a", "b", "c"):
-        for number in range(2):
+    for user, messages in (("a", 2), ("b", 2), ("c", 2), ("d", 0), ("e", 0)):
+        (maildir.parent / user).mkdir()
+        for number in range(messages):
             deliver(maildir.parent / user, f"{number}.x")
         conversation(
             Anybody(store),
             ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
         )
     shared = store._shared.listings
-    assert (shared._messages, len(shared._listings)) == (4, 2)
+    # Those without messages take their room, too.
+    assert (shared._messages, len(shared._listings)) == (10, 2)
 
 
 def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
