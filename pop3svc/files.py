@@ -294,12 +294,20 @@ class FileBlocks:
         @return: how many octets that were; 0: they have to be read by
             L{nextChunk}.
         @raise BlockingIOError: the socket takes none now.
-        @raise OSError: the connection or the file is broken.
+        @raise ConnectionError: the client is gone.
+        @raise OSError: the file is broken.
         """
         size = self._cached(min(_REGION, self._left))
         if not size:
             return 0
-        sent = os.sendfile(socket, self._descriptor, self._offset, size)
+        try:
+            sent = os.sendfile(socket, self._descriptor, self._offset, size)
+        except (BlockingIOError, ConnectionError):
+            raise
+        except OSError:
+            # A file system that cannot do that, or an error that whoever reads and
+            # writes in the ordinary way will see, too.
+            return 0
         if not sent:
             raise EOFError("the file is shorter than it was said to be")
         self._offset += sent

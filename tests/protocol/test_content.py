@@ -4,6 +4,7 @@ What messageContent may return, as a body.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -239,7 +240,7 @@ def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert reading.result == MESSAGE[:131072]
 
 
-def test_sendTo(tmp_path: Path) -> None:
+def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A region sends itself to a socket; what shrinks meanwhile is an error.
     """
@@ -265,6 +266,16 @@ def test_sendTo(tmp_path: Path) -> None:
     assert received == octets * 9000
     assert body.next() is None
     body.close()
+
+    with monkeypatch.context() as patched:
+
+        def cannot(*_: object) -> int:
+            raise OSError(errno.EINVAL, "not on this file system")
+
+        patched.setattr(os, "sendfile", cannot)
+        body = MessageBody(Region(path, 0, 640006), Clock(), 10)
+        assert body.sendTo is not None and body.sendTo(ours.fileno()) == 0
+        body.close()
 
     body = MessageBody(Region(path, 0, 640006), Clock(), 10)
     os.truncate(path, 0)
