@@ -167,6 +167,7 @@ class IBulkMessageSizes(Interface):
 
     def messageSizes(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
         """
+        @param uniqueIDs: not to be changed.
         @return: iterable of int, as C{messageSize}, in the order asked; None
             for a message that has gone.
         """
