@@ -576,6 +576,9 @@ class POP3Connection(LineReceiver):
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
+        # Before it may be over at once.
+        if self._givingUp is None:
+            self._setLimit(self._limits.closing)
         transport: Any = self.transport
         closeWrite = getattr(transport, "loseWriteConnection", None)
         if isTLS(transport) or closeWrite is None:
@@ -583,11 +586,10 @@ class POP3Connection(LineReceiver):
             transport.loseConnection()
         else:
             closeWrite()
-            if not self._sender.isFull:
+            # A wrapper may pass on what it does not know to what it wraps.
+            if not self._sender.isFull and hasattr(type(transport), "doWrite"):
                 # Nothing is to be written before it.
-                getattr(transport, "doWrite", lambda: None)()
-        if self._givingUp is None:
-            self._setLimit(self._limits.closing)
+                transport.doWrite()
 
     def closeFully(self) -> None:
         """
