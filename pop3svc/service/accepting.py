@@ -56,7 +56,6 @@ class AcceptingPauser:
         kept = min(self.KEPT, limit // self.SHARE)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         # A port accepts many at once, and cannot be stopped meanwhile.
-        self._takesTurns = takesTurns
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
@@ -64,17 +63,15 @@ class AcceptingPauser:
         """
         Look after a listening port, too.
         """
-        port.numberAccepts = self._burst
         self._ports.append(port)
-        if self._takesTurns:
+        read = port.doRead
+
+        def doRead() -> Any:
             # It grows by itself, by twenty at a time.
-            read = port.doRead
+            port.numberAccepts = self._burst
+            return read()
 
-            def doRead() -> Any:
-                port.numberAccepts = 1
-                return read()
-
-            port.doRead = doRead
+        port.doRead = doRead
 
     @property
     def isPaused(self) -> bool:
@@ -89,9 +86,6 @@ class AcceptingPauser:
         """
         if self.isPaused:
             return
-        for port in self._ports:
-            # It grows by itself.
-            port.numberAccepts = min(port.numberAccepts, self._burst)
         lowest = _lowestFree()
         if lowest is None or lowest >= self._stopAt:
             log.warn("accepting pauses: there are not enough file descriptors")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ class Port:
         self.isReading = True
         self.numberAccepts = 100
 
+    def doRead(self) -> None:
+        pass
+
     def stopReading(self) -> None:
         self.isReading = False
 
@@ -33,9 +37,11 @@ class Port:
         self.isReading = True
 
 
-def test_takesTurns() -> None:
+@pytest.mark.parametrize(("takesTurns", "each"), [(True, 1), (False, 12)])
+def test_fewAtATime(takesTurns: bool, each: int) -> None:
     """
-    One connection at a time, however many Twisted would take next.
+    Not more than there are descriptors for, or one at a time where there are
+    other processes, however many Twisted would take next.
     """
     took = []
 
@@ -45,24 +51,21 @@ def test_takesTurns() -> None:
             self.numberAccepts += 20
 
     port: Any = Busy()
-    pauser = AcceptingPauser(Clock(), limit=100, takesTurns=True)
+    pauser = AcceptingPauser(Clock(), limit=100, takesTurns=takesTurns)
     pauser.add(port)
     port.doRead()
     port.doRead()
-    assert took == [1, 1]
+    assert took == [each, each]
 
 
 def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, port = Clock(), Port()
     pauser = AcceptingPauser(clock, limit=100)
     pauser.add(port)
-    assert port.numberAccepts == 12
-    port.numberAccepts = 30
     free: Any = 74
     monkeypatch.setattr(accepting, "_lowestFree", lambda: free)
     pauser.accepted()
     assert port.isReading and not clock.getDelayedCalls()
-    assert port.numberAccepts == 12
     for free in (75, None):
         pauser.accepted()
         pauser.accepted()
@@ -106,7 +109,10 @@ def test_whoComesWaits(tmp_path: Path) -> None:
         running.up()
         login = (running.home / ".local/share/pop3svc/demo.netrc").read_text().split()
         password = login[login.index("password") + 1].encode()
+        # All at once: as many as a port would take in one turn, and more.
+        running.process.send_signal(signal.SIGSTOP)
         clients = [Connection(port) for _ in range(120)]
+        running.process.send_signal(signal.SIGCONT)
         running.waitFor("accepting pauses")
         assert clients[0].line().startswith(b"+OK")
         clients[0].logIn(b"demo", password)
