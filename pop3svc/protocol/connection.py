@@ -408,6 +408,8 @@ class POP3Connection(LineReceiver):
                 pop3Event="error",
                 connectionID=self.session.info.connectionID,
             )
+            # Replies before it are whole; this one has no final dot.
+            self._sender.flushNow()
             self._abort("a reply failed midway")
 
     def _startTLS(self) -> None:
