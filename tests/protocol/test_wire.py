@@ -106,6 +106,9 @@ def test_topStopsReading() -> None:
         (challenge(""), b"+ \r\n"),
         (challenge("YWJj"), b"+ YWJj\r\n"),
         (ok("a\r\nb\0ä"), b"+OK a??b??\r\n"),
+        (ok("a\r\nb"), b"+OK a??b\r\n"),
+        (ok("ä"), b"+OK ?\r\n"),
+        (ok("a _"), b"+OK a _\r\n"),
     ],
 )
 def test_firstLine(reply: object, line: bytes) -> None:
