@@ -147,6 +147,8 @@ def test_fileContent(tmp_path: Path) -> None:
     path = tmp_path / "message"
     path.write_bytes(b"xxx" + MESSAGE + b"yyy")
     region = Region(path, 3, len(MESSAGE))
+    body = MessageBody(region, Clock(), 10)
+    assert (body.hasLineEnds, body.isAsSent) == (True, True)
     assert read(region) == MESSAGE
     assert region.closed == 1
     assert read(Region(path, 3, 0)) == b""
@@ -161,18 +163,30 @@ def test_notContent(content: Any) -> None:
         MessageBody(content, Clock(), 10)
 
 
-@pytest.mark.parametrize("content", [["text"], Chunks(["text"]), Lines(["text"])])  # type: ignore[list-item]
-def test_notOctets(content: Any) -> None:
+@pytest.mark.parametrize("kind", [list, Chunks, Lines])
+def test_notOctets(kind: Any) -> None:
     with pytest.raises(TypeError):
-        read(content)
+        read(kind(["text"]))
 
 
 def test_neverAnswers() -> None:
-    clock, content = Clock(), Lines([])
-    content.nextLine = Deferred  # type: ignore[method-assign]
-    _, got = start(settle(MessageBody(content, clock, 10).next))
-    clock.advance(11)
-    assert got[0].check(Unanswered)
+    lines, chunks = Lines([]), Chunks([])
+    lines.nextLine = Deferred  # type: ignore[method-assign]
+    chunks.nextChunk = Deferred  # type: ignore[method-assign]
+    for content in (lines, chunks):
+        clock = Clock()
+        _, got = start(settle(MessageBody(content, clock, 10).next))
+        clock.advance(11)
+        assert got[0].check(Unanswered)
+
+
+@pytest.mark.parametrize("make", [lambda: io.BytesIO(MESSAGE), lambda: LINES, lambda: Lines(LINES)])
+def test_smallPieces(make: Any) -> None:
+    """
+    A large message is never in memory as a whole.
+    """
+    _, got = start(settle(MessageBody(make(), Clock(), 10).next))
+    assert 16384 <= len(got[0]) <= 65536
 
 
 def test_countByReading(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 
 from pop3svc.calling import isLater
 from pop3svc.errors import BadArguments, POP3ResponseError
@@ -134,6 +134,7 @@ def test_bug() -> None:
     assert "secret" not in answer.text
     (event,) = (event for event in seen if event.get("pop3Event") == "error")
     assert event["log_failure"].check(ValueError)
+    assert formatEvent(event) == "DO failed"
 
 
 def test_cancellationPassesThrough() -> None:
@@ -148,6 +149,10 @@ def test_cancellationPassesThrough() -> None:
 
     with pytest.raises(CancelledError):
         reply(session, b"DO", tableOf(run=run))
+    late: Deferred[Any] = Deferred()
+    with pytest.raises(CancelledError):
+        late.errback(CancelledError())
+        reply(session, b"DO", tableOf(run=lambda session: late))
     for error in (CancelledError(), asyncio.CancelledError()):
         assert raising(error).fault
 

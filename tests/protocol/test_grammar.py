@@ -114,3 +114,11 @@ def test_saslStart() -> None:
     assert grammar.saslStart(b" plain  = ") == ("PLAIN", b"=")
     with pytest.raises(BadArguments):
         grammar.saslStart(b"PLAIN = =")
+
+
+def test_nameAndPassword() -> None:
+    assert grammar.nameAndPassword(b"  Xavier two  words ") == ("Xavier", "two  words ")
+    assert grammar.nameAndPassword(b"\talice x") == ("\talice", "x")
+    for rest in (None, b"", b" ", b"alice", b"alice ", b"  alice"):
+        with pytest.raises(BadArguments):
+            grammar.nameAndPassword(rest)

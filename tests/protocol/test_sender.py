@@ -4,8 +4,10 @@ Pause, resume, stop, failing bodies, and bodies never begun.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
@@ -13,7 +15,7 @@ from twisted.internet.task import Clock
 
 from pop3svc.calling import Turns
 from pop3svc.protocol.replies import Lines, Reply, ok
-from pop3svc.protocol.sender import ReplySender, Stalled
+from pop3svc.protocol.sender import ReplySender, Stalled, _queued
 from pop3svc.testing import MemoryTransport
 from tests.test_calling import start
 
@@ -252,7 +254,8 @@ def test_plainFull() -> None:
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
-    assert sender.isCrowded
+    # One that calls itself streaming is told only when there was too much.
+    assert sender.isCrowded and not transport.isStreaming
     _, got = start(sender.flush())
     sender.say(ok("Bye."))
     assert got == []
@@ -336,3 +339,46 @@ def test_topDoesNotSendItself() -> None:
     sender.startTLS()
     start(whole(sender, ok("", body=Region([], b"x\r\n"))))
     assert transport.waiting == b"+OK\r\nx\r\n.\r\n"
+
+
+def test_plainTakesLittle() -> None:
+    """
+    However little the socket takes at a time, each octet is written once.
+    """
+    _, transport, sender = setUpPlain(1, 1, 100)
+    sender.say(ok("Fine."))
+    assert (transport.written, transport.waiting) == (b"+OK Fine.\r\n", b"")
+
+
+def test_crowded() -> None:
+    """
+    Up to 65,535 octets wait for more; what was flushed counts no longer.
+    """
+    _, _, sender = setUp()
+    sender.say(ok("Fine."))
+    assert start(sender.flush())[1] == [None]
+    for _ in range(128):
+        sender.gather(ok("x" * 504))
+    sender.gather(ok("x" * 249))
+    assert sender.octetsSent == 11 + 65535 and not sender.isCrowded
+    sender.gather(ok(""))
+    assert sender.isCrowded and not sender.flushShort()
+
+
+def test_fullBeforeTLS() -> None:
+    """
+    What filled the transport then does not hold up what goes through TLS.
+    """
+    _, transport, sender = setUpPlain()
+    sender.say(ok("Begin TLS."))
+    assert sender.isFull
+    sender.startTLS()
+    assert not sender.isFull and transport.producer is None
+
+
+def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    What the kernel holds is a number in the machine's own order of octets.
+    """
+    monkeypatch.setattr("fcntl.ioctl", lambda *arguments: (300).to_bytes(4, sys.byteorder))
+    assert _queued(Plain()) == 300

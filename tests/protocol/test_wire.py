@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pop3svc.protocol.replies import Then, challenge, err, ok
+from pop3svc.protocol.replies import Body, Lines, Pieces, Then, challenge, err, ok
 from pop3svc.protocol.wire import MultiLine, firstLine, hasControl, splitLine
 from tests.test_octets import NASTY, asSent
 
@@ -106,6 +106,9 @@ def test_topStopsReading() -> None:
         (challenge(""), b"+ \r\n"),
         (challenge("YWJj"), b"+ YWJj\r\n"),
         (ok("a\r\nb\0ä"), b"+OK a??b??\r\n"),
+        (ok("a\r\nb"), b"+OK a??b\r\n"),
+        (ok("ä"), b"+OK ?\r\n"),
+        (ok("a _"), b"+OK a _\r\n"),
     ],
 )
 def test_firstLine(reply: object, line: bytes) -> None:
@@ -145,3 +148,12 @@ def test_topOfWhatHasLineEnds(lines: int) -> None:
         top = MultiLine(lines, hasLineEnds=True)
         got = top.feed(message[:cut])
         assert got + top.feed(message[cut:]) + top.finish() == wanted, cut
+
+
+@pytest.mark.parametrize("body", [Lines(["a"]), Pieces([b"a\r\n"])])
+def test_closedBodies(body: Body) -> None:
+    """
+    A body that is closed has nothing more.
+    """
+    body.close()
+    assert body.next() is None
