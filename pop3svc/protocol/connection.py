@@ -408,7 +408,7 @@ class POP3Connection(LineReceiver):
                 pop3Event="error",
                 connectionID=self.session.info.connectionID,
             )
-            # Replies before it are whole; this one has no final dot.
+            # Those before it are whole.
             self._sender.flushNow()
             self._abort("a reply failed midway")
 
@@ -579,8 +579,7 @@ class POP3Connection(LineReceiver):
         self._sender.flushNow()
         self._sender.release()
         # Before it may be over at once.
-        if self._givingUp is None:
-            self._setLimit(self._limits.closing)
+        self._setLimit(self._limits.closing)
         transport: Any = self.transport
         closeWrite = getattr(transport, "loseWriteConnection", None)
         if isTLS(transport) or closeWrite is None:

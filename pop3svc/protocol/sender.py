@@ -159,6 +159,7 @@ class ReplySender:
             self.gather(reply)
             return True
         encoder = None
+        before, kept = self._gathered, len(self._gathered)
         try:
             self.gather(reply)
             if not body.isAsSent or reply.topLines is not None:
@@ -176,6 +177,11 @@ class ReplySender:
                 if self._octets >= _PIECE:
                     await self.flush()
             self._gather(b".\r\n" if encoder is None else encoder.finish())
+        except BaseException:
+            # Only whole ones before it are still to be sent.
+            del self._gathered[kept if self._gathered is before else 0 :]
+            self._octets = sum(map(len, self._gathered))
+            raise
         finally:
             body.close()
         return encoder is None or not encoder.done

@@ -792,6 +792,33 @@ def test_lastWordThatFindsNoRoom() -> None:
     protocol.connectionLost()
 
 
+def test_lastWordThatFindsRoom() -> None:
+    """
+    The end of our half is not put off; and one that is over at once by that
+    leaves no time limit.
+    """
+
+    class Transport(StringTransport):
+        closed = 0
+
+        def writeSomeData(self, data: bytes) -> int:
+            self.write(bytes(data))
+            return len(data)
+
+        def loseWriteConnection(self) -> None:
+            pass
+
+        def doWrite(self) -> None:
+            self.closed += 1
+            protocol.connectionLost()
+
+    transport, factory = Transport(), makeFactory()
+    protocol = connected(factory, transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert transport.closed == 1 and transport.value().endswith(b"+OK Bye.\r\n")
+    assert factory.clock.getDelayedCalls() == []  # type: ignore[attr-defined]
+
+
 def test_lateWhileTheLastWaits() -> None:
     """
     What is waited for is no command, but room for the answers to those before.

@@ -358,8 +358,12 @@ def test_bodyFailsMidway() -> None:
     assert reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")) == "a reply failed midway"
     assert client.wasAborted
     assert content.closed == 1
-    # What was not sent yet never is.
+    # What was not sent yet never is, but for whole replies before it.
     assert client.received() == b""
+    client, content = loggedIn(), Failing()
+    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.send(b"NOOP\r\nRETR 1\r\nNOOP\r\n")
+    assert client.wasAborted and client.received() == b"+OK Done.\r\n"
     client, content = loggedIn(), Failing()
     content.pieces = [b"x" * 70_000 + b"\r\n"]
     client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
