@@ -35,7 +35,7 @@ from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-from tests.protocol.test_connection import advance, loggedIn, makeFactory, reason
+from tests.protocol.test_connection import advance, events, loggedIn, makeFactory, reason
 from tests.protocol.test_session import later
 from tests.test_calling import start
 
@@ -100,7 +100,7 @@ def test_commandThatLogsInWithNothing() -> None:
 
         client = Client(withCommand(run))
         client.received()
-        assert client.say(b"X").startswith(b"-ERR [AUTH]")
+        assert client.say(b"X") == b"-ERR [AUTH] A name and a password are needed.\r\n"
 
 
 def test_finelyToldOfALateCommand() -> None:
@@ -168,7 +168,7 @@ def test_replyByReply() -> None:
             super().write(data)
 
         def registerProducer(self, producer: Any, streaming: bool) -> None:
-            spoken.append("begin")
+            spoken.append("begin" if streaming else "pull")
             super().registerProducer(producer, streaming)
 
         def unregisterProducer(self) -> None:
@@ -368,7 +368,7 @@ def served(**methods: Any) -> tuple[Client, list[str]]:
             setattr(mailbox, name, method)
         if not IExclusiveMailbox.providedBy(mailbox):
             alsoProvides(mailbox, IExclusiveMailbox)
-        mailbox.unlock = lambda info: calls.append("unlock")
+        mailbox.unlock = lambda asked: calls.append("unlock" if asked is info else "wrong")
         return mailbox
 
     provider.authenticate = authenticate  # type: ignore[method-assign]
@@ -421,7 +421,9 @@ def test_listedAgainInVain(error: Exception) -> None:
 
     client, calls = served(lock=lambda info, surrender: None, listMessageUniqueIDs=listed)
     client.say(b"PASS secret")
-    assert client.say(b"CORE").startswith(b"-ERR [SYS/TEMP]")
+    (event,) = events("error", lambda: client.send(b"CORE\r\n"))
+    assert client.received().startswith(b"-ERR [SYS/TEMP]")
+    assert event["log_failure"].check(type(error))
     assert (client.isOpen, calls) == (False, ["unlock"])
 
 
@@ -582,15 +584,15 @@ def test_newMailWhileAsleep() -> None:
     )
     client = Client(POP3Factory(provider, clock=Clock()))
     client.logIn()
-    for isTold in (False, True):
+    for isTold in (False, True, True):
         assert client.say(b"SLEE").startswith(b"+OK")
-        mailbox.listed = [*mailbox.listed, f"new-{isTold}"]
+        mailbox.listed = [*mailbox.listed, f"new-{len(mailbox.listed)}"]
         if isTold:
             mailbox.changed()
         code = b"ACTIVITY/NEW" if isTold else b"ACTIVITY/NONE"
         assert client.say(b"WAKE").startswith(b"+OK [%s]" % code)
     client.say(b"QUIT")
-    assert calls == ["fallAsleep", "fallAsleep", "watch ended"]
+    assert calls == ["fallAsleep"] * 3 + ["watch ended"]
 
 
 # --- more of the connection ------------------------------------------------------
@@ -718,6 +720,9 @@ def test_endingThatFails(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ["ending a session failed"] == [
             event["log_format"] for event in seen if "log_failure" in event
         ]
+        assert [event for event in seen if "log_failure" in event][0]["log_failure"].check(
+            RuntimeError
+        )
 
 
 def test_clientThatAnswersInTheMiddle() -> None:

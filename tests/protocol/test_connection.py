@@ -8,17 +8,25 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
-from zope.interface import implementer
+from twisted.internet.testing import StringTransport
+from twisted.logger import formatEvent, globalLogPublisher
+from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Turns
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.policy import Policy
-from pop3svc.protocol.session import State
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.replies import Then, err, ok
+from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
+from tests.protocol.test_sender import Plain, Region
 from tests.protocol.test_session import later
 from tests.test_calling import start
 from tests.test_octets import asSent
@@ -49,6 +57,19 @@ def reason(client: Client, act: Any) -> str:
         globalLogPublisher.removeObserver(seen.append)
     (event,) = (event for event in seen if event.get("pop3Event") == "close")
     return str(event["reason"])
+
+
+def events(kind: str, act: Any) -> list[Any]:
+    """
+    @return: the events of this kind meanwhile.
+    """
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    try:
+        act()
+    finally:
+        globalLogPublisher.removeObserver(seen.append)
+    return [event for event in seen if event.get("pop3Event") == kind]
 
 
 def advance(client: Client, seconds: float) -> None:
@@ -160,7 +181,9 @@ def test_lineLengths() -> None:
     client.send(b"USER " + b"a" * 249 + b"\n")
     assert client.received().startswith(b"+OK")
     client = Client(makeFactory())
-    client.send(b"x" * 12_290)
+    client.send(b"x" * 12_287)
+    assert client.isOpen
+    client.send(b"x")
     assert client.received().endswith(b"-ERR That line is too long.\r\n")
     assert not client.isOpen
 
@@ -169,6 +192,7 @@ def test_longLinesInsideAuth() -> None:
     client = Client(makeFactory())
     client.received()
     assert client.say(b"AUTH PLAIN " + b"A" * 8000).startswith(b"-ERR That is not a PLAIN")
+    assert client.say(b"AUTH PLAIN " + b"A" * 12_275).startswith(b"-ERR That is not base64.")
     assert client.say(b"AUTH PLAIN") == b"+ \r\n"
     assert client.say(b"A" * 12_000).startswith(b"-ERR That is not a PLAIN")
     assert client.say(b"USER x").startswith(b"+OK")
@@ -198,6 +222,12 @@ def test_tlsOnThePlainPort(hello: bytes) -> None:
     client.received()
     assert reason(client, lambda: client.send(hello)) == "spoke TLS on a plain port"
     assert client.received() == b""
+    # Only what comes first is looked at so.
+    client = Client(makeFactory())
+    client.say(b"USER alice")
+    client.received()
+    client.send(hello)
+    assert client.isOpen
 
 
 def test_http() -> None:
@@ -229,8 +259,6 @@ def test_loginTimeoutWhileLoggingIn() -> None:
     """
     A login under way is waited for.
     """
-    from twisted.internet.defer import Deferred
-
     from pop3svc.interfaces import IPOP3MailboxProvider
 
     answers: list[Deferred[Any]] = []
@@ -355,8 +383,11 @@ def test_bodyFailsMidway() -> None:
     """
     client, content = loggedIn(), Failing()
     client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
-    assert reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")) == "a reply failed midway"
+    (event,) = events("error", lambda: client.send(b"RETR 1\r\nNOOP\r\n"))
     assert client.wasAborted
+    assert event["log_failure"].check(IndexError)
+    assert event["connectionID"] == client.protocol.session.info.connectionID
+    assert formatEvent(event).endswith("a reply failed midway")
     assert content.closed == 1
     # What was not sent yet never is, but for whole replies before it.
     assert client.received() == b""
@@ -395,8 +426,12 @@ def test_stls() -> None:
     client = Client(makeFactory(connectionCreator=object(), policy=Policy(cleartextLogin="always")))
     client.received()
     client.say(b"USER alice")
+    creators: list[object] = []
+    startTLS = client.transport.startTLS
+    client.transport.startTLS = lambda it: (creators.append(it), startTLS(it))  # type: ignore[method-assign,assignment,return-value,func-returns-value]
     assert client.say(b"STLS") == b"+OK Begin TLS.\r\n"
     assert client.transport.startedTLS
+    assert creators == [client.protocol.factory.connectionCreator]  # type: ignore[union-attr]
     client.protocol.handshakeCompleted()
     assert client.say(b"PASS secret") == b"-ERR USER comes first.\r\n"
     assert b"STLS" not in client.say(b"CAPA")
@@ -427,11 +462,19 @@ def test_handshakeTakesTooLong() -> None:
     client.received()
     assert reason(client, lambda: advance(client, 181)) == "took too long to log in"
     assert (client.wasAborted, client.received()) == (True, b"")
+    client = Client(makeFactory(), isSecure=True)
+    client.protocol.handshakeCompleted()
+    client.received()
+    advance(client, 181)
+    assert (client.wasAborted, client.received()) == (False, b"-ERR That took too long.\r\n")
 
 
 def test_handshakeFails() -> None:
     client = Client(makeFactory(), isSecure=True)
     assert reason(client, client.vanish) == "failed the TLS handshake"
+    client = Client(makeFactory(), isSecure=True)
+    client.protocol.handshakeCompleted()
+    assert reason(client, client.vanish) == "lost"
 
 
 def test_shutdown() -> None:
@@ -473,26 +516,34 @@ def test_shutdownWhileBusy() -> None:
 
 
 def test_closeEvent() -> None:
-    seen: list[Any] = []
-    client = loggedIn()
-    globalLogPublisher.addObserver(seen.append)
-    client.send(b"RETR 1\r\nTOP 2 0\r\nDELE 1\r\n")
+    factory = makeFactory(messages=[b"a: b\n\nc\n"] * 3)
+    factory.clock.advance(100)  # type: ignore[attr-defined]
+    client = Client(factory)
+    client.logIn()
+    client.send(b"RETR 1\r\nRETR 2\r\nTOP 3 0\r\nDELI 1\r\nDELI 2\r\nDELE 3\r\n")
     advance(client, 5)
-    client.send(b"QUIT\r\n")
-    globalLogPublisher.removeObserver(seen.append)
-    (event,) = (event for event in seen if event.get("pop3Event") == "close")
+    (event,) = events("close", lambda: client.send(b"QUIT\r\n"))
     wanted = {
+        "connectionID": client.protocol.session.info.connectionID,
         "user": "alice",
         "clientIP": "127.0.0.1",
         "isSecure": False,
-        "messagesSent": 1,
-        "messagesDeleted": 1,
+        "messagesSent": 2,
+        "messagesDeleted": 3,
         "reason": "quit",
         "seconds": 5,
     }
     assert {key: event[key] for key in wanted} == wanted
     greeting = b"+OK pop3svc memory ready.\r\n+OK Now the password.\r\n+OK Logged in.\r\n"
-    assert event["octetsSent"] == len(greeting) + len(client.received())
+    octets = len(greeting) + len(client.received())
+    assert event["octetsSent"] == octets
+    assert formatEvent(event) == (
+        f"alice from 127.0.0.1 (no TLS): 2 messages and {octets} octets sent, 3 deleted; quit"
+    )
+    client = Client(factory, UNIXAddress("/tmp/x"), isSecure=True)
+    client.protocol.handshakeCompleted()
+    (event,) = events("close", client.vanish)
+    assert formatEvent(event).startswith("nobody from this machine (TLS): 0 messages and ")
 
 
 def test_addresses() -> None:
@@ -651,3 +702,278 @@ def test_outputIsHeldBackBehindWhatIsLate() -> None:
     for _ in range(100):
         mailbox.answerAll()
     assert len(client.transport.written) < 300_000
+
+
+def test_heldInputIsCountedRight() -> None:
+    """
+    What was answered or dropped counts no longer, and all that waits counts.
+    """
+    for more in (0, 1):
+        waiting: list[Deferred[Any]] = []
+
+        def run(session: Any, them: Any = waiting) -> Any:
+            them.append(Deferred())
+            return them[-1]
+
+        command = Command("X", frozenset(State), run)
+        client = Client(makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command}))
+        client.send(b"USER a\r\n" * 20)
+        client.say(b"STLS")
+        client.protocol.handshakeCompleted()
+        client.send(b"USER a\r\nUSER b\r\nX\r\n")
+        for octets in (100_000, 100_000, 62_144 + more):
+            client.protocol.dataReceived(b"N" * (octets - 1) + b"\n")
+        client._pump()
+        assert client.isOpen is not bool(more)
+        assert client.wasAborted is bool(more)
+        client.vanish()
+
+
+def test_clearLineBuffer() -> None:
+    _, client, _ = later(b"LIST 1\r\n")
+    client.protocol.dataReceived(b"A\r\nB\nC")
+    assert client.protocol.clearLineBuffer() == b"A\r\nB\nC"
+    assert client.protocol.clearLineBuffer() == b""
+
+
+def test_finelyTold() -> None:
+    """
+    Who came, and each command with what became of it and how long it took.
+    """
+    clock = Clock()
+    clock.advance(100)
+    answer: Deferred[Any] = Deferred()
+    command = Command("X", frozenset(State), lambda session: answer)
+    provider = MemoryProvider({"alice": "secret"}, [])
+    factory = POP3Factory(
+        provider, Policy(fineEvents=True), clock=clock, commands={**COMMANDS, "X": command}
+    )
+    clients: list[Client] = []
+    (event,) = events("connection", lambda: clients.append(Client(factory)))
+    info = clients[0].protocol.session.info
+    wanted: dict[str, Any] = {
+        "connectionID": info.connectionID,
+        "clientIP": "127.0.0.1",
+        "isSecure": False,
+    }
+    assert info.connectionID is not None
+    assert {key: event[key] for key in wanted} == wanted
+
+    def act() -> None:
+        clients[0].say(b"AUTH PLAIN")
+        clients[0].say(b"*")
+        clients[0].say(b"x")
+        clock.advance(7)
+        answer.callback(err("No.", "SYS/TEMP"))
+
+    told = events("command", act)
+    keys = ("connectionID", "verb", "positive", "code", "seconds")
+    assert [tuple(event[key] for key in keys) for event in told] == [
+        (info.connectionID, "AUTH", True, None, 0),
+        (info.connectionID, "(AUTH)", False, None, 0),
+        (info.connectionID, "X", False, "SYS/TEMP", 7),
+    ]
+
+
+def test_lostMeanwhile() -> None:
+    """
+    A command that is given up because its client is gone is no error.
+    """
+    _, late, mailbox = later(b"LIST 1\r\n")
+    stalled = loggedIn()
+    stalled.stall()
+    stalled.send(b"RETR 2\r\n")
+    whys: list[str] = []
+
+    def act() -> None:
+        whys.append(reason(late, lambda: (late.vanish(), mailbox.answerAll())))
+        whys.append(reason(stalled, stalled.vanish))
+
+    assert events("error", act) == []
+    assert whys == ["lost", "lost"]
+
+
+def test_strangers() -> None:
+    """
+    A connection is a stranger's until somebody has logged in, and again after.
+    """
+    factory = makeFactory()
+    client = Client(factory)
+    assert factory._strangers == {client.protocol}
+    client.logIn()
+    assert factory._strangers == set()
+    client.say(b"QAUT")
+    assert factory._strangers == {client.protocol}
+    client.vanish()
+    assert factory._strangers == set()
+
+
+def test_whyItStopped() -> None:
+    for end, isSecure, why in (
+        (lambda it: it.stop(), False, "the service stops"),
+        (lambda it: it.stop(), True, "the service stops"),
+        (lambda it: it.abort("no reason"), False, "no reason"),
+    ):
+        client = Client(makeFactory(), isSecure=isSecure)
+        assert reason(client, lambda it=client, so=end: (so(it.protocol), it._pump())) == why  # type: ignore[misc,no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (ok("Bye.", then=Then.CLOSE), "quit"),
+        (err("No.", then=Then.CLOSE), "refused"),
+        (err("Oh.", then=Then.CLOSE, fault=True), "an error of the service"),
+    ],
+)
+def test_whyACommandCloses(reply: Any, why: str) -> None:
+    command = Command("X", frozenset(State), lambda session: reply)
+    client = Client(makeFactory(commands={**COMMANDS, "X": command}))
+    assert reason(client, lambda: client.say(b"X")) == why
+
+
+def test_givesWay() -> None:
+    """
+    When it has been idle for the time to the second, and not while a command runs.
+    """
+    for isMarked, seconds in ((False, 60), (True, 600)):
+        _, client, mailbox = later(b"LIST 1\r\n")
+        mayEnd = client.protocol.session.mayEnd
+        advance(client, 100)
+        assert mayEnd(isMarked) is False
+        mailbox.answerAll()
+        client._pump()
+        advance(client, seconds - 1)
+        if client.isOpen:
+            assert mayEnd(isMarked) is False
+            clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+            clock.rightNow += 1
+            assert mayEnd(isMarked) is True
+            assert mayEnd(isMarked) is False
+
+
+def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    However many reasons a connection has to end its session.
+    """
+    ended: list[object] = []
+    end = Session.end
+
+    async def counted(session: Session) -> None:
+        ended.append(session)
+        await end(session)
+
+    monkeypatch.setattr(Session, "end", counted)
+    client = loggedIn()
+    client.stall()
+    advance(client, 601)
+    assert len(ended) == 1
+    client.vanish()
+    assert len(ended) == 1
+
+
+def test_closedByTheClientFirst() -> None:
+    """
+    What becomes of the connection after that is not why it ended.
+    """
+    for between in (b"", b"NOOP\r\nNOOP\r\n"):
+        client = loggedIn()
+        transport: Any = client.transport
+
+        def act(it: Client = client, coming: bytes = between) -> None:
+            if coming:
+                # It waits for its turn.
+                it.protocol.pauseProducing()
+                it.protocol.dataReceived(coming)
+            it.protocol.readConnectionLost()
+            if coming:
+                it.protocol._nextTurn()
+            it.transport.aborted = True
+            it._lost(ConnectionLost())
+
+        assert reason(client, act) == "closed by the client"
+        assert transport.ended
+    client = loggedIn()
+    assert reason(client, lambda: client._lost(ConnectionDone())) == "closed by the client"
+
+
+@pytest.mark.parametrize("isSecure", [False, True])
+def test_howItCloses(isSecure: bool) -> None:
+    """
+    Half of a plain connection, at once; TLS has an end of its own.
+    """
+    did: list[str] = []
+
+    class Transport(StringTransport):
+        def loseWriteConnection(self) -> None:
+            did.append("half")
+
+        def doWrite(self) -> None:
+            did.append("now")
+
+        def loseConnection(self) -> None:
+            did.append("all")
+
+    transport = Transport()
+    if isSecure:
+        alsoProvides(transport, ISSLTransport)
+    protocol: Any = makeFactory().buildProtocol(UNIXAddress("/tmp/x"))
+    protocol.makeConnection(transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert did == (["all"] if isSecure else ["half", "now"])
+    protocol.connectionLost()
+
+
+@pytest.mark.parametrize("isSecure", [False, True])
+def test_nothingPassesTLSBy(isSecure: bool) -> None:
+    """
+    A body writes to the descriptor itself on a plain connection only.
+    """
+    transport = Plain(*[1000] * 9)
+    if isSecure:
+        alsoProvides(transport, ISSLTransport)
+    body = Region([3, 0, 0], b"rest\r\n")
+    command = Command("X", frozenset(State), lambda session: ok("", body=body))
+    protocol: Any = makeFactory(commands={**COMMANDS, "X": command}).buildProtocol(
+        UNIXAddress("/tmp/x")
+    )
+    protocol.makeConnection(transport)
+    protocol.dataReceived(b"X\r\n")
+    assert body.sockets == (set() if isSecure else {7})
+    assert (transport.written + transport.waiting).endswith(b"rest\r\n.\r\n")
+
+
+def test_shortRepliesRegisterNobody() -> None:
+    """
+    What there is surely room for is written, and no more is made of it.
+    """
+
+    class Transport(StringTransport):
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            raise AssertionError("nothing is to be waited for")
+
+    protocol: Any = makeFactory().buildProtocol(UNIXAddress("/tmp/x"))
+    protocol.makeConnection(Transport())
+    protocol.dataReceived(b"USER alice\r\nFOO\r\n")
+    protocol.dataReceived(b"USER al")
+    assert protocol.transport.value().count(b"\r\n") == 3
+
+
+@pytest.mark.parametrize("isStalled", [False, True])
+def test_timeAfterMuch(isStalled: bool) -> None:
+    """
+    Whatever is the last of many replies: while they wait for room no limit of
+    idleness runs, and after them a new one does.
+    """
+    for count in range(126, 132):
+        command = Command("X", frozenset(State), lambda session: ok("x" * 500))
+        client = loggedIn(policy=Policy(stallTimeout=5000), commands={**COMMANDS, "X": command})
+        advance(client, 599)
+        if isStalled:
+            client.stall()
+        client.send(b"X\r\n" * count)
+        if isStalled and not client.protocol.isAnswering:  # type: ignore[attr-defined]
+            continue
+        advance(client, 700 if isStalled else 599)
+        assert client.isOpen
+        client.vanish()

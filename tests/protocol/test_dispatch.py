@@ -117,6 +117,7 @@ def test_errorMap() -> None:
     assert raising(BadArguments("No.")).senseless
     answer = raising(NotImplementedError())
     assert (answer.text, answer.then) == ("Command not available.", Then.GO_ON)
+    assert not answer.senseless
     assert raising(POP3ResponseError("No."), enters=State.CLOSED).then is Then.CLOSE
 
 

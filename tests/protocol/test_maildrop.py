@@ -90,3 +90,14 @@ def test_others() -> None:
     assert not before.hasOthersThan(before.hashes())
     assert not Listed(["b"]).hasOthersThan(before.hashes())
     assert Listed(["b", "c"]).hasOthersThan(before.hashes())
+
+
+def test_sizesInAnyOrder() -> None:
+    """
+    One that is not to be had, or of a late message, keeps no other from being known.
+    """
+    maildrop = Maildrop(Listed(["a", "b"]))
+    maildrop.setSizes([Found(1, "a"), Found(0, "late"), Found(2, "b")], [None, 7, 4])
+    assert list(maildrop.sizes()) == [None, 4]
+    with pytest.raises(ValueError):
+        maildrop.setSizes([Found(1, "a")], [1, 2])

@@ -256,12 +256,14 @@ def test_plainFull() -> None:
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
     # One that calls itself streaming is told only when there was too much.
     assert sender.isCrowded and not transport.isStreaming
+    sender.gather(ok("More."))
+    assert not sender.flushShort() and transport.waiting == b"Fine.\r\n"
     _, got = start(sender.flush())
     sender.say(ok("Bye."))
     assert got == []
     transport.drain()
     assert got == [None] and transport.producer is None and not sender.isCrowded
-    assert transport.written == b"+OK Fine.\r\n+OK Bye.\r\n"
+    assert transport.written == b"+OK Fine.\r\n+OK More.\r\n+OK Bye.\r\n"
 
 
 def test_plainStallsAndStops() -> None:
@@ -339,6 +341,10 @@ def test_topDoesNotSendItself() -> None:
     sender.startTLS()
     start(whole(sender, ok("", body=Region([], b"x\r\n"))))
     assert transport.waiting == b"+OK\r\nx\r\n.\r\n"
+    # Nor past a transport that is no plain socket.
+    _, memory, sender = setUp()
+    start(whole(sender, ok("", body=Region([], b"x\r\n"))))
+    assert memory.written == b"+OK\r\nx\r\n.\r\n"
 
 
 def test_plainTakesLittle() -> None:
@@ -350,19 +356,25 @@ def test_plainTakesLittle() -> None:
     assert (transport.written, transport.waiting) == (b"+OK Fine.\r\n", b"")
 
 
-def test_crowded() -> None:
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("isFlushed", [False, True])
+@pytest.mark.parametrize("isWritten", [False, True])
+def test_crowded(more: int, isFlushed: bool, isWritten: bool) -> None:
     """
-    Up to 65,535 octets wait for more; what was flushed counts no longer.
+    Up to 65,535 octets are gathered, or written without asking for room.
     """
     _, _, sender = setUp()
-    sender.say(ok("Fine."))
-    assert start(sender.flush())[1] == [None]
+    assert not sender.hasGathered
+    if isFlushed:
+        sender.say(ok("Fine."))
+        assert start(sender.flush())[1] == [None]
     for _ in range(128):
         sender.gather(ok("x" * 504))
-    sender.gather(ok("x" * 249))
-    assert sender.octetsSent == 11 + 65535 and not sender.isCrowded
-    sender.gather(ok(""))
-    assert sender.isCrowded and not sender.flushShort()
+    if isWritten:
+        assert sender.flushShort()
+    sender.gather(ok("x" * (249 + more)))
+    assert sender.isCrowded is bool(more)
+    assert sender.flushShort() is not bool(more)
 
 
 def test_fullBeforeTLS() -> None:
