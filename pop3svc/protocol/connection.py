@@ -97,10 +97,10 @@ class POP3Connection(LineReceiver):
         makeSession: Callable[[Any], Session],
         table: Table,
         clock: IReactorTime,
-        connectionCreator: Any = None,
-        ended: Callable[[POP3Connection], object] = lambda connection: None,
-        strangers: set[POP3Connection] | None = None,
-        limits: Limits | None = None,
+        connectionCreator: Any,
+        ended: Callable[[POP3Connection], object],
+        strangers: set[POP3Connection],
+        limits: Limits,
     ) -> None:
         """
         @param makeSession: takes the transport.
@@ -114,13 +114,13 @@ class POP3Connection(LineReceiver):
         self._clock = clock
         self._connectionCreator = connectionCreator
         self._ended = ended
-        self._strangers: set[POP3Connection] = set() if strangers is None else strangers
+        self._strangers = strangers
         # Set by the factory, for its counting.
         self.address: str | None = None
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
-        self._limits = Limits(clock, Policy()) if limits is None else limits
+        self._limits = limits
         # That of them which runs now.
         self._limit: Deadlines | None = None
         self._givingUp: IDelayedCall | None = None
@@ -421,7 +421,6 @@ class POP3Connection(LineReceiver):
             self._abort("sent plain text behind STLS")
             return
         self._handshaking = True
-        self._heardNothing = True
         self.session.info.isSecure = True
         transport.startTLS(self._connectionCreator)
 
@@ -535,7 +534,6 @@ class POP3Connection(LineReceiver):
         """
         if not self._isEnding:
             self._isEnding = True
-            self.session.isOver = True
             try:
                 ending = begin(self.session.end())
             except Exception:
