@@ -11,9 +11,10 @@ import pytest
 from zope.interface import alsoProvides
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IReadOnlyMailbox
+from pop3svc.interfaces import IPOP3MailboxProvider, IReadOnlyMailbox
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS, command
+from pop3svc.protocol.sasl import MECHANISMS, Mechanism, Password, mechanism
 from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.testing import conversation
@@ -607,3 +608,78 @@ def test_nothingIsEchoed() -> None:
         b"RETR SECRET",
     ):
         assert b"SECRET" not in client.say(line)
+
+
+def test_ownCommandAsDeclared() -> None:
+    table: dict[str, Any] = {}
+
+    @command("XHELLO", states=[State.TRANSACTION], table=table, capability=["XHI"], longLine=True)
+    async def hello(session: Any) -> Any:
+        raise AssertionError
+
+    made = table["XHELLO"]
+    assert (made.verb, made.states, made.run) == ("XHELLO", {State.TRANSACTION}, hello)
+    assert (made.capability, made.longLine, made.enters) == (["XHI"], True, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [(b"", b"secret"), (b"alice", b""), (b"al\tice", b"secret"), (b"alice", b"a\0b")],
+)
+def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
+    """
+    What cannot be a name or a password is refused like a wrong one, unasked.
+    """
+    mail = provider()
+    asked: list[object] = []
+    mail.authenticate = lambda *arguments: asked.append(arguments)  # type: ignore[method-assign]
+    said = b64encode(name).decode() or "="
+    conversation(
+        mail,
+        f"S: +OK…\nC: AUTH LOGIN {said}\nS: + UGFzc3dvcmQ6\nC: {b64encode(password).decode()}\n"
+        "S: -ERR [AUTH] Wrong name or password.",
+    )
+    assert asked == []
+
+
+def test_authNamesOfAnyOctets() -> None:
+    """
+    What is not UTF-8 gets to the provider as surrogate escapes.
+    """
+    mail = provider()
+    asked: list[tuple[str, str]] = []
+    mail.authenticate = (  # type: ignore[method-assign]
+        lambda info, name, password: asked.append((name, password))
+    )
+    said = b64encode(b"\0a\xff\0b\xfe").decode()
+    conversation(mail, f"S: +OK…\nC: AUTH PLAIN {said}\nS: -ERR [AUTH] Wrong name or password.")
+    assert asked == [("a\udcff", "b\udcfe")]
+
+
+def test_aMechanismOfOnesOwn() -> None:
+    """
+    It is told the session, and is no cleartext one unless it says so.
+    """
+    told: list[object] = []
+
+    async def converse(session: Any, initial: bytes | None) -> Any:
+        told.extend([session, initial])
+        yield Password("alice", "secret")
+
+    try:
+        assert mechanism("X-TEST", needs=IPOP3MailboxProvider)(converse) is converse
+        made = MECHANISMS["X-TEST"]
+        assert made == Mechanism("X-TEST", IPOP3MailboxProvider, False, converse)
+        client = conversation(provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: +OK Logged in.")
+        assert told == [client.protocol.session, b"x"]
+    finally:
+        MECHANISMS.pop("X-TEST", None)
+
+
+def test_emptyMessages() -> None:
+    loggedIn(
+        "C: LIST 1\nS: +OK 1 0\nC: STAT\nS: +OK 3 3\nC: LIST\nS: +OK…\nS: 1 0\nS: 2 0\nS: 3 3\nS: .\n"
+        "C: DELE 1\nS: +OK…\nC: STAT\nS: +OK 2 3\nC: DELE 3\nS: +OK…\nC: STAT\nS: +OK 1 0\n"
+        "C: LIST\nS: +OK…\nS: 2 0\nS: .",
+        [b"", b"", b"a"],
+    )

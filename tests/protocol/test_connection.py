@@ -716,7 +716,9 @@ def test_heldInputIsCountedRight() -> None:
             return them[-1]
 
         command = Command("X", frozenset(State), run)
-        client = Client(makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command}))
+        client = Client(
+            makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command})
+        )
         client.send(b"USER a\r\n" * 20)
         client.say(b"STLS")
         client.protocol.handshakeCompleted()

@@ -11,7 +11,7 @@ from twisted.internet.task import Clock
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IAccountStatus, IReadOnlyMailbox
+from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReadOnlyMailbox
 from pop3svc.policy import EXTENSIONS, Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.session import State
@@ -259,9 +259,11 @@ def test_wakeCannotList() -> None:
 @implementer(IAccountStatus)
 class Accounts(MemoryProvider):
     def loginMark(self, info: Any, username: str) -> str:
+        assert IPOP3ConnectionInfo.providedBy(info)
         return self.passwords[username]
 
     async def mayStay(self, info: Any, username: str, mark: str) -> bool:
+        assert IPOP3ConnectionInfo.providedBy(info)
         return self.passwords.get(username) == mark
 
 

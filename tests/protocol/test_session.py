@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import alsoProvides, implementer
 from zope.interface.verify import verifyObject
 
@@ -22,13 +22,16 @@ from pop3svc.interfaces import (
     INewMailNotifier,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
+    ISleepingMailbox,
 )
 from pop3svc.policy import Policy
-from pop3svc.protocol.session import ConnectionInfo
+from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Coroutines, Later, Recording, conversation
 from tests.protocol.test_commands import ALICE
+from tests.protocol.test_content import Chunks
+from tests.test_calling import start
 
 LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
 LEAVE = ["unlock", "watch ended", "logout"]
@@ -227,7 +230,9 @@ def test_deletionTakesTooLong() -> None:
     The client is told that nobody knows; the lock is kept until it is over.
     """
     provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
-    client.protocol.factory.clock.advance(121)  # type: ignore[union-attr]
+    client.protocol.factory.clock.advance(119)  # type: ignore[union-attr]
+    assert client.received() == b"+OK Marked.\r\n"
+    client.protocol.factory.clock.advance(2)  # type: ignore[union-attr]
     assert client.received().endswith(
         b"-ERR [SYS/TEMP] The deletion takes too long; whether it happens is not known yet.\r\n"
     )
@@ -252,7 +257,13 @@ def test_neverAnswers() -> None:
     A call that takes too long is cancelled and the connection closed.
     """
     provider, client, mailbox = later(b"STAT\r\n")
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
     client.protocol.factory.clock.advance(121)  # type: ignore[union-attr]
+    globalLogPublisher.removeObserver(seen.append)
+    (text,) = (formatEvent(event) for event in seen if "timeout" in event)
+    number = client.protocol.session.info.connectionID
+    assert text.endswith(f" of connection {number} did not answer within 120 s")
     assert client.received() == b"-ERR [SYS/TEMP] The mailbox does not answer.\r\n"
     assert mailbox.cancelled == ["messageSize"]
     mailbox.answerAll()
@@ -305,16 +316,19 @@ class Throttle:
         self.calls: list[str] = []
 
     async def mayLogin(self, info: object, username: str) -> bool:
+        assert IPOP3ConnectionInfo.providedBy(info)
         self.calls.append(f"may {username}")
         return self.may
 
     def loginFailed(self, info: object, username: str) -> Any:
+        assert IPOP3ConnectionInfo.providedBy(info)
         answer: Deferred[None] = Deferred()
         answer.callback(None)
         self.calls.append(f"failed {username}")
         return answer
 
     def loginSucceeded(self, info: object, username: str) -> None:
+        assert IPOP3ConnectionInfo.providedBy(info)
         self.calls.append(f"succeeded {username}")
 
 
@@ -393,8 +407,6 @@ def test_loopback(address: str | None, isLoopback: bool) -> None:
 
 
 def test_cleartextPolicies() -> None:
-    from pop3svc.protocol.session import Session
-
     def may(policy: str, address: str, isSecure: bool) -> bool:
         info = ConnectionInfo(1, address, isSecure)
         return Session(info, Provider(), Policy(cleartextLogin=policy), Clock()).mayLogInHere
@@ -414,13 +426,18 @@ def test_namesInEvents() -> None:
     seen: list[Any] = []
     globalLogPublisher.addObserver(seen.append)
     client = Client(POP3Factory(Provider(), Policy(fineEvents=1), clock=Clock()))
-    client.send(b"USER a\xffb\xc2\x85c\r\nPASS hunter2\r\nUSER alice\r\nPASS secret\r\nQUIT\r\n")
+    client.send(b"USER a\xffb\xc2\x85c\r\nPASS hunter2\r\n")
+    client.send("USER älice\r\nPASS secret\r\nQUIT\r\n".encode())
     globalLogPublisher.removeObserver(seen.append)
     logins = [event for event in seen if event.get("pop3Event") == "login"]
     assert [(event["user"], event["succeeded"], event["code"]) for event in logins] == [
         ("a\\udcffb\\x85c", False, "AUTH"),
-        ("alice", True, None),
+        ("älice", True, None),
     ]
+    info = client.protocol.session.info
+    assert {(event["connectionID"], event["clientIP"], event["isSecure"]) for event in logins} == {
+        (info.connectionID, "127.0.0.1", False)
+    }
     assert "hunter2" not in repr(seen)
     assert [event["pop3Event"] for event in seen if "pop3Event" in event] == (
         ["connection"] + ["command", "login", "command"] * 2 + ["command", "close"]
@@ -451,3 +468,287 @@ def test_lostWhileFallingAsleep() -> None:
     late[0].answerAll()
     assert provider.calls[-3:] == LEAVE
     assert not provider.maildrop.isHeld and not factory.connections
+
+
+def logged(act: Callable[[], object]) -> list[Any]:
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    try:
+        act()
+    finally:
+        globalLogPublisher.removeObserver(seen.append)
+    return seen
+
+
+def test_failedLoginsInTheLog() -> None:
+    """
+    What fail2ban reads: one line for each guess, and none for other refusals.
+    """
+    provider = Provider()
+
+    def lines(script: str) -> list[str]:
+        told = logged(lambda: conversation(provider, script))
+        return [formatEvent(each) for each in told if each.get("pop3Event") == "login"]
+
+    refused = "S: +OK…\nC: USER bob\nS: +OK…\nC: PASS wrong\nS: -ERR [AUTH]…"
+    assert lines(refused) == ["failed login from 127.0.0.1: bob"]
+    assert lines(ALICE) == []
+    assert lines("S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE]…") == []
+
+
+def test_tooManyFailedLogins() -> None:
+    """
+    The connection is closed with the last one that the policy allows.
+    """
+    refused = "C: USER bob\nS: +OK…\nC: PASS wrong\nS: -ERR [AUTH] Wrong name or password.\n"
+    for allowed in (1, 3):
+        client = conversation(
+            Provider(), "S: +OK…\n" + refused * allowed, Policy(maxFailedLogins=allowed)
+        )
+        assert not client.isOpen
+        if allowed > 1:
+            client = conversation(
+                Provider(), "S: +OK…\n" + refused * (allowed - 1), Policy(maxFailedLogins=allowed)
+            )
+            assert client.isOpen
+
+
+def test_whoAsks() -> None:
+    """
+    The mailbox is told by every call whom it is asked for.
+    """
+    infos: dict[str, set[Any]] = {}
+    names = {
+        *("watchMailbox", "lock", "listMessageUniqueIDs", "messageSize", "messageSizes"),
+        *("messageContent", "messageExists", "messageDelete", "fallAsleep", "unlock"),
+    }
+
+    def telling(name: str, call: Any) -> Any:
+        def asked(info: Any, *arguments: Any) -> Any:
+            infos.setdefault(name, set()).add(info)
+            return call(info, *arguments)
+
+        return asked
+
+    def wrap(mailbox: Any) -> Any:
+        alsoProvides(mailbox, IBulkMessageSizes, ISleepingMailbox)
+        mailbox.inside.fallAsleep = lambda info: None
+        mailbox.inside.messageSizes = lambda info, uniqueIDs: [4] * len(uniqueIDs)
+        for name in names:
+            setattr(mailbox.inside, name, telling(name, getattr(mailbox.inside, name)))
+        return mailbox
+
+    provider = Provider(wrap)
+    client = conversation(provider, ALICE)
+    late = provider.maildrop.add(b"late")
+    for line in ("STAT", f"LIST UID:{late}", "RETR 1", "DELI 1", "SLEE", "WAKE", "QUIT"):
+        assert client.say(line.encode()).startswith(b"+OK"), line
+    assert infos == dict.fromkeys(names, {provider.info})
+
+
+def test_sizesAreAskedForOnce() -> None:
+    """
+    Only those that are not known, in one call if there are more than one.
+    """
+    sizes = {"message-1": 5, "message-2": None, "message-3": 7}
+    for isBulk in (True, False):
+        asked: list[Any] = []
+
+        def wrap(mailbox: Any, bulk: bool = isBulk, them: Any = asked) -> Any:
+            if bulk:
+                alsoProvides(mailbox, IBulkMessageSizes)
+
+            def messageSizes(info: Any, uniqueIDs: Any) -> Any:
+                them.append(list(uniqueIDs))
+                return [sizes[each] for each in uniqueIDs]
+
+            def messageSize(info: Any, uniqueID: str) -> Any:
+                them.append(uniqueID)
+                return sizes[uniqueID]
+
+            mailbox.inside.messageSizes = messageSizes
+            mailbox.inside.messageSize = messageSize
+            return mailbox
+
+        provider = Provider(wrap)
+        provider.maildrop.add(b"three\n")
+        client = conversation(provider, ALICE)
+        # The second is gone: its size is not known, and never will be.
+        assert client.say(b"LIST 3") == b"+OK 3 7\r\n"
+        assert client.say(b"STAT") == b"+OK 3 12\r\n"
+        assert client.say(b"LIST").endswith(b"\r\n1 5\r\n2 0\r\n3 7\r\n.\r\n")
+        assert client.say(b"DELE 1").startswith(b"+OK")
+        assert client.say(b"STAT") == b"+OK 2 7\r\n"
+        assert client.say(b"LIST").endswith(b"\r\n2 0\r\n3 7\r\n.\r\n")
+        first = [["message-1", "message-2"]] if isBulk else ["message-1", "message-2"]
+        assert asked == ["message-3", *first, *["message-2"] * 3]
+        assert client.say(b"DELE 2").startswith(b"+OK")
+        assert client.say(b"STAT") == b"+OK 1 7\r\n"
+        assert len(asked) == 4 + len(first)
+
+
+def test_badListingInTheLog() -> None:
+    provider = Provider(lambda mailbox: _listing(mailbox, ["a", "a"]))
+    clients: list[Client] = []
+    script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [SYS/PERM]…"
+    told = logged(lambda: clients.append(conversation(provider, script)))
+    (event,) = (each for each in told if "rule" in each)
+    assert formatEvent(event).startswith("the listing of alice breaks a rule: ")
+    assert event["connectionID"] == clients[0].protocol.session.info.connectionID
+
+
+def test_contentNeverComes() -> None:
+    """
+    A piece of a message has its time like every other answer.
+    """
+    client = conversation(Provider(), ALICE)
+    content = Chunks([])
+    content.nextChunk = Deferred  # type: ignore[method-assign]
+    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
+    client.say(b"RETR 1")
+    clock.advance(119)
+    client._pump()
+    assert client.isOpen
+    clock.advance(2)
+    client._pump()
+    assert client.wasAborted
+
+
+def test_deliTakesTooLong() -> None:
+    """
+    Nobody knows what is there now: the connection is closed.
+    """
+    provider, client, mailbox = later(b"DELI 1\r\n")
+    client.protocol.factory.clock.advance(1)  # type: ignore[union-attr]
+    name, answer, result = mailbox.waiting[0]
+    assert name == "messageContent"
+    mailbox.answer()
+    assert [each for each, _, _ in mailbox.waiting] == ["messageDelete"]
+    client.protocol.factory.clock.advance(121)  # type: ignore[union-attr]
+    assert client.received().startswith(b"-ERR [SYS/TEMP] The deletion takes too long")
+    assert not client.isOpen
+    mailbox.answerAll()
+
+
+def test_quitFreesTheMailboxAtOnce() -> None:
+    """
+    Whenever the client takes the last word.
+    """
+    provider = Provider()
+    client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…")
+    client.stall()
+    client.send(b"QUIT\r\n")
+    assert client.isOpen and not provider.maildrop.isHeld
+    client.vanish()
+
+
+def test_unlockFailsAsleep() -> None:
+    """
+    It is logged; asleep, awake or lost, the session goes its way.
+    """
+    provider = Provider()
+    client = conversation(provider, ALICE)
+    inside = client.protocol.session._mailbox.inside
+    unlock = inside.unlock
+
+    def failing(info: Any) -> Any:
+        unlock(info)
+        raise ValueError("x")
+
+    inside.unlock = failing
+    assert client.say(b"SLEE").startswith(b"+OK")
+    messages = dict(provider.maildrop.messages)
+    provider.maildrop.messages["_"] = b""
+    assert client.say(b"WAKE").startswith(b"-ERR [SYS/PERM]")
+    provider.maildrop.messages = messages
+    provider.calls.clear()
+    client.vanish()
+    # It holds no lock, and gives none back.
+    assert provider.calls == ["watch ended", "logout"]
+
+
+def test_unlocksOnlyItsOwn() -> None:
+    """
+    After QAUT a login that finds the mailbox in use leaves it to its holder.
+    """
+    provider = Provider()
+    client = conversation(provider, ALICE)
+    assert client.say(b"QAUT").startswith(b"+OK")
+    provider.maildrop.holder = lambda: False
+    provider.calls.clear()
+    client.say(b"USER alice")
+    assert client.say(b"PASS secret").startswith(b"-ERR [IN-USE]")
+    client.vanish()
+    assert "unlock" not in provider.calls
+    assert provider.maildrop.isHeld
+
+
+def test_admission() -> None:
+    """
+    Whoever counts the sessions is asked for each, and told of each end once.
+    """
+    asked: list[tuple[str, bool]] = []
+    dismissed: list[Any] = []
+
+    def admit(name: str, isLogin: bool) -> Callable[[bool], object]:
+        asked.append((name, isLogin))
+        return dismissed.append
+
+    provider = Provider()
+    session = Session(ConnectionInfo(7, None, False), provider, Policy(), Clock(), admit=admit)
+    assert (session.info.connectionID, session.mayStartTLS) == (7, False)
+    listed = provider.maildrop.messages
+    provider.maildrop.messages = {"_": b""}
+    for isBefore in (True, False):
+        _, got = start(session.logIn("alice", "secret"))
+        assert got[0].check(POP3ResponseError)
+        assert (asked, dismissed) == ([("alice", True)], [False])
+        assert dismissed[0] is False
+        if isBefore:
+            provider.maildrop.messages = listed
+            assert start(session.logIn("alice", "secret"))[1] == [None]
+            session.enter(State.TRANSACTION)
+            assert session._surrender() is False
+            assert start(session.sleep())[1] == [0]
+            assert dismissed == [False, True] and dismissed[1] is True
+            session.enter(State.SLEEPING)
+            provider.maildrop.messages = {"_": b""}
+            _, got = start(session.wake())
+            assert got[0].check(POP3ResponseError)
+            provider.maildrop.messages = listed
+            assert start(session.wake())[1] == [False]
+            session.enter(State.TRANSACTION)
+            assert asked == [("alice", True)] * 2 + [("alice", False)] * 2
+            assert start(session.logOut())[1] == [None]
+            assert dismissed == [False, True, True, True]
+            session.enter(State.AUTHORIZATION)
+            provider.maildrop.messages = {"_": b""}
+            asked.clear()
+            dismissed.clear()
+
+
+def test_surrenders() -> None:
+    """
+    Only a session that is in TRANSACTION, and not over, is asked to end.
+    """
+    session = Session(ConnectionInfo(1, None, False), Provider(), Policy(), Clock())
+    session.mayEnd = lambda isMarked: True
+    assert session._surrender() is False
+    assert start(session.logIn("alice", "secret"))[1] == [None]
+    assert session._surrender() is False
+    session.enter(State.TRANSACTION)
+    assert session._surrender() is True
+    session.isOver = True
+    assert session._surrender() is False
+    session.isOver = False
+    assert start(session.end())[1] == [None]
+    assert session.isOver is True
+
+
+def test_strangersLeaveNoFailure() -> None:
+    """
+    There is nothing to let go of, and nothing goes wrong.
+    """
+    client = Client(POP3Factory(Provider(), clock=Clock()))
+    assert [event for event in logged(client.vanish) if "log_failure" in event] == []
