@@ -383,7 +383,11 @@ def test_bodyFailsMidway() -> None:
     """
     client, content = loggedIn(), Failing()
     client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
-    (event,) = events("error", lambda: client.send(b"RETR 1\r\nNOOP\r\n"))
+    whys: list[str] = []
+    (event,) = events(
+        "error", lambda: whys.append(reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")))
+    )
+    assert whys == ["a reply failed midway"]
     assert client.wasAborted
     assert event["log_failure"].check(IndexError)
     assert event["connectionID"] == client.protocol.session.info.connectionID
@@ -979,3 +983,17 @@ def test_timeAfterMuch(isStalled: bool) -> None:
         advance(client, 700 if isStalled else 599)
         assert client.isOpen
         client.vanish()
+
+
+def test_bodyFailsLate() -> None:
+    """
+    The log has what went wrong, whenever that was.
+    """
+    client, content, late = loggedIn(), Failing(), Deferred[bytes]()
+    content.nextChunk = lambda: late  # type: ignore[method-assign,assignment,return-value]
+    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.send(b"RETR 1\r\n")
+    (event,) = events("error", lambda: late.errback(OSError("disk")))
+    client._pump()
+    assert event["log_failure"].check(OSError)
+    assert client.wasAborted
