@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from twisted.protocols.tls import TLSMemoryBIOProtocol
 from zope.interface import alsoProvides, implementer
 
@@ -516,6 +517,37 @@ def test_sessionWithoutAFactory() -> None:
         session.enter(State.TRANSACTION)
 
 
+def _silent(*arguments: Any) -> Deferred[Any]:
+    return Deferred()
+
+
+@pytest.mark.parametrize(
+    ("method", "lines"),
+    [
+        ("lock", [b"PASS secret"]),
+        ("listMessageUniqueIDs", [b"PASS secret"]),
+        ("messageContent", [b"PASS secret", b"RETR 1"]),
+    ],
+)
+def test_silenceInTheLog(method: str, lines: list[bytes]) -> None:
+    """
+    What did not answer is named, also if it has no name.
+    """
+    unnamed = partial(_silent)
+    for silent, name in ((_silent, "_silent"), (unnamed, repr(unnamed))):
+        methods: dict[str, Any] = {"lock": lambda info, surrender: None, method: silent}
+        client, _ = served(**methods)
+        for line in lines:
+            client.say(line)
+        seen: list[Any] = []
+        globalLogPublisher.addObserver(seen.append)
+        advance(client, 121)
+        globalLogPublisher.removeObserver(seen.append)
+        (event,) = (event for event in seen if "timeout" in event)
+        number = client.protocol.session.info.connectionID
+        assert formatEvent(event) == f"{name} of connection {number} did not answer within 120 s"
+
+
 def test_deletionThatIsNotOver() -> None:
     """
     The client is told that nobody knows yet; the lock is kept until it is over.
@@ -618,7 +650,10 @@ def test_neverConnected() -> None:
     """
     factory = makeFactory()
     protocol: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
+    told: list[object] = []
+    protocol._ended = told.append
     protocol.connectionLost()
+    assert told == [protocol]
     assert not factory.connections
 
 

@@ -394,3 +394,24 @@ def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("fcntl.ioctl", lambda *arguments: (300).to_bytes(4, sys.byteorder))
     assert _queued(Plain()) == 300
+
+
+@pytest.mark.parametrize(
+    ("chunks", "said"),
+    [
+        ([b"x" * 100], b"+OK Fine.\r\n" * 3),
+        ([b"x" * 70_000, b"y" * 100], b"+OK Fine.\r\n" * 3 + b"+OK\r\n" + b"x" * 70_000),
+    ],
+)
+def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
+    """
+    They are still to be sent; of the one that failed no more is than was already.
+    """
+    _, transport, sender = setUp()
+    for _ in range(3):
+        sender.gather(ok("Fine."))
+    _, got = start(sender.send(ok("", body=Body(*chunks, ValueError("x")))))
+    assert got[0].check(ValueError)
+    sender.flushNow()
+    assert bytes(transport.written) == said
+    assert not sender.hasGathered

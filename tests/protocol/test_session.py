@@ -493,6 +493,17 @@ def test_failedLoginsInTheLog() -> None:
     refused = "S: +OK…\nC: USER bob\nS: +OK…\nC: PASS wrong\nS: -ERR [AUTH]…"
     assert lines(refused) == ["failed login from 127.0.0.1: bob"]
     assert lines(ALICE) == []
+
+    def refusing(info: Any, name: str, password: str) -> Any:
+        raise POP3ResponseError("Not now.")
+
+    provider.authenticate = refusing  # type: ignore[method-assign]
+    script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR Not now."
+    assert lines(script) == []
+    told = logged(lambda: conversation(provider, script, Policy(fineEvents=True)))
+    assert [each["code"] for each in told if each.get("pop3Event") == "login"] == [""]
+    provider = Provider()
+    provider.maildrop.holder = lambda: False
     assert lines("S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE]…") == []
 
 
@@ -652,7 +663,10 @@ def test_unlockFailsAsleep() -> None:
     inside = client.protocol.session._mailbox.inside
     unlock = inside.unlock
 
+    infos: list[Any] = []
+
     def failing(info: Any) -> Any:
+        infos.append(info)
         unlock(info)
         raise ValueError("x")
 
@@ -664,6 +678,7 @@ def test_unlockFailsAsleep() -> None:
     provider.maildrop.messages = messages
     provider.calls.clear()
     client.vanish()
+    assert infos == [provider.info] * 2
     # It holds no lock, and gives none back.
     assert provider.calls == ["watch ended", "logout"]
 
@@ -752,3 +767,21 @@ def test_strangersLeaveNoFailure() -> None:
     """
     client = Client(POP3Factory(Provider(), clock=Clock()))
     assert [event for event in logged(client.vanish) if "log_failure" in event] == []
+
+
+def test_lateLockCannotBeGivenBack() -> None:
+    """
+    That is logged, though nobody is there any more.
+    """
+
+    def wrap(mailbox: Any) -> Any:
+        mailbox.inside.lock = lambda info, surrender: Deferred(lambda late: late.callback(None))
+        mailbox.inside.unlock = lambda info: fail(ValueError("x"))
+        return mailbox
+
+    client = Client(POP3Factory(Provider(wrap), clock=Clock()))
+    client.say(b"USER alice")
+    client.say(b"PASS secret")
+    told = [each for each in logged(client.vanish) if "log_failure" in each]
+    assert [each["log_failure"].type for each in told] == [ValueError]
+    assert formatEvent(told[0]).startswith("letting go of a mailbox failed")
