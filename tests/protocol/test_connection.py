@@ -708,31 +708,25 @@ def test_outputIsHeldBackBehindWhatIsLate() -> None:
     assert len(client.transport.written) < 300_000
 
 
-def test_heldInputIsCountedRight() -> None:
+@pytest.mark.parametrize("more", [0, 1])
+@pytest.mark.parametrize("isTLS", [False, True])
+def test_heldInputIsCountedRight(more: int, isTLS: bool) -> None:
     """
     What was answered or dropped counts no longer, and all that waits counts.
     """
-    for more in (0, 1):
-        waiting: list[Deferred[Any]] = []
-
-        def run(session: Any, them: Any = waiting) -> Any:
-            them.append(Deferred())
-            return them[-1]
-
-        command = Command("X", frozenset(State), run)
-        client = Client(
-            makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command})
-        )
-        client.send(b"USER a\r\n" * 20)
+    command = Command("X", frozenset(State), lambda session: Deferred())
+    client = Client(makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command}))
+    client.send(b"USER a\r\n" * 20)
+    if isTLS:
         client.say(b"STLS")
         client.protocol.handshakeCompleted()
-        client.send(b"USER a\r\nUSER b\r\nX\r\n")
-        for octets in (100_000, 100_000, 62_144 + more):
-            client.protocol.dataReceived(b"N" * (octets - 1) + b"\n")
-        client._pump()
-        assert client.isOpen is not bool(more)
-        assert client.wasAborted is bool(more)
-        client.vanish()
+    client.send(b"USER a\r\nUSER b\r\nX\r\n")
+    for octets in (100_000, 100_000, 62_144 + more):
+        client.protocol.dataReceived(b"N" * (octets - 1) + b"\n")
+    client._pump()
+    assert client.isOpen is not bool(more)
+    assert client.wasAborted is bool(more)
+    client.vanish()
 
 
 def test_clearLineBuffer() -> None:
