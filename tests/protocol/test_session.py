@@ -713,6 +713,7 @@ def test_admission() -> None:
     provider = Provider()
     session = Session(ConnectionInfo(7, None, False), provider, Policy(), Clock(), admit=admit)
     assert (session.info.connectionID, session.mayStartTLS) == (7, False)
+    assert session.info.providerTag is None
     listed = provider.maildrop.messages
     provider.maildrop.messages = {"_": b""}
     for isBefore in (True, False):
