@@ -170,11 +170,9 @@ class Maildrop:
             self._sizes = list(sizes)
             return
         for each, octets in zip(found, sizes, strict=True):
-            if octets is None:
-                continue
-            if not each.number:
+            if each.number:
+                if self._sizes is None:
+                    self._sizes = [None] * len(self.listed)
+                self._sizes[each.number - 1] = octets
+            elif octets is not None:
                 self._laterSizes[each.uniqueID] = octets
-                continue
-            if self._sizes is None:
-                self._sizes = [None] * len(self.listed)
-            self._sizes[each.number - 1] = octets

@@ -449,7 +449,7 @@ class Session:
             sizes = maildrop.sizes()
             octets = maildrop.octets()
             if octets is None:
-                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present() if sizes)
+                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
         return maildrop.count(), octets
 
     async def _size(self, uniqueID: str) -> Any:

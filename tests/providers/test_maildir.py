@@ -738,3 +738,20 @@ def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
     for later, settled in ((50_000_000, False), (1_999_999_999, False), (2_100_000_000, True)):
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
         assert haveSettled(changed) is settled
+
+
+def test_listedAfterTheRestHasGone(maildir: Path) -> None:
+    """
+    Nothing is known of the size of what another program has removed: it is
+    listed, as its number is not given to another, and the session goes on.
+    """
+    for name in ("1.x", "2.x", "3.x"):
+        deliver(maildir, name)
+    client = served(maildir)
+    for name in ("2.x", "3.x"):
+        (path,) = maildir.glob(f"*/{name}*")
+        path.unlink()
+    assert client.say(b"DELE 1") == b"+OK Marked.\r\n"
+    assert client.say(b"STAT") == b"+OK 2 0\r\n"
+    assert client.say(b"LIST") == b"+OK 2 messages. _\r\n2 0\r\n3 0\r\n.\r\n"
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
