@@ -66,6 +66,7 @@ class POP3Connection(LineReceiver):
         "_handshaking",
         "_heardNothing",
         "_held",
+        "_isEnding",
         "_isLate",
         "_isStranger",
         "_isTaking",

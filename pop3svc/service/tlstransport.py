@@ -87,6 +87,9 @@ class TLSTransport(TLSMemoryBIOProtocol):
         @param data: bytes or a memoryview.
         @return: the number of octets taken.
         """
+        if self._writeBelow is None:
+            # Nothing would tell whether there is room: it goes the ordinary way.
+            return 0
         if not self._handshakeDone:
             self._appSendBuffer.append(bytes(data))
             return len(data)

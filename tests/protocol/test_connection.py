@@ -13,7 +13,7 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
-from twisted.logger import formatEvent, globalLogPublisher
+from twisted.logger import formatEvent
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.calling import Turns
@@ -27,7 +27,7 @@ from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 from tests.protocol.test_sender import Plain, Region
-from tests.protocol.test_session import later
+from tests.protocol.test_session import later, logged
 from tests.test_calling import start
 from tests.test_octets import asSent
 
@@ -49,13 +49,7 @@ def reason(client: Client, act: Any) -> str:
     """
     @return: what the line at the end gives as the reason.
     """
-    seen: list[Any] = []
-    globalLogPublisher.addObserver(seen.append)
-    try:
-        act()
-    finally:
-        globalLogPublisher.removeObserver(seen.append)
-    (event,) = (event for event in seen if event.get("pop3Event") == "close")
+    (event,) = events("close", act)
     return str(event["reason"])
 
 
@@ -63,13 +57,7 @@ def events(kind: str, act: Any) -> list[Any]:
     """
     @return: the events of this kind meanwhile.
     """
-    seen: list[Any] = []
-    globalLogPublisher.addObserver(seen.append)
-    try:
-        act()
-    finally:
-        globalLogPublisher.removeObserver(seen.append)
-    return [event for event in seen if event.get("pop3Event") == kind]
+    return [event for event in logged(act) if event.get("pop3Event") == kind]
 
 
 def advance(client: Client, seconds: float) -> None:

@@ -9,8 +9,13 @@ import ssl
 from pathlib import Path
 
 import pytest
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.testing import StringTransport
+from twisted.protocols.tls import TLSMemoryBIOFactory
 
 from pop3svc.service.firstrun import _selfSigned
+from pop3svc.service.tlstransport import TLSTransport
 from tests.running import Connection, Running, freePort
 
 # More than the kernel takes at once.
@@ -68,3 +73,16 @@ def test_largeMessage(tmp_path: Path, isSTLS: bool, version: ssl.TLSVersion) -> 
         assert connection.line() == b""
         connection.socket.close()
         assert "4 messages" in running.waitFor("alice from")
+
+
+def test_transportThatDoesNotTell() -> None:
+    """
+    Where nothing tells what is taken, nothing is said to be: else a client that
+    takes nothing would have all it asks for held in memory.
+    """
+    certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
+    inner = Factory.forProtocol(Protocol)
+    factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
+    transport = TLSTransport(factory, Protocol())
+    transport.makeConnection(StringTransport())
+    assert transport.writeSomeData(b"+OK\r\n") == 0
