@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 
-__all__ = ["BadListing", "Listed", "isUniqueID"]
+__all__ = ["BadListing", "Listed", "areUniqueIDs", "isUniqueID"]
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
@@ -30,7 +30,7 @@ def isUniqueID(text: object) -> bool:
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
 
 
-def _areUniqueIDs(texts: list[str]) -> bool:
+def areUniqueIDs(texts: list[str]) -> bool:
     """
     Are they all well-formed?  As L{isUniqueID}, for many at once.
     """
@@ -66,7 +66,7 @@ class Listed:
         @raise BadListing: a unique-id is malformed, or stands there twice.
         """
         self.uniqueIDs = list(uniqueIDs)
-        if not _areUniqueIDs(self.uniqueIDs):
+        if not areUniqueIDs(self.uniqueIDs):
             for uniqueID in self.uniqueIDs:
                 if not isUniqueID(uniqueID):
                     raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")

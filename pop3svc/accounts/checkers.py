@@ -65,23 +65,22 @@ class AccountsProvider:
         index, avatarID = info.providerTag
         return IAccountStatus(self._checkers[index], None), avatarID
 
-    async def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
+    def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IAccountStatus.loginMark}; empty where the checker cannot tell.
         """
         status, avatarID = self._vouching(info)
-        mark: str = "" if status is None else await settle(status.loginMark, info, avatarID)
-        return mark
+        return "" if status is None else status.loginMark(info, avatarID)
 
-    async def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
         """
         See L{IAccountStatus.mayStay}; yes where the checker cannot tell.
         """
         status, avatarID = self._vouching(info)
-        return status is None or bool(await settle(status.mayStay, info, avatarID, mark))
+        return status is None or status.mayStay(info, avatarID, mark)
 
-    async def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        return await settle(self._store.openMailbox, info, username)
+        return self._store.openMailbox(info, username)

@@ -325,9 +325,8 @@ class PasswordFile:
     def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
         See L{IAccountStatus.loginMark}: of what stands in the file for the
-        user.
+        user, or stood there when the password was verified.
         """
-        self._refresh()
         stored = self._entries.get(username, "")
         return self._digest(stored).hex()
 
@@ -335,6 +334,7 @@ class PasswordFile:
         """
         See L{IAccountStatus.mayStay}.
         """
+        self._refresh()
         now = self.loginMark(info, username)
         return username in self._entries and hmac.compare_digest(now, mark)
 

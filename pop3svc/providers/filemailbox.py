@@ -30,6 +30,7 @@ from pop3svc.files import (
     openDirectory,
     openFile,
     openRegular,
+    regularFiles,
 )
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -47,10 +48,12 @@ __all__ = [
     "ExclusiveFileMailbox",
     "FileMailbox",
     "Holders",
+    "Key",
     "KnownSizes",
     "Listing",
     "LockManners",
     "Place",
+    "keyOf",
     "listFolder",
 ]
 
@@ -65,6 +68,8 @@ T = TypeVar("T")
 
 # (directory below the mailbox's root, file name)
 Place = tuple[str, str]
+# (device, inode) of a root
+Key = tuple[int, int]
 
 
 class Listing(dict[str, Place]):
@@ -126,6 +131,14 @@ class KnownSizes:
         return octets
 
 
+def keyOf(root: int) -> Key:
+    """
+    @param root: a descriptor.
+    """
+    status = os.fstat(root)
+    return status.st_dev, status.st_ino
+
+
 def listFolder(root: int, folder: str) -> list[str]:
     """
     The names of the regular files in a directory that are not hidden.
@@ -135,12 +148,7 @@ def listFolder(root: int, folder: str) -> list[str]:
     except FileNotFoundError:
         return []
     try:
-        with os.scandir(directory) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
-            ]
+        return regularFiles(directory)
     finally:
         closeQuietly(directory)
 
@@ -151,7 +159,8 @@ class _Held:
     itself: there is no file of it to be made, removed or owned by anybody.
     """
 
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, key: Key) -> None:
+        self.key = key
         self._root: int | None = root
         # The directory that was opened last stays open, for the next message
         # in it.
@@ -263,9 +272,10 @@ class FileMailbox:
         """
         return self._place.open()
 
-    def _inRoot(self, work: Callable[[int], T]) -> T | None:
+    def _inRoot(self, work: Callable[[int, Key], T]) -> T | None:
         """
-        Do something with a descriptor of the root, in the reactor's thread.
+        Do something with a descriptor of the root, and its key, in the
+        reactor's thread.
 
         @return: what C{work} returned; L{None} if the root is not there.
         """
@@ -273,7 +283,7 @@ class FileMailbox:
         if root is None:
             return None
         try:
-            return work(root)
+            return work(root, keyOf(root))
         finally:
             closeQuietly(root)
 
@@ -638,9 +648,10 @@ class ExclusiveFileMailbox(FileMailbox):
         held = self._held
         return None if held is None else held.root()
 
-    def _inRoot(self, work: Callable[[int], T]) -> T | None:
-        root = None if self._held is None else self._held.here()
-        return None if root is None else work(root)
+    def _inRoot(self, work: Callable[[int, Key], T]) -> T | None:
+        held = self._held
+        root = None if held is None else held.here()
+        return None if held is None or root is None else work(root, held.key)
 
     def _openHere(self, place: Place) -> tuple[int, os.stat_result] | None:
         try:
@@ -766,9 +777,10 @@ class ExclusiveFileMailbox(FileMailbox):
                 return None
             try:
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = os.fstat(root)
                 if recovers:
                     recover(root, self.folders)
-                elif not self._isReady(root):
+                elif not self._holders.readiness.isReady(root, status, self.folders):
                     closeQuietly(root)
                     return _Busy()
             except BaseException:
@@ -778,12 +790,7 @@ class ExclusiveFileMailbox(FileMailbox):
             return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
-        return _Held(root)
-
-    def _isReady(self, root: int) -> bool:
-        status = os.fstat(root)
-        key = status.st_dev, status.st_ino
-        return self._holders.readiness.isReady(root, key, self.folders)
+        return _Held(root, (status.st_dev, status.st_ino))
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         """

@@ -7,8 +7,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -35,40 +35,36 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
-from pop3svc.listings import Listed
+from pop3svc.listings import Listed, areUniqueIDs
 from pop3svc.providers.filemailbox import (
     PERMANENT,
     ExclusiveFileMailbox,
     FileMailbox,
     Holders,
+    Key,
     KnownSizes,
     Listing,
     LockManners,
     Place,
+    keyOf,
     listFolder,
 )
 from pop3svc.providers.names import PathTemplate, uniqueIDFor
-from pop3svc.providers.sizes import Examined, Key, MailboxSizes, SharedSizes, markOf
+from pop3svc.providers.sizes import Examined, MailboxSizes, SharedSizes, markOf
 from pop3svc.providers.watching import Watch, Watches
 
 __all__ = ["MaildirMailbox", "MaildirStore"]
 
 log = Logger(namespace="pop3svc")
 
-# "1600000000.M123456P789.host": the seconds, and the microseconds if told.
-_DELIVERED = re.compile(r"([0-9]{1,20})\.(?:[^.]*?M([0-9]{1,20}))?")
+# Of "1600000000.M123456P789.host:2,S", with a "/" behind, as there are many: all before
+# the flags, and in it the seconds and microseconds, if they are told.
+_NAME = re.compile(r"((?:([0-9]{1,20})\.(?:[^.:/]*?M([0-9]{1,20}))?)?[^:/]*)[^/]*/")
 # The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # A directory is read so often, with a pause (seconds) in between, until nothing
 # has changed.
 _SCANS, _PAUSE = 10, 0.02
-
-
-def _baseName(name: str) -> str:
-    """
-    A file's name without its flags.
-    """
-    return name.partition(":")[0]
 
 
 # What tells whether a directory has changed.
@@ -156,6 +152,16 @@ class SharedListings:
             self._messages -= len(known[1]) + self.EACH
 
 
+def _named(places: Iterable[Place]) -> list[tuple[str, str, str]]:
+    """
+    @return: of each place the file's name without its flags, and in that the
+        seconds and microseconds of its delivery; empty if they are not told.
+    """
+    names = [name for _, name in places]
+    # None holds a slash.
+    return _NAME.findall("/".join([*names, ""]))
+
+
 def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
     """
     Where messages are.  A message that is moved while a directory is read may
@@ -196,11 +202,6 @@ class _Shared:
     believesNames: bool = False
 
 
-def _keyOf(root: int) -> Key:
-    status = os.fstat(root)
-    return status.st_dev, status.st_ino
-
-
 @implementer(INewMailNotifier, ISleepingMailbox)
 class _Maildir(FileMailbox):
     """
@@ -226,17 +227,18 @@ class _Maildir(FileMailbox):
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
         """
-        shared = self._sharedListing(root)
+        key = keyOf(root)
+        shared = self._sharedListing(root, key)
         if shared is not None:
             return shared
         listing, stamp = self._scan(root)
         if listing.isSure:
-            self.shared.listings.put(_keyOf(root), stamp, listing)
+            self.shared.listings.put(key, stamp, listing)
         return listing
 
-    def _sharedListing(self, root: int) -> Listing | None:
+    def _sharedListing(self, root: int, key: Key) -> Listing | None:
         stamp, isOld = _settled(root)
-        return self.shared.listings.get(_keyOf(root), stamp) if isOld else None
+        return self.shared.listings.get(key, stamp) if isOld else None
 
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
         """
@@ -260,14 +262,14 @@ class _Maildir(FileMailbox):
     def _listedBefore(self, heard: int | None) -> Listing | None:
         self._key = None
 
-        def look(root: int) -> Listing | None:
-            self._key = key = _keyOf(root)
+        def look(root: int, key: Key) -> Listing | None:
+            self._key = key
             self._known = self.shared.sizes.of(key)
             if self._watchHolds():
                 listing = self.shared.listings.heard(key, heard)
                 if listing is not None:
                     return listing
-            return self._sharedListing(root)
+            return self._sharedListing(root, key)
 
         try:
             return self._inRoot(look)
@@ -316,13 +318,13 @@ class _Maildir(FileMailbox):
         # What has changed before there was a watch it could not tell.
         changed()
 
-        def begin(root: int) -> None:
+        def begin(root: int, key: Key) -> None:
             watching = self.shared.watches.watch(root, self.folders, changed)
             if watching is None:
                 return
             self._watch, self._endWatch = watching
             heard = self._watch.look()
-            listing = self._sharedListing(root)
+            listing = self._sharedListing(root, key)
             if listing is not None:
                 self.shared.listings.setHeard(self._watch.key, listing, heard)
 
@@ -341,11 +343,11 @@ class _Maildir(FileMailbox):
         known = None if self._known is None else self._known.known.get(uniqueID)
         if known is not None:
             return known.octets
-        return self._runner.run(self._examined, [uniqueID]).addCallback(self._oneSize, uniqueID)
+        return self._runner.run(self._examined, [uniqueID]).addCallback(self._oneSize)
 
     @staticmethod
-    def _oneSize(sizes: dict[str, int], uniqueID: str) -> int:
-        octets = sizes.get(uniqueID)
+    def _oneSize(sizes: Sequence[int | None]) -> int:
+        [octets] = sizes
         if octets is None:
             raise POP3ResponseError("That message has gone.")
         if octets < 0:
@@ -360,25 +362,23 @@ class _Maildir(FileMailbox):
             octets = self._known.octetsOf(uniqueIDs)
             if octets is not None:
                 return octets
-        sizes = self._runner.run(self._examined, uniqueIDs)
-        return sizes.addCallback(self._allSizes, uniqueIDs)
+        return self._runner.run(self._examined, uniqueIDs).addCallback(self._allSizes)
 
     @staticmethod
-    def _allSizes(sizes: dict[str, int], uniqueIDs: list[str]) -> list[int | None]:
+    def _allSizes(sizes: Sequence[int | None]) -> Sequence[int | None]:
         # One file that cannot be read is no reason to show no size.
-        return [size if (size := sizes.get(each, -1)) >= 0 else None for each in uniqueIDs]
+        return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
-    def _examined(self, uniqueIDs: list[str]) -> dict[str, int]:
+    def _examined(self, uniqueIDs: list[str]) -> Sequence[int | None]:
         """
         The sizes of messages, read where they are not known.  Blocks.
 
-        @return: octets by unique-id, -1 for what cannot be read; what has gone
-            is missing.
+        @return: octets, -1 of what cannot be read, L{None} of what has gone.
         """
         try:
             root = self._root()
             if root is None:
-                return {}
+                return [None] * len(uniqueIDs)
             try:
                 return self._examinedIn(root, uniqueIDs)
             finally:
@@ -386,15 +386,16 @@ class _Maildir(FileMailbox):
         except OSError as error:
             raise self._fault("read a message of", error)
 
-    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> dict[str, int]:
-        sizes = self.shared.sizes.of(_keyOf(root))
+    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> Sequence[int | None]:
+        sizes = self.shared.sizes.of(keyOf(root))
         self._known = sizes
         sizes.load(root, self._listing)
-        if self.shared.believesNames:
-            sizes.learn(self._told(each for each in uniqueIDs if each not in sizes.known))
+        unknown = [each for each in uniqueIDs if each not in sizes.known]
+        if self.shared.believesNames and unknown:
+            sizes.learn(self._told(unknown))
+            unknown = [each for each in unknown if each not in sizes.known]
         directories: dict[str, int] = {}
         try:
-            unknown = [each for each in uniqueIDs if each not in sizes.known]
             added = self._seek(unknown, partial(_examinedAt, root, directories))
         finally:
             for descriptor in directories.values():
@@ -405,9 +406,11 @@ class _Maildir(FileMailbox):
         else:
             sizes.learn(readable)
         self.shared.sizes.trim()
-        found = {each: examined.octets for each, examined in added.items()}
-        found.update((each, sizes.known[each].octets) for each in uniqueIDs if each in sizes.known)
-        return found
+        try:
+            return [sizes.known[each].octets for each in uniqueIDs]
+        except KeyError:
+            found = (sizes.known.get(each) or added.get(each) for each in uniqueIDs)
+            return [None if each is None else each.octets for each in found]
 
     def _told(self, uniqueIDs: Iterable[str]) -> dict[str, Examined]:
         """
@@ -452,46 +455,70 @@ class _Maildir(FileMailbox):
 
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
         places, isSure, stamp = _scanPlaces(root)
-        byBase: dict[str, list[Place]] = {}
-        for place in places:
-            base = _baseName(place[1])
-            if base in byBase:
-                byBase[base].append(place)
-            else:
-                byBase[base] = [place]
-        keyed: list[tuple[tuple[int, int, str], str, list[Place]]] = []
-        directories: dict[str, int] = {}
-        try:
-            for base, found in byBase.items():
-                delivered = _DELIVERED.match(base)
-                if delivered is not None and len(found) == 1:
-                    # As nearly all are; there are many.
-                    seconds, microseconds = delivered.groups("0")
-                    key = int(seconds), int(microseconds), base
-                    keyed.append((key, uniqueIDFor(base), found))
-                    continue
-                # The place where one was seen last stands first.
-                found.sort(key=lambda each: (-places[each], each))
-                files = [(found, "")]
-                if len(found) > 1 or not base:
-                    files = self._distinct(root, directories, found)
-                for names, more in files:
-                    order = self._order(root, directories, names[0])
-                    if order is not None:
-                        keyed.append((order, uniqueIDFor(base, more), names))
-        finally:
-            for directory in directories.values():
-                closeQuietly(directory)
-        keyed.sort()
         listing = Listing()
         listing.isSure = isSure
-        for _, uniqueID, names in keyed:
-            listing[uniqueID] = names[0]
-            if len(names) > 1:
-                listing.links[uniqueID] = names[1:]
+        named = list(zip(_named(places), places, strict=True))
+        bases = [base for (base, _, _), _ in named]
+        several: set[str] = set()
+        if len(set(bases)) != len(bases):
+            several.update(base for base, times in Counter(bases).items() if times > 1)
+        # All that is done one by one costs, as there are many.  None of these looks like a
+        # unique-id that was derived.
+        areLegal = areUniqueIDs(bases)
+        found = [
+            (
+                *(int(seconds), int(microseconds or 0), base),
+                *(base if areLegal else uniqueIDFor(base), place),
+            )
+            for (base, seconds, microseconds), place in named
+            if seconds and base not in several
+        ]
+        if len(found) < len(named):
+            others: dict[str, list[Place]] = {}
+            for (base, seconds, _), place in named:
+                if not seconds or base in several:
+                    others.setdefault(base, []).append(place)
+            found += self._others(root, others, places, listing.links)
+        found.sort()
+        listing.update((uniqueID, place) for _, _, _, uniqueID, place in found)
         # Made here, in a thread.
         listing.listed()
         return listing, stamp
+
+    def _others(
+        self,
+        root: int,
+        byBase: Mapping[str, list[Place]],
+        seen: Mapping[Place, int],
+        links: dict[str, list[Place]],
+    ) -> list[tuple[int, int, str, str, Place]]:
+        """
+        Messages whose name does not tell all, or is not the only one.
+
+        @param seen: the number of the look that saw each place last.
+        @param links: where the other names of each message go.
+        @return: seconds and microseconds, base name, unique-id and place.
+        """
+        found = []
+        directories: dict[str, int] = {}
+        try:
+            for base, places in byBase.items():
+                # The place where one was seen last stands first.
+                places.sort(key=lambda each: (-seen[each], each))
+                files = [(places, "")]
+                if len(places) > 1 or not base:
+                    files = self._distinct(root, directories, places)
+                for names, more in files:
+                    order = self._order(root, directories, names[0])
+                    if order is not None:
+                        uniqueID = uniqueIDFor(base, more)
+                        found.append((*order, uniqueID, names[0]))
+                        if len(names) > 1:
+                            links[uniqueID] = names[1:]
+        finally:
+            for directory in directories.values():
+                closeQuietly(directory)
+        return found
 
     @staticmethod
     def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
@@ -519,22 +546,21 @@ class _Maildir(FileMailbox):
             # Renamed again since; where it was seen last it is looked for
             # from.
             return [(places[:1], "")]
-        if len(files) == 1 and _baseName(places[0][1]):
+        if len(files) == 1 and not places[0][1].startswith(":"):
             return [(names, "") for names in files.values()]
         return [(names, f"{device}:{inode}") for (device, inode), names in files.items()]
 
     def _order(
         self, root: int, directories: dict[str, int], place: Place
     ) -> tuple[int, int, str] | None:
-        name = _baseName(place[1])
-        delivered = _DELIVERED.match(name)
-        if delivered is not None:
-            return int(delivered[1]), int(delivered[2] or 0), name
+        [(name, seconds, microseconds)] = _named([place])
+        if seconds:
+            return int(seconds), int(microseconds or 0), name
         status = self._status(root, directories, place)
         if status is None:
             return None
-        seconds, nanoseconds = divmod(status.st_mtime_ns, 1_000_000_000)
-        return seconds, nanoseconds // 1000, name
+        nanoseconds = status.st_mtime_ns
+        return nanoseconds // 1_000_000_000, nanoseconds // 1000 % 1_000_000, name
 
 
 def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examined | None:

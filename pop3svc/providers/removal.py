@@ -128,13 +128,14 @@ class Readiness:
     def __init__(self) -> None:
         self._stamps: OrderedDict[tuple[int, int], _Stamp] = OrderedDict()
 
-    def isReady(self, root: int, key: tuple[int, int], folders: Sequence[str]) -> bool:
+    def isReady(self, root: int, status: os.stat_result, folders: Sequence[str]) -> bool:
         """
         See L{isReady}.
 
-        @param key: device and inode of the root.
+        @param status: of the root.
         """
-        stamp, isOld = _stampOf(root, folders)
+        key = status.st_dev, status.st_ino
+        stamp, isOld = _stampOf(root, status, folders)
         if stamp is not None and self._stamps.get(key) == stamp:
             return True
         if stamp is None or not isReady(root, folders):
@@ -146,25 +147,23 @@ class Readiness:
         return True
 
 
-def _stampOf(root: int, folders: Sequence[str]) -> tuple[_Stamp | None, bool]:
+def _stampOf(
+    root: int, status: os.stat_result, folders: Sequence[str]
+) -> tuple[_Stamp | None, bool]:
     """
-    The times of the staging directories, and whether they are old enough to be
-    trusted; L{None} if they are not all there, or there is another one.
+    The times of the root and of the staging directories, and whether they are
+    old enough to be trusted; L{None} if these are not all there.
     """
-    stamp = []
+    # The time of change cannot be set back.
+    stamp = [(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)]
     try:
         for folder in folders:
             status = os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)
-            # The time of change cannot be set back.
             stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
     except OSError:
         return None, False
-    try:
-        os.lstat(_REMOVED, dir_fd=root)
-    except FileNotFoundError:
-        latest = max(max(each[1:]) for each in stamp)
-        return tuple(stamp), haveSettled(latest)
-    return None, False
+    latest = max(max(mtime, ctime) for _, mtime, ctime in stamp)
+    return tuple(stamp), haveSettled(latest)
 
 
 def isReady(root: int, folders: Iterable[str]) -> bool:

@@ -36,8 +36,9 @@ class AcceptingPauser:
     again.  Whoever comes meanwhile waits in the kernel's queue.
     """
 
-    # Descriptors kept for sessions, at most and as a share of all.
-    KEPT, SHARE = 256, 4
+    # Descriptors kept for sessions, at most and as a share of all; and of these the share
+    # that is accepted from one look to the next.
+    KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds from one look to the next while paused.
     LOOK = 0.25
 
@@ -55,6 +56,7 @@ class AcceptingPauser:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         kept = min(self.KEPT, limit // self.SHARE)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
+        self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
         # A port accepts many at once, and cannot be stopped meanwhile.
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
@@ -82,10 +84,15 @@ class AcceptingPauser:
 
     def accepted(self) -> None:
         """
-        A connection was accepted: look whether there is room for more.
+        A connection was accepted: look now and then whether there is room for
+        more.
         """
         if self.isPaused:
             return
+        self._unseen += 1
+        if self._unseen <= self._mayBeUnseen:
+            return
+        self._unseen = 0
         lowest = _lowestFree()
         if lowest is None or lowest >= self._stopAt:
             log.warn("accepting pauses: there are not enough file descriptors")

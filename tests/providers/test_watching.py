@@ -298,8 +298,8 @@ def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPat
     client = conversation(Anybody(store), ALICE)
     shared = maildirs.MaildirMailbox._sharedListing
 
-    def sharedListing(mailbox: Any, root: int) -> Any:
-        listing = shared(mailbox, root)
+    def sharedListing(mailbox: Any, root: int, key: Any) -> Any:
+        listing = shared(mailbox, root, key)
         deliver(maildir, "3.x")
         return listing
 
