@@ -12,7 +12,6 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from struct import Struct
 from typing import Any
 
@@ -22,7 +21,7 @@ from zope.interface import implementer
 
 from pop3svc.calling import Runner, Workers, givenUp
 from pop3svc.interfaces import IChunkedContent
-from pop3svc.octets import OctetCount
+from pop3svc.octets import DOT_LINE, OctetCount, bareLineFeeds
 
 __all__ = [
     "FileBlocks",
@@ -79,8 +78,10 @@ def closeQuietly(descriptor: int) -> None:
     Close what was read, or made durable by other means: whatever the file
     system says then, the descriptor is closed, and what was done is done.
     """
-    with suppress(OSError):
+    try:
         os.close(descriptor)
+    except OSError:
+        pass
 
 
 def openRegular(name: str, directory: int | None = None) -> int:
@@ -263,15 +264,10 @@ def _examined(whole: bytes) -> tuple[int, bool]:
     """
     As L{examine}, of a message that is all there.
     """
-    octets = len(whole)
-    lines = whole.count(b"\n")
-    if lines and b"\r" in whole:
-        octets += lines - whole.count(b"\r\n")
-    else:
-        octets += lines
+    octets = len(whole) + bareLineFeeds(whole)
     if not whole.endswith(b"\n") and whole:
         octets += 2
-    isAsSent = octets == len(whole) and not whole.startswith(b".") and b"\n." not in whole
+    isAsSent = octets == len(whole) and whole[:1] != b"." and DOT_LINE.search(whole) is None
     return octets, isAsSent
 
 

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import re
 
-from pop3svc.octets import LineEnds
+from pop3svc.octets import DOT_LINE, LineEnds
 from pop3svc.protocol.replies import Reply
 
 __all__ = ["MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
-# A line end is CRLF by now; to look for its LF is what is fast.
-_DOT_LINE = re.compile(rb"\n\.")
 _UNSENDABLE = re.compile(r"[^ -~]")
 # RFC 2449 section 4, with its CRLF.
 _FIRST_LINE = 512
@@ -157,7 +155,7 @@ class MultiLine:
         # Only the seam needs a look; within the block replace() sees all.
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")
-        if b"." in data and _DOT_LINE.search(data):
+        if b"." in data and DOT_LINE.search(data):
             # Four times as fast as replace().
-            data = b"\n..".join(_DOT_LINE.split(data))
+            data = b"\n..".join(DOT_LINE.split(data))
         return b"." + data if leading else data

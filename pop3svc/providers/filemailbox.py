@@ -339,8 +339,9 @@ class FileMailbox:
         wanted, listing = uniqueIDs, None
         for _ in range(_LOOKS):
             missing = []
+            placeOf = self._placeOf if listing is None else listing.get
             for uniqueID in wanted:
-                place = self._placeOf(uniqueID) if listing is None else listing.get(uniqueID)
+                place = placeOf(uniqueID)
                 got = None if place is None else look(place)
                 if got is None:
                     missing.append(uniqueID)
