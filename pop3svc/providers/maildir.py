@@ -412,14 +412,14 @@ class _Maildir(FileMailbox):
             found = (sizes.known.get(each) or added.get(each) for each in uniqueIDs)
             return [None if each is None else each.octets for each in found]
 
-    def _told(self, uniqueIDs: Iterable[str]) -> dict[str, Examined]:
+    def _told(self, uniqueIDs: Sequence[str]) -> dict[str, Examined]:
         """
         @return: the sizes that stand in the names of files.
         """
-        places = ((each, self._placeOf(each)) for each in uniqueIDs)
+        places = map(self._placeOf if self._moved else self._listing.get, uniqueIDs)
         return {
             uniqueID: Examined(int(size[1]), 0, False)
-            for uniqueID, place in places
+            for uniqueID, place in zip(uniqueIDs, places, strict=True)
             if place is not None and (size := _SIZE.search(place[1])) is not None
         }
 
