@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from bench.mail import SMALL
 from bench.measure import Failed, Load, Span
-from bench.servers import CannotRun, Pop3svc, Pop3svcWorkers, Server
+from bench.servers import Server
 
 __all__ = ["ROWS", "Bench", "Figure", "Measure", "Row"]
 
@@ -317,25 +317,6 @@ def idle(bench: Bench, server: Server) -> list[Measure]:
     return [Measure("", span, [Figure("KiB each", (span.memory - before) / count / 1024)])]
 
 
-def workers(bench: Bench, server: Server) -> list[Measure]:
-    """
-    Row 16.
-    """
-    if not isinstance(server, Pop3svc) or not server.hasOption("--workers"):
-        return []
-    try:
-        other = Pop3svcWorkers(server.site, server.mail)
-        try:
-            other.restart()
-            plain = shortSession(bench, other)
-            plain[0].label = "plain"
-            return plain + shortSessionTLS(bench, other)
-        finally:
-            other.stop()
-    except CannotRun as error:
-        raise Failed(str(error))
-
-
 ROWS = [
     Row(1, "short session (USER PASS STAT QUIT), 32 at once", shortSession),
     Row(2, "the same over TLS", shortSessionTLS),
@@ -352,5 +333,4 @@ ROWS = [
     Row(13, "the same, S= and W= in names (sizes=names)", _hugeFirst("sized")),
     Row(14, "64 clients: UIDL, 20 RETR of 200, 2 DELE", fetching),
     Row(15, "idle connection over TLS, logged in", idle),
-    Row(16, "rows 1 and 2 with --workers 2", workers),
 ]

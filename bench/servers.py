@@ -18,7 +18,7 @@ from pathlib import Path
 from bench.mail import NOBODY, Mail
 from bench.measure import Failed, Group, makeGroup
 
-__all__ = ["SERVERS", "CannotRun", "Pop3svc", "Server", "Site"]
+__all__ = ["SERVERS", "CannotRun", "Server", "Site"]
 
 CHECKOUT = Path(__file__).parent.parent
 CORES = os.cpu_count() or 1
@@ -250,26 +250,15 @@ class Pop3svc(Server):
             *self.options,
         ]
 
-    def hasOption(self, name: str) -> bool:
-        """
-        @return: whether its help tells of it.
-        """
-        done = subprocess.run(
-            [*self._twistd, "pop3svc", "--help"],
-            capture_output=True,
-            text=True,
-            env=self.environment(),
-            check=False,
-        )
-        return name in done.stdout
-
 
 class Pop3svcWorkers(Pop3svc):
     """
-    The same with two workers.
+    The same with two workers, where many clients come at once: the other servers use all cores.
     """
 
     name = "workers"
+    title = "pop3svc, 2 workers"
+    rows = frozenset([1, 2, 3, 14])
     options = ("--workers", "2")
 
 
@@ -530,7 +519,8 @@ class Limit(Server):
 
 
 SERVERS: dict[str, type[Server]] = {
-    each.name: each for each in (Pop3svc, Dovecot, TunedDovecot, Courier, TwistedMail, Limit)
+    each.name: each
+    for each in (Pop3svc, Pop3svcWorkers, Dovecot, TunedDovecot, Courier, TwistedMail, Limit)
 }
 
 
