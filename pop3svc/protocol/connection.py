@@ -29,7 +29,7 @@ from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
 from pop3svc.protocol.replies import Reply, Then, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
-from pop3svc.protocol.session import Session, State
+from pop3svc.protocol.session import Session, State, stays
 
 __all__ = ["Limits", "POP3Connection", "isTLS"]
 
@@ -157,6 +157,8 @@ class POP3Connection(LineReceiver):
         """
         transport: Any = self.transport
         self.session = self._makeSession(transport)
+        # It refers to this connection: what goes in a circle is freed late.
+        del self._makeSession
         self._policy = self.session.policy
         self._sender = ReplySender(
             transport,
@@ -650,6 +652,8 @@ class POP3Connection(LineReceiver):
             ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
+        # See connectionMade().
+        self.session.mayEnd = stays
         self._tell(self._reason)
         self._ended(self)
 

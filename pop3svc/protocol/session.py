@@ -37,7 +37,7 @@ from pop3svc.protocol.grammar import MessageNumber, Reference
 from pop3svc.protocol.maildrop import Found, Maildrop
 from pop3svc.protocol.replies import Body, Lines, Pieces
 
-__all__ = ["ConnectionInfo", "Exchange", "Session", "State"]
+__all__ = ["ConnectionInfo", "Exchange", "Session", "State", "stays"]
 
 log = Logger(namespace="pop3svc")
 
@@ -65,6 +65,13 @@ def _octets(size: object) -> int | None:
 
 def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
     return lambda isIn: None
+
+
+def stays(isMarked: bool) -> bool:
+    """
+    What a session answers to L{Session.mayEnd} that does not end itself.
+    """
+    return False
 
 
 def _printable(name: str) -> str:
@@ -161,7 +168,7 @@ class Session:
         self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
-        self.mayEnd: Callable[[bool], bool] = lambda isMarked: False
+        self.mayEnd = stays
         self.senseless = 0
         self._failedLogins = 0
         self.maildrop: Maildrop | None = None

@@ -51,6 +51,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
 
     # Does the transport below hold something, after which the next has to go?
     _isFull = False
+    _provided: Any = None
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -58,6 +59,9 @@ class TLSTransport(TLSMemoryBIOProtocol):
         """
         self._writeBelow = getattr(transport, "writeSomeData", None)
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
+        # To find out again what a transport like this provides costs more than all the
+        # rest of this; zope.interface knows as long as somebody holds it.
+        TLSTransport._provided = getattr(self, "__provides__", None)
 
     def _flushSendBIO(self) -> None:
         try:
@@ -78,6 +82,13 @@ class TLSTransport(TLSMemoryBIOProtocol):
         if written < len(octets):
             self._isFull = True
             transport.write(octets[written:])
+
+    def _tlsShutdownFinished(self, reason: Any) -> None:
+        if reason is not None:
+            # Its frames refer to this: what goes in a circle is freed late, and OpenSSL's
+            # memory with it.
+            reason.cleanFailure()
+        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
 
     def writeSomeData(self, data: Any) -> int:
         """
