@@ -51,7 +51,6 @@ class TLSTransport(TLSMemoryBIOProtocol):
 
     # Does the transport below hold something, after which the next has to go?
     _isFull = False
-    _provided: Any = None
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -59,9 +58,6 @@ class TLSTransport(TLSMemoryBIOProtocol):
         """
         self._writeBelow = getattr(transport, "writeSomeData", None)
         super().makeConnection(transport)  # type: ignore[no-untyped-call]
-        # To find out again what a transport like this provides costs more than all the
-        # rest of this; zope.interface knows as long as somebody holds it.
-        TLSTransport._provided = getattr(self, "__provides__", None)
 
     def _flushSendBIO(self) -> None:
         try:
