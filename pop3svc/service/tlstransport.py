@@ -17,6 +17,8 @@ __all__ = ["TLSTransport"]
 # to send for that.
 _RECORD = 2**14
 _SEALED = 2**15
+# What is longer waits for nothing that may come after it.
+_SHORT = 2**14
 
 
 @implementer(IPullProducer)
@@ -44,13 +46,16 @@ class _Drain:
 class TLSTransport(TLSMemoryBIOProtocol):
     """
     What is written to it is sealed and given to the kernel at once, as far as the
-    kernel takes it.  Twisted's own default gathers small writes for a turn of the
-    reactor, and then waits for another: whoever writes whole replies gains nothing by
-    that.
+    kernel takes it; what is short, after all that came in with it was looked at: the
+    last words and the end of TLS are one segment.  Twisted's own default gathers small
+    writes for a turn of the reactor, and then waits for another: whoever writes whole
+    replies gains nothing by that.
     """
 
     # Does the transport below hold something, after which the next has to go?
     _isFull = False
+    # Sealed, and not sent yet, while something that came in is looked at.
+    _held: list[bytes] | None = None
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -66,7 +71,29 @@ class TLSTransport(TLSMemoryBIOProtocol):
             return
         self._send(octets)
 
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{TLSMemoryBIOProtocol.dataReceived}.
+        """
+        self._held = []
+        try:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+        finally:
+            self._sendHeld()
+
+    def _sendHeld(self) -> None:
+        held, self._held = self._held, None
+        if held:
+            self._send(b"".join(held))
+
     def _send(self, octets: bytes) -> None:
+        held = self._held
+        if held is not None:
+            held.append(octets)
+            if sum(map(len, held)) <= _SHORT:
+                return
+            octets = b"".join(held)
+            held.clear()
         transport: Any = self.transport
         if self._writeBelow is None or self._isFull or not transport.connected:
             transport.write(octets)
@@ -116,6 +143,14 @@ class TLSTransport(TLSMemoryBIOProtocol):
         if sealed:
             self._send(sealed[0] if len(sealed) == 1 else b"".join(sealed))
         return done
+
+    def abortConnection(self) -> None:
+        """
+        See L{TLSMemoryBIOProtocol.abortConnection}.
+        """
+        # What was written is on its way, as it would be without TLS.
+        self._sendHeld()
+        super().abortConnection()  # type: ignore[no-untyped-call]
 
     def drained(self) -> None:
         """

@@ -4,18 +4,24 @@ Large replies over TLS, to clients that are quick and slow, from a real twistd.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from pathlib import Path
 
 import pytest
+from twisted.internet.address import IPv4Address
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
 
+from pop3svc.providers.memory import MemoryStore
+from pop3svc.service.factory import POP3Factory
 from pop3svc.service.firstrun import _selfSigned
 from pop3svc.service.tlstransport import TLSTransport
+from tests.anybody import Anybody
 from tests.running import Connection, Running, freePort
 
 # More than the kernel takes at once.
@@ -73,6 +79,86 @@ def test_largeMessage(tmp_path: Path, isSTLS: bool, version: ssl.TLSVersion) -> 
         assert connection.line() == b""
         connection.socket.close()
         assert "4 messages" in running.waitFor("alice from")
+
+
+class Taking(StringTransport):
+    """
+    Takes everything at once, and remembers what came together.
+    """
+
+    connected = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.segments: list[bytes] = []
+
+    def writeSomeData(self, data: bytes) -> int:
+        self.segments.append(bytes(data))
+        return len(data)
+
+    def write(self, data: bytes) -> None:
+        raise AssertionError("it takes everything at once")
+
+
+def overTLS(conversation: str) -> tuple[list[list[bytes]], Taking]:
+    """
+    Say the lines of a conversation over TLS.
+
+    @return: what the client reads in each segment that comes, C{(end)} for the end of
+        TLS, after each line; those of the handshake first.
+    """
+    certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
+    store = MemoryStore([b"a\r\n" * 20_000, b"b\r\n"])
+    inner = POP3Factory(Anybody(store), clock=Clock())
+    factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
+    factory.protocol = TLSTransport
+    transport, below = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)), Taking()
+    assert transport is not None
+    transport.makeConnection(below)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    client = context.wrap_bio(incoming, outgoing)
+
+    def exchange() -> list[bytes]:
+        transport.dataReceived(outgoing.read())
+        segments, below.segments = below.segments, []
+        read = []
+        for segment in segments:
+            incoming.write(segment)
+            plain = b""
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while piece := client.read(1_000_000):
+                    plain += piece
+                plain += b"(end)"
+            read.append(plain)
+        return read
+
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    transport.dataReceived(outgoing.read())
+    incoming.write(b"".join(below.segments))
+    below.segments.clear()
+    client.do_handshake()
+    answers = [exchange()]
+    for line in conversation.splitlines():
+        client.write(line.encode() + b"\r\n")
+        answers.append(exchange())
+    return answers, below
+
+
+def test_segments() -> None:
+    """
+    What belongs together goes together: tickets and greeting, the answers to what came
+    together, the last words and the end; a large reply waits for nothing.
+    """
+    answers, below = overTLS("USER alice\nPASS x\nRETR 2\nRETR 1\nQUIT")
+    greeting, user, password, small, large, end = answers
+    assert greeting == [b"+OK test ready.\r\n"]
+    assert (len(user), len(password)) == (1, 1)
+    assert small == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
+    assert b"".join(large) == b"+OK Message follows. _\r\n" + b"a\r\n" * 20_000 + b".\r\n"
+    assert end == [b"+OK Bye.\r\n(end)"] and not below.segments
 
 
 def test_transportThatDoesNotTell() -> None:
