@@ -519,16 +519,18 @@ class Holders:
     @ivar readiness: which mailboxes can be locked without mending.
     """
 
-    # Seconds: how often to look where the kernel does not tell, and how long
-    # another process is given.
+    # Seconds: how often to look where the kernel does not tell; how long a session
+    # lasts that is worth it; and how long another process is given.
     LOOK = 0.25
+    YOUNG = 0.5
     PATIENCE = 1.0
 
     def __init__(self, runner: Runner, clock: Any = None) -> None:
         self._runner = runner
         self._clock = clock
         self.readiness = Readiness()
-        self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool]]] = {}
+        # With when that began.
+        self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
         self._touches: Touches | None = None
         # Those of the held that the kernel tells of, which need no look.
@@ -547,7 +549,7 @@ class Holders:
         """
         A session of this process holds a mailbox.
         """
-        self._held[path] = mailbox, surrender
+        self._held[path] = mailbox, surrender, self.clock.seconds()
         self._lookLater()
 
     def remove(self, path: str) -> None:
@@ -577,13 +579,20 @@ class Holders:
 
     def _look(self) -> None:
         self._timer = None
-        paths = [path for path in self._held if path not in self._watched]
+        old = self.clock.seconds() - self.YOUNG
         # Most sessions are over before; of what is left the kernel tells, if
         # it can.  Whoever wants it by now is seen by this look.
+        paths = [
+            path
+            for path, (_, _, since) in self._held.items()
+            if since <= old and path not in self._watched
+        ]
         for path in paths:
             self._watch(path)
         if paths:
             self._see(paths)
+        else:
+            self._lookLater()
 
     def _watch(self, path: str) -> None:
         if self._touches is None:
@@ -781,6 +790,7 @@ class ExclusiveFileMailbox(FileMailbox):
                 status = os.fstat(root)
                 if recovers:
                     recover(root, self.folders)
+                    self._lookAhead(root)
                 elif not self._holders.readiness.isReady(root, status, self.folders):
                     closeQuietly(root)
                     return _Busy()
@@ -792,6 +802,11 @@ class ExclusiveFileMailbox(FileMailbox):
         except OSError as error:
             raise self._fault("lock", error)
         return _Held(root, (status.st_dev, status.st_ino))
+
+    def _lookAhead(self, root: int) -> None:
+        """
+        In a thread, after the lock was taken: what comes next may begin.
+        """
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         """

@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -593,6 +594,11 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     """
     One user's Maildir, for one session.
     """
+
+    def _lookAhead(self, root: int) -> None:
+        # Who comes back to it finds the listing without another thread.
+        with suppress(OSError):
+            self.scan(root)
 
 
 @implementer(IMailboxStore)

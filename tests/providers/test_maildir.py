@@ -658,6 +658,25 @@ def test_waitedFor(maildir: Path) -> None:
     assert clock.getDelayedCalls() == []
 
 
+def test_firstLogin(maildir: Path) -> None:
+    """
+    Is made in one thread, the next in none.
+    """
+    ran = []
+
+    class Counting(Inline):
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Any:
+            ran.append(work)
+            return super().run(work, *arguments, abandoned=abandoned)
+
+    deliver(maildir, "1.x")
+    store = MaildirStore(str(maildir.parent), runner=Counting())
+    for _ in range(2):
+        conversation(Anybody(store), ALICE + "C: UIDL\nS: +OK…\nS: 1 1.x\nS: .\nC: QUIT\nS: +OK…")
+        assert len(ran) == 1
+        time.sleep(0.03)
+
+
 def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Costs no listing; any change does, and a session's own view is its own.
