@@ -113,10 +113,10 @@ async def ask(
 
 async def answered(answer: Any, clock: IReactorTime, timeout: float) -> Any:
     """
-    Wait for an answer that is a Deferred or a coroutine; see L{ask}.
+    Wait for an answer that is not there yet; see L{ask} and L{isLater}.
     """
-    if isinstance(answer, CoroutineType):
-        answer = begin(answer)
+    if not isinstance(answer, Deferred):
+        answer = begin(answer if isinstance(answer, CoroutineType) else settle(lambda: answer))
     if isinstance(answer, Deferred):
         answer = await _within(answer, clock, timeout)
     return answer

@@ -53,7 +53,6 @@ _SECOND_NS = 1_000_000_000
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# One read for each connection at most, and connections are counted elsewhere.
 # Octets of a directory that are read at once: some thousand names.
 _ENTRIES = 131072
 # What stands before a name in an entry: its length, and the kind of file
@@ -63,6 +62,7 @@ _UNKNOWN, _REGULAR = 0, 8
 # Linux; not in every C library.
 _getdents: Any = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None)
 
+# One read for each connection at most, and connections are counted elsewhere.
 _disk = Workers("pop3svc-disk", threads=8, waiting=100_000)
 
 
@@ -155,6 +155,9 @@ def regularFiles(directory: int) -> list[str]:
         length = _getdents(directory, buffer, ctypes.c_size_t(_ENTRIES))
         if length < 0:
             number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                # The directory was removed meanwhile.
+                break
             raise OSError(number, os.strerror(number))
         if not length:
             break

@@ -56,6 +56,23 @@ class AskTests(TestCase):
         answer.callback(6)
         self.assertEqual(got, [7])
 
+    def test_anyAwaitable(self) -> None:
+        class Later:
+            def __init__(self, answer: Deferred[bool]) -> None:
+                self.answer = answer
+
+            def __await__(self) -> Any:
+                return self.answer.__await__()
+
+        self.assertEqual(self.ask(lambda: Later(succeed(False)))[1], [False])
+        answer: Deferred[bool] = Deferred()
+        _, got = self.ask(lambda: Later(answer))
+        answer.callback(False)
+        self.assertEqual(got, [False])
+        _, got = self.ask(lambda: Later(Deferred()))
+        self.clock.advance(11)
+        self.assertTrue(got[0].check(Unanswered))
+
     def test_failure(self) -> None:
         for call in (lambda: fail(ValueError("x")), lambda: 1 // 0):
             _, got = self.ask(call)

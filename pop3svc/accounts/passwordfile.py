@@ -325,7 +325,7 @@ class PasswordFile:
     def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
         See L{IAccountStatus.loginMark}: of what stands in the file for the
-        user, or stood there when the password was verified.
+        user, as it was read last.
         """
         stored = self._entries.get(username, "")
         return self._digest(stored).hex()

@@ -41,6 +41,7 @@ from pop3svc.interfaces import (
 from pop3svc.listings import Listed
 from pop3svc.providers.names import Root
 from pop3svc.providers.removal import Readiness, nameOfStaging, recover, removeAll
+from pop3svc.providers.sizes import Key
 from pop3svc.providers.watching import Touches
 
 __all__ = [
@@ -48,7 +49,6 @@ __all__ = [
     "ExclusiveFileMailbox",
     "FileMailbox",
     "Holders",
-    "Key",
     "KnownSizes",
     "Listing",
     "LockManners",
@@ -68,8 +68,6 @@ T = TypeVar("T")
 
 # (directory below the mailbox's root, file name)
 Place = tuple[str, str]
-# (device, inode) of a root
-Key = tuple[int, int]
 
 
 class Listing(dict[str, Place]):

@@ -42,7 +42,6 @@ from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
     Holders,
-    Key,
     KnownSizes,
     Listing,
     LockManners,
@@ -51,7 +50,7 @@ from pop3svc.providers.filemailbox import (
     listFolder,
 )
 from pop3svc.providers.names import PathTemplate, uniqueIDFor
-from pop3svc.providers.sizes import Examined, MailboxSizes, SharedSizes, markOf
+from pop3svc.providers.sizes import Examined, Key, MailboxSizes, SharedSizes, markOf
 from pop3svc.providers.watching import Watch, Watches
 
 __all__ = ["MaildirMailbox", "MaildirStore"]
@@ -96,7 +95,8 @@ class SharedListings:
     mailbox that has not changed costs no listing.  Used from threads.
     """
 
-    # Messages in all; some 300 octets each.  A mailbox counts as some, too.
+    # Messages in all, but for those of one mailbox; some 300 octets each.  A mailbox
+    # counts as some, too.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class SharedListings:
             self._drop(key)
             self._listings[key] = stamp, listing
             self._messages += len(listing) + self.EACH
-            while self._messages > self.BOUND:
+            while self._messages > self.BOUND and len(self._listings) > 1:
                 self._drop(next(iter(self._listings)))
 
     def _drop(self, key: tuple[int, int]) -> None:
@@ -596,9 +596,10 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     """
 
     def _lookAhead(self, root: int) -> None:
-        # Who comes back to it finds the listing without another thread.
+        # Whoever asks for the listing finds it without another thread.
         with suppress(OSError):
-            self.scan(root)
+            if _settled(root)[1]:
+                self.scan(root)
 
 
 @implementer(IMailboxStore)

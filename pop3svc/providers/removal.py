@@ -122,7 +122,7 @@ class Readiness:
     again needs no look into its directories.  Used in one thread.
     """
 
-    # Mailboxes; some 300 octets each.
+    # Mailboxes; some 800 octets each.
     BOUND = 10_000
 
     def __init__(self) -> None:

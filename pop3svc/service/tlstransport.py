@@ -56,6 +56,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
     _isFull = False
     # Sealed, and not sent yet, while something that came in is looked at.
     _held: list[bytes] | None = None
+    _heldOctets = 0
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -75,7 +76,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
         """
         See L{TLSMemoryBIOProtocol.dataReceived}.
         """
-        self._held = []
+        self._held, self._heldOctets = [], 0
         try:
             super().dataReceived(data)  # type: ignore[no-untyped-call]
         finally:
@@ -90,10 +91,12 @@ class TLSTransport(TLSMemoryBIOProtocol):
         held = self._held
         if held is not None:
             held.append(octets)
-            if sum(map(len, held)) <= _SHORT:
+            self._heldOctets += len(octets)
+            if self._heldOctets <= _SHORT:
                 return
             octets = b"".join(held)
             held.clear()
+            self._heldOctets = 0
         transport: Any = self.transport
         if self._writeBelow is None or self._isFull or not transport.connected:
             transport.write(octets)
