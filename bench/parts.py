@@ -32,6 +32,7 @@ from pop3svc.calling import Turns
 from pop3svc.protocol import connection
 from pop3svc.protocol.connection import POP3Connection
 from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 
 reactor: Any = installed
@@ -84,6 +85,13 @@ def site(path: Path) -> None:
         for number in range(MESSAGES):
             name = path / "mail" / f"user{user}" / "cur" / f"{1000 + number}.M1P1.host:2,S"
             name.write_bytes(b"Subject: x\r\n\r\n" + (b"y" * 62 + b"\r\n") * 64)
+
+
+def memory() -> MemoryProvider:
+    """
+    The same users without files, and without messages.
+    """
+    return MemoryProvider({f"user{user}": "secret" for user in range(USERS)})
 
 
 class Parts:
@@ -172,6 +180,10 @@ def main() -> None:
         kept, factory.throttle = factory.throttle, None
         say("  bans and limits of guesses", whole - least(parts.short))
         factory.throttle = kept
+        kept, factory.provider = factory.provider, memory()
+        memorized = least(parts.short)
+        say("  files: passwords, lock, listing, sizes", whole - memorized)
+        factory.provider = kept
         protocol, _ = parts.logIn(0)
         say("NOOP", least(lambda _: protocol.dataReceived(b"NOOP\r\n")))
         say("RETR of 4 KiB", least(lambda turn: protocol.dataReceived(b"RETR 1\r\n")))
