@@ -149,7 +149,9 @@ def regularFiles(directory: int) -> list[str]:
             ]
     # os.scandir() lets go of the interpreter at each entry: with other threads
     # that want it, that costs a hundred times what the entry does.
-    found = []
+    found: list[bytes] = []
+    add, entryAt, head = found.append, _ENTRY.unpack_from, _ENTRY.size
+    wanted = {_REGULAR, _UNKNOWN}
     buffer = ctypes.create_string_buffer(_ENTRIES)
     while True:
         length = _getdents(directory, buffer, ctypes.c_size_t(_ENTRIES))
@@ -162,16 +164,15 @@ def regularFiles(directory: int) -> list[str]:
         if not length:
             break
         octets = buffer.raw[:length]
-        offset = 0
+        end, offset = octets.index, 0
         while offset < length:
-            size, kind = _ENTRY.unpack_from(octets, offset)
-            begin = offset + _ENTRY.size
+            size, kind = entryAt(octets, offset)
+            begin = offset + head
+            if kind in wanted and octets[begin] != 0x2E:
+                add(octets[begin : end(0, begin)])
+                if kind == _UNKNOWN and not _isRegular(directory, found[-1]):
+                    found.pop()
             offset += size
-            if octets[begin] == 0x2E or kind not in (_REGULAR, _UNKNOWN):
-                continue
-            name = octets[begin : octets.index(b"\0", begin)]
-            if kind == _REGULAR or _isRegular(directory, name):
-                found.append(name)
     # A slash is in none of them.
     return os.fsdecode(b"/".join(found)).split("/") if found else []
 

@@ -8,10 +8,11 @@ import os
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from threading import Lock
 from typing import Any
 
@@ -163,14 +164,14 @@ def _named(places: Iterable[Place]) -> list[tuple[str, str, str]]:
     return _NAME.findall("/".join([*names, ""]))
 
 
-def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
+def _scanPlaces(root: int) -> tuple[Collection[Place], dict[Place, int], bool, Stamp]:
     """
     Where messages are.  A message that is moved while a directory is read may
     be missed or seen twice, so this looks again until nothing has changed.
 
-    @return: the places with the number of the look that saw them last,
-        whether the last look is to be relied on, and the directories' times
-        then.
+    @return: the places; if one look was not enough, with the number of the
+        look that saw them last; whether the last look is to be relied on, and
+        the directories' times then.
     """
     seen: dict[Place, int] = {}
     for look in range(_SCANS):
@@ -182,11 +183,11 @@ def _scanPlaces(root: int) -> tuple[dict[Place, int], bool, Stamp]:
         after, isOld = _settled(root)
         if before == after and isOld:
             # It tells all there is.
-            return dict.fromkeys(places, look), True, after
+            return places, {}, True, after
         seen.update(dict.fromkeys(places, look))
         if before == after:
             time.sleep(_PAUSE)
-    return seen, False, ()
+    return seen, seen, False, ()
 
 
 @dataclass
@@ -455,7 +456,7 @@ class _Maildir(FileMailbox):
     # --- looking ----------------------------------------------------------------
 
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
-        places, isSure, stamp = _scanPlaces(root)
+        places, seen, isSure, stamp = _scanPlaces(root)
         listing = Listing()
         listing.isSure = isSure
         named = list(zip(_named(places), places, strict=True))
@@ -479,9 +480,9 @@ class _Maildir(FileMailbox):
             for (base, seconds, _), place in named:
                 if not seconds or base in several:
                     others.setdefault(base, []).append(place)
-            found += self._others(root, others, places, listing.links)
+            found += self._others(root, others, seen, listing.links)
         found.sort()
-        listing.update((uniqueID, place) for _, _, _, uniqueID, place in found)
+        listing.update(map(itemgetter(3, 4), found))
         # Made here, in a thread.
         listing.listed()
         return listing, stamp
@@ -496,7 +497,7 @@ class _Maildir(FileMailbox):
         """
         Messages whose name does not tell all, or is not the only one.
 
-        @param seen: the number of the look that saw each place last.
+        @param seen: see L{_scanPlaces}.
         @param links: where the other names of each message go.
         @return: seconds and microseconds, base name, unique-id and place.
         """
@@ -505,7 +506,7 @@ class _Maildir(FileMailbox):
         try:
             for base, places in byBase.items():
                 # The place where one was seen last stands first.
-                places.sort(key=lambda each: (-seen[each], each))
+                places.sort(key=lambda each: (-seen.get(each, 0), each))
                 files = [(places, "")]
                 if len(places) > 1 or not base:
                     files = self._distinct(root, directories, places)
