@@ -19,12 +19,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.portal import Portal
 from twisted.internet import reactor as installed
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
 from twisted.logger import globalLogBeginner, textFileLogObserver
 from twisted.python.failure import Failure
 
+from bench.twistedmail import MaildirRealm
+from bench.twistedmail import POP3Factory as TwistedMailFactory
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.throttle import BanEngine, LoginGuard, UserThrottle
@@ -57,6 +61,9 @@ class Socket:
 
     def write(self, data: bytes) -> None:
         self.octets += len(data)
+
+    def writeSequence(self, pieces: list[bytes]) -> None:
+        self.octets += sum(map(len, pieces))
 
     def setTcpNoDelay(self, isOn: bool) -> None:
         pass
@@ -94,6 +101,13 @@ def memory() -> MemoryProvider:
     return MemoryProvider({f"user{user}": "secret" for user in range(USERS)})
 
 
+def session(turn: int) -> tuple[bytes, ...]:
+    """
+    @return: the lines of a short session.
+    """
+    return b"USER user%d\r\n" % (turn % USERS), b"PASS secret\r\n", b"STAT\r\n", b"QUIT\r\n"
+
+
 class Parts:
     """
     Connections in memory to a real service.
@@ -126,13 +140,33 @@ class Parts:
         return protocol, socket
 
     def short(self, turn: int) -> None:
-        lines = (b"USER user%d\r\n" % (turn % USERS), b"PASS secret\r\n", b"STAT\r\n", b"QUIT\r\n")
-        protocol, socket = self.connect(*lines)
+        protocol, socket = self.connect(*session(turn))
         protocol.connectionLost(DONE)
         assert socket.octets > 80, "a command waits"
 
     def stranger(self, turn: int) -> None:
         self.connect(b"QUIT\r\n")[0].connectionLost(DONE)
+
+
+class Theirs:
+    """
+    The same sessions by twisted.mail, over the same files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        checker = InMemoryUsernamePasswordDatabaseDontUse()
+        for user in range(USERS):
+            checker.addUser(b"user%d" % user, b"secret")
+        self._factory = TwistedMailFactory(Portal(MaildirRealm(str(path / "mail")), [checker]))
+
+    def short(self, turn: int) -> None:
+        protocol: Any = self._factory.buildProtocol(ADDRESS)
+        socket = Socket()
+        protocol.makeConnection(socket)
+        for line in session(turn):
+            protocol.dataReceived(line)
+        protocol.connectionLost(DONE)
+        assert socket.octets > 80, "a command waits"
 
 
 def least(work: Callable[[int], object], runs: int = 300) -> float:
@@ -172,6 +206,7 @@ def main() -> None:
         factory = parts.factory
         whole = least(parts.short)
         say("connection, USER, PASS, STAT, QUIT", whole)
+        say("  the same by twisted.mail", least(Theirs(Path(directory)).short))
         say("  connection and QUIT alone", least(parts.stranger))
         kept: Any = connection.log
         connection.log = _Nothing()  # type: ignore[assignment]

@@ -53,8 +53,8 @@ _SECOND_NS = 1_000_000_000
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# Octets of a directory that are read at once: some thousand names.
-_ENTRIES = 131072
+# Octets of a directory that are read at once: some hundred names.
+_ENTRIES = 32768
 # What stands before a name in an entry: its length, and the kind of file
 # (getdents(2)).
 _ENTRY = Struct("=16xHB")
@@ -163,7 +163,7 @@ def regularFiles(directory: int) -> list[str]:
             raise OSError(number, os.strerror(number))
         if not length:
             break
-        octets = buffer.raw[:length]
+        octets = ctypes.string_at(buffer, length)
         end, offset = octets.index, 0
         while offset < length:
             size, kind = entryAt(octets, offset)
