@@ -51,6 +51,7 @@ class Socket:
     """
 
     connected = True
+    disconnecting = False
 
     def __init__(self) -> None:
         self.octets = 0

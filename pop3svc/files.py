@@ -5,14 +5,12 @@ making the reactor wait for a disk.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import stat
 import tempfile
 import time
 from collections.abc import Callable
-from struct import Struct
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -33,7 +31,6 @@ __all__ = [
     "openDirectory",
     "openFile",
     "openRegular",
-    "regularFiles",
     "writeWhole",
 ]
 
@@ -52,15 +49,6 @@ _SECOND_NS = 1_000_000_000
 # Reads only what is in the page cache; Linux.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-
-# Octets of a directory that are read at once: some hundred names.
-_ENTRIES = 32768
-# What stands before a name in an entry: its length, and the kind of file
-# (getdents(2)).
-_ENTRY = Struct("=16xHB")
-_UNKNOWN, _REGULAR = 0, 8
-# Linux; not in every C library.
-_getdents: Any = getattr(ctypes.CDLL(None, use_errno=True), "getdents64", None)
 
 # One read for each connection at most, and connections are counted elsewhere.
 _disk = Workers("pop3svc-disk", threads=8, waiting=100_000)
@@ -129,59 +117,6 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
-
-
-def regularFiles(directory: int) -> list[str]:
-    """
-    Read a directory.  Blocks.
-
-    @param directory: a descriptor of it.
-    @return: the names of the regular files in it that are not hidden.
-    @raise OSError: it cannot be read.
-    """
-    os.lseek(directory, 0, os.SEEK_SET)
-    if _getdents is None:
-        with os.scandir(directory) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
-            ]
-    # os.scandir() lets go of the interpreter at each entry: with other threads
-    # that want it, that costs a hundred times what the entry does.
-    found: list[bytes] = []
-    add, entryAt, head = found.append, _ENTRY.unpack_from, _ENTRY.size
-    wanted = {_REGULAR, _UNKNOWN}
-    buffer = ctypes.create_string_buffer(_ENTRIES)
-    while True:
-        length = _getdents(directory, buffer, ctypes.c_size_t(_ENTRIES))
-        if length < 0:
-            number = ctypes.get_errno()
-            if number == errno.ENOENT:
-                # The directory was removed meanwhile.
-                break
-            raise OSError(number, os.strerror(number))
-        if not length:
-            break
-        octets = ctypes.string_at(buffer, length)
-        end, offset = octets.index, 0
-        while offset < length:
-            size, kind = entryAt(octets, offset)
-            begin = offset + head
-            if kind in wanted and octets[begin] != 0x2E:
-                add(octets[begin : end(0, begin)])
-                if kind == _UNKNOWN and not _isRegular(directory, found[-1]):
-                    found.pop()
-            offset += size
-    # A slash is in none of them.
-    return os.fsdecode(b"/".join(found)).split("/") if found else []
-
-
-def _isRegular(directory: int, name: bytes) -> bool:
-    try:
-        return stat.S_ISREG(os.lstat(name, dir_fd=directory).st_mode)
-    except FileNotFoundError:
-        return False
 
 
 def haveSettled(latest: int) -> bool:

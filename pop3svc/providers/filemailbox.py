@@ -30,7 +30,6 @@ from pop3svc.files import (
     openDirectory,
     openFile,
     openRegular,
-    regularFiles,
 )
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -146,7 +145,12 @@ def listFolder(root: int, folder: str) -> list[str]:
     except FileNotFoundError:
         return []
     try:
-        return regularFiles(directory)
+        with os.scandir(directory) as entries:
+            return [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
+            ]
     finally:
         closeQuietly(directory)
 
