@@ -5,17 +5,22 @@ Large replies over TLS, to clients that are quick and slow, from a real twistd.
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import ssl
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.protocols.tls import TLSMemoryBIOFactory
+from twisted.python.failure import Failure
 
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
@@ -159,6 +164,35 @@ def test_segments() -> None:
     assert small == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
     assert b"".join(large) == b"+OK Message follows. _\r\n" + b"a\r\n" * 20_000 + b".\r\n"
     assert end == [b"+OK Bye.\r\n(end)"] and not below.segments
+
+
+def test_freedAtOnce() -> None:
+    """
+    Of a connection that is over nothing waits for the garbage collector, also if it was
+    cut.
+    """
+    certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
+    inner = POP3Factory(Anybody(MemoryStore()), clock=Clock())
+    factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
+    factory.protocol = TLSTransport
+    isOn = gc.isenabled()
+    gc.disable()
+    try:
+        for isTLS in (True, False):
+            outer = factory if isTLS else inner
+            protocol: Any = outer.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+            below = Taking()
+            protocol.makeConnection(below)
+            inside = protocol.wrappedProtocol if isTLS else protocol
+            gone = [weakref.ref(each) for each in (protocol, inside.session)]
+            # No record of TLS, and no command.
+            protocol.dataReceived(b"QUIT\r\n" * 3)
+            protocol.connectionLost(Failure(ConnectionLost()))
+            del protocol, below, inside
+            assert [each() for each in gone] == [None, None]
+    finally:
+        if isOn:
+            gc.enable()
 
 
 def test_transportThatDoesNotTell() -> None:
