@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.error import ConnectionLost
+from twisted.internet.error import ConnectionDone
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import Clock
@@ -105,51 +105,53 @@ class Taking(StringTransport):
         raise AssertionError("it takes everything at once")
 
 
-def overTLS(conversation: str) -> tuple[list[list[bytes]], Taking]:
+class OverTLS:
     """
-    Say the lines of a conversation over TLS.
+    A client in memory.
 
-    @return: what the client reads in each segment that comes, C{(end)} for the end of
-        TLS, after each line; those of the handshake first.
+    @ivar transport: the server's end.
     """
-    certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
-    store = MemoryStore([b"a\r\n" * 20_000, b"b\r\n"])
-    inner = POP3Factory(Anybody(store), clock=Clock())
-    factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
-    factory.protocol = TLSTransport
-    transport, below = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1)), Taking()
-    assert transport is not None
-    transport.makeConnection(below)
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    client = context.wrap_bio(incoming, outgoing)
 
-    def exchange() -> list[bytes]:
-        transport.dataReceived(outgoing.read())
-        segments, below.segments = below.segments, []
+    def __init__(self) -> None:
+        certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
+        store = MemoryStore([b"a\r\n" * 20_000, b"b\r\n"])
+        inner = POP3Factory(Anybody(store), clock=Clock())
+        factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
+        factory.protocol = TLSTransport
+        self.transport: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
+        self._below = Taking()
+        self.transport.makeConnection(self._below)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        self._client = context.wrap_bio(self._incoming, self._outgoing)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            self._client.do_handshake()
+        self.transport.dataReceived(self._outgoing.read())
+        self._incoming.write(b"".join(self._below.segments))
+        self._below.segments.clear()
+        self._client.do_handshake()
+
+    def say(self, line: bytes = b"") -> list[bytes]:
+        """
+        @param line: none, to end the handshake.
+        @return: what is read in each segment that comes then, C{(end)} for the end of
+            TLS.
+        """
+        if line:
+            self._client.write(line + b"\r\n")
+        self.transport.dataReceived(self._outgoing.read())
+        segments, self._below.segments = self._below.segments, []
         read = []
         for segment in segments:
-            incoming.write(segment)
+            self._incoming.write(segment)
             plain = b""
             with contextlib.suppress(ssl.SSLWantReadError):
-                while piece := client.read(1_000_000):
+                while piece := self._client.read(1_000_000):
                     plain += piece
                 plain += b"(end)"
             read.append(plain)
         return read
-
-    with contextlib.suppress(ssl.SSLWantReadError):
-        client.do_handshake()
-    transport.dataReceived(outgoing.read())
-    incoming.write(b"".join(below.segments))
-    below.segments.clear()
-    client.do_handshake()
-    answers = [exchange()]
-    for line in conversation.splitlines():
-        client.write(line.encode() + b"\r\n")
-        answers.append(exchange())
-    return answers, below
 
 
 def test_segments() -> None:
@@ -157,39 +159,33 @@ def test_segments() -> None:
     What belongs together goes together: tickets and greeting, the answers to what came
     together, the last words and the end; a large reply waits for nothing.
     """
-    answers, below = overTLS("USER alice\nPASS x\nRETR 2\nRETR 1\nQUIT")
-    greeting, user, password, small, large, end = answers
-    assert greeting == [b"+OK test ready.\r\n"]
-    assert (len(user), len(password)) == (1, 1)
-    assert small == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
-    assert b"".join(large) == b"+OK Message follows. _\r\n" + b"a\r\n" * 20_000 + b".\r\n"
-    assert end == [b"+OK Bye.\r\n(end)"] and not below.segments
+    client = OverTLS()
+    assert client.say() == [b"+OK test ready.\r\n"]
+    assert len(client.say(b"USER alice")) == len(client.say(b"PASS x")) == 1
+    assert client.say(b"RETR 2") == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
+    large = b"".join(client.say(b"RETR 1"))
+    assert large == b"+OK Message follows. _\r\n" + b"a\r\n" * 20_000 + b".\r\n"
+    assert client.say(b"QUIT") == [b"+OK Bye.\r\n(end)"]
 
 
-def test_freedAtOnce() -> None:
+@pytest.mark.parametrize("isCut", [True, False])
+def test_freedAtOnce(isCut: bool) -> None:
     """
-    Of a connection that is over nothing waits for the garbage collector, also if it was
-    cut.
+    Of a connection that is over nothing waits for the garbage collector.
     """
-    certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
-    inner = POP3Factory(Anybody(MemoryStore()), clock=Clock())
-    factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
-    factory.protocol = TLSTransport
     isOn = gc.isenabled()
     gc.disable()
     try:
-        for isTLS in (True, False):
-            outer = factory if isTLS else inner
-            protocol: Any = outer.buildProtocol(IPv4Address("TCP", "127.0.0.1", 1))
-            below = Taking()
-            protocol.makeConnection(below)
-            inside = protocol.wrappedProtocol if isTLS else protocol
-            gone = [weakref.ref(each) for each in (protocol, inside.session)]
-            # No record of TLS, and no command.
-            protocol.dataReceived(b"QUIT\r\n" * 3)
-            protocol.connectionLost(Failure(ConnectionLost()))
-            del protocol, below, inside
-            assert [each() for each in gone] == [None, None]
+        client = OverTLS()
+        client.say()
+        transport = client.transport
+        gone = [weakref.ref(transport), weakref.ref(transport.wrappedProtocol.session)]
+        if not isCut:
+            client.say(b"QUIT")
+        # Without the client's own end of TLS.
+        transport.connectionLost(Failure(ConnectionDone()))
+        del client, transport
+        assert [each() for each in gone] == [None, None]
     finally:
         if isOn:
             gc.enable()
