@@ -658,10 +658,12 @@ def test_waitedFor(maildir: Path) -> None:
     assert clock.getDelayedCalls() == []
 
 
-def test_firstLogin(maildir: Path) -> None:
+@pytest.mark.parametrize("bound", [0, SharedListings.BOUND])
+def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """
-    Is made in one thread, the next in none.
+    Is made in one thread, the next in none, however large the mailbox is.
     """
+    monkeypatch.setattr(SharedListings, "BOUND", bound)
     ran = []
 
     class Counting(Inline):

@@ -114,7 +114,7 @@ class OverTLS:
 
     def __init__(self) -> None:
         certificate = PrivateCertificate.loadPEM(b"".join(_selfSigned()))  # type: ignore[no-untyped-call]
-        store = MemoryStore([b"a\r\n" * 20_000, b"b\r\n"])
+        store = MemoryStore([b"a\r\n" * 100_000, b"b\r\n"])
         inner = POP3Factory(Anybody(store), clock=Clock())
         factory = TLSMemoryBIOFactory(certificate.options(), isClient=False, wrappedFactory=inner)
         factory.protocol = TLSTransport
@@ -163,9 +163,27 @@ def test_segments() -> None:
     assert client.say() == [b"+OK test ready.\r\n"]
     assert len(client.say(b"USER alice")) == len(client.say(b"PASS x")) == 1
     assert client.say(b"RETR 2") == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
-    large = b"".join(client.say(b"RETR 1"))
-    assert large == b"+OK Message follows. _\r\n" + b"a\r\n" * 20_000 + b".\r\n"
+    large = client.say(b"RETR 1")
+    assert b"".join(large) == b"+OK Message follows. _\r\n" + b"a\r\n" * 100_000 + b".\r\n"
+    # Held to its end it would be one, of any size.
+    assert len(large) > 3 and all(large)
     assert client.say(b"QUIT") == [b"+OK Bye.\r\n(end)"]
+
+
+def test_writtenBeforeAnAbort() -> None:
+    """
+    Is on its way.
+    """
+    client = OverTLS()
+    client.say()
+    transport = client.transport
+
+    def lineReceived(line: bytes) -> None:
+        transport.write(b"last words\r\n")
+        transport.abortConnection()
+
+    transport.wrappedProtocol.lineReceived = lineReceived
+    assert b"".join(client.say(b"NOOP")).startswith(b"last words\r\n")
 
 
 @pytest.mark.parametrize("isCut", [True, False])
