@@ -22,6 +22,7 @@ RANKS = {
     "listings": 0,
     "calling": 1,
     "files": 2,
+    "state": 2,
     "threads": 2,
     "protocol.replies": 2,
     "protocol.grammar": 2,
