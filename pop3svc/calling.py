@@ -6,17 +6,17 @@ cancelled, and keep what blocks out of the reactor thread.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Hashable
+from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.python.threadpool import ThreadPool
 
 from pop3svc.errors import POP3ResponseError
 
@@ -33,6 +33,7 @@ __all__ = [
     "givenUp",
     "isLater",
     "settle",
+    "useMonotonicClock",
 ]
 
 log = Logger(namespace="pop3svc")
@@ -44,6 +45,16 @@ class Unanswered(Exception):
     """
     What was asked did not answer in time.
     """
+
+
+def useMonotonicClock(reactor: Any) -> None:
+    """
+    Have a reactor measure all waiting by the monotonic clock.  Twisted's own is the
+    wall clock: when that is set back, all time limits stop until it has caught up.
+    Call it before anything waits.
+    """
+    if not reactor.getDelayedCalls():
+        reactor.seconds = time.monotonic
 
 
 def isLater(answer: object) -> bool:
@@ -232,18 +243,21 @@ class Runner(Protocol):
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        group: Hashable = None,
     ) -> Deferred[T]:
         """
         @param abandoned: called (in the reactor thread) with what C{work}
             returned if nobody waits for it any more, to give it back.
+        @param group: work on one thing, such as a mailbox, that may not come back.
         @return: a Deferred firing with what C{work} returned.
-        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting.
+        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or
+            earlier work of the same group has not come back.
         """
 
-
-class _DaemonThread(threading.Thread):
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named, daemon=True)
+    def isLost(self, group: Hashable) -> bool:
+        """
+        @return: has a group of work a thread that has not come back?
+        """
 
 
 _running = threading.local()
@@ -255,8 +269,8 @@ def givenUp() -> bool:
 
     @return: does nobody wait for it any more?
     """
-    asked: Callable[[], bool] | None = getattr(_running, "givenUp", None)
-    return asked is not None and asked()
+    job: _Job | None = getattr(_running, "job", None)
+    return job is not None and job.isCancelled
 
 
 class Turns:
@@ -363,83 +377,212 @@ class _Skipped:
     """
 
 
+class _Job:
+    """
+    One piece of work, from L{Workers.run} to its end.
+
+    @ivar isCancelled: does nobody wait for it any more?
+    """
+
+    __slots__ = ("abandoned", "arguments", "group", "hasBegun", "isCancelled", "result", "work")
+
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        abandoned: Callable[[Any], object] | None,
+        group: Hashable,
+    ) -> None:
+        self.work = work
+        self.arguments = arguments
+        self.abandoned = abandoned
+        self.group = group
+        self.isCancelled = False
+        self.hasBegun = False
+        self.result: Deferred[Any] | None = None
+
+    def perform(self) -> Any:
+        """
+        Do the work, in a thread.
+
+        @return: its value, a L{Failure}, or L{_Skipped}.
+        """
+        if self.isCancelled:
+            return _Skipped()
+        self.hasBegun = True
+        _running.job = self
+        try:
+            return self.work(*self.arguments)
+        except BaseException:
+            return Failure()
+        finally:
+            _running.job = None
+
+
 class Workers:
     """
     A few threads for work that blocks, with a bound to what may wait.
+
+    A thread that does not come back from work that was given up is I{lost}: another
+    one takes its place, so that one dead disk does not stop the rest.  While a group
+    of work has a lost thread it gets no second one.
     """
+
+    # Seconds in which work that was given up ends, because it looks at givenUp().
+    GRACE = 1.0
+
+    # Threads that may be lost: each costs some 100 KiB and no processor.
+    LOST = 32
+    # Seconds that L{stop} waits for work under way.  Sessions have ended by then, with
+    # time limits of their own, and the process must end.
+    PATIENCE = 5.0
 
     def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
         """
         @param threads: how many pieces of work run at once.
         @param waiting: how many more may wait for their turn.
         """
+        self._name = name
+        self._most = threads
         self._bound = threads + waiting
         self._underWay = 0
-        self._pool = ThreadPool(0, threads, name)
-        # One that a disk never gives back must not keep the process.
-        self._pool.threadFactory = _DaemonThread
         self._reactor = reactor
-        self._started = False
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = 0
+        self._hasTrigger = False
+        # Work that was given up and has not come back, with the time (seconds) of that.
+        self._givenUp: dict[_Job, float] = {}
+        # Told when a piece of work is over, for stop().
+        self._over = threading.Condition()
+        self._active = 0
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """
+        Start the first thread, so that it is there when no other can be had.
+        """
+        if not self._threads:
+            self._grow()
+
+    def _grow(self) -> None:
+        """
+        Start one more thread, if there are not enough.
+
+        @raise POP3ResponseError: C{SYS/TEMP}, there is none at all.
+        """
+        if self._threads >= self._most + min(self._lost(), self.LOST):
+            return
         if self._reactor is None:
             from twisted.internet import reactor
 
             self._reactor = reactor
-        self._started = True
-        self._pool.start()
-        self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
+        if not self._hasTrigger:
+            self._hasTrigger = True
+            self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            # A thread that a disk never gives back must not keep the process.
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            # The system has no more threads for us.  Those that run do the work later.
+            if self._threads <= self._lost():
+                raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
+            return
+        self._threads += 1
+
+    def _serve(self) -> None:
+        jobs, reactor = self._jobs, self._reactor
+        while (job := jobs.get()) is not None:
+            with self._over:
+                self._active += 1
+            outcome = job.perform()
+            with self._over:
+                self._active -= 1
+                self._over.notify_all()
+            reactor.callFromThread(self._ended, job, outcome)
+            # What was done may be large.
+            del job, outcome
+        with self._over:
+            self._over.notify_all()
 
     def stop(self) -> None:
         """
-        Wait for what runs and end the threads.
+        Wait for what runs, but for lost threads and not longer than L{PATIENCE},
+        and end the threads.
         """
-        if self._started:
-            self._started = False
-            self._pool.stop()
+        for _ in range(self._threads):
+            self._jobs.put(None)
+        with self._over:
+            self._over.wait_for(
+                lambda: max(self._jobs.qsize(), self._active) <= self._lost(), self.PATIENCE
+            )
+        self._threads = 0
+        self._jobs = SimpleQueue()
+
+    def _lost(self, group: Hashable = None) -> int:
+        """
+        @return: how many threads are lost, to one group or to all.
+        """
+        late = time.monotonic() - self.GRACE
+        return sum(
+            since < late and (group is None or job.group == group)
+            for job, since in self._givenUp.items()
+        )
+
+    def isLost(self, group: Hashable) -> bool:
+        """
+        @return: has a group of work a thread that has not come back?
+        """
+        return bool(self._givenUp) and self._lost(group) > 0
 
     def run(
         self,
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        group: Hashable = None,
     ) -> Deferred[T]:
         """
         Run C{work} in a thread.
 
         @param abandoned: called (in the reactor thread) with what C{work}
             returned if the Deferred was cancelled meanwhile, to give it back.
+        @param group: work on one thing, such as a mailbox, that may not come back.
         @return: a Deferred.  Cancelling it skips work that has not begun.
-        @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting.
+        @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting, or earlier work
+            of the same group has not come back.
         """
-        if self._underWay >= self._bound:
+        lost = self._lost() if self._givenUp else 0
+        if self._underWay - lost >= self._bound:
             raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
-        if not self._started:
-            self._start()
-        self._underWay += 1
-        cancelled = False
+        if lost and group is not None and self.isLost(group):
+            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
+        if self._threads <= self._underWay:
+            self._grow()
+        job = _Job(work, arguments, abandoned, group)
 
         def cancel(_: Deferred[T]) -> None:
-            nonlocal cancelled
-            cancelled = True
+            job.isCancelled = True
+            if job.hasBegun:
+                self._givenUp[job] = time.monotonic()
 
         result: Deferred[T] = Deferred(cancel)
-
-        def job() -> Any:
-            if cancelled:
-                return _Skipped()
-            _running.givenUp = lambda: cancelled or not self._started
-            return work(*arguments)
-
-        def ended(outcome: Any) -> None:
-            self._underWay -= 1
-            if not cancelled:
-                if isinstance(outcome, Failure):
-                    result.errback(outcome)
-                else:
-                    result.callback(outcome)
-            elif abandoned is not None and not isinstance(outcome, Failure | _Skipped):
-                abandoned(outcome)
-
-        deferToThreadPool(self._reactor, self._pool, job).addBoth(ended)
+        job.result = result
+        self._underWay += 1
+        self._jobs.put(job)
         return result
+
+    def _ended(self, job: _Job, outcome: Any) -> None:
+        self._underWay -= 1
+        self._givenUp.pop(job, None)
+        if self._threads > self._most + len(self._givenUp):
+            self._threads -= 1
+            self._jobs.put(None)
+        result, job.result = job.result, None
+        assert result is not None
+        if not job.isCancelled:
+            if isinstance(outcome, Failure):
+                result.errback(outcome)
+            else:
+                result.callback(outcome)
+        elif job.abandoned is not None and not isinstance(outcome, Failure | _Skipped):
+            job.abandoned(outcome)

@@ -54,7 +54,7 @@ _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _disk = Workers("pop3svc-disk", threads=8, waiting=100_000)
 
 
-def disk() -> Runner:
+def disk() -> Workers:
     """
     @return: the threads in which files are read and written.
     """

@@ -5,14 +5,24 @@ Answers that come at once, late or never; what is carried through; threads.
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from pop3svc.calling import CarriedThrough, Deadlines, Unanswered, Workers, ask, settle
+from pop3svc.calling import (
+    CarriedThrough,
+    Deadlines,
+    Unanswered,
+    Workers,
+    ask,
+    settle,
+    useMonotonicClock,
+)
 from pop3svc.errors import POP3ResponseError
 
 
@@ -192,6 +202,109 @@ class WorkersTests(TestCase):
         self.assertEqual(await freed, True)
         self.assertEqual(await self.workers.run(int), 0)
         self.assertEqual((given, began), ([], []))
+
+    def refuseThreads(self) -> None:
+        """
+        The system has no more threads for us, as with TasksMax.
+        """
+
+        def start(thread: object) -> None:
+            raise RuntimeError("can't start new thread")
+
+        self.patch(threading.Thread, "start", start)
+
+    async def test_noThreadAtAll(self) -> None:
+        """
+        Work that cannot begin is refused and leaves no count behind.
+        """
+        original = threading.Thread.start
+        self.refuseThreads()
+        for _ in range(5):
+            with self.assertRaises(POP3ResponseError) as caught:
+                self.workers.run(int)
+            self.assertEqual(caught.exception.code, "SYS/TEMP")
+        self.patch(threading.Thread, "start", original)
+        self.assertEqual(await self.workers.run(int), 0)
+
+    async def test_noSecondThread(self) -> None:
+        """
+        The thread that is there does what another one was wanted for.
+        """
+        workers = Workers("test", threads=4, waiting=4)
+        self.addCleanup(workers.stop)
+        workers.start()
+        self.refuseThreads()
+        gate = threading.Event()
+        first = workers.run(gate.wait, 30)
+        rest = [workers.run(int) for _ in range(5)]
+        gate.set()
+        self.assertEqual([await each for each in (first, *rest)], [True, 0, 0, 0, 0, 0])
+
+    async def hang(self, workers: Workers, group: str) -> threading.Event:
+        """
+        Have work hang that nobody waits for any more.
+
+        @return: to be set so that it comes back.
+        """
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        begun: Deferred[None] = Deferred()
+
+        def work() -> bool:
+            reactor.callFromThread(begun.callback, None)
+            return gate.wait(30)
+
+        hanging = workers.run(work, group=group)
+        await begun
+        hanging.cancel()
+        self.failureResultOf(hanging, CancelledError)
+        return gate
+
+    async def test_lostThread(self) -> None:
+        """
+        A thread that does not come back is replaced, and its group gets no other
+        until it does.
+        """
+        self.patch(Workers, "GRACE", 0.0)
+        gates = [await self.hang(self.workers, name) for name in ("a", "b", "c")]
+        for name in ("a", "b", "c"):
+            self.assertTrue(self.workers.isLost(name))
+            with self.assertRaises(POP3ResponseError) as caught:
+                self.workers.run(int, group=name)
+            self.assertEqual(caught.exception.code, "SYS/TEMP")
+        self.assertEqual(await self.workers.run(int, group="d"), 0)
+        gates[0].set()
+        while self.workers.isLost("a"):
+            await self.workers.run(int)
+        self.assertEqual(await self.workers.run(int, group="a"), 0)
+
+    async def test_stopDoesNotWaitForLostThreads(self) -> None:
+        self.patch(Workers, "GRACE", 0.0)
+        await self.hang(self.workers, "a")
+        # Or this would take 30 seconds, or five.
+        began = reactor.seconds()
+        self.workers.stop()
+        self.assertLess(reactor.seconds() - began, Workers.PATIENCE / 2)
+
+
+class MonotonicTests(TestCase):
+    """
+    Waiting does not depend on the wall clock.
+    """
+
+    def test_wallClockSetBack(self) -> None:
+        class Reactor(ReactorBase):
+            def installWaker(self) -> None:
+                pass
+
+        own = Reactor()
+        useMonotonicClock(own)
+        called: list[int] = []
+        own.callLater(0, called.append, 1)
+        self.patch(time, "time", lambda: 0.0)
+        own.runUntilCurrent()
+        self.assertEqual(called, [1])
+        self.assertIs(own.seconds, time.monotonic)
 
 
 class DeadlinesTests(TestCase):

@@ -39,6 +39,7 @@ from pop3svc.accounts.throttle import (
     SharedThrottle,
     UserThrottle,
 )
+from pop3svc.calling import useMonotonicClock
 from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
 from pop3svc.networks import LOOPBACK
@@ -281,6 +282,8 @@ class POP3Service(MultiService):
         See L{IService.startService}.
         """
         super().startService()  # type: ignore[no-untyped-call]
+        # Now, because there may be no thread to be had later.
+        disk().start()
         for line in self.announcements:
             log.info("{line}", line=line)
 
@@ -552,6 +555,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     """
     from twisted.internet import reactor
 
+    useMonotonicClock(reactor)
     policy = _policy(options)
     setup = _Setup(options, shared)
     isParent = shared is None and options["workers"] > 1

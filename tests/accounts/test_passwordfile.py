@@ -188,7 +188,9 @@ def test_unknownUsersCostTheSame(path: Path) -> None:
     verified: list[str] = []
 
     class Counting(Inline):
-        def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Deferred[Any]:
+        def run(
+            self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None
+        ) -> Deferred[Any]:
             verified.append(arguments[0])
             return super().run(work, *arguments)
 

@@ -221,7 +221,9 @@ class Slow:
     def __init__(self) -> None:
         self.waiting: list[Any] = []
 
-    def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Deferred[Any]:
+    def run(
+        self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None
+    ) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
         self.waiting.append(lambda: answer.callback(work(*arguments)))
         return answer

@@ -399,7 +399,7 @@ def test_cancelledLock(maildir: Path) -> None:
         def __init__(self) -> None:
             self.work: list[Any] = []
 
-        def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Any:
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None) -> Any:
             cancelled: list[object] = []
             answer: Deferred[Any] = Deferred(cancelled.append)
 
@@ -667,7 +667,7 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
     ran = []
 
     class Counting(Inline):
-        def run(self, work: Any, *arguments: Any, abandoned: Any = None) -> Any:
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None) -> Any:
             ran.append(work)
             return super().run(work, *arguments, abandoned=abandoned)
 
