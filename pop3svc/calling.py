@@ -5,6 +5,7 @@ cancelled, and keep what blocks out of the reactor thread.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
@@ -13,12 +14,12 @@ from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pop3svc.errors import POP3ResponseError
+from pop3svc.errors import POP3ResponseError, ProviderMistake
 
 __all__ = [
     "CarriedThrough",
@@ -30,6 +31,7 @@ __all__ = [
     "answered",
     "ask",
     "begin",
+    "begun",
     "givenUp",
     "isLater",
     "settle",
@@ -77,6 +79,8 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     except StopIteration as over:
         value: T = over.value
         return value
+    except RuntimeError as error:
+        raise _explained(error, coroutine)
     rest: Any = _rest(coroutine, awaited)
     return Deferred.fromCoroutine(rest)
 
@@ -87,6 +91,8 @@ def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
     """
     while True:
         try:
+            if not isinstance(awaited, Deferred):
+                raise _needsLoop(coroutine)
             value = yield awaited
         except GeneratorExit:
             coroutine.close()
@@ -101,6 +107,24 @@ def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
         except StopIteration as over:
             result: T = over.value
             return result
+        except RuntimeError as error:
+            raise _explained(error, coroutine)
+
+
+def _needsLoop(coroutine: Any) -> ProviderMistake:
+    name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
+    return ProviderMistake(
+        f"{name} awaits something of asyncio: run the service in an asyncio event loop, "
+        "as with twistd --reactor asyncio"
+    )
+
+
+def _explained(error: RuntimeError, coroutine: Any) -> Exception:
+    """
+    @return: what to say of an error of a coroutine: asyncio does not say what to do
+        where no event loop of its own runs.
+    """
+    return _needsLoop(coroutine) if str(error) == "no running event loop" else error
 
 
 async def ask(
@@ -122,12 +146,95 @@ async def ask(
     return answer
 
 
+def begun(answer: Any) -> Any:
+    """
+    Begin to wait for a Deferred, or for any awaitable: of Twisted, or of asyncio where
+    an asyncio event loop runs the reactor.
+
+    @return: what it gives, if it is over at once; else a Deferred.
+    @raise ProviderMistake: it awaits asyncio, and no asyncio event loop runs.
+    """
+    if isinstance(answer, Deferred):
+        return answer
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return begin(answer if isinstance(answer, CoroutineType) else _awaited(answer))
+    return _inTask(answer, loop)
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
+
+
+class _Steps:
+    """
+    What awaits this drives an awaitable, step by step.
+    """
+
+    def __init__(self, answer: Any, step: Callable[[Any], Generator[Any, Any, Any]]) -> None:
+        """
+        @param step: waits for what the awaitable waits for.
+        """
+        self._steps = answer.__await__()
+        self._step = step
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps, argument = self._steps, None
+        send: Callable[[Any], Any] = steps.send if hasattr(steps, "send") else lambda _: next(steps)
+        resume = send
+        while True:
+            try:
+                waitsFor = resume(argument)
+            except StopIteration as over:
+                return over.value
+            try:
+                resume, argument = send, (yield from self._step(waitsFor))
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                resume, argument = steps.throw, error
+
+
+def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
+    """
+    Drive an awaitable in a task of its own, because much of asyncio wants one.  It may
+    await Deferreds, too.
+    """
+
+    def step(waitsFor: Any) -> Generator[Any, Any, Any]:
+        if not isinstance(waitsFor, Deferred):
+            return (yield waitsFor)
+        fired: asyncio.Future[None] = loop.create_future()
+
+        def fire(result: Any) -> Any:
+            if not fired.done():
+                fired.set_result(None)
+            return result
+
+        waitsFor.addBoth(fire)
+        try:
+            return (yield from fired)
+        except asyncio.CancelledError:
+            waitsFor.cancel()
+            raise
+
+    task = loop.create_task(_awaited(_Steps(answer, step)))
+
+    def translate(failure: Failure) -> Any:
+        # An asyncio.CancelledError is no Exception: it would pass by what lets go.
+        failure.trap(asyncio.CancelledError)
+        raise CancelledError()
+
+    return Deferred.fromFuture(task).addErrback(translate)
+
+
 async def answered(answer: Any, clock: IReactorTime, timeout: float) -> Any:
     """
     Wait for an answer that is not there yet; see L{ask} and L{isLater}.
     """
-    if not isinstance(answer, Deferred):
-        answer = begin(answer if isinstance(answer, CoroutineType) else settle(lambda: answer))
+    answer = begun(answer)
     if isinstance(answer, Deferred):
         answer = await _within(answer, clock, timeout)
     return answer
@@ -142,7 +249,9 @@ async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
     """
     answer = call(*arguments)
     if isLater(answer):
-        answer = await answer
+        answer = begun(answer)
+        if isinstance(answer, Deferred):
+            answer = await answer
     return answer
 
 

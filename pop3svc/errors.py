@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["BadArguments", "POP3ResponseError"]
+__all__ = ["BadArguments", "POP3ResponseError", "ProviderMistake"]
 
 # A first line holds 512 octets (RFC 2449 section 4): "-ERR [", "] " and CRLF
 # are ten of them.
@@ -51,4 +51,12 @@ class POP3ResponseError(Exception):
 class BadArguments(POP3ResponseError):
     """
     What follows a command's verb is not what its grammar allows.
+    """
+
+
+class ProviderMistake(Exception):
+    """
+    A provider breaks its contract.  The text is one sentence for the log: it names
+    the author's class and method, and says what to write.  It holds nothing of a
+    message.
     """

@@ -42,6 +42,8 @@ _BLOCK = 131072
 _REGION = 1048576
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
+# What is kept back of a message that is sent without being read.
+_LAST = 4096
 
 _TICK_NS = 20_000_000
 _SECOND_NS = 1_000_000_000
@@ -293,7 +295,9 @@ class FileBlocks:
         @raise ConnectionError: the client is gone.
         @raise OSError: the file is broken.
         """
-        size = self._cached(min(_REGION, self._left))
+        # The last octets go out with the end of the reply.
+        size = min(_REGION, self._left - _LAST)
+        size = self._cached(size) if size > 0 else 0
         if not size:
             return 0
         try:

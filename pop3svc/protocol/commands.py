@@ -97,7 +97,11 @@ async def list_(session: Session, reference: Reference | None) -> Reply:
     if reference is not None:
         found = await session.find(reference)
         return ok(f"{found.number} {await session.size(found)}")
-    return ok(f"{session.count()} messages.", body=await session.sizes())
+    return ok(_messages(session.count()), body=await session.sizes())
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 @command("RETR", states=[TRANSACTION], arguments=grammar.message)
@@ -105,7 +109,7 @@ async def retr(session: Session, reference: Reference) -> Reply:
     """
     A whole message (RFC 1939 section 5).
     """
-    return ok("Message follows.", body=await session.open(await session.find(reference)))
+    return ok("Message follows", body=await session.open(await session.find(reference)))
 
 
 @command("DELE", states=[TRANSACTION], arguments=grammar.message, withheld=_readOnly)
@@ -140,7 +144,7 @@ async def top(session: Session, reference: Reference, lines: int) -> Reply:
     A message's header and its first lines (RFC 1939 section 7).
     """
     found = await session.find(reference)
-    return ok("Top of message follows.", body=await session.open(found), topLines=lines)
+    return ok("Top of message follows", body=await session.open(found), topLines=lines)
 
 
 @command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
@@ -151,7 +155,7 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
     if reference is not None:
         found = await session.find(reference)
         return ok(f"{found.number} {found.uniqueID}")
-    return ok("Unique-ids follow.", body=session.uniqueIDs())
+    return ok("Unique-ids follow", body=session.uniqueIDs())
 
 
 @command(
@@ -175,6 +179,7 @@ async def user(session: Session, name: str) -> Reply:
     arguments=grammar.password,
     enters=TRANSACTION,
     withheld=_noCleartextLogin,
+    longLine=True,
 )
 async def pass_(session: Session, password: str) -> Reply:
     """
@@ -183,11 +188,11 @@ async def pass_(session: Session, password: str) -> Reply:
     name, session.claimedName = session.claimedName, None
     if name is None:
         raise BadArguments("USER comes first.")
-    return await _loggedIn(session, Password(name, password))
+    return await _loggedIn(session, Password(name, password), "PASS")
 
 
-async def _loggedIn(session: Session, learned: Password) -> Reply:
-    await session.logIn(learned.name, learned.password)
+async def _loggedIn(session: Session, learned: Password, method: str) -> Reply:
+    await session.logIn(learned.name, learned.password, method)
     return ok("Logged in.")
 
 
@@ -231,7 +236,7 @@ async def capa(session: Session) -> Reply:
     """
     What there is to be had here and now (RFC 2449 section 5).
     """
-    return ok("Capabilities follow.", body=Lines(capabilities(session, session.commands)))
+    return ok("Capabilities follow", body=Lines(capabilities(session, session.commands)))
 
 
 # --- RFC 2595 ----------------------------------------------------------------
@@ -274,13 +279,13 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
     """
     session.claimedName = None
     if name is None:
-        return ok("Mechanisms follow.", body=Lines(offered(session)), stays=True)
+        return ok("Mechanisms follow", body=Lines(offered(session)), stays=True)
     chosen = MECHANISMS.get(name)
     if chosen is None or not chosen.isUsable(session):
         raise POP3ResponseError("No such mechanism.")
 
     async def finish(learned: Password) -> Reply:
-        return await _loggedIn(session, learned)
+        return await _loggedIn(session, learned, f"AUTH {chosen.name}")
 
     return await SASLExchange(COMMANDS["AUTH"], session, chosen, finish).begin(initial)
 
@@ -362,10 +367,11 @@ async def qaut(session: Session) -> Reply:
     capability=["XLOG"],
     withheld=_noCleartextLogin,
     extension="XLOG",
+    longLine=True,
 )
 async def xlog(session: Session, name: str, password: str) -> Reply:
     """
     USER and PASS in one line.
     """
     session.claimedName = None
-    return await _loggedIn(session, Password(name, password))
+    return await _loggedIn(session, Password(name, password), "XLOG")

@@ -86,6 +86,7 @@ class POP3Connection(LineReceiver):
         "_table",
         "_turns",
         "address",
+        "messageOctets",
         "messagesSent",
         "session",
     )
@@ -140,7 +141,7 @@ class POP3Connection(LineReceiver):
         self._held = 0
         self._isTaking = False
         self._stopping = False
-        self.messagesSent = 0
+        self.messagesSent = self.messageOctets = 0
 
     @property
     def isAnswering(self) -> bool:
@@ -349,6 +350,7 @@ class POP3Connection(LineReceiver):
         whole = await self._sender.send(reply)
         if whole and isinstance(reply.body, MessageBody):
             self.messagesSent += 1
+            self.messageOctets += reply.body.octets
         self._sent(reply)
 
     def _sent(self, reply: Reply) -> None:
@@ -519,10 +521,18 @@ class POP3Connection(LineReceiver):
         Another session of the user wants the mailbox: end this one if it has
         been idle long enough.  Nothing of it is deleted.
         """
-        if self._running is not None or self._reason:
+        if self._reason:
             return False
         policy = self._policy
         enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
+        if self._running is not None:
+            # A client that takes nothing of a reply may be gone.
+            if self._sender.stalledFor() < enough:
+                return False
+            self._abort("made room for another session of the user")
+            self._cancelRunning()
+            self._endSession()
+            return True
         if self._clock.seconds() - self._quietSince < enough:
             return False
         self._close("made room for another session of the user")
@@ -619,6 +629,12 @@ class POP3Connection(LineReceiver):
         transport: Any = self.transport
         transport.abortConnection()
 
+    def _cancelRunning(self) -> None:
+        running = self._running
+        if running is not None:
+            self.session.isOver = True
+            running.cancel()
+
     def _stopTimers(self) -> None:
         self._setLimit(None)
         timer, self._givingUp = self._givingUp, None
@@ -641,10 +657,7 @@ class POP3Connection(LineReceiver):
             else:
                 self._reason = "lost"
         self._stopTimers()
-        running = self._running
-        if running is not None:
-            self.session.isOver = True
-            running.cancel()
+        self._cancelRunning()
         ending = self._endSession()
         if ending is None:
             self._over(None)
@@ -665,27 +678,37 @@ class POP3Connection(LineReceiver):
         info = session.info
         user = session.user if session.user is not None else "nobody"
         clientIP = info.clientIP or "this machine"
-        tls = "TLS" if info.isSecure else "no TLS"
-        octetsSent, messagesDeleted = self._sender.octetsSent, session.messagesDeleted
+        tls = _versionOfTLS(self.transport) if info.isSecure else None
+        how = tls or "no TLS"
+        if session.loginMethod:
+            how += f", {session.loginMethod}"
+        messages, octets = self.messagesSent, self.messageOctets
+        seconds = self._clock.seconds() - self._began
         # Made here: to have the log put together so many fields costs more
         # than all the rest of a short session.
         log.info(
             "{summary}",
-            summary=f"{user} from {clientIP} ({tls}): {self.messagesSent} messages and "
-            f"{octetsSent} octets sent, {messagesDeleted} deleted; {reason}",
+            summary=f"{user} from {clientIP} ({how}): {messages} "
+            f"{'message' if messages == 1 else 'messages'} of {octets} octets sent, "
+            f"{session.messagesDeleted} deleted, {seconds:.1f} s; {reason}",
             pop3Event="close",
             connectionID=info.connectionID,
             user=user,
             clientIP=clientIP,
             isSecure=info.isSecure,
-            messagesSent=self.messagesSent,
-            octetsSent=octetsSent,
-            messagesDeleted=messagesDeleted,
-            seconds=self._clock.seconds() - self._began,
+            tls=tls,
+            loginMethod=session.loginMethod,
+            messagesSent=messages,
+            messageOctets=octets,
+            octetsSent=self._sender.octetsSent,
+            messagesDeleted=session.messagesDeleted,
+            seconds=seconds,
             reason=reason,
         )
         session.user = None
-        session.messagesDeleted = self.messagesSent = self._sender.octetsSent = 0
+        session.loginMethod = ""
+        session.messagesDeleted = self.messagesSent = self.messageOctets = 0
+        self._sender.octetsSent = 0
         self._began = self._clock.seconds()
 
 
@@ -714,6 +737,15 @@ def _whyClosed(session: Session, reply: Reply) -> str:
     if reply.senseless:
         return "sent commands that make no sense"
     return "quit" if reply.positive else "refused"
+
+
+def _versionOfTLS(transport: Any) -> str:
+    """
+    @return: such as C{TLSv1.3}.
+    """
+    getHandle = getattr(transport, "getHandle", None)
+    name = getattr(getHandle() if getHandle else None, "get_protocol_version_name", None)
+    return str(name()) if name is not None else "TLS"
 
 
 def _below(transport: Any) -> Any:

@@ -13,6 +13,7 @@ from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
 from pop3svc.calling import Turns, answered, ask, isLater
+from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.octets import OctetCount
@@ -57,7 +58,7 @@ class _BinaryFile:
     def nextChunk(self) -> bytes | None:
         block = self._file.read(_BLOCK)
         if not isinstance(block, bytes):
-            raise TypeError("a file of a message is opened in binary mode")
+            raise ProviderMistake("a file of a message is opened in binary mode")
         return block or None
 
     def close(self) -> None:
@@ -79,7 +80,9 @@ class _IterableOfLines:
         octets = 0
         for line in self._lines:
             if not isinstance(line, bytes):
-                raise TypeError("the lines of a message are bytes")
+                raise ProviderMistake(
+                    f"the lines of a message are bytes, and one is {type(line).__name__}"
+                )
             piece.append(line if line.endswith(b"\n") else line + b"\r\n")
             octets += len(line)
             if octets >= _PIECE:
@@ -95,7 +98,7 @@ class _IterableOfLines:
 
 def _fromFile(file: Any) -> Any:
     if isinstance(file, io.TextIOBase):
-        raise TypeError("a file of a message is opened in binary mode")
+        raise ProviderMistake("a file of a message is opened in binary mode")
     if type(file) in (io.BufferedReader, io.FileIO, io.BufferedRandom) and file.seekable():
         return FileBlocks(file.fileno(), file.close, offset=file.tell())
     return _BinaryFile(file)
@@ -130,14 +133,22 @@ class MessageBody:
 
     hasLineEnds = isAsSent = False
     sendTo: Callable[[int], int] | None = None
+    _said: int | None = None
+    _otherwise: Callable[[int, int], object] | None = None
+    # Of the whole message, once it was sent.
+    octets = 0
 
-    def __init__(self, content: Any, clock: IReactorTime, timeout: float) -> None:
+    def __init__(
+        self, content: Any, clock: IReactorTime, timeout: float, name: str = "messageContent"
+    ) -> None:
         """
         @param content: provides L{IMessageContent}, L{IChunkedContent} or
             L{IFileContent}, or can be adapted to L{IChunkedContent}.
         @param timeout: seconds that one piece may take.
-        @raise TypeError: it is none of these.
+        @param name: of the method that returned it, for the log.
+        @raise ProviderMistake: it is none of these.
         """
+        self._name = name
         self._clock = clock
         self._timeout = timeout
         if IMessageContent.providedBy(content):
@@ -151,9 +162,35 @@ class MessageBody:
                 if content.isAsSent and content.length >= _LARGE:
                     self.sendTo = content.sendTo
             else:
-                content = IChunkedContent(content)
+                content = self._adapted(content)
             self._content = content
             self._next = content.nextChunk
+
+    def _adapted(self, content: Any) -> Any:
+        # An error of zope.interface would show the message.
+        adapted = IChunkedContent(content, None)
+        if adapted is None:
+            raise ProviderMistake(
+                f"{self._name} returned {type(content).__name__}: return bytes, a file opened in "
+                "binary mode, an iterable of lines (bytes), or an object that provides "
+                "IMessageContent, IChunkedContent or IFileContent"
+            )
+        return adapted
+
+    def expects(self, said: int | None, otherwise: Callable[[int, int], object]) -> None:
+        """
+        @param said: the size of the message as LIST tells it, octets, or L{None}.
+        @param otherwise: called with that and the octets sent, if they differ.
+        """
+        self._said, self._otherwise = said, otherwise
+
+    def wasSent(self, octets: int) -> None:
+        """
+        See L{pop3svc.protocol.replies.Body.wasSent}.
+        """
+        self.octets = octets
+        if self._said is not None and self._said != octets and self._otherwise is not None:
+            self._otherwise(self._said, octets)
 
     def next(self) -> Any:
         """
@@ -170,7 +207,10 @@ class MessageBody:
         if isLater(chunk):
             chunk = await answered(chunk, self._clock, self._timeout)
         if not isinstance(chunk, bytes | None):
-            raise TypeError("nextChunk returns bytes or None")
+            raise ProviderMistake(
+                f"nextChunk of what {self._name} returned gave {type(chunk).__name__}: it "
+                "returns bytes, or None after the last"
+            )
         return chunk
 
     async def _lines(self) -> bytes | None:
@@ -181,7 +221,10 @@ class MessageBody:
             if line is None:
                 break
             if not isinstance(line, bytes):
-                raise TypeError("nextLine returns bytes or None")
+                raise ProviderMistake(
+                    f"nextLine of what {self._name} returned gave {type(line).__name__}: it "
+                    "returns bytes, or None after the last"
+                )
             piece.append(line)
             octets += len(line) + 2
         if not piece:

@@ -14,7 +14,7 @@ from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from pop3svc.calling import begin, isLater
-from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.protocol import grammar
 from pop3svc.protocol.replies import Reply, Then, err
 from pop3svc.protocol.session import Session, State
@@ -56,7 +56,8 @@ class Command:
         CAPA by itself.
     @ivar extension: which of L{pop3svc.policy.EXTENSIONS} it belongs to; it is
         not there when that is switched off.
-    @ivar longLine: may its line be as long as a line inside AUTH?
+    @ivar longLine: may its line be as long as a line inside AUTH, because it holds a
+        password or a token?
     """
 
     verb: str
@@ -209,7 +210,10 @@ def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     else:
         if isinstance(error, CancelledError) and session.isOver:
             raise error
-        log.failure("{verb} failed", verb=command.verb, pop3Event="error")
+        if isinstance(error, ProviderMistake):
+            log.error("{mistake}", mistake=str(error), verb=command.verb, pop3Event="error")
+        else:
+            log.failure("{verb} failed", verb=command.verb, pop3Event="error")
         return err("Internal error.", "SYS/TEMP", Then.CLOSE, fault=True)
     if command.enters is State.CLOSED and reply.then is Then.GO_ON:
         return err(reply.text, reply.code, Then.CLOSE)

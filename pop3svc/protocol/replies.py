@@ -48,6 +48,12 @@ class Body(Protocol):
             the last; or a Deferred or coroutine that gives them.
         """
 
+    def wasSent(self, octets: int) -> None:
+        """
+        The whole body was sent: so many octets, without dot-stuffing and without the
+        line that ends the reply.
+        """
+
     def close(self) -> None:
         """
         Let go of what the body holds.  Called exactly once by whoever was
@@ -86,6 +92,11 @@ class Lines:
         piece.append("")
         return "\r\n".join(piece).encode("ascii")
 
+    def wasSent(self, octets: int) -> None:
+        """
+        See L{Body.wasSent}.
+        """
+
     def close(self) -> None:
         """
         See L{Body.close}.
@@ -112,6 +123,11 @@ class Pieces:
         See L{Body.next}.
         """
         return next(self._pieces, None)
+
+    def wasSent(self, octets: int) -> None:
+        """
+        See L{Body.wasSent}.
+        """
 
     def close(self) -> None:
         """

@@ -24,6 +24,11 @@ __all__ = ["IReplyByReply", "ReplySender", "Stalled"]
 # Pieces smaller than this wait for the next, so that a short reply is one
 # write, and one segment, and so are many short ones.
 _PIECE = 65536
+# The octets of a TLS record (RFC 8446 section 5.1), and the fewest that the last record of
+# a large reply holds.
+_RECORD, _LAST = 16384, 512
+# Seconds from one look at what a slow client has taken to the next.
+_LOOK = 15
 
 
 class IReplyByReply(Interface):
@@ -102,6 +107,11 @@ class ReplySender:
             self._writeSome = transport.writeSomeData
         # May a body write to the transport's descriptor itself?
         self._maySendTo = self._writeSome is not None and not isTLS
+        self._isTLS = isTLS
+        # While there is no room: when the client last took anything, and what the kernel
+        # held for it then.
+        self._progress = 0.0
+        self._queuedThen: int | None = None
 
     def startTLS(self) -> None:
         """
@@ -111,6 +121,7 @@ class ReplySender:
         self._paused = False
         self._writeSome = None
         self._maySendTo = False
+        self._isTLS = True
 
     # --- gathering --------------------------------------------------------------
 
@@ -160,8 +171,10 @@ class ReplySender:
             return True
         encoder = None
         before, kept = self._gathered, len(self._gathered)
+        octetsBefore = 0
         try:
             self.gather(reply)
+            octetsBefore = self.octetsSent
             if not body.isAsSent or reply.topLines is not None:
                 encoder = MultiLine(reply.topLines, body.hasLineEnds)
             sendTo = body.sendTo if encoder is None and self._maySendTo else None
@@ -173,10 +186,22 @@ class ReplySender:
                     chunk = await chunk
                 if chunk is None:
                     break
-                self._gather(chunk if encoder is None else encoder.feed(chunk))
+                # Not before there is more, so that the end goes out with the last piece:
+                # some clients look for it at the end of what they read.
                 if self._octets >= _PIECE:
                     await self.flush()
-            self._gather(b".\r\n" if encoder is None else encoder.finish())
+                self._gather(chunk if encoder is None else encoder.feed(chunk))
+            if encoder is None:
+                octets = self.octetsSent - octetsBefore
+                self._gather(b".\r\n")
+            else:
+                self._gather(encoder.finish())
+                octets = encoder.octets
+            isWhole = encoder is None or not encoder.done
+            if isWhole:
+                body.wasSent(octets)
+            if self._isTLS and self._octets > _RECORD:
+                self._splitRecords()
         except BaseException:
             # Only whole ones before it are still to be sent.
             del self._gathered[kept if self._gathered is before else 0 :]
@@ -184,7 +209,18 @@ class ReplySender:
             raise
         finally:
             body.close()
-        return encoder is None or not encoder.done
+        return isWhole
+
+    def _splitRecords(self) -> None:
+        """
+        TLS cuts what is written at once into records.  Have the last one hold more than
+        the end of a reply.
+        """
+        if 0 < self._octets % _RECORD < _LAST:
+            octets = b"".join(self._gathered)
+            self._gathered, self._octets = [octets[:-_LAST]], len(octets) - _LAST
+            self.flushNow()
+            self._gathered, self._octets = [octets[-_LAST:]], _LAST
 
     async def _sendTo(self, sendTo: Callable[[int], int]) -> None:
         """
@@ -311,7 +347,8 @@ class ReplySender:
     async def _room(self) -> None:
         resumed: Deferred[None] = Deferred()
         self._resumed = resumed
-        self._look(resumed, None)
+        self._progress, self._queuedThen = self._clock.seconds(), _queued(self._transport)
+        self._lookLater(resumed)
         try:
             await resumed
         finally:
@@ -321,16 +358,32 @@ class ReplySender:
             self._timer = None
         self._turns.restart()
 
-    def _look(self, resumed: Deferred[None], before: int | None) -> None:
+    def _lookLater(self, resumed: Deferred[None]) -> None:
+        wait = min(_LOOK, self._stallTimeout - self.stalledFor())
+        self._timer = self._clock.callLater(max(wait, 0), self._look, resumed)
+
+    def _look(self, resumed: Deferred[None]) -> None:
         """
-        Does the client take anything?  The kernel may hold megabytes for one
-        that is slow.
+        Does the client take anything?
         """
-        queued = _queued(self._transport)
-        if self._timer is None or (queued is not None and before is not None and queued < before):
-            self._timer = self._clock.callLater(self._stallTimeout, self._look, resumed, queued)
-        else:
+        if self.stalledFor() >= self._stallTimeout:
             resumed.errback(Stalled())
+        else:
+            self._lookLater(resumed)
+
+    def stalledFor(self) -> float:
+        """
+        @return: seconds for which the client has taken nothing of what waits for it; 0 if
+            nothing waits.
+        """
+        if self._resumed is None:
+            return 0.0
+        # The kernel may hold megabytes for a client that is slow.
+        queued = _queued(self._transport)
+        if queued is not None and self._queuedThen is not None and queued < self._queuedThen:
+            self._progress = self._clock.seconds()
+        self._queuedThen = queued
+        return self._clock.seconds() - self._progress
 
     def _wake(self) -> None:
         resumed, self._resumed = self._resumed, None

@@ -8,14 +8,17 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from zope.interface import implementer
+from twisted.python.failure import Failure
+from zope.interface import Invalid, implementer, providedBy
+from zope.interface.verify import verifyObject
 
-from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, isLater, settle
-from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, begun, isLater, settle
+from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IAccountStatus,
     IBulkMessageSizes,
@@ -57,10 +60,79 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-def _octets(size: object) -> int | None:
-    if size is not None and (not isinstance(size, int) or size < 0):
-        raise ValueError("a size is a whole number of octets")
+# Seconds that a provider may hold the reactor before it is told so: longer than any
+# call that does not wait, and long enough for every client to notice.
+HELD = 0.5
+
+# What was said of each class already.
+_said: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+
+
+def nameOf(call: Any) -> str:
+    """
+    @return: the class and the name of a provider's method.
+    """
+    owner = getattr(call, "__self__", None)
+    if owner is None:
+        return getattr(call, "__qualname__", repr(call))
+    return f"{type(owner).__name__}.{getattr(call, '__name__', 'a call')}"
+
+
+def _warnOnce(call: Any, sentence: str, **more: Any) -> None:
+    """
+    Log a warning about a method, once for each class and method.
+    """
+    said = _said.setdefault(type(getattr(call, "__self__", call)), set())
+    key = f"{nameOf(call)}: {sentence}"
+    if key not in said:
+        said.add(key)
+        log.warn(sentence, call=nameOf(call), **more)
+
+
+def _octets(call: Any, size: object) -> int:
+    """
+    @param size: what a method returned for the size of a message.
+    @return: the size, octets.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {type(size).__name__} for a size: return the octets of "
+            "the message as an int, 0 or more"
+        )
     return size
+
+
+def _verified(call: Any, mailbox: Any) -> Any:
+    """
+    @param call: the method that returned a mailbox.
+    @return: the mailbox, or what adapts it.
+    @raise ProviderMistake: it is no mailbox.
+    """
+    adapted = IPOP3Mailbox(mailbox, None)
+    if adapted is None:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {type(mailbox).__name__}, which is no mailbox: write "
+            "@implementer(IPOP3Mailbox) above that class"
+        )
+    if type(adapted) not in _verifiedClasses:
+        _verifiedClasses.add(type(adapted))
+        ours = [each for each in providedBy(adapted) if each.__module__ == IPOP3Mailbox.__module__]
+        for interface in ours:
+            try:
+                verifyObject(interface, adapted)
+            except Invalid as error:
+                faults = getattr(error, "exceptions", [error])
+                for fault in faults:
+                    log.warn(
+                        "{name} does not keep to {interface}: {fault}",
+                        name=type(adapted).__name__,
+                        interface=interface.__name__,
+                        fault=" ".join(str(fault).split()),
+                    )
+    return adapted
+
+
+_verifiedClasses: WeakSet[type] = WeakSet()
 
 
 def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
@@ -185,10 +257,32 @@ class Session:
         self._leaving: CarriedThrough | None = None
         # For the line at the end.
         self.user: str | None = None
+        self.loginMethod = ""
         self.messagesDeleted = 0
 
-    async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _call(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """
+        Call a method of a provider, and say once if it held the reactor.
+
+        @return: its value, or a Deferred.
+        """
+        seconds = self._clock.seconds
+        began = seconds()
         answer = call(*arguments)
+        if isLater(answer):
+            answer = begun(answer)
+        held = seconds() - began
+        if held > HELD:
+            _warnOnce(
+                call,
+                "{call} held the reactor for {held:.1f} s, and all clients with it: it should "
+                "return a Deferred or be a coroutine, or run in InThreads(provider)",
+                held=held,
+            )
+        return answer
+
+    async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        answer = self._call(call, *arguments)
         if isLater(answer):
             answer = await self._waited(call, answer)
         if self.isOver:
@@ -197,7 +291,7 @@ class Session:
         return answer
 
     async def _answer(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        answer = call(*arguments)
+        answer = self._call(call, *arguments)
         return await self._waited(call, answer) if isLater(answer) else answer
 
     async def _waited(self, call: Callable[..., Any], answer: Any) -> Any:
@@ -206,7 +300,7 @@ class Session:
         except Unanswered:
             log.error(
                 "{call} of connection {connectionID} did not answer within {timeout} s",
-                call=getattr(call, "__qualname__", repr(call)),
+                call=nameOf(call),
                 connectionID=self.info.connectionID,
                 timeout=self.policy.answerTimeout,
             )
@@ -231,11 +325,12 @@ class Session:
             return True
         return self.policy.cleartextLogin == "loopback" and self.info.isLoopback
 
-    async def logIn(self, name: str, password: str) -> None:
+    async def logIn(self, name: str, password: str, method: str = "") -> None:
         """
         Check a login and open the mailbox: the one way in for every command
         that logs in.
 
+        @param method: the command, and the mechanism of AUTH, for the log.
         @raise POP3ResponseError: refused, or the mailbox is not to be had.
         """
         try:
@@ -255,6 +350,7 @@ class Session:
             await self._leave()
             raise
         self.user = _printable(name)
+        self.loginMethod = method
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
@@ -291,7 +387,7 @@ class Session:
                 await self._ask(throttle.loginFailed, info, name)
             # One text for whatever was wrong.
             raise self._wrong()
-        self._mailbox = IPOP3Mailbox(mailbox)
+        self._mailbox = _verified(self.provider.authenticate, mailbox)
         if throttle is not None:
             await self._ask(throttle.loginSucceeded, info, name)
         return self._mailbox
@@ -335,13 +431,19 @@ class Session:
 
     async def _list(self) -> Maildrop:
         self._changesListed = self._changes
-        listed: Iterable[str] = await self._ask(self._mailbox.listMessageUniqueIDs, self.info)
+        call = self._mailbox.listMessageUniqueIDs
+        listed: Iterable[str] = await self._ask(call, self.info)
+        if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {type(listed).__name__}: return a list of the "
+                "unique-ids, each a str"
+            )
         try:
             return Maildrop(listed if isinstance(listed, Listed) else Listed(listed))
         except BadListing as error:
             log.error(
                 "the listing of {user} breaks a rule: {rule}",
-                user=_printable(self.info.userNameAtLogin or ""),
+                user=self.printableName,
                 rule=str(error),
                 connectionID=self.info.connectionID,
             )
@@ -397,9 +499,9 @@ class Session:
         maildrop = self._drop()
         octets = maildrop.size(found)
         if octets is None:
-            octets = _octets(await self._size(found.uniqueID))
+            octets = await self._size(found.uniqueID)
             maildrop.setSizes([found], [octets])
-        return octets or 0
+        return octets
 
     async def sizes(self) -> Body:
         """
@@ -430,19 +532,73 @@ class Session:
             if not unknown:
                 return
             uniqueIDs = [each.uniqueID for each in unknown]
-        if isBulk and len(uniqueIDs) > 1:
-            sizes = list(await self._ask(mailbox.messageSizes, self.info, uniqueIDs))
-            if len(sizes) != len(uniqueIDs):
-                raise ValueError("messageSizes returns one size for each message")
-        else:
-            sizes, turns = [], Turns(self._clock)
-            for uniqueID in uniqueIDs:
-                sizes.append(await self._size(uniqueID))
-                await turns.perhaps()
+        sizes = await self._manySizes(mailbox, uniqueIDs) if isBulk else None
+        if sizes is None:
+            sizes = await self._sizesOneByOne(uniqueIDs)
         # Of one that is gone nothing is known, and nothing remembered.
-        for octets in set(sizes):
-            _octets(octets)
         maildrop.setSizes(unknown, sizes)
+
+    async def _manySizes(self, mailbox: Any, uniqueIDs: list[str]) -> list[int | None] | None:
+        """
+        @return: a size for each message, L{None} for one that has gone; L{None} if
+            the mailbox cannot tell many sizes at once after all.
+        """
+        call = mailbox.messageSizes
+        try:
+            sizes = await self._ask(call, self.info, uniqueIDs)
+        except NotImplementedError:
+            return None
+        if isinstance(sizes, str | bytes) or not isinstance(sizes, Iterable):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {type(sizes).__name__}: return a list with the size of "
+                "each message, or None for one that has gone"
+            )
+        sizes = list(sizes)
+        if len(sizes) != len(uniqueIDs):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
+                "return one for each, in the order asked"
+            )
+        for octets in set(sizes):
+            if octets is not None:
+                _octets(call, octets)
+        return sizes
+
+    async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
+        """
+        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
+        trouble with one message shows when that one is asked for.
+
+        @return: a size for each message, L{None} where there is none to be had.
+        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        """
+        sizes: list[int | None] = []
+        faults: list[POP3ResponseError] = []
+        turns = Turns(self._clock)
+        for uniqueID in uniqueIDs:
+            octets = None
+            try:
+                octets = await self._size(uniqueID)
+            except POP3ResponseError as error:
+                if error.critical:
+                    raise
+                faults.append(error)
+            except (CancelledError, ProviderMistake):
+                raise
+            except Exception:
+                call = self._mailbox.messageSize
+                _warnOnce(
+                    call,
+                    "{call} or what reads a message failed for a message of {user}; STAT and "
+                    "LIST count none of its octets",
+                    user=self.printableName,
+                    log_failure=Failure(),
+                )
+            sizes.append(octets)
+            await turns.perhaps()
+        if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
+            raise faults[0]
+        return sizes
 
     async def total(self) -> tuple[int, int]:
         """
@@ -459,18 +615,22 @@ class Session:
                 octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
         return maildrop.count(), octets
 
-    async def _size(self, uniqueID: str) -> Any:
+    async def _size(self, uniqueID: str) -> int:
+        call = self._mailbox.messageSize
         try:
-            return await self._ask(self._mailbox.messageSize, self.info, uniqueID)
+            octets = await self._ask(call, self.info, uniqueID)
         except NotImplementedError:
+            octets = None
+        if octets is None:
             return await countByReading(await self._content(uniqueID), self._clock)
+        return _octets(call, octets)
 
     async def _content(self, uniqueID: str) -> MessageBody:
         call = self._mailbox.messageContent
-        content = call(self.info, uniqueID)
+        content = self._call(call, self.info, uniqueID)
         if isLater(content):
             content = await self._waited(call, content)
-        body = MessageBody(content, self._clock, self.policy.answerTimeout)
+        body = MessageBody(content, self._clock, self.policy.answerTimeout, nameOf(call))
         if self.isOver:
             body.close()
             raise CancelledError()
@@ -480,7 +640,32 @@ class Session:
         """
         @return: the message, to be closed by whoever gets it.
         """
-        return await self._content(found.uniqueID)
+        body = await self._content(found.uniqueID)
+        body.expects(self._drop().size(found), self._saidOtherwise)
+        return body
+
+    def _saidOtherwise(self, said: int, sent: int) -> None:
+        """
+        A whole message had another size than the mailbox said.
+        """
+        mailbox = self._mailbox
+        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        _warnOnce(
+            mailbox.messageSizes if isBulk else mailbox.messageSize,
+            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
+            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
+            "counted",
+            said=said,
+            sent=sent,
+            user=self.printableName,
+        )
+
+    @property
+    def printableName(self) -> str:
+        """
+        The user's name for the log.
+        """
+        return _printable(self.info.userNameAtLogin or "")
 
     # --- deleting -----------------------------------------------------------
 

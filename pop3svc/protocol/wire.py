@@ -125,6 +125,8 @@ class MultiLine:
         self._lineEnds = None if hasLineEnds and topLines is None else LineEnds()
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
+        # Octets given out, without the dots that were added.
+        self.octets = 0
 
     @property
     def done(self) -> bool:
@@ -152,6 +154,7 @@ class MultiLine:
             data = self._top.feed(data)
         if not data:
             return b""
+        self.octets += len(data)
         # Only the seam needs a look; within the block replace() sees all.
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")

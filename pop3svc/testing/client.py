@@ -4,7 +4,7 @@ A client in memory, and conversations as the RFCs print them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from twisted.internet.address import IPv4Address
@@ -36,8 +36,12 @@ class Inline:
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        group: Hashable = None,
     ) -> Deferred[T]:
         return execute(work, *arguments)
+
+    def isLost(self, group: Hashable) -> bool:
+        return False
 
 
 @implementer(ITransport)

@@ -977,9 +977,7 @@ class Sessions(RuleBasedStateMachine):
             assert self.client is not None and self.client.wasAborted
             first, _, body = self.rest.partition(b"\r\n")
             assert reply.body is not None
-            assert b"+OK Message follows. _".startswith(first) or first.startswith(b"+OK Top"), (
-                first
-            )
+            assert b"+OK Message follows _".startswith(first) or first.startswith(b"+OK Top"), first
             # It never looks whole.
             assert not body.endswith(b"\r\n.\r\n") and body != b".\r\n", body
             assert reply.body.startswith(body), body

@@ -8,6 +8,7 @@ from base64 import b64encode
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 from zope.interface import alsoProvides
 
 from pop3svc.errors import POP3ResponseError
@@ -17,7 +18,8 @@ from pop3svc.protocol.commands import COMMANDS, command
 from pop3svc.protocol.sasl import MECHANISMS, Mechanism, Password, mechanism
 from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
-from pop3svc.testing import conversation
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, conversation
 
 MESSAGES = [
     b"Subject: one\n\nfirst\n.\n.dot\n",
@@ -378,7 +380,7 @@ def test_inUse() -> None:
 def capabilities(script: str, **options: Any) -> set[str]:
     client = conversation(provider(), script, **options)
     lines = client.say(b"CAPA").decode().split("\r\n")
-    assert lines[0] == "+OK Capabilities follow. _"
+    assert lines[0] == "+OK Capabilities follow _"
     assert lines[-2:] == [".", ""]
     assert len(set(lines)) == len(lines)
     return set(lines[1:-2])
@@ -683,3 +685,30 @@ def test_emptyMessages() -> None:
         "C: LIST\nS: +OK…\nS: 2 0\nS: .",
         [b"", b"", b"a"],
     )
+
+
+def test_longPasswords() -> None:
+    """
+    A password that AUTH takes, PASS and XLOG take, too.
+    """
+    password = "x" * 1024
+    factory = POP3Factory(MemoryProvider({"alice": password}, [b"x"]), clock=Clock())
+    for line in (f"USER alice\r\nPASS {password}", f"XLOG alice {password}"):
+        client = Client(factory)
+        client.send(line.encode("ascii") + b"\r\n")
+        assert client.received().endswith(b"+OK Logged in.\r\n")
+        client.vanish()
+
+
+def test_noFullStopBeforeTheEnd() -> None:
+    """
+    Scanners read a multi-line reply up to the first full stop.
+    """
+    factory = POP3Factory(MemoryProvider({"alice": "secret"}, [b"x"]), clock=Clock())
+    client = Client(factory)
+    client.received()
+    for line in ("CAPA", "AUTH"):
+        assert b"." not in client.say(line.encode()).split(b"\r\n")[0]
+    client.logIn()
+    for line in ("CAPA", "LIST", "UIDL", "RETR 1", "TOP 1 0"):
+        assert b"." not in client.say(line.encode()).split(b"\r\n")[0]

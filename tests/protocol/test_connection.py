@@ -4,6 +4,7 @@ Framing, pipelining, limits, time-outs, and the ends of a connection.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -107,7 +108,7 @@ def test_slowAndFastCommands() -> None:
     assert len(mailbox.waiting) == 1
     mailbox.answerAll()
     assert client.received() == (
-        b"+OK 1 5\r\n+OK Done.\r\n+OK Message follows. _\r\ntwo\r\n.\r\n+OK Done.\r\n"
+        b"+OK 1 5\r\n+OK Done.\r\n+OK Message follows _\r\ntwo\r\n.\r\n+OK Done.\r\n"
         b"-ERR Unknown command.\r\n+OK Bye.\r\n"
     )
 
@@ -121,7 +122,7 @@ def test_commandsBehindALongMessage() -> None:
         received += piece
     received += client.received()
     body, _, rest = received.partition(b"\r\n.\r\n")
-    assert body == b"+OK Message follows. _\r\n" + BIG.replace(b"\n", b"\r\n")[:-2]
+    assert body == b"+OK Message follows _\r\n" + BIG.replace(b"\n", b"\r\n")[:-2]
     octets = len(asSent(BIG)) + len(asSent(b"a: b\n\nc\n"))
     assert rest == b"+OK Done.\r\n+OK 2 %d\r\n+OK Bye.\r\n" % octets
 
@@ -388,7 +389,7 @@ def test_bodyFailsMidway() -> None:
     client.send(b"NOOP\r\nRETR 1\r\nNOOP\r\n")
     assert client.wasAborted and client.received() == b"+OK Done.\r\n"
     client, content = loggedIn(), Failing()
-    content.pieces = [b"x" * 70_000 + b"\r\n"]
+    content.pieces = [b"x" * 70_000 + b"\r\n", b"y\r\n"]
     client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
     client.send(b"RETR 1\r\nNOOP\r\n")
     assert client.wasAborted
@@ -507,6 +508,9 @@ def test_shutdownWhileBusy() -> None:
     assert list(provider.maildrop.messages) == ["message-2"]
 
 
+PLAIN = b64encode(b"\0alice\0secret")
+
+
 def test_closeEvent() -> None:
     factory = makeFactory(messages=[b"a: b\n\nc\n"] * 3)
     factory.clock.advance(100)  # type: ignore[attr-defined]
@@ -530,12 +534,18 @@ def test_closeEvent() -> None:
     octets = len(greeting) + len(client.received())
     assert event["octetsSent"] == octets
     assert formatEvent(event) == (
-        f"alice from 127.0.0.1 (no TLS): 2 messages and {octets} octets sent, 3 deleted; quit"
+        "alice from 127.0.0.1 (no TLS, PASS): 2 messages of 22 octets sent, 3 deleted, 5.0 s; quit"
     )
+    assert (event["messageOctets"], event["loginMethod"]) == (22, "PASS")
+    for line, method in ((b"XLOG alice secret", "XLOG"), (b"AUTH PLAIN " + PLAIN, "AUTH PLAIN")):
+        client = Client(makeFactory(messages=[b"a: b\n\nc\n"]))
+        (event,) = events("close", lambda: client.send(line + b"\r\nRETR 1\r\nQUIT\r\n"))  # noqa: B023
+        assert event["loginMethod"] == method
+        assert ": 1 message of 11 octets sent, 0 deleted," in formatEvent(event)
     client = Client(factory, UNIXAddress("/tmp/x"), isSecure=True)
     client.protocol.handshakeCompleted()
     (event,) = events("close", client.vanish)
-    assert formatEvent(event).startswith("nobody from this machine (TLS): 0 messages and ")
+    assert formatEvent(event).startswith("nobody from this machine (TLS): 0 messages of 0 octets ")
 
 
 def test_addresses() -> None:

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.calling import Turns, Unanswered, settle
+from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
@@ -159,13 +160,13 @@ def test_fileContent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [None, "text", 5, object(), io.StringIO("text")])
 def test_notContent(content: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ProviderMistake):
         MessageBody(content, Clock(), 10)
 
 
 @pytest.mark.parametrize("kind", [list, Chunks, Lines])
 def test_notOctets(kind: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ProviderMistake):
         read(kind(["text"]))
 
 
@@ -209,7 +210,7 @@ def test_countByReading(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_countingFails() -> None:
     content = Chunks([5])
     _, got = start(countByReading(MessageBody(content, Clock(), 10), Clock()))
-    assert got[0].check(TypeError)
+    assert got[0].check(ProviderMistake)
     assert content.closed == 1
 
 
@@ -279,7 +280,9 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     while len(received) < sent:
         received += theirs.recv(1_000_000)
-    assert received == octets * 9000
+    # The last octets are left, to go out with the end of the reply.
+    assert received == (octets * 9000)[:-4096]
+    assert body.next() == (octets * 9000)[-4096:]
     assert body.next() is None
     body.close()
 

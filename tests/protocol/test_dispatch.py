@@ -231,4 +231,7 @@ def test_linesAndVerbs() -> None:
     assert verbOf(session, b"secret", COMMANDS) == "(unknown)"
     assert lineLimit(session, b"auth plain", COMMANDS) == 12288
     assert lineLimit(session, b"AUTHX", COMMANDS) == 255
-    assert lineLimit(session, b"PASS x", COMMANDS) == 255
+    assert lineLimit(session, b"USER x", COMMANDS) == 255
+    # A password may be as long as in AUTH.
+    assert lineLimit(session, b"PASS x", COMMANDS) == 12288
+    assert lineLimit(session, b"xlog x y", COMMANDS) == 12288

@@ -60,7 +60,7 @@ def test_deli() -> None:
         C: RSET
         S: +OK…
         C: UIDL
-        S: +OK Unique-ids follow. _
+        S: +OK Unique-ids follow _
         S: 1 message-1
         S: 3 message-3
         S: .
@@ -521,7 +521,7 @@ def test_takeOver() -> None:
     conversation(mail, refused)
     first.stall()
     first.send(b"RETR 1\r\n")
-    advance(first, 300)
+    advance(first, 59)
     conversation(mail, refused)
     while first.read(100_000):
         advance(first, 0)
@@ -533,6 +533,22 @@ def test_takeOver() -> None:
     why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first._pump())
     assert why == "made room for another session of the user"
     assert not first.isOpen
+    assert seen[0].say(b"STAT")[:5] == b"+OK 2"
+
+
+def test_takesNothingOfAReply() -> None:
+    """
+    A client that is lost in the middle of a message counts as idle.
+    """
+    mail = provider([b"x" * 500_000, b"y"])
+    first = conversation(mail, ALICE)
+    first.stall()
+    first.send(b"RETR 1\r\n")
+    advance(first, 61)
+    seen = []
+    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first._pump())
+    assert why == "made room for another session of the user"
+    assert first.wasAborted
     assert seen[0].say(b"STAT")[:5] == b"+OK 2"
 
 

@@ -174,6 +174,6 @@ def test_messagesAtAnyBorder(message: bytes, cuts: list[int], lines: int) -> Non
     mailbox.messageContent = lambda info, uniqueID: Cut(message, cuts)
     sent = asSent(message)
     assert client.say(b"LIST 1") == b"+OK 1 %d\r\n" % len(sent)
-    assert client.say(b"RETR 1") == b"+OK Message follows. _\r\n" + stuffed(sent) + b".\r\n"
+    assert client.say(b"RETR 1") == b"+OK Message follows _\r\n" + stuffed(sent) + b".\r\n"
     top = stuffed(topOf(sent, lines))
-    assert client.say(b"TOP 1 %d" % lines) == b"+OK Top of message follows. _\r\n" + top + b".\r\n"
+    assert client.say(b"TOP 1 %d" % lines) == b"+OK Top of message follows _\r\n" + top + b".\r\n"

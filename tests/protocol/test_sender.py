@@ -27,12 +27,16 @@ class Body:
     def __init__(self, *chunks: Any) -> None:
         self.chunks = list(chunks)
         self.closed = 0
+        self.octets: int | None = None
 
     async def next(self) -> Any:
         chunk = self.chunks.pop(0) if self.chunks else None
         if isinstance(chunk, Exception):
             raise chunk
         return await chunk if isinstance(chunk, Deferred) else chunk
+
+    def wasSent(self, octets: int) -> None:
+        self.octets = octets
 
     def close(self) -> None:
         self.closed += 1
@@ -101,7 +105,7 @@ def test_pausesAndResumes() -> None:
     body = Body(*[b"x" * 20000 + b"\n"] * 20)
     _, got = start(whole(sender, ok("", body=body)))
     assert got == []
-    assert len(body.chunks) == 16
+    assert len(body.chunks) == 15
     received = b""
     while transport.written:
         received += transport.take(10000)
@@ -415,3 +419,70 @@ def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
     sender.flushNow()
     assert bytes(transport.written) == said
     assert not sender.hasGathered
+
+
+class Slow:
+    """
+    A descriptor's queue, as the kernel tells of it.
+    """
+
+    queued = 100_000
+
+
+def test_stalledFor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The time runs from when the client last took anything, not from the beginning of
+    the reply.
+    """
+    clock, transport, sender = setUp()
+    monkeypatch.setattr("pop3svc.protocol.sender._queued", lambda _: Slow.queued)
+    assert sender.stalledFor() == 0
+    transport.isStalled = True
+    _, got = start(whole(sender, ok("", body=Body(*[b"x" * 20000] * 20))))
+    for _ in range(20):
+        clock.advance(15)
+        Slow.queued -= 1000
+        assert sender.stalledFor() == 0
+    for _ in range(3):
+        clock.advance(15)
+    assert (sender.stalledFor(), got) == (45, [])
+    clock.advance(15)
+    assert got[0].check(Stalled)
+
+
+@pytest.mark.parametrize("octets", [65_536, 131_072, 200_000])
+def test_endGoesOutWithTheLastPiece(octets: int) -> None:
+    """
+    Some clients look for the end of a reply at the end of what they read.
+    """
+    _, transport, sender = setUp()
+    pieces: list[bytes] = []
+    write = transport.write
+
+    def written(data: bytes) -> None:
+        pieces.append(data)
+        write(data)
+
+    transport.write = written  # type: ignore[method-assign]
+    line = b"x" * 62 + b"\r\n"
+    _, got = start(whole(sender, ok("", body=Body(line * (octets // 64)))))
+    assert got == [True]
+    assert pieces[-1].endswith(b"x\r\n.\r\n")
+
+
+def test_lastRecordOfTLS() -> None:
+    """
+    What is written at once becomes records of 16,384 octets: the last holds more than
+    the end.
+    """
+    clock = Clock()
+    transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
+    sender = ReplySender(transport, Turns(clock), clock, 60, isTLS=True)
+    for more in range(-8, 8):
+        pieces: list[bytes] = []
+        transport.write = pieces.append  # type: ignore[method-assign,assignment]
+        message = b"x" * (2 * 16384 - len(b"+OK\r\n\r\n.\r\n") + more) + b"\r\n"
+        _, got = start(whole(sender, ok("", body=Body(message))))
+        assert got == [True]
+        assert b"".join(pieces) == b"+OK\r\n" + message + b".\r\n"
+        assert (len(pieces[-1]) - 1) % 16384 + 1 >= 512

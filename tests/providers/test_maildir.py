@@ -775,5 +775,5 @@ def test_listedAfterTheRestHasGone(maildir: Path) -> None:
         path.unlink()
     assert client.say(b"DELE 1") == b"+OK Marked.\r\n"
     assert client.say(b"STAT") == b"+OK 2 0\r\n"
-    assert client.say(b"LIST") == b"+OK 2 messages. _\r\n2 0\r\n3 0\r\n.\r\n"
+    assert client.say(b"LIST") == b"+OK 2 messages _\r\n2 0\r\n3 0\r\n.\r\n"
     assert client.say(b"NOOP") == b"+OK Done.\r\n"

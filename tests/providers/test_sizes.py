@@ -54,7 +54,7 @@ def stat(maildir: Path, *wanted: str, **options: Any) -> None:
     conversation(Anybody(store), ALICE + f"C: LIST\n{lines}C: QUIT\nS: +OK…\nS: (closed)")
 
 
-LISTED = ("+OK 3 messages. _", "1 16", "2 17", "3 18", ".")
+LISTED = ("+OK 3 messages _", "1 16", "2 17", "3 18", ".")
 
 
 def test_keptAcrossStarts(maildir: Path, counted: list[int]) -> None:
@@ -66,7 +66,7 @@ def test_keptAcrossStarts(maildir: Path, counted: list[int]) -> None:
     (maildir / "cur").mkdir(exist_ok=True)
     (maildir / "new" / "1.x").rename(maildir / "cur" / "1.x:2,S")
     for _ in range(2):
-        stat(maildir, "+OK 3 messages. _", "1 17", "2 18", "3 14", ".")
+        stat(maildir, "+OK 3 messages _", "1 17", "2 18", "3 14", ".")
     assert len(counted) == 4
 
 
@@ -88,7 +88,7 @@ def test_damaged(maildir: Path) -> None:
     file.write_bytes(whole + b"tail")
     deliver(maildir, "3.x", MESSAGE)
     for _ in range(2):
-        stat(maildir, "+OK 4 messages. _", "1 16", "2 17", "3 18", "4 14", ".")
+        stat(maildir, "+OK 4 messages _", "1 16", "2 17", "3 18", "4 14", ".")
     assert b"tail" not in file.read_bytes()
 
 
@@ -172,11 +172,11 @@ def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
     deliver(maildir, "4.x,S=9,W=12.3", MESSAGE)
     deliver(maildir, "5.x,W=12", MESSAGE)
     more = ("4 14", "5 14", "6 14", ".")
-    stat(maildir, "+OK 6 messages. _", *LISTED[1:4], *more)
+    stat(maildir, "+OK 6 messages _", *LISTED[1:4], *more)
     (maildir / "pop3svc-sizes").unlink()
     counted.clear()
     more = ("4 12", "5 12", "6 14", ".")
-    stat(maildir, "+OK 6 messages. _", *LISTED[1:4], *more, believesNames=True)
+    stat(maildir, "+OK 6 messages _", *LISTED[1:4], *more, believesNames=True)
     assert len(counted) == 4
 
 

@@ -162,9 +162,9 @@ def test_segments() -> None:
     client = OverTLS()
     assert client.say() == [b"+OK test ready.\r\n"]
     assert len(client.say(b"USER alice")) == len(client.say(b"PASS x")) == 1
-    assert client.say(b"RETR 2") == [b"+OK Message follows. _\r\nb\r\n.\r\n"]
+    assert client.say(b"RETR 2") == [b"+OK Message follows _\r\nb\r\n.\r\n"]
     large = client.say(b"RETR 1")
-    assert b"".join(large) == b"+OK Message follows. _\r\n" + b"a\r\n" * 100_000 + b".\r\n"
+    assert b"".join(large) == b"+OK Message follows _\r\n" + b"a\r\n" * 100_000 + b".\r\n"
     # Held to its end it would be one, of any size.
     assert len(large) > 3 and all(large)
     assert client.say(b"QUIT") == [b"+OK Bye.\r\n(end)"]

@@ -121,7 +121,7 @@ def test_cutOff(after: int, way: str) -> None:
             got = b""
             while data := sock.recv(1000):
                 got += data
-        whole = b"+OK Message follows. _\r\n" + MESSAGE
+        whole = b"+OK Message follows _\r\n" + MESSAGE
         assert got == whole[:after]
         assert list(server.messages("alice").values()) == [MESSAGE]
 

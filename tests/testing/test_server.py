@@ -86,7 +86,7 @@ def test_transcript() -> None:
             ("C", "PASS secret"),
             ("S", "+OK Logged in."),
             ("C", "RETR 1"),
-            ("S", "+OK Message follows. _"),
+            ("S", "+OK Message follows _"),
             ("S", "Sü\udcff"),
             ("S", ".."),
             ("S", ""),
