@@ -24,6 +24,7 @@ from pop3svc.errors import POP3ResponseError, ProviderMistake
 __all__ = [
     "CarriedThrough",
     "Deadlines",
+    "Progress",
     "Runner",
     "Turns",
     "Unanswered",
@@ -35,6 +36,7 @@ __all__ = [
     "givenUp",
     "isLater",
     "settle",
+    "tellProgress",
     "useMonotonicClock",
 ]
 
@@ -280,7 +282,13 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
         if not result.called:
             result.errback(Unanswered())
 
+    def goesOn() -> None:
+        if timer.active():
+            timer.reset(timeout)
+
     timer = clock.callLater(timeout, late)
+    if isinstance(answer, Progress):
+        answer.listeners.append(goesOn)
 
     def arrived(value: Any) -> None:
         if timer.active():
@@ -342,6 +350,27 @@ class CarriedThrough:
         return self._outcome
 
 
+class Progress(Deferred[T]):
+    """
+    A Deferred whose work tells that it goes on: each time, the time limit of who waits
+    begins anew.
+    """
+
+    def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
+        """
+        @param canceller: see L{Deferred}.
+        """
+        super().__init__(canceller)
+        self.listeners: list[Callable[[], object]] = []
+
+    def progressed(self) -> None:
+        """
+        The work goes on.
+        """
+        for each in self.listeners:
+            each()
+
+
 class Runner(Protocol):
     """
     Runs blocking work somewhere else than in the reactor thread.
@@ -352,11 +381,14 @@ class Runner(Protocol):
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
         group: Hashable = None,
     ) -> Deferred[T]:
         """
         @param abandoned: called (in the reactor thread) with what C{work}
             returned if nobody waits for it any more, to give it back.
+        @param ended: called (in the reactor thread) when C{work} is over, or will never
+            begin: before the Deferred fires, or long after it was cancelled.
         @param group: work on one thing, such as a mailbox, that may not come back.
         @return: a Deferred firing with what C{work} returned.
         @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or
@@ -380,6 +412,15 @@ def givenUp() -> bool:
     """
     job: _Job | None = getattr(_running, "job", None)
     return job is not None and job.isCancelled
+
+
+def tellProgress() -> None:
+    """
+    Called by long work in one of the threads of L{Workers}, now and then: it goes on.
+    """
+    job: _Job | None = getattr(_running, "job", None)
+    if job is not None:
+        job.tell()
 
 
 class Turns:
@@ -493,22 +534,51 @@ class _Job:
     @ivar isCancelled: does nobody wait for it any more?
     """
 
-    __slots__ = ("abandoned", "arguments", "group", "hasBegun", "isCancelled", "result", "work")
+    __slots__ = (
+        "abandoned",
+        "arguments",
+        "ended",
+        "group",
+        "hasBegun",
+        "isCancelled",
+        "reactor",
+        "result",
+        "told",
+        "work",
+    )
 
     def __init__(
         self,
         work: Callable[..., Any],
         arguments: tuple[Any, ...],
         abandoned: Callable[[Any], object] | None,
+        ended: Callable[[], object] | None,
         group: Hashable,
+        reactor: Any,
     ) -> None:
+        self.reactor = reactor
+        self.told = 0.0
         self.work = work
         self.arguments = arguments
         self.abandoned = abandoned
+        self.ended = ended
         self.group = group
         self.isCancelled = False
         self.hasBegun = False
-        self.result: Deferred[Any] | None = None
+        self.result: Progress[Any] | None = None
+
+    def tell(self) -> None:
+        """
+        Tell who waits that the work goes on: once a second is enough.
+        """
+        now = time.monotonic()
+        if now - self.told >= 1:
+            self.told = now
+            self.reactor.callFromThread(self._tell)
+
+    def _tell(self) -> None:
+        if self.result is not None:
+            self.result.progressed()
 
     def perform(self) -> Any:
         """
@@ -648,6 +718,7 @@ class Workers:
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
         group: Hashable = None,
     ) -> Deferred[T]:
         """
@@ -655,6 +726,8 @@ class Workers:
 
         @param abandoned: called (in the reactor thread) with what C{work}
             returned if the Deferred was cancelled meanwhile, to give it back.
+        @param ended: called (in the reactor thread) when C{work} is over, or will never
+            begin: before the Deferred fires, or long after it was cancelled.
         @param group: work on one thing, such as a mailbox, that may not come back.
         @return: a Deferred.  Cancelling it skips work that has not begun.
         @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting, or earlier work
@@ -667,14 +740,14 @@ class Workers:
             raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
         if self._threads <= self._underWay:
             self._grow()
-        job = _Job(work, arguments, abandoned, group)
+        job = _Job(work, arguments, abandoned, ended, group, self._reactor)
 
-        def cancel(_: Deferred[T]) -> None:
+        def cancel(_: object) -> None:
             job.isCancelled = True
             if job.hasBegun:
                 self._givenUp[job] = time.monotonic()
 
-        result: Deferred[T] = Deferred(cancel)
+        result: Progress[T] = Progress(cancel)
         job.result = result
         self._underWay += 1
         self._jobs.put(job)
@@ -688,6 +761,8 @@ class Workers:
             self._jobs.put(None)
         result, job.result = job.result, None
         assert result is not None
+        if job.ended is not None:
+            job.ended()
         if not job.isCancelled:
             if isinstance(outcome, Failure):
                 result.errback(outcome)

@@ -13,11 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, Workers, givenUp
+from pop3svc.calling import Runner, Workers, givenUp, tellProgress
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.octets import DOT_LINE, OctetCount, bareLineFeeds
 
@@ -28,9 +27,11 @@ __all__ = [
     "disk",
     "examine",
     "haveSettled",
+    "longWork",
     "openDirectory",
     "openFile",
     "openRegular",
+    "peek",
     "writeWhole",
 ]
 
@@ -54,6 +55,9 @@ _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 # One read for each connection at most, and connections are counted elsewhere.
 _disk = Workers("pop3svc-disk", threads=8, waiting=100_000)
+# What may take minutes has threads of its own, so that short work finds one: two,
+# because more of it at once is no faster.
+_longWork = Workers("pop3svc-long", threads=2, waiting=10_000)
 
 
 def disk() -> Workers:
@@ -61,6 +65,13 @@ def disk() -> Workers:
     @return: the threads in which files are read and written.
     """
     return _disk
+
+
+def longWork() -> Workers:
+    """
+    @return: the threads for what may take long, as to count a large mailbox.
+    """
+    return _longWork
 
 
 def closeQuietly(descriptor: int) -> None:
@@ -130,7 +141,8 @@ def haveSettled(latest: int) -> bool:
     """
     # Most file systems count in ticks, some in whole seconds, or in two.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
-    return time.time_ns() - latest > tick
+    # A time ahead of the clock tells, too: a change would set it back to now.
+    return abs(time.time_ns() - latest) > tick
 
 
 def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -> None:
@@ -165,14 +177,14 @@ def countOctets(descriptor: int) -> int:
     return examine(descriptor, os.fstat(descriptor).st_size)[0]
 
 
-def examine(descriptor: int, size: int) -> tuple[int, bool]:
+def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     """
     Read a file and count its octets as they will be sent.  Blocks: not for
     the reactor thread.
 
     @param size: of the file, octets.
-    @return: the octets, and whether what is sent is the file to the octet:
-        line ends CRLF, the last one there, and no line begins with a dot.
+    @return: the octets, whether what is sent is the file to the octet (line ends CRLF,
+        the last one there, and no line begins with a dot), and the first 16 octets.
     @raise OSError: it was given up, or cannot be read.
     """
     if givenUp():
@@ -181,9 +193,10 @@ def examine(descriptor: int, size: int) -> tuple[int, bool]:
         # As nearly all are; there are many.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
-            return _examined(block)
+            return *_examined(block), block[:16]
     count = OctetCount()
     offset, last, hasDots = 0, b"\n", False
+    first = b""
     while offset < size:
         if givenUp():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
@@ -193,12 +206,15 @@ def examine(descriptor: int, size: int) -> tuple[int, bool]:
         block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
         if not block:
             break
+        if not data:
+            first = block[:16]
+        tellProgress()
         count.feed(block)
         hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
         last = block[-1:]
         offset = data + len(block)
     octets = count.total()
-    return octets, octets == size and not hasDots
+    return octets, octets == size and not hasDots, first
 
 
 def _examined(whole: bytes) -> tuple[int, bool]:
@@ -210,6 +226,21 @@ def _examined(whole: bytes) -> tuple[int, bool]:
         octets += 2
     isAsSent = octets == len(whole) and whole[:1] != b"." and DOT_LINE.search(whole) is None
     return octets, isAsSent
+
+
+def peek(descriptor: int, octets: int) -> bytes | None:
+    """
+    @return: the first octets of a file; L{None} if they are not in the page cache.
+    """
+    if _NOWAIT is None:
+        return None
+    buffer = bytearray(octets)
+    try:
+        read = os.preadv(descriptor, [buffer], 0, _NOWAIT)
+    except OSError:
+        # A read in a thread will tell.
+        return None
+    return bytes(buffer[:read])
 
 
 def _nextData(descriptor: int, offset: int, size: int) -> int:
@@ -237,6 +268,7 @@ class FileBlocks:
         length: int | None = None,
         hasLineEnds: bool = False,
         isAsSent: bool = False,
+        group: str | None = None,
     ) -> None:
         """
         @param descriptor: of the file.
@@ -246,7 +278,9 @@ class FileBlocks:
             fewer are there when they are read that is an error.
         @param hasLineEnds: are these octets whole lines that end with CRLF?
         @param isAsSent: and does none of them begin with a dot?
+        @param group: of work on the same mailbox; see L{Runner.run}.
         """
+        self._group = group
         self.hasLineEnds = hasLineEnds
         self.isAsSent = isAsSent
         self._descriptor = descriptor
@@ -277,11 +311,17 @@ class FileBlocks:
                 # Some kernels say 0 before the end; a thread will know.
                 if read:
                     return self._advance(bytes(memoryview(buffer)[:read]))
-        work = self._runner.run(os.pread, self._descriptor, size, self._offset)
         self._reading = True
-        reading: Deferred[bytes] = Deferred()
-        work.addBoth(self._haveRead, reading)
-        return reading
+        try:
+            work = self._runner.run(
+                *(os.pread, self._descriptor, size, self._offset),
+                ended=self._haveRead,
+                group=self._group,
+            )
+        except POP3ResponseError:
+            self._reading = False
+            raise
+        return work.addCallback(self._advance)
 
     def sendTo(self, socket: int) -> int:
         """
@@ -332,16 +372,10 @@ class FileBlocks:
                 return distance
         return size
 
-    def _haveRead(self, outcome: Any, reading: Deferred[Any]) -> None:
+    def _haveRead(self) -> None:
         self._reading = False
         if self._closed:
             self._closing()
-        if isinstance(outcome, Failure):
-            reading.errback(outcome)
-        elif not outcome:
-            reading.errback(EOFError("the file is shorter than it was said to be"))
-        else:
-            reading.callback(self._advance(outcome))
 
     def _advance(self, block: bytes) -> bytes:
         self._offset += len(block)

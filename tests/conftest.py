@@ -23,3 +23,4 @@ def pytest_sessionfinish() -> None:
     Threads that a test left behind must not keep the run from ending.
     """
     files._disk.stop()
+    files._longWork.stop()

@@ -7,8 +7,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import Runner
+from pop3svc.calling import Runner, givenUp
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -29,7 +30,6 @@ from pop3svc.files import (
     disk,
     openDirectory,
     openFile,
-    openRegular,
 )
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -38,10 +38,12 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
 )
 from pop3svc.listings import Listed
-from pop3svc.providers.names import Root
-from pop3svc.providers.removal import Readiness, nameOfStaging, recover, removeAll
+from pop3svc.once import Once
+from pop3svc.providers.names import Root, openBelow, uniqueIDFor
+from pop3svc.providers.removal import Place, Readiness, nameOfStaging, recover, removeAll
 from pop3svc.providers.sizes import Key
 from pop3svc.providers.watching import Touches
+from pop3svc.state import State
 
 __all__ = [
     "PERMANENT",
@@ -51,22 +53,22 @@ __all__ = [
     "KnownSizes",
     "Listing",
     "LockManners",
-    "Place",
+    "Presence",
     "keyOf",
     "listFolder",
 ]
 
 log = Logger(namespace="pop3svc")
 
-# How often a message that is renamed is looked for.
-_LOOKS = 5
+# What was said of files that cannot be used.
+_faults = Once()
+
+# Seconds for which a message that is renamed all the time is looked for.
+_SEEK = 2.0
 # What somebody has to mend; anything else may pass.
 PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
-
-# (directory below the mailbox's root, file name)
-Place = tuple[str, str]
 
 
 class Listing(dict[str, Place]):
@@ -92,6 +94,92 @@ class Listing(dict[str, Place]):
         if self._listed is None:
             self._listed = Listed(self)
         return self._listed
+
+
+class Presence:
+    """
+    Knows which mailboxes of a store have been there.  One that is missing is no empty
+    maildrop if it was there before: its file system may not be mounted, and clients that
+    were told of an empty maildrop would forget what they have seen.
+    """
+
+    # Paths; some 100 octets each.
+    BOUND = 100_000
+
+    def __init__(self, state: State | None = None, runner: Runner | None = None) -> None:
+        """
+        @param state: what survives a restart; in memory only if not given.
+        """
+        self._state = State() if state is None else state
+        self._runner = disk() if runner is None else runner
+        self._there = Once(self.BOUND)
+        self._missing = Once(self.BOUND)
+        self._unwritten: list[bytes] = []
+        self._isWriting = False
+
+    def useState(self, state: State) -> None:
+        """
+        @param state: what survives a restart.
+        """
+        self._state = state
+
+    def isKnown(self, path: str) -> bool:
+        """
+        @return: is it written down already that this mailbox is there?
+        """
+        return path in self._there
+
+    def isThere(self, path: str, isInThread: bool) -> None:
+        """
+        A mailbox was opened that was not known to be there.
+
+        @param isInThread: may this block?
+        """
+        self._there.isFirst(path)
+        self._missing.forget(path)
+        self._unwritten.append(os.fsencode(path))
+        if isInThread:
+            self._write()
+        elif not self._isWriting:
+            self._isWriting = True
+            try:
+                self._runner.run(self._write).addErrback(lambda _: None)
+            except POP3ResponseError:
+                # It is written with the next one.
+                self._isWriting = False
+
+    def _write(self) -> None:
+        while self._unwritten:
+            paths, self._unwritten = self._unwritten, []
+            self._state.write(
+                "INSERT OR REPLACE INTO mailbox (path, seen) VALUES (?, ?)",
+                [(path, time.time()) for path in paths],
+            )
+        self._isWriting = False
+
+    def isMissing(self, path: str) -> None:
+        """
+        A mailbox is not there.  Blocks.
+
+        @raise POP3ResponseError: C{SYS/TEMP}, it was there before.
+        """
+        if self._unwritten:
+            self._write()
+        wasThere = self._state.read("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
+        isFirst = self._missing.isFirst(path)
+        # It is written down again when it is back.
+        self._there.forget(path)
+        if not wasThere:
+            if isFirst:
+                log.info("there is no mailbox {path}: its user has an empty maildrop", path=path)
+            return
+        if isFirst:
+            log.error(
+                "the mailbox {path} has gone: is its file system mounted?  Its user gets "
+                "[SYS/TEMP] until it is there again",
+                path=path,
+            )
+        raise POP3ResponseError("The mailbox is not there now.", "SYS/TEMP")
 
 
 class KnownSizes:
@@ -136,23 +224,37 @@ def keyOf(root: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-def listFolder(root: int, folder: str) -> list[str]:
+def listFolder(root: int, folder: str) -> Iterator[Place]:
     """
-    The names of the regular files in a directory that are not hidden.
+    The regular files in a directory that are not hidden, as they are read.
     """
     try:
-        directory = openDirectory(folder, root)
+        directory = openBelow(folder, root)
     except FileNotFoundError:
-        return []
+        return
     try:
+        isTold: bool | None = None
         with os.scandir(directory) as entries:
-            return [
-                entry.name
-                for entry in entries
-                if not entry.name.startswith(".") and entry.is_file(follow_symlinks=False)
-            ]
+            for entry in entries:
+                name = entry.name
+                if name.startswith(".") or not entry.is_file(follow_symlinks=False):
+                    continue
+                if isTold is None:
+                    isTold = _isInodeTold(entry)
+                yield folder, name, entry.inode() if isTold else 0
     finally:
         closeQuietly(directory)
+
+
+def _isInodeTold(entry: os.DirEntry[str]) -> bool:
+    """
+    Does a directory tell the inodes that stat() tells?  On an overlay of file systems
+    it may not.
+    """
+    try:
+        return entry.inode() == entry.stat(follow_symlinks=False).st_ino
+    except OSError:
+        return False
 
 
 class _Held:
@@ -200,7 +302,7 @@ class _Held:
             return None
         if self._folder is None or self._folder[0] != folder:
             self._leaveFolder()
-            self._folder = folder, openDirectory(folder, self._root)
+            self._folder = folder, openBelow(folder, self._root)
         return openFile(name, self._folder[1])
 
     def _leaveFolder(self) -> None:
@@ -237,14 +339,17 @@ class FileMailbox:
         sizes: KnownSizes,
         runner: Runner | None = None,
         isSlow: bool = False,
+        presence: Presence | None = None,
     ) -> None:
         """
         @param place: the root; it need not exist.
         @param isSlow: is it on a file system on which to open a file may take
             long, as over a network?  All is done by the runner then.
+        @param presence: knows whether a mailbox that is not there ever was.
         """
         self._place = place
         self._sizes = sizes
+        self._presence = presence
         self._runner = disk() if runner is None else runner
         self._isSlow = isSlow
         self._listing = Listing()
@@ -265,6 +370,21 @@ class FileMailbox:
         List the messages.  Blocks; to be overridden.
         """
         raise NotImplementedError
+
+    def _run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        runner: Runner | None = None,
+        **named: Any,
+    ) -> Deferred[T]:
+        """
+        Run work on this mailbox in a thread; see L{Runner.run}.
+
+        @param runner: another one than the mailbox's.
+        """
+        runner = runner or self._runner
+        return runner.run(work, *arguments, group=self._place.path, **named)
 
     # --- without waiting ------------------------------------------------------
 
@@ -289,16 +409,20 @@ class FileMailbox:
         finally:
             closeQuietly(root)
 
-    def _open(self, place: Place) -> int | None:
-        folder, name = place
+    def _open(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
+        """
+        @return: a descriptor of a message's file, and what it is of; L{None} if it is not
+            there, or another file is.
+        """
+        folder, name, _ = place
         try:
             root = self._root()
             if root is None:
                 return None
             try:
-                directory = openDirectory(folder, root)
+                directory = openBelow(folder, root)
                 try:
-                    return openRegular(name, directory)
+                    opened = openFile(name, directory)
                 finally:
                     closeQuietly(directory)
             finally:
@@ -306,11 +430,32 @@ class FileMailbox:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._fault("open a message of", error)
+            raise self._fault("open a message of", error, name)
+        return self._checked(uniqueID, place, *opened)
 
-    def _fault(self, what: str, error: OSError) -> POP3ResponseError:
-        path = self._place.path
-        log.error("cannot {what} {path}: {error}", what=what, path=path, error=error.strerror)
+    def _checked(
+        self, uniqueID: str, place: Place, descriptor: int, status: os.stat_result
+    ) -> tuple[int, os.stat_result] | None:
+        if not self._isSame(uniqueID, place, status):
+            closeQuietly(descriptor)
+            return None
+        return descriptor, status
+
+    def _isSame(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+        """
+        Is the file at a place the one that was listed there?
+        """
+        return place[2] in (0, status.st_ino)
+
+    def _fault(self, what: str, error: OSError, name: str = "") -> POP3ResponseError:
+        if error.errno != errno.ECANCELED and _faults.isFirst((self._place.path, name, str(error))):
+            # Once, and not at each poll.
+            log.error(
+                "cannot {what} {path}: {error}",
+                what=what,
+                path=f"{self._place.path}/{name}" if name else self._place.path,
+                error=error.strerror,
+            )
         code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
         return POP3ResponseError("The mailbox has a fault.", code)
 
@@ -320,6 +465,7 @@ class FileMailbox:
         try:
             root = self._root()
             if root is None:
+                self._isMissing()
                 return Listing()
             try:
                 return self.scan(root)
@@ -328,58 +474,113 @@ class FileMailbox:
         except OSError as error:
             raise self._fault("list", error)
 
-    def _seek(self, uniqueIDs: list[str], look: Callable[[Place], T | None]) -> dict[str, T]:
+    def _isMissing(self) -> None:
+        """
+        The mailbox is not there: say so, or refuse.  Blocks.
+
+        @raise POP3ResponseError: C{SYS/TEMP}, it was there before.
+        """
+        if self._presence is not None:
+            self._presence.isMissing(self._place.path)
+
+    def _seek(
+        self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
+    ) -> tuple[dict[str, T], bool]:
         """
         Do something with the files of messages, wherever they have been
         renamed to meanwhile.
 
-        @param look: returns L{None} if there is no file at a place.
-        @return: what C{look} returned, by unique-id; one that has gone is
-            missing.
+        @param look: takes a unique-id and a place, returns L{None} if its file is not
+            there.
+        @return: what C{look} returned, by unique-id; and whether all others have gone for
+            sure.  If not, they were renamed all the time.
         """
         found: dict[str, T] = {}
-        wanted, listing = uniqueIDs, None
-        for _ in range(_LOOKS):
-            missing = []
-            placeOf = self._placeOf if listing is None else listing.get
-            for uniqueID in wanted:
-                place = placeOf(uniqueID)
-                got = None if place is None else look(place)
-                if got is None:
-                    missing.append(uniqueID)
-                elif place is not None:
-                    found[uniqueID] = got
-                    if listing is not None:
-                        self._moved[uniqueID] = place
-            wanted = missing
-            if not wanted or (listing is not None and listing.isSure):
-                break
-            listing = self._scanned()
-        return found
 
-    def _octetsAt(self, place: Place) -> int | None:
-        descriptor = self._open(place)
-        if descriptor is None:
+        def lookFor(uniqueID: str, place: Place | None) -> bool:
+            got = None if place is None else look(uniqueID, place)
+            if got is not None:
+                found[uniqueID] = got
+            return got is not None
+
+        missing = [each for each in uniqueIDs if not lookFor(each, self._placeOf(each))]
+        end = time.monotonic() + _SEEK
+        while missing:
+            listing = self._scanned()
+            for uniqueID in missing:
+                place = listing.get(uniqueID)
+                if place is not None and lookFor(uniqueID, place):
+                    self._moved[uniqueID] = place
+            missing = [
+                each
+                for each in missing
+                if each not in found and (each in listing or not listing.isSure)
+            ]
+            if missing and (time.monotonic() > end or givenUp()):
+                return found, False
+            if missing:
+                self._hunt(set(missing), lookFor)
+                missing = [each for each in missing if each not in found]
+        return found, True
+
+    def _hunt(self, wanted: set[str], lookFor: Callable[[str, Place], bool]) -> None:
+        """
+        Look for messages while a directory is read, so that they have little time to be
+        renamed.
+        """
+        try:
+            root = self._root()
+            if root is None:
+                return
+            try:
+                for folder in self.folders:
+                    for place in listFolder(root, folder):
+                        uniqueID = self.uniqueIDOf(place)
+                        if uniqueID in wanted and lookFor(uniqueID, place):
+                            wanted.discard(uniqueID)
+                            self._moved[uniqueID] = place
+            finally:
+                closeQuietly(root)
+        except OSError as error:
+            raise self._fault("list", error)
+
+    def uniqueIDOf(self, place: Place) -> str:
+        """
+        @return: the unique-id of a message whose name tells it.
+        """
+        return uniqueIDFor(place[1])
+
+    @staticmethod
+    def _missing(isSure: bool) -> POP3ResponseError:
+        if isSure:
+            return POP3ResponseError("That message has gone.")
+        return POP3ResponseError("That message is in use, try again later.", "SYS/TEMP")
+
+    def _octetsAt(self, uniqueID: str, place: Place) -> int | None:
+        opened = self._open(uniqueID, place)
+        if opened is None:
             return None
         try:
-            return self._sizes.sizeOf(descriptor)
+            return self._sizes.sizeOf(opened[0])
         except OSError as error:
-            raise self._fault("read a message of", error)
+            raise self._fault("read a message of", error, place[1])
         finally:
-            closeQuietly(descriptor)
+            closeQuietly(opened[0])
 
     # --- IPOP3Mailbox ---------------------------------------------------------
 
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
-        return self._runner.run(self._scanned).addCallback(self._listed)
+        return self._run(self._scanned).addCallback(self._listed)
 
     def _listed(self, listing: Listing) -> Listed:
         self._setListing(listing)
         return listing.listed()
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
-        now = await self._runner.run(self._scanned)
+        now = await self._run(self._scanned)
         if uniqueID not in now:
+            if not now.isSure:
+                raise self._missing(False)
             return False
         self._moved[uniqueID] = now[uniqueID]
         if uniqueID in now.links:
@@ -387,83 +588,86 @@ class FileMailbox:
         return True
 
     async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
-        found = await self._runner.run(self._seek, [uniqueID], self._octetsAt)
+        found, isSure = await self._run(self._seek, [uniqueID], self._octetsAt)
         if uniqueID not in found:
-            raise POP3ResponseError("That message has gone.")
+            raise self._missing(isSure)
         octets: int = found[uniqueID]
         return octets
 
     async def messageSizes(
         self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]
     ) -> list[int | None]:
-        def octetsAt(place: Place) -> int | None:
+        def octetsAt(uniqueID: str, place: Place) -> int | None:
             try:
-                return self._octetsAt(place)
-            except POP3ResponseError as error:
-                if error.code != "SYS/PERM":
-                    raise
+                return self._octetsAt(uniqueID, place)
+            except POP3ResponseError:
                 # One file that cannot be read is no reason to show no size.
                 return -1
 
-        found = await self._runner.run(self._seek, uniqueIDs, octetsAt)
+        found, isSure = await self._run(self._seek, uniqueIDs, octetsAt)
+        if not isSure:
+            raise self._missing(False)
         sizes = [found.get(each) for each in uniqueIDs]
         return [None if size is None or size < 0 else size for size in sizes]
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
         place = self._placeOf(uniqueID)
-        opened = None if self._isSlow or place is None else self._openHere(place)
+        opened = None if self._isSlow or place is None else self._openHere(uniqueID, place)
         if opened is None:
             return self._contentElsewhere(uniqueID)
-        return self._blocks(uniqueID, *opened)
+        return self._content(uniqueID, *opened)
 
-    def _openHere(self, place: Place) -> tuple[int, os.stat_result] | None:
+    def _openHere(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
         """
         Open a message in the reactor's thread.
         """
-        descriptor = self._open(place)
-        return None if descriptor is None else (descriptor, self._statusOf(descriptor))
+        return self._open(uniqueID, place)
 
-    def _statusOf(self, descriptor: int) -> os.stat_result:
+    def _content(self, uniqueID: str, descriptor: int, status: os.stat_result) -> Any:
         """
-        What was opened; it is closed again if that cannot be told.
+        @return: the content of an open file.
         """
-        try:
-            return os.fstat(descriptor)
-        except OSError as error:
-            closeQuietly(descriptor)
-            raise self._fault("read a message of", error)
-
-    def _blocks(
-        self, uniqueID: str, descriptor: int, status: os.stat_result | None = None
-    ) -> FileBlocks:
-        if status is None:
-            status = self._statusOf(descriptor)
         closing = partial(closeQuietly, descriptor)
-        return FileBlocks(descriptor, closing, self._runner, length=status.st_size)
+        return FileBlocks(
+            descriptor, closing, self._runner, length=status.st_size, group=self._place.path
+        )
 
-    async def _contentElsewhere(self, uniqueID: str) -> FileBlocks:
-        found = await self._runner.run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
+    async def _contentElsewhere(self, uniqueID: str) -> Any:
+        found, isSure = await self._run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
         if uniqueID not in found:
-            raise POP3ResponseError("That message has gone.")
-        return self._blocks(uniqueID, found[uniqueID])
+            raise self._missing(isSure)
+        return self._content(uniqueID, *found[uniqueID])
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
-        await self._runner.run(self._removed, list(uniqueIDs))
+        await self._run(self._removed, list(uniqueIDs))
 
     def _removed(self, uniqueIDs: list[str]) -> None:
         links = self._listing.links | self._movedLinks
         wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
         wanted += [(each, link) for each in uniqueIDs for link in links.get(each, ())]
+
+        def isRight(message: Any, place: Place, status: os.stat_result) -> bool:
+            return self._isSame(message[0], place, status)
+
         try:
             root = self._root()
             if root is None:
                 return
             try:
-                removeAll(root, self.folders, wanted, self._locator(root))
+                done = removeAll(root, self.folders, wanted, self._locator(root), isRight)
+                self._haveRemoved(root, uniqueIDs, [(place, status) for _, place, status in done])
             finally:
                 closeQuietly(root)
         except OSError as error:
             raise self._fault("delete from", error)
+
+    def _haveRemoved(
+        self, root: int, uniqueIDs: list[str], files: list[tuple[Place, os.stat_result]]
+    ) -> None:
+        """
+        Messages have been removed for good: what else has to be written.  Blocks, and
+        must not fail.
+        """
 
     def _locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
         """
@@ -489,8 +693,8 @@ class FileMailbox:
         return locate
 
 
-def _closeAll(found: dict[str, int]) -> None:
-    for descriptor in found.values():
+def _closeAll(sought: tuple[dict[str, tuple[int, os.stat_result]], bool]) -> None:
+    for descriptor, _ in sought[0].values():
         closeQuietly(descriptor)
 
 
@@ -646,14 +850,37 @@ class ExclusiveFileMailbox(FileMailbox):
         holders: Holders | None = None,
         manners: LockManners = LockManners(),
         isSlow: bool = False,
+        presence: Presence | None = None,
     ) -> None:
         """
         @param holders: what the mailboxes of one store share.
         """
-        super().__init__(place, sizes, runner, isSlow)
+        super().__init__(place, sizes, runner, isSlow, presence)
+        # Work in threads that is not over, and the lock that is given back after it.
+        self._working = 0
+        self._releasing: _Held | None = None
         self._holders = Holders(self._runner) if holders is None else holders
         self._manners = manners
         self._held: _Held | None = None
+
+    def _run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
+        self._working += 1
+        try:
+            return super()._run(work, *arguments, ended=self._worked, **named)
+        except BaseException:
+            self._working -= 1
+            raise
+
+    def _worked(self) -> None:
+        self._working -= 1
+        held = self._releasing
+        if held is not None and not self._working:
+            self._releasing = None
+            held.close()
+
+    def _isMissing(self) -> None:
+        # The lock has looked.
+        pass
 
     def _root(self) -> int | None:
         # Of a mailbox that was not there to be locked nothing is shown.
@@ -665,18 +892,29 @@ class ExclusiveFileMailbox(FileMailbox):
         root = None if held is None else held.here()
         return None if held is None or root is None else work(root, held.key)
 
-    def _openHere(self, place: Place) -> tuple[int, os.stat_result] | None:
+    @property
+    def _runners(self) -> Sequence[Runner]:
+        """
+        All that work for this mailbox.
+        """
+        return (self._runner,)
+
+    def _openHere(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
+        folder, name, _ = place
         try:
-            return None if self._held is None else self._held.openIn(*place)
+            opened = None if self._held is None else self._held.openIn(folder, name)
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise self._fault("open a message of", error)
+            raise self._fault("open a message of", error, name)
+        return None if opened is None else self._checked(uniqueID, place, *opened)
 
     def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Any:
         """
         See L{IExclusiveMailbox.lock}.
         """
+        if any(each.isLost(self._place.path) for each in self._runners):
+            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
         held = _Busy() if self._isSlow else self._taken(recovers=False)
         if isinstance(held, _Busy):
             return self._lockInTurn(surrender)
@@ -695,7 +933,7 @@ class ExclusiveFileMailbox(FileMailbox):
             self._holders.add(self._place.path, self, surrender)
 
     async def _tryToTake(self) -> _Held | _Busy | None:
-        return await self._runner.run(self._taken, abandoned=_giveBack)
+        return await self._run(self._taken, abandoned=_giveBack)
 
     async def _getInTurn(self) -> _Held | None:
         """
@@ -711,7 +949,7 @@ class ExclusiveFileMailbox(FileMailbox):
                     end = clock.seconds() + Holders.PATIENCE
                 elif gives is None:
                     end = max(end, clock.seconds() + Holders.PATIENCE)
-                    wanted = await self._runner.run(self._want, abandoned=_closeOne)
+                    wanted = await self._run(self._want, abandoned=_closeOne)
             while True:
                 held = await self._tryToTake()
                 if not isinstance(held, _Busy):
@@ -720,7 +958,7 @@ class ExclusiveFileMailbox(FileMailbox):
                     raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
                 if wanted is not None:
                     # The holder may have become idle by now.
-                    await self._runner.run(_touch, wanted)
+                    await self._run(_touch, wanted)
                 await _pause(clock, Holders.LOOK / 2)
         finally:
             _closeOne(wanted)
@@ -786,8 +1024,16 @@ class ExclusiveFileMailbox(FileMailbox):
         try:
             root = self._place.open()
             if root is None:
+                if not recovers and self._presence is not None:
+                    # Only a thread may look whether it ever was there.
+                    return _Busy()
+                self._lookedInVain()
                 return None
             try:
+                isKnown = self._presence is None or self._presence.isKnown(self._place.path)
+                isThere = (isKnown and not recovers) or self._isThere(root)
+                if not isThere and recovers:
+                    self._lookedInVain()
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
@@ -803,7 +1049,24 @@ class ExclusiveFileMailbox(FileMailbox):
             return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
+        if self._presence is not None and isThere and not isKnown:
+            self._presence.isThere(self._place.path, recovers)
         return _Held(root, (status.st_dev, status.st_ino))
+
+    def _isThere(self, root: int) -> bool:
+        """
+        Is this a mailbox, and not the empty directory on which one is mounted?
+        """
+        for folder in self.folders:
+            try:
+                os.stat(folder, dir_fd=root, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            return True
+        return False
+
+    def _lookedInVain(self) -> None:
+        super()._isMissing()
 
     def _lookAhead(self, root: int) -> None:
         """
@@ -816,8 +1079,13 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         held, self._held = self._held, None
         self._setListing(Listing())
-        if held is not None:
-            self._holders.remove(self._place.path)
+        if held is None:
+            return
+        self._holders.remove(self._place.path)
+        if self._working:
+            # A thread still works on the mailbox: nobody else may before it is over.
+            self._releasing = held
+        else:
             held.close()
 
 

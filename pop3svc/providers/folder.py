@@ -22,6 +22,7 @@ from pop3svc.providers.filemailbox import (
     listFolder,
 )
 from pop3svc.providers.names import Root, uniqueIDFor
+from pop3svc.providers.removal import OWN_NAMES
 
 __all__ = ["FolderMailbox", "FolderStore"]
 
@@ -37,9 +38,13 @@ class _Folder(FileMailbox):
         """
         See L{FileMailbox.scan}: in order of the names.
         """
-        names = sorted(name for name in listFolder(root, ".") if name.lower().endswith(".eml"))
+        places = sorted(
+            place
+            for place in listFolder(root, ".")
+            if place[1].lower().endswith(".eml") and not place[1].startswith(OWN_NAMES)
+        )
         listing = Listing()
-        listing.update({uniqueIDFor(name): (".", name) for name in names})
+        listing.update({uniqueIDFor(place[1]): place for place in places})
         return listing
 
 

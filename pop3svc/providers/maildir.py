@@ -4,14 +4,16 @@ A Maildir for each user.
 
 from __future__ import annotations
 
+import errno
+import heapq
 import os
 import re
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from threading import Lock
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Runner
+from pop3svc.calling import Progress, Runner, givenUp, tellProgress
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -27,8 +29,9 @@ from pop3svc.files import (
     disk,
     examine,
     haveSettled,
-    openDirectory,
+    longWork,
     openFile,
+    peek,
 )
 from pop3svc.interfaces import (
     IMailboxStore,
@@ -39,33 +42,48 @@ from pop3svc.interfaces import (
 )
 from pop3svc.listings import Listed, areUniqueIDs
 from pop3svc.providers.filemailbox import (
-    PERMANENT,
     ExclusiveFileMailbox,
     FileMailbox,
     Holders,
     KnownSizes,
     Listing,
     LockManners,
-    Place,
+    Presence,
     keyOf,
     listFolder,
 )
-from pop3svc.providers.names import PathTemplate, uniqueIDFor
-from pop3svc.providers.sizes import Examined, Key, MailboxSizes, SharedSizes, markOf
+from pop3svc.providers.names import PathTemplate, openBelow, uniqueIDFor
+from pop3svc.providers.quota import tellQuota
+from pop3svc.providers.removal import Place
+from pop3svc.providers.sizes import GONE, Examined, Key, MailboxSizes, SharedSizes
+from pop3svc.providers.unpacking import CannotUnpack, PackedBlocks, countUnpacked, packedAs
 from pop3svc.providers.watching import Watch, Watches
+from pop3svc.state import State
 
 __all__ = ["MaildirMailbox", "MaildirStore"]
 
 log = Logger(namespace="pop3svc")
 
-# Of "1600000000.M123456P789.host:2,S", with a "/" behind, as there are many: all before
-# the flags, and in it the seconds and microseconds, if they are told.
-_NAME = re.compile(r"((?:([0-9]{1,20})\.(?:[^.:/]*?M([0-9]{1,20}))?)?[^:/]*)[^/]*/")
+# What stands before the flags: ":", by the rules of Maildirs; on file systems that have no
+# ":" something else.
+SEPARATORS = ":;!-_+"
+_FLAGS = re.compile(rf"([{SEPARATORS}])2,[A-Za-z]*")
 # The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # A directory is read so often, with a pause (seconds) in between, until nothing
 # has changed.
 _SCANS, _PAUSE = 10, 0.02
+# Messages that are counted without the threads for long work, and how many are counted
+# until that is kept.
+_FEW, _KEPT = 200, 5000
+# Files: while there are no more, each is looked at when they are listed, because a file
+# that was replaced may have got the inode of the one before.
+_STATTED = 1000
+# Octets of the directories of a large Maildir.
+_LARGE = 1_000_000
+
+# Seconds and microseconds of delivery, base name, unique-id and place of a message.
+Found = tuple[int, int, str, str, Place]
 
 
 # What tells whether a directory has changed.
@@ -88,6 +106,18 @@ def _settled(root: int) -> tuple[Stamp, bool]:
         stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
         latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
     return tuple(stamp), haveSettled(latest)
+
+
+def _isLarge(root: int) -> bool:
+    """
+    Has a Maildir so many messages that to list them takes long?
+    """
+    octets = 0
+    for folder in ("new", "cur"):
+        with suppress(OSError):
+            octets += os.stat(folder, dir_fd=root, follow_symlinks=False).st_size
+    # A directory has some 70 octets for each file, on most file systems.
+    return octets > _LARGE
 
 
 class SharedListings:
@@ -147,6 +177,13 @@ class SharedListings:
             while self._messages > self.BOUND and len(self._listings) > 1:
                 self._drop(next(iter(self._listings)))
 
+    def drop(self, key: tuple[int, int]) -> None:
+        """
+        The listing of a mailbox is not true any more.
+        """
+        with self._lock:
+            self._drop(key)
+
     def _drop(self, key: tuple[int, int]) -> None:
         known = self._listings.pop(key, None)
         self._heard.pop(key, None)
@@ -154,17 +191,64 @@ class SharedListings:
             self._messages -= len(known[1]) + self.EACH
 
 
-def _named(places: Iterable[Place]) -> list[tuple[str, str, str]]:
+@lru_cache(len(SEPARATORS))
+def _nameWith(separator: str) -> re.Pattern[str]:
+    """
+    @return: of "1600000000.M123456P789.host:2,S", with a "/" behind, because there are
+        many: all before the flags, and in it the seconds and microseconds, if they are told.
+    """
+    no = f"[^{re.escape(separator)}/]"
+    seconds = rf"([0-9]{{1,20}})\.(?:[^.{re.escape(separator)}/]*?M([0-9]{{1,20}}))?"
+    return re.compile(rf"((?:{seconds})?{no}*)[^/]*/")
+
+
+# Names that are taken apart in one call: what holds the interpreter is over in some
+# milliseconds.
+_SLICE = 10_000
+
+
+def _named(places: Sequence[Place], separator: str) -> list[tuple[str, str, str]]:
     """
     @return: of each place the file's name without its flags, and in that the
         seconds and microseconds of its delivery; empty if they are not told.
     """
-    names = [name for _, name in places]
-    # None holds a slash.
-    return _NAME.findall("/".join([*names, ""]))
+    findAll = _nameWith(separator).findall
+    found: list[tuple[str, str, str]] = []
+    for first in range(0, len(places), _SLICE):
+        names = [place[1] for place in places[first : first + _SLICE]]
+        # None holds a slash.
+        found += findAll("/".join([*names, ""]))
+    return found
 
 
-def _scanPlaces(root: int) -> tuple[Collection[Place], dict[Place, int], bool, Stamp]:
+def separatorOf(places: Iterable[Place]) -> str:
+    """
+    @return: what stands before the flags in all names of C{cur}: C{:}, unless all of
+        them have the same other separator.
+    """
+    found = ""
+    for folder, name, _ in places:
+        if folder != "cur":
+            continue
+        flags = _FLAGS.fullmatch(name, max(name.rfind("2,") - 1, 0))
+        if flags is None or ":2," in name or flags[1] == ":" or found not in ("", flags[1]):
+            return ":"
+        found = flags[1]
+    return found or ":"
+
+
+def _sorted(found: list[Any]) -> list[Any]:
+    """
+    As C{sorted}, without holding the interpreter for long.
+    """
+    if len(found) <= 2 * _SLICE:
+        found.sort()
+        return found
+    slices = [sorted(found[first : first + _SLICE]) for first in range(0, len(found), _SLICE)]
+    return list(heapq.merge(*slices))
+
+
+def _scanPlaces(root: int) -> tuple[Sequence[Place], dict[Place, int], bool, Stamp]:
     """
     Where messages are.  A message that is moved while a directory is read may
     be missed or seen twice, so this looks again until nothing has changed.
@@ -178,8 +262,7 @@ def _scanPlaces(root: int) -> tuple[Collection[Place], dict[Place, int], bool, S
         before, _ = _settled(root)
         # new before cur: what moves meanwhile is seen twice rather than not
         # at all.
-        places = [("new", name) for name in listFolder(root, "new")]
-        places += [("cur", name) for name in listFolder(root, "cur")]
+        places = [*listFolder(root, "new"), *listFolder(root, "cur")]
         after, isOld = _settled(root)
         if before == after and isOld:
             # It tells all there is.
@@ -187,7 +270,9 @@ def _scanPlaces(root: int) -> tuple[Collection[Place], dict[Place, int], bool, S
         seen.update(dict.fromkeys(places, look))
         if before == after:
             time.sleep(_PAUSE)
-    return seen, seen, False, ()
+        if givenUp():
+            break
+    return list(seen), seen, False, ()
 
 
 @dataclass
@@ -196,12 +281,16 @@ class _Shared:
     What the mailboxes of one store share.
 
     @ivar believesNames: take C{,W=} in a file's name for its size.
+    @ivar separator: what stands before the flags in file names; empty: told by the names.
+    @ivar longWork: runs what takes long.
     """
 
     listings: SharedListings
     sizes: SharedSizes
     watches: Watches
     believesNames: bool = False
+    separator: str = ""
+    longWork: Runner | None = None
 
 
 @implementer(INewMailNotifier, ISleepingMailbox)
@@ -221,6 +310,7 @@ class _Maildir(FileMailbox):
     _known: MailboxSizes | None = None
     # The directory that was listed.
     _key: Key | None = None
+    _separator = ":"
 
     # --- the listing ----------------------------------------------------------
 
@@ -255,7 +345,7 @@ class _Maildir(FileMailbox):
                 self._changed()
             if listing is not None:
                 return self._listed(listing)
-        return self._runner.run(self._scanned).addCallback(self._listedNow, heard)
+        return self._run(self._scanned).addCallback(self._listedNow, heard)
 
     def _watchHolds(self) -> bool:
         watch = self._watch
@@ -345,13 +435,12 @@ class _Maildir(FileMailbox):
         known = None if self._known is None else self._known.known.get(uniqueID)
         if known is not None:
             return known.octets
-        return self._runner.run(self._examined, [uniqueID]).addCallback(self._oneSize)
+        return self._run(self._examined, [uniqueID]).addCallback(self._oneSize)
 
-    @staticmethod
-    def _oneSize(sizes: Sequence[int | None]) -> int:
-        [octets] = sizes
+    def _oneSize(self, examined: tuple[Sequence[int | None], bool]) -> int:
+        [octets], isSure = examined
         if octets is None:
-            raise POP3ResponseError("That message has gone.")
+            raise self._missing(isSure)
         if octets < 0:
             raise POP3ResponseError("That message cannot be read.", "SYS/PERM")
         return octets
@@ -360,27 +449,61 @@ class _Maildir(FileMailbox):
         """
         See L{IBulkMessageSizes.messageSizes}.
         """
-        if self._known is not None:
-            octets = self._known.octetsOf(uniqueIDs)
+        known = self._known
+        if known is not None:
+            octets = known.octetsOf(uniqueIDs)
             if octets is not None:
                 return octets
-        return self._runner.run(self._examined, uniqueIDs).addCallback(self._allSizes)
+            if known.isCounting:
+                # Another session counts them: nobody counts them twice.
+                waiter: Progress[None] = Progress(known.waiters.remove)
+                known.waiters.append(waiter)
+                return waiter.addCallback(lambda _: self.messageSizes(info, uniqueIDs))
+        return self._count(uniqueIDs).addCallback(self._allSizes)
 
-    @staticmethod
-    def _allSizes(sizes: Sequence[int | None]) -> Sequence[int | None]:
+    def _count(self, uniqueIDs: list[str]) -> Any:
+        known = self._known
+        unknown = len(uniqueIDs)
+        if known is not None and known.isLoaded:
+            unknown -= sum(map(known.known.__contains__, uniqueIDs))
+        if known is None or unknown <= _FEW:
+            return self._run(self._examined, uniqueIDs)
+        known.isCounting = True
+
+        def over(outcome: Any) -> Any:
+            known.isCounting = False
+            waiters, known.waiters = known.waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+            return outcome
+
+        try:
+            work = self._run(self._examined, uniqueIDs, runner=self.shared.longWork)
+        except POP3ResponseError:
+            over(None)
+            raise
+        if isinstance(work, Progress):
+            work.listeners.append(known.progressed)
+        return work.addBoth(over)
+
+    def _allSizes(self, examined: tuple[Sequence[int | None], bool]) -> Sequence[int | None]:
+        sizes, isSure = examined
+        if not isSure:
+            raise self._missing(False)
         # One file that cannot be read is no reason to show no size.
         return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
-    def _examined(self, uniqueIDs: list[str]) -> Sequence[int | None]:
+    def _examined(self, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
         """
         The sizes of messages, read where they are not known.  Blocks.
 
-        @return: octets, -1 of what cannot be read, L{None} of what has gone.
+        @return: octets, -1 of what cannot be read, L{None} of what has gone; and whether
+            that has gone for sure.
         """
         try:
             root = self._root()
             if root is None:
-                return [None] * len(uniqueIDs)
+                return [None] * len(uniqueIDs), True
             try:
                 return self._examinedIn(root, uniqueIDs)
             finally:
@@ -388,31 +511,95 @@ class _Maildir(FileMailbox):
         except OSError as error:
             raise self._fault("read a message of", error)
 
-    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> Sequence[int | None]:
+    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
+        # The session may forget its listing while this goes on.
+        listing = self._listing
         sizes = self.shared.sizes.of(keyOf(root))
         self._known = sizes
-        sizes.load(root, self._listing)
+        sizes.load(root, len(listing))
         unknown = [each for each in uniqueIDs if each not in sizes.known]
         if self.shared.believesNames and unknown:
             sizes.learn(self._told(unknown))
             unknown = [each for each in unknown if each not in sizes.known]
-        directories: dict[str, int] = {}
+        unreadable: dict[str, Examined] = {}
+        allSure = True
+        for first in range(0, len(unknown), _KEPT):
+            # What is counted is kept from time to time: it is not counted again if this is
+            # given up.
+            added, isSure = self._read(root, unknown[first : first + _KEPT])
+            allSure = allSure and isSure
+            readable = {each: found for each, found in added.items() if found.octets >= 0}
+            unreadable.update(added)
+            self._keep(root, sizes, readable, listing)
+            tellProgress()
+            if givenUp():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        self.shared.sizes.trim()
         try:
-            added = self._seek(unknown, partial(_examinedAt, root, directories))
+            return [sizes.known[each].octets for each in uniqueIDs], allSure
+        except KeyError:
+            found = (sizes.known.get(each) or unreadable.get(each) for each in uniqueIDs)
+            return [None if each is None else each.octets for each in found], allSure
+
+    def _keep(
+        self, root: int, sizes: MailboxSizes, readable: dict[str, Examined], listing: Listing
+    ) -> None:
+        # Without the lock nothing is written.
+        sizes.learn(readable)
+
+    def _read(self, root: int, uniqueIDs: list[str]) -> tuple[dict[str, Examined], bool]:
+        directories: dict[str, int] = {}
+
+        def examinedAt(uniqueID: str, place: Place) -> Examined | None:
+            return self._examinedAt(root, directories, uniqueID, place)
+
+        try:
+            return self._seek(uniqueIDs, examinedAt)
         finally:
             for descriptor in directories.values():
                 closeQuietly(descriptor)
-        readable = {each: examined for each, examined in added.items() if examined.octets >= 0}
-        if readable and isinstance(self, ExclusiveFileMailbox):
-            sizes.keep(root, readable, self._listing)
-        else:
-            sizes.learn(readable)
-        self.shared.sizes.trim()
+
+    def _examinedAt(
+        self, root: int, directories: dict[str, int], uniqueID: str, place: Place
+    ) -> Examined | None:
+        """
+        Read a message.  Blocks.
+
+        @return: what that has told; L{None} if it is not there, -1 octets if it
+            cannot be read.
+        """
+        folder, name, _ = place
         try:
-            return [sizes.known[each].octets for each in uniqueIDs]
-        except KeyError:
-            found = (sizes.known.get(each) or added.get(each) for each in uniqueIDs)
-            return [None if each is None else each.octets for each in found]
+            if folder not in directories:
+                directories[folder] = openBelow(folder, root)
+            descriptor, status = openFile(name, directories[folder])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._fault("read", error, name)
+            return Examined(-1, 0)
+        try:
+            if not self._isSame(uniqueID, place, status):
+                return None
+            octets, isAsSent, first = examine(descriptor, status.st_size)
+            kind = "=" if isAsSent else "."
+            packing = packedAs(first)
+            if packing is not None:
+                octets, kind = countUnpacked(descriptor, packing), "z"
+        except CannotUnpack as error:
+            self._cannotUnpack(name, error)
+            return Examined(-1, 0)
+        except OSError as error:
+            if error.errno == errno.ECANCELED:
+                raise
+            self._fault("read", error, name)
+            return Examined(-1, 0)
+        finally:
+            closeQuietly(descriptor)
+        return Examined(octets, status.st_ino, status.st_size, status.st_mtime_ns, kind)
+
+    def _cannotUnpack(self, name: str, error: CannotUnpack) -> None:
+        self._fault("unpack", OSError(errno.EIO, str(error)), name)
 
     def _told(self, uniqueIDs: Sequence[str]) -> dict[str, Examined]:
         """
@@ -420,50 +607,106 @@ class _Maildir(FileMailbox):
         """
         places = map(self._placeOf if self._moved else self._listing.get, uniqueIDs)
         return {
-            uniqueID: Examined(int(size[1]), 0, False)
+            uniqueID: Examined(int(size[1]), place[2])
             for uniqueID, place in zip(uniqueIDs, places, strict=True)
             if place is not None and (size := _SIZE.search(place[1])) is not None
         }
 
-    def _removed(self, uniqueIDs: list[str]) -> None:
-        super()._removed(uniqueIDs)
-        if self._known is not None:
-            for uniqueID in uniqueIDs:
-                self._known.forget(uniqueID)
+    def _haveRemoved(
+        self, root: int, uniqueIDs: list[str], files: list[tuple[Place, os.stat_result]]
+    ) -> None:
+        tellQuota(root, files)
+        sizes = self._known
+        if sizes is None:
+            sizes = self._known = self.shared.sizes.of(keyOf(root))
+            sizes.load(root, len(self._listing))
+        places = {each: self._placeOf(each) for each in uniqueIDs}
+        sizes.bury(uniqueIDs, {each: place[2] for each, place in places.items() if place})
+        sizes.write(root)
+
+    def _isSame(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+        known = None if self._known is None else self._known.ownerOf(uniqueID)
+        if known is None:
+            return place[2] in (0, status.st_ino)
+        if place[2] not in (0, status.st_ino):
+            # Another file has the name; a copy that keeps the time is as good.
+            return known.modified == status.st_mtime_ns
+        if known.isFile(status):
+            return True
+        # Somebody has written to it in place, against the rules: it is another message now.
+        assert self._known is not None
+        self._known.forget(uniqueID)
+        if self._key is not None:
+            self.shared.listings.drop(self._key)
+        return False
+
+    def _content(self, uniqueID: str, descriptor: int, status: os.stat_result) -> Any:
+        known = None if self._known is None else self._known.known.get(uniqueID)
+        if known is not None and not known.isUnchanged(status):
+            # Touched, or copied: what it needs is not known any more.
+            known = None
+        if known is None or known.kind == "z":
+            first = peek(descriptor, 16)
+            if first is None or packedAs(first) is not None:
+                return self._contentInAThread(descriptor, status, known)
+        return self._blocks(descriptor, status, known)
 
     def _blocks(
-        self, uniqueID: str, descriptor: int, status: os.stat_result | None = None
+        self, descriptor: int, status: os.stat_result, known: Examined | None
     ) -> FileBlocks:
-        known = None if self._known is None else self._known.known.get(uniqueID)
-        if status is None:
-            status = self._statusOf(descriptor)
-        if known is not None and known.mark and known.mark != markOf(status):
-            # Somebody has written to it, against the rules: count it anew the
-            # next time.
-            assert self._known is not None
-            self._known.forget(uniqueID)
-            known = None
         return FileBlocks(
             descriptor,
             partial(closeQuietly, descriptor),
             self._runner,
             length=status.st_size,
             # Each line end that was none would have made it longer.
-            hasLineEnds=known is not None and known.octets == status.st_size and known.mark != 0,
-            isAsSent=known is not None and known.isAsSent,
+            hasLineEnds=known is not None and known.octets == status.st_size,
+            isAsSent=known is not None and known.kind == "=",
+            group=self._place.path,
         )
+
+    async def _contentInAThread(
+        self, descriptor: int, status: os.stat_result, known: Examined | None
+    ) -> Any:
+        def packing() -> bytes | None:
+            kind = packedAs(os.pread(descriptor, 16, 0))
+            if kind is not None and known is None:
+                # What is damaged is refused before anything of it is sent.
+                countUnpacked(descriptor, kind)
+            return kind
+
+        name = self._place.path
+        closing = partial(closeQuietly, descriptor)
+        try:
+            kind = await self._run(packing)
+        except CannotUnpack as error:
+            closing()
+            self._cannotUnpack("", error)
+            raise POP3ResponseError("That message cannot be read.", "SYS/PERM")
+        except OSError as error:
+            closing()
+            raise self._fault("read a message of", error)
+        except BaseException:
+            closing()
+            raise
+        if kind is None:
+            return self._blocks(descriptor, status, known)
+        return PackedBlocks(descriptor, kind, closing, self._runner, name)
 
     # --- looking ----------------------------------------------------------------
 
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
         places, seen, isSure, stamp = _scanPlaces(root)
+        separator = self._separator = self.shared.separator or separatorOf(places)
         listing = Listing()
         listing.isSure = isSure
-        named = list(zip(_named(places), places, strict=True))
+        named = list(zip(_named(places, separator), places, strict=True))
         bases = [base for (base, _, _), _ in named]
         several: set[str] = set()
         if len(set(bases)) != len(bases):
             several.update(base for base, times in Counter(bases).items() if times > 1)
+        sizes = self.shared.sizes.of(keyOf(root))
+        sizes.load(root, len(places))
         # All that is done one by one costs, as there are many.  None of these looks like a
         # unique-id that was derived.
         areLegal = areUniqueIDs(bases)
@@ -480,12 +723,50 @@ class _Maildir(FileMailbox):
             for (base, seconds, _), place in named:
                 if not seconds or base in several:
                     others.setdefault(base, []).append(place)
-            found += self._others(root, others, seen, listing.links)
-        found.sort()
-        listing.update(map(itemgetter(3, 4), found))
+            found += self._others(root, others, seen, listing.links, sizes)
+        if sizes.known or sizes.claims:
+            found = self._withOwners(root, found, sizes)
+        listing.update(map(itemgetter(3, 4), _sorted(found)))
+        if isSure:
+            sizes.bury([each for each in sizes.known if each not in listing], {})
+        self._keep(root, sizes, {}, listing)
         # Made here, in a thread.
         listing.listed()
         return listing, stamp
+
+    def _withOwners(self, root: int, found: list[Found], sizes: MailboxSizes) -> list[Found]:
+        """
+        Where another file has the name of an earlier one, have it get another unique-id.
+        """
+        known, claims = sizes.known, sizes.claims
+        areFew = len(found) <= _STATTED
+        suspects = []
+        for index, (_, _, _, uniqueID, place) in enumerate(found):
+            owner = known.get(uniqueID) or claims.get(uniqueID)
+            if owner is not None and (areFew or owner.inode != place[2] or owner.kind == GONE):
+                suspects.append((index, owner))
+        directories: dict[str, int] = {}
+        try:
+            for index, owner in suspects:
+                seconds, microseconds, base, uniqueID, place = found[index]
+                status = self._status(root, directories, place)
+                if status is None:
+                    continue
+                if not owner.isFile(status):
+                    other = uniqueIDFor(base, _identity(status))
+                    found[index] = seconds, microseconds, base, other, place
+                elif owner.inode != status.st_ino or owner.kind == GONE:
+                    sizes.adopt(uniqueID, status.st_ino)
+        finally:
+            for directory in directories.values():
+                closeQuietly(directory)
+        return found
+
+    def uniqueIDOf(self, place: Place) -> str:
+        """
+        See L{FileMailbox.uniqueIDOf}.
+        """
+        return uniqueIDFor(place[1].partition(self._separator)[0])
 
     def _others(
         self,
@@ -493,15 +774,15 @@ class _Maildir(FileMailbox):
         byBase: Mapping[str, list[Place]],
         seen: Mapping[Place, int],
         links: dict[str, list[Place]],
-    ) -> list[tuple[int, int, str, str, Place]]:
+        sizes: MailboxSizes,
+    ) -> list[Found]:
         """
         Messages whose name does not tell all, or is not the only one.
 
         @param seen: see L{_scanPlaces}.
         @param links: where the other names of each message go.
-        @return: seconds and microseconds, base name, unique-id and place.
         """
-        found = []
+        found: list[Found] = []
         directories: dict[str, int] = {}
         try:
             for base, places in byBase.items():
@@ -509,7 +790,7 @@ class _Maildir(FileMailbox):
                 places.sort(key=lambda each: (-seen.get(each, 0), each))
                 files = [(places, "")]
                 if len(places) > 1 or not base:
-                    files = self._distinct(root, directories, places)
+                    files = self._distinct(root, directories, base, places, sizes)
                 for names, more in files:
                     order = self._order(root, directories, names[0])
                     if order is not None:
@@ -524,38 +805,58 @@ class _Maildir(FileMailbox):
 
     @staticmethod
     def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
-        folder, name = place
+        folder, name, _ = place
         try:
             if folder not in directories:
-                directories[folder] = openDirectory(folder, root)
+                directories[folder] = openBelow(folder, root)
             return os.lstat(name, dir_fd=directories[folder])
         except FileNotFoundError:
             return None
 
     def _distinct(
-        self, root: int, directories: dict[str, int], places: list[Place]
+        self,
+        root: int,
+        directories: dict[str, int],
+        base: str,
+        places: list[Place],
+        sizes: MailboxSizes,
     ) -> list[tuple[list[Place], str]]:
         """
         Of places with one base name those that are different messages now:
-        the names of each, and what tells it from the others.
+        the names of each, and what tells it from the one that was there first.
         """
         files: dict[tuple[int, int], list[Place]] = {}
+        statuses: dict[tuple[int, int], os.stat_result] = {}
         for place in places:
             status = self._status(root, directories, place)
             if status is not None:
-                files.setdefault((status.st_dev, status.st_ino), []).append(place)
+                key = status.st_dev, status.st_ino
+                files.setdefault(key, []).append(place)
+                statuses[key] = status
         if not files:
             # Renamed again since; where it was seen last it is looked for
             # from.
             return [(places[:1], "")]
-        if len(files) == 1 and not places[0][1].startswith(":"):
-            return [(names, "") for names in files.values()]
-        return [(names, f"{device}:{inode}") for (device, inode), names in files.items()]
+        first: tuple[int, int] | None = None
+        if base:
+            # The one that was there first keeps the unique-id.
+            owner = sizes.ownerOf(uniqueIDFor(base))
+            if owner is None:
+                first = min(statuses, key=lambda key: (statuses[key].st_mtime_ns, key))
+                status = statuses[first]
+                claimed = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
+                sizes.claim(uniqueIDFor(base), claimed)
+            else:
+                first = next((key for key in statuses if owner.isFile(statuses[key])), None)
+        return [
+            (names, "" if key == first else _identity(statuses[key]))
+            for key, names in files.items()
+        ]
 
     def _order(
         self, root: int, directories: dict[str, int], place: Place
     ) -> tuple[int, int, str] | None:
-        [(name, seconds, microseconds)] = _named([place])
+        [(name, seconds, microseconds)] = _named([place], self._separator)
         if seconds:
             return int(seconds), int(microseconds or 0), name
         status = self._status(root, directories, place)
@@ -565,30 +866,11 @@ class _Maildir(FileMailbox):
         return nanoseconds // 1_000_000_000, nanoseconds // 1000 % 1_000_000, name
 
 
-def _examinedAt(root: int, directories: dict[str, int], place: Place) -> Examined | None:
+def _identity(status: os.stat_result) -> str:
     """
-    Read a message.  Blocks.
-
-    @return: what that has told; L{None} if it is not there, -1 octets if it
-        cannot be read.
+    @return: what tells a file from all others, now and later.
     """
-    folder, name = place
-    try:
-        if folder not in directories:
-            directories[folder] = openDirectory(folder, root)
-        descriptor, status = openFile(name, directories[folder])
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        if error.errno not in PERMANENT:
-            raise
-        log.error("cannot read {name}: {error}", name=name, error=error.strerror)
-        return Examined(-1, 0, False)
-    try:
-        octets, isAsSent = examine(descriptor, status.st_size)
-    finally:
-        closeQuietly(descriptor)
-    return Examined(octets, markOf(status) or 1, isAsSent)
+    return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}"
 
 
 class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
@@ -598,9 +880,20 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
 
     def _lookAhead(self, root: int) -> None:
         # Whoever asks for the listing finds it without another thread.
+        # A large one takes long, and has threads of its own.
         with suppress(OSError):
-            if _settled(root)[1]:
+            if _settled(root)[1] and not _isLarge(root):
                 self.scan(root)
+
+    def _keep(
+        self, root: int, sizes: MailboxSizes, readable: dict[str, Examined], listing: Listing
+    ) -> None:
+        sizes.keep(root, readable, listing)
+
+    @property
+    def _runners(self) -> Sequence[Runner]:
+        longWork = self.shared.longWork
+        return (self._runner,) if longWork is None else (self._runner, longWork)
 
 
 @implementer(IMailboxStore)
@@ -620,6 +913,7 @@ class MaildirStore:
         clock: Any = None,
         isSlow: bool = False,
         believesNames: bool = False,
+        separator: str = "",
     ) -> None:
         """
         @param path: the directory that holds a Maildir for each user, or a
@@ -630,6 +924,8 @@ class MaildirStore:
             long?  Then nothing of it is done in the reactor's thread.
         @param believesNames: take C{,W=} in a file's name for its size, in
             place of counting once.
+        @param separator: what stands before the flags in file names, one of
+            L{SEPARATORS}; empty: told by the names.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path)
@@ -639,7 +935,19 @@ class MaildirStore:
         self._holders = Holders(disk() if runner is None else runner, clock)
         self._isSlow = isSlow
         self._sizes = KnownSizes()
-        self._shared = _Shared(SharedListings(), SharedSizes(), Watches(), believesNames)
+        if separator and separator not in SEPARATORS:
+            raise ValueError(f"separator is one of {' '.join(SEPARATORS)}")
+        self._presence = Presence(runner=runner)
+        self._shared = _Shared(
+            *(SharedListings(), SharedSizes(), Watches(), believesNames, separator),
+            longWork() if runner is None else runner,
+        )
+
+    def useState(self, state: State) -> None:
+        """
+        @param state: where to keep what has to survive a restart.
+        """
+        self._presence.useState(state)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
         """
@@ -651,11 +959,12 @@ class MaildirStore:
             return None
         mailbox: _Maildir
         if self._readOnly:
-            mailbox = _Maildir(place, self._sizes, self._runner, self._isSlow)
+            mailbox = _Maildir(place, self._sizes, self._runner, self._isSlow, self._presence)
             alsoProvides(mailbox, IReadOnlyMailbox)
         else:
             mailbox = MaildirMailbox(
-                place, self._sizes, self._runner, self._holders, self._manners, self._isSlow
+                *(place, self._sizes, self._runner, self._holders, self._manners),
+                *(self._isSlow, self._presence),
             )
         mailbox.shared = self._shared
         return mailbox

@@ -8,12 +8,13 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
 from pop3svc.files import closeQuietly, openDirectory
 
-__all__ = ["PathTemplate", "Root", "isSafeName", "uniqueIDFor"]
+__all__ = ["PathTemplate", "Root", "isSafeName", "openBelow", "uniqueIDFor"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
@@ -134,38 +135,72 @@ class Root:
             except OSError as error:
                 if error.errno not in (errno.ELOOP, errno.ENOTDIR):
                     raise
-        directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        names = list(reversed(self.parts))
-        links = 0
-        while names:
-            name = names.pop()
+        base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            return _walk(base, self.parts)
+        except FileNotFoundError:
+            return None
+
+
+def openBelow(name: str, directory: int) -> int:
+    """
+    Open a directory in another one that users may have made.  A link is followed only
+    if it is the operator's.
+
+    @return: a descriptor.
+    @raise OSError: it is not there, or not to be had; the text names a link that is not
+        followed, and says why.
+    """
+    try:
+        return openDirectory(name, directory)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise
+    return _walk(openDirectory(".", directory), [name])
+
+
+def _walk(directory: int, parts: Sequence[str]) -> int:
+    """
+    Open directories one in the other.
+
+    @param directory: where to begin; it is closed.
+    """
+    names = list(reversed(parts))
+    links = 0
+    while names:
+        name = names.pop()
+        try:
             try:
-                try:
-                    below = openDirectory(name, directory)
-                except FileNotFoundError:
-                    return None
-                except OSError as error:
-                    links += 1
-                    if error.errno not in (errno.ELOOP, errno.ENOTDIR) or links > _LINKS:
-                        raise
-                    if not _isOperators(name, directory):
-                        raise
-                    target = os.readlink(name, dir_fd=directory)
-                    names += [each for each in reversed(target.split("/")) if each]
-                    below = openDirectory("/" if target.startswith("/") else ".", directory)
-            finally:
-                closeQuietly(directory)
-            directory = below
-        return directory
+                below = openDirectory(name, directory)
+            except OSError as error:
+                links += 1
+                if error.errno not in (errno.ELOOP, errno.ENOTDIR) or links > _LINKS:
+                    raise
+                if not stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
+                    raise
+                _refuseStrangersLink(name, directory)
+                target = os.readlink(name, dir_fd=directory)
+                names += [each for each in reversed(target.split("/")) if each]
+                below = openDirectory("/" if target.startswith("/") else ".", directory)
+        finally:
+            closeQuietly(directory)
+        directory = below
+    return directory
 
 
-def _isOperators(name: str, directory: int) -> bool:
+def _refuseStrangersLink(name: str, directory: int) -> None:
+    """
+    @raise OSError: others than root and the service could have put a link there.
+    """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)
     trusted = (0, os.geteuid())
-    return (
-        stat.S_ISLNK(link.st_mode)
-        and link.st_uid in trusted
-        and around.st_uid in trusted
-        and not around.st_mode & 0o022
-    )
+    if link.st_uid not in trusted:
+        why = f"it belongs to user {link.st_uid}"
+    elif around.st_uid not in trusted:
+        why = f"the directory that it is in belongs to user {around.st_uid}"
+    elif around.st_mode & 0o022:
+        why = "others may write to the directory that it is in"
+    else:
+        return
+    raise OSError(errno.ELOOP, f"the link {name} is not followed, because {why}")

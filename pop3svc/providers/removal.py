@@ -17,20 +17,25 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from pop3svc.files import closeQuietly, haveSettled, openDirectory
+from pop3svc.providers.names import openBelow
 
-__all__ = ["Readiness", "isReady", "nameOfStaging", "recover", "removeAll"]
+__all__ = ["OWN_NAMES", "Place", "Readiness", "isReady", "nameOfStaging", "recover", "removeAll"]
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
+# What begins like one of these is no message.
+OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
 # A file that is renamed again and again while we look is a file in use.
 _LOOKS = 5
 
-# (the name of a directory below the root, the name of a file in it)
-Place = tuple[str, str]
+# (the name of a directory below the root, the name of a file in it, the file's inode, 0 if
+# that is not known)
+Place = tuple[str, str, int]
 Message = TypeVar("Message")
 
 
@@ -57,7 +62,8 @@ def removeAll(
     folders: Iterable[str],
     wanted: Iterable[Message],
     locate: Callable[[Message, int], Place | None],
-) -> None:
+    isRight: Callable[[Message, Place, os.stat_result], bool] = lambda *_: True,
+) -> list[tuple[Message, Place, os.stat_result]]:
     """
     Remove all of these files or none.  What is gone already counts as
     removed.  When this returns it is durable.  Blocks.
@@ -66,22 +72,32 @@ def removeAll(
     @param folders: the directories below it that files may be in.
     @param locate: where is this one?  Asked with how often it was looked for
         in vain; L{None}: it has gone.
+    @param isRight: is a file that is there now the one that is meant?
+    @return: what was removed: each with its place, and what the file was.
     @raise OSError: nothing was removed.
     """
     if not isReady(root, folders):
         recover(root, folders)
-        _makeReady(root, folders)
+        try:
+            _makeReady(root, folders)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            # To free space none must be needed.
+            return _removeByNames(root, wanted, locate, isRight)
+    removed: list[tuple[Message, Place, os.stat_result]] = []
     opened: dict[str, tuple[int, int]] = {}
     staging = openDirectory(_STAGING, root)
     try:
         try:
-            for message in wanted:
-                for looks in range(_LOOKS):
-                    place = locate(message, looks)
-                    if place is None or _moveAway(root, staging, opened, place):
-                        break
-                else:
-                    raise OSError(errno.EBUSY, "a message is renamed all the time")
+
+            def move(message: Message, place: Place) -> bool:
+                status = _moveAway(root, staging, opened, place, partial(isRight, message, place))
+                if status is not None:
+                    removed.append((message, place, status))
+                return status is not None
+
+            _moveAll(wanted, locate, move)
             # Its name, before what is in it: with the other one, which it may have
             # had until now, a power failure would make it all removed.
             os.fsync(root)
@@ -110,6 +126,21 @@ def removeAll(
                 _unlinkAll(directory)
             finally:
                 closeQuietly(directory)
+    return removed
+
+
+def _moveAll(
+    wanted: Iterable[Message],
+    locate: Callable[[Message, int], Place | None],
+    move: Callable[[Message, Place], bool],
+) -> None:
+    for message in wanted:
+        for looks in range(_LOOKS):
+            place = locate(message, looks)
+            if place is None or move(message, place):
+                break
+        else:
+            raise OSError(errno.EBUSY, "a message is renamed all the time")
 
 
 # What tells whether a directory has changed.
@@ -180,8 +211,10 @@ def isReady(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            if os.listdir(directory):
-                return False
+            # One is enough to know, and somebody may have put very many there.
+            with os.scandir(directory) as entries:
+                if next(entries, None) is not None:
+                    return False
         finally:
             closeQuietly(directory)
     return found == len(tuple(folders))
@@ -201,11 +234,12 @@ def recover(root: int, folders: Iterable[str]) -> None:
         if error.errno != errno.EROFS:
             raise
     _putBack(root, folders)
+    _recoverByNames(root)
     try:
         _makeReady(root, folders)
     except OSError as error:
         # To read there is no need of it.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (*_FULL, errno.EROFS):
             raise
 
 
@@ -236,29 +270,141 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
             closeQuietly(made)
 
 
-def _moveAway(root: int, staging: int, opened: dict[str, tuple[int, int]], place: Place) -> bool:
+def _moveAway(
+    root: int,
+    staging: int,
+    opened: dict[str, tuple[int, int]],
+    place: Place,
+    isRight: Callable[[os.stat_result], bool],
+) -> os.stat_result | None:
     """
-    @return: False if there is nothing of that name.
+    @return: what the file was; L{None} if it is not there.
     """
-    folder, name = place
+    folder, name = place[:2]
     if folder not in opened:
         try:
-            source = openDirectory(folder, root)
+            source = openBelow(folder, root)
         except FileNotFoundError:
-            return False
+            return None
         try:
             opened[folder] = source, openDirectory(_stage(folder), staging)
         except BaseException:
             closeQuietly(source)
             raise
     source, target = opened[folder]
+    return _renamed(name, source, name, target, isRight)
+
+
+def _renamed(
+    name: str, source: int, to: str, target: int, isRight: Callable[[os.stat_result], bool]
+) -> os.stat_result | None:
     try:
-        # Something else than a file is no message; the message has gone.
-        if stat.S_ISREG(os.lstat(name, dir_fd=source).st_mode):
-            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        status = os.lstat(name, dir_fd=source)
+        # Something else than a file is no message, nor is another file of that name; the
+        # message has gone.
+        if not stat.S_ISREG(status.st_mode) or not isRight(status):
+            return None
+        os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
     except FileNotFoundError:
-        return False
-    return True
+        return None
+    return status
+
+
+# --- on a full disk -----------------------------------------------------------------
+
+# Where no staging directory can be made, messages are renamed in "tmp": with the first
+# prefix they are put back by a recovery.  Then one of them gets the second one: that
+# step decides, and a recovery removes them all, this one last.
+_PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
+_TMP = "tmp"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def _removeByNames(
+    root: int,
+    wanted: Iterable[Message],
+    locate: Callable[[Message, int], Place | None],
+    isRight: Callable[[Message, Place, os.stat_result], bool],
+) -> list[tuple[Message, Place, os.stat_result]]:
+    """
+    As L{removeAll}, without anything being made.
+    """
+    removed: list[tuple[Message, Place, os.stat_result]] = []
+    sources: dict[str, int] = {}
+    tmp = _openTmp(root)
+    try:
+
+        def move(message: Message, place: Place) -> bool:
+            folder, name = place[:2]
+            if folder not in sources:
+                sources[folder] = openBelow(folder, root)
+            status = _renamed(
+                *(name, sources[folder], f"{_PREFIX}{_stage(folder)}.{name}", tmp),
+                partial(isRight, message, place),
+            )
+            if status is not None:
+                removed.append((message, place, status))
+            return status is not None
+
+        try:
+            _moveAll(wanted, locate, move)
+            if not removed:
+                return removed
+            for descriptor in (tmp, *sources.values()):
+                os.fsync(descriptor)
+            folder, name = removed[0][1][:2]
+            first = f"{_stage(folder)}.{name}"
+            os.rename(_PREFIX + first, _DECIDED + first, src_dir_fd=tmp, dst_dir_fd=tmp)
+            try:
+                os.fsync(tmp)
+            except OSError:
+                os.rename(_DECIDED + first, _PREFIX + first, src_dir_fd=tmp, dst_dir_fd=tmp)
+                raise
+        except OSError:
+            _recoverByNames(root)
+            raise
+        with suppress(OSError):
+            _recoverByNames(root)
+    finally:
+        for descriptor in (tmp, *sources.values()):
+            closeQuietly(descriptor)
+    return removed
+
+
+def _openTmp(root: int) -> int:
+    try:
+        return openDirectory(_TMP, root)
+    except (FileNotFoundError, NotADirectoryError):
+        return openDirectory(".", root)
+
+
+def _recoverByNames(root: int) -> None:
+    """
+    Bring what L{_removeByNames} has left to its one end or the other.
+    """
+    tmp = _openTmp(root)
+    try:
+        names = os.listdir(tmp)
+        decided = [name for name in names if name.startswith(_DECIDED)]
+        staged = [name for name in names if name.startswith(_PREFIX)]
+        for name in staged:
+            if decided:
+                os.unlink(name, dir_fd=tmp)
+            else:
+                folder, _, old = name.removeprefix(_PREFIX).partition(".")
+                home = openBelow("." if folder == _stage(".") else folder, root)
+                try:
+                    _return(name, tmp, home, old)
+                    os.fsync(home)
+                finally:
+                    closeQuietly(home)
+        if decided:
+            # Not before the others are gone for good.
+            os.fsync(tmp)
+            for name in decided:
+                os.unlink(name, dir_fd=tmp)
+    finally:
+        closeQuietly(tmp)
 
 
 def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str, int]]:
@@ -317,32 +463,35 @@ def _putBack(root: int, folders: Iterable[str]) -> None:
 def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> None:
     with suppress(FileExistsError):
         os.mkdir(folder, 0o700, dir_fd=root)
-    home = openDirectory(folder, root)
+    home = openBelow(folder, root)
     try:
         for name in names:
-            _return(name, directory, home)
+            _return(name, directory, home, name)
         os.fsync(home)
     finally:
         closeQuietly(home)
 
 
-def _return(name: str, source: int, target: int) -> None:
+def _return(name: str, source: int, target: int, to: str) -> None:
     """
     Put one file back without overwriting what may stand there now.
     """
     try:
-        os.link(name, name, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+        os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except FileExistsError:
         here = os.lstat(name, dir_fd=source)
-        there = os.lstat(name, dir_fd=target)
+        there = os.lstat(to, dir_fd=target)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             # Somebody made another file of this name meanwhile: keep both.
-            os.rename(name, f"{here.st_ino}.{name}", src_dir_fd=source, dst_dir_fd=target)
+            os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
             return
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+        if error.errno not in (
+            *(errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK),
+            *_FULL,
+        ):
             raise
-        # A file system without hard links.
-        os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        # A file system without hard links, or without room for one.
+        os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
         return
     os.unlink(name, dir_fd=source)

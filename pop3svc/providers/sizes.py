@@ -1,10 +1,11 @@
 """
-The sizes of a Maildir's messages, counted once and kept in a file of it.
+The sizes of a Maildir's messages, and which file each unique-id belongs to, kept in
+a file of the Maildir.
 
-The file C{pop3svc-sizes} begins with a line that tells its version; blocks
-follow, each a line with its length and checksum and then a line for each
-message.  It is only ever added to, or replaced as a whole; what is damaged is
-not believed, and written anew.
+The file C{pop3svc-sizes} begins with a line that tells its version and which directory
+it was written for.  Blocks follow, each a line with its length and checksum and then a
+line for each message.  The file is only ever added to, or replaced as a whole.  A block
+that is damaged is not believed, and the file is written anew.
 """
 
 from __future__ import annotations
@@ -13,21 +14,29 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from threading import Lock
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
+from pop3svc.calling import Progress
 from pop3svc.files import closeQuietly, openRegular
+from pop3svc.listings import areUniqueIDs
 
-__all__ = ["Examined", "Key", "MailboxSizes", "SharedSizes", "markOf"]
+__all__ = ["COPIED", "GONE", "Examined", "Key", "MailboxSizes", "SharedSizes"]
 
 _NAME = "pop3svc-sizes"
-_VERSION = b"pop3svc-sizes 2\n"
-# Octets; a million messages have not so many.
-_LONGEST = 33_554_432
+_VERSION = "pop3svc-sizes 3"
+# Octets of a line: a unique-id of 70 and five numbers.
+_LINE = 192
 # A file with so many more entries than there are messages is written anew.
 _SPARE = 1000
+# Unique-ids of messages that have gone, so that no other message gets one of these.  A name
+# comes back when a clock was set back or a backup restored: soon, or not at all.
+_GONE = 2000
+
+# The inode of files of a Maildir that was copied, and the kind of messages that have gone.
+COPIED, GONE = 0, "g"
 
 # (device, inode) of a Maildir
 Key = tuple[int, int]
@@ -35,39 +44,62 @@ Key = tuple[int, int]
 
 class Examined(NamedTuple):
     """
-    What reading a message has told.
+    What is known of the file of one message.
 
-    @ivar octets: as it is sent, without dot-stuffing.
-    @ivar mark: of the file that was read; see L{markOf}.
-    @ivar isAsSent: the file is to the octet what is sent: its line ends are
-        CRLF, the last one there, and no line begins with a dot.
+    @ivar octets: as it is sent, without dot-stuffing; -1 if they were not counted.
+    @ivar inode: of the file.
+    @ivar size: of the file, octets.
+    @ivar modified: when the file was written to, nanoseconds.
+    @ivar kind: how the file differs from what is sent: C{=} not at all, octet for octet;
+        C{.} it needs line ends or dots; C{z} it is compressed; C{g} it has gone.
     """
 
     octets: int
-    mark: int
-    isAsSent: bool
+    inode: int
+    size: int = 0
+    modified: int = 0
+    kind: str = "."
 
+    def isFile(self, status: os.stat_result) -> bool:
+        """
+        @return: is this the file that it was?  A copy that keeps the time is, as a backup
+            makes it, or a program that compresses mail.
+        """
+        if self.modified == status.st_mtime_ns:
+            return True
+        # The inode of a file that has gone is soon given to another one.
+        isInode = self.inode == status.st_ino and self.kind != GONE
+        return (isInode or self.inode == COPIED) and self.size == status.st_size
 
-def markOf(status: os.stat_result) -> int:
-    """
-    @return: what tells a file from what it was before somebody wrote to it,
-        though nobody should.
-    """
-    return (status.st_size * 0x9E3779B1 ^ status.st_mtime_ns) & 0xFFFFFFFFFFFFFFFF
+    def isUnchanged(self, status: os.stat_result) -> bool:
+        """
+        @return: was nothing written to it, as the rules of a Maildir have it?
+        """
+        return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
 class MailboxSizes:
     """
-    What is known of the messages of one Maildir, by unique-id.  A mailbox has
-    it to itself while it is locked.
+    What is known of the messages of one Maildir, by unique-id.  A mailbox has it to
+    itself while it is locked.
+
+    @ivar known: of messages that were counted.
+    @ivar claims: of other unique-ids: whose message is not counted, or has gone.
+    @ivar isCounting: are messages being counted?
+    @ivar waiters: fire when that is over.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, Examined] = {}
+        self.claims: OrderedDict[str, Examined] = OrderedDict()
         self.isLoaded = False
+        self.isCounting = False
+        self.waiters: list[Progress[None]] = []
         # How many entries the file has, more than once for some; -1: it is
-        # damaged, or not there.
+        # damaged, or not there, or was written for another directory.
         self._written = -1
+        # Claims that are not in the file yet.
+        self._unwritten: dict[str, Examined] = {}
         # The sizes of a whole listing, which its sessions ask for one after
         # the other.
         self._whole: tuple[Sequence[str], list[int]] = (), []
@@ -95,50 +127,115 @@ class MailboxSizes:
 
     def forget(self, uniqueID: str) -> None:
         """
-        What is known of a message is not true any more.
+        The size of a message is not true any more.  The unique-id stays its own.
         """
         self._whole = (), []
-        self.known.pop(uniqueID, None)
+        examined = self.known.pop(uniqueID, None)
+        if examined is not None:
+            self._claim(uniqueID, examined)
 
-    def load(self, root: int, listed: Collection[str]) -> None:
+    def ownerOf(self, uniqueID: str) -> Examined | None:
+        """
+        @return: the file that a unique-id belongs to, or did.
+        """
+        return self.known.get(uniqueID) or self.claims.get(uniqueID)
+
+    def claim(self, uniqueID: str, examined: Examined) -> None:
+        """
+        A unique-id belongs to a file from now on.
+        """
+        self._claim(uniqueID, examined)
+        self._unwritten[uniqueID] = self.claims[uniqueID]
+
+    def adopt(self, uniqueID: str, inode: int) -> None:
+        """
+        A copy of a file has taken its place.
+        """
+        if uniqueID in self.known:
+            adopted = self.known[uniqueID]._replace(inode=inode)
+            self.known[uniqueID] = self._unwritten[uniqueID] = adopted
+        elif uniqueID in self.claims:
+            self.claim(uniqueID, self.claims[uniqueID]._replace(inode=inode, kind="."))
+
+    def _claim(self, uniqueID: str, examined: Examined) -> None:
+        self.claims.pop(uniqueID, None)
+        self.claims[uniqueID] = examined._replace(octets=-1)
+        while len(self.claims) > _GONE:
+            self.claims.popitem(last=False)
+
+    def bury(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
+        """
+        Messages have gone; their unique-ids are given to no other.
+
+        @param inodes: the file of each, for those of which nothing is known.
+        """
+        self._whole = (), []
+        for uniqueID in uniqueIDs:
+            examined = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
+            if examined is None:
+                self.claim(uniqueID, Examined(-1, inodes.get(uniqueID, -1), kind=GONE))
+            else:
+                self._claim(uniqueID, examined._replace(kind=GONE))
+
+    def progressed(self) -> None:
+        """
+        The count that is under way goes on.
+        """
+        for waiter in self.waiters:
+            waiter.progressed()
+
+    # --- the file -----------------------------------------------------------------
+
+    def load(self, root: int, messages: int) -> None:
         """
         Read what is kept, once.  Blocks.
 
         @param root: a descriptor of the Maildir.
-        @param listed: the unique-ids that there are; others are not wanted.
+        @param messages: how many there are.
         """
         if self.isLoaded:
             return
         self.isLoaded = True
-        octets = _read(root)
-        if not octets.startswith(_VERSION):
+        # Whoever owns the Maildir may put anything there: it is worth what is listed.
+        longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
+        try:
+            descriptor = openRegular(_NAME, root)
+        except OSError:
             return
-        offset = len(_VERSION)
-        self._written = 0
-        while offset < len(octets):
-            end = octets.find(b"\n", offset, offset + 64)
+        with open(descriptor, "rb") as file:
             try:
-                length, checksum = (int(word, 16) for word in octets[offset:end].split())
-                block = octets[end + 1 : end + 1 + length]
-                if end < 0 or len(block) != length or crc32(block) != checksum:
-                    raise ValueError
-                words = block.decode("ascii").split()
-                examined = map(
-                    Examined,
-                    map(int, words[1::4]),
-                    map(int, words[2::4]),
-                    map("1".__eq__, words[3::4]),
-                )
-                self.known.update(
-                    (uniqueID, each)
-                    for uniqueID, each in zip(words[0::4], examined, strict=True)
-                    if uniqueID in listed and each.octets >= 0
-                )
-            except ValueError:
+                if os.fstat(descriptor).st_size <= longest:
+                    self._read(file, root, longest)
+            except (OSError, ValueError):
                 self._written = -1
-                return
-            self._written += len(words) // 4
-            offset = end + 1 + length
+
+    def _read(self, file: BinaryIO, root: int, longest: int) -> None:
+        line = file.readline(_LINE)
+        first = line.decode("ascii").split()
+        if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
+            return
+        # Of a Maildir that was copied, each file is another one.
+        isOwn = first[2:] == [str(each) for each in _keyOf(root)]
+        self._written = 0
+        while line := file.readline(_LINE):
+            length, checksum = (int(word, 16) for word in line.split())
+            if not 0 <= length <= longest:
+                raise ValueError
+            block = file.read(length)
+            if len(block) != length or crc32(block) != checksum:
+                raise ValueError
+            for uniqueID, examined in _entries(block):
+                self._written += 1
+                if not isOwn:
+                    examined = examined._replace(inode=COPIED)
+                if examined.octets >= 0:
+                    self.known[uniqueID] = examined
+                    self.claims.pop(uniqueID, None)
+                else:
+                    self.known.pop(uniqueID, None)
+                    self._claim(uniqueID, examined)
+        if not isOwn:
+            self._written = -1
 
     def keep(self, root: int, added: Mapping[str, Examined], listed: Collection[str]) -> None:
         """
@@ -148,12 +245,25 @@ class MailboxSizes:
         """
         self.learn(added)
         if len(self.known) > 2 * len(listed) + _SPARE:
-            self.known = {each: self.known[each] for each in listed if each in self.known}
+            self.bury([each for each in self.known if each not in listed], {})
+        self.write(root, added)
+
+    def write(self, root: int, added: Mapping[str, Examined] | None = None) -> None:
+        """
+        Keep what is known, and which unique-ids are whose.  Blocks.
+
+        @param added: of what is known that which is not in the file yet.
+        """
+        unwritten, self._unwritten = self._unwritten, {}
+        unwritten.update(added or {})
+        if not unwritten:
+            return
+        entries = len(self.known) + len(self.claims)
         try:
-            if self._written < 0 or self._written + len(added) > 2 * len(self.known) + _SPARE:
+            if self._written < 0 or self._written + len(unwritten) > 2 * entries + _SPARE:
                 self._writeAnew(root)
             else:
-                self._append(root, added)
+                self._append(root, unwritten)
         except OSError:
             # They are counted again another time.
             self._written = -1
@@ -166,15 +276,19 @@ class MailboxSizes:
         except FileExistsError:
             os.unlink(temporary, dir_fd=root)
             descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
+        entries = {**self.claims, **self.known}
         try:
-            _writeAll(descriptor, _VERSION + _block(self.known))
+            device, inode = _keyOf(root)
+            _writeAll(descriptor, f"{_VERSION} {device} {inode}\n".encode("ascii"))
+            for block in _blocks(entries):
+                _writeAll(descriptor, block)
             os.rename(temporary, _NAME, src_dir_fd=root, dst_dir_fd=root)
         except OSError:
             os.unlink(temporary, dir_fd=root)
             raise
         finally:
             closeQuietly(descriptor)
-        self._written = len(self.known)
+        self._written = len(entries)
 
     def _append(self, root: int, added: Mapping[str, Examined]) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -182,37 +296,45 @@ class MailboxSizes:
         try:
             status = os.fstat(descriptor)
             isOwn = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-            if not isOwn or status.st_uid != os.geteuid() or status.st_size > _LONGEST // 2:
+            if not isOwn or status.st_uid != os.geteuid():
                 raise OSError(errno.EPERM, "not a file of ours")
-            _writeAll(descriptor, _block(added))
+            for block in _blocks(added):
+                _writeAll(descriptor, block)
         finally:
             closeQuietly(descriptor)
         self._written += len(added)
 
 
-def _read(root: int) -> bytes:
-    try:
-        descriptor = openRegular(_NAME, root)
-    except OSError:
-        return b""
-    try:
-        if os.fstat(descriptor).st_size > _LONGEST:
-            return b""
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(_LONGEST)
-    except OSError:
-        return b""
-    finally:
-        closeQuietly(descriptor)
+# Entries of one block: what is read and written at once is some MiB at most.
+_BLOCK = 20_000
 
 
-def _block(entries: Mapping[str, Examined]) -> bytes:
+def _keyOf(root: int) -> Key:
+    status = os.fstat(root)
+    return status.st_dev, status.st_ino
+
+
+def _entries(block: bytes) -> Iterator[tuple[str, Examined]]:
+    """
+    @raise ValueError: that is no block.
+    """
+    words = block.decode("ascii").split()
+    if len(words) % 6:
+        raise ValueError
+    numbers = [list(map(int, words[column::6])) for column in (1, 2, 3, 4)]
+    if not areUniqueIDs(words[0::6]):
+        raise ValueError
+    return zip(words[0::6], map(Examined, *numbers, words[5::6]), strict=True)
+
+
+def _blocks(entries: Mapping[str, Examined]) -> Iterator[bytes]:
     lines = [
-        f"{uniqueID} {each.octets} {each.mark} {each.isAsSent:d}\n"
-        for uniqueID, each in entries.items()
+        f"{uniqueID} {octets} {inode} {size} {modified} {kind}\n"
+        for uniqueID, (octets, inode, size, modified, kind) in entries.items()
     ]
-    block = "".join(lines).encode("ascii")
-    return b"%x %x\n" % (len(block), crc32(block)) + block
+    for first in range(0, len(lines), _BLOCK):
+        block = "".join(lines[first : first + _BLOCK]).encode("ascii")
+        yield b"%x %x\n" % (len(block), crc32(block)) + block
 
 
 def _writeAll(descriptor: int, octets: bytes) -> None:
@@ -227,7 +349,7 @@ class SharedSizes:
     memory.  Used from threads.
     """
 
-    # Messages in all; some 200 octets each.
+    # Messages in all; some 300 octets each.
     BOUND = 500_000
 
     def __init__(self) -> None:
@@ -251,7 +373,11 @@ class SharedSizes:
         many messages.
         """
         with self._lock:
-            total = sum(len(each.known) + 10 for each in self._mailboxes.values())
+            total = sum(_weight(each) for each in self._mailboxes.values())
             while total > self.BOUND and len(self._mailboxes) > 1:
                 _, dropped = self._mailboxes.popitem(last=False)
-                total -= len(dropped.known) + 10
+                total -= _weight(dropped)
+
+
+def _weight(sizes: MailboxSizes) -> int:
+    return len(sizes.known) + len(sizes.claims) + 10

@@ -65,9 +65,12 @@ def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, A
         raise ValueError("one path is needed")
     if not path:
         raise ValueError("a path is needed")
+    chosen: dict[str, Any] = {}
+    if "separator" in switches and "separator" in named:
+        chosen["separator"] = named.pop("separator")
+    switches.pop("separator", None)
     readOnly = named.pop("readonly", "no")
     manners = _manners(named.pop("lock", "takeover"), named.pop("wait", "10"))
-    chosen = {}
     for name, (keyword, on, off) in switches.items():
         word = named.pop(name, off)
         if word not in (on, off):
@@ -82,13 +85,15 @@ def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, A
 
 def makeMaildir(argument: str) -> MaildirStore:
     """
-    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]}
+    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]
+    [:separator=;]}
     """
     return MaildirStore(
         **_pathAndMore(
             argument,
             slow=("isSlow", "yes", "no"),
             sizes=("believesNames", "names", "counted"),
+            separator=("separator", "", ""),
         )
     )
 

@@ -36,9 +36,13 @@ class Inline:
         work: Callable[..., T],
         *arguments: Any,
         abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
         group: Hashable = None,
     ) -> Deferred[T]:
-        return execute(work, *arguments)
+        done = execute(work, *arguments)
+        if ended is not None:
+            ended()
+        return done
 
     def isLost(self, group: Hashable) -> bool:
         return False

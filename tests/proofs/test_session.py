@@ -412,11 +412,17 @@ class Refused(Exception):
     """
 
     def __init__(
-        self, code: str | None = None, closes: bool = False, isCancelled: bool = False
+        self,
+        code: str | None = None,
+        closes: bool = False,
+        isCancelled: bool = False,
+        isBug: bool = False,
     ) -> None:
         """
         @param isCancelled: the connection ends before anything is let go.
+        @param isBug: the provider raised what it should not.
         """
+        self.isBug = isBug
         self.code = code
         self.closes = closes
         self.isCancelled = isCancelled
@@ -457,7 +463,8 @@ class Model:
         if made.outcome == "not available":
             raise Refused()
         if made.outcome in BUGS:
-            raise Refused("SYS/TEMP", True, made.outcome == "cancelled")
+            isCancelled = made.outcome == "cancelled"
+            raise Refused("SYS/TEMP", True, isCancelled, not isCancelled)
         return made
 
     def _perhaps(self, name: str, interface: Any) -> Asking:
@@ -639,21 +646,20 @@ class Model:
             raise Refused()
         return int(word), each
 
-    def _size(self, wanted: list[str]) -> Asking:
+    def _size(self, wanted: list[str], isOne: bool = False) -> Asking:
         """
-        Sizes that are not known yet are asked for; once told they stay.
+        Sizes that are not known yet are asked for; once told they stay.  For STAT and
+        LIST of all, trouble with one message is no trouble with the others.
         """
         unknown = [each for each in wanted if each not in self.sizes]
+        count, faults = len(unknown), []
         told: dict[str, int] = {}
         while unknown:
             made = yield ("messageSizes", "messageSize")
-            if made.outcome == "not available" and made.name == "messageSize":
-                (each,) = made.arguments
-                told[each] = yield from self._counted(each)
-                unknown.remove(each)
-                continue
-            self._refuse(made)
             if made.name == "messageSizes":
+                if made.outcome == "not available":
+                    continue
+                self._refuse(made)
                 (asked,) = made.arguments
                 assert set(asked) <= set(unknown)
                 told |= {
@@ -662,10 +668,22 @@ class Model:
                     if size is not None
                 }
                 unknown = [each for each in unknown if each not in asked]
-            else:
-                (each,) = made.arguments
-                told[each] = made.value
-                unknown.remove(each)
+                continue
+            (each,) = made.arguments
+            unknown.remove(each)
+            try:
+                if made.outcome == "not available":
+                    told[each] = yield from self._counted(each)
+                else:
+                    self._refuse(made)
+                    told[each] = made.value
+            except Refused as refused:
+                if isOne or (refused.closes and not refused.isBug):
+                    raise
+                if not refused.isBug:
+                    faults.append(refused)
+        if len(faults) == count > 1 and all(each.code == "SYS/TEMP" for each in faults):
+            raise faults[0]
         self.sizes |= told
 
     def _refuse(self, made: Call) -> None:
@@ -704,7 +722,7 @@ class Model:
         return Expected(True, text=f" {len(present)} {octets}")
 
     def _listOne(self, number: int, each: str) -> Asking:
-        yield from self._size([each])
+        yield from self._size([each], isOne=True)
         return Expected(True, text=f" {number} {self.sizes.get(each, 0)}")
 
     def _uidlOne(self, number: int, each: str) -> Asking:

@@ -223,10 +223,16 @@ class Slow:
         self.waiting: list[Any] = []
 
     def run(
-        self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None
+        self, work: Any, *arguments: Any, ended: Any = lambda: None, **more: Any
     ) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
-        self.waiting.append(lambda: answer.callback(work(*arguments)))
+
+        def over() -> None:
+            done = work(*arguments)
+            ended()
+            answer.callback(done)
+
+        self.waiting.append(over)
         return answer
 
 

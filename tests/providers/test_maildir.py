@@ -17,7 +17,7 @@ from unittest import TestCase, mock
 
 import pytest
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
+from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
@@ -226,10 +226,35 @@ def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
     """
     deliver(tmp_path / "bob", "1.private")
     (maildir / "new").symlink_to(tmp_path / "bob" / "new")
-    conversation(
-        Anybody(MaildirStore(str(tmp_path), runner=Inline())),
-        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] The mailbox has a fault.",
-    )
+    maildir.chmod(0o777)
+    seen: list[Any] = []
+    globalLogPublisher.addObserver(seen.append)
+    for _ in range(2):
+        conversation(
+            Anybody(MaildirStore(str(tmp_path), runner=Inline())),
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
+            "S: -ERR [SYS/PERM] The mailbox has a fault.",
+        )
+    globalLogPublisher.removeObserver(seen.append)
+    # The log says which link and why, once.
+    (line,) = [formatEvent(each) for each in seen if "path" in each]
+    assert "the link new is not followed, because others may write to" in line
+
+
+def test_operatorsLinkInside(tmp_path: Path) -> None:
+    """
+    The rule for links is the same inside a Maildir: in a directory of root's or the
+    service's alone they are followed.
+    """
+    deliver(tmp_path / "big" / "alice", "1.x")
+    (tmp_path / "mail" / "alice").mkdir(0o700, parents=True)
+    (tmp_path / "mail" / "alice" / "new").symlink_to(tmp_path / "big" / "alice" / "new")
+    assert uidl(served(tmp_path / "mail" / "alice")) == ["1.x"]
+    client = served(tmp_path / "mail" / "alice")
+    assert client.say(b"STAT").startswith(b"+OK 1 ")
+    assert client.say(b"DELE 1").startswith(b"+OK")
+    assert client.say(b"QUIT").startswith(b"+OK")
+    assert list((tmp_path / "big" / "alice" / "new").iterdir()) == []
 
 
 def test_linkedMaildirs(tmp_path: Path) -> None:
@@ -399,7 +424,7 @@ def test_cancelledLock(maildir: Path) -> None:
         def __init__(self) -> None:
             self.work: list[Any] = []
 
-        def run(self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None) -> Any:
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None, **more: Any) -> Any:
             cancelled: list[object] = []
             answer: Deferred[Any] = Deferred(cancelled.append)
 
@@ -436,10 +461,13 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("pop3svc.providers.filemailbox.openFile", broken)
-    assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] The mailbox has a fault.\r\n"
+    for _ in range(3):
+        assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] The mailbox has a fault.\r\n"
     monkeypatch.undo()
     globalLogPublisher.removeObserver(seen.append)
-    assert any(event.get("path") == str(maildir) for event in seen)
+    # The file is named, once.
+    paths = [event["path"] for event in seen if "path" in event]
+    assert paths == [str(maildir / "1.x")]
     assert client.say(b"NOOP") == b"+OK Done.\r\n"
 
 
@@ -667,9 +695,9 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
     ran = []
 
     class Counting(Inline):
-        def run(self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None) -> Any:
+        def run(self, work: Any, *arguments: Any, abandoned: Any = None, **more: Any) -> Any:
             ran.append(work)
-            return super().run(work, *arguments, abandoned=abandoned)
+            return super().run(work, *arguments, abandoned=abandoned, **more)
 
     deliver(maildir, "1.x")
     store = MaildirStore(str(maildir.parent), runner=Counting())

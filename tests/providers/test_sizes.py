@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_damaged(maildir: Path) -> None:
     stat(maildir, *LISTED)
     file = maildir / "pop3svc-sizes"
     whole = file.read_bytes()
-    assert whole.startswith(b"pop3svc-sizes 2\n") and whole.count(b"\n") == 5
+    assert whole.startswith(b"pop3svc-sizes 3 ") and whole.count(b"\n") == 5
     for at in range(len(whole)):
         file.write_bytes(whole[:at])
         stat(maildir, *LISTED)
@@ -99,11 +100,11 @@ def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     file = maildir / "pop3svc-sizes"
     for make in (os.symlink, os.link):
-        victim.write_bytes(b"pop3svc-sizes 2\n")
+        victim.write_bytes(b"pop3svc-sizes 3 1 1\n")
         make(victim, file)
         stat(maildir, *LISTED)
         stat(maildir, *LISTED)
-        assert victim.read_bytes() == b"pop3svc-sizes 2\n"
+        assert victim.read_bytes() == b"pop3svc-sizes 3 1 1\n"
         file.unlink()
     os.mkfifo(file)
     stat(maildir, *LISTED)
@@ -116,13 +117,19 @@ def test_nonsense(maildir: Path) -> None:
     """
     A whole block of nonsense is no size.
     """
-    block = b"0.x -5 1 1\n1.x 7 1\n"
-    from zlib import crc32
-
-    (maildir / "pop3svc-sizes").write_bytes(
-        b"pop3svc-sizes 2\n%x %x\n" % (len(block), crc32(block)) + block
-    )
-    stat(maildir, *LISTED)
+    status = maildir.stat()
+    first = b"pop3svc-sizes 3 %d %d\n" % (status.st_dev, status.st_ino)
+    for block in (
+        b"0.x -5 1 1 1 .\n1.x 7 1 1 1\n",
+        b"0.x a 1 1 1 .\n",
+        b"\xff\n",
+        b"x" * 71 + b" 5 1 1 1 .\n",
+        b"0.x -5 1 1 1 .\n1.x -7 0 0 0 g\n",
+    ):
+        (maildir / "pop3svc-sizes").write_bytes(
+            first + b"%x %x\n" % (len(block), crc32(block)) + block
+        )
+        stat(maildir, *LISTED)
 
 
 def test_readOnlyWritesNothing(maildir: Path) -> None:
@@ -141,27 +148,41 @@ def test_fullDisk(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_writtenAnewWhenMostIsGone(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "_SPARE", 2)
+    monkeypatch.setattr(sizes, "_GONE", 2)
     for number in range(3, 40):
         deliver(maildir, f"{number}.x", MESSAGE)
         (maildir / "new" / f"{number - 3}.x").unlink()
         store = MaildirStore(str(maildir.parent), runner=Inline())
         conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 3…\nC: QUIT\nS: +OK…\nS: (closed)")
-    assert (maildir / "pop3svc-sizes").read_bytes().count(b".x ") <= 10
+    assert (maildir / "pop3svc-sizes").read_bytes().count(b".x ") <= 14
+
+
+def uidl(maildir: Path) -> list[str]:
+    """
+    The unique-ids that a service which was just started lists.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    client = conversation(Anybody(store), ALICE)
+    said = client.say(b"UIDL").decode().split("\r\n")[1:-2]
+    client.vanish()
+    return [line.split(" ")[1] for line in said]
 
 
 def test_writtenInPlace(maildir: Path) -> None:
     """
-    Against the rules of a Maildir; noticed when it is read.
+    Against the rules of a Maildir: it is another message now.
     """
     stat(maildir, *LISTED)
-    (maildir / "new" / "0.x").write_bytes(MESSAGE + b"more\n")
     store = MaildirStore(str(maildir.parent), runner=Inline())
-    conversation(
-        Anybody(store),
-        ALICE + "C: LIST 1\nS: +OK 1 16\nC: RETR 1\nS: +OK…\nS: Subject: x\nS: \nS: more\nS: .\n"
-        "C: QUIT\nS: +OK…\nS: (closed)",
-    )
-    conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 20\n")
+    client = conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 16\n")
+    (maildir / "new" / "0.x").write_bytes(MESSAGE + b"more\n")
+    assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"DELE 1").startswith(b"+OK")
+    assert client.say(b"QUIT").startswith(b"+OK")
+    conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 20\nC: QUIT\nS: +OK…\nS: (closed)")
+    first, *rest = uidl(maildir)
+    assert first.startswith("H-") and rest == ["1.x", "2.x"]
+    assert uidl(maildir) == [first, *rest]
 
 
 def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
@@ -189,10 +210,10 @@ for number in range(400):
     # As a process does that has forgotten the mailbox meanwhile, or has not.
     if number % 7 == 0:
         known = MailboxSizes()
-        known.load(root, listed)
+        known.load(root, len(listed))
     if number % 50 == 0:
         known._written = -1
-    known.keep(root, {f"{name}.{number}": Examined(number + 1, 5, False)}, listed)
+    known.keep(root, {f"{name}.{number}": Examined(number + 1, 5)}, listed)
 """
 
 
@@ -209,10 +230,10 @@ def test_twoProcesses(tmp_path: Path) -> None:
     known = sizes.MailboxSizes()
     root = os.open(tmp_path, os.O_RDONLY)
     try:
-        known.load(root, listed)
+        known.load(root, len(listed))
     finally:
         os.close(root)
     assert known.known
     for uniqueID, examined in known.known.items():
-        assert examined == (int(uniqueID[2:]) + 1, 5, False)
+        assert examined == (int(uniqueID[2:]) + 1, 5, 0, 0, ".")
     assert [each.name for each in tmp_path.iterdir()] == ["pop3svc-sizes"]

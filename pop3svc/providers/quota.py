@@ -1,0 +1,52 @@
+"""
+Maildir++ quota: what deletes messages writes that down for what delivers them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+
+from pop3svc.files import closeQuietly
+from pop3svc.providers.removal import Place
+
+__all__ = ["tellQuota"]
+
+_NAME = "maildirsize"
+_SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
+
+
+def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
+    """
+    Add a line to C{maildirsize}, where there is one, for files that were removed.  Where
+    that cannot be written it is removed: what delivers makes it anew.  Blocks.
+
+    @param root: a descriptor of the Maildir.
+    """
+    if not files:
+        return
+    octets = 0
+    for (_, name, _), status in files:
+        told = _SIZE.search(name)
+        octets += status.st_size if told is None else int(told[1])
+    with suppress(OSError):
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(_NAME, flags, dir_fd=root)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                return
+            line = b"%d %d\n" % (-octets, -len(files))
+            if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
+                line = b"\n" + line
+            try:
+                isWritten = os.write(descriptor, line) == len(line)
+            except OSError:
+                isWritten = False
+            if not isWritten:
+                os.unlink(_NAME, dir_fd=root)
+        finally:
+            closeQuietly(descriptor)

@@ -1,0 +1,254 @@
+"""
+Mail that Dovecot has compressed: told by the first octets of a file, read in pieces.
+"""
+
+from __future__ import annotations
+
+import bz2
+import errno
+import lzma
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from pop3svc.calling import Runner, givenUp
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IChunkedContent
+from pop3svc.octets import OctetCount
+
+__all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
+
+_READ = 65536
+# Octets of a piece that is given out.
+_PIECE = 131072
+# Octets of a whole message, unpacked: anybody can send a small file that unpacks to
+# gigabytes, and no mail is as large as this.
+LARGEST = 536_870_912
+
+_GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
+_ZSTD, _LZ4, _ENCRYPTED = b"\x28\xb5\x2f\xfd", b"Dovecot-LZ4\x0d\x2a\x9b\xc5", b"CRYPTED\x03\x07"
+_MAGIC = (_GZIP, _BZIP2, _XZ, _ZSTD, _LZ4, _ENCRYPTED)
+# Of a chunk of Dovecot's LZ4, octets: it writes 64 KiB.
+_CHUNK = 1_048_576
+
+
+class CannotUnpack(Exception):
+    """
+    A compressed message that is damaged, or for which a library is missing.  The text
+    is for the operator.
+    """
+
+
+def packedAs(first: bytes) -> bytes | None:
+    """
+    @param first: the first 16 octets of a file, or more.
+    @return: what tells the kind of compression, or L{None}.
+    """
+    if not first.startswith(_MAGIC):
+        return None
+    for magic in _MAGIC:
+        if first.startswith(magic) and (magic is not _BZIP2 or first[3:4] in b"123456789"):
+            return magic
+    return None
+
+
+def _library(name: str) -> Any:
+    try:
+        return __import__(name, fromlist=["*"])
+    except ImportError:
+        raise CannotUnpack(f"needs a library: pip install 'pop3svc[{name.partition('.')[0]}]'")
+
+
+class _Zlib:
+    """
+    zlib's decompressor with the methods that those of bz2 and lzma have.
+    """
+
+    def __init__(self) -> None:
+        self._inside = zlib.decompressobj(wbits=31)
+
+    @property
+    def eof(self) -> bool:
+        return self._inside.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inside.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inside.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._inside.decompress(self._inside.unconsumed_tail + data, max_length)
+
+
+_STREAMS: dict[bytes, Callable[[], Any]] = {
+    _GZIP: _Zlib,
+    _BZIP2: bz2.BZ2Decompressor,
+    _XZ: lambda: lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=134_217_728),
+}
+
+
+def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
+    """
+    Unpack a file.  Blocks.
+
+    @param kind: what L{packedAs} returned.
+    @return: pieces of bounded size.
+    @raise CannotUnpack: while pieces are taken.
+    @raise OSError: the file cannot be read, or the work was given up.
+    """
+    octets = 0
+    try:
+        for piece in _pieces(descriptor, kind):
+            octets += len(piece)
+            if octets > LARGEST:
+                raise CannotUnpack(f"unpacks to more than {LARGEST} octets")
+            if givenUp():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            yield piece
+    except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
+        raise CannotUnpack(f"is damaged: {error or type(error).__name__}")
+    except OSError as error:
+        # bz2 has no error of its own.
+        if error.errno is not None:
+            raise
+        raise CannotUnpack(f"is damaged: {error}")
+
+
+def _pieces(descriptor: int, kind: bytes) -> Iterator[bytes]:
+    if kind == _ENCRYPTED:
+        raise CannotUnpack("is encrypted by Dovecot")
+    if kind == _LZ4:
+        return _lz4(descriptor)
+    if kind == _ZSTD:
+        return _zstd(descriptor)
+    return _streams(descriptor, _STREAMS[kind])
+
+
+def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
+    offset, data, stream = 0, b"", make()
+    while True:
+        if not data and stream.needs_input:
+            data = os.pread(descriptor, _READ, offset)
+            offset += len(data)
+            if not data:
+                raise EOFError("it ends in the middle")
+        piece = stream.decompress(data, _PIECE)
+        data = b""
+        if piece:
+            yield piece
+        if stream.eof:
+            data = stream.unused_data
+            if not data:
+                data = os.pread(descriptor, _READ, offset)
+                offset += len(data)
+            if not data:
+                return
+            # Another member follows.
+            stream = make()
+
+
+def _zstd(descriptor: int) -> Iterator[bytes]:
+    library = _library("zstandard")
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(0)
+        reader = library.ZstdDecompressor(max_window_size=134_217_728).stream_reader(
+            file, read_across_frames=True
+        )
+        try:
+            while piece := reader.read(_PIECE):
+                yield piece
+        except library.ZstdError as error:
+            raise ValueError(str(error))
+
+
+def _lz4(descriptor: int) -> Iterator[bytes]:
+    library = _library("lz4.block")
+    offset = len(_LZ4)
+    largest = int.from_bytes(os.pread(descriptor, 4, offset))
+    if not 0 < largest <= _CHUNK:
+        raise ValueError("a chunk is too large")
+    offset += 4
+    while length := os.pread(descriptor, 4, offset):
+        octets = int.from_bytes(length)
+        chunk = os.pread(descriptor, min(octets, 2 * _CHUNK), offset + 4)
+        if len(length) < 4 or len(chunk) != octets:
+            raise EOFError("it ends in the middle")
+        try:
+            yield library.decompress(chunk, uncompressed_size=largest)
+        except library.LZ4BlockError as error:
+            raise ValueError(str(error))
+        offset += 4 + octets
+
+
+def countUnpacked(descriptor: int, kind: bytes) -> int:
+    """
+    Unpack a message and count its octets as they will be sent.  Blocks.
+
+    @raise CannotUnpack: it is damaged, or a library is missing.
+    @raise OSError: the file cannot be read, or the work was given up.
+    """
+    count = OctetCount()
+    for piece in unpacked(descriptor, kind):
+        count.feed(piece)
+    return count.total()
+
+
+@implementer(IChunkedContent)
+class PackedBlocks:
+    """
+    A compressed message, unpacked piece by piece in a thread.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        kind: bytes,
+        closing: Callable[[], object],
+        runner: Runner,
+        group: str,
+    ) -> None:
+        """
+        @param closing: called once, when the descriptor is no longer read.
+        @param group: see L{Runner.run}.
+        """
+        self._pieces = unpacked(descriptor, kind)
+        self._closing = closing
+        self._runner = runner
+        self._group = group
+        self._isReading = False
+        self._isClosed = False
+
+    def nextChunk(self) -> Deferred[bytes | None]:
+        """
+        See L{IChunkedContent.nextChunk}.
+        """
+        self._isReading = True
+        try:
+            return self._runner.run(
+                next, self._pieces, None, ended=self._haveRead, group=self._group
+            )
+        except POP3ResponseError:
+            self._isReading = False
+            raise
+
+    def _haveRead(self) -> None:
+        self._isReading = False
+        if self._isClosed:
+            self._closing()
+
+    def close(self) -> None:
+        """
+        See L{IChunkedContent.close}.  A read under way is let finish, so that the
+        descriptor is not given to another file meanwhile.
+        """
+        if not self._isClosed:
+            self._isClosed = True
+            if not self._isReading:
+                self._closing()
