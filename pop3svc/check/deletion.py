@@ -128,6 +128,36 @@ async def quitDeletes(target: Target) -> None:
     await _isNow(target, [before[0], *before[2:]], "after DELE 2 and QUIT")
 
 
+@rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
+async def oneThatHasGone(target: Target) -> None:
+    """
+    A message that another session has deleted spoils neither STAT nor LIST, nor any other message.
+    """
+    # It looks at nothing before: what a server has already counted it may keep.
+    client = await target.loggedIn()
+    other = await target.fresh()
+    reply = await target.tryLogIn(other)
+    if not reply.positive:
+        raise NotApplicable(f"a second session is refused: {reply}")
+    before = await _mailbox(other, 2)
+    sizes = await target.sizes(other)
+    await _marked(other, b"DELE 1")
+    await other.accepted(b"QUIT")
+    await other.ended()
+    stat = await client.accepted(b"STAT")
+    left = await target.sizes(client)
+    # The message that has gone may be listed or not, as it was or as nothing.
+    told = {number: left.get(number) for number in sizes if number != 1}
+    expect(
+        told == {number: sizes[number] for number in told},
+        f"with message 1 gone {stat}, and LIST says {list(left.items())[:9]}",
+    )
+    await client.accepted(b"LIST 2")
+    await client.fetched(b"RETR 2")
+    await client.close()
+    await _isNow(target, before[1:], "after DELE 1 and QUIT in another session")
+
+
 @rule("deletion", "UID-PARAM", "UID-PARAM", given=Given.LOGINS, destructive=True)
 async def deleByUniqueID(target: Target) -> None:
     """

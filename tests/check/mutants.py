@@ -29,7 +29,7 @@ from pop3svc.check.target import Target
 from tests.check.toyserver import PASSWORD, USER, Refused, ToyFactory, ToyServer
 from tests.interop.service import _makeCertificate
 
-__all__ = ["MUTANTS"]
+__all__ = ["MUTANTS", "OTHERWISE"]
 
 # Seconds for an answer: what is late on a busy machine is no fault.
 _TIMEOUT = 20.0
@@ -602,6 +602,82 @@ class commitsAtQuitOnly(ToyServer):
             super().commit()
 
 
+class sharing(ToyServer):
+    """
+    A whole server that lets two sessions have the mailbox at the same time.
+    """
+
+    def take(self) -> None:
+        self.listAgain()
+
+    def isHidden(self, uniqueID: bytes) -> bool:
+        return uniqueID in self.marked
+
+    def size(self, uniqueID: bytes) -> int:
+        return super().size(uniqueID) if uniqueID in self.factory.messages else 0
+
+    def content(self, argument: bytes) -> bytes:
+        if self.find(argument)[1] not in self.factory.messages:
+            raise Refused("it has gone")
+        return super().content(argument)
+
+
+class _sizesOfAll(sharing):
+    def size(self, uniqueID: bytes) -> int:
+        if uniqueID not in self.factory.messages:
+            raise Refused("cannot count")
+        return super().size(uniqueID)
+
+
+@mutant("oneThatHasGone")
+class statNeedsAll(_sizesOfAll):
+    def doLIST(self, argument: bytes | None) -> bytes:
+        return _lenient(self, argument)
+
+
+@mutant("oneThatHasGone")
+class listNeedsAll(_sizesOfAll):
+    def doSTAT(self) -> bytes:
+        return b"+OK %d 1\r\n" % len(self.listed)
+
+
+def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
+    """
+    LIST as it has to be.
+    """
+    lenient = sharing()
+    lenient.factory, lenient.listed, lenient.marked = toy.factory, toy.listed, toy.marked
+    return lenient.doLIST(argument)
+
+
+@mutant("oneThatHasGone")
+class oneSpoilsTheOthers(sharing):
+    """
+    All sizes are unknown as soon as one is.
+    """
+
+    def size(self, uniqueID: bytes) -> int:
+        if any(each not in self.factory.messages for each in self.listed):
+            return 0
+        return super().size(uniqueID)
+
+
+@mutant("oneThatHasGone")
+class oneSpoilsReading(sharing):
+    def content(self, argument: bytes) -> bytes:
+        if any(each not in self.factory.messages for each in self.listed):
+            raise Refused("the mailbox has changed")
+        return super().content(argument)
+
+
+@mutant("oneThatHasGone")
+class whatHasGoneComesBack(sharing):
+    def connectionLost(self, reason: object = None) -> None:
+        super().connectionLost(reason)
+        if self.listed:
+            self.factory.messages.setdefault(self.listed[0], b"Subject: again\r\n")
+
+
 @mutant("deliDeletesAtOnce")
 class deliMarks(ToyServer):
     def doDELI(self, argument: bytes) -> bytes:
@@ -613,6 +689,9 @@ class countsTheMarked(ToyServer):
     def doSTAT(self) -> bytes:
         return b"+OK %d 1\r\n" % len(self.listed)
 
+
+# Rules that the whole server has nothing for, and whole servers that have.
+OTHERWISE: dict[str, type[ToyServer]] = {"oneThatHasGone": sharing}
 
 # --- replies --------------------------------------------------------------------------------------------------------------------
 
@@ -671,6 +750,9 @@ async def _all(reactor: Any) -> None:
         options = pair.options()
         whole = Mutant(ToyServer, ())
         found["whole"] = await _outcomes(reactor, whole, options, certificate, ())
+        for rule, toy in OTHERWISE.items():
+            whole = Mutant(toy, ())
+            found[toy.__name__] = await _outcomes(reactor, whole, options, certificate, (rule,))
         for name, each in MUTANTS.items():
             only = each.rules + _REPLIES if each.rules[0] in _ABOUT_REPLIES else each.rules
             found[name] = await _outcomes(reactor, each, options, certificate, only)
