@@ -4,16 +4,17 @@ What any mailbox must do, as tests for an author to inherit.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from typing import Any
 
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, globalLogPublisher
-from zope.interface import directlyProvides, implementer, providedBy
+from zope.interface import Invalid, directlyProvidedBy, directlyProvides, implementer, providedBy
 from zope.interface.verify import verifyObject
 
 from pop3svc.errors import POP3ResponseError
@@ -28,6 +29,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IPOP3MailboxProvider,
     IReadOnlyMailbox,
+    ISleepingMailbox,
 )
 from pop3svc.listings import isUniqueID
 from pop3svc.octets import LineEnds, OctetCount
@@ -51,7 +53,7 @@ _OPTIONAL = (
     IExclusiveMailbox,
     IMailboxLogout,
     INewMailNotifier,
-    IReadOnlyMailbox,
+    ISleepingMailbox,
 )
 _CONTENTS = (IMessageContent, IChunkedContent, IFileContent)
 # How often a mailbox may be told to go on until it has answered.
@@ -83,6 +85,122 @@ class _Enough(Exception):
     """
     The client goes now.
     """
+
+
+def _named(object_: Any, method: str) -> str:
+    """
+    @return: a method as its author knows it.
+    """
+    return f"{type(object_).__qualname__}.{method}"
+
+
+class _Driven:
+    """
+    A coroutine for a task of asyncio that may await Deferreds, too.
+    """
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._coroutine = coroutine
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        step: Callable[[Any], Any] = self._coroutine.send
+        argument: Any = None
+        while True:
+            try:
+                awaited = step(argument)
+            except StopIteration as over:
+                return over.value
+            try:
+                if isinstance(awaited, Deferred):
+                    future = awaited.asFuture(asyncio.get_running_loop())
+                    argument = yield from future.__await__()
+                else:
+                    argument = yield awaited
+                step = self._coroutine.send
+            except GeneratorExit:
+                self._coroutine.close()
+                raise
+            except BaseException as error:
+                step, argument = self._coroutine.throw, error
+
+
+class _Loop:
+    """
+    Runs coroutines, of asyncio or not, without a reactor: each as far as it goes
+    at once, and on at each L{turn}.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+
+    def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """
+        @return: what the coroutine returned if it is over, else a Deferred.
+        """
+        task = self._loop.create_task(self._run(_Driven(coroutine)))
+        self.turn()
+        if task.done():
+            return task.result()
+        answer: Deferred[Any] = Deferred(lambda _: self._cancel(task))
+
+        def over(_: object) -> None:
+            # Whoever was cancelled waits for nothing any more.
+            if answer.called:
+                task.cancelled() or task.exception()
+            elif task.cancelled():
+                answer.errback(CancelledError())
+            elif (error := task.exception()) is not None:
+                answer.errback(error)
+            else:
+                answer.callback(task.result())
+
+        task.add_done_callback(over)
+        return answer
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        task.cancel()
+        for _ in range(_PATIENCE):
+            if task.done() or self._loop.is_running():
+                return
+            self.turn()
+
+    @staticmethod
+    async def _run(driven: _Driven) -> Any:
+        return await driven
+
+    def turn(self) -> None:
+        """
+        Let what is ready have its turn.
+        """
+        if not self._loop.is_running():
+            self._loop.call_soon(self._loop.stop)
+            self._loop.run_forever()
+
+    def close(self) -> None:
+        """
+        Nothing runs any more.
+        """
+        for task in asyncio.all_tasks(self._loop):
+            task.cancel()
+        self.turn()
+        self._loop.close()
+
+
+class _Bridged(Around):
+    """
+    Its coroutines may await what asyncio has, as with its reactor.
+    """
+
+    def __init__(self, mailbox: Any, loop: _Loop) -> None:
+        super().__init__(mailbox)
+        self._loop = loop
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def bridged(*arguments: Any) -> Any:
+            answer = call(*arguments)
+            return self._loop.begin(answer) if inspect.iscoroutine(answer) else answer
+
+        return bridged
 
 
 @implementer(IPOP3MailboxProvider)
@@ -213,7 +331,8 @@ class _Session:
             self._failures.append(failure.getTraceback())
 
     def _make(self) -> Any:
-        mailbox: Any = _Opening(Recording(self._mailboxes(), self.calls), self._opened)
+        made = _Bridged(self._mailboxes(), self._contract._loop)
+        mailbox: Any = _Opening(Recording(made, self.calls), self._opened)
         if self._kind is not None:
             mailbox = self._kind(mailbox)
         if isinstance(mailbox, Later):
@@ -232,7 +351,7 @@ class _Session:
             if each.waiting:
                 each.answer()
                 return
-        self._contract.goOn()
+        self._contract._goOn()
 
     @property
     def waitsFor(self) -> str:
@@ -328,12 +447,14 @@ class MailboxContract:
     The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
 
     Mix this into a C{unittest.TestCase} and say how a mailbox is made, in
-    L{makeMailbox} and L{again}.  The other hooks, L{deliver}, L{failDeletion}
-    and L{goOn}, are for more of the contract: without them its tests skip.
+    L{makeMailbox} and L{again}.  The other hooks, L{deliver}, L{remove},
+    L{failDeletion} and L{goOn}, are for more of the contract: without them its
+    tests skip.
 
     Nothing waits for a reactor here: a store with threads is given a
     L{pop3svc.testing.Inline} in their place, one that is late by itself says in
-    L{goOn} how it comes to answer.
+    L{goOn} how it comes to answer.  Methods may be coroutines that await
+    Deferreds, and tasks and futures of asyncio.
     """
 
     assertEqual: Any
@@ -343,6 +464,7 @@ class MailboxContract:
     assertRaises: Any
     skipTest: Any
     addCleanup: Any
+    _loopOrNone: _Loop | None = None
 
     # --- for the author to say --------------------------------------------------
 
@@ -371,6 +493,13 @@ class MailboxContract:
         """
         raise NotImplementedError
 
+    def remove(self, uniqueID: str) -> None:
+        """
+        Optional: another program removes a message, from the mailbox that
+        L{makeMailbox} made, whatever session holds it.
+        """
+        raise NotImplementedError
+
     def failDeletion(self) -> None:
         """
         Optional: from now on deleting fails midway in the mailbox that
@@ -387,20 +516,37 @@ class MailboxContract:
 
     # --- helpers --------------------------------------------------------------
 
+    @property
+    def _loop(self) -> _Loop:
+        if self._loopOrNone is None:
+            self._loopOrNone = _Loop()
+            self.addCleanup(self._loopOrNone.close)
+        return self._loopOrNone
+
+    def _goOn(self) -> None:
+        self._loop.turn()
+        self.goOn()
+
     def _info(self) -> ConnectionInfo:
         return ConnectionInfo(1, "127.0.0.1", True)
 
     def _now(self, call: Any, *arguments: Any) -> Any:
         got: list[Any] = []
 
-        async def run() -> Any:
-            return await maybeDeferred(call, *arguments)
-
-        Deferred.fromCoroutine(run()).addBoth(got.append)
+        try:
+            answer = call(*arguments)
+            if inspect.iscoroutine(answer):
+                answer = self._loop.begin(answer)
+        except Exception:
+            answer = fail()
+        if isinstance(answer, Deferred):
+            answer.addBoth(got.append)
+        else:
+            got.append(answer)
         for _ in range(_PATIENCE):
             if got:
                 break
-            self.goOn()
+            self._goOn()
         assert got, "no answer came; goOn() is to make it come"
         if hasattr(got[0], "raiseException"):
             got[0].raiseException()
@@ -440,7 +586,16 @@ class MailboxContract:
         return True
 
     def _listed(self, mailbox: Any) -> list[str]:
-        return list(self._now(mailbox.listMessageUniqueIDs, self._info()))
+        listed = self._now(mailbox.listMessageUniqueIDs, self._info())
+        name = _named(mailbox, "listMessageUniqueIDs")
+        assert isinstance(listed, Iterable) and not isinstance(listed, str), (
+            f"{name} returned {listed!r}; it returns an iterable of str, an empty one if there "
+            "are no messages"
+        )
+        listed = list(listed)
+        for each in listed:
+            assert isinstance(each, str), f"{name} lists {each!r}; unique-ids are str"
+        return listed
 
     def _left(self) -> list[str]:
         """
@@ -503,18 +658,35 @@ class MailboxContract:
         The mailbox has what its interfaces say, and so have its messages.
         """
         mailbox, listed = self._opened()
-        verifyObject(IPOP3Mailbox, mailbox)
-        for optional in _OPTIONAL:
-            if optional.providedBy(mailbox):
-                verifyObject(optional, mailbox)
+        self._verify(IPOP3Mailbox, mailbox)
+        for interface in providedBy(mailbox):
+            self._verify(interface, mailbox)
+        # One that says for each object what it provides knows what it does.
+        for optional in () if list(directlyProvidedBy(mailbox)) else _OPTIONAL:
+            for method in optional.names():
+                isThere = callable(getattr(mailbox, method, None))
+                assert optional.providedBy(mailbox) or not isThere, (
+                    f"{_named(mailbox, method)} is never called: the class does not say "
+                    f"@implementer({optional.__name__})"
+                )
         for uniqueID in listed:
             content = self._now(mailbox.messageContent, self._info(), uniqueID)
             body = MessageBody(content, Clock(), 10)
             for each in _CONTENTS:
                 if each.providedBy(content):
-                    verifyObject(each, content)
+                    self._verify(each, content)
             body.close()
         self._closed(mailbox)
+
+    def _verify(self, interface: Any, object_: Any) -> None:
+        assert interface.providedBy(object_), (
+            f"{type(object_).__qualname__} does not say that it provides {interface.__name__}: "
+            f"write @implementer({interface.__name__}) above the class"
+        )
+        try:
+            verifyObject(interface, object_)
+        except Invalid as error:
+            raise AssertionError(f"{type(object_).__qualname__}: {error}")
 
     # --- the listing ----------------------------------------------------------
 
@@ -589,6 +761,42 @@ class MailboxContract:
             )
         self._closed(mailbox)
 
+    def test_contentIsBytes(self) -> None:
+        """
+        A message is bytes, and not text, in whatever form it comes.
+        """
+        mailbox, listed = self._opened()
+        for uniqueID in listed:
+            content = self._now(mailbox.messageContent, self._info(), uniqueID)
+            name = _named(mailbox, "messageContent")
+            assert content is not None and not isinstance(content, str), (
+                f"{name} returned {type(content).__name__}; messages are bytes"
+            )
+            close: Callable[[], Any] = getattr(content, "close", lambda: None)
+            try:
+                part, how = self._firstPart(content)
+            finally:
+                close()
+            assert part is None or isinstance(part, bytes), (
+                f"{name} returned something whose {how} gives {type(part).__name__}; messages are "
+                "bytes"
+            )
+        self._closed(mailbox)
+
+    def _firstPart(self, content: Any) -> tuple[Any, str]:
+        """
+        @return: the first of what a content gives, and how it was asked for.
+        """
+        if IFileContent.providedBy(content) or isinstance(content, bytes):
+            return None, ""
+        if IMessageContent.providedBy(content):
+            return self._now(content.nextLine), f"{type(content).__qualname__}.nextLine"
+        if IChunkedContent.providedBy(content):
+            return self._now(content.nextChunk), f"{type(content).__qualname__}.nextChunk"
+        if hasattr(content, "read"):
+            return content.read(1), "read"
+        return next(iter(content), None), "iteration"
+
     def test_contentAsItIsSent(self) -> None:
         """
         A content that says it is a region of a file exactly as it is sent
@@ -652,17 +860,45 @@ class MailboxContract:
 
     # --- sizes ----------------------------------------------------------------
 
+    def _size(self, mailbox: Any, uniqueID: str) -> int | None:
+        """
+        @return: what the mailbox says; L{None} if it leaves the counting to the
+            service.
+        """
+        try:
+            size: int | None = self._now(mailbox.messageSize, self._info(), uniqueID)
+        except NotImplementedError:
+            return None
+        return size
+
+    def _sizes(self, mailbox: Any, asked: list[str]) -> list[int | None]:
+        """
+        @return: what the mailbox says of many messages at once.
+        """
+        sizes = self._now(mailbox.messageSizes, self._info(), list(asked))
+        name = _named(mailbox, "messageSizes")
+        assert isinstance(sizes, Iterable), f"{name} returned {sizes!r}; it returns one size each"
+        sizes = list(sizes)
+        assert len(sizes) == len(asked), (
+            f"{name} returned {len(sizes)} sizes of {len(asked)} messages"
+        )
+        return sizes
+
+    def _isTrue(self, name: str, uniqueID: str, size: Any, octets: int) -> None:
+        assert size is None or (isinstance(size, int) and size == octets), (
+            f"{name} says that {uniqueID!r} has {size!r} octets; what messageContent gives comes "
+            f"to {octets} as it is sent"
+        )
+
     def test_sizes(self) -> None:
         """
-        A size is what the content comes to when it is sent.
+        A size is what the content comes to when it is sent, or L{None}.
         """
         mailbox, listed = self._opened()
+        name = _named(mailbox, "messageSize")
         for uniqueID in listed:
-            try:
-                size = self._now(mailbox.messageSize, self._info(), uniqueID)
-            except NotImplementedError:
-                continue
-            self.assertEqual(size, self._sent(mailbox, uniqueID))
+            size = self._size(mailbox, uniqueID)
+            self._isTrue(name, uniqueID, size, self._sent(mailbox, uniqueID))
         self._closed(mailbox)
 
     def test_bulkSizes(self) -> None:
@@ -674,14 +910,66 @@ class MailboxContract:
         if not IBulkMessageSizes.providedBy(mailbox):
             self._closed(mailbox)
             self.skipTest("no bulk sizes")
+        name = _named(mailbox, "messageSizes")
         true = {each: self._sent(mailbox, each) for each in listed}
         for asked in (listed, listed[::-1], listed[1:3], listed[:1]):
-            sizes = list(self._now(mailbox.messageSizes, self._info(), list(asked)))
-            self.assertEqual(sizes, [true[each] for each in asked])
-        if not IReadOnlyMailbox.providedBy(mailbox):
-            self._now(mailbox.messageDelete, self._info(), [listed[1]])
-            sizes = list(self._now(mailbox.messageSizes, self._info(), listed))
-            self.assertEqual(sizes, [None if each == listed[1] else true[each] for each in listed])
+            for uniqueID, size in zip(asked, self._sizes(mailbox, asked), strict=True):
+                self._isTrue(name, uniqueID, size, true[uniqueID])
+        before = self._sizes(mailbox, listed)
+        self._remove(mailbox, listed[1])
+        try:
+            after = self._sizes(mailbox, listed)
+        except POP3ResponseError as error:
+            raise AssertionError(f"{name} fails as one message has gone: {error}")
+        assert after[1] is None, (
+            f"{name} says {after[1]!r} of a message that has gone; it says None"
+        )
+        before[1] = None
+        assert after == before, f"{name} says {after}, as one message has gone, else {before}"
+        self._closed(mailbox)
+
+    def _remove(self, mailbox: Any, uniqueID: str) -> None:
+        """
+        A message that was listed goes, by another program if possible.
+        """
+        try:
+            self.remove(uniqueID)
+        except NotImplementedError:
+            if IReadOnlyMailbox.providedBy(mailbox):
+                self._closed(mailbox)
+                self.skipTest("remove() is not there, and it is read-only")
+            self._now(mailbox.messageDelete, self._info(), [uniqueID])
+
+    def test_gone(self) -> None:
+        """
+        A message that has gone since it was listed is refused, and no other is.
+        """
+        mailbox, listed = self._opened()
+        contents = [self._content(mailbox, each) for each in listed]
+        sizes = [self._size(mailbox, each) for each in listed]
+        self._remove(mailbox, listed[1])
+        for method in ("messageSize", "messageContent"):
+            name = _named(mailbox, method)
+            try:
+                answer = self._now(getattr(mailbox, method), self._info(), listed[1])
+            except POP3ResponseError:
+                continue
+            except NotImplementedError:
+                assert method == "messageSize", f"{name} is not there"
+                continue
+            except Exception as error:
+                raise AssertionError(
+                    f"{name} of a message that has gone raised {error!r}; it raises "
+                    "POP3ResponseError"
+                )
+            assert answer is None and method == "messageSize", (
+                f"{name} of a message that has gone returned {answer!r}; it raises "
+                "POP3ResponseError"
+            )
+        for number, each in enumerate(listed):
+            if number != 1:
+                self.assertEqual(self._content(mailbox, each), contents[number])
+                self.assertEqual(self._size(mailbox, each), sizes[number])
         self._closed(mailbox)
 
     # --- a session --------------------------------------------------------------
@@ -1109,13 +1397,13 @@ class MailboxContract:
         for _ in range(_PATIENCE):
             if len(told) > before:
                 break
-            self.goOn()
+            self._goOn()
         self._listed(mailbox)
         self.assertTrue(len(told) > before, "it did not tell of a message that arrived")
         self._now(end)
         before = len(told)
         self._deliver()
         for _ in range(_PATIENCE):
-            self.goOn()
+            self._goOn()
         self.assertEqual(len(told), before, "it told of something after the watch was ended")
         self._closed(mailbox)
