@@ -972,6 +972,36 @@ class MailboxContract:
                 self.assertEqual(self._size(mailbox, each), sizes[number])
         self._closed(mailbox)
 
+    def test_goneInASession(self) -> None:
+        """
+        A message that goes during a session is refused by LIST, RETR and TOP of
+        it; it spoils neither STAT nor LIST, nor any other message.
+        """
+        session = self._session()
+        session.logIn()
+        sizes = [len(_body(session.ok(b"RETR %d" % number))) for number in range(1, 5)]
+        session.quit()
+        session = self._furtherSession()
+        session.logIn()
+        try:
+            self.remove(self._uniqueID(session, 2))
+        except NotImplementedError:
+            session.vanish()
+            self.skipTest("remove() is not there")
+        session.ok(b"STAT")
+        told = dict(line.split(b" ")[:2] for line in _body(session.ok(b"LIST")).splitlines())
+        for number, size in enumerate(sizes, 1):
+            if number != 2:
+                self.assertEqual(told[b"%d" % number], b"%d" % size)
+                self.assertEqual(session.ok(b"LIST %d" % number), b"+OK %d %d\r\n" % (number, size))
+                self.assertEqual(len(_body(session.ok(b"RETR %d" % number))), size)
+        for line in (b"RETR 2", b"TOP 2 0"):
+            self.assertEqual(session.say(line)[:4], b"-ERR")
+        session.quit()
+
+    def _uniqueID(self, session: _Session, number: int) -> str:
+        return session.ok(b"UIDL %d" % number).split()[2].decode("ascii")
+
     # --- a session --------------------------------------------------------------
 
     def test_retrAndTop(self) -> None:

@@ -582,6 +582,7 @@ class KeepsWhatHasGone(Good):
 
 
 @breaks("gone")
+@breaks("goneInASession")
 class OneSpoilsTheOthers(Good):
     listed: Any = ()
 
@@ -961,6 +962,9 @@ def test_least() -> None:
 
         def again(self) -> Any:
             return Least(self.messages)
+
+        def remove(self, uniqueID: str) -> None:
+            del self.messages[uniqueID]
 
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
