@@ -395,9 +395,13 @@ class Session:
                         return
                 self._end()
         except Cut as error:
-            self._journal.count("sessions cut")
-            if not self._service.wasDown(self._began):
-                self._journal.count(f"sessions cut without a kill ({error})")
+            if self._service.wasDown(self._began):
+                self._journal.count("sessions cut by a kill")
+            elif self._run.isSpoiledFor(self._user):
+                self._journal.count("sessions cut as a message could not be read to its end")
+            else:
+                where = f"{self._user} at {self._service.name}"
+                self._journal.violated("cut", f"{where}: {error}, and nothing was wrong")
         except Late:
             self._journal.count(f"commands without an answer within {COMMAND} s")
         finally:
@@ -735,6 +739,7 @@ class Run:
         self._serial = count(1)
         self._over = threading.Event()
         self._troubled: dict[str, float] = {}
+        self._spoiled: dict[str, float] = {}
         self._failures: list[BaseException] = []
 
     def _mount(self) -> bool:
@@ -753,6 +758,12 @@ class Run:
         that others rename or remove?
         """
         return time.monotonic() > max(self._troubled.get(user, 0), self._troubled.get("", 0))
+
+    def isSpoiledFor(self, user: str) -> bool:
+        """
+        Can a message of this user not be read, or could it not a moment ago?
+        """
+        return time.monotonic() <= self._spoiled.get(user, 0)
 
     def _trouble(self, user: str, seconds: float) -> None:
         # Afterwards, too, as calls that were given up are still under way.
@@ -870,6 +881,8 @@ class Run:
                     isWrong.set()
                     self._over.wait(seconds)
 
+            end = time.monotonic() + seconds + 2 * ANSWER
+            self._spoiled[message.user] = max(self._spoiled.get(message.user, 0), end)
             isWrong = threading.Event()
             threading.Thread(target=while_, name="wrong").start()
             isWrong.wait()
