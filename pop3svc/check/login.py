@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import re
 
-from pop3svc.check.client import Client, Closed, Reply, expect, show
+from pop3svc.check.client import Broken, Client, Closed, Reply, expect, show
 from pop3svc.check.table import Given, Level, rule
-from pop3svc.check.target import NotApplicable, Target
+from pop3svc.check.target import NotApplicable, Target, plainResponse
 
 __all__: list[str] = []
 
@@ -18,6 +18,8 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]
 _CLIENT_FIRST = re.compile(r"PLAIN|EXTERNAL|ANONYMOUS|OAUTHBEARER|SCRAM-.*")
 # A command that starts some mechanism is at most 255 octets (RFC 5034 section 4).
 _INITIAL_MOST = 255 - len(b"AUTH PLAIN \r\n")
+# Octets of passwords; the last two are longer than a command line has to be.
+_SHORT, _LONG, _LONGER = 20, 300, 1000
 
 
 def _mechanisms(target: Target) -> list[str]:
@@ -49,7 +51,7 @@ async def wrongPassword(target: Target) -> None:
     """
     A wrong password is refused; where CAPA says AUTH-RESP-CODE, with [AUTH] (RFC 3206).
     """
-    # Once in a run, so that nobody is banned; what follows belongs to it.
+    # Few in a run, so that nobody is banned; what follows belongs to it.
     await target.release()
     client = await target.fresh()
     if target.before is not None and "USER" not in target.before:
@@ -65,6 +67,70 @@ async def wrongPassword(target: Target) -> None:
         # It may close after that.
         return
     expect(not stat.positive, f"after a wrong password: {stat}")
+
+
+async def _goodLogin(target: Target) -> None:
+    """
+    Log in and out: whoever counts failures begins anew, so that nobody is banned.
+    """
+    await (await target.loggedIn()).close()
+
+
+async def _wrong(target: Target, way: str, octets: int) -> Reply:
+    """
+    Try a wrong password of so many octets.
+
+    @param way: C{"PASS"}, C{"XLOG"} or C{"AUTH"}, that is AUTH PLAIN.
+    @raise Broken: it is not answered.
+    """
+    await _goodLogin(target)
+    client = await target.fresh()
+    password = b"x" * octets
+    if way == "XLOG":
+        return await client.say(b"XLOG " + target.user + b" " + password)
+    if way == "PASS":
+        await client.accepted(b"USER " + target.user)
+        return await client.say(b"PASS " + password)
+    await _started(client, "PLAIN")
+    reply = await client.challenge(plainResponse(target.user, password))
+    if not isinstance(reply, Reply):
+        raise Broken("AUTH PLAIN asks twice")
+    return reply
+
+
+@rule(
+    "login",
+    "RFC 2449 section 4, RFC 5034 section 4",
+    "SASL",
+    given=Given.LOGINS,
+    level=Level.SHOULD,
+)
+async def longPasswords(target: Target) -> None:
+    """
+    PASS, and XLOG where it is there, take a password that AUTH PLAIN takes, however long.
+    """
+    _needsPLAIN(target)
+    if "USER" not in (target.before or {}):
+        raise NotApplicable("USER is not announced before login")
+    short = None if target.has("AUTH-RESP-CODE") else await _wrong(target, "PASS", _SHORT)
+
+    def isWrong(reply: Reply) -> bool:
+        return reply.code == b"AUTH" if short is None else reply.first == short.first
+
+    try:
+        reply = await _wrong(target, "AUTH", _LONGER)
+    except Broken as error:
+        raise NotApplicable(f"AUTH PLAIN with a password of {_LONGER} octets: {error}")
+    if not isWrong(reply):
+        raise NotApplicable(f"AUTH PLAIN with a password of {_LONGER} octets: {reply}")
+    ways = [("PASS", _LONG), ("PASS", _LONGER)]
+    for way, octets in [*ways, ("XLOG", _LONGER)] if target.has("XLOG") else ways:
+        try:
+            reply = await _wrong(target, way, octets)
+        except Broken as error:
+            raise Broken(f"{way} with a wrong password of {octets} octets: {error}")
+        expect(isWrong(reply), f"{way} with a wrong password of {octets} octets: {reply}")
+    await _goodLogin(target)
 
 
 # --- SASL --------------------------------------------------------------------------------

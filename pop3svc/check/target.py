@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from pop3svc.check.client import Broken, Client, Reply, expect, show
 
-__all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities"]
+__all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities", "plainResponse"]
 
 # How many replies are kept for the rules about replies; what a run makes is
 # some hundreds.
@@ -51,6 +51,13 @@ def capabilities(reply: Reply) -> Capabilities:
         tag, *arguments = line.decode("latin-1").split(" ")
         found.setdefault(tag.upper(), arguments)
     return found
+
+
+def plainResponse(user: bytes, password: bytes) -> bytes:
+    """
+    @return: what SASL PLAIN sends (RFC 4616 section 2), in base64.
+    """
+    return b64encode(b"\0" + user + b"\0" + password)
 
 
 @dataclass
@@ -146,7 +153,7 @@ class Target:
         """
         What SASL PLAIN sends (RFC 4616 section 2), in base64.
         """
-        return b64encode(b"\0" + self.user + b"\0" + self.password)
+        return plainResponse(self.user, self.password)
 
     async def tryLogIn(self, client: Client) -> Reply:
         """

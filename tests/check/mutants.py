@@ -463,6 +463,55 @@ class logsInOnce(ToyServer):
         return super().logIn(name, password)
 
 
+def shortPasswords(name: str, verb: bytes, most: int, said: bytes) -> None:
+    """
+    Declare a mutant that takes no line of some verb of more than so many octets.
+
+    @param said: what it says; nothing: it hangs up.
+    """
+
+    class Short(ToyServer):
+        def lineReceived(self, line: bytes) -> None:
+            if not line.upper().startswith(verb) or len(line) <= most:
+                super().lineReceived(line)
+            elif said:
+                self.write(said)
+            else:
+                self.transport.loseConnection()
+
+    assert name not in MUTANTS
+    MUTANTS[name] = Mutant(Short, ("longPasswords",))
+
+
+@mutant("longPasswords")
+class passOf255WithoutCodes(ToyServer):
+    """
+    It announces no response codes; its words tell what is wrong.
+    """
+
+    MAX_LENGTH = 5000
+
+    def capabilities(self) -> list[bytes]:
+        return [each for each in super().capabilities() if b"RESP-CODE" not in each]
+
+    def logIn(self, name: bytes, password: bytes) -> bytes:
+        if not self.isGood(name, password):
+            raise Refused("wrong")
+        return super().logIn(name, password)
+
+    def doPASS(self, password: bytes) -> bytes:
+        if len(password) > 250:
+            raise Refused("what?")
+        return super().doPASS(password)
+
+
+shortPasswords("passOf255", b"PASS", 255, b"-ERR line too long\r\n")
+shortPasswords("passOf512", b"PASS", 512, b"-ERR line too long\r\n")
+shortPasswords("passHangsUp", b"PASS", 255, b"")
+shortPasswords("passOf800", b"PASS", 800, b"-ERR line too long\r\n")
+shortPasswords("passIsATemporaryFault", b"PASS", 512, b"-ERR [SYS/TEMP] try again\r\n")
+shortPasswords("xlogOf255", b"XLOG", 255, b"-ERR line too long\r\n")
+shortPasswords("xlogOf512", b"XLOG", 512, b"-ERR line too long\r\n")
 replaced("wrongInSilence", "wrongPassword", rb"PASS .*", rb"\[AUTH\] ", b"")
 replaced("challengeInWords", "mechanismsStart", rb"AUTH LOGIN", rb"\+ .*\r", rb"+ Username:\r")
 replaced("challengeWithText", "emptyChallenge", rb"AUTH PLAIN", rb"\+ \r", rb"+ Z28gb24=\r")
