@@ -4,6 +4,7 @@ A POP3 client that shows the octets as they came, and never waits for ever.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,8 @@ _MOST = 32 * 1024 * 1024
 _LONGEST = 65536
 # What is shown of what was seen, octets.
 _SHOWN = 120
+# The line that ends a multi-line reply, octets.
+_END = len(b".\r\n")
 # How long a server may take to close its end after ours, seconds.
 _CLOSING = 2.0
 # Commands whose arguments nobody needs to see.
@@ -150,6 +153,9 @@ class Client(Protocol):
         self._timeout = timeout
         self._record = record
         self._buffer = bytearray()
+        # How many octets came at once, and how often, since something was sent.
+        self._pieces: Counter[int] = Counter()
+        self._before = self._last = 0
         self._waiting: Deferred[None] | None = None
         self._handshake: Deferred[None] | None = None
         self._afterLANG = False
@@ -170,6 +176,8 @@ class Client(Protocol):
         See L{Protocol.dataReceived}.
         """
         self._buffer += data
+        self._before, self._last = self._last, len(data)
+        self._pieces[self._last] += 1
         if len(self._buffer) > _MOST:
             transport: Any = self.transport
             transport.abortConnection()
@@ -205,6 +213,8 @@ class Client(Protocol):
         """
         Send octets as they are.
         """
+        self._pieces.clear()
+        self._before = self._last = 0
         transport: Any = self.transport
         transport.write(data)
 
@@ -299,6 +309,17 @@ class Client(Protocol):
                 return body
             searched = len(self._buffer)
             await self._more()
+
+    @property
+    def endedApart(self) -> bool:
+        """
+        Did the line that ends a multi-line reply, or the end of that line, come
+        in a piece of its own: a read of a plain connection, a record of TLS?
+        Not if the message is cut into equal pieces: then the border fell there
+        by chance.
+        """
+        isCutEvenly = self._before == max(self._pieces) and self._pieces[self._before] > 1
+        return 0 < self._last <= _END and not isCutEvenly
 
     async def reply(self, command: bytes, multiLine: bool = False) -> Reply:
         """

@@ -14,6 +14,11 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
+# Of how many messages the end is looked at, how often, and of how many it has to
+# come apart.
+_LARGEST = 4
+_READS = 3
+_APART = 2
 
 
 # --- STAT and LIST ---------------------------------------------------------------
@@ -161,6 +166,27 @@ async def retrTwice(target: Target, client: Client) -> None:
     once = await client.fetched(b"RETR %d" % number)
     twice = await client.fetched(b"RETR %d" % number)
     expect(once.body == twice.body, f"RETR {number} differs from RETR {number}")
+
+
+@rule("RETR", "RFC 1939 section 3", level=Level.SHOULD)
+async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
+    """
+    The dot that ends a message comes with the message's last octets, not in a piece of its own.
+    """
+    # A border may fall there by chance, so it has to do so each time, for two
+    # messages of different sizes.
+    looked, apart = 0, []
+    for number, size in await target.largest(client, _LARGEST):
+        isApart = True
+        for _ in range(_READS):
+            reply = await client.say(b"RETR %d" % number, multiLine=True)
+            isApart = isApart and reply.positive and client.endedApart
+        looked += reply.positive
+        if isApart:
+            apart.append(f"RETR {number} of {size} octets")
+    if looked < _APART:
+        raise NotApplicable("there are no two messages of different sizes")
+    expect(len(apart) < _APART, f"{', '.join(apart)}: the last piece is the dot alone each time")
 
 
 # --- TOP -------------------------------------------------------------------------

@@ -318,6 +318,18 @@ class Target:
         chosen = dict.fromkeys([small[0], small[-1], bySize[0], bySize[-1], *small])
         return sorted(list(chosen)[:_SAMPLE])
 
+    async def largest(self, client: Client, most: int) -> list[tuple[int, int]]:
+        """
+        @return: numbers and sizes of the largest messages of at most a
+            megabyte, each of another size.
+        @raise NotApplicable: there are no messages.
+        """
+        bySize: dict[int, int] = {}
+        for number, size in (await self.sizes(client)).items():
+            if size <= _LARGEST:
+                bySize.setdefault(size, number)
+        return [(bySize[size], size) for size in sorted(bySize, reverse=True)[:most]]
+
     async def sample(self, client: Client) -> list[int]:
         """
         @return: those that are L{chosen}, without any that need UTF8 (RFC 6856

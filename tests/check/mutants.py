@@ -29,7 +29,7 @@ from pop3svc.check.target import Target
 from tests.check.toyserver import PASSWORD, USER, Refused, ToyFactory, ToyServer
 from tests.interop.service import _makeCertificate
 
-__all__ = ["MUTANTS", "OTHERWISE"]
+__all__ = ["INNOCENT", "MUTANTS", "OTHERWISE"]
 
 # Seconds for an answer: what is late on a busy machine is no fault.
 _TIMEOUT = 20.0
@@ -336,6 +336,64 @@ class retrOnce(ToyServer):
         reply = super().doRETR(argument)
         self.factory.messages[self.find(argument)[1]] += b"Status: RO\r\n"
         return reply
+
+
+def _inSegments(toy: ToyServer, pieces: list[bytes], turns: int = 0) -> None:
+    """
+    Write each piece when the one before has been read: some turns of the reactor later.
+    """
+    if not turns and pieces:
+        toy.transport.write(pieces.pop(0))
+    if pieces:
+        later = (turns + 1) % 4
+        toy.factory.reactor.callLater(0.003, _inSegments, toy, pieces, later)
+
+
+class _endsApart(ToyServer):
+    """
+    The end of some replies comes a little later, in a segment of its own.
+    """
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        super().connectionMade()
+
+    def isLater(self, data: bytes) -> bool:
+        raise NotImplementedError
+
+    def write(self, data: bytes) -> None:
+        if not self.isLater(data):
+            super().write(data)
+            return
+        # The first line goes alone, too, so that the pieces are of several sizes.
+        first = data.index(b"\n") + 1
+        at = len(data) - self.apart
+        _inSegments(self, [data[:first], data[first:at], data[at:]])
+
+    apart = len(b".\r\n")
+
+
+def endsApart(name: str, least: int, octets: int, **options: Any) -> None:
+    """
+    Declare a mutant whose replies of some length have an end that comes later.
+
+    @param octets: of the end.
+    """
+
+    class Apart(_endsApart):
+        apart = octets
+
+        def isLater(self, data: bytes) -> bool:
+            return data.endswith(b"\r\n.\r\n") and len(data) > least and self.state == "T"
+
+    assert name not in MUTANTS
+    MUTANTS[name] = Mutant(Apart, ("retrEndsWithItsLastOctets",), **options)
+
+
+endsApart("dotApart", 0, 3)
+endsApart("dotOfLargeOnesApart", 93, 3)
+endsApart("halfADotApart", 0, 2)
+endsApart("dotInARecordOfItsOwn", 0, 3, mode="stls")
 
 
 # --- UIDL ------------------------------------------------------------------------------------------
@@ -651,6 +709,25 @@ class commitsAtQuitOnly(ToyServer):
             super().commit()
 
 
+class inEqualPieces(ToyServer):
+    """
+    A whole server that sends as many octets in each segment, and so many that the
+    end of a message comes alone.
+    """
+
+    def connectionMade(self) -> None:
+        self.transport.setTcpNoDelay(True)
+        super().connectionMade()
+
+    def write(self, data: bytes) -> None:
+        pieces = [data]
+        if self.state == "T" and data.endswith(b"\r\n.\r\n"):
+            even = (each for each in range(10, len(data) // 2) if len(data) % each == 3)
+            most = next(even, len(data))
+            pieces = [data[at : at + most] for at in range(0, len(data), most)]
+        _inSegments(self, pieces)
+
+
 class sharing(ToyServer):
     """
     A whole server that lets two sessions have the mailbox at the same time.
@@ -741,6 +818,8 @@ class countsTheMarked(ToyServer):
 
 # Rules that the whole server has nothing for, and whole servers that have.
 OTHERWISE: dict[str, type[ToyServer]] = {"oneThatHasGone": sharing}
+# Whole servers that a rule must not take for broken.
+INNOCENT: dict[str, type[ToyServer]] = {"retrEndsWithItsLastOctets": inEqualPieces}
 
 # --- replies --------------------------------------------------------------------------------------------------------------------
 
@@ -799,7 +878,7 @@ async def _all(reactor: Any) -> None:
         options = pair.options()
         whole = Mutant(ToyServer, ())
         found["whole"] = await _outcomes(reactor, whole, options, certificate, ())
-        for rule, toy in OTHERWISE.items():
+        for rule, toy in (OTHERWISE | INNOCENT).items():
             whole = Mutant(toy, ())
             found[toy.__name__] = await _outcomes(reactor, whole, options, certificate, (rule,))
         for name, each in MUTANTS.items():

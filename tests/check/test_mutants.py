@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pop3svc.check.table import Level, inOrder
-from tests.check.mutants import MUTANTS, OTHERWISE
+from tests.check.mutants import INNOCENT, MUTANTS, OTHERWISE
 
 Outcomes = dict[str, list[str]]
 
@@ -42,6 +42,12 @@ def test_theWholeServerPasses(outcomes: dict[str, Outcomes]) -> None:
             assert found[rule.name][0] == "not applicable" and found[rule.name][1]
             found[rule.name] = outcomes[OTHERWISE[rule.name].__name__][rule.name]
         assert found[rule.name][0] == expected, (rule.name, found[rule.name])
+
+
+@pytest.mark.parametrize("rule", INNOCENT)
+def test_innocent(outcomes: dict[str, Outcomes], rule: str) -> None:
+    found = outcomes[INNOCENT[rule].__name__]
+    assert found[rule][0] == "passed", found
 
 
 @pytest.mark.parametrize("name", MUTANTS)
