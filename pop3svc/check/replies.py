@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 from pop3svc.check.client import expect
-from pop3svc.check.table import Given, rule
+from pop3svc.check.table import Given, Level, rule
 from pop3svc.check.target import Target
 
 __all__: list[str] = []
@@ -79,3 +79,12 @@ async def multiLineRepliesAreMarked(target: Target) -> None:
             reply.first.endswith(_MARK) == isMultiLine,
             f"{'a multi' if isMultiLine else 'a single'}-line reply: {reply}",
         )
+
+
+@rule("replies", "RFC 1939 section 3", given=Given.NOTHING, level=Level.SHOULD)
+async def noFullStopBeforeTheLines(target: Target) -> None:
+    """
+    The first line of a multi-line reply has no dot in it: some clients read up to the first dot.
+    """
+    for reply in target.record:
+        expect(reply.body is None or b"." not in reply.first, str(reply))

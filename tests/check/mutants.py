@@ -831,6 +831,8 @@ replaced("badCode", "responseCodesHaveTheirForm", rb"NOOP", rb"done", rb"[done /
 replaced("openCode", "responseCodesHaveTheirForm", rb"NOOP", rb"done", rb"[done")
 replaced("marksSingle", "multiLineRepliesAreMarked", rb"NOOP", rb"done", rb"done _")
 replaced("marksNoMulti", "multiLineRepliesAreMarked", rb"LIST", rb" _", b"")
+replaced("fullStop", "noFullStopBeforeTheLines", rb"LIST", rb"follows", b"It follows.")
+replaced("dotInAName", "noFullStopBeforeTheLines", rb"LIST", rb"follows", b"pop.example follows")
 rewritten(
     "printsUTF8",
     "repliesArePrintable",
@@ -894,6 +896,7 @@ _ABOUT_REPLIES = (
     "responseCodesHaveTheirForm",
     "multiLineRepliesAreMarked",
     "firstLinesAreShort",
+    "noFullStopBeforeTheLines",
 )
 
 if __name__ == "__main__":
