@@ -855,12 +855,13 @@ class Run:
         self.journal.count("fault: disk full")
         ballast = self.mail / BALLAST
         if self.isMounted:
-            with ballast.open("wb") as file:
-                try:
+            try:
+                with ballast.open("wb", buffering=0) as file:
                     while file.write(bytes(65536)):
-                        file.flush()
-                except OSError:
-                    pass
+                        pass
+            except OSError:
+                # That is what was to be.
+                pass
         else:
             self.shim.page.isFull = 1
         self._over.wait(seconds)
