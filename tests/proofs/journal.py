@@ -35,6 +35,7 @@ class Message:
 
     @ivar base: the name of its file up to the flags.
     @ivar uniqueIDs: those that it was seen under.
+    @ivar arrived: when its delivery began, seconds.
     @ivar removed: has another program removed it, or begun to?
     @ivar deleted: when a client was told that it is deleted, seconds.
     @ivar mayBeDeleted: was its deletion never answered?
@@ -45,6 +46,7 @@ class Message:
     base: str
     content: bytes
     path: Path | None = None
+    arrived: float = 0.0
     uniqueIDs: set[str] = field(default_factory=set)
     removed: bool = False
     deleted: float | None = None
@@ -111,6 +113,7 @@ class Journal:
         A message is about to be there.
         """
         with self._lock:
+            message.arrived = self._clock()
             self._messages[message.token] = message
 
     def withdrawn(self, message: Message) -> None:
@@ -221,7 +224,9 @@ class Journal:
         before = self._named.setdefault((user, uniqueID), message)
         if before is not message:
             self.violated(
-                "unique-id reused", f"{user}: {uniqueID} was {before.token}, is {message.token}"
+                "unique-id reused",
+                f"{user}: {uniqueID} was {before.token}, is {message.token} in a session that "
+                f"listed {began - message.arrived:+.2f} s after that came",
             )
             # What is done with it from now on is done to that message.
             self._named[user, uniqueID] = message
