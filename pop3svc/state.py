@@ -52,6 +52,7 @@ class State:
         self.path = path
         self._lock = Lock()
         self._lastFault = ""
+        self._database: sqlite3.Connection | None = None
         try:
             self._database = self._opened(owner)
         except sqlite3.DatabaseError as error:
@@ -63,6 +64,18 @@ class State:
                 "{path} is damaged; it is kept as {aside} and begun anew", path=path, aside=aside
             )
             self._database = self._opened(owner)
+        if path is not None:
+            # It is opened again when it is needed: twistd forks and gives up its privileges
+            # in between, and a connection of SQLite does not survive a fork.
+            self.close()
+
+    def _connection(self) -> sqlite3.Connection:
+        if self._database is None:
+            try:
+                self._database = self._opened(None)
+            except ValueError as error:
+                raise sqlite3.OperationalError(str(error))
+        return self._database
 
     def _opened(self, owner: tuple[int, int] | None) -> sqlite3.Connection:
         path = self.path
@@ -114,10 +127,12 @@ class State:
 
     def close(self) -> None:
         """
-        Close the file.
+        Close the file; it is opened again when it is needed.
         """
         with self._lock:
-            self._database.close()
+            if self._database is not None:
+                self._database.close()
+                self._database = None
 
     def read(self, statement: str, *arguments: Any) -> list[Any]:
         """
@@ -125,7 +140,7 @@ class State:
         """
         try:
             with self._lock:
-                return self._database.execute(statement, arguments).fetchall()
+                return self._connection().execute(statement, arguments).fetchall()
         except sqlite3.Error as error:
             self._fault(error)
             return []
@@ -138,13 +153,14 @@ class State:
         """
         try:
             with self._lock:
-                self._database.execute("BEGIN IMMEDIATE")
+                database = self._connection()
+                database.execute("BEGIN IMMEDIATE")
                 try:
-                    self._database.executemany(statement, rows)
+                    database.executemany(statement, rows)
                 except BaseException:
-                    self._database.execute("ROLLBACK")
+                    database.execute("ROLLBACK")
                     raise
-                self._database.execute("COMMIT")
+                database.execute("COMMIT")
         except sqlite3.Error as error:
             self._fault(error)
             return False

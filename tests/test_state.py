@@ -65,3 +65,28 @@ def test_writeThatFails(tmp_path: Path) -> None:
     assert not state.write("INSERT INTO mailbox VALUES (?, ?)", [(None, None)])
     # The transaction is over.
     assert state.write(INSERT, [(b"a", 1.0)])
+
+
+def test_notOpenAcrossAFork(tmp_path: Path) -> None:
+    """
+    It is looked at when it is made, and opened again when it is needed: twistd forks between
+    the two, and a connection of SQLite does not survive that.
+    """
+    path = str(tmp_path / "state.db")
+
+    def isOpen() -> bool:
+        found = set()
+        for each in os.listdir("/proc/self/fd"):
+            try:
+                found.add(os.readlink(f"/proc/self/fd/{each}"))
+            except FileNotFoundError:
+                pass
+        return path in found
+
+    state = State(path)
+    assert not isOpen()
+    assert state.write(INSERT, [(b"a", 1.0)])
+    assert isOpen()
+    state.close()
+    assert not isOpen()
+    assert len(state.read("SELECT * FROM mailbox")) == 1
