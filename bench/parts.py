@@ -31,7 +31,7 @@ from bench.twistedmail import MaildirRealm
 from bench.twistedmail import POP3Factory as TwistedMailFactory
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.accounts.throttle import BanEngine, LoginGuard, UserThrottle
+from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.calling import Turns
 from pop3svc.protocol import connection
 from pop3svc.protocol.connection import POP3Connection
@@ -115,7 +115,7 @@ class Parts:
     """
 
     def __init__(self, path: Path) -> None:
-        throttle = LoginGuard(reactor, [BanEngine(reactor), UserThrottle(reactor)])
+        throttle = LoginGuard(reactor, SharedThrottle(reactor))
         store = MaildirStore(str(path / "mail"))
         checker = PasswordFile(str(path / "users"))
         self.factory = POP3Factory(AccountsProvider(store, [checker]), throttle=throttle)

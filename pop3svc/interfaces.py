@@ -28,6 +28,7 @@ __all__ = [
     "IChunkedContent",
     "IExclusiveMailbox",
     "IFileContent",
+    "ILoginAttempt",
     "ILoginThrottle",
     "IMailboxLogout",
     "IMailboxStore",
@@ -155,6 +156,9 @@ class IPOP3ConnectionInfo(Interface):
     isSecure: bool = Attribute("bool: TLS, implicit or by STLS.  May turn True once.")
     userNameAtLogin: str | None = Attribute("str after login, None before.")
     providerTag: Any = Attribute("Settable; yours.  The service never looks.")
+    loginAttempt: Any = Attribute(
+        "L{ILoginAttempt} while a login is checked that a throttle has let through, else None."
+    )
 
 
 # --- optional: provided by a mailbox -----------------------------------------
@@ -351,14 +355,39 @@ class IBearerTokens(Interface):
 # --- for the running of the service ------------------------------------------
 
 
-class ILoginThrottle(Interface):
+class ILoginAttempt(Interface):
     """
-    Who may try to log in.  Each answer may be late (a Deferred, a coroutine).
+    A login that a throttle has let through and a provider checks.
     """
 
-    def mayLogin(info: IPOP3ConnectionInfo, username: str) -> Any:
+    isFromKnownNetwork: bool = Attribute(
+        "bool: the user has logged in from the client's network before.  Such a login need "
+        "not wait behind those of strangers."
+    )
+    isGuess: bool = Attribute(
+        "bool, settable: if the client is lost now, its password may have been compared, and "
+        "the attempt counts as a failed one.  True unless a provider knows better."
+    )
+    wasRefused: bool = Attribute(
+        "bool, settable: the password was compared and was wrong.  The attempt counts as a "
+        "failed one, whatever error it ends with."
+    )
+
+
+class ILoginThrottle(Interface):
+    """
+    Who may try to log in.  Each answer may be late (a Deferred, a coroutine), except that
+    of C{loginAbandoned}.
+    """
+
+    def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
+        Let an attempt through, which counts from then on.  Exactly one of the other methods
+        follows if the answer is True.
+
+        @param password: to tell guesses apart by a keyed digest; it is not to be kept.
         @return: bool.  False is answered exactly like a wrong password.
+        @raise POP3ResponseError: C{SYS/TEMP}: it had to wait for too long.
         """
 
     def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Any:
@@ -369,6 +398,13 @@ class ILoginThrottle(Interface):
     def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         The credentials were good.
+        """
+
+    def loginAbandoned(info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
+        """
+        The attempt has ended neither way.
+
+        @param isLost: the client is gone, and was given no answer; else there was a fault.
         """
 
 

@@ -105,10 +105,14 @@ class Policy:
         "gets there, one that speaks something else does.",
     )
     banStrikes: int = _number(
-        3, "Failed logins until an address is banned: a person notices a typing error sooner."
+        3,
+        "Different failed guesses until an address is banned: a person notices a typing error "
+        "sooner, and a program that repeats one wrong password counts once.",
     )
     banTime: int = _number(
-        10_000, "Since its last attempt, until a banned address may try again: three hours."
+        10_000,
+        "Since its last attempt, until a banned address may try again: nearly three hours.  "
+        "Refused attempts renew it, up to one day after the first failure.",
     )
     userStrikes: int = _number(
         10,
@@ -122,6 +126,11 @@ class Policy:
     )
     strikesTime: int = _number(
         3600, "Since the last failed login of a user, until these are forgotten."
+    )
+    loginWait: int = _number(
+        30,
+        "A login that waits for its turn to be checked, then [SYS/TEMP]: eighty hashes at "
+        "once take ten seconds of two cores, and clients give up after a minute.",
     )
     maxConnections: int = _number(
         10_000, "Connections in all: an idle one over TLS costs some 30 KiB."

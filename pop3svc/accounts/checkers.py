@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from twisted.cred.checkers import ICredentialsChecker
-from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import implementer
 
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.calling import settle
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -19,6 +19,7 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
 )
+from pop3svc.policy import Policy
 
 __all__ = ["AccountsProvider"]
 
@@ -29,37 +30,61 @@ class AccountsProvider:
     Whoever one of the checkers knows gets their mailbox from the store.
     """
 
-    def __init__(self, store: Any, checkers: Sequence[Any]) -> None:
+    def __init__(
+        self, store: Any, checkers: Sequence[Any], patience: float = Policy.loginWait
+    ) -> None:
         """
         @param store: L{IMailboxStore}
         @param checkers: L{ICredentialsChecker}s for
             L{twisted.cred.credentials.IUsernamePassword}, asked in this order.
+        @param patience: seconds that a login may wait for its turn to be checked.
         """
         self._store = IMailboxStore(store)
         self._checkers = [ICredentialsChecker(checker) for checker in checkers]
+        self._patience = patience
         self.name: str = store.name
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
         See L{IPOP3MailboxProvider.authenticate}.
         """
-        credentials = UsernamePassword(
+        attempt = getattr(info, "loginAttempt", None)
+        credentials = PasswordAttempt(
             username.encode("utf-8", "surrogateescape"),
             password.encode("utf-8", "surrogateescape"),
+            attempt,
+            self._patience,
         )
+        if attempt is not None:
+            attempt.isGuess = False
         for index, checker in enumerate(self._checkers):
-            try:
-                avatarID = await settle(checker.requestAvatarId, credentials)
-            except (LoginFailed, UnhandledCredentials):
-                continue
-            if isinstance(avatarID, bytes):
-                avatarID = avatarID.decode("utf-8", "surrogateescape")
+            avatarID = await self._checked(checker, credentials, attempt)
             # Anything else than a name is nobody: ANONYMOUS is an empty tuple.
             if isinstance(avatarID, str) and avatarID:
+                if attempt is not None:
+                    # It was right: whatever comes now, nobody has guessed.
+                    attempt.isGuess = attempt.wasRefused = False
                 # Who vouched for them says whether they may stay.
                 info.providerTag = index, avatarID
                 return await settle(self._store.openMailbox, info, avatarID)
         return None
+
+    async def _checked(self, checker: Any, credentials: PasswordAttempt, attempt: Any) -> Any:
+        """
+        @return: the name that a checker knows somebody by, else something else.
+        """
+        if IPasswordAttempt not in checker.credentialInterfaces:
+            # It may compare at once, and does not tell.
+            credentials.comparing()
+        try:
+            avatarID = await settle(checker.requestAvatarId, credentials)
+        except (LoginFailed, UnhandledCredentials):
+            if attempt is not None:
+                attempt.wasRefused = True
+            return None
+        if isinstance(avatarID, bytes):
+            avatarID = avatarID.decode("utf-8", "surrogateescape")
+        return avatarID
 
     def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
         index, avatarID = info.providerTag

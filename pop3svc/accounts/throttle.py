@@ -1,429 +1,414 @@
 """
-Which addresses may try to log in, and how soon they are answered.
+Who may try to log in, and how soon a refusal is answered.
 """
 
 from __future__ import annotations
 
-import json
-import time
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from functools import lru_cache
-from ipaddress import ip_network
+from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IReactorTime
-from twisted.logger import Logger
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
-from pop3svc.files import writeWhole
+from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.accounts.strikes import GUESS, Attempt, BanEngine, Strikes, UserThrottle
+from pop3svc.calling import isLater
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
-from pop3svc.networks import LOOPBACK, addressOf, networkOf
+from pop3svc.networks import networkOf
 
-__all__ = ["BanEngine", "KnownNetworks", "LoginGuard", "SharedThrottle", "UserThrottle"]
-
-log = Logger(namespace="pop3svc")
-
-# Entries of about 200 octets each; the oldest go first.
-_BOUND = 100_000
+__all__ = ["LoginGuard", "SharedThrottle"]
 
 
-class _Strikes:
+class _Waiter:
     """
-    Failures by key, forgotten some time after the last, at most so many keys.
+    An attempt that waits for others that are under way.
     """
 
-    def __init__(self, clock: IReactorTime, seconds: float) -> None:
-        self._clock = clock
-        self._seconds = seconds
-        self._counts: OrderedDict[Any, tuple[int, float]] = OrderedDict()
+    __slots__ = ("answer", "attempt", "info", "timer")
 
-    def count(self, key: Any) -> int:
-        count, last = self._counts.get(key, (0, 0.0))
-        return count if self._clock.seconds() - last < self._seconds else 0
-
-    def add(self, key: Any) -> int:
-        count = self.count(key) + 1
-        self._counts[key] = count, self._clock.seconds()
-        self._counts.move_to_end(key)
-        if len(self._counts) > _BOUND:
-            self._counts.popitem(last=False)
-        return count
-
-    def clear(self, key: Any) -> bool:
-        return self._counts.pop(key, None) is not None
-
-    def state(self) -> list[Any]:
-        now = self._clock.seconds()
-        return [[key, count, now - last] for key, (count, last) in self._counts.items()]
-
-    def restore(self, state: list[Any]) -> None:
-        now = self._clock.seconds()
-        for key, count, age in state:
-            # What was a tuple is a list in JSON.
-            self._counts[tuple(key) if isinstance(key, list) else key] = count, now - age
-
-
-@implementer(ILoginThrottle)
-class BanEngine:
-    """
-    Three strikes (EXTENSIONS, the ban engine): an address with three failed
-    logins is banned until 10,000 seconds have passed since its last attempt.
-    An attempt while banned counts as a new one.  IPv6 counts by its /64.
-    """
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        strikes: int = 3,
-        seconds: float = 10_000,
-        exempt: Iterable[str] = LOOPBACK,
-    ) -> None:
-        """
-        @param exempt: networks that are never banned.
-        """
-        self._strikes = strikes
-        self._failures = _Strikes(clock, seconds)
-        networks = [ip_network(each) for each in exempt]
-
-        # The same few clients come again and again.
-        @lru_cache(4096)
-        def isExempt(clientIP: str | None) -> bool:
-            return clientIP is None or any(addressOf(clientIP) in each for each in networks)
-
-        self._isExemptIP = isExempt
-
-    def _isExempt(self, info: IPOP3ConnectionInfo) -> bool:
-        return self._isExemptIP(info.clientIP)
-
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
-        key = networkOf(info.clientIP)
-        if self._isExempt(info) or self._failures.count(key) < self._strikes:
-            return True
-        self._failures.add(key)
-        return False
-
-    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
-        if not self._isExempt(info):
-            self._failures.add(networkOf(info.clientIP))
-
-    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> bool:
-        """
-        See L{ILoginThrottle.loginSucceeded}.
-
-        @return: whether anything was forgotten.
-        """
-        return self._failures.clear(networkOf(info.clientIP))
-
-    def state(self) -> Any:
-        """
-        @return: what another process needs to go on, as JSON has it.
-        """
-        return self._failures.state()
-
-    def restore(self, state: Any) -> None:
-        """
-        Go on from what L{state} has returned.
-        """
-        self._failures.restore(state)
-
-
-class KnownNetworks:
-    """
-    The networks from which each user has logged in, kept in a file.
-    """
-
-    # Seconds, networks for each user, users.
-    KEPT = 90 * 86400
-    EACH = 16
-    USERS = 100_000
-
-    def __init__(self, path: str | None = None, now: Callable[[], float] = time.time) -> None:
-        """
-        @param path: the file; nothing is kept without one.
-        """
-        self._path = path
-        self._now = now
-        self._changed = False
-        self._users: OrderedDict[str, dict[str, float]] = OrderedDict()
-        if path is not None:
-            self._load(path)
-
-    def _load(self, path: str) -> None:
-        try:
-            with open(path, encoding="utf-8") as file:
-                for user, networks in json.load(file).items():
-                    self._users[str(user)] = {str(k): float(v) for k, v in networks.items()}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, AttributeError, TypeError) as error:
-            log.error("{path} is begun anew: {error}", path=path, error=str(error))
-            self._users.clear()
-
-    def isKnown(self, username: str, network: str) -> bool:
-        """
-        Has the user logged in from there in the last 90 days?
-        """
-        seen = self._users.get(username, {}).get(network)
-        return seen is not None and self._now() - seen < self.KEPT
-
-    def add(self, username: str, network: str) -> bool:
-        """
-        The user has logged in from there.
-
-        @return: whether that is worth writing: once a day.
-        """
-        now = self._now()
-        networks = self._users.setdefault(username, {})
-        self._users.move_to_end(username)
-        isNews = now - networks.get(network, 0) > 86400
-        self._changed = self._changed or isNews
-        networks.pop(network, None)
-        networks[network] = now
-        while len(networks) > self.EACH:
-            del networks[next(iter(networks))]
-        if len(self._users) > self.USERS:
-            self._users.popitem(last=False)
-        return isNews
-
-    def state(self) -> Any:
-        """
-        @return: what another process needs to go on, as JSON has it.
-        """
-        return self._users
-
-    def restore(self, state: Any) -> None:
-        """
-        Go on from what L{state} has returned.
-        """
-        self._users = OrderedDict(state)
-
-    def save(self) -> None:
-        """
-        Write the file, if it would be another.  Blocks.
-        """
-        if self._path is None or not self._changed:
-            return
-        self._changed = False
-        try:
-            writeWhole(self._path, json.dumps(self._users).encode("ascii"))
-        except OSError as error:
-            log.error("cannot write {path}: {error}", path=self._path, error=error.strerror)
-
-
-@implementer(ILoginThrottle)
-class UserThrottle:
-    """
-    Counts failures for each user and network (IPv4 by /24, IPv6 by /64), and
-    for each user from all networks that are not known, so that an attacker
-    neither guesses on nor locks the owner out: the owner's networks keep
-    their access.
-    """
-
-    def __init__(
-        self,
-        clock: IReactorTime,
-        known: KnownNetworks | None = None,
-        each: int = 10,
-        strangers: int = 30,
-        seconds: float = 3600,
-    ) -> None:
-        """
-        @param each: failures for one user from one network.
-        @param strangers: failures for one user from all unknown networks.
-        @param seconds: since the last attempt, until they are forgotten.
-        """
-        self.known = KnownNetworks() if known is None else known
-        self._each, self._strangers = each, strangers
-        self._failures = _Strikes(clock, seconds)
-
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
-        network = networkOf(info.clientIP, v4=24)
-        isKnown = self.known.isKnown(username, network)
-        if self._failures.count((username, network)) >= self._each:
-            self._failures.add((username, network))
-            return False
-        if not isKnown and self._failures.count(username) >= self._strangers:
-            self._failures.add(username)
-            return False
-        return True
-
-    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
-        network = networkOf(info.clientIP, v4=24)
-        self._failures.add((username, network))
-        if not self.known.isKnown(username, network):
-            self._failures.add(username)
-
-    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> bool:
-        """
-        See L{ILoginThrottle.loginSucceeded}.
-
-        @return: whether anything was forgotten, or the network is news.
-        """
-        network = networkOf(info.clientIP, v4=24)
-        isForgotten = self._failures.clear((username, network))
-        return self.known.add(username, network) or isForgotten
-
-    def state(self) -> Any:
-        """
-        @return: what another process needs to go on, as JSON has it.
-        """
-        return [self._failures.state(), self.known.state()]
-
-    def restore(self, state: Any) -> None:
-        """
-        Go on from what L{state} has returned.
-        """
-        failures, known = state
-        self._failures.restore(failures)
-        self.known.restore(known)
-
-
-class _Elsewhere:
-    """
-    A client of another process.
-    """
-
-    def __init__(self, clientIP: str | None) -> None:
-        self.clientIP = clientIP
+    def __init__(self, info: Any, attempt: Attempt) -> None:
+        self.info = info
+        self.attempt = attempt
+        self.answer: Deferred[bool]
+        self.timer: IDelayedCall
 
 
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
-    Throttles that count alike in several processes: what changes something
-    here is told to the others, which do the same.
+    Asks limits that count alike in several processes.  What changes something here is told
+    to the others, which do the same.
+
+    An attempt counts from the moment it is let through.  If it might be one too many
+    when those that are under way have failed, it waits for them.
     """
 
     def __init__(
         self,
-        throttles: Iterable[BanEngine | UserThrottle],
-        tell: Callable[[str, str | None, str], object] = lambda *_: None,
+        clock: IReactorTime,
+        limits: Iterable[BanEngine | UserThrottle] = (),
+        known: KnownNetworks | None = None,
+        tell: Callable[[str, str | None, str, str], object] | None = None,
+        patience: float = 30,
     ) -> None:
         """
-        @param tell: called with what the others' L{heard} is to be called
-            with.
+        @param limits: L{BanEngine} and L{UserThrottle} with the default numbers, if there
+            are none.
+        @param known: what the limits were given.
+        @param tell: called with what the others' L{heard} is to be called with.
+        @param patience: seconds that an attempt waits for others.
         """
-        self._throttles = list(throttles)
+        self.known = KnownNetworks() if known is None else known
+        self._clock = clock
+        self._limits = list(limits) or [
+            BanEngine(clock, self.known),
+            UserThrottle(clock, self.known),
+        ]
         self._tell = tell
+        self._patience = patience
+        # For the digests; all processes of a service have the same one.
+        self._key = secrets.token_bytes(32)
+        self._underWay: WeakKeyDictionary[Any, Attempt] = WeakKeyDictionary()
+        # Attempts that the others are told of at the reactor's next turn, unless they
+        # are over by then.
+        self._untold: dict[Attempt, None] = {}
+        self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
+        self._changed: set[tuple[Strikes, Any]] = set()
 
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> bool:
+    def _attempt(self, clientIP: str | None, username: str, guess: bytes) -> Attempt:
+        name = username.encode("utf-8", "surrogateescape")
+        user = blake2b(name, key=self._key, digest_size=16).digest()
+        return Attempt(clientIP, username, user, guess, self.known.isKnown(username, clientIP))
+
+    def _guess(self, username: str, password: str) -> bytes:
+        name = username.encode("utf-8", "surrogateescape")
+        secret = password.encode("utf-8", "surrogateescape")
+        return blake2b(
+            b"%d:%b%b" % (len(name), name, secret), key=self._key, digest_size=GUESS
+        ).digest()
+
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
         See L{ILoginThrottle.mayLogin}.
         """
-        # All are asked, so that all count.
-        answers = [each.mayLogin(info, username) for each in self._throttles]
-        mayLogin = all(answers)
-        if not mayLogin:
-            self._tell("mayLogin", info.clientIP, username)
-        return mayLogin
+        attempt = self._attempt(info.clientIP, username, self._guess(username, password))
+        answer = self._decide(info, attempt)
+        return self._wait(info, attempt) if answer is None else answer
+
+    def _decide(self, info: Any, attempt: Attempt) -> bool | None:
+        """
+        Let an attempt through or refuse it.
+
+        @return: L{None}: it has to wait for others.
+        """
+        counts = [each for limit in self._limits for each in limit.counts(attempt)]
+        full = [each for each in counts if each[0].isFull(each[1])]
+        if full:
+            for table, key in full:
+                table.logRefused(attempt, table.renew(key))
+            self._say("refused", attempt)
+            return False
+        for each in counts:
+            if each[0].mustWait(each[1], attempt.guess):
+                attempt.waitsFor = each
+                return None
+        for table, key in counts:
+            table.begin(key, attempt.guess)
+        attempt.counted = counts
+        self._underWay[info] = attempt
+        info.loginAttempt = attempt
+        if self._tell is not None:
+            self._sayBegun(attempt)
+        return True
+
+    # --- waiting --------------------------------------------------------------
+
+    def _wait(self, info: Any, attempt: Attempt) -> Deferred[bool]:
+        waiter = _Waiter(info, attempt)
+
+        def leave(_: object = None) -> None:
+            if waiter.timer.active():
+                waiter.timer.cancel()
+            self._leave(waiter)
+
+        def late() -> None:
+            leave()
+            waiter.answer.errback(POP3ResponseError("Too busy, try again later.", "SYS/TEMP"))
+
+        waiter.answer = Deferred(leave)
+        waiter.timer = self._clock.callLater(self._patience, late)
+        self._enter(waiter)
+        return waiter.answer
+
+    def _enter(self, waiter: _Waiter) -> None:
+        place = waiter.attempt.waitsFor
+        assert place is not None
+        self._waiting.setdefault(place, {})[waiter] = None
+
+    def _leave(self, waiter: _Waiter) -> None:
+        place = waiter.attempt.waitsFor
+        assert place is not None
+        waiting = self._waiting.get(place, {})
+        waiting.pop(waiter, None)
+        if not waiting:
+            self._waiting.pop(place, None)
+
+    def _lookAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
+        """
+        Some attempts are over: whoever waits for them may go on, at the next turn, because
+        a waiter that goes on may end others at once.
+        """
+        if not self._waiting:
+            return
+        changed = [each for each in keys if each in self._waiting]
+        if changed and not self._changed:
+            self._clock.callLater(0, self._wakeAll)
+        self._changed.update(changed)
+
+    def _wakeAll(self) -> None:
+        changed, self._changed = self._changed, set()
+        for place in changed:
+            self._wake(place)
+
+    def _wake(self, place: tuple[Strikes, Any]) -> None:
+        while place in self._waiting:
+            waiter = next(iter(self._waiting[place]))
+            attempt = waiter.attempt
+            # Another login of this user may have succeeded from there.
+            attempt.isFromKnownNetwork = self.known.isKnown(attempt.username, attempt.clientIP)
+            answer = self._decide(waiter.info, attempt)
+            if answer is None:
+                if attempt.waitsFor == place:
+                    return
+                moved, attempt.waitsFor = attempt.waitsFor, place
+                self._leave(waiter)
+                attempt.waitsFor = moved
+                self._enter(waiter)
+                continue
+            attempt.waitsFor = place
+            self._leave(waiter)
+            waiter.timer.cancel()
+            waiter.answer.callback(answer)
+
+    # --- the end of an attempt --------------------------------------------------
+
+    def _over(self, info: Any, username: str) -> Attempt | None:
+        attempt = self._underWay.pop(info, None)
+        info.loginAttempt = None
+        if attempt is not None:
+            for table, key in attempt.counted:
+                table.takeBack(key, attempt.guess)
+        return attempt
 
     def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
         """
         See L{ILoginThrottle.loginFailed}.
         """
-        for each in self._throttles:
-            each.loginFailed(info, username)
-        self._tell("loginFailed", info.clientIP, username)
+        attempt = self._over(info, username)
+        if attempt is not None:
+            self._failed(attempt)
+
+    def _failed(self, attempt: Attempt) -> None:
+        self._untold.pop(attempt, None)
+        self._say("failed", attempt)
+        for table, key in attempt.counted:
+            if table.add(key, attempt.guess):
+                table.logFilled(attempt)
+        self._lookAgain(attempt.counted)
 
     def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
-        changes = [each.loginSucceeded(info, username) for each in self._throttles]
-        # Most change nothing, and there are many.
-        if any(changes):
-            self._tell("loginSucceeded", info.clientIP, username)
+        attempt = self._over(info, username)
+        if attempt is None:
+            return
+        changes = [each.succeeded(attempt) for each in self._limits]
+        isNews = self.known.add(username, attempt.clientIP) or any(changes)
+        self._takenBack(attempt, "succeeded" if isNews else "over")
 
-    def heard(self, method: str, clientIP: str | None, username: str) -> None:
+    def loginAbandoned(self, info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
+        """
+        See L{ILoginThrottle.loginAbandoned}.
+        """
+        attempt = self._over(info, username)
+        if attempt is None:
+            return
+        # A client that leaves before the refusal has seen that it was not let in at once.
+        if attempt.wasRefused or (isLost and attempt.isGuess):
+            self._failed(attempt)
+        else:
+            self._takenBack(attempt, "over")
+
+    def _takenBack(self, attempt: Attempt, event: str) -> None:
+        if self._tell is not None:
+            wasUntold = attempt in self._untold
+            self._untold.pop(attempt, None)
+            # Most logins change nothing, and there are many.
+            if event == "succeeded" or not wasUntold:
+                self._say(event, attempt)
+        self._lookAgain(attempt.counted)
+
+    # --- other processes ----------------------------------------------------------
+
+    def _say(self, event: str, attempt: Attempt) -> None:
+        if self._tell is not None:
+            self._tell(event, attempt.clientIP, attempt.username, attempt.guess.hex())
+
+    def _sayBegun(self, attempt: Attempt) -> None:
+        if not attempt.isFromKnownNetwork:
+            self._say("begun", attempt)
+            return
+        if not self._untold:
+            self._clock.callLater(0, self._sayRest)
+        self._untold[attempt] = None
+
+    def _sayRest(self) -> None:
+        untold, self._untold = self._untold, {}
+        for attempt in untold:
+            self._say("begun", attempt)
+
+    def heard(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
         Another process has told.
         """
-        info: Any = _Elsewhere(clientIP)
-        for each in self._throttles:
-            getattr(each, method)(info, username)
+        attempt = self._attempt(clientIP, username, bytes.fromhex(guess))
+        keys = [each for limit in self._limits for each in limit.keys(attempt)]
+        counts = [each for limit in self._limits for each in limit.counts(attempt)]
+        if event == "begun":
+            for table, key in counts:
+                table.begin(key, attempt.guess)
+            return
+        if event == "refused":
+            for table, key in counts:
+                if table.isFull(key):
+                    table.renew(key)
+            return
+        for table, key in keys:
+            table.takeBack(key, attempt.guess)
+        if event == "failed":
+            for table, key in counts:
+                table.add(key, attempt.guess)
+        elif event == "succeeded":
+            self.known.add(username, clientIP)
+            for limit in self._limits:
+                limit.succeeded(attempt)
+        self._lookAgain(keys)
 
     def state(self) -> Any:
         """
         @return: what another process needs to go on, as JSON has it.
         """
-        return [each.state() for each in self._throttles]
+        tables = [table.state() for limit in self._limits for table in limit.tables]
+        return [self._key.hex(), self.known.state(), tables]
 
     def restore(self, state: Any) -> None:
         """
         Go on from what L{state} has returned.
         """
-        for each, own in zip(self._throttles, state, strict=True):
-            each.restore(own)
+        key, known, tables = state
+        self._key = bytes.fromhex(key)
+        self.known.restore(known)
+        own = [table for limit in self._limits for table in limit.tables]
+        for table, each in zip(own, tables, strict=True):
+            table.restore(each)
 
 
 @implementer(ILoginThrottle)
 class LoginGuard:
     """
-    Asks other throttles, and answers every refusal a set time after the
-    attempt arrived, whatever the reason, those of one address one after the
-    other across all its connections, each later than the one before.
+    Asks another throttle, and answers every refusal a set time after the attempt arrived,
+    whatever the reason.  Refusals of one address come one after the other across all its
+    connections, each later than the one before.
     """
 
-    # Seconds: longer than a hash takes; from one refusal of an address to the
-    # next, growing by itself each time up to a bound; until an address begins
-    # anew.
+    # Seconds: longer than a hash takes; from one refusal of an address to the next,
+    # growing by itself each time up to a bound; until an address begins anew.
     AFTER = 1.0
     STEP = 0.5
     LONGEST = 5.0
     # And no refusal waits longer than this, however many are before it.
     PATIENCE = 60.0
     FORGOTTEN = 600
+    # Addresses that are remembered; the oldest go first.  One costs some 300 octets.
+    BOUND = 65536
+    # Octets of a name; a longer one is nobody's, and is refused before it is counted.
+    LONGEST_NAME = 255
 
-    def __init__(self, clock: IReactorTime, throttles: Iterable[Any]) -> None:
+    def __init__(self, clock: IReactorTime, throttle: Any) -> None:
+        """
+        @param throttle: L{ILoginThrottle}
+        """
         self._clock = clock
-        self._throttles = [ILoginThrottle(each) for each in throttles]
+        self._throttle = ILoginThrottle(throttle)
         # Of a client that is lost meanwhile nothing stays.
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-        self._failures = _Strikes(clock, self.FORGOTTEN)
-        self._due: OrderedDict[str, float] = OrderedDict()
+        # Refusals of an address, when the last one was noted, and when it is due.
+        self._refusals: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
         See L{ILoginThrottle.mayLogin}.
         """
         self._arrived[info] = self._clock.seconds()
-        # All are asked, so that all count.
-        answers = [each.mayLogin(info, username) for each in self._throttles]
-        return True if all(answers) else self._later(info, False)
+        if len(username) > self.LONGEST_NAME or (
+            not username.isascii()
+            and len(username.encode("utf-8", "surrogateescape")) > self.LONGEST_NAME
+        ):
+            return self._later(info, False)
+        answer = self._throttle.mayLogin(info, username, password)
+        if isLater(answer):
+            return self._answerLater(info, answer)
+        return True if answer else self._later(info, False)
+
+    async def _answerLater(self, info: IPOP3ConnectionInfo, answer: Any) -> bool:
+        mayLogin = await answer
+        if not mayLogin:
+            await self._later(info, None)
+        return bool(mayLogin)
 
     def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{ILoginThrottle.loginFailed}; fires when the refusal is due.
         """
-        for each in self._throttles:
-            each.loginFailed(info, username)
+        self._throttle.loginFailed(info, username)
         return self._later(info, None)
 
-    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
+    def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
         self._arrived.pop(info, None)
-        for each in self._throttles:
-            each.loginSucceeded(info, username)
+        return self._throttle.loginSucceeded(info, username)
+
+    def loginAbandoned(self, info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
+        """
+        See L{ILoginThrottle.loginAbandoned}.
+        """
+        self._arrived.pop(info, None)
+        self._throttle.loginAbandoned(info, username, isLost)
 
     def _later(self, info: IPOP3ConnectionInfo, answer: Any) -> Deferred[Any]:
         now = self._clock.seconds()
         key = networkOf(info.clientIP)
-        before = self._failures.count(key)
-        self._failures.add(key)
+        count, last, dueBefore = self._refusals.get(key, (0, now, 0.0))
+        if now - last >= self.FORGOTTEN:
+            count = 0
         due = max(
             self._arrived.pop(info, now) + self.AFTER,
-            self._due.get(key, 0.0) + min(self.STEP * max(before, 1), self.LONGEST),
+            dueBefore + min(self.STEP * max(count, 1), self.LONGEST),
         )
         due = min(due, now + self.PATIENCE)
-        self._due[key] = due
-        self._due.move_to_end(key)
-        if len(self._due) > _BOUND:
-            self._due.popitem(last=False)
+        self._refusals[key] = count + 1, now, due
+        self._refusals.move_to_end(key)
+        if len(self._refusals) > self.BOUND:
+            self._refusals.popitem(last=False)
         later: Deferred[Any] = Deferred(lambda _: timer.cancel())
         timer = self._clock.callLater(max(due - now, 0), later.callback, answer)
         return later

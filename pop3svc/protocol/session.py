@@ -165,6 +165,7 @@ class ConnectionInfo:
         self.isSecure = isSecure
         self.userNameAtLogin: str | None = None
         self.providerTag: Any = None
+        self.loginAttempt: Any = None
 
     @property
     def isLoopback(self) -> bool:
@@ -243,6 +244,7 @@ class Session:
         self.mayEnd = stays
         self.senseless = 0
         self._failedLogins = 0
+        self._wasChecked = False
         self.maildrop: Maildrop | None = None
         self._mailbox: Any = None
         self._locked = False
@@ -354,9 +356,10 @@ class Session:
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
-        # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are
-        # no guesses and have no line.
-        text = "failed login from {clientIP}: {user}" if refusal == "AUTH" else None
+        # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are no failed
+        # guesses: the throttle has lines of its own for those that it does not let through.
+        isFailure = refusal == "AUTH" and self._wasChecked
+        text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self.policy.fineEvents:
             return
         log.info(
@@ -371,23 +374,28 @@ class Session:
         )
 
     async def _authenticate(self, name: str, password: str) -> Any:
+        self._wasChecked = False
         if not name or not password:
             raise POP3ResponseError("A name and a password are needed.", "AUTH")
         info, throttle = self.info, self._throttle
-        if throttle is not None and not await self._ask(throttle.mayLogin, info, name):
+        if throttle is not None and not await self._ask(throttle.mayLogin, info, name, password):
             raise self._wrong()
+        self._wasChecked = True
         try:
             mailbox = await self._ask(self.provider.authenticate, info, name, password)
             if mailbox is None:
                 raise POP3ResponseError("Wrong name or password.", "AUTH")
-        except POP3ResponseError as error:
-            if error.code != "AUTH":
+            mailbox = _verified(self.provider.authenticate, mailbox)
+        except BaseException as error:
+            if not isinstance(error, POP3ResponseError) or error.code != "AUTH":
+                if throttle is not None:
+                    throttle.loginAbandoned(info, name, isinstance(error, CancelledError))
                 raise
             if throttle is not None:
                 await self._ask(throttle.loginFailed, info, name)
             # One text for whatever was wrong.
             raise self._wrong()
-        self._mailbox = _verified(self.provider.authenticate, mailbox)
+        self._mailbox = mailbox
         if throttle is not None:
             await self._ask(throttle.loginSucceeded, info, name)
         return self._mailbox

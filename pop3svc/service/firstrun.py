@@ -103,11 +103,11 @@ class DataDirectory:
         return self._at("mail")
 
     @property
-    def networks(self) -> str:
+    def state(self) -> str:
         """
-        From where users have logged in.
+        What has to survive a restart; see L{pop3svc.state.State}.
         """
-        return self._at("networks.json")
+        return self._at("state.db")
 
     @property
     def demoLogin(self) -> str:

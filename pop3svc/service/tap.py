@@ -22,7 +22,7 @@ from twisted.cred.strcred import (
     UnsupportedInterfaces,
     makeChecker,
 )
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.logger import Logger
 from twisted.plugin import getPlugins
@@ -31,14 +31,10 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.accounts.throttle import (
-    BanEngine,
-    KnownNetworks,
-    LoginGuard,
-    SharedThrottle,
-    UserThrottle,
-)
+from pop3svc.accounts.strikes import BanEngine, UserThrottle
+from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.calling import useMonotonicClock
 from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
@@ -52,6 +48,7 @@ from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
 from pop3svc.service.workers import Shared, Supervisor
+from pop3svc.state import State
 
 __all__ = ["Options", "POP3Service", "makeService"]
 
@@ -360,27 +357,37 @@ def _named(name: str) -> Any:
         raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
 
 
-class _Saving(TimerService):
+class _Keeping(TimerService):
     """
-    Writes the known networks now and then, and at the end.
+    Reads the known networks at the start, writes them now and then, and at the end.
     """
 
-    # Seconds: what is lost by a crash is little.
-    EVERY = 600
+    # Seconds: only what has changed is written, and a crash loses no more than this.
+    EVERY = 60
 
     def __init__(self, known: KnownNetworks) -> None:
         super().__init__(self.EVERY, self._save)  # type: ignore[no-untyped-call]
         self._known = known
 
-    def _save(self) -> Any:
-        return disk().run(self._known.save)
+    def _save(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._known.save())
+
+    def startService(self) -> None:
+        """
+        See L{IService.startService}.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        loaded = Deferred.fromCoroutine(self._known.load())
+        loaded.addErrback(lambda failure: log.failure("cannot read the known networks", failure))
 
     def stopService(self) -> Any:
         """
         See L{IService.stopService}.
         """
-        self._known.save()
-        return super().stopService()  # type: ignore[no-untyped-call]
+        stopped = super().stopService()  # type: ignore[no-untyped-call]
+        saved = self._save()
+        saved.addErrback(lambda failure: log.failure("cannot keep the known networks", failure))
+        return gatherResults([maybeDeferred(lambda: stopped), saved])
 
 
 class _Setup:
@@ -415,16 +422,20 @@ class _Setup:
 
     def knownNetworks(self) -> KnownNetworks:
         """
-        From where users have logged in; kept if there is a data directory, and
-        by one process.
+        From where users have logged in; kept if there is a data directory, and written by
+        the process that twistd has started.
         """
-        if self._shared or (self._data is None and self._options["data"] is None):
+        if self._data is None and self._options["data"] is None:
+            self.announcements.append(
+                "the networks that users have logged in from are forgotten at a restart, because "
+                "there is no --data"
+            )
             return KnownNetworks()
         data = self.data()
         data.make()
-        return KnownNetworks(data.networks)
+        return KnownNetworks(State(data.state, self._owner()), isWriter=self._shared is None)
 
-    def provider(self) -> Any:
+    def provider(self, policy: Policy) -> Any:
         """
         The provider that --provider and --auth make.
         """
@@ -453,7 +464,7 @@ class _Setup:
             _refuse(f"--provider: {error}")
         if IPOP3MailboxProvider.providedBy(provider):
             return provider, provider
-        return AccountsProvider(provider, checkers), provider
+        return AccountsProvider(provider, checkers, policy.loginWait), provider
 
     def certificate(self) -> RenewableCertificate:
         """
@@ -491,6 +502,18 @@ def _policy(options: Options) -> Policy:
             if sentence.startswith(name):
                 sentence = f"--set {sentence}"
         _refuse(sentence.replace("without ", "--without ", 1))
+
+
+def _throttle(
+    reactor: Any, policy: Policy, known: KnownNetworks, exempt: list[str], tell: Any
+) -> SharedThrottle:
+    limits: list[BanEngine | UserThrottle] = [
+        BanEngine(reactor, known, policy.banStrikes, policy.banTime, exempt),
+        UserThrottle(
+            reactor, known, policy.userStrikes, policy.strangerStrikes, policy.strikesTime
+        ),
+    ]
+    return SharedThrottle(reactor, limits, known, tell, policy.loginWait)
 
 
 def _howToRead(data: DataDirectory, ports: list[Any], certificate: str) -> list[str]:
@@ -565,25 +588,19 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     if not plain and not secure:
         plain = list(_DEFAULT_ENDPOINTS)
     try:
-        provider, started = setup.provider()
+        provider, started = setup.provider(policy)
         creator = setup.certificate()
         known = setup.knownNetworks()
     except ValueError as error:
         _refuse(str(error))
-    throttle = SharedThrottle(
-        [
-            BanEngine(reactor, policy.banStrikes, policy.banTime, options["ban-exempt"]),
-            UserThrottle(
-                reactor, known, policy.userStrikes, policy.strangerStrikes, policy.strikesTime
-            ),
-        ],
-        *(() if shared is None else (parent.tellStrike,)),
+    throttle = _throttle(
+        reactor, policy, known, options["ban-exempt"], None if shared is None else parent.tellStrike
     )
     factory = POP3Factory(
         provider,
         policy if shared is None else _share(policy, shared.of),
         connectionCreator=creator,
-        throttle=LoginGuard(reactor, [throttle]),
+        throttle=LoginGuard(reactor, throttle),
     )
     on: Any = reactor
     if shared is not None:
@@ -591,7 +608,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         throttle.restore(shared.strikes)
         on = HandedOver(reactor, shared.ports)
     service = POP3Service(reactor, factory, throttle, takesTurns=shared is not None)
-    _Saving(known).setServiceParent(service)
+    _Keeping(known).setServiceParent(service)
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
     trusted = options["proxy-from"]
@@ -643,5 +660,5 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         ),
     )
     supervisor.announcements += announcements
-    _Saving(known).setServiceParent(supervisor)
+    _Keeping(known).setServiceParent(supervisor)
     return supervisor

@@ -84,11 +84,11 @@ class _Parent(Lines):
         else:
             self._outbox.send(LOG, eventAsJSON(event))
 
-    def tellStrike(self, method: str, clientIP: str | None, username: str) -> None:
+    def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
         Tell the other workers of an attempt to log in.
         """
-        self._tell(STRIKE, [method, clientIP, username])
+        self._tell(STRIKE, [event, clientIP, username, guess])
 
     def tellDelay(self, name: str, isDelayed: bool) -> None:
         """

@@ -4,32 +4,29 @@ Who may try to log in: each limit biting, and an honest user unharmed.
 
 from __future__ import annotations
 
+import gc
 import json
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from pop3svc.accounts.throttle import (
-    BanEngine,
-    KnownNetworks,
-    LoginGuard,
-    SharedThrottle,
-    UserThrottle,
-)
-from pop3svc.interfaces import ILoginThrottle
+from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.accounts.strikes import BanEngine, Strikes, UserThrottle
+from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import ILoginAttempt, ILoginThrottle
 from pop3svc.networks import networkOf
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-
-
-def info(address: str | None, connectionID: int = 1) -> ConnectionInfo:
-    return ConnectionInfo(connectionID, address, True)
 
 
 @pytest.mark.parametrize(
@@ -47,130 +44,454 @@ def test_networks(address: str | None, v4: int, network: str) -> None:
     assert networkOf(address, v4) == network
 
 
-def test_threeStrikes() -> None:
+@pytest.fixture
+def clock() -> Clock:
     clock = Clock()
     clock.advance(1e6)
-    engine = BanEngine(clock)
-    verifyObject(ILoginThrottle, engine)
-    bad, other = info("192.0.2.7"), info("192.0.2.8")
-    for _ in range(3):
-        assert engine.mayLogin(bad, "alice")
-        engine.loginFailed(bad, "alice")
-    assert not engine.mayLogin(bad, "alice")
-    assert not engine.mayLogin(bad, "bob")
-    assert engine.mayLogin(other, "alice")
-    clock.advance(9999)
-    # Counts as a new one.
-    assert not engine.mayLogin(bad, "alice")
-    clock.advance(9999)
-    assert not engine.mayLogin(bad, "alice")
-    clock.advance(10_001)
-    assert engine.mayLogin(bad, "alice")
+    return clock
 
 
-def test_honestUsersAreNotBanned() -> None:
-    clock = Clock()
-    clock.advance(1e6)
-    engine = BanEngine(clock)
-    me = info("192.0.2.7")
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """
+    What is logged.
+    """
+    seen: list[str] = []
+
+    def observe(event: Any) -> None:
+        if event.get("log_namespace") == "pop3svc":
+            seen.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield seen
+    globalLogPublisher.removeObserver(observe)
+
+
+class Service:
+    """
+    A throttle, and logins that are checked by it.
+    """
+
+    PASSWORD = "right"
+
+    def __init__(self, clock: Clock, tell: Any = None, **settings: Any) -> None:
+        self.clock = clock
+        self.known = KnownNetworks(now=clock.seconds)
+        bans = {key: settings[key] for key in ("strikes", "exempt") if key in settings}
+        users = {key: settings[key] for key in ("each", "strangers") if key in settings}
+        self.throttle = SharedThrottle(
+            clock,
+            [BanEngine(clock, self.known, **bans), UserThrottle(clock, self.known, **users)],
+            self.known,
+            tell,
+        )
+        verifyObject(ILoginThrottle, self.throttle)
+        self.compared = 0
+
+    def begin(self, address: str | None, name: str, password: str) -> tuple[ConnectionInfo, Any]:
+        """
+        @return: the connection, and what C{mayLogin} has answered.
+        """
+        info = ConnectionInfo(1, address, True)
+        return info, self.throttle.mayLogin(info, name, password)
+
+    def logIn(self, address: str | None, name: str, password: str = PASSWORD) -> str:
+        """
+        @return: whether it is "in", "wrong" or "refused".
+        """
+        info, may = self.begin(address, name, password)
+        if not may:
+            return "refused"
+        assert may is True
+        self.compared += 1
+        if password == self.PASSWORD:
+            self.throttle.loginSucceeded(info, name)
+            return "in"
+        self.throttle.loginFailed(info, name)
+        return "wrong"
+
+    def guess(self, address: str | None, name: str, count: int, prefix: str = "guess") -> list[str]:
+        """
+        @return: what became of some different guesses.
+        """
+        return [self.logIn(address, name, f"{prefix}{each}") for each in range(count)]
+
+
+@pytest.fixture
+def service(clock: Clock) -> Service:
+    return Service(clock)
+
+
+# --- bans -------------------------------------------------------------------
+
+
+def test_threeStrikes(service: Service, clock: Clock) -> None:
+    assert service.guess("192.0.2.7", "alice", 4) == ["wrong"] * 3 + ["refused"]
+    assert service.logIn("192.0.2.7", "alice") == "refused"
+    assert service.logIn("192.0.2.7", "bob") == "refused"
+    assert service.logIn("192.0.2.8", "bob") == "in"
+    clock.advance(9999)
+    # A refused attempt renews the ban.
+    assert service.logIn("192.0.2.7", "alice") == "refused"
+    clock.advance(9999)
+    assert service.logIn("192.0.2.7", "alice") == "refused"
+    clock.advance(10_000)
+    assert service.logIn("192.0.2.7", "alice") == "in"
+
+
+def test_aBanEndsAfterADay(service: Service, clock: Clock) -> None:
+    """
+    However often refused attempts have renewed it.
+    """
+    service.guess("192.0.2.7", "alice", 3)
+    for _ in range(86399 // 60):
+        clock.advance(60)
+        assert service.logIn("192.0.2.7", "bob") == "refused"
+    clock.advance(60)
+    assert service.logIn("192.0.2.7", "bob") == "in"
+
+
+def test_oneWrongPasswordIsOneStrike(service: Service, clock: Clock) -> None:
+    """
+    A device that keeps an old password shuts out nobody, and is not shut out itself.
+    """
+    for _ in range(1000):
+        clock.advance(60)
+        assert service.logIn("192.0.2.7", "alice", "an old one") == "wrong"
+    assert service.logIn("192.0.2.7", "bob") == "in"
+    assert service.logIn("192.0.2.7", "alice") == "in"
+    # The same password for another name is another guess.
+    assert service.logIn("198.51.100.1", "alice", "x") == "wrong"
+    assert service.logIn("198.51.100.1", "bob", "x") == "wrong"
+    assert service.logIn("198.51.100.1", "carol", "x") == "wrong"
+    assert service.logIn("198.51.100.1", "dave", "x") == "refused"
+
+
+def test_namesAndPasswordsAreNotMixedUp(service: Service) -> None:
+    """
+    Two guesses of which the same octets are left when written one after the other.
+    """
+    for name, password in (("a", "bc"), ("ab", "c"), ("a", "b\0c")):
+        assert service.logIn("192.0.2.7", name, password) == "wrong"
+    assert service.logIn("192.0.2.7", "bob") == "refused"
+
+
+def test_knownNetworksAreCheckedDuringABan(service: Service) -> None:
+    """
+    Only that user's own strikes from there count against them.
+    """
+    service.logIn("192.0.2.7", "alice")
+    service.guess("192.0.2.7", "bob", 3)
+    assert service.logIn("192.0.2.7", "bob") == "refused"
+    assert service.logIn("192.0.2.7", "alice") == "in"
+    assert service.guess("192.0.2.7", "alice", 11) == ["wrong"] * 10 + ["refused"]
+    assert service.logIn("192.0.2.7", "alice") == "refused"
+
+
+def test_onlyRefusedAttemptsRenewABan(service: Service, clock: Clock) -> None:
+    """
+    Not those of users from known networks, right or wrong.
+    """
+    service.logIn("192.0.2.7", "alice")
+    service.guess("192.0.2.7", "bob", 3)
+    for number in range(4):
+        clock.advance(2499)
+        service.logIn("192.0.2.7", "alice")
+        service.logIn("192.0.2.7", "alice", f"typing error {number}")
+    clock.advance(4)
+    assert service.logIn("192.0.2.7", "bob") == "in"
+
+
+def test_sharedAddressesAreNotBanned(service: Service) -> None:
+    """
+    An office: strikes count for user and network only.
+    """
+    for name in ("alice", "bob", "carol"):
+        assert service.logIn("192.0.2.7", name) == "in"
+    assert service.guess("192.0.2.7", "dave", 11) == ["wrong"] * 10 + ["refused"]
+    assert service.logIn("192.0.2.7", "erin") == "in"
+    assert service.logIn("192.0.2.7", "dave") == "refused"
+
+
+def test_becomesSharedWhileBanned(service: Service) -> None:
+    for name in ("alice", "bob"):
+        service.logIn("192.0.2.7", name)
+    service.logIn("192.0.2.8", "carol")
+    service.guess("192.0.2.7", "dave", 3)
+    assert service.logIn("192.0.2.7", "erin") == "refused"
+    # From a known network.
+    assert service.logIn("192.0.2.7", "carol") == "in"
+    assert service.logIn("192.0.2.7", "erin") == "in"
+
+
+def test_successDoesNotClearTheAddress(service: Service) -> None:
+    """
+    Whoever guesses may have an account of their own.
+    """
+    tried = 0
+    for number in range(24):
+        tried += service.logIn("192.0.2.7", "alice", f"guess{number}") == "wrong"
+        assert service.logIn("192.0.2.7", "mallory") == "in"
+    assert tried == 3
+
+
+def test_successClearsTheUsersStrikes(service: Service) -> None:
+    service.logIn("192.0.2.7", "alice")
     for _ in range(5):
-        for _ in range(2):
-            engine.loginFailed(me, "alice")
-            assert engine.mayLogin(me, "alice")
-        engine.loginSucceeded(me, "alice")
-    for exempt in ("127.0.0.1", "127.9.9.9", "::1", None):
-        for _ in range(10):
-            engine.loginFailed(info(exempt), "alice")
-        assert engine.mayLogin(info(exempt), "alice")
+        service.guess("192.0.2.7", "alice", 9)
+        assert service.logIn("192.0.2.7", "alice") == "in"
 
 
-def test_sixtyFour() -> None:
-    clock = Clock()
-    clock.advance(1e6)
-    engine = BanEngine(clock)
+def test_exempt(clock: Clock) -> None:
+    service = Service(clock, each=100, strangers=100)
+    for address in ("127.0.0.1", "127.9.9.9", "::1", None):
+        assert service.guess(address, "alice", 10) == ["wrong"] * 10
+    service = Service(clock, strikes=1, exempt=["192.0.2.0/24"])
+    assert service.guess("192.0.2.9", "alice", 5) == ["wrong"] * 5
+    assert service.guess("127.0.0.1", "alice", 2) == ["wrong", "refused"]
+
+
+def test_sixtyFour(service: Service) -> None:
     for last in (1, 2, 3):
-        engine.loginFailed(info(f"2001:db8::{last}"), "alice")
-    assert not engine.mayLogin(info("2001:db8::ffff"), "alice")
-    assert engine.mayLogin(info("2001:db8:0:1::1"), "alice")
+        service.logIn(f"2001:db8::{last}", "alice", f"guess{last}")
+    assert service.logIn("2001:db8::ffff", "alice") == "refused"
+    assert service.logIn("2001:db8:0:1::1", "alice") == "in"
 
 
-def test_exemptIsSettable() -> None:
-    clock = Clock()
-    clock.advance(1e6)
-    engine = BanEngine(clock, strikes=1, exempt=["192.0.2.0/24"])
-    for address, may in (("192.0.2.9", True), ("127.0.0.1", False)):
-        engine.loginFailed(info(address), "alice")
-        assert engine.mayLogin(info(address), "alice") is may
+# --- users ------------------------------------------------------------------
 
 
-def test_theTableIsBounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pop3svc.accounts.throttle._BOUND", 10)
-    clock = Clock()
-    clock.advance(1e6)
-    engine = BanEngine(clock)
-    for number in range(100):
-        engine.loginFailed(info(f"192.0.2.{number}"), "alice")
-    assert len(engine._failures._counts) == 10
-
-
-def test_theOwnerIsNotLockedOut() -> None:
+def test_theOwnerIsNotLockedOut(service: Service, clock: Clock) -> None:
     """
     Guesses from everywhere: strangers are refused, the owner's network is not.
     """
-    clock = Clock()
-    clock.advance(1e6)
-    throttle = UserThrottle(clock)
-    verifyObject(ILoginThrottle, throttle)
-    owner = info("198.51.100.5")
-    throttle.loginSucceeded(owner, "alice")
-    tried = 0
+    service.logIn("198.51.100.5", "alice")
+    results = [service.logIn(f"203.0.{n}.1", "alice", f"guess{n}") for n in range(200)]
+    assert results.count("wrong") == 30
+    assert service.logIn("198.51.100.77", "alice") == "in"
+    assert service.logIn("203.0.113.1", "bob") == "in"
+    clock.advance(3600)
+    assert service.logIn("203.0.113.1", "alice") == "in"
+
+
+def test_travellingDevice(service: Service) -> None:
+    """
+    One old password from many networks is one strike against its user.
+    """
     for number in range(200):
-        attacker = info(f"203.0.{number}.1")
-        if throttle.mayLogin(attacker, "alice"):
-            tried += 1
-            throttle.loginFailed(attacker, "alice")
-    assert tried == 30
-    assert throttle.mayLogin(owner, "alice")
-    assert throttle.mayLogin(info("198.51.100.77"), "alice")
-    assert throttle.mayLogin(info("203.0.113.1"), "bob")
-    clock.advance(3601)
-    assert throttle.mayLogin(info("203.0.113.1"), "alice")
+        service.logIn(f"203.0.{number}.1", "alice", "an old one")
+    assert service.logIn("198.51.100.5", "alice") == "in"
 
 
-def test_oneNetwork() -> None:
-    clock = Clock()
-    clock.advance(1e6)
-    throttle = UserThrottle(clock)
+def test_oneNetwork(service: Service) -> None:
     for number in range(10):
-        throttle.loginFailed(info(f"203.0.113.{number}"), "alice")
-    assert not throttle.mayLogin(info("203.0.113.200"), "alice")
-    assert throttle.mayLogin(info("203.0.114.1"), "alice")
+        service.logIn(f"203.0.113.{number}", "alice", f"guess{number}")
+    assert service.logIn("203.0.113.200", "alice") == "refused"
+    assert service.logIn("203.0.114.1", "alice") == "in"
 
 
-def test_knownNetworksAreKept(tmp_path: Path) -> None:
-    path, now = str(tmp_path / "networks"), [1e9]
-    known = KnownNetworks(path, lambda: now[0])
-    for number in range(20):
-        known.add("alice", f"10.0.{number}.0/24")
-    known.save()
-    known = KnownNetworks(path, lambda: now[0])
-    assert not known.isKnown("alice", "10.0.3.0/24")
-    assert known.isKnown("alice", "10.0.4.0/24")
-    assert not known.isKnown("bob", "10.0.4.0/24")
-    assert oct((tmp_path / "networks").stat().st_mode & 0o777) == "0o600"
-    before = (tmp_path / "networks").stat().st_ino
-    known.add("alice", "10.0.4.0/24")
-    known.save()
-    assert (tmp_path / "networks").stat().st_ino == before
-    now[0] += 91 * 86400
-    assert not known.isKnown("alice", "10.0.5.0/24")
-    for nonsense in ("nonsense", "[]", '{"a": 5}', '{"a": {"b": "c"}}'):
-        (tmp_path / "networks").write_text(nonsense)
-        assert not KnownNetworks(path).isKnown("alice", "10.0.5.0/24")
-    KnownNetworks(str(tmp_path / "no" / "where")).save()
+# --- attempts under way -------------------------------------------------------
 
 
-def guarded() -> tuple[POP3Factory, Any]:
+def underWay(service: Service, count: int) -> tuple[list[ConnectionInfo], list[Any]]:
+    """
+    Guesses at once from one address, of which none is answered yet.
+
+    @return: the connections, and what they were told, which is empty while they wait.
+    """
+    infos, answers = [], []
+    for number in range(count):
+        info, answer = service.begin("192.0.2.7", "alice", f"guess{number}")
+        told: list[Any] = []
+        if isinstance(answer, Deferred):
+            answer.addBoth(told.append)
+        else:
+            told.append(answer)
+        infos.append(info)
+        answers.append(told)
+    return infos, answers
+
+
+def test_guessesAtOnce(service: Service, clock: Clock) -> None:
+    """
+    Three are compared, however many come together; the others wait for these.
+    """
+    infos, answers = underWay(service, 50)
+    assert answers == [[True]] * 3 + [[]] * 47
+    for info in infos[:3]:
+        service.throttle.loginFailed(info, "alice")
+    clock.advance(0)
+    assert answers == [[True]] * 3 + [[False]] * 47
+    assert clock.getDelayedCalls() == []
+
+
+def test_rightOnesAtOnce(clock: Clock) -> None:
+    """
+    A household's program logs in to five accounts at once for the first time.
+    """
+    service = Service(clock)
+    waiting, infos = [], []
+    for number in range(5):
+        info, answer = service.begin("192.0.2.7", f"user{number}", "right")
+        infos.append((info, f"user{number}"))
+        if answer is not True:
+            told: list[Any] = []
+            answer.addBoth(told.append)
+            waiting.append(told)
+    assert waiting == [[], []]
+    for info, name in infos[:3]:
+        service.throttle.loginSucceeded(info, name)
+    clock.advance(0)
+    assert waiting == [[True], [True]]
+
+
+def test_oneAfterAnother(service: Service, clock: Clock) -> None:
+    """
+    Each attempt that is over lets the next one through.
+    """
+    infos, answers = underWay(service, 5)
+    service.throttle.loginAbandoned(infos[0], "alice", False)
+    clock.advance(0)
+    assert answers == [[True]] * 4 + [[]]
+    for info in infos[1:4]:
+        service.throttle.loginFailed(info, "alice")
+    clock.advance(0)
+    assert answers == [[True]] * 4 + [[False]]
+
+
+def test_waitsNotForEver(service: Service, clock: Clock) -> None:
+    _, answers = underWay(service, 4)
+    clock.advance(30)
+    assert isinstance(answers[3][0], Failure)
+    error = answers[3][0].value
+    assert isinstance(error, POP3ResponseError) and error.code == "SYS/TEMP"
+    assert not service.throttle._waiting
+
+
+def test_lostWhileWaiting(service: Service, clock: Clock) -> None:
+    underWay(service, 3)
+    _, answer = service.begin("192.0.2.7", "bob", "guess")
+    answer.addErrback(lambda _: None)
+    answer.cancel()
+    assert not service.throttle._waiting and clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("isLost", "isGuess", "wasRefused", "isStrike"),
+    [
+        (False, True, False, False),  # a fault: [SYS/TEMP], [IN-USE]
+        (False, True, True, True),  # one checker said no, the next one had a fault
+        (True, True, False, True),  # left before the refusal: it may have been compared
+        (True, False, False, False),  # left before it was compared
+        (True, False, True, True),
+    ],
+)
+def test_endedNeitherWay(
+    service: Service, isLost: bool, isGuess: bool, wasRefused: bool, isStrike: bool
+) -> None:
+    for number in range(3):
+        info, may = service.begin("192.0.2.7", "alice", f"guess{number}")
+        assert may is True
+        verifyObject(ILoginAttempt, info.loginAttempt)
+        info.loginAttempt.isGuess, info.loginAttempt.wasRefused = isGuess, wasRefused
+        service.throttle.loginAbandoned(info, "alice", isLost)
+        assert info.loginAttempt is None
+    assert service.logIn("192.0.2.7", "bob") == ("refused" if isStrike else "in")
+
+
+def test_refusedForTheUserIsNoStrike(clock: Clock) -> None:
+    """
+    What one limit refuses the other does not count.
+    """
+    service = Service(clock, each=1)
+    service.logIn("192.0.2.7", "alice", "wrong")
+    assert service.guess("192.0.2.7", "alice", 10) == ["refused"] * 10
+    assert service.logIn("192.0.2.7", "bob") == "in"
+
+
+# --- bounds -----------------------------------------------------------------
+
+
+def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """
+    In octets: names of any length cost the same.
+    """
+    monkeypatch.setattr(Strikes, "BOUND", 10)
+    monkeypatch.setattr(LoginGuard, "BOUND", 10)
+    service = Service(clock)
+    guard = LoginGuard(clock, service.throttle)
+    for number in range(100):
+        info = ConnectionInfo(1, f"192.0.2.{number}", True)
+        name = f"{number}" + "x" * 250
+        assert guard.mayLogin(info, name, "y" * 9000) is True
+        guard.loginFailed(info, name)
+    text = json.dumps(service.throttle.state())
+    assert "xxx" not in text and "yyy" not in text
+    for limit in service.throttle._limits:
+        for table in limit.tables:
+            assert len(table._records) == 10 and not table._pending
+            assert all(len(repr(key)) < 150 for key in table._records)
+    assert len(guard._refusals) == 10
+
+
+def test_passwordsAreNotKept(service: Service) -> None:
+    """
+    Nothing that is alive after a failed login holds its password.
+    """
+    password = "".join(["never ", "kept"])
+    service.logIn("192.0.2.7", "alice", password)
+    holders = [
+        each
+        for each in gc.get_referrers(password)
+        if isinstance(each, dict | list | tuple | set) and each is not globals()
+    ]
+    assert not holders
+    assert "never kept" not in repr(service.throttle.state())
+
+
+# --- the log ----------------------------------------------------------------
+
+
+def test_theLog(service: Service, clock: Clock, lines: list[str]) -> None:
+    """
+    The ban once, and of refused attempts the first, the tenth, the hundredth.
+    """
+    service.guess("192.0.2.7", "alice", 3)
+    assert lines == ["banned 192.0.2.7 for 10000 s after 3 failed logins"]
+    del lines[:]
+    for _ in range(150):
+        service.logIn("192.0.2.7", "bob", "x")
+    assert lines == [
+        "refused a login from 192.0.2.7: banned",
+        "refused a login from 192.0.2.7: banned (10 times)",
+        "refused a login from 192.0.2.7: banned (100 times)",
+    ]
+    del lines[:]
+    clock.advance(10_000)
+    service.guess("2001:db8::1", "alice", 4, "other")
+    assert lines == [
+        "banned 2001:db8::/64 for 10000 s after 3 failed logins",
+        "refused a login from 2001:db8::/64: banned",
+    ]
+
+
+def test_theLogOfUsers(clock: Clock, lines: list[str]) -> None:
+    service = Service(clock, each=2, strangers=3)
+    service.guess("192.0.2.7", "al\nice", 3)
+    service.guess("198.51.100.1", "al\nice", 2, "other")
+    assert lines == [
+        "refusing al\\nice from 192.0.2.0/24 for 3600 s after 2 failed logins",
+        "refused a login from 192.0.2.7: too many failed logins of al\\nice",
+        "refusing al\\nice from networks without a login of that user for 3600 s after 3 "
+        "failed logins",
+        "refused a login from 198.51.100.1: too many failed logins of al\\nice from many networks",
+    ]
+
+
+# --- answered late ------------------------------------------------------------
+
+
+def guarded() -> tuple[POP3Factory, list[str]]:
     clock = Clock()
     clock.advance(1e6)
     provider = MemoryProvider({"alice": "secret"}, [b"x"])
@@ -182,7 +503,7 @@ def guarded() -> tuple[POP3Factory, Any]:
         return authenticate(who, username, password)
 
     provider.authenticate = recording  # type: ignore[method-assign]
-    guard = LoginGuard(clock, [BanEngine(clock), UserThrottle(clock)])
+    guard = LoginGuard(clock, SharedThrottle(clock))
     verifyObject(ILoginThrottle, guard)
     return POP3Factory(provider, throttle=guard, clock=clock), asked
 
@@ -201,33 +522,69 @@ def wait(client: Client, limit: float = 200) -> tuple[bytes, float]:
     raise AssertionError("no answer")
 
 
+def connected(factory: POP3Factory, address: str) -> Client:
+    client = Client(factory, IPv4Address("TCP", address, 1), isSecure=True)
+    client.received()
+    return client
+
+
 REFUSED = b"-ERR [AUTH] Wrong name or password.\r\n"
 
 
-def test_refusalsLookTheSame() -> None:
+def test_refusalsLookTheSame(lines: list[str]) -> None:
     """
-    Unknown user, wrong password, banned: the same text after the same time;
-    the banned one's provider is not asked.
+    Unknown user, wrong password, banned, a name that is too long: the same text after the
+    same time; of the last two the provider is not asked, and they are no failed logins.
     """
     factory, asked = guarded()
-    clients = [
-        Client(factory, IPv4Address("TCP", f"192.0.2.{n}", 1), isSecure=True) for n in (1, 2)
-    ]
+    banned = "192.0.2.3"
+    for number in range(3):
+        client = connected(factory, banned)
+        client.send(b"XLOG bob wrong%d\r\n" % number)
+        wait(client)
+    clock: Any = factory.clock
+    clock.advance(600)
+    del asked[:], lines[:]
     answers = []
-    for client, name in zip(clients, (b"alice", b"nobody"), strict=True):
-        client.received()
-        client.send(b"XLOG " + name + b" wrong\r\n")
+    for address, line in (
+        ("192.0.2.1", b"XLOG alice wrong"),
+        ("192.0.2.2", b"XLOG nobody wrong"),
+        (banned, b"XLOG alice secret"),
+        ("192.0.2.4", b"AUTH PLAIN " + b"A" * 520),
+    ):
+        client = connected(factory, address)
+        if line.startswith(b"AUTH"):
+            import base64
+
+            blob = base64.b64encode(b"\0" + b"x" * 9000 + b"\0secret")
+            client.send(b"AUTH PLAIN\r\n")
+            assert client.received() == b"+ \r\n"
+            client.send(blob + b"\r\n")
+        else:
+            client.send(line + b"\r\n")
         answers.append(wait(client))
-    assert answers == [(REFUSED, 1.0)] * 2
-    banned = Client(factory, IPv4Address("TCP", "192.0.2.3", 1), isSecure=True)
-    banned.received()
-    guard: Any = factory.throttle
-    for _ in range(3):
-        guard._throttles[0].loginFailed(banned.protocol.session.info, "alice")
-    asked.clear()
-    banned.send(b"XLOG alice secret\r\n")
-    assert wait(banned) == (REFUSED, 1.0)
-    assert asked == []
+    assert answers == [(REFUSED, 1.0)] * 4
+    assert asked == ["alice", "nobody"]
+    assert lines == [
+        "failed login from 192.0.2.1: alice",
+        "failed login from 192.0.2.2: nobody",
+        "refused a login from 192.0.2.3: banned",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "isChecked"),
+    [("x" * 255, True), ("x" * 256, False), ("ä" * 127, True), ("ä" * 128, False)],
+)
+def test_longNames(clock: Clock, name: str, isChecked: bool) -> None:
+    """
+    More than 255 octets are refused before anything is counted.
+    """
+    throttle = SharedThrottle(clock)
+    guard = LoginGuard(clock, throttle)
+    info = ConnectionInfo(1, "192.0.2.7", True)
+    assert (guard.mayLogin(info, name, "x") is True) is isChecked
+    assert bool(throttle._underWay) is isChecked
 
 
 def test_refusalsOfOneAddressQueue() -> None:
@@ -241,8 +598,7 @@ def test_refusalsOfOneAddressQueue() -> None:
     for client in clients:
         client.received()
         client.send(b"XLOG alice wrong\r\n")
-    other = Client(factory, IPv4Address("TCP", "192.0.2.9", 1), isSecure=True)
-    other.received()
+    other = connected(factory, "192.0.2.9")
     other.send(b"XLOG alice wrong\r\n")
     assert wait(other) == (REFUSED, 1.0)
     clock: Any = factory.clock
@@ -260,16 +616,36 @@ def test_goodLoginsDoNotWait() -> None:
     assert client.say(b"STAT").startswith(b"+OK")
 
 
-def test_lostWhileWaiting() -> None:
+def test_lostBeforeTheRefusal() -> None:
     """
-    No timer is left.
+    No timer is left, and the attempt counts.
     """
-    factory, _ = guarded()
-    client = Client(factory)
-    client.send(b"XLOG alice wrong\r\n")
-    client.vanish()
-    clock: Any = factory.clock
-    assert clock.getDelayedCalls() == []
+    factory, asked = guarded()
+    for number in range(5):
+        client = connected(factory, "192.0.2.7")
+        client.send(b"XLOG alice wrong%d\r\n" % number)
+        client.vanish()
+        clock: Any = factory.clock
+        assert clock.getDelayedCalls() == []
+    assert len(asked) == 3
+
+
+def test_lostWhileBeingChecked() -> None:
+    """
+    A slow provider, and clients that do not wait for it: three guesses, no more.
+    """
+    factory, asked = guarded()
+
+    def slow(who: Any, username: str, password: str) -> Any:
+        asked.append(password)
+        return Deferred()
+
+    factory.provider.authenticate = slow
+    for number in range(5):
+        client = connected(factory, "192.0.2.7")
+        client.send(b"XLOG alice guess%d\r\n" % number)
+        client.vanish()
+    assert len(asked) == 3
 
 
 def test_fiveFailures() -> None:
@@ -299,17 +675,16 @@ def test_sixLocalFailuresAndThenTheRightOne() -> None:
         client.say(b"QUIT")
 
 
-def test_lostWhileLoggingIn() -> None:
+def test_lostWhileLoggingIn(clock: Clock) -> None:
     """
     Nothing of it is kept.
     """
-    import gc
-
-    guard = LoginGuard(Clock(), [])
+    throttle = SharedThrottle(clock)
+    guard = LoginGuard(clock, throttle)
     for number in range(10):
-        guard.mayLogin(info("192.0.2.1", number), "alice")
+        guard.mayLogin(ConnectionInfo(number, "192.0.2.1", True), "alice", "secret")
     gc.collect()
-    assert len(guard._arrived) == 0
+    assert len(guard._arrived) == len(throttle._underWay) == 0
 
 
 def test_noRefusalWaitsForEver() -> None:
@@ -326,79 +701,113 @@ def test_noRefusalWaitsForEver() -> None:
     assert [client.received() for client in clients] == [REFUSED] * 60
 
 
-class Told(list[tuple[Any, ...]]):
+# --- several processes ----------------------------------------------------------
+
+
+class Two:
     """
-    What a process tells the others.
+    Two processes that tell each other.
     """
 
-    def __call__(self, *what: Any) -> None:
-        self.append(what)
+    def __init__(self, clock: Clock, **settings: Any) -> None:
+        self.told: list[Any] = []
+        self.here = Service(clock, self.telling(lambda: self.there), **settings)
+        self.there = Service(clock, self.telling(lambda: self.here), **settings)
+        self.there.throttle.restore(json.loads(json.dumps(self.here.throttle.state())))
+
+    def telling(self, other: Callable[[], Service]) -> Any:
+        def tell(*what: Any) -> None:
+            self.told.append(what[0])
+            other().throttle.heard(*json.loads(json.dumps(what)))
+
+        return tell
 
 
-def shared(clock: Clock, tell: Any) -> SharedThrottle:
-    return SharedThrottle([BanEngine(clock), UserThrottle(clock, each=4)], tell)
-
-
-def test_countedTogether() -> None:
+def test_countedTogether(clock: Clock) -> None:
     """
-    Failures in one process and another are counted together; what changes
-    nothing is not told.
+    Failures in one process and another; a refused attempt renews the ban in both.
     """
-    clock = Clock()
-    clock.advance(1e6)
-    told = Told()
-    here, there = shared(clock, told), shared(clock, lambda *_: None)
-    verifyObject(ILoginThrottle, here)
-    bad = info("192.0.2.7")
-    here.loginSucceeded(bad, "alice")
-    # A network that was not known.
-    assert told == [("loginSucceeded", "192.0.2.7", "alice")]
-    here.loginSucceeded(bad, "alice")
-    assert here.mayLogin(bad, "alice")
-    assert len(told) == 1
-    here.loginFailed(bad, "alice")
-    here.loginFailed(bad, "alice")
-    for each in told:
-        there.heard(*json.loads(json.dumps(each)))
-    there.loginFailed(bad, "alice")
-    assert not there.mayLogin(bad, "bob")
-    assert here.mayLogin(bad, "alice")
-    # An attempt while banned counts, and is told.
-    here.heard("loginFailed", "192.0.2.7", "alice")
-    del told[:]
+    two = Two(clock)
+    two.here.guess("192.0.2.7", "alice", 2)
+    assert two.there.logIn("192.0.2.7", "alice", "guess0") == "wrong"
+    assert two.there.logIn("192.0.2.7", "alice", "guess2") == "wrong"
+    assert two.here.logIn("192.0.2.7", "bob") == "refused"
     clock.advance(9_000)
-    assert not here.mayLogin(bad, "bob")
-    assert told == [("mayLogin", "192.0.2.7", "bob")]
-    there.heard(*told[0])
+    assert two.here.logIn("192.0.2.7", "bob") == "refused"
     clock.advance(9_000)
-    assert not there.mayLogin(bad, "bob")
-    there.heard("loginSucceeded", "192.0.2.7", "alice")
-    assert there.mayLogin(bad, "bob")
+    assert two.there.logIn("192.0.2.7", "bob") == "refused"
+    clock.advance(10_000)
+    assert two.there.logIn("192.0.2.7", "bob") == "in"
+    assert two.here.known.isKnown("bob", "192.0.2.7")
 
 
-def test_goesOnElsewhere() -> None:
+def test_underWayElsewhere(clock: Clock) -> None:
+    """
+    An attempt that another process checks counts, and is waited for.
+    """
+    two = Two(clock)
+    infos, answers = underWay(two.here, 2)
+    assert answers == [[True], [True]]
+    info, answer = two.there.begin("192.0.2.7", "alice", "third")
+    assert answer is True
+    _, waiting = two.there.begin("192.0.2.7", "alice", "fourth")
+    told: list[Any] = []
+    waiting.addBoth(told.append)
+    two.here.throttle.loginAbandoned(infos[0], "alice", False)
+    clock.advance(0)
+    assert told == [True]
+
+
+def test_aProcessThatDiesDoesNotBlock(clock: Clock) -> None:
+    """
+    What it was checking is given up.
+    """
+    two = Two(clock)
+    for number in range(3):
+        two.there.throttle.heard("begun", "192.0.2.7", "alice", f"{number:016x}")
+    clock.advance(Strikes.LAPSE)
+    assert two.there.logIn("192.0.2.7", "bob") == "in"
+
+
+def test_whatChangesNothingIsNotTold(clock: Clock) -> None:
+    two = Two(clock)
+    two.here.logIn("192.0.2.7", "alice")
+    assert two.told == ["begun", "succeeded"]
+    for _ in range(10):
+        two.here.logIn("192.0.2.7", "alice")
+    clock.advance(0)
+    assert two.told == ["begun", "succeeded"]
+    # One that takes longer than a turn of the reactor is told.
+    info, _ = two.here.begin("192.0.2.7", "alice", "right")
+    clock.advance(0)
+    two.here.throttle.loginSucceeded(info, "alice")
+    assert two.told[2:] == ["begun", "over"]
+    for service in (two.here, two.there):
+        assert not any(t._pending for limit in service.throttle._limits for t in limit.tables)
+
+
+def test_goesOnElsewhere(clock: Clock) -> None:
     """
     Another process, with another clock, goes on from what was counted.
     """
-    clock = Clock()
-    clock.advance(1e6)
-    here = shared(clock, lambda *_: None)
-    here.loginSucceeded(info("198.51.100.1"), "alice")
-    for _ in range(4):
-        here.loginFailed(info("192.0.2.7"), "alice")
+    here = Service(clock, each=4)
+    here.logIn("198.51.100.1", "alice")
+    here.guess("192.0.2.7", "alice", 3)
+    here.guess("192.0.2.9", "alice", 1, "more")
     clock.advance(3_000)
-    state = json.dumps(here.state())
+    state = json.dumps(here.throttle.state())
 
-    def afterwards(seconds: int, address: str, username: str) -> bool:
+    def afterwards(seconds: int, address: str, username: str, password: str = "right") -> str:
         later = Clock()
-        there = shared(later, lambda *_: None)
-        there.restore(json.loads(state))
+        later.advance(clock.seconds())
+        there = Service(later, each=4)
+        there.throttle.restore(json.loads(state))
         later.advance(seconds)
-        return there.mayLogin(info(address), username)
+        return there.logIn(address, username, password)
 
-    assert not afterwards(6_999, "192.0.2.7", "bob")
-    assert afterwards(7_000, "192.0.2.7", "bob")
-    assert not afterwards(599, "192.0.2.8", "alice")
-    assert afterwards(600, "192.0.2.8", "alice")
-    assert afterwards(0, "192.0.2.8", "bob")
-    assert "198.51.100.0/24" in state
+    assert afterwards(6_999, "192.0.2.7", "bob") == "refused"
+    assert afterwards(7_000, "192.0.2.7", "bob") == "in"
+    assert afterwards(599, "192.0.2.8", "alice") == "refused"
+    assert afterwards(600, "192.0.2.8", "alice") == "in"
+    assert afterwards(0, "192.0.2.8", "bob") == "in"
+    assert afterwards(0, "198.51.100.9", "alice") == "in"

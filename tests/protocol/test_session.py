@@ -315,7 +315,7 @@ class Throttle:
         self.may = may
         self.calls: list[str] = []
 
-    async def mayLogin(self, info: object, username: str) -> bool:
+    async def mayLogin(self, info: object, username: str, password: str) -> bool:
         assert IPOP3ConnectionInfo.providedBy(info)
         self.calls.append(f"may {username}")
         return self.may
@@ -330,6 +330,10 @@ class Throttle:
     def loginSucceeded(self, info: object, username: str) -> None:
         assert IPOP3ConnectionInfo.providedBy(info)
         self.calls.append(f"succeeded {username}")
+
+    def loginAbandoned(self, info: object, username: str, isLost: bool) -> None:
+        assert IPOP3ConnectionInfo.providedBy(info)
+        self.calls.append(f"{'lost' if isLost else 'fault'} {username}")
 
 
 def test_throttle() -> None:
@@ -384,10 +388,30 @@ def test_otherRefusals() -> None:
         # Whatever is wrong with the credentials, the text is one.
         text = "Wrong name or password." if failures else "Come later."
         conversation(Refusing(), script.format(code, text), throttle=throttle)
-        assert throttle.calls.count(f"failed {code}") == failures
+        assert throttle.calls == [f"may {code}", f"{'failed' if failures else 'fault'} {code}"]
+    throttle = Throttle()
     conversation(
-        Refusing(), "S: +OK…\nC: USER bug\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP]…\nS: (closed)"
+        Refusing(),
+        "S: +OK…\nC: USER bug\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP]…\nS: (closed)",
+        throttle=throttle,
     )
+    assert throttle.calls == ["may bug", "fault bug"]
+
+
+def test_lostWhileBeingChecked() -> None:
+    """
+    The throttle is told that the attempt has ended neither way.
+    """
+
+    class Slow(Provider):
+        def authenticate(self, info: Any, username: str, password: str) -> Any:
+            return Deferred()
+
+    throttle = Throttle()
+    client = Client(POP3Factory(Slow(), clock=Clock(), throttle=throttle))
+    client.send(b"XLOG alice secret\r\n")
+    client.vanish()
+    assert throttle.calls == ["may alice", "lost alice"]
 
 
 @pytest.mark.parametrize(

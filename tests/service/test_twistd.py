@@ -338,7 +338,7 @@ def test_embeddedDefault(tmp_path: Path) -> None:
         "key.pem": "0o600",
         "certificate.pem": "0o600",
         "mail": "0o700",
-        "networks.json": "0o600",
+        "state.db": "0o600",
     }
 
 

@@ -4,12 +4,12 @@ Workers: several processes on the same ports.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import select
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -228,24 +228,53 @@ HEADER = b"PROXY TCP4 192.0.2.%d 192.0.2.200 5000 110\r\n"
 def test_bans(site: Path, tmp_path: Path) -> None:
     """
     Three strikes on different workers are three; one that is started later
-    knows them.
+    knows them, and the networks that users have logged in from.
     """
     more = ["--proxy-from", "127.0.0.1", "--cleartext-login", "always"]
     for workers in begun(site, tmp_path / "home", *more):
-        for number in (1, 2, 1):
+        connection = workers.connectTo(1, HEADER % 9)
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+        connection.socket.close()
+        for number, guess in ((1, b"one"), (2, b"two"), (2, b"one"), (1, b"three")):
             connection = workers.connectTo(number, HEADER % 7)
-            said = connection.say(b"XLOG alice wrong")
+            said = connection.say(b"XLOG alice " + guess)
             assert said == b"-ERR [AUTH] Wrong name or password.\r\n"
+        assert workers.running.waitFor("banned 192.0.2.7 for 10000 s after 3 failed logins")
         for number in (2, 1):
             connection = workers.connectTo(number, HEADER % 7)
             assert connection.say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
-            connection = workers.connectTo(number, HEADER % 8)
-            assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
-            connection.socket.close()
         os.kill(workers.pids[2], signal.SIGKILL)
         assert workers.waitForWorker() == 2
         connection = workers.connectTo(2, HEADER % 7)
         assert connection.say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+        assert workers.end() == 0
+        refused = [line for line in workers.running.lines if "refused a login" in line]
+        assert len(refused) == 1
+
+
+def test_knownNetworksSurviveARestart(site: Path, tmp_path: Path) -> None:
+    """
+    Whichever worker saw the login: twistd's process writes, all of them read.
+    """
+    more = ["--proxy-from", "127.0.0.1", "--cleartext-login", "always"]
+    more += ["--data", str(tmp_path / "data"), "--set", "banStrikes=1"]
+    for workers in begun(site, tmp_path / "home", *more):
+        for number, name in ((1, b"alice"), (2, b"bob")):
+            connection = workers.connectTo(number, HEADER % (7 + number))
+            assert connection.say(b"XLOG " + name + b" secret word").startswith(b"+OK")
+        assert workers.end() == 0
+        assert not any("forgotten" in line for line in workers.running.lines)
+    for workers in begun(site, tmp_path / "home", *more):
+        for number in (1, 2):
+            connection = workers.connectTo(number, HEADER % number)
+            assert connection.say(b"XLOG nobody x").startswith(b"-ERR [AUTH]")
+            for name in (b"alice", b"bob"):
+                connection = workers.connectTo(3 - number, HEADER % number)
+                assert connection.say(b"XLOG " + name + b" secret word").startswith(b"+OK")
+                connection.say(b"QUIT")
+            connection = workers.connectTo(number, HEADER % number)
+            assert connection.say(b"XLOG carol secret word").startswith(b"-ERR [AUTH]")
         assert workers.end() == 0
 
 
@@ -292,7 +321,9 @@ def test_embeddedDefault(tmp_path: Path) -> None:
         assert workers.end() == 0
     for text in ("made a self-signed certificate", "the user demo has a message", "read it:"):
         assert sum(text in line for line in running.lines) == 1
-    assert list(json.loads((data / "networks.json").read_text())) == ["demo"]
+    with sqlite3.connect(data / "state.db") as database:
+        users = database.execute("SELECT DISTINCT user FROM network").fetchall()
+    assert users == [(b"demo",)]
 
 
 def test_daemon(site: Path, tmp_path: Path) -> None:
@@ -478,7 +509,7 @@ class Reactor(Clock):
 
 def supervisor(reactor: Reactor, count: int = 1) -> Supervisor:
     shared = Shared(0, count, [], None, "/", [], ("", ""), None)
-    made = Supervisor(reactor, Policy(restartLongest=5), SharedThrottle([]), [], shared)
+    made = Supervisor(reactor, Policy(restartLongest=5), SharedThrottle(reactor), [], shared)
     made.startService()
     return made
 

@@ -1,0 +1,61 @@
+"""
+Credentials of twisted.cred that say how urgent a login is, and hear when it is checked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.cred.credentials import IUsernamePassword, UsernamePassword
+from zope.interface import Attribute, implementer
+
+from pop3svc.policy import Policy
+
+__all__ = ["IPasswordAttempt", "PasswordAttempt"]
+
+
+class IPasswordAttempt(IUsernamePassword):
+    """
+    A name and a password of a login.  A checker that lists this interface among its
+    C{credentialInterfaces} promises to call C{comparing} before it compares the password.
+    """
+
+    isFromKnownNetwork: bool = Attribute(
+        "bool: the user has logged in from the client's network before."
+    )
+    patience: float = Attribute("Seconds that the login may wait for its turn.")
+
+    def comparing() -> None:
+        """
+        The password is compared from now on: the attempt counts as a guess even if the
+        client does not wait for the answer.
+        """
+
+
+@implementer(IPasswordAttempt)
+class PasswordAttempt(UsernamePassword):
+    """
+    See L{IPasswordAttempt}.
+    """
+
+    def __init__(
+        self,
+        username: bytes,
+        password: bytes,
+        attempt: Any = None,
+        patience: float = Policy.loginWait,
+    ) -> None:
+        """
+        @param attempt: L{pop3svc.interfaces.ILoginAttempt} or L{None}.
+        """
+        super().__init__(username, password)
+        self._attempt = attempt
+        self.isFromKnownNetwork = attempt is not None and bool(attempt.isFromKnownNetwork)
+        self.patience = patience
+
+    def comparing(self) -> None:
+        """
+        See L{IPasswordAttempt.comparing}.
+        """
+        if self._attempt is not None:
+            self._attempt.isGuess = True

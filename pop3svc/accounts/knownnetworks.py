@@ -1,0 +1,258 @@
+"""
+The networks and addresses from which users have logged in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
+
+from twisted.internet.defer import DeferredLock
+
+from pop3svc.calling import Runner
+from pop3svc.files import disk
+from pop3svc.networks import networkOf
+from pop3svc.state import State
+
+__all__ = ["KnownNetworks"]
+
+_SELECT = (
+    "SELECT user, network, seen FROM network WHERE (user, network) > (?, ?) "
+    "ORDER BY user, network LIMIT ?"
+)
+_INSERT = "INSERT OR REPLACE INTO network (user, network, seen) VALUES (?, ?, ?)"
+_DELETE = "DELETE FROM network WHERE user = ? AND network = ?"
+_DELETE_OLD = "DELETE FROM network WHERE seen <= ?"
+
+Pair = tuple[str, str]
+
+
+def _octets(user: str) -> bytes:
+    return user.encode("utf-8", "surrogateescape")
+
+
+class KnownNetworks:
+    """
+    Remembers from which networks (IPv4 /24, IPv6 /64) each user has logged in,
+    and which addresses several users share.
+
+    An address counts as shared when L{SHARED} different users have logged in
+    from it: an office, a NAT, a container's gateway.
+    """
+
+    # Seconds after which a login is forgotten, and after which it is news again.
+    KEPT = 90 * 86400
+    NEWS = 86400
+    # Networks of each user: a person has a home, an office and some phones' networks.
+    EACH = 16
+    # The least recently seen go first.  A user costs some 500 octets of memory.
+    USERS = 100_000
+    ADDRESSES = 100_000
+    # Different users that make an address a shared one.
+    SHARED = 3
+    # Rows that are read at once, and written in one transaction: a few milliseconds each,
+    # because the reactor has to get its turn in between.
+    SLICE = 2000
+
+    def __init__(
+        self,
+        state: State | None = None,
+        isWriter: bool = True,
+        runner: Runner | None = None,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """
+        @param state: where it is kept; without it all is forgotten at the end.
+        @param isWriter: does this process write what it learns?  Others only read.
+        @param runner: where files are read and written.
+        @param now: the wall clock, in seconds; what is remembered outlives the process.
+        """
+        self._state = state
+        self._isWriter = isWriter and state is not None
+        self._runner = disk() if runner is None else runner
+        self._now = now
+        # What is to be written, and what is being written.
+        self._changed: dict[Pair, float] = {}
+        self._writing: dict[Pair, float] = {}
+        self._gone: set[Pair] = set()
+        self._saving = DeferredLock()
+        self._users: OrderedDict[str, dict[str, float]] = OrderedDict()
+        # For each address the users that were seen there first, at most SHARED of them.
+        self._addresses: OrderedDict[str, dict[str, float]] = OrderedDict()
+
+    def isKnown(self, username: str, clientIP: str | None) -> bool:
+        """
+        @return: has the user logged in from the client's network in the last 90 days?
+        """
+        networks = self._users.get(username)
+        if networks is None:
+            return False
+        seen = networks.get(networkOf(clientIP, v4=24))
+        return seen is not None and self._now() - seen < self.KEPT
+
+    def isShared(self, clientIP: str | None) -> bool:
+        """
+        @return: have at least L{SHARED} different users logged in from this address (IPv6:
+            from its /64) in the last 90 days?
+        """
+        users = self._addresses.get(networkOf(clientIP))
+        if users is None or len(users) < self.SHARED:
+            return False
+        return self._now() - min(users.values()) < self.KEPT
+
+    def add(self, username: str, clientIP: str | None) -> bool:
+        """
+        Note that the user has logged in from there.
+
+        @return: is that news?  It is at most once a day for each user and network.
+        """
+        now = self._now()
+        network, address = networkOf(clientIP, v4=24), networkOf(clientIP)
+        seen = self._users.get(username, {}).get(network)
+        isNews = False
+        if seen is None or now - seen >= self.NEWS:
+            isNews = True
+            self._setNetwork(username, network, now)
+            self._note(username, network, now)
+        if address and self._isNewSharer(address, username, now):
+            isNews = True
+            self._setSharer(address, username, now)
+            self._note(username, address, now)
+        return isNews
+
+    def _setNetwork(self, username: str, network: str, seen: float) -> None:
+        networks = self._users.setdefault(username, {})
+        self._users.move_to_end(username)
+        networks[network] = max(seen, networks.pop(network, 0.0))
+        if len(networks) > self.EACH:
+            oldest = min(networks, key=networks.__getitem__)
+            del networks[oldest]
+            self._forget(username, oldest)
+        if len(self._users) > self.USERS:
+            gone, itsNetworks = self._users.popitem(last=False)
+            for each in itsNetworks:
+                self._forget(gone, each)
+
+    def _isNewSharer(self, address: str, username: str, now: float) -> bool:
+        users = self._addresses.get(address)
+        if users is None:
+            return True
+        seen = users.get(username)
+        if seen is not None:
+            return now - seen >= self.NEWS
+        # Somebody else takes the place of one who was not seen for a day, so that an
+        # address stays shared while its users change.
+        return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
+
+    def _setSharer(self, address: str, username: str, seen: float) -> None:
+        users = self._addresses.setdefault(address, {})
+        self._addresses.move_to_end(address)
+        users[username] = max(seen, users.pop(username, 0.0))
+        if len(users) > self.SHARED:
+            oldest = min(users, key=users.__getitem__)
+            del users[oldest]
+            self._forget(oldest, address)
+        if len(self._addresses) > self.ADDRESSES:
+            gone, itsUsers = self._addresses.popitem(last=False)
+            for each in itsUsers:
+                self._forget(each, gone)
+
+    def _note(self, username: str, network: str, seen: float) -> None:
+        if self._isWriter:
+            self._changed[username, network] = seen
+            self._gone.discard((username, network))
+
+    def _forget(self, username: str, network: str) -> None:
+        if self._isWriter:
+            self._changed.pop((username, network), None)
+            self._gone.add((username, network))
+
+    # --- other processes ----------------------------------------------------------
+
+    def state(self) -> list[list[Any]]:
+        """
+        @return: what another process needs beside what it reads in the file: user, network
+            and time of each login, as JSON has it.
+        """
+        rows: dict[Pair, float]
+        if self._state is not None:
+            rows = self._writing | self._changed
+        else:
+            rows = {}
+            for each, users in self._addresses.items():
+                rows.update(((user, each), seen) for user, seen in users.items())
+            for user, networks in self._users.items():
+                rows.update(((user, each), seen) for each, seen in networks.items())
+        return [[user, network, seen] for (user, network), seen in rows.items()]
+
+    def restore(self, rows: Iterable[Iterable[Any]]) -> None:
+        """
+        Remember what L{state} has returned, beside what is remembered already.
+        """
+        now = self._now()
+        for user, network, seen in rows:
+            # The clock may have been ahead when this was written.
+            seen = min(seen, now)
+            # An IPv6 /64 is both, a network and an address.
+            if not network.endswith("/32"):
+                self._setNetwork(user, network, seen)
+            if network and not network.endswith("/24"):
+                self._setSharer(network, user, seen)
+
+    # --- the file -------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """
+        Read what is kept, in a thread and in slices.
+        """
+        if self._state is None:
+            return
+        user, network = b"", ""
+        while True:
+            rows = await self._runner.run(self._state.read, _SELECT, user, network, self.SLICE)
+            oldest = self._now() - self.KEPT
+            self.restore(
+                (name.decode("utf-8", "surrogateescape"), where, seen)
+                for name, where, seen in rows
+                if seen > oldest
+            )
+            if len(rows) < self.SLICE:
+                return
+            user, network, _ = rows[-1]
+
+    async def save(self) -> None:
+        """
+        Write what has changed, in a thread.
+        """
+        if not self._isWriter:
+            return
+        await self._saving.acquire()
+        self._writing, self._changed = self._changed, {}
+        gone, self._gone = self._gone, set()
+        isWritten = False
+        try:
+            isWritten = await self._runner.run(
+                self._write, self._writing, gone, self._now() - self.KEPT
+            )
+        finally:
+            if not isWritten:
+                # What was wrong is in the log; it is tried again the next time.
+                self._changed = self._writing | self._changed
+                self._gone |= gone
+            self._writing = {}
+            self._saving.release()
+
+    def _write(self, changed: dict[Pair, float], gone: set[Pair], oldest: float) -> bool:
+        assert self._state is not None
+        rows = iter(changed.items())
+        while part := list(islice(rows, self.SLICE)):
+            values = [(_octets(user), network, seen) for (user, network), seen in part]
+            if not self._state.write(_INSERT, values):
+                return False
+        deletions = [(_octets(user), network) for user, network in gone]
+        if deletions and not self._state.write(_DELETE, deletions):
+            return False
+        return self._state.write(_DELETE_OLD, [(oldest,)])

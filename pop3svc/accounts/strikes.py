@@ -1,0 +1,446 @@
+"""
+Failed logins: counted by address and by user, and when there are too many.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_network
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.interfaces import ILoginAttempt
+from pop3svc.networks import LOOPBACK, addressOf, networkOf
+
+__all__ = ["Attempt", "BanEngine", "Strikes", "UserThrottle"]
+
+log = Logger(namespace="pop3svc")
+
+# Octets of the keyed digest of a name and a password: an accident in 2**64 does no harm,
+# because it makes two guesses one.
+GUESS = 8
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+@implementer(ILoginAttempt)
+class Attempt:
+    """
+    One attempt to log in.
+
+    @ivar user: a keyed digest of the name: names are chosen by strangers, and a table of
+        them is bounded in octets only if its keys are.
+    @ivar guess: a keyed digest of name and password.
+    @ivar counted: the tables that count it, each with its key.
+    @ivar waitsFor: the table and the key that it waits for, or L{None}.
+    """
+
+    __slots__ = (
+        "clientIP",
+        "counted",
+        "guess",
+        "isFromKnownNetwork",
+        "isGuess",
+        "user",
+        "username",
+        "waitsFor",
+        "wasRefused",
+    )
+
+    def __init__(
+        self, clientIP: str | None, username: str, user: bytes, guess: bytes, isKnown: bool
+    ) -> None:
+        self.clientIP = clientIP
+        self.username = username
+        self.user = user
+        self.guess = guess
+        self.isFromKnownNetwork = isKnown
+        self.isGuess = True
+        self.wasRefused = False
+        self.counted: list[tuple[Strikes, Any]] = []
+        self.waitsFor: tuple[Strikes, Any] | None = None
+
+    @property
+    def address(self) -> str:
+        """
+        The client's address for the log: an IPv6 one as its /64.
+        """
+        return networkOf(self.clientIP).removesuffix("/32") or "(no address)"
+
+    @property
+    def network(self) -> str:
+        """
+        The client's network for the log.
+        """
+        return networkOf(self.clientIP, v4=24) or "(no address)"
+
+    @property
+    def printableName(self) -> str:
+        """
+        The name for the log.
+        """
+        return _printable(self.username)
+
+
+class _Record:
+    """
+    The strikes against one key.  Times are seconds of the clock.
+
+    @ivar guesses: the digests of the different guesses, one after the other.
+    @ivar first: when the first strike was.
+    @ivar last: when the last strike was.
+    @ivar renewed: when an attempt was refused last.
+    @ivar refused: how many attempts were refused.
+    """
+
+    __slots__ = ("first", "guesses", "last", "refused", "renewed")
+
+    def __init__(self, now: float) -> None:
+        self.guesses = b""
+        self.first = self.last = self.renewed = now
+        self.refused = 0
+
+    def holds(self, guess: bytes) -> bool:
+        guesses = self.guesses
+        return any(guesses[at : at + GUESS] == guess for at in range(0, len(guesses), GUESS))
+
+
+class Strikes:
+    """
+    Different failed guesses by key.  An attempt that is under way counts, too.
+
+    When there are C{limit} of them, attempts are refused for C{seconds} after the last
+    strike.  A refused attempt renews that, up to one day after the first strike.
+    """
+
+    # Seconds: how long refused attempts may renew a refusal.
+    LONGEST = 86400
+    # Keys; the oldest go first.  One costs some 600 octets of memory.
+    BOUND = 65536
+    # Seconds until an attempt under way is given up: its process may have died.  No login
+    # takes so long.
+    LAPSE = 300
+
+    def __init__(
+        self, clock: IReactorTime, limit: int, seconds: float, filled: str, refused: str
+    ) -> None:
+        """
+        @param filled: the line of the log when the limit is reached.
+        @param refused: the line of the log when an attempt is refused.
+        """
+        self._clock = clock
+        self.limit = limit
+        self.seconds = seconds
+        self._filled = filled
+        self._refused = refused
+        self._records: OrderedDict[Any, _Record] = OrderedDict()
+        # Guesses under way: how many attempts make each, and since when.  Bounded by
+        # the number of connections.
+        self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
+
+    def _record(self, key: Any) -> _Record | None:
+        record = self._records.get(key)
+        if record is None:
+            return None
+        renewed = min(record.renewed + self.seconds, record.first + self.LONGEST)
+        if self._clock.seconds() < max(record.last + self.seconds, renewed):
+            return record
+        del self._records[key]
+        return None
+
+    def isFull(self, key: Any) -> bool:
+        """
+        @return: are attempts refused?
+        """
+        if not self._records:
+            return False
+        record = self._record(key)
+        return record is not None and len(record.guesses) >= self.limit * GUESS
+
+    def mustWait(self, key: Any, guess: bytes) -> bool:
+        """
+        @return: might this attempt be one too many, if those under way fail?
+        """
+        pending = self._pending.get(key)
+        if pending is None or guess in pending:
+            return False
+        record = self._record(key)
+        count = 0
+        if record is not None:
+            if record.holds(guess):
+                return False
+            count = len(record.guesses) // GUESS
+        now = self._clock.seconds()
+        for each, (_, since) in pending.items():
+            if now - since < self.LAPSE and (record is None or not record.holds(each)):
+                count += 1
+        return count >= self.limit
+
+    def begin(self, key: Any, guess: bytes) -> None:
+        """
+        Count an attempt that is under way.
+        """
+        pending = self._pending.setdefault(key, {})
+        count, _ = pending.get(guess, (0, 0.0))
+        pending[guess] = count + 1, self._clock.seconds()
+
+    def takeBack(self, key: Any, guess: bytes) -> None:
+        """
+        An attempt is not under way any more.
+        """
+        pending = self._pending.get(key)
+        if pending is None or guess not in pending:
+            return
+        count, since = pending[guess]
+        if count > 1:
+            pending[guess] = count - 1, since
+            return
+        del pending[guess]
+        if not pending:
+            del self._pending[key]
+
+    def add(self, key: Any, guess: bytes) -> bool:
+        """
+        An attempt has failed.  The same guess again is no other strike, and nothing
+        is added when the limit is reached.
+
+        @return: is the limit reached by this strike?
+        """
+        record = self._record(key)
+        now = self._clock.seconds()
+        if record is None:
+            record = self._records[key] = _Record(now)
+            if len(self._records) > self.BOUND:
+                self._records.popitem(last=False)
+        size = self.limit * GUESS
+        if len(record.guesses) >= size or record.holds(guess):
+            return False
+        record.guesses += guess
+        record.last = now
+        self._records.move_to_end(key)
+        return len(record.guesses) >= size
+
+    def renew(self, key: Any) -> int:
+        """
+        An attempt was refused because the limit is reached.
+
+        @return: how many that are now.
+        """
+        record = self._record(key)
+        if record is None:
+            return 0
+        record.renewed = self._clock.seconds()
+        record.refused += 1
+        self._records.move_to_end(key)
+        return record.refused
+
+    def clear(self, key: Any) -> bool:
+        """
+        Forget the strikes against a key.
+
+        @return: were there any?
+        """
+        return bool(self._records) and self._records.pop(key, None) is not None
+
+    def logFilled(self, attempt: Attempt) -> None:
+        """
+        Log that the limit is reached.
+        """
+        log.warn(
+            self._filled,
+            clientIP=attempt.clientIP,
+            address=attempt.address,
+            network=attempt.network,
+            user=attempt.printableName,
+            seconds=self.seconds,
+            count=self.limit,
+        )
+
+    def logRefused(self, attempt: Attempt, count: int) -> None:
+        """
+        Log that an attempt is refused: the first, and then each tenth part as often, so that
+        whoever is refused cannot fill the log.
+        """
+        if str(count).strip("0") != "1":
+            return
+        text = self._refused if count == 1 else self._refused + " ({count} times)"
+        log.info(
+            text,
+            clientIP=attempt.clientIP,
+            address=attempt.address,
+            user=attempt.printableName,
+            count=count,
+        )
+
+    def state(self) -> list[Any]:
+        """
+        @return: what another process needs to go on, as JSON has it.
+        """
+        now = self._clock.seconds()
+        return [
+            [
+                _toJSON(key),
+                each.guesses.hex(),
+                *(now - when for when in (each.first, each.last, each.renewed)),
+                each.refused,
+            ]
+            for key, each in self._records.items()
+        ]
+
+    def restore(self, state: list[Any]) -> None:
+        """
+        Go on from what L{state} has returned.
+        """
+        now = self._clock.seconds()
+        for key, guesses, first, last, renewed, refused in state:
+            record = _Record(now - first)
+            record.guesses = bytes.fromhex(guesses)
+            record.last, record.renewed, record.refused = now - last, now - renewed, refused
+            self._records[_fromJSON(key)] = record
+
+
+def _toJSON(key: Any) -> Any:
+    return key if isinstance(key, str) else [key[0].hex(), *key[1:]]
+
+
+def _fromJSON(key: Any) -> Any:
+    return key if isinstance(key, str) else (bytes.fromhex(key[0]), *key[1:])
+
+
+class BanEngine:
+    """
+    Three strikes: an address with three different failed guesses is banned until 10,000
+    seconds have passed since its last attempt.  IPv6 counts by its /64.
+
+    Exempt addresses and those that several users share are never banned.  A user who has
+    logged in from the client's network is checked as ever.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        known: KnownNetworks,
+        strikes: int = 3,
+        seconds: float = 10_000,
+        exempt: Iterable[str] = LOOPBACK,
+    ) -> None:
+        """
+        @param exempt: networks that are never banned.
+        """
+        self._known = known
+        self._strikes = Strikes(
+            clock,
+            strikes,
+            seconds,
+            "banned {address} for {seconds} s after {count} failed logins",
+            "refused a login from {address}: banned",
+        )
+        self.tables = [self._strikes]
+        networks = [ip_network(each) for each in exempt]
+
+        # The same few clients come again and again.
+        @lru_cache(4096)
+        def isExempt(clientIP: str | None) -> bool:
+            return clientIP is None or any(addressOf(clientIP) in each for each in networks)
+
+        self._isExempt = isExempt
+
+    def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
+        """
+        @return: the tables that may hold an attempt under way, with its keys.
+        """
+        return [(self._strikes, networkOf(attempt.clientIP))]
+
+    def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
+        """
+        @return: the tables that decide about an attempt and count it, with its keys.
+        """
+        if self._isExempt(attempt.clientIP) or self._known.isShared(attempt.clientIP):
+            return []
+        strikes, key = self._strikes, networkOf(attempt.clientIP)
+        if attempt.isFromKnownNetwork and (
+            strikes.isFull(key) or strikes.mustWait(key, attempt.guess)
+        ):
+            return []
+        return [(strikes, key)]
+
+    def succeeded(self, attempt: Attempt) -> bool:
+        """
+        A success does not clear the strikes against an address: whoever guesses may have an
+        account of their own.
+
+        @return: whether anything has changed.
+        """
+        return False
+
+
+class UserThrottle:
+    """
+    Counts failures for each user and network (IPv4 /24, IPv6 /64), and for each user from
+    all networks that are not known.  So nobody guesses on from many addresses, and nobody
+    locks the owner out: the owner's networks keep their access.
+    """
+
+    def __init__(
+        self,
+        clock: IReactorTime,
+        known: KnownNetworks,
+        each: int = 10,
+        strangers: int = 30,
+        seconds: float = 3600,
+    ) -> None:
+        """
+        @param each: failures for one user from one network.
+        @param strangers: failures for one user from all networks that are not known.
+        @param seconds: from the last strike until they are forgotten.
+        """
+        self._each = Strikes(
+            clock,
+            each,
+            seconds,
+            "refusing {user} from {network} for {seconds} s after {count} failed logins",
+            "refused a login from {address}: too many failed logins of {user}",
+        )
+        self._strangers = Strikes(
+            clock,
+            strangers,
+            seconds,
+            "refusing {user} from networks without a login of that user for {seconds} s after "
+            "{count} failed logins",
+            "refused a login from {address}: too many failed logins of {user} from many networks",
+        )
+        self.tables = [self._each, self._strangers]
+
+    def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
+        """
+        @return: the tables that may hold an attempt under way, with its keys.
+        """
+        return [(self._each, self._pair(attempt)), (self._strangers, (attempt.user,))]
+
+    def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
+        """
+        @return: the tables that decide about an attempt and count it, with its keys.
+        """
+        pair = (self._each, self._pair(attempt))
+        if attempt.isFromKnownNetwork:
+            return [pair]
+        return [pair, (self._strangers, (attempt.user,))]
+
+    def succeeded(self, attempt: Attempt) -> bool:
+        """
+        Clear the user's strikes from that network.
+
+        @return: whether anything has changed.
+        """
+        return self._each.clear(self._pair(attempt))
+
+    def _pair(self, attempt: Attempt) -> tuple[bytes, str]:
+        return attempt.user, networkOf(attempt.clientIP, v4=24)
