@@ -41,6 +41,8 @@ RANKS = {
     "accounts.strikes": 4,
     "accounts.throttle": 5,
     "accounts.checkers": 4,
+    "accounts.hashes": 3,
+    "accounts.hashing": 3,
     "accounts.passwordfile": 4,
     "providers.names": 3,
     "providers.memory": 3,
