@@ -275,11 +275,13 @@ def passwords(data: bytes) -> None:
     path = place().path / "users"
     path.write_bytes(data)
     try:
-        entries = readPasswordFile(str(path))
+        accounts = readPasswordFile(str(path))
     except ValueError as error:
         must(str(error).startswith(str(path)) and "\n" not in str(error), error)
         return
-    for name, stored in entries.items():
+    for sentence in accounts.complaints():
+        must(sentence.isprintable(), sentence)
+    for name, stored in accounts.hashes.items():
         must(name.isprintable() and ":" not in name and stored, name)
 
 

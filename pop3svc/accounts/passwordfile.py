@@ -8,27 +8,38 @@ import fcntl
 import hashlib
 import hmac
 import os
-import re
 import secrets
 import stat
-from base64 import b64decode
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple, NoReturn
 
-from argon2 import PasswordHasher, extract_parameters
-from argon2.exceptions import InvalidHashError, VerificationError
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, Workers, begin
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
+from pop3svc.accounts.hashes import (
+    KINDS,
+    LONGEST_PASSWORD,
+    costOf,
+    hashPassword,
+    isPlain,
+    verify,
+)
+from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.calling import CarriedThrough, Runner, Unanswered, Workers, begin
+from pop3svc.errors import POP3ResponseError
 from pop3svc.files import writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 
 __all__ = [
+    "Accounts",
+    "BadLine",
     "PasswordFile",
     "addUser",
     "checkUserName",
@@ -39,137 +50,58 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-_hasher = PasswordHasher()
+# Password files are read here and not where mail is read, because a disk with mail may hang.
+_reading = Workers("pop3svc-accounts", threads=1, waiting=100)
 
-# A hash takes a tenth of a second of a core and 64 MiB; a queue of fifty is a
-# few seconds' wait, and whoever comes behind that is told so at once.
-_hashing = Workers("pop3svc-hash", threads=2, waiting=50)
-
-# Octets of a password: more than anybody types, and what all kinds of hashes
-# take.
-_LONGEST = 1024
-
-Entries = dict[str, str]
+# Octets of a file: two million users, and no file that grows without end.
+_LARGEST = 256 << 20
+# Bad lines that are named one by one: more are a file of another format.
+_MOST_NAMED = 1000
 
 
-# --- kinds of hashes ----------------------------------------------------------
+class BadLine(NamedTuple):
+    """
+    A line of which nobody can log in.
+
+    @ivar number: from 1.
+    @ivar name: whom it shuts out; empty if it names nobody.
+    @ivar fault: what is wrong with it, in a few words without what stands there.
+    """
+
+    number: int
+    name: str
+    fault: str
+
+    def __str__(self) -> str:
+        whom = f"{self.name} cannot log in" if self.name else "ignored"
+        return f"line {self.number}: {whom}: {self.fault}"
 
 
-def _verifyArgon2(stored: str, password: bytes) -> bool:
-    try:
-        return _hasher.verify(stored, password)
-    except VerificationError:
-        return False
+class Accounts(NamedTuple):
+    """
+    What stands in a file.
 
+    @ivar hashes: by name.
+    @ivar badLines: the first of them; the others are only counted.
+    @ivar badCount: how many they are.
+    @ivar plainCount: how many passwords are not hashed.
+    @ivar standIn: a hash that costs what a usual user's costs.
+    """
 
-def _checkArgon2(stored: str) -> None:
-    try:
-        extract_parameters(stored)
-    except InvalidHashError:
-        raise ValueError("a malformed argon2 hash")
+    hashes: Mapping[str, str]
+    badLines: Sequence[BadLine]
+    badCount: int
+    plainCount: int
+    standIn: str
 
-
-def _missing(package: str) -> ValueError:
-    return ValueError(f"a hash that needs {package}: pip install 'pop3svc[hashes]'")
-
-
-def _verifyBcrypt(stored: str, password: bytes) -> bool:
-    import bcrypt
-
-    # More than 72 octets never counted.
-    return bcrypt.checkpw(password[:72], stored.encode("ascii"))
-
-
-def _checkBcrypt(stored: str) -> None:
-    try:
-        import bcrypt  # noqa: F401
-    except ImportError:
-        raise _missing("bcrypt")
-    if not re.fullmatch(r"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}", stored):
-        raise ValueError("a malformed bcrypt hash")
-
-
-def _verifySHA512(stored: str, password: bytes) -> bool:
-    from passlib.hash import sha512_crypt
-
-    return bool(sha512_crypt.verify(password, stored))
-
-
-def _checkSHA512(stored: str) -> None:
-    try:
-        from passlib.hash import sha512_crypt
-    except ImportError:
-        raise _missing("libpass")
-    try:
-        isWhole = sha512_crypt.from_string(stored).checksum is not None
-    except ValueError:
-        isWhole = False
-    if not isWhole:
-        raise ValueError("a malformed sha512-crypt hash")
-
-
-_SCRYPT = re.compile(
-    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})"
-    r"\$([A-Za-z0-9+/]{2,88})\$([A-Za-z0-9+/]{22,88})"
-)
-
-
-def _scryptFields(stored: str) -> tuple[int, int, int, bytes, bytes]:
-    found = _SCRYPT.fullmatch(stored)
-    if found is None:
-        raise ValueError("a malformed scrypt hash")
-    ln, r, p = (int(found[index]) for index in (1, 2, 3))
-    if not (1 <= ln <= 20 and 1 <= r <= 32 and 1 <= p <= 16):
-        raise ValueError("a scrypt hash with parameters out of bounds")
-    salt, key = (b64decode(text + "=" * (-len(text) % 4)) for text in (found[4], found[5]))
-    return ln, r, p, salt, key
-
-
-def _verifyScrypt(stored: str, password: bytes) -> bool:
-    ln, r, p, salt, key = _scryptFields(stored)
-    memory = 128 * r * ((1 << ln) + p + 2)
-    made = hashlib.scrypt(
-        password, salt=salt, n=1 << ln, r=r, p=p, maxmem=memory + 1048576, dklen=len(key)
-    )
-    return hmac.compare_digest(made, key)
-
-
-def _checkScrypt(stored: str) -> None:
-    _scryptFields(stored)
-
-
-_PLAIN = "{PLAIN}"
-
-
-def _verifyPlain(stored: str, password: bytes) -> bool:
-    known = stored.removeprefix(_PLAIN).encode("utf-8", "surrogateescape")
-    return hmac.compare_digest(known, password)
-
-
-def _checkPlain(stored: str) -> None:
-    if stored == _PLAIN:
-        raise ValueError("an empty password")
-
-
-# prefix: (check what stands in the file, verify a password against it)
-_KINDS: dict[str, tuple[Callable[[str], None], Callable[[str, bytes], bool]]] = {
-    "$argon2": (_checkArgon2, _verifyArgon2),
-    "$2": (_checkBcrypt, _verifyBcrypt),
-    "$6$": (_checkSHA512, _verifySHA512),
-    "$scrypt$": (_checkScrypt, _verifyScrypt),
-    _PLAIN: (_checkPlain, _verifyPlain),
-}
-
-
-def _kindOf(stored: str) -> tuple[Callable[[str], None], Callable[[str, bytes], bool]]:
-    for prefix, kind in _KINDS.items():
-        if stored.startswith(prefix):
-            return kind
-    raise ValueError("a hash of no known kind")
-
-
-def _verify(stored: str, password: bytes) -> bool:
-    return _kindOf(stored)[1](stored, password)
+    def complaints(self) -> list[str]:
+        """
+        @return: for the operator, a sentence for each bad line.
+        """
+        sentences = [str(each) for each in self.badLines]
+        if self.badCount > len(sentences):
+            sentences.append(f"{self.badCount - len(sentences)} more lines cannot be used")
+        return sentences
 
 
 # --- the file -----------------------------------------------------------------
@@ -185,158 +117,317 @@ def checkUserName(name: str) -> str:
     return name
 
 
-def _parse(text: str, path: str) -> Entries:
-    entries: Entries = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.removesuffix("\r")
+class _Costs:
+    """
+    What the hashes of a file cost, with an example for each.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[float, int] = {}
+        self._examples: dict[float, str] = {}
+
+    def add(self, cost: float, stored: str) -> None:
+        self._counts[cost] = self._counts.get(cost, 0) + 1
+        self._examples.setdefault(cost, stored)
+
+    def usual(self) -> str | None:
+        """
+        @return: a hash that costs no less than half of them and no more than the others, so
+            that a few extreme ones do not count.
+        """
+        rest = (sum(self._counts.values()) + 1) // 2
+        for cost in sorted(self._counts):
+            rest -= self._counts[cost]
+            if rest <= 0:
+                return self._examples[cost]
+        return None
+
+
+def _parse(lines: Iterable[str]) -> Accounts:
+    hashes: dict[str, str] = {}
+    bad: list[BadLine] = []
+    shutOut: set[str] = set()
+    badCount = plainCount = 0
+    costs = _Costs()
+    for number, line in enumerate(lines, 1):
+        line = line.removesuffix("\n").removesuffix("\r")
         if not line.strip() or line.startswith("#"):
             continue
         name, colon, stored = line.partition(":")
+        valid = ""
         try:
             if not colon:
                 raise ValueError("no colon")
-            checkUserName(name)
-            if name in entries:
+            valid = checkUserName(name)
+            if name in hashes or name in shutOut:
+                # As Dovecot does: the first one counts.
+                valid = ""
                 raise ValueError("a name that stands there already")
-            _kindOf(stored)[0](stored)
+            cost = costOf(stored)
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}")
-        entries[name] = stored
-    return entries
+            badCount += 1
+            if valid:
+                shutOut.add(valid)
+            if len(bad) < _MOST_NAMED:
+                bad.append(BadLine(number, valid, str(error)))
+            continue
+        hashes[name] = stored
+        costs.add(cost, stored)
+        plainCount += isPlain(stored)
+    return Accounts(hashes, bad, badCount, plainCount, costs.usual() or "")
 
 
-def _read(path: str) -> str:
+def _linesOf(path: str) -> Iterator[str]:
     try:
         # A FIFO would be waited for, a device read for ever.
-        if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not os.path.isdir(path):
             raise ValueError(f"{path} is not a file")
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return file.read()
+        if status.st_size > _LARGEST:
+            raise ValueError(f"{path} is larger than {_LARGEST} octets")
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            yield from file
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
 
 
-def readPasswordFile(path: str) -> Entries:
+def readPasswordFile(path: str) -> Accounts:
     """
-    @return: hashes by name.
-    @raise ValueError: a sentence that names the file and the line.
+    Read a file.  Blocks.
+
+    @raise ValueError: it cannot be read; a sentence that names it.
     """
-    return _parse(_read(path), path)
+    return _parse(_linesOf(path))
+
+
+_Stamp = tuple[int, ...] | None
+
+
+def _stampOf(path: str) -> _Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+
+
+def _readStamped(path: str) -> tuple[_Stamp, Accounts | str]:
+    """
+    @return: what the file looked like before it was read, and what stands in it or why it
+        cannot be read.
+    """
+    stamp = _stampOf(path)
+    try:
+        return stamp, readPasswordFile(path)
+    except ValueError as error:
+        return stamp, str(error)
+
+
+def _compare(stored: str, password: bytes) -> bool | str:
+    """
+    @return: whether it matches, or the name of the error that kept it from being compared.
+    """
+    try:
+        return verify(stored, password)
+    except Exception as error:
+        return type(error).__name__
 
 
 @implementer(ICredentialsChecker, IAccountStatus)
 class PasswordFile:
     """
-    A checker for a file with a line C{name:hash} for each user.  It is read
-    again when it has changed; what cannot be read then leaves what was.
+    A checker for a file with a line C{name:hash} for each user.  It is read again, in a
+    thread, when it has changed.  A line that cannot be used shuts out its own user only; if
+    the file cannot be read, the accounts stay as they were.
 
     Hashes: argon2, C{$2b$} and C{$6$} with the extra C{hashes}, C{$scrypt$}
     (C{$scrypt$ln=,r=,p=$salt$key}), and C{{PLAIN}} followed by the password.
     """
 
-    credentialInterfaces = (IUsernamePassword,)
+    credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
 
-    def __init__(self, path: str, runner: Runner | None = None) -> None:
+    # Seconds: a login that sees that the file has changed waits so long for what stands
+    # there now; then the old entries count.
+    PATIENCE = 1.0
+    # Seconds from one attempt to read a file that cannot be read to the next.
+    RETRY = 1.0
+
+    def __init__(
+        self, path: str, runner: Runner | None = None, clock: IReactorTime | None = None
+    ) -> None:
         """
-        @raise ValueError: the file cannot be read; a sentence that names the
-            file and the line.
+        @param runner: where passwords are compared and the file is read.
+        @param clock: the reactor if not given.
+        @raise ValueError: the file cannot be read; a sentence that names it.
         """
         self._path = os.path.abspath(path)
-        self._runner = _hashing if runner is None else runner
-        self._said = ""
+        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._reader = _reading if runner is None else runner
+        self._clock = clock
+        self._rereading: CarriedThrough | None = None
+        self._tried = 0.0
+        self._fault = ""
+        self._said: set[tuple[str, str]] = set()
+        self._plainSaid = 0
         self._secret = secrets.token_bytes(16)
-        self._standIn = _hasher.hash(secrets.token_hex(16))
-        self._seen = self._stamp()
-        self._entries = readPasswordFile(self._path)
-        self._warn()
+        self._standIn = hashPassword(secrets.token_hex(16))
+        self._seen, accounts = _readStamped(self._path)
+        if isinstance(accounts, str):
+            raise ValueError(accounts)
+        self._accounts = accounts
+        self._report()
 
-    def _stamp(self) -> tuple[int, ...] | None:
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+    # --- what stands in the file --------------------------------------------------
 
-    def _warn(self) -> None:
-        plain = sum(stored.startswith(_PLAIN) for stored in self._entries.values())
-        if plain:
+    def _report(self) -> None:
+        """
+        Log what an operator should know of the file, once.
+        """
+        accounts = self._accounts
+        said: set[tuple[str, str]] = set()
+        for line in accounts.badLines:
+            key = line.name or str(line.number), line.fault
+            said.add(key)
+            if key not in self._said:
+                log.error(
+                    "{path}, {line} (known are {kinds})",
+                    path=self._path,
+                    line=str(line),
+                    kinds=KINDS,
+                )
+        more = accounts.badCount - len(accounts.badLines)
+        if more:
+            said.add(("", str(more)))
+            if ("", str(more)) not in self._said:
+                log.error("{path}: {count} more lines cannot be used", path=self._path, count=more)
+        self._said = said
+        if accounts.plainCount and accounts.plainCount != self._plainSaid:
             log.warn(
-                "{path} holds {count} passwords that are not hashed", path=self._path, count=plain
+                "{path} holds {count} passwords that are not hashed",
+                path=self._path,
+                count=accounts.plainCount,
             )
+        self._plainSaid = accounts.plainCount
 
-    def _refresh(self) -> None:
-        stamp = self._stamp()
-        if stamp == self._seen and stamp is not None:
+    def _isStale(self) -> bool:
+        stamp = _stampOf(self._path)
+        return stamp is None or stamp != self._seen
+
+    async def _refresh(self) -> None:
+        """
+        Wait for what stands in the file now, for a limited time.
+        """
+        if self._rereading is None or self._rereading.done:
+            if time.monotonic() - self._tried < self.RETRY and self._fault:
+                return
+            self._rereading = CarriedThrough(self._reread)
+        if self._rereading.done:
             return
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = IReactorTime(reactor)
         try:
-            self._entries = readPasswordFile(self._path)
-        except ValueError as error:
+            await self._rereading.outcome(self._clock, self.PATIENCE)
+        except Unanswered:
+            # A slow disk: the old entries are better than nobody.
+            pass
+
+    async def _reread(self) -> None:
+        self._tried = time.monotonic()
+        fault = ""
+        try:
+            stamp, accounts = await self._reader.run(_readStamped, self._path)
+        except POP3ResponseError:
+            accounts = f"{self._path} cannot be read now, for lack of threads"
+        if isinstance(accounts, str):
             # It may be readable the next time; what is said once is enough.
-            if self._said != str(error):
-                self._said = str(error)
-                log.error("the accounts stay as they were: {error}", error=str(error))
-            return
-        self._seen, self._said = stamp, ""
-        self._warn()
+            fault = accounts
+            if fault != self._fault:
+                log.error("the accounts stay as they were: {error}", error=fault)
+        else:
+            self._seen, self._accounts = stamp, accounts
+            self._report()
+        self._fault = fault
 
-    def _stored(self, name: str) -> tuple[str, bool]:
-        """
-        What to verify a password against: for a name that is not there
-        another's hash, always the same one, so that it costs what a user's
-        costs.
-        """
-        known = self._entries.get(name)
-        if known is not None:
-            return known, True
-        stored = list(self._entries.values())
-        if not stored:
-            return self._standIn, False
-        return stored[int.from_bytes(self._digest(name)[:8]) % len(stored)], False
-
-    def _digest(self, text: str) -> bytes:
-        octets = text.encode("utf-8", "surrogateescape")
-        return hashlib.blake2b(octets, key=self._secret, digest_size=16).digest()
+    # --- checking -----------------------------------------------------------------
 
     def requestAvatarId(self, credentials: Any) -> Any:
         """
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name, as octets.
-        @raise POP3ResponseError: C{SYS/TEMP}, too many passwords wait to be
-            hashed.
+        @raise POP3ResponseError: C{SYS/TEMP}, it would take too long, or the password
+            cannot be compared for lack of memory.
         """
         return begin(self._checked(credentials))
 
     async def _checked(self, credentials: Any) -> bytes | tuple[()]:
-        self._refresh()
-        name = credentials.username.decode("utf-8", "surrogateescape")
-        stored, isKnown = self._stored(name)
-        password = credentials.password
-        if stored.startswith(_PLAIN):
-            # To compare is no work for a thread.
-            matches = _verify(stored, password[:_LONGEST])
-        else:
-            matches = await self._runner.run(_verify, stored, password[:_LONGEST])
-        if not (matches and isKnown) or len(password) > _LONGEST:
-            raise UnauthorizedLogin()
+        if self._isStale():
+            await self._refresh()
         username: bytes = credentials.username
+        password: bytes = credentials.password
+        name = username.decode("utf-8", "surrogateescape")
+        known = self._accounts.hashes.get(name)
+        # Somebody who is not there costs what a usual user costs.
+        stored = known or self._accounts.standIn or self._standIn
+        # NUL cannot be typed, and some kinds of hashes do not take it.
+        isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
+        password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
+        if not IPasswordAttempt.providedBy(credentials):
+            credentials = PasswordAttempt(username, password)
+        if isPlain(stored):
+            # To compare is no work for a thread.
+            credentials.comparing()
+            matches = _compare(stored, password)
+        else:
+            matches = await self._queue.run(
+                _compare,
+                stored,
+                password,
+                isUrgent=credentials.isFromKnownNetwork,
+                patience=credentials.patience,
+                begun=credentials.comparing,
+            )
+        if isinstance(matches, str):
+            self._cannotCompare(matches)
+        if not (matches and known is not None and isUsable):
+            raise UnauthorizedLogin()
         return username
+
+    def _cannotCompare(self, error: str) -> NoReturn:
+        # Once for each kind of error until another one comes.
+        key = "", error
+        if key not in self._said:
+            self._said.add(key)
+            log.error(
+                "a password of {path} cannot be compared: {error}", path=self._path, error=error
+            )
+        raise POP3ResponseError("Passwords cannot be compared now.", "SYS/TEMP")
+
+    def _digest(self, text: str) -> bytes:
+        octets = text.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(octets, key=self._secret, digest_size=16).digest()
 
     def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
         See L{IAccountStatus.loginMark}: of what stands in the file for the
         user, as it was read last.
         """
-        stored = self._entries.get(username, "")
+        stored = self._accounts.hashes.get(username, "")
         return self._digest(stored).hex()
 
-    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
         """
         See L{IAccountStatus.mayStay}.
         """
-        self._refresh()
+        return begin(self._mayStay(info, username, mark))
+
+    async def _mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+        if self._isStale():
+            await self._refresh()
         now = self.loginMark(info, username)
-        return username in self._entries and hmac.compare_digest(now, mark)
+        return username in self._accounts.hashes and hmac.compare_digest(now, mark)
 
 
 # --- changing it --------------------------------------------------------------
@@ -358,9 +449,10 @@ def _changing(
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         isNew = mayBeNew and not os.path.exists(path)
-        text = "" if isNew else _read(path)
-        _parse(text, path)
-        lines = [line + "\n" for line in text.removesuffix("\n").split("\n")] if text else []
+        # What cannot be used stays as it is, for whoever has to mend it.
+        lines = [] if isNew else list(_linesOf(path))
+        if lines and not lines[-1].endswith("\n"):
+            lines[-1] += "\n"
         yield lines
         if not isNew and os.geteuid() == 0:
             status = os.stat(path)
@@ -374,18 +466,22 @@ def _changing(
         os.close(held)
 
 
-def _find(lines: list[str], name: str) -> int | None:
-    for index, line in enumerate(lines):
-        if not line.startswith("#") and line.partition(":")[0] == name:
-            return index
-    return None
+def _find(lines: list[str], name: str) -> list[int]:
+    """
+    @return: where a user stands; more than once in a file that somebody else has written.
+    """
+    return [
+        index
+        for index, line in enumerate(lines)
+        if not line.startswith("#") and ":" in line and line.partition(":")[0] == name
+    ]
 
 
 def _checkPassword(password: str) -> str:
     if not password:
         raise ValueError("an empty password lets nobody in")
-    if len(password.encode("utf-8", "surrogateescape")) > _LONGEST:
-        raise ValueError(f"a password has at most {_LONGEST} octets")
+    if len(password.encode("utf-8", "surrogateescape")) > LONGEST_PASSWORD:
+        raise ValueError(f"a password has at most {LONGEST_PASSWORD} octets")
     if any(ord(character) < 32 or ord(character) == 127 for character in password):
         raise ValueError("a password holds no control characters")
     return password
@@ -398,35 +494,38 @@ def addUser(path: str, name: str, password: str, owner: tuple[int, int] | None =
     @param owner: user and group of a file that is made.
     @raise ValueError: a sentence that says why not.
     """
-    stored = _hasher.hash(_checkPassword(password).encode("utf-8", "surrogateescape"))
+    stored = hashPassword(_checkPassword(password))
     with _changing(path, mayBeNew=True, owner=owner) as lines:
-        if _find(lines, checkUserName(name)) is not None:
+        if _find(lines, checkUserName(name)):
             raise ValueError(f"there is a user {name} already")
         lines.append(f"{name}:{stored}\n")
 
 
 def setPassword(path: str, name: str, password: str) -> None:
     """
-    Give a user another password.
+    Give a user another password, the only one from then on.
 
     @raise ValueError: a sentence that says why not.
     """
-    stored = _hasher.hash(_checkPassword(password).encode("utf-8", "surrogateescape"))
+    stored = hashPassword(_checkPassword(password))
     with _changing(path) as lines:
-        index = _find(lines, name)
-        if index is None:
+        found = _find(lines, name)
+        if not found:
             raise ValueError(f"there is no user {name}")
-        lines[index] = f"{name}:{stored}\n"
+        lines[found[0]] = f"{name}:{stored}\n"
+        for index in reversed(found[1:]):
+            del lines[index]
 
 
 def removeUser(path: str, name: str) -> None:
     """
-    Remove a user.
+    Remove a user, with all lines of that name.
 
     @raise ValueError: a sentence that says why not.
     """
     with _changing(path) as lines:
-        index = _find(lines, name)
-        if index is None:
+        found = _find(lines, name)
+        if not found:
             raise ValueError(f"there is no user {name}")
-        del lines[index]
+        for index in reversed(found):
+            del lines[index]

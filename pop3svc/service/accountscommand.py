@@ -11,6 +11,7 @@ from getpass import getpass
 from typing import NoReturn
 
 from pop3svc.accounts.passwordfile import (
+    Accounts,
     addUser,
     checkUserName,
     readPasswordFile,
@@ -71,6 +72,14 @@ def _askPassword() -> str:
     return password
 
 
+def _complain(path: str, accounts: Accounts) -> None:
+    """
+    Say what is wrong in the file, whatever was done with it.
+    """
+    for sentence in accounts.complaints():
+        print(f"pop3svc: {path}, {sentence}", file=sys.stderr)
+
+
 def _run(arguments: argparse.Namespace) -> None:
     path = arguments.file
     if path is None:
@@ -79,17 +88,25 @@ def _run(arguments: argparse.Namespace) -> None:
             data.make()
         path = data.passwordFile
     if arguments.action == "list":
-        for name in readPasswordFile(path):
+        accounts = readPasswordFile(path)
+        for name in accounts.hashes:
             print(name)
-    elif arguments.action == "remove":
+        _complain(path, accounts)
+        return
+    if arguments.action == "remove":
         removeUser(path, arguments.name)
     elif arguments.action == "add":
         checkUserName(arguments.name)
         addUser(path, arguments.name, _askPassword())
     else:
-        if arguments.name not in readPasswordFile(path):
+        accounts = readPasswordFile(path)
+        # Whoever a bad line shuts out gets in again by a new password.
+        named = {each.name for each in accounts.badLines}
+        isThere = arguments.name in accounts.hashes or arguments.name in named
+        if not isThere and accounts.badCount == len(accounts.badLines):
             raise ValueError(f"there is no user {arguments.name}")
         setPassword(path, arguments.name, _askPassword())
+    _complain(path, readPasswordFile(path))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

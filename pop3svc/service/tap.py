@@ -31,6 +31,7 @@ from twisted.python.failure import Failure
 from twisted.python.reflect import namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.hashing import startHashing
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
@@ -281,6 +282,7 @@ class POP3Service(MultiService):
         super().startService()  # type: ignore[no-untyped-call]
         # Now, because there may be no thread to be had later.
         disk().start()
+        startHashing()
         for line in self.announcements:
             log.info("{line}", line=line)
 

@@ -9,19 +9,24 @@ import builtins
 import hashlib
 import os
 import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import bcrypt
 import pytest
+from argon2.low_level import Type, hash_secret
 from passlib.hash import sha512_crypt
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, maybeDeferred
-from twisted.logger import globalLogPublisher
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.task import Clock
+from twisted.logger import formatEvent, globalLogPublisher
 
-from pop3svc.accounts import passwordfile
+from pop3svc.accounts import hashes, passwordfile
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.passwordfile import (
+    Accounts,
     PasswordFile,
     addUser,
     checkUserName,
@@ -43,10 +48,11 @@ def scrypt(password: bytes) -> str:
     return f"$scrypt$ln=10,r=8,p=1${encoded(salt)}${encoded(key)}"
 
 
+# Always the same ones, because they are in the names of tests.
 HASHES = {
-    "argon2id": passwordfile._hasher.hash("two words"),
-    "bcrypt": bcrypt.hashpw(b"two words", bcrypt.gensalt(4)).decode(),
-    "sha512-crypt": sha512_crypt.using(rounds=1000).hash("two words"),
+    "argon2id": hash_secret(b"two words", b"saltsalt" * 2, 3, 65536, 4, 32, Type.ID).decode(),
+    "bcrypt": bcrypt.hashpw(b"two words", b"$2b$04$" + b"saltsaltsaltsaltsaltsO").decode(),
+    "sha512-crypt": sha512_crypt.using(rounds=1000, salt="saltsalt").hash("two words"),
     "scrypt": scrypt(b"two words"),
     "plain": "{PLAIN}two words",
 }
@@ -74,6 +80,21 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "users"
 
 
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """
+    What is logged.
+    """
+    seen: list[str] = []
+
+    def observer(event: Any) -> None:
+        seen.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observer)
+    yield seen
+    globalLogPublisher.removeObserver(observer)
+
+
 @pytest.mark.parametrize("kind", HASHES)
 def test_kinds(path: Path, kind: str) -> None:
     path.write_text(f"# a comment\n\nalice:{HASHES[kind]}\n")
@@ -95,32 +116,115 @@ def test_longPasswords(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("alice", "no colon"),
-        (":x", "a user name is"),
-        ("a b:{PLAIN}x", "a user name is"),
+        ("alice", "ignored: no colon"),
+        (":x", "ignored: a user name is"),
+        ("a b:{PLAIN}x", "ignored: a user name is"),
         ("alice:", "no known kind"),
         ("alice:secret", "no known kind"),
         ("alice:$1$abc$def", "no known kind"),
         ("alice:$argon2id$nonsense", "malformed argon2"),
+        ("alice:" + HASHES["argon2id"][:-1], "malformed argon2"),
+        ("alice:" + HASHES["argon2id"].replace("m=", "n="), "malformed argon2"),
+        ("alice:" + HASHES["argon2id"] + "\u00b2", "no known kind"),
         ("alice:$2b$04$short", "malformed bcrypt"),
-        ("alice:$2b$99$" + "a" * 53, "malformed bcrypt"),
+        ("alice:$2b$99$" + "O" * 53, "out of bounds"),
+        ("alice:$2b$04$" + "a" * 53, "malformed bcrypt"),
         ("alice:$6$", "malformed sha512-crypt"),
         ("alice:$6$rounds=x$a$b", "malformed sha512-crypt"),
         ("alice:$scrypt$ln=10$x$y", "malformed scrypt"),
-        ("alice:$scrypt$ln=30,r=8,p=1$c2FsdA$" + "a" * 43, "out of bounds"),
+        ("alice:$scrypt$ln=10,r=8,p=1$c2FsdAA$" + "a" * 41, "malformed scrypt"),
         ("alice:{PLAIN}", "empty password"),
-        ("bob:{PLAIN}x", "there already"),
+        ("alice:{PLAIN}" + "x" * 3000, "more than 2048 characters"),
+        ("bob:{PLAIN}x", "ignored: a name that stands there already"),
     ],
 )
-def test_malformed(path: Path, line: str, says: str) -> None:
+def test_badLine(path: Path, lines: list[str], line: str, says: str) -> None:
     """
-    The line is named by its number; what stands in it is not repeated.
+    Its own user is shut out, nobody else; it is named once, and what stands in it is not
+    repeated.
     """
-    path.write_text(f"bob:{HASHES['argon2id']}\n# comment\n{line}\n")
-    with pytest.raises(ValueError, match=says) as caught:
-        PasswordFile(str(path), Inline())
-    assert str(caught.value).startswith(f"{path}, line 3: ")
-    assert "$" not in str(caught.value)
+    path.write_text(f"bob:{HASHES['scrypt']}\n# comment\n{line}\ncarol:{HASHES['scrypt']}\n")
+    checker = PasswordFile(str(path), Inline())
+    name = line.partition(":")[0]
+    if says.startswith("ignored"):
+        beginning = f"{path}, line 3: ignored: "
+    else:
+        beginning = f"{path}, line 3: {name} cannot log in: "
+        assert not isGood(checker, name, "two words")
+    assert isGood(checker, "bob", "two words")
+    assert isGood(checker, "carol", "two words")
+    # The file changes, and the line does not.
+    with path.open("a") as file:
+        file.write("dave:{PLAIN}x\n")
+    assert isGood(checker, "dave", "x")
+    complaints = [each for each in lines if "line 3" in each]
+    assert len(complaints) == 1
+    assert complaints[0].startswith(beginning) and says in complaints[0]
+    assert complaints[0].endswith(f"(known are {hashes.KINDS})")
+    said = complaints[0].removeprefix(str(path))
+    assert "secret" not in said and "xxx" not in said
+
+
+def test_mendedLine(path: Path, lines: list[str]) -> None:
+    """
+    A line that is mended counts; one that is broken again is named again.
+    """
+    checker = None
+    for text in ("alice:x\n", "alice:{PLAIN}x\n", "alice:xx\n"):
+        path.write_text(text)
+        checker = checker or PasswordFile(str(path), Inline())
+        assert isGood(checker, "alice", "x") is ("PLAIN" in text)
+    assert sum("cannot log in" in each for each in lines) == 2
+
+
+def test_manyBadLines(path: Path, lines: list[str]) -> None:
+    """
+    A file of another format does not fill the log.
+    """
+    path.write_text("".join(f"user{each}\tx\n" for each in range(1500)) + "bob:{PLAIN}x\n")
+    assert isGood(PasswordFile(str(path), Inline()), "bob", "x")
+    assert len([each for each in lines if "no colon" in each]) == 1000
+    assert f"{path}: 500 more lines cannot be used" in lines
+    assert readPasswordFile(str(path)).complaints()[-1] == "500 more lines cannot be used"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        HASHES["argon2id"].replace("m=65536", "m=4194304"),
+        HASHES["argon2id"].replace("m=65536", "m=1"),
+        HASHES["argon2id"].replace("t=3", "t=0"),
+        HASHES["argon2id"].replace("t=3", "t=65"),
+        HASHES["argon2id"].replace("t=3", "t=99999999"),
+        HASHES["argon2id"].replace("m=65536,t=3", "m=1048576,t=5"),
+        HASHES["argon2id"].replace("p=4", "p=65"),
+        "$2b$17$" + "O" * 53,
+        "$2b$31$" + "O" * 53,
+        "$2b$03$" + "O" * 53,
+        "$6$rounds=5000001$saltsalt$" + "a" * 86,
+        "$6$rounds=999999999$saltsalt$" + "a" * 86,
+        "$scrypt$ln=21,r=8,p=1$c2FsdA$" + "a" * 43,
+        "$scrypt$ln=20,r=9,p=1$c2FsdA$" + "a" * 43,
+        "$scrypt$ln=20,r=8,p=2$c2FsdA$" + "a" * 43,
+        "$scrypt$ln=19,r=32,p=1$c2FsdA$" + "a" * 43,
+    ],
+)
+def test_extremeHash(path: Path, stored: str) -> None:
+    """
+    What would cost minutes or all memory is refused when the file is read.
+    """
+    with pytest.raises(ValueError, match="out of bounds"):
+        hashes.costOf(stored)
+    path.write_text(f"alice:{stored}\nbob:{HASHES['scrypt']}\n")
+    checker = PasswordFile(str(path), Inline())
+    for name in ("alice", "nobody"):
+        assert not isGood(checker, name, "x")
+    assert isGood(checker, "bob", "two words")
+
+
+@pytest.mark.parametrize("kind", HASHES)
+def test_usualHash(kind: str) -> None:
+    assert 0 <= hashes.costOf(HASHES[kind]) < 1000
 
 
 def test_missingFile(path: Path) -> None:
@@ -142,14 +246,17 @@ def test_missingExtra(path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mo
         return original(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ValueError, match=r"line 1: .* pip install 'pop3svc\[hashes\]'"):
-        PasswordFile(str(path), Inline())
+    assert not isGood(PasswordFile(str(path), Inline()), "alice", "two words")
+    (complaint,) = readPasswordFile(str(path)).complaints()
+    assert complaint.startswith("line 1: alice cannot log in: a hash that needs ")
+    assert complaint.endswith("pip install 'pop3svc[hashes]'")
 
 
-def test_reread(path: Path) -> None:
+def test_reread(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Changes count at the next login; a malformed file changes nothing.
+    Changes count at the next login; a file that cannot be read changes nothing.
     """
+    monkeypatch.setattr(PasswordFile, "RETRY", 0)
     addUser(str(path), "alice", "one")
     checker = PasswordFile(str(path), Inline())
     setPassword(str(path), "alice", "two")
@@ -157,19 +264,89 @@ def test_reread(path: Path) -> None:
     assert not isGood(checker, "alice", "one")
     assert isGood(checker, "alice", "two")
     assert isGood(checker, "bob", "three")
-    seen: list[Any] = []
-    globalLogPublisher.addObserver(seen.append)
     good = path.read_text()
-    path.write_text("nonsense\n")
-    assert isGood(checker, "bob", "three")
     path.unlink()
+    for _ in range(3):
+        assert isGood(checker, "bob", "three")
+    faults = [each for each in lines if "stay as they were" in each]
+    assert faults == [f"the accounts stay as they were: {path}: No such file or directory"]
+    # Removals count, whatever else stands in the file.
+    path.write_text(good + "nonsense\n")
     assert isGood(checker, "bob", "three")
-    globalLogPublisher.removeObserver(seen.append)
-    errors = [event["error"] for event in seen if "error" in event]
-    assert errors == [f"{path}, line 1: no colon", f"{path}: No such file or directory"]
-    path.write_text(good)
     removeUser(str(path), "bob")
     assert not isGood(checker, "bob", "three")
+
+
+class Slowly(Inline):
+    """
+    Runs work when it is told to.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], None]] = []
+        self.count = 0
+
+    def run(self, work: Any, *arguments: Any, **named: Any) -> Deferred[Any]:
+        self.count += 1
+        result: Deferred[Any] = Deferred()
+        self.waiting.append(lambda: result.callback(work(*arguments)))
+        return result
+
+
+def attempt(checker: PasswordFile, name: str, password: str) -> list[Any]:
+    """
+    @return: what comes of it, empty until then.
+    """
+    got: list[Any] = []
+    credentials = UsernamePassword(name.encode(), password.encode())
+    maybeDeferred(checker.requestAvatarId, credentials).addBoth(got.append)
+    return got
+
+
+def test_readInAThread(path: Path) -> None:
+    """
+    It is read once for all who come; nobody waits for longer than a second, and then the old
+    entries count.
+    """
+    path.write_text("alice:{PLAIN}one\nbob:{PLAIN}x\n")
+    clock, runner = Clock(), Slowly()
+    checker = PasswordFile(str(path), runner, clock)
+    path.write_text("alice:{PLAIN}three\n")
+    answers = [attempt(checker, "alice", "three"), attempt(checker, "bob", "x")]
+    assert answers == [[], []] and runner.count == 1
+    runner.waiting.pop()()
+    assert answers[0] == [b"alice"] and answers[1][0].check(UnauthorizedLogin)
+    path.write_text("alice:{PLAIN}fourth\n")
+    late = attempt(checker, "alice", "three")
+    clock.advance(PasswordFile.PATIENCE)
+    assert late == [b"alice"]
+    runner.waiting.pop()()
+    assert attempt(checker, "alice", "fourth") == [b"alice"]
+    # Nothing is read while nothing changes.
+    assert runner.count == 2
+    assert clock.getDelayedCalls() == []
+
+
+def test_notReadAgainAndAgain(path: Path) -> None:
+    """
+    A file that cannot be read is not tried at every guess.
+    """
+    path.write_text("alice:{PLAIN}x\n")
+    runner = Slowly()
+    checker = PasswordFile(str(path), runner, Clock())
+    path.unlink()
+    for _ in range(50):
+        attempt(checker, "alice", "x")
+        while runner.waiting:
+            runner.waiting.pop()()
+    assert runner.count == 1
+
+
+def test_tooLarge(path: Path) -> None:
+    path.write_text("alice:{PLAIN}x\n")
+    os.truncate(path, (256 << 20) + 1)
+    with pytest.raises(ValueError, match="is larger than 268435456 octets"):
+        PasswordFile(str(path), Inline())
 
 
 def test_plainIsWarnedAbout(path: Path) -> None:
@@ -181,28 +358,105 @@ def test_plainIsWarnedAbout(path: Path) -> None:
     assert [event["count"] for event in seen if "not hashed" in event.get("log_format", "")] == [1]
 
 
+class Counting(Inline):
+    """
+    Notes what passwords are compared with.
+    """
+
+    # Comparisons that are made.
+    MOST = 10
+
+    def __init__(self) -> None:
+        self.verified: list[str] = []
+
+    def run(self, work: Any, *arguments: Any, **named: Any) -> Deferred[Any]:
+        if len(arguments) == 2:
+            self.verified.append(arguments[0])
+            if len(self.verified) > self.MOST:
+                # They may be extreme.
+                return succeed(False)
+        return super().run(work, *arguments)
+
+
 def test_unknownUsersCostTheSame(path: Path) -> None:
     """
     One hash is verified for each attempt, of a kind that the file holds.
     """
-    verified: list[str] = []
-
-    class Counting(Inline):
-        def run(
-            self, work: Any, *arguments: Any, abandoned: Any = None, group: Any = None
-        ) -> Deferred[Any]:
-            verified.append(arguments[0])
-            return super().run(work, *arguments)
-
+    runner = Counting()
     path.write_text("".join(f"user{n}:{HASHES['scrypt']}\n" for n in range(3)))
-    checker = PasswordFile(str(path), Counting())
+    checker = PasswordFile(str(path), runner)
     for name in ("user0", "nobody", "nobody", "\udcff", ""):
         assert isGood(checker, name, "two words") is (name == "user0") if name != "\udcff" else True
-    assert len(verified) == 4
-    assert set(verified) == {HASHES["scrypt"]}
+    assert runner.verified == [HASHES["scrypt"]] * 4
     path.write_text("")
     assert not isGood(checker, "nobody", "x")
-    assert verified[-1].startswith("$argon2id$")
+    assert runner.verified[-1].startswith("$argon2id$")
+
+
+def test_unknownUsersCostWhatIsUsual(path: Path) -> None:
+    """
+    Some extreme hashes are never the stand-in, neither the dearest nor the cheapest.
+    """
+    dear = HASHES["argon2id"].replace("m=65536,t=3", "m=1048576,t=4")
+    runner = Counting()
+    runner.MOST = 0
+    for others in ([dear], [dear, HASHES["plain"]], [dear] * 2 + [HASHES["plain"]]):
+        usual = [HASHES["scrypt"]] * max(1, len(others))
+        path.write_text("".join(f"user{n}:{each}\n" for n, each in enumerate([*others, *usual])))
+        checker = PasswordFile(str(path), runner)
+        for number in range(50):
+            assert not isGood(checker, f"nobody{number}", "x")
+    assert set(runner.verified) == {HASHES["scrypt"]}
+
+
+def test_comparisonThatFails(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Without memory nothing is compared: nobody is refused as if the password were wrong, and
+    the log says so once.
+    """
+
+    def fails(stored: str, password: bytes) -> bool:
+        raise MemoryError(password)
+
+    path.write_text(f"alice:{HASHES['scrypt']}\n")
+    checker = PasswordFile(str(path), Inline())
+    monkeypatch.setattr(passwordfile, "verify", fails)
+    for _ in range(3):
+        answer = ask(checker, "alice", "two words")
+        assert answer.check(POP3ResponseError) and answer.value.code == "SYS/TEMP"
+    assert [each for each in lines if "compared" in each] == [
+        f"a password of {path} cannot be compared: MemoryError"
+    ]
+
+
+@pytest.mark.parametrize("kind", HASHES)
+def test_passwordWithNUL(path: Path, kind: str) -> None:
+    path.write_text(f"alice:{HASHES[kind]}\n")
+    checker = PasswordFile(str(path), Inline())
+    for password in ("two words\0", "two\0 words", "\0"):
+        assert not isGood(checker, "alice", password)
+
+
+def test_tellsWhenItCompares(path: Path) -> None:
+    """
+    Not while the password waits for its turn.
+    """
+    assert IPasswordAttempt in PasswordFile.credentialInterfaces
+
+    class Attempt:
+        isFromKnownNetwork = isGuess = wasRefused = False
+
+    for kind in ("scrypt", "plain"):
+        path.write_text(f"alice:{HASHES[kind]}\n")
+        runner = Slowly()
+        checker = PasswordFile(str(path), runner, Clock())
+        attempts = [Attempt() for _ in range(3)]
+        for each in attempts:
+            credentials = PasswordAttempt(b"alice", b"x", each)
+            maybeDeferred(checker.requestAvatarId, credentials).addErrback(lambda _: None)
+        # Two are hashed at once.
+        count = 2 if kind == "scrypt" else 3
+        assert [each.isGuess for each in attempts] == [True] * count + [False] * (3 - count)
 
 
 def test_busy(path: Path) -> None:
@@ -231,7 +485,7 @@ def test_editing(path: Path) -> None:
     setPassword(str(path), "bob", "new")
     assert path.read_text().split("\n")[1].startswith("bob:$argon2id$")
     removeUser(str(path), "alice")
-    assert list(readPasswordFile(str(path))) == ["bob"]
+    assert list(readPasswordFile(str(path)).hashes) == ["bob"]
     for wrong, says in (
         (lambda: addUser(str(path), "bob", "x"), "there is a user bob already"),
         (lambda: setPassword(str(path), "eve", "x"), "there is no user eve"),
@@ -256,7 +510,7 @@ def test_editingALink(path: Path, tmp_path: Path) -> None:
     path.symlink_to(target / "real")
     addUser(str(path), "alice", "x")
     assert path.is_symlink()
-    assert list(readPasswordFile(str(target / "real"))) == ["alice"]
+    assert list(readPasswordFile(str(target / "real")).hashes) == ["alice"]
 
 
 def test_editingFails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,14 +557,35 @@ def test_readAgainAfterAFault(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """
     A change that could not be read is read later.
     """
+    monkeypatch.setattr(PasswordFile, "RETRY", 0)
     addUser(str(path), "alice", "one")
     checker = PasswordFile(str(path), Inline())
     setPassword(str(path), "alice", "two")
 
-    def broken(name: str) -> str:
+    def broken(name: str) -> Accounts:
         raise ValueError("Too many open files")
 
-    monkeypatch.setattr(passwordfile, "_read", broken)
-    assert isGood(checker, "alice", "one")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(passwordfile, "readPasswordFile", broken)
+        assert isGood(checker, "alice", "one")
     assert isGood(checker, "alice", "two")
+
+
+def test_editingAFileWithBadLines(path: Path) -> None:
+    """
+    They stay as they are; whoever one shuts out gets in by a new password.
+    """
+    path.write_bytes(b"nonsense\nalice:$1$old\nbob:{PLAIN}x\nbob:{PLAIN}y\n\xff")
+    before = path.read_bytes()
+    addUser(str(path), "carol", "z")
+    assert path.read_bytes().startswith(before + b"\n")
+    setPassword(str(path), "alice", "new")
+    checker = PasswordFile(str(path), Inline())
+    assert isGood(checker, "alice", "new")
+    # All lines of a name go.
+    setPassword(str(path), "bob", "new")
+    assert path.read_text(errors="surrogateescape").count("bob:") == 1
+    removeUser(str(path), "bob")
+    with pytest.raises(ValueError, match="there is a user alice already"):
+        addUser(str(path), "alice", "x")
+    assert path.read_text(errors="surrogateescape").startswith("nonsense\nalice:$argon2id$")

@@ -164,7 +164,7 @@ class Service:
         _makeCertificate(self.certificate, self._privateKey)
         addUser(str(self._users), "nobody", PASSWORD)
         # All have the same password, and it takes a while to hash one.
-        self._hash = readPasswordFile(str(self._users))["nobody"]
+        self._hash = readPasswordFile(str(self._users)).hashes["nobody"]
 
     def addUser(self, name: str, messages: Iterable[HardMessage] = ()) -> Maildir:
         """

@@ -50,9 +50,28 @@ def test_fromAPipe(tmp_path: Path) -> None:
     assert bad("remove", "eve") == "pop3svc: there is no user eve\n"
     assert "required" in bad("add")
     assert "invalid choice" in bad("nonsense")
-    (tmp_path / "users").write_text("nonsense")
-    assert bad("list") == f"pop3svc: {tmp_path}/users, line 1: no colon\n"
-    assert bad("add", "x", stdin="x") == f"pop3svc: {tmp_path}/users, line 1: no colon\n"
+
+
+def test_badLines(tmp_path: Path) -> None:
+    """
+    They are named, and everything works.
+    """
+    path = tmp_path / "users"
+    path.write_text("nonsense\nalice:$1$x\n")
+    ignored = f"pop3svc: {path}, line 1: ignored: no colon\n"
+    shutOut = f"pop3svc: {path}, line 2: alice cannot log in: a hash of no known kind\n"
+
+    def user(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        command = [script("pop3svc"), "user", *arguments, "--file", str(path)]
+        ended = run(command, tmp_path, stdin)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    assert user("add", "bob", stdin="x") == (0, "", ignored + shutOut)
+    assert user("list") == (0, "bob\n", ignored + shutOut)
+    assert user("password", "alice", stdin="x") == (0, "", ignored)
+    assert user("list") == (0, "alice\nbob\n", ignored)
+    assert user("remove", "alice") == (0, "", ignored)
+    assert user("password", "alice", stdin="x")[0] == 1
 
 
 def test_embeddedDefault(tmp_path: Path) -> None:

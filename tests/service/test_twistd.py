@@ -357,7 +357,6 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no provider": (lambda site: ["--provider", "os.path.join:x"], "neither a provider nor a"),
     "auth": (lambda site: ["--auth", "nonsense:x"], "--auth nonsense"),
     "auth's file": (lambda site: ["--auth", "passwd:/nowhere"], "/nowhere: No such file"),
-    "malformed line": (lambda site: ["--auth", f"passwd:{site / 'bad'}"], "bad, line 2: no colon"),
     "certificate": (lambda site: ["--certificate", "/nowhere"], "/nowhere: No such file"),
     "key alone": (lambda site: ["--private-key", "/x"], "--private-key goes with --certificate"),
     "other key": (
@@ -387,7 +386,6 @@ def test_badOptions(site: Path, tmp_path: Path, case: str, daemon: bool) -> None
     """
     One sentence and exit status 1, in the foreground and not.
     """
-    (site / "bad").write_text("# fine\nnonsense\n")
     (site / "other.pem").write_bytes(_selfSigned()[1])
     make, says = BAD[case]
     wrong = make(site)
@@ -640,6 +638,26 @@ def test_alpn(service: tuple[Running, int, int], site: Path) -> None:
             context.wrap_socket(connection, server_hostname="localhost")
     assert running.end(signal.SIGTERM) == 0
     assert not any("Traceback" in line for line in running.lines)
+
+
+def test_badLine(site: Path, tmp_path: Path) -> None:
+    """
+    One line of the password file that cannot be used shuts out one user.
+    """
+    users = tmp_path / "users"
+    users.write_text("# fine\ncarol:$1$x\n" + (site / "users").read_text())
+    port = freePort()
+    with Running(
+        tmp_path / "home",
+        *options(site, "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
+        *("--auth", f"passwd:{users}"),
+    ) as running:
+        running.waitFor(f"{users}, line 2: carol cannot log in: a hash of no known kind")
+        running.up()
+        connection = Connection(port)
+        connection.line()
+        assert connection.say(b"XLOG carol secret word").startswith(b"-ERR [AUTH]")
+        assert connection.say(b"XLOG alice secret word").startswith(b"+OK")
 
 
 def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
