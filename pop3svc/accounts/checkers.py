@@ -41,6 +41,8 @@ class AccountsProvider:
         """
         self._store = IMailboxStore(store)
         self._checkers = [ICredentialsChecker(checker) for checker in checkers]
+        # Others may compare at once, and do not tell.
+        self._tells = [IPasswordAttempt in each.credentialInterfaces for each in self._checkers]
         self._patience = patience
         self.name: str = store.name
 
@@ -58,7 +60,18 @@ class AccountsProvider:
         if attempt is not None:
             attempt.isGuess = False
         for index, checker in enumerate(self._checkers):
-            avatarID = await self._checked(checker, credentials, attempt)
+            if attempt is not None and not self._tells[index]:
+                attempt.isGuess = True
+            try:
+                avatarID = await settle(checker.requestAvatarId, credentials)
+            except UnhandledCredentials:
+                continue
+            except LoginFailed:
+                if attempt is not None and not self._tells[index]:
+                    attempt.wasRefused = True
+                continue
+            if isinstance(avatarID, bytes):
+                avatarID = avatarID.decode("utf-8", "surrogateescape")
             # Anything else than a name is nobody: ANONYMOUS is an empty tuple.
             if isinstance(avatarID, str) and avatarID:
                 if attempt is not None:
@@ -68,23 +81,6 @@ class AccountsProvider:
                 info.providerTag = index, avatarID
                 return await settle(self._store.openMailbox, info, avatarID)
         return None
-
-    async def _checked(self, checker: Any, credentials: PasswordAttempt, attempt: Any) -> Any:
-        """
-        @return: the name that a checker knows somebody by, else something else.
-        """
-        if IPasswordAttempt not in checker.credentialInterfaces:
-            # It may compare at once, and does not tell.
-            credentials.comparing()
-        try:
-            avatarID = await settle(checker.requestAvatarId, credentials)
-        except (LoginFailed, UnhandledCredentials):
-            if attempt is not None:
-                attempt.wasRefused = True
-            return None
-        if isinstance(avatarID, bytes):
-            avatarID = avatarID.decode("utf-8", "surrogateescape")
-        return avatarID
 
     def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
         index, avatarID = info.providerTag

@@ -17,7 +17,8 @@ __all__ = ["IPasswordAttempt", "PasswordAttempt"]
 class IPasswordAttempt(IUsernamePassword):
     """
     A name and a password of a login.  A checker that lists this interface among its
-    C{credentialInterfaces} promises to call C{comparing} before it compares the password.
+    C{credentialInterfaces} promises to call C{comparing} before it compares the password,
+    and C{refused} if it is not that of the user.
     """
 
     isFromKnownNetwork: bool = Attribute(
@@ -29,6 +30,12 @@ class IPasswordAttempt(IUsernamePassword):
         """
         The password is compared from now on: the attempt counts as a guess even if the
         client does not wait for the answer.
+        """
+
+    def refused() -> None:
+        """
+        The checker knows a user of that name, who has another password: the attempt counts
+        as a guess even if another checker cannot be asked.
         """
 
 
@@ -59,3 +66,10 @@ class PasswordAttempt(UsernamePassword):
         """
         if self._attempt is not None:
             self._attempt.isGuess = True
+
+    def refused(self) -> None:
+        """
+        See L{IPasswordAttempt.refused}.
+        """
+        if self._attempt is not None:
+            self._attempt.wasRefused = True

@@ -90,7 +90,7 @@ class KnownNetworks:
         networks = self._users.get(username)
         if networks is None:
             return False
-        seen = networks.get(networkOf(clientIP, v4=24))
+        seen = networks.get(networkOf(clientIP, 24))
         return seen is not None and self._now() - seen < self.KEPT
 
     def isShared(self, clientIP: str | None) -> bool:
@@ -110,8 +110,9 @@ class KnownNetworks:
         @return: is that news?  It is at most once a day for each user and network.
         """
         now = self._now()
-        network, address = networkOf(clientIP, v4=24), networkOf(clientIP)
-        seen = self._users.get(username, {}).get(network)
+        network, address = networkOf(clientIP, 24), networkOf(clientIP)
+        networks = self._users.get(username)
+        seen = None if networks is None else networks.get(network)
         isNews = False
         if seen is None or now - seen >= self.NEWS:
             isNews = True

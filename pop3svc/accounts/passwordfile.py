@@ -248,7 +248,7 @@ class PasswordFile:
 
     # Seconds: a login that sees that the file has changed waits so long for what stands
     # there now; then the old entries count.
-    PATIENCE = 1.0
+    PATIENCE = 5.0
     # Seconds from one attempt to read a file that cannot be read to the next.
     RETRY = 1.0
 
@@ -374,7 +374,10 @@ class PasswordFile:
         # NUL cannot be typed, and some kinds of hashes do not take it.
         isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
         password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
-        if not IPasswordAttempt.providedBy(credentials):
+        # The quick question first.
+        if not isinstance(credentials, PasswordAttempt) and not IPasswordAttempt.providedBy(
+            credentials
+        ):
             credentials = PasswordAttempt(username, password)
         if isPlain(stored):
             # To compare is no work for a thread.
@@ -392,6 +395,8 @@ class PasswordFile:
         if isinstance(matches, str):
             self._cannotCompare(matches)
         if not (matches and known is not None and isUsable):
+            if known is not None:
+                credentials.refused()
             raise UnauthorizedLogin()
         return username
 

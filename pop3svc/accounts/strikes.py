@@ -36,19 +36,25 @@ class Attempt:
     """
     One attempt to log in.
 
+    @ivar arrived: when it arrived, seconds of the clock.
     @ivar user: a keyed digest of the name: names are chosen by strangers, and a table of
         them is bounded in octets only if its keys are.
     @ivar guess: a keyed digest of name and password.
+    @ivar place: the client's address, as bans count it.
+    @ivar pair: the digest of the name, and the client's network.
     @ivar counted: the tables that count it, each with its key.
     @ivar waitsFor: the table and the key that it waits for, or L{None}.
     """
 
     __slots__ = (
+        "arrived",
         "clientIP",
         "counted",
         "guess",
         "isFromKnownNetwork",
         "isGuess",
+        "pair",
+        "place",
         "user",
         "username",
         "waitsFor",
@@ -58,10 +64,13 @@ class Attempt:
     def __init__(
         self, clientIP: str | None, username: str, user: bytes, guess: bytes, isKnown: bool
     ) -> None:
+        self.arrived = 0.0
         self.clientIP = clientIP
         self.username = username
         self.user = user
         self.guess = guess
+        self.place = networkOf(clientIP)
+        self.pair = user, networkOf(clientIP, 24)
         self.isFromKnownNetwork = isKnown
         self.isGuess = True
         self.wasRefused = False
@@ -73,14 +82,14 @@ class Attempt:
         """
         The client's address for the log: an IPv6 one as its /64.
         """
-        return networkOf(self.clientIP).removesuffix("/32") or "(no address)"
+        return self.place.removesuffix("/32") or "(no address)"
 
     @property
     def network(self) -> str:
         """
         The client's network for the log.
         """
-        return networkOf(self.clientIP, v4=24) or "(no address)"
+        return self.pair[1] or "(no address)"
 
     @property
     def printableName(self) -> str:
@@ -188,7 +197,10 @@ class Strikes:
         """
         Count an attempt that is under way.
         """
-        pending = self._pending.setdefault(key, {})
+        pending = self._pending.get(key)
+        if pending is None:
+            self._pending[key] = {guess: (1, self._clock.seconds())}
+            return
         count, _ = pending.get(guess, (0, 0.0))
         pending[guess] = count + 1, self._clock.seconds()
 
@@ -357,7 +369,7 @@ class BanEngine:
         """
         @return: the tables that may hold an attempt under way, with its keys.
         """
-        return [(self._strikes, networkOf(attempt.clientIP))]
+        return [(self._strikes, attempt.place)]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
@@ -365,7 +377,7 @@ class BanEngine:
         """
         if self._isExempt(attempt.clientIP) or self._known.isShared(attempt.clientIP):
             return []
-        strikes, key = self._strikes, networkOf(attempt.clientIP)
+        strikes, key = self._strikes, attempt.place
         if attempt.isFromKnownNetwork and (
             strikes.isFull(key) or strikes.mustWait(key, attempt.guess)
         ):
@@ -423,13 +435,13 @@ class UserThrottle:
         """
         @return: the tables that may hold an attempt under way, with its keys.
         """
-        return [(self._each, self._pair(attempt)), (self._strangers, (attempt.user,))]
+        return [(self._each, attempt.pair), (self._strangers, (attempt.user,))]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
         @return: the tables that decide about an attempt and count it, with its keys.
         """
-        pair = (self._each, self._pair(attempt))
+        pair = (self._each, attempt.pair)
         if attempt.isFromKnownNetwork:
             return [pair]
         return [pair, (self._strangers, (attempt.user,))]
@@ -440,7 +452,4 @@ class UserThrottle:
 
         @return: whether anything has changed.
         """
-        return self._each.clear(self._pair(attempt))
-
-    def _pair(self, attempt: Attempt) -> tuple[bytes, str]:
-        return attempt.user, networkOf(attempt.clientIP, v4=24)
+        return self._each.clear(attempt.pair)

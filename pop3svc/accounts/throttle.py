@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -74,17 +75,27 @@ class SharedThrottle:
         self._patience = patience
         # For the digests; all processes of a service have the same one.
         self._key = secrets.token_bytes(32)
-        self._underWay: WeakKeyDictionary[Any, Attempt] = WeakKeyDictionary()
+        self._user = self._digests()
         # Attempts that the others are told of at the reactor's next turn, unless they
         # are over by then.
         self._untold: dict[Attempt, None] = {}
         self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
         self._changed: set[tuple[Strikes, Any]] = set()
 
+    def _digests(self) -> Callable[[str], bytes]:
+        key = self._key
+
+        # The same few users come again and again.
+        @lru_cache(1024)
+        def user(username: str) -> bytes:
+            name = username.encode("utf-8", "surrogateescape")
+            return blake2b(name, key=key, digest_size=16).digest()
+
+        return user
+
     def _attempt(self, clientIP: str | None, username: str, guess: bytes) -> Attempt:
-        name = username.encode("utf-8", "surrogateescape")
-        user = blake2b(name, key=self._key, digest_size=16).digest()
-        return Attempt(clientIP, username, user, guess, self.known.isKnown(username, clientIP))
+        isKnown = self.known.isKnown(username, clientIP)
+        return Attempt(clientIP, username, self._user(username), guess, isKnown)
 
     def _guess(self, username: str, password: str) -> bytes:
         name = username.encode("utf-8", "surrogateescape")
@@ -107,25 +118,33 @@ class SharedThrottle:
 
         @return: L{None}: it has to wait for others.
         """
-        counts = [each for limit in self._limits for each in limit.counts(attempt)]
-        full = [each for each in counts if each[0].isFull(each[1])]
-        if full:
-            for table, key in full:
-                table.logRefused(attempt, table.renew(key))
-            self._say("refused", attempt)
-            return False
+        counts: list[tuple[Strikes, Any]] = []
+        for limit in self._limits:
+            counts += limit.counts(attempt)
+        guess, waitsFor = attempt.guess, None
         for each in counts:
-            if each[0].mustWait(each[1], attempt.guess):
-                attempt.waitsFor = each
-                return None
+            table, key = each
+            if table.isFull(key):
+                self._refuse(attempt, counts)
+                return False
+            if table.mustWait(key, guess):
+                waitsFor = each
+        if waitsFor is not None:
+            attempt.waitsFor = waitsFor
+            return None
         for table, key in counts:
-            table.begin(key, attempt.guess)
+            table.begin(key, guess)
         attempt.counted = counts
-        self._underWay[info] = attempt
         info.loginAttempt = attempt
         if self._tell is not None:
             self._sayBegun(attempt)
         return True
+
+    def _refuse(self, attempt: Attempt, counts: list[tuple[Strikes, Any]]) -> None:
+        for table, key in counts:
+            if table.isFull(key):
+                table.logRefused(attempt, table.renew(key))
+        self._say("refused", attempt)
 
     # --- waiting --------------------------------------------------------------
 
@@ -198,10 +217,10 @@ class SharedThrottle:
 
     # --- the end of an attempt --------------------------------------------------
 
-    def _over(self, info: Any, username: str) -> Attempt | None:
-        attempt = self._underWay.pop(info, None)
-        info.loginAttempt = None
+    def _over(self, info: Any) -> Attempt | None:
+        attempt: Attempt | None = info.loginAttempt
         if attempt is not None:
+            info.loginAttempt = None
             for table, key in attempt.counted:
                 table.takeBack(key, attempt.guess)
         return attempt
@@ -210,7 +229,7 @@ class SharedThrottle:
         """
         See L{ILoginThrottle.loginFailed}.
         """
-        attempt = self._over(info, username)
+        attempt = self._over(info)
         if attempt is not None:
             self._failed(attempt)
 
@@ -226,18 +245,19 @@ class SharedThrottle:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
-        attempt = self._over(info, username)
+        attempt = self._over(info)
         if attempt is None:
             return
-        changes = [each.succeeded(attempt) for each in self._limits]
-        isNews = self.known.add(username, attempt.clientIP) or any(changes)
+        isNews = self.known.add(username, attempt.clientIP)
+        for limit in self._limits:
+            isNews = limit.succeeded(attempt) or isNews
         self._takenBack(attempt, "succeeded" if isNews else "over")
 
     def loginAbandoned(self, info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
         """
         See L{ILoginThrottle.loginAbandoned}.
         """
-        attempt = self._over(info, username)
+        attempt = self._over(info)
         if attempt is None:
             return
         # A client that leaves before the refusal has seen that it was not let in at once.
@@ -253,7 +273,8 @@ class SharedThrottle:
             # Most logins change nothing, and there are many.
             if event == "succeeded" or not wasUntold:
                 self._say(event, attempt)
-        self._lookAgain(attempt.counted)
+        if self._waiting:
+            self._lookAgain(attempt.counted)
 
     # --- other processes ----------------------------------------------------------
 
@@ -314,6 +335,7 @@ class SharedThrottle:
         """
         key, known, tables = state
         self._key = bytes.fromhex(key)
+        self._user = self._digests()
         self.known.restore(known)
         own = [table for limit in self._limits for table in limit.tables]
         for table, each in zip(own, tables, strict=True):
@@ -356,35 +378,54 @@ class LoginGuard:
         """
         See L{ILoginThrottle.mayLogin}.
         """
-        self._arrived[info] = self._clock.seconds()
+        now = self._clock.seconds()
         if len(username) > self.LONGEST_NAME or (
             not username.isascii()
             and len(username.encode("utf-8", "surrogateescape")) > self.LONGEST_NAME
         ):
-            return self._later(info, False)
+            return self._later(info, now, False)
         answer = self._throttle.mayLogin(info, username, password)
         if isLater(answer):
-            return self._answerLater(info, answer)
-        return True if answer else self._later(info, False)
+            return self._answerLater(info, now, answer)
+        if not answer:
+            return self._later(info, now, False)
+        self._begin(info, now)
+        return True
 
-    async def _answerLater(self, info: IPOP3ConnectionInfo, answer: Any) -> bool:
-        mayLogin = await answer
-        if not mayLogin:
-            await self._later(info, None)
-        return bool(mayLogin)
+    async def _answerLater(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> bool:
+        mayLogin = bool(await answer)
+        if mayLogin:
+            self._begin(info, arrived)
+        else:
+            await self._later(info, arrived, None)
+        return mayLogin
+
+    def _begin(self, info: IPOP3ConnectionInfo, arrived: float) -> None:
+        # An attempt of ours has room for it, which costs less than a table.
+        attempt = info.loginAttempt
+        if isinstance(attempt, Attempt):
+            attempt.arrived = arrived
+        else:
+            self._arrived[info] = arrived
 
     def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{ILoginThrottle.loginFailed}; fires when the refusal is due.
         """
+        attempt = info.loginAttempt
+        if isinstance(attempt, Attempt):
+            arrived = attempt.arrived
+        else:
+            arrived = self._arrived.pop(info, self._clock.seconds())
         self._throttle.loginFailed(info, username)
-        return self._later(info, None)
+        return self._later(info, arrived, None)
 
     def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
-        self._arrived.pop(info, None)
+        if self._arrived:
+            self._arrived.pop(info, None)
         return self._throttle.loginSucceeded(info, username)
 
     def loginAbandoned(self, info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
@@ -394,14 +435,14 @@ class LoginGuard:
         self._arrived.pop(info, None)
         self._throttle.loginAbandoned(info, username, isLost)
 
-    def _later(self, info: IPOP3ConnectionInfo, answer: Any) -> Deferred[Any]:
+    def _later(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> Deferred[Any]:
         now = self._clock.seconds()
         key = networkOf(info.clientIP)
         count, last, dueBefore = self._refusals.get(key, (0, now, 0.0))
         if now - last >= self.FORGOTTEN:
             count = 0
         due = max(
-            self._arrived.pop(info, now) + self.AFTER,
+            arrived + self.AFTER,
             dueBefore + min(self.STEP * max(count, 1), self.LONGEST),
         )
         due = min(due, now + self.PATIENCE)

@@ -4,6 +4,7 @@ Any twisted.cred checker, and a store.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from twisted.cred.checkers import (
@@ -12,14 +13,18 @@ from twisted.cred.checkers import (
     InMemoryUsernamePasswordDatabaseDontUse,
 )
 from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.error import UnhandledCredentials
+from twisted.internet.defer import Deferred
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.passwordfile import PasswordFile, addUser, removeUser, setPassword
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider
+from pop3svc.interfaces import IAccountStatus, IMailboxStore, IPOP3MailboxProvider
+from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore
-from pop3svc.testing import conversation
+from pop3svc.testing import Inline, conversation
 
 
 def database(**users: str) -> Any:
@@ -39,7 +44,7 @@ class Odd:
     async def requestAvatarId(self, credentials: Any) -> Any:
         if isinstance(self.answer, Exception):
             raise self.answer
-        return self.answer
+        return await self.answer if isinstance(self.answer, Deferred) else self.answer
 
 
 def attempt(checkers: list[Any], name: str, password: str, said: str) -> MemoryStore:
@@ -77,6 +82,47 @@ def test_answers() -> None:
     attempt([Odd(KeyError("y"))], "x", "y", "-ERR [SYS/TEMP] Internal error.")
 
 
+class Attempt:
+    isFromKnownNetwork = False
+    isGuess = True
+    wasRefused = False
+
+
+def checked(name: str, *checkers: Any, store: Any = None) -> tuple[bool, bool]:
+    """
+    @return: what an attempt counts as if the client is lost now, and if there is a fault.
+    """
+    info = ConnectionInfo(1, "192.0.2.7", True)
+    info.loginAttempt = attempt = Attempt()
+    provider = AccountsProvider(store or MemoryStore(), checkers)
+    Deferred.fromCoroutine(provider.authenticate(info, name, "secret")).addErrback(lambda _: None)
+    return attempt.isGuess, attempt.wasRefused
+
+
+def test_whatCountsAsAGuess(tmp_path: Path) -> None:
+    """
+    A password that may have been compared does if the client is lost; one that a checker
+    found wrong does, too, if the next checker has a fault.
+    """
+    (tmp_path / "users").write_text("alice:{PLAIN}other\nbob:{PLAIN}secret\n")
+    passwords = PasswordFile(str(tmp_path / "users"), Inline())
+    fault = Odd(POP3ResponseError("Later.", "SYS/TEMP"))
+    silent = Odd(Deferred())
+    assert checked("alice", silent) == (True, False)
+    assert checked("alice", fault) == (True, False)
+    assert checked("alice", passwords, fault) == (True, True)
+    assert checked("alice", database(alice="other"), fault) == (True, True)
+    # Nobody in the file has this name, so nothing was guessed.
+    assert checked("carol", passwords, fault) == (True, False)
+    assert checked("carol", Odd(UnhandledCredentials()), fault) == (True, False)
+
+    class InUse(MemoryStore):
+        def openMailbox(self, info: Any, username: str) -> Any:
+            raise POP3ResponseError("Wait.", "IN-USE")
+
+    assert checked("bob", database(bob="other"), passwords, store=InUse()) == (False, False)
+
+
 def test_storeRefuses() -> None:
     class Refusing(MemoryStore):
         def openMailbox(self, info: Any, username: str) -> Any:
@@ -91,10 +137,6 @@ def test_mayStay(tmp_path: Any) -> None:
     A sleeper does not wake up when the account is gone or has another
     password; others do.
     """
-    from pop3svc.accounts.passwordfile import PasswordFile, addUser, removeUser, setPassword
-    from pop3svc.interfaces import IAccountStatus
-    from pop3svc.testing import Inline
-
     path = str(tmp_path / "users")
     for name in ("alice", "bob"):
         addUser(path, name, "secret")

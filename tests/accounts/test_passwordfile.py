@@ -305,7 +305,7 @@ def attempt(checker: PasswordFile, name: str, password: str) -> list[Any]:
 
 def test_readInAThread(path: Path) -> None:
     """
-    It is read once for all who come; nobody waits for longer than a second, and then the old
+    It is read once for all who come; nobody waits for longer than five seconds; then the old
     entries count.
     """
     path.write_text("alice:{PLAIN}one\nbob:{PLAIN}x\n")

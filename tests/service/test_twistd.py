@@ -660,6 +660,34 @@ def test_badLine(site: Path, tmp_path: Path) -> None:
         assert connection.say(b"XLOG alice secret word").startswith(b"+OK")
 
 
+def test_fail2banAndBans(site: Path, tmp_path: Path) -> None:
+    """
+    A ban and what is refused because of it are no failed logins.
+    """
+    command = shutil.which("fail2ban-regex")
+    if command is None:
+        pytest.skip("fail2ban is not installed")
+    port = freePort()
+    with Running(
+        tmp_path / "home",
+        *options(site, "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
+        *("--ban-exempt", "192.0.2.0/24", "--set", "banStrikes=2"),
+    ) as running:
+        running.up()
+        connection = Connection(port)
+        connection.line()
+        for guess in (b"one", b"one", b"two", b"three"):
+            assert connection.say(b"XLOG alice " + guess).startswith(b"-ERR [AUTH]")
+        assert running.end(signal.SIGTERM) == 0
+    for text in ("banned 127.0.0.1 for 10000 s", "refused a login from 127.0.0.1: banned"):
+        assert sum(text in line for line in running.lines) == 1
+    log = tmp_path / "log"
+    log.write_text("\n".join(running.lines) + "\n")
+    filter = Path(__file__).parent.parent.parent / "contrib" / "fail2ban" / "pop3svc.conf"
+    found = run([command, "-o", "ip", str(log), str(filter)], tmp_path)
+    assert found.stdout.split() == ["127.0.0.1"] * 3, found
+
+
 def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     """
     The filter finds each failed login and nothing else, whatever names are
