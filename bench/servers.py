@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.mail import NOBODY, Mail
 from bench.measure import Failed, Group, makeGroup
+from tests.running import checkCopy
 
 __all__ = ["SERVERS", "CannotRun", "Server", "Site"]
 
@@ -232,6 +233,7 @@ class Pop3svc(Server):
         """
         See L{Server.environment}.
         """
+        checkCopy(str(CHECKOUT))
         return super().environment() | {"PYTHONPATH": str(CHECKOUT)}
 
     def command(self) -> list[str]:

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pop3svc.service.firstrun import _selfSigned
-from tests.running import freePort, script
+from tests.running import environment, freePort, script
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -161,7 +161,7 @@ def main() -> None:
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
                 *("--set", f"maxConnections={count + 200}"),
             ],
-            env=os.environ | {"HOME": directory},
+            env=environment(directory),
         )
         try:
             while True:

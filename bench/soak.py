@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.sleepers import resident, site
 from pop3svc.providers.maildir import MaildirStore
-from tests.running import freePort, script
+from tests.running import environment, freePort, script
 
 AT_ONCE = 50
 # What a process may have grown from the first round to the last: the allocator
@@ -159,8 +159,7 @@ def main() -> None:
                 ),
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
             ],
-            env=os.environ
-            | {"HOME": directory, "PYTHONPATH": str(Path(__file__).parent.parent.absolute())},
+            env=environment(directory),
             cwd=directory,
         )
         try:

@@ -4,10 +4,31 @@ What holds for all tests.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from twisted.internet.task import Clock
 
+import pop3svc
 from pop3svc import files
+from tests.running import CHECKOUT, withCheckout
+
+# Whatever a test starts runs this checkout, too, and not a copy that is installed.
+os.environ["PYTHONPATH"] = withCheckout()
+
+
+def pytest_sessionstart() -> None:
+    """
+    Refuse to test another copy than the one beside the tests.
+    """
+    found = Path(pop3svc.__file__).parent
+    if not found.samefile(CHECKOUT / "pop3svc"):
+        pytest.exit(
+            f"pop3svc comes from {found}, so another copy than {CHECKOUT} would be tested; "
+            "run 'python -m pytest' in that directory",
+            returncode=1,
+        )
 
 
 @pytest.fixture(autouse=True)

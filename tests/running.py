@@ -6,16 +6,34 @@ from __future__ import annotations
 
 import os
 import queue
+import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["SCRIPTS", "Connection", "Running", "freePort", "script"]
+__all__ = [
+    "CHECKOUT",
+    "SCRIPTS",
+    "Connection",
+    "Running",
+    "checkCopy",
+    "environment",
+    "forEverybody",
+    "freePort",
+    "script",
+    "withCheckout",
+]
 
+CHECKOUT = Path(__file__).parent.parent.absolute()
 SCRIPTS = Path(sys.executable).parent
 # Seconds that anything may take; a machine that is busy takes long.
 PATIENCE = 60
@@ -28,15 +46,82 @@ def script(name: str) -> str:
     return str(SCRIPTS / name)
 
 
+@cache
+def checkCopy(path: str) -> None:
+    """
+    Fail if a process with this C{PYTHONPATH} imports another copy of pop3svc than
+    the one beside these tests, because then another copy would be tested.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", "import pop3svc; print(pop3svc.__file__)"],
+        cwd="/",
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = done.stdout.strip()
+    wanted = CHECKOUT / "pop3svc" / "__init__.py"
+    assert found and os.path.samefile(found, wanted), (
+        f"a process that the tests start imports {found or done.stderr}, not {wanted}"
+    )
+
+
+def environment(home: Path | str) -> dict[str, str]:
+    """
+    The environment of a process that runs the pop3svc of this checkout, whatever
+    copy is installed beside this Python.
+    """
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("XDG_")}
+    path = withCheckout()
+    checkCopy(path)
+    return clean | {"HOME": str(home), "PYTHONPATH": path}
+
+
+def withCheckout() -> str:
+    """
+    @return: a C{PYTHONPATH} that begins with this checkout, and goes on as it was.
+    """
+    others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(CHECKOUT), *(each for each in others if each)])
+
+
+@contextmanager
+def forEverybody() -> Iterator[Path]:
+    """
+    A directory that every user may enter.  pytest's own directories are for one user:
+    every other pytest of that user makes them private again while this one runs.
+    """
+    path = Path(tempfile.mkdtemp(prefix="pop3svc-"))
+    try:
+        path.chmod(0o755)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+# These keep ports from being given to anybody else.  The kernel gives a port that a
+# socket is bound to neither to a bind to port 0 nor to an outgoing connection, and lets
+# a service listen there because both sockets have SO_REUSEADDR and this one never
+# listens.  The oldest are closed, as a run of all tests takes hundreds.
+_held: deque[socket.socket] = deque()
+_HELD = 100
+
+
 def freePort(family: int = socket.AF_INET) -> int:
     """
-    @return: a port that was free a moment ago.
+    @return: a port of this machine that is free for a service that these tests start,
+        and for nobody else.
     """
-    with socket.socket(family) as each:
-        each.bind(("127.0.0.1" if family == socket.AF_INET else "::", 0))
-        port = each.getsockname()[1]
-        assert isinstance(port, int)
-        return port
+    each = socket.socket(family)
+    each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    each.bind(("127.0.0.1" if family == socket.AF_INET else "::", 0))
+    _held.append(each)
+    if len(_held) > _HELD:
+        _held.popleft().close()
+    port = each.getsockname()[1]
+    assert isinstance(port, int)
+    return port
 
 
 class Running:
@@ -49,16 +134,13 @@ class Running:
     def __init__(self, home: Path, *options: str, twistd: tuple[str, ...] = ()) -> None:
         home.mkdir(exist_ok=True)
         self.home = home
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith("XDG_")
-        }
         self.process = subprocess.Popen(
             [script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             cwd=home,
-            env=environment | {"HOME": str(home)},
+            env=environment(home),
             text=True,
         )
         self.lines: list[str] = []

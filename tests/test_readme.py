@@ -15,7 +15,7 @@ from typing import Any
 
 from pop3svc.service.tap import Options
 from pop3svc.testing import conversation
-from tests.running import PATIENCE, freePort
+from tests.running import PATIENCE, environment, freePort
 
 README = (Path(__file__).parent.parent / "README.rst").read_text()
 
@@ -66,7 +66,9 @@ def test_provider() -> None:
 def test_embedding(tmp_path: Path) -> None:
     port = freePort()
     program = block("task.react(main)").replace("tcp:1110", f"tcp:{port}")
-    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path)
+    ) as running:
         deadline = time.monotonic() + PATIENCE
         while True:
             try:

@@ -5,12 +5,10 @@ A real service: twistd in a process of its own, on free ports of this machine.
 from __future__ import annotations
 
 import datetime
-import os
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from ipaddress import ip_address
@@ -24,8 +22,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pop3svc.accounts.passwordfile import addUser, readPasswordFile
 from tests.interop.hard_messages import HardMessage
+from tests.running import environment, freePort, script
 
-__all__ = ["HOST", "PASSWORD", "Maildir", "Service", "freePorts"]
+__all__ = ["HOST", "PASSWORD", "Maildir", "Service"]
 
 HOST = "127.0.0.1"
 PASSWORD = "correct-horse"
@@ -36,22 +35,6 @@ _STOP = 20.0
 _POLL = 0.05
 # Seconds that one read from it may take.
 _PATIENCE = 20.0
-# How often other ports are tried when one is taken meanwhile.
-_TRIES = 3
-
-
-def freePorts(count: int) -> list[int]:
-    """
-    @return: ports that were free a moment ago, each another.
-    """
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((HOST, 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def _makeCertificate(certificate: Path, privateKey: Path) -> None:
@@ -182,7 +165,7 @@ class Service:
 
     def _command(self) -> list[str]:
         return [
-            os.path.join(os.path.dirname(sys.executable), "twistd"),
+            script("twistd"),
             "-n",
             "--pidfile=",
             "--logfile=-",
@@ -199,25 +182,23 @@ class Service:
         """
         Start it and wait until it answers on both ports.
         """
-        for _ in range(_TRIES):
-            self.port, self.tlsPort = freePorts(2)
-            with self._logFile.open("wb") as log:
-                self._process = subprocess.Popen(
-                    self._command(),
-                    cwd=self.directory,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            try:
-                if self._answers():
-                    return
-            except BaseException:
-                self.stop()
-                raise
+        self.port, self.tlsPort = freePort(), freePort()
+        with self._logFile.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                cwd=self.directory,
+                env=environment(self.directory),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            if self._answers():
+                return
+        except BaseException:
             self.stop()
-            if "in use" not in self.log():
-                break
+            raise
+        self.stop()
         raise AssertionError(f"the service does not start:\n{self.log()}")
 
     def _answers(self) -> bool:

@@ -20,7 +20,15 @@ import pytest
 from pop3svc.accounts.passwordfile import addUser
 from pop3svc.service.firstrun import _selfSigned
 from tests.providers.test_maildir import deliver
-from tests.running import PATIENCE, Connection, Running, freePort, script
+from tests.running import (
+    PATIENCE,
+    Connection,
+    Running,
+    environment,
+    forEverybody,
+    freePort,
+    script,
+)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +296,7 @@ def run(arguments: list[str], home: Path, stdin: str = "") -> subprocess.Complet
     return subprocess.run(
         arguments,
         cwd=home,
-        env={"HOME": str(home), "PATH": os.environ["PATH"]},
+        env=environment(home),
         input=stdin,
         capture_output=True,
         text=True,
@@ -452,17 +460,20 @@ def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
     """
     Ports and keys are opened before the drop; mail is read after it.
     """
-    home, port, secure = tmp_path / "home", freePort(), freePort()
-    shutil.copytree(site, tmp_path / "site")
-    own = tmp_path / "site"
+    with forEverybody() as path:
+        dropsPrivileges(site, path)
+
+
+def dropsPrivileges(site: Path, path: Path) -> None:
+    home, port, secure = path / "home", freePort(), freePort()
+    own = path / "site"
+    shutil.copytree(site, own)
     deliver(own / "mail" / "bob", "1.x")
-    for path in [own, own / "mail", own / "mail" / "bob", own / "users"]:
-        os.chown(path, 65534, 65534)
-    for path in (own / "mail" / "bob").rglob("*"):
-        os.chown(path, 65534, 65534)
+    for each in [own, own / "mail", own / "mail" / "bob", own / "users"]:
+        os.chown(each, 65534, 65534)
+    for each in (own / "mail" / "bob").rglob("*"):
+        os.chown(each, 65534, 65534)
     (own / "key.pem").chmod(0o600)
-    for path in [tmp_path, *list(tmp_path.parents)[:2]]:
-        path.chmod(path.stat().st_mode | 0o711)
     with Running(
         home,
         *options(own, "--endpoint", f"tcp:{port}", "--endpoint", f"ssl:{secure}"),
@@ -478,12 +489,12 @@ def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
         client.dele(1)
         client.quit()
         assert running.end(signal.SIGTERM) == 0
-    ended = run([script("twistd"), "-n", "--pidfile=", "--uid=65534", "pop3svc"], tmp_path / "home")
+    ended = run([script("twistd"), "-n", "--pidfile=", "--uid=65534", "pop3svc"], home)
     assert (ended.returncode, ended.stderr) == (
         1,
         "pop3svc: --data is needed with --uid, a directory for the user it names\n",
     )
-    data = tmp_path / "data"
+    data = path / "data"
     with Running(
         home,
         *("--data", str(data), "--endpoint", f"tcp:{freePort()}"),
@@ -494,7 +505,7 @@ def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
         assert {each.stat().st_uid for each in data.rglob("*")} == {65534}
 
 
-def test_providerOfOnesOwn(tmp_path: Path) -> None:
+def test_providerOfOnesOwn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, port = tmp_path / "home", freePort()
     home.mkdir()
     (home / "mine.py").write_text(
@@ -503,20 +514,17 @@ def test_providerOfOnesOwn(tmp_path: Path) -> None:
         "    return MemoryProvider({'alice': argument}, [b'x: y'])\n"
         "ready = make('secret')\n"
     )
-    os.environ["PYTHONPATH"] = str(home)
-    try:
-        for named in ("mine.make:secret", "mine.ready"):
-            with Running(
-                home, "--provider", named, "--endpoint", f"tcp:{port}:interface=127.0.0.1"
-            ) as running:
-                running.up()
-                client = poplib.POP3("127.0.0.1", port, PATIENCE)
-                client.user("alice")
-                client.pass_("secret")
-                assert client.stat() == (1, 6)
-                client.quit()
-    finally:
-        del os.environ["PYTHONPATH"]
+    monkeypatch.setenv("PYTHONPATH", str(home))
+    for named in ("mine.make:secret", "mine.ready"):
+        with Running(
+            home, "--provider", named, "--endpoint", f"tcp:{port}:interface=127.0.0.1"
+        ) as running:
+            running.up()
+            client = poplib.POP3("127.0.0.1", port, PATIENCE)
+            client.user("alice")
+            client.pass_("secret")
+            assert client.stat() == (1, 6)
+            client.quit()
 
 
 def test_largeMessages(service: tuple[Running, int, int], site: Path) -> None:

@@ -27,7 +27,7 @@ from pop3svc.policy import Policy
 from pop3svc.service.workers import PATIENCE as MORE
 from pop3svc.service.workers import Lines, Outbox, Shared, Supervisor
 from tests.providers.test_maildir import deliver
-from tests.running import PATIENCE, Connection, Running, freePort
+from tests.running import PATIENCE, Connection, Running, environment, forEverybody, freePort
 from tests.service.test_twistd import options, run, script, served, site, trusting
 
 __all__ = ["site"]
@@ -355,9 +355,7 @@ def test_tls(site: Path, tmp_path: Path) -> None:
     """
     Every kind of endpoint, with PROXY headers around it and without.
     """
-    ports: list[int] = []
-    while len(ports) < 3:
-        ports = list({*ports, freePort()})
+    ports = [freePort() for _ in range(3)]
     for workers in begun(
         site,
         tmp_path / "home",
@@ -398,42 +396,46 @@ def mayRunHere() -> bool:
     if os.geteuid() != 0:
         return False
     try:
-        done = subprocess.run([sys.executable, "-c", "import pop3svc"], user=65534, cwd="/")
+        done = subprocess.run(
+            [sys.executable, "-c", "import pop3svc"], user=65534, cwd="/", env=environment("/")
+        )
     except PermissionError:
         return False
     return done.returncode == 0
 
 
 @pytest.mark.skipif(not mayRunHere(), reason="another user cannot run this Python")
-def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
+def test_dropsPrivileges(site: Path) -> None:
     """
     A worker that is started later serves with a key that it cannot read.
     """
-    shutil.copytree(site, tmp_path / "site")
-    own = tmp_path / "site"
-    for path in [own, own / "mail", own / "mail" / "bob", own / "users"]:
-        os.chown(path, 65534, 65534)
-    (own / "key.pem").chmod(0o600)
-    for path in [tmp_path, *list(tmp_path.parents)[:2]]:
-        path.chmod(path.stat().st_mode | 0o711)
-    port, secure = freePort(), freePort()
-    with Running(
-        tmp_path / "home",
-        *options(own, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
-        *("--endpoint", f"ssl:{secure}"),
-        twistd=("--uid=65534", "--gid=65534"),
-    ) as running:
-        workers = Site(running, port)
-        os.kill(workers.pids[1], signal.SIGKILL)
-        assert workers.waitForWorker() == 1
-        for number in (1, 2):
-            assert "Uid:\t65534" in Path(f"/proc/{workers.pids[number]}/status").read_text()
-            connection = workers.connectTo(number)
-            assert connection.say(b"STLS").startswith(b"+OK")
-            connection.startTLS(trusting(site))
-            assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
-            assert connection.say(b"QUIT").startswith(b"+OK")
-        assert workers.end() == 0
+    with forEverybody() as path:
+        own = path / "site"
+        shutil.copytree(site, own)
+        for each in [own, own / "mail", own / "mail" / "bob", own / "users"]:
+            os.chown(each, 65534, 65534)
+        (own / "key.pem").chmod(0o600)
+        port, secure = freePort(), freePort()
+        with Running(
+            path / "home",
+            *options(own, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
+            *("--endpoint", f"ssl:{secure}"),
+            twistd=("--uid=65534", "--gid=65534"),
+        ) as running:
+            servesWithoutPrivileges(Site(running, port), site)
+
+
+def servesWithoutPrivileges(workers: Site, site: Path) -> None:
+    os.kill(workers.pids[1], signal.SIGKILL)
+    assert workers.waitForWorker() == 1
+    for number in (1, 2):
+        assert "Uid:\t65534" in Path(f"/proc/{workers.pids[number]}/status").read_text()
+        connection = workers.connectTo(number)
+        assert connection.say(b"STLS").startswith(b"+OK")
+        connection.startTLS(trusting(site))
+        assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
+        assert connection.say(b"QUIT").startswith(b"+OK")
+    assert workers.end() == 0
 
 
 BAD: dict[str, tuple[list[str], list[str], str]] = {
