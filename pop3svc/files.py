@@ -22,6 +22,7 @@ from pop3svc.octets import DOT_LINE, OctetCount, bareLineFeeds
 
 __all__ = [
     "FileBlocks",
+    "Stamp",
     "closeQuietly",
     "countOctets",
     "disk",
@@ -31,7 +32,11 @@ __all__ = [
     "openDirectory",
     "openFile",
     "openRegular",
+    "openReplaceable",
     "peek",
+    "readReplaceable",
+    "setPrivileged",
+    "stampOf",
     "writeWhole",
 ]
 
@@ -130,6 +135,100 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
+
+
+Stamp = tuple[int, ...]
+
+# Octets of a file that is read whole: a password file of two million users.
+_LARGEST = 268_435_456
+# What opens a file that this user may not open any more.
+_privileged: Callable[[str], int] | None = None
+
+
+def setPrivileged(opener: Callable[[str], int] | None) -> None:
+    """
+    Say what opens those files for reading that were named when the service still had
+    its privileges.
+
+    @param opener: takes a path, returns a descriptor, raises L{OSError}.
+    """
+    global _privileged
+    _privileged = opener
+
+
+def openReplaceable(path: str) -> int:
+    """
+    Open a file for reading that others may replace at any time: a certificate, its
+    key, a password file.  Links are followed, as certbot makes some.  Whatever stands
+    there, nothing is waited for.
+
+    @return: a descriptor of a regular file.
+    @raise OSError: it cannot be opened, or is something else.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if _privileged is None:
+            raise
+        descriptor = _privileged(path)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENODEV):
+            # A socket, a device.
+            raise OSError(error.errno, "Not a regular file", path)
+        raise
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "Not a regular file", path)
+    except OSError:
+        closeQuietly(descriptor)
+        raise
+    return descriptor
+
+
+def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
+    """
+    Read a file whole that others may replace at any time; see L{openReplaceable}.
+    Blocks, as long as the disk takes.
+
+    @param most: octets that it may have.
+    @raise OSError: it cannot be read, is no regular file, or is larger.
+    """
+    descriptor = openReplaceable(path)
+    with open(descriptor, "rb", buffering=0) as file:
+        # Also of a file that grows while it is read.
+        octets = bytearray()
+        while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(octets))):
+            octets += block
+            if len(octets) > most:
+                raise OSError(errno.EFBIG, f"Larger than {most} octets", path)
+    return bytes(octets)
+
+
+def stampOf(path: str) -> Stamp | None:
+    """
+    @return: what changes whenever a file is changed or replaced; L{None} if it is
+        not there, or cannot be looked at.
+    """
+    try:
+        status = os.stat(path)
+    except PermissionError:
+        if _privileged is None:
+            return None
+        try:
+            descriptor = _privileged(path)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            closeQuietly(descriptor)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 def haveSettled(latest: int) -> bool:

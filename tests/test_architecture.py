@@ -68,7 +68,7 @@ RANKS = {
     "check.tls": 3,
     "check.report": 3,
     "check.command": 4,
-    "service.tls": 2,
+    "service.tls": 3,
     "service.tlstransport": 2,
     "service.endpoints": 3,
     "service.proxy": 2,

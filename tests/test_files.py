@@ -6,11 +6,16 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pop3svc.files import examine
+from pop3svc import files
+from pop3svc.files import examine, readReplaceable, setPrivileged, stampOf
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n"]), max_size=30).map(b"".join))
@@ -28,3 +33,83 @@ def test_examine(message: bytes) -> None:
         assert examine(descriptor, len(message)) == (len(sent), stuffed == message)
     finally:
         os.close(descriptor)
+
+
+def bindSocket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as each:
+        each.bind(str(path))
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "FIFO": (os.mkfifo, "Not a regular file"),
+    "directory": (os.mkdir, "Is a directory"),
+    "socket": (bindSocket, "Not a regular file"),
+    "device": (lambda path: path.symlink_to("/dev/zero"), "Not a regular file"),
+    "terminal": (lambda path: path.symlink_to("/dev/tty"), "."),
+    "itself": (lambda path: path.symlink_to(path), "Too many levels"),
+    "too large": (lambda path: path.write_bytes(b"x" * 101), "Larger than 100 octets"),
+    "sparse": (lambda path: (path.touch(), os.truncate(path, 1 << 40)), "Larger than 100 octets"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """
+    Whatever has been put in the place of a file is refused at once, in a word.
+    """
+    monkeypatch.chdir(tmp_path)
+    path = Path("x")
+    make, says = NO_FILES[kind]
+    make(path)
+    with pytest.raises(OSError) as refused:
+        readReplaceable("x", 100)
+    assert re.search(says, refused.value.strerror or "")
+
+
+def test_readReplaceable(tmp_path: Path) -> None:
+    """
+    Through links, as certbot makes some; each replacement has another stamp.
+    """
+    archive, live = tmp_path / "archive", tmp_path / "live"
+    for each in (archive, live):
+        each.mkdir()
+    seen = []
+    for number in (1, 2):
+        (archive / f"key{number}.pem").write_bytes(b"key %d" % number)
+        (live / "key.pem").unlink(missing_ok=True)
+        (live / "key.pem").symlink_to(f"../archive/key{number}.pem")
+        assert readReplaceable(str(live / "key.pem"), 5) == b"key %d" % number
+        seen.append(stampOf(str(live / "key.pem")))
+    assert None not in seen and seen[0] != seen[1]
+    assert stampOf(str(live / "none")) is None
+
+
+def test_privileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Who may not open a file any more has it opened.
+    """
+    (tmp_path / "x").write_bytes(b"abc")
+    openTruly, asked = os.open, []
+
+    def denied(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    def opener(path: str) -> int:
+        asked.append(path)
+        return openTruly(path, os.O_RDONLY)
+
+    monkeypatch.setattr(files, "_privileged", None)
+    monkeypatch.setattr(files.os, "open", denied)
+    monkeypatch.setattr(files.os, "stat", denied)
+    path = str(tmp_path / "x")
+    with pytest.raises(PermissionError):
+        readReplaceable(path)
+    assert stampOf(path) is None
+    setPrivileged(opener)
+    assert readReplaceable(path) == b"abc"
+    assert stampOf(path) is not None
+    assert asked == [path, path]
+    setPrivileged(denied)
+    with pytest.raises(PermissionError):
+        readReplaceable(path)
+    assert stampOf(path) is None

@@ -9,7 +9,6 @@ import hashlib
 import hmac
 import os
 import secrets
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from pop3svc.accounts.hashes import (
 from pop3svc.accounts.hashing import HashQueue, hashing
 from pop3svc.calling import CarriedThrough, Runner, Unanswered, Workers, begin
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import writeWhole
+from pop3svc.files import Stamp, openReplaceable, stampOf, writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 
 __all__ = [
@@ -179,13 +178,10 @@ def _parse(lines: Iterable[str]) -> Accounts:
 
 def _linesOf(path: str) -> Iterator[str]:
     try:
-        # A FIFO would be waited for, a device read for ever.
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode) and not os.path.isdir(path):
-            raise ValueError(f"{path} is not a file")
-        if status.st_size > _LARGEST:
-            raise ValueError(f"{path} is larger than {_LARGEST} octets")
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        descriptor = openReplaceable(path)
+        with open(descriptor, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            if os.fstat(descriptor).st_size > _LARGEST:
+                raise ValueError(f"{path} is larger than {_LARGEST} octets")
             yield from file
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
@@ -200,23 +196,12 @@ def readPasswordFile(path: str) -> Accounts:
     return _parse(_linesOf(path))
 
 
-_Stamp = tuple[int, ...] | None
-
-
-def _stampOf(path: str) -> _Stamp:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
-
-
-def _readStamped(path: str) -> tuple[_Stamp, Accounts | str]:
+def _readStamped(path: str) -> tuple[Stamp | None, Accounts | str]:
     """
     @return: what the file looked like before it was read, and what stands in it or why it
         cannot be read.
     """
-    stamp = _stampOf(path)
+    stamp = stampOf(path)
     try:
         return stamp, readPasswordFile(path)
     except ValueError as error:
@@ -310,7 +295,7 @@ class PasswordFile:
         self._plainSaid = accounts.plainCount
 
     def _isStale(self) -> bool:
-        stamp = _stampOf(self._path)
+        stamp = stampOf(self._path)
         return stamp is None or stamp != self._seen
 
     async def _refresh(self) -> None:

@@ -25,6 +25,8 @@ from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pop3svc.files import Stamp, readReplaceable, stampOf
+
 __all__ = ["RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
@@ -37,18 +39,13 @@ _SESSION_LIFE = 7200
 # week at most).  What it costs is one full handshake a day for each client.
 _TICKET_KEY_LIFE = 86400
 
-Stamp = tuple[int, ...]
-
-
-def _stamp(path: str) -> Stamp:
-    status = os.stat(path)
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+# Octets of a certificate with its chain, or of a key: a few thousand, really.
+_LARGEST = 1_048_576
 
 
 def _load(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return readReplaceable(path, _LARGEST)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
 
@@ -160,10 +157,8 @@ class RenewableCertificate:
         return _load(self.certificate), _load(self._privateKey)
 
     def _stamps(self) -> tuple[Stamp, Stamp] | None:
-        try:
-            return _stamp(self.certificate), _stamp(self._privateKey)
-        except OSError:
-            return None
+        certificate, key = stampOf(self.certificate), stampOf(self._privateKey)
+        return None if certificate is None or key is None else (certificate, key)
 
     def _made(self, handed: tuple[bytes, bytes] | None) -> SSL.Context:
         """

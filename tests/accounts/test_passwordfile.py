@@ -549,7 +549,7 @@ def test_passwordsOfAnyLength(path: Path) -> None:
 def test_notAFile(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for name in (str(tmp_path / "fifo"), "/dev/zero"):
-        with pytest.raises(ValueError, match="is not a file"):
+        with pytest.raises(ValueError, match="Not a regular file"):
             PasswordFile(name, Inline())
 
 
