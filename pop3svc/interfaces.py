@@ -39,6 +39,7 @@ __all__ = [
     "IPOP3MailboxProvider",
     "IPOP3ProviderMaker",
     "IReadOnlyMailbox",
+    "IReloading",
     "IScramVerifiers",
 ]
 
@@ -405,6 +406,20 @@ class ILoginThrottle(Interface):
         The attempt has ended neither way.
 
         @param isLost: the client is gone, and was given no answer; else there was a fault.
+        """
+
+
+class IReloading(Interface):
+    """
+    A provider, a store or a checker that was configured by something that may change.
+    """
+
+    def reload() -> Any:
+        """
+        The operator asks (by SIGHUP) to read that again.  May be late.
+
+        @raise ValueError: it cannot be used, and what was before still holds; a
+            sentence for the operator.
         """
 
 

@@ -34,7 +34,7 @@ from pop3svc.accounts.hashing import HashQueue, hashing
 from pop3svc.calling import CarriedThrough, Runner, Unanswered, Workers, begin
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import Stamp, openReplaceable, stampOf, writeWhole
-from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
+from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReloading
 
 __all__ = [
     "Accounts",
@@ -218,7 +218,7 @@ def _compare(stored: str, password: bytes) -> bool | str:
         return type(error).__name__
 
 
-@implementer(ICredentialsChecker, IAccountStatus)
+@implementer(ICredentialsChecker, IAccountStatus, IReloading)
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  It is read again, in a
@@ -334,6 +334,14 @@ class PasswordFile:
             self._seen, self._accounts = stamp, accounts
             self._report()
         self._fault = fault
+
+    def reload(self) -> Any:
+        """
+        See L{IReloading.reload}.
+        """
+        self._seen, self._tried = None, 0.0
+        self._said, self._fault = set(), ""
+        return begin(self._refresh())
 
     # --- checking -----------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from typing import Any, NoReturn
 
 from twisted.application.internet import TimerService
-from twisted.application.service import IService, MultiService
+from twisted.application.service import IService
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import (
     AuthOptionMixin,
@@ -38,7 +38,13 @@ from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.calling import useMonotonicClock
 from pop3svc.files import disk
-from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderMaker
+from pop3svc.interfaces import (
+    IMailboxStore,
+    IPOP3MailboxProvider,
+    IPOP3ProviderMaker,
+    IReloading,
+)
+from pop3svc.logs import Log
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
@@ -46,6 +52,7 @@ from pop3svc.service.accepting import AcceptingPauser
 from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+from pop3svc.service.operating import Operated, makeLog, signals
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
 from pop3svc.service.workers import Shared, Supervisor
@@ -107,6 +114,8 @@ class Options(usage.Options, AuthOptionMixin):
         See L{usage.Options.parseOptions}.  A bad option is one sentence, not a
         page of help.
         """
+        # As early as anything of ours runs: whoever asks for a reload then ends nothing.
+        signals.hold()
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
@@ -221,7 +230,7 @@ class Options(usage.Options, AuthOptionMixin):
         raise SystemExit(0)
 
 
-class POP3Service(MultiService):
+class POP3Service(Operated):
     """
     Listens, serves, and ends in order.
     """
@@ -232,19 +241,20 @@ class POP3Service(MultiService):
         factory: POP3Factory,
         throttle: SharedThrottle,
         takesTurns: bool = False,
+        observer: Log | None = None,
     ) -> None:
         """
         @param throttle: what counts failed logins.
         @param takesTurns: see L{AcceptingPauser}.
+        @param observer: see L{Operated}.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(observer)
         self._reactor = reactor
         self.factory = factory
         self.throttle = throttle
         self.ports: list[Any] = []
         self._accepting = AcceptingPauser(reactor, takesTurns=takesTurns)
         factory.accepted = self._accepting.accepted
-        self.announcements: list[str] = []
 
     def listen(self, name: str, endpoint: Any) -> None:
         """
@@ -279,12 +289,10 @@ class POP3Service(MultiService):
         """
         See L{IService.startService}.
         """
-        super().startService()  # type: ignore[no-untyped-call]
+        super().startService()
         # Now, because there may be no thread to be had later.
         disk().start()
         startHashing()
-        for line in self.announcements:
-            log.info("{line}", line=line)
 
     def stopService(self) -> Deferred[Any]:
         """
@@ -403,6 +411,8 @@ class _Setup:
         self._data: DataDirectory | None = None
         self.announcements: list[str] = []
         self.usesEmbeddedDefault = False
+        # Those of --auth, and of the embedded default.
+        self.checkers: list[Any] = []
 
     def data(self) -> DataDirectory:
         """
@@ -414,6 +424,14 @@ class _Setup:
                 _refuse("--data is needed with --uid, a directory for the user it names")
             self._data = DataDirectory(path or defaultDataDirectory(), self._owner())
         return self._data
+
+    def log(self, reactor: Any) -> Log | None:
+        """
+        The log that twistd's options ask for; a worker's is its parent's.
+        """
+        if self._shared is not None or self._options.parent is None:
+            return None
+        return makeLog(self._options.parent, reactor, self._owner())
 
     def _owner(self) -> tuple[int, int] | None:
         parent = self._options.parent
@@ -466,6 +484,7 @@ class _Setup:
             _refuse(f"--provider: {error}")
         if IPOP3MailboxProvider.providedBy(provider):
             return provider, provider
+        self.checkers = list(checkers)
         return AccountsProvider(provider, checkers, policy.loginWait), provider
 
     def certificate(self) -> RenewableCertificate:
@@ -590,6 +609,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     if not plain and not secure:
         plain = list(_DEFAULT_ENDPOINTS)
     try:
+        observer = setup.log(reactor)
         provider, started = setup.provider(policy)
         creator = setup.certificate()
         known = setup.knownNetworks()
@@ -609,7 +629,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         factory.loginDelayed = parent.tellDelay
         throttle.restore(shared.strikes)
         on = HandedOver(reactor, shared.ports)
-    service = POP3Service(reactor, factory, throttle, takesTurns=shared is not None)
+    service = POP3Service(reactor, factory, throttle, shared is not None, observer)
     _Keeping(known).setServiceParent(service)
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
@@ -641,10 +661,17 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     _exitInOrder(
         reactor, [signal.SIGTERM] if shared is not None else [signal.SIGTERM, signal.SIGINT]
     )
+    service.reloads("the certificate", creator.reload)
     if not isParent:
-        service.announcements += announcements if shared is None else []
+        for each in [*setup.checkers, started]:
+            if IReloading.providedBy(each):
+                service.reloads(
+                    "the accounts" if each is not started else "the provider", each.reload
+                )
+        if shared is None:
+            service.announcements += announcements
+            service.hear(reactor)
         return service
-    certificate, privateKey = (each.decode("latin-1") for each in creator.octets())
     supervisor = Supervisor(
         reactor,
         policy,
@@ -657,10 +684,15 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
             reactor=None if options.parent is None else options.parent.get("reactor"),
             directory=os.getcwd(),
             families=[each.family for each in sockets],
-            certificate=(certificate, privateKey),
+            certificate=("", ""),
             strikes=None,
         ),
+        creator.pair,
+        observer,
     )
     supervisor.announcements += announcements
+    supervisor.reloads("the certificate", creator.reload)
+    supervisor.reloads("what the workers keep", supervisor.reloadWorkers)
+    supervisor.hear(reactor)
     _Keeping(known).setServiceParent(supervisor)
     return supervisor

@@ -149,12 +149,19 @@ class RenewableCertificate:
         self._digest = b""
         self._context = self._made(handed)
 
-    def octets(self) -> tuple[bytes, bytes]:
+    def pair(self) -> tuple[bytes, bytes]:
         """
-        @return: what the files of the certificate and its key hold now.
-        @raise ValueError: they cannot be read; a sentence for the operator.
+        @return: what the files of the certificate and its key that are served hold.
         """
-        return _load(self.certificate), _load(self._privateKey)
+        self._refresh()
+        return self._pair
+
+    def reload(self) -> None:
+        """
+        Read the files again, whether or not they seem to have changed.
+        """
+        self._said = ""
+        self._refresh(isForced=True)
 
     def _stamps(self) -> tuple[Stamp, Stamp] | None:
         certificate, key = stampOf(self.certificate), stampOf(self._privateKey)
@@ -166,7 +173,7 @@ class RenewableCertificate:
         @return: the context of what the files hold; the same as before if that is.
         """
         try:
-            chain, key = self.octets()
+            chain, key = _load(self.certificate), _load(self._privateKey)
             # What was handed is old as soon as there is something to read.
             self._handed = None
         except ValueError:
@@ -178,19 +185,20 @@ class RenewableCertificate:
             return self._context
         context = _context(self.certificate, self._privateKey, chain, key)
         self._digest, self._began = digest, self._seconds()
+        self._pair = chain, key
         return context
 
     def _isOld(self) -> bool:
         return self._seconds() - self._began >= _TICKET_KEY_LIFE
 
-    def _refresh(self) -> None:
+    def _refresh(self, isForced: bool = False) -> None:
         stamps = self._stamps()
-        isSame = stamps is None or stamps == self._seen
+        isSame = not isForced and (stamps is None or stamps == self._seen)
         if isSame and not self._isOld():
             return
         before = self._digest
         try:
-            self._context = self._made(self._handed if isSame else None)
+            self._context = self._made(self._handed if isSame or isForced else None)
         except ValueError as error:
             # It may be whole the next time; what is said once is enough.
             if self._said != str(error):

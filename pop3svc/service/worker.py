@@ -14,7 +14,19 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
-from pop3svc.service.workers import DELAY, EVENT, LOG, PATIENCE, STRIKE, UP, Lines, Outbox, Shared
+from pop3svc.service.operating import Signals
+from pop3svc.service.workers import (
+    DELAY,
+    EVENT,
+    LOG,
+    PATIENCE,
+    RELOAD,
+    STRIKE,
+    UP,
+    Lines,
+    Outbox,
+    Shared,
+)
 
 __all__ = ["main"]
 
@@ -112,6 +124,8 @@ class _Parent(Lines):
             self.service.throttle.heard(*what)
         elif kind == DELAY:
             self.service.factory.heardLogin(*what)
+        elif kind == RELOAD:
+            Deferred.fromCoroutine(self.service.reload())
 
     def leave(self) -> Deferred[None]:
         """
@@ -130,7 +144,9 @@ def main() -> None:
     Serve, until SIGTERM or until the parent is gone.
     """
     # A terminal's is for the parent, which tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, *Signals.NUMBERS):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, Signals.NUMBERS)
     shared, rest = _firstLine()
     if shared.reactor is not None:
         from twisted.application.reactors import installReactor
@@ -150,6 +166,8 @@ def main() -> None:
         os.chdir(shared.directory)
     options = Options()
     options.parseOptions(shared.arguments)
+    for number in Signals.NUMBERS:
+        signal.signal(number, signal.SIG_IGN)
     parent.service = service = makeService(options, shared, parent)
     os.chdir(here)
     StandardIO(parent, 0, 3, reactor)

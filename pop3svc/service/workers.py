@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
@@ -28,13 +27,16 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pop3svc.accounts.throttle import SharedThrottle
+from pop3svc.logs import Log
 from pop3svc.policy import Policy
+from pop3svc.service.operating import Operated, Signals
 
 __all__ = [
     "DELAY",
     "EVENT",
     "LOG",
     "PATIENCE",
+    "RELOAD",
     "STRIKE",
     "UP",
     "Lines",
@@ -47,8 +49,8 @@ log = Logger(namespace="pop3svc")
 
 # What a line is: an event of plain values for the log, another event; an
 # attempt to log in that counts; a login that delays others of its user; the
-# worker serves.
-EVENT, LOG, STRIKE, DELAY, UP = b"E", b"L", b"S", b"D", b"U"
+# worker serves; it is to read again what it was configured by.
+EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
 
 # Seconds that whoever ends is given on top of what sessions are: for the last
 # lines of the log.
@@ -247,7 +249,7 @@ class _Worker(ProcessProtocol):
         return f"worker {self.number} (process {transport.pid})"
 
 
-class Supervisor(MultiService):
+class Supervisor(Operated):
     """
     The parent: keeps a number of workers alive, and ends them.  It hears what
     they have to tell each other and passes it on.
@@ -260,17 +262,21 @@ class Supervisor(MultiService):
         throttle: SharedThrottle,
         sockets: Sequence[Any],
         shared: Shared,
+        certificate: Callable[[], tuple[bytes, bytes]],
+        observer: Log | None = None,
     ) -> None:
         """
         @param throttle: counts what all workers have counted, for those that
             are started later.
         @param sockets: that listen.
-        @param shared: what each worker is given; its number and the strikes
-            are filled in.
+        @param shared: what each worker is given; its number, the certificate and
+            the strikes are filled in.
+        @param certificate: gives the octets of the certificate and its key.
+        @param observer: see L{Operated}.
         """
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__(observer)
         self.clock = reactor
-        self.announcements: list[str] = []
+        self._certificate = certificate
         self._policy = policy
         self._throttle = throttle
         self._sockets = sockets
@@ -286,15 +292,16 @@ class Supervisor(MultiService):
         """
         @return: what a worker is given.
         """
-        return self._shared._replace(number=number, strikes=self._throttle.state())
+        chain, key = (each.decode("latin-1") for each in self._certificate())
+        return self._shared._replace(
+            number=number, certificate=(chain, key), strikes=self._throttle.state()
+        )
 
     def startService(self) -> None:
         """
         See L{twisted.application.service.IService.startService}.
         """
-        super().startService()  # type: ignore[no-untyped-call]
-        for line in self.announcements:
-            log.info("{line}", line=line)
+        super().startService()
         # When its signal handlers tell who has died.
         self.clock.callWhenRunning(self._startAll)
 
@@ -311,6 +318,9 @@ class Supervisor(MultiService):
         descriptors.update(
             (there, each.fileno()) for there, each in enumerate(self._sockets, _TO_PARENT + 1)
         )
+        # A worker that is about to begin has no handlers for them yet, but what is
+        # blocked stays so; it lets them in when it has.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.NUMBERS)
         try:
             self.clock.spawnProcess(
                 worker,
@@ -324,6 +334,8 @@ class Supervisor(MultiService):
             # No memory for another process now, or no descriptors.
             self._restart(worker, f"cannot be started: {error.strerror}")
             return
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._workers[number] = worker
         self._heard.add(worker)
 
@@ -376,6 +388,15 @@ class Supervisor(MultiService):
         """
         if kind == STRIKE:
             self._throttle.heard(*json.loads(text))
+        self._tell(kind, text, teller)
+
+    def reloadWorkers(self) -> None:
+        """
+        Have all workers read again what they were configured by.
+        """
+        self._tell(RELOAD, "null")
+
+    def _tell(self, kind: bytes, text: str, teller: _Worker | None = None) -> None:
         for worker in self._workers.values():
             if worker is not teller and worker.outbox is not None:
                 worker.outbox.send(kind, text)

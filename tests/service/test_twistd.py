@@ -21,6 +21,7 @@ from pop3svc.accounts.passwordfile import addUser
 from pop3svc.service.firstrun import _selfSigned
 from tests.providers.test_maildir import deliver
 from tests.running import (
+    CHECKOUT,
     PATIENCE,
     Connection,
     Running,
@@ -718,11 +719,51 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     connection.logIn(b"bob", b"secret word")
     connection.say(b"QUIT")
     assert running.end(signal.SIGTERM) == 0
-    log = tmp_path / "log"
-    log.write_text("\n".join(running.lines) + "\n")
-    filter = Path(__file__).parent.parent.parent / "contrib" / "fail2ban" / "pop3svc.conf"
-    found = run([command, "-o", "ip", str(log), str(filter)], tmp_path)
-    assert found.stdout.split() == ["127.0.0.1"] * 3, found
+    assert banned(command, tmp_path, running.lines) == ["127.0.0.1"] * 3
+    found = [each for each in running.lines if "failed login from" in each]
+    # In a traceback, which is text of others, it is none.
+    inside = [
+        f"{head}\t| {each[tail:]}" for each in found for head in ("", each[:25]) for tail in (0, 25)
+    ]
+    inside += [f"{each[:25]}[pop3svc#warn] cannot read {each}" for each in found]
+    assert banned(command, tmp_path, inside) == []
+    for name, way in PREFIXES.items():
+        ways = [way(each) for each in found]
+        assert banned(command, tmp_path, ways) == ["127.0.0.1"] * 3, name
+        assert banned(command, tmp_path, [way(each) for each in inside]) == [], name
+        ways = [way(f"{each[:25]}\t| {other}") for each in found for other in ways]
+        assert banned(command, tmp_path, ways) == [], name
+    others = [f"Nov 25 23:44:17 mail sshd[5]: {each}" for each in found]
+    assert banned(command, tmp_path, others) == []
+
+
+# How lines of the log stand elsewhere; the log's own time is 24 characters long.
+PREFIXES: dict[str, Callable[[str], str]] = {
+    "journalctl": lambda line: f"Nov 25 23:44:17 mail twistd[123]: {line}",
+    "journalctl, short-precise": lambda line: f"Nov 25 23:44:17.123456 mail twistd[123]: {line}",
+    "journalctl, short-iso": lambda line: f"2026-11-25T23:44:17+0000 mail twistd[123]: {line}",
+    "journal, as fail2ban reads it": lambda line: (
+        f"2026-11-25T23:44:17.123456 mail.example.org twistd[123]: {line}"
+    ),
+    "syslog": lambda line: f"Nov 25 23:44:17 mail pop3svc[123]: {line[25:]}",
+    "rsyslog": lambda line: f"2026-11-25T23:44:17.123456+00:00 mail pop3svc[1]: {line[25:]}",
+    "docker": lambda line: f"2026-11-25T23:44:17.123456789Z {line}",
+    "docker's files": lambda line: (
+        f'{{"log":"{line}\\n","stream":"stdout","time":"2026-11-25T23:44:17.1Z"}}'
+    ),
+    "k8s": lambda line: f"2026-11-25T23:44:17.123456789Z stdout F {line}",
+    "k8s, another zone": lambda line: f"2026-11-25T23:44:17.123456789+01:00 stderr F {line}",
+}
+
+
+def banned(command: str, path: Path, lines: list[str]) -> list[str]:
+    """
+    @return: the addresses that fail2ban finds in some lines.
+    """
+    (path / "log").write_text("\n".join(lines) + "\n")
+    filter = CHECKOUT / "contrib" / "fail2ban" / "pop3svc.conf"
+    found = run([command, "-o", "ip", str(path / "log"), str(filter)], path)
+    return found.stdout.split()
 
 
 def test_oneConnection(service: tuple[Running, int, int], site: Path) -> None:

@@ -1,0 +1,361 @@
+"""
+The log: each event made one line, whatever is in it, and written without waiting.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import time
+from collections import deque
+from threading import Lock
+from typing import Any, Protocol
+
+from twisted.logger import ILogObserver, LogEvent, formatEvent
+from zope.interface import implementer
+
+__all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "escaped", "eventText"]
+
+# Characters of a line: more is a mistake, or somebody who fills the disk.
+_LONGEST = 8000
+# Octets of a datagram for the system's log; rsyslog takes 8 KiB by default.
+_DATAGRAM = 8000
+# Octets that a pipe takes whole or not at all (POSIX asks for 512 at least).
+_AT_ONCE = 512
+
+
+def escaped(text: str) -> str:
+    """
+    Text that stays on its line and shows what it is: a character that is not printed
+    (a control character, a line end of any kind, one that turns the direction of
+    writing, an octet that is not UTF-8) is shown as an escape sequence of Python.
+
+    @return: printable text, which any encoding of Unicode takes.
+    """
+    if text.isprintable():
+        return text
+    return "".join([each if each.isprintable() else _escape(each) for each in text])
+
+
+def _cut(text: str) -> str:
+    if len(text) > _LONGEST:
+        return f"{text[:_LONGEST]} ({len(text) - _LONGEST} more characters)"
+    return text
+
+
+def _escape(character: str) -> str:
+    number = ord(character)
+    if 0xDC80 <= number <= 0xDCFF:
+        # An octet that was no UTF-8.
+        return f"\\x{number - 0xDC00:02x}"
+    return repr(character)[1:-1]
+
+
+def _system(event: LogEvent) -> str:
+    system = event.get("log_system")
+    if system is None:
+        level = getattr(event.get("log_level"), "name", "-")
+        system = f"{event.get('log_namespace', '-')}#{level}"
+    return escaped(str(system))
+
+
+def eventText(event: LogEvent) -> list[str]:
+    """
+    The one place where an event becomes text.
+
+    @return: its lines; none if it has no text.  The first is C{[system] text}; those
+        of a traceback begin with a tabulator and a bar, so that nothing in them looks
+        like the beginning of an event.
+    """
+    text = formatEvent(event)
+    failure = event.get("log_failure")
+    if not text and failure is None:
+        return []
+    lines = [f"[{_system(event)}] {escaped(_cut(text.rstrip()))}"]
+    if failure is not None:
+        try:
+            traceback = failure.getTraceback()
+        except Exception as error:
+            traceback = f"(a traceback that cannot be shown: {type(error).__name__})"
+        lines += [f"\t| {escaped(_cut(each))}" for each in traceback.rstrip().split("\n")]
+    return lines
+
+
+class Sink(Protocol):
+    """
+    Where the lines of a log go.
+    """
+
+    # Does each line have the time in front?
+    hasTime: bool
+
+    def write(self, octets: bytes) -> int:
+        """
+        Write some octets, as many as are taken at once.
+
+        @return: how many.
+        @raise OSError: none now.
+        """
+
+    def reopen(self) -> None:
+        """
+        Open it anew, as somebody may have put something else in its place.
+
+        @raise OSError: it goes on as it was.
+        """
+
+
+class FileSink:
+    """
+    A file that is only ever appended to, so that whoever copies and truncates it
+    leaves no hole in it.
+    """
+
+    hasTime = True
+
+    def __init__(self, path: str, owner: tuple[int, int] | None = None) -> None:
+        """
+        @param owner: the user and group that a new file is for.
+        @raise OSError: it cannot be opened.
+        """
+        self.path = os.path.abspath(path)
+        self._descriptor = self._opened(owner)
+
+    def _opened(self, owner: tuple[int, int] | None) -> int:
+        # What is no file, such as a FIFO that nobody reads, is not waited for either.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            return os.open(self.path, flags)
+        except FileNotFoundError:
+            descriptor = os.open(self.path, flags | os.O_CREAT, 0o640)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        return descriptor
+
+    def write(self, octets: bytes) -> int:
+        """
+        See L{Sink.write}.
+        """
+        return os.write(self._descriptor, octets)
+
+    def reopen(self) -> None:
+        """
+        See L{Sink.reopen}.
+        """
+        before, self._descriptor = self._descriptor, self._opened(None)
+        os.close(before)
+
+
+class StreamSink:
+    """
+    A descriptor that somebody has given us: standard output.
+    """
+
+    hasTime = True
+
+    def __init__(self, descriptor: int) -> None:
+        mode = os.fstat(descriptor).st_mode
+        self._socket: socket.socket | None = None
+        self._waits = False
+        if stat.S_ISSOCK(mode):
+            self._socket = socket.socket(fileno=os.dup(descriptor))
+            self._descriptor = self._socket.fileno()
+            return
+        # Opened by ourselves it does not wait, and whoever shares it is not changed.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            self._descriptor = os.open(f"/proc/self/fd/{descriptor}", flags)
+        except OSError:
+            self._descriptor = os.dup(descriptor)
+            self._waits = True
+
+    def write(self, octets: bytes) -> int:
+        """
+        See L{Sink.write}.
+        """
+        if self._socket is not None:
+            return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        if self._waits:
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLOUT)
+            if not poll.poll(0):
+                raise BlockingIOError
+            octets = octets[:_AT_ONCE]
+        return os.write(self._descriptor, octets)
+
+    def reopen(self) -> None:
+        """
+        See L{Sink.reopen}.  It has no name to be opened by.
+        """
+
+
+class SyslogSink:
+    """
+    The system's log (RFC 3164), by its socket.
+    """
+
+    hasTime = False
+    # The facility "mail", at the level "info".
+    PRIORITY = 2 << 3 | 6
+
+    def __init__(self, name: str, path: str = "/dev/log") -> None:
+        """
+        @param name: what stands before each line.
+        """
+        self._name = name
+        self._path = path
+        self._socket: socket.socket | None = None
+
+    def write(self, octets: bytes) -> int:
+        """
+        See L{Sink.write}: each line is a datagram.
+        """
+        head = f"<{self.PRIORITY}>{time.strftime('%b %e %H:%M:%S')} {self._name}[{os.getpid()}]: "
+        for _ in range(2):
+            if self._socket is None:
+                self._socket = self._connected()
+            try:
+                line = head.encode("utf-8") + octets.rstrip(b"\n")
+                self._socket.send(line[:_DATAGRAM], socket.MSG_DONTWAIT)
+                return len(octets)
+            except BlockingIOError:
+                raise
+            except OSError:
+                # It was started again, perhaps.
+                self.reopen()
+        raise BlockingIOError
+
+    def _connected(self) -> socket.socket:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            made.connect(self._path)
+        except OSError:
+            made.close()
+            raise
+        return made
+
+    def reopen(self) -> None:
+        """
+        See L{Sink.reopen}.
+        """
+        before, self._socket = self._socket, None
+        if before is not None:
+            before.close()
+
+
+@implementer(ILogObserver)
+class Log:
+    """
+    Writes events as lines.  Where these are not taken at once (a pipe that nobody
+    reads, a disk that is full) some wait; the others are dropped, and counted in a
+    line at their place.
+    """
+
+    # Octets that may wait: some thousand lines, or a hundred tracebacks.
+    BOUND = 1_048_576
+    # Seconds until it is tried again, if there is no event before.
+    AGAIN = 1.0
+
+    def __init__(self, sink: Sink, reactor: Any = None) -> None:
+        """
+        @param reactor: for trying again; without one only events try.
+        """
+        self._sink = sink
+        self._reactor = reactor
+        # Events come from all threads.
+        self._lock = Lock()
+        self._waiting: deque[bytes] = deque()
+        self._held = 0
+        self._dropped = 0
+        self._tries = False
+        self._second, self._time = -1, ""
+
+    def __call__(self, event: LogEvent) -> None:
+        """
+        See L{ILogObserver}.
+        """
+        lines = eventText(event)
+        if not lines:
+            return
+        with self._lock:
+            if self._sink.hasTime:
+                lines[0] = f"{self._timeOf(event)} {lines[0]}"
+            for each in lines:
+                self._put(each.encode("utf-8", "backslashreplace") + b"\n")
+
+    def _timeOf(self, event: LogEvent) -> str:
+        second = int(event.get("log_time") or time.time())
+        if second != self._second:
+            self._second = second
+            self._time = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
+        return self._time
+
+    def _put(self, line: bytes) -> None:
+        if self._waiting:
+            self._flush()
+        if self._waiting:
+            if self._dropped or self._held + len(line) > self.BOUND:
+                self._dropped += 1
+                return
+        else:
+            line = self._rest(line)
+            if not line:
+                return
+        self._waiting.append(line)
+        self._held += len(line)
+        self._tryAgain()
+
+    def _rest(self, line: bytes) -> bytes:
+        """
+        Write what is taken of a line.
+
+        @return: what is not.
+        """
+        try:
+            return line[self._sink.write(line) :]
+        except OSError:
+            return line
+
+    def _flush(self) -> None:
+        waiting = self._waiting
+        while waiting:
+            line = waiting[0]
+            rest = self._rest(line)
+            self._held -= len(line) - len(rest)
+            if rest:
+                waiting[0] = rest
+                return
+            waiting.popleft()
+            if not waiting and self._dropped:
+                lost, self._dropped = self._dropped, 0
+                text = f"[pop3svc#error] {lost} lines of the log were not taken, and dropped\n"
+                if self._sink.hasTime:
+                    text = f"{self._timeOf({})} {text}"
+                waiting.append(text.encode("ascii"))
+                self._held += len(text)
+
+    def _tryAgain(self) -> None:
+        if self._reactor is None or self._tries:
+            return
+        self._tries = True
+        # The clock is the reactor thread's own.
+        self._reactor.callFromThread(self._reactor.callLater, self.AGAIN, self._again)
+
+    def _again(self) -> None:
+        with self._lock:
+            self._tries = False
+            self._flush()
+            if self._waiting:
+                self._tryAgain()
+
+    def reopen(self) -> None:
+        """
+        Open the file anew.
+
+        @raise OSError: it cannot be opened; the log goes on as it was.
+        """
+        with self._lock:
+            self._flush()
+            self._sink.reopen()

@@ -1,0 +1,360 @@
+"""
+The log: one line for each event, whatever is in it, and nobody waits for who reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.task import Clock
+from twisted.logger import Logger, LogLevel, eventAsJSON, eventFromJSON
+from twisted.python.failure import Failure
+
+from pop3svc.logs import FileSink, Log, StreamSink, SyslogSink, escaped, eventText
+
+
+def told(tell: Callable[[Logger], object]) -> list[str]:
+    events: list[Any] = []
+    tell(Logger(namespace="pop3svc", observer=events.append))
+    lines: list[str] = []
+    for event in events:
+        lines += eventText(event)
+    return lines
+
+
+FORGED = "2026-11-25T23:44:17+0000 [pop3svc#info] failed login from 192.0.2.66: alice"
+# What has ever begun a new line somewhere.
+ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\0"]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_oneLine(end: str) -> None:
+    """
+    However a text of others gets into an event, it begins no line of its own.
+    """
+    evil = f"1.x{end}{FORGED}"
+
+    class Named:
+        def __str__(self) -> str:
+            return evil
+
+        name = evil
+
+    def fails() -> None:
+        try:
+            raise OSError(2, "No such file or directory", evil)
+        except OSError:
+            Logger.failure(Logger(namespace=evil, observer=events.append), "{path}", path=evil)
+
+    events: list[Any] = []
+    fails()
+    ways: list[list[str]] = [
+        told(lambda log: log.info("cannot read {path}", path=evil)),
+        told(lambda log: log.info("cannot read {each.name}", each=Named())),
+        told(lambda log: log.warn("cannot read {each}", each=Named())),
+        told(lambda log: log.error(f"cannot read {evil}")),
+        told(lambda log: log.info("{line}", line=evil, log_system=evil)),
+        told(lambda log: log.failure("{why}", Failure(ValueError(evil)), why=evil)),
+        eventText(events[0]),
+    ]
+    # The events of workers come as JSON.
+    ways.append(eventText(eventFromJSON(eventAsJSON(events[0]))))
+    for lines in ways:
+        for number, line in enumerate(lines):
+            assert line.isprintable() or line[1:].isprintable()
+            assert line.startswith("\t| " if number else "[")
+            assert not line.startswith(FORGED)
+        assert len("\n".join(lines).splitlines()) == len(lines)
+
+
+@given(st.text(st.characters(exclude_categories=[]), max_size=40))
+def test_escaped(text: str) -> None:
+    """
+    What was escaped is printed, and can be written in any encoding of Unicode.
+    """
+    shown = escaped(text)
+    assert shown.isprintable()
+    shown.encode("utf-8")
+    assert (shown == text) == text.isprintable()
+
+
+def test_octets() -> None:
+    """
+    A file's name need not be UTF-8; its line is there all the same.
+    """
+    name = os.fsdecode(b"caf\xe9\n\x1b[31m")
+    assert escaped(name) == "caf\\xe9\\n\\x1b[31m"
+    assert escaped("caf\xe9 \u202e") == "caf\xe9 \\u202e"
+    assert told(lambda log: log.info("{name}", name=name)) == [
+        "[pop3svc#info] caf\\xe9\\n\\x1b[31m"
+    ]
+
+
+def test_long() -> None:
+    (line,) = told(lambda log: log.info("{name}", name="x" * 10_000_000))
+    assert len(line) < 9000 and line.endswith("(9992000 more characters)")
+
+
+def test_traceback() -> None:
+    def tell(log: Logger) -> None:
+        try:
+            raise ValueError("one\ntwo")
+        except ValueError:
+            log.failure("it failed")
+
+    first, *lines = told(tell)
+    assert first == "[pop3svc#critical] it failed"
+    assert lines[0] == "\t| Traceback (most recent call last):"
+    assert all(each.startswith("\t| ") for each in lines)
+    assert lines[-1] == "\t| two"
+
+
+def test_nothing() -> None:
+    assert told(lambda log: log.debug(pop3Event="command", seconds=1)) == []
+    assert eventText({"log_format": "x"}) == ["[-#-] x"]
+
+
+class Broken:
+    """
+    A failure that nobody can show.
+    """
+
+    def getTraceback(self) -> str:
+        raise RuntimeError
+
+
+def test_unshown() -> None:
+    lines = eventText({"log_format": "x", "log_failure": Broken(), "log_level": LogLevel.error})
+    assert lines == ["[-#error] x", "\t| (a traceback that cannot be shown: RuntimeError)"]
+
+
+# --- writing ------------------------------------------------------------------
+
+
+class Reactor(Clock):
+    def callFromThread(self, call: Callable[..., object], *arguments: object) -> None:
+        call(*arguments)
+
+
+def event(text: str) -> dict[str, Any]:
+    return {
+        "log_format": "{text}",
+        "text": text,
+        "log_time": 1.5,
+        "log_namespace": "pop3svc",
+        "log_level": LogLevel.info,
+    }
+
+
+@pytest.fixture(params=["pipe", "socket", "shared pipe"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """
+    What is read of a log, and the log.
+    """
+    ours: Any
+    if request.param == "socket":
+        ours, theirs = socket.socketpair()
+        out, read = theirs.fileno(), ours.recv
+        ours.settimeout(0)
+    else:
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        out, read = theirs, lambda size: os.read(ours, size)
+        if request.param == "shared pipe":
+            openTruly = os.open
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "open", lambda path, *more: openTruly("/nowhere" + path, *more))
+                sink = StreamSink(out)
+    if request.param != "shared pipe":
+        sink = StreamSink(out)
+
+    def everything() -> bytes:
+        found = b""
+        try:
+            while block := read(1_000_000):
+                found += block
+        except BlockingIOError:
+            pass
+        return found
+
+    yield sink, everything
+    for each in (ours, theirs):
+        if isinstance(each, int):
+            os.close(each)
+        else:
+            each.close()
+
+
+def test_nobodyReads(reader: Any) -> None:
+    """
+    Events go on; what is not taken waits, up to a bound, and what is dropped is
+    counted.  Every line is whole.
+    """
+    sink, everything = reader
+    reactor = Reactor()
+    log = Log(sink, reactor)
+    count = 4000
+    for number in range(count):
+        log(event(f"{number} " + "x" * 1000))
+    assert log._held <= Log.BOUND
+    found = b""
+    while block := everything():
+        found += block
+        reactor.advance(Log.AGAIN)
+    assert not reactor.getDelayedCalls()
+    log(event("again"))
+    *lines, last, again = (found + everything()).decode().splitlines()
+    assert 1000 < len(lines) < count
+    for number, line in enumerate(lines):
+        assert re.fullmatch(rf"1970-01-01T\S+ \[pop3svc#info\] {number} x{{1000}}", line)
+    dropped = count - len(lines)
+    assert last.endswith(f"[pop3svc#error] {dropped} lines of the log were not taken, and dropped")
+    assert again.endswith("again")
+
+
+def test_theStreamIsNotChanged() -> None:
+    """
+    Others who share standard output may still wait for it.
+    """
+    ours, theirs = os.pipe()
+    StreamSink(theirs)
+    assert os.get_blocking(theirs)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_fileIsRotated(tmp_path: Path) -> None:
+    """
+    Renamed and made anew, or copied and truncated: each line once, and no hole.
+    """
+    path = tmp_path / "log"
+    log = Log(FileSink(str(path)))
+    assert oct(path.stat().st_mode & 0o777) == "0o640"
+    log(event("one"))
+    path.rename(tmp_path / "log.1")
+    log(event("two"))
+    path.touch()
+    log.reopen()
+    log(event("three"))
+    (tmp_path / "log.2").write_bytes(path.read_bytes())
+    os.truncate(path, 0)
+    log(event("four"))
+    found = {
+        each.name: [line.rpartition(" ")[2] for line in each.read_text().splitlines()]
+        for each in tmp_path.iterdir()
+    }
+    assert found == {"log.1": ["one", "two"], "log.2": ["three"], "log": ["four"]}
+
+
+def test_fileGone(tmp_path: Path) -> None:
+    """
+    Where it cannot be opened anew it goes on as it was.
+    """
+    path = tmp_path / "place" / "log"
+    path.parent.mkdir()
+    log = Log(FileSink(str(path)))
+    path.parent.rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError):
+        log.reopen()
+    log(event("one"))
+    assert "one" in (tmp_path / "elsewhere" / "log").read_text()
+
+
+def test_fifo(tmp_path: Path) -> None:
+    """
+    In the place of the file it is not waited for.
+    """
+    path = tmp_path / "log"
+    log = Log(FileSink(str(path)))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError):
+        log.reopen()
+    log(event("one"))
+
+
+def test_fullDisk() -> None:
+    """
+    What did not fit is there when there is room again.
+    """
+
+    class Disk:
+        hasTime = False
+        room = 0
+        written = b""
+
+        def write(self, octets: bytes) -> int:
+            if not self.room:
+                raise OSError(28, "No space left on device")
+            took = octets[: self.room]
+            self.room -= len(took)
+            self.written += took
+            return len(took)
+
+        def reopen(self) -> None:
+            pass
+
+    disk, reactor = Disk(), Reactor()
+    log = Log(disk, reactor)
+    log(event("one"))
+    disk.room = 10
+    log(event("two"))
+    disk.room = 1000
+    reactor.advance(Log.AGAIN)
+    assert disk.written == b"[pop3svc#info] one\n[pop3svc#info] two\n"
+
+
+def test_threads(tmp_path: Path) -> None:
+    """
+    Lines from all threads are whole.
+    """
+    log = Log(FileSink(str(tmp_path / "log")))
+    threads = [
+        threading.Thread(target=lambda: [log(event("x" * 50)) for _ in range(200)])
+        for _ in range(4)
+    ]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert len(lines) == 800 and len(set(lines)) == 1
+
+
+def test_syslog(tmp_path: Path) -> None:
+    """
+    A datagram for each line; the system's log may be started again, or be stuck.
+    """
+    path = str(tmp_path / "log")
+    log = Log(SyslogSink("pop3svc", path))
+    log(event("before"))
+    for _ in range(2):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+            system.bind(path)
+            log(event("one"))
+            datagrams = []
+            system.settimeout(0)
+            try:
+                while True:
+                    datagrams.append(system.recv(10_000).decode())
+            except BlockingIOError:
+                pass
+            assert re.fullmatch(
+                rf"<22>\w{{3}} [ 0-9]\d \d\d:\d\d:\d\d pop3svc\[{os.getpid()}\]: "
+                r"\[pop3svc#info\] one",
+                datagrams[-1],
+            )
+            for _ in range(2000):
+                log(event("x" * 9000))
+            assert log._held <= Log.BOUND
+        os.unlink(path)
+        log = Log(SyslogSink("pop3svc", path))
