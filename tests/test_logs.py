@@ -249,9 +249,10 @@ def test_fileIsRotated(tmp_path: Path) -> None:
     os.truncate(path, 0)
     log(event("four"))
     found = {
-        each.name: [line.rpartition(" ")[2] for line in each.read_text().splitlines()]
+        each.name: re.findall(r"^1970-01-01T.* (\w+)\n", each.read_text(), re.MULTILINE)
         for each in tmp_path.iterdir()
     }
+    assert "\0" not in path.read_text()
     assert found == {"log.1": ["one", "two"], "log.2": ["three"], "log": ["four"]}
 
 
