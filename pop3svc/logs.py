@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from twisted.logger import ILogObserver, LogEvent, formatEvent
 from zope.interface import implementer
 
-__all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "escaped", "eventText"]
+__all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "cut", "escaped", "eventText"]
 
 # Characters of a line: more is a mistake, or somebody who fills the disk.
 _LONGEST = 8000
@@ -39,7 +39,10 @@ def escaped(text: str) -> str:
     return "".join([each if each.isprintable() else _escape(each) for each in text])
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """
+    @return: as much of a text as stands in a line of the log.
+    """
     if len(text) > _LONGEST:
         return f"{text[:_LONGEST]} ({len(text) - _LONGEST} more characters)"
     return text
@@ -73,13 +76,13 @@ def eventText(event: LogEvent) -> list[str]:
     failure = event.get("log_failure")
     if not text and failure is None:
         return []
-    lines = [f"[{_system(event)}] {escaped(_cut(text.rstrip()))}"]
+    lines = [f"[{_system(event)}] {escaped(cut(text.rstrip()))}"]
     if failure is not None:
         try:
             traceback = failure.getTraceback()
         except Exception as error:
             traceback = f"(a traceback that cannot be shown: {type(error).__name__})"
-        lines += [f"\t| {escaped(_cut(each))}" for each in traceback.rstrip().split("\n")]
+        lines += [f"\t| {escaped(cut(each))}" for each in traceback.rstrip().split("\n")]
     return lines
 
 

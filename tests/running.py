@@ -108,14 +108,17 @@ _held: deque[socket.socket] = deque()
 _HELD = 100
 
 
-def freePort(family: int = socket.AF_INET) -> int:
+def freePort() -> int:
     """
-    @return: a port of this machine that is free for a service that these tests start,
-        and for nobody else.
+    @return: a port, of every address of this machine, that is free for a service that
+        these tests start, and for nobody else.
     """
-    each = socket.socket(family)
+    # On every address: a service may ask for all of them, and somebody else may have the
+    # port on one.
+    each = socket.socket(socket.AF_INET6)
+    each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    each.bind(("127.0.0.1" if family == socket.AF_INET else "::", 0))
+    each.bind(("::", 0))
     _held.append(each)
     if len(_held) > _HELD:
         _held.popleft().close()

@@ -18,6 +18,7 @@ from pop3svc.accounts.passwordfile import (
     removeUser,
     setPassword,
 )
+from pop3svc.logs import escaped
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 
 __all__ = ["main"]
@@ -32,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"pop3svc: {message}")
+        raise SystemExit(f"pop3svc: {escaped(message)}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +126,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _run(arguments)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"pop3svc: {error}")
+        raise SystemExit(f"pop3svc: {escaped(str(error))}")
     except KeyboardInterrupt:
         raise SystemExit("pop3svc: nothing was changed")

@@ -62,6 +62,10 @@ def _parseV1(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
     if len(fields) != 6 or fields[1] not in kinds:
         raise ValueError("a malformed PROXY header")
     source = kinds[fields[1]](fields[2])
+    if getattr(source, "scope_id", None) is not None:
+        # A zone (RFC 4007 section 11) says nothing on another machine, and may be any
+        # text.
+        raise ValueError("a PROXY header with a zone")
     if not (fields[4].isascii() and fields[4].isdigit() and int(fields[4]) < 65536):
         raise ValueError("a malformed PROXY header")
     return (str(source), int(fields[4])), rest

@@ -44,7 +44,7 @@ from pop3svc.interfaces import (
     IPOP3ProviderMaker,
     IReloading,
 )
-from pop3svc.logs import Log
+from pop3svc.logs import Log, escaped
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
@@ -69,7 +69,7 @@ def _refuse(sentence: str) -> NoReturn:
     """
     One sentence and exit status 1.
     """
-    raise SystemExit(f"pop3svc: {' '.join(sentence.split())}")
+    raise SystemExit(f"pop3svc: {escaped(' '.join(sentence.split()))}")
 
 
 def _makers() -> dict[str, Any]:

@@ -14,6 +14,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
+from pop3svc.logs import cut, eventText
 from pop3svc.service.operating import Signals
 from pop3svc.service.workers import (
     DELAY,
@@ -90,11 +91,24 @@ class _Parent(Lines):
         # One for each session: what twisted.logger makes of it costs ten times
         # as much.
         plain = {key: value for key, value in event.items() if isinstance(value, _PLAIN)}
+        kind, text = EVENT, ""
         if event.keys() - plain.keys() <= _OBJECTS:
             plain["log_level"] = event["log_level"].name
-            self._outbox.send(EVENT, json.dumps(plain))
+            text = json.dumps(plain)
         else:
-            self._outbox.send(LOG, eventAsJSON(event))
+            kind, text = LOG, eventAsJSON(event)
+        if len(text) >= Lines.MAX_LENGTH:
+            # More than is told: as much of it as the log would show.
+            lines = cut("\n".join(eventText(event)))
+            plain = {
+                "log_format": "{text}",
+                "text": lines,
+                "log_time": event.get("log_time"),
+                "log_namespace": event.get("log_namespace"),
+                "log_level": event["log_level"].name,
+            }
+            kind, text = EVENT, json.dumps(plain)
+        self._outbox.send(kind, text)
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """

@@ -99,12 +99,13 @@ class Outbox:
     of them are dropped.
     """
 
-    # Some hundred octets each.
-    BOUND = 10_000
+    # Octets that wait: some ten thousand lines, as they are some hundred octets each.
+    BOUND = 4_194_304
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._waiting: deque[bytes] = deque(maxlen=self.BOUND)
+        self._waiting: deque[bytes] = deque()
+        self._held = 0
         self._isPaused = False
         transport.registerProducer(self, True)
 
@@ -119,6 +120,9 @@ class Outbox:
             return
         if self._isPaused:
             self._waiting.append(line)
+            self._held += len(line)
+            while self._held > self.BOUND:
+                self._held -= len(self._waiting.popleft())
         else:
             self._transport.write(line)
 
@@ -134,7 +138,9 @@ class Outbox:
         """
         self._isPaused = False
         while self._waiting and not self._isPaused:
-            self._transport.write(self._waiting.popleft())
+            line = self._waiting.popleft()
+            self._held -= len(line)
+            self._transport.write(line)
 
     def stopProducing(self) -> None:
         """

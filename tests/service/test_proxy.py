@@ -68,6 +68,9 @@ def test_headers(header: bytes, client: Any) -> None:
         b"PROXY TCP6 192.0.2.7 192.0.2.1 1 2\r\n",
         b"PROXY TCP4 192.0.2.7 192.0.2.1 x 2\r\n",
         b"PROXY TCP4 192.0.2.7 192.0.2.1 70000 2\r\n",
+        b"PROXY TCP6 fe80::7%eth0 2001:db8::1 1 2\r\n",
+        b"PROXY TCP6 fe80::7%x\nfailed 2001:db8::1 1 2\r\n",
+        b"PROXY TCP6 ::ffff:192.0.2.7%1 2001:db8::1 1 2\r\n",
         b"PROXY TCP5 192.0.2.7 192.0.2.1 1 2\r\n",
         b"PROXY " + b"x" * 200,
         SIGNATURE + b"\x31\x11\0\x0c" + b"x" * 12,
@@ -166,7 +169,7 @@ def test_beforeTLS(site: Path, tmp_path: Path) -> None:
                 assert wrapped.recv(100).startswith(b"+OK")
                 wrapped.sendall(b"QUIT\r\n")
                 assert wrapped.recv(100).startswith(b"+OK")
-            assert "bob from 192.0.2.7 (TLS)" in running.waitFor("bob from")
+            assert "bob from 192.0.2.7 (TLS" in running.waitFor("bob from")
         with socket.create_connection(("127.0.0.1", secure), PATIENCE) as raw:
             with pytest.raises((ssl.SSLError, OSError)):
                 trusting(site).wrap_socket(raw, server_hostname="localhost")

@@ -20,12 +20,14 @@ from typing import Any
 import pytest
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.internet.task import Clock
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.policy import Policy
+from pop3svc.service.worker import _Parent
+from pop3svc.service.workers import EVENT, Lines, Outbox, Shared, Supervisor
 from pop3svc.service.workers import PATIENCE as MORE
-from pop3svc.service.workers import Lines, Outbox, Shared, Supervisor
 from tests.providers.test_maildir import deliver
 from tests.running import PATIENCE, Connection, Running, environment, forEverybody, freePort
 from tests.service.test_twistd import options, run, script, served, site, trusting
@@ -588,11 +590,34 @@ def test_outboxIsBounded() -> None:
     outbox = Outbox(transport)
     outbox.send(b"S", "0")
     outbox.pauseProducing()
-    for number in range(Outbox.BOUND + 5):
-        outbox.send(b"S", str(number))
+    line = "x" * 998
+    count = Outbox.BOUND // 1000
+    for number in range(count + 5):
+        outbox.send(b"S", f"{number:06}" + line[6:])
     assert transport.written == [b"S0\n"]
     outbox.resumeProducing()
-    assert transport.written[1] == b"S5\n"
-    assert len(transport.written) == Outbox.BOUND + 1
+    assert transport.written[1].startswith(b"S000005")
+    assert len(transport.written) == count + 1
     outbox.send(b"L", '"' + "x" * Lines.MAX_LENGTH + '"')
-    assert len(transport.written) == Outbox.BOUND + 1
+    assert len(transport.written) == count + 1
+
+
+def test_largeEvents() -> None:
+    """
+    What is too long for a line is told all the same, and cut.
+    """
+    told: list[tuple[bytes, str]] = []
+
+    class Kept:
+        def send(self, kind: bytes, text: str) -> None:
+            told.append((kind, text))
+
+    parent: Any = _Parent(None)
+    parent._outbox = Kept()
+    log: Any = Logger(namespace="pop3svc", observer=parent.observe)
+    log.info("{name}", name="x" * 3_000_000)
+    log.info("{each}", each=["y" * 3_000_000])
+    assert [kind for kind, _ in told] == [EVENT, EVENT]
+    for _, text in told:
+        assert len(text) < Lines.MAX_LENGTH // 8
+        assert "more characters" in json.loads(text)["text"]
