@@ -154,6 +154,7 @@ def setPrivileged(opener: Callable[[str], int] | None) -> None:
     """
     global _privileged
     _privileged = opener
+    _stamps.clear()
 
 
 def openReplaceable(path: str) -> int:
@@ -218,17 +219,38 @@ def stampOf(path: str) -> Stamp | None:
     except PermissionError:
         if _privileged is None:
             return None
-        try:
-            descriptor = _privileged(path)
-        except OSError:
-            return None
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            closeQuietly(descriptor)
+        return _stampOfPrivileged(path, _privileged)
     except OSError:
         return None
+    return _stamp(status)
+
+
+def _stamp(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+
+
+# Seconds for which a stamp holds that another process has to be asked for: logins come
+# more often than an operator changes anything.
+_STAMP_LIFE = 0.1
+_stamps: dict[str, tuple[float, Stamp | None]] = {}
+
+
+def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
+    now = time.monotonic()
+    when, stamp = _stamps.get(path, (-1.0, None))
+    if when < 0 or now - when > _STAMP_LIFE:
+        try:
+            descriptor = opener(path)
+        except OSError:
+            stamp = None
+        else:
+            try:
+                stamp = _stamp(os.fstat(descriptor))
+            finally:
+                closeQuietly(descriptor)
+        # By the few files that were named when the service began.
+        _stamps[path] = now, stamp
+    return stamp
 
 
 def haveSettled(latest: int) -> bool:

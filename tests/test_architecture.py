@@ -73,6 +73,7 @@ RANKS = {
     "service.tlstransport": 2,
     "service.endpoints": 3,
     "service.proxy": 2,
+    "service.privileged": 3,
     "service.operating": 3,
     "service.accepting": 2,
     "service.firstrun": 5,

@@ -262,6 +262,13 @@ class PasswordFile:
         self._accounts = accounts
         self._report()
 
+    @property
+    def path(self) -> str:
+        """
+        Where the file is.
+        """
+        return self._path
+
     # --- what stands in the file --------------------------------------------------
 
     def _report(self) -> None:

@@ -99,6 +99,7 @@ class Operated(MultiService):
     A service that twistd starts: it hears its operator.
 
     @ivar announcements: lines for the log when it starts.
+    @ivar warnings: the same, of what is not as it should be.
     """
 
     def __init__(self, observer: Log | None = None) -> None:
@@ -107,6 +108,7 @@ class Operated(MultiService):
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.announcements: list[str] = []
+        self.warnings: list[str] = []
         self._log = observer
         self._parts: list[tuple[str, Callable[[], Any]]] = []
 
@@ -126,6 +128,8 @@ class Operated(MultiService):
         super().startService()  # type: ignore[no-untyped-call]
         for line in self.announcements:
             log.info("{line}", line=line)
+        for line in self.warnings:
+            log.warn("{line}", line=line)
 
     def hear(self, reactor: Any) -> None:
         """

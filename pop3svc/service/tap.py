@@ -37,7 +37,7 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.calling import useMonotonicClock
-from pop3svc.files import disk
+from pop3svc.files import disk, setPrivileged
 from pop3svc.interfaces import (
     IMailboxStore,
     IPOP3MailboxProvider,
@@ -53,6 +53,7 @@ from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.operating import Operated, makeLog, signals
+from pop3svc.service.privileged import Opener, changeableBy, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
 from pop3svc.service.workers import Shared, Supervisor
@@ -400,6 +401,13 @@ class _Keeping(TimerService):
         return gatherResults([maybeDeferred(lambda: stopped), saved])
 
 
+def _looking(creator: RenewableCertificate) -> TimerService:
+    """
+    Look after the certificate at the start, and every hour.
+    """
+    return TimerService(3600, creator.look)
+
+
 class _Setup:
     """
     Makes the parts of a service from its options, each when it is needed.
@@ -413,6 +421,7 @@ class _Setup:
         self.usesEmbeddedDefault = False
         # Those of --auth, and of the embedded default.
         self.checkers: list[Any] = []
+        self.warnings: list[str] = []
 
     def data(self) -> DataDirectory:
         """
@@ -432,6 +441,44 @@ class _Setup:
         if self._shared is not None or self._options.parent is None:
             return None
         return makeLog(self._options.parent, reactor, self._owner())
+
+    def opener(self, creator: RenewableCertificate) -> Opener | None:
+        """
+        Keep what the service will not be allowed to read when it has given up its
+        privileges, or say that it will not be read.
+        """
+        owner = self._owner()
+        if self._shared is not None or owner is None or os.geteuid() != 0:
+            return None
+        uid, gid = owner[0], None if owner[1] == -1 else owner[1]
+        files = [*creator.files, *self.passwordFiles()]
+        kept = []
+        for path in unreadable(files, uid, gid):
+            others = changeableBy(path)
+            if others is None:
+                kept.append(path)
+            elif path in creator.files:
+                self.warnings.append(
+                    f"{path} cannot be read by user {uid}, and others than root may change "
+                    f"{others}: a renewed certificate will not be seen; let that user read it, "
+                    "or start the service again after each renewal"
+                )
+            else:
+                _refuse(
+                    f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that a "
+                    "removed user would stay in; let that user read it"
+                )
+        if not kept:
+            return None
+        made = startOpener(kept)
+        setPrivileged(made.open)
+        return made
+
+    def passwordFiles(self) -> list[str]:
+        """
+        The files that say who may log in.
+        """
+        return [each.path for each in self.checkers if isinstance(each, PasswordFile)]
 
     def _owner(self) -> tuple[int, int] | None:
         parent = self._options.parent
@@ -612,6 +659,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         observer = setup.log(reactor)
         provider, started = setup.provider(policy)
         creator = setup.certificate()
+        opener = setup.opener(creator)
         known = setup.knownNetworks()
     except ValueError as error:
         _refuse(str(error))
@@ -670,6 +718,8 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
                 )
         if shared is None:
             service.announcements += announcements
+            service.warnings += setup.warnings
+            _looking(creator).setServiceParent(service)
             service.hear(reactor)
         return service
     supervisor = Supervisor(
@@ -686,11 +736,15 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
             families=[each.family for each in sockets],
             certificate=("", ""),
             strikes=None,
+            opened=[] if opener is None else opener.paths,
         ),
         creator.pair,
         observer,
+        opener,
     )
     supervisor.announcements += announcements
+    supervisor.warnings += setup.warnings
+    _looking(creator).setServiceParent(supervisor)
     supervisor.reloads("the certificate", creator.reload)
     supervisor.reloads("what the workers keep", supervisor.reloadWorkers)
     supervisor.hear(reactor)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
@@ -27,7 +28,7 @@ from zope.interface import implementer
 
 from pop3svc.files import Stamp, readReplaceable, stampOf
 
-__all__ = ["RenewableCertificate"]
+__all__ = ["WARNINGS", "RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
@@ -103,6 +104,21 @@ def _context(
     return context
 
 
+# Days before a certificate ends: what renews it does so a month before; the last day
+# somebody has to act.
+WARNINGS = (21, 7, 1, 0)
+
+
+def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
+    """
+    @return: when the first of a chain ends.  Of an authority's own at its end nobody
+        asks that.
+    """
+    first, *others = chain
+    others = [each for each in others if each.issuer != each.subject]
+    return min(each.not_valid_after_utc for each in (first, *others))
+
+
 def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
     """
     C{pop3} where the client offers protocols (RFC 7301 section 3.2); others are
@@ -131,18 +147,23 @@ class RenewableCertificate:
         privateKey: str,
         handed: tuple[bytes, bytes] | None = None,
         seconds: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
     ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
         @param handed: what the files held when another process could read
             them, in case that this one cannot.
-        @param seconds: tells the time.
+        @param seconds: tells the time that has passed.
+        @param now: tells the time of day, seconds since the epoch.
         @raise ValueError: they cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
         self._seconds = seconds
+        self._now = now
+        # The certificate that was warned about, and the last warning: days.
+        self._warned: tuple[bytes, int | None] = b"", None
         self._said = ""
         self._seen = self._stamps()
         self._handed = handed
@@ -162,6 +183,13 @@ class RenewableCertificate:
         """
         self._said = ""
         self._refresh(isForced=True)
+
+    @property
+    def files(self) -> list[str]:
+        """
+        The paths of the certificate and its key.
+        """
+        return list(dict.fromkeys([self.certificate, self._privateKey]))
 
     def _stamps(self) -> tuple[Stamp, Stamp] | None:
         certificate, key = stampOf(self.certificate), stampOf(self._privateKey)
@@ -184,6 +212,7 @@ class RenewableCertificate:
         if digest == self._digest and not self._isOld():
             return self._context
         context = _context(self.certificate, self._privateKey, chain, key)
+        self._end = _endOf(x509.load_pem_x509_certificates(chain))
         self._digest, self._began = digest, self._seconds()
         self._pair = chain, key
         return context
@@ -208,6 +237,37 @@ class RenewableCertificate:
         self._seen, self._said = stamps, ""
         if self._digest != before:
             log.info("a renewed certificate is served: {path}", path=self.certificate)
+
+    def look(self) -> None:
+        """
+        To be called now and then: see whether it was renewed, and warn before it ends,
+        once each.
+        """
+        self._refresh()
+        if self._stamps() is None and not self._said:
+            self._said = "cannot be looked at"
+            log.warn(
+                "{path} or its key cannot be looked at any more: a renewed one would not be seen",
+                path=self.certificate,
+            )
+        seconds = self._end.timestamp() - self._now()
+        passed = [days for days in WARNINGS if seconds <= days * 86400]
+        if not passed or self._warned == (self._digest, passed[-1]):
+            return
+        self._warned = self._digest, passed[-1]
+        if passed[-1] == 0:
+            log.error(
+                "the certificate is over since {end}, and clients refuse it: {path}",
+                end=self._end.isoformat(),
+                path=self.certificate,
+            )
+        else:
+            log.warn(
+                "the certificate ends in {days} days, on {end}, and was not renewed: {path}",
+                days=max(int(seconds // 86400), 0),
+                end=self._end.isoformat(),
+                path=self.certificate,
+            )
 
     def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
         """

@@ -14,6 +14,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
+from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
 from pop3svc.service.operating import Signals
 from pop3svc.service.workers import (
@@ -174,6 +175,9 @@ def main() -> None:
     reactor: Any = installed
     from pop3svc.service.tap import Options, makeService
 
+    opener = shared.opener
+    if opener is not None:
+        setPrivileged(opener.open)
     parent = _Parent(reactor)
     here = os.getcwd()
     if shared.directory != here:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.service.operating import Operated, Signals
+from pop3svc.service.privileged import Opener
 
 __all__ = [
     "DELAY",
@@ -73,6 +75,8 @@ class Shared(NamedTuple):
     @ivar families: the address families of the ports.
     @ivar certificate: the PEM texts of the certificate and its key.
     @ivar strikes: L{SharedThrottle.state}
+    @ivar opened: the files that another process opens, as this user may not;
+        the socket to ask it is the descriptor behind the ports.
     """
 
     number: int
@@ -83,6 +87,7 @@ class Shared(NamedTuple):
     families: list[int]
     certificate: tuple[str, str]
     strikes: Any
+    opened: list[str]
 
     @property
     def ports(self) -> list[tuple[int, int]]:
@@ -90,6 +95,17 @@ class Shared(NamedTuple):
         Descriptor and address family of each port.
         """
         return list(enumerate(self.families, _TO_PARENT + 1))
+
+    @property
+    def opener(self) -> Opener | None:
+        """
+        What opens files that this user may not open.
+        """
+        if not self.opened:
+            return None
+        descriptor = _TO_PARENT + 1 + len(self.families)
+        os.set_inheritable(descriptor, False)
+        return Opener(socket.socket(fileno=descriptor), self.opened)
 
 
 @implementer(IPushProducer)
@@ -270,6 +286,7 @@ class Supervisor(Operated):
         shared: Shared,
         certificate: Callable[[], tuple[bytes, bytes]],
         observer: Log | None = None,
+        opener: Opener | None = None,
     ) -> None:
         """
         @param throttle: counts what all workers have counted, for those that
@@ -279,9 +296,11 @@ class Supervisor(Operated):
             the strikes are filled in.
         @param certificate: gives the octets of the certificate and its key.
         @param observer: see L{Operated}.
+        @param opener: opens files that workers may not open.
         """
         super().__init__(observer)
         self.clock = reactor
+        self._opener = opener
         self._certificate = certificate
         self._policy = policy
         self._throttle = throttle
@@ -322,7 +341,11 @@ class Supervisor(Operated):
         worker = _Worker(self, number)
         descriptors: dict[int, int | str] = {0: "w", 1: "r", 2: "r", _TO_PARENT: "r"}
         descriptors.update(
-            (there, each.fileno()) for there, each in enumerate(self._sockets, _TO_PARENT + 1)
+            (there, each.fileno())
+            for there, each in enumerate(
+                [*self._sockets, *([] if self._opener is None else [self._opener])],
+                _TO_PARENT + 1,
+            )
         )
         # A worker that is about to begin has no handlers for them yet, but what is
         # blocked stays so; it lets them in when it has.

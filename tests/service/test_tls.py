@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import datetime
 import ssl
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,15 +22,17 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
+from pop3svc.logs import eventText
 from pop3svc.service.firstrun import _selfSigned
 from pop3svc.service.tls import RenewableCertificate
 
 Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
-def issue(name: str, issuer: Signed | None, isAuthority: bool) -> Signed:
+def issue(name: str, issuer: Signed | None, isAuthority: bool, days: float = 9) -> Signed:
     key = ec.generate_private_key(ec.SECP256R1())
     own = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -40,7 +44,7 @@ def issue(name: str, issuer: Signed | None, isAuthority: bool) -> Signed:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=9))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .add_extension(x509.BasicConstraints(ca=isAuthority, path_length=None), critical=True)
         .sign(signing, hashes.SHA256())
@@ -174,3 +178,88 @@ def test_keysOfTicketsAgeWithoutFiles(tmp_path: Path) -> None:
     path.unlink()
     now += 86400
     assert creator.serverConnectionForTLS(None).get_context() is second
+
+
+class Day:
+    """
+    A clock that shows the day, from today on.
+    """
+
+    def __init__(self) -> None:
+        self.day = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.day * 86400
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        lines.extend(eventText(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def test_warnsBeforeItEnds(tmp_path: Path, said: list[str]) -> None:
+    """
+    21, 7 and 1 days before, and when it is over, once each; a renewed one begins anew.
+    """
+    path, day = tmp_path / "cert.pem", Day()
+
+    def put(days: float) -> None:
+        leaf = issue("mail.example.org", None, False, days)
+        path.write_bytes(pem(leaf) + privatePEM(leaf[1]))
+
+    put(30)
+    creator = RenewableCertificate(str(path), str(path), now=day)
+    warned = {}
+    for hour in range(32 * 24):
+        day.day = hour / 24 + 0.001
+        creator.look()
+        if said:
+            (warned[day.day // 1],) = said
+            said.clear()
+    assert list(warned) == [9, 23, 29, 30]
+    assert "[pop3svc#warn] the certificate ends in 20 days, on " in warned[9]
+    assert "ends in 6 days" in warned[23] and "ends in 0 days" in warned[29]
+    assert "[pop3svc#error] the certificate is over since " in warned[30]
+    assert all(str(path) in each for each in warned.values())
+    put(40)
+    creator.look()
+    assert "a renewed certificate is served" in said[0] and "ends in 8 days" in said[1]
+    creator.look()
+    assert len(said) == 2
+
+
+@pytest.mark.parametrize(("days", "says"), [(-0.5, "is over since"), (5, "ends in 4 days")])
+def test_endsAlready(tmp_path: Path, said: list[str], days: float, says: str) -> None:
+    """
+    Said at the start; of a chain the first that ends counts, but not an authority's own.
+    """
+    root = issue("root", None, True, -0.2)
+    middle = issue("middle", root, True, days)
+    leaf = issue("mail.example.org", middle, False, 90)
+    (tmp_path / "cert.pem").write_bytes(pem(leaf, middle, root))
+    (tmp_path / "key.pem").write_bytes(privatePEM(leaf[1]))
+    creator = RenewableCertificate(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    creator.look()
+    assert len(said) == 1 and says in said[0]
+
+
+def test_cannotBeLookedAt(tmp_path: Path, said: list[str]) -> None:
+    """
+    Said once, and served all the same.
+    """
+    leaf = issue("mail.example.org", None, False, 90)
+    path = tmp_path / "cert.pem"
+    path.write_bytes(pem(leaf) + privatePEM(leaf[1]))
+    creator = RenewableCertificate(str(path), str(path))
+    path.unlink()
+    for _ in range(3):
+        creator.look()
+        assert shake(creator, ssl.create_default_context(cadata=pem(leaf).decode()))
+    assert len(said) == 1 and "cannot be looked at any more" in said[0]

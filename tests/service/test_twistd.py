@@ -94,7 +94,7 @@ def test_serves(service: tuple[Running, int, int], site: Path) -> None:
         client.pass_("secret word")
         assert client.retr(1)[1] == [b"Subject: a", b"", b".b"]
         assert client.quit().startswith(b"+OK")
-    assert "alice from 127.0.0.1 (TLSv1.3, USER): 1 messages" in running.waitFor("(TLS")
+    assert "alice from 127.0.0.1 (TLSv1.3, PASS): 1 message of" in running.waitFor("(TLS")
     assert running.end(signal.SIGTERM) == 0
     assert not any("Traceback" in line or "secret word" in line for line in running.lines)
 

@@ -513,7 +513,7 @@ class Reactor(Clock):
 
 
 def supervisor(reactor: Reactor, count: int = 1) -> Supervisor:
-    shared = Shared(0, count, [], None, "/", [], ("", ""), None)
+    shared = Shared(0, count, [], None, "/", [], ("", ""), None, [])
     made = Supervisor(
         *(reactor, Policy(restartLongest=5), SharedThrottle(reactor), [], shared),
         lambda: (b"", b""),
