@@ -158,6 +158,9 @@ class Policy:
         "after so many at last: what fails each time costs little then, and what passes is over "
         "soon.  After a life of more than this it is 1 again.",
     )
+    workerStartTimeout: int = _number(
+        60, "Until a worker that was started serves; one that does not is started again."
+    )
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."
     )

@@ -5,6 +5,8 @@ again what it was configured by.
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -16,9 +18,9 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from pop3svc.calling import settle
-from pop3svc.logs import FileSink, Log, Sink, StreamSink, SyslogSink
+from pop3svc.logs import FileSink, Log, Sink, StreamSink, SyslogSink, escaped
 
-__all__ = ["Operated", "Signals", "makeLog", "signals"]
+__all__ = ["Operated", "Signals", "giveUp", "makeLog", "signals"]
 
 log = Logger(namespace="pop3svc")
 
@@ -54,6 +56,17 @@ def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | No
     except OSError as error:
         raise ValueError(f"--logfile {name}: {error.strerror}")
     return Log(sink, reactor)
+
+
+def giveUp(reactor: Any, sentence: str) -> None:
+    """
+    End the service, as it cannot serve: with a sentence, and exit status 1.
+    """
+    log.critical("{sentence}", sentence=sentence)
+    print(f"pop3svc: {escaped(sentence)}", file=sys.__stderr__)
+    # twistd ends with 0 whenever its reactor was stopped, and only after all else is done.
+    atexit.register(os._exit, 1)
+    reactor.stop()
 
 
 class Signals:

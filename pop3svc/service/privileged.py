@@ -21,7 +21,7 @@ from twisted.python.util import switchUID
 
 from pop3svc.files import openReplaceable
 
-__all__ = ["Opener", "changeableBy", "startOpener", "unreadable"]
+__all__ = ["Opener", "changeableBy", "openTo", "startOpener", "unreadable"]
 
 # Seconds that an answer may take, and for which nobody is asked who gave none: a login
 # waits for it.
@@ -60,6 +60,31 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     # One that could not even become this user says so later.
     named = list(paths)
     return [named[number] for number in found.removesuffix(b"\xff")]
+
+
+def openTo(path: str) -> str | None:
+    """
+    @return: C{read by everybody}, or C{changed by everybody} or by a group; L{None} if
+        the permissions of the file and of the directories on the way let nobody.
+    """
+    path = os.path.realpath(path)
+    try:
+        mode = os.stat(path).st_mode
+        directories = []
+        here = path
+        while here != "/":
+            here = os.path.dirname(here)
+            directories.append(os.stat(here).st_mode)
+    except OSError:
+        return None
+    if not all(each & stat.S_IXOTH for each in directories):
+        # Nobody else comes that far.
+        return None
+    if mode & stat.S_IWOTH or directories[0] & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+        return "changed by everybody"
+    if mode & stat.S_IROTH:
+        return "read by everybody"
+    return "changed by a group" if mode & stat.S_IWGRP else None
 
 
 def changeableBy(path: str) -> str | None:

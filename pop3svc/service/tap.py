@@ -53,7 +53,7 @@ from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.operating import Operated, makeLog, signals
-from pop3svc.service.privileged import Opener, changeableBy, startOpener, unreadable
+from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.tls import RenewableCertificate
 from pop3svc.service.workers import Shared, Supervisor
@@ -107,6 +107,7 @@ class Options(usage.Options, AuthOptionMixin):
         self["provider"] = None
         self["credCheckers"] = []
         self["workers"] = 1
+        self["auth-kinds"] = set()
         # The command line, for workers.
         self.arguments: list[str] = []
 
@@ -155,6 +156,7 @@ class Options(usage.Options, AuthOptionMixin):
         Who may log in, such as passwd:FILE (may be given more than once); see
         --help-auth.
         """
+        self["auth-kinds"].add(description.partition(":")[0])
         try:
             self.addChecker(makeChecker(description))
         except InvalidAuthType:
@@ -474,6 +476,27 @@ class _Setup:
         setPrivileged(made.open)
         return made
 
+    def warn(self, creator: RenewableCertificate) -> None:
+        """
+        Say what is not as it should be, though it works.
+        """
+        options, owner = self._options, self._owner()
+        if self._shared is not None:
+            return
+        if os.geteuid() == 0 and (owner is None or owner[0] == 0):
+            self.warnings.append("the service runs as root; twistd's --uid names another user")
+        if "memory" in options["auth-kinds"]:
+            self.warnings.append(
+                "--auth memory: shows its passwords to everybody who may list processes"
+            )
+        for what, path in [
+            ("the private key", creator.files[-1]),
+            *(("the password file", each) for each in self.passwordFiles()),
+        ]:
+            who = openTo(path)
+            if who is not None:
+                self.warnings.append(f"{what} {path} can be {who}; chmod 600 keeps it")
+
     def passwordFiles(self) -> list[str]:
         """
         The files that say who may log in.
@@ -660,6 +683,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         provider, started = setup.provider(policy)
         creator = setup.certificate()
         opener = setup.opener(creator)
+        setup.warn(creator)
         known = setup.knownNetworks()
     except ValueError as error:
         _refuse(str(error))

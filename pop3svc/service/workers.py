@@ -30,7 +30,7 @@ from zope.interface import implementer
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
-from pop3svc.service.operating import Operated, Signals
+from pop3svc.service.operating import Operated, Signals, giveUp
 from pop3svc.service.privileged import Opener
 
 __all__ = [
@@ -211,6 +211,9 @@ class _Worker(ProcessProtocol):
         self.outbox: Outbox | None = None
         self._lines = Lines(self._told)
         self._said = b""
+        # The last line that is no event: how an error ends.
+        self.lastWords = ""
+        self.serves = False
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -230,6 +233,7 @@ class _Worker(ProcessProtocol):
     def _say(self, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace")
         if text.strip():
+            self.lastWords = text.strip()
             log.error("worker {number}: {line}", number=self.number, line=text)
 
     def _told(self, kind: bytes, text: bytes) -> None:
@@ -240,6 +244,8 @@ class _Worker(ProcessProtocol):
         elif kind == LOG:
             self._publish(eventFromJSON(text.decode("ascii")))
         elif kind == UP:
+            self.serves = True
+            self._supervisor.serves(self)
             log.info("{worker} serves", worker=self)
         else:
             self._supervisor.told(self, kind, text.decode("ascii"))
@@ -311,6 +317,9 @@ class Supervisor(Operated):
         self._heard: set[_Worker] = set()
         self._delays: dict[int, int] = {}
         self._timers: dict[int, IDelayedCall] = {}
+        # Has any of them ever served?  And those that were started once.
+        self._haveServed = False
+        self._tried: set[int] = set()
         self._stopped: Deferred[None] | None = None
 
     def shared(self, number: int) -> Shared:
@@ -361,12 +370,41 @@ class Supervisor(Operated):
             )
         except OSError as error:
             # No memory for another process now, or no descriptors.
-            self._restart(worker, f"cannot be started: {error.strerror}")
+            worker.lastWords = f"cannot be started: {error.strerror}"
+            self._restart(worker, worker.lastWords)
+            self._tried.add(number)
+            self._giveUp(worker)
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._tried.add(number)
         self._workers[number] = worker
         self._heard.add(worker)
+        self.clock.callLater(self._policy.workerStartTimeout, self._lookAt, worker)
+
+    def _lookAt(self, worker: _Worker) -> None:
+        """
+        A worker has had its time to begin.
+        """
+        if not worker.serves and self._workers.get(worker.number) is worker:
+            log.error("{worker} does not begin to serve; it is killed", worker=worker)
+            worker.signal("KILL")
+
+    def serves(self, worker: _Worker) -> None:
+        """
+        A worker has begun to serve.
+        """
+        self._haveServed = True
+
+    def _giveUp(self, worker: _Worker) -> None:
+        """
+        End if none of the workers has ever served: clients would wait for ever.
+        """
+        if self._haveServed or self._heard or len(self._tried) < self._shared.of:
+            return
+        if self._stopped is None:
+            why = worker.lastWords or "it says nothing"
+            giveUp(self.clock, f"no worker can serve, as the last one says: {why}")
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
@@ -389,6 +427,7 @@ class Supervisor(Operated):
         Nothing more is heard of a worker that has died.
         """
         self._heard.discard(worker)
+        self._giveUp(worker)
         if not self._heard:
             self._over()
 

@@ -25,7 +25,17 @@ from twisted.logger import ILogObserver, globalLogPublisher
 from pop3svc.accounts.passwordfile import addUser, removeUser
 from pop3svc.logs import Log
 from pop3svc.service.operating import Operated, Signals, makeLog
-from tests.running import CHECKOUT, PATIENCE, Connection, Running, environment, freePort, script
+from pop3svc.service.privileged import openTo
+from tests.running import (
+    CHECKOUT,
+    PATIENCE,
+    Connection,
+    Running,
+    environment,
+    forEverybody,
+    freePort,
+    script,
+)
 from tests.service.test_twistd import options, run, served, site
 from tests.service.test_workers import begun
 
@@ -306,6 +316,60 @@ def canConnect(port: int) -> bool:
     except ConnectionRefusedError:
         return False
     return True
+
+
+def test_warnings(site: Path, tmp_path: Path) -> None:
+    """
+    What works, but should not be so, is said once at the start.
+    """
+    with forEverybody() as own:
+        for name in ("cert.pem", "key.pem", "users"):
+            shutil.copy(site / name, own)
+            (own / name).chmod(0o644)
+        with Running(
+            tmp_path / "home",
+            *options(site, *where(freePort()), "--workers", "2"),
+            *("--auth", f"passwd:{own / 'users'}", "--auth", "memory:carol:secret"),
+            *("--certificate", str(own / "cert.pem"), "--private-key", str(own / "key.pem")),
+        ) as running:
+            running.up()
+            for _ in "12":
+                running.waitFor("serves")
+            assert running.end(signal.SIGTERM) == 0
+    log = "\n".join(running.lines)
+    said = [
+        f"the private key {own}/key.pem can be read by everybody; chmod 600 keeps it",
+        f"the password file {own}/users can be read by everybody; chmod 600 keeps it",
+        "--auth memory: shows its passwords to everybody who may list processes",
+    ]
+    if os.geteuid() == 0:
+        said.append("the service runs as root; twistd's --uid names another user")
+    for each in said:
+        assert log.count(each) == 1, each
+    assert log.count("#warn]") == len(said), log
+    assert "carol" not in log
+
+
+@pytest.mark.parametrize(
+    ("mode", "directory", "above", "says"),
+    [
+        (0o600, 0o755, 0o755, None),
+        (0o640, 0o755, 0o755, None),
+        (0o644, 0o755, 0o755, "read by everybody"),
+        (0o644, 0o755, 0o750, None),
+        (0o666, 0o755, 0o755, "changed by everybody"),
+        (0o660, 0o755, 0o755, "changed by a group"),
+        (0o600, 0o777, 0o755, "changed by everybody"),
+        (0o600, 0o1777, 0o755, None),
+    ],
+)
+def test_openTo(mode: int, directory: int, above: int, says: str | None) -> None:
+    with forEverybody() as path:
+        (path / "above" / "x").mkdir(parents=True)
+        (path / "above" / "x" / "key").touch()
+        for each, its in (("above/x/key", mode), ("above/x", directory), ("above", above)):
+            (path / each).chmod(its)
+        assert openTo(str(path / "above" / "x" / "key")) == says
 
 
 # --- in memory ------------------------------------------------------------------

@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.policy import Policy
 from pop3svc.service.worker import _Parent
-from pop3svc.service.workers import EVENT, Lines, Outbox, Shared, Supervisor
+from pop3svc.service.workers import EVENT, UP, Lines, Outbox, Shared, Supervisor
 from pop3svc.service.workers import PATIENCE as MORE
 from tests.providers.test_maildir import deliver
 from tests.running import PATIENCE, Connection, Running, environment, forEverybody, freePort
@@ -450,6 +450,33 @@ BAD: dict[str, tuple[list[str], list[str], str]] = {
 }
 
 
+def test_cannotBegin(site: Path, tmp_path: Path) -> None:
+    """
+    A sentence and exit status 1, where all workers fail and clients would wait.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "mine.py").write_text(
+        "import sys\n"
+        "from pop3svc.providers.memory import MemoryProvider\n"
+        "def make():\n"
+        "    if '-m' in sys.argv or 'worker' in sys.argv[0]:\n"
+        "        raise ValueError('not here')\n"
+        "    return MemoryProvider({'alice': 'secret'}, [b'x: y'])\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(home))
+        command = [script("twistd"), "-n", "--pidfile=pid", "pop3svc", "--provider", "mine.make"]
+        where = ["--endpoint", f"tcp:{freePort()}:interface=127.0.0.1", "--workers", "2"]
+        ended = run([*command, *where], home)
+    assert ended.returncode == 1, ended
+    assert ended.stderr == (
+        "pop3svc: no worker can serve, as the last one says: "
+        "pop3svc: --provider mine.make: not here\n"
+    )
+    assert not (home / "pid").exists()
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_badOptions(tmp_path: Path, case: str) -> None:
     """
@@ -503,23 +530,89 @@ class Reactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.started: list[Any] = []
+        self.fails = False
+        self.stopped = 0
 
     def callWhenRunning(self, what: Callable[[], object]) -> None:
         what()
 
     def spawnProcess(self, protocol: Any, *rest: Any, **more: Any) -> None:
+        if self.fails:
+            raise OSError(12, "Cannot allocate memory")
         self.started.append(protocol)
         protocol.makeConnection(Transport())
 
+    def stop(self) -> None:
+        self.stopped += 1
 
-def supervisor(reactor: Reactor, count: int = 1) -> Supervisor:
+
+def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervisor:
     shared = Shared(0, count, [], None, "/", [], ("", ""), None, [])
     made = Supervisor(
         *(reactor, Policy(restartLongest=5), SharedThrottle(reactor), [], shared),
         lambda: (b"", b""),
     )
     made.startService()
+    for each in reactor.started if serve else []:
+        each._told(UP, b"null")
     return made
+
+
+def test_noneServes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """
+    If none of the workers has ever served it ends, when the last has told why.
+    """
+    statuses: list[Any] = []
+    monkeypatch.setattr("atexit.register", lambda *call: statuses.append(call))
+    reactor = Reactor()
+    supervisor(reactor, 2, False)
+    first, second = reactor.started
+    died(first)
+    assert not reactor.stopped
+    second.processExited(Failure(ProcessTerminated(1)))
+    second.childDataReceived(2, b"Traceback\nPermissionError: no\x1b")
+    assert not reactor.stopped
+    second.processEnded(Failure(ProcessTerminated(1)))
+    assert reactor.stopped == 1
+    assert statuses == [(os._exit, 1)]
+    assert capfd.readouterr().err == (
+        "pop3svc: no worker can serve, as the last one says: PermissionError: no\\x1b\n"
+    )
+
+
+def test_noneIsStarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atexit.register", lambda *call: None)
+    reactor = Reactor()
+    reactor.fails = True
+    supervisor(reactor, 2, False)
+    assert reactor.stopped == 1
+
+
+def test_oneHasServed() -> None:
+    """
+    Then all are started again, as what is wrong may pass.
+    """
+    reactor = Reactor()
+    supervisor(reactor, 2)
+    for each in list(reactor.started):
+        died(each)
+    reactor.advance(1)
+    assert not reactor.stopped and len(reactor.started) == 4
+    for each in reactor.started[2:]:
+        died(each)
+    assert not reactor.stopped
+
+
+def test_neverBegins() -> None:
+    """
+    A worker that does not begin is killed after a while; one that does is let be.
+    """
+    reactor = Reactor()
+    supervisor(reactor, 2, False)
+    first, second = reactor.started
+    first._told(UP, b"null")
+    reactor.advance(Policy().workerStartTimeout)
+    assert (first.transport.signals, second.transport.signals) == ([], ["KILL"])
 
 
 def died(worker: Any, reason: Any = ProcessTerminated(1)) -> None:
