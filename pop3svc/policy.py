@@ -136,12 +136,29 @@ class Policy:
         10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
     )
     maxStrangers: int = _number(
-        2_000, "Connections before login: clients log in within seconds, scanners never."
+        2_000,
+        "Connections before login: clients log in within seconds, scanners never.  At the limit "
+        "the longest waiting of the network (IPv6: /64) with the most of them makes room.",
     )
     maxPerAddress: int = _number(
         100,
         "Connections from one address (IPv6: one /64; loopback is exempt): an office "
         "behind one address fits in.",
+    )
+    keepaliveIdle: int = _number(
+        300,
+        "Nothing has come from a client for so long: then the kernel asks whether it is still "
+        "there (TCP keepalive), as routers forget a connection after some minutes; 0: never.",
+        least=0,
+    )
+    keepaliveInterval: int = _number(30, "From one such question to the next.")
+    keepaliveProbes: int = _number(
+        4, "Such questions without an answer, until the connection is given up."
+    )
+    unacknowledgedTimeout: int = _number(
+        120,
+        "What was sent and not acknowledged for so long ends the connection, where the kernel "
+        "has that (TCP_USER_TIMEOUT): the client is gone without a word.",
     )
     maxAwakePerUser: int = _number(
         100, "Sessions of one user that are not asleep; each may hold a listing."

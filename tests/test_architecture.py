@@ -73,6 +73,8 @@ RANKS = {
     "service.tlstransport": 2,
     "service.endpoints": 3,
     "service.proxy": 2,
+    "service.keepalive": 2,
+    "service.strangers": 2,
     "service.privileged": 3,
     "service.operating": 3,
     "service.accepting": 2,

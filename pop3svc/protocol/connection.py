@@ -4,7 +4,7 @@ One connection: lines in, one command at a time, TLS, time-outs, the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableSet
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -101,7 +101,7 @@ class POP3Connection(LineReceiver):
         clock: IReactorTime,
         connectionCreator: Any,
         ended: Callable[[POP3Connection], object],
-        strangers: set[POP3Connection],
+        strangers: MutableSet[POP3Connection],
         limits: Limits,
     ) -> None:
         """

@@ -6,14 +6,19 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["AcceptingPauser"]
+__all__ = ["AcceptingPauser", "raiseLimit"]
 
 log = Logger(namespace="pop3svc")
+
+
+# Descriptors: more than connections may ever be.
+_MOST = 1_048_576
 
 
 def _lowestFree() -> int | None:
@@ -29,6 +34,32 @@ def _lowestFree() -> int | None:
     return descriptor
 
 
+def _openNow() -> int:
+    """
+    @return: how many descriptors are open.
+    """
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        lowest = _lowestFree()
+        return 0 if lowest is None else lowest
+
+
+def raiseLimit() -> None:
+    """
+    Allow this process as many descriptors as it may have: the usual 1,024 is for
+    programs that use select().
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            # It goes on with what it has.
+            pass
+
+
 class AcceptingPauser:
     """
     Stops accepting before the last descriptors are gone, as the sessions that
@@ -41,12 +72,23 @@ class AcceptingPauser:
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds from one look to the next while paused.
     LOOK = 0.25
+    # Descriptors of a session that is not asleep: its mailbox, a message that it is sent
+    # and that one's directory, and one for a moment.
+    EACH = 4
+    # Kept for all else: threads that read directories, a file that is read again.
+    SPARE = 32
 
     def __init__(
-        self, clock: IReactorTime, limit: int | None = None, takesTurns: bool = False
+        self,
+        clock: IReactorTime,
+        limit: int | None = None,
+        takesTurns: bool = False,
+        inUse: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
         @param limit: of descriptors; the process's own if not given.
+        @param inUse: tells how many connections there are, and how many sessions that
+            are not asleep.
         @param takesTurns: accept one connection at a time, as other processes
             accept from the same sockets: whoever has time takes the next.
         """
@@ -54,7 +96,13 @@ class AcceptingPauser:
         self._clock = clock
         if limit is None:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._limit = limit
+        self._inUse = inUse
+        # What there is before anybody comes.
+        self._atFirst = _openNow()
+        self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
+        self._spare = min(self.SPARE, limit // 8)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
         # A port accepts many at once, and cannot be stopped meanwhile.
@@ -75,6 +123,36 @@ class AcceptingPauser:
 
         port.doRead = doRead
 
+    def _promised(self) -> int:
+        """
+        Descriptors that are needed if everybody who is in does what may be done at once.
+        """
+        connections, awake = self._inUse()
+        return self._atFirst + connections + self.EACH * awake
+
+    def _isPromised(self, more: int) -> bool:
+        return self._promised() + more + self._spare > self._limit
+
+    def mayServe(self) -> bool:
+        """
+        Are there descriptors for another session, with what all others may need?
+        """
+        needed = self._promised() + self.EACH + self._spare
+        isEnough = needed <= self._limit
+        if isEnough and needed > self._limit // 2:
+            # Others have opened more than is counted, perhaps.
+            lowest = _lowestFree()
+            isEnough = lowest is not None and lowest + self.EACH + self._spare <= self._limit
+        if isEnough:
+            self._refuses = False
+        elif not self._refuses:
+            self._refuses = True
+            log.warn(
+                "logins are refused: {limit} file descriptors are not enough for more sessions",
+                limit=self._limit,
+            )
+        return isEnough
+
     @property
     def isPaused(self) -> bool:
         """
@@ -94,7 +172,7 @@ class AcceptingPauser:
             return
         self._unseen = 0
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._stopAt:
+        if lowest is None or lowest >= self._stopAt or self._isPromised(self._burst):
             log.warn("accepting pauses: there are not enough file descriptors")
             self._timer = self._clock.callLater(self.LOOK, self._look)
             for port in self._ports:
@@ -102,7 +180,7 @@ class AcceptingPauser:
 
     def _look(self) -> None:
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._goOnAt:
+        if lowest is None or lowest >= self._goOnAt or self._isPromised(2 * self._burst):
             self._timer = self._clock.callLater(self.LOOK, self._look)
             return
         self._timer = None

@@ -22,6 +22,8 @@ from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import Limits, POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.session import ConnectionInfo, Session
+from pop3svc.service.keepalive import keepAlive, socketOf
+from pop3svc.service.strangers import Strangers
 
 __all__ = ["POP3Factory", "checkName", "clientIP"]
 
@@ -126,8 +128,16 @@ class POP3Factory(ServerFactory):
         self.clock = clock
         self._limits = Limits(clock, self.policy)
         self.connections: set[POP3Connection] = set()
-        # Those of them on which nobody is logged in.
-        self._strangers: set[POP3Connection] = set()
+        # Those of them on which nobody is logged in, by network.
+        self.strangers = Strangers()
+        # Those of them that are no connections yet, as their header has not come.
+        self._expected: set[Any] = set()
+        # Sessions that are not asleep.
+        self._awakeInAll = 0
+        # May another one be served?  Called for each login, with whether it is.
+        self.mayServe: Callable[[], bool] = lambda: True
+        # Do the ports hand keepalive on to what they accept?
+        self.portsKeepAlive = False
         # Called when a connection was accepted.
         self.accepted: Callable[[], object] = lambda: None
         # Called when a login delays others of a user, and when no longer.
@@ -146,7 +156,7 @@ class POP3Factory(ServerFactory):
         if self._stopping:
             return None
         address = None if addr is None else clientIP(addr)
-        if self._isFull(address):
+        if not self._mayCome(address):
             return _Full()
 
         def makeSession(transport: Any) -> Session:
@@ -163,31 +173,77 @@ class POP3Factory(ServerFactory):
             self.clock,
             self.connectionCreator,
             self._ended,
-            self._strangers,
+            self.strangers,
             self._limits,
         )
         connection.factory = self
         connection.address = address
         return connection
 
-    def _isFull(self, address: str | None) -> bool:
-        policy = self.policy
-        if len(self.connections) >= policy.maxConnections:
-            return True
+    def _mayCome(self, address: str | None) -> bool:
         network = networkOf(address)
-        if self._addresses[network] >= policy.maxPerAddress and not isLoopback(address):
+        if self._addresses[network] >= self.policy.maxPerAddress and not isLoopback(address):
+            return False
+        return self._hasRoom()
+
+    def _hasRoom(self) -> bool:
+        """
+        Is there room for another connection?  If not, the longest waiting stranger of
+        the network with the most of them makes some: who opens many connections takes
+        room from none but itself.
+        """
+        policy = self.policy
+        total = len(self.connections) + len(self._expected)
+        if len(self.strangers) < policy.maxStrangers and total < policy.maxConnections:
             return True
-        return len(self._strangers) >= policy.maxStrangers
+        longest = self.strangers.longestWaiting()
+        if longest is None:
+            return False
+        # It is over a turn of the reactor later.
+        self.strangers.discard(longest)
+        longest.abort("made room for others")
+        return True
+
+    def expect(self, waiting: Any) -> bool:
+        """
+        Somebody is there who has yet to say who it is.
+
+        @param waiting: has an C{address}, and can be told to C{abort} with a reason.
+        @return: is there room?
+        """
+        if self._stopping or not self._hasRoom():
+            return False
+        self._expected.add(waiting)
+        self.strangers.add(waiting)
+        return True
+
+    def expectNoMore(self, waiting: Any) -> None:
+        """
+        That has said who it is, or left.
+        """
+        self._expected.discard(waiting)
+        self.strangers.discard(waiting)
+
+    @property
+    def inUse(self) -> tuple[int, int]:
+        """
+        How many connections there are, and how many sessions that are not asleep.
+        """
+        return len(self.connections) + len(self._expected), self._awakeInAll
 
     def _admit(self, name: str, isLogin: bool) -> Callable[[bool], None]:
         if self._awake[name] >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
+        if not self.mayServe():
+            raise POP3ResponseError("Too many sessions, try again later.", "SYS/TEMP")
         if isLogin:
             self._delayLogins(name)
         self._awake[name] += 1
+        self._awakeInAll += 1
 
         def dismiss(isIn: bool) -> None:
             self._awake[name] -= 1
+            self._awakeInAll -= 1
             if not self._awake[name]:
                 del self._awake[name]
             if not isIn and self._logins.pop(name, None) is not None:
@@ -224,6 +280,10 @@ class POP3Factory(ServerFactory):
             self._logins[name] = self.clock.seconds()
 
     def _makeSession(self, transport: Any, address: str | None) -> Session:
+        if not self.portsKeepAlive:
+            found = socketOf(transport)
+            if found is not None:
+                keepAlive(found, self.policy)
         info = ConnectionInfo(next(_connectionIDs), address, isTLS(transport))
         return Session(
             info,
@@ -240,7 +300,7 @@ class POP3Factory(ServerFactory):
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        self._strangers.discard(connection)
+        self.strangers.discard(connection)
         network = networkOf(connection.address)
         self._addresses[network] -= 1
         if not self._addresses[network]:

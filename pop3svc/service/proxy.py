@@ -97,12 +97,14 @@ class ProxyFactory(ServerFactory):
 
     noisy = False
 
-    def __init__(self, factory: Any, trusted: Networks, clock: Any) -> None:
+    def __init__(self, factory: Any, trusted: Networks, clock: Any, counting: Any) -> None:
         """
         @param factory: what makes the protocols; TLS is part of it.
         @param trusted: the networks of proxies.
+        @param counting: the L{POP3Factory} whose limits hold before the header, too.
         """
         self._factory = factory
+        self._counting = counting
         self._trusted = trusted
         self._clock = clock
 
@@ -128,7 +130,7 @@ class ProxyFactory(ServerFactory):
         if isinstance(host, str):
             address = addressOf(host)
             if any(address in network for network in self._trusted):
-                return _Header(self._factory, self._clock)
+                return _Header(self._factory, self._clock, self._counting, host)
         return self._factory.buildProtocol(addr)
 
 
@@ -137,14 +139,30 @@ class _Header(Protocol):
     Reads the header, and steps aside.
     """
 
-    def __init__(self, factory: Any, clock: Any) -> None:
+    def __init__(self, factory: Any, clock: Any, counting: Any, address: str) -> None:
         self._factory = factory
         self._clock = clock
+        self._counting = counting
+        # As others that are counted have one.
+        self.address = address
         self._data = b""
         self._timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
+        self._counting.accepted()
+        if not self._counting.expect(self):
+            transport: Any = self.transport
+            transport.abortConnection()
+            return
         self._timer = self._clock.callLater(_PATIENCE, self._refuse, "no PROXY header in time")
+
+    def abort(self, reason: str) -> None:
+        """
+        Make room for somebody else.
+        """
+        self._stop()
+        transport: Any = self.transport
+        transport.abortConnection()
 
     def _refuse(self, why: str) -> None:
         transport: Any = self.transport
@@ -183,6 +201,7 @@ class _Header(Protocol):
         self._stop()
 
     def _stop(self) -> None:
+        self._counting.expectNoMore(self)
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()

@@ -48,10 +48,11 @@ from pop3svc.logs import Log, escaped
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.service.accepting import AcceptingPauser
+from pop3svc.service.accepting import AcceptingPauser, raiseLimit
 from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
 from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.operating import Operated, makeLog, signals
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
@@ -256,8 +257,12 @@ class POP3Service(Operated):
         self.factory = factory
         self.throttle = throttle
         self.ports: list[Any] = []
-        self._accepting = AcceptingPauser(reactor, takesTurns=takesTurns)
+        raiseLimit()
+        self._accepting = AcceptingPauser(
+            reactor, takesTurns=takesTurns, inUse=lambda: factory.inUse
+        )
         factory.accepted = self._accepting.accepted
+        factory.mayServe = self._accepting.mayServe
 
     def listen(self, name: str, endpoint: Any) -> None:
         """
@@ -276,6 +281,12 @@ class POP3Service(Operated):
     def _opened(self, port: Any) -> None:
         self.ports.append(port)
         self._accepting.add(port)
+        found = socketOf(port)
+        handsOn = found is not None and keepAlive(found, self.factory.policy)
+        # Of whatever port a connection comes.
+        self.factory.portsKeepAlive = handsOn and (
+            len(self.ports) == 1 or self.factory.portsKeepAlive
+        )
 
     def _refusePort(self, name: str, failure: Failure) -> NoReturn:
         error = failure.value
@@ -706,7 +717,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     if IService.providedBy(started):
         IService(started).setServiceParent(service)
     trusted = options["proxy-from"]
-    wrap = (lambda inner: ProxyFactory(inner, trusted, reactor)) if trusted else None
+    wrap = (lambda inner: ProxyFactory(inner, trusted, reactor, factory)) if trusted else None
     opened: list[tuple[Any, bool]] = []
     sockets: list[Any] = []
     for option, texts, make in (

@@ -797,13 +797,13 @@ def test_strangers() -> None:
     """
     factory = makeFactory()
     client = Client(factory)
-    assert factory._strangers == {client.protocol}
+    assert factory.strangers == {client.protocol}
     client.logIn()
-    assert factory._strangers == set()
+    assert factory.strangers == set()
     client.say(b"QAUT")
-    assert factory._strangers == {client.protocol}
+    assert factory.strangers == {client.protocol}
     client.vanish()
-    assert factory._strangers == set()
+    assert factory.strangers == set()
 
 
 def test_whyItStopped() -> None:

@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 
 from pop3svc.service import accepting
 from pop3svc.service.accepting import AcceptingPauser
+from tests.providers.test_maildir import deliver
 from tests.running import Connection, Running, freePort
 
 
@@ -110,12 +111,11 @@ def test_whoComesWaits(tmp_path: Path) -> None:
     and who waits gets in when others leave.
     """
     port = freePort()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with Running(
         tmp_path / "home", "--endpoint", f"tcp:{port}:interface=127.0.0.1:backlog=200"
     ) as running:
         # Long before it looks: it imports Twisted first.
-        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (100, hard))
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         running.up()
         login = (running.home / ".local/share/pop3svc/demo.netrc").read_text().split()
         password = login[login.index("password") + 1].encode()
@@ -136,3 +136,88 @@ def test_whoComesWaits(tmp_path: Path) -> None:
         running.waitFor("accepting goes on")
         assert clients[0].say(b"QUIT").startswith(b"+OK")
         clients[0].socket.close()
+
+
+def test_loginsThatCanBeServed(tmp_path: Path) -> None:
+    """
+    With 900 clients and 1,024 descriptors whoever is let in is served, all at once.
+    """
+    port = freePort()
+    mail = tmp_path / "mail"
+    names = [f"user{number}" for number in range(900)]
+    (tmp_path / "users").write_text("".join(f"{name}:{{PLAIN}}secret\n" for name in names))
+    for name in names:
+        deliver(mail / name, "1.x", b"x\n" * 300_000)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    with Running(
+        tmp_path / "home",
+        *("--provider", f"maildir:{mail}", "--auth", f"passwd:{tmp_path / 'users'}"),
+        *("--endpoint", f"tcp:{port}:interface=127.0.0.1", "--set", "closeTimeout=1"),
+    ) as running:
+        resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (300, 1024))
+        running.up()
+        assert resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE) == (1024, 1024)
+        clients = [Connection(port) for _ in names]
+        let, refused = [], 0
+        for name, client in zip(names, clients):
+            client.socket.sendall(b"XLOG %s secret\r\n" % name.encode())
+        for client in clients:
+            client.socket.settimeout(1)
+            try:
+                assert client.line().startswith(b"+OK")
+                said = client.line()
+            except TimeoutError:
+                # In the kernel's queue, as all behind it.
+                break
+            if said.startswith(b"+OK"):
+                let.append(client)
+            else:
+                assert said.startswith(b"-ERR [SYS/TEMP]"), said
+                refused += 1
+        assert len(let) > 30 and refused
+        for client in let:
+            client.socket.settimeout(60)
+            client.socket.sendall(b"RETR 1\r\n")
+        # None has read yet, so that all messages are open.
+        for client in let:
+            assert client.line().startswith(b"+OK")
+        for client in let:
+            assert len(client.lines()) == 300_000
+        assert any("logins are refused: 1024 file" in each for each in drained(running))
+        for each in clients:
+            each.socket.close()
+
+
+def drained(running: Running) -> list[str]:
+    running.waitFor("logins are refused")
+    return running.lines
+
+
+def test_promised() -> None:
+    """
+    What those who are in may need is kept for them, by logins and by accepting.
+    """
+    inUse = (0, 0)
+    pauser = AcceptingPauser(Clock(), limit=1000, inUse=lambda: inUse)
+    port = Port()
+    pauser.add(port)
+    pauser._atFirst = 8
+    for inUse, may in (((0, 0), True), ((400, 138), True), ((400, 139), True), ((400, 140), False)):
+        assert pauser.mayServe() is may, inUse
+    inUse = (300, 140)
+    for _ in range(pauser._mayBeUnseen + 1):
+        pauser.accepted()
+    assert not port.isReading
+
+
+def test_raiseLimit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    To the hard limit, and where there is none to a number that is enough.
+    """
+    wanted: list[Any] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: wanted.append(limits))
+    for limits in ((1024, 4096), (4096, 4096), (1024, -1), (-1, -1)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
+        accepting.raiseLimit()
+    assert wanted == [(4096, 4096), (1_048_576, -1)]

@@ -4,14 +4,19 @@ Limits of connections: each biting, and an honest user unharmed.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.task import Clock
 
 from pop3svc.policy import Policy
 from pop3svc.providers.memory import MemoryMailbox, MemoryProvider
 from pop3svc.service.factory import POP3Factory
+from pop3svc.service.strangers import Strangers
 from pop3svc.testing import Client
 
 FULL = b"-ERR [SYS/TEMP] Too many connections.\r\n"
@@ -33,14 +38,27 @@ def isTaken(client: Client) -> bool:
     return client.isOpen
 
 
-def test_inAll() -> None:
+def isOpen(client: Client) -> bool:
+    client.received()
+    return client.isOpen
+
+
+def test_inAll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Those who have logged in are never closed for others.
+    """
+    monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, surrender: None)
     factory = make(maxConnections=3)
     clients = [come(factory, f"192.0.2.{number}") for number in range(3)]
-    assert all(isTaken(each) for each in clients)
+    for each in clients:
+        each.received()
+        each.logIn()
     assert not isTaken(come(factory, "192.0.2.9"))
     assert not isTaken(come(factory, "127.0.0.1"))
     clients[0].vanish()
     assert isTaken(come(factory, "192.0.2.9"))
+    assert isTaken(come(factory, "192.0.2.10"))
+    assert [each.say(b"NOOP") for each in clients[1:]] == [b"+OK Done.\r\n"] * 2
 
 
 def test_overTLS() -> None:
@@ -48,24 +66,102 @@ def test_overTLS() -> None:
     No handshake for a refusal.
     """
     factory = make(maxConnections=1)
-    come(factory, isSecure=True)
+    first = come(factory, isSecure=True)
+    first.logIn()
     refused = come(factory, isSecure=True)
     assert (refused.received(), refused.wasAborted) == (b"", True)
 
 
 def test_strangers() -> None:
     """
-    Who has logged in makes room.
+    The longest waiting of the network with the most makes room; who has logged in is no
+    stranger.
     """
-    factory = make(maxStrangers=2)
-    first = come(factory, "192.0.2.1")
-    assert isTaken(first)
-    assert isTaken(come(factory, "192.0.2.2"))
-    assert not isTaken(come(factory, "192.0.2.3"))
+    factory = make(maxStrangers=4)
+    owner = come(factory, "198.51.100.1")
+    flood = [come(factory, "192.0.2.1") for _ in range(2)]
+    flood6 = [come(factory, f"2001:db8::{number}") for number in (1, 2)]
+    assert [isOpen(each) for each in (owner, *flood, *flood6)] == [True, False, True, True, True]
+    flood.append(come(factory, "192.0.2.1"))
+    assert [isOpen(each) for each in flood + flood6] == [False, True, True, False, True]
+    owner.received()
+    owner.logIn()
+    # Fifty more of the same take no room from others.
+    other = come(factory, "203.0.113.1")
+    for _ in range(50):
+        come(factory, "192.0.2.1")
+        assert isOpen(other) and isOpen(flood6[1]) and isOpen(owner)
+    assert len(factory.strangers) == 4
+    owner.say(b"QAUT")
+    assert isOpen(owner) and len(factory.strangers) == 5
+    come(factory, "192.0.2.1")
+    assert isOpen(owner)
+
+
+def test_fromEverywhere() -> None:
+    """
+    One from each network: the longest waiting goes.
+    """
+    factory = make(maxConnections=20)
+    clients = [come(factory, f"192.0.2.{number}") for number in range(60)]
+    assert [isOpen(each) for each in clients] == [False] * 40 + [True] * 20
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), max_size=60))
+def test_countedByNetwork(steps: list[tuple[bool, int, int]]) -> None:
+    """
+    As a plain search would find it.
+    """
+
+    class Stranger:
+        def __init__(self, network: int, number: int) -> None:
+            self.address = f"192.0.2.{network}"
+            self.number = number
+
+    strangers = Strangers()
+    known: dict[tuple[int, int], Stranger] = {}
+    present: list[Stranger] = []
+    for comes, network, number in steps:
+        each = known.setdefault((network, number), Stranger(network, number))
+        if comes:
+            strangers.add(each)
+            present += [] if each in present else [each]
+        else:
+            strangers.discard(each)
+            present = [other for other in present if other is not each]
+        assert len(strangers) == len(present) and set(strangers) == set(present)
+        longest = strangers.longestWaiting()
+        counts = Counter(each.address for each in present)
+        if not present:
+            assert longest is None
+            continue
+        assert longest in strangers
+        assert counts[longest.address] == max(counts.values())
+        assert longest is next(each for each in present if each.address == longest.address)
+
+
+def test_mayServe() -> None:
+    """
+    Where there is not enough to serve another session, login and WAKE are refused, and
+    who is in goes on.
+    """
+    factory = make()
+    first, second = come(factory), come(factory)
     first.logIn()
-    assert isTaken(come(factory, "192.0.2.3"))
-    first.say(b"QAUT")
-    assert not isTaken(come(factory, "192.0.2.4"))
+    first.say(b"SLEE")
+    second.received()
+    assert factory.inUse == (2, 0)
+    factory.mayServe = lambda: False
+    refused = b"-ERR [SYS/TEMP] Too many sessions, try again later.\r\n"
+    assert second.say(b"XLOG bob secret") == refused
+    assert first.say(b"WAKE") == refused
+    factory.mayServe = lambda: True
+    second.logIn(b"bob")
+    assert factory.inUse == (2, 1)
+    factory.mayServe = lambda: False
+    assert second.say(b"RETR 1").startswith(b"+OK")
+    second.say(b"QUIT")
+    assert factory.inUse[1] == 0
 
 
 def test_perAddress() -> None:
@@ -172,8 +268,10 @@ def test_neverMade() -> None:
         made: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
     made.connectionLost()
     assert (factory.connections, dict(factory._addresses)) == (set(), {})
+    first = come(factory)
+    assert isTaken(first)
     assert isTaken(come(factory))
-    assert not isTaken(come(factory))
+    assert not isOpen(first)
     for connection in list(factory.connections):
         connection.connectionLost()
     assert start(factory.shutdown())[1] == [None]

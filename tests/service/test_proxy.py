@@ -16,6 +16,7 @@ import pytest
 from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
+from pop3svc.policy import Policy
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.proxy import ProxyFactory, parseHeader
@@ -86,7 +87,7 @@ def test_malformed(header: bytes) -> None:
 def connect(address: str) -> tuple[Any, MemoryTransport, Any]:
     clock = Clock()
     factory = POP3Factory(MemoryProvider({"alice": "secret"}), clock=clock)
-    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock)
+    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory)
     peer = IPv4Address("TCP", address, 1)
     protocol = proxy.buildProtocol(peer)
     transport: Any = MemoryTransport(peer, False)
@@ -135,6 +136,37 @@ def test_noHeader() -> None:
     protocol, transport, clock = connect("10.1.2.3")
     protocol.connectionLost()
     assert clock.getDelayedCalls() == []
+
+
+def test_beforeTheHeader() -> None:
+    """
+    A connection counts from its beginning, and no longer when it is gone.
+    """
+    clock = Clock()
+    factory = POP3Factory(MemoryProvider({"alice": "secret"}), Policy(maxStrangers=3), clock=clock)
+    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory)
+    peer = IPv4Address("TCP", "10.1.2.3", 1)
+
+    def come() -> tuple[Any, Any]:
+        protocol, transport = proxy.buildProtocol(peer), MemoryTransport(peer, False)
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+    came = [come() for _ in range(5)]
+    assert [transport.aborted for _, transport in came] == [True, True, False, False, False]
+    assert factory.inUse[0] == 3 and len(factory.strangers) == 3
+    came[2][0].dataReceived(GOOD[0][0])
+    assert {each.address for each in factory.strangers} == {"10.1.2.3", "192.0.2.7"}
+    assert len(factory.strangers) == 3
+    # Strangers before the header are the most, and go first.
+    came.append(come())
+    assert came[3][1].aborted and not came[2][1].aborted
+    for protocol, _ in came[3:]:
+        protocol.connectionLost()
+    clock.advance(11)
+    assert {each.address for each in factory.strangers} == {"192.0.2.7"}
+    assert factory.inUse[0] == 1
 
 
 def test_beforeTLS(site: Path, tmp_path: Path) -> None:

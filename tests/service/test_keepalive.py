@@ -1,0 +1,123 @@
+"""
+Keepalive on every TCP connection, whatever is around it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.address import IPv4Address
+from twisted.internet.task import Clock
+from twisted.protocols.policies import ProtocolWrapper
+
+from pop3svc.policy import Policy
+from pop3svc.providers.memory import MemoryProvider
+from pop3svc.service.factory import POP3Factory
+from pop3svc.service.keepalive import keepAlive, socketOf
+from pop3svc.testing import MemoryTransport
+from tests.running import PATIENCE, Running, freePort
+from tests.service.test_twistd import options, site
+
+__all__ = ["site"]
+
+HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 110\r\n"
+
+
+def isKeptAlive(ours: socket.socket) -> bool:
+    """
+    Does the other end of a connection to this machine have a timer for keepalive?  One
+    for what is not acknowledged yet stands in its place for a moment.
+    """
+    while (timer := timerOf(ours)) in ("01", "04"):
+        os.sched_yield()
+    return timer == "02"
+
+
+def timerOf(ours: socket.socket) -> str:
+    here, there = ours.getsockname()[1], ours.getpeername()[1]
+    with open("/proc/net/tcp") as table:
+        next(table)
+        for line in table:
+            words = line.split()
+            ports = [int(each.rpartition(":")[2], 16) for each in words[1:3]]
+            if ports == [there, here]:
+                return words[5][:2]
+    raise AssertionError("no such connection")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_everyConnection(site: Path, tmp_path: Path, workers: str) -> None:
+    """
+    Plain, after STLS, over TLS, and behind a proxy.
+    """
+    ports = [freePort() for _ in range(3)]
+    where = [
+        *("--endpoint", f"tcp:{ports[0]}:interface=127.0.0.1"),
+        *("--endpoint", f"ssl:{ports[1]}"),
+        *("--tls-endpoint", f"tcp:{ports[2]}:interface=127.0.0.1"),
+    ]
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    for more, header in (([], b""), (["--proxy-from", "127.0.0.1"], HEADER)):
+        with Running(
+            tmp_path / "home", *options(site, *where, *more, "--workers", workers)
+        ) as running:
+            running.up()
+            for port in (ports[0], ports[2]):
+                with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
+                    raw.sendall(header)
+                    if port == ports[0]:
+                        assert raw.recv(100).startswith(b"+OK")
+                        assert isKeptAlive(raw)
+                        raw.sendall(b"STLS\r\n")
+                        assert raw.recv(100).startswith(b"+OK")
+                    with context.wrap_socket(raw) as wrapped:
+                        wrapped.sendall(b"NOOP\r\n")
+                        assert wrapped.recv(100)
+                        assert isKeptAlive(wrapped)
+
+
+def test_options() -> None:
+    """
+    As the policy says; what cannot be is left out, and 0 is never.
+    """
+    names = ["TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"]
+    with socket.socket() as each:
+        assert keepAlive(each, Policy(keepaliveIdle=0))
+        assert not each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        keepAlive(each, Policy(keepaliveIdle=70, keepaliveInterval=7, unacknowledgedTimeout=90))
+        assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        found = [each.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
+        assert found == [70, 7, 4, 90_000]
+        keepAlive(each, Policy(keepaliveIdle=99_999_999))
+        assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 30
+    defaults = Policy()
+    assert defaults.keepaliveIdle == 300
+
+
+def test_inAProgramOfOnesOwn() -> None:
+    """
+    A factory whose ports are not known sets it on each connection.
+    """
+    factory = POP3Factory(MemoryProvider({"a": "b"}), clock=Clock())
+    address = IPv4Address("TCP", "192.0.2.1", 1)
+    with socket.socket() as each:
+        transport: Any = MemoryTransport(address, False)
+        transport.socket = each
+        protocol: Any = factory.buildProtocol(address)
+        transport.protocol = protocol
+        protocol.makeConnection(transport)
+        assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    with socket.socket(socket.AF_UNIX) as local:
+        transport.socket = local
+        wrapper: Any = ProtocolWrapper.__new__(ProtocolWrapper)
+        wrapper.transport = transport
+        assert socketOf(wrapper) is None
+        transport.socket = each
+        assert socketOf(wrapper) is each
+    assert socketOf(object()) is None
