@@ -15,13 +15,18 @@ from zope.interface import directlyProvides, implementer, providedBy
 
 from pop3svc.calling import Runner, Workers
 from pop3svc.interfaces import (
+    IAccountStatus,
+    IBearerTokens,
     IChunkedContent,
     IFileContent,
     IMailboxLogout,
+    IMailboxStore,
     IMessageContent,
     INewMailNotifier,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
+    IReloading,
+    IScramVerifiers,
 )
 
 __all__ = ["InThreads"]
@@ -29,10 +34,20 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-@implementer(IPOP3MailboxProvider)
+# What a provider or a store may provide besides.
+_ABILITIES = (
+    IPOP3MailboxProvider,
+    IMailboxStore,
+    IAccountStatus,
+    IScramVerifiers,
+    IBearerTokens,
+    IReloading,
+)
+
+
 class InThreads:
     """
-    Serves a provider whose methods block: a database driver, a library that
+    Serves a provider, or a store, whose methods block: a database driver, a library that
     reads the network.  They return values, not Deferreds; those of one mailbox
     never run at the same time.  What a mailbox gives as content is read in
     threads, too.
@@ -42,11 +57,19 @@ class InThreads:
         self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Runner | None = None
     ) -> None:
         """
-        @param provider: L{IPOP3MailboxProvider}
+        @param provider: L{IPOP3MailboxProvider} or L{IMailboxStore}; this is then the
+            same, with what else it provides.
         @param threads: how many calls run at once.
         @param waiting: how many more may wait; beyond, C{[SYS/TEMP]}.
+        @raise TypeError: it provides neither.
         """
-        self._provider = IPOP3MailboxProvider(provider)
+        abilities = [each for each in _ABILITIES if each.providedBy(provider)]
+        if not set(abilities) & {IPOP3MailboxProvider, IMailboxStore}:
+            raise TypeError(
+                f"{type(provider).__name__} provides neither IPOP3MailboxProvider nor IMailboxStore"
+            )
+        directlyProvides(self, *abilities)
+        self._provider = provider
         self.name: str = provider.name
         self._runner = Workers("pop3svc-provider", threads, waiting) if runner is None else runner
 
@@ -56,6 +79,19 @@ class InThreads:
         """
         mailbox = await self._runner.run(self._provider.authenticate, info, username, password)
         return None if mailbox is None else _Mailbox(mailbox, self._runner)
+
+    async def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{IMailboxStore.openMailbox}.
+        """
+        mailbox = await self._runner.run(self._provider.openMailbox, info, username)
+        return None if mailbox is None else _Mailbox(mailbox, self._runner)
+
+    def __getattr__(self, name: str) -> Any:
+        if not any(name in each and each.providedBy(self) for each in _ABILITIES):
+            raise AttributeError(name)
+        call = getattr(self._provider, name)
+        return lambda *arguments: self._runner.run(call, *arguments)
 
 
 class _Mailbox:

@@ -9,13 +9,23 @@ import threading
 from typing import Any
 from unittest import TestCase as PlainTestCase
 
+import pytest
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
-from zope.interface import implementer
+from zope.interface import classImplements, implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import Workers
-from pop3svc.interfaces import IExclusiveMailbox, IPOP3Mailbox, IPOP3MailboxProvider
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.calling import Workers, begin
+from pop3svc.interfaces import (
+    IExclusiveMailbox,
+    IMailboxStore,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+    IReloading,
+    ISleepingMailbox,
+)
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop, MemoryProvider
 from pop3svc.testing import Inline, MailboxContract, conversation
@@ -42,6 +52,90 @@ def test_provider() -> None:
         + "C: STAT\nS: +OK 1 6\nC: DELE 1\nS: +OK…\nC: QUIT\nS: +OK Bye, 1 deleted.\nS: (closed)",
     )
     conversation(provider, "S: +OK…\nC: XLOG alice wrong\nS: -ERR [AUTH]…")
+
+
+class SleepingMailbox(MemoryMailbox):
+    """
+    One that sleeps, as a database lets go of its connection.
+    """
+
+    isAsleep = False
+
+    def fallAsleep(self, info: Any) -> None:
+        self.isAsleep = True
+
+    def listMessageUniqueIDs(self, info: Any) -> Any:
+        self.isAsleep = False
+        return super().listMessageUniqueIDs(info)
+
+
+classImplements(SleepingMailbox, ISleepingMailbox)
+
+
+@implementer(IMailboxStore, IReloading)
+class Store:
+    name = "store"
+
+    def __init__(self) -> None:
+        self.drop = MemoryMaildrop([b"a: b\n"])
+        self.reloads = 0
+        self.opened: list[SleepingMailbox] = []
+
+    def openMailbox(self, info: Any, username: str) -> Any:
+        if username != "alice":
+            return None
+        info.providerTag = username
+        self.opened.append(SleepingMailbox(self.drop))
+        return self.opened[-1]
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+class StoreContract(MailboxContract, PlainTestCase):
+    """
+    Of what a store's mailbox is in threads, one that sleeps.
+    """
+
+    def makeMailbox(self, messages: list[bytes]) -> Any:
+        self.store = Store()
+        self.store.drop = MemoryMaildrop(messages)
+        return self.again()
+
+    def again(self) -> Any:
+        made: Any = InThreads(self.store, runner=Inline())
+        opened = begin(made.openMailbox(ConnectionInfo(1, None, False), "alice"))
+        if isinstance(opened, Deferred):
+            opened = opened.result
+        verifyObject(ISleepingMailbox, opened)
+        return opened
+
+
+def test_store() -> None:
+    """
+    A store is one in threads, too, with logins by --auth and all that it provides.
+    """
+    store = Store()
+    made = InThreads(store, runner=Inline())
+    verifyObject(IMailboxStore, made)
+    assert IReloading.providedBy(made) and not IPOP3MailboxProvider.providedBy(made)
+    made.reload()
+    assert store.reloads == 1
+    checker = InMemoryUsernamePasswordDatabaseDontUse(alice=b"secret", bob=b"x")
+    provider = AccountsProvider(made, [checker])
+    client = conversation(
+        provider, ALICE + "C: SLEE\nS: +OK…\nC: WAKE\nS: +OK…\nC: RETR 1\nS: +OK…\nS: a: b\nS: ."
+    )
+    assert client.say(b"SLEE").startswith(b"+OK")
+    assert store.opened[0].isAsleep
+    conversation(provider, "S: +OK…\nC: XLOG bob x\nS: -ERR…")
+
+
+def test_neither() -> None:
+    with pytest.raises(TypeError, match="neither IPOP3MailboxProvider nor IMailboxStore"):
+        InThreads(object())
+    with pytest.raises(AttributeError):
+        InThreads(Store(), runner=Inline()).mayStay
 
 
 def test_contentOfAnyKind() -> None:

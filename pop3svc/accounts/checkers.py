@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import LoginFailed, UnhandledCredentials
@@ -44,6 +45,9 @@ class AccountsProvider:
         # Others may compare at once, and do not tell.
         self._tells = [IPasswordAttempt in each.credentialInterfaces for each in self._checkers]
         self._patience = patience
+        # Who vouched for the user of a connection, and under which name: whether they
+        # may stay is asked there.  Not in info.providerTag, which is the store's.
+        self._vouchers: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
         self.name: str = store.name
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
@@ -77,13 +81,12 @@ class AccountsProvider:
                 if attempt is not None:
                     # It was right: whatever comes now, nobody has guessed.
                     attempt.isGuess = attempt.wasRefused = False
-                # Who vouched for them says whether they may stay.
-                info.providerTag = index, avatarID
+                self._vouchers[info] = index, avatarID
                 return await settle(self._store.openMailbox, info, avatarID)
         return None
 
     def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
-        index, avatarID = info.providerTag
+        index, avatarID = self._vouchers[info]
         return IAccountStatus(self._checkers[index], None), avatarID
 
     def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> Any:

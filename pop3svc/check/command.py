@@ -5,16 +5,26 @@ C{pop3svc check HOST}: run the rules on a server.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from getpass import getpass
 from typing import Any, NoReturn
 
+from OpenSSL import SSL
+from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectError
-from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.interfaces import IOpenSSLClientConnectionCreator
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
 from twisted.internet.task import react
 from twisted.logger import globalLogBeginner
+from zope.interface import implementer
 
 from pop3svc.check import (
     basics,
@@ -77,13 +87,32 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _hostAndPort(text: str) -> tuple[str, int | None]:
+    """
+    @return: the host, and the port if there is one behind it.
+    @raise ValueError: with a sentence.
+    """
+    found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:]*):([^:]*)", text)
+    host, port = text, None
+    if found is not None:
+        host, port = (found[1], found[2]) if found[3] is None else (found[3], found[4])
+    if not host or any(each.isspace() or not each.isprintable() for each in host):
+        raise ValueError(f"{text!a} names no host")
+    try:
+        return host, None if port is None else _port(port)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"{text!a}: {error}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pop3svc check",
         description="See whether a POP3 server is what the RFCs say.  It deletes nothing unless "
         "told to.  Exit status: 0 no rule failed, 1 it could not be checked, 2 some rule failed.",
     )
-    parser.add_argument("host", metavar="HOST", help="name or address of the server")
+    parser.add_argument(
+        "host", metavar="HOST[:PORT]", help="name or address of the server; [ADDRESS]:PORT for IPv6"
+    )
     parser.add_argument("--port", type=_port, metavar="N", help="default: 995 with --tls, else 110")
     modes = parser.add_mutually_exclusive_group()
     for mode, help in (
@@ -151,19 +180,48 @@ def _creator(host: str, path: str | None) -> Callable[[], Any]:
     return lambda: optionsForClientTLS(host, trustRoot)
 
 
+@implementer(IOpenSSLClientConnectionCreator)
+class AnyCertificate:
+    """
+    TLS to a server, whatever its certificate is.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    def clientConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """
+        See L{IOpenSSLClientConnectionCreator}.
+        """
+        connection = SSL.Connection(CertificateOptions().getContext(), None)
+        if not isIPAddress(self._host) and not isIPv6Address(self._host):
+            try:
+                connection.set_tlsext_host_name(self._host.encode("idna"))
+            except UnicodeError:
+                # Then it is not asked for by name.
+                pass
+        return connection
+
+
 async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> None:
     try:
         await target.begin()
-    except (Broken, CannotLogIn, NotApplicable, OSError, ConnectError) as error:
-        # What Twisted says may be of several lines.
+    except Exception as error:
+        # Whatever it is: what is not told here is told by nobody.  What Twisted says may be
+        # of several lines.
         text = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, Broken | CannotLogIn | NotApplicable | OSError | ConnectError):
+            text = f"{type(error).__name__}: {text}"
         raise SystemExit(f"pop3svc: {target.host} port {target.port}: {text}")
 
     def tell(result: Result) -> None:
         print(asLine(result), flush=True)
 
     told = tell if not arguments.json else lambda result: None
-    results = await check(target, arguments.destructive, arguments.only, told)
+    try:
+        results = await check(target, arguments.destructive, arguments.only, told)
+    except Exception as error:
+        raise SystemExit(f"pop3svc: the check itself failed: {type(error).__name__}: {error}")
     if arguments.json:
         about = {"host": target.host, "port": target.port, "mode": target.mode}
         print(asJSON(about, results))
@@ -186,8 +244,11 @@ def main(argv: Sequence[str]) -> None:
         raise SystemExit(f"pop3svc: there is no rule {unknown[0]}; --list-rules lists them")
     user = arguments.user.encode("utf-8", "surrogateescape")
     try:
+        host, port = _hostAndPort(arguments.host)
+        if port is not None and arguments.port is not None:
+            raise ValueError("the port is named twice")
         password = _password(arguments.password_file)
-        creator = _creator(arguments.host, arguments.ca)
+        creator = _creator(host, arguments.ca)
     except (ValueError, OSError) as error:
         raise SystemExit(f"pop3svc: {error}")
     for octets, name in ((user, "user name"), (password, "password")):
@@ -199,13 +260,14 @@ def main(argv: Sequence[str]) -> None:
     def run(reactor: Any) -> Deferred[None]:
         target = Target(
             reactor,
-            arguments.host,
-            arguments.port or _PORTS[arguments.mode],
+            host,
+            port or arguments.port or _PORTS[arguments.mode],
             arguments.mode,
             user,
             password,
             creator,
             arguments.timeout,
+            anyCertificate=lambda: AnyCertificate(host),
         )
         return Deferred.fromCoroutine(_run(reactor, target, arguments))
 

@@ -67,6 +67,8 @@ class Target:
 
     @ivar mode: C{"plain"}, C{"stls"} or C{"tls"} (from the first octet).
     @ivar connectionCreator: makes what a client's C{startTLS} takes.
+    @ivar anyCertificate: the same for a server whose certificate is not verified;
+        only used where the password is sent in the clear anyway.
     @ivar timeout: seconds without an answer until it is given up.
     @ivar record: the replies so far, without their bodies.
     @ivar before: the capabilities before login, where logging in is done;
@@ -85,6 +87,7 @@ class Target:
     password: bytes
     connectionCreator: Callable[[], Any]
     timeout: float = 10.0
+    anyCertificate: Callable[[], Any] | None = None
     record: list[Reply] = field(default_factory=list)
     before: Capabilities | None = None
     after: Capabilities | None = None
@@ -132,6 +135,15 @@ class Target:
             await client.accepted(b"STLS")
             await client.startTLS(self.connectionCreator())
         return client
+
+    def forSTLS(self) -> Any:
+        """
+        @return: what C{startTLS} takes, for rules that ask something else of TLS than
+            whether the certificate is valid: one rule finds that it is not.
+        """
+        if self.mode == "plain" and self.anyCertificate is not None:
+            return self.anyCertificate()
+        return self.connectionCreator()
 
     async def withSTLS(self) -> Client:
         """

@@ -11,8 +11,9 @@ from pop3svc.check.target import Target, capabilities
 __all__: list[str] = []
 
 
-async def _secure(target: Target) -> Client:
+async def _secure(target: Target, verifies: bool = False) -> Client:
     """
+    @param verifies: is the certificate to be valid?
     @return: a client that has TLS on, by STLS or from the first octet, and was
         greeted.
     """
@@ -20,7 +21,7 @@ async def _secure(target: Target) -> Client:
         return await target.greeted()
     client = await target.withSTLS()
     await client.accepted(b"STLS")
-    await client.startTLS(target.connectionCreator())
+    await client.startTLS(target.connectionCreator() if verifies else target.forSTLS())
     return client
 
 
@@ -29,7 +30,7 @@ async def certificateIsValid(target: Target) -> str:
     """
     The certificate is valid, and for the name that was connected to.
     """
-    client = await _secure(target)
+    client = await _secure(target, True)
     return client.tlsVersion
 
 
@@ -72,7 +73,7 @@ async def stlsIsQuiet(target: Target) -> None:
     """
     client = await target.withSTLS()
     await client.accepted(b"STLS")
-    await client.startTLS(target.connectionCreator())
+    await client.startTLS(target.forSTLS())
     await client.refused(b"XYZZ")
     await client.fetched(b"CAPA")
 
@@ -87,7 +88,7 @@ async def stlsForgetsTheUser(target: Target) -> None:
     # It may be refused in the clear.
     await client.say(b"USER " + target.user)
     await client.accepted(b"STLS")
-    await client.startTLS(target.connectionCreator())
+    await client.startTLS(target.forSTLS())
     await client.refused(b"PASS " + target.password)
 
 
@@ -102,7 +103,7 @@ async def stlsDropsWhatFollows(target: Target) -> str:
         reply = await client.reply(b"STLS")
         if not reply.positive:
             return str(reply)
-        handshake = client.startTLS(target.connectionCreator())
+        handshake = client.startTLS(target.forSTLS())
     except Closed:
         return "the connection is closed"
     try:

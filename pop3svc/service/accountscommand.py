@@ -108,6 +108,9 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"there is no user {arguments.name}")
         setPassword(path, arguments.name, _askPassword())
     _complain(path, readPasswordFile(path))
+    if arguments.file is None and arguments.action != "list":
+        # It may not be the one that a service reads.
+        print(f"changed {escaped(path)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

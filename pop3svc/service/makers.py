@@ -44,9 +44,13 @@ class ProviderMaker:
         return self._make(argument)
 
 
-def _manners(lock: str, wait: str) -> LockManners:
+def _manners(lock: str, wait: str | None) -> LockManners:
     if lock not in ("refuse", "wait", "takeover"):
         raise ValueError("lock is refuse, wait or takeover")
+    if wait is None:
+        wait = "10"
+    elif lock != "wait":
+        raise ValueError("wait goes with lock=wait")
     if not (wait.isascii() and wait.isdigit() and len(wait) < 4):
         raise ValueError("wait is a number of seconds")
     return LockManners(lock == "takeover", float(wait) if lock == "wait" else 0.0)
@@ -70,7 +74,7 @@ def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, A
         chosen["separator"] = named.pop("separator")
     switches.pop("separator", None)
     readOnly = named.pop("readonly", "no")
-    manners = _manners(named.pop("lock", "takeover"), named.pop("wait", "10"))
+    manners = _manners(named.pop("lock", "takeover"), named.pop("wait", None))
     for name, (keyword, on, off) in switches.items():
         word = named.pop(name, off)
         if word not in (on, off):

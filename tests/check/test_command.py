@@ -141,6 +141,66 @@ def test_badUse(service: Service, tmp_path: Path) -> None:
     assert "wrong" not in ended.stderr
 
 
+def test_selfSigned(service: Service) -> None:
+    """
+    One finding; the other rules about TLS go on.
+    """
+    ended = run(service, "nomail", "plain")
+    assert (ended.returncode, ended.stderr) == (2, ""), ended
+    failed = re.findall(r"^FAILED +(\w+)", ended.stdout, re.MULTILINE)
+    assert failed == ["certificateIsValid"]
+    assert "certificate verify failed" in ended.stdout
+    for name in ("tlsIsRecent", "closeAlert", "noSTLSInsideTLS", "stlsIsQuiet"):
+        assert re.search(rf"^passed +{name}", ended.stdout, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [
+        ("", "'' names no host"),
+        (":110", "':110' names no host"),
+        ("a b", "'a b' names no host"),
+        ("x:y", "'x:y': a port is a number from 1 to 65535"),
+        ("x:0", "'x:0': a port is a number from 1 to 65535"),
+        ("[::1]:", "'[::1]:': a port is a number from 1 to 65535"),
+        ("[]:110", "'[]:110' names no host"),
+        ("x..y", "x..y port 110: "),
+        ("x" * 70, "x" * 70 + " port 110: "),
+        ("[::1]:9", "::1 port 9: "),
+        ("localhost:9", "localhost port 9: "),
+        ("::1", "::1 port 110: "),
+    ],
+)
+def test_badHosts(host: str, says: str) -> None:
+    """
+    One sentence, and exit status 1.
+    """
+    ended = subprocess.run(
+        [script("pop3svc"), "check", host, "--plain", "--user", "x", "--timeout", "5"],
+        input="x\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stdout) == (1, ""), ended
+    assert ended.stderr.startswith(f"pop3svc: {says}"), ended
+    assert ended.stderr.count("\n") == 1
+
+
+def test_hostAndPort(service: Service) -> None:
+    """
+    As everybody writes them.
+    """
+    command = [script("pop3svc"), "check", f"{HOST}:{service.port}", "--plain", "--user", "nomail"]
+    command += ["--only", "statHasItsForm"]
+    for more, status in (([], 0), (["--port", "110"], 1)):
+        ended = subprocess.run(
+            [*command, *more], input=PASSWORD + "\n", capture_output=True, text=True, timeout=120
+        )
+        assert ended.returncode == status, ended
+    assert ended.stderr == "pop3svc: the port is named twice\n"
+
+
 def test_listOfRules() -> None:
     """
     What the documentation shows is what there is.

@@ -124,7 +124,11 @@ def test_badEndpoints(text: str) -> None:
         serverEndpoint(MemoryReactor(), text, object())
 
 
-@pytest.mark.parametrize("argument", ["", ":", "a:b", "/:readonly=maybe", "/:x=y", "path=/:/tmp"])
+BAD_PATHS = ["", ":", "a:b", "/:readonly=maybe", "/:x=y", "path=/:/tmp", "/:wait=5"]
+BAD_PATHS += ["/:lock=refuse:wait=5", "/:lock=wait:wait=x", "/:lock=maybe"]
+
+
+@pytest.mark.parametrize("argument", BAD_PATHS)
 def test_badPaths(argument: str) -> None:
     for make in (makeMaildir, makeFolder):
         with pytest.raises(ValueError, match=r"."):
@@ -134,6 +138,8 @@ def test_badPaths(argument: str) -> None:
 def test_makers(tmp_path: Any) -> None:
     assert makeMaildir(f"{tmp_path}:readonly=yes")._readOnly
     assert not makeFolder(f"path={tmp_path}:readonly=no")._readOnly
+    makeMaildir(f"{tmp_path}:lock=wait:wait=5")
+    makeMaildir(f"{tmp_path}:lock=wait")
     assert len(makeMemory("messages=3").maildrop("x").messages) == 3
     assert len(makeMemory("").maildrop("x").messages) == 1
     for argument in ("x", "messages=x", "messages=-1", "y=1"):
