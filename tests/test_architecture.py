@@ -143,10 +143,12 @@ def code(path: Path) -> str:
     return ast.unparse(tree)
 
 
+@pytest.mark.smoke
 def test_everyModuleHasItsRank() -> None:
     assert set(modules()) == set(RANKS)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", RANKS)
 def test_walls(name: str) -> None:
     path = modules()[name]

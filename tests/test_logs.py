@@ -36,6 +36,7 @@ FORGED = "2026-11-25T23:44:17+0000 [pop3svc#info] failed login from 192.0.2.66: 
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\0"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("end", ENDS)
 def test_oneLine(end: str) -> None:
     """

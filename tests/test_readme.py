@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pop3svc.service.tap import Options
 from pop3svc.testing import conversation
 from tests.running import PATIENCE, environment, freePort
@@ -29,6 +31,7 @@ def block(marker: str) -> str:
     return textwrap.dedent(found)
 
 
+@pytest.mark.smoke
 def test_provider() -> None:
     names: dict[str, Any] = {}
     exec(block("class Notes"), names)
@@ -83,6 +86,7 @@ def test_embedding(tmp_path: Path) -> None:
         running.kill()
 
 
+@pytest.mark.smoke
 def test_options() -> None:
     """
     Each option stands in the README, and nothing else does.

@@ -29,6 +29,7 @@ def test_portIsKept() -> None:
                 service.accept()[0].close()
 
 
+@pytest.mark.smoke
 def test_anotherCopy(tmp_path: Path) -> None:
     """
     What is started does not run another copy than the one beside the tests.

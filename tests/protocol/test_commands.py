@@ -21,6 +21,8 @@ from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, conversation
 
+pytestmark = pytest.mark.smoke
+
 MESSAGES = [
     b"Subject: one\n\nfirst\n.\n.dot\n",
     b"Subject: two\r\n\r\n" + b"line\r\n" * 5,

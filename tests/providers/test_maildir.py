@@ -686,6 +686,7 @@ def test_waitedFor(maildir: Path) -> None:
     assert clock.getDelayedCalls() == []
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("bound", [0, SharedListings.BOUND])
 def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """

@@ -77,6 +77,7 @@ def trusting(site: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(site / "cert.pem"))
 
 
+@pytest.mark.smoke
 def test_serves(service: tuple[Running, int, int], site: Path) -> None:
     running, plain, secure = service
     deliver(site / "mail" / "alice", "1.x", b"Subject: a\n\n.b")
@@ -305,6 +306,7 @@ def run(arguments: list[str], home: Path, stdin: str = "") -> subprocess.Complet
     )
 
 
+@pytest.mark.smoke
 def test_embeddedDefault(tmp_path: Path) -> None:
     """
     A new user does as the log says; started again, everything is still there.

@@ -139,6 +139,7 @@ def hasEnded(pid: int) -> bool:
         os.close(descriptor)
 
 
+@pytest.mark.smoke
 def test_bothServe(workers: Site) -> None:
     """
     Neither takes all there is; the log says who it was.
