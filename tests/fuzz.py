@@ -263,7 +263,7 @@ def sizes(data: bytes) -> None:
         client.logIn()
         listed = client.say(b"LIST")
         must(
-            re.fullmatch(rb"\+OK 2 messages\. _\r\n1 [0-9]+\r\n2 [0-9]+\r\n\.\r\n", listed), listed
+            re.fullmatch(rb"\+OK 2 messages _\r\n1 [0-9]+\r\n2 [0-9]+\r\n\.\r\n", listed), listed
         )
         must(client.say(b"QUIT").startswith(b"+OK"))
 
@@ -309,8 +309,9 @@ TOKENS = {
     ],
     "sizes": [
         b"\0",
-        b"1600000001.M1P1.h 9 1 0\n",
-        b"1600000002.M2P1.h 7 1 1\n",
+        b"1600000001.M1P1.h 9 1 8 1 .\n",
+        b"1600000002.M2P1.h 7 1 7 1 =\n",
+        b"1600000002.M2P1.h -1 1 7 1 g\n",
         b"0 0\n",
         b" ",
         b"-1",

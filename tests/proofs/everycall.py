@@ -345,7 +345,10 @@ class Judge:
         noun = "message" if len(present) == 1 else "messages"
         return [
             f"+OK {len(present)} {noun} _".encode(),
-            *(f"{number} {size}".encode() for (number, _), size in zip(present, sizes, strict=True)),
+            *(
+                f"{number} {size}".encode()
+                for (number, _), size in zip(present, sizes, strict=True)
+            ),
             *(b".", b""),
         ]
 

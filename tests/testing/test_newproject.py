@@ -62,6 +62,7 @@ def test_newProject(tmp_path: Path) -> None:
         "it does not want to know",
         "no bulk sizes",
         "not exclusive",
+        "remove() is not there",
         "not read-only",
     }
     # Nothing came from this checkout.
