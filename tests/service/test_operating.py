@@ -143,7 +143,7 @@ def test_reload(site: Path, tmp_path: Path) -> None:
         own.write_bytes(good)
         users.write_text("alice:nonsense\n")
         running.process.send_signal(signal.SIGHUP)
-        running.waitFor("users, line 1: a hash of no known kind")
+        running.waitFor("no known kind")
         users.write_text("")
         running.process.send_signal(signal.SIGHUP)
         running.waitFor("read again")
@@ -167,7 +167,7 @@ def test_workers(site: Path, tmp_path: Path) -> None:
         removeUser(str(users), "carol")
         users.write_text("nonsense\n")
         workers.running.process.send_signal(signal.SIGHUP)
-        said = {workers.running.waitFor("line 1: no colon").partition("] ")[0][-1] for _ in "12"}
+        said = {workers.running.waitFor("no colon").partition("] ")[0][-1] for _ in "12"}
         assert said == {"1", "2"}
         assert workers.end() == 0
 
