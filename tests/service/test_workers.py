@@ -4,6 +4,7 @@ Workers: several processes on the same ports.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
