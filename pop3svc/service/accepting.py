@@ -98,8 +98,9 @@ class AcceptingPauser:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # What there is before anybody comes.
-        self._atFirst = _openNow()
+        # What there is before anybody comes; looked at when somebody does, as files are
+        # opened until then.
+        self._atFirst = -1
         self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
         self._spare = min(self.SPARE, limit // 8)
@@ -117,6 +118,10 @@ class AcceptingPauser:
         read = port.doRead
 
         def doRead() -> Any:
+            if not self.isPaused and self._isPromised():
+                # Since the last look those who are in have logged in.
+                self._pause()
+                return None
             # It grows by itself, by twenty at a time.
             port.numberAccepts = self._burst
             return read()
@@ -128,10 +133,17 @@ class AcceptingPauser:
         Descriptors that are needed if everybody who is in does what may be done at once.
         """
         connections, awake = self._inUse()
+        if self._atFirst < 0:
+            self._atFirst = max(_openNow() - connections, 0)
         return self._atFirst + connections + self.EACH * awake
 
-    def _isPromised(self, more: int) -> bool:
-        return self._promised() + more + self._spare > self._limit
+    def _isPromised(self, more: int = 0) -> bool:
+        """
+        Are there too few descriptors to accept as many as may come at once, and to let
+        some of them log in then?
+        """
+        logins = max(self.EACH, self._limit // 16)
+        return self._promised() + self._burst + more + logins + self._spare > self._limit
 
     def mayServe(self) -> bool:
         """
@@ -172,15 +184,18 @@ class AcceptingPauser:
             return
         self._unseen = 0
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._stopAt or self._isPromised(self._burst):
-            log.warn("accepting pauses: there are not enough file descriptors")
-            self._timer = self._clock.callLater(self.LOOK, self._look)
-            for port in self._ports:
-                port.stopReading()
+        if lowest is None or lowest >= self._stopAt or self._isPromised():
+            self._pause()
+
+    def _pause(self) -> None:
+        log.warn("accepting pauses: there are not enough file descriptors")
+        self._timer = self._clock.callLater(self.LOOK, self._look)
+        for port in self._ports:
+            port.stopReading()
 
     def _look(self) -> None:
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._goOnAt or self._isPromised(2 * self._burst):
+        if lowest is None or lowest >= self._goOnAt or self._isPromised(self._spare):
             self._timer = self._clock.callLater(self.LOOK, self._look)
             return
         self._timer = None

@@ -210,7 +210,7 @@ class Options(usage.Options, AuthOptionMixin):
         name, equals, value = text.partition("=")
         numbers = {item.name for item in fields(Policy) if "least" in item.metadata}
         if not equals or name not in numbers:
-            _refuse(f"--set {text}: there is no such setting; --help-settings lists them")
+            _refuse(f"--set {text}: it is NAME=VALUE, with a name that --help-settings lists")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             _refuse(f"--set {text}: that is not a whole number")
         self["settings"][name] = int(value)

@@ -357,7 +357,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "unknown option": (lambda site: ["--nonsense"], "nonsense"),
     "argument": (lambda site: ["nonsense"], "'nonsense' is not an option"),
     "policy": (lambda site: ["--cleartext-login", "maybe"], "--cleartext-login is one of"),
-    "setting": (lambda site: ["--set", "x=1"], "--set x=1: there is no such setting"),
+    "setting": (lambda site: ["--set", "x=1"], "--set x=1: it is NAME=VALUE, with a name"),
     "setting's value": (lambda site: ["--set", "idleTimeout=x"], "not a whole number"),
     "setting's bound": (lambda site: ["--set", "idleTimeout=5"], "idleTimeout is a whole number"),
     "no auth": (lambda site: ["--provider", f"maildir:{site}"], "needs --auth"),
