@@ -226,7 +226,8 @@ class KnownNetworks:
 
     async def save(self) -> None:
         """
-        Write what has changed, in a thread.
+        Write what has changed, in a thread.  Old rows stay for as long again before they are
+        deleted, because the clock may be wrong for a while.
         """
         if not self._isWriter:
             return
@@ -236,7 +237,7 @@ class KnownNetworks:
         isWritten = False
         try:
             isWritten = await self._runner.run(
-                self._write, self._writing, gone, self._now() - self.KEPT
+                self._write, self._writing, gone, self._now() - 2 * self.KEPT
             )
         finally:
             if not isWritten:

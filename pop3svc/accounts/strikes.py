@@ -137,6 +137,8 @@ class Strikes:
     # Seconds until an attempt under way is given up: its process may have died.  No login
     # takes so long.
     LAPSE = 300
+    # Keys of attempts under way.  More can only be left over from processes that died.
+    MOST_PENDING = 50_000
 
     def __init__(
         self, clock: IReactorTime, limit: int, seconds: float, filled: str, refused: str
@@ -151,8 +153,7 @@ class Strikes:
         self._filled = filled
         self._refused = refused
         self._records: OrderedDict[Any, _Record] = OrderedDict()
-        # Guesses under way: how many attempts make each, and since when.  Bounded by
-        # the number of connections.
+        # Guesses under way: how many attempts make each, and since when.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
 
     def _record(self, key: Any) -> _Record | None:
@@ -199,6 +200,8 @@ class Strikes:
         """
         pending = self._pending.get(key)
         if pending is None:
+            if len(self._pending) >= self.MOST_PENDING:
+                del self._pending[next(iter(self._pending))]
             self._pending[key] = {guess: (1, self._clock.seconds())}
             return
         count, _ = pending.get(guess, (0, 0.0))

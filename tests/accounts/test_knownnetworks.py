@@ -138,6 +138,11 @@ def test_survivesARestart(tmp_path: Path) -> None:
     late = kept(tmp_path / "state.db", now)
     assert not late.isKnown("alice", "192.0.2.8")
     done(late.save())
+    # The clock was wrong.
+    now.seconds -= 90 * 86400
+    assert kept(tmp_path / "state.db", now).isKnown("alice", "192.0.2.8")
+    now.seconds += 180 * 86400
+    done(kept(tmp_path / "state.db", now).save())
     with sqlite3.connect(tmp_path / "state.db") as database:
         assert database.execute("SELECT count(*) FROM network").fetchone() == (0,)
 

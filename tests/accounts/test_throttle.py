@@ -769,6 +769,15 @@ def test_aProcessThatDiesDoesNotBlock(clock: Clock) -> None:
     assert two.there.logIn("192.0.2.7", "bob") == "in"
 
 
+def test_processesThatDieLeaveLittle(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Strikes, "MOST_PENDING", 10)
+    service = Service(clock)
+    for number in range(100):
+        service.throttle.heard("begun", f"192.0.2.{number}", f"user{number}", "00" * 8)
+    for limit in service.throttle._limits:
+        assert all(len(table._pending) == 10 for table in limit.tables)
+
+
 def test_whatChangesNothingIsNotTold(clock: Clock) -> None:
     two = Two(clock)
     two.here.logIn("192.0.2.7", "alice")
