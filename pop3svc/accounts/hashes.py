@@ -41,7 +41,8 @@ _MOST_ARGON2_LANES = 64
 _MOST_ARGON2_WORK = 4 << 20
 _MOST_BCRYPT_COST = 16
 _MOST_SHA512_ROUNDS = 5_000_000
-_MOST_SCRYPT_WORK = 1 << 23
+# Blocks of 128 octets in all lanes, so it bounds the memory, too.
+_MOST_SCRYPT_WORK = _MOST_MEMORY // 128
 
 PLAIN = "{PLAIN}"
 
@@ -179,11 +180,7 @@ def _scryptFields(stored: str) -> tuple[int, int, int, bytes, bytes]:
     if found is None:
         raise ValueError("a malformed scrypt hash")
     ln, r, p = (int(found[index]) for index in (1, 2, 3))
-    if (
-        not (1 <= ln <= 20 and 1 <= r <= 32 and 1 <= p <= 16)
-        or 128 * r << ln > _MOST_MEMORY
-        or r * p << ln > _MOST_SCRYPT_WORK
-    ):
+    if not (1 <= ln <= 20 and 1 <= r <= 32 and 1 <= p <= 16) or r * p << ln > _MOST_SCRYPT_WORK:
         raise ValueError(
             "a scrypt hash with parameters out of bounds (ln at most 20, r at most 32, p at "
             f"most 16, 2**ln times r times p at most {_MOST_SCRYPT_WORK})"

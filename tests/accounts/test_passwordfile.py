@@ -177,6 +177,17 @@ def test_mendedLine(path: Path, lines: list[str]) -> None:
     assert sum("cannot log in" in each for each in lines) == 2
 
 
+def test_goodLineAfterABadOne(path: Path) -> None:
+    """
+    The first line of a name counts, also if it is the bad one.
+    """
+    path.write_text("alice:$1$x\nalice:{PLAIN}x\nbob:{PLAIN}x\n")
+    checker = PasswordFile(str(path), Inline())
+    assert not isGood(checker, "alice", "x")
+    assert isGood(checker, "bob", "x")
+    assert [each.number for each in readPasswordFile(str(path)).badLines] == [1, 2]
+
+
 def test_manyBadLines(path: Path, lines: list[str]) -> None:
     """
     A file of another format does not fill the log.
