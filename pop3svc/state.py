@@ -138,12 +138,18 @@ class State:
         """
         @return: the rows; none if the file cannot be read, which is logged.
         """
+        return self.ask(statement, *arguments) or []
+
+    def ask(self, statement: str, *arguments: Any) -> list[Any] | None:
+        """
+        @return: the rows; L{None} if the file cannot be read, which is logged.
+        """
         try:
             with self._lock:
                 return self._connection().execute(statement, arguments).fetchall()
         except sqlite3.Error as error:
             self._fault(error)
-            return []
+            return None
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> bool:
         """

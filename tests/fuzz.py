@@ -262,9 +262,7 @@ def sizes(data: bytes) -> None:
     with nothingLogged():
         client.logIn()
         listed = client.say(b"LIST")
-        must(
-            re.fullmatch(rb"\+OK 2 messages _\r\n1 [0-9]+\r\n2 [0-9]+\r\n\.\r\n", listed), listed
-        )
+        must(re.fullmatch(rb"\+OK 2 messages _\r\n1 [0-9]+\r\n2 [0-9]+\r\n\.\r\n", listed), listed)
         must(client.say(b"QUIT").startswith(b"+OK"))
 
 

@@ -165,10 +165,13 @@ class Presence:
         """
         if self._unwritten:
             self._write()
-        wasThere = self._state.read("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
+        wasThere = self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
         isFirst = self._missing.isFirst(path)
         # It is written down again when it is back.
         self._there.forget(path)
+        if wasThere is None:
+            # Nobody knows: an empty maildrop might be a lie.
+            raise POP3ResponseError("The mailbox is not there now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:
                 log.info("there is no mailbox {path}: its user has an empty maildrop", path=path)

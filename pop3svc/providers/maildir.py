@@ -949,6 +949,17 @@ class MaildirStore:
         """
         self._presence.useState(state)
 
+    def looksUnmounted(self) -> str | None:
+        """
+        @return: a sentence for the operator if there is not one mailbox.
+        """
+        if self._template.hasAny():
+            return None
+        return (
+            f"there is no mailbox below {self._template.base}: is its file system mounted, and "
+            "is the path right?"
+        )
+
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
         """
         See L{IMailboxStore.openMailbox}.  A user without a Maildir has an

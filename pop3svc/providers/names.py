@@ -54,6 +54,8 @@ class PathTemplate:
     """
     A path with C{{user}}, C{{local}} and C{{domain}} in it, or the directory
     that holds a directory for each user.
+
+    @ivar base: what stands before the first placeholder.
     """
 
     def __init__(self, template: str) -> None:
@@ -72,12 +74,22 @@ class PathTemplate:
         if ".." in template.split("/"):
             raise ValueError(f"{template}: no way up is taken")
         fixed, _, rest = os.path.abspath(template).partition("{")
-        self._base, _, begun = fixed.rpartition("/")
-        self._base = self._base or "/"
+        self.base, _, begun = fixed.rpartition("/")
+        self.base = self.base or "/"
         self._parts = (begun + "{" + rest).split("/")
-        if not os.path.isdir(self._base):
-            raise ValueError(f"{self._base} is not a directory")
+        if not os.path.isdir(self.base):
+            raise ValueError(f"{self.base} is not a directory")
         self._needsDomain = bool(names & {"local", "domain"})
+
+    def hasAny(self) -> bool:
+        """
+        Is there anything where the directories of users are?  Blocks.
+        """
+        try:
+            with os.scandir(self.base) as entries:
+                return any(entry.is_dir() for entry in entries)
+        except OSError:
+            return False
 
     def placeFor(self, username: str) -> Root | None:
         """
@@ -92,7 +104,7 @@ class PathTemplate:
                 return None
             values |= {"local": local, "domain": domain}
         return Root(
-            self._base,
+            self.base,
             tuple(_PLACEHOLDER.sub(lambda found: values[found[1]], part) for part in self._parts),
         )
 

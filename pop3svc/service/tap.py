@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from ipaddress import ip_network
@@ -430,6 +431,7 @@ class _Setup:
         self._options = options
         self._shared = shared
         self._data: DataDirectory | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.announcements: list[str] = []
         self.usesEmbeddedDefault = False
         # Those of --auth, and of the embedded default.
@@ -532,9 +534,50 @@ class _Setup:
                 "there is no --data"
             )
             return KnownNetworks()
-        data = self.data()
-        data.make()
-        return KnownNetworks(State(data.state, self._owner()), isWriter=self._shared is None)
+        state = self.state()
+        assert state is not None
+        return KnownNetworks(state, isWriter=self._shared is None)
+
+    def state(self) -> State | None:
+        """
+        What has to survive a restart, or at least a worker: in the data directory, or in
+        one that lives as long as the workers; L{None} without either.
+        """
+        if self._data is not None or self._options["data"] is not None:
+            data = self.data()
+            data.make()
+            return State(data.state, self._owner())
+        if self._shared is not None and self._shared.state is not None:
+            return State(self._shared.state)
+        return None
+
+    def stateOfWorkers(self) -> str | None:
+        """
+        @return: where workers keep what all of them have to know, without a data directory.
+        """
+        if self._data is not None or self._options["data"] is not None:
+            return None
+        # It is removed at the end of this process.
+        self._temporary = tempfile.TemporaryDirectory(prefix="pop3svc-", ignore_cleanup_errors=True)
+        path = os.path.join(self._temporary.name, "state.db")
+        owner = self._owner()
+        State(path, owner)
+        if owner is not None:
+            os.chown(self._temporary.name, *owner)
+        return path
+
+    def remember(self, store: Any) -> None:
+        """
+        Have a store of Maildirs know which of them have been there.
+        """
+        if not isinstance(store, MaildirStore):
+            return
+        state = self.state()
+        if state is not None:
+            store.useState(state)
+        warning = None if self._shared is not None else store.looksUnmounted()
+        if warning is not None:
+            self.warnings.append(warning)
 
     def provider(self, policy: Policy) -> Any:
         """
@@ -696,6 +739,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
         opener = setup.opener(creator)
         setup.warn(creator)
         known = setup.knownNetworks()
+        setup.remember(started)
     except ValueError as error:
         _refuse(str(error))
     throttle = _throttle(
@@ -772,11 +816,13 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
             certificate=("", ""),
             strikes=None,
             opened=[] if opener is None else opener.paths,
+            state=setup.stateOfWorkers(),
         ),
         creator.pair,
         observer,
         opener,
     )
+    supervisor.kept = setup
     supervisor.announcements += announcements
     supervisor.warnings += setup.warnings
     _looking(creator).setServiceParent(supervisor)

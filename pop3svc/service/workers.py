@@ -77,6 +77,8 @@ class Shared(NamedTuple):
     @ivar strikes: L{SharedThrottle.state}
     @ivar opened: the files that another process opens, as this user may not;
         the socket to ask it is the descriptor behind the ports.
+    @ivar state: the path of what has to survive a worker, where there is no data
+        directory; see L{pop3svc.state.State}.
     """
 
     number: int
@@ -88,6 +90,7 @@ class Shared(NamedTuple):
     certificate: tuple[str, str]
     strikes: Any
     opened: list[str]
+    state: str | None = None
 
     @property
     def ports(self) -> list[tuple[int, int]]:
@@ -281,6 +284,8 @@ class Supervisor(Operated):
     """
     The parent: keeps a number of workers alive, and ends them.  It hears what
     they have to tell each other and passes it on.
+
+    @ivar kept: what lives as long as the workers.
     """
 
     def __init__(
@@ -308,6 +313,7 @@ class Supervisor(Operated):
         self.clock = reactor
         self._opener = opener
         self._certificate = certificate
+        self.kept: object = None
         self._policy = policy
         self._throttle = throttle
         self._sockets = sockets
