@@ -67,7 +67,7 @@ log = Logger(namespace="pop3svc")
 # What stands before the flags: ":", by the rules of Maildirs; on file systems that have no
 # ":" something else.
 SEPARATORS = ":;!-_+"
-_FLAGS = re.compile(rf"([{SEPARATORS}])2,[A-Za-z]*")
+_FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
 # The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # A directory is read so often, with a pause (seconds) in between, until nothing
@@ -724,11 +724,11 @@ class _Maildir(FileMailbox):
                 if not seconds or base in several:
                     others.setdefault(base, []).append(place)
             found += self._others(root, others, seen, listing.links, sizes)
-        if sizes.known or sizes.claims:
+        if sizes.known or sizes.claims or sizes.seen or len(found) <= _STATTED:
             found = self._withOwners(root, found, sizes)
         listing.update(map(itemgetter(3, 4), _sorted(found)))
         if isSure:
-            sizes.bury([each for each in sizes.known if each not in listing], {})
+            sizes.buryOthers(listing)
         self._keep(root, sizes, {}, listing)
         # Made here, in a thread.
         listing.listed()
@@ -738,12 +738,14 @@ class _Maildir(FileMailbox):
         """
         Where another file has the name of an earlier one, have it get another unique-id.
         """
-        known, claims = sizes.known, sizes.claims
+        ownerOf = sizes.ownerOf
         areFew = len(found) <= _STATTED
         suspects = []
         for index, (_, _, _, uniqueID, place) in enumerate(found):
-            owner = known.get(uniqueID) or claims.get(uniqueID)
-            if owner is not None and (areFew or owner.inode != place[2] or owner.kind == GONE):
+            owner = ownerOf(uniqueID)
+            if areFew or (
+                owner is not None and (owner.inode != place[2] or owner.kind == GONE)
+            ):
                 suspects.append((index, owner))
         directories: dict[str, int] = {}
         try:
@@ -752,9 +754,12 @@ class _Maildir(FileMailbox):
                 status = self._status(root, directories, place)
                 if status is None:
                     continue
-                if not owner.isFile(status):
+                if owner is not None and not owner.isFile(status):
                     other = uniqueIDFor(base, _identity(status))
                     found[index] = seconds, microseconds, base, other, place
+                    uniqueID, owner = other, ownerOf(other)
+                if owner is None:
+                    sizes.see(uniqueID, status)
                 elif owner.inode != status.st_ino or owner.kind == GONE:
                     sizes.adopt(uniqueID, status.st_ino)
         finally:

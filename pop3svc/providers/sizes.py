@@ -84,13 +84,15 @@ class MailboxSizes:
     itself while it is locked.
 
     @ivar known: of messages that were counted.
-    @ivar claims: of other unique-ids: whose message is not counted, or has gone.
+    @ivar seen: of messages that were listed and not counted; in memory only.
+    @ivar claims: of other unique-ids: of messages that have gone, or may be taken for others.
     @ivar isCounting: are messages being counted?
     @ivar waiters: fire when that is over.
     """
 
     def __init__(self) -> None:
         self.known: dict[str, Examined] = {}
+        self.seen: dict[str, Examined] = {}
         self.claims: OrderedDict[str, Examined] = OrderedDict()
         self.isLoaded = False
         self.isCounting = False
@@ -124,6 +126,8 @@ class MailboxSizes:
         """
         self._whole = (), []
         self.known.update(added)
+        for uniqueID in added:
+            self.seen.pop(uniqueID, None)
 
     def forget(self, uniqueID: str) -> None:
         """
@@ -138,7 +142,13 @@ class MailboxSizes:
         """
         @return: the file that a unique-id belongs to, or did.
         """
-        return self.known.get(uniqueID) or self.claims.get(uniqueID)
+        return self.known.get(uniqueID) or self.claims.get(uniqueID) or self.seen.get(uniqueID)
+
+    def see(self, uniqueID: str, status: os.stat_result) -> None:
+        """
+        A message was listed of which nothing is known.
+        """
+        self.seen[uniqueID] = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
 
     def claim(self, uniqueID: str, examined: Examined) -> None:
         """
@@ -156,6 +166,8 @@ class MailboxSizes:
             self.known[uniqueID] = self._unwritten[uniqueID] = adopted
         elif uniqueID in self.claims:
             self.claim(uniqueID, self.claims[uniqueID]._replace(inode=inode, kind="."))
+        elif uniqueID in self.seen:
+            self.seen[uniqueID] = self.seen[uniqueID]._replace(inode=inode)
 
     def _claim(self, uniqueID: str, examined: Examined) -> None:
         self.claims.pop(uniqueID, None)
@@ -172,10 +184,27 @@ class MailboxSizes:
         self._whole = (), []
         for uniqueID in uniqueIDs:
             examined = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
-            if examined is None:
+            seen = self.seen.pop(uniqueID, None)
+            if examined is None and seen is not None:
+                self.claim(uniqueID, seen._replace(kind=GONE))
+            elif examined is None:
                 self.claim(uniqueID, Examined(-1, inodes.get(uniqueID, -1), kind=GONE))
             else:
                 self._claim(uniqueID, examined._replace(kind=GONE))
+
+    def buryOthers(self, listed: Collection[str]) -> None:
+        """
+        All messages that were not listed have gone.
+        """
+        gone = [each for each in self.known if each not in listed]
+        gone += [each for each in self.seen if each not in listed]
+        gone += [
+            each
+            for each, claim in self.claims.items()
+            if claim.kind != GONE and each not in listed
+        ]
+        if gone:
+            self.bury(gone, {})
 
     def progressed(self) -> None:
         """

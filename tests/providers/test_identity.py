@@ -1,0 +1,227 @@
+"""
+A unique-id belongs to one file of a Maildir, and is never given to another.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pop3svc.providers.maildir import MaildirStore, separatorOf
+from pop3svc.testing import Client, Inline, conversation
+from tests.anybody import Anybody
+from tests.providers.test_maildir import ALICE
+
+BASE = "1700000000.M1P1.h"
+ONE, TWO = b"Subject: ONE\n\n1\n", b"Subject: TWO\n\ntwo two two\n"
+_clock = iter(range(1_800_000_000_000_000_000, 1_900_000_000_000_000_000, 1_000_000_000))
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Path:
+    path = tmp_path / "mail" / "alice"
+    for folder in ("new", "cur", "tmp"):
+        (path / folder).mkdir(parents=True)
+    return path
+
+
+def put(maildir: Path, place: str, octets: bytes) -> Path:
+    """
+    Deliver a message; each at another time.
+    """
+    path = maildir / place
+    path.write_bytes(octets)
+    time = next(_clock)
+    os.utime(path, ns=(time, time))
+    return path
+
+
+def begin(maildir: Path, **options: Any) -> Client:
+    """
+    Log in at a service that was just started.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
+    return conversation(Anybody(store), ALICE)
+
+
+def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[str, bytes]:
+    """
+    @return: by unique-id the text of each message; its size is what LIST tells.
+    """
+    client = client or begin(maildir, **options)
+    found = {}
+    for line in client.say(b"UIDL").decode().split("\r\n")[1:-2]:
+        number, uniqueID = line.split()
+        size = client.say(f"LIST {number}".encode()).split()[2]
+        body = client.say(f"RETR {number}".encode()).partition(b"\r\n")[2].removesuffix(b".\r\n")
+        assert len(body) == int(size), (uniqueID, size, body)
+        found[uniqueID] = body.split(b"\r\n")[0].removeprefix(b"Subject: ")
+    client.say(b"QUIT")
+    return found
+
+
+def test_anotherOfTheSameName(maildir: Path) -> None:
+    """
+    The one that was there first keeps its unique-id; the other's stays, too.
+    """
+    first = put(maildir, f"cur/{BASE}:2,S", ONE)
+    assert listed(maildir) == {BASE: b"ONE"}
+    put(maildir, f"new/{BASE}", TWO)
+    both = listed(maildir)
+    assert both.pop(BASE) == b"ONE"
+    ((other, text),) = both.items()
+    assert text == b"TWO"
+    first.unlink()
+    assert listed(maildir) == {other: b"TWO"}
+    # Its flags may change.
+    (maildir / "new" / BASE).rename(maildir / "cur" / f"{BASE}:2,FS")
+    assert listed(maildir) == {other: b"TWO"}
+
+
+@pytest.mark.parametrize("isCounted", [True, False])
+def test_deletedAndDeliveredAgain(maildir: Path, isCounted: bool) -> None:
+    put(maildir, f"new/{BASE}", ONE)
+    client = begin(maildir)
+    if isCounted:
+        client.say(b"STAT")
+    client.say(b"DELE 1")
+    assert client.say(b"QUIT").startswith(b"+OK")
+    put(maildir, f"new/{BASE}", TWO)
+    (uniqueID,) = listed(maildir)
+    assert uniqueID != BASE
+
+
+def test_removedAndDeliveredAgain(maildir: Path) -> None:
+    """
+    Seen or not seen to be away meanwhile, and also if the file has got the inode of the
+    one before.
+    """
+    for isSeen in (True, False):
+        path = put(maildir, f"new/{BASE}{isSeen}", ONE)
+        assert BASE + str(isSeen) in listed(maildir)
+        path.unlink()
+        if isSeen:
+            listed(maildir)
+        put(maildir, f"new/{BASE}{isSeen}", TWO)
+        found = listed(maildir)
+        assert BASE + str(isSeen) not in found and b"TWO" in found.values()
+
+
+def test_replacedDuringASession(maildir: Path) -> None:
+    """
+    What was not listed is neither sent nor deleted.
+    """
+    for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
+        path = put(maildir, f"cur/{BASE}:2,", ONE)
+        client = begin(maildir)
+        client.say(b"UIDL")
+        if command == b"DELE 1":
+            client.say(command)
+        path.unlink()
+        put(maildir, f"new/{BASE}", TWO)
+        if command != b"DELE 1":
+            assert client.say(command).startswith(b"-ERR That message has gone.")
+        assert client.say(b"QUIT").startswith(b"+OK")
+        assert (maildir / "new" / BASE).read_bytes() == TWO
+        (maildir / "new" / BASE).unlink()
+        (maildir / "pop3svc-sizes").unlink(missing_ok=True)
+
+
+def test_restoredFromABackup(maildir: Path, tmp_path: Path) -> None:
+    """
+    A copy that keeps the time is the same message, whatever its inode.
+    """
+    path = put(maildir, f"cur/{BASE}:2,", ONE)
+    assert listed(maildir) == {BASE: b"ONE"}
+    shutil.copy2(path, tmp_path / "backup")
+    path.unlink()
+    assert listed(maildir) == {}
+    shutil.copy2(tmp_path / "backup", path)
+    for _ in range(2):
+        assert listed(maildir) == {BASE: b"ONE"}
+
+
+def test_copiedMaildir(maildir: Path) -> None:
+    """
+    Of a Maildir that was copied, with its times or without, all keep their unique-ids.
+    """
+    for number in range(5):
+        put(maildir, f"cur/{BASE}{number}:2,", ONE)
+    before = listed(maildir)
+    for copy in (shutil.copy2, shutil.copyfile):
+        moved = maildir.with_name("moved")
+        shutil.copytree(maildir, moved, copy_function=copy)
+        shutil.rmtree(maildir)
+        moved.rename(maildir)
+        for _ in range(2):
+            assert listed(maildir) == before
+
+
+def test_touched(maildir: Path) -> None:
+    """
+    Programs that set the time of messages change no unique-id.
+    """
+    path = put(maildir, f"cur/{BASE}:2,", ONE)
+    assert listed(maildir) == {BASE: b"ONE"}
+    os.utime(path, ns=(1, 1))
+    assert listed(maildir) == {BASE: b"ONE"}
+
+
+def test_twoLinksOfOneFile(maildir: Path) -> None:
+    """
+    One message with two names, deleted as one.
+    """
+    path = put(maildir, f"new/{BASE}", ONE)
+    os.link(path, maildir / "cur" / f"{BASE}:2,S")
+    client = begin(maildir)
+    assert client.say(b"UIDL").count(b"\r\n") == 3
+    client.say(b"DELE 1")
+    assert client.say(b"QUIT").startswith(b"+OK")
+    assert not list(maildir.glob("*/*.h*"))
+
+
+def test_readOnly(maildir: Path) -> None:
+    """
+    Nothing is written, and one service gives no unique-id twice.
+    """
+    path = put(maildir, f"new/{BASE}", ONE)
+    store = MaildirStore(str(maildir.parent), readOnly=True, runner=Inline())
+    login = lambda: conversation(Anybody(store), ALICE)  # noqa: E731
+    assert listed(maildir, login()) == {BASE: b"ONE"}
+    path.unlink()
+    assert listed(maildir, login()) == {}
+    put(maildir, f"new/{BASE}", TWO)
+    assert BASE not in listed(maildir, login())
+    assert not (maildir / "pop3svc-sizes").exists()
+
+
+@pytest.mark.parametrize("separator", [";", "!", "-", "_", "+"])
+def test_separators(maildir: Path, separator: str) -> None:
+    """
+    File systems without a colon have something else before the flags.
+    """
+    path = put(maildir, f"cur/{BASE}{separator}2,", ONE)
+    put(maildir, f"cur/{BASE}9{separator}2,S", TWO)
+    before = listed(maildir)
+    assert set(before) == {BASE, BASE + "9"}
+    path.rename(maildir / "cur" / f"{BASE}{separator}2,FS")
+    assert listed(maildir) == before
+    # Where not all names have it, the operator says so.
+    put(maildir, "cur/1800000000.M1P1.h:2,", TWO)
+    assert BASE not in listed(maildir)
+    assert BASE in listed(maildir, separator=separator)
+
+
+def test_separatorOf() -> None:
+    def of(*names: str) -> str:
+        return separatorOf([("cur", name, 0) for name in names])
+
+    assert of() == of("1.x") == of("1.x:2,S") == ":"
+    assert of("1.x;2,S", "2.x;2,") == ";"
+    assert of("1.x;2,S", "2.x!2,") == of("1.x;2,S", "2.x") == of("1.x;2,S:2,") == ":"
+    assert of("1.x,S=1,W=2,S") == ":"
+    assert separatorOf([("new", "1.x", 0), ("cur", "2.x;2,", 0)]) == ";"
