@@ -468,23 +468,41 @@ class FileMailbox:
         try:
             root = self._root()
             if root is None:
-                self._isMissing()
+                self._lookFor(None)
                 return Listing()
             try:
+                self._lookFor(root)
                 return self.scan(root)
             finally:
                 closeQuietly(root)
         except OSError as error:
             raise self._fault("list", error)
 
-    def _isMissing(self) -> None:
+    def _lookFor(self, root: int | None) -> bool:
         """
-        The mailbox is not there: say so, or refuse.  Blocks.
+        Remember that a mailbox is there; if it is not, say so, or refuse.  Blocks.
 
+        @param root: a descriptor of the root, L{None} if there is none.
+        @return: is this a mailbox, and not the empty directory on which one is mounted?
         @raise POP3ResponseError: C{SYS/TEMP}, it was there before.
         """
+        isThere = root is not None and self._isThere(root)
         if self._presence is not None:
-            self._presence.isMissing(self._place.path)
+            path = self._place.path
+            if not isThere:
+                self._presence.isMissing(path)
+            elif not self._presence.isKnown(path):
+                self._presence.isThere(path, isInThread=True)
+        return isThere
+
+    def _isThere(self, root: int) -> bool:
+        for folder in self.folders:
+            try:
+                os.stat(folder, dir_fd=root, follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            return True
+        return False
 
     def _seek(
         self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
@@ -881,9 +899,9 @@ class ExclusiveFileMailbox(FileMailbox):
             self._releasing = None
             held.close()
 
-    def _isMissing(self) -> None:
+    def _lookFor(self, root: int | None) -> bool:
         # The lock has looked.
-        pass
+        return True
 
     def _root(self) -> int | None:
         # Of a mailbox that was not there to be locked nothing is shown.
@@ -1030,13 +1048,11 @@ class ExclusiveFileMailbox(FileMailbox):
                 if not recovers and self._presence is not None:
                     # Only a thread may look whether it ever was there.
                     return _Busy()
-                self._lookedInVain()
+                super()._lookFor(None)
                 return None
             try:
-                isKnown = self._presence is None or self._presence.isKnown(self._place.path)
-                isThere = (isKnown and not recovers) or self._isThere(root)
-                if not isThere and recovers:
-                    self._lookedInVain()
+                if recovers:
+                    super()._lookFor(root)
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
@@ -1052,24 +1068,11 @@ class ExclusiveFileMailbox(FileMailbox):
             return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
-        if self._presence is not None and isThere and not isKnown:
-            self._presence.isThere(self._place.path, recovers)
+        if not recovers and self._presence is not None:
+            # A mailbox that is ready was made ready by us.
+            if not self._presence.isKnown(self._place.path):
+                self._presence.isThere(self._place.path, isInThread=False)
         return _Held(root, (status.st_dev, status.st_ino))
-
-    def _isThere(self, root: int) -> bool:
-        """
-        Is this a mailbox, and not the empty directory on which one is mounted?
-        """
-        for folder in self.folders:
-            try:
-                os.stat(folder, dir_fd=root, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            return True
-        return False
-
-    def _lookedInVain(self) -> None:
-        super()._isMissing()
 
     def _lookAhead(self, root: int) -> None:
         """

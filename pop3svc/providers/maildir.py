@@ -743,9 +743,7 @@ class _Maildir(FileMailbox):
         suspects = []
         for index, (_, _, _, uniqueID, place) in enumerate(found):
             owner = ownerOf(uniqueID)
-            if areFew or (
-                owner is not None and (owner.inode != place[2] or owner.kind == GONE)
-            ):
+            if areFew or (owner is not None and (owner.inode != place[2] or owner.kind == GONE)):
                 suspects.append((index, owner))
         directories: dict[str, int] = {}
         try:

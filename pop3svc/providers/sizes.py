@@ -199,9 +199,7 @@ class MailboxSizes:
         gone = [each for each in self.known if each not in listed]
         gone += [each for each in self.seen if each not in listed]
         gone += [
-            each
-            for each, claim in self.claims.items()
-            if claim.kind != GONE and each not in listed
+            each for each, claim in self.claims.items() if claim.kind != GONE and each not in listed
         ]
         if gone:
             self.bury(gone, {})

@@ -51,7 +51,7 @@ def packedAs(first: bytes) -> bytes | None:
     if not first.startswith(_MAGIC):
         return None
     for magic in _MAGIC:
-        if first.startswith(magic) and (magic is not _BZIP2 or first[3:4] in b"123456789"):
+        if first.startswith(magic) and (magic is not _BZIP2 or b"1" <= first[3:4] <= b"9"):
             return magic
     return None
 
