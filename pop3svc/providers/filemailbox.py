@@ -1068,10 +1068,10 @@ class ExclusiveFileMailbox(FileMailbox):
             return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
-        if not recovers and self._presence is not None:
-            # A mailbox that is ready was made ready by us.
-            if not self._presence.isKnown(self._place.path):
-                self._presence.isThere(self._place.path, isInThread=False)
+        presence, path = self._presence, self._place.path
+        # A mailbox that is ready was made ready by us.
+        if not recovers and presence is not None and not presence.isKnown(path):
+            presence.isThere(path, isInThread=False)
         return _Held(root, (status.st_dev, status.st_ino))
 
     def _lookAhead(self, root: int) -> None:
