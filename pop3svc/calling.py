@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Generator, Hashable
 from queue import SimpleQueue
 from types import CoroutineType
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -425,14 +426,20 @@ def tellProgress() -> None:
 
 class Turns:
     """
-    Lets the reactor have its turn in long work in its own thread.
+    Lets the reactor have its turn in long work in its own thread.  Those that wait for
+    their next turn share the time of one, so that a client who comes between does not
+    wait for each of them that long.
     """
 
-    # Seconds: what nobody notices, even if a hundred do the same.
-    SLICE = 0.004
+    # Seconds: what nobody notices; and the least that one is given.
+    SLICE, LEAST = 0.004, 0.0002
+
+    # By clock: how many wait for their next turn.
+    _shared: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
+        self._waiting = self._shared.setdefault(clock, [0])
         self._began = clock.seconds()
 
     def restart(self) -> float:
@@ -448,14 +455,28 @@ class Turns:
         """
         Has this turn taken its time?
         """
-        return self._clock.seconds() - self._began >= self.SLICE
+        waiting = self._waiting[0]
+        limit = self.SLICE if waiting < 2 else max(self.SLICE / waiting, self.LEAST)
+        return self._clock.seconds() - self._began >= limit
+
+    def callNext(self, call: Callable[[], object]) -> None:
+        """
+        Call something in the next turn.
+        """
+        self._waiting[0] += 1
+        self._clock.callLater(0, self._called, call)
+
+    def _called(self, call: Callable[[], object]) -> None:
+        self._waiting[0] -= 1
+        call()
 
     async def next(self) -> None:
         """
         Let the reactor have its turn.
         """
         turn: Deferred[None] = Deferred()
-        self._clock.callLater(0, turn.callback, None)
+        # Whoever waited may be gone by then.
+        self.callNext(lambda: None if turn.called else turn.callback(None))
         await turn
         self._began = self._clock.seconds()
 
@@ -569,10 +590,10 @@ class _Job:
 
     def tell(self) -> None:
         """
-        Tell who waits that the work goes on: once a second is enough.
+        Tell who waits that the work goes on: four times a second is enough.
         """
         now = time.monotonic()
-        if now - self.told >= 1:
+        if now - self.told >= 0.25:
             self.told = now
             self.reactor.callFromThread(self._tell)
 

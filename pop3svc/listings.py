@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 
-__all__ = ["BadListing", "Listed", "areUniqueIDs", "isUniqueID"]
+__all__ = ["BadListing", "Listed", "areUniqueIDs", "countDistinct", "isUniqueID", "slices"]
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
@@ -30,10 +30,28 @@ def isUniqueID(text: object) -> bool:
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
 
 
+# What holds the interpreter takes so many at a time, so that others wait some
+# milliseconds at most.
+_SLICE = 20_000
+
+
+def slices(texts: list[str]) -> Iterator[list[str]]:
+    """
+    @return: the same, some at a time.
+    """
+    if len(texts) <= _SLICE:
+        return iter([texts])
+    return (texts[first : first + _SLICE] for first in range(0, len(texts), _SLICE))
+
+
 def areUniqueIDs(texts: list[str]) -> bool:
     """
     Are they all well-formed?  As L{isUniqueID}, for many at once.
     """
+    return all(map(_areUniqueIDs, slices(texts)))
+
+
+def _areUniqueIDs(texts: list[str]) -> bool:
     if not texts:
         return True
     try:
@@ -48,6 +66,16 @@ def areUniqueIDs(texts: list[str]) -> bool:
         and min(map(len, texts)) > 0
         and "_" not in texts
     )
+
+
+def countDistinct(texts: list[str]) -> int:
+    """
+    @return: how many different ones there are.
+    """
+    distinct: set[str] = set()
+    for some in slices(texts):
+        distinct.update(some)
+    return len(distinct)
 
 
 class Listed:
@@ -70,7 +98,7 @@ class Listed:
             for uniqueID in self.uniqueIDs:
                 if not isUniqueID(uniqueID):
                     raise BadListing(f"not a well-formed unique-id: {uniqueID!r}")
-        if len(set(self.uniqueIDs)) != len(self.uniqueIDs):
+        if countDistinct(self.uniqueIDs) != len(self.uniqueIDs):
             seen: set[str] = set()
             for uniqueID in self.uniqueIDs:
                 if uniqueID in seen:
@@ -101,6 +129,18 @@ class Listed:
         if self._hashes is None:
             self._hashes = array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in self))
         return self._hashes
+
+    def prepare(self) -> None:
+        """
+        Make what sessions will ask for, in a thread: of very many it takes long.
+        """
+        if len(self) > _SLICE:
+            self.hashes()
+            numbers: dict[str, int] = {}
+            for index in range(0, len(self), _SLICE):
+                some = self.uniqueIDs[index : index + _SLICE]
+                numbers.update(zip(some, range(index + 1, index + 1 + len(some)), strict=True))
+            self._numbers = numbers
 
     def hasOthersThan(self, hashes: array[int]) -> bool:
         """

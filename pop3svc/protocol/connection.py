@@ -254,7 +254,7 @@ class POP3Connection(LineReceiver):
                 if turns.isOver() and not self._reason and self._running is None:
                     # Others wait; the rest is for the next turn.
                     self.pauseProducing()
-                    self._clock.callLater(0, self._nextTurn)
+                    self._turns.callNext(self._nextTurn)
         finally:
             self._isTaking = False
         if self._running is not None or self._reason:

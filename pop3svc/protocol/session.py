@@ -64,6 +64,9 @@ class State(Enum):
 # call that does not wait, and long enough for every client to notice.
 HELD = 0.5
 
+# Messages of a mailbox for which a step over all of them is a turn of its own.
+_MANY = 100_000
+
 # What was said of each class already.
 _said: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
@@ -562,6 +565,10 @@ class Session:
                 "each message, or None for one that has gone"
             )
         sizes = list(sizes)
+        # Of very many each step takes long.
+        turns = Turns(self._clock)
+        if len(sizes) > _MANY:
+            await turns.next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
                 f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
@@ -570,6 +577,8 @@ class Session:
         for octets in set(sizes):
             if octets is not None:
                 _octets(call, octets)
+        if len(sizes) > _MANY:
+            await turns.next()
         return sizes
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:

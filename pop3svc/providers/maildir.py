@@ -40,7 +40,7 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
-from pop3svc.listings import Listed, areUniqueIDs
+from pop3svc.listings import Listed, areUniqueIDs, countDistinct
 from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
@@ -703,7 +703,7 @@ class _Maildir(FileMailbox):
         named = list(zip(_named(places, separator), places, strict=True))
         bases = [base for (base, _, _), _ in named]
         several: set[str] = set()
-        if len(set(bases)) != len(bases):
+        if countDistinct(bases) != len(bases):
             several.update(base for base, times in Counter(bases).items() if times > 1)
         sizes = self.shared.sizes.of(keyOf(root))
         sizes.load(root, len(places))
@@ -726,12 +726,14 @@ class _Maildir(FileMailbox):
             found += self._others(root, others, seen, listing.links, sizes)
         if sizes.known or sizes.claims or sizes.seen or len(found) <= _STATTED:
             found = self._withOwners(root, found, sizes)
-        listing.update(map(itemgetter(3, 4), _sorted(found)))
+        found = _sorted(found)
+        for first in range(0, len(found), _SLICE):
+            listing.update(map(itemgetter(3, 4), found[first : first + _SLICE]))
         if isSure:
             sizes.buryOthers(listing)
         self._keep(root, sizes, {}, listing)
         # Made here, in a thread.
-        listing.listed()
+        listing.listed().prepare()
         return listing, stamp
 
     def _withOwners(self, root: int, found: list[Found], sizes: MailboxSizes) -> list[Found]:
