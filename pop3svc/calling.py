@@ -159,11 +159,23 @@ def begun(answer: Any) -> Any:
     """
     if isinstance(answer, Deferred):
         return answer
+    if isinstance(answer, CoroutineType) and _isOurs(answer):
+        return begin(answer)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         return begin(answer if isinstance(answer, CoroutineType) else _awaited(answer))
     return _inTask(answer, loop)
+
+
+def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
+    """
+    Is a coroutine of this package?  None of them awaits asyncio, and all are written for
+    Twisted's cancellation, by which a result never comes together with a cancellation.
+    """
+    frame = coroutine.cr_frame
+    name = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return name.startswith("pop3svc.")
 
 
 async def _awaited(answer: Any) -> Any:
@@ -221,6 +233,8 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
             return (yield from fired)
         except asyncio.CancelledError:
             waitsFor.cancel()
+            # It was told; nobody waits for what becomes of it.
+            waitsFor.addErrback(lambda _: None)
             raise
 
     task = loop.create_task(_awaited(_Steps(answer, step)))
@@ -390,7 +404,8 @@ class Runner(Protocol):
             returned if nobody waits for it any more, to give it back.
         @param ended: called (in the reactor thread) when C{work} is over, or will never
             begin: before the Deferred fires, or long after it was cancelled.
-        @param group: work on one thing, such as a mailbox, that may not come back.
+        @param group: work on one thing, such as a mailbox, that may not come back; if it is
+            a tuple, its first element is what has a bound of its own, such as a file system.
         @return: a Deferred firing with what C{work} returned.
         @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or
             earlier work of the same group has not come back.
@@ -609,6 +624,7 @@ class _Job:
         """
         if self.isCancelled:
             return _Skipped()
+        self.told = time.monotonic()
         self.hasBegun = True
         _running.job = self
         try:
@@ -628,8 +644,11 @@ class Workers:
     of work has a lost thread it gets no second one.
     """
 
-    # Seconds in which work that was given up ends, because it looks at givenUp().
-    GRACE = 1.0
+    # Seconds in which work that was given up ends, because it looks at givenUp(); and in
+    # which other work ends, or tells that it goes on: longer than the limit of any call.
+    GRACE, LATE = 1.0, 150.0
+    # Threads that one file system may lose, of those that may be lost in all.
+    EACH = 16
 
     # Threads that may be lost: each costs some 100 KiB and no processor.
     LOST = 32
@@ -650,7 +669,9 @@ class Workers:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # Work that was given up and has not come back, with the time (seconds) of that.
+        # Work that is not over, and that of it which was given up, with the time (seconds)
+        # of that.
+        self._all: dict[_Job, None] = {}
         self._givenUp: dict[_Job, float] = {}
         # Told when a piece of work is over, for stop().
         self._over = threading.Condition()
@@ -669,7 +690,8 @@ class Workers:
 
         @raise POP3ResponseError: C{SYS/TEMP}, there is none at all.
         """
-        if self._threads >= self._most + min(self._lost(), self.LOST):
+        lost = len(self._lost())
+        if self._threads >= self._most + min(lost, self.LOST):
             return
         if self._reactor is None:
             from twisted.internet import reactor
@@ -684,7 +706,7 @@ class Workers:
             threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError:
             # The system has no more threads for us.  Those that run do the work later.
-            if self._threads <= self._lost():
+            if self._threads <= lost:
                 raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
             return
         self._threads += 1
@@ -713,26 +735,40 @@ class Workers:
             self._jobs.put(None)
         with self._over:
             self._over.wait_for(
-                lambda: max(self._jobs.qsize(), self._active) <= self._lost(), self.PATIENCE
+                lambda: max(self._jobs.qsize(), self._active) <= len(self._lost()), self.PATIENCE
             )
         self._threads = 0
         self._jobs = SimpleQueue()
 
-    def _lost(self, group: Hashable = None) -> int:
+    def _lost(self) -> list[_Job]:
         """
-        @return: how many threads are lost, to one group or to all.
+        @return: the work whose threads are lost.
         """
-        late = time.monotonic() - self.GRACE
-        return sum(
-            since < late and (group is None or job.group == group)
-            for job, since in self._givenUp.items()
-        )
+        now = time.monotonic()
+        lost = [job for job, since in self._givenUp.items() if now - since > self.GRACE]
+        if self._underWay >= self._most:
+            # What nobody may give up, as a deletion, may hang as well.
+            lost += [
+                job
+                for job in self._all
+                if job.hasBegun and job not in self._givenUp and now - job.told > self.LATE
+            ]
+        return lost
 
     def isLost(self, group: Hashable) -> bool:
         """
         @return: has a group of work a thread that has not come back?
         """
-        return bool(self._givenUp) and self._lost(group) > 0
+        return bool(self._givenUp) and any(job.group == group for job in self._lost())
+
+    def _isRefused(self, group: Hashable, lost: list[_Job]) -> bool:
+        if any(job.group == group for job in lost):
+            return True
+        if not isinstance(group, tuple):
+            return False
+        # The first of a tuple is what a whole file system has in common.
+        same = [job for job in lost if isinstance(job.group, tuple) and job.group[0] == group[0]]
+        return len(same) >= self.EACH
 
     def run(
         self,
@@ -754,10 +790,10 @@ class Workers:
         @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting, or earlier work
             of the same group has not come back.
         """
-        lost = self._lost() if self._givenUp else 0
-        if self._underWay - lost >= self._bound:
+        lost = self._lost() if self._givenUp or self._underWay >= self._most else []
+        if self._underWay - len(lost) >= self._bound:
             raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
-        if lost and group is not None and self.isLost(group):
+        if lost and group is not None and self._isRefused(group, lost):
             raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
         if self._threads <= self._underWay:
             self._grow()
@@ -771,13 +807,15 @@ class Workers:
         result: Progress[T] = Progress(cancel)
         job.result = result
         self._underWay += 1
+        self._all[job] = None
         self._jobs.put(job)
         return result
 
     def _ended(self, job: _Job, outcome: Any) -> None:
         self._underWay -= 1
+        del self._all[job]
         self._givenUp.pop(job, None)
-        if self._threads > self._most + len(self._givenUp):
+        if self._threads > self._most + len(self._lost()):
             self._threads -= 1
             self._jobs.put(None)
         result, job.result = job.result, None

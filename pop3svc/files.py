@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from zope.interface import implementer
@@ -305,16 +305,17 @@ def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
 
     @param size: of the file, octets.
     @return: the octets, whether what is sent is the file to the octet (line ends CRLF,
-        the last one there, and no line begins with a dot), and the first 16 octets.
+        the last one there, and no line begins with a dot), and the first 1,024 octets.
     @raise OSError: it was given up, or cannot be read.
     """
     if givenUp():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+    tellProgress()
     if size <= _BLOCK:
         # As nearly all are; there are many.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
-            return *_examined(block), block[:16]
+            return *_examined(block), block[:1024]
     count = OctetCount()
     offset, last, hasDots = 0, b"\n", False
     first = b""
@@ -328,7 +329,7 @@ def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         if not block:
             break
         if not data:
-            first = block[:16]
+            first = block[:1024]
         tellProgress()
         count.feed(block)
         hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
@@ -389,7 +390,7 @@ class FileBlocks:
         length: int | None = None,
         hasLineEnds: bool = False,
         isAsSent: bool = False,
-        group: str | None = None,
+        group: Hashable = None,
     ) -> None:
         """
         @param descriptor: of the file.

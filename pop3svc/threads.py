@@ -77,15 +77,19 @@ class InThreads:
         """
         See L{IPOP3MailboxProvider.authenticate}.
         """
-        mailbox = await self._runner.run(self._provider.authenticate, info, username, password)
-        return None if mailbox is None else _Mailbox(mailbox, self._runner)
+        group = self.name, username
+        mailbox = await self._runner.run(
+            self._provider.authenticate, info, username, password, group=group
+        )
+        return None if mailbox is None else _Mailbox(mailbox, self._runner, group)
 
     async def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        mailbox = await self._runner.run(self._provider.openMailbox, info, username)
-        return None if mailbox is None else _Mailbox(mailbox, self._runner)
+        group = self.name, username
+        mailbox = await self._runner.run(self._provider.openMailbox, info, username, group=group)
+        return None if mailbox is None else _Mailbox(mailbox, self._runner, group)
 
     def __getattr__(self, name: str) -> Any:
         if not any(name in each and each.providedBy(self) for each in _ABILITIES):
@@ -100,9 +104,14 @@ class _Mailbox:
     back whenever it likes.
     """
 
-    def __init__(self, mailbox: Any, runner: Runner) -> None:
+    def __init__(self, mailbox: Any, runner: Runner, group: tuple[str, str]) -> None:
+        """
+        @param group: see L{Runner.run}: while a call for a user hangs, another one gets no
+            thread.
+        """
         self._mailbox = mailbox
         self._runner = runner
+        self._group = group
         # A call that was given up may still be running when the next comes.
         self._guard = Lock()
         directlyProvides(self, providedBy(mailbox) - INewMailNotifier)
@@ -112,7 +121,10 @@ class _Mailbox:
             with self._guard:
                 return call(*arguments)
 
-        return self._runner.run(alone, abandoned=abandoned)
+        # What lets go is never refused.
+        isLast = getattr(call, "__name__", "") in ("unlock", "logout", "close")
+        group = None if isLast else self._group
+        return self._runner.run(alone, abandoned=abandoned, group=group)
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._mailbox, name)

@@ -40,7 +40,7 @@ class Contract(MailboxContract, PlainTestCase):
         return self.again()
 
     def again(self) -> Any:
-        return _Mailbox(MemoryMailbox(self.drop), Inline())
+        return _Mailbox(MemoryMailbox(self.drop), Inline(), ("test", "alice"))
 
 
 def test_provider() -> None:
@@ -183,7 +183,7 @@ class RealThreads(TestCase):
                 inside.pop()
                 return []
 
-        mailbox: Any = _Mailbox(Mailbox(MemoryMaildrop()), self.workers)
+        mailbox: Any = _Mailbox(Mailbox(MemoryMaildrop()), self.workers, ("test", "alice"))
         info = ConnectionInfo(1, None, False)
         first = mailbox.listMessageUniqueIDs(info)
         first.addErrback(lambda _: None)
@@ -199,8 +199,8 @@ class RealThreads(TestCase):
         """
         drop = MemoryMaildrop()
         info = ConnectionInfo(1, None, False)
-        first: Any = _Mailbox(MemoryMailbox(drop), self.workers)
-        second: Any = _Mailbox(MemoryMailbox(drop), self.workers)
+        first: Any = _Mailbox(MemoryMailbox(drop), self.workers, ("test", "alice"))
+        second: Any = _Mailbox(MemoryMailbox(drop), self.workers, ("test", "alice"))
         verifyObject(IPOP3Mailbox, first)
         assert IExclusiveMailbox.providedBy(first)
         asked: Deferred[Any] = Deferred()

@@ -188,7 +188,7 @@ class ReplySender:
                     break
                 # Not before there is more, so that the end goes out with the last piece:
                 # some clients look for it at the end of what they read.
-                if self._octets >= _PIECE:
+                if self._octets >= _PIECE and (len(chunk) >= _LAST or self._octets >= 4 * _PIECE):
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))
             if encoder is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any, TypeVar
+from zlib import crc32
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -54,6 +55,9 @@ __all__ = [
     "Listing",
     "LockManners",
     "Presence",
+    "checksumOf",
+    "headIn",
+    "headOf",
     "keyOf",
     "listFolder",
 ]
@@ -114,7 +118,8 @@ class Presence:
         self._runner = disk() if runner is None else runner
         self._there = Once(self.BOUND)
         self._missing = Once(self.BOUND)
-        self._unwritten: list[bytes] = []
+        self._unwritten: list[str] = []
+        self._lock = Lock()
         self._isWriting = False
 
     def useState(self, state: State) -> None:
@@ -137,7 +142,8 @@ class Presence:
         """
         self._there.isFirst(path)
         self._missing.forget(path)
-        self._unwritten.append(os.fsencode(path))
+        with self._lock:
+            self._unwritten.append(path)
         if isInThread:
             self._write()
         elif not self._isWriting:
@@ -149,13 +155,17 @@ class Presence:
                 self._isWriting = False
 
     def _write(self) -> None:
-        while self._unwritten:
-            paths, self._unwritten = self._unwritten, []
-            self._state.write(
-                "INSERT OR REPLACE INTO mailbox (path, seen) VALUES (?, ?)",
-                [(path, time.time()) for path in paths],
-            )
         self._isWriting = False
+        with self._lock:
+            paths, self._unwritten = self._unwritten, []
+        isWritten = self._state.write(
+            "INSERT OR REPLACE INTO mailbox (path, seen) VALUES (?, ?)",
+            [(os.fsencode(path), time.time()) for path in paths],
+        )
+        if not isWritten:
+            # The next login of each tries again.
+            for path in paths:
+                self._there.forget(path)
 
     def isMissing(self, path: str) -> None:
         """
@@ -217,6 +227,42 @@ class KnownSizes:
             if len(self._sizes) > self.BOUND:
                 self._sizes.popitem(last=False)
         return octets
+
+
+# Octets at the beginning of a message that tell it from others: its trace fields.
+_HEAD = 1024
+
+
+def headOf(descriptor: int) -> int:
+    """
+    @return: a checksum of the first octets of a message's file.  Reads them.
+    """
+    try:
+        return checksumOf(os.pread(descriptor, _HEAD, 0))
+    except OSError:
+        return 0
+
+
+def checksumOf(first: bytes) -> int:
+    """
+    @param first: the first octets of a message, or more.
+    @return: a checksum of those that tell it from others.
+    """
+    return crc32(first[:_HEAD])
+
+
+def headIn(directory: int, name: str) -> int:
+    """
+    As L{headOf}, of a file in a directory.
+    """
+    try:
+        descriptor, _ = openFile(name, directory)
+    except OSError:
+        return 0
+    try:
+        return headOf(descriptor)
+    finally:
+        closeQuietly(descriptor)
 
 
 def keyOf(root: int) -> Key:
@@ -387,7 +433,14 @@ class FileMailbox:
         @param runner: another one than the mailbox's.
         """
         runner = runner or self._runner
-        return runner.run(work, *arguments, group=self._place.path, **named)
+        return runner.run(work, *arguments, group=self._group, **named)
+
+    @property
+    def _group(self) -> tuple[str, str]:
+        """
+        Work on this mailbox, among all of its file system.
+        """
+        return self._place.base, self._place.path
 
     # --- without waiting ------------------------------------------------------
 
@@ -439,14 +492,18 @@ class FileMailbox:
     def _checked(
         self, uniqueID: str, place: Place, descriptor: int, status: os.stat_result
     ) -> tuple[int, os.stat_result] | None:
-        if not self._isSame(uniqueID, place, status):
+        if not self._isSame(uniqueID, place, status, lambda: headOf(descriptor)):
             closeQuietly(descriptor)
             return None
         return descriptor, status
 
-    def _isSame(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+    def _isSame(
+        self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
+    ) -> bool:
         """
         Is the file at a place the one that was listed there?
+
+        @param head: reads the file's first octets; see L{headOf}.
         """
         return place[2] in (0, status.st_ino)
 
@@ -650,7 +707,7 @@ class FileMailbox:
         """
         closing = partial(closeQuietly, descriptor)
         return FileBlocks(
-            descriptor, closing, self._runner, length=status.st_size, group=self._place.path
+            descriptor, closing, self._runner, length=status.st_size, group=self._group
         )
 
     async def _contentElsewhere(self, uniqueID: str) -> Any:
@@ -667,8 +724,8 @@ class FileMailbox:
         wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
         wanted += [(each, link) for each in uniqueIDs for link in links.get(each, ())]
 
-        def isRight(message: Any, place: Place, status: os.stat_result) -> bool:
-            return self._isSame(message[0], place, status)
+        def isRight(message: Any, place: Place, status: os.stat_result, directory: int) -> bool:
+            return self._isSame(message[0], place, status, lambda: headIn(directory, place[1]))
 
         try:
             root = self._root()
@@ -839,9 +896,14 @@ class Holders:
 
     def _see(self, paths: list[str]) -> None:
         mailboxes = {path: self._held[path][0] for path in paths}
-        looking = self._runner.run(
-            lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
-        )
+        try:
+            looking = self._runner.run(
+                lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
+            )
+        except POP3ResponseError:
+            # All threads are busy; the next look may find one.
+            self._found([])
+            return
         looking.addCallbacks(self._found, lambda _: self._found([]))
 
     def _found(self, wanted: list[str]) -> None:
@@ -886,8 +948,15 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def _run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
         self._working += 1
+        ended = named.pop("ended", None)
+
+        def worked() -> None:
+            if ended is not None:
+                ended()
+            self._worked()
+
         try:
-            return super()._run(work, *arguments, ended=self._worked, **named)
+            return super()._run(work, *arguments, ended=worked, **named)
         except BaseException:
             self._working -= 1
             raise
@@ -934,7 +1003,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         See L{IExclusiveMailbox.lock}.
         """
-        if any(each.isLost(self._place.path) for each in self._runners):
+        if any(each.isLost(self._group) for each in self._runners):
             raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
         held = _Busy() if self._isSlow else self._taken(recovers=False)
         if isinstance(held, _Busy):
@@ -1051,14 +1120,15 @@ class ExclusiveFileMailbox(FileMailbox):
                 super()._lookFor(None)
                 return None
             try:
-                if recovers:
-                    super()._lookFor(root)
+                isThere = super()._lookFor(root) if recovers else self._isThere(root)
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
-                    recover(root, self.folders)
+                    # Nothing is made in a directory on which a mailbox may be mounted.
+                    if isThere or self._presence is None:
+                        recover(root, self.folders)
                     self._lookAhead(root)
-                elif not self._holders.readiness.isReady(root, status, self.folders):
+                elif not isThere or not self._holders.readiness.isReady(root, status, self.folders):
                     closeQuietly(root)
                     return _Busy()
             except BaseException:
@@ -1084,15 +1154,22 @@ class ExclusiveFileMailbox(FileMailbox):
         See L{IExclusiveMailbox.unlock}.
         """
         held, self._held = self._held, None
+        listing = self._listing
         self._setListing(Listing())
         if held is None:
             return
         self._holders.remove(self._place.path)
+        self._beforeRelease(held, listing)
         if self._working:
             # A thread still works on the mailbox: nobody else may before it is over.
             self._releasing = held
         else:
             held.close()
+
+    def _beforeRelease(self, held: _Held, listing: Listing) -> None:
+        """
+        The lock is given back when all work is over: the last that may begin.
+        """
 
 
 def _pause(clock: Any, seconds: float) -> Deferred[None]:

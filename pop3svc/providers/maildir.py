@@ -21,7 +21,7 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Progress, Runner, givenUp, tellProgress
+from pop3svc.calling import Progress, Runner, givenUp
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -49,6 +49,9 @@ from pop3svc.providers.filemailbox import (
     Listing,
     LockManners,
     Presence,
+    checksumOf,
+    headIn,
+    headOf,
     keyOf,
     listFolder,
 )
@@ -458,7 +461,14 @@ class _Maildir(FileMailbox):
                 # Another session counts them: nobody counts them twice.
                 waiter: Progress[None] = Progress(known.waiters.remove)
                 known.waiters.append(waiter)
-                return waiter.addCallback(lambda _: self.messageSizes(info, uniqueIDs))
+
+                def ask(_: None) -> Any:
+                    sizes = self.messageSizes(info, uniqueIDs)
+                    if isinstance(sizes, Progress):
+                        sizes.listeners.append(waiter.progressed)
+                    return sizes
+
+                return waiter.addCallback(ask)
         return self._count(uniqueIDs).addCallback(self._allSizes)
 
     def _count(self, uniqueIDs: list[str]) -> Any:
@@ -524,14 +534,16 @@ class _Maildir(FileMailbox):
         unreadable: dict[str, Examined] = {}
         allSure = True
         for first in range(0, len(unknown), _KEPT):
-            # What is counted is kept from time to time: it is not counted again if this is
-            # given up.
-            added, isSure = self._read(root, unknown[first : first + _KEPT])
+            # What is counted is kept from time to time, and when this is given up: it is not
+            # counted again.
+            added: dict[str, Examined] = {}
+            try:
+                isSure = self._read(root, unknown[first : first + _KEPT], added)
+            finally:
+                readable = {each: found for each, found in added.items() if found.octets >= 0}
+                self._keep(root, sizes, readable, listing)
             allSure = allSure and isSure
-            readable = {each: found for each, found in added.items() if found.octets >= 0}
             unreadable.update(added)
-            self._keep(root, sizes, readable, listing)
-            tellProgress()
             if givenUp():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self.shared.sizes.trim()
@@ -546,15 +558,23 @@ class _Maildir(FileMailbox):
     ) -> None:
         # Without the lock nothing is written.
         sizes.learn(readable)
+        sizes.keepNothing()
 
-    def _read(self, root: int, uniqueIDs: list[str]) -> tuple[dict[str, Examined], bool]:
+    def _read(self, root: int, uniqueIDs: list[str], added: dict[str, Examined]) -> bool:
+        """
+        @param added: where what was read goes, also if this is given up.
+        @return: have those that are missing gone for sure?
+        """
         directories: dict[str, int] = {}
 
         def examinedAt(uniqueID: str, place: Place) -> Examined | None:
-            return self._examinedAt(root, directories, uniqueID, place)
+            examined = self._examinedAt(root, directories, uniqueID, place)
+            if examined is not None:
+                added[uniqueID] = examined
+            return examined
 
         try:
-            return self._seek(uniqueIDs, examinedAt)
+            return self._seek(uniqueIDs, examinedAt)[1]
         finally:
             for descriptor in directories.values():
                 closeQuietly(descriptor)
@@ -579,7 +599,7 @@ class _Maildir(FileMailbox):
             self._fault("read", error, name)
             return Examined(-1, 0)
         try:
-            if not self._isSame(uniqueID, place, status):
+            if not self._isSame(uniqueID, place, status, lambda: headOf(descriptor)):
                 return None
             octets, isAsSent, first = examine(descriptor, status.st_size)
             kind = "=" if isAsSent else "."
@@ -596,7 +616,10 @@ class _Maildir(FileMailbox):
             return Examined(-1, 0)
         finally:
             closeQuietly(descriptor)
-        return Examined(octets, status.st_ino, status.st_size, status.st_mtime_ns, kind)
+        return Examined(
+            *(octets, status.st_ino, status.st_size, status.st_mtime_ns),
+            *(kind, checksumOf(first)),
+        )
 
     def _cannotUnpack(self, name: str, error: CannotUnpack) -> None:
         self._fault("unpack", OSError(errno.EIO, str(error)), name)
@@ -624,14 +647,16 @@ class _Maildir(FileMailbox):
         sizes.bury(uniqueIDs, {each: place[2] for each, place in places.items() if place})
         sizes.write(root)
 
-    def _isSame(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+    def _isSame(
+        self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
+    ) -> bool:
         known = None if self._known is None else self._known.ownerOf(uniqueID)
         if known is None:
             return place[2] in (0, status.st_ino)
         if place[2] not in (0, status.st_ino):
             # Another file has the name; a copy that keeps the time is as good.
             return known.modified == status.st_mtime_ns
-        if known.isFile(status):
+        if known.isFile(status, head):
             return True
         # Somebody has written to it in place, against the rules: it is another message now.
         assert self._known is not None
@@ -662,7 +687,7 @@ class _Maildir(FileMailbox):
             # Each line end that was none would have made it longer.
             hasLineEnds=known is not None and known.octets == status.st_size,
             isAsSent=known is not None and known.kind == "=",
-            group=self._place.path,
+            group=self._group,
         )
 
     async def _contentInAThread(
@@ -675,10 +700,17 @@ class _Maildir(FileMailbox):
                 countUnpacked(descriptor, kind)
             return kind
 
-        name = self._place.path
         closing = partial(closeQuietly, descriptor)
+        isReading, isGivenUp = True, False
+
+        def ended() -> None:
+            nonlocal isReading
+            isReading = False
+            if isGivenUp:
+                closing()
+
         try:
-            kind = await self._run(packing)
+            kind = await self._run(packing, ended=ended)
         except CannotUnpack as error:
             closing()
             self._cannotUnpack("", error)
@@ -687,11 +719,14 @@ class _Maildir(FileMailbox):
             closing()
             raise self._fault("read a message of", error)
         except BaseException:
-            closing()
+            # Not while the thread reads: its number would be given to another file.
+            isGivenUp = True
+            if not isReading:
+                closing()
             raise
         if kind is None:
             return self._blocks(descriptor, status, known)
-        return PackedBlocks(descriptor, kind, closing, self._runner, name)
+        return PackedBlocks(descriptor, kind, closing, self._runner, self._group)
 
     # --- looking ----------------------------------------------------------------
 
@@ -732,6 +767,7 @@ class _Maildir(FileMailbox):
         if isSure:
             sizes.buryOthers(listing)
         self._keep(root, sizes, {}, listing)
+        self.shared.sizes.trim()
         # Made here, in a thread.
         listing.listed().prepare()
         return listing, stamp
@@ -754,7 +790,8 @@ class _Maildir(FileMailbox):
                 status = self._status(root, directories, place)
                 if status is None:
                     continue
-                if owner is not None and not owner.isFile(status):
+                head = partial(self._headAt, root, directories, place)
+                if owner is not None and not owner.isFile(status, head):
                     other = uniqueIDFor(base, _identity(status))
                     found[index] = seconds, microseconds, base, other, place
                     uniqueID, owner = other, ownerOf(other)
@@ -809,6 +846,10 @@ class _Maildir(FileMailbox):
         return found
 
     @staticmethod
+    def _headAt(root: int, directories: dict[str, int], place: Place) -> int:
+        return headIn(directories[place[0]], place[1])
+
+    @staticmethod
     def _status(root: int, directories: dict[str, int], place: Place) -> os.stat_result | None:
         folder, name, _ = place
         try:
@@ -852,7 +893,16 @@ class _Maildir(FileMailbox):
                 claimed = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
                 sizes.claim(uniqueIDFor(base), claimed)
             else:
-                first = next((key for key in statuses if owner.isFile(statuses[key])), None)
+                first = next(
+                    (
+                        key
+                        for key, status in statuses.items()
+                        if owner.isFile(
+                            status, partial(self._headAt, root, directories, files[key][0])
+                        )
+                    ),
+                    None,
+                )
         return [
             (names, "" if key == first else _identity(statuses[key]))
             for key, names in files.items()
@@ -894,6 +944,37 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
         self, root: int, sizes: MailboxSizes, readable: dict[str, Examined], listing: Listing
     ) -> None:
         sizes.keep(root, readable, listing)
+
+    def _beforeRelease(self, held: Any, listing: Listing) -> None:
+        sizes = self._known
+        if sizes is None or not sizes.hasUnwritten:
+            return
+
+        def write() -> None:
+            root = held.root()
+            if root is None:
+                return
+            try:
+                # Unique-ids were told of messages that nobody counted: they are theirs.
+                sizes.claimSeen(partial(self._headListed, root, listing))
+                sizes.write(root)
+            finally:
+                closeQuietly(root)
+
+        with suppress(POP3ResponseError):
+            self._run(write).addErrback(lambda _: None)
+
+    @staticmethod
+    def _headListed(root: int, listing: Listing, uniqueID: str) -> int:
+        place = listing.get(uniqueID)
+        try:
+            directory = openBelow(place[0] if place else "", root)
+        except OSError:
+            return 0
+        try:
+            return headIn(directory, place[1]) if place else 0
+        finally:
+            closeQuietly(directory)
 
     @property
     def _runners(self) -> Sequence[Runner]:

@@ -62,7 +62,7 @@ def removeAll(
     folders: Iterable[str],
     wanted: Iterable[Message],
     locate: Callable[[Message, int], Place | None],
-    isRight: Callable[[Message, Place, os.stat_result], bool] = lambda *_: True,
+    isRight: Callable[[Message, Place, os.stat_result, int], bool] = lambda *_: True,
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
     Remove all of these files or none.  What is gone already counts as
@@ -72,7 +72,8 @@ def removeAll(
     @param folders: the directories below it that files may be in.
     @param locate: where is this one?  Asked with how often it was looked for
         in vain; L{None}: it has gone.
-    @param isRight: is a file that is there now the one that is meant?
+    @param isRight: is a file that is there now the one that is meant?  Given a descriptor
+        of its directory, too.
     @return: what was removed: each with its place, and what the file was.
     @raise OSError: nothing was removed.
     """
@@ -275,7 +276,7 @@ def _moveAway(
     staging: int,
     opened: dict[str, tuple[int, int]],
     place: Place,
-    isRight: Callable[[os.stat_result], bool],
+    isRight: Callable[[os.stat_result, int], bool],
 ) -> os.stat_result | None:
     """
     @return: what the file was; L{None} if it is not there.
@@ -296,13 +297,13 @@ def _moveAway(
 
 
 def _renamed(
-    name: str, source: int, to: str, target: int, isRight: Callable[[os.stat_result], bool]
+    name: str, source: int, to: str, target: int, isRight: Callable[[os.stat_result, int], bool]
 ) -> os.stat_result | None:
     try:
         status = os.lstat(name, dir_fd=source)
         # Something else than a file is no message, nor is another file of that name; the
         # message has gone.
-        if not stat.S_ISREG(status.st_mode) or not isRight(status):
+        if not stat.S_ISREG(status.st_mode) or not isRight(status, source):
             return None
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
     except FileNotFoundError:
@@ -324,7 +325,7 @@ def _removeByNames(
     root: int,
     wanted: Iterable[Message],
     locate: Callable[[Message, int], Place | None],
-    isRight: Callable[[Message, Place, os.stat_result], bool],
+    isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
     As L{removeAll}, without anything being made.

@@ -14,9 +14,10 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from threading import Lock
-from typing import BinaryIO, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import wraps
+from threading import Lock, RLock
+from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
 from pop3svc.calling import Progress
@@ -25,10 +26,13 @@ from pop3svc.listings import areUniqueIDs
 
 __all__ = ["COPIED", "GONE", "Examined", "Key", "MailboxSizes", "SharedSizes"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _NAME = "pop3svc-sizes"
-_VERSION = "pop3svc-sizes 3"
-# Octets of a line: a unique-id of 70 and five numbers.
-_LINE = 192
+_VERSION = "pop3svc-sizes 4"
+# Octets of a line: a unique-id of 70 and six numbers.
+_LINE = 208
 # A file with so many more entries than there are messages is written anew.
 _SPARE = 1000
 # Unique-ids of messages that have gone, so that no other message gets one of these.  A name
@@ -52,6 +56,7 @@ class Examined(NamedTuple):
     @ivar modified: when the file was written to, nanoseconds.
     @ivar kind: how the file differs from what is sent: C{=} not at all, octet for octet;
         C{.} it needs line ends or dots; C{z} it is compressed; C{g} it has gone.
+    @ivar head: a checksum of its first octets; 0 if it was not read.
     """
 
     octets: int
@@ -59,23 +64,46 @@ class Examined(NamedTuple):
     size: int = 0
     modified: int = 0
     kind: str = "."
+    head: int = 0
 
-    def isFile(self, status: os.stat_result) -> bool:
+    def isFile(self, status: os.stat_result, head: Callable[[], int]) -> bool:
         """
+        @param head: reads the first octets of the file, and returns their checksum.
         @return: is this the file that it was?  A copy that keeps the time is, as a backup
             makes it, or a program that compresses mail.
         """
+        if not self.modified:
+            # Nobody has looked at more than the name.
+            return self.kind != GONE and self.inode in (COPIED, status.st_ino)
         if self.modified == status.st_mtime_ns:
             return True
-        # The inode of a file that has gone is soon given to another one.
+        if self.size != status.st_size:
+            return False
+        if self.inode == COPIED:
+            return True
+        # Somebody may have set its time.  The inode of a file that has gone is soon given to
+        # another one.
         isInode = self.inode == status.st_ino and self.kind != GONE
-        return (isInode or self.inode == COPIED) and self.size == status.st_size
+        return isInode and bool(self.head) and self.head == head()
 
     def isUnchanged(self, status: os.stat_result) -> bool:
         """
         @return: was nothing written to it, as the rules of a Maildir have it?
         """
         return self.size == status.st_size and self.modified == status.st_mtime_ns
+
+
+def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[..., T]:
+    """
+    Let one thread at a time change what is known.
+    """
+
+    @wraps(method)
+    def guarded(self: MailboxSizes, *arguments: P.args, **named: P.kwargs) -> T:
+        with self._guard:
+            return method(self, *arguments, **named)
+
+    return guarded
 
 
 class MailboxSizes:
@@ -95,6 +123,11 @@ class MailboxSizes:
         self.seen: dict[str, Examined] = {}
         self.claims: OrderedDict[str, Examined] = OrderedDict()
         self.isLoaded = False
+        self._isSeenWritten = True
+        # Sessions of a read-only store share this, each in its thread.
+        self._guard = RLock()
+        # What the file looked like when it was read or written last.
+        self._stamp: tuple[int, ...] | None = None
         self.isCounting = False
         self.waiters: list[Progress[None]] = []
         # How many entries the file has, more than once for some; -1: it is
@@ -120,6 +153,7 @@ class MailboxSizes:
             self._whole = uniqueIDs, octets
         return self._whole[1]
 
+    @_guarded
     def learn(self, added: Mapping[str, Examined]) -> None:
         """
         Add to what is known, and keep nothing.
@@ -129,6 +163,7 @@ class MailboxSizes:
         for uniqueID in added:
             self.seen.pop(uniqueID, None)
 
+    @_guarded
     def forget(self, uniqueID: str) -> None:
         """
         The size of a message is not true any more.  The unique-id stays its own.
@@ -144,12 +179,43 @@ class MailboxSizes:
         """
         return self.known.get(uniqueID) or self.claims.get(uniqueID) or self.seen.get(uniqueID)
 
+    @_guarded
     def see(self, uniqueID: str, status: os.stat_result) -> None:
         """
         A message was listed of which nothing is known.
         """
         self.seen[uniqueID] = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
+        self._isSeenWritten = False
 
+    @property
+    def hasUnwritten(self) -> bool:
+        """
+        Was anything listed that the file does not know of?
+        """
+        return bool(self.seen) and not self._isSeenWritten
+
+    @_guarded
+    def claimSeen(self, head: Callable[[str], int]) -> None:
+        """
+        Have what was listed and not counted kept, too.
+
+        @param head: reads the first octets of a message; see L{Examined.isFile}.
+        """
+        for uniqueID, examined in list(self.seen.items()):
+            if uniqueID not in self.claims:
+                examined = examined._replace(head=examined.head or head(uniqueID))
+                self.seen[uniqueID] = self._unwritten[uniqueID] = examined
+        self._isSeenWritten = True
+
+    @_guarded
+    def keepNothing(self) -> None:
+        """
+        There is nobody who writes.
+        """
+        self._unwritten.clear()
+        self._isSeenWritten = True
+
+    @_guarded
     def claim(self, uniqueID: str, examined: Examined) -> None:
         """
         A unique-id belongs to a file from now on.
@@ -157,6 +223,7 @@ class MailboxSizes:
         self._claim(uniqueID, examined)
         self._unwritten[uniqueID] = self.claims[uniqueID]
 
+    @_guarded
     def adopt(self, uniqueID: str, inode: int) -> None:
         """
         A copy of a file has taken its place.
@@ -175,6 +242,7 @@ class MailboxSizes:
         while len(self.claims) > _GONE:
             self.claims.popitem(last=False)
 
+    @_guarded
     def bury(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
         """
         Messages have gone; their unique-ids are given to no other.
@@ -192,6 +260,7 @@ class MailboxSizes:
             else:
                 self._claim(uniqueID, examined._replace(kind=GONE))
 
+    @_guarded
     def buryOthers(self, listed: Collection[str]) -> None:
         """
         All messages that were not listed have gone.
@@ -213,16 +282,30 @@ class MailboxSizes:
 
     # --- the file -----------------------------------------------------------------
 
+    @_guarded
     def load(self, root: int, messages: int) -> None:
         """
-        Read what is kept, once.  Blocks.
+        Read what is kept, if it was not read or has changed.  Blocks.
 
         @param root: a descriptor of the Maildir.
         @param messages: how many there are.
         """
-        if self.isLoaded:
+        stamp = _stampOf(root)
+        if self.isLoaded and stamp == self._stamp:
             return
+        if stamp is not None:
+            # Another process has written to it meanwhile.
+            self.known, self.claims = {}, OrderedDict()
+            self._whole = (), []
+            self._written = -1
+            self._readFile(root, messages)
+            for uniqueID, examined in self._unwritten.items():
+                if uniqueID not in self.known:
+                    self._claim(uniqueID, examined)
+        self._stamp = stamp
         self.isLoaded = True
+
+    def _readFile(self, root: int, messages: int) -> None:
         # Whoever owns the Maildir may put anything there: it is worth what is listed.
         longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
         try:
@@ -264,6 +347,7 @@ class MailboxSizes:
         if not isOwn:
             self._written = -1
 
+    @_guarded
     def keep(self, root: int, added: Mapping[str, Examined], listed: Collection[str]) -> None:
         """
         Add to what is kept.  Blocks.
@@ -275,6 +359,7 @@ class MailboxSizes:
             self.bury([each for each in self.known if each not in listed], {})
         self.write(root, added)
 
+    @_guarded
     def write(self, root: int, added: Mapping[str, Examined] | None = None) -> None:
         """
         Keep what is known, and which unique-ids are whose.  Blocks.
@@ -288,14 +373,15 @@ class MailboxSizes:
         entries = len(self.known) + len(self.claims)
         try:
             if self._written < 0 or self._written + len(unwritten) > 2 * entries + _SPARE:
-                self._writeAnew(root)
+                self._writeAnew(root, unwritten)
             else:
                 self._append(root, unwritten)
         except OSError:
             # They are counted again another time.
             self._written = -1
+        self._stamp = _stampOf(root)
 
-    def _writeAnew(self, root: int) -> None:
+    def _writeAnew(self, root: int, unwritten: Mapping[str, Examined]) -> None:
         temporary = f"{_NAME}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -303,7 +389,7 @@ class MailboxSizes:
         except FileExistsError:
             os.unlink(temporary, dir_fd=root)
             descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
-        entries = {**self.claims, **self.known}
+        entries = {**unwritten, **self.claims, **self.known}
         try:
             device, inode = _keyOf(root)
             _writeAll(descriptor, f"{_VERSION} {device} {inode}\n".encode("ascii"))
@@ -336,6 +422,14 @@ class MailboxSizes:
 _BLOCK = 20_000
 
 
+def _stampOf(root: int) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(_NAME, dir_fd=root, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
 def _keyOf(root: int) -> Key:
     status = os.fstat(root)
     return status.st_dev, status.st_ino
@@ -346,18 +440,19 @@ def _entries(block: bytes) -> Iterator[tuple[str, Examined]]:
     @raise ValueError: that is no block.
     """
     words = block.decode("ascii").split()
-    if len(words) % 6:
+    if len(words) % 7:
         raise ValueError
-    numbers = [list(map(int, words[column::6])) for column in (1, 2, 3, 4)]
-    if not areUniqueIDs(words[0::6]):
+    numbers = [list(map(int, words[column::7])) for column in (1, 2, 3, 4)]
+    heads = map(int, words[6::7])
+    if not areUniqueIDs(words[0::7]):
         raise ValueError
-    return zip(words[0::6], map(Examined, *numbers, words[5::6]), strict=True)
+    return zip(words[0::7], map(Examined, *numbers, words[5::7], heads), strict=True)
 
 
 def _blocks(entries: Mapping[str, Examined]) -> Iterator[bytes]:
     lines = [
-        f"{uniqueID} {octets} {inode} {size} {modified} {kind}\n"
-        for uniqueID, (octets, inode, size, modified, kind) in entries.items()
+        f"{uniqueID} {octets} {inode} {size} {modified} {kind} {head}\n"
+        for uniqueID, (octets, inode, size, modified, kind, head) in entries.items()
     ]
     for first in range(0, len(lines), _BLOCK):
         block = "".join(lines[first : first + _BLOCK]).encode("ascii")
@@ -407,4 +502,4 @@ class SharedSizes:
 
 
 def _weight(sizes: MailboxSizes) -> int:
-    return len(sizes.known) + len(sizes.claims) + 10
+    return len(sizes.known) + len(sizes.claims) + len(sizes.seen) + 10

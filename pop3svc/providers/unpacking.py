@@ -9,7 +9,7 @@ import errno
 import lzma
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -154,18 +154,33 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
             stream = make()
 
 
+class _Pread:
+    """
+    A file for what wants one; it reads nothing once the descriptor is closed.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._offset = 0
+
+    def read(self, size: int) -> bytes:
+        """
+        @return: the next octets, at most so many.
+        """
+        block = os.pread(self._descriptor, size, self._offset)
+        self._offset += len(block)
+        return block
+
+
 def _zstd(descriptor: int) -> Iterator[bytes]:
     library = _library("zstandard")
-    with open(descriptor, "rb", closefd=False) as file:
-        file.seek(0)
-        reader = library.ZstdDecompressor(max_window_size=134_217_728).stream_reader(
-            file, read_across_frames=True
-        )
-        try:
-            while piece := reader.read(_PIECE):
-                yield piece
-        except library.ZstdError as error:
-            raise ValueError(str(error))
+    decompressor = library.ZstdDecompressor(max_window_size=134_217_728)
+    reader = decompressor.stream_reader(_Pread(descriptor), read_across_frames=True)
+    try:
+        while piece := reader.read(_PIECE):
+            yield piece
+    except library.ZstdError as error:
+        raise ValueError(str(error))
 
 
 def _lz4(descriptor: int) -> Iterator[bytes]:
@@ -212,7 +227,7 @@ class PackedBlocks:
         kind: bytes,
         closing: Callable[[], object],
         runner: Runner,
-        group: str,
+        group: Hashable,
     ) -> None:
         """
         @param closing: called once, when the descriptor is no longer read.

@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
+from twisted.logger import Logger
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider
@@ -26,6 +27,8 @@ from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.strangers import Strangers
 
 __all__ = ["POP3Factory", "checkName", "clientIP"]
+
+log = Logger(namespace="pop3svc")
 
 _connectionIDs = count(1)
 
@@ -308,13 +311,14 @@ class POP3Factory(ServerFactory):
         if not self.connections:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
-                waiter.callback(None)
+                if not waiter.called:
+                    waiter.callback(None)
 
     async def shutdown(self) -> None:
         """
         End all sessions: running commands may finish for
         C{policy.shutdownTimeout} seconds; then the connections are cut, and
-        deletions under way waited for.
+        deletions under way waited for, C{policy.answerTimeout} seconds at most.
         """
         self._stopping = True
         for connection in list(self.connections):
@@ -323,10 +327,25 @@ class POP3Factory(ServerFactory):
             return
         over: Deferred[None] = Deferred()
         self._waiting.append(over)
-        timer = self.clock.callLater(self.policy.shutdownTimeout, self._cut)
+        policy = self.policy
+
+        def giveUp() -> None:
+            log.error(
+                "{count} sessions do not end within {seconds} s: a deletion, or a provider, hangs",
+                count=len(self.connections),
+                seconds=policy.shutdownTimeout + policy.answerTimeout,
+            )
+            if not over.called:
+                over.callback(None)
+
+        timers = [
+            self.clock.callLater(policy.shutdownTimeout, self._cut),
+            self.clock.callLater(policy.shutdownTimeout + policy.answerTimeout, giveUp),
+        ]
         await over
-        if timer.active():
-            timer.cancel()
+        for timer in timers:
+            if timer.active():
+                timer.cancel()
 
     def _cut(self) -> None:
         for connection in list(self.connections):

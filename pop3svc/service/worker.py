@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
+from twisted.python.threadable import isInIOThread
 
 from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
@@ -88,6 +89,10 @@ class _Parent(Lines):
         An event for the log; of those of others only what has a text is read.
         """
         if self._outbox is None or not (event.get("log_format") or "pop3Event" in event):
+            return
+        if not isInIOThread():
+            # Threads log, too, and only the reactor's may write.
+            self._reactor.callFromThread(self.observe, event)
             return
         # One for each session: what twisted.logger makes of it costs ten times
         # as much.

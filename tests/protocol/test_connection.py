@@ -389,7 +389,7 @@ def test_bodyFailsMidway() -> None:
     client.send(b"NOOP\r\nRETR 1\r\nNOOP\r\n")
     assert client.wasAborted and client.received() == b"+OK Done.\r\n"
     client, content = loggedIn(), Failing()
-    content.pieces = [b"x" * 70_000 + b"\r\n", b"y\r\n"]
+    content.pieces = [b"x" * 70_000 + b"\r\n", b"y" * 1000 + b"\r\n"]
     client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
     client.send(b"RETR 1\r\nNOOP\r\n")
     assert client.wasAborted

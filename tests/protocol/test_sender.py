@@ -404,7 +404,7 @@ def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     ("chunks", "said"),
     [
         ([b"x" * 100], b"+OK Fine.\r\n" * 3),
-        ([b"x" * 70_000, b"y" * 100], b"+OK Fine.\r\n" * 3 + b"+OK\r\n" + b"x" * 70_000),
+        ([b"x" * 70_000, b"y" * 1000], b"+OK Fine.\r\n" * 3 + b"+OK\r\n" + b"x" * 70_000),
     ],
 )
 def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
@@ -486,3 +486,19 @@ def test_lastRecordOfTLS() -> None:
         assert got == [True]
         assert b"".join(pieces) == b"+OK\r\n" + message + b".\r\n"
         assert (len(pieces[-1]) - 1) % 16384 + 1 >= 512
+
+
+@pytest.mark.parametrize("more", [1, 2, 5, 511])
+def test_smallLastPiece(more: int) -> None:
+    """
+    A last piece that is small does not go out alone, either.
+    """
+    _, transport, sender = setUp()
+    pieces: list[bytes] = []
+    transport.write = pieces.append  # type: ignore[method-assign,assignment]
+    line = b"x" * 126 + b"\r\n"
+    message = line * 1024 + b"y" * more + b"\r\n"
+    body = Body(message[:131_072], message[131_072:])
+    _, got = start(whole(sender, ok("", body=body)))
+    assert got == [True] and b"".join(pieces) == b"+OK\r\n" + message + b".\r\n"
+    assert len(pieces[-1]) > 512

@@ -184,6 +184,59 @@ def test_twoLinksOfOneFile(maildir: Path) -> None:
     assert not list(maildir.glob("*/*.h*"))
 
 
+@pytest.mark.parametrize("command", ["RETR 1", "STAT", ""])
+def test_sameSizeAndInode(maildir: Path, command: str) -> None:
+    """
+    The inode of a file that was removed is given to the next one.
+    """
+    for number in range(10):
+        name = f"{BASE}{number}"
+        path = put(maildir, f"new/{name}", b"Subject: 1st\n\n")
+        client = begin(maildir)
+        assert name.encode() in client.say(b"UIDL")
+        if command:
+            client.say(command.encode())
+        client.say(b"QUIT")
+        path.unlink()
+        put(maildir, f"new/{name}", b"Subject: 2nd\n\n")
+        assert name not in listed(maildir)
+
+
+def test_twoProcesses(maildir: Path) -> None:
+    """
+    What one service has learned another one reads.
+    """
+    login = [Anybody(MaildirStore(str(maildir.parent), runner=Inline())) for _ in range(2)]
+    assert listed(maildir, conversation(login[0], ALICE)) == {}
+    path = put(maildir, f"new/{BASE}", ONE)
+    assert listed(maildir, conversation(login[1], ALICE)) == {BASE: b"ONE"}
+    path.unlink()
+    assert listed(maildir, conversation(login[1], ALICE)) == {}
+    put(maildir, f"new/{BASE}", TWO)
+    first = listed(maildir, conversation(login[0], ALICE))
+    assert BASE not in first
+    assert listed(maildir, conversation(login[1], ALICE)) == first
+
+
+@pytest.mark.parametrize("withSizes", [True, False])
+def test_sizesInNames(maildir: Path, withSizes: bool) -> None:
+    """
+    Sizes that are taken from names tell nothing of the file.
+    """
+    name = f"1700000000.M1P1.h,S={len(ONE)},W={len(ONE) + 3}"
+    put(maildir, f"cur/{name}:2,", ONE)
+    for _ in range(2):
+        client = begin(maildir, believesNames=True)
+        if withSizes:
+            client.say(b"STAT")
+        assert listed(maildir, client) == {name: b"ONE"}
+    client = begin(maildir, believesNames=True)
+    client.say(b"STAT")
+    client.say(b"DELE 1")
+    assert client.say(b"QUIT").startswith(b"+OK")
+    assert not list((maildir / "cur").iterdir())
+
+
 def test_readOnly(maildir: Path) -> None:
     """
     Nothing is written, and one service gives no unique-id twice.

@@ -536,6 +536,7 @@ def test_compressed(maildir: Path, pack: Callable[[bytes], bytes], readFirst: bo
         b"Dovecot-LZ4\x0d\x2a\x9b\xc5" + b"\xff" * 100,
         b"CRYPTED\x03\x07" + b"x" * 100,
     ],
+    ids=[*"abcdefghi"],
 )
 def test_damaged(maildir: Path, logged: list[str], packed: bytes) -> None:
     """
