@@ -164,7 +164,11 @@ def begun(answer: Any) -> Any:
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return begin(answer if isinstance(answer, CoroutineType) else _awaited(answer))
+        if isinstance(answer, CoroutineType):
+            return begin(answer)
+        coroutine: Any = _awaited(answer)
+        coroutine.__qualname__ = type(answer).__name__
+        return begin(coroutine)
     return _inTask(answer, loop)
 
 

@@ -27,6 +27,7 @@ RANKS = {
     "state": 2,
     "threads": 2,
     "protocol.replies": 2,
+    "protocol.remarks": 2,
     "protocol.grammar": 2,
     "protocol.maildrop": 3,
     "protocol.wire": 3,

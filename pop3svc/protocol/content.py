@@ -12,11 +12,12 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
-from pop3svc.calling import Turns, answered, ask, isLater
+from pop3svc.calling import Turns, answered, isLater
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.octets import OctetCount
+from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 
 __all__ = ["MessageBody", "countByReading"]
 
@@ -111,6 +112,8 @@ def _fromAnything(content: Any) -> Any:
 
 
 registerAdapter(_Bytes, bytes, IChunkedContent)
+for _kind in (bytearray, memoryview):
+    registerAdapter(lambda octets: _Bytes(bytes(octets)), _kind, IChunkedContent)
 registerAdapter(_fromFile, io.IOBase.__mro__[1], IChunkedContent)
 registerAdapter(_fromAnything, object, IChunkedContent)
 
@@ -139,16 +142,16 @@ class MessageBody:
     octets = 0
 
     def __init__(
-        self, content: Any, clock: IReactorTime, timeout: float, name: str = "messageContent"
+        self, content: Any, clock: IReactorTime, timeout: float, call: Any = "messageContent"
     ) -> None:
         """
         @param content: provides L{IMessageContent}, L{IChunkedContent} or
             L{IFileContent}, or can be adapted to L{IChunkedContent}.
         @param timeout: seconds that one piece may take.
-        @param name: of the method that returned it, for the log.
+        @param call: the method that returned it, for the log.
         @raise ProviderMistake: it is none of these.
         """
-        self._name = name
+        self._call = call
         self._clock = clock
         self._timeout = timeout
         if IMessageContent.providedBy(content):
@@ -168,10 +171,13 @@ class MessageBody:
 
     def _adapted(self, content: Any) -> Any:
         # An error of zope.interface would show the message.
-        adapted = IChunkedContent(content, None)
+        try:
+            adapted = IChunkedContent(content, None)
+        except ProviderMistake as mistake:
+            raise self._named(mistake)
         if adapted is None:
             raise ProviderMistake(
-                f"{self._name} returned {type(content).__name__}: return bytes, a file opened in "
+                f"{nameOf(self._call)} returned {type(content).__name__}: return bytes, a file in "
                 "binary mode, an iterable of lines (bytes), or an object that provides "
                 "IMessageContent, IChunkedContent or IFileContent"
             )
@@ -198,17 +204,29 @@ class MessageBody:
         """
         if self._next is None:
             return self._lines()
-        chunk = self._next()
+        began = self._clock.seconds()
+        try:
+            chunk = self._next()
+        except ProviderMistake as mistake:
+            raise self._named(mistake)
+        finally:
+            held = self._clock.seconds() - began
+            if held > HELD:
+                remarkHeld(self._call, held)
         if chunk is None or isinstance(chunk, bytes):
             return chunk
         return self._chunk(chunk)
+
+    def _named(self, mistake: ProviderMistake) -> ProviderMistake:
+        return ProviderMistake(f"{nameOf(self._call)}: {mistake}")
 
     async def _chunk(self, chunk: Any) -> bytes | None:
         if isLater(chunk):
             chunk = await answered(chunk, self._clock, self._timeout)
         if not isinstance(chunk, bytes | None):
             raise ProviderMistake(
-                f"nextChunk of what {self._name} returned gave {type(chunk).__name__}: it "
+                f"nextChunk of what {nameOf(self._call)} returned gave "
+                f"{type(chunk).__name__}: it "
                 "returns bytes, or None after the last"
             )
         return chunk
@@ -217,12 +235,19 @@ class MessageBody:
         piece: list[bytes] = []
         octets = 0
         while octets < _PIECE:
-            line = await ask(self._content.nextLine, clock=self._clock, timeout=self._timeout)
+            began = self._clock.seconds()
+            line = self._content.nextLine()
+            held = self._clock.seconds() - began
+            if held > HELD:
+                remarkHeld(self._call, held)
+            if isLater(line):
+                line = await answered(line, self._clock, self._timeout)
             if line is None:
                 break
             if not isinstance(line, bytes):
                 raise ProviderMistake(
-                    f"nextLine of what {self._name} returned gave {type(line).__name__}: it "
+                    f"nextLine of what {nameOf(self._call)} returned gave "
+                    f"{type(line).__name__}: it "
                     "returns bytes, or None after the last"
                 )
             piece.append(line)

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from zope.interface import Invalid, implementer, providedBy
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, begun, isLater, settle
+from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, begun, isLater
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -38,6 +38,7 @@ from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.grammar import MessageNumber, Reference
 from pop3svc.protocol.maildrop import Found, Maildrop
+from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld, warnOnce
 from pop3svc.protocol.replies import Body, Lines, Pieces
 
 __all__ = ["ConnectionInfo", "Exchange", "Session", "State", "stays"]
@@ -60,36 +61,20 @@ class State(Enum):
     CLOSED = "CLOSED"
 
 
-# Seconds that a provider may hold the reactor before it is told so: longer than any
-# call that does not wait, and long enough for every client to notice.
-HELD = 0.5
-
 # Messages of a mailbox for which a step over all of them is a turn of its own.
 _MANY = 100_000
 
-# What was said of each class already.
-_said: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
+def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
+    """
+    @return: makes a list of what a method returned, under its name: it may be a generator.
+    """
 
-def nameOf(call: Any) -> str:
-    """
-    @return: the class and the name of a provider's method.
-    """
-    owner = getattr(call, "__self__", None)
-    if owner is None:
-        return getattr(call, "__qualname__", repr(call))
-    return f"{type(owner).__name__}.{getattr(call, '__name__', 'a call')}"
+    def make() -> list[Any]:
+        return list(values)
 
-
-def _warnOnce(call: Any, sentence: str, **more: Any) -> None:
-    """
-    Log a warning about a method, once for each class and method.
-    """
-    said = _said.setdefault(type(getattr(call, "__self__", call)), set())
-    key = f"{nameOf(call)}: {sentence}"
-    if key not in said:
-        said.add(key)
-        log.warn(sentence, call=nameOf(call), **more)
+    make.__qualname__ = nameOf(call)
+    return make
 
 
 def _octets(call: Any, size: object) -> int:
@@ -123,6 +108,9 @@ def _verified(call: Any, mailbox: Any) -> Any:
         for interface in ours:
             try:
                 verifyObject(interface, adapted)
+            except IndexError:
+                # zope.interface does not get along with "*arguments" alone.
+                continue
             except Invalid as error:
                 faults = getattr(error, "exceptions", [error])
                 for fault in faults:
@@ -273,18 +261,13 @@ class Session:
         """
         seconds = self._clock.seconds
         began = seconds()
-        answer = call(*arguments)
-        if isLater(answer):
-            answer = begun(answer)
-        held = seconds() - began
-        if held > HELD:
-            _warnOnce(
-                call,
-                "{call} held the reactor for {held:.1f} s, and all clients with it: it should "
-                "return a Deferred or be a coroutine, or run in InThreads(provider)",
-                held=held,
-            )
-        return answer
+        try:
+            answer = call(*arguments)
+            return begun(answer) if isLater(answer) else answer
+        finally:
+            held = seconds() - began
+            if held > HELD:
+                remarkHeld(call, held)
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         answer = self._call(call, *arguments)
@@ -453,7 +436,8 @@ class Session:
             return Maildrop(listed if isinstance(listed, Listed) else Listed(listed))
         except BadListing as error:
             log.error(
-                "the listing of {user} breaks a rule: {rule}",
+                "{call} breaks a rule in the listing of {user}: {rule}",
+                call=nameOf(call),
                 user=self.printableName,
                 rule=str(error),
                 connectionID=self.info.connectionID,
@@ -556,15 +540,15 @@ class Session:
         """
         call = mailbox.messageSizes
         try:
-            sizes = await self._ask(call, self.info, uniqueIDs)
+            answer = await self._ask(call, self.info, uniqueIDs)
         except NotImplementedError:
             return None
-        if isinstance(sizes, str | bytes) or not isinstance(sizes, Iterable):
+        if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
             raise ProviderMistake(
-                f"{nameOf(call)} returned {type(sizes).__name__}: return a list with the size of "
+                f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
                 "each message, or None for one that has gone"
             )
-        sizes = list(sizes)
+        sizes: list[int | None] = self._call(_listOf(call, answer))
         # Of very many each step takes long.
         turns = Turns(self._clock)
         if len(sizes) > _MANY:
@@ -604,7 +588,7 @@ class Session:
                 raise
             except Exception:
                 call = self._mailbox.messageSize
-                _warnOnce(
+                warnOnce(
                     call,
                     "{call} or what reads a message failed for a message of {user}; STAT and "
                     "LIST count none of its octets",
@@ -647,7 +631,7 @@ class Session:
         content = self._call(call, self.info, uniqueID)
         if isLater(content):
             content = await self._waited(call, content)
-        body = MessageBody(content, self._clock, self.policy.answerTimeout, nameOf(call))
+        body = MessageBody(content, self._clock, self.policy.answerTimeout, call)
         if self.isOver:
             body.close()
             raise CancelledError()
@@ -667,7 +651,7 @@ class Session:
         """
         mailbox = self._mailbox
         isBulk = IBulkMessageSizes.providedBy(mailbox)
-        _warnOnce(
+        warnOnce(
             mailbox.messageSizes if isBulk else mailbox.messageSize,
             "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
             "return the octets with CRLF line ends, or raise NotImplementedError to have them "
@@ -716,7 +700,9 @@ class Session:
 
         async def delete() -> None:
             try:
-                await settle(mailbox.messageDelete, self.info, uniqueIDs)
+                answer = self._call(mailbox.messageDelete, self.info, uniqueIDs)
+                if isLater(answer):
+                    await answer
                 self.messagesDeleted += len(uniqueIDs)
             finally:
                 self._deletion = None
@@ -892,8 +878,10 @@ class Session:
         self._mark = ""
         self._giveBackPlace()
         self._isIn = False
-        self.info.userNameAtLogin = self.info.providerTag = None
-        if mailbox is not None:
+        self.info.userNameAtLogin = None
+        if mailbox is None:
+            self.info.providerTag = None
+        else:
             # SLEE may be letting go of the lock still.
             earlier = self._leaving
             self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch, earlier)
@@ -914,6 +902,8 @@ class Session:
             await self._letGo(endWatch)
         if IMailboxLogout.providedBy(mailbox):
             await self._letGo(mailbox.logout)
+        # The mailbox may have kept something there until now.
+        self.info.providerTag = None
 
     async def _letGo(self, call: Callable[..., Any], *arguments: Any) -> None:
         try:

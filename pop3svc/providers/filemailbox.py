@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, givenUp
+from pop3svc.calling import Runner, givenUp, isLater
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -184,7 +184,7 @@ class Presence:
             raise POP3ResponseError("The mailbox is not there now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:
-                log.info("there is no mailbox {path}: its user has an empty maildrop", path=path)
+                log.info("there is no whole mailbox {path}: its user gets what there is", path=path)
             return
         if isFirst:
             log.error(
@@ -553,13 +553,15 @@ class FileMailbox:
         return isThere
 
     def _isThere(self, root: int) -> bool:
-        for folder in self.folders:
-            try:
+        """
+        Are all directories there that messages are in?
+        """
+        try:
+            for folder in self.folders:
                 os.stat(folder, dir_fd=root, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            return True
-        return False
+        except FileNotFoundError:
+            return False
+        return True
 
     def _seek(
         self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
@@ -714,7 +716,8 @@ class FileMailbox:
         found, isSure = await self._run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
         if uniqueID not in found:
             raise self._missing(isSure)
-        return self._content(uniqueID, *found[uniqueID])
+        content = self._content(uniqueID, *found[uniqueID])
+        return await content if isLater(content) else content
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         await self._run(self._removed, list(uniqueIDs))
@@ -1124,9 +1127,7 @@ class ExclusiveFileMailbox(FileMailbox):
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
-                    # Nothing is made in a directory on which a mailbox may be mounted.
-                    if isThere or self._presence is None:
-                        recover(root, self.folders)
+                    recover(root, self.folders)
                     self._lookAhead(root)
                 elif not isThere or not self._holders.readiness.isReady(root, status, self.folders):
                     closeQuietly(root)

@@ -322,7 +322,8 @@ class _Maildir(FileMailbox):
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
         """
-        key = keyOf(root)
+        key = self._key = keyOf(root)
+        self._known = self.shared.sizes.of(key)
         shared = self._sharedListing(root, key)
         if shared is not None:
             return shared

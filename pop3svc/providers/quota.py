@@ -16,6 +16,8 @@ from pop3svc.providers.removal import Place
 __all__ = ["tellQuota"]
 
 _NAME = "maildirsize"
+# The first line: octets, messages, or both.
+_QUOTA = re.compile(rb"[0-9]+[SC](?:,[0-9]+[SC])?\n")
 _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 
 
@@ -38,6 +40,9 @@ def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                return
+            if _QUOTA.match(os.pread(descriptor, 64, 0)) is None:
+                # It is damaged: what delivers makes it anew.
                 return
             line = b"%d %d\n" % (-octets, -len(files))
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":

@@ -15,6 +15,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterable, Sequence
+from pwd import getpwuid
 from typing import NoReturn
 
 from twisted.python.util import switchUID
@@ -37,6 +38,9 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
 
     @return: those of the paths.
     """
+    if gid is None:
+        # As twistd does.
+        gid = getpwuid(uid).pw_gid
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:

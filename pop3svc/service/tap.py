@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from twisted.application.internet import TimerService
 from twisted.application.service import IService
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import (
     AuthOptionMixin,
@@ -160,7 +161,15 @@ class Options(usage.Options, AuthOptionMixin):
         """
         self["auth-kinds"].add(description.partition(":")[0])
         try:
-            self.addChecker(makeChecker(description))
+            checker = makeChecker(description)
+            if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
+                # Names and passwords are octets; the plugin of Twisted keeps text.
+                users: Any = checker.users
+                checker.users = {
+                    each.encode("utf-8"): password.encode("utf-8")
+                    for each, password in users.items()
+                }
+            self.addChecker(checker)
         except InvalidAuthType:
             _refuse(f"--auth {description.partition(':')[0]}: there is no such kind")
         except Exception as error:

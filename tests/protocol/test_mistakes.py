@@ -17,7 +17,13 @@ from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IBulkMessageSizes, IPOP3Mailbox, IPOP3MailboxProvider
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    IMessageContent,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+)
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 
@@ -433,3 +439,84 @@ def test_asyncio() -> None:
         "b'+OK Bye, 1 deleted.\\r\\n'",
     ], done.stdout + done.stderr
     assert lines[-1] == "[['a'], 'unlock', 'logout', 'cancelled', 'unlock', 'logout']"
+
+
+def test_heldBeforeItRaises() -> None:
+    """
+    Also of a call that refuses, of a generator, of content and of a deletion.
+    """
+    clock = Clock()
+
+    def hold(then: Any) -> Any:
+        clock.advance(0.9)
+        if isinstance(then, Exception):
+            raise then
+        return then
+
+    def lines() -> Any:
+        yield hold(b"x\n")
+
+    @implementer(IMessageContent)
+    class Slow:
+        left = [b"x"]
+
+        def nextLine(self) -> Any:
+            return hold(self.left.pop() if self.left else None)
+
+        def close(self) -> None:
+            pass
+
+    def sizes(self: Any, info: Any, uniqueIDs: Any) -> Any:
+        return (hold(5) for _ in uniqueIDs)
+
+    for name, method, command in (
+        ("messageSize", lambda *_: hold(NotImplementedError()), b"LIST 1"),
+        ("messageContent", lambda *_: lines(), b"RETR 1"),
+        ("messageContent", lambda *_: Slow(), b"RETR 2"),
+        ("messageSizes", sizes, b"STAT"),
+        ("messageDelete", lambda *_: hold(None), b"DELI 1"),
+    ):
+        interfaces = [IPOP3Mailbox, *([IBulkMessageSizes] if name == "messageSizes" else [])]
+        client = loggedIn(mailbox(*interfaces, **{name: method}), clock)
+        with Log() as log:
+            assert client.say(command).startswith(b"+OK")
+        assert log.has(f"{name} held the reactor for"), (name, log.lines)
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_octetsOfAnyKind(kind: Any) -> None:
+    client = loggedIn(mailbox(IPOP3Mailbox, messageContent=lambda *_: kind(b"one\n")))
+    assert client.say(b"RETR 1") == b"+OK Message follows _\r\none\r\n.\r\n"
+
+
+def test_tagUntilUnlock() -> None:
+    """
+    What a mailbox keeps at the connection is there until it is let go.
+    """
+    seen = []
+
+    def lock(self: Any, info: Any, surrender: Any) -> None:
+        info.providerTag = "mine"
+
+    box = mailbox(
+        *(IPOP3Mailbox, IExclusiveMailbox),
+        lock=lock,
+        unlock=lambda self, info: seen.append(info.providerTag),
+    )
+    client = loggedIn(box)
+    client.say(b"QAUT")
+    assert seen == ["mine"] and client.protocol.session.info.providerTag is None
+
+
+def test_veryMany(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A step over all messages of a large mailbox is a turn of its own.
+    """
+    monkeypatch.setattr("pop3svc.protocol.session._MANY", 2)
+    sizes = lambda self, info, uniqueIDs: [5, 6, 7]  # noqa: E731
+    clock = Clock()
+    client = loggedIn(mailbox(IPOP3Mailbox, IBulkMessageSizes, messageSizes=sizes), clock)
+    client.send(b"STAT\r\n")
+    assert client.received() == b""
+    clock.pump([0, 0, 0])
+    assert client.received() == b"+OK 3 18\r\n"

@@ -631,7 +631,7 @@ def test_badListingInTheLog() -> None:
     script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [SYS/PERM]…"
     told = logged(lambda: clients.append(conversation(provider, script)))
     (event,) = (each for each in told if "rule" in each)
-    assert formatEvent(event).startswith("the listing of alice breaks a rule: ")
+    assert formatEvent(event).partition(" breaks a rule in the listing of alice: ")[2]
     assert event["connectionID"] == clients[0].protocol.session.info.connectionID
 
 

@@ -168,12 +168,13 @@ def uidl(maildir: Path) -> list[str]:
     return [line.split(" ")[1] for line in said]
 
 
-def test_writtenInPlace(maildir: Path) -> None:
+@pytest.mark.parametrize("isSlow", [False, True])
+def test_writtenInPlace(maildir: Path, isSlow: bool) -> None:
     """
     Against the rules of a Maildir: it is another message now.
     """
     stat(maildir, *LISTED)
-    store = MaildirStore(str(maildir.parent), runner=Inline())
+    store = MaildirStore(str(maildir.parent), runner=Inline(), isSlow=isSlow)
     client = conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 16\n")
     (maildir / "new" / "0.x").write_bytes(MESSAGE + b"more\n")
     assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"

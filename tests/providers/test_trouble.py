@@ -83,11 +83,41 @@ def test_notMounted(
         maildir.mkdir()
     login(REFUSED)
     assert len([line for line in logged if "is its file system mounted?" in line]) == 1
-    assert not list(maildir.glob("*"))
     if isEmptyDirectory:
+        assert not list(maildir.glob("*"))
         maildir.rmdir()
     (tmp_path / "away").rename(maildir)
     login("S: +OK…")
+
+
+def test_partIsMissing(maildir: Path, tmp_path: Path) -> None:
+    """
+    One of its directories may be on a file system of its own.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
+    login("S: +OK…\nC: QUIT\nS: +OK…")
+    (maildir / "cur").rename(tmp_path / "cur")
+    login(REFUSED)
+    (tmp_path / "cur").rename(maildir / "cur")
+    login("S: +OK…")
+
+
+def test_openedBeforeItIsMounted(maildir: Path, tmp_path: Path) -> None:
+    """
+    The directory below may have been opened before.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
+    maildir.rename(tmp_path / "away")
+    maildir.mkdir()
+    login("S: +OK…\nC: STAT\nS: +OK 0 0\nC: QUIT\nS: +OK…")
+    maildir.rename(tmp_path / "below")
+    (tmp_path / "away").rename(maildir)
+    login("S: +OK…\nC: STAT\nS: +OK 5 70\nC: QUIT\nS: +OK…")
+    maildir.rename(tmp_path / "away")
+    (tmp_path / "below").rename(maildir)
+    login(REFUSED)
 
 
 def test_neverThere(maildir: Path, logged: list[str]) -> None:
@@ -98,7 +128,9 @@ def test_neverThere(maildir: Path, logged: list[str]) -> None:
     for _ in range(3):
         text = "S: +OK…\nC: USER bob\nS: +OK…\nC: PASS x\nS: +OK…\nC: STAT\nS: +OK 0 0"
         conversation(Anybody(store), text)
-    assert len([line for line in logged if "there is no mailbox" in line and "bob" in line]) == 1
+    assert (
+        len([line for line in logged if "there is no whole mailbox" in line and "bob" in line]) == 1
+    )
 
 
 def test_toldOnceUntilItIsBack(maildir: Path, tmp_path: Path, logged: list[str]) -> None:
@@ -507,14 +539,17 @@ def members(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("pack", [gzip.compress, members, bz2.compress, lzma.compress, zstd, lz4])
 @pytest.mark.parametrize("readFirst", [True, False])
-def test_compressed(maildir: Path, pack: Callable[[bytes], bytes], readFirst: bool) -> None:
+@pytest.mark.parametrize("isSlow", [True, False])
+def test_compressed(
+    maildir: Path, pack: Callable[[bytes], bytes], readFirst: bool, isSlow: bool
+) -> None:
     """
     The sizes are those of what is sent, before and after a restart.
     """
     deliver(maildir, f"9.x,S={len(PLAIN)}:2,SZ", pack(PLAIN), "cur")
     stuffed = SENT.replace(b"\r\n.", b"\r\n..")
     for _ in range(2):
-        client = begin(maildir)
+        client = begin(maildir, isSlow=isSlow)
         if not readFirst:
             assert client.say(b"LIST 6") == b"+OK 6 %d\r\n" % len(SENT)
         assert client.say(b"RETR 6") == b"+OK Message follows _\r\n" + stuffed + b".\r\n"
