@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+from threading import get_ident, main_thread
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
-from twisted.python.threadable import isInIOThread
 
 from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
@@ -90,7 +90,7 @@ class _Parent(Lines):
         """
         if self._outbox is None or not (event.get("log_format") or "pop3Event" in event):
             return
-        if not isInIOThread():
+        if get_ident() != main_thread().ident:
             # Threads log, too, and only the reactor's may write.
             self._reactor.callFromThread(self.observe, event)
             return
