@@ -39,11 +39,13 @@ class Port:
 
 
 @pytest.mark.parametrize(("takesTurns", "each"), [(True, 1), (False, 12)])
-def test_fewAtATime(takesTurns: bool, each: int) -> None:
+def test_fewAtATime(monkeypatch: pytest.MonkeyPatch, takesTurns: bool, each: int) -> None:
     """
     Not more than there are descriptors for, or one at a time where there are
     other processes, however many Twisted would take next.
     """
+    # However many this process has open.
+    monkeypatch.setattr(accepting, "_openNow", lambda: 10)
     took = []
 
     class Busy(Port):
@@ -60,6 +62,7 @@ def test_fewAtATime(takesTurns: bool, each: int) -> None:
 
 
 def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accepting, "_openNow", lambda: 10)
     clock, port = Clock(), Port()
     pauser = AcceptingPauser(clock, limit=100)
     pauser.add(port)
