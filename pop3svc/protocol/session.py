@@ -8,7 +8,6 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Protocol
-from weakref import WeakSet
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
@@ -123,7 +122,8 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-_verifiedClasses: WeakSet[type] = WeakSet()
+# There are few, and classes stay.
+_verifiedClasses: set[type] = set()
 
 
 def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
@@ -549,10 +549,10 @@ class Session:
                 "each message, or None for one that has gone"
             )
         sizes: list[int | None] = self._call(_listOf(call, answer))
-        # Of very many each step takes long.
-        turns = Turns(self._clock)
-        if len(sizes) > _MANY:
-            await turns.next()
+        isLarge = len(sizes) > _MANY
+        if isLarge:
+            # Of very many each step takes long.
+            await Turns(self._clock).next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
                 f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
@@ -561,8 +561,8 @@ class Session:
         for octets in set(sizes):
             if octets is not None:
                 _octets(call, octets)
-        if len(sizes) > _MANY:
-            await turns.next()
+        if isLarge:
+            await Turns(self._clock).next()
         return sizes
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:

@@ -397,6 +397,9 @@ class FileMailbox:
         @param presence: knows whether a mailbox that is not there ever was.
         """
         self._place = place
+        self._path = place.path
+        # Work on this mailbox, among all of its file system.
+        self._group = place.base, self._path
         self._sizes = sizes
         self._presence = presence
         self._runner = disk() if runner is None else runner
@@ -434,13 +437,6 @@ class FileMailbox:
         """
         runner = runner or self._runner
         return runner.run(work, *arguments, group=self._group, **named)
-
-    @property
-    def _group(self) -> tuple[str, str]:
-        """
-        Work on this mailbox, among all of its file system.
-        """
-        return self._place.base, self._place.path
 
     # --- without waiting ------------------------------------------------------
 
@@ -492,10 +488,18 @@ class FileMailbox:
     def _checked(
         self, uniqueID: str, place: Place, descriptor: int, status: os.stat_result
     ) -> tuple[int, os.stat_result] | None:
-        if not self._isSame(uniqueID, place, status, lambda: headOf(descriptor)):
+        if not self._isUntouched(uniqueID, place, status) and not self._isSame(
+            uniqueID, place, status, lambda: headOf(descriptor)
+        ):
             closeQuietly(descriptor)
             return None
         return descriptor, status
+
+    def _isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+        """
+        As L{_isSame}, of what is so nearly always; L{False}: it takes more to know.
+        """
+        return False
 
     def _isSame(
         self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
@@ -508,12 +512,12 @@ class FileMailbox:
         return place[2] in (0, status.st_ino)
 
     def _fault(self, what: str, error: OSError, name: str = "") -> POP3ResponseError:
-        if error.errno != errno.ECANCELED and _faults.isFirst((self._place.path, name, str(error))):
+        if error.errno != errno.ECANCELED and _faults.isFirst((self._path, name, str(error))):
             # Once, and not at each poll.
             log.error(
                 "cannot {what} {path}: {error}",
                 what=what,
-                path=f"{self._place.path}/{name}" if name else self._place.path,
+                path=f"{self._path}/{name}" if name else self._path,
                 error=error.strerror,
             )
         code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
@@ -545,7 +549,7 @@ class FileMailbox:
         """
         isThere = root is not None and self._isThere(root)
         if self._presence is not None:
-            path = self._place.path
+            path = self._path
             if not isThere:
                 self._presence.isMissing(path)
             elif not self._presence.isKnown(path):
@@ -985,12 +989,11 @@ class ExclusiveFileMailbox(FileMailbox):
         root = None if held is None else held.here()
         return None if held is None or root is None else work(root, held.key)
 
-    @property
-    def _runners(self) -> Sequence[Runner]:
+    def _isLost(self) -> bool:
         """
-        All that work for this mailbox.
+        Does earlier work on this mailbox hang?
         """
-        return (self._runner,)
+        return self._runner.isLost(self._group)
 
     def _openHere(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
         folder, name, _ = place
@@ -1006,7 +1009,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         See L{IExclusiveMailbox.lock}.
         """
-        if any(each.isLost(self._group) for each in self._runners):
+        if self._isLost():
             raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
         held = _Busy() if self._isSlow else self._taken(recovers=False)
         if isinstance(held, _Busy):
@@ -1023,7 +1026,7 @@ class ExclusiveFileMailbox(FileMailbox):
     def _hold(self, held: _Held | None, surrender: Callable[[], bool]) -> None:
         self._held = held
         if held is not None:
-            self._holders.add(self._place.path, self, surrender)
+            self._holders.add(self._path, self, surrender)
 
     async def _tryToTake(self) -> _Held | _Busy | None:
         return await self._run(self._taken, abandoned=_giveBack)
@@ -1037,7 +1040,7 @@ class ExclusiveFileMailbox(FileMailbox):
         wanted: int | None = None
         try:
             if manners.takesOver:
-                gives = self._holders.ask(self._place.path)
+                gives = self._holders.ask(self._path)
                 if gives:
                     end = clock.seconds() + Holders.PATIENCE
                 elif gives is None:
@@ -1123,13 +1126,14 @@ class ExclusiveFileMailbox(FileMailbox):
                 super()._lookFor(None)
                 return None
             try:
-                isThere = super()._lookFor(root) if recovers else self._isThere(root)
+                if recovers:
+                    super()._lookFor(root)
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
                     recover(root, self.folders)
                     self._lookAhead(root)
-                elif not isThere or not self._holders.readiness.isReady(root, status, self.folders):
+                elif not self._holders.readiness.isReady(root, status, self.folders):
                     closeQuietly(root)
                     return _Busy()
             except BaseException:
@@ -1139,7 +1143,7 @@ class ExclusiveFileMailbox(FileMailbox):
             return _Busy()
         except OSError as error:
             raise self._fault("lock", error)
-        presence, path = self._presence, self._place.path
+        presence, path = self._presence, self._path
         # A mailbox that is ready was made ready by us.
         if not recovers and presence is not None and not presence.isKnown(path):
             presence.isThere(path, isInThread=False)
@@ -1159,7 +1163,7 @@ class ExclusiveFileMailbox(FileMailbox):
         self._setListing(Listing())
         if held is None:
             return
-        self._holders.remove(self._place.path)
+        self._holders.remove(self._path)
         self._beforeRelease(held, listing)
         if self._working:
             # A thread still works on the mailbox: nobody else may before it is over.

@@ -648,6 +648,12 @@ class _Maildir(FileMailbox):
         sizes.bury(uniqueIDs, {each: place[2] for each, place in places.items() if place})
         sizes.write(root)
 
+    def _isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+        known = None if self._known is None else self._known.known.get(uniqueID)
+        return (
+            known is not None and known.modified == status.st_mtime_ns and place[2] == status.st_ino
+        )
+
     def _isSame(
         self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
     ) -> bool:
@@ -977,10 +983,9 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
         finally:
             closeQuietly(directory)
 
-    @property
-    def _runners(self) -> Sequence[Runner]:
+    def _isLost(self) -> bool:
         longWork = self.shared.longWork
-        return (self._runner,) if longWork is None else (self._runner, longWork)
+        return super()._isLost() or (longWork is not None and longWork.isLost(self._group))
 
 
 @implementer(IMailboxStore)

@@ -208,6 +208,12 @@ def isReady(root: int, folders: Iterable[str]) -> bool:
         pass
     else:
         return False
+    try:
+        for folder in folders:
+            # A mailbox without one of them may not be mounted.
+            os.stat(folder, dir_fd=root)
+    except OSError:
+        return False
     found = 0
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
