@@ -17,6 +17,7 @@ from twisted.trial.unittest import TestCase
 from pop3svc.calling import (
     CarriedThrough,
     Deadlines,
+    Turns,
     Unanswered,
     Workers,
     ask,
@@ -371,3 +372,37 @@ class DeadlinesTests(TestCase):
         self.clock.advance(10)
         self.assertEqual(self.passed, ["a", "b", "a"])
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
+
+
+class TurnsTests(TestCase):
+    """
+    Those that wait for their next turn share the time of one.
+    """
+
+    def test_shared(self) -> None:
+        clock = Clock()
+        mine = Turns(clock)
+        clock.advance(Turns.SLICE / 2)
+        self.assertFalse(mine.isOver())
+        others = [start(Turns(clock).next())[1] for _ in range(4)]
+        self.assertTrue(mine.isOver())
+        # The least that one is given, however many there are.
+        others += [start(Turns(clock).next())[1] for _ in range(1000)]
+        mine.restart()
+        self.assertFalse(mine.isOver())
+        clock.advance(0)
+        self.assertEqual(others, [[None]] * len(others))
+        mine.restart()
+        clock.advance(Turns.SLICE / 2)
+        self.assertFalse(mine.isOver())
+
+    def test_gone(self) -> None:
+        """
+        Whoever is lost meanwhile is no longer waited for.
+        """
+        clock = Clock()
+        turn, got = start(Turns(clock).next())
+        turn.cancel()
+        clock.advance(0)
+        self.assertTrue(got[0].check(CancelledError))
+        self.assertEqual(Turns._shared[clock], [0])
