@@ -76,6 +76,8 @@ _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # A directory is read so often, with a pause (seconds) in between, until nothing
 # has changed.
 _SCANS, _PAUSE = 10, 0.02
+# How often it is listed again because a message was renamed before it was looked at.
+_LOOKS = 10
 # Messages that are counted without the threads for long work, and how many are counted
 # until that is kept.
 _FEW, _KEPT = 200, 5000
@@ -738,6 +740,17 @@ class _Maildir(FileMailbox):
     # --- looking ----------------------------------------------------------------
 
     def _scan(self, root: int) -> tuple[Listing, Stamp]:
+        for _ in range(_LOOKS):
+            listing, stamp, isDoubtful = self._scanOnce(root)
+            if not isDoubtful or givenUp():
+                break
+        return listing, stamp
+
+    def _scanOnce(self, root: int) -> tuple[Listing, Stamp, bool]:
+        """
+        @return: also, was a message renamed before it was looked at, though all else was
+            sure?
+        """
         places, seen, isSure, stamp = _scanPlaces(root)
         separator = self._separator = self.shared.separator or separatorOf(places)
         listing = Listing()
@@ -760,14 +773,18 @@ class _Maildir(FileMailbox):
             for (base, seconds, microseconds), place in named
             if seconds and base not in several
         ]
+        # Of what is renamed between being listed and being looked at nothing is sure.
+        doubts: list[Place] = []
         if len(found) < len(named):
             others: dict[str, list[Place]] = {}
             for (base, seconds, _), place in named:
                 if not seconds or base in several:
                     others.setdefault(base, []).append(place)
-            found += self._others(root, others, seen, listing.links, sizes)
+            found += self._others(root, others, seen, listing.links, sizes, doubts)
         if sizes.known or sizes.claims or sizes.seen or len(found) <= _STATTED:
-            found = self._withOwners(root, found, sizes)
+            found = self._withOwners(root, found, sizes, doubts)
+        isDoubtful = isSure and bool(doubts)
+        isSure = listing.isSure = isSure and not doubts
         found = _sorted(found)
         for first in range(0, len(found), _SLICE):
             listing.update(map(itemgetter(3, 4), found[first : first + _SLICE]))
@@ -777,11 +794,15 @@ class _Maildir(FileMailbox):
         self.shared.sizes.trim()
         # Made here, in a thread.
         listing.listed().prepare()
-        return listing, stamp
+        return listing, stamp, isDoubtful
 
-    def _withOwners(self, root: int, found: list[Found], sizes: MailboxSizes) -> list[Found]:
+    def _withOwners(
+        self, root: int, found: list[Found], sizes: MailboxSizes, doubts: list[Place]
+    ) -> list[Found]:
         """
         Where another file has the name of an earlier one, have it get another unique-id.
+
+        @param doubts: where the places go of which nothing is sure.
         """
         ownerOf = sizes.ownerOf
         areFew = len(found) <= _STATTED
@@ -791,21 +812,40 @@ class _Maildir(FileMailbox):
             if areFew or (owner is not None and (owner.inode != place[2] or owner.kind == GONE)):
                 suspects.append((index, owner))
         directories: dict[str, int] = {}
+
+        def identify(index: int, owner: Examined | None, place: Place) -> bool:
+            seconds, microseconds, base, uniqueID, _ = found[index]
+            status = self._status(root, directories, place)
+            if status is None or place[2] not in (0, status.st_ino):
+                return False
+            head = partial(self._headAt, root, directories, place)
+            if owner is not None and not owner.isFile(status, head):
+                uniqueID = uniqueIDFor(base, _identity(status))
+                owner = ownerOf(uniqueID)
+            found[index] = seconds, microseconds, base, uniqueID, place
+            if owner is None:
+                sizes.see(uniqueID, status)
+            elif owner.inode != status.st_ino or owner.kind == GONE:
+                sizes.adopt(uniqueID, status.st_ino)
+            return True
+
         try:
+            renamed: dict[int, tuple[int, Examined | None]] = {}
             for index, owner in suspects:
-                seconds, microseconds, base, uniqueID, place = found[index]
-                status = self._status(root, directories, place)
-                if status is None:
-                    continue
-                head = partial(self._headAt, root, directories, place)
-                if owner is not None and not owner.isFile(status, head):
-                    other = uniqueIDFor(base, _identity(status))
-                    found[index] = seconds, microseconds, base, other, place
-                    uniqueID, owner = other, ownerOf(other)
-                if owner is None:
-                    sizes.see(uniqueID, status)
-                elif owner.inode != status.st_ino or owner.kind == GONE:
-                    sizes.adopt(uniqueID, status.st_ino)
+                place = found[index][4]
+                if not identify(index, owner, place):
+                    renamed[place[2] or -index - 1] = index, owner
+            for _ in range(_LOOKS if renamed else 0):
+                # By its inode it is found, whatever its name is now.
+                for folder in self.folders:
+                    for place in listFolder(root, folder):
+                        at = renamed.get(place[2])
+                        if at is not None and identify(*at, place):
+                            del renamed[place[2]]
+                if not renamed or givenUp():
+                    break
+            # Whose the others are the next look tells.
+            doubts += [found[index][4] for index, _ in renamed.values()]
         finally:
             for directory in directories.values():
                 closeQuietly(directory)
@@ -824,6 +864,7 @@ class _Maildir(FileMailbox):
         seen: Mapping[Place, int],
         links: dict[str, list[Place]],
         sizes: MailboxSizes,
+        doubts: list[Place],
     ) -> list[Found]:
         """
         Messages whose name does not tell all, or is not the only one.
@@ -839,10 +880,12 @@ class _Maildir(FileMailbox):
                 places.sort(key=lambda each: (-seen.get(each, 0), each))
                 files = [(places, "")]
                 if len(places) > 1 or not base:
-                    files = self._distinct(root, directories, base, places, sizes)
+                    files = self._distinct(root, directories, base, places, sizes, doubts)
                 for names, more in files:
                     order = self._order(root, directories, names[0])
-                    if order is not None:
+                    if order is None:
+                        doubts.append(names[0])
+                    else:
                         uniqueID = uniqueIDFor(base, more)
                         found.append((*order, uniqueID, names[0]))
                         if len(names) > 1:
@@ -873,6 +916,7 @@ class _Maildir(FileMailbox):
         base: str,
         places: list[Place],
         sizes: MailboxSizes,
+        doubts: list[Place],
     ) -> list[tuple[list[Place], str]]:
         """
         Of places with one base name those that are different messages now:
@@ -882,7 +926,9 @@ class _Maildir(FileMailbox):
         statuses: dict[tuple[int, int], os.stat_result] = {}
         for place in places:
             status = self._status(root, directories, place)
-            if status is not None:
+            if status is None:
+                doubts.append(place)
+            else:
                 key = status.st_dev, status.st_ino
                 files.setdefault(key, []).append(place)
                 statuses[key] = status
@@ -896,9 +942,10 @@ class _Maildir(FileMailbox):
             owner = sizes.ownerOf(uniqueIDFor(base))
             if owner is None:
                 first = min(statuses, key=lambda key: (statuses[key].st_mtime_ns, key))
-                status = statuses[first]
-                claimed = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
-                sizes.claim(uniqueIDFor(base), claimed)
+                oldest = statuses[first]
+                if not doubts:
+                    claimed = Examined(-1, oldest.st_ino, oldest.st_size, oldest.st_mtime_ns)
+                    sizes.claim(uniqueIDFor(base), claimed)
             else:
                 first = next(
                     (
