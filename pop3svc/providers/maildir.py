@@ -791,7 +791,6 @@ class _Maildir(FileMailbox):
         if isSure:
             sizes.buryOthers(listing)
         self._keep(root, sizes, {}, listing)
-        self.shared.sizes.trim()
         # Made here, in a thread.
         listing.listed().prepare()
         return listing, stamp, isDoubtful
