@@ -42,6 +42,10 @@ _GONE = 2000
 # The inode of files of a Maildir that was copied, and the kind of messages that have gone.
 COPIED, GONE = 0, "g"
 
+# Messages that are read to know their first octets, though nobody counted them: to read
+# many costs a session more than all the rest.
+_READ = 20
+
 # (device, inode) of a Maildir
 Key = tuple[int, int]
 
@@ -201,9 +205,11 @@ class MailboxSizes:
 
         @param head: reads the first octets of a message; see L{Examined.isFile}.
         """
+        areFew = len(self.seen) <= _READ
         for uniqueID, examined in list(self.seen.items()):
             if uniqueID not in self.claims:
-                examined = examined._replace(head=examined.head or head(uniqueID))
+                if areFew and not examined.head:
+                    examined = examined._replace(head=head(uniqueID))
                 self.seen[uniqueID] = self._unwritten[uniqueID] = examined
         self._isSeenWritten = True
 
