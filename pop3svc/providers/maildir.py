@@ -773,7 +773,7 @@ class _Maildir(FileMailbox):
             for (base, seconds, microseconds), place in named
             if seconds and base not in several
         ]
-        # Of what is renamed between being listed and being looked at nothing is sure.
+        # A message that is renamed before it is looked at makes the listing unsure.
         doubts: list[Place] = []
         if len(found) < len(named):
             others: dict[str, list[Place]] = {}
@@ -835,7 +835,7 @@ class _Maildir(FileMailbox):
                 if not identify(index, owner, place):
                     renamed[place[2] or -index - 1] = index, owner
             for _ in range(_LOOKS if renamed else 0):
-                # By its inode it is found, whatever its name is now.
+                # The inode finds the message, whatever its name is now.
                 for folder in self.folders:
                     for place in listFolder(root, folder):
                         at = renamed.get(place[2])
@@ -843,7 +843,7 @@ class _Maildir(FileMailbox):
                             del renamed[place[2]]
                 if not renamed or givenUp():
                     break
-            # Whose the others are the next look tells.
+            # The next look tells which messages the others are.
             doubts += [found[index][4] for index, _ in renamed.values()]
         finally:
             for directory in directories.values():

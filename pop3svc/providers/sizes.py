@@ -383,8 +383,10 @@ class MailboxSizes:
             else:
                 self._append(root, unwritten)
         except OSError:
-            # They are counted again another time.
+            # They are written another time.
             self._written = -1
+            if len(unwritten) <= _GONE:
+                self._unwritten = {**unwritten, **self._unwritten}
         self._stamp = _stampOf(root)
 
     def _writeAnew(self, root: int, unwritten: Mapping[str, Examined]) -> None:

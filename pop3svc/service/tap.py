@@ -39,7 +39,7 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.calling import useMonotonicClock
-from pop3svc.files import disk, setPrivileged
+from pop3svc.files import disk, longWork, setPrivileged
 from pop3svc.interfaces import (
     IMailboxStore,
     IPOP3MailboxProvider,
@@ -316,6 +316,7 @@ class POP3Service(Operated):
         super().startService()
         # Now, because there may be no thread to be had later.
         disk().start()
+        longWork().start()
         startHashing()
 
     def stopService(self) -> Deferred[Any]:
