@@ -628,7 +628,6 @@ class _Job:
         """
         if self.isCancelled:
             return _Skipped()
-        self.told = time.monotonic()
         self.hasBegun = True
         _running.job = self
         try:
@@ -673,9 +672,9 @@ class Workers:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # Work that is not over, and that of it which was given up, with the time (seconds)
-        # of that.
-        self._all: dict[_Job, None] = {}
+        # Work that is in a thread now, by those threads; and work that was given up, with
+        # the time (seconds) of that.
+        self._begun: dict[_Job, None] = {}
         self._givenUp: dict[_Job, float] = {}
         # Told when a piece of work is over, for stop().
         self._over = threading.Condition()
@@ -720,7 +719,10 @@ class Workers:
         while (job := jobs.get()) is not None:
             with self._over:
                 self._active += 1
+            job.told = time.monotonic()
+            self._begun[job] = None
             outcome = job.perform()
+            del self._begun[job]
             with self._over:
                 self._active -= 1
                 self._over.notify_all()
@@ -754,8 +756,8 @@ class Workers:
             # What nobody may give up, as a deletion, may hang as well.
             lost += [
                 job
-                for job in self._all
-                if job.hasBegun and job not in self._givenUp and now - job.told > self.LATE
+                for job in list(self._begun)
+                if job not in self._givenUp and now - job.told > self.LATE
             ]
         return lost
 
@@ -811,13 +813,11 @@ class Workers:
         result: Progress[T] = Progress(cancel)
         job.result = result
         self._underWay += 1
-        self._all[job] = None
         self._jobs.put(job)
         return result
 
     def _ended(self, job: _Job, outcome: Any) -> None:
         self._underWay -= 1
-        del self._all[job]
         self._givenUp.pop(job, None)
         if self._threads > self._most + len(self._lost()):
             self._threads -= 1
