@@ -83,12 +83,16 @@ class Listing(dict[str, Place]):
     @ivar links: other names of the same file, by unique-id.
     @ivar isSure: whether nothing moved while it was made, so that what is
         missing has gone.
+    @ivar time: when it was made, nanoseconds, or when its directories had changed last if
+        they are ahead of the clock; 0 if nobody looked.  What was written later was not
+        listed.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
+        self.time = 0
         self._listed: Listed | None = None
 
     def listed(self) -> Listed:

@@ -82,8 +82,9 @@ _LOOKS = 10
 # until that is kept.
 _FEW, _KEPT = 200, 5000
 # Files: while there are no more, each is looked at when they are listed, because a file
-# that was replaced may have got the inode of the one before.
-_STATTED = 1000
+# that was replaced may have got the inode of the one before.  Of more that costs more than
+# all the rest of a listing.
+_STATTED = 100
 # Octets of the directories of a large Maildir.
 _LARGE = 1_000_000
 
@@ -661,7 +662,15 @@ class _Maildir(FileMailbox):
     ) -> bool:
         known = None if self._known is None else self._known.ownerOf(uniqueID)
         if known is None:
-            return place[2] in (0, status.st_ino)
+            if place[2] not in (0, status.st_ino):
+                return False
+            if not self._isLater(uniqueID, status):
+                return True
+            if self._known is not None:
+                # The unique-id goes with the file that had it.
+                self._known.claim(uniqueID, Examined(-1, status.st_ino, kind=GONE))
+                self._dropListing()
+            return False
         if place[2] not in (0, status.st_ino):
             # Another file has the name; a copy that keeps the time is as good.
             return known.modified == status.st_mtime_ns
@@ -670,9 +679,22 @@ class _Maildir(FileMailbox):
         # Somebody has written to it in place, against the rules: it is another message now.
         assert self._known is not None
         self._known.forget(uniqueID)
+        self._dropListing()
+        return False
+
+    def _dropListing(self) -> None:
         if self._key is not None:
             self.shared.listings.drop(self._key)
-        return False
+
+    def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
+        """
+        Was a file delivered after the listing, with the inode of the one that was listed?
+        To rename a file changes the one time, to write it the other, too.
+        """
+        listing = self._listing
+        if not listing.time or uniqueID not in listing:
+            return False
+        return min(status.st_ctime_ns, status.st_mtime_ns) > listing.time
 
     def _content(self, uniqueID: str, descriptor: int, status: os.stat_result) -> Any:
         known = None if self._known is None else self._known.known.get(uniqueID)
@@ -751,10 +773,13 @@ class _Maildir(FileMailbox):
         @return: also, was a message renamed before it was looked at, though all else was
             sure?
         """
+        now = time.time_ns()
         places, seen, isSure, stamp = _scanPlaces(root)
         separator = self._separator = self.shared.separator or separatorOf(places)
         listing = Listing()
         listing.isSure = isSure
+        if isSure:
+            listing.time = max(now, *(each for _, *times in stamp for each in times), 0)
         named = list(zip(_named(places, separator), places, strict=True))
         bases = [base for (base, _, _), _ in named]
         several: set[str] = set()

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.maildir import MaildirStore, separatorOf
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
@@ -35,8 +37,8 @@ def put(maildir: Path, place: str, octets: bytes) -> Path:
     """
     path = maildir / place
     path.write_bytes(octets)
-    time = next(_clock)
-    os.utime(path, ns=(time, time))
+    when = next(_clock)
+    os.utime(path, ns=(when, when))
     return path
 
 
@@ -111,18 +113,23 @@ def test_removedAndDeliveredAgain(maildir: Path) -> None:
         assert BASE + str(isSeen) not in found and b"TWO" in found.values()
 
 
-def test_replacedDuringASession(maildir: Path) -> None:
+@pytest.mark.parametrize("stats", [100, 0])
+def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, stats: int) -> None:
     """
-    What was not listed is neither sent nor deleted.
+    What was not listed is neither sent nor deleted, however large the mailbox is.
     """
+    monkeypatch.setattr(maildirs, "_STATTED", stats)
     for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
         path = put(maildir, f"cur/{BASE}:2,", ONE)
+        os.utime(path)
+        # Until its times tell.
+        time.sleep(0.03)
         client = begin(maildir)
         client.say(b"UIDL")
         if command == b"DELE 1":
             client.say(command)
         path.unlink()
-        put(maildir, f"new/{BASE}", TWO)
+        os.utime(put(maildir, f"new/{BASE}", TWO))
         if command != b"DELE 1":
             assert client.say(command).startswith(b"-ERR That message has gone.")
         assert client.say(b"QUIT").startswith(b"+OK")
@@ -200,6 +207,23 @@ def test_sameSizeAndInode(maildir: Path, command: str) -> None:
         path.unlink()
         put(maildir, f"new/{name}", b"Subject: 2nd\n\n")
         assert name not in listed(maildir)
+
+
+def test_renamedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It is the same message, also if its time is ahead of the clock.
+    """
+    monkeypatch.setattr(maildirs, "_STATTED", 0)
+    path = put(maildir, f"cur/{BASE}:2,", ONE)
+    for when in (None, (9_000_000_000, 9_000_000_000)):
+        os.utime(path, when)
+        time.sleep(0.03)
+        client = begin(maildir)
+        client.say(b"UIDL")
+        if when is None:
+            path = path.rename(maildir / "cur" / f"{BASE}:2,S")
+        assert client.say(b"RETR 1").startswith(b"+OK")
+        client.say(b"QUIT")
 
 
 def test_twoProcesses(maildir: Path) -> None:
