@@ -34,6 +34,34 @@ def _octets(user: str) -> bytes:
     return user.encode("utf-8", "surrogateescape")
 
 
+def _put(
+    table: OrderedDict[str, dict[str, float]],
+    bounds: tuple[int, int],
+    key: str,
+    inner: str,
+    seen: float,
+) -> list[Pair]:
+    """
+    Set the time of an inner key, and make its key the last of the table.
+
+    @param bounds: how many keys the table may have, and how many inner keys each.
+    @return: the oldest pairs, which were taken out because the table was full.
+    """
+    most, each = bounds
+    times = table.setdefault(key, {})
+    table.move_to_end(key)
+    times[inner] = max(seen, times.pop(inner, 0.0))
+    gone: list[Pair] = []
+    if len(times) > each:
+        oldest = min(times, key=times.__getitem__)
+        del times[oldest]
+        gone.append((key, oldest))
+    if len(table) > most:
+        first, itsTimes = table.popitem(last=False)
+        gone += [(first, it) for it in itsTimes]
+    return gone
+
+
 class KnownNetworks:
     """
     Remembers from which networks (IPv4 /24, IPv6 /64) each user has logged in,
@@ -125,17 +153,9 @@ class KnownNetworks:
         return isNews
 
     def _setNetwork(self, username: str, network: str, seen: float) -> None:
-        networks = self._users.setdefault(username, {})
-        self._users.move_to_end(username)
-        networks[network] = max(seen, networks.pop(network, 0.0))
-        if len(networks) > self.EACH:
-            oldest = min(networks, key=networks.__getitem__)
-            del networks[oldest]
-            self._forget(username, oldest)
-        if len(self._users) > self.USERS:
-            gone, itsNetworks = self._users.popitem(last=False)
-            for each in itsNetworks:
-                self._forget(gone, each)
+        bounds = self.USERS, self.EACH
+        for user, itsNetwork in _put(self._users, bounds, username, network, seen):
+            self._forget(user, itsNetwork)
 
     def _isNewSharer(self, address: str, username: str, now: float) -> bool:
         users = self._addresses.get(address)
@@ -149,17 +169,9 @@ class KnownNetworks:
         return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
 
     def _setSharer(self, address: str, username: str, seen: float) -> None:
-        users = self._addresses.setdefault(address, {})
-        self._addresses.move_to_end(address)
-        users[username] = max(seen, users.pop(username, 0.0))
-        if len(users) > self.SHARED:
-            oldest = min(users, key=users.__getitem__)
-            del users[oldest]
-            self._forget(oldest, address)
-        if len(self._addresses) > self.ADDRESSES:
-            gone, itsUsers = self._addresses.popitem(last=False)
-            for each in itsUsers:
-                self._forget(each, gone)
+        bounds = self.ADDRESSES, self.SHARED
+        for where, user in _put(self._addresses, bounds, address, username, seen):
+            self._forget(user, where)
 
     def _note(self, username: str, network: str, seen: float) -> None:
         if self._isWriter:
@@ -241,9 +253,10 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # What was wrong is in the log; it is tried again the next time.
+                # What was wrong is in the log; it is tried again the next time.  A user who
+                # has come back meanwhile is not forgotten.
+                self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
-                self._gone |= gone
             self._writing = {}
             self._saving.release()
 

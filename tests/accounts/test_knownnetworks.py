@@ -198,6 +198,32 @@ def test_writtenLaterAfterAFault(tmp_path: Path) -> None:
     assert kept(tmp_path / "state.db", now).isKnown("alice", "192.0.2.7")
 
 
+def test_comesBackWhileWritingFails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A network is to be forgotten, that cannot be written, and meanwhile the user logs in
+    from there again.
+    """
+    monkeypatch.setattr(KnownNetworks, "EACH", 1)
+    now = Now()
+    state = State(str(tmp_path / "state.db"))
+    known = KnownNetworks(state, True, Inline(), now)
+    known.add("alice", "192.0.2.7")
+    done(known.save())
+    now.seconds += 1
+    known.add("alice", "198.51.100.7")
+
+    def failing(statement: str, rows: Any) -> bool:
+        now.seconds += 1
+        known.add("alice", "192.0.2.7")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state, "write", failing)
+        done(known.save())
+    done(known.save())
+    assert kept(tmp_path / "state.db", now).isKnown("alice", "192.0.2.7")
+
+
 def test_onlyOneWrites(tmp_path: Path) -> None:
     now = Now()
     reader = kept(tmp_path / "state.db", now, isWriter=False)
