@@ -462,11 +462,10 @@ def test_clientLostWhileItIsCounted(maildir: Path) -> None:
     conversation(Anybody(other), ALICE + "C: STAT\nS: +OK 9 102\nC: QUIT\nS: +OK…")
 
 
-def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def examinations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
-    A count that is given up keeps what it has, and the next goes on from there.
+    @return: the sizes of the files that are read to be counted, as they are.
     """
-    monkeypatch.setattr(maildirs, "_KEPT", 2)
     examined: list[int] = []
     examine = maildirs.examine
 
@@ -475,6 +474,15 @@ def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return examine(descriptor, size)
 
     monkeypatch.setattr(maildirs, "examine", counting)
+    return examined
+
+
+def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A count that is given up keeps what it has, and the next goes on from there.
+    """
+    monkeypatch.setattr(maildirs, "_KEPT", 2)
+    examined = examinations(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(maildirs, "givenUp", lambda: len(examined) >= 4)
         client = begin(maildir)
@@ -490,14 +498,7 @@ def test_countedOnceForAll(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> No
     A session that comes while another one's count is under way waits for that.
     """
     monkeypatch.setattr(maildirs, "_FEW", 0)
-    examined: list[int] = []
-    examine = maildirs.examine
-
-    def counting(descriptor: int, size: int) -> Any:
-        examined.append(size)
-        return examine(descriptor, size)
-
-    monkeypatch.setattr(maildirs, "examine", counting)
+    examined = examinations(monkeypatch)
     runner = Threads()
     store = MaildirStore(str(maildir.parent), readOnly=True, runner=runner)
     clients = [conversation(Anybody(store), ALICE) for _ in range(3)]
