@@ -1,5 +1,5 @@
 """
-Failed logins: counted by address and by user, and when there are too many.
+Failed logins, counted by address and by user, and the limits on them.
 """
 
 from __future__ import annotations

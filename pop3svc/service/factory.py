@@ -209,7 +209,7 @@ class POP3Factory(ServerFactory):
 
     def expect(self, waiting: Any) -> bool:
         """
-        Somebody is there who has yet to say who it is.
+        A connection is open whose PROXY header has not come yet.
 
         @param waiting: has an C{address}, and can be told to C{abort} with a reason.
         @return: is there room?
@@ -222,7 +222,7 @@ class POP3Factory(ServerFactory):
 
     def expectNoMore(self, waiting: Any) -> None:
         """
-        That has said who it is, or left.
+        The header has come, or the connection is over.
         """
         self._expected.discard(waiting)
         self.strangers.discard(waiting)

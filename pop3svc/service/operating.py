@@ -1,6 +1,6 @@
 """
-What an operator does to a service that runs: its log, and the signals that ask to read
-again what it was configured by.
+What an operator needs of a service that runs: its log, and the signals that have it read
+its configuration again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | None) -> Log | None:
     """
-    Open the log that twistd's options ask for, as twistd would: but one that is only
-    appended to, can be opened anew, and never waits for who reads it.
+    Open the log that twistd's options ask for.  Unlike twistd's own it is only appended to,
+    can be opened anew, and never waits for its reader.
 
     @param twistd: its options.
     @param owner: the user and group that a new file is for.

@@ -24,17 +24,17 @@ from pop3svc.files import openReplaceable
 
 __all__ = ["Opener", "changeableBy", "openTo", "startOpener", "unreadable"]
 
-# Seconds that an answer may take, and for which nobody is asked who gave none: a login
-# waits for it.
+# Seconds that an answer may take, because a login waits for it.
 _PATIENCE = 2.0
+# Seconds without another question after one that was not answered.
 _REST = 60.0
 _MOST_LINKS = 40
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try in a process of its own which files another user cannot open; so that groups,
-    lists and mounts count as they will.
+    Try in a process of its own which files another user cannot open: that counts groups,
+    access control lists and mounts, too.
 
     @return: those of the paths.
     """

@@ -293,7 +293,7 @@ class POP3Service(Operated):
         self._accepting.add(port)
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)
-        # Of whatever port a connection comes.
+        # All ports have to, because a connection does not tell from which one it came.
         self.factory.portsKeepAlive = handsOn and (
             len(self.ports) == 1 or self.factory.portsKeepAlive
         )

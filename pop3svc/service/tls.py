@@ -111,8 +111,8 @@ WARNINGS = (21, 7, 1, 0)
 
 def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
     """
-    @return: when the first of a chain ends.  Of an authority's own at its end nobody
-        asks that.
+    @return: when the first certificate of a chain ends.  An authority's own at the end of
+        the chain does not count, because clients trust their own copy of it.
     """
     first, *others = chain
     others = [each for each in others if each.issuer != each.subject]

@@ -362,8 +362,8 @@ class Supervisor(Operated):
                 _TO_PARENT + 1,
             )
         )
-        # A worker that is about to begin has no handlers for them yet, but what is
-        # blocked stays so; it lets them in when it has.
+        # A worker that is about to begin has no handlers for these signals yet.  Blocked
+        # signals stay blocked in it until it has some.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.NUMBERS)
         try:
             self.clock.spawnProcess(
