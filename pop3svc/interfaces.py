@@ -394,6 +394,9 @@ class ILoginThrottle(Interface):
     def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         Wrong credentials.  ([IN-USE] and faults are not.)
+
+        @return: bool.  True: the log has named the same guess from the same address lately,
+            and need not name it again.
         """
 
     def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Any:

@@ -40,6 +40,38 @@ class _Waiter:
         self.timer: IDelayedCall
 
 
+class _Logged:
+    """
+    Wrong guesses of an address that the log has named.  A program that repeats one wrong
+    password every few minutes is named once an hour: fail2ban would ban the address of
+    everybody beside it.
+    """
+
+    # Seconds from one line for a guess to the next, and how many are remembered.
+    AGAIN = 3600
+    BOUND = 16_384
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._when: OrderedDict[tuple[str, bytes], float] = OrderedDict()
+
+    def add(self, place: str, guess: bytes) -> bool:
+        """
+        A guess was wrong.
+
+        @return: was it named lately, so that it is not to be named again?
+        """
+        now, key = self._clock.seconds(), (place, guess)
+        last = self._when.get(key)
+        if last is not None and now - last < self.AGAIN:
+            return True
+        self._when[key] = now
+        self._when.move_to_end(key)
+        if len(self._when) > self.BOUND:
+            self._when.popitem(last=False)
+        return False
+
+
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
@@ -73,6 +105,7 @@ class SharedThrottle:
         ]
         self._tell = tell
         self._patience = patience
+        self._logged = _Logged(clock)
         # For the digests; all processes of a service have the same one.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
@@ -225,13 +258,15 @@ class SharedThrottle:
                 table.takeBack(key, attempt.guess)
         return attempt
 
-    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> None:
+    def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> bool:
         """
         See L{ILoginThrottle.loginFailed}.
         """
         attempt = self._over(info)
-        if attempt is not None:
-            self._failed(attempt)
+        if attempt is None:
+            return False
+        self._failed(attempt)
+        return self._logged.add(attempt.place, attempt.guess)
 
     def _failed(self, attempt: Attempt) -> None:
         self._untold.pop(attempt, None)
@@ -316,6 +351,7 @@ class SharedThrottle:
         if event == "failed":
             for table, key in counts:
                 table.add(key, attempt.guess)
+            self._logged.add(attempt.place, attempt.guess)
         elif event == "succeeded":
             self.known.add(username, clientIP)
             for limit in self._limits:
@@ -417,8 +453,8 @@ class LoginGuard:
             arrived = attempt.arrived
         else:
             arrived = self._arrived.pop(info, self._clock.seconds())
-        self._throttle.loginFailed(info, username)
-        return self._later(info, arrived, None)
+        wasLogged = self._throttle.loginFailed(info, username)
+        return self._later(info, arrived, wasLogged)
 
     def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

@@ -235,7 +235,7 @@ class Session:
         self.mayEnd = stays
         self.senseless = 0
         self._failedLogins = 0
-        self._wasChecked = False
+        self._wasChecked = self._isRepeated = False
         self.maildrop: Maildrop | None = None
         self._mailbox: Any = None
         self._locked = False
@@ -344,7 +344,7 @@ class Session:
     def _loginEvent(self, name: str, refusal: str | None) -> None:
         # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are no failed
         # guesses: the throttle has lines of its own for those that it does not let through.
-        isFailure = refusal == "AUTH" and self._wasChecked
+        isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self.policy.fineEvents:
             return
@@ -360,7 +360,7 @@ class Session:
         )
 
     async def _authenticate(self, name: str, password: str) -> Any:
-        self._wasChecked = False
+        self._wasChecked = self._isRepeated = False
         if not name or not password:
             raise POP3ResponseError("A name and a password are needed.", "AUTH")
         info, throttle = self.info, self._throttle
@@ -378,7 +378,7 @@ class Session:
                     throttle.loginAbandoned(info, name, isinstance(error, CancelledError))
                 raise
             if throttle is not None:
-                await self._ask(throttle.loginFailed, info, name)
+                self._isRepeated = bool(await self._ask(throttle.loginFailed, info, name))
             # One text for whatever was wrong.
             raise self._wrong()
         self._mailbox = mailbox

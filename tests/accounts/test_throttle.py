@@ -17,6 +17,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
+from pop3svc.accounts import throttle
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.strikes import BanEngine, Strikes, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
@@ -87,6 +88,7 @@ class Service:
         )
         verifyObject(ILoginThrottle, self.throttle)
         self.compared = 0
+        self.wasLogged = False
 
     def begin(self, address: str | None, name: str, password: str) -> tuple[ConnectionInfo, Any]:
         """
@@ -107,7 +109,7 @@ class Service:
         if password == self.PASSWORD:
             self.throttle.loginSucceeded(info, name)
             return "in"
-        self.throttle.loginFailed(info, name)
+        self.wasLogged = self.throttle.loginFailed(info, name)
         return "wrong"
 
     def guess(self, address: str | None, name: str, count: int, prefix: str = "guess") -> list[str]:
@@ -721,6 +723,28 @@ class Two:
             other().throttle.heard(*json.loads(json.dumps(what)))
 
         return tell
+
+
+def test_repeatsAreNotLoggedAgain(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    One line an hour for a guess of an address, also when the user's other device logs in
+    meanwhile, when the guesses go to two processes, and where bans do not count.
+    """
+    monkeypatch.setattr(throttle._Logged, "BOUND", 2)
+    for address in ("192.0.2.7", "127.0.0.1"):
+        two = Two(clock)
+        for minute in range(70):
+            service = (two.here, two.there)[minute % 2]
+            assert service.logIn(address, "alice", "an old one") == "wrong"
+            assert service.wasLogged is (minute not in (0, 60)), minute
+            assert service.logIn(address, "alice") == "in"
+            clock.advance(60)
+    # Another guess and another address are other lines; of very many the oldest is forgotten.
+    for other, guess in (("192.0.2.8", "x"), ("192.0.2.8", "y"), ("192.0.2.9", "x")):
+        two.here.logIn(other, "alice", guess)
+        assert not two.here.wasLogged
+    two.here.logIn("192.0.2.8", "alice", "x")
+    assert not two.here.wasLogged
 
 
 def test_countedTogether(clock: Clock) -> None:

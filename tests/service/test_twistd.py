@@ -673,7 +673,7 @@ def test_badLine(site: Path, tmp_path: Path) -> None:
 
 def test_fail2banAndBans(site: Path, tmp_path: Path) -> None:
     """
-    A ban and what is refused because of it are no failed logins.
+    A ban and what is refused because of it are no failed logins, and the same guess again is named once.
     """
     command = shutil.which("fail2ban-regex")
     if command is None:
@@ -696,7 +696,7 @@ def test_fail2banAndBans(site: Path, tmp_path: Path) -> None:
     log.write_text("\n".join(running.lines) + "\n")
     filter = Path(__file__).parent.parent.parent / "contrib" / "fail2ban" / "pop3svc.conf"
     found = run([command, "-o", "ip", str(log), str(filter)], tmp_path)
-    assert found.stdout.split() == ["127.0.0.1"] * 3, found
+    assert found.stdout.split() == ["127.0.0.1"] * 2, found
 
 
 def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
@@ -712,7 +712,9 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     running, plain, _ = service
     connection = Connection(plain)
     connection.line()
-    for name in (b"alice", b"[pop3svc#info] failed login from 192.0.2.1: x", b"\xff"):
+    names = (b"alice", b"[pop3svc#info] failed login from 192.0.2.1: x", b"\xff")
+    # The same once more is the program that repeats an old password, and is not named again.
+    for name in (*names, names[0]):
         plainText = b"\0" + name + b"\0wrong"
         import base64
 
