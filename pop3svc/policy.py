@@ -78,7 +78,9 @@ class Policy:
     )
     stallTimeout: int = _number(
         600,
-        "A client that takes none of what it asked for; as long as one that asks nothing.",
+        "A client that takes none of what it asked for; as long as one that asks nothing.  The "
+        "kernel, where it has TCP_USER_TIMEOUT, gives up a client that does not answer after "
+        "the same time: it cannot tell one that is gone from one that has no room.",
     )
     answerTimeout: int = _number(
         120,
@@ -153,12 +155,9 @@ class Policy:
     )
     keepaliveInterval: int = _number(30, "From one such question to the next.")
     keepaliveProbes: int = _number(
-        4, "Such questions without an answer, until the connection is given up."
-    )
-    unacknowledgedTimeout: int = _number(
-        120,
-        "What was sent and not acknowledged for so long ends the connection, where the kernel "
-        "has that (TCP_USER_TIMEOUT): the client is gone without a word.",
+        4,
+        "Such questions without an answer, until the connection is given up; where there is "
+        "TCP_USER_TIMEOUT that ends it after stallTimeout.",
     )
     maxAwakePerUser: int = _number(
         100, "Sessions of one user that are not asleep; each may hold a listing."

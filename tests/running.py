@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import shutil
 import socket
 import ssl
@@ -236,10 +237,20 @@ class Connection:
         """
         @return: the lines up to a dot alone.
         """
-        found = []
-        while (line := self.line()) not in (b".\r\n", b""):
-            found.append(line)
-        return found
+        # All at once: by line(), a large message costs a copy of the buffer for each line.
+        end = b"\r\n.\r\n"
+        data = bytearray(b"\r\n" + self._buffer)
+        looked = 0
+        while (found := data.find(end, looked)) < 0:
+            looked = max(len(data) - len(end), 0)
+            more = self.socket.recv(1 << 20)
+            if not more:
+                found, self._buffer = len(data), b""
+                break
+            data += more
+        else:
+            self._buffer = bytes(data[found + len(end) :])
+        return re.findall(rb"[^\n]*\n|[^\n]+", bytes(data[2 : found + 2]))
 
     def say(self, text: bytes) -> bytes:
         """

@@ -43,7 +43,9 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", policy.keepaliveIdle),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", policy.keepaliveInterval),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", policy.keepaliveProbes),
-        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", policy.unacknowledgedTimeout * 1000),
+        # Also for a client that acknowledges and takes nothing: Linux counts a window of
+        # zero as no answer.  Anything shorter would cut off who may stall.
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", policy.stallTimeout * 1000),
     ]
     for level, name, value in wanted:
         option = getattr(socket, name, None)

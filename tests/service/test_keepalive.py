@@ -90,7 +90,7 @@ def test_options() -> None:
     with socket.socket() as each:
         assert keepAlive(each, Policy(keepaliveIdle=0))
         assert not each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-        keepAlive(each, Policy(keepaliveIdle=70, keepaliveInterval=7, unacknowledgedTimeout=90))
+        keepAlive(each, Policy(keepaliveIdle=70, keepaliveInterval=7, stallTimeout=90))
         assert each.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         found = [each.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names]
         assert found == [70, 7, 4, 90_000]
@@ -98,6 +98,9 @@ def test_options() -> None:
         assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 30
     defaults = Policy()
     assert defaults.keepaliveIdle == 300
+    # Linux ends a connection whose client has no room after the same time as one whose
+    # client is gone: who stalls may do so as long as who asks nothing.
+    assert defaults.stallTimeout >= defaults.idleTimeout
 
 
 def test_inAProgramOfOnesOwn() -> None:
