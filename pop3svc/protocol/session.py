@@ -224,6 +224,7 @@ class Session:
         self.commands = commands
         self.mayStartTLS = mayStartTLS
         self._clock = clock
+        self._seconds = clock.seconds
         self._admit = admit
         self._dismiss: Callable[[bool], object] | None = None
         self._isIn = False
@@ -259,15 +260,14 @@ class Session:
 
         @return: its value, or a Deferred.
         """
-        seconds = self._clock.seconds
-        began = seconds()
+        seconds = self._seconds
+        late = seconds() + HELD
         try:
             answer = call(*arguments)
             return begun(answer) if isLater(answer) else answer
         finally:
-            held = seconds() - began
-            if held > HELD:
-                remarkHeld(call, held)
+            if seconds() > late:
+                remarkHeld(call, seconds() - late + HELD)
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         answer = self._call(call, *arguments)

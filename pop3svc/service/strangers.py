@@ -54,8 +54,8 @@ class Strangers(MutableSet[Any]):
         Somebody has logged in, or left.
         """
         network = networkOf(each.address)
-        those = self._networks.get(network, {})
-        if each in those:
+        those = self._networks.get(network)
+        if those is not None and each in those:
             del those[each]
             self._count -= 1
             self._move(network, len(those) + 1, len(those))
@@ -63,15 +63,19 @@ class Strangers(MutableSet[Any]):
                 del self._networks[network]
 
     def _move(self, network: str, before: int, now: int) -> None:
+        by = self._by
         if before:
-            del self._by[before][network]
-            if not self._by[before]:
-                del self._by[before]
+            those = by[before]
+            del those[network]
+            if not those:
+                del by[before]
         if now:
-            self._by.setdefault(now, {})[network] = None
-        self._most = max(self._most, now)
-        if self._most not in self._by:
-            # It had the most, and has one fewer.
+            if now in by:
+                by[now][network] = None
+            else:
+                by[now] = {network: None}
+        if now > self._most or self._most not in by:
+            # It has the most now, or had it and has one fewer.
             self._most = now
 
     def longestWaiting(self) -> Any:
