@@ -32,7 +32,7 @@ from bench.twistedmail import POP3Factory as TwistedMailFactory
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
-from pop3svc.calling import Turns
+from pop3svc.awaiting import TimeSlice
 from pop3svc.protocol import connection
 from pop3svc.protocol.connection import POP3Connection
 from pop3svc.providers.maildir import MaildirStore
@@ -194,7 +194,7 @@ def main() -> None:
         observer: Any = textFileLogObserver(log)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         # No reactor runs that others could wait for.
-        Turns.SLICE = float("inf")
+        TimeSlice.SLICE = float("inf")
         site(Path(directory))
         parts = Parts(Path(directory))
         for _ in range(3):

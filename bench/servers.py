@@ -248,7 +248,7 @@ class Pop3svc(Server):
             *("--auth", f"passwd:{self.site.users}"),
             *("--certificate", str(self.site.certificate), "--private-key", str(self.site.key)),
             *("--data", str(self.home / "data")),
-            *("--set", "maxConnections=20000", "--set", "maxStrangers=20000"),
+            *("--set", "maxConnections=20000", "--set", "maxUnauthenticated=20000"),
             *self.options,
         ]
 

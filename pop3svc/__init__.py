@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pop3svc.ondemand import onDemand
+from pop3svc.lazyimports import onDemand
 
 if TYPE_CHECKING:
     from pop3svc.errors import POP3ResponseError

@@ -15,10 +15,10 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, Workers, givenUp, tellProgress
+from pop3svc.awaiting import BoundedThreadPool, Executor, isCancelled, tellProgress
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
-from pop3svc.octets import DOT_LINE, OctetCount, bareLineFeeds
+from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
 
 __all__ = [
     "FileBlocks",
@@ -26,9 +26,9 @@ __all__ = [
     "closeQuietly",
     "countOctets",
     "disk",
-    "examine",
-    "haveSettled",
+    "isStampTrustworthy",
     "longWork",
+    "measure",
     "openDirectory",
     "openFile",
     "openRegular",
@@ -59,20 +59,20 @@ _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 # One read for each connection at most, and connections are counted elsewhere.
-_disk = Workers("pop3svc-disk", threads=8, waiting=100_000)
+_disk = BoundedThreadPool("pop3svc-disk", threads=8, waiting=100_000)
 # What may take minutes has threads of its own, so that short work finds one: two,
 # because more of it at once is no faster.
-_longWork = Workers("pop3svc-long", threads=2, waiting=10_000)
+_longWork = BoundedThreadPool("pop3svc-long", threads=2, waiting=10_000)
 
 
-def disk() -> Workers:
+def disk() -> BoundedThreadPool:
     """
     @return: the threads in which files are read and written.
     """
     return _disk
 
 
-def longWork() -> Workers:
+def longWork() -> BoundedThreadPool:
     """
     @return: the threads for what may take long, as to count a large mailbox.
     """
@@ -253,7 +253,7 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
     return stamp
 
 
-def haveSettled(latest: int) -> bool:
+def isStampTrustworthy(latest: int) -> bool:
     """
     What has changed so recently may change again without its times telling.
 
@@ -295,10 +295,10 @@ def countOctets(descriptor: int) -> int:
 
     @raise OSError: it was given up, or cannot be read.
     """
-    return examine(descriptor, os.fstat(descriptor).st_size)[0]
+    return measure(descriptor, os.fstat(descriptor).st_size)[0]
 
 
-def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
+def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     """
     Read a file and count its octets as they will be sent.  Blocks: not for
     the reactor thread.
@@ -308,7 +308,7 @@ def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         the last one there, and no line begins with a dot), and the first 1,024 octets.
     @raise OSError: it was given up, or cannot be read.
     """
-    if givenUp():
+    if isCancelled():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
     tellProgress()
     if size <= _BLOCK:
@@ -316,11 +316,11 @@ def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
             return *_examined(block), block[:1024]
-    count = OctetCount()
+    count = WireSizeCounter()
     offset, last, hasDots = 0, b"\n", False
     first = b""
     while offset < size:
-        if givenUp():
+        if isCancelled():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         # What is no data is NULs, however many: they need no reading.
         data = _nextData(descriptor, offset, size)
@@ -341,13 +341,13 @@ def examine(descriptor: int, size: int) -> tuple[int, bool, bytes]:
 
 def _examined(whole: bytes) -> tuple[int, bool]:
     """
-    As L{examine}, of a message that is all there.
+    As L{measure}, of a message that is all there.
     """
-    octets = len(whole) + bareLineFeeds(whole)
+    octets = len(whole) + countBareLF(whole)
     if not whole.endswith(b"\n") and whole:
         octets += 2
-    isAsSent = octets == len(whole) and whole[:1] != b"." and DOT_LINE.search(whole) is None
-    return octets, isAsSent
+    isWireReady = octets == len(whole) and whole[:1] != b"." and DOT_LINE.search(whole) is None
+    return octets, isWireReady
 
 
 def peek(descriptor: int, octets: int) -> bytes | None:
@@ -385,11 +385,11 @@ class FileBlocks:
         self,
         descriptor: int,
         closing: Callable[[], object],
-        runner: Runner | None = None,
+        runner: Executor | None = None,
         offset: int = 0,
         length: int | None = None,
         hasLineEnds: bool = False,
-        isAsSent: bool = False,
+        isWireReady: bool = False,
         group: Hashable = None,
     ) -> None:
         """
@@ -399,12 +399,12 @@ class FileBlocks:
         @param length: octets to read, all that are there now if L{None}; if
             fewer are there when they are read that is an error.
         @param hasLineEnds: are these octets whole lines that end with CRLF?
-        @param isAsSent: and does none of them begin with a dot?
-        @param group: of work on the same mailbox; see L{Runner.run}.
+        @param isWireReady: and does none of them begin with a dot?
+        @param group: of work on the same mailbox; see L{Executor.run}.
         """
         self._group = group
         self.hasLineEnds = hasLineEnds
-        self.isAsSent = isAsSent
+        self.isWireReady = isWireReady
         self._descriptor = descriptor
         self._closing = closing
         self._runner = disk() if runner is None else runner

@@ -23,7 +23,6 @@ from zope.interface import Attribute, Interface
 
 __all__ = [
     "IAccountStatus",
-    "IBearerTokens",
     "IBulkMessageSizes",
     "IChunkedContent",
     "IExclusiveMailbox",
@@ -37,10 +36,10 @@ __all__ = [
     "IPOP3ConnectionInfo",
     "IPOP3Mailbox",
     "IPOP3MailboxProvider",
-    "IPOP3ProviderMaker",
+    "IPOP3ProviderPlugin",
     "IReadOnlyMailbox",
     "IReloading",
-    "IScramVerifiers",
+    "ISleepingMailbox",
 ]
 
 # Most methods may be late: "Any" stands for the value named in @return, a
@@ -88,7 +87,7 @@ class IPOP3Mailbox(Interface):
         @return: iterable of str, in message-number order, each 1 to 70
             characters of "!" to "~", not "_" alone, no two alike (RFC 1939
             section 7).  Anything else is a provider bug and ends the login.
-            A L{pop3svc.listings.Listed} is checked once, when it is made: a
+            A L{pop3svc.listings.UniqueIDList} is checked once, when it is made: a
             mailbox may return the same one as long as nothing has changed.
         """
 
@@ -186,12 +185,12 @@ class IExclusiveMailbox(Interface):
     unlock at SLEE, QAUT, QUIT and when the client is lost.
     """
 
-    def lock(info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Any:
+    def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Any:
         """
         If the call is cancelled before it has answered, the store gives back
         what it got by itself: C{unlock} follows only a lock that succeeded.
 
-        @param surrender: callable without arguments, called by the store in
+        @param requestRelease: callable without arguments, called by the store in
             the reactor thread when another session of the same user waits for
             the lock; returns bool: this session will end itself and unlock.
         @raise POP3ResponseError: code C{"IN-USE"}: somebody else holds it.
@@ -225,7 +224,7 @@ class ISleepingMailbox(Interface):
     sleeping session holds no listing.
     """
 
-    def fallAsleep(info: IPOP3ConnectionInfo) -> Any:
+    def onSleep(info: IPOP3ConnectionInfo) -> Any:
         """
         Called at SLEE after any deletion, before C{unlock}.  Until the next
         listing no unique-id is passed in.  Must not fail; if it does it
@@ -318,38 +317,14 @@ class IAccountStatus(Interface):
     A provider that can tell whether a sleeping user may still come back.
     """
 
-    def loginMark(info: IPOP3ConnectionInfo, username: str) -> Any:
+    def credentialsVersion(info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         @return: str that changes when the account's credentials change.
         """
 
-    def mayStay(info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
         """
         @return: bool: the account exists and the mark is still its mark.
-        """
-
-
-class IScramVerifiers(Interface):
-    """
-    Keeps SCRAM verifiers.  Turns on SCRAM-SHA-256 (and -PLUS over TLS).
-    """
-
-    def scramVerifier(info: IPOP3ConnectionInfo, username: str) -> Any:
-        """
-        @return: salt, iteration count, stored key and server key, or None if
-            there is no such user.  (The service goes through the motions all
-            the same, so that neither reply nor timing tells.)
-        """
-
-
-class IBearerTokens(Interface):
-    """
-    Judges bearer tokens.  Turns on OAUTHBEARER and XOAUTH2.
-    """
-
-    def usernameForToken(info: IPOP3ConnectionInfo, token: str) -> Any:
-        """
-        @return: str, or None to refuse.
         """
 
 
@@ -426,7 +401,7 @@ class IReloading(Interface):
         """
 
 
-class IPOP3ProviderMaker(Interface):
+class IPOP3ProviderPlugin(Interface):
     """
     Makes a provider from a command-line string.  Also provide C{IPlugin}, and
     stand in C{twisted.plugins}.

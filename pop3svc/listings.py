@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 
-__all__ = ["BadListing", "Listed", "areUniqueIDs", "countDistinct", "isUniqueID", "slices"]
+__all__ = ["BadListing", "UniqueIDList", "areUniqueIDs", "countDistinct", "isUniqueID", "slices"]
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
@@ -78,7 +78,7 @@ def countDistinct(texts: list[str]) -> int:
     return len(distinct)
 
 
-class Listed:
+class UniqueIDList:
     """
     Unique-ids in the order of message numbers.  Never changed: a mailbox that
     returns the same one as long as nothing has changed has all its sessions

@@ -101,7 +101,7 @@ class Policy:
     maxAuthLineLength: int = _number(
         12288, "A line inside AUTH with its CRLF: bearer tokens are long.", least=255
     )
-    maxSenselessCommands: int = _number(
+    maxBadCommands: int = _number(
         20,
         "Unknown, misplaced or malformed commands in a row: no client that speaks POP3 "
         "gets there, one that speaks something else does.",
@@ -121,7 +121,7 @@ class Policy:
         "Failed logins for one user from one network (IPv4 /24, IPv6 /64) until it is "
         "refused there.",
     )
-    strangerStrikes: int = _number(
+    unknownNetworkStrikes: int = _number(
         30,
         "Failed logins for one user from all networks that the user never came from: these "
         "are refused then, the user's own are not.",
@@ -137,7 +137,7 @@ class Policy:
     maxConnections: int = _number(
         10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
     )
-    maxStrangers: int = _number(
+    maxUnauthenticated: int = _number(
         2_000,
         "Connections before login: clients log in within seconds, scanners never.  At the limit "
         "the longest waiting of the network (IPv6: /64) with the most of them makes room.",
@@ -168,7 +168,7 @@ class Policy:
         "polls should rather sleep.",
         least=0,
     )
-    restartLongest: int = _number(
+    maxRestartDelay: int = _number(
         60,
         "With --workers, one that has died is started again after 1, 2, 4, ... seconds, and "
         "after so many at last: what fails each time costs little then, and what passes is over "
@@ -180,7 +180,7 @@ class Policy:
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."
     )
-    fineEvents: int = _number(
+    verboseEvents: int = _number(
         0,
         "1: an event for each connection, login and command, beside those for what fails or is "
         "over; they cost more than most commands do.",

@@ -60,9 +60,7 @@ class State:
                 raise ValueError(f"{path}: {error}")
             aside = f"{path}.damaged"
             os.replace(path, aside)
-            log.error(
-                "{path} is damaged; it is kept as {aside} and begun anew", path=path, aside=aside
-            )
+            log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
             # It is opened again when it is needed: twistd forks and gives up its privileges

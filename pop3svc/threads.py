@@ -13,10 +13,9 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import blockingCallFromThread
 from zope.interface import directlyProvides, implementer, providedBy
 
-from pop3svc.calling import Runner, Workers
+from pop3svc.awaiting import BoundedThreadPool, Executor
 from pop3svc.interfaces import (
     IAccountStatus,
-    IBearerTokens,
     IChunkedContent,
     IFileContent,
     IMailboxLogout,
@@ -26,7 +25,6 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
     IReloading,
-    IScramVerifiers,
 )
 
 __all__ = ["InThreads"]
@@ -39,8 +37,6 @@ _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
     IAccountStatus,
-    IScramVerifiers,
-    IBearerTokens,
     IReloading,
 )
 
@@ -54,7 +50,7 @@ class InThreads:
     """
 
     def __init__(
-        self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Runner | None = None
+        self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Executor | None = None
     ) -> None:
         """
         @param provider: L{IPOP3MailboxProvider} or L{IMailboxStore}; this is then the
@@ -71,7 +67,9 @@ class InThreads:
         directlyProvides(self, *abilities)
         self._provider = provider
         self.name: str = provider.name
-        self._runner = Workers("pop3svc-provider", threads, waiting) if runner is None else runner
+        self._runner = (
+            BoundedThreadPool("pop3svc-provider", threads, waiting) if runner is None else runner
+        )
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
@@ -104,9 +102,9 @@ class _Mailbox:
     back whenever it likes.
     """
 
-    def __init__(self, mailbox: Any, runner: Runner, group: tuple[str, str]) -> None:
+    def __init__(self, mailbox: Any, runner: Executor, group: tuple[str, str]) -> None:
         """
-        @param group: see L{Runner.run}: while a call for a user hangs, another one gets no
+        @param group: see L{Executor.run}: while a call for a user hangs, another one gets no
             thread.
         """
         self._mailbox = mailbox
@@ -130,7 +128,7 @@ class _Mailbox:
         call = getattr(self._mailbox, name)
         return lambda *arguments: self._run(call, *arguments)
 
-    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Deferred[None]:
+    def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Deferred[None]:
         """
         See L{pop3svc.interfaces.IExclusiveMailbox.lock}.
         """
@@ -139,10 +137,10 @@ class _Mailbox:
 
         def ask() -> Any:
             if get_ident() == reactorThread:
-                return surrender()
+                return requestRelease()
             from twisted.internet import reactor
 
-            return blockingCallFromThread(IReactorFromThreads(reactor), surrender)
+            return blockingCallFromThread(IReactorFromThreads(reactor), requestRelease)
 
         locked: Deferred[None] = self._run(
             self._mailbox.lock,

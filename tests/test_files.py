@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pop3svc import files
-from pop3svc.files import examine, readReplaceable, setPrivileged, stampOf
+from pop3svc.files import measure, readReplaceable, setPrivileged, stampOf
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n"]), max_size=30).map(b"".join))
@@ -31,7 +31,7 @@ def test_examine(message: bytes) -> None:
     try:
         os.write(descriptor, message)
         wanted = len(sent), stuffed == message, message[:1024]
-        assert examine(descriptor, len(message)) == wanted
+        assert measure(descriptor, len(message)) == wanted
     finally:
         os.close(descriptor)
 

@@ -17,7 +17,7 @@ from zope.interface import classImplements, implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.calling import Workers, begin
+from pop3svc.awaiting import BoundedThreadPool, startNow
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
@@ -61,7 +61,7 @@ class SleepingMailbox(MemoryMailbox):
 
     isAsleep = False
 
-    def fallAsleep(self, info: Any) -> None:
+    def onSleep(self, info: Any) -> None:
         self.isAsleep = True
 
     def listMessageUniqueIDs(self, info: Any) -> Any:
@@ -104,7 +104,7 @@ class StoreContract(MailboxContract, PlainTestCase):
 
     def again(self) -> Any:
         made: Any = InThreads(self.store, runner=Inline())
-        opened = begin(made.openMailbox(ConnectionInfo(1, None, False), "alice"))
+        opened = startNow(made.openMailbox(ConnectionInfo(1, None, False), "alice"))
         if isinstance(opened, Deferred):
             opened = opened.result
         verifyObject(ISleepingMailbox, opened)
@@ -135,7 +135,7 @@ def test_neither() -> None:
     with pytest.raises(TypeError, match="neither IPOP3MailboxProvider nor IMailboxStore"):
         InThreads(object())
     with pytest.raises(AttributeError):
-        InThreads(Store(), runner=Inline()).mayStay
+        InThreads(Store(), runner=Inline()).isStillValid
 
 
 def test_contentOfAnyKind() -> None:
@@ -162,7 +162,7 @@ def test_contentOfAnyKind() -> None:
 
 class RealThreads(TestCase):
     def setUp(self) -> None:
-        self.workers = Workers("test", 4, 100)
+        self.workers = BoundedThreadPool("test", 4, 100)
         self.addCleanup(self.workers.stop)
 
     async def test_oneAtATime(self) -> None:
@@ -193,7 +193,7 @@ class RealThreads(TestCase):
         self.assertEqual(await second, [])
         self.assertEqual(max(most), 1)
 
-    async def test_surrender(self) -> None:
+    async def test_requestRelease(self) -> None:
         """
         It is asked in the reactor's thread.
         """
@@ -205,11 +205,11 @@ class RealThreads(TestCase):
         assert IExclusiveMailbox.providedBy(first)
         asked: Deferred[Any] = Deferred()
 
-        def surrender() -> bool:
+        def requestRelease() -> bool:
             asked.callback(threading.current_thread() is threading.main_thread())
             return False
 
-        await first.lock(info, surrender)
+        await first.lock(info, requestRelease)
         with self.assertRaises(Exception):
             await second.lock(info, lambda: False)
         self.assertTrue(await asked)

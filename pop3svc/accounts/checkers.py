@@ -13,7 +13,7 @@ from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import implementer
 
 from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
-from pop3svc.calling import settle
+from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
     IAccountStatus,
     IMailboxStore,
@@ -67,7 +67,7 @@ class AccountsProvider:
             if attempt is not None and not self._tells[index]:
                 attempt.isGuess = True
             try:
-                avatarID = await settle(checker.requestAvatarId, credentials)
+                avatarID = await maybeAwait(checker.requestAvatarId, credentials)
             except UnhandledCredentials:
                 continue
             except LoginFailed:
@@ -82,26 +82,26 @@ class AccountsProvider:
                     # It was right: whatever comes now, nobody has guessed.
                     attempt.isGuess = attempt.wasRefused = False
                 self._vouchers[info] = index, avatarID
-                return await settle(self._store.openMailbox, info, avatarID)
+                return await maybeAwait(self._store.openMailbox, info, avatarID)
         return None
 
     def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
         index, avatarID = self._vouchers[info]
         return IAccountStatus(self._checkers[index], None), avatarID
 
-    def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+    def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.loginMark}; empty where the checker cannot tell.
+        See L{IAccountStatus.credentialsVersion}; empty where the checker cannot tell.
         """
         status, avatarID = self._vouching(info)
-        return "" if status is None else status.loginMark(info, avatarID)
+        return "" if status is None else status.credentialsVersion(info, avatarID)
 
-    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
         """
-        See L{IAccountStatus.mayStay}; yes where the checker cannot tell.
+        See L{IAccountStatus.isStillValid}; yes where the checker cannot tell.
         """
         status, avatarID = self._vouching(info)
-        return status is None or status.mayStay(info, avatarID, mark)
+        return status is None or status.isStillValid(info, avatarID, mark)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

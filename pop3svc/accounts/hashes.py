@@ -233,7 +233,7 @@ def _kindOf(stored: str) -> _Kind:
     for prefix, kind in _PREFIXES.items():
         if stored.startswith(prefix):
             return kind
-    raise ValueError("a hash of no known kind")
+    raise ValueError("unknown kind of hash")
 
 
 def costOf(stored: str) -> float:
@@ -244,7 +244,7 @@ def costOf(stored: str) -> float:
     if len(stored) > _LONGEST:
         raise ValueError(f"a hash of more than {_LONGEST} characters")
     if not stored.isascii() and not stored.startswith(PLAIN):
-        raise ValueError("a hash of no known kind")
+        raise ValueError("unknown kind of hash")
     return _kindOf(stored).cost(stored)
 
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from pop3svc.calling import Runner, Workers
+from pop3svc.awaiting import BoundedThreadPool, Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
 
@@ -61,7 +61,7 @@ class HashQueue:
     # very fast.  Each costs some two KiB.
     MOST = 10_000
 
-    def __init__(self, runner: Runner, clock: IReactorTime | None = None) -> None:
+    def __init__(self, runner: Executor, clock: IReactorTime | None = None) -> None:
         """
         @param clock: the reactor if not given.
         """
@@ -151,7 +151,7 @@ class HashQueue:
         maybeDeferred(begin).addBoth(ended)
 
 
-_workers = Workers("pop3svc-hash", threads=HashQueue.PLACES, waiting=HashQueue.PLACES)
+_workers = BoundedThreadPool("pop3svc-hash", threads=HashQueue.PLACES, waiting=HashQueue.PLACES)
 _queue = HashQueue(_workers)
 
 

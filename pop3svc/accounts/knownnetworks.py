@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import DeferredLock
 
-from pop3svc.calling import Runner
+from pop3svc.awaiting import Executor
 from pop3svc.files import disk
 from pop3svc.networks import networkOf
 from pop3svc.state import State
@@ -89,7 +89,7 @@ class KnownNetworks:
         self,
         state: State | None = None,
         isWriter: bool = True,
-        runner: Runner | None = None,
+        runner: Executor | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         """

@@ -31,7 +31,7 @@ from pop3svc.accounts.hashes import (
     verify,
 )
 from pop3svc.accounts.hashing import HashQueue, hashing
-from pop3svc.calling import CarriedThrough, Runner, Unanswered, Workers, begin
+from pop3svc.awaiting import BoundedThreadPool, CallTimeout, Executor, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import Stamp, openReplaceable, stampOf, writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReloading
@@ -50,7 +50,7 @@ __all__ = [
 log = Logger(namespace="pop3svc")
 
 # Password files are read here and not where mail is read, because a disk with mail may hang.
-_reading = Workers("pop3svc-accounts", threads=1, waiting=100)
+_reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
 # Octets of a file: two million users, and no file that grows without end.
 _LARGEST = 256 << 20
@@ -161,7 +161,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
             if name in hashes or name in shutOut:
                 # As Dovecot does: the first one counts.
                 valid = ""
-                raise ValueError("a name that stands there already")
+                raise ValueError("the user name is listed twice")
             cost = costOf(stored)
         except ValueError as error:
             badCount += 1
@@ -223,7 +223,7 @@ class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  It is read again, in a
     thread, when it has changed.  A line that cannot be used shuts out its own user only; if
-    the file cannot be read, the accounts stay as they were.
+    the file cannot be read, keeping the previous accounts.
 
     Hashes: argon2, C{$2b$} and C{$6$} with the extra C{hashes}, C{$scrypt$}
     (C{$scrypt$ln=,r=,p=$salt$key}), and C{{PLAIN}} followed by the password.
@@ -238,7 +238,7 @@ class PasswordFile:
     RETRY = 1.0
 
     def __init__(
-        self, path: str, runner: Runner | None = None, clock: IReactorTime | None = None
+        self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
         @param runner: where passwords are compared and the file is read.
@@ -249,7 +249,7 @@ class PasswordFile:
         self._queue = hashing() if runner is None else HashQueue(runner, clock)
         self._reader = _reading if runner is None else runner
         self._clock = clock
-        self._rereading: CarriedThrough | None = None
+        self._rereading: Shielded | None = None
         self._tried = 0.0
         self._fault = ""
         self._said: set[tuple[str, str]] = set()
@@ -312,7 +312,7 @@ class PasswordFile:
         if self._rereading is None or self._rereading.done:
             if time.monotonic() - self._tried < self.RETRY and self._fault:
                 return
-            self._rereading = CarriedThrough(self._reread)
+            self._rereading = Shielded(self._reread)
         if self._rereading.done:
             return
         if self._clock is None:
@@ -321,7 +321,7 @@ class PasswordFile:
             self._clock = IReactorTime(reactor)
         try:
             await self._rereading.outcome(self._clock, self.PATIENCE)
-        except Unanswered:
+        except CallTimeout:
             # A slow disk: the old entries are better than nobody.
             pass
 
@@ -336,7 +336,7 @@ class PasswordFile:
             # It may be readable the next time; what is said once is enough.
             fault = accounts
             if fault != self._fault:
-                log.error("the accounts stay as they were: {error}", error=fault)
+                log.error("keeping the previous accounts: {error}", error=fault)
         else:
             self._seen, self._accounts = stamp, accounts
             self._report()
@@ -348,7 +348,7 @@ class PasswordFile:
         """
         self._seen, self._tried = None, 0.0
         self._said, self._fault = set(), ""
-        return begin(self._refresh())
+        return startNow(self._refresh())
 
     # --- checking -----------------------------------------------------------------
 
@@ -360,7 +360,7 @@ class PasswordFile:
         @raise POP3ResponseError: C{SYS/TEMP}, it would take too long, or the password
             cannot be compared for lack of memory.
         """
-        return begin(self._checked(credentials))
+        return startNow(self._checked(credentials))
 
     async def _checked(self, credentials: Any) -> bytes | tuple[()]:
         if self._isStale():
@@ -408,30 +408,30 @@ class PasswordFile:
             log.error(
                 "a password of {path} cannot be compared: {error}", path=self._path, error=error
             )
-        raise POP3ResponseError("Passwords cannot be compared now.", "SYS/TEMP")
+        raise POP3ResponseError("Password check is not available now.", "SYS/TEMP")
 
     def _digest(self, text: str) -> bytes:
         octets = text.encode("utf-8", "surrogateescape")
         return hashlib.blake2b(octets, key=self._secret, digest_size=16).digest()
 
-    def loginMark(self, info: IPOP3ConnectionInfo, username: str) -> str:
+    def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
-        See L{IAccountStatus.loginMark}: of what stands in the file for the
+        See L{IAccountStatus.credentialsVersion}: of what stands in the file for the
         user, as it was read last.
         """
         stored = self._accounts.hashes.get(username, "")
         return self._digest(stored).hex()
 
-    def mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
         """
-        See L{IAccountStatus.mayStay}.
+        See L{IAccountStatus.isStillValid}.
         """
-        return begin(self._mayStay(info, username, mark))
+        return startNow(self._mayStay(info, username, mark))
 
     async def _mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
         if self._isStale():
             await self._refresh()
-        now = self.loginMark(info, username)
+        now = self.credentialsVersion(info, username)
         return username in self._accounts.hashes and hmac.compare_digest(now, mark)
 
 
@@ -484,11 +484,11 @@ def _find(lines: list[str], name: str) -> list[int]:
 
 def _checkPassword(password: str) -> str:
     if not password:
-        raise ValueError("an empty password lets nobody in")
+        raise ValueError("the password is empty")
     if len(password.encode("utf-8", "surrogateescape")) > LONGEST_PASSWORD:
         raise ValueError(f"a password has at most {LONGEST_PASSWORD} octets")
     if any(ord(character) < 32 or ord(character) == 127 for character in password):
-        raise ValueError("a password holds no control characters")
+        raise ValueError("a password must not contain control characters")
     return password
 
 

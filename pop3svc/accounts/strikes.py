@@ -409,12 +409,12 @@ class UserThrottle:
         clock: IReactorTime,
         known: KnownNetworks,
         each: int = 10,
-        strangers: int = 30,
+        unknownNetworks: int = 30,
         seconds: float = 3600,
     ) -> None:
         """
         @param each: failures for one user from one network.
-        @param strangers: failures for one user from all networks that are not known.
+        @param unknownNetworks: failures for one user from all networks that are not known.
         @param seconds: from the last strike until they are forgotten.
         """
         self._each = Strikes(
@@ -424,21 +424,21 @@ class UserThrottle:
             "refusing {user} from {network} for {seconds} s after {count} failed logins",
             "refused a login from {address}: too many failed logins of {user}",
         )
-        self._strangers = Strikes(
+        self._unknownNetworks = Strikes(
             clock,
-            strangers,
+            unknownNetworks,
             seconds,
             "refusing {user} from networks without a login of that user for {seconds} s after "
             "{count} failed logins",
             "refused a login from {address}: too many failed logins of {user} from many networks",
         )
-        self.tables = [self._each, self._strangers]
+        self.tables = [self._each, self._unknownNetworks]
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
         @return: the tables that may hold an attempt under way, with its keys.
         """
-        return [(self._each, attempt.pair), (self._strangers, (attempt.user,))]
+        return [(self._each, attempt.pair), (self._unknownNetworks, (attempt.user,))]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
@@ -447,7 +447,7 @@ class UserThrottle:
         pair = (self._each, attempt.pair)
         if attempt.isFromKnownNetwork:
             return [pair]
-        return [pair, (self._strangers, (attempt.user,))]
+        return [pair, (self._unknownNetworks, (attempt.user,))]
 
     def succeeded(self, attempt: Attempt) -> bool:
         """

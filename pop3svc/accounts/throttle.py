@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.strikes import GUESS, Attempt, BanEngine, Strikes, UserThrottle
-from pop3svc.calling import isLater
+from pop3svc.awaiting import isAwaitable
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import networkOf
@@ -421,7 +421,7 @@ class LoginGuard:
         ):
             return self._later(info, now, False)
         answer = self._throttle.mayLogin(info, username, password)
-        if isLater(answer):
+        if isAwaitable(answer):
             return self._answerLater(info, now, answer)
         if not answer:
             return self._later(info, now, False)

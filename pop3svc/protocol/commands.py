@@ -11,7 +11,7 @@ from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.protocol import grammar
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
-from pop3svc.protocol.replies import Lines, Reply, Then, ok
+from pop3svc.protocol.replies import After, Lines, Reply, ok
 from pop3svc.protocol.sasl import MECHANISMS, Password, SASLExchange, offered
 from pop3svc.protocol.session import Session, State
 
@@ -58,26 +58,26 @@ def _noMechanism(session: Session) -> POP3ResponseError | None:
 
 def _noTLS(session: Session) -> POP3ResponseError | None:
     if session.info.isSecure:
-        return POP3ResponseError("TLS is on already.")
-    return None if session.mayStartTLS else POP3ResponseError("There is no certificate for TLS.")
+        return POP3ResponseError("TLS is already active.")
+    return None if session.mayStartTLS else POP3ResponseError("TLS is not available.")
 
 
 def _readOnly(session: Session) -> POP3ResponseError | None:
     if session.isReadOnly:
-        return POP3ResponseError("Nothing can be deleted here.", "READ-ONLY")
+        return POP3ResponseError("Mailbox is read-only.", "READ-ONLY")
     return None
 
 
 # --- RFC 1939 ----------------------------------------------------------------
 
 
-@command("QUIT", states=[AUTHORIZATION, TRANSACTION, SLEEPING], enters=State.CLOSED)
+@command("QUIT", states=[AUTHORIZATION, TRANSACTION, SLEEPING], nextState=State.CLOSED)
 async def quit_(session: Session) -> Reply:
     """
     Delete what is marked and say good-bye (RFC 1939 sections 4 and 6).
     """
     deleted = await session.quit()
-    return ok(f"Bye, {deleted} deleted." if deleted else "Bye.", then=Then.CLOSE)
+    return ok(f"Bye, {deleted} deleted." if deleted else "Bye.", then=After.CLOSE)
 
 
 @command("STAT", states=[TRANSACTION])
@@ -112,13 +112,13 @@ async def retr(session: Session, reference: Reference) -> Reply:
     return ok("Message follows", body=await session.open(await session.find(reference)))
 
 
-@command("DELE", states=[TRANSACTION], arguments=grammar.message, withheld=_readOnly)
+@command("DELE", states=[TRANSACTION], arguments=grammar.message, unavailable=_readOnly)
 async def dele(session: Session, reference: Reference) -> Reply:
     """
     Mark a message for deletion at QUIT (RFC 1939 section 5).
     """
     session.mark(await session.find(reference))
-    return ok("Marked.")
+    return ok("Message marked for deletion.")
 
 
 @command("NOOP", states=[TRANSACTION, SLEEPING])
@@ -135,7 +135,7 @@ async def rset(session: Session) -> Reply:
     Take all marks back (RFC 1939 section 5).
     """
     session.unmark()
-    return ok("No message is marked.")
+    return ok("No message is marked for deletion.")
 
 
 @command("TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"])
@@ -163,22 +163,22 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
     states=[AUTHORIZATION],
     arguments=grammar.name,
     capability=["USER"],
-    withheld=_noCleartextLogin,
+    unavailable=_noCleartextLogin,
 )
 async def user(session: Session, name: str) -> Reply:
     """
     Claim a name (RFC 1939 section 7).
     """
     session.claimedName = name
-    return ok("Now the password.")
+    return ok("Password required.")
 
 
 @command(
     "PASS",
     states=[AUTHORIZATION],
     arguments=grammar.password,
-    enters=TRANSACTION,
-    withheld=_noCleartextLogin,
+    nextState=TRANSACTION,
+    unavailable=_noCleartextLogin,
     longLine=True,
 )
 async def pass_(session: Session, password: str) -> Reply:
@@ -187,7 +187,7 @@ async def pass_(session: Session, password: str) -> Reply:
     """
     name, session.claimedName = session.claimedName, None
     if name is None:
-        raise BadArguments("USER comes first.")
+        raise BadArguments("Send USER first.")
     return await _loggedIn(session, Password(name, password), "PASS")
 
 
@@ -247,14 +247,14 @@ async def capa(session: Session) -> Reply:
     states=[AUTHORIZATION],
     capability=["STLS"],
     announced=frozenset([AUTHORIZATION]),
-    withheld=_noTLS,
+    unavailable=_noTLS,
 )
 async def stls(session: Session) -> Reply:
     """
     Begin TLS; what was said before it is forgotten (RFC 2595 section 4).
     """
     session.claimedName = None
-    return ok("Begin TLS.", then=Then.START_TLS)
+    return ok("Begin TLS negotiation.", then=After.START_TLS)
 
 
 # --- RFC 5034 ----------------------------------------------------------------
@@ -268,9 +268,9 @@ def _sasl(session: Session) -> list[str]:
     "AUTH",
     states=[AUTHORIZATION],
     arguments=grammar.saslStart,
-    enters=TRANSACTION,
+    nextState=TRANSACTION,
     capability=_sasl,
-    withheld=_noMechanism,
+    unavailable=_noMechanism,
     longLine=True,
 )
 async def auth(session: Session, name: str | None, initial: bytes | None) -> Reply:
@@ -279,7 +279,7 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
     """
     session.claimedName = None
     if name is None:
-        return ok("Mechanisms follow", body=Lines(offered(session)), stays=True)
+        return ok("Mechanisms follow", body=Lines(offered(session)), keepsState=True)
     chosen = MECHANISMS.get(name)
     if chosen is None or not chosen.isUsable(session):
         raise POP3ResponseError("No such mechanism.")
@@ -302,7 +302,7 @@ def _activity(isNew: bool) -> str:
     states=[TRANSACTION],
     arguments=grammar.message,
     capability=["DELI"],
-    withheld=_readOnly,
+    unavailable=_readOnly,
     extension="DELI",
 )
 async def deli(session: Session, reference: Reference) -> Reply:
@@ -330,7 +330,7 @@ command("REFR", states=[TRANSACTION], extension="CORE")(core)
 @command(
     "SLEE",
     states=[TRANSACTION],
-    enters=SLEEPING,
+    nextState=SLEEPING,
     capability=["SLEE-WAKE", "SLEEPING"],
     extension="SLEE-WAKE",
 )
@@ -341,7 +341,7 @@ async def slee(session: Session) -> Reply:
     return ok(f"Asleep, {await session.sleep()} deleted.")
 
 
-@command("WAKE", states=[SLEEPING], enters=TRANSACTION, extension="SLEE-WAKE")
+@command("WAKE", states=[SLEEPING], nextState=TRANSACTION, extension="SLEE-WAKE")
 async def wake(session: Session) -> Reply:
     """
     Take the lock again and number the messages afresh.
@@ -350,7 +350,9 @@ async def wake(session: Session) -> Reply:
     return ok("Awake.", code=_activity(isNew))
 
 
-@command("QAUT", states=[TRANSACTION], enters=AUTHORIZATION, capability=["QAUT"], extension="QAUT")
+@command(
+    "QAUT", states=[TRANSACTION], nextState=AUTHORIZATION, capability=["QAUT"], extension="QAUT"
+)
 async def qaut(session: Session) -> Reply:
     """
     Commit the deletions and make room for another user's login.
@@ -363,9 +365,9 @@ async def qaut(session: Session) -> Reply:
     "XLOG",
     states=[AUTHORIZATION],
     arguments=grammar.nameAndPassword,
-    enters=TRANSACTION,
+    nextState=TRANSACTION,
     capability=["XLOG"],
-    withheld=_noCleartextLogin,
+    unavailable=_noCleartextLogin,
     extension="XLOG",
     longLine=True,
 )

@@ -23,13 +23,13 @@ from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.calling import Deadlines, Turns, begin
+from pop3svc.awaiting import SharedTimeout, TimeSlice, startNow
 from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
-from pop3svc.protocol.replies import Reply, Then, err, ok
+from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
-from pop3svc.protocol.session import Session, State, stays
+from pop3svc.protocol.session import Session, State, refuseRelease
 
 __all__ = ["Limits", "POP3Connection", "isTLS"]
 
@@ -68,8 +68,8 @@ class POP3Connection(LineReceiver):
         "_held",
         "_isEnding",
         "_isLate",
-        "_isStranger",
         "_isTaking",
+        "_isUnauthenticated",
         "_limit",
         "_limits",
         "_lines",
@@ -82,9 +82,9 @@ class POP3Connection(LineReceiver):
         "_running",
         "_sender",
         "_stopping",
-        "_strangers",
         "_table",
         "_turns",
+        "_unauthenticated",
         "address",
         "messageOctets",
         "messagesSent",
@@ -101,14 +101,14 @@ class POP3Connection(LineReceiver):
         clock: IReactorTime,
         connectionCreator: Any,
         ended: Callable[[POP3Connection], object],
-        strangers: MutableSet[POP3Connection],
+        unauthenticated: MutableSet[POP3Connection],
         limits: Limits,
     ) -> None:
         """
         @param makeSession: takes the transport.
         @param connectionCreator: for STLS: what C{startTLS} takes, or L{None}.
         @param ended: called once, when all of this is over.
-        @param strangers: where this one stands while nobody is logged in.
+        @param unauthenticated: holds this connection until somebody logs in.
         @param limits: the time limits of all connections.
         """
         self._makeSession = makeSession
@@ -116,7 +116,7 @@ class POP3Connection(LineReceiver):
         self._clock = clock
         self._connectionCreator = connectionCreator
         self._ended = ended
-        self._strangers = strangers
+        self._unauthenticated = unauthenticated
         # Set by the factory, for its counting.
         self.address: str | None = None
         self._heardNothing = True
@@ -124,15 +124,15 @@ class POP3Connection(LineReceiver):
         self._running: Deferred[None] | None = None
         self._limits = limits
         # That of them which runs now.
-        self._limit: Deadlines | None = None
+        self._limit: SharedTimeout | None = None
         self._givingUp: IDelayedCall | None = None
-        self._isStranger = False
+        self._isUnauthenticated = False
         self._isLate = False
         self._isEnding = False
         self._ending: Deferred[None] | None = None
         self._reason = ""
         self._readEnded = False
-        self._turns = Turns(clock)
+        self._turns = TimeSlice(clock)
         # Lines that wait for those before them, the last first (an empty deque takes
         # ten times the memory of a list); the octets of one whose end has not come
         # yet; and the number of octets of all that waits.
@@ -177,7 +177,7 @@ class POP3Connection(LineReceiver):
             # acknowledgement of the first.
             setNoDelay(True)
         info = self.session.info
-        if self._policy.fineEvents:
+        if self._policy.verboseEvents:
             log.debug(
                 pop3Event="connection",
                 connectionID=info.connectionID,
@@ -185,7 +185,7 @@ class POP3Connection(LineReceiver):
                 isSecure=info.isSecure,
             )
         self._quietSince = self._began
-        self.session.mayEnd = self._mayEnd
+        self.session.tryRelease = self._tryRelease
         self._limitLogin()
         self._sender.say(ok(f"{self.session.provider.name} ready."))
         self._awaitLine()
@@ -209,11 +209,11 @@ class POP3Connection(LineReceiver):
         if self._heardNothing and data:
             self._heardNothing = False
             if data[0] == _HANDSHAKE_RECORD and not self.session.info.isSecure:
-                self._close("spoke TLS on a plain port")
+                self._close("TLS handshake on plaintext port")
                 return
         self._held += len(data)
         if self._held > self._policy.maxInputHeld:
-            self._abort("sent too much ahead")
+            self._abort("pipelined too much input")
             return
         lines = (self._partial + data).split(b"\n")
         self._partial = lines.pop()
@@ -286,7 +286,7 @@ class POP3Connection(LineReceiver):
         if octets > self._policy.maxLineLength and octets > lineLimit(session, line, self._table):
             self.lineLengthExceeded(line)
             return
-        if self._policy.fineEvents:
+        if self._policy.verboseEvents:
             self._run(self._serve(self._watched(line)))
             return
         try:
@@ -305,7 +305,7 @@ class POP3Connection(LineReceiver):
         Do something to the end before another line is looked at.
         """
         try:
-            running = begin(work)
+            running = startNow(work)
         except Exception:
             self._failed(Failure())
             return
@@ -313,7 +313,7 @@ class POP3Connection(LineReceiver):
             # What was answered before does not wait for it.
             self._sender.flushNow()
             self._running = running
-            if not self._isStranger:
+            if not self._isUnauthenticated:
                 # The clock stops meanwhile.
                 self._setLimit(None)
             running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
@@ -322,7 +322,7 @@ class POP3Connection(LineReceiver):
         """
         A line is too long (RFC 2449 section 4).
         """
-        self._sender.say(err("That line is too long."))
+        self._sender.say(err("Line is too long."))
         self._close("sent a line that is too long")
 
     async def _watched(self, line: bytes) -> Reply:
@@ -357,17 +357,17 @@ class POP3Connection(LineReceiver):
         """
         A reply is on its way.
         """
-        if reply.then is not Then.GO_ON:
-            if reply.then is Then.START_TLS:
+        if reply.then is not After.GO_ON:
+            if reply.then is After.START_TLS:
                 self._startTLS()
             else:
                 self._close(_whyClosed(self.session, reply))
             if self._reason:
                 return
         if self.session.state is not State.AUTHORIZATION:
-            if self._isStranger:
+            if self._isUnauthenticated:
                 self._endLoginLimit()
-        elif not self._isStranger:
+        elif not self._isUnauthenticated:
             # Logged in and out again: the connection begins anew.
             self._tell("logged out")
             self._limitLogin()
@@ -402,7 +402,7 @@ class POP3Connection(LineReceiver):
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(Stalled):
-            self._abort("took nothing of what it asked for")
+            self._abort("stopped reading")
         elif self._reason or failure.check(ConnectionLost):
             # The client is gone; what it asked for was cut short.
             self._abort("lost")
@@ -443,7 +443,7 @@ class POP3Connection(LineReceiver):
         elif state is State.SLEEPING:
             self._setLimit(self._limits.sleep)
 
-    def _setLimit(self, limit: Deadlines | None) -> None:
+    def _setLimit(self, limit: SharedTimeout | None) -> None:
         """
         Begin one limit, whatever ran before.
         """
@@ -462,13 +462,13 @@ class POP3Connection(LineReceiver):
         self._endSession()
 
     def _limitLogin(self) -> None:
-        self._strangers.add(self)
-        self._isStranger = True
+        self._unauthenticated.add(self)
+        self._isUnauthenticated = True
         self._setLimit(self._limits.login)
 
     def _endLoginLimit(self) -> None:
-        self._strangers.discard(self)
-        self._isStranger = self._isLate = False
+        self._unauthenticated.discard(self)
+        self._isUnauthenticated = self._isLate = False
         self._setLimit(None)
 
     def loginTooLate(self) -> None:
@@ -486,7 +486,7 @@ class POP3Connection(LineReceiver):
         if self._handshaking:
             self._abort("took too long to log in")
             return
-        self._sender.say(err("That took too long."))
+        self._sender.say(err("Login timed out."))
         self._close("took too long to log in")
 
     # --- the end --------------------------------------------------------------
@@ -504,11 +504,11 @@ class POP3Connection(LineReceiver):
 
     def _sayStopping(self) -> None:
         if self._handshaking:
-            self._abort("the service stops")
+            self._abort("the service is stopping")
             return
         if self.session.state is State.AUTHORIZATION:
-            self._sender.say(err("The service stops.", "SYS/TEMP"))
-        self._close("the service stops")
+            self._sender.say(err("Server is shutting down.", "SYS/TEMP"))
+        self._close("the service is stopping")
 
     def abort(self, reason: str) -> None:
         """
@@ -516,7 +516,7 @@ class POP3Connection(LineReceiver):
         """
         self._abort(reason)
 
-    def _mayEnd(self, isMarked: bool) -> bool:
+    def _tryRelease(self, isMarked: bool) -> bool:
         """
         Another session of the user wants the mailbox: end this one if it has
         been idle long enough.  Nothing of it is deleted.
@@ -548,7 +548,7 @@ class POP3Connection(LineReceiver):
         if not self._isEnding:
             self._isEnding = True
             try:
-                ending = begin(self.session.end())
+                ending = startNow(self.session.end())
             except Exception:
                 log.failure("ending a session failed")
                 return None
@@ -666,7 +666,7 @@ class POP3Connection(LineReceiver):
 
     def _over(self, _: object) -> None:
         # See connectionMade().
-        self.session.mayEnd = stays
+        self.session.tryRelease = refuseRelease
         self._tell(self._reason)
         self._ended(self)
 
@@ -723,10 +723,10 @@ class Limits:
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
-        self.login = Deadlines(clock, policy.loginTimeout, POP3Connection.loginTooLate)
-        self.idle = Deadlines(clock, policy.idleTimeout, POP3Connection.idleTooLong)
-        self.sleep = Deadlines(clock, policy.sleepTimeout, POP3Connection.idleTooLong)
-        self.closing = Deadlines(clock, policy.closeTimeout, POP3Connection.closeFully)
+        self.login = SharedTimeout(clock, policy.loginTimeout, POP3Connection.loginTooLate)
+        self.idle = SharedTimeout(clock, policy.idleTimeout, POP3Connection.idleTooLong)
+        self.sleep = SharedTimeout(clock, policy.sleepTimeout, POP3Connection.idleTooLong)
+        self.closing = SharedTimeout(clock, policy.closeTimeout, POP3Connection.closeFully)
 
 
 def _whyClosed(session: Session, reply: Reply) -> str:
@@ -734,8 +734,8 @@ def _whyClosed(session: Session, reply: Reply) -> str:
         return "quit"
     if reply.fault:
         return "an error of the service"
-    if reply.senseless:
-        return "sent commands that make no sense"
+    if reply.isBadCommand:
+        return "sent too many bad commands"
     return "quit" if reply.positive else "refused"
 
 

@@ -12,11 +12,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
-from pop3svc.calling import Turns, answered, isLater
+from pop3svc.awaiting import TimeSlice, awaitWithTimeout, isAwaitable
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
-from pop3svc.octets import OctetCount
+from pop3svc.lineendings import WireSizeCounter
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 
 __all__ = ["MessageBody", "countByReading"]
@@ -125,7 +125,7 @@ def _fromRegion(region: Any) -> FileBlocks:
         offset=region.offset,
         length=region.length,
         hasLineEnds=True,
-        isAsSent=True,
+        isWireReady=True,
     )
 
 
@@ -134,7 +134,7 @@ class MessageBody:
     A L{pop3svc.protocol.replies.Body} of what C{messageContent} returned.
     """
 
-    hasLineEnds = isAsSent = False
+    hasLineEnds = isWireReady = False
     sendTo: Callable[[int], int] | None = None
     _said: int | None = None
     _otherwise: Callable[[int, int], object] | None = None
@@ -161,8 +161,8 @@ class MessageBody:
             if IFileContent.providedBy(content):
                 content = _fromRegion(content)
             if isinstance(content, FileBlocks):
-                self.hasLineEnds, self.isAsSent = content.hasLineEnds, content.isAsSent
-                if content.isAsSent and content.length >= _LARGE:
+                self.hasLineEnds, self.isWireReady = content.hasLineEnds, content.isWireReady
+                if content.isWireReady and content.length >= _LARGE:
                     self.sendTo = content.sendTo
             else:
                 content = self._adapted(content)
@@ -221,8 +221,8 @@ class MessageBody:
         return ProviderMistake(f"{nameOf(self._call)}: {mistake}")
 
     async def _chunk(self, chunk: Any) -> bytes | None:
-        if isLater(chunk):
-            chunk = await answered(chunk, self._clock, self._timeout)
+        if isAwaitable(chunk):
+            chunk = await awaitWithTimeout(chunk, self._clock, self._timeout)
         if not isinstance(chunk, bytes | None):
             raise ProviderMistake(
                 f"nextChunk of what {nameOf(self._call)} returned gave "
@@ -240,8 +240,8 @@ class MessageBody:
             held = self._clock.seconds() - began
             if held > HELD:
                 remarkHeld(self._call, held)
-            if isLater(line):
-                line = await answered(line, self._clock, self._timeout)
+            if isAwaitable(line):
+                line = await awaitWithTimeout(line, self._clock, self._timeout)
             if line is None:
                 break
             if not isinstance(line, bytes):
@@ -270,16 +270,16 @@ async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
 
     @return: octets as they will be sent, without dot-stuffing.
     """
-    count = OctetCount()
-    turns = Turns(clock)
+    count = WireSizeCounter()
+    turns = TimeSlice(clock)
     try:
         while True:
             chunk = body.next()
-            if isLater(chunk):
+            if isAwaitable(chunk):
                 chunk = await chunk
             if chunk is None:
                 return count.total()
             count.feed(chunk)
-            await turns.perhaps()
+            await turns.yieldIfDue()
     finally:
         body.close()

@@ -13,10 +13,10 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
-from pop3svc.calling import begin, isLater
+from pop3svc.awaiting import isAwaitable, startNow
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.protocol import grammar
-from pop3svc.protocol.replies import Reply, Then, err
+from pop3svc.protocol.replies import After, Reply, err
 from pop3svc.protocol.session import Session, State
 from pop3svc.protocol.wire import hasControl, splitLine
 
@@ -64,10 +64,10 @@ class Command:
     states: frozenset[State]
     run: Callable[..., Reply | Awaitable[Reply]]
     arguments: Callable[[bytes | None], tuple[Any, ...]] = grammar.nothing
-    enters: State | None = None
+    nextState: State | None = None
     capability: Capabilities = ()
     announced: frozenset[State] = frozenset([State.AUTHORIZATION, State.TRANSACTION])
-    withheld: Callable[[Session], POP3ResponseError | None] | None = None
+    unavailable: Callable[[Session], POP3ResponseError | None] | None = None
     extension: str | None = None
     longLine: bool = False
 
@@ -75,7 +75,7 @@ class Command:
         """
         @return: why the command is not to be had now, or L{None}.
         """
-        return None if self.withheld is None else self.withheld(session)
+        return None if self.unavailable is None else self.unavailable(session)
 
     def capabilities(self, session: Session) -> list[str]:
         """
@@ -129,14 +129,14 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
         verb, rest = splitLine(line)
         found = table.get(verb)
         if found is None and verb in _HTTP_VERBS:
-            return err("This is a POP3 service.", then=Then.CLOSE, senseless=True)
+            return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)
         try:
             if hasControl(line):
-                raise BadArguments("A command holds no control characters.")
+                raise BadArguments("Control characters are not allowed.")
             if found is None:
                 raise BadArguments("Unknown command.")
             if session.state not in found.states:
-                raise BadArguments("Not in this state.")
+                raise BadArguments("Command is not valid in this state.")
             refusal = found.refusal(session)
             if refusal is not None:
                 raise refusal
@@ -147,8 +147,8 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     try:
         answer: Any = body(*arguments)
         if isinstance(answer, CoroutineType):
-            answer = begin(answer)
-        if isLater(answer):
+            answer = startNow(answer)
+        if isAwaitable(answer):
             return _answeredLater(session, command, answer)
         reply: Reply = answer
     except _ANYTHING as error:
@@ -171,8 +171,8 @@ def _answered(session: Session, command: Command, reply: Reply) -> Reply:
     if reply.isChallenge:
         return reply
     session.exchange = None
-    if command.enters is not None and reply.positive and not reply.stays:
-        session.enter(command.enters)
+    if command.nextState is not None and reply.positive and not reply.keepsState:
+        session.enter(command.nextState)
     return _counted(session, reply)
 
 
@@ -180,21 +180,21 @@ def _counted(session: Session, reply: Reply) -> Reply:
     """
     Close after too many senseless commands in a row.
     """
-    if not reply.senseless:
-        session.senseless = 0
+    if not reply.isBadCommand:
+        session.badCommands = 0
         return reply
-    session.senseless += 1
-    if session.senseless < session.policy.maxSenselessCommands:
+    session.badCommands += 1
+    if session.badCommands < session.policy.maxBadCommands:
         return reply
-    return err("Too many senseless commands.", then=Then.CLOSE, senseless=True)
+    return err("Too many bad commands.", then=After.CLOSE, isBadCommand=True)
 
 
 def _refused(error: POP3ResponseError) -> Reply:
     return err(
         error.text,
         error.code,
-        Then.CLOSE if error.critical else Then.GO_ON,
-        senseless=isinstance(error, BadArguments),
+        After.CLOSE if error.critical else After.GO_ON,
+        isBadCommand=isinstance(error, BadArguments),
     )
 
 
@@ -214,7 +214,7 @@ def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
             log.error("{mistake}", mistake=str(error), verb=command.verb, pop3Event="error")
         else:
             log.failure("{verb} failed", verb=command.verb, pop3Event="error")
-        return err("Internal error.", "SYS/TEMP", Then.CLOSE, fault=True)
-    if command.enters is State.CLOSED and reply.then is Then.GO_ON:
-        return err(reply.text, reply.code, Then.CLOSE)
+        return err("Internal error.", "SYS/TEMP", After.CLOSE, fault=True)
+    if command.nextState is State.CLOSED and reply.then is After.GO_ON:
+        return err(reply.text, reply.code, After.CLOSE)
     return reply

@@ -64,7 +64,7 @@ def _text(octets: bytes) -> str:
 
 def _number(word: bytes) -> int:
     if not _NUMBER.fullmatch(word):
-        raise BadArguments("That is not a number.")
+        raise BadArguments("Argument is not a number.")
     return int(word)
 
 

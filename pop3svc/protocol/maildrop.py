@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.listings import Listed
+from pop3svc.listings import UniqueIDList
 
-__all__ = ["Found", "Maildrop"]
+__all__ = ["Maildrop", "MessageRef"]
 
 
-class Found(NamedTuple):
+class MessageRef(NamedTuple):
     """
     A message of this session.
 
@@ -31,7 +31,7 @@ class Maildrop:
     @ivar listed: all of them, in order.
     """
 
-    def __init__(self, listed: Listed) -> None:
+    def __init__(self, listed: UniqueIDList) -> None:
         self.listed = listed
         self._marked: dict[str, None] = {}
         self._gone: set[str] = set()
@@ -41,33 +41,33 @@ class Maildrop:
         self._laterSizes: dict[str, int] = {}
         self._octets: int | None = None
 
-    def byNumber(self, number: int) -> Found:
+    def byNumber(self, number: int) -> MessageRef:
         """
         @raise POP3ResponseError: there is no such message, or it is deleted.
         """
         uniqueIDs = self.listed.uniqueIDs
         if not 1 <= number <= len(uniqueIDs):
-            raise POP3ResponseError("There is no such message.")
+            raise POP3ResponseError("No such message.")
         uniqueID = uniqueIDs[number - 1]
         if not self.isWhole:
             self.refuseDeleted(uniqueID)
-        return Found(number, uniqueID)
+        return MessageRef(number, uniqueID)
 
-    def byUniqueID(self, uniqueID: str) -> Found | None:
+    def byUniqueID(self, uniqueID: str) -> MessageRef | None:
         """
         @return: the message, or L{None} if it was not listed.
         @raise POP3ResponseError: it is deleted.
         """
         self.refuseDeleted(uniqueID)
         number = self.listed.number(uniqueID)
-        return None if number is None else Found(number, uniqueID)
+        return None if number is None else MessageRef(number, uniqueID)
 
     def refuseDeleted(self, uniqueID: str) -> None:
         """
         @raise POP3ResponseError: the message is marked or gone.
         """
         if uniqueID in self._marked or uniqueID in self._gone:
-            raise POP3ResponseError("That message is deleted.")
+            raise POP3ResponseError("Message is deleted.")
 
     @property
     def isWhole(self) -> bool:
@@ -76,16 +76,16 @@ class Maildrop:
         """
         return not self._marked and not self._gone
 
-    def present(self) -> Iterator[Found]:
+    def present(self) -> Iterator[MessageRef]:
         """
         The messages that are not deleted, in order.
         """
         marked, gone = self._marked, self._gone
         for number, uniqueID in enumerate(self.listed, 1):
             if uniqueID not in marked and uniqueID not in gone:
-                yield Found(number, uniqueID)
+                yield MessageRef(number, uniqueID)
 
-    def mark(self, found: Found) -> None:
+    def mark(self, found: MessageRef) -> None:
         """
         Mark a message for deletion.
         """
@@ -119,7 +119,7 @@ class Maildrop:
     def _leave(self, uniqueID: str) -> None:
         number = self.listed.number(uniqueID)
         if self._octets is not None and number is not None:
-            self._octets -= self.size(Found(number, uniqueID)) or 0
+            self._octets -= self.size(MessageRef(number, uniqueID)) or 0
 
     def count(self) -> int:
         """
@@ -143,7 +143,7 @@ class Maildrop:
                 self._octets = sum(filter(None, sizes))
         return self._octets
 
-    def size(self, found: Found) -> int | None:
+    def size(self, found: MessageRef) -> int | None:
         """
         @return: octets, or L{None} if not known yet.
         """
@@ -158,7 +158,7 @@ class Maildrop:
         """
         return self._sizes or ()
 
-    def setSizes(self, found: Sequence[Found], sizes: Sequence[int | None]) -> None:
+    def setSizes(self, found: Sequence[MessageRef], sizes: Sequence[int | None]) -> None:
         """
         Remember sizes, so that they stay the same for the session.
 

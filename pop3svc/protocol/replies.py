@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["Body", "Lines", "Pieces", "Reply", "Then", "challenge", "err", "ok"]
+__all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
 # What a listing is handed on in: large enough to be cheap, small enough to
 # hold for ten thousand clients.
 _PIECE = 16384
 
 
-class Then(Enum):
+class After(Enum):
     """
     What the connection does once the reply is sent.
     """
@@ -30,7 +30,7 @@ class Body(Protocol):
     The octets behind the first line of a reply, before dot-stuffing.
 
     @ivar hasLineEnds: are they whole lines, all of their ends CRLF?
-    @ivar isAsSent: and are they to the octet what is sent: does no line begin
+    @ivar isWireReady: and are they to the octet what is sent: does no line begin
         with a dot, either?
     @ivar sendTo: sends the next octets to a socket without taking them in
         hand: takes its descriptor and returns how many octets that were, 0 if
@@ -39,7 +39,7 @@ class Body(Protocol):
     """
 
     hasLineEnds: bool
-    isAsSent: bool
+    isWireReady: bool
     sendTo: Callable[[int], int] | None
 
     def next(self) -> Any:
@@ -67,7 +67,7 @@ class Lines:
     """
 
     hasLineEnds = True
-    isAsSent = False
+    isWireReady = False
     sendTo: Callable[[int], int] | None = None
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -109,7 +109,7 @@ class Pieces:
     A L{Body} that stands ready in pieces.
     """
 
-    hasLineEnds = isAsSent = True
+    hasLineEnds = isWireReady = True
     sendTo: Callable[[int], int] | None = None
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
@@ -158,10 +158,10 @@ class Reply(NamedTuple):
     code: str | None = None
     body: Body | None = None
     topLines: int | None = None
-    then: Then = Then.GO_ON
+    then: After = After.GO_ON
     isChallenge: bool = False
-    stays: bool = False
-    senseless: bool = False
+    keepsState: bool = False
+    isBadCommand: bool = False
     fault: bool = False
 
 
@@ -170,26 +170,26 @@ def ok(
     code: str | None = None,
     body: Body | None = None,
     topLines: int | None = None,
-    then: Then = Then.GO_ON,
-    stays: bool = False,
+    then: After = After.GO_ON,
+    keepsState: bool = False,
 ) -> Reply:
     """
     A positive reply; multi-line if it has a body.
     """
-    return Reply(True, text, code, body, topLines, then, stays=stays)
+    return Reply(True, text, code, body, topLines, then, keepsState=keepsState)
 
 
 def err(
     text: str,
     code: str | None = None,
-    then: Then = Then.GO_ON,
-    senseless: bool = False,
+    then: After = After.GO_ON,
+    isBadCommand: bool = False,
     fault: bool = False,
 ) -> Reply:
     """
     A negative reply.
     """
-    return Reply(False, text, code, then=then, senseless=senseless, fault=fault)
+    return Reply(False, text, code, then=then, isBadCommand=isBadCommand, fault=fault)
 
 
 def challenge(encoded: str) -> Reply:

@@ -109,10 +109,10 @@ async def plain(session: Session, initial: bytes | None) -> Conversation:
     response = (yield b"") if initial is None else initial
     fields = response.split(b"\0")
     if len(fields) != 3:
-        raise BadArguments("That is not a PLAIN response.")
+        raise BadArguments("Response is not valid for PLAIN.")
     authorization, name, password = fields
     if authorization not in (b"", name):
-        raise POP3ResponseError("You may only log in as yourself.", "AUTH")
+        raise POP3ResponseError("Authorization identity must be the user name.", "AUTH")
     yield _password(name, password)
 
 
@@ -185,5 +185,5 @@ class SASLExchange:
 
 def _decoded(line: bytes) -> bytes:
     if _BASE64.fullmatch(line) is None:
-        raise BadArguments("That is not base64.")
+        raise BadArguments("Response is not valid base64.")
     return b64decode(line)

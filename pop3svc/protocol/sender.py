@@ -15,7 +15,7 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import Interface, implementer
 
-from pop3svc.calling import Turns, isLater
+from pop3svc.awaiting import TimeSlice, isAwaitable
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
 
@@ -71,7 +71,7 @@ class ReplySender:
     def __init__(
         self,
         transport: Any,
-        turns: Turns,
+        turns: TimeSlice,
         clock: IReactorTime,
         stallTimeout: float,
         marksMultiLine: bool = False,
@@ -175,14 +175,14 @@ class ReplySender:
         try:
             self.gather(reply)
             octetsBefore = self.octetsSent
-            if not body.isAsSent or reply.topLines is not None:
+            if not body.isWireReady or reply.topLines is not None:
                 encoder = MultiLine(reply.topLines, body.hasLineEnds)
             sendTo = body.sendTo if encoder is None and self._maySendTo else None
             while encoder is None or not encoder.done:
                 if sendTo is not None:
                     await self._sendTo(sendTo)
                 chunk = body.next()
-                if isLater(chunk):
+                if isAwaitable(chunk):
                     chunk = await chunk
                 if chunk is None:
                     break
@@ -327,7 +327,7 @@ class ReplySender:
                 await self._room()
             else:
                 # A transport that takes everything may be one that drops it.
-                await self._turns.perhaps()
+                await self._turns.yieldIfDue()
             if self._stopped:
                 raise ConnectionLost()
         finally:

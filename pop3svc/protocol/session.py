@@ -16,7 +16,14 @@ from twisted.python.failure import Failure
 from zope.interface import Invalid, implementer, providedBy
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import CarriedThrough, Turns, Unanswered, answered, begun, isLater
+from pop3svc.awaiting import (
+    CallTimeout,
+    Shielded,
+    TimeSlice,
+    awaitWithTimeout,
+    ensureStarted,
+    isAwaitable,
+)
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -31,16 +38,16 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
-from pop3svc.listings import BadListing, Listed, isUniqueID
+from pop3svc.listings import BadListing, UniqueIDList, isUniqueID
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.grammar import MessageNumber, Reference
-from pop3svc.protocol.maildrop import Found, Maildrop
+from pop3svc.protocol.maildrop import Maildrop, MessageRef
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld, warnOnce
 from pop3svc.protocol.replies import Body, Lines, Pieces
 
-__all__ = ["ConnectionInfo", "Exchange", "Session", "State", "stays"]
+__all__ = ["ConnectionInfo", "Exchange", "Session", "State", "refuseRelease"]
 
 log = Logger(namespace="pop3svc")
 
@@ -130,9 +137,9 @@ def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
     return lambda isIn: None
 
 
-def stays(isMarked: bool) -> bool:
+def refuseRelease(isMarked: bool) -> bool:
     """
-    What a session answers to L{Session.mayEnd} that does not end itself.
+    What a session answers to L{Session.tryRelease} that does not end itself.
     """
     return False
 
@@ -191,7 +198,7 @@ class Session:
     @ivar exchange: the unfinished AUTH, or L{None}.
     @ivar senseless: how many commands in a row made no sense.
     @ivar mayStartTLS: is there a certificate for STLS?
-    @ivar mayEnd: asked, with whether any message is marked, when another
+    @ivar tryRelease: asked, with whether any message is marked, when another
         session of the user wants the mailbox; returns whether this one ends
         itself now.  Set by the connection.
     @ivar maildrop: the listing, while in TRANSACTION.
@@ -206,7 +213,7 @@ class Session:
         commands: Sequence[Any] = (),
         mayStartTLS: bool = False,
         throttle: Any = None,
-        admit: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
+        acquireSlot: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
@@ -225,16 +232,16 @@ class Session:
         self.mayStartTLS = mayStartTLS
         self._clock = clock
         self._seconds = clock.seconds
-        self._admit = admit
-        self._dismiss: Callable[[bool], object] | None = None
+        self._acquireSlot = acquireSlot
+        self._releaseSlot: Callable[[bool], object] | None = None
         self._isIn = False
         self._throttle = None if throttle is None else ILoginThrottle(throttle)
         self.state = State.AUTHORIZATION
         self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
-        self.mayEnd = stays
-        self.senseless = 0
+        self.tryRelease = refuseRelease
+        self.badCommands = 0
         self._failedLogins = 0
         self._wasChecked = self._isRepeated = False
         self.maildrop: Maildrop | None = None
@@ -247,8 +254,8 @@ class Session:
         # Of the unique-ids listed before going to sleep, eight octets each.
         self._known: array[int] | None = None
         self._mark = ""
-        self._deletion: CarriedThrough | None = None
-        self._leaving: CarriedThrough | None = None
+        self._deletion: Shielded | None = None
+        self._leaving: Shielded | None = None
         # For the line at the end.
         self.user: str | None = None
         self.loginMethod = ""
@@ -264,14 +271,14 @@ class Session:
         late = seconds() + HELD
         try:
             answer = call(*arguments)
-            return begun(answer) if isLater(answer) else answer
+            return ensureStarted(answer) if isAwaitable(answer) else answer
         finally:
             if seconds() > late:
                 remarkHeld(call, seconds() - late + HELD)
 
     async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
         answer = self._call(call, *arguments)
-        if isLater(answer):
+        if isAwaitable(answer):
             answer = await self._waited(call, answer)
         if self.isOver:
             # It answered although it was cancelled.
@@ -280,19 +287,19 @@ class Session:
 
     async def _answer(self, call: Callable[..., Any], *arguments: Any) -> Any:
         answer = self._call(call, *arguments)
-        return await self._waited(call, answer) if isLater(answer) else answer
+        return await self._waited(call, answer) if isAwaitable(answer) else answer
 
     async def _waited(self, call: Callable[..., Any], answer: Any) -> Any:
         try:
-            return await answered(answer, self._clock, self.policy.answerTimeout)
-        except Unanswered:
+            return await awaitWithTimeout(answer, self._clock, self.policy.answerTimeout)
+        except CallTimeout:
             log.error(
                 "{call} of connection {connectionID} did not answer within {timeout} s",
                 call=nameOf(call),
                 connectionID=self.info.connectionID,
                 timeout=self.policy.answerTimeout,
             )
-            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP", critical=True)
+            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP", critical=True)
 
     def enter(self, state: State) -> None:
         """
@@ -323,10 +330,10 @@ class Session:
         """
         try:
             mailbox = await self._authenticate(name, password)
-            self._dismiss = self._admit(name, True)
+            self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
-                self._mark = await self._ask(self.provider.loginMark, self.info, name)
+                self._mark = await self._ask(self.provider.credentialsVersion, self.info, name)
             await self._enter(mailbox)
             self._isIn = True
         except CancelledError:
@@ -346,7 +353,7 @@ class Session:
         # guesses: the throttle has lines of its own for those that it does not let through.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
-        if text is None and not self.policy.fineEvents:
+        if text is None and not self.policy.verboseEvents:
             return
         log.info(
             text,
@@ -362,7 +369,7 @@ class Session:
     async def _authenticate(self, name: str, password: str) -> Any:
         self._wasChecked = self._isRepeated = False
         if not name or not password:
-            raise POP3ResponseError("A name and a password are needed.", "AUTH")
+            raise POP3ResponseError("A user name and a password are required.", "AUTH")
         info, throttle = self.info, self._throttle
         if throttle is not None and not await self._ask(throttle.mayLogin, info, name, password):
             raise self._wrong()
@@ -409,19 +416,19 @@ class Session:
     async def _lock(self) -> None:
         if IExclusiveMailbox.providedBy(self._mailbox):
             mailbox = self._mailbox
-            await self._answer(mailbox.lock, self.info, self._surrender)
+            await self._answer(mailbox.lock, self.info, self._requestRelease)
             if self.isOver:
-                await CarriedThrough(self._letGo, mailbox.unlock, self.info).outcome()
+                await Shielded(self._letGo, mailbox.unlock, self.info).outcome()
                 raise CancelledError()
             self._locked = True
 
-    def _surrender(self) -> bool:
+    def _requestRelease(self) -> bool:
         """
         Another session of the same user waits for the lock.
         """
         if self.isOver or self.state is not State.TRANSACTION or self.maildrop is None:
             return False
-        return self.mayEnd(bool(self.maildrop.marked()))
+        return self.tryRelease(bool(self.maildrop.marked()))
 
     async def _list(self) -> Maildrop:
         self._changesListed = self._changes
@@ -433,7 +440,7 @@ class Session:
                 "unique-ids, each a str"
             )
         try:
-            return Maildrop(listed if isinstance(listed, Listed) else Listed(listed))
+            return Maildrop(listed if isinstance(listed, UniqueIDList) else UniqueIDList(listed))
         except BadListing as error:
             log.error(
                 "{call} breaks a rule in the listing of {user}: {rule}",
@@ -442,7 +449,7 @@ class Session:
                 rule=str(error),
                 connectionID=self.info.connectionID,
             )
-            raise POP3ResponseError("The mailbox cannot be listed.", "SYS/PERM")
+            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/PERM")
 
     # --- the listing --------------------------------------------------------
 
@@ -465,7 +472,7 @@ class Session:
             return Pieces(maildrop.listed.lines())
         return Lines(f"{each.number} {each.uniqueID}" for each in maildrop.present())
 
-    async def find(self, reference: Reference) -> Found:
+    async def find(self, reference: Reference) -> MessageRef:
         """
         @return: the message that an argument names; number 0 if it arrived
             after the listing (EXTENSIONS, UID-PARAM).
@@ -474,9 +481,9 @@ class Session:
         maildrop = self._drop()
         if isinstance(reference, MessageNumber):
             return maildrop.byNumber(reference.number)
-        missing = POP3ResponseError("There is no such message.", "UID/NOT-FOUND")
+        missing = POP3ResponseError("No such message.", "UID/NOT-FOUND")
         if "UID-PARAM" in self.policy.without:
-            raise BadArguments("That is not a number.")
+            raise BadArguments("Argument is not a number.")
         uniqueID = reference.text
         if not isUniqueID(uniqueID):
             raise missing
@@ -484,10 +491,10 @@ class Session:
         if found is None:
             if not await self._ask(self._mailbox.messageExists, self.info, uniqueID):
                 raise missing
-            found = Found(0, uniqueID)
+            found = MessageRef(0, uniqueID)
         return found
 
-    async def size(self, found: Found) -> int:
+    async def size(self, found: MessageRef) -> int:
         """
         @return: octets of a message as RETR sends it, without dot-stuffing.
         """
@@ -518,7 +525,7 @@ class Session:
             return
         isBulk = IBulkMessageSizes.providedBy(mailbox)
         if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
-            unknown: list[Found] = []
+            unknown: list[MessageRef] = []
             uniqueIDs = maildrop.listed.uniqueIDs
         else:
             unknown = [
@@ -552,7 +559,7 @@ class Session:
         isLarge = len(sizes) > _MANY
         if isLarge:
             # Of very many each step takes long.
-            await Turns(self._clock).next()
+            await TimeSlice(self._clock).next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
                 f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
@@ -562,7 +569,7 @@ class Session:
             if octets is not None:
                 _octets(call, octets)
         if isLarge:
-            await Turns(self._clock).next()
+            await TimeSlice(self._clock).next()
         return sizes
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
@@ -575,7 +582,7 @@ class Session:
         """
         sizes: list[int | None] = []
         faults: list[POP3ResponseError] = []
-        turns = Turns(self._clock)
+        turns = TimeSlice(self._clock)
         for uniqueID in uniqueIDs:
             octets = None
             try:
@@ -596,7 +603,7 @@ class Session:
                     log_failure=Failure(),
                 )
             sizes.append(octets)
-            await turns.perhaps()
+            await turns.yieldIfDue()
         if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
             raise faults[0]
         return sizes
@@ -629,7 +636,7 @@ class Session:
     async def _content(self, uniqueID: str) -> MessageBody:
         call = self._mailbox.messageContent
         content = self._call(call, self.info, uniqueID)
-        if isLater(content):
+        if isAwaitable(content):
             content = await self._waited(call, content)
         body = MessageBody(content, self._clock, self.policy.answerTimeout, call)
         if self.isOver:
@@ -637,7 +644,7 @@ class Session:
             raise CancelledError()
         return body
 
-    async def open(self, found: Found) -> MessageBody:
+    async def open(self, found: MessageRef) -> MessageBody:
         """
         @return: the message, to be closed by whoever gets it.
         """
@@ -677,7 +684,7 @@ class Session:
         """
         return IReadOnlyMailbox.providedBy(self._mailbox)
 
-    def mark(self, found: Found) -> None:
+    def mark(self, found: MessageRef) -> None:
         """
         Mark a message for deletion.
         """
@@ -701,17 +708,17 @@ class Session:
         async def delete() -> None:
             try:
                 answer = self._call(mailbox.messageDelete, self.info, uniqueIDs)
-                if isLater(answer):
+                if isAwaitable(answer):
                     await answer
                 self.messagesDeleted += len(uniqueIDs)
             finally:
                 self._deletion = None
 
-        deletion = CarriedThrough(delete)
+        deletion = Shielded(delete)
         self._deletion = None if deletion.done else deletion
         try:
             await deletion.outcome(self._clock, self.policy.answerTimeout)
-        except Unanswered:
+        except CallTimeout:
             raise POP3ResponseError(
                 "The deletion takes too long; whether it happens is not known yet.",
                 "SYS/TEMP",
@@ -731,7 +738,7 @@ class Session:
         maildrop.setGone(marked)
         return len(marked)
 
-    async def deleteNow(self, found: Found) -> None:
+    async def deleteNow(self, found: MessageRef) -> None:
         """
         Delete one message without waiting for QUIT (EXTENSIONS, DELI).
 
@@ -763,7 +770,7 @@ class Session:
         except Exception as error:
             if not isinstance(error, POP3ResponseError):
                 log.failure("a mailbox cannot be listed again", pop3Event="error")
-            raise POP3ResponseError("The mailbox cannot be listed.", "SYS/TEMP", critical=True)
+            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/TEMP", critical=True)
         return self.maildrop.listed.hasOthersThan(known)
 
     async def sleep(self) -> int:
@@ -777,14 +784,18 @@ class Session:
         deleted = await self.commit()
         self._known = self._drop().listed.hashes()
         self.maildrop = None
-        if ISleepingMailbox.providedBy(self._mailbox):
-            await self._letGo(self._mailbox.fallAsleep, self.info)
-        if self._locked:
-            self._locked = False
-            self._leaving = CarriedThrough(self._letGo, self._mailbox.unlock, self.info)
+        locked, self._locked = self._locked, False
+        if locked or ISleepingMailbox.providedBy(self._mailbox):
+            self._leaving = Shielded(self._releaseForSleep, self._mailbox, locked)
             await self._leaving.outcome()
         self._giveBackPlace()
         return deleted
+
+    async def _releaseForSleep(self, mailbox: Any, locked: bool) -> None:
+        if ISleepingMailbox.providedBy(mailbox):
+            await self._letGo(mailbox.onSleep, self.info)
+        if locked:
+            await self._letGo(mailbox.unlock, self.info)
 
     async def wake(self) -> bool:
         """
@@ -795,10 +806,10 @@ class Session:
         """
         name = self.info.userNameAtLogin
         if IAccountStatus.providedBy(self.provider) and not await self._ask(
-            self.provider.mayStay, self.info, name, self._mark
+            self.provider.isStillValid, self.info, name, self._mark
         ):
-            raise POP3ResponseError("You may not log in any more.", "AUTH")
-        self._dismiss = self._admit(name or "", False)
+            raise POP3ResponseError("Account is no longer valid.", "AUTH")
+        self._releaseSlot = self._acquireSlot(name or "", False)
         changes = self._changesListed
         try:
             await self._lock()
@@ -808,7 +819,7 @@ class Session:
         except Exception:
             if self._locked:
                 self._locked = False
-                await CarriedThrough(self._letGo, self._mailbox.unlock, self.info).outcome()
+                await Shielded(self._letGo, self._mailbox.unlock, self.info).outcome()
             self._giveBackPlace()
             raise
         known, self._known = self._known or array("Q"), None
@@ -818,9 +829,9 @@ class Session:
         return maildrop.listed.hasOthersThan(known)
 
     def _giveBackPlace(self) -> None:
-        dismiss, self._dismiss = self._dismiss, None
-        if dismiss is not None:
-            dismiss(self._isIn)
+        releaseSlot, self._releaseSlot = self._releaseSlot, None
+        if releaseSlot is not None:
+            releaseSlot(self._isIn)
 
     # --- leaving ------------------------------------------------------------
 
@@ -884,7 +895,7 @@ class Session:
         else:
             # SLEE may be letting go of the lock still.
             earlier = self._leaving
-            self._leaving = CarriedThrough(self._letAllGo, mailbox, locked, endWatch, earlier)
+            self._leaving = Shielded(self._letAllGo, mailbox, locked, endWatch, earlier)
             await self._leaving.outcome()
 
     async def _letAllGo(
@@ -892,7 +903,7 @@ class Session:
         mailbox: Any,
         locked: bool,
         endWatch: Callable[[], object] | None,
-        earlier: CarriedThrough | None,
+        earlier: Shielded | None,
     ) -> None:
         if earlier is not None:
             await earlier.outcome()
@@ -909,4 +920,4 @@ class Session:
         try:
             await self._answer(call, *arguments)
         except Exception:
-            log.failure("letting go of a mailbox failed")
+            log.failure("failed to release mailbox")

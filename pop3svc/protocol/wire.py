@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pop3svc.octets import DOT_LINE, LineEnds
+from pop3svc.lineendings import DOT_LINE, CRLFNormalizer
 from pop3svc.protocol.replies import Reply
 
 __all__ = ["MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
@@ -85,7 +85,7 @@ class Top:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: the next octets as L{LineEnds} gives them out.
+        @param data: the next octets as L{CRLFNormalizer} gives them out.
         @return: those of them that are wanted.
         """
         if self.done:
@@ -133,7 +133,7 @@ class MultiLine:
         @param hasLineEnds: see L{pop3svc.protocol.replies.Body.hasLineEnds}.
         """
         # Top has to see whole line ends, and blocks are cut inside them, too.
-        self._lineEnds = None if hasLineEnds and topLines is None else LineEnds()
+        self._lineEnds = None if hasLineEnds and topLines is None else CRLFNormalizer()
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
         # Octets given out, without the dots that were added.

@@ -22,7 +22,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, givenUp, isLater
+from pop3svc.awaiting import Executor, isAwaitable, isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -38,23 +38,23 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
 )
-from pop3svc.listings import Listed
+from pop3svc.listings import UniqueIDList
 from pop3svc.once import Once
-from pop3svc.providers.names import Root, openBelow, uniqueIDFor
-from pop3svc.providers.removal import Place, Readiness, nameOfStaging, recover, removeAll
+from pop3svc.providers.paths import Root, openBelow, uniqueIDFor
+from pop3svc.providers.removal import CleanCache, Place, nameOfStaging, recover, removeAll
 from pop3svc.providers.sizes import Key
-from pop3svc.providers.watching import Touches
+from pop3svc.providers.watching import DirectoryWatcher
 from pop3svc.state import State
 
 __all__ = [
     "PERMANENT",
     "ExclusiveFileMailbox",
     "FileMailbox",
-    "Holders",
-    "KnownSizes",
-    "Listing",
-    "LockManners",
+    "LockPolicy",
+    "LockRegistry",
+    "MailboxSnapshot",
     "Presence",
+    "SizeCache",
     "checksumOf",
     "headIn",
     "headOf",
@@ -75,7 +75,7 @@ PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 T = TypeVar("T")
 
 
-class Listing(dict[str, Place]):
+class MailboxSnapshot(dict[str, Place]):
     """
     Unique-ids in message-number order, and where each message is.  Once made
     it is not changed: sessions share it.
@@ -93,14 +93,14 @@ class Listing(dict[str, Place]):
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
         self.time = 0
-        self._listed: Listed | None = None
+        self._listed: UniqueIDList | None = None
 
-    def listed(self) -> Listed:
+    def listed(self) -> UniqueIDList:
         """
         @return: the unique-ids, for sessions to share.
         """
         if self._listed is None:
-            self._listed = Listed(self)
+            self._listed = UniqueIDList(self)
         return self._listed
 
 
@@ -114,7 +114,7 @@ class Presence:
     # Paths; some 100 octets each.
     BOUND = 100_000
 
-    def __init__(self, state: State | None = None, runner: Runner | None = None) -> None:
+    def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
         @param state: what survives a restart; in memory only if not given.
         """
@@ -185,21 +185,21 @@ class Presence:
         self._there.forget(path)
         if wasThere is None:
             # Nobody knows: an empty maildrop might be a lie.
-            raise POP3ResponseError("The mailbox is not there now.", "SYS/TEMP")
+            raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:
-                log.info("there is no whole mailbox {path}: its user gets what there is", path=path)
+                log.info("mailbox {path} is incomplete: serving what exists", path=path)
             return
         if isFirst:
             log.error(
-                "the mailbox {path} has gone: is its file system mounted?  Its user gets "
-                "[SYS/TEMP] until it is there again",
+                "mailbox {path} is missing: is its file system mounted?  Its user gets "
+                "[SYS/TEMP] until it is back",
                 path=path,
             )
-        raise POP3ResponseError("The mailbox is not there now.", "SYS/TEMP")
+        raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
 
-class KnownSizes:
+class SizeCache:
     """
     The sizes of files as they are sent, remembered by what the file is: to
     count needs reading, and clients ask at each poll.  Used from threads.
@@ -310,7 +310,7 @@ def _isInodeTold(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-class _Held:
+class LockedDirectory:
     """
     A mailbox's directory, open and locked.  The lock is on the directory
     itself: there is no file of it to be made, removed or owned by anybody.
@@ -389,8 +389,8 @@ class FileMailbox:
     def __init__(
         self,
         place: Root,
-        sizes: KnownSizes,
-        runner: Runner | None = None,
+        sizes: SizeCache,
+        runner: Executor | None = None,
         isSlow: bool = False,
         presence: Presence | None = None,
     ) -> None:
@@ -408,7 +408,7 @@ class FileMailbox:
         self._presence = presence
         self._runner = disk() if runner is None else runner
         self._isSlow = isSlow
-        self._listing = Listing()
+        self._listing = MailboxSnapshot()
         # Where messages have been found since, and those that came since.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
@@ -416,12 +416,12 @@ class FileMailbox:
     def _placeOf(self, uniqueID: str) -> Place | None:
         return self._moved.get(uniqueID) or self._listing.get(uniqueID)
 
-    def _setListing(self, listing: Listing) -> None:
+    def _setListing(self, listing: MailboxSnapshot) -> None:
         self._listing = listing
         self._moved = {}
         self._movedLinks = {}
 
-    def scan(self, root: int) -> Listing:
+    def scan(self, root: int) -> MailboxSnapshot:
         """
         List the messages.  Blocks; to be overridden.
         """
@@ -431,11 +431,11 @@ class FileMailbox:
         self,
         work: Callable[..., T],
         *arguments: Any,
-        runner: Runner | None = None,
+        runner: Executor | None = None,
         **named: Any,
     ) -> Deferred[T]:
         """
-        Run work on this mailbox in a thread; see L{Runner.run}.
+        Run work on this mailbox in a thread; see L{Executor.run}.
 
         @param runner: another one than the mailbox's.
         """
@@ -525,16 +525,16 @@ class FileMailbox:
                 error=error.strerror,
             )
         code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
-        return POP3ResponseError("The mailbox has a fault.", code)
+        return POP3ResponseError("Mailbox unavailable.", code)
 
     # --- in a thread ----------------------------------------------------------
 
-    def _scanned(self) -> Listing:
+    def _scanned(self) -> MailboxSnapshot:
         try:
             root = self._root()
             if root is None:
                 self._lookFor(None)
-                return Listing()
+                return MailboxSnapshot()
             try:
                 self._lookFor(root)
                 return self.scan(root)
@@ -604,7 +604,7 @@ class FileMailbox:
                 for each in missing
                 if each not in found and (each in listing or not listing.isSure)
             ]
-            if missing and (time.monotonic() > end or givenUp()):
+            if missing and (time.monotonic() > end or isCancelled()):
                 return found, False
             if missing:
                 self._hunt(set(missing), lookFor)
@@ -641,8 +641,8 @@ class FileMailbox:
     @staticmethod
     def _missing(isSure: bool) -> POP3ResponseError:
         if isSure:
-            return POP3ResponseError("That message has gone.")
-        return POP3ResponseError("That message is in use, try again later.", "SYS/TEMP")
+            return POP3ResponseError("Message no longer exists.")
+        return POP3ResponseError("Message is in use, try again later.", "SYS/TEMP")
 
     def _octetsAt(self, uniqueID: str, place: Place) -> int | None:
         opened = self._open(uniqueID, place)
@@ -660,7 +660,7 @@ class FileMailbox:
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
         return self._run(self._scanned).addCallback(self._listed)
 
-    def _listed(self, listing: Listing) -> Listed:
+    def _listed(self, listing: MailboxSnapshot) -> UniqueIDList:
         self._setListing(listing)
         return listing.listed()
 
@@ -725,7 +725,7 @@ class FileMailbox:
         if uniqueID not in found:
             raise self._missing(isSure)
         content = self._content(uniqueID, *found[uniqueID])
-        return await content if isLater(content) else content
+        return await content if isAwaitable(content) else content
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         await self._run(self._removed, list(uniqueIDs))
@@ -763,7 +763,7 @@ class FileMailbox:
         Where a message is: at first where it was listed, else where a new
         look finds it.
         """
-        now: Listing | None = None
+        now: MailboxSnapshot | None = None
 
         def locate(message: tuple[str, Place | None], looks: int) -> Place | None:
             nonlocal now
@@ -788,15 +788,15 @@ def _closeAll(sought: tuple[dict[str, tuple[int, os.stat_result]], bool]) -> Non
 
 
 @dataclass(frozen=True, slots=True)
-class LockManners:
+class LockPolicy:
     """
     What a session does that finds the mailbox held.
 
-    @ivar takesOver: ask the holder to give way.
+    @ivar takeover: ask the holder to give way.
     @ivar wait: seconds to wait for it to become free.
     """
 
-    takesOver: bool = True
+    takeover: bool = True
     wait: float = 0.0
 
 
@@ -806,7 +806,7 @@ def _reactor() -> Any:
     return reactor
 
 
-class Holders:
+class LockRegistry:
     """
     Who holds which mailbox of a store in this process, and whether somebody in
     another process wants it: who does holds a lock on a directory in it.
@@ -820,14 +820,14 @@ class Holders:
     YOUNG = 0.5
     PATIENCE = 1.0
 
-    def __init__(self, runner: Runner, clock: Any = None) -> None:
+    def __init__(self, runner: Executor, clock: Any = None) -> None:
         self._runner = runner
         self._clock = clock
-        self.readiness = Readiness()
+        self.readiness = CleanCache()
         # With when that began.
         self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
-        self._touches: Touches | None = None
+        self._touches: DirectoryWatcher | None = None
         # Those of the held that the kernel tells of, which need no look.
         self._watched: dict[str, int] = {}
 
@@ -840,11 +840,13 @@ class Holders:
             self._clock = _reactor()
         return self._clock
 
-    def add(self, path: str, mailbox: ExclusiveFileMailbox, surrender: Callable[[], bool]) -> None:
+    def add(
+        self, path: str, mailbox: ExclusiveFileMailbox, requestRelease: Callable[[], bool]
+    ) -> None:
         """
         A session of this process holds a mailbox.
         """
-        self._held[path] = mailbox, surrender, self.clock.seconds()
+        self._held[path] = mailbox, requestRelease, self.clock.seconds()
         self._lookLater()
 
     def remove(self, path: str) -> None:
@@ -891,7 +893,7 @@ class Holders:
 
     def _watch(self, path: str) -> None:
         if self._touches is None:
-            self._touches = Touches(self.clock)
+            self._touches = DirectoryWatcher(self.clock)
         place = self._held[path][0].placeOfWanting()
 
         def touched(isGone: bool) -> None:
@@ -923,7 +925,7 @@ class Holders:
         self._lookLater()
 
 
-class _Busy:
+class LockBusy:
     """
     Another session has the lock.
     """
@@ -939,10 +941,10 @@ class ExclusiveFileMailbox(FileMailbox):
     def __init__(
         self,
         place: Root,
-        sizes: KnownSizes,
-        runner: Runner | None = None,
-        holders: Holders | None = None,
-        manners: LockManners = LockManners(),
+        sizes: SizeCache,
+        runner: Executor | None = None,
+        holders: LockRegistry | None = None,
+        manners: LockPolicy = LockPolicy(),
         isSlow: bool = False,
         presence: Presence | None = None,
     ) -> None:
@@ -952,10 +954,10 @@ class ExclusiveFileMailbox(FileMailbox):
         super().__init__(place, sizes, runner, isSlow, presence)
         # Work in threads that is not over, and the lock that is given back after it.
         self._working = 0
-        self._releasing: _Held | None = None
-        self._holders = Holders(self._runner) if holders is None else holders
+        self._releasing: LockedDirectory | None = None
+        self._holders = LockRegistry(self._runner) if holders is None else holders
         self._manners = manners
-        self._held: _Held | None = None
+        self._held: LockedDirectory | None = None
 
     def _run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
         self._working += 1
@@ -1009,33 +1011,33 @@ class ExclusiveFileMailbox(FileMailbox):
             raise self._fault("open a message of", error, name)
         return None if opened is None else self._checked(uniqueID, place, *opened)
 
-    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> Any:
+    def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Any:
         """
         See L{IExclusiveMailbox.lock}.
         """
         if self._isLost():
-            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
-        held = _Busy() if self._isSlow else self._taken(recovers=False)
-        if isinstance(held, _Busy):
-            return self._lockInTurn(surrender)
-        self._hold(held, surrender)
+            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
+        held = LockBusy() if self._isSlow else self._taken(recovers=False)
+        if isinstance(held, LockBusy):
+            return self._lockInTurn(requestRelease)
+        self._hold(held, requestRelease)
         return None
 
-    async def _lockInTurn(self, surrender: Callable[[], bool]) -> None:
+    async def _lockInTurn(self, requestRelease: Callable[[], bool]) -> None:
         held = await self._tryToTake()
-        if isinstance(held, _Busy):
+        if isinstance(held, LockBusy):
             held = await self._getInTurn()
-        self._hold(held, surrender)
+        self._hold(held, requestRelease)
 
-    def _hold(self, held: _Held | None, surrender: Callable[[], bool]) -> None:
+    def _hold(self, held: LockedDirectory | None, requestRelease: Callable[[], bool]) -> None:
         self._held = held
         if held is not None:
-            self._holders.add(self._path, self, surrender)
+            self._holders.add(self._path, self, requestRelease)
 
-    async def _tryToTake(self) -> _Held | _Busy | None:
+    async def _tryToTake(self) -> LockedDirectory | LockBusy | None:
         return await self._run(self._taken, abandoned=_giveBack)
 
-    async def _getInTurn(self) -> _Held | None:
+    async def _getInTurn(self) -> LockedDirectory | None:
         """
         @raise POP3ResponseError: C{IN-USE}.
         """
@@ -1043,23 +1045,23 @@ class ExclusiveFileMailbox(FileMailbox):
         end = clock.seconds() + manners.wait
         wanted: int | None = None
         try:
-            if manners.takesOver:
+            if manners.takeover:
                 gives = self._holders.ask(self._path)
                 if gives:
-                    end = clock.seconds() + Holders.PATIENCE
+                    end = clock.seconds() + LockRegistry.PATIENCE
                 elif gives is None:
-                    end = max(end, clock.seconds() + Holders.PATIENCE)
+                    end = max(end, clock.seconds() + LockRegistry.PATIENCE)
                     wanted = await self._run(self._want, abandoned=_closeOne)
             while True:
                 held = await self._tryToTake()
-                if not isinstance(held, _Busy):
+                if not isinstance(held, LockBusy):
                     return held
                 if clock.seconds() >= end:
-                    raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
+                    raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
                 if wanted is not None:
                     # The holder may have become idle by now.
                     await self._run(_touch, wanted)
-                await _pause(clock, Holders.LOOK / 2)
+                await _pause(clock, LockRegistry.LOOK / 2)
         finally:
             _closeOne(wanted)
 
@@ -1116,17 +1118,17 @@ class ExclusiveFileMailbox(FileMailbox):
             pass
         return False
 
-    def _taken(self, recovers: bool = True) -> _Held | _Busy | None:
+    def _taken(self, recovers: bool = True) -> LockedDirectory | LockBusy | None:
         """
         @param recovers: mend what a removal has left that was cut short; else
-            L{_Busy} if there is any.
+            L{LockBusy} if there is any.
         """
         try:
             root = self._place.open()
             if root is None:
                 if not recovers and self._presence is not None:
                     # Only a thread may look whether it ever was there.
-                    return _Busy()
+                    return LockBusy()
                 super()._lookFor(None)
                 return None
             try:
@@ -1137,21 +1139,21 @@ class ExclusiveFileMailbox(FileMailbox):
                 if recovers:
                     recover(root, self.folders)
                     self._lookAhead(root)
-                elif not self._holders.readiness.isReady(root, status, self.folders):
+                elif not self._holders.readiness.isClean(root, status, self.folders):
                     closeQuietly(root)
-                    return _Busy()
+                    return LockBusy()
             except BaseException:
                 closeQuietly(root)
                 raise
         except BlockingIOError:
-            return _Busy()
+            return LockBusy()
         except OSError as error:
             raise self._fault("lock", error)
         presence, path = self._presence, self._path
         # A mailbox that is ready was made ready by us.
         if not recovers and presence is not None and not presence.isKnown(path):
             presence.isThere(path, isInThread=False)
-        return _Held(root, (status.st_dev, status.st_ino))
+        return LockedDirectory(root, (status.st_dev, status.st_ino))
 
     def _lookAhead(self, root: int) -> None:
         """
@@ -1164,7 +1166,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         held, self._held = self._held, None
         listing = self._listing
-        self._setListing(Listing())
+        self._setListing(MailboxSnapshot())
         if held is None:
             return
         self._holders.remove(self._path)
@@ -1175,7 +1177,7 @@ class ExclusiveFileMailbox(FileMailbox):
         else:
             held.close()
 
-    def _beforeRelease(self, held: _Held, listing: Listing) -> None:
+    def _beforeRelease(self, held: LockedDirectory, listing: MailboxSnapshot) -> None:
         """
         The lock is given back when all work is over: the last that may begin.
         """
@@ -1197,6 +1199,6 @@ def _closeOne(descriptor: int | None) -> None:
         closeQuietly(descriptor)
 
 
-def _giveBack(held: _Held | _Busy | None) -> None:
-    if isinstance(held, _Held):
+def _giveBack(held: LockedDirectory | LockBusy | None) -> None:
+    if isinstance(held, LockedDirectory):
         held.close()

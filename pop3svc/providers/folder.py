@@ -9,19 +9,19 @@ from typing import Any
 
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Runner
+from pop3svc.awaiting import Executor
 from pop3svc.files import disk
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
 from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
-    Holders,
-    KnownSizes,
-    Listing,
-    LockManners,
+    LockPolicy,
+    LockRegistry,
+    MailboxSnapshot,
+    SizeCache,
     listFolder,
 )
-from pop3svc.providers.names import Root, uniqueIDFor
+from pop3svc.providers.paths import Root, uniqueIDFor
 from pop3svc.providers.removal import OWN_NAMES
 
 __all__ = ["FolderMailbox", "FolderStore"]
@@ -34,7 +34,7 @@ class _Folder(FileMailbox):
 
     folders = (".",)
 
-    def scan(self, root: int) -> Listing:
+    def scan(self, root: int) -> MailboxSnapshot:
         """
         See L{FileMailbox.scan}: in order of the names.
         """
@@ -43,7 +43,7 @@ class _Folder(FileMailbox):
             for place in listFolder(root, ".")
             if place[1].lower().endswith(".eml") and not place[1].startswith(OWN_NAMES)
         )
-        listing = Listing()
+        listing = MailboxSnapshot()
         listing.update({uniqueIDFor(place[1]): place for place in places})
         return listing
 
@@ -66,8 +66,8 @@ class FolderStore:
         self,
         path: str,
         readOnly: bool = False,
-        runner: Runner | None = None,
-        manners: LockManners = LockManners(),  # noqa: B008 (it is frozen)
+        runner: Executor | None = None,
+        manners: LockPolicy = LockPolicy(),  # noqa: B008 (it is frozen)
         clock: Any = None,
     ) -> None:
         """
@@ -82,8 +82,8 @@ class FolderStore:
         self._readOnly = readOnly
         self._runner = runner
         self._manners = manners
-        self._holders = Holders(disk() if runner is None else runner, clock)
-        self._sizes = KnownSizes()
+        self._holders = LockRegistry(disk() if runner is None else runner, clock)
+        self._sizes = SizeCache()
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox:
         """

@@ -21,15 +21,15 @@ from typing import Any
 from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Progress, Runner, givenUp
+from pop3svc.awaiting import Executor, Progress, isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
     closeQuietly,
     disk,
-    examine,
-    haveSettled,
+    isStampTrustworthy,
     longWork,
+    measure,
     openFile,
     peek,
 )
@@ -40,27 +40,27 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
-from pop3svc.listings import Listed, areUniqueIDs, countDistinct
+from pop3svc.listings import UniqueIDList, areUniqueIDs, countDistinct
 from pop3svc.providers.filemailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
-    Holders,
-    KnownSizes,
-    Listing,
-    LockManners,
+    LockPolicy,
+    LockRegistry,
+    MailboxSnapshot,
     Presence,
+    SizeCache,
     checksumOf,
     headIn,
     headOf,
     keyOf,
     listFolder,
 )
-from pop3svc.providers.names import PathTemplate, openBelow, uniqueIDFor
+from pop3svc.providers.paths import PathTemplate, openBelow, uniqueIDFor
 from pop3svc.providers.quota import tellQuota
 from pop3svc.providers.removal import Place
-from pop3svc.providers.sizes import GONE, Examined, Key, MailboxSizes, SharedSizes
+from pop3svc.providers.sizes import GONE, Key, MaildirSizes, MessageInfo, SharedSizes
 from pop3svc.providers.unpacking import CannotUnpack, PackedBlocks, countUnpacked, packedAs
-from pop3svc.providers.watching import Watch, Watches
+from pop3svc.providers.watching import Inotify, MailboxWatch
 from pop3svc.state import State
 
 __all__ = ["MaildirMailbox", "MaildirStore"]
@@ -89,7 +89,7 @@ _STATTED = 100
 _LARGE = 1_000_000
 
 # Seconds and microseconds of delivery, base name, unique-id and place of a message.
-Found = tuple[int, int, str, str, Place]
+MessageRef = tuple[int, int, str, str, Place]
 
 
 # What tells whether a directory has changed.
@@ -111,7 +111,7 @@ def _settled(root: int) -> tuple[Stamp, bool]:
         # The time of change cannot be set back.
         stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
         latest = max(latest, status.st_mtime_ns, status.st_ctime_ns)
-    return tuple(stamp), haveSettled(latest)
+    return tuple(stamp), isStampTrustworthy(latest)
 
 
 def _isLarge(root: int) -> bool:
@@ -126,7 +126,7 @@ def _isLarge(root: int) -> bool:
     return octets > _LARGE
 
 
-class SharedListings:
+class ListingCache:
     """
     The latest listing of each mailbox, for all its sessions: to wake up to a
     mailbox that has not changed costs no listing.  Used from threads.
@@ -137,12 +137,12 @@ class SharedListings:
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
-        self._listings: OrderedDict[tuple[int, int], tuple[Stamp, Listing]] = OrderedDict()
-        self._heard: dict[tuple[int, int], tuple[int, Listing]] = {}
+        self._listings: OrderedDict[tuple[int, int], tuple[Stamp, MailboxSnapshot]] = OrderedDict()
+        self._heard: dict[tuple[int, int], tuple[int, MailboxSnapshot]] = {}
         self._messages = 0
         self._lock = Lock()
 
-    def get(self, key: tuple[int, int], stamp: Stamp) -> Listing | None:
+    def get(self, key: tuple[int, int], stamp: Stamp) -> MailboxSnapshot | None:
         """
         @return: the listing, if nothing has changed since.
         """
@@ -153,7 +153,7 @@ class SharedListings:
             self._listings.move_to_end(key)
             return known[1]
 
-    def heard(self, key: tuple[int, int], heard: int | None) -> Listing | None:
+    def heard(self, key: tuple[int, int], heard: int | None) -> MailboxSnapshot | None:
         """
         @param heard: what the mailbox's watch has heard by now.
         @return: the listing, if it had heard as much when that was made.
@@ -162,7 +162,7 @@ class SharedListings:
             known = self._heard.get(key)
             return known[1] if known is not None and known[0] == heard else None
 
-    def setHeard(self, key: tuple[int, int], listing: Listing, heard: int | None) -> None:
+    def setHeard(self, key: tuple[int, int], listing: MailboxSnapshot, heard: int | None) -> None:
         """
         A listing, if it is still the latest, was made when a watch had heard
         so much.
@@ -172,7 +172,7 @@ class SharedListings:
             if known is not None and known[1] is listing and heard is not None:
                 self._heard[key] = heard, listing
 
-    def put(self, key: tuple[int, int], stamp: Stamp, listing: Listing) -> None:
+    def put(self, key: tuple[int, int], stamp: Stamp, listing: MailboxSnapshot) -> None:
         """
         Remember a listing that is sure.
         """
@@ -276,7 +276,7 @@ def _scanPlaces(root: int) -> tuple[Sequence[Place], dict[Place, int], bool, Sta
         seen.update(dict.fromkeys(places, look))
         if before == after:
             time.sleep(_PAUSE)
-        if givenUp():
+        if isCancelled():
             break
     return list(seen), seen, False, ()
 
@@ -291,12 +291,12 @@ class _Shared:
     @ivar longWork: runs what takes long.
     """
 
-    listings: SharedListings
+    listings: ListingCache
     sizes: SharedSizes
-    watches: Watches
+    watches: Inotify
     believesNames: bool = False
     separator: str = ""
-    longWork: Runner | None = None
+    longWork: Executor | None = None
 
 
 @implementer(INewMailNotifier, ISleepingMailbox)
@@ -309,18 +309,18 @@ class _Maildir(FileMailbox):
     shared: _Shared
     # Set while there is a watch: what it had heard when the listing was made,
     # which is then as good as new.
-    _watch: Watch | None = None
+    _watch: MailboxWatch | None = None
     _changed: Callable[[], object] | None = None
     _endWatch: Callable[[], None] | None = None
     _heard: int | None = None
-    _known: MailboxSizes | None = None
+    _known: MaildirSizes | None = None
     # The directory that was listed.
     _key: Key | None = None
     _separator = ":"
 
     # --- the listing ----------------------------------------------------------
 
-    def scan(self, root: int) -> Listing:
+    def scan(self, root: int) -> MailboxSnapshot:
         """
         See L{FileMailbox.scan}: in order of delivery, by the time in the name,
         else the file's.
@@ -335,7 +335,7 @@ class _Maildir(FileMailbox):
             self.shared.listings.put(key, stamp, listing)
         return listing
 
-    def _sharedListing(self, root: int, key: Key) -> Listing | None:
+    def _sharedListing(self, root: int, key: Key) -> MailboxSnapshot | None:
         stamp, isOld = _settled(root)
         return self.shared.listings.get(key, stamp) if isOld else None
 
@@ -358,10 +358,10 @@ class _Maildir(FileMailbox):
         watch = self._watch
         return watch is not None and not watch.isBroken and watch.key == self._key
 
-    def _listedBefore(self, heard: int | None) -> Listing | None:
+    def _listedBefore(self, heard: int | None) -> MailboxSnapshot | None:
         self._key = None
 
-        def look(root: int, key: Key) -> Listing | None:
+        def look(root: int, key: Key) -> MailboxSnapshot | None:
             self._key = key
             self._known = self.shared.sizes.of(key)
             if self._watchHolds():
@@ -375,7 +375,7 @@ class _Maildir(FileMailbox):
         except OSError as error:
             raise self._fault("list", error)
 
-    def _listedNow(self, listing: Listing, heard: int | None) -> Listed:
+    def _listedNow(self, listing: MailboxSnapshot, heard: int | None) -> UniqueIDList:
         watch = self._watch
         if watch is not None and listing.isSure and watch.look() == heard and self._watchHolds():
             self.shared.listings.setHeard(watch.key, listing, heard)
@@ -403,14 +403,14 @@ class _Maildir(FileMailbox):
         if end is not None:
             end()
 
-    def fallAsleep(self, info: IPOP3ConnectionInfo) -> None:
+    def onSleep(self, info: IPOP3ConnectionInfo) -> None:
         """
-        See L{ISleepingMailbox.fallAsleep}.
+        See L{ISleepingMailbox.onSleep}.
         """
         if self._changed is not None and not self._watchHolds():
             self._unwatch()
             self._beginWatch(self._changed)
-        self._setListing(Listing())
+        self._setListing(MailboxSnapshot())
         self._known = None
 
     def _beginWatch(self, changed: Callable[[], object]) -> None:
@@ -449,7 +449,7 @@ class _Maildir(FileMailbox):
         if octets is None:
             raise self._missing(isSure)
         if octets < 0:
-            raise POP3ResponseError("That message cannot be read.", "SYS/PERM")
+            raise POP3ResponseError("Message cannot be read.", "SYS/PERM")
         return octets
 
     def messageSizes(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
@@ -535,12 +535,12 @@ class _Maildir(FileMailbox):
         if self.shared.believesNames and unknown:
             sizes.learn(self._told(unknown))
             unknown = [each for each in unknown if each not in sizes.known]
-        unreadable: dict[str, Examined] = {}
+        unreadable: dict[str, MessageInfo] = {}
         allSure = True
         for first in range(0, len(unknown), _KEPT):
             # What is counted is kept from time to time, and when this is given up: it is not
             # counted again.
-            added: dict[str, Examined] = {}
+            added: dict[str, MessageInfo] = {}
             try:
                 isSure = self._read(root, unknown[first : first + _KEPT], added)
             finally:
@@ -548,7 +548,7 @@ class _Maildir(FileMailbox):
                 self._keep(root, sizes, readable, listing)
             allSure = allSure and isSure
             unreadable.update(added)
-            if givenUp():
+            if isCancelled():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self.shared.sizes.trim()
         try:
@@ -558,20 +558,24 @@ class _Maildir(FileMailbox):
             return [None if each is None else each.octets for each in found], allSure
 
     def _keep(
-        self, root: int, sizes: MailboxSizes, readable: dict[str, Examined], listing: Listing
+        self,
+        root: int,
+        sizes: MaildirSizes,
+        readable: dict[str, MessageInfo],
+        listing: MailboxSnapshot,
     ) -> None:
         # Without the lock nothing is written.
         sizes.learn(readable)
         sizes.keepNothing()
 
-    def _read(self, root: int, uniqueIDs: list[str], added: dict[str, Examined]) -> bool:
+    def _read(self, root: int, uniqueIDs: list[str], added: dict[str, MessageInfo]) -> bool:
         """
         @param added: where what was read goes, also if this is given up.
         @return: have those that are missing gone for sure?
         """
         directories: dict[str, int] = {}
 
-        def examinedAt(uniqueID: str, place: Place) -> Examined | None:
+        def examinedAt(uniqueID: str, place: Place) -> MessageInfo | None:
             examined = self._examinedAt(root, directories, uniqueID, place)
             if examined is not None:
                 added[uniqueID] = examined
@@ -585,7 +589,7 @@ class _Maildir(FileMailbox):
 
     def _examinedAt(
         self, root: int, directories: dict[str, int], uniqueID: str, place: Place
-    ) -> Examined | None:
+    ) -> MessageInfo | None:
         """
         Read a message.  Blocks.
 
@@ -601,26 +605,26 @@ class _Maildir(FileMailbox):
             return None
         except OSError as error:
             self._fault("read", error, name)
-            return Examined(-1, 0)
+            return MessageInfo(-1, 0)
         try:
             if not self._isSame(uniqueID, place, status, lambda: headOf(descriptor)):
                 return None
-            octets, isAsSent, first = examine(descriptor, status.st_size)
-            kind = "=" if isAsSent else "."
+            octets, isWireReady, first = measure(descriptor, status.st_size)
+            kind = "=" if isWireReady else "."
             packing = packedAs(first)
             if packing is not None:
                 octets, kind = countUnpacked(descriptor, packing), "z"
         except CannotUnpack as error:
             self._cannotUnpack(name, error)
-            return Examined(-1, 0)
+            return MessageInfo(-1, 0)
         except OSError as error:
             if error.errno == errno.ECANCELED:
                 raise
             self._fault("read", error, name)
-            return Examined(-1, 0)
+            return MessageInfo(-1, 0)
         finally:
             closeQuietly(descriptor)
-        return Examined(
+        return MessageInfo(
             *(octets, status.st_ino, status.st_size, status.st_mtime_ns),
             *(kind, checksumOf(first)),
         )
@@ -628,13 +632,13 @@ class _Maildir(FileMailbox):
     def _cannotUnpack(self, name: str, error: CannotUnpack) -> None:
         self._fault("unpack", OSError(errno.EIO, str(error)), name)
 
-    def _told(self, uniqueIDs: Sequence[str]) -> dict[str, Examined]:
+    def _told(self, uniqueIDs: Sequence[str]) -> dict[str, MessageInfo]:
         """
         @return: the sizes that stand in the names of files.
         """
         places = map(self._placeOf if self._moved else self._listing.get, uniqueIDs)
         return {
-            uniqueID: Examined(int(size[1]), place[2])
+            uniqueID: MessageInfo(int(size[1]), place[2])
             for uniqueID, place in zip(uniqueIDs, places, strict=True)
             if place is not None and (size := _SIZE.search(place[1])) is not None
         }
@@ -668,7 +672,7 @@ class _Maildir(FileMailbox):
                 return True
             if self._known is not None:
                 # The unique-id goes with the file that had it.
-                self._known.claim(uniqueID, Examined(-1, status.st_ino, kind=GONE))
+                self._known.claim(uniqueID, MessageInfo(-1, status.st_ino, kind=GONE))
                 self._dropListing()
             return False
         if place[2] not in (0, status.st_ino):
@@ -708,7 +712,7 @@ class _Maildir(FileMailbox):
         return self._blocks(descriptor, status, known)
 
     def _blocks(
-        self, descriptor: int, status: os.stat_result, known: Examined | None
+        self, descriptor: int, status: os.stat_result, known: MessageInfo | None
     ) -> FileBlocks:
         return FileBlocks(
             descriptor,
@@ -717,12 +721,12 @@ class _Maildir(FileMailbox):
             length=status.st_size,
             # Each line end that was none would have made it longer.
             hasLineEnds=known is not None and known.octets == status.st_size,
-            isAsSent=known is not None and known.kind == "=",
+            isWireReady=known is not None and known.kind == "=",
             group=self._group,
         )
 
     async def _contentInAThread(
-        self, descriptor: int, status: os.stat_result, known: Examined | None
+        self, descriptor: int, status: os.stat_result, known: MessageInfo | None
     ) -> Any:
         def packing() -> bytes | None:
             kind = packedAs(os.pread(descriptor, 16, 0))
@@ -745,7 +749,7 @@ class _Maildir(FileMailbox):
         except CannotUnpack as error:
             closing()
             self._cannotUnpack("", error)
-            raise POP3ResponseError("That message cannot be read.", "SYS/PERM")
+            raise POP3ResponseError("Message cannot be read.", "SYS/PERM")
         except OSError as error:
             closing()
             raise self._fault("read a message of", error)
@@ -761,14 +765,14 @@ class _Maildir(FileMailbox):
 
     # --- looking ----------------------------------------------------------------
 
-    def _scan(self, root: int) -> tuple[Listing, Stamp]:
+    def _scan(self, root: int) -> tuple[MailboxSnapshot, Stamp]:
         for _ in range(_LOOKS):
             listing, stamp, isDoubtful = self._scanOnce(root)
-            if not isDoubtful or givenUp():
+            if not isDoubtful or isCancelled():
                 break
         return listing, stamp
 
-    def _scanOnce(self, root: int) -> tuple[Listing, Stamp, bool]:
+    def _scanOnce(self, root: int) -> tuple[MailboxSnapshot, Stamp, bool]:
         """
         @return: also, was a message renamed before it was looked at, though all else was
             sure?
@@ -776,7 +780,7 @@ class _Maildir(FileMailbox):
         now = time.time_ns()
         places, seen, isSure, stamp = _scanPlaces(root)
         separator = self._separator = self.shared.separator or separatorOf(places)
-        listing = Listing()
+        listing = MailboxSnapshot()
         listing.isSure = isSure
         if isSure:
             listing.time = max(now, *(each for _, *times in stamp for each in times), 0)
@@ -821,8 +825,8 @@ class _Maildir(FileMailbox):
         return listing, stamp, isDoubtful
 
     def _withOwners(
-        self, root: int, found: list[Found], sizes: MailboxSizes, doubts: list[Place]
-    ) -> list[Found]:
+        self, root: int, found: list[MessageRef], sizes: MaildirSizes, doubts: list[Place]
+    ) -> list[MessageRef]:
         """
         Where another file has the name of an earlier one, have it get another unique-id.
 
@@ -837,7 +841,7 @@ class _Maildir(FileMailbox):
                 suspects.append((index, owner))
         directories: dict[str, int] = {}
 
-        def identify(index: int, owner: Examined | None, place: Place) -> bool:
+        def identify(index: int, owner: MessageInfo | None, place: Place) -> bool:
             seconds, microseconds, base, uniqueID, _ = found[index]
             status = self._status(root, directories, place)
             if status is None or place[2] not in (0, status.st_ino):
@@ -854,7 +858,7 @@ class _Maildir(FileMailbox):
             return True
 
         try:
-            renamed: dict[int, tuple[int, Examined | None]] = {}
+            renamed: dict[int, tuple[int, MessageInfo | None]] = {}
             for index, owner in suspects:
                 place = found[index][4]
                 if not identify(index, owner, place):
@@ -866,7 +870,7 @@ class _Maildir(FileMailbox):
                         at = renamed.get(place[2])
                         if at is not None and identify(*at, place):
                             del renamed[place[2]]
-                if not renamed or givenUp():
+                if not renamed or isCancelled():
                     break
             # The next look tells which messages the others are.
             doubts += [found[index][4] for index, _ in renamed.values()]
@@ -887,16 +891,16 @@ class _Maildir(FileMailbox):
         byBase: Mapping[str, list[Place]],
         seen: Mapping[Place, int],
         links: dict[str, list[Place]],
-        sizes: MailboxSizes,
+        sizes: MaildirSizes,
         doubts: list[Place],
-    ) -> list[Found]:
+    ) -> list[MessageRef]:
         """
         Messages whose name does not tell all, or is not the only one.
 
         @param seen: see L{_scanPlaces}.
         @param links: where the other names of each message go.
         """
-        found: list[Found] = []
+        found: list[MessageRef] = []
         directories: dict[str, int] = {}
         try:
             for base, places in byBase.items():
@@ -939,7 +943,7 @@ class _Maildir(FileMailbox):
         directories: dict[str, int],
         base: str,
         places: list[Place],
-        sizes: MailboxSizes,
+        sizes: MaildirSizes,
         doubts: list[Place],
     ) -> list[tuple[list[Place], str]]:
         """
@@ -968,7 +972,7 @@ class _Maildir(FileMailbox):
                 first = min(statuses, key=lambda key: (statuses[key].st_mtime_ns, key))
                 oldest = statuses[first]
                 if not doubts:
-                    claimed = Examined(-1, oldest.st_ino, oldest.st_size, oldest.st_mtime_ns)
+                    claimed = MessageInfo(-1, oldest.st_ino, oldest.st_size, oldest.st_mtime_ns)
                     sizes.claim(uniqueIDFor(base), claimed)
             else:
                 first = next(
@@ -1019,11 +1023,15 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
                 self.scan(root)
 
     def _keep(
-        self, root: int, sizes: MailboxSizes, readable: dict[str, Examined], listing: Listing
+        self,
+        root: int,
+        sizes: MaildirSizes,
+        readable: dict[str, MessageInfo],
+        listing: MailboxSnapshot,
     ) -> None:
         sizes.keep(root, readable, listing)
 
-    def _beforeRelease(self, held: Any, listing: Listing) -> None:
+    def _beforeRelease(self, held: Any, listing: MailboxSnapshot) -> None:
         sizes = self._known
         if sizes is None or not sizes.hasUnwritten:
             return
@@ -1043,7 +1051,7 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
             self._run(write).addErrback(lambda _: None)
 
     @staticmethod
-    def _headListed(root: int, listing: Listing, uniqueID: str) -> int:
+    def _headListed(root: int, listing: MailboxSnapshot, uniqueID: str) -> int:
         place = listing.get(uniqueID)
         try:
             directory = openBelow(place[0] if place else "", root)
@@ -1071,8 +1079,8 @@ class MaildirStore:
         self,
         path: str,
         readOnly: bool = False,
-        runner: Runner | None = None,
-        manners: LockManners = LockManners(),  # noqa: B008 (it is frozen)
+        runner: Executor | None = None,
+        manners: LockPolicy = LockPolicy(),  # noqa: B008 (it is frozen)
         clock: Any = None,
         isSlow: bool = False,
         believesNames: bool = False,
@@ -1095,14 +1103,14 @@ class MaildirStore:
         self._readOnly = readOnly
         self._runner = runner
         self._manners = manners
-        self._holders = Holders(disk() if runner is None else runner, clock)
+        self._holders = LockRegistry(disk() if runner is None else runner, clock)
         self._isSlow = isSlow
-        self._sizes = KnownSizes()
+        self._sizes = SizeCache()
         if separator and separator not in SEPARATORS:
             raise ValueError(f"separator is one of {' '.join(SEPARATORS)}")
         self._presence = Presence(runner=runner)
         self._shared = _Shared(
-            *(SharedListings(), SharedSizes(), Watches(), believesNames, separator),
+            *(ListingCache(), SharedSizes(), Inotify(), believesNames, separator),
             longWork() if runner is None else runner,
         )
 

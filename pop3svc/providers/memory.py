@@ -64,12 +64,12 @@ class MemoryMailbox:
     def __init__(self, maildrop: MemoryMaildrop) -> None:
         self._maildrop = maildrop
 
-    def lock(self, info: IPOP3ConnectionInfo, surrender: Callable[[], bool]) -> None:
+    def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> None:
         holder = self._maildrop.holder
         # One that gives way has unlocked by the time it says so.
         if holder is not None and not (holder() and not self._maildrop.isHeld):
-            raise POP3ResponseError("Another session has this mailbox.", "IN-USE")
-        self._maildrop.holder = surrender
+            raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
+        self._maildrop.holder = requestRelease
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         self._maildrop.holder = None
@@ -87,7 +87,7 @@ class MemoryMailbox:
         try:
             return self._maildrop.messages[uniqueID]
         except KeyError:
-            raise POP3ResponseError("That message has gone.")
+            raise POP3ResponseError("Message no longer exists.")
 
     def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         for uniqueID in uniqueIDs:

@@ -20,10 +20,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
-from pop3svc.files import closeQuietly, haveSettled, openDirectory
-from pop3svc.providers.names import openBelow
+from pop3svc.files import closeQuietly, isStampTrustworthy, openDirectory
+from pop3svc.providers.paths import openBelow
 
-__all__ = ["OWN_NAMES", "Place", "Readiness", "isReady", "nameOfStaging", "recover", "removeAll"]
+__all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "recover", "removeAll"]
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
@@ -77,7 +77,7 @@ def removeAll(
     @return: what was removed: each with its place, and what the file was.
     @raise OSError: nothing was removed.
     """
-    if not isReady(root, folders):
+    if not isClean(root, folders):
         recover(root, folders)
         try:
             _makeReady(root, folders)
@@ -148,7 +148,7 @@ def _moveAll(
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
-class Readiness:
+class CleanCache:
     """
     Remembers where nothing was left for L{recover}, so that to lock a mailbox
     again needs no look into its directories.  Used in one thread.
@@ -160,9 +160,9 @@ class Readiness:
     def __init__(self) -> None:
         self._stamps: OrderedDict[tuple[int, int], _Stamp] = OrderedDict()
 
-    def isReady(self, root: int, status: os.stat_result, folders: Sequence[str]) -> bool:
+    def isClean(self, root: int, status: os.stat_result, folders: Sequence[str]) -> bool:
         """
-        See L{isReady}.
+        See L{isClean}.
 
         @param status: of the root.
         """
@@ -170,7 +170,7 @@ class Readiness:
         stamp, isOld = _stampOf(root, status, folders)
         if stamp is not None and self._stamps.get(key) == stamp:
             return True
-        if stamp is None or not isReady(root, folders):
+        if stamp is None or not isClean(root, folders):
             return False
         if isOld:
             self._stamps[key] = stamp
@@ -195,10 +195,10 @@ def _stampOf(
     except OSError:
         return None, False
     latest = max(max(mtime, ctime) for _, mtime, ctime in stamp)
-    return tuple(stamp), haveSettled(latest)
+    return tuple(stamp), isStampTrustworthy(latest)
 
 
-def isReady(root: int, folders: Iterable[str]) -> bool:
+def isClean(root: int, folders: Iterable[str]) -> bool:
     """
     @return: is there nothing for L{recover} to do?  Only looks.
     """

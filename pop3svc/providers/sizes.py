@@ -20,11 +20,11 @@ from threading import Lock, RLock
 from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
-from pop3svc.calling import Progress
+from pop3svc.awaiting import Progress
 from pop3svc.files import closeQuietly, openRegular
 from pop3svc.listings import areUniqueIDs
 
-__all__ = ["COPIED", "GONE", "Examined", "Key", "MailboxSizes", "SharedSizes"]
+__all__ = ["COPIED", "GONE", "Key", "MaildirSizes", "MessageInfo", "SharedSizes"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -50,7 +50,7 @@ _READ = 20
 Key = tuple[int, int]
 
 
-class Examined(NamedTuple):
+class MessageInfo(NamedTuple):
     """
     What is known of the file of one message.
 
@@ -97,20 +97,20 @@ class Examined(NamedTuple):
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
-def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[..., T]:
+def _guarded(method: Callable[Concatenate[MaildirSizes, P], T]) -> Callable[..., T]:
     """
     Let one thread at a time change what is known.
     """
 
     @wraps(method)
-    def guarded(self: MailboxSizes, *arguments: P.args, **named: P.kwargs) -> T:
+    def guarded(self: MaildirSizes, *arguments: P.args, **named: P.kwargs) -> T:
         with self._guard:
             return method(self, *arguments, **named)
 
     return guarded
 
 
-class MailboxSizes:
+class MaildirSizes:
     """
     What is known of the messages of one Maildir, by unique-id.  A mailbox has it to
     itself while it is locked.
@@ -123,9 +123,9 @@ class MailboxSizes:
     """
 
     def __init__(self) -> None:
-        self.known: dict[str, Examined] = {}
-        self.seen: dict[str, Examined] = {}
-        self.claims: OrderedDict[str, Examined] = OrderedDict()
+        self.known: dict[str, MessageInfo] = {}
+        self.seen: dict[str, MessageInfo] = {}
+        self.claims: OrderedDict[str, MessageInfo] = OrderedDict()
         self.isLoaded = False
         self._isSeenWritten = True
         # Sessions of a read-only store share this, each in its thread.
@@ -138,7 +138,7 @@ class MailboxSizes:
         # damaged, or not there, or was written for another directory.
         self._written = -1
         # Claims that are not in the file yet.
-        self._unwritten: dict[str, Examined] = {}
+        self._unwritten: dict[str, MessageInfo] = {}
         # The sizes of a whole listing, which its sessions ask for one after
         # the other.
         self._whole: tuple[Sequence[str], list[int]] = (), []
@@ -158,7 +158,7 @@ class MailboxSizes:
         return self._whole[1]
 
     @_guarded
-    def learn(self, added: Mapping[str, Examined]) -> None:
+    def learn(self, added: Mapping[str, MessageInfo]) -> None:
         """
         Add to what is known, and keep nothing.
         """
@@ -177,7 +177,7 @@ class MailboxSizes:
         if examined is not None:
             self._claim(uniqueID, examined)
 
-    def ownerOf(self, uniqueID: str) -> Examined | None:
+    def ownerOf(self, uniqueID: str) -> MessageInfo | None:
         """
         @return: the file that a unique-id belongs to, or did.
         """
@@ -188,7 +188,7 @@ class MailboxSizes:
         """
         A message was listed of which nothing is known.
         """
-        self.seen[uniqueID] = Examined(-1, status.st_ino, status.st_size, status.st_mtime_ns)
+        self.seen[uniqueID] = MessageInfo(-1, status.st_ino, status.st_size, status.st_mtime_ns)
         self._isSeenWritten = False
 
     @property
@@ -203,7 +203,7 @@ class MailboxSizes:
         """
         Have what was listed and not counted kept, too.
 
-        @param head: reads the first octets of a message; see L{Examined.isFile}.
+        @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
         areFew = len(self.seen) <= _READ
         for uniqueID, examined in list(self.seen.items()):
@@ -222,7 +222,7 @@ class MailboxSizes:
         self._isSeenWritten = True
 
     @_guarded
-    def claim(self, uniqueID: str, examined: Examined) -> None:
+    def claim(self, uniqueID: str, examined: MessageInfo) -> None:
         """
         A unique-id belongs to a file from now on.
         """
@@ -242,7 +242,7 @@ class MailboxSizes:
         elif uniqueID in self.seen:
             self.seen[uniqueID] = self.seen[uniqueID]._replace(inode=inode)
 
-    def _claim(self, uniqueID: str, examined: Examined) -> None:
+    def _claim(self, uniqueID: str, examined: MessageInfo) -> None:
         self.claims.pop(uniqueID, None)
         self.claims[uniqueID] = examined._replace(octets=-1)
         while len(self.claims) > _GONE:
@@ -262,7 +262,7 @@ class MailboxSizes:
             if examined is None and seen is not None:
                 self.claim(uniqueID, seen._replace(kind=GONE))
             elif examined is None:
-                self.claim(uniqueID, Examined(-1, inodes.get(uniqueID, -1), kind=GONE))
+                self.claim(uniqueID, MessageInfo(-1, inodes.get(uniqueID, -1), kind=GONE))
             else:
                 self._claim(uniqueID, examined._replace(kind=GONE))
 
@@ -354,7 +354,7 @@ class MailboxSizes:
             self._written = -1
 
     @_guarded
-    def keep(self, root: int, added: Mapping[str, Examined], listed: Collection[str]) -> None:
+    def keep(self, root: int, added: Mapping[str, MessageInfo], listed: Collection[str]) -> None:
         """
         Add to what is kept.  Blocks.
 
@@ -366,7 +366,7 @@ class MailboxSizes:
         self.write(root, added)
 
     @_guarded
-    def write(self, root: int, added: Mapping[str, Examined] | None = None) -> None:
+    def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
         """
         Keep what is known, and which unique-ids are whose.  Blocks.
 
@@ -389,7 +389,7 @@ class MailboxSizes:
                 self._unwritten = {**unwritten, **self._unwritten}
         self._stamp = _stampOf(root)
 
-    def _writeAnew(self, root: int, unwritten: Mapping[str, Examined]) -> None:
+    def _writeAnew(self, root: int, unwritten: Mapping[str, MessageInfo]) -> None:
         temporary = f"{_NAME}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -411,7 +411,7 @@ class MailboxSizes:
             closeQuietly(descriptor)
         self._written = len(entries)
 
-    def _append(self, root: int, added: Mapping[str, Examined]) -> None:
+    def _append(self, root: int, added: Mapping[str, MessageInfo]) -> None:
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(_NAME, flags, dir_fd=root)
         try:
@@ -443,7 +443,7 @@ def _keyOf(root: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-def _entries(block: bytes) -> Iterator[tuple[str, Examined]]:
+def _entries(block: bytes) -> Iterator[tuple[str, MessageInfo]]:
     """
     @raise ValueError: that is no block.
     """
@@ -454,10 +454,10 @@ def _entries(block: bytes) -> Iterator[tuple[str, Examined]]:
     heads = map(int, words[6::7])
     if not areUniqueIDs(words[0::7]):
         raise ValueError
-    return zip(words[0::7], map(Examined, *numbers, words[5::7], heads), strict=True)
+    return zip(words[0::7], map(MessageInfo, *numbers, words[5::7], heads), strict=True)
 
 
-def _blocks(entries: Mapping[str, Examined]) -> Iterator[bytes]:
+def _blocks(entries: Mapping[str, MessageInfo]) -> Iterator[bytes]:
     lines = [
         f"{uniqueID} {octets} {inode} {size} {modified} {kind} {head}\n"
         for uniqueID, (octets, inode, size, modified, kind, head) in entries.items()
@@ -483,17 +483,17 @@ class SharedSizes:
     BOUND = 500_000
 
     def __init__(self) -> None:
-        self._mailboxes: OrderedDict[Key, MailboxSizes] = OrderedDict()
+        self._mailboxes: OrderedDict[Key, MaildirSizes] = OrderedDict()
         self._lock = Lock()
 
-    def of(self, key: Key) -> MailboxSizes:
+    def of(self, key: Key) -> MaildirSizes:
         """
         @return: what is known of a mailbox.
         """
         with self._lock:
             sizes = self._mailboxes.get(key)
             if sizes is None:
-                sizes = self._mailboxes[key] = MailboxSizes()
+                sizes = self._mailboxes[key] = MaildirSizes()
             self._mailboxes.move_to_end(key)
             return sizes
 
@@ -509,5 +509,5 @@ class SharedSizes:
                 total -= _weight(dropped)
 
 
-def _weight(sizes: MailboxSizes) -> int:
+def _weight(sizes: MaildirSizes) -> int:
     return len(sizes.known) + len(sizes.claims) + len(sizes.seen) + 10

@@ -19,7 +19,7 @@ from twisted.mail.interfaces import IMailboxPOP3
 from twisted.python.components import registerAdapter
 from zope.interface import directlyProvides, implementer, providedBy
 
-from pop3svc.calling import settle
+from pop3svc.awaiting import maybeAwait
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IMailboxLogout,
@@ -46,12 +46,12 @@ class TwistedMailbox:
         @return: 0-based indexes by unique-id, as they are now.
         """
         if self._indexes is None:
-            sizes = await settle(self._mailbox.listMessages)
+            sizes = await maybeAwait(self._mailbox.listMessages)
             indexes: dict[str, int] = {}
             for index, size in enumerate(sizes):
                 # A message that was deleted leaves a hole of no size.
                 if size:
-                    uniqueID = await settle(self._mailbox.getUidl, index)
+                    uniqueID = await maybeAwait(self._mailbox.getUidl, index)
                     if isinstance(uniqueID, bytes):
                         uniqueID = uniqueID.decode("ascii", "replace")
                     if uniqueID in indexes:
@@ -63,7 +63,7 @@ class TwistedMailbox:
     async def _index(self, uniqueID: str) -> int:
         index = (await self._indexed()).get(uniqueID)
         if index is None:
-            raise POP3ResponseError("That message has gone.")
+            raise POP3ResponseError("Message no longer exists.")
         return index
 
     async def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> list[str]:
@@ -79,19 +79,19 @@ class TwistedMailbox:
     async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
         index = await self._index(uniqueID)
         try:
-            return await settle(self._mailbox.getMessage, index)
+            return await maybeAwait(self._mailbox.getMessage, index)
         except (ValueError, IndexError, OSError):
-            raise POP3ResponseError("That message has gone.")
+            raise POP3ResponseError("Message no longer exists.")
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
         indexes = await self._indexed()
         try:
             for uniqueID in uniqueIDs:
                 if uniqueID in indexes:
-                    await settle(self._mailbox.deleteMessage, indexes[uniqueID])
-            await settle(self._mailbox.sync)
+                    await maybeAwait(self._mailbox.deleteMessage, indexes[uniqueID])
+            await maybeAwait(self._mailbox.sync)
         except BaseException:
-            await settle(self._mailbox.undeleteMessages)
+            await maybeAwait(self._mailbox.undeleteMessages)
             raise
         finally:
             self._indexes = None
@@ -134,7 +134,7 @@ class PortalProvider:
             password.encode("utf-8", "surrogateescape"),
         )
         try:
-            _, avatar, logout = await settle(
+            _, avatar, logout = await maybeAwait(
                 self._portal.login, credentials, None, IPOP3Mailbox, IMailboxPOP3
             )
         except (LoginFailed, UnhandledCredentials):

@@ -15,10 +15,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from pop3svc.calling import Runner, givenUp
+from pop3svc.awaiting import Executor, isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
-from pop3svc.octets import OctetCount
+from pop3svc.lineendings import WireSizeCounter
 
 __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
 
@@ -109,7 +109,7 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
             octets += len(piece)
             if octets > LARGEST:
                 raise CannotUnpack(f"unpacks to more than {LARGEST} octets")
-            if givenUp():
+            if isCancelled():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             yield piece
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
@@ -209,7 +209,7 @@ def countUnpacked(descriptor: int, kind: bytes) -> int:
     @raise CannotUnpack: it is damaged, or a library is missing.
     @raise OSError: the file cannot be read, or the work was given up.
     """
-    count = OctetCount()
+    count = WireSizeCounter()
     for piece in unpacked(descriptor, kind):
         count.feed(piece)
     return count.total()
@@ -226,12 +226,12 @@ class PackedBlocks:
         descriptor: int,
         kind: bytes,
         closing: Callable[[], object],
-        runner: Runner,
+        runner: Executor,
         group: Hashable,
     ) -> None:
         """
         @param closing: called once, when the descriptor is no longer read.
-        @param group: see L{Runner.run}.
+        @param group: see L{Executor.run}.
         """
         self._pieces = unpacked(descriptor, kind)
         self._closing = closing

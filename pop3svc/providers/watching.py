@@ -24,7 +24,7 @@ try:
 except ImportError:  # pragma: no cover (another kernel)
     inotify = None  # type: ignore[assignment]
 
-__all__ = ["Touches", "Watch", "Watches"]
+__all__ = ["DirectoryWatcher", "Inotify", "MailboxWatch"]
 
 log = Logger(namespace="pop3svc")
 
@@ -48,7 +48,7 @@ def _begunInotify() -> int:
     return descriptor
 
 
-class Watch:
+class MailboxWatch:
     """
     A mailbox that is watched.
 
@@ -57,7 +57,7 @@ class Watch:
     @ivar isBroken: nothing more is heard of it.
     """
 
-    def __init__(self, watches: Watches, key: Key) -> None:
+    def __init__(self, watches: Inotify, key: Key) -> None:
         self.key = key
         self.changes = next(_changes)
         self.isBroken = False
@@ -83,7 +83,7 @@ class Watch:
             each()
 
 
-class Watches:
+class Inotify:
     """
     The mailboxes of one store that are watched, each once, however many
     sessions ask for it, by whatever names.  Used in the reactor thread only.
@@ -95,12 +95,12 @@ class Watches:
     def __init__(self) -> None:
         self._descriptor = -1
         self._isOff = inotify is None
-        self._watches: dict[Key, Watch] = {}
-        self._byNumber: dict[int, Watch] = {}
+        self._watches: dict[Key, MailboxWatch] = {}
+        self._byNumber: dict[int, MailboxWatch] = {}
 
     def watch(
         self, root: int, folders: Iterable[str], changed: Callable[[], object]
-    ) -> tuple[Watch, Callable[[], None]] | None:
+    ) -> tuple[MailboxWatch, Callable[[], None]] | None:
         """
         @param root: a descriptor of the mailbox.
         @param folders: the directories in it that messages are in.
@@ -111,7 +111,7 @@ class Watches:
         key = status.st_dev, status.st_ino
         watch = self._watches.get(key)
         if watch is None:
-            watch = self._begun(Watch(self, key), root, folders)
+            watch = self._begun(MailboxWatch(self, key), root, folders)
             if watch is None:
                 return None
             self._watches[key] = watch
@@ -125,7 +125,7 @@ class Watches:
 
         return watch, end
 
-    def _begun(self, watch: Watch, root: int, folders: Iterable[str]) -> Watch | None:
+    def _begun(self, watch: MailboxWatch, root: int, folders: Iterable[str]) -> MailboxWatch | None:
         if self._isOff:
             return None
         try:
@@ -147,7 +147,7 @@ class Watches:
             return None
         return watch
 
-    def _drop(self, watch: Watch) -> None:
+    def _drop(self, watch: MailboxWatch) -> None:
         watch.isBroken = True
         watch.changed()
         if self._watches.get(watch.key) is watch:
@@ -199,7 +199,7 @@ class Watches:
 
 
 @implementer(IReadDescriptor)
-class Touches:
+class DirectoryWatcher:
     """
     Tells at once when somebody sets the times of a directory.
     """

@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 
-__all__ = ["AcceptingPauser", "raiseLimit"]
+__all__ = ["AcceptLimiter", "raiseLimit"]
 
 log = Logger(namespace="pop3svc")
 
@@ -60,7 +60,7 @@ def raiseLimit() -> None:
             pass
 
 
-class AcceptingPauser:
+class AcceptLimiter:
     """
     Stops accepting before the last descriptors are gone, as the sessions that
     there are need some for their mailboxes, and goes on when there are some
@@ -160,7 +160,8 @@ class AcceptingPauser:
         elif not self._refuses:
             self._refuses = True
             log.warn(
-                "logins are refused: {limit} file descriptors are not enough for more sessions",
+                "refusing logins: the limit of {limit} file descriptors leaves no room for "
+                "more sessions",
                 limit=self._limit,
             )
         return isEnough
@@ -188,7 +189,7 @@ class AcceptingPauser:
             self._pause()
 
     def _pause(self) -> None:
-        log.warn("accepting pauses: there are not enough file descriptors")
+        log.warn("not accepting connections: low on file descriptors")
         self._timer = self._clock.callLater(self.LOOK, self._look)
         for port in self._ports:
             port.stopReading()
@@ -199,7 +200,7 @@ class AcceptingPauser:
             self._timer = self._clock.callLater(self.LOOK, self._look)
             return
         self._timer = None
-        log.info("accepting goes on")
+        log.info("accepting connections again")
         for port in self._ports:
             if not getattr(port, "disconnected", False):
                 port.startReading()

@@ -19,7 +19,7 @@ from pop3svc.accounts.passwordfile import (
     setPassword,
 )
 from pop3svc.logs import escaped
-from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
+from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
 __all__ = ["main"]
 

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 from pop3svc.service.tlstransport import TLSTransport
 
-__all__ = ["HandedOver", "parseArguments", "serverEndpoint", "tlsEndpoint"]
+__all__ = ["InheritedPortReactor", "parseArguments", "serverEndpoint", "tlsEndpoint"]
 
 # Connections that wait to be accepted; the kernel has a bound of its own.
 _BACKLOG = 1024
@@ -58,7 +58,7 @@ def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
     return positional, named
 
 
-class HandedOver:
+class InheritedPortReactor:
     """
     A reactor for endpoints that listen on ports that another process has
     opened: whoever asks it for a port is given the next of these, wherever it
@@ -199,7 +199,7 @@ def _bareSSL(reactor: Any, text: str) -> Any:
             raise ValueError(f"{number!r} is not a number from 0 to 65535")
     port, backlog = (int(number) for number in numbers)
     interface = named.get("interface", "")
-    if not interface and not isinstance(reactor, HandedOver):
+    if not interface and not isinstance(reactor, InheritedPortReactor):
         return _DualStackEndpoint(reactor, port, backlog)
     if ":" in interface:
         return TCP6ServerEndpoint(reactor, port, backlog, interface)
@@ -241,7 +241,7 @@ def serverEndpoint(
     @return: an L{IStreamServerEndpoint}.
     @raise ValueError: the string makes no endpoint.
     """
-    if isinstance(reactor, HandedOver) and text.startswith("systemd:"):
+    if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
         # What systemd told was for the process that has opened the ports.
         text = "tcp:0"
     if connectionCreator is not None and _isBareSSL(text):

@@ -24,7 +24,7 @@ from pop3svc.protocol.connection import Limits, POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.session import ConnectionInfo, Session
 from pop3svc.service.keepalive import keepAlive, socketOf
-from pop3svc.service.strangers import Strangers
+from pop3svc.service.unauthenticated import UnauthenticatedConnections
 
 __all__ = ["POP3Factory", "checkName", "clientIP"]
 
@@ -63,7 +63,7 @@ def clientIP(address: IAddress) -> str | None:
     return host
 
 
-class _Full(Protocol):
+class RejectingProtocol(Protocol):
     """
     Says that there are too many connections, and closes.
     """
@@ -132,7 +132,7 @@ class POP3Factory(ServerFactory):
         self._limits = Limits(clock, self.policy)
         self.connections: set[POP3Connection] = set()
         # Those of them on which nobody is logged in, by network.
-        self.strangers = Strangers()
+        self.unauthenticated = UnauthenticatedConnections()
         # Those of them that are no connections yet, as their header has not come.
         self._expected: set[Any] = set()
         # Sessions that are not asleep.
@@ -160,7 +160,7 @@ class POP3Factory(ServerFactory):
             return None
         address = None if addr is None else clientIP(addr)
         if not self._mayCome(address):
-            return _Full()
+            return RejectingProtocol()
 
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address)
@@ -176,7 +176,7 @@ class POP3Factory(ServerFactory):
             self.clock,
             self.connectionCreator,
             self._ended,
-            self.strangers,
+            self.unauthenticated,
             self._limits,
         )
         connection.factory = self
@@ -197,13 +197,13 @@ class POP3Factory(ServerFactory):
         """
         policy = self.policy
         total = len(self.connections) + len(self._expected)
-        if len(self.strangers) < policy.maxStrangers and total < policy.maxConnections:
+        if len(self.unauthenticated) < policy.maxUnauthenticated and total < policy.maxConnections:
             return True
-        longest = self.strangers.longestWaiting()
+        longest = self.unauthenticated.longestWaiting()
         if longest is None:
             return False
         # It is over a turn of the reactor later.
-        self.strangers.discard(longest)
+        self.unauthenticated.discard(longest)
         longest.abort("made room for others")
         return True
 
@@ -217,7 +217,7 @@ class POP3Factory(ServerFactory):
         if self._stopping or not self._hasRoom():
             return False
         self._expected.add(waiting)
-        self.strangers.add(waiting)
+        self.unauthenticated.add(waiting)
         return True
 
     def expectNoMore(self, waiting: Any) -> None:
@@ -225,7 +225,7 @@ class POP3Factory(ServerFactory):
         The header has come, or the connection is over.
         """
         self._expected.discard(waiting)
-        self.strangers.discard(waiting)
+        self.unauthenticated.discard(waiting)
 
     @property
     def inUse(self) -> tuple[int, int]:
@@ -234,9 +234,9 @@ class POP3Factory(ServerFactory):
         """
         return len(self.connections) + len(self._expected), self._awakeInAll
 
-    def _admit(self, name: str, isLogin: bool) -> Callable[[bool], None]:
+    def _acquireSlot(self, name: str, isLogin: bool) -> Callable[[bool], None]:
         if self._awake[name] >= self.policy.maxAwakePerUser:
-            raise POP3ResponseError("Too many sessions of this user.", "SYS/TEMP")
+            raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
         if not self.mayServe():
             raise POP3ResponseError("Too many sessions, try again later.", "SYS/TEMP")
         if isLogin:
@@ -244,7 +244,7 @@ class POP3Factory(ServerFactory):
         self._awake[name] += 1
         self._awakeInAll += 1
 
-        def dismiss(isIn: bool) -> None:
+        def releaseSlot(isIn: bool) -> None:
             self._awake[name] -= 1
             self._awakeInAll -= 1
             if not self._awake[name]:
@@ -253,7 +253,7 @@ class POP3Factory(ServerFactory):
                 # What came to nothing delays no other login.
                 self.loginDelayed(name, False)
 
-        return dismiss
+        return releaseSlot
 
     def _delayLogins(self, name: str) -> None:
         delay = self.policy.loginDelay
@@ -296,14 +296,14 @@ class POP3Factory(ServerFactory):
             commands=tuple(self.commands.values()),
             mayStartTLS=self.connectionCreator is not None,
             throttle=self.throttle,
-            admit=self._admit,
+            acquireSlot=self._acquireSlot,
         )
 
     def _ended(self, connection: POP3Connection) -> None:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        self.strangers.discard(connection)
+        self.unauthenticated.discard(connection)
         network = networkOf(connection.address)
         self._addresses[network] -= 1
         if not self._addresses[network]:
@@ -331,7 +331,7 @@ class POP3Factory(ServerFactory):
 
         def giveUp() -> None:
             log.error(
-                "{count} sessions do not end within {seconds} s: a deletion, or a provider, hangs",
+                "{count} sessions did not end within {seconds} s: a deletion or a provider hangs",
                 count=len(self.connections),
                 seconds=policy.shutdownTimeout + policy.answerTimeout,
             )
@@ -349,4 +349,4 @@ class POP3Factory(ServerFactory):
 
     def _cut(self) -> None:
         for connection in list(self.connections):
-            connection.abort("the service stops")
+            connection.abort("the service is stopping")

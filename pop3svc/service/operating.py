@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from pop3svc.calling import settle
+from pop3svc.awaiting import maybeAwait
 from pop3svc.logs import FileSink, Log, Sink, StreamSink, SyslogSink, escaped
 
 __all__ = ["Operated", "Signals", "giveUp", "makeLog", "signals"]
@@ -48,7 +48,7 @@ def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | No
             sink = SyslogSink(twistd.get("prefix") or "pop3svc")
         elif name in _STREAMS:
             if isDaemon:
-                raise ValueError(f"--logfile {name}: a daemon has none; -n keeps it")
+                raise ValueError(f"--logfile {name}: a daemon has no standard output; use -n")
             sys.stdout.flush()
             sink = StreamSink(_STREAMS[name])
         else:
@@ -176,7 +176,7 @@ class Operated(MultiService):
             self._log.reopen()
         except OSError as error:
             log.error(
-                "the log cannot be opened anew, and goes on as it was: {path}: {error}",
+                "cannot reopen the log, keeping the open one: {path}: {error}",
                 path=error.filename,
                 error=error.strerror,
             )
@@ -191,11 +191,11 @@ class Operated(MultiService):
             self.reopenLog()
         for what, call in list(self._parts):
             try:
-                await settle(call)
+                await maybeAwait(call)
             except (ValueError, OSError) as error:
                 log.error("{what}: {error}", what=what, error=str(error))
             except Exception:
-                log.failure("{what}: not read again", what=what)
+                log.failure("{what}: reload failed", what=what)
         if isFirst:
             what = ", ".join(what for what, _ in self._parts)
-            log.info("read again, as SIGHUP asks: the log, {what}", what=what)
+            log.info("reloaded after SIGHUP: the log, {what}", what=what)

@@ -38,22 +38,22 @@ from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
-from pop3svc.calling import useMonotonicClock
+from pop3svc.awaiting import useMonotonicClock
 from pop3svc.files import disk, longWork, setPrivileged
 from pop3svc.interfaces import (
     IMailboxStore,
     IPOP3MailboxProvider,
-    IPOP3ProviderMaker,
+    IPOP3ProviderPlugin,
     IReloading,
 )
 from pop3svc.logs import Log, escaped
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.service.accepting import AcceptingPauser, raiseLimit
-from pop3svc.service.endpoints import HandedOver, serverEndpoint, tlsEndpoint
+from pop3svc.service.accepting import AcceptLimiter, raiseLimit
+from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import POP3Factory, checkName
-from pop3svc.service.firstrun import DataDirectory, defaultDataDirectory
 from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.operating import Operated, makeLog, signals
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
@@ -77,7 +77,7 @@ def _refuse(sentence: str) -> NoReturn:
 
 
 def _makers() -> dict[str, Any]:
-    return {maker.prefix: maker for maker in getPlugins(IPOP3ProviderMaker)}
+    return {maker.prefix: maker for maker in getPlugins(IPOP3ProviderPlugin)}
 
 
 class Options(usage.Options, AuthOptionMixin):
@@ -171,7 +171,7 @@ class Options(usage.Options, AuthOptionMixin):
                 }
             self.addChecker(checker)
         except InvalidAuthType:
-            _refuse(f"--auth {description.partition(':')[0]}: there is no such kind")
+            _refuse(f"--auth {description.partition(':')[0]}: unknown kind")
         except Exception as error:
             kind = description.partition(":")[0]
             if isinstance(error, UnsupportedInterfaces):
@@ -220,7 +220,7 @@ class Options(usage.Options, AuthOptionMixin):
         name, equals, value = text.partition("=")
         numbers = {item.name for item in fields(Policy) if "least" in item.metadata}
         if not equals or name not in numbers:
-            _refuse(f"--set {text}: it is NAME=VALUE, with a name that --help-settings lists")
+            _refuse(f"--set {text}: use NAME=VALUE with a name from --help-settings")
         if not (value.isascii() and value.isdigit() and len(value) < 10):
             _refuse(f"--set {text}: that is not a whole number")
         self["settings"][name] = int(value)
@@ -259,7 +259,7 @@ class POP3Service(Operated):
     ) -> None:
         """
         @param throttle: what counts failed logins.
-        @param takesTurns: see L{AcceptingPauser}.
+        @param takesTurns: see L{AcceptLimiter}.
         @param observer: see L{Operated}.
         """
         super().__init__(observer)
@@ -268,9 +268,7 @@ class POP3Service(Operated):
         self.throttle = throttle
         self.ports: list[Any] = []
         raiseLimit()
-        self._accepting = AcceptingPauser(
-            reactor, takesTurns=takesTurns, inUse=lambda: factory.inUse
-        )
+        self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=lambda: factory.inUse)
         factory.accepted = self._accepting.accepted
         factory.mayServe = self._accepting.mayServe
 
@@ -372,7 +370,7 @@ def _provider(text: str) -> Any:
                 known = ", ".join(sorted(_makers()))
                 raise ValueError(f"there is no provider {kind}; there are {known}")
             maker = _named(kind)
-            if not IPOP3ProviderMaker.providedBy(maker):
+            if not IPOP3ProviderPlugin.providedBy(maker):
                 if callable(maker) and not (
                     IPOP3MailboxProvider.providedBy(maker) or IMailboxStore.providedBy(maker)
                 ):
@@ -432,7 +430,7 @@ def _looking(creator: RenewableCertificate) -> TimerService:
     return TimerService(3600, creator.look)
 
 
-class _Setup:
+class ServiceBuilder:
     """
     Makes the parts of a service from its options, each when it is needed.
     """
@@ -600,7 +598,10 @@ class _Setup:
             kind = options["provider"].partition(":")[0]
             if IPOP3MailboxProvider.providedBy(provider):
                 if checkers:
-                    _refuse(f"--provider {kind} decides about logins itself; --auth is not for it")
+                    _refuse(
+                        f"--provider {kind} authenticates users itself, so --auth cannot be "
+                        "combined with it"
+                    )
             elif not IMailboxStore.providedBy(provider):
                 _refuse(f"--provider {kind} is neither a provider nor a store")
             elif not checkers:
@@ -629,7 +630,7 @@ class _Setup:
         path, key = self._options["certificate"], self._options["private-key"]
         if path is None:
             if key is not None:
-                _refuse("--private-key goes with --certificate")
+                _refuse("--private-key requires --certificate")
             path, key, isNew = self.data().makeCertificate()
             if isNew:
                 self.announcements.append(f"made a self-signed certificate: {path}")
@@ -665,7 +666,7 @@ def _throttle(
     limits: list[BanEngine | UserThrottle] = [
         BanEngine(reactor, known, policy.banStrikes, policy.banTime, exempt),
         UserThrottle(
-            reactor, known, policy.userStrikes, policy.strangerStrikes, policy.strikesTime
+            reactor, known, policy.userStrikes, policy.unknownNetworkStrikes, policy.strikesTime
         ),
     ]
     return SharedThrottle(reactor, limits, known, tell, policy.loginWait)
@@ -703,7 +704,7 @@ def _share(policy: Policy, workers: int) -> Policy:
     return replace(
         policy,
         maxConnections=-(-policy.maxConnections // workers),
-        maxStrangers=-(-policy.maxStrangers // workers),
+        maxUnauthenticated=-(-policy.maxUnauthenticated // workers),
     )
 
 
@@ -735,10 +736,10 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
 
     useMonotonicClock(reactor)
     policy = _policy(options)
-    setup = _Setup(options, shared)
+    setup = ServiceBuilder(options, shared)
     isParent = shared is None and options["workers"] > 1
     if isParent and options.parent is not None and options.parent.get("chroot") is not None:
-        _refuse("--workers does not go with --chroot: they are started where Python is not")
+        _refuse("--workers cannot be used with --chroot: the chroot has no Python interpreter")
     plain, secure = options["endpoints"], options["tls-endpoints"]
     if not plain and not secure:
         plain = list(_DEFAULT_ENDPOINTS)
@@ -765,7 +766,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     if shared is not None:
         factory.loginDelayed = parent.tellDelay
         throttle.restore(shared.strikes)
-        on = HandedOver(reactor, shared.ports)
+        on = InheritedPortReactor(reactor, shared.ports)
     service = POP3Service(reactor, factory, throttle, shared is not None, observer)
     _Keeping(known).setServiceParent(service)
     if IService.providedBy(started):

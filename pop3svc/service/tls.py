@@ -68,7 +68,7 @@ def _context(
     try:
         key = load_pem_private_key(keyOctets, None)
     except TypeError:
-        raise ValueError(f"{privateKey} is encrypted; a service has nobody to ask")
+        raise ValueError(f"{privateKey} is encrypted; encrypted keys are not supported")
     except Exception:
         raise ValueError(f"{privateKey} holds no PEM private key")
 
@@ -232,11 +232,11 @@ class RenewableCertificate:
             # It may be whole the next time; what is said once is enough.
             if self._said != str(error):
                 self._said = str(error)
-                log.error("the certificate stays as it was: {error}", error=str(error))
+                log.error("keeping the previous certificate: {error}", error=str(error))
             return
         self._seen, self._said = stamps, ""
         if self._digest != before:
-            log.info("a renewed certificate is served: {path}", path=self.certificate)
+            log.info("serving the renewed certificate: {path}", path=self.certificate)
 
     def look(self) -> None:
         """
@@ -247,7 +247,7 @@ class RenewableCertificate:
         if self._stamps() is None and not self._said:
             self._said = "cannot be looked at"
             log.warn(
-                "{path} or its key cannot be looked at any more: a renewed one would not be seen",
+                "{path} or its key cannot be read any more: a renewed one would not be noticed",
                 path=self.certificate,
             )
         seconds = self._end.timestamp() - self._now()
@@ -257,13 +257,13 @@ class RenewableCertificate:
         self._warned = self._digest, passed[-1]
         if passed[-1] == 0:
             log.error(
-                "the certificate is over since {end}, and clients refuse it: {path}",
+                "the certificate expired on {end}, and clients refuse it: {path}",
                 end=self._end.isoformat(),
                 path=self.certificate,
             )
         else:
             log.warn(
-                "the certificate ends in {days} days, on {end}, and was not renewed: {path}",
+                "the certificate expires in {days} days, on {end}, and was not renewed: {path}",
                 days=max(int(seconds // 86400), 0),
                 end=self._end.isoformat(),
                 path=self.certificate,

@@ -393,7 +393,7 @@ class Supervisor(Operated):
         A worker has had its time to begin.
         """
         if not worker.serves and self._workers.get(worker.number) is worker:
-            log.error("{worker} does not begin to serve; it is killed", worker=worker)
+            log.error("{worker} did not start serving; killing it", worker=worker)
             worker.signal("KILL")
 
     def serves(self, worker: _Worker) -> None:
@@ -442,14 +442,14 @@ class Supervisor(Operated):
             self._stopped.callback(None)
 
     def _restart(self, worker: _Worker, how: str) -> None:
-        longest = self._policy.restartLongest
+        longest = self._policy.maxRestartDelay
         number = worker.number
         delay = self._delays.get(number, 1)
         if self.clock.seconds() - worker.began > longest:
             delay = 1
         self._delays[number] = min(2 * delay, longest)
         log.error(
-            "worker {number} {how}; it is started again in {delay} s",
+            "worker {number} {how}; restarting it in {delay} s",
             number=number,
             how=how,
             delay=delay,
@@ -510,5 +510,5 @@ class Supervisor(Operated):
 
     def _kill(self) -> None:
         for worker in self._workers.values():
-            log.error("{worker} does not end; it is killed", worker=worker)
+            log.error("{worker} did not stop; killing it", worker=worker)
             worker.signal("KILL")

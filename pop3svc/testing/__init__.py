@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pop3svc.ondemand import onDemand
+from pop3svc.lazyimports import onDemand
 
 if TYPE_CHECKING:
     from pop3svc.testing.client import Client, Inline, MemoryTransport, conversation
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
         WrongSize,
     )
     from pop3svc.testing.server import POP3Server
-    from pop3svc.testing.wrappers import Coroutines, Later, Recording
+    from pop3svc.testing.wrappers import Async, Delayed, Recording
 
 __all__ = [
+    "Async",
     "Client",
-    "Coroutines",
     "CutOff",
+    "Delayed",
     "ExpiredCertificate",
     "Inline",
-    "Later",
     "MailboxContract",
     "MemoryTransport",
     "NoAnswer",
@@ -49,11 +49,11 @@ __getattr__ = onDemand(
     __name__,
     {
         "Client": "pop3svc.testing.client",
-        "Coroutines": "pop3svc.testing.wrappers",
+        "Async": "pop3svc.testing.wrappers",
         "CutOff": "pop3svc.testing.faults",
         "ExpiredCertificate": "pop3svc.testing.faults",
         "Inline": "pop3svc.testing.client",
-        "Later": "pop3svc.testing.wrappers",
+        "Delayed": "pop3svc.testing.wrappers",
         "MailboxContract": "pop3svc.testing.contract",
         "MemoryTransport": "pop3svc.testing.client",
         "NoAnswer": "pop3svc.testing.faults",

@@ -28,7 +28,7 @@ _HELD = 65536
 
 class Inline:
     """
-    A L{pop3svc.calling.Runner} that runs its work at once, where it is called.
+    A L{pop3svc.awaiting.Executor} that runs its work at once, where it is called.
     """
 
     def run(

@@ -31,13 +31,13 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     ISleepingMailbox,
 )
+from pop3svc.lineendings import CRLFNormalizer, WireSizeCounter
 from pop3svc.listings import isUniqueID
-from pop3svc.octets import LineEnds, OctetCount
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing.client import Client
-from pop3svc.testing.wrappers import Around, Coroutines, Later, Recording
+from pop3svc.testing.wrappers import Async, Delayed, Recording, Wrapper
 
 __all__ = ["MailboxContract"]
 
@@ -81,7 +81,7 @@ _LOOKING = (
 )
 
 
-class _Enough(Exception):
+class StopScript(Exception):
     """
     The client goes now.
     """
@@ -186,7 +186,7 @@ class _Loop:
         self._loop.close()
 
 
-class _Bridged(Around):
+class _Bridged(Wrapper):
     """
     Its coroutines may await what asyncio has, as with its reactor.
     """
@@ -237,7 +237,7 @@ class _Content:
         self._inside.close()
 
 
-class _Opening(Around):
+class _Opening(Wrapper):
     """
     Remembers the contents that were opened.
     """
@@ -283,7 +283,7 @@ def _body(reply: bytes) -> bytes:
 
 
 def _normalised(message: bytes) -> bytes:
-    lineEnds = LineEnds()
+    lineEnds = CRLFNormalizer()
     return lineEnds.feed(message) + lineEnds.finish()
 
 
@@ -299,12 +299,12 @@ class _Session:
         self,
         contract: MailboxContract,
         mailboxes: Callable[[], Any],
-        kind: type[Around] | None = None,
+        kind: type[Wrapper] | None = None,
         steps: int | None = None,
     ) -> None:
         """
         @param mailboxes: makes one for each login.
-        @param kind: how answers come: L{Coroutines}, L{Later} or, L{None}, as
+        @param kind: how answers come: L{Async}, L{Delayed} or, L{None}, as
             the mailbox gives them.
         @param steps: after so many answers were waited for, the client goes.
         """
@@ -312,7 +312,7 @@ class _Session:
         self._mailboxes = mailboxes
         self._kind = kind
         self._steps = steps
-        self._later: list[Later] = []
+        self._later: list[Delayed] = []
         self._opened: list[Any] = []
         self._failures: list[str] = []
         self.calls: list[str] = []
@@ -335,14 +335,14 @@ class _Session:
         mailbox: Any = _Opening(Recording(made, self.calls), self._opened)
         if self._kind is not None:
             mailbox = self._kind(mailbox)
-        if isinstance(mailbox, Later):
+        if isinstance(mailbox, Delayed):
             self._later.append(mailbox)
         return mailbox
 
     def _goOn(self) -> None:
         if self._steps is not None:
             if not self._steps:
-                raise _Enough()
+                raise StopScript()
             self._steps -= 1
         self._answer()
 
@@ -622,7 +622,7 @@ class MailboxContract:
         """
         @return: octets of a message as it is sent.
         """
-        count = OctetCount()
+        count = WireSizeCounter()
         count.feed(self._content(mailbox, uniqueID))
         return count.total()
 
@@ -1066,7 +1066,7 @@ class MailboxContract:
         session = self._session()
         said = [session.say(line) for line in _LOOKING]
         session.over()
-        for kind in (Coroutines, Later):
+        for kind in (Async, Delayed):
             further = self._furtherSession(kind=kind)
             self.assertEqual([further.say(line) for line in _LOOKING], said)
             further.over()
@@ -1079,11 +1079,11 @@ class MailboxContract:
         mailbox, listed = self._opened()
         self._closed(mailbox)
         for steps in range(_PATIENCE):
-            session = self._furtherSession(kind=Later, steps=steps)
+            session = self._furtherSession(kind=Delayed, steps=steps)
             try:
                 for line in _LOOKING:
                     session.say(line)
-            except _Enough:
+            except StopScript:
                 session.vanish()
             else:
                 session.over()
@@ -1196,7 +1196,7 @@ class MailboxContract:
         A client that goes while its deletion is under way does not stop it;
         the mailbox is let go after it.
         """
-        session = self._session(kind=Later)
+        session = self._session(kind=Delayed)
         self._deletable()
         session.logIn()
         session.ok(b"DELE 1")
@@ -1247,7 +1247,7 @@ class MailboxContract:
         self._now(mailbox.lock, self._info(), lambda: False)
         self._closed(mailbox)
 
-    def test_surrender(self) -> None:
+    def test_requestRelease(self) -> None:
         """
         A session that is asked to give way, and does, makes room; one that
         does not keeps the mailbox.
@@ -1256,14 +1256,14 @@ class MailboxContract:
         self._exclusive(mailbox)
         asked: list[bool] = []
 
-        def surrender() -> bool:
+        def requestRelease() -> bool:
             gives = bool(asked)
             asked.append(gives)
             if gives:
                 self._now(mailbox.unlock, self._info())
             return gives
 
-        self._now(mailbox.lock, self._info(), surrender)
+        self._now(mailbox.lock, self._info(), requestRelease)
         other = self.again()
         for gives in (False, True):
             before = len(asked)

@@ -56,7 +56,7 @@ def _authority() -> Authority:
     return Authority()
 
 
-class _Mute(SSL.Connection):
+class SilentTLS(SSL.Connection):
     """
     Takes what the client says of its handshake, and says nothing.
     """
@@ -93,7 +93,7 @@ class _Certificates:
         kind = Fault
         for fault in self._faults.striking(HANDSHAKE):
             if isinstance(fault, NoAnswer):
-                return _Mute(SSL.Context(SSL.TLS_METHOD), None)
+                return SilentTLS(SSL.Context(SSL.TLS_METHOD), None)
             kind = type(fault)
         return self._kinds[kind].serverConnectionForTLS(tlsProtocol)
 

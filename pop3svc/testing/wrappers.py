@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.python.failure import Failure
 from zope.interface import directlyProvides, providedBy
 
-__all__ = ["Around", "Coroutines", "Later", "Recording"]
+__all__ = ["Async", "Delayed", "Recording", "Wrapper"]
 
 _CALLS = frozenset(
     [
@@ -25,11 +25,12 @@ _CALLS = frozenset(
         "unlock",
         "logout",
         "watchMailbox",
+        "onSleep",
     ]
 )
 
 
-class Around:
+class Wrapper:
     """
     Provides what the mailbox inside provides; its calls are those that
     L{around} gives in their place.
@@ -50,7 +51,7 @@ class Around:
         raise NotImplementedError
 
 
-class Recording(Around):
+class Recording(Wrapper):
     """
     Keeps the names of the calls in C{calls}, and fails when two overlap.
     """
@@ -75,7 +76,7 @@ class Recording(Around):
         return recorded
 
 
-class Coroutines(Around):
+class Async(Wrapper):
     """
     Every answer is a coroutine.
     """
@@ -87,7 +88,7 @@ class Coroutines(Around):
         return late
 
 
-class Later(Around):
+class Delayed(Wrapper):
     """
     Every answer is a Deferred that fires when C{answer()} says so.  A call that
     is cancelled before that never happens; one that has begun is cancelled.

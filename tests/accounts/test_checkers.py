@@ -151,7 +151,7 @@ def test_mayStay(tmp_path: Any) -> None:
         conversation(provider, script.format(name)) for name in ("alice", "bob", "carol")
     )
     setPassword(path, "alice", "other")
-    refused = b"-ERR [AUTH] You may not log in any more.\r\n"
+    refused = b"-ERR [AUTH] Account is no longer valid.\r\n"
     assert alice.say(b"WAKE") == refused
     assert bob.say(b"WAKE").startswith(b"+OK")
     assert bob.say(b"SLEE").startswith(b"+OK")

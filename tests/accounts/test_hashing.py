@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from pop3svc.accounts.hashing import HashQueue
-from pop3svc.calling import Workers
+from pop3svc.awaiting import BoundedThreadPool
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
 
@@ -163,7 +163,7 @@ def test_placesAreGivenBack(queue: Queue) -> None:
     """
     Whatever raises: no threads to be had, or a fault in what is called.
     """
-    without = HashQueue(Workers("test", threads=0, waiting=0), Clock())
+    without = HashQueue(BoundedThreadPool("test", threads=0, waiting=0), Clock())
     for _ in range(10):
         outcome: list[Any] = []
         without.run(str, "x").addErrback(lambda failure: outcome.append(failure.value.code))

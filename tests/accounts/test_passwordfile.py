@@ -34,7 +34,7 @@ from pop3svc.accounts.passwordfile import (
     removeUser,
     setPassword,
 )
-from pop3svc.calling import Workers
+from pop3svc.awaiting import BoundedThreadPool
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
 
@@ -119,13 +119,13 @@ def test_longPasswords(path: Path) -> None:
         ("alice", "ignored: no colon"),
         (":x", "ignored: a user name is"),
         ("a b:{PLAIN}x", "ignored: a user name is"),
-        ("alice:", "no known kind"),
-        ("alice:secret", "no known kind"),
-        ("alice:$1$abc$def", "no known kind"),
+        ("alice:", "unknown kind"),
+        ("alice:secret", "unknown kind"),
+        ("alice:$1$abc$def", "unknown kind"),
         ("alice:$argon2id$nonsense", "malformed argon2"),
         ("alice:" + HASHES["argon2id"][:-1], "malformed argon2"),
         ("alice:" + HASHES["argon2id"].replace("m=", "n="), "malformed argon2"),
-        ("alice:" + HASHES["argon2id"] + "\u00b2", "no known kind"),
+        ("alice:" + HASHES["argon2id"] + "\u00b2", "unknown kind"),
         ("alice:$2b$04$short", "malformed bcrypt"),
         ("alice:$2b$99$" + "O" * 53, "out of bounds"),
         ("alice:$2b$04$" + "a" * 53, "malformed bcrypt"),
@@ -133,9 +133,9 @@ def test_longPasswords(path: Path) -> None:
         ("alice:$6$rounds=x$a$b", "malformed sha512-crypt"),
         ("alice:$scrypt$ln=10$x$y", "malformed scrypt"),
         ("alice:$scrypt$ln=10,r=8,p=1$c2FsdAA$" + "a" * 41, "malformed scrypt"),
-        ("alice:{PLAIN}", "empty password"),
+        ("alice:{PLAIN}", "an empty password"),
         ("alice:{PLAIN}" + "x" * 3000, "more than 2048 characters"),
-        ("bob:{PLAIN}x", "ignored: a name that stands there already"),
+        ("bob:{PLAIN}x", "ignored: the user name is listed twice"),
     ],
 )
 def test_badLine(path: Path, lines: list[str], line: str, says: str) -> None:
@@ -279,8 +279,8 @@ def test_reread(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -
     path.unlink()
     for _ in range(3):
         assert isGood(checker, "bob", "three")
-    faults = [each for each in lines if "stay as they were" in each]
-    assert faults == [f"the accounts stay as they were: {path}: No such file or directory"]
+    faults = [each for each in lines if "keeping the previous accounts" in each]
+    assert faults == [f"keeping the previous accounts: {path}: No such file or directory"]
     # Removals count, whatever else stands in the file.
     path.write_text(good + "nonsense\n")
     assert isGood(checker, "bob", "three")
@@ -472,7 +472,7 @@ def test_tellsWhenItCompares(path: Path) -> None:
 
 def test_busy(path: Path) -> None:
     addUser(str(path), "alice", "x")
-    workers = Workers("test", threads=0, waiting=0)
+    workers = BoundedThreadPool("test", threads=0, waiting=0)
     answer = ask(PasswordFile(str(path), workers), "alice", "x")
     assert answer.check(POP3ResponseError)
     assert answer.value.code == "SYS/TEMP"
@@ -502,8 +502,8 @@ def test_editing(path: Path) -> None:
         (lambda: setPassword(str(path), "eve", "x"), "there is no user eve"),
         (lambda: removeUser(str(path), "eve"), "there is no user eve"),
         (lambda: addUser(str(path), "a:b", "x"), "a user name is"),
-        (lambda: addUser(str(path), "eve", ""), "an empty password"),
-        (lambda: addUser(str(path), "eve", "a\tb"), "no control characters"),
+        (lambda: addUser(str(path), "eve", ""), "the password is empty"),
+        (lambda: addUser(str(path), "eve", "a\tb"), "must not contain control characters"),
     ):
         text = path.read_text()
         with pytest.raises(ValueError, match=says):

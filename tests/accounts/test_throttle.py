@@ -79,7 +79,7 @@ class Service:
         self.clock = clock
         self.known = KnownNetworks(now=clock.seconds)
         bans = {key: settings[key] for key in ("strikes", "exempt") if key in settings}
-        users = {key: settings[key] for key in ("each", "strangers") if key in settings}
+        users = {key: settings[key] for key in ("each", "unknownNetworks") if key in settings}
         self.throttle = SharedThrottle(
             clock,
             [BanEngine(clock, self.known, **bans), UserThrottle(clock, self.known, **users)],
@@ -245,7 +245,7 @@ def test_successClearsTheUsersStrikes(service: Service) -> None:
 
 
 def test_exempt(clock: Clock) -> None:
-    service = Service(clock, each=100, strangers=100)
+    service = Service(clock, each=100, unknownNetworks=100)
     for address in ("127.0.0.1", "127.9.9.9", "::1", None):
         assert service.guess(address, "alice", 10) == ["wrong"] * 10
     service = Service(clock, strikes=1, exempt=["192.0.2.0/24"])
@@ -478,7 +478,7 @@ def test_theLog(service: Service, clock: Clock, lines: list[str]) -> None:
 
 
 def test_theLogOfUsers(clock: Clock, lines: list[str]) -> None:
-    service = Service(clock, each=2, strangers=3)
+    service = Service(clock, each=2, unknownNetworks=3)
     service.guess("192.0.2.7", "al\nice", 3)
     service.guess("198.51.100.1", "al\nice", 2, "other")
     assert lines == [

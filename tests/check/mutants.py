@@ -358,11 +358,11 @@ class _endsApart(ToyServer):
         self.transport.setTcpNoDelay(True)
         super().connectionMade()
 
-    def isLater(self, data: bytes) -> bool:
+    def isAwaitable(self, data: bytes) -> bool:
         raise NotImplementedError
 
     def write(self, data: bytes) -> None:
-        if not self.isLater(data):
+        if not self.isAwaitable(data):
             super().write(data)
             return
         # The first line goes alone, too, so that the pieces are of several sizes.
@@ -383,7 +383,7 @@ def endsApart(name: str, least: int, octets: int, **options: Any) -> None:
     class Apart(_endsApart):
         apart = octets
 
-        def isLater(self, data: bytes) -> bool:
+        def isAwaitable(self, data: bytes) -> bool:
             return data.endswith(b"\r\n.\r\n") and len(data) > least and self.state == "T"
 
     assert name not in MUTANTS

@@ -30,7 +30,7 @@ from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
 from tests.anybody import Anybody
 from tests.protocol.test_wire import stuffed
-from tests.test_octets import asSent
+from tests.test_lineendings import asSent
 
 # What the shim does at a call; as in shim.c.
 COUNT, FAIL, FAIL_ON, KILL, KILL_AFTER, HALF, HALF_KILL = range(7)
@@ -243,9 +243,9 @@ class Judge:
         isOK = reply is not None and reply.startswith(b"+OK")
         if reply is not None and not isOK:
             isAgain = verb in ("PASS", "WAKE") and verb in self.failed
-            isPlain = reply.startswith((b"-ERR [SYS/TEMP] The mailbox ", b"-ERR [SYS/PERM] The m"))
+            isPlain = reply.startswith((b"-ERR [SYS/TEMP] Mailbox ", b"-ERR [SYS/PERM] M"))
             if verb == "WAKE" and self.failed[-1:] == ["SLEE"] or verb in self.excused:
-                isPlain = reply.startswith(b"-ERR Not in this state")
+                isPlain = reply.startswith(b"-ERR Command is not valid in this state")
             if verb in ("RETR", "TOP"):
                 # Cut off before anything was sent.
                 isPlain = isPlain or (not reply and not isOpen)

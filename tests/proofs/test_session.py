@@ -31,7 +31,7 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Unanswered
+from pop3svc.awaiting import CallTimeout
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -49,7 +49,7 @@ from pop3svc.policy import Policy
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 from tests.protocol.test_wire import stuffed, topOf
-from tests.test_octets import NASTY, asSent
+from tests.test_lineendings import NASTY, asSent
 
 # In the environment: many more examples.
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
@@ -70,7 +70,7 @@ FAILURES = [*REFUSALS, *BUGS, "not available"]
 # How an answer comes; "stubborn": late, and it comes even though cancelled.
 FORMS = ["late", "late coroutine", "coroutine", "stubborn"]
 # Calls that nobody cancels.
-CARRIED = ("messageDelete", "unlock", "logout", "fallAsleep")
+CARRIED = ("messageDelete", "unlock", "logout", "onSleep")
 
 
 class Injected(Exception):
@@ -119,7 +119,7 @@ class Box:
     mailboxes: list[Mailbox] = field(default_factory=list)
     contents: list[Content] = field(default_factory=list)
     interfaces: list[Any] = field(default_factory=list)
-    mayStay: bool = True
+    isStillValid: bool = True
     # Whoever is cancelled now is so because it took too long.
     isLate: bool = False
     mark: int = 0
@@ -234,7 +234,7 @@ class Mailbox(Owner):
         self.isOver = False
         self.known: set[str] = set()
         self.changed: Callable[[], None] | None = None
-        self.surrender: Callable[[], bool] | None = None
+        self.requestRelease: Callable[[], bool] | None = None
 
     def begins(self, name: str) -> None:
         assert not self.isOver, f"{name} after logout"
@@ -297,11 +297,11 @@ class Mailbox(Owner):
 
         return self._called("messageDelete", delete, *uniqueIDs)
 
-    def lock(self, info: Any, surrender: Callable[[], bool]) -> Any:
+    def lock(self, info: Any, requestRelease: Callable[[], bool]) -> Any:
         def lock() -> None:
             assert not self.isLocked
             self.isLocked = True
-            self.surrender = surrender
+            self.requestRelease = requestRelease
 
         return self._called("lock", lock)
 
@@ -330,9 +330,9 @@ class Mailbox(Owner):
         self.isWatched = False
         self.changed = None
 
-    def fallAsleep(self, info: Any) -> Any:
+    def onSleep(self, info: Any) -> Any:
         self.known.clear()
-        return self._called("fallAsleep", lambda: None)
+        return self._called("onSleep", lambda: None)
 
     def logout(self) -> Any:
         assert not self.isLocked, "logout before unlock"
@@ -379,12 +379,12 @@ class Provider:
 
         return self.box.call("authenticate", None, open_, username, password)
 
-    def loginMark(self, info: Any, username: str) -> Any:
-        return self.box.call("loginMark", None, lambda: str(self.box.mark))
+    def credentialsVersion(self, info: Any, username: str) -> Any:
+        return self.box.call("credentialsVersion", None, lambda: str(self.box.mark))
 
-    def mayStay(self, info: Any, username: str, mark: str) -> Any:
+    def isStillValid(self, info: Any, username: str, mark: str) -> Any:
         assert mark == str(self.box.mark)
-        return self.box.call("mayStay", None, lambda: self.box.mayStay)
+        return self.box.call("isStillValid", None, lambda: self.box.isStillValid)
 
 
 # --- the model --------------------------------------------------------------------
@@ -532,7 +532,7 @@ class Model:
         self.mark = self.box.mark
         try:
             if IAccountStatus in self.provides:
-                yield from self._ask("loginMark")
+                yield from self._ask("credentialsVersion")
             if INewMailNotifier in self.provides:
                 yield from self._ask("watchMailbox")
             yield from self._lock()
@@ -566,7 +566,7 @@ class Model:
         if verb != "WAKE" or argument:
             raise Refused()
         if IAccountStatus in self.provides:
-            made = yield from self._ask("mayStay")
+            made = yield from self._ask("isStillValid")
             if not made.value:
                 raise Refused("AUTH")
         known = self.known
@@ -778,7 +778,7 @@ class Model:
         count = len(self.marked)
         yield from self._commit()
         known = set(self.listed)
-        yield from self._perhaps("fallAsleep", ISleepingMailbox)
+        yield from self._perhaps("onSleep", ISleepingMailbox)
         if self.isLocked:
             self.isLocked = False
             yield from self._perhaps("unlock", IExclusiveMailbox)
@@ -842,9 +842,16 @@ COMMANDS = st.one_of(
 )
 COMMITS = ["QUIT", "SLEE", "CORE", "QAUT", "RSET", "DELE 1", "LIST"]
 CALLS = [
-    *("authenticate", "loginMark", "mayStay", "lock", "listMessageUniqueIDs", "messageExists"),
+    *(
+        "authenticate",
+        "credentialsVersion",
+        "isStillValid",
+        "lock",
+        "listMessageUniqueIDs",
+        "messageExists",
+    ),
     *("messageSize", "messageSizes", "messageContent", "nextChunk", "messageDelete"),
-    *("unlock", "logout", "fallAsleep", "watchMailbox"),
+    *("unlock", "logout", "onSleep", "watchMailbox"),
 ]
 
 
@@ -858,8 +865,8 @@ SITUATIONS: list[tuple[list[str], list[str]]] = [
     (["messageContent", "nextChunk"], ["STAT"]),
     (["messageExists"], ["LIST UID:new1"]),
     (["listMessageUniqueIDs"], ["DELE 1", "CORE"]),
-    *(([name], ["SLEE", "WAKE"]) for name in ("listMessageUniqueIDs", "lock", "mayStay")),
-    *(([name], [verb]) for name in ("unlock", "fallAsleep", "logout") for verb in COMMITS[:4]),
+    *(([name], ["SLEE", "WAKE"]) for name in ("listMessageUniqueIDs", "lock", "isStillValid")),
+    *(([name], [verb]) for name in ("unlock", "onSleep", "logout") for verb in COMMITS[:4]),
 ]
 
 
@@ -909,7 +916,7 @@ class Sessions(RuleBasedStateMachine):
         if hasStatus:
             alsoProvides(provider, IAccountStatus)
             self.provides.add(IAccountStatus)
-        policy = Policy(maxSenselessCommands=10_000, maxFailedLogins=10_000)
+        policy = Policy(maxBadCommands=10_000, maxFailedLogins=10_000)
         self.factory = POP3Factory(provider, policy, clock=self.clock)
         self.connects(True)
 
@@ -1136,7 +1143,7 @@ class Sessions(RuleBasedStateMachine):
 
     @rule(may=st.booleans())
     def mayComeBack(self, may: bool) -> None:
-        self.box.mayStay = may
+        self.box.isStillValid = may
 
     @rule(message=NASTY)
     def delivers(self, message: bytes) -> None:
@@ -1198,8 +1205,8 @@ class Sessions(RuleBasedStateMachine):
         self.clock.advance(seconds)
         before = dict(self.box.messages)
         gives = not self.model.marked and self.clock.seconds() - self.quietSince >= 60
-        surrender = holders[0].surrender
-        assert surrender is not None and surrender() is gives
+        requestRelease = holders[0].requestRelease
+        assert requestRelease is not None and requestRelease() is gives
         assert self.box.messages == before
         assert self.client is not None
         self.client.received()
@@ -1214,7 +1221,7 @@ class Sessions(RuleBasedStateMachine):
         for event in self.logged:
             value = event["log_failure"].value
             injected = (Injected, POP3ResponseError, CancelledError, NotImplementedError)
-            assert isinstance(value, (*injected, Unanswered)), event
+            assert isinstance(value, (*injected, CallTimeout)), event
             assert "Unhandled" not in (event.get("log_format") or ""), event
         self.logged.clear()
 

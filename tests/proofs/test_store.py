@@ -21,12 +21,12 @@ from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.providers.names import uniqueIDFor
+from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
 from tests.anybody import Anybody
 from tests.protocol.test_wire import stuffed
-from tests.test_octets import NASTY, asSent
+from tests.test_lineendings import NASTY, asSent
 
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 # How agents name messages, and how they do not; the second is no unique-id.

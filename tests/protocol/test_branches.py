@@ -38,7 +38,7 @@ from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 from tests.protocol.test_connection import advance, events, loggedIn, makeFactory, reason
 from tests.protocol.test_session import later
-from tests.test_calling import start
+from tests.test_awaiting import start
 
 AUTHORIZATION = frozenset([State.AUTHORIZATION])
 
@@ -101,7 +101,7 @@ def test_commandThatLogsInWithNothing() -> None:
 
         client = Client(withCommand(run))
         client.received()
-        assert client.say(b"X") == b"-ERR [AUTH] A name and a password are needed.\r\n"
+        assert client.say(b"X") == b"-ERR [AUTH] A user name and a password are required.\r\n"
 
 
 def test_finelyToldOfALateCommand() -> None:
@@ -113,7 +113,7 @@ def test_finelyToldOfALateCommand() -> None:
         return waiting.addCallback(lambda _: open_(info, username, password))
 
     provider.authenticate = authenticate  # type: ignore[method-assign]
-    client = Client(POP3Factory(provider, Policy(fineEvents=True), clock=Clock()))
+    client = Client(POP3Factory(provider, Policy(verboseEvents=True), clock=Clock()))
     client.say(b"USER alice")
     assert client.say(b"PASS secret") == b""
     waiting.callback(None)
@@ -382,7 +382,7 @@ def test_lockThatComesTooLate() -> None:
     """
     It is given back, once.
     """
-    client, calls = served(lock=lambda info, surrender: _stubborn(lambda: None))
+    client, calls = served(lock=lambda info, requestRelease: _stubborn(lambda: None))
     assert client.say(b"PASS secret") == b""
     client.vanish()
     assert calls == ["unlock"]
@@ -390,7 +390,7 @@ def test_lockThatComesTooLate() -> None:
 
 def test_listingThatComesTooLate() -> None:
     client, calls = served(
-        lock=lambda info, surrender: None,
+        lock=lambda info, requestRelease: None,
         listMessageUniqueIDs=lambda info: _stubborn(lambda: ["a"]),
     )
     assert client.say(b"PASS secret") == b""
@@ -400,7 +400,7 @@ def test_listingThatComesTooLate() -> None:
 
 def test_nobodyGivesWayAsleep() -> None:
     asked: list[Callable[[], bool]] = []
-    client, _ = served(lock=lambda info, surrender: asked.append(surrender))
+    client, _ = served(lock=lambda info, requestRelease: asked.append(requestRelease))
     client.say(b"PASS secret")
     assert client.say(b"SLEE").startswith(b"+OK")
     advance(client, 100)
@@ -420,7 +420,7 @@ def test_listedAgainInVain(error: Exception) -> None:
             return answers.pop()
         raise error
 
-    client, calls = served(lock=lambda info, surrender: None, listMessageUniqueIDs=listed)
+    client, calls = served(lock=lambda info, requestRelease: None, listMessageUniqueIDs=listed)
     client.say(b"PASS secret")
     (event,) = events("error", lambda: client.send(b"CORE\r\n"))
     assert client.received().startswith(b"-ERR [SYS/TEMP]")
@@ -433,7 +433,7 @@ def test_deletionThatOutlastsItsClient() -> None:
     Its waiting ends, not the deletion.
     """
     client, calls = served(
-        lock=lambda info, surrender: None, messageDelete=lambda info, uniqueIDs: waiting
+        lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
     )
     waiting: Deferred[None] = Deferred()
     client.say(b"PASS secret")
@@ -463,7 +463,7 @@ def test_fileThatIsNoBinaryOne() -> None:
 
     file = File()
     client, _ = served(
-        lock=lambda info, surrender: None,
+        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _BinaryFile(file),
     )
     client.say(b"PASS secret")
@@ -490,7 +490,7 @@ def test_chunkThatIsNone(isLate: bool) -> None:
     """
     waiting: Deferred[Any] = Deferred()
     client, _ = served(
-        lock=lambda info, surrender: None,
+        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _Late([waiting if isLate else "text"]),
     )
     client.say(b"PASS secret")
@@ -535,7 +535,7 @@ def test_silenceInTheLog(method: str, lines: list[bytes]) -> None:
     """
     unnamed = partial(_silent)
     for silent, name in ((_silent, "_silent"), (unnamed, repr(unnamed))):
-        methods: dict[str, Any] = {"lock": lambda info, surrender: None, method: silent}
+        methods: dict[str, Any] = {"lock": lambda info, requestRelease: None, method: silent}
         client, _ = served(**methods)
         for line in lines:
             client.say(line)
@@ -553,7 +553,7 @@ def test_deletionThatIsNotOver() -> None:
     The client is told that nobody knows yet; the lock is kept until it is over.
     """
     client, calls = served(
-        lock=lambda info, surrender: None, messageDelete=lambda info, uniqueIDs: waiting
+        lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
     )
     waiting: Deferred[None] = Deferred()
     client.say(b"PASS secret")
@@ -574,7 +574,7 @@ def test_contentThatComesTooLate() -> None:
     closed: list[bool] = []
     content.close = lambda: closed.append(True)  # type: ignore[method-assign]
     client, _ = served(
-        lock=lambda info, surrender: None,
+        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _stubborn(lambda: content),
     )
     client.say(b"PASS secret")
@@ -600,8 +600,8 @@ class Simple:
         self.changed = changed
         return lambda: self.calls.append("watch ended")
 
-    def fallAsleep(self, info: Any) -> None:
-        self.calls.append("fallAsleep")
+    def onSleep(self, info: Any) -> None:
+        self.calls.append("onSleep")
 
 
 def test_newMailWhileAsleep() -> None:
@@ -624,7 +624,7 @@ def test_newMailWhileAsleep() -> None:
         code = b"ACTIVITY/NEW" if isTold else b"ACTIVITY/NONE"
         assert client.say(b"WAKE").startswith(b"+OK [%s]" % code)
     client.say(b"QUIT")
-    assert calls == ["fallAsleep"] * 3 + ["watch ended"]
+    assert calls == ["onSleep"] * 3 + ["watch ended"]
 
 
 # --- more of the connection ------------------------------------------------------
@@ -661,10 +661,10 @@ def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     It waits for the next turn, as all behind it.
     """
-    from pop3svc.calling import Turns
+    from pop3svc.awaiting import TimeSlice
 
     client = loggedIn()
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client.send(b"NOOP\r\n" * 3)
     assert client.transport.isPaused
     client.protocol.dataReceived(b"STAT 1\r\n")
@@ -674,10 +674,10 @@ def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stoppedBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pop3svc.calling import Turns
+    from pop3svc.awaiting import TimeSlice
 
     client = loggedIn()
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client.send(b"NOOP\r\n" * 3)
     factory: Any = client.protocol.factory
     _, over = start(factory.shutdown())
@@ -786,9 +786,9 @@ def test_turnThatHasToWait(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The next turn does not begin while the client takes nothing.
     """
-    from pop3svc.calling import Turns
+    from pop3svc.awaiting import TimeSlice
 
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client = Client(withCommand(lambda session: ok("x" * 500)))
     client.received()
     client.stall()
@@ -827,7 +827,7 @@ def test_lastWordThatFindsNoRoom() -> None:
     protocol = connected(makeFactory(), transport)
     protocol.stop()
     assert transport.closed and transport.value().endswith(
-        b"-ERR [SYS/TEMP] The service stops.\r\n"
+        b"-ERR [SYS/TEMP] Server is shutting down.\r\n"
     )
     protocol.connectionLost()
 
@@ -863,10 +863,10 @@ def test_lateWhileTheLastWaits() -> None:
     """
     What is waited for is no command, but room for the answers to those before.
     """
-    each = b"+OK Now the password.\r\n"
+    each = b"+OK Password required.\r\n"
     for isStopped, said in (
-        (False, b"-ERR That took too long.\r\n"),
-        (True, b"-ERR [SYS/TEMP] The service stops.\r\n"),
+        (False, b"-ERR Login timed out.\r\n"),
+        (True, b"-ERR [SYS/TEMP] Server is shutting down.\r\n"),
     ):
         factory = makeFactory()
         client = Client(factory)

@@ -103,7 +103,7 @@ def test_list() -> None:
     loggedIn(
         """
         C: LIST 4
-        S: -ERR There is no such message.
+        S: -ERR No such message.
         C: LIST 0
         S: -ERR…
         C: LIST 1 2
@@ -117,7 +117,7 @@ def test_list() -> None:
         C: DELE 2
         S: +OK…
         C: LIST 1
-        S: -ERR That message is deleted.
+        S: -ERR Message is deleted.
         C: LIST
         S: +OK…
         S: 3 20
@@ -295,7 +295,7 @@ def test_goneMeanwhile() -> None:
     client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
     drop = mail.store.maildrop("alice")
     del drop.messages["message-1"], drop.messages["message-2"]
-    assert client.say(b"RETR 2") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"RETR 2") == b"-ERR Message no longer exists.\r\n"
     assert client.say(b"QUIT") == b"+OK Bye, 1 deleted.\r\n"
 
 
@@ -313,13 +313,13 @@ def test_login() -> None:
         """
         S: +OK…
         C: PASS secret
-        S: -ERR USER comes first.
+        S: -ERR Send USER first.
         C: USER
         S: -ERR…
         C: USER a b
         S: -ERR…
         C: PASS secret
-        S: -ERR USER comes first.
+        S: -ERR Send USER first.
         C: USER alice
         S: +OK…
         C: PASS
@@ -327,7 +327,7 @@ def test_login() -> None:
         C: PASS wrong
         S: -ERR [AUTH] Wrong name or password.
         C: PASS secret
-        S: -ERR USER comes first.
+        S: -ERR Send USER first.
         C: USER nobody
         S: +OK…
         C: PASS secret
@@ -443,7 +443,7 @@ def test_cleartextLogin() -> None:
 
 
 def test_stlsIsRefusedInsideTLS() -> None:
-    script = "S: +OK…\nC: STLS\nS: -ERR TLS is on already."
+    script = "S: +OK…\nC: STLS\nS: -ERR TLS is already active."
     conversation(provider(), script, isSecure=True, connectionCreator=object())
 
 
@@ -484,13 +484,13 @@ def test_authLogin() -> None:
         "C: AUTH LOGIN\nS: + VXNlcm5hbWU6\nC: YWxpY2U=\nS: + UGFzc3dvcmQ6\nC: *\nS: -ERR Cancelled.",
         "C: AUTH PLAIN =\nS: -ERR…",
         "C: AUTH PLAIN\nS: + \nC:\nS: -ERR…",
-        "C: AUTH PLAIN\nS: + \nC: =\nS: -ERR That is not base64.",
-        "C: AUTH PLAIN !!!!\nS: -ERR That is not base64.",
-        "C: AUTH PLAIN =AAA\nS: -ERR That is not base64.",
-        "C: AUTH PLAIN AAA=BBBB\nS: -ERR That is not base64.",
-        "C: AUTH PLAIN AAA\nS: -ERR That is not base64.",
-        "C: AUTH PLAIN\nS: + \nC: QUIT now\nS: -ERR That is not base64.",
-        f"C: AUTH PLAIN\nS: + \nC: {GOOD} \nS: -ERR That is not base64.",
+        "C: AUTH PLAIN\nS: + \nC: =\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN !!!!\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN =AAA\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN AAA=BBBB\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN AAA\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN\nS: + \nC: QUIT now\nS: -ERR Response is not valid base64.",
+        f"C: AUTH PLAIN\nS: + \nC: {GOOD} \nS: -ERR Response is not valid base64.",
         f"C: AUTH PLAIN {plain('', 'alice', 'wrong')}\nS: -ERR [AUTH] Wrong name or password.",
         f"C: AUTH PLAIN {plain('bob', 'alice', 'secret')}\nS: -ERR [AUTH]…",
         f"C: AUTH PLAIN {plain('', '', 'secret')}\nS: -ERR [AUTH]…",
@@ -527,7 +527,7 @@ def test_bareAuth() -> None:
         S: LOGIN
         S: .
         C: STAT
-        S: -ERR Not in this state.
+        S: -ERR Command is not valid in this state.
         """,
     )
 
@@ -536,7 +536,7 @@ def test_authForgetsTheName() -> None:
     conversation(
         provider(),
         "S: +OK…\nC: USER alice\nS: +OK…\nC: AUTH PLAIN\nS: + \nC: *\nS: -ERR…\n"
-        "C: PASS secret\nS: -ERR USER comes first.",
+        "C: PASS secret\nS: -ERR Send USER first.",
     )
 
 
@@ -547,15 +547,15 @@ def test_uniqueIDArguments() -> None:
     conversation_ = [
         (b"LIST UID:message-3", b"+OK 3 20\r\n"),
         (b"UIDL uid:message-3", b"+OK 3 message-3\r\n"),
-        (b"UIDL UID:Message-3", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
-        (b"RETR UID:../../x", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
-        (b"RETR UID:" + b"x" * 71, b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
-        (b"RETR UID:", b"-ERR [UID/NOT-FOUND] There is no such message.\r\n"),
+        (b"UIDL UID:Message-3", b"-ERR [UID/NOT-FOUND] No such message.\r\n"),
+        (b"RETR UID:../../x", b"-ERR [UID/NOT-FOUND] No such message.\r\n"),
+        (b"RETR UID:" + b"x" * 71, b"-ERR [UID/NOT-FOUND] No such message.\r\n"),
+        (b"RETR UID:", b"-ERR [UID/NOT-FOUND] No such message.\r\n"),
         (b"LIST UID:" + late.encode(), b"+OK 0 20\r\n"),
         (b"UIDL UID:" + late.encode(), b"+OK 0 message-4\r\n"),
         (b"STAT", b"+OK 3 98\r\n"),
-        (b"DELE UID:message-3", b"+OK Marked.\r\n"),
-        (b"RETR UID:message-3", b"-ERR That message is deleted.\r\n"),
+        (b"DELE UID:message-3", b"+OK Message marked for deletion.\r\n"),
+        (b"RETR UID:message-3", b"-ERR Message is deleted.\r\n"),
         (b"QUIT", b"+OK Bye, 1 deleted.\r\n"),
     ]
     for line, said in conversation_:
@@ -623,7 +623,7 @@ def test_ownCommandAsDeclared() -> None:
 
     made = table["XHELLO"]
     assert (made.verb, made.states, made.run) == ("XHELLO", {State.TRANSACTION}, hello)
-    assert (made.capability, made.longLine, made.enters) == (["XHI"], True, None)
+    assert (made.capability, made.longLine, made.nextState) == (["XHI"], True, None)
 
 
 @pytest.mark.parametrize(

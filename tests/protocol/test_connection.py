@@ -17,20 +17,20 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.calling import Turns
+from pop3svc.awaiting import TimeSlice
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.dispatch import Command
-from pop3svc.protocol.replies import Then, err, ok
+from pop3svc.protocol.replies import After, err, ok
 from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
 from tests.protocol.test_sender import Plain, Region
 from tests.protocol.test_session import later, logged
-from tests.test_calling import start
-from tests.test_octets import asSent
+from tests.test_awaiting import start
+from tests.test_lineendings import asSent
 
 BIG = b"Subject: big\n\n" + b"0123456789abcdef\n" * 50_000
 
@@ -152,7 +152,7 @@ def test_inputIsBounded() -> None:
             client._pump(),
         ],
     )
-    assert why == "sent too much ahead"
+    assert why == "pipelined too much input"
     assert client.wasAborted
 
 
@@ -164,7 +164,7 @@ def test_lineLengths() -> None:
         reason(client, lambda: client.send(b"USER " + b"a" * 249 + b"\r\n"))
         == "sent a line that is too long"
     )
-    assert client.received() == b"-ERR That line is too long.\r\n"
+    assert client.received() == b"-ERR Line is too long.\r\n"
     client = Client(makeFactory())
     client.received()
     client.send(b"USER " + b"a" * 249 + b"\n")
@@ -173,20 +173,24 @@ def test_lineLengths() -> None:
     client.send(b"x" * 12_287)
     assert client.isOpen
     client.send(b"x")
-    assert client.received().endswith(b"-ERR That line is too long.\r\n")
+    assert client.received().endswith(b"-ERR Line is too long.\r\n")
     assert not client.isOpen
 
 
 def test_longLinesInsideAuth() -> None:
     client = Client(makeFactory())
     client.received()
-    assert client.say(b"AUTH PLAIN " + b"A" * 8000).startswith(b"-ERR That is not a PLAIN")
-    assert client.say(b"AUTH PLAIN " + b"A" * 12_275).startswith(b"-ERR That is not base64.")
+    assert client.say(b"AUTH PLAIN " + b"A" * 8000).startswith(
+        b"-ERR Response is not valid for PLAIN"
+    )
+    assert client.say(b"AUTH PLAIN " + b"A" * 12_275).startswith(
+        b"-ERR Response is not valid base64."
+    )
     assert client.say(b"AUTH PLAIN") == b"+ \r\n"
-    assert client.say(b"A" * 12_000).startswith(b"-ERR That is not a PLAIN")
+    assert client.say(b"A" * 12_000).startswith(b"-ERR Response is not valid for PLAIN")
     assert client.say(b"USER x").startswith(b"+OK")
     assert client.say(b"AUTH PLAIN") == b"+ \r\n"
-    assert client.say(b"A" * 12_400).startswith(b"-ERR That line is too long.")
+    assert client.say(b"A" * 12_400).startswith(b"-ERR Line is too long.")
     assert not client.isOpen
 
 
@@ -202,14 +206,14 @@ def test_controlOctets() -> None:
     client = Client(makeFactory())
     client.received()
     for line in (b"NOOP\t", b"USER a\tb", b"NO\0OP", b"USER a\rb", b"USER \x1b[31m", b"USER \x7f"):
-        assert client.say(line) == b"-ERR A command holds no control characters.\r\n"
+        assert client.say(line) == b"-ERR Control characters are not allowed.\r\n"
 
 
 @pytest.mark.parametrize("hello", [b"\x16\x03\x01\x02\x00\x01\x00\n\r\n", b"\x16"])
 def test_tlsOnThePlainPort(hello: bytes) -> None:
     client = Client(makeFactory())
     client.received()
-    assert reason(client, lambda: client.send(hello)) == "spoke TLS on a plain port"
+    assert reason(client, lambda: client.send(hello)) == "TLS handshake on plaintext port"
     assert client.received() == b""
     # Only what comes first is looked at so.
     client = Client(makeFactory())
@@ -223,14 +227,14 @@ def test_http() -> None:
     client = Client(makeFactory())
     client.received()
     why = reason(client, lambda: client.send(b"GET / HTTP/1.1\r\nUSER alice\r\n\r\n"))
-    assert why == "sent commands that make no sense"
+    assert why == "sent too many bad commands"
     assert client.received() == b"-ERR This is a POP3 service.\r\n"
 
 
 def test_senseless() -> None:
     client = Client(makeFactory())
     client.received()
-    assert reason(client, lambda: client.send(b"\r\n" * 30)) == "sent commands that make no sense"
+    assert reason(client, lambda: client.send(b"\r\n" * 30)) == "sent too many bad commands"
     assert client.received().count(b"-ERR") == 20
 
 
@@ -241,7 +245,7 @@ def test_loginTimeout() -> None:
         advance(client, 10)
         assert client.say(b"USER x").startswith(b"+OK")
     assert reason(client, lambda: advance(client, 11)) == "took too long to log in"
-    assert client.received() == b"-ERR That took too long.\r\n"
+    assert client.received() == b"-ERR Login timed out.\r\n"
 
 
 def test_loginTimeoutWhileLoggingIn() -> None:
@@ -261,7 +265,7 @@ def test_loginTimeoutWhileLoggingIn() -> None:
             return answers[-1]
 
     for answer, said in (
-        (None, b"-ERR [AUTH] Wrong name or password.\r\n-ERR That took too long.\r\n"),
+        (None, b"-ERR [AUTH] Wrong name or password.\r\n-ERR Login timed out.\r\n"),
         (MemoryProvider({}).store.openMailbox(None, "x"), b"+OK Logged in.\r\n"),
     ):  # type: ignore[arg-type]
         client = Client(POP3Factory(Slow(), clock=Clock()))
@@ -312,7 +316,7 @@ def test_stalled() -> None:
     client.read(100_000)
     advance(client, 599)
     assert client.isOpen
-    assert reason(client, lambda: advance(client, 2)) == "took nothing of what it asked for"
+    assert reason(client, lambda: advance(client, 2)) == "stopped reading"
     assert client.wasAborted
 
 
@@ -422,11 +426,11 @@ def test_stls() -> None:
     creators: list[object] = []
     startTLS = client.transport.startTLS
     client.transport.startTLS = lambda it: (creators.append(it), startTLS(it))  # type: ignore[method-assign,assignment,return-value,func-returns-value]
-    assert client.say(b"STLS") == b"+OK Begin TLS.\r\n"
+    assert client.say(b"STLS") == b"+OK Begin TLS negotiation.\r\n"
     assert client.transport.startedTLS
     assert creators == [client.protocol.factory.connectionCreator]  # type: ignore[union-attr]
     client.protocol.handshakeCompleted()
-    assert client.say(b"PASS secret") == b"-ERR USER comes first.\r\n"
+    assert client.say(b"PASS secret") == b"-ERR Send USER first.\r\n"
     assert b"STLS" not in client.say(b"CAPA")
     assert client.say(b"STLS").startswith(b"-ERR")
     client.logIn()
@@ -443,7 +447,7 @@ def test_plainTextBehindSTLS(behind: bytes) -> None:
     assert why == "sent plain text behind STLS"
     assert not client.transport.startedTLS
     assert client.wasAborted
-    assert client.received() == b"+OK Begin TLS.\r\n"
+    assert client.received() == b"+OK Begin TLS negotiation.\r\n"
 
 
 def test_handshakeTakesTooLong() -> None:
@@ -459,7 +463,7 @@ def test_handshakeTakesTooLong() -> None:
     client.protocol.handshakeCompleted()
     client.received()
     advance(client, 181)
-    assert (client.wasAborted, client.received()) == (False, b"-ERR That took too long.\r\n")
+    assert (client.wasAborted, client.received()) == (False, b"-ERR Login timed out.\r\n")
 
 
 def test_handshakeFails() -> None:
@@ -482,7 +486,7 @@ def test_shutdown() -> None:
     _, over = start(factory.shutdown())
     for each in (idle, strange, busy, client):
         each._pump()
-    assert strange.received().endswith(b"-ERR [SYS/TEMP] The service stops.\r\n")
+    assert strange.received().endswith(b"-ERR [SYS/TEMP] Server is shutting down.\r\n")
     assert idle.received() == b""
     assert client.wasAborted
     assert over == [None]
@@ -530,7 +534,7 @@ def test_closeEvent() -> None:
         "seconds": 5,
     }
     assert {key: event[key] for key in wanted} == wanted
-    greeting = b"+OK pop3svc memory ready.\r\n+OK Now the password.\r\n+OK Logged in.\r\n"
+    greeting = b"+OK pop3svc memory ready.\r\n+OK Password required.\r\n+OK Logged in.\r\n"
     octets = len(greeting) + len(client.received())
     assert event["octetsSent"] == octets
     assert formatEvent(event) == (
@@ -600,7 +604,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     A flood of quick commands does not keep the reactor from others.
     """
     client = loggedIn()
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client.send(b"NOOP\r\n" * 50)
     turns, said = 0, client.received()
     while len(said) < 50 * len(b"+OK Done.\r\n"):
@@ -623,15 +627,15 @@ def test_statIsRemembered() -> None:
     client = loggedIn(messages=[b"a", b"bb", b"ccc"])
     for line, said in (
         (b"STAT", b"+OK 3 12\r\n"),
-        (b"DELE 2", b"+OK Marked.\r\n"),
+        (b"DELE 2", b"+OK Message marked for deletion.\r\n"),
         (b"STAT", b"+OK 2 8\r\n"),
-        (b"RSET", b"+OK No message is marked.\r\n"),
+        (b"RSET", b"+OK No message is marked for deletion.\r\n"),
         (b"STAT", b"+OK 3 12\r\n"),
         (b"DELI 1", b"+OK Deleted message. UID:message-1\r\n"),
         (b"STAT", b"+OK 2 9\r\n"),
-        (b"DELE 3", b"+OK Marked.\r\n"),
+        (b"DELE 3", b"+OK Message marked for deletion.\r\n"),
         (b"STAT", b"+OK 1 4\r\n"),
-        (b"DELI 3", b"-ERR That message is deleted.\r\n"),
+        (b"DELI 3", b"-ERR Message is deleted.\r\n"),
         (b"STAT", b"+OK 1 4\r\n"),
     ):
         assert client.say(line) == said
@@ -681,7 +685,7 @@ def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     What waits for its turn is answered, too.
     """
     client = loggedIn()
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client.send(b"NOOP\r\n" * 3)
     client.endSending()
     for _ in range(4):
@@ -744,7 +748,7 @@ def test_finelyTold() -> None:
     command = Command("X", frozenset(State), lambda session: answer)
     provider = MemoryProvider({"alice": "secret"}, [])
     factory = POP3Factory(
-        provider, Policy(fineEvents=True), clock=clock, commands={**COMMANDS, "X": command}
+        provider, Policy(verboseEvents=True), clock=clock, commands={**COMMANDS, "X": command}
     )
     clients: list[Client] = []
     (event,) = events("connection", lambda: clients.append(Client(factory)))
@@ -791,25 +795,25 @@ def test_lostMeanwhile() -> None:
     assert whys == ["lost", "lost"]
 
 
-def test_strangers() -> None:
+def test_unauthenticated() -> None:
     """
     A connection is a stranger's until somebody has logged in, and again after.
     """
     factory = makeFactory()
     client = Client(factory)
-    assert factory.strangers == {client.protocol}
+    assert factory.unauthenticated == {client.protocol}
     client.logIn()
-    assert factory.strangers == set()
+    assert factory.unauthenticated == set()
     client.say(b"QAUT")
-    assert factory.strangers == {client.protocol}
+    assert factory.unauthenticated == {client.protocol}
     client.vanish()
-    assert factory.strangers == set()
+    assert factory.unauthenticated == set()
 
 
 def test_whyItStopped() -> None:
     for end, isSecure, why in (
-        (lambda it: it.stop(), False, "the service stops"),
-        (lambda it: it.stop(), True, "the service stops"),
+        (lambda it: it.stop(), False, "the service is stopping"),
+        (lambda it: it.stop(), True, "the service is stopping"),
         (lambda it: it.abort("no reason"), False, "no reason"),
     ):
         client = Client(makeFactory(), isSecure=isSecure)
@@ -819,9 +823,9 @@ def test_whyItStopped() -> None:
 @pytest.mark.parametrize(
     ("reply", "why"),
     [
-        (ok("Bye.", then=Then.CLOSE), "quit"),
-        (err("No.", then=Then.CLOSE), "refused"),
-        (err("Oh.", then=Then.CLOSE, fault=True), "an error of the service"),
+        (ok("Bye.", then=After.CLOSE), "quit"),
+        (err("No.", then=After.CLOSE), "refused"),
+        (err("Oh.", then=After.CLOSE, fault=True), "an error of the service"),
     ],
 )
 def test_whyACommandCloses(reply: Any, why: str) -> None:
@@ -836,18 +840,18 @@ def test_givesWay() -> None:
     """
     for isMarked, seconds in ((False, 60), (True, 600)):
         _, client, mailbox = later(b"LIST 1\r\n")
-        mayEnd = client.protocol.session.mayEnd
+        tryRelease = client.protocol.session.tryRelease
         advance(client, 100)
-        assert mayEnd(isMarked) is False
+        assert tryRelease(isMarked) is False
         mailbox.answerAll()
         client._pump()
         advance(client, seconds - 1)
         if client.isOpen:
-            assert mayEnd(isMarked) is False
+            assert tryRelease(isMarked) is False
             clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
             clock.rightNow += 1
-            assert mayEnd(isMarked) is True
-            assert mayEnd(isMarked) is False
+            assert tryRelease(isMarked) is True
+            assert tryRelease(isMarked) is False
 
 
 def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,13 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.calling import Turns, Unanswered, settle
+from pop3svc.awaiting import CallTimeout, TimeSlice, maybeAwait
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.testing import Inline
-from tests.test_calling import start
+from tests.test_awaiting import start
 
 MESSAGE = b"a: b\r\n\r\n" + b"0123456789\r\n" * 20000
 LINES = MESSAGE.split(b"\r\n")[:-1]
@@ -74,7 +74,7 @@ class Region:
 def read(content: Any) -> bytes:
     body, octets = MessageBody(content, Clock(), 10), b""
     while True:
-        _, got = start(settle(body.next))
+        _, got = start(maybeAwait(body.next))
         if hasattr(got[0], "raiseException"):
             got[0].raiseException()
         if got[0] is None:
@@ -119,7 +119,7 @@ def test_linesOfAnyKind(tmp_path: Path) -> None:
 
     made = generator()
     body = MessageBody(made, Clock(), 10)
-    start(settle(body.next))
+    start(maybeAwait(body.next))
     body.close()
     assert closed == [True]
     assert read(generator()) == MESSAGE
@@ -149,7 +149,7 @@ def test_fileContent(tmp_path: Path) -> None:
     path.write_bytes(b"xxx" + MESSAGE + b"yyy")
     region = Region(path, 3, len(MESSAGE))
     body = MessageBody(region, Clock(), 10)
-    assert (body.hasLineEnds, body.isAsSent) == (True, True)
+    assert (body.hasLineEnds, body.isWireReady) == (True, True)
     assert read(region) == MESSAGE
     assert region.closed == 1
     assert read(Region(path, 3, 0)) == b""
@@ -176,9 +176,9 @@ def test_neverAnswers() -> None:
     chunks.nextChunk = Deferred  # type: ignore[method-assign]
     for content in (lines, chunks):
         clock = Clock()
-        _, got = start(settle(MessageBody(content, clock, 10).next))
+        _, got = start(maybeAwait(MessageBody(content, clock, 10).next))
         clock.advance(11)
-        assert got[0].check(Unanswered)
+        assert got[0].check(CallTimeout)
 
 
 @pytest.mark.parametrize("make", [lambda: io.BytesIO(MESSAGE), lambda: LINES, lambda: Lines(LINES)])
@@ -186,7 +186,7 @@ def test_smallPieces(make: Any) -> None:
     """
     A large message is never in memory as a whole.
     """
-    _, got = start(settle(MessageBody(make(), Clock(), 10).next))
+    _, got = start(maybeAwait(MessageBody(make(), Clock(), 10).next))
     assert 16384 <= len(got[0]) <= 65536
 
 
@@ -195,7 +195,7 @@ def test_countByReading(monkeypatch: pytest.MonkeyPatch) -> None:
     The reactor gets its turn while much is counted; the message is closed.
     """
     clock = Clock()
-    monkeypatch.setattr(Turns, "SLICE", 0)
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
     content = Chunks([b"a\n" * 500_000] * 4 + [b"end"])
     _, got = start(countByReading(MessageBody(content, clock, 10), clock))
     turns = 0
@@ -273,7 +273,7 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     body = MessageBody(Region(path, 6, len(octets) * 9000), Clock(), 10)
-    assert body.isAsSent and body.sendTo is not None
+    assert body.isWireReady and body.sendTo is not None
     received, sent = b"", 0
     while True:
         try:
@@ -313,5 +313,5 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # To send a small one itself would cost more than it saves.
     path.write_bytes(octets)
     small = MessageBody(Region(path, 0, 64), Clock(), 10)
-    assert small.isAsSent and small.sendTo is None
+    assert small.isWireReady and small.sendTo is None
     small.close()

@@ -12,30 +12,30 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
-from pop3svc.calling import isLater
+from pop3svc.awaiting import isAwaitable
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.listings import Listed
+from pop3svc.listings import UniqueIDList
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.dispatch import Command, lineLimit, respond, verbOf
 from pop3svc.protocol.maildrop import Maildrop
-from pop3svc.protocol.replies import Reply, Then, challenge, err, ok
+from pop3svc.protocol.replies import After, Reply, challenge, err, ok
 from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryProvider
-from tests.test_calling import start
+from tests.test_awaiting import start
 
 
 def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Session:
     info = ConnectionInfo(1, "192.0.2.1", isSecure)
     session = Session(info, MemoryProvider({}), Policy(), Clock(), tuple(COMMANDS.values()))
-    session.maildrop = Maildrop(Listed([]))
+    session.maildrop = Maildrop(UniqueIDList([]))
     session.state = state
     return session
 
 
 def reply(session: Session, line: bytes, table: Any) -> Reply:
     answer: Any = respond(session, line, table)
-    if isLater(answer):
+    if isAwaitable(answer):
         (answer,) = start(answer)[1]
     if hasattr(answer, "raiseException"):
         answer.raiseException()
@@ -73,13 +73,13 @@ def test_everyVerbInEveryState(verb: str, state: State) -> None:
         entered.clear()
         answer = reply(makeSession(state), spelled.encode(), table)
         assert answer.positive == bool(entered) == (state in command.states)
-        assert answer.senseless == (state not in command.states)
+        assert answer.isBadCommand == (state not in command.states)
 
 
 def test_unknown() -> None:
     for line in (b"", b" ", b"FOO", b"DO\xff", b"\xff", b" DO", b"DO\tx", b"D\0O", b"\x7f"):
         answer = reply(makeSession(), line, tableOf(run=None))
-        assert (answer.positive, answer.senseless, answer.then) == (False, True, Then.GO_ON)
+        assert (answer.positive, answer.isBadCommand, answer.then) == (False, True, After.GO_ON)
 
 
 def test_senselessCommandsClose() -> None:
@@ -88,37 +88,37 @@ def test_senselessCommandsClose() -> None:
 
     session, table = makeSession(), tableOf(run=run)
     for _ in range(19):
-        assert reply(session, b"FOO", table).then is Then.GO_ON
+        assert reply(session, b"FOO", table).then is After.GO_ON
     assert reply(session, b"DO", table).positive
     for _ in range(19):
-        assert reply(session, b"DO x", table).then is Then.GO_ON
+        assert reply(session, b"DO x", table).then is After.GO_ON
     last = reply(session, b"FOO", table)
-    assert (last.then, last.text) == (Then.CLOSE, "Too many senseless commands.")
+    assert (last.then, last.text) == (After.CLOSE, "Too many bad commands.")
 
 
 def test_refusalsAreNotSenseless() -> None:
     async def run(session: Session) -> Reply:
-        raise POP3ResponseError("There is no such message.")
+        raise POP3ResponseError("No such message.")
 
     session = makeSession()
     for _ in range(50):
-        assert reply(session, b"DO", tableOf(run=run)).then is Then.GO_ON
+        assert reply(session, b"DO", tableOf(run=run)).then is After.GO_ON
 
 
 @pytest.mark.parametrize("verb", [b"GET / HTTP/1.1", b"post /", b"PRI * HTTP/2.0", b"OPTIONS *"])
 def test_http(verb: bytes) -> None:
-    assert reply(makeSession(), verb, COMMANDS).then is Then.CLOSE
+    assert reply(makeSession(), verb, COMMANDS).then is After.CLOSE
 
 
 def test_errorMap() -> None:
     answer = raising(POP3ResponseError("No.", "IN-USE"))
-    assert (answer.text, answer.code, answer.then) == ("No.", "IN-USE", Then.GO_ON)
-    assert raising(POP3ResponseError("No.", critical=True)).then is Then.CLOSE
-    assert raising(BadArguments("No.")).senseless
+    assert (answer.text, answer.code, answer.then) == ("No.", "IN-USE", After.GO_ON)
+    assert raising(POP3ResponseError("No.", critical=True)).then is After.CLOSE
+    assert raising(BadArguments("No.")).isBadCommand
     answer = raising(NotImplementedError())
-    assert (answer.text, answer.then) == ("Command not available.", Then.GO_ON)
-    assert not answer.senseless
-    assert raising(POP3ResponseError("No."), enters=State.CLOSED).then is Then.CLOSE
+    assert (answer.text, answer.then) == ("Command not available.", After.GO_ON)
+    assert not answer.isBadCommand
+    assert raising(POP3ResponseError("No."), nextState=State.CLOSED).then is After.CLOSE
 
 
 def test_bug() -> None:
@@ -131,7 +131,7 @@ def test_bug() -> None:
         answer = raising(ValueError("a secret"))
     finally:
         globalLogPublisher.removeObserver(seen.append)
-    assert (answer.code, answer.then, answer.fault) == ("SYS/TEMP", Then.CLOSE, True)
+    assert (answer.code, answer.then, answer.fault) == ("SYS/TEMP", After.CLOSE, True)
     assert "secret" not in answer.text
     (event,) = (event for event in seen if event.get("pop3Event") == "error")
     assert event["log_failure"].check(ValueError)
@@ -163,10 +163,10 @@ def test_withheld() -> None:
         return ok("Done.")
 
     refused = POP3ResponseError("Not now.", "READ-ONLY")
-    table = tableOf(run=run, withheld=lambda session: refused, capability=["DO"])
+    table = tableOf(run=run, unavailable=lambda session: refused, capability=["DO"])
     assert reply(makeSession(), b"DO", table).code == "READ-ONLY"
     assert table["DO"].capabilities(makeSession()) == []
-    table = tableOf(run=run, withheld=lambda session: None, capability=["DO"])
+    table = tableOf(run=run, unavailable=lambda session: None, capability=["DO"])
     assert reply(makeSession(), b"DO", table).positive
     assert table["DO"].capabilities(makeSession()) == ["DO"]
     assert table["DO"].capabilities(makeSession(State.SLEEPING)) == []
@@ -178,7 +178,7 @@ def test_withheld() -> None:
     ("answer", "state"),
     [
         (ok(""), State.TRANSACTION),
-        (ok("", stays=True), State.AUTHORIZATION),
+        (ok("", keepsState=True), State.AUTHORIZATION),
         (err(""), State.AUTHORIZATION),
         (challenge(""), State.AUTHORIZATION),
     ],
@@ -188,7 +188,7 @@ def test_transition(answer: Reply, state: State) -> None:
         return answer
 
     session = makeSession()
-    reply(session, b"DO", tableOf(run=run, enters=State.TRANSACTION))
+    reply(session, b"DO", tableOf(run=run, nextState=State.TRANSACTION))
     assert session.state is state
 
 
@@ -205,7 +205,7 @@ def test_exchange() -> None:
     """
 
     class Exchange:
-        command = Command("DO", frozenset(State), None, enters=State.TRANSACTION)  # type: ignore[arg-type]
+        command = Command("DO", frozenset(State), None, nextState=State.TRANSACTION)  # type: ignore[arg-type]
 
         async def respond(self, line: bytes) -> Reply:
             if line == b"more":

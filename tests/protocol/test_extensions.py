@@ -54,9 +54,9 @@ def test_deli() -> None:
         C: DELI 2
         S: +OK Deleted message. UID:message-2
         C: DELI 2
-        S: -ERR That message is deleted.
+        S: -ERR Message is deleted.
         C: RETR UID:message-2
-        S: -ERR That message is deleted.
+        S: -ERR Message is deleted.
         C: RSET
         S: +OK…
         C: UIDL
@@ -69,7 +69,7 @@ def test_deli() -> None:
         C: DELE 1
         S: +OK…
         C: DELI 1
-        S: -ERR That message is deleted.
+        S: -ERR Message is deleted.
         C: DELI 9
         S: -ERR…
         C: DELI
@@ -80,7 +80,7 @@ def test_deli() -> None:
     )
     assert list(mail.store.maildrop("alice").messages) == ["message-1", "message-3"]
     del mail.store.maildrop("alice").messages["message-3"]
-    assert client.say(b"DELI 3") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"DELI 3") == b"-ERR Message no longer exists.\r\n"
     assert client.say(b"QUIT") == b"+OK Bye, 1 deleted.\r\n"
 
 
@@ -171,7 +171,7 @@ def test_coreCannotList() -> None:
         raise POP3ResponseError("No.", "SYS/PERM")
 
     client.protocol.session._mailbox.listMessageUniqueIDs = broken
-    assert client.say(b"CORE") == b"-ERR [SYS/TEMP] The mailbox cannot be listed.\r\n"
+    assert client.say(b"CORE") == b"-ERR [SYS/TEMP] Mailbox cannot be listed.\r\n"
     assert not client.isOpen
 
 
@@ -250,7 +250,7 @@ def test_wakeCannotList() -> None:
     drop = mail.store.maildrop("alice")
     kept = dict(drop.messages)
     drop.messages["_"] = b""
-    assert client.say(b"WAKE") == b"-ERR [SYS/PERM] The mailbox cannot be listed.\r\n"
+    assert client.say(b"WAKE") == b"-ERR [SYS/PERM] Mailbox cannot be listed.\r\n"
     assert not drop.isHeld
     drop.messages = kept
     assert client.say(b"WAKE").startswith(b"+OK")
@@ -258,11 +258,11 @@ def test_wakeCannotList() -> None:
 
 @implementer(IAccountStatus)
 class Accounts(MemoryProvider):
-    def loginMark(self, info: Any, username: str) -> str:
+    def credentialsVersion(self, info: Any, username: str) -> str:
         assert IPOP3ConnectionInfo.providedBy(info)
         return self.passwords[username]
 
-    async def mayStay(self, info: Any, username: str, mark: str) -> bool:
+    async def isStillValid(self, info: Any, username: str, mark: str) -> bool:
         assert IPOP3ConnectionInfo.providedBy(info)
         return self.passwords.get(username) == mark
 
@@ -272,7 +272,7 @@ def test_wakeOfAnAccountThatChanged(change: dict[str, str]) -> None:
     mail = Accounts({"alice": "secret"})
     client = conversation(mail, ALICE + "C: SLEE\nS: +OK…\nC: WAKE\nS: +OK…\nC: SLEE\nS: +OK…")
     mail.passwords = change
-    assert client.say(b"WAKE") == b"-ERR [AUTH] You may not log in any more.\r\n"
+    assert client.say(b"WAKE") == b"-ERR [AUTH] Account is no longer valid.\r\n"
     assert not mail.store.maildrop("alice").isHeld
     mail.passwords = {"alice": "secret"}
     assert client.say(b"WAKE").startswith(b"+OK")
@@ -356,7 +356,7 @@ def test_qaut() -> None:
     assert (info.userNameAtLogin, info.providerTag, info.isSecure) == (None, None, True)
     for line in (b"STAT", b"RETR 1", b"DELE 1", b"RSET", b"WAKE"):
         assert client.say(line).startswith(b"-ERR")
-    assert client.say(b"PASS secret") == b"-ERR USER comes first.\r\n"
+    assert client.say(b"PASS secret") == b"-ERR Send USER first.\r\n"
     assert client.say(b"XLOG bob  two words ") == b"+OK Logged in.\r\n"
     assert client.say(b"STAT") == b"+OK 3 98\r\n"
     assert info.userNameAtLogin == "bob"
@@ -395,7 +395,7 @@ def test_xlog() -> None:
         C: XLOG alice wrong
         S: -ERR [AUTH] Wrong name or password.
         C: PASS secret
-        S: -ERR USER comes first.
+        S: -ERR Send USER first.
         C: XLOG bob  two words 
         S: +OK Logged in.
         C: XLOG alice secret
@@ -437,7 +437,7 @@ def test_switchedOff(name: str) -> None:
             assert (tag in announced) is (each != name)
     if name == "UID-PARAM":
         for line in (b"RETR UID:message-1", b"LIST uid:message-1", b"TOP UID:message-1 0"):
-            assert client.say(line) == b"-ERR That is not a number.\r\n"
+            assert client.say(line) == b"-ERR Argument is not a number.\r\n"
     marked = client.say(b"LIST").partition(b"\r\n")[0].endswith(b" _")
     assert marked is (name != "MULTI-LINE-IND")
 

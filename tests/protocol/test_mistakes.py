@@ -126,7 +126,7 @@ def raises(error: Exception) -> Callable[[str], Any]:
 @pytest.mark.parametrize(
     "error",
     [
-        POP3ResponseError("That message has gone."),
+        POP3ResponseError("Message no longer exists."),
         POP3ResponseError("Not now.", "SYS/TEMP"),
         POP3ResponseError("It cannot be read.", "SYS/PERM"),
         KeyError("b"),
@@ -153,7 +153,7 @@ def test_onlyOneWithoutASize() -> None:
     box = mailbox(
         IPOP3Mailbox,
         listMessageUniqueIDs=lambda self, info: ["b"],
-        messageSize=ofB(raises(POP3ResponseError("That message has gone.", "SYS/TEMP"))),
+        messageSize=ofB(raises(POP3ResponseError("Message no longer exists.", "SYS/TEMP"))),
     )
     assert loggedIn(box).say(b"STAT") == b"+OK 1 0\r\n"
 
@@ -344,7 +344,7 @@ class Provider:
 
 @implementer(IPOP3Mailbox, IExclusiveMailbox, IMailboxLogout)
 class Mailbox:
-    async def lock(self, info, surrender):
+    async def lock(self, info, requestRelease):
         await asyncio.sleep(0)
 
     async def unlock(self, info):
@@ -435,7 +435,7 @@ def test_asyncio() -> None:
         "b'+OK Logged in.\\r\\n'",
         "b'+OK 2 10\\r\\n'",
         "b'+OK Message follows _\\r\\none\\r\\n.\\r\\n'",
-        "b'+OK Marked.\\r\\n'",
+        "b'+OK Message marked for deletion.\\r\\n'",
         "b'+OK Bye, 1 deleted.\\r\\n'",
     ], done.stdout + done.stderr
     assert lines[-1] == "[['a'], 'unlock', 'logout', 'cancelled', 'unlock', 'logout']"
@@ -495,7 +495,7 @@ def test_tagUntilUnlock() -> None:
     """
     seen = []
 
-    def lock(self: Any, info: Any, surrender: Any) -> None:
+    def lock(self: Any, info: Any, requestRelease: Any) -> None:
         info.providerTag = "mine"
 
     box = mailbox(

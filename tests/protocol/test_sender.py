@@ -13,15 +13,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
-from pop3svc.calling import Turns
+from pop3svc.awaiting import TimeSlice
 from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender, Stalled, _queued
 from pop3svc.testing import MemoryTransport
-from tests.test_calling import start
+from tests.test_awaiting import start
 
 
 class Body:
-    hasLineEnds = isAsSent = False
+    hasLineEnds = isWireReady = False
     sendTo = None
 
     def __init__(self, *chunks: Any) -> None:
@@ -45,7 +45,7 @@ class Body:
 def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    return clock, transport, ReplySender(transport, Turns(clock), clock, 60)
+    return clock, transport, ReplySender(transport, TimeSlice(clock), clock, 60)
 
 
 async def whole(sender: ReplySender, reply: Reply) -> bool:
@@ -236,7 +236,7 @@ class Plain:
 
 def setUpPlain(*takes: int) -> tuple[Clock, Plain, ReplySender]:
     clock, transport = Clock(), Plain(*takes)
-    return clock, transport, ReplySender(transport, Turns(clock), clock, 60)
+    return clock, transport, ReplySender(transport, TimeSlice(clock), clock, 60)
 
 
 def test_plainAtOnce() -> None:
@@ -297,7 +297,7 @@ class Region(Body):
     A body that sends its octets itself, as far as it says.
     """
 
-    hasLineEnds = isAsSent = True
+    hasLineEnds = isWireReady = True
 
     def __init__(self, steps: list[Any], *chunks: Any) -> None:
         super().__init__(*chunks)
@@ -386,7 +386,7 @@ def test_fullBeforeTLS() -> None:
     What filled the transport then does not hold up what goes through TLS.
     """
     _, transport, sender = setUpPlain()
-    sender.say(ok("Begin TLS."))
+    sender.say(ok("Begin TLS negotiation."))
     assert sender.isFull
     sender.startTLS()
     assert not sender.isFull and transport.producer is None
@@ -477,7 +477,7 @@ def test_lastRecordOfTLS() -> None:
     """
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    sender = ReplySender(transport, Turns(clock), clock, 60, isTLS=True)
+    sender = ReplySender(transport, TimeSlice(clock), clock, 60, isTLS=True)
     for more in range(-8, 8):
         pieces: list[bytes] = []
         transport.write = pieces.append  # type: ignore[method-assign,assignment]

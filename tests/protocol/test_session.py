@@ -28,10 +28,10 @@ from pop3svc.policy import Policy
 from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client, Coroutines, Later, Recording, conversation
+from pop3svc.testing import Async, Client, Delayed, Recording, conversation
 from tests.protocol.test_commands import ALICE
 from tests.protocol.test_content import Chunks
-from tests.test_calling import start
+from tests.test_awaiting import start
 
 LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
 LEAVE = ["unlock", "watch ended", "logout"]
@@ -114,7 +114,7 @@ def test_lost() -> None:
 
 
 def test_coroutines() -> None:
-    provider = Provider(Coroutines)
+    provider = Provider(Async)
     client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)")
     assert not client.isOpen
     assert list(provider.maildrop.messages) == ["message-2"]
@@ -134,7 +134,7 @@ def test_loginFailsAfterTheLock() -> None:
         conversation(
             provider,
             "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\n"
-            "S: -ERR [SYS/PERM] The mailbox cannot be listed.\nC: STAT\nS: -ERR…\nC: USER alice\nS: +OK…",
+            "S: -ERR [SYS/PERM] Mailbox cannot be listed.\nC: STAT\nS: -ERR…\nC: USER alice\nS: +OK…",
         )
         globalLogPublisher.removeObserver(seen.append)
         assert any(rule in event.get("rule", "") for event in seen)
@@ -163,10 +163,10 @@ def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
     """
     Whatever was had is let go, once.
     """
-    wrapped: list[Later] = []
+    wrapped: list[Delayed] = []
 
-    def wrap(mailbox: Any) -> Later:
-        wrapped.append(Later(mailbox))
+    def wrap(mailbox: Any) -> Delayed:
+        wrapped.append(Delayed(mailbox))
         return wrapped[0]
 
     provider = Provider(wrap)
@@ -184,11 +184,11 @@ def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
     assert not provider.maildrop.isHeld
 
 
-def later(script: bytes) -> tuple[Provider, Client, Later]:
-    wrapped: list[Later] = []
+def later(script: bytes) -> tuple[Provider, Client, Delayed]:
+    wrapped: list[Delayed] = []
 
-    def wrap(mailbox: Any) -> Later:
-        wrapped.append(Later(mailbox))
+    def wrap(mailbox: Any) -> Delayed:
+        wrapped.append(Delayed(mailbox))
         return wrapped[0]
 
     provider = Provider(wrap)
@@ -231,7 +231,7 @@ def test_deletionTakesTooLong() -> None:
     """
     provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
     client.protocol.factory.clock.advance(119)  # type: ignore[union-attr]
-    assert client.received() == b"+OK Marked.\r\n"
+    assert client.received() == b"+OK Message marked for deletion.\r\n"
     client.protocol.factory.clock.advance(2)  # type: ignore[union-attr]
     assert client.received().endswith(
         b"-ERR [SYS/TEMP] The deletion takes too long; whether it happens is not known yet.\r\n"
@@ -264,7 +264,7 @@ def test_neverAnswers() -> None:
     (text,) = (formatEvent(event) for event in seen if "timeout" in event)
     number = client.protocol.session.info.connectionID
     assert text.endswith(f" of connection {number} did not answer within 120 s")
-    assert client.received() == b"-ERR [SYS/TEMP] The mailbox does not answer.\r\n"
+    assert client.received() == b"-ERR [SYS/TEMP] Mailbox timed out.\r\n"
     assert mailbox.cancelled == ["messageSize"]
     mailbox.answerAll()
     assert not client.isOpen
@@ -449,7 +449,7 @@ def test_namesInEvents() -> None:
     """
     seen: list[Any] = []
     globalLogPublisher.addObserver(seen.append)
-    client = Client(POP3Factory(Provider(), Policy(fineEvents=1), clock=Clock()))
+    client = Client(POP3Factory(Provider(), Policy(verboseEvents=1), clock=Clock()))
     client.send(b"USER a\xffb\xc2\x85c\r\nPASS hunter2\r\n")
     client.send("USER älice\r\nPASS secret\r\nQUIT\r\n".encode())
     globalLogPublisher.removeObserver(seen.append)
@@ -473,10 +473,10 @@ def test_lostWhileFallingAsleep() -> None:
     A client that is lost while SLEE lets go of the lock: nothing else is asked
     meanwhile, and the connection is over after it.
     """
-    late: list[Later] = []
+    late: list[Delayed] = []
 
     def wrap(mailbox: Any) -> Any:
-        late.append(Later(mailbox))
+        late.append(Delayed(mailbox))
         return late[0]
 
     provider = Provider(wrap)
@@ -524,7 +524,7 @@ def test_failedLoginsInTheLog() -> None:
     provider.authenticate = refusing  # type: ignore[method-assign]
     script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR Not now."
     assert lines(script) == []
-    told = logged(lambda: conversation(provider, script, Policy(fineEvents=True)))
+    told = logged(lambda: conversation(provider, script, Policy(verboseEvents=True)))
     assert [each["code"] for each in told if each.get("pop3Event") == "login"] == [""]
     provider = Provider()
     provider.maildrop.holder = lambda: False
@@ -555,7 +555,7 @@ def test_whoAsks() -> None:
     infos: dict[str, set[Any]] = {}
     names = {
         *("watchMailbox", "lock", "listMessageUniqueIDs", "messageSize", "messageSizes"),
-        *("messageContent", "messageExists", "messageDelete", "fallAsleep", "unlock"),
+        *("messageContent", "messageExists", "messageDelete", "onSleep", "unlock"),
     }
 
     def telling(name: str, call: Any) -> Any:
@@ -567,7 +567,7 @@ def test_whoAsks() -> None:
 
     def wrap(mailbox: Any) -> Any:
         alsoProvides(mailbox, IBulkMessageSizes, ISleepingMailbox)
-        mailbox.inside.fallAsleep = lambda info: None
+        mailbox.inside.onSleep = lambda info: None
         mailbox.inside.messageSizes = lambda info, uniqueIDs: [4] * len(uniqueIDs)
         for name in names:
             setattr(mailbox.inside, name, telling(name, getattr(mailbox.inside, name)))
@@ -600,7 +600,7 @@ def test_sizesAreAskedForOnce() -> None:
             def messageSize(info: Any, uniqueID: str) -> Any:
                 them.append(uniqueID)
                 if sizes[uniqueID] is None:
-                    raise POP3ResponseError("That message has gone.")
+                    raise POP3ResponseError("Message no longer exists.")
                 return sizes[uniqueID]
 
             mailbox.inside.messageSizes = messageSizes
@@ -733,12 +733,14 @@ def test_admission() -> None:
     asked: list[tuple[str, bool]] = []
     dismissed: list[Any] = []
 
-    def admit(name: str, isLogin: bool) -> Callable[[bool], object]:
+    def acquireSlot(name: str, isLogin: bool) -> Callable[[bool], object]:
         asked.append((name, isLogin))
         return dismissed.append
 
     provider = Provider()
-    session = Session(ConnectionInfo(7, None, False), provider, Policy(), Clock(), admit=admit)
+    session = Session(
+        ConnectionInfo(7, None, False), provider, Policy(), Clock(), acquireSlot=acquireSlot
+    )
     assert (session.info.connectionID, session.mayStartTLS) == (7, False)
     assert session.info.providerTag is None
     listed = provider.maildrop.messages
@@ -752,7 +754,7 @@ def test_admission() -> None:
             provider.maildrop.messages = listed
             assert start(session.logIn("alice", "secret"))[1] == [None]
             session.enter(State.TRANSACTION)
-            assert session._surrender() is False
+            assert session._requestRelease() is False
             assert start(session.sleep())[1] == [0]
             assert dismissed == [False, True] and dismissed[1] is True
             session.enter(State.SLEEPING)
@@ -771,19 +773,19 @@ def test_admission() -> None:
             dismissed.clear()
 
 
-def test_surrenders() -> None:
+def test_requestRelease() -> None:
     """
     Only a session that is in TRANSACTION, and not over, is asked to end.
     """
     session = Session(ConnectionInfo(1, None, False), Provider(), Policy(), Clock())
-    session.mayEnd = lambda isMarked: True
-    assert session._surrender() is False
+    session.tryRelease = lambda isMarked: True
+    assert session._requestRelease() is False
     assert start(session.logIn("alice", "secret"))[1] == [None]
-    assert session._surrender() is False
+    assert session._requestRelease() is False
     session.enter(State.TRANSACTION)
-    assert session._surrender() is True
+    assert session._requestRelease() is True
     session.isOver = True
-    assert session._surrender() is False
+    assert session._requestRelease() is False
     session.isOver = False
     assert start(session.end())[1] == [None]
     assert session.isOver is True
@@ -803,7 +805,9 @@ def test_lateLockCannotBeGivenBack() -> None:
     """
 
     def wrap(mailbox: Any) -> Any:
-        mailbox.inside.lock = lambda info, surrender: Deferred(lambda late: late.callback(None))
+        mailbox.inside.lock = lambda info, requestRelease: Deferred(
+            lambda late: late.callback(None)
+        )
         mailbox.inside.unlock = lambda info: fail(ValueError("x"))
         return mailbox
 
@@ -812,4 +816,4 @@ def test_lateLockCannotBeGivenBack() -> None:
     client.say(b"PASS secret")
     told = [each for each in logged(client.vanish) if "log_failure" in each]
     assert [each["log_failure"].type for each in told] == [ValueError]
-    assert formatEvent(told[0]).startswith("letting go of a mailbox failed")
+    assert formatEvent(told[0]).startswith("failed to release mailbox")

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pop3svc.protocol.replies import Body, Lines, Pieces, Then, challenge, err, ok
+from pop3svc.protocol.replies import After, Body, Lines, Pieces, challenge, err, ok
 from pop3svc.protocol.wire import MultiLine, firstLine, hasControl, splitLine
-from tests.test_octets import NASTY, asSent
+from tests.test_lineendings import NASTY, asSent
 
 
 def stuffed(sent: bytes) -> bytes:
@@ -102,7 +102,7 @@ def test_topStopsReading() -> None:
     [
         (ok("Fine."), b"+OK Fine.\r\n"),
         (ok(""), b"+OK\r\n"),
-        (err("No.", "SYS/TEMP", Then.CLOSE), b"-ERR [SYS/TEMP] No.\r\n"),
+        (err("No.", "SYS/TEMP", After.CLOSE), b"-ERR [SYS/TEMP] No.\r\n"),
         (challenge(""), b"+ \r\n"),
         (challenge("YWJj"), b"+ YWJj\r\n"),
         (ok("a\r\nb\0ä"), b"+OK a??b??\r\n"),

@@ -131,7 +131,7 @@ def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, 
         path.unlink()
         os.utime(put(maildir, f"new/{BASE}", TWO))
         if command != b"DELE 1":
-            assert client.say(command).startswith(b"-ERR That message has gone.")
+            assert client.say(command).startswith(b"-ERR Message no longer exists.")
         assert client.say(b"QUIT").startswith(b"+OK")
         assert (maildir / "new" / BASE).read_bytes() == TWO
         (maildir / "new" / BASE).unlink()

@@ -21,15 +21,15 @@ from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
-from pop3svc.files import haveSettled
+from pop3svc.files import isStampTrustworthy
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
     IReadOnlyMailbox,
 )
 from pop3svc.providers import maildir as maildirs
-from pop3svc.providers.filemailbox import LockManners
-from pop3svc.providers.maildir import MaildirMailbox, MaildirStore, SharedListings, _settled
+from pop3svc.providers.filemailbox import LockPolicy
+from pop3svc.providers.maildir import ListingCache, MaildirMailbox, MaildirStore, _settled
 from pop3svc.providers.sizes import SharedSizes
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
@@ -214,7 +214,7 @@ def test_onlyRegularFiles(maildir: Path, tmp_path: Path) -> None:
         path = maildir / "new" / "1.good"
         path.unlink()
         replace(path)
-        assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"
+        assert client.say(b"RETR 1") == b"-ERR Message no longer exists.\r\n"
         client.vanish()
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         deliver(maildir, "1.good")
@@ -232,8 +232,7 @@ def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
     for _ in range(2):
         conversation(
             Anybody(MaildirStore(str(tmp_path), runner=Inline())),
-            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
-            "S: -ERR [SYS/PERM] The mailbox has a fault.",
+            "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] Mailbox unavailable.",
         )
     globalLogPublisher.removeObserver(seen.append)
     # The log says which link and why, once.
@@ -311,8 +310,8 @@ def test_renamedMeanwhile(maildir: Path) -> None:
     (maildir / "new" / "4.gone").unlink()
     assert client.say(b"RETR 1").startswith(b"+OK")
     assert client.say(b"LIST 2") == b"+OK 2 11\r\n"
-    assert client.say(b"RETR 4") == b"-ERR That message has gone.\r\n"
-    assert client.say(b"LIST 4") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"RETR 4") == b"-ERR Message no longer exists.\r\n"
+    assert client.say(b"LIST 4") == b"-ERR Message no longer exists.\r\n"
     (maildir / "cur" / "1.x:2,S").rename(maildir / "cur" / "1.x:2,RS")
     assert client.say(b"STAT") == b"+OK 4 33\r\n"
     (maildir / "cur" / "1.x:2,RS").rename(maildir / "cur" / "1.x:2,FRS")
@@ -341,7 +340,7 @@ def test_deletingFails(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rename(source, target, **named)
 
     monkeypatch.setattr(os, "rename", stubborn)
-    assert client.say(b"QUIT") == b"-ERR [SYS/PERM] The mailbox has a fault.\r\n"
+    assert client.say(b"QUIT") == b"-ERR [SYS/PERM] Mailbox unavailable.\r\n"
     monkeypatch.undo()
     assert uidl(served(maildir)) == [f"{number}.x" for number in range(5)]
 
@@ -376,15 +375,15 @@ def test_lockAmongProcesses(maildir: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         clock = Clock()
-        for manners in (LockManners(takesOver=False), LockManners()):
+        for manners in (LockPolicy(takeover=False), LockPolicy()):
             store = MaildirStore(str(maildir.parent), False, Inline(), manners, clock)
             other = conversation(Anybody(store), "S: +OK…")
             other.send(b"XLOG alice x\r\n")
-            if manners.takesOver:
+            if manners.takeover:
                 # A process that does not answer is given a second.
                 assert other.received() == b""
                 clock.pump([0.25] * 5)
-            assert other.received() == b"-ERR [IN-USE] Another session has this mailbox.\r\n"
+            assert other.received() == b"-ERR [IN-USE] Mailbox is locked by another session.\r\n"
             assert other.say(b"USER alice").startswith(b"+OK")
             other.vanish()
         assert clock.getDelayedCalls() == []
@@ -462,7 +461,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("pop3svc.providers.filemailbox.openFile", broken)
     for _ in range(3):
-        assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] The mailbox has a fault.\r\n"
+        assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] Mailbox unavailable.\r\n"
     monkeypatch.undo()
     globalLogPublisher.removeObserver(seen.append)
     # The file is named, once.
@@ -506,13 +505,13 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     bounded.
     """
     counted: list[int] = []
-    count = maildirs.examine
+    count = maildirs.measure
 
     def counting(descriptor: int, size: int) -> Any:
         counted.append(descriptor)
         return count(descriptor, size)
 
-    monkeypatch.setattr(maildirs, "examine", counting)
+    monkeypatch.setattr(maildirs, "measure", counting)
     for number in range(4):
         deliver(maildir, f"{number}.x")
     store = MaildirStore(str(maildir.parent), runner=Inline())
@@ -563,7 +562,7 @@ def test_unreadableFile(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(os, "open", refuse)
     assert client.say(b"STAT") == b"+OK 2 11\r\n"
-    assert client.say(b"LIST 2") == b"-ERR [SYS/PERM] That message cannot be read.\r\n"
+    assert client.say(b"LIST 2") == b"-ERR [SYS/PERM] Message cannot be read.\r\n"
     assert client.say(b"RETR 1").startswith(b"+OK")
 
 
@@ -667,7 +666,7 @@ def test_takenOver(maildir: Path) -> None:
 
 def test_waitedFor(maildir: Path) -> None:
     clock = Clock()
-    manners = LockManners(takesOver=False, wait=5)
+    manners = LockPolicy(takeover=False, wait=5)
     store = MaildirStore(str(maildir.parent), False, Inline(), manners, clock)
     first = conversation(Anybody(store), ALICE)
     waiting = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x"
@@ -687,12 +686,12 @@ def test_waitedFor(maildir: Path) -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("bound", [0, SharedListings.BOUND])
+@pytest.mark.parametrize("bound", [0, ListingCache.BOUND])
 def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """
     Is made in one thread, the next in none, however large the mailbox is.
     """
-    monkeypatch.setattr(SharedListings, "BOUND", bound)
+    monkeypatch.setattr(ListingCache, "BOUND", bound)
     ran = []
 
     class Counting(Inline):
@@ -754,7 +753,7 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SharedListings, "BOUND", 15)
+    monkeypatch.setattr(ListingCache, "BOUND", 15)
     store = MaildirStore(str(maildir.parent), runner=Inline())
     for user, messages in (("a", 2), ("b", 2), ("c", 2), ("d", 0), ("e", 0)):
         (maildir.parent / user).mkdir()
@@ -790,7 +789,7 @@ def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = 1_700_000_000_000_000_000
     for later, settled in ((50_000_000, False), (1_999_999_999, False), (2_100_000_000, True)):
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
-        assert haveSettled(changed) is settled
+        assert isStampTrustworthy(changed) is settled
 
 
 def test_listedAfterTheRestHasGone(maildir: Path) -> None:
@@ -804,7 +803,7 @@ def test_listedAfterTheRestHasGone(maildir: Path) -> None:
     for name in ("2.x", "3.x"):
         (path,) = maildir.glob(f"*/{name}*")
         path.unlink()
-    assert client.say(b"DELE 1") == b"+OK Marked.\r\n"
+    assert client.say(b"DELE 1") == b"+OK Message marked for deletion.\r\n"
     assert client.say(b"STAT") == b"+OK 2 0\r\n"
     assert client.say(b"LIST") == b"+OK 2 messages _\r\n2 0\r\n3 0\r\n.\r\n"
     assert client.say(b"NOOP") == b"+OK Done.\r\n"

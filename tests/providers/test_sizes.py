@@ -36,13 +36,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     Which files are read to be counted.
     """
     found: list[int] = []
-    examine = maildirs.examine
+    measure = maildirs.measure
 
     def examining(descriptor: int, size: int) -> Any:
         found.append(size)
-        return examine(descriptor, size)
+        return measure(descriptor, size)
 
-    monkeypatch.setattr(maildirs, "examine", examining)
+    monkeypatch.setattr(maildirs, "measure", examining)
     return found
 
 
@@ -177,7 +177,7 @@ def test_writtenInPlace(maildir: Path, isSlow: bool) -> None:
     store = MaildirStore(str(maildir.parent), runner=Inline(), isSlow=isSlow)
     client = conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 16\n")
     (maildir / "new" / "0.x").write_bytes(MESSAGE + b"more\n")
-    assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"RETR 1") == b"-ERR Message no longer exists.\r\n"
     assert client.say(b"DELE 1").startswith(b"+OK")
     assert client.say(b"QUIT").startswith(b"+OK")
     conversation(Anybody(store), ALICE + "C: LIST 1\nS: +OK 1 20\nC: QUIT\nS: +OK…\nS: (closed)")
@@ -204,17 +204,17 @@ def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
 
 WRITER = """
 import os, sys
-from pop3svc.providers.sizes import Examined, MailboxSizes
+from pop3svc.providers.sizes import MessageInfo, MaildirSizes
 name, root = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
 listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
 for number in range(400):
     # As a process does that has forgotten the mailbox meanwhile, or has not.
     if number % 7 == 0:
-        known = MailboxSizes()
+        known = MaildirSizes()
         known.load(root, len(listed))
     if number % 50 == 0:
         known._written = -1
-    known.keep(root, {f"{name}.{number}": Examined(number + 1, 5)}, listed)
+    known.keep(root, {f"{name}.{number}": MessageInfo(number + 1, 5)}, listed)
 """
 
 
@@ -228,7 +228,7 @@ def test_twoProcesses(tmp_path: Path) -> None:
     ]
     assert [each.wait(60) for each in writers] == [0, 0]
     listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
-    known = sizes.MailboxSizes()
+    known = sizes.MaildirSizes()
     root = os.open(tmp_path, os.O_RDONLY)
     try:
         known.load(root, len(listed))

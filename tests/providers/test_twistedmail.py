@@ -154,7 +154,7 @@ def test_gone() -> None:
     legacy = Legacy({b"a": b"one\n"})
     client = conversation(portal(legacy)[0], ALICE)
     legacy.messages.clear()
-    assert client.say(b"RETR 1") == b"-ERR That message has gone.\r\n"
+    assert client.say(b"RETR 1") == b"-ERR Message no longer exists.\r\n"
 
 
 def test_ownMailboxesThroughAPortal() -> None:

@@ -17,7 +17,7 @@ from zope.interface import implementer
 
 from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.providers.watching import Touches, Watches
+from pop3svc.providers.watching import DirectoryWatcher, Inotify
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
 from tests.providers.test_maildir import ALICE, deliver
@@ -187,7 +187,7 @@ def test_aLinkIsNotFollowed(maildir: Path) -> None:
     shutil.rmtree(maildir / "cur")
     os.symlink("/", maildir / "cur")
     root = os.open(maildir, os.O_RDONLY)
-    watches = Watches()
+    watches = Inotify()
     assert watches.watch(root, ("new", "cur"), lambda: None) is None
     assert not watches._byNumber and watches._descriptor < 0
     os.close(root)
@@ -259,7 +259,7 @@ def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
 
 def test_touches(tmp_path: Path) -> None:
     reactor = Reactor()
-    touches, told = Touches(reactor), []
+    touches, told = DirectoryWatcher(reactor), []
     assert touches.watch(str(tmp_path / "none"), told.append) is None
     assert not reactor.readers
     first, second = tmp_path / "1", tmp_path / "2"
@@ -279,7 +279,7 @@ def test_touches(tmp_path: Path) -> None:
     reactor.read()
     assert told[1:] == [(2, True)]
     assert not reactor.readers
-    assert Touches(Clock()).watch(str(first), told.append) is None
+    assert DirectoryWatcher(Clock()).watch(str(first), told.append) is None
 
 
 def test_anotherWatch(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

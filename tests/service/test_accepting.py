@@ -14,7 +14,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from pop3svc.service import accepting
-from pop3svc.service.accepting import AcceptingPauser
+from pop3svc.service.accepting import AcceptLimiter
 from tests.providers.test_maildir import deliver
 from tests.running import Connection, Running, freePort
 
@@ -54,7 +54,7 @@ def test_fewAtATime(monkeypatch: pytest.MonkeyPatch, takesTurns: bool, each: int
             self.numberAccepts += 20
 
     port: Any = Busy()
-    pauser = AcceptingPauser(Clock(), limit=100, takesTurns=takesTurns)
+    pauser = AcceptLimiter(Clock(), limit=100, takesTurns=takesTurns)
     pauser.add(port)
     port.doRead()
     port.doRead()
@@ -64,7 +64,7 @@ def test_fewAtATime(monkeypatch: pytest.MonkeyPatch, takesTurns: bool, each: int
 def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "_openNow", lambda: 10)
     clock, port = Clock(), Port()
-    pauser = AcceptingPauser(clock, limit=100)
+    pauser = AcceptLimiter(clock, limit=100)
     pauser.add(port)
     free: Any = 74
     looked = []
@@ -86,10 +86,10 @@ def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not port.isReading and len(clock.getDelayedCalls()) == 1
         # Not at the first that is free again, or it would never hold still.
         for free in (None, 75, 70):
-            clock.advance(AcceptingPauser.LOOK)
+            clock.advance(AcceptLimiter.LOOK)
             assert not port.isReading
         free = 68
-        clock.advance(AcceptingPauser.LOOK)
+        clock.advance(AcceptLimiter.LOOK)
         assert port.isReading and not clock.getDelayedCalls()
     free = 75
     accepted()
@@ -126,7 +126,7 @@ def test_whoComesWaits(tmp_path: Path) -> None:
         running.process.send_signal(signal.SIGSTOP)
         clients = [Connection(port) for _ in range(120)]
         running.process.send_signal(signal.SIGCONT)
-        running.waitFor("accepting pauses")
+        running.waitFor("not accepting connections")
         assert clients[0].line().startswith(b"+OK")
         clients[0].logIn(b"demo", password)
         assert clients[0].say(b"RETR 1").startswith(b"+OK")
@@ -136,7 +136,7 @@ def test_whoComesWaits(tmp_path: Path) -> None:
             assert each.line().startswith(b"+OK")
             assert each.say(b"QUIT").startswith(b"+OK")
             each.socket.close()
-        running.waitFor("accepting goes on")
+        running.waitFor("accepting connections again")
         assert clients[0].say(b"QUIT").startswith(b"+OK")
         clients[0].socket.close()
 
@@ -187,13 +187,13 @@ def test_loginsThatCanBeServed(tmp_path: Path) -> None:
             assert client.line().startswith(b"+OK")
         for client in let:
             assert len(client.lines()) == 300_000
-        assert any("logins are refused: 1024 file" in each for each in drained(running))
+        assert any("refusing logins: the limit of 1024 file" in each for each in drained(running))
         for each in clients:
             each.socket.close()
 
 
 def drained(running: Running) -> list[str]:
-    running.waitFor("logins are refused")
+    running.waitFor("refusing logins")
     return running.lines
 
 
@@ -202,7 +202,7 @@ def test_promised() -> None:
     What those who are in may need is kept for them, by logins and by accepting.
     """
     inUse = (0, 0)
-    pauser = AcceptingPauser(Clock(), limit=1000, inUse=lambda: inUse)
+    pauser = AcceptLimiter(Clock(), limit=1000, inUse=lambda: inUse)
     port = Port()
     pauser.add(port)
     pauser._atFirst = 8

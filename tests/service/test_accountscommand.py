@@ -44,7 +44,7 @@ def test_fromAPipe(tmp_path: Path) -> None:
     good("remove", "bob")
     assert good("list") == "alice\n"
     assert bad("add", "alice", stdin="x") == "pop3svc: there is a user alice already\n"
-    assert bad("add", "eve") == "pop3svc: an empty password lets nobody in\n"
+    assert bad("add", "eve") == "pop3svc: the password is empty\n"
     assert bad("add", "a b", stdin="x").startswith("pop3svc: a user name is")
     assert bad("password", "eve", stdin="x") == "pop3svc: there is no user eve\n"
     assert bad("remove", "eve") == "pop3svc: there is no user eve\n"
@@ -59,7 +59,7 @@ def test_badLines(tmp_path: Path) -> None:
     path = tmp_path / "users"
     path.write_text("nonsense\nalice:$1$x\n")
     ignored = f"pop3svc: {path}, line 1: ignored: no colon\n"
-    shutOut = f"pop3svc: {path}, line 2: alice cannot log in: a hash of no known kind\n"
+    shutOut = f"pop3svc: {path}, line 2: alice cannot log in: unknown kind of hash\n"
 
     def user(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         command = [script("pop3svc"), "user", *arguments, "--file", str(path)]

@@ -12,8 +12,13 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import MemoryReactor
 
-from pop3svc.service.endpoints import HandedOver, _isBareSSL, parseArguments, serverEndpoint
-from pop3svc.service.makers import makeFolder, makeMaildir, makeMemory
+from pop3svc.service.endpoints import (
+    InheritedPortReactor,
+    _isBareSSL,
+    parseArguments,
+    serverEndpoint,
+)
+from pop3svc.service.plugins import makeFolder, makeMaildir, makeMemory
 
 
 @pytest.mark.parametrize(
@@ -92,7 +97,7 @@ def test_handedOver() -> None:
 
     texts = ["tcp:110", "ssl:995", "ssl:995:interface=\\:\\:1", "systemd:domain=INET6:name=x"]
     ports = [(os.open(os.devnull, os.O_RDONLY), number) for number in range(len(texts))]
-    on = HandedOver(Reactor(), ports)
+    on = InheritedPortReactor(Reactor(), ports)
     for text, (descriptor, _) in zip(texts, ports, strict=True):
         listening: list[Any] = []
         serverEndpoint(on, text, CertificateOptions()).listen(Factory()).addCallback(

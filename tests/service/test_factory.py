@@ -16,7 +16,7 @@ from twisted.internet.task import Clock
 from pop3svc.policy import Policy
 from pop3svc.providers.memory import MemoryMailbox, MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.service.strangers import Strangers
+from pop3svc.service.unauthenticated import UnauthenticatedConnections
 from pop3svc.testing import Client
 
 FULL = b"-ERR [SYS/TEMP] Too many connections.\r\n"
@@ -47,7 +47,7 @@ def test_inAll(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Those who have logged in are never closed for others.
     """
-    monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, surrender: None)
+    monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, requestRelease: None)
     factory = make(maxConnections=3)
     clients = [come(factory, f"192.0.2.{number}") for number in range(3)]
     for each in clients:
@@ -72,12 +72,12 @@ def test_overTLS() -> None:
     assert (refused.received(), refused.wasAborted) == (b"", True)
 
 
-def test_strangers() -> None:
+def test_unauthenticated() -> None:
     """
     The longest waiting of the network with the most makes room; who has logged in is no
     stranger.
     """
-    factory = make(maxStrangers=4)
+    factory = make(maxUnauthenticated=4)
     owner = come(factory, "198.51.100.1")
     flood = [come(factory, "192.0.2.1") for _ in range(2)]
     flood6 = [come(factory, f"2001:db8::{number}") for number in (1, 2)]
@@ -91,9 +91,9 @@ def test_strangers() -> None:
     for _ in range(50):
         come(factory, "192.0.2.1")
         assert isOpen(other) and isOpen(flood6[1]) and isOpen(owner)
-    assert len(factory.strangers) == 4
+    assert len(factory.unauthenticated) == 4
     owner.say(b"QAUT")
-    assert isOpen(owner) and len(factory.strangers) == 5
+    assert isOpen(owner) and len(factory.unauthenticated) == 5
     come(factory, "192.0.2.1")
     assert isOpen(owner)
 
@@ -118,24 +118,24 @@ def test_countedByNetwork(steps: list[tuple[bool, int, int]]) -> None:
             self.address = f"192.0.2.{network}"
             self.number = number
 
-    strangers = Strangers()
+    unauthenticated = UnauthenticatedConnections()
     known: dict[tuple[int, int], Stranger] = {}
     present: list[Stranger] = []
     for comes, network, number in steps:
         each = known.setdefault((network, number), Stranger(network, number))
         if comes:
-            strangers.add(each)
+            unauthenticated.add(each)
             present += [] if each in present else [each]
         else:
-            strangers.discard(each)
+            unauthenticated.discard(each)
             present = [other for other in present if other is not each]
-        assert len(strangers) == len(present) and set(strangers) == set(present)
-        longest = strangers.longestWaiting()
+        assert len(unauthenticated) == len(present) and set(unauthenticated) == set(present)
+        longest = unauthenticated.longestWaiting()
         counts = Counter(each.address for each in present)
         if not present:
             assert longest is None
             continue
-        assert longest in strangers
+        assert longest in unauthenticated
         assert counts[longest.address] == max(counts.values())
         assert longest is next(each for each in present if each.address == longest.address)
 
@@ -194,7 +194,7 @@ def test_awakePerUser(monkeypatch: Any) -> None:
     """
     Sleepers do not count.
     """
-    monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, surrender: None)
+    monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, requestRelease: None)
     factory = make(maxAwakePerUser=2)
     clients = [come(factory) for _ in range(3)]
     for each in clients[:2]:
@@ -202,13 +202,13 @@ def test_awakePerUser(monkeypatch: Any) -> None:
     clients[2].received()
     assert (
         clients[2].say(b"XLOG alice secret")
-        == b"-ERR [SYS/TEMP] Too many sessions of this user.\r\n"
+        == b"-ERR [SYS/TEMP] Too many sessions for this user.\r\n"
     )
     clients[2].logIn(b"bob")
     clients[2].say(b"QAUT")
     clients[0].say(b"SLEE")
     clients[2].logIn(b"alice")
-    assert clients[0].say(b"WAKE") == b"-ERR [SYS/TEMP] Too many sessions of this user.\r\n"
+    assert clients[0].say(b"WAKE") == b"-ERR [SYS/TEMP] Too many sessions for this user.\r\n"
     clients[2].say(b"SLEE")
     assert clients[0].say(b"WAKE").startswith(b"+OK")
 
@@ -261,9 +261,9 @@ def test_neverMade() -> None:
     A connection whose TLS could not be set up is not counted, and keeps
     nothing from ending.
     """
-    from tests.test_calling import start
+    from tests.test_awaiting import start
 
-    factory = make(maxStrangers=1, maxConnections=2)
+    factory = make(maxUnauthenticated=1, maxConnections=2)
     for _ in range(5):
         made: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
     made.connectionLost()

@@ -78,7 +78,7 @@ def test_signalsEndNothing(site: Path, tmp_path: Path, way: list[str]) -> None:
         for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1):
             running.process.send_signal(number)
             assert connection.say(b"NOOP").startswith(b"+OK")
-        said = "read again, as SIGHUP asks: the log, the certificate, the accounts"
+        said = "reloaded after SIGHUP: the log, the certificate, the accounts"
         if way == ["--logfile=log"]:
             wait(lambda: said in text(running.home / "log"))
         else:
@@ -112,7 +112,7 @@ def test_atTheStart(tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", str(home))
         with Running(home, "--provider", "early.make", *where(port)) as running:
             running.up()
-            running.waitFor("read again, as SIGHUP asks")
+            running.waitFor("reloaded after SIGHUP")
             assert greeted(port).say(b"QUIT").startswith(b"+OK")
             assert running.end(signal.SIGTERM) == 0
 
@@ -135,18 +135,18 @@ def test_reload(site: Path, tmp_path: Path) -> None:
         running.up()
         own.write_bytes(b"nonsense")
         before = served(secure)
-        running.waitFor("the certificate stays as it was")
+        running.waitFor("keeping the previous certificate")
         running.process.send_signal(signal.SIGHUP)
-        running.waitFor("the certificate stays as it was")
-        running.waitFor("read again")
+        running.waitFor("keeping the previous certificate")
+        running.waitFor("reloaded after SIGHUP")
         assert served(secure) == before
         own.write_bytes(good)
         users.write_text("alice:nonsense\n")
         running.process.send_signal(signal.SIGHUP)
-        running.waitFor("no known kind")
+        running.waitFor("unknown kind")
         users.write_text("")
         running.process.send_signal(signal.SIGHUP)
-        running.waitFor("read again")
+        running.waitFor("reloaded after SIGHUP")
         assert greeted(port).say(b"XLOG alice secret word").startswith(b"-ERR [AUTH]")
         assert running.end(signal.SIGTERM) == 0
 
@@ -162,7 +162,7 @@ def test_workers(site: Path, tmp_path: Path) -> None:
         for number in (signal.SIGHUP, signal.SIGUSR1):
             for pid in [workers.running.process.pid, *workers.pids.values()]:
                 os.kill(pid, number)
-        workers.running.waitFor("read again, as SIGHUP asks")
+        workers.running.waitFor("reloaded after SIGHUP")
         assert [each.say(b"NOOP")[:4] for each in open] == [b"-ERR", b"-ERR"]
         removeUser(str(users), "carol")
         users.write_text("nonsense\n")
@@ -258,7 +258,7 @@ def test_cannotReopen(site: Path, tmp_path: Path) -> None:
         wait(lambda: "reactor class" in text(place / "log"))
         place.rename(tmp_path / "other")
         running.process.send_signal(signal.SIGUSR1)
-        wait(lambda: "cannot be opened anew" in text(tmp_path / "other" / "log"))
+        wait(lambda: "cannot reopen the log" in text(tmp_path / "other" / "log"))
         assert running.end(signal.SIGTERM) == 0
 
 
@@ -267,7 +267,7 @@ def test_cannotReopen(site: Path, tmp_path: Path) -> None:
     [
         (["-n", "--logfile=/nowhere/x"], "--logfile /nowhere/x: No such file or directory"),
         (["--logfile=/nowhere/x"], "--logfile /nowhere/x: No such file or directory"),
-        (["--logfile=-"], "--logfile -: a daemon has none; -n keeps it"),
+        (["--logfile=-"], "--logfile -: a daemon has no standard output; use -n"),
     ],
 )
 def test_badLog(site: Path, tmp_path: Path, twistd: list[str], says: str) -> None:
@@ -430,8 +430,8 @@ def test_reloads() -> None:
     said = [each["log_format"].format(**each) for each in events]
     assert said == [
         "one: line 1: no colon",
-        "two: not read again",
-        "read again, as SIGHUP asks: the log, one, two, three, four",
+        "two: reload failed",
+        "reloaded after SIGHUP: the log, one, two, three, four",
     ]
 
 

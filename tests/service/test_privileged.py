@@ -100,7 +100,7 @@ def test_renewedAndRevoked(place: Path, workers: int) -> None:
         # What another process has to be asked for is looked at ten times a second.
         while served(secure) == before:
             pass
-        running.waitFor("a renewed certificate is served")
+        running.waitFor("serving the renewed certificate")
         for old, new in ((b"secret", b"other"), (b"other", b"third")):
             # In each of the workers.
             assert all(logsIn(port, old) for _ in range(8))

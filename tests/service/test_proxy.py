@@ -143,7 +143,9 @@ def test_beforeTheHeader() -> None:
     A connection counts from its beginning, and no longer when it is gone.
     """
     clock = Clock()
-    factory = POP3Factory(MemoryProvider({"alice": "secret"}), Policy(maxStrangers=3), clock=clock)
+    factory = POP3Factory(
+        MemoryProvider({"alice": "secret"}), Policy(maxUnauthenticated=3), clock=clock
+    )
     proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory)
     peer = IPv4Address("TCP", "10.1.2.3", 1)
 
@@ -155,17 +157,17 @@ def test_beforeTheHeader() -> None:
 
     came = [come() for _ in range(5)]
     assert [transport.aborted for _, transport in came] == [True, True, False, False, False]
-    assert factory.inUse[0] == 3 and len(factory.strangers) == 3
+    assert factory.inUse[0] == 3 and len(factory.unauthenticated) == 3
     came[2][0].dataReceived(GOOD[0][0])
-    assert {each.address for each in factory.strangers} == {"10.1.2.3", "192.0.2.7"}
-    assert len(factory.strangers) == 3
+    assert {each.address for each in factory.unauthenticated} == {"10.1.2.3", "192.0.2.7"}
+    assert len(factory.unauthenticated) == 3
     # Strangers before the header are the most, and go first.
     came.append(come())
     assert came[3][1].aborted and not came[2][1].aborted
     for protocol, _ in came[3:]:
         protocol.connectionLost()
     clock.advance(11)
-    assert {each.address for each in factory.strangers} == {"192.0.2.7"}
+    assert {each.address for each in factory.unauthenticated} == {"192.0.2.7"}
     assert factory.inUse[0] == 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.service.firstrun import _selfSigned
+from pop3svc.service.datadirectory import _selfSigned
 from tests.running import PATIENCE, Running, freePort
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
@@ -104,5 +104,5 @@ def test_resumes(tmp_path: Path) -> None:
                 assert visit(port, tmp_path, *how, *stls, "-sess_in", saved) == "New", kind
             visit(secure, tmp_path, *how, "-sess_out", saved)
             assert visit(secure, tmp_path, *how, "-sess_in", saved) == "Reused", kind
-        running.waitFor("a renewed certificate is served")
+        running.waitFor("serving the renewed certificate")
     assert sum("renewed" in line for line in running.lines) == 1

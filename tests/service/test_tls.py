@@ -26,7 +26,7 @@ from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
 from pop3svc.logs import eventText
-from pop3svc.service.firstrun import _selfSigned
+from pop3svc.service.datadirectory import _selfSigned
 from pop3svc.service.tls import RenewableCertificate
 
 Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
@@ -224,18 +224,18 @@ def test_warnsBeforeItEnds(tmp_path: Path, said: list[str]) -> None:
             (warned[day.day // 1],) = said
             said.clear()
     assert list(warned) == [9, 23, 29, 30]
-    assert "[pop3svc#warn] the certificate ends in 20 days, on " in warned[9]
-    assert "ends in 6 days" in warned[23] and "ends in 0 days" in warned[29]
-    assert "[pop3svc#error] the certificate is over since " in warned[30]
+    assert "[pop3svc#warn] the certificate expires in 20 days, on " in warned[9]
+    assert "expires in 6 days" in warned[23] and "expires in 0 days" in warned[29]
+    assert "[pop3svc#error] the certificate expired on " in warned[30]
     assert all(str(path) in each for each in warned.values())
     put(40)
     creator.look()
-    assert "a renewed certificate is served" in said[0] and "ends in 8 days" in said[1]
+    assert "serving the renewed certificate" in said[0] and "expires in 8 days" in said[1]
     creator.look()
     assert len(said) == 2
 
 
-@pytest.mark.parametrize(("days", "says"), [(-0.5, "is over since"), (5, "ends in 4 days")])
+@pytest.mark.parametrize(("days", "says"), [(-0.5, "expired on"), (5, "expires in 4 days")])
 def test_endsAlready(tmp_path: Path, said: list[str], days: float, says: str) -> None:
     """
     Said at the start; of a chain the first that ends counts, but not an authority's own.
@@ -262,4 +262,4 @@ def test_cannotBeLookedAt(tmp_path: Path, said: list[str]) -> None:
     for _ in range(3):
         creator.look()
         assert shake(creator, ssl.create_default_context(cadata=pem(leaf).decode()))
-    assert len(said) == 1 and "cannot be looked at any more" in said[0]
+    assert len(said) == 1 and "cannot be read any more" in said[0]

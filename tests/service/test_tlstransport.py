@@ -23,8 +23,8 @@ from twisted.protocols.tls import TLSMemoryBIOFactory
 from twisted.python.failure import Failure
 
 from pop3svc.providers.memory import MemoryStore
+from pop3svc.service.datadirectory import _selfSigned
 from pop3svc.service.factory import POP3Factory
-from pop3svc.service.firstrun import _selfSigned
 from pop3svc.service.tlstransport import TLSTransport
 from tests.anybody import Anybody
 from tests.running import Connection, Running, freePort

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from pop3svc.accounts.passwordfile import addUser
-from pop3svc.service.firstrun import _selfSigned
+from pop3svc.service.datadirectory import _selfSigned
 from tests.providers.test_maildir import deliver
 from tests.running import (
     CHECKOUT,
@@ -167,7 +167,7 @@ def test_plainTextBehindSTLS(service: tuple[Running, int, int], site: Path) -> N
             received += data
     except ConnectionResetError:
         pass
-    assert received in (b"", b"+OK Begin TLS.\r\n")
+    assert received in (b"", b"+OK Begin TLS negotiation.\r\n")
     running.waitFor("sent plain text behind STLS")
 
 
@@ -183,7 +183,7 @@ def test_oldTLS(service: tuple[Running, int, int], site: Path) -> None:
             context.wrap_socket(raw, server_hostname="localhost")
 
 
-def strangers(running: Running, port: int) -> None:
+def unauthenticated(running: Running, port: int) -> None:
     for hello in (b"\x16\x03\x01\x00\x05hello", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"):
         connection = Connection(port)
         connection.line()
@@ -192,14 +192,14 @@ def strangers(running: Running, port: int) -> None:
             pass
 
 
-def test_strangers(service: tuple[Running, int, int]) -> None:
+def test_unauthenticated(service: tuple[Running, int, int]) -> None:
     """
     One quiet line each.
     """
     running, plain, secure = service
-    strangers(running, plain)
-    assert "spoke TLS on a plain port" in running.waitFor("nobody")
-    assert "make no sense" in running.waitFor("nobody")
+    unauthenticated(running, plain)
+    assert "TLS handshake on plaintext port" in running.waitFor("nobody")
+    assert "too many bad commands" in running.waitFor("nobody")
     connection = Connection(secure)
     connection.socket.sendall(b"USER alice\r\n")
     assert "failed the TLS handshake" in running.waitFor("nobody")
@@ -357,7 +357,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "unknown option": (lambda site: ["--nonsense"], "nonsense"),
     "argument": (lambda site: ["nonsense"], "'nonsense' is not an option"),
     "policy": (lambda site: ["--cleartext-login", "maybe"], "--cleartext-login is one of"),
-    "setting": (lambda site: ["--set", "x=1"], "--set x=1: it is NAME=VALUE, with a name"),
+    "setting": (lambda site: ["--set", "x=1"], "--set x=1: use NAME=VALUE with a name"),
     "setting's value": (lambda site: ["--set", "idleTimeout=x"], "not a whole number"),
     "setting's bound": (lambda site: ["--set", "idleTimeout=5"], "idleTimeout is a whole number"),
     "no auth": (lambda site: ["--provider", f"maildir:{site}"], "needs --auth"),
@@ -369,7 +369,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "auth": (lambda site: ["--auth", "nonsense:x"], "--auth nonsense"),
     "auth's file": (lambda site: ["--auth", "passwd:/nowhere"], "/nowhere: No such file"),
     "certificate": (lambda site: ["--certificate", "/nowhere"], "/nowhere: No such file"),
-    "key alone": (lambda site: ["--private-key", "/x"], "--private-key goes with --certificate"),
+    "key alone": (lambda site: ["--private-key", "/x"], "--private-key requires --certificate"),
     "other key": (
         lambda site: [
             *("--certificate", str(site / "cert.pem"), "--private-key", str(site / "other.pem"))
@@ -663,7 +663,7 @@ def test_badLine(site: Path, tmp_path: Path) -> None:
         *options(site, "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
         *("--auth", f"passwd:{users}"),
     ) as running:
-        running.waitFor(f"{users}, line 2: carol cannot log in: a hash of no known kind")
+        running.waitFor(f"{users}, line 2: carol cannot log in: unknown kind of hash")
         running.up()
         connection = Connection(port)
         connection.line()

@@ -176,7 +176,7 @@ def test_killedWorker(workers: Site, site: Path) -> None:
     assert second.say(b"XLOG alice secret word").startswith(b"+OK")
     assert second.say(b"QUIT").startswith(b"+OK")
     said = workers.running.waitFor("worker 1 ")
-    assert said.endswith("worker 1 died by SIGKILL; it is started again in 1 s")
+    assert said.endswith("worker 1 died by SIGKILL; restarting it in 1 s")
     assert workers.waitForWorker() == 1
     assert workers.pids[1] != killed
     assert workers.connectTo(1).say(b"XLOG alice secret word").startswith(b"+OK")
@@ -447,7 +447,7 @@ BAD: dict[str, tuple[list[str], list[str], str]] = {
     "no number": ([], ["--workers", "x"], "--workers x: that is not a whole number"),
     "too many": ([], ["--workers", "1000"], "--workers 1000: that is not a whole number"),
     "UNIX": ([], ["--workers", "2", "--endpoint", "unix:x"], "cannot be shared by workers"),
-    "chroot": (["--chroot=."], ["--workers", "2"], "--workers does not go with --chroot"),
+    "chroot": (["--chroot=."], ["--workers", "2"], "--workers cannot be used with --chroot"),
     "another": ([], ["--workers", "2", "--provider", "nonsense:x"], "there is no provider"),
 }
 
@@ -551,7 +551,7 @@ class Reactor(Clock):
 def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervisor:
     shared = Shared(0, count, [], None, "/", [], ("", ""), None, [])
     made = Supervisor(
-        *(reactor, Policy(restartLongest=5), SharedThrottle(reactor), [], shared),
+        *(reactor, Policy(maxRestartDelay=5), SharedThrottle(reactor), [], shared),
         lambda: (b"", b""),
     )
     made.startService()

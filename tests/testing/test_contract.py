@@ -30,7 +30,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IReadOnlyMailbox,
 )
-from pop3svc.octets import LineEnds
+from pop3svc.lineendings import CRLFNormalizer
 from pop3svc.testing import MailboxContract
 
 RULES = {name for name in dir(MailboxContract) if name.startswith("test_")}
@@ -60,7 +60,7 @@ class Store:
 
 
 def asSent(message: bytes) -> bytes:
-    ends = LineEnds()
+    ends = CRLFNormalizer()
     return ends.feed(message) + ends.finish()
 
 
@@ -85,11 +85,11 @@ class Good:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         store = self.store
         if store.holder is not None and not (store.holder() and store.holder is None):
             raise POP3ResponseError("Held.", "IN-USE")
-        store.holder = surrender
+        store.holder = requestRelease
 
     def unlock(self, info: Any) -> Any:
         self.store.holder = None
@@ -655,8 +655,8 @@ class KeepsALockNobodyWaitsFor(Late):
     It has the lock when the call is cancelled, and does not give it back.
     """
 
-    def lock(self, info: Any, surrender: Any) -> Any:
-        Good.lock(self, info, surrender)
+    def lock(self, info: Any, requestRelease: Any) -> Any:
+        Good.lock(self, info, requestRelease)
         return self.later(lambda: None)
 
 
@@ -736,8 +736,8 @@ class DeletesWhenItIsLetGo(Good):
 
 @breaks("deletionIsFinished")
 class RollsBack(Good):
-    def lock(self, info: Any, surrender: Any) -> Any:
-        super().lock(info, surrender)
+    def lock(self, info: Any, requestRelease: Any) -> Any:
+        super().lock(info, requestRelease)
         self.store.kept = dict(self.store.messages)
 
     def unlock(self, info: Any) -> Any:
@@ -754,15 +754,15 @@ class DeletesAllTheSame(ReadOnly):
 
 @breaks("lock")
 class LocksNothing(Good):
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         pass
 
 
 @breaks("lock")
 class RefusesInItsOwnWords(Good):
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         try:
-            super().lock(info, surrender)
+            super().lock(info, requestRelease)
         except POP3ResponseError:
             raise POP3ResponseError("Locked.", "SYS/TEMP")
 
@@ -777,10 +777,10 @@ class NeverUnlocks(Good):
 class LocksOnce(Good):
     locked = False
 
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         assert not self.locked
         self.locked = True
-        super().lock(info, surrender)
+        super().lock(info, requestRelease)
 
 
 @breaks("lockInASession")
@@ -792,8 +792,8 @@ class UnlocksAtLogout(Good):
     def unlock(self, info: Any) -> Any:
         pass
 
-    def lock(self, info: Any, surrender: Any) -> Any:
-        super().lock(info, surrender)
+    def lock(self, info: Any, requestRelease: Any) -> Any:
+        super().lock(info, requestRelease)
         self.isMine = True
 
     def logout(self) -> Any:
@@ -806,21 +806,21 @@ class WhoIsRefusedUnlocks(Good):
         self.store.holder = None
 
 
-@breaks("surrender")
+@breaks("requestRelease")
 class DoesNotTakeWhatItIsGiven(Good):
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         if self.store.holder is not None:
             self.store.holder()
             raise POP3ResponseError("Held.", "IN-USE")
-        self.store.holder = surrender
+        self.store.holder = requestRelease
 
 
-@breaks("surrender")
+@breaks("requestRelease")
 class TakesWhatItIsNotGiven(Good):
-    def lock(self, info: Any, surrender: Any) -> Any:
+    def lock(self, info: Any, requestRelease: Any) -> Any:
         if self.store.holder is not None:
             self.store.holder()
-        self.store.holder = surrender
+        self.store.holder = requestRelease
 
 
 @breaks("newMail")

@@ -111,7 +111,7 @@ def test_cutOff(after: int, way: str) -> None:
         assert sock.recv(1000).startswith(b"+OK")
         if way == "stls":
             sock.sendall(b"STLS\r\n")
-            assert sock.recv(1000) == b"+OK Begin TLS.\r\n"
+            assert sock.recv(1000) == b"+OK Begin TLS negotiation.\r\n"
             sock = server.sslContext().wrap_socket(sock, server_hostname="localhost")
         with sock:
             for line in (b"USER alice", b"PASS secret", b"DELE 1", b"RSET"):
@@ -355,7 +355,7 @@ def test_certificates(fault: Any, complaint: str, way: str) -> None:
 
         with pytest.raises(ssl.SSLCertVerificationError, match=complaint):
             secure()
-        assert secure().user("alice") == b"+OK Now the password."
+        assert secure().user("alice") == b"+OK Password required."
 
 
 def test_several() -> None:

@@ -82,7 +82,7 @@ def test_transcript() -> None:
         assert first == [
             ("S", "+OK pop3svc memory ready."),
             ("C", "USER alice"),
-            ("S", "+OK Now the password."),
+            ("S", "+OK Password required."),
             ("C", "PASS secret"),
             ("S", "+OK Logged in."),
             ("C", "RETR 1"),
@@ -95,7 +95,7 @@ def test_transcript() -> None:
             ("C", "QUIT"),
             ("S", "+OK Bye."),
         ]
-        assert ("C", "STLS") in second and second[-1] == ("S", "+OK Now the password.")
+        assert ("C", "STLS") in second and second[-1] == ("S", "+OK Password required.")
         text = server.transcriptText()
     assert text.startswith("S: +OK pop3svc memory ready.\nC: USER alice\n")
     assert "S: Sü\\udcff\nS: ..\nS: \n" in text
@@ -188,7 +188,7 @@ def test_withoutPipelining() -> None:
         connection = Connection(server.port)
         connection.line()
         connection.socket.sendall(b"USER a\r\nUSER b\r\n")
-        assert [connection.line(), connection.line()] == [b"+OK Now the password.\r\n"] * 2
+        assert [connection.line(), connection.line()] == [b"+OK Password required.\r\n"] * 2
 
 
 def test_withoutWhat() -> None:

@@ -16,7 +16,7 @@ from pop3svc.testing.faults import Faults
 from pop3svc.testing.transcript import Transcript
 from pop3svc.testing.wire import WireFactory
 
-YES = b"+OK Now the password.\r\n"
+YES = b"+OK Password required.\r\n"
 HUGE = b"x" * 78 + b"\r\n"
 
 
@@ -130,7 +130,7 @@ def test_slowSTLS() -> None:
     client.protocol.resumeProducing()
     assert client.transport.isPaused and not client.transport.startedTLS
     client.clock.advance(5.1)
-    assert client.received() == b"+OK Begin TLS.\r\n"
+    assert client.received() == b"+OK Begin TLS negotiation.\r\n"
     assert client.transport.startedTLS and not client.transport.isPaused
 
 
@@ -208,7 +208,7 @@ def test_tooLong() -> None:
     client = clientOf()
     client.received()
     client.send(b"x" * 13_000)
-    assert client.received() == b"-ERR That line is too long.\r\n" and not client.isOpen
+    assert client.received() == b"-ERR Line is too long.\r\n" and not client.isOpen
     client = clientOf()
     client.received()
     client.send(b"\x16\x03\x01")

@@ -4,9 +4,9 @@ What pop3svc gives to twistd: the service, its providers, its checker.
 
 from twisted.application.service import ServiceMaker
 
-from pop3svc.service.makers import (
+from pop3svc.service.plugins import (
     PasswordFileMaker,
-    ProviderMaker,
+    ProviderPlugin,
     makeFolder,
     makeMaildir,
     makeMemory,
@@ -16,7 +16,7 @@ service = ServiceMaker(
     "pop3svc", "pop3svc.service.tap", "A POP3 service with pluggable mailbox providers.", "pop3svc"
 )
 
-maildir = ProviderMaker(
+maildir = ProviderPlugin(
     "maildir",
     "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]",
     "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
@@ -24,13 +24,13 @@ maildir = ProviderMaker(
     "W= in file names for the sizes of messages, in place of counting once.",
     makeMaildir,
 )
-folder = ProviderMaker(
+folder = ProviderPlugin(
     "folder",
     "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]",
     "A folder of .eml files, the same for whoever logs in.",
     makeFolder,
 )
-memory = ProviderMaker(
+memory = ProviderPlugin(
     "memory", "[messages=N]", "Made-up messages for whoever logs in; for tests.", makeMemory
 )
 

@@ -45,7 +45,7 @@ class SQLiteMailbox:
 
     def messageContent(self, info, uniqueID):
         if not self.messageExists(info, uniqueID):
-            raise POP3ResponseError("That message has gone.")
+            raise POP3ResponseError("Message no longer exists.")
         return self.message(uniqueID)[0]
 
     def messageDelete(self, info, uniqueIDs):

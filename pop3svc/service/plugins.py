@@ -13,18 +13,18 @@ from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.interfaces import IPOP3ProviderMaker
-from pop3svc.providers.filemailbox import LockManners
+from pop3svc.interfaces import IPOP3ProviderPlugin
+from pop3svc.providers.filemailbox import LockPolicy
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.endpoints import parseArguments
 
-__all__ = ["PasswordFileMaker", "ProviderMaker", "makeFolder", "makeMaildir", "makeMemory"]
+__all__ = ["PasswordFileMaker", "ProviderPlugin", "makeFolder", "makeMaildir", "makeMemory"]
 
 
-@implementer(IPlugin, IPOP3ProviderMaker)
-class ProviderMaker:
+@implementer(IPlugin, IPOP3ProviderPlugin)
+class ProviderPlugin:
     """
     A kind of provider for C{--provider}.
     """
@@ -39,21 +39,21 @@ class ProviderMaker:
 
     def makeProvider(self, argument: str) -> Any:
         """
-        See L{IPOP3ProviderMaker.makeProvider}.
+        See L{IPOP3ProviderPlugin.makeProvider}.
         """
         return self._make(argument)
 
 
-def _manners(lock: str, wait: str | None) -> LockManners:
+def _manners(lock: str, wait: str | None) -> LockPolicy:
     if lock not in ("refuse", "wait", "takeover"):
         raise ValueError("lock is refuse, wait or takeover")
     if wait is None:
         wait = "10"
     elif lock != "wait":
-        raise ValueError("wait goes with lock=wait")
+        raise ValueError("wait requires lock=wait")
     if not (wait.isascii() and wait.isdigit() and len(wait) < 4):
         raise ValueError("wait is a number of seconds")
-    return LockManners(lock == "takeover", float(wait) if lock == "wait" else 0.0)
+    return LockPolicy(lock == "takeover", float(wait) if lock == "wait" else 0.0)
 
 
 def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, Any]:

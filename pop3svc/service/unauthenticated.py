@@ -10,10 +10,10 @@ from typing import Any
 
 from pop3svc.networks import networkOf
 
-__all__ = ["Strangers"]
+__all__ = ["UnauthenticatedConnections"]
 
 
-class Strangers(MutableSet[Any]):
+class UnauthenticatedConnections(MutableSet[Any]):
     """
     A set of what has an C{address}.  All that it does takes the same time, however
     many there are.

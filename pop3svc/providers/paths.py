@@ -72,7 +72,7 @@ class PathTemplate:
             template = os.path.join(template, "{user}")
         template = os.path.expanduser(template)
         if ".." in template.split("/"):
-            raise ValueError(f"{template}: no way up is taken")
+            raise ValueError(f'{template}: ".." is not allowed')
         fixed, _, rest = os.path.abspath(template).partition("{")
         self.base, _, begun = fixed.rpartition("/")
         self.base = self.base or "/"

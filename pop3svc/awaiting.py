@@ -23,20 +23,20 @@ from twisted.python.failure import Failure
 from pop3svc.errors import POP3ResponseError, ProviderMistake
 
 __all__ = [
-    "CarriedThrough",
-    "Deadlines",
+    "BoundedThreadPool",
+    "CallTimeout",
+    "Executor",
     "Progress",
-    "Runner",
-    "Turns",
-    "Unanswered",
-    "Workers",
-    "answered",
-    "ask",
-    "begin",
-    "begun",
-    "givenUp",
-    "isLater",
-    "settle",
+    "SharedTimeout",
+    "Shielded",
+    "TimeSlice",
+    "awaitWithTimeout",
+    "callWithTimeout",
+    "ensureStarted",
+    "isAwaitable",
+    "isCancelled",
+    "maybeAwait",
+    "startNow",
     "tellProgress",
     "useMonotonicClock",
 ]
@@ -46,7 +46,7 @@ log = Logger(namespace="pop3svc")
 T = TypeVar("T")
 
 
-class Unanswered(Exception):
+class CallTimeout(Exception):
     """
     What was asked did not answer in time.
     """
@@ -62,7 +62,7 @@ def useMonotonicClock(reactor: Any) -> None:
         reactor.seconds = time.monotonic
 
 
-def isLater(answer: object) -> bool:
+def isAwaitable(answer: object) -> bool:
     """
     Is this no value, but a Deferred or a coroutine that will give it?
     """
@@ -70,7 +70,7 @@ def isLater(answer: object) -> bool:
     return hasattr(answer, "__await__")
 
 
-def begin(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
+def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     """
     Run a coroutine as far as it goes at once: most never wait, and a Deferred
     costs more than they do.
@@ -130,7 +130,7 @@ def _explained(error: RuntimeError, coroutine: Any) -> Exception:
     return _needsLoop(coroutine) if str(error) == "no running event loop" else error
 
 
-async def ask(
+async def callWithTimeout(
     call: Callable[..., Any], *arguments: Any, clock: IReactorTime, timeout: float
 ) -> Any:
     """
@@ -138,18 +138,18 @@ async def ask(
 
     Cancelling the Deferred that drives this cancels a pending answer.
 
-    @param timeout: seconds until L{Unanswered} is raised and a pending answer
+    @param timeout: seconds until L{CallTimeout} is raised and a pending answer
         is cancelled.
     @return: the answer.
     @raise Unanswered: it did not answer in time.
     """
     answer = call(*arguments)
-    if isLater(answer):
-        answer = await answered(answer, clock, timeout)
+    if isAwaitable(answer):
+        answer = await awaitWithTimeout(answer, clock, timeout)
     return answer
 
 
-def begun(answer: Any) -> Any:
+def ensureStarted(answer: Any) -> Any:
     """
     Begin to wait for a Deferred, or for any awaitable: of Twisted, or of asyncio where
     an asyncio event loop runs the reactor.
@@ -160,15 +160,15 @@ def begun(answer: Any) -> Any:
     if isinstance(answer, Deferred):
         return answer
     if isinstance(answer, CoroutineType) and _isOurs(answer):
-        return begin(answer)
+        return startNow(answer)
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         if isinstance(answer, CoroutineType):
-            return begin(answer)
+            return startNow(answer)
         coroutine: Any = _awaited(answer)
         coroutine.__qualname__ = type(answer).__name__
-        return begin(coroutine)
+        return startNow(coroutine)
     return _inTask(answer, loop)
 
 
@@ -251,17 +251,17 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
     return Deferred.fromFuture(task).addErrback(translate)
 
 
-async def answered(answer: Any, clock: IReactorTime, timeout: float) -> Any:
+async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> Any:
     """
-    Wait for an answer that is not there yet; see L{ask} and L{isLater}.
+    Wait for an answer that is not there yet; see L{callWithTimeout} and L{isAwaitable}.
     """
-    answer = begun(answer)
+    answer = ensureStarted(answer)
     if isinstance(answer, Deferred):
         answer = await _within(answer, clock, timeout)
     return answer
 
 
-async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
+async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
     """
     Call something that may answer at once, by a Deferred or by a coroutine,
     and wait as long as it takes: whoever called us sets the limit.
@@ -269,8 +269,8 @@ async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
     @return: the answer.
     """
     answer = call(*arguments)
-    if isLater(answer):
-        answer = begun(answer)
+    if isAwaitable(answer):
+        answer = ensureStarted(answer)
         if isinstance(answer, Deferred):
             answer = await answer
     return answer
@@ -278,7 +278,7 @@ async def settle(call: Callable[..., Any], *arguments: Any) -> Any:
 
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
     """
-    The same answer, or L{Unanswered} after C{timeout} seconds, even if
+    The same answer, or L{CallTimeout} after C{timeout} seconds, even if
     cancelling it changes nothing.
     """
     if answer.called and not answer.paused:
@@ -299,7 +299,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
         # It counts as over only when it has been told so.
         answer.cancel()
         if not result.called:
-            result.errback(Unanswered())
+            result.errback(CallTimeout())
 
     def goesOn() -> None:
         if timer.active():
@@ -314,7 +314,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
             timer.cancel()
         if isLate or result.called:
             if not result.called:
-                result.errback(Unanswered())
+                result.errback(CallTimeout())
         else:
             if isinstance(value, Failure):
                 result.errback(value)
@@ -325,7 +325,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
     return result
 
 
-class CarriedThrough:
+class Shielded:
     """
     A call that goes on to its end whoever stops waiting for it.
     """
@@ -337,7 +337,7 @@ class CarriedThrough:
 
         outcome: Any
         try:
-            outcome = begin(settle(call, *arguments))
+            outcome = startNow(maybeAwait(call, *arguments))
         except BaseException:
             outcome = Failure()
         if isinstance(outcome, Deferred):
@@ -390,7 +390,7 @@ class Progress(Deferred[T]):
             each()
 
 
-class Runner(Protocol):
+class Executor(Protocol):
     """
     Runs blocking work somewhere else than in the reactor thread.
     """
@@ -424,9 +424,9 @@ class Runner(Protocol):
 _running = threading.local()
 
 
-def givenUp() -> bool:
+def isCancelled() -> bool:
     """
-    Asked by long work in one of the threads of L{Workers}, now and then.
+    Asked by long work in one of the threads of L{BoundedThreadPool}, now and then.
 
     @return: does nobody wait for it any more?
     """
@@ -436,14 +436,14 @@ def givenUp() -> bool:
 
 def tellProgress() -> None:
     """
-    Called by long work in one of the threads of L{Workers}, now and then: it goes on.
+    Called by long work in one of the threads of L{BoundedThreadPool}, now and then: it goes on.
     """
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
         job.tell()
 
 
-class Turns:
+class TimeSlice:
     """
     Lets the reactor have its turn in long work in its own thread.  Those that wait for
     their next turn share the time of one, so that a client who comes between does not
@@ -499,7 +499,7 @@ class Turns:
         await turn
         self._began = self._clock.seconds()
 
-    async def perhaps(self) -> None:
+    async def yieldIfDue(self) -> None:
         """
         Let the reactor have its turn if this one is over.
         """
@@ -507,7 +507,7 @@ class Turns:
             await self.next()
 
 
-class Deadlines:
+class SharedTimeout:
     """
     Time limits of one length for many, by one timer: a timer for each would
     cost more than most of what they limit.
@@ -558,7 +558,7 @@ class Deadlines:
             try:
                 self._passed(first)
             except Exception:
-                log.failure("what was to be done in time failed")
+                log.failure("a time limit handler failed")
 
 
 class _Skipped:
@@ -569,7 +569,7 @@ class _Skipped:
 
 class _Job:
     """
-    One piece of work, from L{Workers.run} to its end.
+    One piece of work, from L{BoundedThreadPool.run} to its end.
 
     @ivar isCancelled: does nobody wait for it any more?
     """
@@ -638,7 +638,7 @@ class _Job:
             _running.job = None
 
 
-class Workers:
+class BoundedThreadPool:
     """
     A few threads for work that blocks, with a bound to what may wait.
 
@@ -647,7 +647,7 @@ class Workers:
     of work has a lost thread it gets no second one.
     """
 
-    # Seconds in which work that was given up ends, because it looks at givenUp(); and in
+    # Seconds in which work that was given up ends, because it looks at isCancelled(); and in
     # which other work ends, or tells that it goes on: longer than the limit of any call.
     GRACE, LATE = 1.0, 150.0
     # Threads that one file system may lose, of those that may be lost in all.
@@ -800,7 +800,7 @@ class Workers:
         if self._underWay - len(lost) >= self._bound:
             raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
         if lost and group is not None and self._isRefused(group, lost):
-            raise POP3ResponseError("The mailbox does not answer.", "SYS/TEMP")
+            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
         if self._threads <= self._underWay:
             self._grow()
         job = _Job(work, arguments, abandoned, ended, group, self._reactor)

@@ -14,14 +14,14 @@ from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.trial.unittest import TestCase
 
-from pop3svc.calling import (
-    CarriedThrough,
-    Deadlines,
-    Turns,
-    Unanswered,
-    Workers,
-    ask,
-    settle,
+from pop3svc.awaiting import (
+    BoundedThreadPool,
+    CallTimeout,
+    SharedTimeout,
+    Shielded,
+    TimeSlice,
+    callWithTimeout,
+    maybeAwait,
     useMonotonicClock,
 )
 from pop3svc.errors import POP3ResponseError
@@ -43,7 +43,7 @@ class AskTests(TestCase):
         self.clock = Clock()
 
     def ask(self, call: Any, *arguments: Any) -> tuple[Deferred[Any], list[Any]]:
-        return start(ask(call, *arguments, clock=self.clock, timeout=10))
+        return start(callWithTimeout(call, *arguments, clock=self.clock, timeout=10))
 
     def test_value(self) -> None:
         self.assertEqual(self.ask(lambda a: a, 5)[1], [5])
@@ -68,21 +68,21 @@ class AskTests(TestCase):
         self.assertEqual(got, [7])
 
     def test_anyAwaitable(self) -> None:
-        class Later:
+        class Delayed:
             def __init__(self, answer: Deferred[bool]) -> None:
                 self.answer = answer
 
             def __await__(self) -> Any:
                 return self.answer.__await__()
 
-        self.assertEqual(self.ask(lambda: Later(succeed(False)))[1], [False])
+        self.assertEqual(self.ask(lambda: Delayed(succeed(False)))[1], [False])
         answer: Deferred[bool] = Deferred()
-        _, got = self.ask(lambda: Later(answer))
+        _, got = self.ask(lambda: Delayed(answer))
         answer.callback(False)
         self.assertEqual(got, [False])
-        _, got = self.ask(lambda: Later(Deferred()))
+        _, got = self.ask(lambda: Delayed(Deferred()))
         self.clock.advance(11)
-        self.assertTrue(got[0].check(Unanswered))
+        self.assertTrue(got[0].check(CallTimeout))
 
     def test_failure(self) -> None:
         for call in (lambda: fail(ValueError("x")), lambda: 1 // 0):
@@ -99,7 +99,7 @@ class AskTests(TestCase):
         self.clock.advance(9.9)
         self.assertEqual(got, [])
         self.clock.advance(0.2)
-        self.assertTrue(got[0].check(Unanswered))
+        self.assertTrue(got[0].check(CallTimeout))
         self.assertEqual(len(cancelled), 1)
 
     def test_noAnswerEvenWhenCancelled(self) -> None:
@@ -114,7 +114,7 @@ class AskTests(TestCase):
         never: Deferred[None] = Deferred()
         _, got = self.ask(stubborn)
         self.clock.advance(11)
-        self.assertTrue(got[0].check(Unanswered))
+        self.assertTrue(got[0].check(CallTimeout))
         never.callback(None)
 
     def test_cancel(self) -> None:
@@ -127,20 +127,20 @@ class AskTests(TestCase):
 
     def test_settle(self) -> None:
         for call in (lambda: 5, lambda: succeed(5)):
-            self.assertEqual(start(settle(call))[1], [5])
+            self.assertEqual(start(maybeAwait(call))[1], [5])
 
     def test_carriedThrough(self) -> None:
         """
         Whoever waits may stop waiting; the call goes on.
         """
         answer: Deferred[int] = Deferred()
-        carried = CarriedThrough(lambda: answer)
+        carried = Shielded(lambda: answer)
         waiting, got = start(carried.outcome(self.clock, 10))
         waiting.cancel()
         self.assertTrue(got[0].check(CancelledError))
         _, late = start(carried.outcome(self.clock, 10))
         self.clock.advance(11)
-        self.assertTrue(late[0].check(Unanswered))
+        self.assertTrue(late[0].check(CallTimeout))
         _, patient = start(carried.outcome())
         self.clock.advance(1000)
         self.assertEqual(patient, [])
@@ -150,7 +150,7 @@ class AskTests(TestCase):
         self.assertEqual(start(carried.outcome())[1], [5])
 
     def test_carriedThroughFails(self) -> None:
-        _, got = start(CarriedThrough(fail, ValueError("x")).outcome())
+        _, got = start(Shielded(fail, ValueError("x")).outcome())
         self.assertTrue(got[0].check(ValueError))
 
 
@@ -160,7 +160,7 @@ class WorkersTests(TestCase):
     """
 
     def setUp(self) -> None:
-        self.workers = Workers("test", threads=1, waiting=1)
+        self.workers = BoundedThreadPool("test", threads=1, waiting=1)
         self.addCleanup(self.workers.stop)
 
     async def test_run(self) -> None:
@@ -231,7 +231,7 @@ class WorkersTests(TestCase):
         """
         The thread that is there does what another one was wanted for.
         """
-        workers = Workers("test", threads=4, waiting=4)
+        workers = BoundedThreadPool("test", threads=4, waiting=4)
         self.addCleanup(workers.stop)
         workers.start()
         self.refuseThreads()
@@ -241,7 +241,7 @@ class WorkersTests(TestCase):
         gate.set()
         self.assertEqual([await each for each in (first, *rest)], [True, 0, 0, 0, 0, 0])
 
-    async def hang(self, workers: Workers, group: str) -> threading.Event:
+    async def hang(self, workers: BoundedThreadPool, group: str) -> threading.Event:
         """
         Have work hang that nobody waits for any more.
 
@@ -266,7 +266,7 @@ class WorkersTests(TestCase):
         A thread that does not come back is replaced, and its group gets no other
         until it does.
         """
-        self.patch(Workers, "GRACE", 0.0)
+        self.patch(BoundedThreadPool, "GRACE", 0.0)
         gates = [await self.hang(self.workers, name) for name in ("a", "b", "c")]
         for name in ("a", "b", "c"):
             self.assertTrue(self.workers.isLost(name))
@@ -280,12 +280,12 @@ class WorkersTests(TestCase):
         self.assertEqual(await self.workers.run(int, group="a"), 0)
 
     async def test_stopDoesNotWaitForLostThreads(self) -> None:
-        self.patch(Workers, "GRACE", 0.0)
+        self.patch(BoundedThreadPool, "GRACE", 0.0)
         await self.hang(self.workers, "a")
         # Or this would take 30 seconds, or five.
         began = reactor.seconds()
         self.workers.stop()
-        self.assertLess(reactor.seconds() - began, Workers.PATIENCE / 2)
+        self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
 
 
 class MonotonicTests(TestCase):
@@ -316,7 +316,7 @@ class DeadlinesTests(TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.passed: list[str] = []
-        self.deadlines = Deadlines(self.clock, 10, self.passed.append)
+        self.deadlines = SharedTimeout(self.clock, 10, self.passed.append)
 
     def test_each(self) -> None:
         self.deadlines.begin("a")
@@ -364,7 +364,7 @@ class DeadlinesTests(TestCase):
                 self.deadlines.begin("a")
                 raise ValueError
 
-        self.deadlines = Deadlines(self.clock, 10, passed)
+        self.deadlines = SharedTimeout(self.clock, 10, passed)
         self.deadlines.begin("a")
         self.deadlines.begin("b")
         self.clock.advance(10)
@@ -381,19 +381,19 @@ class TurnsTests(TestCase):
 
     def test_shared(self) -> None:
         clock = Clock()
-        mine = Turns(clock)
-        clock.advance(Turns.SLICE / 2)
+        mine = TimeSlice(clock)
+        clock.advance(TimeSlice.SLICE / 2)
         self.assertFalse(mine.isOver())
-        others = [start(Turns(clock).next())[1] for _ in range(4)]
+        others = [start(TimeSlice(clock).next())[1] for _ in range(4)]
         self.assertTrue(mine.isOver())
         # The least that one is given, however many there are.
-        others += [start(Turns(clock).next())[1] for _ in range(1000)]
+        others += [start(TimeSlice(clock).next())[1] for _ in range(1000)]
         mine.restart()
         self.assertFalse(mine.isOver())
         clock.advance(0)
         self.assertEqual(others, [[None]] * len(others))
         mine.restart()
-        clock.advance(Turns.SLICE / 2)
+        clock.advance(TimeSlice.SLICE / 2)
         self.assertFalse(mine.isOver())
 
     def test_gone(self) -> None:
@@ -401,8 +401,8 @@ class TurnsTests(TestCase):
         Whoever is lost meanwhile is no longer waited for.
         """
         clock = Clock()
-        turn, got = start(Turns(clock).next())
+        turn, got = start(TimeSlice(clock).next())
         turn.cancel()
         clock.advance(0)
         self.assertTrue(got[0].check(CancelledError))
-        self.assertEqual(Turns._shared[clock], [0])
+        self.assertEqual(TimeSlice._shared[clock], [0])

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["DOT_LINE", "LineEnds", "OctetCount", "bareLineFeeds"]
+__all__ = ["DOT_LINE", "CRLFNormalizer", "WireSizeCounter", "countBareLF"]
 
 # Where a line begins with a dot; a CR before the LF need not be looked for.
 DOT_LINE = re.compile(rb"\n\.")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
-def bareLineFeeds(data: bytes) -> int:
+def countBareLF(data: bytes) -> int:
     """
     @return: how many line feeds have no carriage return before them.
     """
@@ -27,7 +27,7 @@ def bareLineFeeds(data: bytes) -> int:
     return feeds - data.count(b"\r\n")
 
 
-class LineEnds:
+class CRLFNormalizer:
     """
     Makes the line ends of one message CRLF while it passes through in blocks.
 
@@ -58,7 +58,7 @@ class LineEnds:
         if b"\r" not in data:
             # Many times faster than what follows.
             return data.replace(b"\n", b"\r\n")
-        if bareLineFeeds(data):
+        if countBareLF(data):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
         return data
 
@@ -71,9 +71,9 @@ class LineEnds:
         return b"" if self._atLineStart else b"\r\n"
 
 
-class OctetCount:
+class WireSizeCounter:
     """
-    Counts what L{LineEnds} would give out, without making it.
+    Counts what L{CRLFNormalizer} would give out, without making it.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class OctetCount:
         """
         if not data:
             return
-        self._octets += len(data) + bareLineFeeds(data)
+        self._octets += len(data) + countBareLF(data)
         if self._last == b"\r" and data.startswith(b"\n"):
             self._octets -= 1
         self._last = data[-1:]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pop3svc.octets import LineEnds, OctetCount
+from pop3svc.lineendings import CRLFNormalizer, WireSizeCounter
 
 NASTY = st.lists(
     st.sampled_from([b"\r", b"\n", b".", b"x", b"\0", b"\xff", b"\r\n"]), max_size=30
@@ -19,14 +19,14 @@ NASTY = st.lists(
 
 def asSent(message: bytes) -> bytes:
     """
-    What LineEnds should give out, said in another way.
+    What CRLFNormalizer should give out, said in another way.
     """
     sent = re.sub(rb"(?<!\r)\n", b"\r\n", message)
     return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"
 
 
 def through(message: bytes, cuts: list[int]) -> tuple[bytes, int]:
-    lineEnds, count, sent, begin = LineEnds(), OctetCount(), b"", 0
+    lineEnds, count, sent, begin = CRLFNormalizer(), WireSizeCounter(), b"", 0
     for cut in [*cuts, len(message)]:
         piece = lineEnds.feed(message[begin:cut])
         assert not (sent.endswith(b"\r") and piece.startswith(b"\n"))
