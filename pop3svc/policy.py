@@ -24,8 +24,11 @@ EXTENSIONS = (
 )
 
 
-def _number(default: int, reason: str, *, least: int = 1) -> Any:
-    return field(default=default, metadata={"reason": reason, "least": least})
+def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -> Any:
+    """
+    @param isLive: a running service can take a new value, for sessions that begin then.
+    """
+    return field(default=default, metadata={"reason": reason, "least": least, "isLive": isLive})
 
 
 @dataclass(frozen=True)
@@ -110,29 +113,34 @@ class Policy:
         3,
         "Different failed guesses until an address is banned: a person notices a typing error "
         "sooner, and a program that repeats one wrong password counts once.",
+        isLive=False,
     )
     banTime: int = _number(
         10_000,
         "Since its last attempt, until a banned address may try again: nearly three hours.  "
         "Refused attempts renew it, up to one day after the first failure.",
+        isLive=False,
     )
     userStrikes: int = _number(
         10,
         "Failed logins for one user from one network (IPv4 /24, IPv6 /64) until it is "
         "refused there.",
+        isLive=False,
     )
     unknownNetworkStrikes: int = _number(
         30,
         "Failed logins for one user from all networks that the user never came from: these "
         "are refused then, the user's own are not.",
+        isLive=False,
     )
     strikesTime: int = _number(
-        3600, "Since the last failed login of a user, until these are forgotten."
+        3600, "Since the last failed login of a user, until these are forgotten.", isLive=False
     )
     loginWait: int = _number(
         30,
         "A login that waits for its turn to be checked, then [SYS/TEMP]: eighty hashes at "
         "once take ten seconds of two cores, and clients give up after a minute.",
+        isLive=False,
     )
     maxConnections: int = _number(
         10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
@@ -152,15 +160,17 @@ class Policy:
         "Nothing has come from a client for so long: then the kernel asks whether it is still "
         "there (TCP keepalive), as routers forget a connection after some minutes; 0: never.",
         least=0,
+        isLive=False,
     )
     keepaliveInterval: int = _number(30, "From one such question to the next.")
     keepaliveProbes: int = _number(
         4,
         "Such questions without an answer, until the connection is given up; where there is "
         "TCP_USER_TIMEOUT that ends it after stallTimeout.",
+        isLive=False,
     )
     maxAwakePerUser: int = _number(
-        100, "Sessions of one user that are not asleep; each may hold a listing."
+        100, "Sessions of one user that are not asleep; each may hold a listing.", isLive=False
     )
     loginDelay: int = _number(
         0,
@@ -173,9 +183,12 @@ class Policy:
         "With --workers, one that has died is started again after 1, 2, 4, ... seconds, and "
         "after so many at last: what fails each time costs little then, and what passes is over "
         "soon.  After a life of more than this it is 1 again.",
+        isLive=False,
     )
     workerStartTimeout: int = _number(
-        60, "Until a worker that was started serves; one that does not is started again."
+        60,
+        "Until a worker that was started serves; one that does not is started again.",
+        isLive=False,
     )
     maxFailedLogins: int = _number(
         5, "Failed logins on one connection: a person gives up sooner, a program does not."

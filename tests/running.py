@@ -135,11 +135,20 @@ class Running:
     @ivar lines: what it has logged so far.
     """
 
-    def __init__(self, home: Path, *options: str, twistd: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *options: str,
+        twistd: tuple[str, ...] = (),
+        command: list[str] | None = None,
+    ) -> None:
+        """
+        @param command: another command that serves.
+        """
         home.mkdir(exist_ok=True)
         self.home = home
         self.process = subprocess.Popen(
-            [script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *options],
+            command or [script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

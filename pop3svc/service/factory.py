@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -26,7 +27,7 @@ from pop3svc.protocol.session import ConnectionInfo, Session
 from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.unauthenticated import UnauthenticatedConnections
 
-__all__ = ["POP3Factory", "checkName", "clientIP"]
+__all__ = ["ListenerFactory", "POP3Factory", "checkName", "clientIP"]
 
 log = Logger(namespace="pop3svc")
 
@@ -120,16 +121,11 @@ class POP3Factory(ServerFactory):
 
             clock = IReactorTime(reactor)
         self.provider = provider
-        self.policy = Policy() if policy is None else policy
         self.connectionCreator = connectionCreator
-        self.commands = {
-            verb: each
-            for verb, each in commands.items()
-            if each.extension not in self.policy.without
-        }
         self.throttle = throttle
         self.clock = clock
-        self._limits = Limits(clock, self.policy)
+        self._allCommands = commands
+        self.usePolicy(Policy() if policy is None else policy)
         self.connections: set[POP3Connection] = set()
         # Those of them on which nobody is logged in, by network.
         self.unauthenticated = UnauthenticatedConnections()
@@ -151,9 +147,25 @@ class POP3Factory(ServerFactory):
         self._logins: OrderedDict[str, float] = OrderedDict()
         self._waiting: list[Deferred[None]] = []
 
-    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+    def usePolicy(self, policy: Policy) -> None:
+        """
+        Take other limits for the connections that come from now on.
+        """
+        self.policy = policy
+        self.commands = {
+            verb: each
+            for verb, each in self._allCommands.items()
+            if each.extension not in policy.without
+        }
+        self._limits = Limits(self.clock, policy)
+
+    def buildProtocol(
+        self, addr: IAddress | None, listener: ListenerFactory | None = None
+    ) -> Protocol | None:
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+
+        @param listener: the listener with settings of its own that the connection comes to.
         """
         self.accepted()
         if self._stopping:
@@ -161,9 +173,12 @@ class POP3Factory(ServerFactory):
         address = None if addr is None else clientIP(addr)
         if not self._mayCome(address):
             return RejectingProtocol()
+        policy, connectionCreator = self.policy, self.connectionCreator
+        if listener is not None:
+            policy, connectionCreator = listener.policy, listener.connectionCreator
 
         def makeSession(transport: Any) -> Session:
-            session = self._makeSession(transport, address)
+            session = self._makeSession(transport, address, policy, connectionCreator)
             # Counted from here on: one that never came to be made, as its TLS
             # could not be set up, is none.
             self.connections.add(connection)
@@ -174,7 +189,7 @@ class POP3Factory(ServerFactory):
             makeSession,
             self.commands,
             self.clock,
-            self.connectionCreator,
+            connectionCreator,
             self._ended,
             self.unauthenticated,
             self._limits,
@@ -282,7 +297,9 @@ class POP3Factory(ServerFactory):
         if isDelayed:
             self._logins[name] = self.clock.seconds()
 
-    def _makeSession(self, transport: Any, address: str | None) -> Session:
+    def _makeSession(
+        self, transport: Any, address: str | None, policy: Policy, connectionCreator: Any
+    ) -> Session:
         if not self.portsKeepAlive:
             found = socketOf(transport)
             if found is not None:
@@ -291,10 +308,10 @@ class POP3Factory(ServerFactory):
         return Session(
             info,
             self.provider,
-            self.policy,
+            policy,
             self.clock,
             commands=tuple(self.commands.values()),
-            mayStartTLS=self.connectionCreator is not None,
+            mayStartTLS=connectionCreator is not None,
             throttle=self.throttle,
             acquireSlot=self._acquireSlot,
         )
@@ -350,3 +367,44 @@ class POP3Factory(ServerFactory):
     def _cut(self) -> None:
         for connection in list(self.connections):
             connection.abort("the service is stopping")
+
+
+class ListenerFactory(ServerFactory):
+    """
+    Makes the connections of a listener that has a certificate or a rule for logins without
+    TLS of its own.  Everything else, the counting of connections included, is the main
+    factory's.
+    """
+
+    noisy = False
+
+    def __init__(
+        self, factory: POP3Factory, connectionCreator: Any, cleartextLogin: str | None = None
+    ) -> None:
+        """
+        @param connectionCreator: for STLS; see L{POP3Factory}.
+        @param cleartextLogin: see L{Policy}; the main factory's if L{None}.
+        """
+        self._factory = factory
+        self.connectionCreator = connectionCreator
+        self._cleartextLogin = cleartextLogin
+        # The main factory's policy, and the same with our rule.
+        self._policies: tuple[Policy, Policy] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """
+        The policy for new connections.
+        """
+        general = self._factory.policy
+        if self._cleartextLogin is None:
+            return general
+        if self._policies is None or self._policies[0] is not general:
+            self._policies = general, replace(general, cleartextLogin=self._cleartextLogin)
+        return self._policies[1]
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        """
+        See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+        """
+        return self._factory.buildProtocol(addr, self)

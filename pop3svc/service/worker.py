@@ -145,6 +145,9 @@ class _Parent(Lines):
         elif kind == DELAY:
             self.service.factory.heardLogin(*what)
         elif kind == RELOAD:
+            if what is not None:
+                # The parent has read it, and has found no fault in it.
+                self.service.takeConfig(what)
             Deferred.fromCoroutine(self.service.reload())
 
     def leave(self) -> Deferred[None]:

@@ -73,12 +73,15 @@ class Shared(NamedTuple):
     @ivar reactor: its short name, or L{None} for the default.
     @ivar directory: where the paths on the command line begin.
     @ivar families: the address families of the ports.
-    @ivar certificate: the PEM texts of the certificate and its key.
+    @ivar certificates: the PEM texts of each certificate and its key: the service's, then
+        those of listeners.
     @ivar strikes: L{SharedThrottle.state}
     @ivar opened: the files that another process opens, as this user may not;
         the socket to ask it is the descriptor behind the ports.
     @ivar state: the path of what has to survive a worker, where there is no data
         directory; see L{pop3svc.state.State}.
+    @ivar config: the text of the configuration file, because a worker may not be allowed to
+        read it.
     """
 
     number: int
@@ -87,10 +90,11 @@ class Shared(NamedTuple):
     reactor: str | None
     directory: str
     families: list[int]
-    certificate: tuple[str, str]
+    certificates: list[tuple[str, str]]
     strikes: Any
     opened: list[str]
     state: str | None = None
+    config: str | None = None
 
     @property
     def ports(self) -> list[tuple[int, int]]:
@@ -295,7 +299,8 @@ class Supervisor(Operated):
         throttle: SharedThrottle,
         sockets: Sequence[Any],
         shared: Shared,
-        certificate: Callable[[], tuple[bytes, bytes]],
+        certificates: Callable[[], list[tuple[bytes, bytes]]],
+        config: Callable[[], str | None],
         observer: Log | None = None,
         opener: Opener | None = None,
     ) -> None:
@@ -305,14 +310,16 @@ class Supervisor(Operated):
         @param sockets: that listen.
         @param shared: what each worker is given; its number, the certificate and
             the strikes are filled in.
-        @param certificate: gives the octets of the certificate and its key.
+        @param certificates: gives the octets of each certificate and its key.
+        @param config: gives the text of the configuration file, if there is one.
         @param observer: see L{Operated}.
         @param opener: opens files that workers may not open.
         """
         super().__init__(observer)
         self.clock = reactor
         self._opener = opener
-        self._certificate = certificate
+        self._certificates = certificates
+        self._config = config
         self.kept: object = None
         self._policy = policy
         self._throttle = throttle
@@ -332,9 +339,14 @@ class Supervisor(Operated):
         """
         @return: what a worker is given.
         """
-        chain, key = (each.decode("latin-1") for each in self._certificate())
         return self._shared._replace(
-            number=number, certificate=(chain, key), strikes=self._throttle.state()
+            number=number,
+            certificates=[
+                (chain.decode("latin-1"), key.decode("latin-1"))
+                for chain, key in self._certificates()
+            ],
+            strikes=self._throttle.state(),
+            config=self._config(),
         )
 
     def startService(self) -> None:
@@ -468,7 +480,7 @@ class Supervisor(Operated):
         """
         Have all workers read again what they were configured by.
         """
-        self._tell(RELOAD, "null")
+        self._tell(RELOAD, json.dumps(self._config()))
 
     def _tell(self, kind: bytes, text: str, teller: _Worker | None = None) -> None:
         for worker in self._workers.values():

@@ -356,10 +356,19 @@ def test_embeddedDefault(tmp_path: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "unknown option": (lambda site: ["--nonsense"], "nonsense"),
     "argument": (lambda site: ["nonsense"], "'nonsense' is not an option"),
-    "policy": (lambda site: ["--cleartext-login", "maybe"], "--cleartext-login is one of"),
+    "policy": (
+        lambda site: ["--cleartext-login", "maybe"],
+        "--cleartext-login maybe: must be one of",
+    ),
     "setting": (lambda site: ["--set", "x=1"], "--set x=1: use NAME=VALUE with a name"),
-    "setting's value": (lambda site: ["--set", "idleTimeout=x"], "not a whole number"),
-    "setting's bound": (lambda site: ["--set", "idleTimeout=5"], "idleTimeout is a whole number"),
+    "setting's value": (
+        lambda site: ["--set", "idleTimeout=x"],
+        "--set idleTimeout must be a whole number",
+    ),
+    "setting's bound": (
+        lambda site: ["--set", "idleTimeout=5"],
+        "--set idleTimeout must be a whole number, 600 or more",
+    ),
     "no auth": (lambda site: ["--provider", f"maildir:{site}"], "needs --auth"),
     "provider": (lambda site: ["--provider", "nonsense:x"], "there is no provider nonsense"),
     "provider's path": (lambda site: ["--provider", "maildir:/nowhere/x"], "is not a directory"),

@@ -443,9 +443,9 @@ def servesWithoutPrivileges(workers: Site, site: Path) -> None:
 
 
 BAD: dict[str, tuple[list[str], list[str], str]] = {
-    "none": ([], ["--workers", "0"], "--workers 0: that is not a whole number"),
-    "no number": ([], ["--workers", "x"], "--workers x: that is not a whole number"),
-    "too many": ([], ["--workers", "1000"], "--workers 1000: that is not a whole number"),
+    "none": ([], ["--workers", "0"], "--workers 0: must be a whole number"),
+    "no number": ([], ["--workers", "x"], "--workers x: must be a whole number"),
+    "too many": ([], ["--workers", "1000"], "--workers 1000: must be a whole number"),
     "UNIX": ([], ["--workers", "2", "--endpoint", "unix:x"], "cannot be shared by workers"),
     "chroot": (["--chroot=."], ["--workers", "2"], "--workers cannot be used with --chroot"),
     "another": ([], ["--workers", "2", "--provider", "nonsense:x"], "there is no provider"),
@@ -549,10 +549,10 @@ class Reactor(Clock):
 
 
 def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervisor:
-    shared = Shared(0, count, [], None, "/", [], ("", ""), None, [])
+    shared = Shared(0, count, [], None, "/", [], [], None, [])
     made = Supervisor(
         *(reactor, Policy(maxRestartDelay=5), SharedThrottle(reactor), [], shared),
-        lambda: (b"", b""),
+        *(lambda: [(b"", b"")], lambda: None),
     )
     made.startService()
     for each in reactor.started if serve else []:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.service import accountscommand
-from pop3svc.service.accountscommand import main
+from pop3svc.service import usercommand
+from pop3svc.service.command import main
 from pop3svc.testing import Inline
 from tests.accounts.test_passwordfile import isGood
 from tests.running import script
@@ -121,6 +121,6 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(accountscommand, "_askPassword", interrupt)
+    monkeypatch.setattr(usercommand, "_askPassword", interrupt)
     with pytest.raises(SystemExit, match="nothing was changed"):
         main(["user", "add", "alice", "--file", str(tmp_path / "users")])

@@ -1,14 +1,13 @@
 """
-C{pop3svc user add|password|remove|list}: manage a password file; and C{pop3svc check}.
+C{pop3svc user add|password|remove|list}: manage a password file.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from getpass import getpass
-from typing import NoReturn
+from typing import Any
 
 from pop3svc.accounts.passwordfile import (
     Accounts,
@@ -21,33 +20,23 @@ from pop3svc.accounts.passwordfile import (
 from pop3svc.logs import escaped
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
-__all__ = ["main"]
+__all__ = ["addParser", "run"]
 
 # A line of a pipe; longer is a mistake.
 _LONGEST = 65536
 
 
-class _Parser(argparse.ArgumentParser):
+def addParser(commands: Any) -> None:
     """
-    A bad option is one sentence.
+    Add C{user} to the commands of C{pop3svc}.
+
+    @param commands: what C{add_subparsers} has returned.
     """
-
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"pop3svc: {escaped(message)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="pop3svc", description="Manage the accounts of a pop3svc service; check a server."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="user|check")
-    # Its options are its own; main() hands them on.
-    commands.add_parser("check", help="see whether a POP3 server is what the RFCs say")
-    user = commands.add_parser("user", help="accounts in a password file")
+    user = commands.add_parser("user", help="manage the accounts of a password file")
     actions = user.add_subparsers(dest="action", required=True, metavar="add|password|remove|list")
     for name, help in (
         ("add", "add a user"),
-        ("password", "give a user another password"),
+        ("password", "change a user's password"),
         ("remove", "remove a user"),
         ("list", "list the users"),
     ):
@@ -55,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         if name != "list":
             action.add_argument("name", metavar="NAME")
         action.add_argument(
-            "--file", metavar="FILE", help="the password file; the embedded default's if not given"
+            "--file", metavar="FILE", help="the password file (default: the embedded default's)"
         )
-    return parser
 
 
 def _askPassword() -> str:
@@ -81,7 +69,12 @@ def _complain(path: str, accounts: Accounts) -> None:
         print(f"pop3svc: {path}, {sentence}", file=sys.stderr)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Do what the command line asks for.
+
+    @raise ValueError: with a sentence; nothing was changed.
+    """
     path = arguments.file
     if path is None:
         data = DataDirectory(defaultDataDirectory())
@@ -111,24 +104,3 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.file is None and arguments.action != "list":
         # It may not be the one that a service reads.
         print(f"changed {escaped(path)}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """
-    The command C{pop3svc}.
-
-    @raise SystemExit: with one sentence, if it did not work.
-    """
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["check"]:
-        # Whoever manages accounts needs none of it.
-        from pop3svc.check.command import main as check
-
-        check(argv[1:])
-    arguments = _parser().parse_args(argv)
-    try:
-        _run(arguments)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"pop3svc: {escaped(str(error))}")
-    except KeyboardInterrupt:
-        raise SystemExit("pop3svc: nothing was changed")

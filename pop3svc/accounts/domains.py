@@ -1,0 +1,63 @@
+"""
+Several providers in one service, each for the users of a domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from zope.interface import implementer
+
+from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IPOP3MailboxProvider
+
+__all__ = ["DomainProvider"]
+
+
+@implementer(IPOP3MailboxProvider, IAccountStatus)
+class DomainProvider:
+    """
+    Passes each login to the provider of the user's domain: the part of the name after its
+    last C{@}, in lower case.  The name itself is passed on as the client sent it.
+    """
+
+    def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
+        """
+        @param providers: L{IPOP3MailboxProvider} by domain, in lower case; the one of L{None}
+            has the users of all other domains, and of none.  Without it they are refused.
+        @param name: see L{IPOP3MailboxProvider}.
+        """
+        self._providers = {
+            domain: IPOP3MailboxProvider(provider) for domain, provider in providers.items()
+        }
+        self.name = name
+
+    def _of(self, username: str) -> Any:
+        _, at, domain = username.rpartition("@")
+        found = self._providers.get(domain.lower()) if at else None
+        return self._providers.get(None) if found is None else found
+
+    def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+        """
+        See L{IPOP3MailboxProvider.authenticate}.
+        """
+        provider = self._of(username)
+        return None if provider is None else provider.authenticate(info, username, password)
+
+    def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{IAccountStatus.credentialsVersion}.
+        """
+        provider = self._of(username)
+        if not IAccountStatus.providedBy(provider):
+            return ""
+        return provider.credentialsVersion(info, username)
+
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+        """
+        See L{IAccountStatus.isStillValid}.
+        """
+        provider = self._of(username)
+        if not IAccountStatus.providedBy(provider):
+            return True
+        return provider.isStillValid(info, username, mark)

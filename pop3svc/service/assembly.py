@@ -1,0 +1,668 @@
+"""
+Settings to a service: each part is made when it is needed, and put together.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from twisted.application.service import IService
+from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.strcred import InvalidAuthType, makeChecker
+from twisted.logger import Logger
+from twisted.python.reflect import namedAny
+
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.domains import DomainProvider
+from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.accounts.strikes import BanEngine, UserThrottle
+from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.files import setPrivileged
+from pop3svc.interfaces import (
+    IMailboxStore,
+    IPOP3MailboxProvider,
+    IPOP3ProviderPlugin,
+    IReloading,
+)
+from pop3svc.logs import Log
+from pop3svc.policy import Policy
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.service.configfile import readText
+from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
+from pop3svc.service.factory import ListenerFactory, POP3Factory, checkName
+from pop3svc.service.operating import Operated, makeLog
+from pop3svc.service.options import Options, providerPlugins
+from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
+from pop3svc.service.proxy import ProxyFactory
+from pop3svc.service.running import KnownNetworksService, POP3Service, exitInOrder, lookAfter
+from pop3svc.service.settings import Faults, Listener, SettingError, Settings, Store
+from pop3svc.service.tls import RenewableCertificate
+from pop3svc.service.workers import Shared, Supervisor
+from pop3svc.state import State
+
+__all__ = ["Assembly", "Configured", "makeAccounts", "makeProvider"]
+
+log = Logger(namespace="pop3svc")
+
+
+def makeProvider(store: Store) -> Any:
+    """
+    Make the provider or the store of mailboxes that a setting names.
+
+    @return: L{IPOP3MailboxProvider} or L{IMailboxStore}, checked by nobody yet.
+    @raise SettingError: it cannot be made.
+    """
+    kind, argument = store.kind or "", store.argument
+    plugin = providerPlugins().get(kind)
+    try:
+        if plugin is None:
+            if "." not in kind:
+                known = ", ".join(sorted(providerPlugins()))
+                raise ValueError(f"there is no provider {kind}; there are {known}")
+            plugin = _named(kind)
+            if not IPOP3ProviderPlugin.providedBy(plugin):
+                if callable(plugin) and not (
+                    IPOP3MailboxProvider.providedBy(plugin) or IMailboxStore.providedBy(plugin)
+                ):
+                    plugin = plugin() if argument is None else plugin(argument)
+                return plugin
+        return plugin.makeProvider(argument or "")
+    except Exception as error:
+        if isinstance(error, ValueError | OSError):
+            raise SettingError(f"{store.where}: {error}")
+        raise SettingError(f"{store.where}: {type(error).__name__}: {error}")
+
+
+def _named(name: str) -> Any:
+    try:
+        return namedAny(name)
+    except Exception as error:
+        raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
+
+
+def makeAccounts(store: Store) -> list[Any]:
+    """
+    Make the checkers of a store's sources of accounts.
+
+    @return: L{twisted.cred.checkers.ICredentialsChecker}s
+    @raise SettingError: one cannot be made.
+    """
+    checkers = []
+    for description in store.auth:
+        kind = description.partition(":")[0]
+        where = f"{store.authWhere} {kind}"
+        try:
+            checker = makeChecker(description)
+        except InvalidAuthType:
+            raise SettingError(f"{where}: unknown kind")
+        except Exception as error:
+            raise SettingError(f"{where}: {error or type(error).__name__}")
+        if IUsernamePassword not in checker.credentialInterfaces:
+            raise SettingError(f"{where} does not check passwords")
+        if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
+            # Names and passwords are octets; the plugin of Twisted keeps text.
+            users: Any = checker.users
+            checker.users = {
+                each.encode("utf-8"): password.encode("utf-8") for each, password in users.items()
+            }
+        checkers.append(checker)
+    return checkers
+
+
+class Configured:
+    """
+    The settings that a running service has, and what the configuration file says when it is
+    read again.
+    """
+
+    def __init__(self, options: Options, settings: Settings, text: str | None) -> None:
+        """
+        @param text: the text of the configuration file; L{None} if there is no file.
+        """
+        self._options = options
+        self.settings = settings
+        self.text = text
+        # Takes other limits.
+        self.apply: Callable[[Policy], object] = lambda policy: None
+
+    def reload(self) -> None:
+        """
+        Read the file again.  Settings that a running service can take are applied; the log
+        names those that need a restart.
+
+        @raise SettingError: the file cannot be used; nothing has changed.
+        """
+        path = self._options.configFile
+        assert path is not None
+        text = readText(path)
+        rest = self.take(text)
+        if rest:
+            log.warn(
+                "{path}: restart the service to change {names}", path=path, names=", ".join(rest)
+            )
+
+    def take(self, text: str) -> list[str]:
+        """
+        Take the settings of a file's new text.
+
+        @return: the names of the settings that need a restart.
+        @raise SettingError: the text cannot be used; nothing has changed.
+        """
+        faults = Faults()
+        other = self._options.read(faults, text)
+        faults.check()
+        assert other is not None
+        policy, rest = self.settings.changesTo(other)
+        self.text = text
+        if policy != self.settings.policy:
+            self.settings = replace(self.settings, policy=policy)
+            self.apply(policy)
+        return rest
+
+
+class Assembly:
+    """
+    Makes the parts of a service from its settings.
+    """
+
+    def __init__(
+        self, reactor: Any, options: Options, shared: Shared | None = None, parent: Any = None
+    ) -> None:
+        """
+        @param shared: in a worker, the values that its parent gave it.
+        @param parent: in a worker, passes on what the other workers have to know.
+        @raise SettingError: the settings cannot be used.
+        """
+        text = None if shared is None else shared.config
+        if text is None and options.configFile is not None:
+            text = readText(options.configFile)
+        faults = Faults()
+        settings = options.read(faults, text)
+        faults.check()
+        assert settings is not None
+        self._reactor = reactor
+        self._options = options
+        self._twistd: Mapping[str, Any] | None = options.parent
+        self._shared = shared
+        self._parent = parent
+        self.settings: Settings = settings
+        self._configured = Configured(options, settings, text)
+        self._data: DataDirectory | None = None
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._announcements: list[str] = []
+        self._warnings: list[str] = []
+        self._usesEmbeddedDefault = False
+        self._checkers: list[Any] = []
+        self._started: list[Any] = []
+        # With workers, the ports that they share.
+        self._sockets: list[Any] = []
+        # Opens the ports.
+        self._on: Any = reactor
+        if shared is not None:
+            self._on = InheritedPortReactor(reactor, shared.ports)
+        # By the paths of the certificate and its key, in the order in which they were asked
+        # for; None stands for the service's own.
+        self._certificates: dict[tuple[str, str | None] | None, RenewableCertificate] = {}
+
+    # --- parts --------------------------------------------------------------------
+
+    def _dataDirectory(self) -> DataDirectory:
+        if self._data is None:
+            path = self.settings.data
+            if path is None and self._owner() is not None:
+                raise SettingError("--data is needed with --uid, a directory for the user it names")
+            self._data = DataDirectory(path or defaultDataDirectory(), self._owner())
+        return self._data
+
+    def _hasDataDirectory(self) -> bool:
+        return self._data is not None or self.settings.data is not None
+
+    def _owner(self) -> tuple[int, int] | None:
+        if self._twistd is None or self._twistd.get("uid") is None:
+            return None
+        gid = self._twistd.get("gid")
+        return self._twistd["uid"], -1 if gid is None else gid
+
+    def _log(self) -> Log | None:
+        """
+        @return: the log that twistd's options ask for; a worker's is its parent's.
+        """
+        if self._shared is not None or self._twistd is None:
+            return None
+        return makeLog(self._twistd, self._reactor, self._owner())
+
+    def _provider(self) -> Any:
+        """
+        @return: the provider that the settings of stores and accounts ask for.
+        """
+        stores = self.settings.stores
+        if not stores:
+            self._usesEmbeddedDefault = True
+            stores = (Store("--provider", "--auth", None),)
+        providers = {each.domain: self._providerOf(each) for each in stores}
+        if list(providers) == [None]:
+            return providers[None]
+        return DomainProvider(providers, next(iter(providers.values())).name)
+
+    def _providerOf(self, store: Store) -> Any:
+        checkers = makeAccounts(store)
+        provider: Any
+        if store.kind is None:
+            data = self._dataDirectory()
+            data.makeAccounts()
+            provider = MaildirStore(data.mail)
+            checkers = checkers or [PasswordFile(data.passwordFile)]
+        else:
+            provider = makeProvider(store)
+            self._checkUse(store, provider, bool(checkers))
+        try:
+            checkName(provider.name)
+        except ValueError as error:
+            raise SettingError(f"{store.where}: {error}")
+        self._started.append(provider)
+        if IPOP3MailboxProvider.providedBy(provider):
+            return provider
+        self._checkers += checkers
+        return AccountsProvider(provider, checkers, self.settings.policy.loginWait)
+
+    @staticmethod
+    def _checkUse(store: Store, provider: Any, hasAccounts: bool) -> None:
+        if IPOP3MailboxProvider.providedBy(provider):
+            if hasAccounts:
+                raise SettingError(
+                    f"{store.where} authenticates users itself, so {store.authWhere} cannot be "
+                    "combined with it"
+                )
+        elif not IMailboxStore.providedBy(provider):
+            raise SettingError(f"{store.where} is neither a provider nor a store")
+        elif not hasAccounts:
+            raise SettingError(f"{store.where} needs {store.authWhere}, such as passwd:FILE")
+
+    def _certificate(self, listener: Listener | None = None) -> RenewableCertificate:
+        """
+        @return: the certificate of a listener, or the service's, for STLS if for nothing
+            else.  A self-signed one is made if none is named.
+        """
+        key = None
+        if listener is not None and listener.certificate is not None:
+            key = (listener.certificate, listener.privateKey)
+        if key not in self._certificates:
+            handed = None
+            if self._shared is not None:
+                chain, itsKey = self._shared.certificates[len(self._certificates)]
+                handed = chain.encode("latin-1"), itsKey.encode("latin-1")
+            if key is None:
+                where = self.settings.where("certificate")
+                path, privateKey = self._ownCertificate()
+            else:
+                assert listener is not None
+                where = listener.where.removesuffix("endpoint") + "certificate"
+                path, privateKey = key[0], key[1] or key[0]
+            try:
+                self._certificates[key] = RenewableCertificate(path, privateKey, handed)
+            except ValueError as error:
+                raise SettingError(f"{where}: {error}")
+        return self._certificates[key]
+
+    def _ownCertificate(self) -> tuple[str, str]:
+        path, privateKey = self.settings.certificate, self.settings.privateKey
+        if path is None:
+            path, privateKey, isNew = self._dataDirectory().makeCertificate()
+            if isNew:
+                self._announcements.append(f"made a self-signed certificate: {path}")
+        return path, privateKey or path
+
+    def _pairs(self) -> list[tuple[bytes, bytes]]:
+        return [each.pair() for each in self._certificates.values()]
+
+    def _passwordFiles(self) -> list[str]:
+        return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
+
+    def _opener(self) -> Opener | None:
+        """
+        Keep open the way to files that the service may not read after it has given up its
+        privileges, or say that they will not be read again.
+        """
+        owner = self._owner()
+        if self._shared is not None or owner is None or os.geteuid() != 0:
+            return None
+        uid, gid = owner[0], None if owner[1] == -1 else owner[1]
+        renewed = [path for each in self._certificates.values() for path in each.files]
+        if self._options.configFile is not None:
+            renewed.append(self._options.configFile)
+        kept = []
+        for path in unreadable([*renewed, *self._passwordFiles()], uid, gid):
+            others = changeableBy(path)
+            if others is None:
+                kept.append(path)
+            elif path in renewed:
+                self._warnings.append(
+                    f"{path} cannot be read by user {uid}, and others than root may change "
+                    f"{others}: a renewed file will not be seen; let that user read it, "
+                    "or restart the service after each renewal"
+                )
+            else:
+                raise SettingError(
+                    f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that a "
+                    "removed user would stay in; let that user read it"
+                )
+        if not kept:
+            return None
+        made = startOpener(kept)
+        setPrivileged(made.open)
+        return made
+
+    def _warn(self) -> None:
+        """
+        Warn of settings that work and are not safe.
+        """
+        owner = self._owner()
+        if self._shared is not None:
+            return
+        if os.geteuid() == 0 and (owner is None or owner[0] == 0):
+            self._warnings.append("the service runs as root; twistd's --uid names another user")
+        kinds = {
+            text.partition(":")[0]
+            for each in self.settings.stores
+            if each.authWhere == "--auth"
+            for text in each.auth
+        }
+        if "memory" in kinds:
+            self._warnings.append(
+                "--auth memory: shows its passwords to everybody who may list processes"
+            )
+        for name, path in [
+            *(("the private key", each.files[-1]) for each in self._certificates.values()),
+            *(("the password file", each) for each in self._passwordFiles()),
+        ]:
+            who = openTo(path)
+            if who is not None:
+                self._warnings.append(f"{name} {path} can be {who}; chmod 600 keeps it")
+
+    def _knownNetworks(self) -> KnownNetworks:
+        """
+        @return: the networks that users have logged in from, which are kept if there is a
+            data directory, and written by the process that twistd has started.
+        """
+        if not self._hasDataDirectory():
+            self._announcements.append(
+                "the networks that users have logged in from are forgotten at a restart, because "
+                "there is no --data"
+            )
+            return KnownNetworks()
+        state = self._state()
+        assert state is not None
+        return KnownNetworks(state, isWriter=self._shared is None)
+
+    def _state(self) -> State | None:
+        """
+        @return: facts that survive a restart, in the data directory, or that survive a worker,
+            in a directory that lives as long as the workers; L{None} without either.
+        """
+        if self._hasDataDirectory():
+            data = self._dataDirectory()
+            data.make()
+            return State(data.state, self._owner())
+        if self._shared is not None and self._shared.state is not None:
+            return State(self._shared.state)
+        return None
+
+    def _stateOfWorkers(self) -> str | None:
+        """
+        @return: the path of the facts that all workers have to know, if there is no data
+            directory.
+        """
+        if self._hasDataDirectory():
+            return None
+        # It is removed at the end of this process.
+        self._temporary = tempfile.TemporaryDirectory(prefix="pop3svc-", ignore_cleanup_errors=True)
+        path = os.path.join(self._temporary.name, "state.db")
+        owner = self._owner()
+        State(path, owner)
+        if owner is not None:
+            os.chown(self._temporary.name, *owner)
+        return path
+
+    def _rememberMailboxes(self) -> None:
+        """
+        Tell stores of Maildirs where they note which mailboxes have existed.
+        """
+        for store in self._started:
+            if not isinstance(store, MaildirStore):
+                continue
+            state = self._state()
+            if state is not None:
+                store.useState(state)
+            warning = None if self._shared is not None else store.looksUnmounted()
+            if warning is not None:
+                self._warnings.append(warning)
+
+    def _throttle(self, known: KnownNetworks) -> SharedThrottle:
+        policy, reactor = self.settings.policy, self._reactor
+        exempt = [str(each) for each in self.settings.banExempt]
+        limits: list[BanEngine | UserThrottle] = [
+            BanEngine(reactor, known, policy.banStrikes, policy.banTime, exempt),
+            UserThrottle(
+                reactor, known, policy.userStrikes, policy.unknownNetworkStrikes, policy.strikesTime
+            ),
+        ]
+        tell = None if self._shared is None else self._parent.tellStrike
+        return SharedThrottle(reactor, limits, known, tell, policy.loginWait)
+
+    def _shareOf(self, policy: Policy) -> Policy:
+        """
+        @return: the policy of this process.  A worker gets its share of the connections.
+            Counts by address and by user are not divided, because clients come to whichever
+            worker has time, and some would be refused who are within the limits.
+        """
+        if self._shared is None:
+            return policy
+        workers = self._shared.of
+        return replace(
+            policy,
+            maxConnections=-(-policy.maxConnections // workers),
+            maxUnauthenticated=-(-policy.maxUnauthenticated // workers),
+        )
+
+    # --- the whole ------------------------------------------------------------------
+
+    @property
+    def isSupervisor(self) -> bool:
+        """
+        Whether this process starts workers, which serve.
+        """
+        return self._shared is None and self.settings.workers > 1
+
+    def make(self) -> Operated:
+        """
+        Make the service and open its ports.
+
+        @return: L{POP3Service}; or the L{Supervisor} of workers.
+        @raise SettingError: anything is wrong.
+        """
+        try:
+            observer = self._log()
+            provider = self._provider()
+            self._certificate()
+            for listener in self.settings.listeners:
+                self._certificate(listener)
+            opener = self._opener()
+            self._warn()
+            known = self._knownNetworks()
+            self._rememberMailboxes()
+        except OSError as error:
+            raise SettingError(f"{error.filename}: {error.strerror}")
+        except ValueError as error:
+            raise SettingError(str(error))
+        service = self._service(provider, known, observer)
+        opened = [
+            (port, listener.tls or listener.endpoint.startswith("ssl:"))
+            for listener in self.settings.listeners
+            for port in self._listen(service, listener)
+        ]
+        if self._usesEmbeddedDefault:
+            self._announcements += self._howToRead(opened)
+        exitInOrder(
+            self._reactor,
+            [signal.SIGTERM] if self._shared is not None else [signal.SIGTERM, signal.SIGINT],
+        )
+        if not self.isSupervisor:
+            return self._serving(service)
+        return self._supervising(service, known, observer, opener)
+
+    def _service(self, provider: Any, known: KnownNetworks, observer: Log | None) -> POP3Service:
+        throttle = self._throttle(known)
+        factory = POP3Factory(
+            provider,
+            self._shareOf(self.settings.policy),
+            connectionCreator=self._certificate(),
+            throttle=LoginGuard(self._reactor, throttle),
+        )
+        if self._shared is not None:
+            factory.loginDelayed = self._parent.tellDelay
+            throttle.restore(self._shared.strikes)
+        service = POP3Service(self._reactor, factory, throttle, self._shared is not None, observer)
+        _add(KnownNetworksService(known), service)
+        for each in self._started:
+            if IService.providedBy(each):
+                _add(IService(each), service)
+        return service
+
+    def _listen(self, service: POP3Service, listener: Listener) -> list[Any]:
+        factory: Any = service.factory
+        creator = self._certificate(listener)
+        if listener.certificate is not None or listener.cleartextLogin is not None:
+            factory = ListenerFactory(service.factory, creator, listener.cleartextLogin)
+        trusted = self.settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
+        wrap = None
+        if trusted:
+            wrap = lambda inner: ProxyFactory(  # noqa: E731
+                inner, list(trusted), self._reactor, service.factory
+            )
+        make = tlsEndpoint if listener.tls else serverEndpoint
+        try:
+            endpoint = make(self._on, listener.endpoint, creator, wrap)
+        except ValueError as error:
+            raise SettingError(f"{listener.where}: {error}")
+        if self.isSupervisor and listener.endpoint.startswith("unix:"):
+            raise SettingError(f"{listener.where}: it cannot be shared by workers")
+        ports = service.listen(listener.where, endpoint, factory)
+        if self.isSupervisor:
+            self._sockets.append(_socketOf(listener.where, ports))
+        return ports
+
+    def _howToRead(self, opened: list[tuple[Any, bool]]) -> list[str]:
+        """
+        @return: how the first user's message is read with curl.
+        """
+        data = self._dataDirectory()
+        if not os.path.exists(data.demoLogin):
+            return []
+        lines = [f"the user demo has a message; the login stands in {data.demoLogin}"]
+        certificate = self._certificate().certificate
+        for port, isSecure in opened:
+            number = getattr(port.getHost(), "port", None)
+            if number is None:
+                continue
+            if isSecure:
+                lines.append(
+                    f"read it over TLS:  curl --netrc-file {data.demoLogin} "
+                    f"--cacert {certificate} pop3s://127.0.0.1:{number}/1"
+                )
+            else:
+                lines.append(
+                    f"read it:  curl --netrc-file {data.demoLogin} pop3://127.0.0.1:{number}/1"
+                )
+        return lines
+
+    def _reloads(self, service: Operated) -> None:
+        if self._shared is None and self._options.configFile is not None:
+            service.reloads("the configuration", self._configured.reload)
+        for each in self._certificates.values():
+            service.reloads("the certificate", each.reload)
+
+    def _operated(self, service: Operated) -> None:
+        service.announcements += self._announcements
+        service.warnings += self._warnings
+        for each in self._certificates.values():
+            _add(lookAfter(each), service)
+        service.hear(self._reactor)
+
+    def _serving(self, service: POP3Service) -> POP3Service:
+        configured = self._configured
+        configured.apply = lambda policy: service.factory.usePolicy(self._shareOf(policy))
+        service.takeConfig = configured.take
+        self._reloads(service)
+        for name, parts in (("the accounts", self._checkers), ("the provider", self._started)):
+            for each in parts:
+                if IReloading.providedBy(each):
+                    service.reloads(name, each.reload)
+        if self._shared is None:
+            self._operated(service)
+        return service
+
+    def _supervising(
+        self,
+        service: POP3Service,
+        known: KnownNetworks,
+        observer: Log | None,
+        opener: Opener | None,
+    ) -> Supervisor:
+        supervisor = Supervisor(
+            self._reactor,
+            self.settings.policy,
+            service.throttle,
+            self._sockets,
+            Shared(
+                number=0,
+                of=self.settings.workers,
+                arguments=self._options.arguments,
+                reactor=None if self._twistd is None else self._twistd.get("reactor"),
+                directory=os.getcwd(),
+                families=[each.family for each in self._sockets],
+                certificates=[],
+                strikes=None,
+                opened=[] if opener is None else opener.paths,
+                state=self._stateOfWorkers(),
+            ),
+            self._pairs,
+            lambda: self._configured.text,
+            observer,
+            opener,
+        )
+        supervisor.kept = self
+        self._reloads(supervisor)
+        supervisor.reloads("the workers", supervisor.reloadWorkers)
+        self._operated(supervisor)
+        _add(KnownNetworksService(known), supervisor)
+        return supervisor
+
+
+def _socketOf(where: str, ports: list[Any]) -> Any:
+    """
+    @return: the socket of a port that workers are to share; this process accepts nothing.
+    """
+    families = (socket.AF_INET, socket.AF_INET6)
+    if (
+        len(ports) != 1
+        or getattr(getattr(ports[0], "socket", None), "family", None) not in families
+    ):
+        raise SettingError(f"{where}: it cannot be shared by workers")
+    ports[0].stopReading()
+    return ports[0].socket
+
+
+def _add(part: Any, service: Operated) -> None:
+    """
+    Start and stop a part with the service.
+    """
+    part.setServiceParent(service)

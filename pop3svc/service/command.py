@@ -1,0 +1,78 @@
+"""
+The command C{pop3svc}: serve in the foreground, manage accounts, check a configuration or a
+server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pop3svc.logs import escaped
+from pop3svc.service import usercommand
+from pop3svc.service.versions import versions
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """
+    A bad option is one sentence.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"pop3svc: {escaped(message)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pop3svc", description="A POP3 service.")
+    parser.add_argument("--version", action="store_true", help="show versions and exit")
+    commands = parser.add_subparsers(dest="command", metavar="serve|user|config|check")
+    # The options of these are their own; main() hands them on.
+    commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
+    commands.add_parser("config", help="check or show a configuration")
+    commands.add_parser("check", help="check that a POP3 server keeps to the RFCs")
+    usercommand.addParser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    The command C{pop3svc}.
+
+    @raise SystemExit: with one sentence, if it did not work.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    # Each is imported when it is asked for, because the others need none of it.
+    if argv[:1] == ["check"]:
+        from pop3svc.check.command import main as check
+
+        check(argv[1:])
+    elif argv[:1] == ["serve"]:
+        from pop3svc.service.servecommand import serve
+
+        serve(list(argv[1:]))
+    elif argv[:1] == ["config"]:
+        from pop3svc.service.configcommand import main as config
+
+        config(argv[1:])
+    else:
+        _user(argv)
+
+
+def _user(argv: Sequence[str]) -> None:
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.version:
+        print(versions())
+        return
+    if arguments.command is None:
+        parser.error("a command is needed: serve, user, config or check")
+    try:
+        usercommand.run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"pop3svc: {escaped(str(error))}")
+    except KeyboardInterrupt:
+        raise SystemExit("pop3svc: nothing was changed")

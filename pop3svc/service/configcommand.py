@@ -1,0 +1,195 @@
+"""
+C{pop3svc config check} and C{pop3svc config show}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
+
+from pop3svc.logs import escaped
+from pop3svc.service.assembly import makeAccounts, makeProvider
+from pop3svc.service.endpoints import serverEndpoint
+from pop3svc.service.options import Options
+from pop3svc.service.settings import (
+    LIMITS,
+    LISTENER,
+    SERVICE,
+    STORE,
+    Faults,
+    Secret,
+    Setting,
+    SettingError,
+    Settings,
+)
+from pop3svc.service.tls import RenewableCertificate
+
+__all__ = ["DEFAULT", "main", "toTOML"]
+
+DEFAULT = "/etc/pop3svc/pop3svc.toml"
+_LEFT_OUT = "(left out)"
+# Sources of accounts whose argument is a path; others may hold passwords.
+_PATHS = ("passwd", "file")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"pop3svc: {escaped(message)}")
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    The command C{pop3svc config}.
+
+    @raise SystemExit: 1 if there is a fault.
+    """
+    parser = _Parser(prog="pop3svc config")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
+    check = actions.add_parser("check", help="say what a configuration would run, or its faults")
+    check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT)
+    actions.add_parser(
+        "show", add_help=False, help="print the effective settings of a command line as TOML"
+    )
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.action == "show":
+        options = Options()
+        options.parseOptions(list(argv[1:]))
+        print(toTOML(_read(options)), end="")
+    elif rest:
+        parser.error(f"{rest[0]!r} is not an option")
+    else:
+        _check(arguments.file)
+
+
+def _read(options: Options) -> Settings:
+    faults = Faults()
+    try:
+        settings = options.read(faults)
+    except SettingError as error:
+        faults.add(str(error))
+    if faults.sentences:
+        _end(faults)
+    assert settings is not None
+    return settings
+
+
+def _end(faults: Faults) -> NoReturn:
+    for sentence in faults.sentences:
+        print(f"pop3svc: {escaped(sentence)}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+def _check(path: str) -> None:
+    options = Options()
+    options.parseOptions(["--config", path])
+    settings = _read(options)
+    faults = Faults()
+    _try(faults, settings)
+    if faults.sentences:
+        _end(faults)
+    for line in _summary(settings):
+        print(line)
+
+
+def _try(faults: Faults, settings: Settings) -> None:
+    """
+    Make what can be made without serving.
+    """
+    from twisted.internet import reactor
+
+    pairs = [(settings.where("certificate"), settings.certificate, settings.privateKey)]
+    for listener in settings.listeners:
+        where = listener.where.removesuffix("endpoint") + "certificate"
+        pairs.append((where, listener.certificate, listener.privateKey))
+        try:
+            # Any certificate will do, because none is used.
+            serverEndpoint(reactor, listener.endpoint, object())
+        except ValueError as error:
+            faults.add(f"{listener.where}: {error}")
+    for where, certificate, privateKey in pairs:
+        if certificate is None:
+            continue
+        try:
+            RenewableCertificate(certificate, privateKey or certificate)
+        except ValueError as error:
+            faults.add(f"{where}: {error}")
+    for store in settings.stores:
+        for make in (makeProvider, makeAccounts):
+            if make is makeProvider and store.kind is None:
+                continue
+            try:
+                make(store)
+            except SettingError as error:
+                faults.add(str(error))
+
+
+def _summary(settings: Settings) -> Iterable[str]:
+    policy = settings.policy
+    for listener in settings.listeners:
+        rule = listener.cleartextLogin or policy.cleartextLogin
+        tls = " with implicit TLS" if listener.tls or listener.endpoint.startswith("ssl:") else ""
+        yield f"listen on {listener.endpoint}{tls}; logins without TLS: {rule}"
+    for store in settings.stores:
+        users = f"users of {store.domain}" if store.domain else "all other users"
+        accounts = ", ".join(_auth(each) for each in store.auth) or "the provider's own"
+        yield f"{users}: {store.kind or 'the embedded default'}; accounts: {accounts}"
+    if not settings.stores:
+        yield "all users: the embedded default"
+    yield f"certificate: {settings.certificate or 'self-signed, in the data directory'}"
+    yield f"data directory: {settings.data or 'the embedded default'}"
+    yield f"processes: {settings.workers}"
+    changed = [
+        f"{each.name}={getattr(policy, each.name)}"
+        for each in LIMITS
+        if getattr(policy, each.name) != each.default
+    ]
+    if changed:
+        yield f"limits: {', '.join(changed)}"
+    if policy.without:
+        yield f"without: {', '.join(sorted(policy.without))}"
+
+
+def _auth(description: str) -> str:
+    kind, colon, argument = description.partition(":")
+    if isinstance(description, Secret) or (kind not in _PATHS and argument):
+        return f"{kind}:{_LEFT_OUT}"
+    return kind + colon + argument
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        # A JSON string is a TOML string.
+        return json.dumps(_LEFT_OUT if isinstance(value, Secret) else value)
+    items = sorted(value) if isinstance(value, frozenset) else value
+    return f"[{', '.join(_value(str(each)) for each in items)}]"
+
+
+def _lines(declared: Iterable[Setting], *values: Any) -> Iterable[str]:
+    for setting in declared:
+        for each in values:
+            value = getattr(each, setting.attribute, None)
+            if value is not None:
+                yield f"{setting.name} = {_value(value)}"
+
+
+def toTOML(settings: Settings) -> str:
+    """
+    @return: settings as a configuration file, secrets left out.
+    """
+    lines = list(_lines(SERVICE, settings, settings.policy))
+    for listener in settings.listeners:
+        lines += ["", "[[listener]]", *_lines(LISTENER, listener)]
+    for store in settings.stores:
+        shown = replace(store, auth=tuple(map(_auth, store.auth)))
+        lines += ["", "[[store]]", *_lines(STORE, shown)]
+    lines += ["", "[limits]"]
+    lines += _lines(LIMITS, settings.policy)
+    return "\n".join(lines) + "\n"

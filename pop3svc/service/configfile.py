@@ -1,0 +1,192 @@
+"""
+The configuration file: TOML in, settings out.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+from pop3svc.files import openReplaceable
+from pop3svc.service.settings import (
+    LIMITS,
+    LISTENER,
+    SERVICE,
+    STORE,
+    TEXT,
+    Faults,
+    Listener,
+    Secret,
+    SettingError,
+    Store,
+    readTable,
+)
+
+__all__ = ["Configuration", "readConfiguration", "readText"]
+
+# Octets; a configuration is a page of text.
+_LARGEST = 1_048_576
+
+
+class Configuration:
+    """
+    The settings of one file.
+
+    @ivar values: by the names of L{SERVICE}.
+    @ivar limits: by the names of L{LIMITS}.
+    @ivar origins: the file and the key of each, for messages.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        @param path: for messages.
+        """
+        self.path = path
+        self.values: dict[str, Any] = {}
+        self.limits: dict[str, int] = {}
+        self.listeners: list[Listener] = []
+        self.stores: list[Store] = []
+        self.origins: dict[str, str] = {}
+
+    def read(self, text: str, faults: Faults) -> None:
+        """
+        Take the settings of a file.
+
+        @param text: the file's text.
+        @param faults: is told what cannot be used.
+        """
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            faults.add(f"{self.path}: not valid TOML: {error}")
+            return
+        tables = ("limits", "listener", "store")
+        self.values = readTable(document, SERVICE, self._where, faults, tables)
+        limits = document.get("limits", {})
+        if not isinstance(limits, dict):
+            faults.add(f"{self._where('limits')}: must be a table, [limits]")
+        else:
+            self.limits = readTable(
+                limits, LIMITS, lambda key: self._where(f"limits.{key}"), faults
+            )
+        for key in self.values:
+            self.origins[key] = self._where(key)
+        for number, table in self._tables(document, "listener", faults):
+            self._listener(f"listener[{number}]", table, faults)
+        for number, table in self._tables(document, "store", faults):
+            self._store(f"store[{number}]", table, faults)
+
+    def _where(self, key: str) -> str:
+        return f"{self.path}: {key}"
+
+    def _tables(
+        self, document: Mapping[str, Any], key: str, faults: Faults
+    ) -> list[tuple[int, dict[str, Any]]]:
+        tables = document.get(key, [])
+        if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
+            faults.add(f"{self._where(key)}: must be an array of tables, [[{key}]]")
+            return []
+        return list(enumerate(tables, 1))
+
+    def _listener(self, name: str, table: dict[str, Any], faults: Faults) -> None:
+        values = readTable(table, LISTENER, lambda key: self._where(f"{name}.{key}"), faults)
+        if "endpoint" not in table:
+            faults.add(f"{self._where(name)}: needs an endpoint")
+        if "private-key" in values and "certificate" not in values:
+            faults.add(f"{self._where(name)}.private-key requires certificate")
+        self.listeners.append(
+            Listener(
+                f"{self._where(name)}.endpoint",
+                values.get("endpoint", ""),
+                **{
+                    each.attribute: values[each.name]
+                    for each in LISTENER
+                    if each.name in values and each.name != "endpoint"
+                },
+            )
+        )
+
+    def _store(self, name: str, table: dict[str, Any], faults: Faults) -> None:
+        where = self._where(name)
+        known = {each.name for each in STORE}
+        own = {key: value for key, value in table.items() if key not in known}
+        values = readTable(
+            {key: value for key, value in table.items() if key in known},
+            STORE,
+            lambda key: f"{where}.{key}",
+            faults,
+        )
+        argument = values.get("argument")
+        if "kind" not in table:
+            faults.add(f"{where}: needs a kind, such as maildir")
+        elif own and "argument" in table:
+            faults.add(f"{where}.{next(iter(own))}: cannot be combined with argument")
+        elif own:
+            argument = _argument(where, own, faults)
+        domain = values.get("domain")
+        self.stores.append(
+            Store(
+                where,
+                f"{where}.auth",
+                values.get("kind", ""),
+                argument,
+                values.get("auth", ()),
+                domain.lower() if isinstance(domain, str) else None,
+            )
+        )
+
+
+def _argument(where: str, keys: Mapping[str, Any], faults: Faults) -> str:
+    """
+    @return: keys of a store as the argument of its provider, as it would stand on the command
+        line: C{path=/srv/mail:readonly=yes}.
+    """
+    parts, isSecret = [], False
+    for key, value in keys.items():
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, int):
+            text = str(value)
+        else:
+            try:
+                text = TEXT.fromFile(value)
+            except ValueError as error:
+                faults.add(f"{where}.{key}: {error}")
+                continue
+            isSecret = isSecret or isinstance(text, Secret)
+        for special in ("\\", ":", "="):
+            text = text.replace(special, f"\\{special}")
+        parts.append(f"{key}={text}")
+    argument = ":".join(parts)
+    return Secret(argument) if isSecret else argument
+
+
+def readText(path: str) -> str:
+    """
+    @return: the text of a configuration file.
+    @raise SettingError: it cannot be read.
+    """
+    try:
+        with open(openReplaceable(path), "rb") as file:
+            data = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise SettingError(f"--config {path}: {error.strerror}")
+    if len(data) > _LARGEST:
+        raise SettingError(f"--config {path}: is larger than {_LARGEST} octets")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise SettingError(f"--config {path}: is not UTF-8")
+
+
+def readConfiguration(path: str, faults: Faults, text: str | None = None) -> Configuration:
+    """
+    Read a configuration file.
+
+    @param text: its text, if somebody has read it already.
+    @raise SettingError: it cannot be read at all.
+    """
+    configuration = Configuration(path)
+    configuration.read(readText(path) if text is None else text, faults)
+    return configuration

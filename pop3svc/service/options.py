@@ -1,0 +1,239 @@
+"""
+The command line: options in, settings out; and the one place that exits with a sentence.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.strcred import AuthOptionMixin
+from twisted.plugin import getPlugins
+from twisted.python import usage
+
+from pop3svc.interfaces import IPOP3ProviderPlugin
+from pop3svc.logs import escaped
+from pop3svc.service.configfile import Configuration, readConfiguration
+from pop3svc.service.operating import signals
+from pop3svc.service.settings import (
+    LIMITS,
+    SERVICE,
+    STORE,
+    Faults,
+    Listener,
+    Setting,
+    SettingError,
+    Settings,
+    Store,
+    makeSettings,
+)
+from pop3svc.service.versions import versions
+
+__all__ = ["Options", "loadSettings", "providerPlugins", "refuse"]
+
+
+def refuse(sentence: str) -> NoReturn:
+    """
+    End the process with exit status 1.
+
+    @param sentence: for the operator, on the standard error.
+    """
+    raise SystemExit(f"pop3svc: {escaped(' '.join(sentence.split()))}")
+
+
+def providerPlugins() -> dict[str, Any]:
+    """
+    @return: the kinds of providers, by their prefixes.
+    """
+    return {plugin.prefix: plugin for plugin in getPlugins(IPOP3ProviderPlugin)}
+
+
+class Options(usage.Options, AuthOptionMixin):
+    """
+    The options of C{twistd pop3svc} and C{pop3svc serve}.  An option for each setting is
+    added below.
+
+    @ivar arguments: the command line, for workers.
+    """
+
+    synopsis = "[options]"
+    longdesc = (
+        "A POP3 service.  Without any option it serves an embedded default: "
+        "accounts and Maildirs in a directory of your own, on loopback."
+    )
+    supportedInterfaces = (IUsernamePassword,)
+
+    def __init__(self, configText: str | None = None) -> None:
+        """
+        @param configText: the text of the configuration file, if it has been read already.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.arguments: list[str] = []
+        self._configText = configText
+        self._faults = Faults()
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        self._limits: dict[str, int] = {}
+        self._listeners: list[Listener] = []
+        self._provider: str | None = None
+        self._auth: list[str] = []
+        self._config: str | None = None
+
+    def parseOptions(self, options: Any = None) -> None:
+        """
+        See L{usage.Options.parseOptions}.  A bad option is one sentence, not a page of help.
+        """
+        # Before anything else of ours runs, so that a reload that comes early ends nothing.
+        signals.hold()
+        self.arguments = list(sys.argv[1:] if options is None else options)
+        try:
+            super().parseOptions(options)  # type: ignore[no-untyped-call]
+            self._faults.check()
+        except (usage.UsageError, SettingError) as error:
+            refuse(str(error))
+
+    def parseArgs(self, *arguments: str) -> None:
+        """
+        There are no arguments.
+        """
+        if arguments:
+            refuse(f"{arguments[0]!r} is not an option")
+
+    def settings(self) -> Settings:
+        """
+        Put the command line and the configuration file together; the command line wins.
+
+        @raise SettingError: the file cannot be used.
+        """
+        faults = Faults()
+        settings = self.read(faults)
+        faults.check()
+        assert settings is not None
+        return settings
+
+    @property
+    def configFile(self) -> str | None:
+        """
+        The path of the configuration file.
+        """
+        return self._config
+
+    def read(self, faults: Faults, text: str | None = None) -> Settings | None:
+        """
+        As L{settings}, with all faults of the file.
+
+        @param text: the text of the file, if it was read again.
+        @raise SettingError: the file cannot be read.
+        """
+        if self._config is None:
+            configuration = Configuration("")
+        else:
+            configuration = readConfiguration(
+                self._config, faults, self._configText if text is None else text
+            )
+        stores = configuration.stores
+        if self._provider is not None or self._auth:
+            kind, colon, argument = (self._provider or "").partition(":")
+            where = f"--provider {kind}" if kind else "--auth"
+            stores = [
+                Store(where, "--auth", kind or None, argument if colon else None, tuple(self._auth))
+            ]
+        return makeSettings(
+            configuration.values | self._values,
+            configuration.limits | self._limits,
+            self._listeners or configuration.listeners,
+            stores,
+            configuration.origins | self._origins,
+            faults,
+        )
+
+    def opt_config(self, path: str) -> None:
+        """Configuration file (TOML); options of the command line win over it."""
+        self._config = path
+
+    def opt_tls_endpoint(self, text: str) -> None:
+        """Like --endpoint, with implicit TLS by the service's certificate around it."""
+        self._listeners.append(Listener(f"--tls-endpoint {text}", text, tls=True))
+
+    def opt_endpoint(self, text: str) -> None:
+        """Endpoint string to listen on, such as tcp:110 or ssl:995; may be repeated."""
+        self._listeners.append(Listener(f"--endpoint {text}", text))
+
+    def opt_provider(self, text: str) -> None:
+        """Provider of the mailboxes, such as maildir:/srv/mail; see --help-providers."""
+        self._provider = text
+
+    def opt_auth(self, text: str) -> None:
+        """Source of accounts, such as passwd:FILE; may be repeated; see --help-auth."""
+        self._auth.append(text)
+
+    def opt_set(self, text: str) -> None:
+        """Set a limit, as NAME=VALUE; see --help-settings."""
+        name, equals, value = text.partition("=")
+        setting = next((each for each in LIMITS if each.name == name), None)
+        if not equals or setting is None:
+            refuse(f"--set {text}: use NAME=VALUE with a name from --help-settings")
+        try:
+            self._limits[name] = setting.kind.fromText(value)
+        except ValueError as error:
+            refuse(f"--set {name} {error}")
+
+    def opt_help_settings(self) -> NoReturn:
+        """List the limits that --set can set, with their reasons."""
+        for each in LIMITS:
+            print(f"{each.name}={each.default}\n    {each.help}")
+        raise SystemExit(0)
+
+    def opt_help_providers(self) -> NoReturn:
+        """List the kinds of providers."""
+        for prefix, plugin in sorted(providerPlugins().items()):
+            print(f"{prefix}:{plugin.argumentFormat}\n    {plugin.help}")
+        print("or the dotted name of a class or object of your own, followed by :ARGUMENTS")
+        raise SystemExit(0)
+
+    def opt_version(self) -> NoReturn:
+        """Show the versions of pop3svc, Twisted, Python and OpenSSL."""
+        print(versions())
+        raise SystemExit(0)
+
+    def set(self, setting: Setting, text: str) -> None:
+        """
+        An option of the command line was given.
+        """
+        try:
+            value = setting.kind.fromText(text)
+        except ValueError as error:
+            refuse(f"--{setting.name} {text}: {error}")
+        if setting.isRepeated and setting.name in self._values:
+            before = self._values[setting.name]
+            value = before | value if isinstance(value, frozenset) else before + value
+        self._values[setting.name] = value
+        self._origins[setting.name] = f"--{setting.name}"
+
+
+def _option(setting: Setting) -> Callable[[Options, str], None]:
+    def opt(self: Options, text: str) -> None:
+        self.set(setting, text)
+
+    opt.__doc__ = setting.help
+    return opt
+
+
+for _setting in SERVICE:
+    setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))
+
+
+def loadSettings(options: Options) -> Settings:
+    """
+    @return: the settings of a command line and its configuration file.
+    @raise SystemExit: with one sentence, if they cannot be used.
+    """
+    try:
+        return options.settings()
+    except SettingError as error:
+        refuse(str(error))
+
+
+assert {each.name for each in STORE if each.isOption} == {"auth"}

@@ -1,0 +1,189 @@
+"""
+The service that runs: ports that listen, the networks of users that are kept, an end in order.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.application.internet import TimerService
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.error import CannotListenError, ReactorNotRunning
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pop3svc.accounts.hashing import startHashing
+from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.accounts.throttle import SharedThrottle
+from pop3svc.files import disk, longWork
+from pop3svc.logs import Log
+from pop3svc.service.accepting import AcceptLimiter, raiseLimit
+from pop3svc.service.factory import POP3Factory
+from pop3svc.service.keepalive import keepAlive, socketOf
+from pop3svc.service.operating import Operated
+from pop3svc.service.settings import SettingError
+from pop3svc.service.tls import RenewableCertificate
+
+__all__ = ["KnownNetworksService", "POP3Service", "exitInOrder", "lookAfter"]
+
+log = Logger(namespace="pop3svc")
+
+
+class POP3Service(Operated):
+    """
+    Listens, serves, and ends in order.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        factory: POP3Factory,
+        throttle: SharedThrottle,
+        takesTurns: bool = False,
+        observer: Log | None = None,
+    ) -> None:
+        """
+        @param throttle: counts failed logins.
+        @param takesTurns: see L{AcceptLimiter}.
+        @param observer: see L{Operated}.
+        """
+        super().__init__(observer)
+        self._reactor = reactor
+        self.factory = factory
+        self.throttle = throttle
+        self.ports: list[Any] = []
+        # In a worker: takes the text of a configuration file that the parent has read again.
+        self.takeConfig: Callable[[str], object] = lambda text: None
+        raiseLimit()
+        self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=lambda: factory.inUse)
+        factory.accepted = self._accepting.accepted
+        factory.mayServe = self._accepting.mayServe
+
+    def listen(self, where: str, endpoint: Any, factory: Any) -> list[Any]:
+        """
+        Open a port now, while there are the privileges to.
+
+        @param where: for the operator: the option or the key that asks for it.
+        @param factory: makes the protocols of its connections.
+        @return: the port, if it is open already.
+        @raise SettingError: it cannot be opened.
+        """
+        before = len(self.ports)
+        listening: Deferred[Any] = endpoint.listen(factory)
+        failures: list[Failure] = []
+        listening.addCallbacks(self._opened, failures.append)
+        if failures:
+            error = failures[0].value
+            if isinstance(error, CannotListenError):
+                cause = error.socketError
+                raise SettingError(f"{where}: {getattr(cause, 'strerror', None) or cause}")
+            raise SettingError(f"{where}: {error}")
+        if not listening.called:
+            listening.addErrback(self._lateFailure, where)
+        return self.ports[before:]
+
+    def _opened(self, port: Any) -> None:
+        self.ports.append(port)
+        self._accepting.add(port)
+        found = socketOf(port)
+        handsOn = found is not None and keepAlive(found, self.factory.policy)
+        # All ports have to, because a connection does not tell from which one it came.
+        self.factory.portsKeepAlive = handsOn and (
+            len(self.ports) == 1 or self.factory.portsKeepAlive
+        )
+
+    def _lateFailure(self, failure: Failure, where: str) -> None:
+        log.failure("{where}: cannot listen", failure, where=where)
+        self._reactor.stop()
+
+    def startService(self) -> None:
+        """
+        See L{twisted.application.service.IService.startService}.
+        """
+        super().startService()
+        # Start the threads now, because there may be none to be had later.
+        disk().start()
+        longWork().start()
+        startHashing()
+
+    def stopService(self) -> Deferred[Any]:
+        """
+        Accept no more connections; let sessions finish what they do; then stop the rest.
+        See L{twisted.application.service.IService.stopService}.
+        """
+        self._accepting.stop()
+        stopping: list[Deferred[Any]] = []
+        for port in self.ports:
+            stopped = port.stopListening()
+            if isinstance(stopped, Deferred):
+                stopping.append(stopped)
+        stopping.append(Deferred.fromCoroutine(self.factory.shutdown()))
+
+        def others(_: object) -> Any:
+            return super(POP3Service, self).stopService()  # type: ignore[no-untyped-call]
+
+        return gatherResults(stopping).addBoth(others)
+
+
+class KnownNetworksService(TimerService):
+    """
+    Reads the known networks at the start; writes them once a minute, and at the end.
+    """
+
+    # Seconds: only changes are written, and a crash loses no more than this.
+    EVERY = 60
+
+    def __init__(self, known: KnownNetworks) -> None:
+        super().__init__(self.EVERY, self._save)  # type: ignore[no-untyped-call]
+        self._known = known
+
+    def _save(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._known.save())
+
+    def startService(self) -> None:
+        """
+        See L{twisted.application.service.IService.startService}.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        loaded = Deferred.fromCoroutine(self._known.load())
+        loaded.addErrback(lambda failure: log.failure("cannot read the known networks", failure))
+
+    def stopService(self) -> Any:
+        """
+        See L{twisted.application.service.IService.stopService}.
+        """
+        stopped = super().stopService()  # type: ignore[no-untyped-call]
+        saved = self._save()
+        saved.addErrback(lambda failure: log.failure("cannot keep the known networks", failure))
+        return gatherResults([maybeDeferred(lambda: stopped), saved])
+
+
+def lookAfter(creator: RenewableCertificate) -> TimerService:
+    """
+    Look after a certificate at the start, and every hour.
+    """
+    return TimerService(3600, creator.look)
+
+
+def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
+    """
+    Exit with status 0 on SIGTERM and SIGINT, because twistd raises a signal again that the
+    reactor's own handlers took, once everything has ended in order.
+    """
+
+    def stop(*_: object) -> None:
+        def once() -> None:
+            try:
+                reactor.stop()
+            except ReactorNotRunning:
+                pass
+
+        reactor.callFromThread(once)
+
+    def install() -> None:
+        for number in signals:
+            signal.signal(number, stop)
+
+    reactor.callWhenRunning(install)

@@ -1,0 +1,541 @@
+"""
+Every setting of the service, declared once.
+
+The options of the command line, C{--help}, C{--help-settings}, the configuration file, its
+error messages and the page of the documentation are all made from these declarations.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any
+
+from pop3svc.networks import LOOPBACK
+from pop3svc.policy import CLEARTEXT_LOGIN, EXTENSIONS, Policy
+
+__all__ = [
+    "LIMITS",
+    "LISTENER",
+    "SERVICE",
+    "STORE",
+    "TEXT",
+    "Faults",
+    "Kind",
+    "Listener",
+    "Secret",
+    "Setting",
+    "SettingError",
+    "Settings",
+    "Store",
+    "defaultListeners",
+    "makeSettings",
+    "readTable",
+]
+
+_Network = IPv4Network | IPv6Network
+
+
+class SettingError(ValueError):
+    """
+    A setting cannot be used: one sentence for the operator, which names the option or the
+    file and its key.
+    """
+
+
+class Secret(str):
+    """
+    A value that was read from a file or from a credential, and is never shown.
+    """
+
+
+# --- kinds of values ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    A kind of value.
+
+    @ivar name: its name for help texts, such as C{FILE}.
+    @ivar fromText: read it from the command line.
+    @ivar fromFile: read it from the configuration file.
+    Both raise L{ValueError} with the rest of a sentence that begins with the setting's name.
+    """
+
+    name: str
+    fromText: Callable[[str], Any]
+    fromFile: Callable[[Any], Any]
+
+
+def _string(value: Any) -> str:
+    """
+    A string, or a table that says where a secret is.
+    """
+    if isinstance(value, dict):
+        path = _secretPath(value)
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read(65536)
+        except OSError as error:
+            raise ValueError(f"{path}: {error.strerror}")
+        return Secret(text.removesuffix("\n"))
+    if not isinstance(value, str):
+        raise ValueError("must be a string")
+    return value
+
+
+def _secretPath(value: dict[str, Any]) -> str:
+    if set(value) == {"file"} and isinstance(value["file"], str):
+        return value["file"]
+    if set(value) == {"credential"} and isinstance(value["credential"], str):
+        name, directory = value["credential"], os.environ.get("CREDENTIALS_DIRECTORY")
+        if not directory:
+            raise ValueError("needs systemd's credentials: CREDENTIALS_DIRECTORY is not set")
+        if not name or "/" in name:
+            raise ValueError('the name of a credential must not be empty or contain "/"')
+        return os.path.join(directory, name)
+    raise ValueError('must be a string, { file = "..." } or { credential = "..." }')
+
+
+def _path(value: Any) -> str:
+    return _secretPath(value) if isinstance(value, dict) else _string(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+def _booleanFromText(text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise ValueError("must be yes or no")
+    return text == "yes"
+
+
+def _choice(*words: str) -> Kind:
+    def read(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"must be one of {', '.join(words)}")
+        return str(value)
+
+    return Kind("|".join(words), read, read)
+
+
+def _wholeNumber(least: int, most: int) -> Kind:
+    bounds = f"from {least} to {most}" if most < 999_999_999 else f"{least} or more"
+
+    def fromFile(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"must be a whole number, {bounds}")
+        return value
+
+    def fromText(text: str) -> int:
+        isNumber = text.isascii() and text.isdigit() and len(text) < 12
+        return fromFile(int(text) if isNumber else None)
+
+    return Kind("NUMBER", fromText, fromFile)
+
+
+def _networks(texts: Iterable[Any]) -> tuple[_Network, ...]:
+    found = []
+    for each in texts:
+        if not isinstance(each, str):
+            raise ValueError("must be an array of networks, such as 192.0.2.0/24")
+        try:
+            found.append(ip_network(each))
+        except ValueError as error:
+            raise ValueError(f"must be networks: {error}")
+    return tuple(found)
+
+
+def _array(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("must be an array")
+    return value
+
+
+def _extensions(names: Iterable[Any]) -> frozenset[str]:
+    known = {name.upper(): name for name in EXTENSIONS}
+    found = set()
+    for name in names:
+        if not isinstance(name, str) or name.upper() not in known:
+            raise ValueError(f"must name extensions of {', '.join(EXTENSIONS)}")
+        found.add(known[name.upper()])
+    return frozenset(found)
+
+
+TEXT = Kind("TEXT", _string, _string)
+FILE = Kind("FILE", _string, _path)
+BOOLEAN = Kind("yes|no", _booleanFromText, _boolean)
+NETWORKS = Kind(
+    "NETWORKS",
+    lambda text: _networks(each for each in text.split(",") if each),
+    lambda value: _networks(_array(value)),
+)
+NAMES = Kind("NAME", lambda text: _extensions([text]), lambda value: _extensions(_array(value)))
+TEXTS = Kind(
+    "KIND:ARGUMENT",
+    lambda text: (text,),
+    lambda value: tuple(_string(each) for each in _array(value)),
+)
+
+
+# --- declarations ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """
+    One setting.
+
+    @ivar name: the key in the configuration file, and the option after C{--}.
+    @ivar help: one sentence.
+    @ivar reason: why the default is as it is, if there is more to say.
+    @ivar isLive: a running service takes a new value (SIGHUP); sessions that exist keep
+        the old one.
+    @ivar isRepeated: the option may be given more than once.
+    @ivar isOption: there is an option of this name.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    default: Any = None
+    reason: str = ""
+    isLive: bool = False
+    isRepeated: bool = False
+    isOption: bool = True
+
+    @property
+    def attribute(self) -> str:
+        """
+        The name of the attribute that holds the value: C{private-key} is C{privateKey}.
+        """
+        first, *rest = self.name.split("-")
+        return first + "".join(each.capitalize() for each in rest)
+
+
+_CERTIFICATE = Setting(
+    "certificate", FILE, "PEM file of the TLS certificate and its chain (default: self-signed)."
+)
+_PRIVATE_KEY = Setting(
+    "private-key", FILE, "PEM file of the certificate's key, if it is in a file of its own."
+)
+_CLEARTEXT = Setting(
+    "cleartext-login",
+    _choice(*CLEARTEXT_LOGIN),
+    "Accept logins without TLS: never, from loopback, or always (default: loopback).",
+    Policy.cleartextLogin,
+    "A password in clear text crosses no network if the client is on the same machine.",
+    isLive=True,
+)
+_PROXY_FROM = Setting(
+    "proxy-from",
+    NETWORKS,
+    "Networks of proxies, whose connections begin with a PROXY header (version 1 or 2).",
+    (),
+    isRepeated=True,
+)
+
+SERVICE = (
+    Setting("data", FILE, "Directory for the files that the service itself keeps."),
+    Setting(
+        "workers",
+        _wholeNumber(1, 999),
+        "Number of worker processes (default: 1).",
+        1,
+        "One process uses one core.",
+    ),
+    _CERTIFICATE,
+    _PRIVATE_KEY,
+    _CLEARTEXT,
+    Setting(
+        "without",
+        NAMES,
+        "Switch off an extension: it is neither announced nor accepted.",
+        frozenset(),
+        isLive=True,
+        isRepeated=True,
+    ),
+    Setting(
+        "ban-exempt",
+        NETWORKS,
+        "Networks that are never banned for failed logins, separated by commas "
+        f"(default: {','.join(LOOPBACK)}).",
+        _networks(LOOPBACK),
+    ),
+    _PROXY_FROM,
+)
+
+LISTENER = (
+    Setting("endpoint", TEXT, "Endpoint string to listen on: tcp:110, ssl:995, unix:PATH, ..."),
+    Setting(
+        "tls",
+        BOOLEAN,
+        "Use implicit TLS on this endpoint with the listener's certificate.",
+        False,
+        isOption=False,
+    ),
+    replace(_CERTIFICATE, isOption=False),
+    replace(_PRIVATE_KEY, isOption=False),
+    replace(_CLEARTEXT, isOption=False, default=None),
+    replace(_PROXY_FROM, isOption=False, default=None),
+)
+
+STORE = (
+    Setting(
+        "domain",
+        TEXT,
+        "Serve the users of this domain from this store; without it, all other users.",
+        isOption=False,
+    ),
+    Setting(
+        "kind",
+        TEXT,
+        "Kind of the provider: maildir, folder, memory, or the dotted name of a class or object.",
+        isOption=False,
+    ),
+    Setting(
+        "argument",
+        TEXT,
+        "Argument of the provider as on the command line, instead of keys of its own.",
+        isOption=False,
+    ),
+    Setting(
+        "auth",
+        TEXTS,
+        "Source of accounts, such as passwd:FILE; see --help-auth.",
+        (),
+        isRepeated=True,
+    ),
+)
+
+LIMITS = tuple(
+    Setting(
+        item.name,
+        _wholeNumber(item.metadata["least"], 999_999_999),
+        item.metadata["reason"],
+        item.default,
+        isLive=item.metadata["isLive"],
+        isOption=False,
+    )
+    for item in fields(Policy)
+    if "least" in item.metadata
+)
+
+
+# --- values -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listener:
+    """
+    A place to listen.
+
+    @ivar where: the option or the key that asked for it, for messages.
+    @ivar tls: implicit TLS is added around the endpoint.
+    @ivar certificate: and C{privateKey}: L{None} for the service's.
+    @ivar cleartextLogin: L{None} for the service's.
+    @ivar proxyFrom: L{None} for the service's.
+    """
+
+    where: str
+    endpoint: str
+    tls: bool = False
+    certificate: str | None = None
+    privateKey: str | None = None
+    cleartextLogin: str | None = None
+    proxyFrom: tuple[_Network, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Store:
+    """
+    Mailboxes, and who may open them.
+
+    @ivar where: the option or the key that asked for it, for messages.
+    @ivar kind: L{None} for the embedded default's Maildirs.
+    @ivar argument: of the provider; L{None} if none is given.
+    @ivar auth: descriptions for L{twisted.cred.strcred.makeChecker}.
+    """
+
+    where: str
+    authWhere: str
+    kind: str | None
+    argument: str | None = None
+    auth: tuple[str, ...] = ()
+    domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What a service is to be.
+    """
+
+    data: str | None = None
+    workers: int = 1
+    certificate: str | None = None
+    privateKey: str | None = None
+    banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
+    proxyFrom: tuple[_Network, ...] = ()
+    policy: Policy = field(default_factory=Policy)
+    listeners: tuple[Listener, ...] = ()
+    stores: tuple[Store, ...] = ()
+    # By the name of a setting: the option or key that gave it.
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def where(self, name: str) -> str:
+        """
+        @return: the option or the key that has given a setting, for messages.
+        """
+        return self.origins.get(name, f"--{name}")
+
+    def changesTo(self, other: Settings) -> tuple[Policy, list[str]]:
+        """
+        Compare with the settings of a file that was read again.
+
+        @return: the policy that a running service can take, and the names of the settings
+            that need a restart.
+        """
+        live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
+        live["cleartextLogin"] = other.policy.cleartextLogin
+        live["without"] = other.policy.without
+        policy = replace(self.policy, **live)
+        rest = [
+            each.name
+            for each in LIMITS
+            if getattr(policy, each.name) != getattr(other.policy, each.name)
+        ]
+        for item in fields(self):
+            if item.name not in ("policy", "origins") and getattr(self, item.name) != getattr(
+                other, item.name
+            ):
+                rest.append(_NAMES.get(item.name, item.name))
+        return policy, rest
+
+
+_NAMES = {each.attribute: each.name for each in SERVICE} | {
+    "listeners": "listener",
+    "stores": "store",
+}
+
+
+# --- reading ------------------------------------------------------------------------
+
+
+class Faults:
+    """
+    Collects the faults of a configuration, one sentence each.
+    """
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        """
+        @param sentence: begins with the option or the key.
+        """
+        self.sentences.append(sentence)
+
+    def check(self) -> None:
+        """
+        @raise SettingError: there is a fault; the first one.
+        """
+        if self.sentences:
+            raise SettingError(self.sentences[0])
+
+
+def defaultListeners() -> tuple[Listener, ...]:
+    """
+    @return: where the service listens if nothing else is asked for: on loopback, on ports
+        that need no privileges.
+    """
+    return tuple(
+        Listener(f"--endpoint {text}", text)
+        for text in ("tcp:1110:interface=127.0.0.1", "ssl:1995:interface=127.0.0.1")
+    )
+
+
+def readTable(
+    table: Mapping[str, Any],
+    known: tuple[Setting, ...],
+    where: Callable[[str], str],
+    faults: Faults,
+    others: Iterable[str] = (),
+) -> dict[str, Any]:
+    """
+    Read the keys of a table of the configuration file.
+
+    @param where: the place of a key, for messages.
+    @param others: keys that somebody else reads.
+    @return: the values, by the names of the settings.
+    """
+    byName = {each.name: each for each in known}
+    values = {}
+    for key, value in table.items():
+        if key in others:
+            continue
+        setting = byName.get(key)
+        if setting is None:
+            near = get_close_matches(key, [*byName, *others], 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            faults.add(f"{where(key)}: unknown setting{hint}")
+            continue
+        try:
+            values[key] = setting.kind.fromFile(value)
+        except ValueError as error:
+            faults.add(f"{where(key)}: {error}")
+    return values
+
+
+def makeSettings(
+    values: Mapping[str, Any],
+    limits: Mapping[str, int],
+    listeners: Iterable[Listener],
+    stores: Iterable[Store],
+    origins: Mapping[str, str],
+    faults: Faults,
+) -> Settings:
+    """
+    Put values from all sources together.
+
+    @param values: by the names of L{SERVICE}.
+    @param limits: by the names of L{LIMITS}.
+    @param origins: the option or key of each.
+    """
+    policy = replace(
+        Policy(),
+        cleartextLogin=values.get("cleartext-login", Policy.cleartextLogin),
+        without=values.get("without", frozenset()),
+        **limits,
+    )
+    if "private-key" in values and "certificate" not in values:
+        where = origins.get("private-key", "--private-key")
+        faults.add(f"{where} requires {where.replace('private-key', 'certificate')}")
+    own = {
+        each.attribute: values[each.name]
+        for each in SERVICE
+        if each.name in values and each.name not in ("cleartext-login", "without")
+    }
+    stores = tuple(stores)
+    seen: set[str | None] = set()
+    for each in stores:
+        if each.domain in seen:
+            faults.add(
+                f"{each.where}: a second store for "
+                + ("all other users" if each.domain is None else f"the domain {each.domain}")
+            )
+        seen.add(each.domain)
+    return Settings(
+        **own,
+        policy=policy,
+        listeners=tuple(listeners) or defaultListeners(),
+        stores=stores,
+        origins=dict(origins),
+    )

@@ -1,0 +1,187 @@
+"""
+The configuration file from outside: a real twistd, real sockets, SIGHUP.
+"""
+
+from __future__ import annotations
+
+import poplib
+import signal
+import ssl
+from pathlib import Path
+
+import pytest
+
+from pop3svc.accounts.passwordfile import addUser
+from tests.providers.test_maildir import deliver
+from tests.running import PATIENCE, Connection, Running, freePort, script
+from tests.service.test_twistd import renew, run, site, trusting
+
+__all__ = ["site"]
+
+
+def write(path: Path, site: Path, ports: list[int], more: str = "") -> Path:
+    """
+    Two domains, three listeners of which one has a certificate of its own.
+    """
+    file = path / "pop3svc.toml"
+    file.write_text(
+        f"""
+        data = "{path}/data"
+        certificate = "{site}/cert.pem"
+        private-key = "{site}/key.pem"
+        cleartext-login = "never"
+        {more}
+
+        [[listener]]
+        endpoint = "tcp:{ports[0]}:interface=127.0.0.1"
+
+        [[listener]]
+        endpoint = "tcp:{ports[1]}:interface=127.0.0.1"
+        cleartext-login = "always"
+
+        [[listener]]
+        endpoint = "tcp:{ports[2]}:interface=127.0.0.1"
+        tls = true
+        certificate = "{path}/cert.pem"
+        private-key = "{path}/key.pem"
+
+        [[store]]
+        kind = "maildir"
+        path = "{site}/mail"
+        auth = ["passwd:{site}/users"]
+
+        [[store]]
+        domain = "example.org"
+        kind = "maildir"
+        path = "{path}/mail/{{local}}"
+        auth = ["passwd:{path}/users"]
+        """
+    )
+    return file
+
+
+@pytest.fixture
+def ports(tmp_path: Path) -> list[int]:
+    renew(tmp_path)
+    (tmp_path / "mail" / "alice").mkdir(parents=True)
+    addUser(str(tmp_path / "users"), "alice@example.org", "other word")
+    return [freePort() for _ in range(3)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_listenersAndDomains(site: Path, tmp_path: Path, ports: list[int], workers: int) -> None:
+    deliver(tmp_path / "mail" / "alice", "1.x", b"Subject: of the domain\n\n")
+    file = write(tmp_path, site, ports, f"workers = {workers}")
+    with Running(tmp_path / "home", "--config", str(file)) as running:
+        running.up()
+        never = Connection(ports[0])
+        never.line()
+        assert never.say(b"USER alice") == b"-ERR Use TLS to log in.\r\n"
+        always = Connection(ports[1])
+        always.line()
+        assert always.say(b"XLOG alice other word").startswith(b"-ERR [AUTH]")
+        always.logIn(b"alice", b"secret word")
+        assert always.say(b"QUIT").startswith(b"+OK")
+        secure = poplib.POP3_SSL("localhost", ports[2], context=trusting(tmp_path))
+        secure.user("alice@example.org")
+        secure.pass_("other word")
+        assert secure.retr(1)[1] == [b"Subject: of the domain", b""]
+        secure.quit()
+        with pytest.raises(ssl.SSLCertVerificationError):
+            poplib.POP3_SSL("localhost", ports[2], context=trusting(site), timeout=PATIENCE)
+        assert running.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> None:
+    """
+    Sessions go on; new ones have the new limits; what needs a restart is named; a bad file
+    changes nothing.
+    """
+    more = f"workers = {workers}"
+    file = write(tmp_path, site, ports, more)
+    with Running(tmp_path / "home", "--config", str(file)) as running:
+        running.up()
+        for _ in range(workers):
+            if workers > 1:
+                running.waitFor("serves")
+        before = Connection(ports[1])
+        before.line()
+        before.logIn(b"alice", b"secret word")
+        assert b"CORE" in before.say(b"CAPA") + b"".join(before.lines())
+        write(tmp_path, site, ports, f'{more}\nwithout = ["CORE"]\nban-exempt = ["10.0.0.0/8"]')
+        running.process.send_signal(signal.SIGHUP)
+        assert running.waitFor("restart the service").endswith("to change ban-exempt")
+        running.waitFor("reloaded after SIGHUP")
+        assert before.say(b"NOOP").startswith(b"+OK")
+
+        def offersCORE() -> bool:
+            each = Connection(ports[1])
+            each.line()
+            each.say(b"CAPA")
+            found = b"CORE\r\n" in each.lines()
+            each.say(b"QUIT")
+            each.socket.close()
+            return found
+
+        # Workers are told, and may be a little later.
+        while offersCORE():
+            pass
+        write(tmp_path, site, ports, f"{more}\nworkres = 3")
+        running.process.send_signal(signal.SIGHUP)
+        said = running.waitFor("did you mean workers?")
+        assert "the configuration: " in said and f"{file}: workres: unknown setting" in said
+        running.waitFor("reloaded after SIGHUP")
+        assert not offersCORE()
+        assert before.say(b"QUIT").startswith(b"+OK")
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_serve(site: Path, tmp_path: Path, ports: list[int]) -> None:
+    """
+    The command in the foreground: the same service.
+    """
+    file = write(tmp_path, site, ports)
+    command = [script("pop3svc"), "serve", "--config", str(file), "--logfile", "-"]
+    with Running(tmp_path / "home", command=command) as running:
+        running.up()
+        client = Connection(ports[1])
+        client.line()
+        client.logIn(b"alice", b"secret word")
+        assert client.say(b"QUIT").startswith(b"+OK")
+        assert running.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["serve", "--uid", "nobodyatall"], "--uid nobodyatall: there is no such user"),
+        (["serve", "--gid", "nobodyatall"], "--gid nobodyatall: there is no such group"),
+        (["serve", "--logfile", "/nowhere/x"], "--logfile /nowhere/x: No such file or directory"),
+        (["serve", "--config", "/nowhere"], "--config /nowhere: No such file or directory"),
+        (["config", "check", "/nowhere"], "--config /nowhere: No such file or directory"),
+        (["config", "check", "a", "b"], "'b' is not an option"),
+        ([], "a command is needed: serve, user, config or check"),
+        (["nonsense"], "argument serve|user|config|check: invalid choice: 'nonsense'"),
+    ],
+)
+def test_badCommand(tmp_path: Path, arguments: list[str], says: str) -> None:
+    ended = run([script("pop3svc"), *arguments], tmp_path / "home")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("pop3svc: ") and says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_version(tmp_path: Path) -> None:
+    said = set()
+    for command in (
+        [script("pop3svc"), "--version"],
+        [script("twistd"), "pop3svc", "--version"],
+    ):
+        ended = run(command, tmp_path / "home")
+        assert (ended.returncode, ended.stderr) == (0, "")
+        said.add(ended.stdout)
+    (text,) = said
+    assert [each.split()[0] for each in text.splitlines()] == [
+        *("pop3svc", "Twisted", "Python", "OpenSSL")
+    ]

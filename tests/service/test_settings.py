@@ -1,0 +1,245 @@
+"""
+Settings: declared once, read from a file and from the command line.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from pop3svc.policy import Policy
+from pop3svc.service.configcommand import main, toTOML
+from pop3svc.service.options import Options
+from pop3svc.service.settings import (
+    LIMITS,
+    LISTENER,
+    SERVICE,
+    STORE,
+    Faults,
+    SettingError,
+    Settings,
+)
+
+FULL = """
+data = "/var/lib/pop3svc"
+workers = 3
+certificate = "/etc/cert.pem"
+private-key = { file = "/etc/key.pem" }
+cleartext-login = "never"
+without = ["deli", "XLOG"]
+ban-exempt = ["192.0.2.0/24"]
+proxy-from = ["2001:db8::/32"]
+
+[limits]
+idleTimeout = 700
+
+[[listener]]
+endpoint = "tcp:110"
+cleartext-login = "always"
+proxy-from = []
+
+[[listener]]
+endpoint = "tcp:995"
+tls = true
+certificate = "/etc/other.pem"
+
+[[store]]
+domain = "Example.ORG"
+kind = "maildir"
+path = "/srv/a:b"
+readonly = true
+auth = ["passwd:/etc/users"]
+
+[[store]]
+kind = "memory"
+messages = 3
+auth = [{ file = "FILE" }]
+"""
+
+
+def load(tmp_path: Path, text: str, *arguments: str) -> Settings:
+    (tmp_path / "pop3svc.toml").write_text(text)
+    options = Options()
+    options.parseOptions(["--config", str(tmp_path / "pop3svc.toml"), *arguments])
+    return options.settings()
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> str:
+    (tmp_path / "secret").write_text("memory:alice:wonder\n")
+    return FULL.replace("FILE", str(tmp_path / "secret"))
+
+
+def test_everything(tmp_path: Path, full: str) -> None:
+    settings = load(tmp_path, full)
+    assert (settings.data, settings.workers) == ("/var/lib/pop3svc", 3)
+    assert (settings.certificate, settings.privateKey) == ("/etc/cert.pem", "/etc/key.pem")
+    assert settings.policy == Policy(
+        cleartextLogin="never", without=frozenset(["DELI", "XLOG"]), idleTimeout=700
+    )
+    assert [str(each) for each in settings.banExempt] == ["192.0.2.0/24"]
+    plain, secure = settings.listeners
+    assert (plain.endpoint, plain.tls, plain.cleartextLogin) == ("tcp:110", False, "always")
+    assert (plain.proxyFrom, plain.certificate) == ((), None)
+    assert (secure.tls, secure.certificate, secure.proxyFrom) == (True, "/etc/other.pem", None)
+    maildir, memory = settings.stores
+    assert (maildir.domain, maildir.kind) == ("example.org", "maildir")
+    assert maildir.argument == "path=/srv/a\\:b:readonly=yes"
+    assert (memory.argument, memory.auth) == ("messages=3", ("memory:alice:wonder",))
+
+
+def test_theCommandLineWins(tmp_path: Path, full: str) -> None:
+    settings = load(
+        tmp_path,
+        full,
+        *("--workers", "1", "--set", "idleTimeout=800", "--endpoint", "tcp:1110"),
+        *("--without", "CORE", "--auth", "passwd:/x", "--cleartext-login", "always"),
+    )
+    assert (settings.workers, settings.policy.idleTimeout) == (1, 800)
+    assert settings.policy.without == {"CORE"}
+    assert [each.endpoint for each in settings.listeners] == ["tcp:1110"]
+    assert [(each.kind, each.auth) for each in settings.stores] == [(None, ("passwd:/x",))]
+    # The rest is the file's.
+    assert settings.data == "/var/lib/pop3svc"
+
+
+def test_repeated(tmp_path: Path) -> None:
+    settings = load(tmp_path, "", "--without", "CORE", "--without", "deli")
+    assert settings.policy.without == {"CORE", "DELI"}
+    settings = load(tmp_path, "", "--proxy-from", "10.0.0.0/8", "--proxy-from", "::1,::2")
+    assert len(settings.proxyFrom) == 3
+
+
+def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
+    """
+    What is shown is a configuration file of the same meaning, without the secrets.
+    """
+    settings = load(tmp_path, full)
+    shown = toTOML(settings)
+    assert "wonder" not in shown and "(left out)" in shown
+    again = load(tmp_path, shown.replace('"memory:(left out)"', '"memory:alice:wonder"'))
+    assert again == settings or again.changesTo(settings) == (again.policy, ["listener", "store"])
+    assert tomllib.loads(shown)["limits"].keys() == {each.name for each in LIMITS}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("x = \n", "not valid TOML: Invalid value (at line 1, column 5)"),
+        ("cleartxt-login = 'never'", "cleartxt-login: unknown setting; did you mean cleartext-log"),
+        ("[limits]\nidelTimeout = 1", "limits.idelTimeout: unknown setting; did you mean idleTim"),
+        ("[limits]\nidleTimeout = 1", "limits.idleTimeout: must be a whole number, 600 or more"),
+        ("[limits]\nidleTimeout = true", "limits.idleTimeout: must be a whole number"),
+        ("limits = 1", "limits: must be a table, [limits]"),
+        ("workers = 0", "workers: must be a whole number, from 1 to 999"),
+        ("cleartext-login = 'x'", "cleartext-login: must be one of never, loopback, always"),
+        ("without = ['x']", "without: must name extensions of UID-PARAM"),
+        ("without = 'DELI'", "without: must be an array"),
+        ("ban-exempt = ['10.0.0.0/33']", "ban-exempt: must be networks"),
+        ("ban-exempt = [1]", "ban-exempt: must be an array of networks"),
+        ("data = 1", "data: must be a string"),
+        ("private-key = 'x'", "private-key requires"),
+        ("private-key = {}", "private-key: must be a string, { file"),
+        ("certificate = { credential = 'x' }", "CREDENTIALS_DIRECTORY is not set"),
+        ("listener = 1", "listener: must be an array of tables, [[listener]]"),
+        ("[[listener]]\ntls = true", "listener[1]: needs an endpoint"),
+        ("[[listener]]\nendpoint = 'tcp:1'\ntls = 1", "listener[1].tls: must be true or false"),
+        ("[[listener]]\nendpoint = 'tcp:1'\nprivate-key = 'x'", "requires certificate"),
+        ("[[store]]\npath = '/'", "store[1]: needs a kind"),
+        ("[[store]]\nkind = 'x'\nargument = 'x'\npath = '/'", "store[1].path: cannot be combined"),
+        ("[[store]]\nkind = 'x'\npath = 1.5", "store[1].path: must be a string"),
+        ("[[store]]\nkind = 'x'\nauth = [{ file = '/nowhere' }]", "/nowhere: No such file"),
+        ("[[store]]\nkind = 'x'\n[[store]]\nkind = 'x'", "a second store for all other users"),
+    ],
+)
+def test_faults(tmp_path: Path, text: str, says: str) -> None:
+    """
+    Each names the file and the key; the command tells all of them, and ends with 1.
+    """
+    with pytest.raises(SettingError) as raised:
+        load(tmp_path, text)
+    assert str(raised.value).startswith(f"{tmp_path}/pop3svc.toml: ")
+    assert says in str(raised.value)
+
+
+def test_allFaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pop3svc.toml").write_text(
+        "workers = 0\n[[listener]]\nendpoint = 'x:1'\n[[store]]\nkind = 'maildir'\npath = '/x/y'\n"
+    )
+    with pytest.raises(SystemExit) as raised:
+        main(["check", str(tmp_path / "pop3svc.toml")])
+    assert raised.value.code == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    text = (tmp_path / "pop3svc.toml").read_text().replace("workers = 0", "certificate = '/x.pem'")
+    (tmp_path / "pop3svc.toml").write_text(text)
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path / "pop3svc.toml")])
+    faults = capsys.readouterr().err.splitlines()
+    assert len(faults) == 3 and all(str(tmp_path) in each for each in faults)
+    for each, says in zip(faults, ("listener[1].endpoint: ", "certificate: /x.pem", "store[1]: ")):
+        assert says in each
+
+
+def test_whatWouldRun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pop3svc.toml").write_text(
+        "workers = 2\n[limits]\nidleTimeout = 700\n[[listener]]\nendpoint = 'ssl:995'\n"
+        "[[store]]\ndomain = 'example.org'\nkind = 'memory'\nauth = ['memory:a:secret']\n"
+    )
+    main(["check", str(tmp_path / "pop3svc.toml")])
+    said = capsys.readouterr().out
+    assert "listen on ssl:995 with implicit TLS; logins without TLS: loopback\n" in said
+    assert "users of example.org: memory; accounts: memory:(left out)\n" in said
+    assert "limits: idleTimeout=700\n" in said
+    assert "secret" not in said
+
+
+def test_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    systemd's credentials directory: the path of a file, or the text of a secret.
+    """
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    (tmp_path / "auth").write_text("memory:a:b")
+    settings = load(
+        tmp_path,
+        "certificate = { credential = 'tls' }\n"
+        "[[store]]\nkind = 'memory'\nauth = [{ credential = 'auth' }]\n",
+    )
+    assert settings.certificate == str(tmp_path / "tls")
+    assert settings.stores[0].auth == ("memory:a:b",)
+    with pytest.raises(SettingError, match="must not be empty or contain"):
+        load(tmp_path, "certificate = { credential = '../x' }")
+
+
+def test_changes() -> None:
+    """
+    A running service takes limits for sessions; everything else is named.
+    """
+    options = Options()
+    options.parseOptions([])
+    old = options.settings()
+    other = Options()
+    other.parseOptions(
+        [
+            *("--set", "idleTimeout=700", "--set", "banTime=5", "--without", "DELI"),
+            *("--workers", "2", "--ban-exempt", "::1", "--endpoint", "tcp:1"),
+        ]
+    )
+    policy, rest = old.changesTo(other.settings())
+    assert (policy.idleTimeout, policy.without) == (700, frozenset(["DELI"]))
+    assert policy.banTime == Policy.banTime
+    assert rest == ["banTime", "workers", "ban-exempt", "listener"]
+
+
+def test_declarations() -> None:
+    """
+    Each is one sentence, and the values of settings have the names of the declarations.
+    """
+    for each in (*SERVICE, *LISTENER, *STORE):
+        assert each.help.endswith(".") and each.help.count(". ") == 0, each.name
+    attributes = vars(Settings())
+    for each in SERVICE:
+        assert each.attribute in attributes or hasattr(Policy(), each.attribute)
+    faults = Faults()
+    faults.check()
