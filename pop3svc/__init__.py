@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pop3svc.providers.twistedmail import PortalProvider
     from pop3svc.service.factory import POP3Factory
 
-__all__ = ["POP3Factory", "POP3ResponseError", "Policy", "PortalProvider"]
+__all__ = ["POP3Factory", "POP3ResponseError", "Policy", "PortalProvider", "__version__"]
+
+# setup.cfg reads this line without importing the package.
+__version__ = "0.2.0"
 
 __getattr__ = onDemand(
     __name__,
