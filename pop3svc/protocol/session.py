@@ -54,7 +54,7 @@ log = Logger(namespace="pop3svc")
 
 class State(Enum):
     """
-    Where a session stands (RFC 1939 section 3; SLEEPING by EXTENSIONS).
+    Where a session stands (RFC 1939 section 3; SLEEPING: docs/extensions, SLEE).
     UPDATE is a moment inside QUIT, not a place to stay.
     """
 
@@ -220,7 +220,7 @@ class Session:
             for CAPA.
         @param provider: L{IPOP3MailboxProvider}
         @param throttle: L{ILoginThrottle} or L{None}
-        @param admit: asked before a user's session awakes, with whether that
+        @param acquireSlot: called before a session of a user awakes, with whether that
             is by a login; raises L{POP3ResponseError} if there are too many,
             or if it is too soon.  What it returns is called once when the
             session is awake no longer, with whether it has come to be.
@@ -475,7 +475,7 @@ class Session:
     async def find(self, reference: Reference) -> MessageRef:
         """
         @return: the message that an argument names; number 0 if it arrived
-            after the listing (EXTENSIONS, UID-PARAM).
+            after the listing (docs/extensions, UID-PARAM).
         @raise POP3ResponseError: there is none, or it is deleted.
         """
         maildrop = self._drop()
@@ -740,7 +740,7 @@ class Session:
 
     async def deleteNow(self, found: MessageRef) -> None:
         """
-        Delete one message without waiting for QUIT (EXTENSIONS, DELI).
+        Delete one message without waiting for QUIT (docs/extensions, DELI).
 
         @raise POP3ResponseError: it has gone, or was not deleted.
         """
@@ -754,8 +754,8 @@ class Session:
 
     async def refresh(self) -> bool:
         """
-        Delete what is marked and list afresh, the lock kept (EXTENSIONS,
-        CORE).
+        Delete what is marked and list afresh, the lock kept
+        (docs/extensions, CORE).
 
         @return: is there a unique-id that was not listed before?
         @raise POP3ResponseError: nothing has changed; or, if critical, the
@@ -776,7 +776,7 @@ class Session:
     async def sleep(self) -> int:
         """
         Delete what is marked and let the lock go, all but the user forgotten
-        (EXTENSIONS, SLEE).
+        (docs/extensions, SLEE).
 
         @return: how many messages were deleted.
         @raise POP3ResponseError: nothing has changed.
@@ -799,7 +799,7 @@ class Session:
 
     async def wake(self) -> bool:
         """
-        Take the lock again and list afresh (EXTENSIONS, WAKE).
+        Take the lock again and list afresh (docs/extensions, WAKE).
 
         @return: is there a unique-id that was not listed before sleeping?
         @raise POP3ResponseError: still asleep, and nothing is held.
@@ -855,7 +855,7 @@ class Session:
     async def logOut(self) -> None:
         """
         Delete what is marked and let go of the mailbox and of all that is
-        known of its user (EXTENSIONS, QAUT).
+        known of its user (docs/extensions, QAUT).
 
         @raise POP3ResponseError: nothing has changed.
         """

@@ -338,7 +338,7 @@ class Wire(ProtocolWrapper):
 
     def abortConnection(self) -> None:
         """
-        See L{twisted.internet.interfaces.IAbortingTransport}.
+        See L{twisted.internet.interfaces.ITCPTransport}.
         """
         self._drop()
         self._isDeaf = self._isMute = True

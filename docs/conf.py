@@ -1,0 +1,78 @@
+"""
+Sphinx's configuration: C{sphinx-build -W --keep-going -b html docs OUT}.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).parent
+CHECKOUT = DOCS.parent
+# The pages describe this checkout, and pydoctor imports apidocs.
+sys.path[:0] = [str(CHECKOUT), str(DOCS)]
+
+import pop3svc  # noqa: E402
+from pop3svc.policy import Policy  # noqa: E402
+
+project = "pop3svc"
+author = "the maintainers of pop3svc"
+release = version = pop3svc.__version__
+extensions = ["sphinx.ext.intersphinx", "pydoctor.sphinx_ext.build_apidocs"]
+html_theme = "furo"
+html_title = f"pop3svc {release}"
+html_show_copyright = False
+html_show_sphinx = False
+highlight_language = "none"
+exclude_patterns = ["_build"]
+
+pydoctor_args = [
+    # The Sphinx extension turns everything that is printed into a warning.
+    "--quiet",
+    "--docformat=epytext",
+    "--theme=readthedocs",
+    "--system-class=apidocs.ImportingSystem",
+    "--project-name=pop3svc",
+    f"--project-version={release}",
+    f"--project-base-dir={CHECKOUT}",
+    "--html-output={outdir}/api",
+    str(CHECKOUT / "pop3svc"),
+]
+pydoctor_url_path = "api"
+
+
+class Settings(Directive):
+    """
+    List the settings of L{Policy} with their defaults and reasons.
+    """
+
+    def run(self) -> list[nodes.Node]:
+        """
+        @return: a definition list with an item for each setting.
+        """
+        items = nodes.definition_list()
+        for item in fields(Policy):
+            if "least" not in item.metadata:
+                continue
+            term = nodes.term("", "", nodes.literal("", item.name), ids=[f"setting-{item.name}"])
+            bounds = f"default {item.default}, at least {item.metadata['least']}"
+            text = nodes.paragraph("", item.metadata["reason"])
+            entry = nodes.definition_list_item(
+                "", term, nodes.classifier("", bounds), nodes.definition("", text)
+            )
+            # Sphinx computes the lines of terms from those of their items.
+            entry.source, entry.line = self.state_machine.get_source_and_line(self.lineno)
+            items += entry
+        return [items]
+
+
+def setup(app: Sphinx) -> None:
+    """
+    Register the directive C{settings}.
+    """
+    app.add_directive("settings", Settings)
