@@ -1,0 +1,80 @@
+"""
+The checks of this project.  "nox" runs the fast ones, "nox -s NAME" runs one.
+
+CI runs the sessions with --no-venv in an environment that has everything.
+"""
+
+from __future__ import annotations
+
+import nox
+
+nox.options.sessions = ["lint", "types", "docs", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+
+def install(session: nox.Session, *packages: str) -> None:
+    """
+    Install packages into the session's environment, unless it has none of its own.
+    """
+    if session.venv_backend != "none":
+        session.install(*packages)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """
+    Run the tests, two at a time; arguments go to pytest.
+    """
+    install(session, "-e", ".[test]", "pytest-xdist")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """
+    Run ruff, and check the news fragments.
+    """
+    install(session, "ruff", "towncrier")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("towncrier", "build", "--draft", "--version", "next", silent=True)
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """
+    Run mypy.
+    """
+    install(session, "-e", ".[test]", "mypy", "mypy-zope")
+    session.run("mypy")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """
+    Build the documentation into build/docs; a warning is an error.
+    """
+    install(session, "-e", ".[docs]")
+    # Without saved pages, because the settings come from the code.
+    session.run(
+        "sphinx-build", "-E", "-q", "-W", "--keep-going", "-b", "html", "docs", "build/docs"
+    )
+
+
+@nox.session
+def interop(session: nox.Session) -> None:
+    """
+    Run the tests with real clients, which are skipped if a client is missing.
+    """
+    install(session, "-e", ".[test]", "getmail6")
+    session.run("python", "-m", "pytest", "-m", "interop", "-rs", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """
+    Run the benchmark; without arguments the short one against twisted.mail.
+    """
+    install(session, "-e", ".[test]")
+    arguments = session.posargs or ["--short", "--servers", "pop3svc,twisted,limit"]
+    session.run("python", "-m", "bench", *arguments)
