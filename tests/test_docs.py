@@ -46,7 +46,7 @@ def test_examples(tmp_path: Path) -> None:
     """
     They pass; and those of the program fail when it loses mail.
     """
-    for name, text in {**files(), "notes.py": block("class Notes")}.items():
+    for name, text in {**files(), "notes.py": block("README.rst", "class Notes")}.items():
         (tmp_path / name).write_text(text)
     status, said = run(tmp_path)
     assert status == 0, said

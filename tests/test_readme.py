@@ -1,5 +1,5 @@
 """
-What the README shows runs as it stands there.
+The examples of the README, of docs/embedding and of docs/operating run as they stand there.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from pop3svc.service.tap import Options
 from pop3svc.testing import conversation
 from tests.running import PATIENCE, environment, freePort
 
-README = (Path(__file__).parent.parent / "README.rst").read_text()
+CHECKOUT = Path(__file__).parent.parent
 
 
-def block(marker: str) -> str:
+def block(page: str, marker: str) -> str:
     """
-    @return: the block of Python that holds some text.
+    @param page: the path of a page in the checkout.
+    @return: the only block of Python in the page that contains the marker.
     """
-    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", README)
+    text = (CHECKOUT / page).read_text()
+    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
     (found,) = (each for each in blocks if marker in each)
     return textwrap.dedent(found)
 
@@ -34,7 +36,7 @@ def block(marker: str) -> str:
 @pytest.mark.smoke
 def test_provider() -> None:
     names: dict[str, Any] = {}
-    exec(block("class Notes"), names)
+    exec(block("README.rst", "class Notes"), names)
     conversation(
         names["Notes"](),
         """
@@ -63,12 +65,12 @@ def test_provider() -> None:
         """,
     )
     assert list(names["NOTES"]) == ["milk"]
-    assert len(block("class Notes").splitlines()) <= 60
+    assert len(block("README.rst", "class Notes").splitlines()) <= 40
 
 
 def test_embedding(tmp_path: Path) -> None:
     port = freePort()
-    program = block("task.react(main)").replace("tcp:1110", f"tcp:{port}")
+    program = block("docs/embedding.rst", "task.react(main)").replace("tcp:1110", f"tcp:{port}")
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(tmp_path)
     ) as running:
@@ -89,11 +91,22 @@ def test_embedding(tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_options() -> None:
     """
-    Each option stands in the README, and nothing else does.
+    The table of docs/operating has each option, and nothing else.
     """
-    table = README[README.index("option  ") : README.index("twistd's own options")]
+    page = (CHECKOUT / "docs" / "operating.rst").read_text()
+    table = page[page.index("option  ") : page.index("twistd's own options")]
     shown = set(re.findall(r"``--([a-z-]+)", table))
     known = {name.rstrip("=") for name in Options().longOpt}
     assert {name for name in shown if name not in known and name != "uid"} == set()
     helps = {"help", "version", "help-auth", "help-auth-type", "help-providers", "help-settings"}
     assert known - helps - {"auth"} <= shown
+
+
+@pytest.mark.smoke
+def test_pages() -> None:
+    """
+    The pages that the README names exist.
+    """
+    named = re.findall(r"``([\w/]+\.rst)``", (CHECKOUT / "README.rst").read_text())
+    assert named
+    assert [each for each in named if not (CHECKOUT / each).is_file()] == []
