@@ -5,7 +5,6 @@ Sphinx's configuration: C{sphinx-build -W --keep-going -b html docs OUT}.
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 from docutils import nodes
@@ -18,7 +17,7 @@ CHECKOUT = DOCS.parent
 sys.path[:0] = [str(CHECKOUT), str(DOCS)]
 
 import pop3svc  # noqa: E402
-from pop3svc.policy import Policy  # noqa: E402
+from pop3svc.service.settings import LIMITS, LISTENER, SERVICE, STORE  # noqa: E402
 
 project = "pop3svc"
 author = "the maintainers of pop3svc"
@@ -46,24 +45,34 @@ pydoctor_args = [
 pydoctor_url_path = "api"
 
 
+DECLARED = {"service": SERVICE, "listener": LISTENER, "store": STORE, "limits": LIMITS}
+
+
 class Settings(Directive):
     """
-    List the settings of L{Policy} with their defaults and reasons.
+    List the settings of a group with their kinds, defaults and reasons.
     """
+
+    required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """
         @return: a definition list with an item for each setting.
         """
+        group = self.arguments[0]
         items = nodes.definition_list()
-        for item in fields(Policy):
-            if "least" not in item.metadata:
-                continue
-            term = nodes.term("", "", nodes.literal("", item.name), ids=[f"setting-{item.name}"])
-            bounds = f"default {item.default}, at least {item.metadata['least']}"
-            text = nodes.paragraph("", item.metadata["reason"])
+        for setting in DECLARED[group]:
+            term = nodes.term(
+                "", "", nodes.literal("", setting.name), ids=[f"{group}-{setting.name}"]
+            )
+            kind = setting.kind.name
+            if group == "limits":
+                kind += f", default {setting.default}"
+            if setting.isLive:
+                kind += ", taken by a running service"
+            text = nodes.paragraph("", f"{setting.help}  {setting.reason}".strip())
             entry = nodes.definition_list_item(
-                "", term, nodes.classifier("", bounds), nodes.definition("", text)
+                "", term, nodes.classifier("", kind), nodes.definition("", text)
             )
             # Sphinx computes the lines of terms from those of their items.
             entry.source, entry.line = self.state_machine.get_source_and_line(self.lineno)

@@ -5,7 +5,9 @@ The versions of pop3svc and of the programs that it rests on.
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+
+import pop3svc
 
 __all__ = ["versions"]
 
@@ -16,14 +18,10 @@ def versions() -> str:
     """
     from OpenSSL import SSL
 
-    try:
-        own = version("pop3svc")
-    except PackageNotFoundError:
-        own = "(not installed)"
     openSSL = SSL.SSLeay_version(SSL.SSLEAY_VERSION).decode("ascii").removeprefix("OpenSSL ")
     return "\n".join(
         [
-            f"pop3svc {own}",
+            f"pop3svc {pop3svc.__version__}",
             f"Twisted {version('twisted')}",
             f"Python {platform.python_version()}",
             f"OpenSSL {openSSL}",

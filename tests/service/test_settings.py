@@ -4,6 +4,7 @@ Settings: declared once, read from a file and from the command line.
 
 from __future__ import annotations
 
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -230,6 +231,15 @@ def test_changes() -> None:
     assert (policy.idleTimeout, policy.without) == (700, frozenset(["DELI"]))
     assert policy.banTime == Policy.banTime
     assert rest == ["banTime", "workers", "ban-exempt", "listener"]
+
+
+def test_theExampleOfTheDocumentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    page = (Path(__file__).parent.parent.parent / "docs" / "settings.rst").read_text()
+    block = page[page.index("code-block:: toml") :].split("\n\n", 1)[1].split("\n\nA string")[0]
+    settings = load(tmp_path, textwrap.dedent(block))
+    assert len(settings.listeners) == 3 and len(settings.stores) == 2
+    assert settings.privateKey == str(tmp_path / "key")
 
 
 def test_declarations() -> None:
