@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import poplib
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -105,18 +106,25 @@ class Program:
         return status, "".join(said)
 
 
-def logIn(port: int, user: str, password: str) -> poplib.POP3:
+def untilOpen(port: int) -> None:
     """
-    @return: a client that has logged in, as soon as the port is open.
+    Wait until something listens on a port.
     """
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            client = poplib.POP3("127.0.0.1", port, PATIENCE)
-            break
+            socket.create_connection(("127.0.0.1", port), PATIENCE).close()
+            return
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def logIn(port: int, user: str, password: str) -> poplib.POP3:
+    """
+    @return: a client that has logged in.
+    """
+    client = poplib.POP3("127.0.0.1", port, PATIENCE)
     client.user(user)
     client.pass_(password)
     return client
