@@ -1,7 +1,7 @@
 """
 Mail behind an HTTP API, which also checks the logins.
 
-Start the API of C{httpmailapi.py} beside this file, and serve its messages::
+It needs C{pip install treq}.  Start the API in C{httpmailapi.py}, and serve its messages::
 
     python httpmailapi.py 8080
     PYTHONPATH=. twistd -n --pidfile= pop3svc --provider httpmail.HTTPMail:http://127.0.0.1:8080
