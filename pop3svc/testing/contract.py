@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred
@@ -465,6 +465,8 @@ class MailboxContract:
     skipTest: Any
     addCleanup: Any
     _loopOrNone: _Loop | None = None
+    # What deliver() has returned in this test.
+    _delivered: Sequence[str | None] = ()
 
     # --- for the author to say --------------------------------------------------
 
@@ -486,7 +488,8 @@ class MailboxContract:
         """
         Optional: a message arrives, in the mailbox that L{makeMailbox} made, as
         the last one.  If the mailbox watches (L{INewMailNotifier}), it has
-        noticed after some calls of L{goOn}.
+        noticed after some calls of L{goOn}.  Some tests call this twice, and each
+        call delivers a message of its own.
 
         @return: its unique-id, or L{None} where that is not known before it is
             listed.
@@ -638,10 +641,16 @@ class MailboxContract:
 
     def _deliver(self) -> str | None:
         try:
-            return self.deliver(_ARRIVED)
+            uniqueID = self.deliver(_ARRIVED)
         except NotImplementedError:
             self.skipTest("deliver() is not there")
             raise
+        assert uniqueID is None or uniqueID not in self._delivered, (
+            f"deliver() returned {uniqueID!r} twice; each message that it delivers has a "
+            "unique-id that no other message has"
+        )
+        self._delivered = [*self._delivered, uniqueID]
+        return uniqueID
 
     def _deletable(self, mailbox: Any = None) -> None:
         if IReadOnlyMailbox.providedBy(self.again() if mailbox is None else mailbox):

@@ -972,6 +972,34 @@ def test_least() -> None:
     assert len(result.skipped) < len(RULES) / 2
 
 
+def test_deliversTheSameTwice() -> None:
+    """
+    An author whose C{deliver} gives two messages one unique-id is told so.
+    """
+
+    class Case(MailboxContract, unittest.TestCase):
+        def makeMailbox(self, messages: list[bytes]) -> Any:
+            self.store = Store()
+            for each in messages:
+                self.store.add(each)
+            return self.again()
+
+        def again(self) -> Any:
+            return Good(self.store)
+
+        def deliver(self, message: bytes) -> str:
+            self.store.messages["late"] = message
+            for changed in self.store.watchers:
+                changed()
+            return "late"
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    caught = result.failures + result.errors
+    assert names(caught) == {"test_newMail", "test_watch"}
+    assert all("deliver() returned 'late' twice" in text for _, text in caught)
+
+
 def test_unknownSizes() -> None:
     """
     A size may be left to the service to count.
