@@ -44,7 +44,7 @@ def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     @return: each command of a block for the console, with the lines that it prints.
     """
     for part in text.split("$ ")[1:]:
-        command, *shown = part.rstrip("\n").split("\n")
+        command, *shown = part.replace("\\\n", "").rstrip("\n").split("\n")
         yield command, shown
 
 
