@@ -106,8 +106,11 @@ class HTTPMailbox:
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
         return uniqueID in await self._sizes()
 
-    async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int | None:
-        return (await self._sizes()).get(uniqueID)
+    async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
+        sizes = await self._sizes()
+        if uniqueID not in sizes:
+            raise POP3ResponseError("Message no longer exists.")
+        return sizes[uniqueID]
 
     async def messageSizes(
         self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]

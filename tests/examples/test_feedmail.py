@@ -7,6 +7,7 @@ from __future__ import annotations
 import email
 import email.policy
 import http.server
+import poplib
 import threading
 import time
 import unittest
@@ -169,4 +170,6 @@ def test_served(tmp_path: Path) -> None:
     with service(tmp_path, *options) as port:
         client = logIn(port, "alice", "secret")
         assert b"Subject: Second day\n" in messages(client)[1]
+        with pytest.raises(poplib.error_proto, match="READ-ONLY"):
+            client.dele(1)
         client.quit()
