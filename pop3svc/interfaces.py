@@ -1,27 +1,29 @@
 """
-What pop3svc asks of a mailbox provider, and what it shows one.
+The contract between the service and a mailbox provider.
 
-Rules that hold for every method here:
+Rules for every method of these interfaces, unless its docstring says otherwise:
 
-  - It may return its value, a Deferred firing with it, or a coroutine.
+  - It may return its value, a Deferred, or a coroutine (any awaitable): L{Eventual}.
   - To refuse, raise L{pop3svc.errors.POP3ResponseError}C{(text, code=None,
-    critical=False)}.  L{NotImplementedError} is answered "not available".  Any
-    other exception is a bug: it is logged, the client sees C{[SYS/TEMP]} and is
-    disconnected.
-  - Calls on one mailbox object never overlap (a cancelled call counts as over).
-  - A pending Deferred is cancelled when the client is lost, except
-    C{messageDelete}'s.
+    critical=False)}.  The service answers L{NotImplementedError} with "not available".
+    Any other exception is a bug: the service logs it, answers C{[SYS/TEMP]}, and closes the
+    connection.
+  - The service never calls two methods of one mailbox object at the same time.  A cancelled
+    call counts as finished.
+  - If the client disconnects, the service cancels a pending Deferred, except that of
+    C{messageDelete}.
   - Names and unique-ids are L{str}; messages are L{bytes}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import IO, Any, TypeAlias, TypeVar
 
 from zope.interface import Attribute, Interface
 
 __all__ = [
+    "Eventual",
     "IAccountStatus",
     "IBulkMessageSizes",
     "IChunkedContent",
@@ -40,10 +42,18 @@ __all__ = [
     "IReadOnlyMailbox",
     "IReloading",
     "ISleepingMailbox",
+    "MessageContent",
 ]
 
-# Most methods may be late: "Any" stands for the value named in @return, a
-# Deferred firing with it, or a coroutine.
+T = TypeVar("T")
+
+# A value, or an awaitable of it: a Deferred, or a coroutine.
+Eventual: TypeAlias = T | Awaitable[T]
+
+# What messageContent may return, apart from objects that can be adapted to one of these.
+MessageContent: TypeAlias = (
+    "IMessageContent | IChunkedContent | IFileContent | bytes | IO[bytes] | Iterable[bytes]"
+)
 
 
 # --- required ---------------------------------------------------------------
@@ -51,79 +61,84 @@ __all__ = [
 
 class IPOP3MailboxProvider(Interface):
     """
-    Decides who may log in, and opens their mailbox.  One per service.
+    Checks logins, and opens the mailbox of each user.  A service has one provider.
     """
 
     name: str = Attribute(
-        "str: printable ASCII without < > [ ], at most 100 octets; shown in the "
-        "greeting and as IMPLEMENTATION."
+        "str: printable ASCII without < > [ ], at most 100 octets.  The greeting and the "
+        "capability IMPLEMENTATION show it."
     )
 
-    def authenticate(info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+    def authenticate(
+        info: IPOP3ConnectionInfo, username: str, password: str
+    ) -> Eventual[IPOP3Mailbox | None]:
         """
         Check a login.
 
-        @param info: L{IPOP3ConnectionInfo}; C{userNameAtLogin} is still None.
-        @param username: str as the client sent it (UTF-8; other octets as
-            surrogate escapes).
-        @param password: str, likewise.  May contain blanks.
-        @return: an L{IPOP3Mailbox} made for this session (or what can be
-            adapted to one), or None to refuse.
-        @raise POP3ResponseError: to refuse for another reason than the
-            credentials, e.g. code C{"LOGIN-DELAY"} or C{"SYS/TEMP"}.
+        @param info: L{IPOP3ConnectionInfo}; C{userNameAtLogin} is None until the login
+            succeeds.
+        @param username: str as the client sent it: UTF-8, with surrogate escapes for octets
+            that are not UTF-8.
+        @param password: str, decoded in the same way.  It may contain spaces.
+        @return: an L{IPOP3Mailbox} for this session alone, or an object that can be adapted
+            to one; None if the name or the password is wrong.
+        @raise POP3ResponseError: to refuse for another reason, such as code
+            C{"LOGIN-DELAY"} or C{"SYS/TEMP"}.
         """
 
 
 class IPOP3Mailbox(Interface):
     """
-    One user's messages, for one session.
+    The messages of one user, for one session.
 
-    Only unique-ids from the latest list, or confirmed by C{messageExists}, are
-    ever passed back in.
+    The service passes only unique-ids of the latest list, and those that C{messageExists}
+    has confirmed.
     """
 
-    def listMessageUniqueIDs(info: IPOP3ConnectionInfo) -> Any:
+    def listMessageUniqueIDs(info: IPOP3ConnectionInfo) -> Eventual[Iterable[str]]:
         """
-        @return: iterable of str, in message-number order, each 1 to 70
-            characters of "!" to "~", not "_" alone, no two alike (RFC 1939
-            section 7).  Anything else is a provider bug and ends the login.
-            A L{pop3svc.listings.UniqueIDList} is checked once, when it is made: a
-            mailbox may return the same one as long as nothing has changed.
+        List the messages.
+
+        @return: iterable of str in the order of message numbers.  Each has 1 to 70
+            characters from "!" to "~", is not "_" alone, and is different from the others
+            (RFC 1939 section 7).  Anything else is a bug of the provider and ends the login.
+            A L{pop3svc.listings.UniqueIDList} is checked once, when it is made, so a
+            mailbox may return the same list again while nothing has changed.
         """
 
-    def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+    def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[bool]:
         """
-        Does a message exist that was not in the list?  Asked only for
-        C{UID:...} arguments.  May always answer False.
+        Look for a message that is not in the list.  The service calls this only for
+        arguments of the form C{UID:...}.
 
-        @return: bool
-        """
-
-    def messageSize(info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
-        """
-        @return: int, octets as they will be sent, line ends as CRLF, without
-            dot-stuffing.
-        @raise NotImplementedError: the service reads the message and counts.
+        @return: bool.  A mailbox may always return False.
         """
 
-    def messageContent(info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
+    def messageSize(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[int]:
         """
-        Open a message.  Refuse here, not while being read: after C{+OK} the
-        only way to report trouble is to cut the connection.
-
-        @return: an L{IMessageContent}, an L{IChunkedContent} or an
-            L{IFileContent}, or what can be adapted to one: bytes, a binary
-            file, an iterable of lines.
-        @raise POP3ResponseError: e.g. the message has gone.
+        @return: int, the octets that RETR sends: line ends count as CRLF, dot-stuffing does
+            not count (RFC 1939 section 11).
+        @raise NotImplementedError: the size is unknown.  The service reads the message and
+            counts.
         """
 
-    def messageDelete(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
+    def messageContent(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[MessageContent]:
         """
-        Delete all of these messages, or none.  Never called with an empty
-        list, and never cancelled.  A message that is gone already counts as
-        deleted.
+        Open a message.  Refuse here and not later, because after C{+OK} the service can
+        report an error only by closing the connection.
 
-        @param uniqueIDs: list of str
+        @return: an L{IMessageContent}, an L{IChunkedContent} or an L{IFileContent}; or bytes,
+            a binary file, or an iterable of lines (bytes).
+        @raise POP3ResponseError: the message cannot be opened, for example because it no
+            longer exists.
+        """
+
+    def messageDelete(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Eventual[None]:
+        """
+        Delete all of these messages or none of them.  The service never cancels this call.
+        A message that no longer exists counts as deleted.
+
+        @param uniqueIDs: list of str, never empty.
         @raise POP3ResponseError: nothing was deleted.
         """
 
@@ -133,31 +148,36 @@ class IMessageContent(Interface):
     A message being read, line by line.
     """
 
-    def nextLine() -> Any:
+    def nextLine() -> Eventual[bytes | None]:
         """
-        @return: bytes without its line end, or None after the last line.
+        @return: the next line: bytes without the line end; None after the last line.
         """
 
     def close() -> None:
         """
-        Called exactly once, whether the message was read to its end, cut
-        short by TOP, or abandoned.  Must not fail.
+        Release the message.  The service calls this exactly once, also if TOP or a lost
+        client ended the reading early.  It must not raise an exception.
         """
 
 
 class IPOP3ConnectionInfo(Interface):
     """
-    What a provider may know of the client.  Implemented by the service.
-    There is deliberately no way from here to the connection itself.
+    The facts about a client that a provider may use.  The service implements this.  It gives
+    no access to the connection itself, on purpose.
     """
 
-    clientIP: str | None = Attribute("str, or None where the transport has no address.")
+    clientIP: str | None = Attribute("str, or None if the transport has no address.")
     connectionID: int = Attribute("int, unique within the process.")
-    isSecure: bool = Attribute("bool: TLS, implicit or by STLS.  May turn True once.")
-    userNameAtLogin: str | None = Attribute("str after login, None before.")
-    providerTag: Any = Attribute("Settable; yours.  The service never looks.")
+    isSecure: bool = Attribute(
+        "bool: the connection uses TLS, implicit or by STLS.  STLS changes it to True."
+    )
+    userNameAtLogin: str | None = Attribute("str after the login, None before.")
+    providerTag: Any = Attribute(
+        "Settable, for the provider's own data.  The service does not read it."
+    )
     loginAttempt: Any = Attribute(
-        "L{ILoginAttempt} while a login is checked that a throttle has let through, else None."
+        "L{ILoginAttempt} while a provider checks a login that a throttle has let through, "
+        "else None."
     )
 
 
@@ -166,94 +186,98 @@ class IPOP3ConnectionInfo(Interface):
 
 class IBulkMessageSizes(Interface):
     """
-    A mailbox that knows many sizes at once; makes STAT and LIST one call.
+    A mailbox that returns many sizes in one call, so that STAT and LIST need one call.
     """
 
-    def messageSizes(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Any:
+    def messageSizes(
+        info: IPOP3ConnectionInfo, uniqueIDs: list[str]
+    ) -> Eventual[Iterable[int | None]]:
         """
-        @param uniqueIDs: not to be changed.
-        @return: iterable of int, as C{messageSize}, in the order asked; None
-            for a message that has gone.
+        @param uniqueIDs: list of str; the method must not change it.
+        @return: iterable with the size of each message in the order of C{uniqueIDs}: int, as
+            from C{messageSize}; None for a message that no longer exists.
+        @raise NotImplementedError: the service calls C{messageSize} for each message.
         """
 
 
 class IExclusiveMailbox(Interface):
     """
-    A mailbox only one session may hold.
+    A mailbox that one session at a time may use (RFC 1939 section 4).
 
-    Locked for TRANSACTION, free while asleep: lock at login and at WAKE;
-    unlock at SLEE, QAUT, QUIT and when the client is lost.
+    The service calls C{lock} at login and at WAKE, and C{unlock} at SLEE, QAUT, QUIT and when
+    the client is lost.  A sleeping session holds no lock.
     """
 
-    def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Any:
+    def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
         """
-        If the call is cancelled before it has answered, the store gives back
-        what it got by itself: C{unlock} follows only a lock that succeeded.
+        Take the lock.  If the call is cancelled before it has returned, the mailbox releases
+        the lock itself, because C{unlock} follows only a lock that succeeded.
 
-        @param requestRelease: callable without arguments, called by the store in
-            the reactor thread when another session of the same user waits for
-            the lock; returns bool: this session will end itself and unlock.
-        @raise POP3ResponseError: code C{"IN-USE"}: somebody else holds it.
+        @param requestRelease: callable without arguments.  The mailbox may call it in the
+            reactor thread when another session of the same user waits for the lock.  It
+            returns bool: True if this session ends itself and unlocks.
+        @raise POP3ResponseError: code C{"IN-USE"}: another session holds the lock.
         """
 
-    def unlock(info: IPOP3ConnectionInfo) -> Any:
+    def unlock(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
-        Called once for each lock that succeeded, after any deletion has
-        finished.  Must not fail; if it does it is only logged.
+        Release the lock.  The service calls this once for each C{lock} that succeeded, after
+        a deletion has finished.  An exception is only logged.
         """
 
 
 class IMailboxLogout(Interface):
     """
-    A mailbox that wants to know when its session is over (twisted.cred's
-    C{logout}).
+    A mailbox that is told when its session is over (C{logout} of twisted.cred).
     """
 
-    def logout() -> Any:
+    def logout() -> Eventual[None]:
         """
-        Called exactly once, after C{unlock}, when the session that this
-        mailbox was made for is over: QUIT, QAUT, a login that failed after
-        C{authenticate}, or a lost client.  A sleeping session is not over.
-        Must not fail; if it does it is only logged.
+        Release everything.  The service calls this exactly once, after C{unlock}, when the
+        session of this mailbox is over: at QUIT, at QAUT, when a login fails after
+        C{authenticate}, or when the client is lost.  A sleeping session is not over.  An
+        exception is only logged.
         """
 
 
 class ISleepingMailbox(Interface):
     """
-    A mailbox that lets go of more than its lock while its session sleeps: a
-    sleeping session holds no listing.
+    A mailbox that releases more than its lock while its session is asleep (SLEE).
     """
 
-    def onSleep(info: IPOP3ConnectionInfo) -> Any:
+    def onSleep(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
-        Called at SLEE after any deletion, before C{unlock}.  Until the next
-        listing no unique-id is passed in.  Must not fail; if it does it
-        is only logged.
+        Release what a sleeping session does not need.  The service calls this at SLEE, after
+        a deletion and before C{unlock}, and passes no unique-id until the next listing.  An
+        exception is only logged.
         """
 
 
 class IReadOnlyMailbox(Interface):
     """
-    Marker.  DELE and DELI are refused with C{[READ-ONLY]} and
-    C{messageDelete} is never called.  Use C{alsoProvides()} to make one
-    session read-only.
+    Marks a read-only mailbox.  The service refuses DELE and DELI with C{[READ-ONLY]}, and
+    never calls C{messageDelete}.  C{alsoProvides()} makes the mailbox of one session
+    read-only.
     """
 
 
 class INewMailNotifier(Interface):
     """
-    A mailbox that can tell when its list would come out differently.
+    A mailbox that notices when its list changes.
     """
 
-    def watchMailbox(info: IPOP3ConnectionInfo, changed: Callable[[], None]) -> Any:
+    def watchMailbox(
+        info: IPOP3ConnectionInfo, changed: Callable[[], None]
+    ) -> Eventual[Callable[[], object] | None]:
         """
-        @param changed: callable without arguments, to be called in the
-            reactor thread as often as you like.  What has changed it has
-            to be called before C{listMessageUniqueIDs} answers with that
-            change: where it was not called since the listing before, WAKE is
-            answered with [ACTIVITY/NONE] and the two are not compared.
-        @return: callable without arguments that ends the watch, or None: this
-            mailbox cannot be watched.
+        Begin to watch the mailbox.
+
+        @param changed: callable without arguments.  Call it in the reactor thread, as often
+            as you like, before C{listMessageUniqueIDs} returns a list that differs from the
+            previous one.  If it was not called since the previous list, the service skips
+            the comparison and answers WAKE with C{[ACTIVITY/NONE]}.
+        @return: callable without arguments that ends the watch; None if this mailbox cannot
+            be watched.
         """
 
 
@@ -262,36 +286,36 @@ class INewMailNotifier(Interface):
 
 class IChunkedContent(Interface):
     """
-    A message being read in pieces of any size, in place of lines.
+    A message that is read in pieces of any size instead of lines.
     """
 
-    def nextChunk() -> Any:
+    def nextChunk() -> Eventual[bytes | None]:
         """
-        @return: bytes, cut anywhere, line ends CRLF or LF (made CRLF by the
-            service); None after the last.
+        @return: the next piece: bytes, cut anywhere, with CRLF or LF as line ends (the
+            service sends CRLF); None after the last piece.
         """
 
     def close() -> None:
         """
-        As L{IMessageContent.close}.
+        See L{IMessageContent.close}.
         """
 
 
 class IFileContent(Interface):
     """
-    A message that is a region of an open file, exactly as it is sent.
+    A message that is a region of an open file, octet by octet as RETR sends it.
     """
 
-    fileno: int = Attribute("int: an open descriptor; the service never closes it.")
+    fileno: int = Attribute("int: an open file descriptor.  The service does not close it.")
     offset: int = Attribute("int, octets.")
     length: int = Attribute(
-        "int, octets.  The region ends with CRLF, has no bare LF and no line "
-        "that begins with a dot."
+        "int, octets.  The region ends with CRLF, contains no bare LF, and no line of it "
+        "begins with a dot."
     )
 
     def close() -> None:
         """
-        As L{IMessageContent.close}.
+        See L{IMessageContent.close}.
         """
 
 
@@ -300,31 +324,32 @@ class IFileContent(Interface):
 
 class IMailboxStore(Interface):
     """
-    Opens the mailbox of a user who has already proved who they are.  What the
-    bundled storages are: an account database and a store make a provider.
+    Opens the mailbox of a user whom somebody else has authenticated.  The bundled stores
+    provide this: sources of accounts (C{--auth}) and a store together are a provider.
     """
 
-    name: str = Attribute("str, as IPOP3MailboxProvider.name.")
+    name: str = Attribute("str: see IPOP3MailboxProvider.name.")
 
-    def openMailbox(info: IPOP3ConnectionInfo, username: str) -> Any:
+    def openMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[IPOP3Mailbox | None]:
         """
-        @return: an L{IPOP3Mailbox} made for this session, or None to refuse.
+        @return: an L{IPOP3Mailbox} for this session alone; None to refuse.
         """
 
 
 class IAccountStatus(Interface):
     """
-    A provider that can tell whether a sleeping user may still come back.
+    A provider that knows whether a sleeping user may still wake up.
     """
 
-    def credentialsVersion(info: IPOP3ConnectionInfo, username: str) -> Any:
+    def credentialsVersion(info: IPOP3ConnectionInfo, username: str) -> Eventual[str]:
         """
-        @return: str that changes when the account's credentials change.
+        @return: str that changes when the credentials of the account change.
         """
 
-    def isStillValid(info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(info: IPOP3ConnectionInfo, username: str, version: str) -> Eventual[bool]:
         """
-        @return: bool: the account exists and the mark is still its mark.
+        @param version: the value that C{credentialsVersion} returned at login.
+        @return: bool: True if the account exists and its credentials have not changed.
         """
 
 
@@ -333,90 +358,90 @@ class IAccountStatus(Interface):
 
 class ILoginAttempt(Interface):
     """
-    A login that a throttle has let through and a provider checks.
+    A login that a throttle has let through, while a provider checks it.
     """
 
     isFromKnownNetwork: bool = Attribute(
-        "bool: the user has logged in from the client's network before.  Such a login need "
-        "not wait behind those of strangers."
+        "bool: the user has logged in from the client's network before.  Such a login is "
+        "checked before those from unknown networks."
     )
     isGuess: bool = Attribute(
-        "bool, settable: if the client is lost now, its password may have been compared, and "
-        "the attempt counts as a failed one.  True unless a provider knows better."
+        "bool, settable: if the client disconnects now, the attempt counts as failed, because "
+        "its password may have been compared.  True unless the provider sets it."
     )
     wasRefused: bool = Attribute(
-        "bool, settable: the password was compared and was wrong.  The attempt counts as a "
-        "failed one, whatever error it ends with."
+        "bool, settable: the password was compared and was wrong.  The attempt counts as "
+        "failed, whatever error ends it."
     )
 
 
 class ILoginThrottle(Interface):
     """
-    Who may try to log in.  Each answer may be late (a Deferred, a coroutine), except that
-    of C{loginAbandoned}.
+    Decides which attempts to log in are checked.  Each method may return an awaitable, except
+    C{loginAbandoned}.
     """
 
-    def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+    def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str) -> Eventual[bool]:
         """
-        Let an attempt through, which counts from then on.  Exactly one of the other methods
-        follows if the answer is True.
+        Decide whether a provider may check an attempt.  If the result is True, the attempt
+        counts, and exactly one of the other methods follows.
 
-        @param password: to tell guesses apart by a keyed digest; it is not to be kept.
-        @return: bool.  False is answered exactly like a wrong password.
-        @raise POP3ResponseError: C{SYS/TEMP}: it had to wait for too long.
+        @param password: for a keyed digest that tells guesses apart.  It must not be kept.
+        @return: bool.  The service answers False exactly like a wrong password.
+        @raise POP3ResponseError: C{SYS/TEMP}: the attempt had to wait for too long.
         """
 
-    def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Any:
+    def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Eventual[bool]:
         """
-        Wrong credentials.  ([IN-USE] and faults are not.)
+        The credentials were wrong.  ([IN-USE] and faults do not count as wrong.)
 
-        @return: bool.  True: the log has named the same guess from the same address lately,
+        @return: bool.  True if the log has named the same guess from the same address lately
             and need not name it again.
         """
 
-    def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Any:
+    def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Eventual[None]:
         """
         The credentials were good.
         """
 
     def loginAbandoned(info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
         """
-        The attempt has ended neither way.
+        The attempt has neither failed nor succeeded.
 
-        @param isLost: the client is gone, and was given no answer; else there was a fault.
+        @param isLost: bool.  True if the client disconnected before it got an answer; False
+            if there was a fault.
         """
 
 
 class IReloading(Interface):
     """
-    A provider, a store or a checker that was configured by something that may change.
+    A provider, a store or a checker whose configuration may change while it runs.
     """
 
-    def reload() -> Any:
+    def reload() -> Eventual[None]:
         """
-        The operator asks (by SIGHUP) to read that again.  May be late.
+        Read the configuration again, because the operator has sent SIGHUP.
 
-        @raise ValueError: it cannot be used, and what was before still holds; a
-            sentence for the operator.
+        @raise ValueError: the new configuration cannot be used, and the previous one stays
+            in use; a sentence for the operator.
         """
 
 
 class IPOP3ProviderPlugin(Interface):
     """
-    Makes a provider from a command-line string.  Also provide C{IPlugin}, and
-    stand in C{twisted.plugins}.
+    Makes a provider from a string of the command line.  A plugin also provides
+    L{twisted.plugin.IPlugin} and is an attribute of a module in C{twisted.plugins}.
     """
 
     prefix: str = Attribute('str: "maildir" answers --provider maildir:...')
-    help: str = Attribute("str: one paragraph, shown by --help-providers.")
+    help: str = Attribute("str: one paragraph for --help-providers.")
     argumentFormat: str = Attribute('str: one line, e.g. "path of the directory of maildirs".')
 
     def makeProvider(argument: str) -> Any:
         """
-        @param argument: str after the first colon, "" if there is none.
-        @return: an L{IPOP3MailboxProvider}, or an L{IMailboxStore} (which
-            then needs C{--auth}).  If it also provides
-            L{twisted.application.service.IService} it is started and stopped
-            with the service.
+        @param argument: str, the text after the first colon; "" if there is no colon.
+        @return: an L{IPOP3MailboxProvider}, or an L{IMailboxStore}, which needs C{--auth}.
+            An object that also provides L{twisted.application.service.IService} starts and
+            stops with the service.
         @raise ValueError: with a sentence for the operator.
         """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from threading import Lock, get_ident
-from typing import Any
+from typing import Any, cast
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -179,7 +179,7 @@ class _Content:
         self._run = run
         self._next: Callable[[], bytes | None]
         if IChunkedContent.providedBy(content):
-            self._next = content.nextChunk
+            self._next = cast(Callable[[], bytes | None], content.nextChunk)
         elif IMessageContent.providedBy(content):
             self._next = self._lines(iter(content.nextLine, None), always=True)
         elif hasattr(content, "read"):

@@ -96,12 +96,12 @@ class AccountsProvider:
         status, avatarID = self._vouching(info)
         return "" if status is None else status.credentialsVersion(info, avatarID)
 
-    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
         See L{IAccountStatus.isStillValid}; yes where the checker cannot tell.
         """
         status, avatarID = self._vouching(info)
-        return status is None or status.isStillValid(info, avatarID, mark)
+        return status is None or status.isStillValid(info, avatarID, version)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

@@ -53,11 +53,11 @@ class DomainProvider:
             return ""
         return provider.credentialsVersion(info, username)
 
-    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
         See L{IAccountStatus.isStillValid}.
         """
         provider = self._of(username)
         if not IAccountStatus.providedBy(provider):
             return True
-        return provider.isStillValid(info, username, mark)
+        return provider.isStillValid(info, username, version)

@@ -422,17 +422,17 @@ class PasswordFile:
         stored = self._accounts.hashes.get(username, "")
         return self._digest(stored).hex()
 
-    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> Any:
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
         See L{IAccountStatus.isStillValid}.
         """
-        return startNow(self._mayStay(info, username, mark))
+        return startNow(self._isStillValid(info, username, version))
 
-    async def _mayStay(self, info: IPOP3ConnectionInfo, username: str, mark: str) -> bool:
+    async def _isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> bool:
         if self._isStale():
             await self._refresh()
         now = self.credentialsVersion(info, username)
-        return username in self._accounts.hashes and hmac.compare_digest(now, mark)
+        return username in self._accounts.hashes and hmac.compare_digest(now, version)
 
 
 # --- changing it --------------------------------------------------------------

@@ -253,7 +253,7 @@ class Session:
         self._changes = self._changesListed = 0
         # Of the unique-ids listed before going to sleep, eight octets each.
         self._known: array[int] | None = None
-        self._mark = ""
+        self._credentialsVersion = ""
         self._deletion: Shielded | None = None
         self._leaving: Shielded | None = None
         # For the line at the end.
@@ -333,7 +333,9 @@ class Session:
             self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
-                self._mark = await self._ask(self.provider.credentialsVersion, self.info, name)
+                self._credentialsVersion = await self._ask(
+                    self.provider.credentialsVersion, self.info, name
+                )
             await self._enter(mailbox)
             self._isIn = True
         except CancelledError:
@@ -806,7 +808,7 @@ class Session:
         """
         name = self.info.userNameAtLogin
         if IAccountStatus.providedBy(self.provider) and not await self._ask(
-            self.provider.isStillValid, self.info, name, self._mark
+            self.provider.isStillValid, self.info, name, self._credentialsVersion
         ):
             raise POP3ResponseError("Account is no longer valid.", "AUTH")
         self._releaseSlot = self._acquireSlot(name or "", False)
@@ -886,7 +888,7 @@ class Session:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        self._mark = ""
+        self._credentialsVersion = ""
         self._giveBackPlace()
         self._isIn = False
         self.info.userNameAtLogin = None
