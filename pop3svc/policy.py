@@ -42,167 +42,178 @@ class Policy:
     cleartextLogin: str = field(
         default="loopback",
         metadata={
-            "reason": "Logins without TLS: never, from loopback, or always.  A password "
-            "in the clear crosses no network when it stays on the machine."
+            "reason": "Accept logins without TLS: never, from loopback, or always.  A password "
+            "in clear text crosses no network if the client is on the same machine."
         },
     )
     without: frozenset[str] = field(
         default=frozenset(),
-        metadata={
-            "reason": "Extensions that are neither announced nor accepted: what nobody "
-            "uses need not be there."
-        },
+        metadata={"reason": "Extensions that are neither announced nor accepted."},
     )
     loginTimeout: int = _number(
         180,
-        "From connection to login, the TLS handshake included: a person types a "
-        "password in less, and strangers hold a connection no longer.",
+        "Time from the connection to the login, the TLS handshake included.  A person types a "
+        "password in less, and no connection without a login lasts longer.",
     )
     idleTimeout: int = _number(
         600,
-        "Waiting for a command after login; RFC 1939 section 3 asks for ten minutes at least.",
+        "Time to wait for a command after the login.  RFC 1939 section 3 asks for ten minutes "
+        "at least.",
         least=600,
     )
     sleepTimeout: int = _number(
         3600,
-        "Asleep, until the next command (NOOP will do): a client that polls comes by "
-        "more often, and a sleeper costs little.",
+        "Time that a session may sleep until the next command (NOOP will do).  It is long "
+        "because a client that polls sends commands more often, and a sleeping session costs "
+        "little.",
         least=600,
     )
     takeoverIdle: int = _number(
         60,
-        "A session that has been idle so long gives its mailbox to another of the same "
-        "user: phones leave sessions open.",
+        "A session that has been idle for this long gives its mailbox to another session of "
+        "the same user, because phones leave sessions open.",
     )
     takeoverMarked: int = _number(
         600,
-        "The same for a session with messages marked for deletion: what it has marked it "
-        "means to delete.",
+        "The same for a session with messages marked for deletion, because it means to delete "
+        "them.",
     )
     stallTimeout: int = _number(
         600,
-        "A client that takes none of what it asked for; as long as one that asks nothing.  The "
-        "kernel, where it has TCP_USER_TIMEOUT, gives up a client that does not answer after "
-        "the same time: it cannot tell one that is gone from one that has no room.",
+        "Abort when a client has read no data for this long.  Equal to the idle timeout.  The "
+        "kernel gives up an unresponsive client after the same time where it has "
+        "TCP_USER_TIMEOUT, because it cannot tell a client that is gone from one that has no "
+        "room.",
     )
     answerTimeout: int = _number(
         120,
-        "A provider that does not answer one call: longer than a slow disk needs, "
-        "shorter than a client's patience.",
+        "Time that one call of a provider may take.  Longer than a slow disk needs, shorter "
+        "than the patience of clients.",
     )
     closeTimeout: int = _number(
         5,
-        "After our end of a connection is closed: time for the client to close its own, "
-        "so that nothing on its way to it is lost to a reset.",
+        "Time that a client has to close its end after the service has closed its own, "
+        "because a reset would lose data that is on its way.",
     )
     shutdownTimeout: int = _number(
-        5, "What a session may still take to finish its command when the service stops.", least=0
+        5,
+        "Time that a session has to finish its command when the service stops.",
+        least=0,
     )
     maxLineLength: int = _number(
-        255, "A command line with its CRLF (RFC 2449 section 4).", least=255
+        255,
+        "Length of a command line with its CRLF (RFC 2449 section 4).",
+        least=255,
     )
     maxAuthLineLength: int = _number(
-        12288, "A line inside AUTH with its CRLF: bearer tokens are long.", least=255
+        12288,
+        "Length of a line inside AUTH with its CRLF.  It is large because bearer tokens are long.",
+        least=255,
     )
     maxBadCommands: int = _number(
         20,
-        "Unknown, misplaced or malformed commands in a row: no client that speaks POP3 "
-        "gets there, one that speaks something else does.",
+        "Close the connection after this many invalid commands in a row.  POP3 clients never "
+        "reach it; port scanners do.",
     )
     banStrikes: int = _number(
         3,
-        "Different failed guesses until an address is banned: a person notices a typing error "
-        "sooner, and a program that repeats one wrong password counts once.",
+        "Number of different failed guesses after which an address is banned.  A program that "
+        "repeats one wrong password counts once.",
         isLive=False,
     )
     banTime: int = _number(
         10_000,
-        "Since its last attempt, until a banned address may try again: nearly three hours.  "
+        "Time that an address stays banned after its last attempt: nearly three hours.  "
         "Refused attempts renew it, up to one day after the first failure.",
         isLive=False,
     )
     userStrikes: int = _number(
         10,
-        "Failed logins for one user from one network (IPv4 /24, IPv6 /64) until it is "
-        "refused there.",
+        "Number of failed logins for one user from one network (IPv4 /24, IPv6 /64) after "
+        "which the service refuses that user there.",
         isLive=False,
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Failed logins for one user from all networks that the user never came from: these "
-        "are refused then, the user's own are not.",
+        "Number of failed logins for one user from all networks that the user never came "
+        "from, after which the service refuses the user on these networks, and on no others.",
         isLive=False,
     )
     strikesTime: int = _number(
-        3600, "Since the last failed login of a user, until these are forgotten.", isLive=False
+        3600,
+        "Time after the last failed login of a user until the failures are forgotten.",
+        isLive=False,
     )
     loginWait: int = _number(
         30,
-        "A login that waits for its turn to be checked, then [SYS/TEMP]: eighty hashes at "
-        "once take ten seconds of two cores, and clients give up after a minute.",
+        "Time that a login may wait until its password is compared; then [SYS/TEMP].  Eighty "
+        "hashes at once take ten seconds on two cores, and clients give up after a minute.",
         isLive=False,
     )
     maxConnections: int = _number(
-        10_000, "Connections in all: an idle one over TLS costs some 30 KiB."
+        10_000,
+        "Number of connections.  An idle connection over TLS needs about 30 KiB.",
     )
     maxUnauthenticated: int = _number(
         2_000,
-        "Connections before login: clients log in within seconds, scanners never.  At the limit "
-        "the longest waiting of the network (IPv6: /64) with the most of them makes room.",
+        "Number of connections before the login.  Clients log in within seconds, scanners "
+        "never.  At the limit, the network (IPv6: /64) with the most such connections loses "
+        "its oldest one.",
     )
     maxPerAddress: int = _number(
         100,
-        "Connections from one address (IPv6: one /64; loopback is exempt): an office "
-        "behind one address fits in.",
+        "Number of connections from one address (IPv6: one /64).  Loopback is exempt.  An "
+        "office behind one address fits in.",
     )
     keepaliveIdle: int = _number(
         300,
-        "Nothing has come from a client for so long: then the kernel asks whether it is still "
-        "there (TCP keepalive), as routers forget a connection after some minutes; 0: never.",
+        "Time without input after which the kernel probes whether a client is still there "
+        "(TCP keepalive), because routers forget a connection after some minutes.  0 switches "
+        "it off.",
         least=0,
         isLive=False,
     )
-    keepaliveInterval: int = _number(30, "From one such question to the next.")
+    keepaliveInterval: int = _number(30, "Time from one keepalive probe to the next.", isLive=False)
     keepaliveProbes: int = _number(
         4,
-        "Such questions without an answer, until the connection is given up; where there is "
-        "TCP_USER_TIMEOUT that ends it after stallTimeout.",
+        "Number of unanswered keepalive probes after which the kernel gives up the "
+        "connection.  Where TCP_USER_TIMEOUT exists, stallTimeout decides instead.",
         isLive=False,
     )
     maxAwakePerUser: int = _number(
-        100, "Sessions of one user that are not asleep; each may hold a listing.", isLive=False
+        100, "Number of sessions of one user that are not asleep, because each may hold a listing."
     )
     loginDelay: int = _number(
         0,
-        "From one login of a user to the next (RFC 2449 section 6.5); off, as a client that "
-        "polls should rather sleep.",
+        "Time from one login of a user to the next (RFC 2449 section 6.5).  It is off because "
+        "a client that polls had better sleep.",
         least=0,
     )
     maxRestartDelay: int = _number(
         60,
-        "With --workers, one that has died is started again after 1, 2, 4, ... seconds, and "
-        "after so many at last: what fails each time costs little then, and what passes is over "
-        "soon.  After a life of more than this it is 1 again.",
+        "With --workers: a worker that has died restarts after 1, 2, 4, ... seconds, and "
+        "after this time at most.  After a life longer than this the delay is 1 second again.",
         isLive=False,
     )
     workerStartTimeout: int = _number(
         60,
-        "Until a worker that was started serves; one that does not is started again.",
+        "Time that a worker has until it serves.  A worker that does not is restarted.",
         isLive=False,
     )
     maxFailedLogins: int = _number(
-        5, "Failed logins on one connection: a person gives up sooner, a program does not."
+        5,
+        "Number of failed logins on one connection.  A person gives up sooner; a program does not.",
     )
     verboseEvents: int = _number(
         0,
-        "1: an event for each connection, login and command, beside those for what fails or is "
-        "over; they cost more than most commands do.",
+        "1 adds an event for each connection, login and command to the events for failures "
+        "and for sessions that end.  They are off because they cost more than most commands.",
         least=0,
     )
     maxInputHeld: int = _number(
         262144,
-        "What may wait behind a running command: a few reads of the socket; reading "
-        "is paused after the first.",
+        "Octets of input that may wait while a command runs: a few reads of the socket.  The "
+        "service pauses reading after the first.",
         least=65536,
     )
 
