@@ -1,3 +1,3 @@
 """
-Who may log in.
+Accounts: checking passwords, and throttling failed logins.
 """

@@ -1,5 +1,5 @@
 """
-Accounts that twisted.cred checkers know, and a store, make a provider.
+A mailbox provider made of twisted.cred checkers and a mailbox store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ __all__ = ["AccountsProvider"]
 @implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus)
 class AccountsProvider:
     """
-    Whoever one of the checkers knows gets their mailbox from the store.
+    Authenticates a user with the first checker that accepts the password, and opens the
+    user's mailbox in the store.
     """
 
     def __init__(
@@ -38,16 +39,19 @@ class AccountsProvider:
         @param store: L{IMailboxStore}
         @param checkers: L{ICredentialsChecker}s for
             L{twisted.cred.credentials.IUsernamePassword}, asked in this order.
-        @param patience: seconds that a login may wait for its turn to be checked.
+        @param patience: how many seconds a login may wait for its password check to begin.
         """
         self._store = IMailboxStore(store)
         self._checkers = [ICredentialsChecker(checker) for checker in checkers]
-        # Others may compare at once, and do not tell.
-        self._tells = [IPasswordAttempt in each.credentialInterfaces for each in self._checkers]
+        # The other checkers may compare at once, without calling IPasswordAttempt.comparing.
+        self._reportsGuesses = [
+            IPasswordAttempt in each.credentialInterfaces for each in self._checkers
+        ]
         self._patience = patience
-        # Who vouched for the user of a connection, and under which name: whether they
-        # may stay is asked there.  Not in info.providerTag, which is the store's.
-        self._vouchers: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+        # For each connection, the index of the checker that accepted the user, and the
+        # user's name there: IAccountStatus is asked of that checker.  Not kept in
+        # info.providerTag, because that belongs to the store.
+        self._acceptedBy: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
         self.name: str = store.name
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
@@ -64,43 +68,43 @@ class AccountsProvider:
         if attempt is not None:
             attempt.isGuess = False
         for index, checker in enumerate(self._checkers):
-            if attempt is not None and not self._tells[index]:
+            if attempt is not None and not self._reportsGuesses[index]:
                 attempt.isGuess = True
             try:
                 avatarID = await maybeAwait(checker.requestAvatarId, credentials)
             except UnhandledCredentials:
                 continue
             except LoginFailed:
-                if attempt is not None and not self._tells[index]:
+                if attempt is not None and not self._reportsGuesses[index]:
                     attempt.wasRefused = True
                 continue
             if isinstance(avatarID, bytes):
                 avatarID = avatarID.decode("utf-8", "surrogateescape")
-            # Anything else than a name is nobody: ANONYMOUS is an empty tuple.
+            # Anything but a name means no user: ANONYMOUS is an empty tuple.
             if isinstance(avatarID, str) and avatarID:
                 if attempt is not None:
-                    # It was right: whatever comes now, nobody has guessed.
+                    # The password was right: a later failure makes it no wrong guess.
                     attempt.isGuess = attempt.wasRefused = False
-                self._vouchers[info] = index, avatarID
+                self._acceptedBy[info] = index, avatarID
                 return await maybeAwait(self._store.openMailbox, info, avatarID)
         return None
 
-    def _vouching(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
-        index, avatarID = self._vouchers[info]
+    def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
+        index, avatarID = self._acceptedBy[info]
         return IAccountStatus(self._checkers[index], None), avatarID
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.credentialsVersion}; empty where the checker cannot tell.
+        See L{IAccountStatus.credentialsVersion}; empty if the checker does not provide it.
         """
-        status, avatarID = self._vouching(info)
+        status, avatarID = self._statusOf(info)
         return "" if status is None else status.credentialsVersion(info, avatarID)
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
-        See L{IAccountStatus.isStillValid}; yes where the checker cannot tell.
+        See L{IAccountStatus.isStillValid}; true if the checker does not provide it.
         """
-        status, avatarID = self._vouching(info)
+        status, avatarID = self._statusOf(info)
         return status is None or status.isStillValid(info, avatarID, version)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:

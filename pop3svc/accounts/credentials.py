@@ -1,5 +1,6 @@
 """
-Credentials of twisted.cred that say how urgent a login is, and hear when it is checked.
+Credentials of twisted.cred for a login: they carry its priority, and a checker reports to
+them when it compares the password.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ __all__ = ["IPasswordAttempt", "PasswordAttempt"]
 
 class IPasswordAttempt(IUsernamePassword):
     """
-    A name and a password of a login.  A checker that lists this interface among its
+    Name and password of a login.  A checker that lists this interface among its
     C{credentialInterfaces} promises to call C{comparing} before it compares the password,
-    and C{refused} if it is not that of the user.
+    and C{refused} if the password is wrong.
     """
 
     isFromKnownNetwork: bool = Attribute(
         "bool: the user has logged in from the client's network before."
     )
-    patience: float = Attribute("Seconds that the login may wait for its turn.")
+    patience: float = Attribute("How many seconds the login may wait for its check to begin.")
 
     def comparing() -> None:
         """
-        The password is compared from now on: the attempt counts as a guess even if the
-        client does not wait for the answer.
+        Report that the comparison begins.  From now on the attempt counts as a guess, even
+        if the client does not wait for the answer.
         """
 
     def refused() -> None:
         """
-        The checker knows a user of that name, who has another password: the attempt counts
-        as a guess even if another checker cannot be asked.
+        Report that the user exists and has another password.  The attempt counts as a
+        guess, even if the next checker fails to answer.
         """
 
 

@@ -1,5 +1,5 @@
 """
-Kinds of hashed passwords: what may stand in a file, what it costs, and comparing.
+Kinds of password hashes: their syntax and bounds, their costs, and verification.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ __all__ = [
 
 _hasher = PasswordHasher()
 
-# Octets of a password: more than anybody types, and what all kinds of hashes take.
+# Octets of a password.  Every kind of hash takes this many.
 LONGEST_PASSWORD = 1024
-# Characters of a hash: a password in the clear is the longest that makes sense.
+# Characters of a hash.  The longest legitimate entry is a {PLAIN} password.
 _LONGEST = 2048
 
-# The most that one comparison may cost, because strangers may ask for comparisons.  Each
-# bound is some five seconds of a core, or one GiB of memory, ten times what is usual.
+# Bounds on the cost of one comparison, because clients that are not logged in can cause
+# comparisons.  Each bound is about five seconds of CPU time or one GiB of memory, ten times
+# the usual cost.
 _MOST_MEMORY = 1 << 30
 _MOST_ARGON2_PASSES = 64
 _MOST_ARGON2_LANES = 64
-# KiB that are written in all passes.
+# KiB written by all passes together.
 _MOST_ARGON2_WORK = 4 << 20
 _MOST_BCRYPT_COST = 16
 _MOST_SHA512_ROUNDS = 5_000_000
-# Blocks of 128 octets in all lanes, so it bounds the memory, too.
+# Blocks of 128 octets in all lanes together, so this bounds the memory as well.
 _MOST_SCRYPT_WORK = _MOST_MEMORY // 128
 
 PLAIN = "{PLAIN}"
@@ -49,10 +50,10 @@ PLAIN = "{PLAIN}"
 
 class _Kind(NamedTuple):
     """
-    @ivar name: for the operator.
-    @ivar cost: called with a hash: about the milliseconds that it takes a core to compare;
-        raises L{ValueError} if the hash is malformed or out of bounds.
-    @ivar verify: called with a hash and a password.
+    @ivar name: the name shown to the operator.
+    @ivar cost: takes a hash, returns the approximate CPU time of a comparison in
+        milliseconds; raises L{ValueError} if the hash is malformed or out of bounds.
+    @ivar verify: takes a hash and a password, returns whether they match.
     """
 
     name: str
@@ -62,14 +63,16 @@ class _Kind(NamedTuple):
 
 def hashPassword(password: str) -> str:
     """
-    @return: a hash of the kind that is recommended.  Takes a tenth of a second of a core.
+    Hash a password with argon2.  Takes about 0.1 s of CPU time.
+
+    @return: the hash, as it stands in a password file.
     """
     return _hasher.hash(password.encode("utf-8", "surrogateescape"))
 
 
 def _decoded(text: str) -> bytes:
     """
-    @raise ValueError: it is not the one way to write these octets in base64 without padding.
+    @raise ValueError: the text is not canonical base64 without padding.
     """
     octets = b64decode(text + "=" * (-len(text) % 4))
     if b64encode(octets).rstrip(b"=") != text.encode("ascii"):
@@ -108,7 +111,7 @@ def _costArgon2(stored: str) -> float:
 
 
 def _verifyArgon2(stored: str, password: bytes) -> bool:
-    # Other errors than this one are no answer: there was no memory, say.
+    # Other errors, such as a lack of memory, do not mean that the password is wrong.
     try:
         return _hasher.verify(stored, password)
     except VerifyMismatchError:
@@ -140,7 +143,7 @@ def _costBcrypt(stored: str) -> float:
 def _verifyBcrypt(stored: str, password: bytes) -> bool:
     import bcrypt
 
-    # More than 72 octets never counted.
+    # bcrypt has always ignored octets after the 72nd; bcrypt 5 raises an error for them.
     return bcrypt.checkpw(password[:72], stored.encode("ascii"))
 
 
@@ -225,7 +228,7 @@ _PREFIXES = {
     PLAIN: _Kind("{PLAIN}", _costPlain, _verifyPlain),
 }
 
-# For the operator.
+# For messages to the operator.
 KINDS = ", ".join(kind.name for kind in _PREFIXES.values())
 
 
@@ -238,8 +241,11 @@ def _kindOf(stored: str) -> _Kind:
 
 def costOf(stored: str) -> float:
     """
-    @return: about the milliseconds that it takes a core to compare a password with a hash.
-    @raise ValueError: it cannot stand in a file; a few words that say why, without the hash.
+    Check that a hash is usable, and estimate the CPU time of a comparison.
+
+    @return: milliseconds.
+    @raise ValueError: the hash is malformed or out of bounds; a short reason, without the
+        hash itself.
     """
     if len(stored) > _LONGEST:
         raise ValueError(f"a hash of more than {_LONGEST} characters")
@@ -250,7 +256,7 @@ def costOf(stored: str) -> float:
 
 def isPlain(stored: str) -> bool:
     """
-    @return: is this a password in the clear?  To compare it is no work for a thread.
+    @return: whether the password is in the clear.  Comparing it needs no thread.
     """
     return stored.startswith(PLAIN)
 
@@ -259,7 +265,7 @@ def verify(stored: str, password: bytes) -> bool:
     """
     Compare a password with a hash for which L{costOf} has returned a number.  Blocks.
 
-    @return: is it the one?
-    @raise Exception: it could not be compared, for lack of memory.
+    @return: whether they match.
+    @raise Exception: the comparison failed, for example for lack of memory.
     """
     return _kindOf(stored).verify(stored, password)

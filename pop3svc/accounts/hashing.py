@@ -1,5 +1,5 @@
 """
-A queue for hashing passwords: logins from known networks go first, and nobody waits long.
+A queue for hashing passwords: logins from known networks go first, and each wait is bounded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["HashQueue", "hashing", "startHashing"]
 
 class _Entry:
     """
-    One password that is to be hashed.
+    A password to be hashed.
     """
 
     __slots__ = ("arguments", "begun", "result", "timer", "work")
@@ -37,7 +37,7 @@ class _Entry:
     def finish(self, outcome: Any) -> None:
         result, self.result = self.result, None
         if result is None:
-            # Nobody waits for it any more.
+            # The caller has cancelled.
             return
         if isinstance(outcome, Failure):
             result.errback(outcome)
@@ -51,23 +51,24 @@ def _busy() -> POP3ResponseError:
 
 class HashQueue:
     """
-    Gives a few threads one password after the other.  Urgent ones go first; all of them
-    wait for a limited time.
+    Hashes passwords in a few threads.  Urgent entries go first; every entry waits for a
+    limited time.
     """
 
-    # Hashes at once.  Each takes a core for a tenth of a second and 64 MiB.
-    PLACES = 2
-    # Passwords that may wait: the time limit bounds them before, unless connections come
-    # very fast.  Each costs some two KiB.
-    MOST = 10_000
+    # Concurrent hashes.  Each takes about 0.1 s of CPU time and 64 MiB.
+    CONCURRENT = 2
+    # Passwords that may wait.  The time limit keeps the queue shorter, unless connections
+    # come very fast.  Each entry takes about 2 KiB.
+    MAX_WAITING = 10_000
 
     def __init__(self, runner: Executor, clock: IReactorTime | None = None) -> None:
         """
+        @param runner: runs the hashing.
         @param clock: the reactor if not given.
         """
         self._runner = runner
         self._clock = clock
-        self._underWay = 0
+        self._running = 0
         self._isStarting = False
         self._urgent: dict[_Entry, None] = {}
         self._others: dict[_Entry, None] = {}
@@ -81,18 +82,18 @@ class HashQueue:
         begun: Callable[[], object] = lambda: None,
     ) -> Deferred[Any]:
         """
-        Run C{work} in a thread.
+        Run C{work} in a thread when its turn comes.
 
-        @param isUrgent: does it go before those that are not?
-        @param patience: seconds that it may wait for its turn.
-        @param begun: called when it begins.
-        @return: a Deferred firing with what C{work} returned, or failing with
-            L{POP3ResponseError}, C{SYS/TEMP}: it waited for too long.  Cancelling it skips
-            work that has not begun; other work goes on to its end in its place, because a
-            hash cannot be interrupted.
-        @raise POP3ResponseError: C{SYS/TEMP}, too many are waiting.
+        @param isUrgent: whether it goes before entries that are not urgent.
+        @param patience: how many seconds it may wait for its turn.
+        @param begun: called when C{work} begins.
+        @return: a Deferred firing with the result of C{work}, or failing with
+            L{POP3ResponseError}, C{SYS/TEMP}, if it waited longer than C{patience}.
+            Cancelling the Deferred removes work that has not begun.  Work that has begun
+            keeps its thread to the end, because a hash cannot be interrupted.
+        @raise POP3ResponseError: C{SYS/TEMP}, the queue is full.
         """
-        if len(self._urgent) + len(self._others) >= self.MOST:
+        if len(self._urgent) + len(self._others) >= self.MAX_WAITING:
             raise _busy()
         entry = _Entry(work, arguments, begun)
         queue = self._urgent if isUrgent else self._others
@@ -105,29 +106,29 @@ class HashQueue:
 
         result: Deferred[Any] = Deferred(lambda _: leave())
         entry.result = result
-        self._next()
+        self._startNext()
         if entry in queue:
-            entry.timer = self._later(patience, lambda: self._late(queue, entry))
+            entry.timer = self._callLater(patience, lambda: self._expire(queue, entry))
         return result
 
-    def _later(self, seconds: float, call: Callable[[], object]) -> IDelayedCall:
+    def _callLater(self, seconds: float, call: Callable[[], object]) -> IDelayedCall:
         if self._clock is None:
             from twisted.internet import reactor
 
             self._clock = IReactorTime(reactor)
         return self._clock.callLater(seconds, call)
 
-    def _late(self, queue: dict[_Entry, None], entry: _Entry) -> None:
+    def _expire(self, queue: dict[_Entry, None], entry: _Entry) -> None:
         del queue[entry]
         entry.finish(Failure(_busy()))
 
-    def _next(self) -> None:
+    def _startNext(self) -> None:
         if self._isStarting:
-            # One that was over at once; the loop below goes on.
+            # The work that is being started has finished already; the loop below goes on.
             return
         self._isStarting = True
         try:
-            while self._underWay < self.PLACES and (queue := self._urgent or self._others):
+            while self._running < self.CONCURRENT and (queue := self._urgent or self._others):
                 entry = next(iter(queue))
                 del queue[entry]
                 if entry.timer is not None:
@@ -137,33 +138,35 @@ class HashQueue:
             self._isStarting = False
 
     def _start(self, entry: _Entry) -> None:
-        self._underWay += 1
+        self._running += 1
 
         def begin() -> Deferred[Any]:
             entry.begun()
             return self._runner.run(entry.work, *entry.arguments)
 
         def ended(outcome: Any) -> None:
-            self._underWay -= 1
-            self._next()
+            self._running -= 1
+            self._startNext()
             entry.finish(outcome)
 
         maybeDeferred(begin).addBoth(ended)
 
 
-_workers = BoundedThreadPool("pop3svc-hash", threads=HashQueue.PLACES, waiting=HashQueue.PLACES)
+_workers = BoundedThreadPool(
+    "pop3svc-hash", threads=HashQueue.CONCURRENT, waiting=HashQueue.CONCURRENT
+)
 _queue = HashQueue(_workers)
 
 
 def hashing() -> HashQueue:
     """
-    @return: the queue of all password files of this process.
+    @return: the queue that all password files of this process share.
     """
     return _queue
 
 
 def startHashing() -> None:
     """
-    Start the first thread now, because there may be none to be had later.
+    Start the first thread now, because starting one may fail later.
     """
     _workers.start()

@@ -30,7 +30,7 @@ _DELETE_OLD = "DELETE FROM network WHERE seen <= ?"
 Pair = tuple[str, str]
 
 
-def _octets(user: str) -> bytes:
+def _encoded(user: str) -> bytes:
     return user.encode("utf-8", "surrogateescape")
 
 
@@ -42,10 +42,10 @@ def _put(
     seen: float,
 ) -> list[Pair]:
     """
-    Set the time of an inner key, and make its key the last of the table.
+    Set the time of an inner key, and move its key to the end of the table.
 
-    @param bounds: how many keys the table may have, and how many inner keys each.
-    @return: the oldest pairs, which were taken out because the table was full.
+    @param bounds: the maximum number of keys, and of inner keys of each key.
+    @return: the pairs that were evicted because the table was full.
     """
     most, each = bounds
     times = table.setdefault(key, {})
@@ -64,25 +64,26 @@ def _put(
 
 class KnownNetworks:
     """
-    Remembers from which networks (IPv4 /24, IPv6 /64) each user has logged in,
-    and which addresses several users share.
+    Remembers the networks (IPv4 /24, IPv6 /64) from which each user has logged in, and the
+    addresses that several users share.
 
-    An address counts as shared when L{SHARED} different users have logged in
-    from it: an office, a NAT, a container's gateway.
+    An address is shared when L{SHARED} different users have logged in from it.  Examples
+    are an office, a NAT, and the gateway of a container.
     """
 
-    # Seconds after which a login is forgotten, and after which it is news again.
+    # Seconds after which a login is forgotten, and after which it is recorded again.
     KEPT = 90 * 86400
     NEWS = 86400
-    # Networks of each user: a person has a home, an office and some phones' networks.
+    # Networks per user: enough for a home, an office and several mobile networks.
     EACH = 16
-    # The least recently seen go first.  A user costs some 500 octets of memory.
+    # The least recently seen entries are evicted first.  A user takes about 500 octets of
+    # memory.
     USERS = 100_000
     ADDRESSES = 100_000
-    # Different users that make an address a shared one.
+    # Number of different users that makes an address shared.
     SHARED = 3
-    # Rows that are read at once, and written in one transaction: a few milliseconds each,
-    # because the reactor has to get its turn in between.
+    # Rows read at once, and written in one transaction.  A slice takes a few milliseconds,
+    # so that the reactor runs in between.
     SLICE = 2000
 
     def __init__(
@@ -93,27 +94,28 @@ class KnownNetworks:
         now: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param state: where it is kept; without it all is forgotten at the end.
-        @param isWriter: does this process write what it learns?  Others only read.
-        @param runner: where files are read and written.
-        @param now: the wall clock, in seconds; what is remembered outlives the process.
+        @param state: the database; without one everything is forgotten at exit.
+        @param isWriter: whether this process writes to the database; if not, it only reads.
+        @param runner: runs the reading and writing.
+        @param now: the wall clock, in seconds, because the stored times outlive the process.
         """
         self._state = state
         self._isWriter = isWriter and state is not None
         self._runner = disk() if runner is None else runner
         self._now = now
-        # What is to be written, and what is being written.
+        # Rows to be written, and rows that are being written.
         self._changed: dict[Pair, float] = {}
         self._writing: dict[Pair, float] = {}
         self._gone: set[Pair] = set()
         self._saving = DeferredLock()
         self._users: OrderedDict[str, dict[str, float]] = OrderedDict()
-        # For each address the users that were seen there first, at most SHARED of them.
+        # For each address, up to SHARED users that were seen there.
         self._addresses: OrderedDict[str, dict[str, float]] = OrderedDict()
 
     def isKnown(self, username: str, clientIP: str | None) -> bool:
         """
-        @return: has the user logged in from the client's network in the last 90 days?
+        @return: whether the user has logged in from the client's network in the last 90
+            days.
         """
         networks = self._users.get(username)
         if networks is None:
@@ -123,8 +125,8 @@ class KnownNetworks:
 
     def isShared(self, clientIP: str | None) -> bool:
         """
-        @return: have at least L{SHARED} different users logged in from this address (IPv6:
-            from its /64) in the last 90 days?
+        @return: whether at least L{SHARED} different users have logged in from this address
+            (IPv6: from its /64) in the last 90 days.
         """
         users = self._addresses.get(networkOf(clientIP))
         if users is None or len(users) < self.SHARED:
@@ -133,9 +135,10 @@ class KnownNetworks:
 
     def add(self, username: str, clientIP: str | None) -> bool:
         """
-        Note that the user has logged in from there.
+        Record that the user has logged in from the address.
 
-        @return: is that news?  It is at most once a day for each user and network.
+        @return: whether anything was recorded: at most once a day for each user and
+            network.
         """
         now = self._now()
         network, address = networkOf(clientIP, 24), networkOf(clientIP)
@@ -164,8 +167,8 @@ class KnownNetworks:
         seen = users.get(username)
         if seen is not None:
             return now - seen >= self.NEWS
-        # Somebody else takes the place of one who was not seen for a day, so that an
-        # address stays shared while its users change.
+        # A new user replaces one that has not been seen for a day, so that an address stays
+        # shared while its users change.
         return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
 
     def _setSharer(self, address: str, username: str, seen: float) -> None:
@@ -187,8 +190,8 @@ class KnownNetworks:
 
     def state(self) -> list[list[Any]]:
         """
-        @return: what another process needs beside what it reads in the file: user, network
-            and time of each login, as JSON has it.
+        @return: the logins that another process cannot read from the database yet: user,
+            network and time of each, serialisable as JSON.
         """
         rows: dict[Pair, float]
         if self._state is not None:
@@ -203,13 +206,13 @@ class KnownNetworks:
 
     def restore(self, rows: Iterable[Iterable[Any]]) -> None:
         """
-        Remember what L{state} has returned, beside what is remembered already.
+        Add the logins returned by L{state} of another process.
         """
         now = self._now()
         for user, network, seen in rows:
             # The clock may have been ahead when this was written.
             seen = min(seen, now)
-            # An IPv6 /64 is both, a network and an address.
+            # An IPv6 /64 is both a network and an address.
             if not network.endswith("/32"):
                 self._setNetwork(user, network, seen)
             if network and not network.endswith("/24"):
@@ -219,7 +222,7 @@ class KnownNetworks:
 
     async def load(self) -> None:
         """
-        Read what is kept, in a thread and in slices.
+        Read the database, in a thread and in slices.
         """
         if self._state is None:
             return
@@ -238,8 +241,8 @@ class KnownNetworks:
 
     async def save(self) -> None:
         """
-        Write what has changed, in a thread.  Old rows stay for as long again before they are
-        deleted, because the clock may be wrong for a while.
+        Write the changes, in a thread.  Rows are deleted at twice the age at which they
+        expire, because the clock may be wrong for a while.
         """
         if not self._isWriter:
             return
@@ -253,8 +256,8 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # What was wrong is in the log; it is tried again the next time.  A user who
-                # has come back meanwhile is not forgotten.
+                # The error is in the log; the next call tries again.  A user who has come
+                # back meanwhile is not deleted.
                 self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
             self._writing = {}
@@ -264,10 +267,10 @@ class KnownNetworks:
         assert self._state is not None
         rows = iter(changed.items())
         while part := list(islice(rows, self.SLICE)):
-            values = [(_octets(user), network, seen) for (user, network), seen in part]
+            values = [(_encoded(user), network, seen) for (user, network), seen in part]
             if not self._state.write(_INSERT, values):
                 return False
-        deletions = [(_octets(user), network) for user, network in gone]
+        deletions = [(_encoded(user), network) for user, network in gone]
         if deletions and not self._state.write(_DELETE, deletions):
             return False
         return self._state.write(_DELETE_OLD, [(oldest,)])

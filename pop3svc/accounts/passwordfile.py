@@ -49,22 +49,22 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Password files are read here and not where mail is read, because a disk with mail may hang.
+# Password files have a thread of their own, because a disk with mail may hang.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# Octets of a file: two million users, and no file that grows without end.
+# Octets of a file: enough for two million users, and a bound on memory.
 _LARGEST = 256 << 20
-# Bad lines that are named one by one: more are a file of another format.
+# Bad lines that are listed individually.  A file with more has another format.
 _MOST_NAMED = 1000
 
 
 class BadLine(NamedTuple):
     """
-    A line of which nobody can log in.
+    A line that cannot be used.
 
-    @ivar number: from 1.
-    @ivar name: whom it shuts out; empty if it names nobody.
-    @ivar fault: what is wrong with it, in a few words without what stands there.
+    @ivar number: the line number, from 1.
+    @ivar name: the user who cannot log in because of it; empty if it has no valid name.
+    @ivar fault: a short reason, without the content of the line.
     """
 
     number: int
@@ -78,13 +78,13 @@ class BadLine(NamedTuple):
 
 class Accounts(NamedTuple):
     """
-    What stands in a file.
+    The content of a file.
 
-    @ivar hashes: by name.
-    @ivar badLines: the first of them; the others are only counted.
-    @ivar badCount: how many they are.
-    @ivar plainCount: how many passwords are not hashed.
-    @ivar standIn: a hash that costs what a usual user's costs.
+    @ivar hashes: the hash of each user, by name.
+    @ivar badLines: the first bad lines; the others are only counted.
+    @ivar badCount: the number of all bad lines.
+    @ivar plainCount: the number of passwords that are not hashed.
+    @ivar standIn: a hash of the median cost, for comparisons with unknown users.
     """
 
     hashes: Mapping[str, str]
@@ -95,7 +95,7 @@ class Accounts(NamedTuple):
 
     def complaints(self) -> list[str]:
         """
-        @return: for the operator, a sentence for each bad line.
+        @return: a sentence about each bad line, for the operator.
         """
         sentences = [str(each) for each in self.badLines]
         if self.badCount > len(sentences):
@@ -108,7 +108,9 @@ class Accounts(NamedTuple):
 
 def checkUserName(name: str) -> str:
     """
-    @return: the name, if it can stand in the file.
+    Check that a password file can hold a user name.
+
+    @return: the name.
     @raise ValueError: it cannot; a sentence for the operator.
     """
     if not name or not name.isprintable() or any(c in ":#" or c.isspace() for c in name):
@@ -118,7 +120,7 @@ def checkUserName(name: str) -> str:
 
 class _Costs:
     """
-    What the hashes of a file cost, with an example for each.
+    The costs of the hashes of a file, with an example of each.
     """
 
     def __init__(self) -> None:
@@ -131,8 +133,8 @@ class _Costs:
 
     def usual(self) -> str | None:
         """
-        @return: a hash that costs no less than half of them and no more than the others, so
-            that a few extreme ones do not count.
+        @return: a hash of the median cost, because a few extreme hashes do not change the
+            median; L{None} if there are no hashes.
         """
         rest = (sum(self._counts.values()) + 1) // 2
         for cost in sorted(self._counts):
@@ -145,7 +147,7 @@ class _Costs:
 def _parse(lines: Iterable[str]) -> Accounts:
     hashes: dict[str, str] = {}
     bad: list[BadLine] = []
-    shutOut: set[str] = set()
+    excluded: set[str] = set()
     badCount = plainCount = 0
     costs = _Costs()
     for number, line in enumerate(lines, 1):
@@ -158,15 +160,15 @@ def _parse(lines: Iterable[str]) -> Accounts:
             if not colon:
                 raise ValueError("no colon")
             valid = checkUserName(name)
-            if name in hashes or name in shutOut:
-                # As Dovecot does: the first one counts.
+            if name in hashes or name in excluded:
+                # The first line counts, as in Dovecot.
                 valid = ""
                 raise ValueError("the user name is listed twice")
             cost = costOf(stored)
         except ValueError as error:
             badCount += 1
             if valid:
-                shutOut.add(valid)
+                excluded.add(valid)
             if len(bad) < _MOST_NAMED:
                 bad.append(BadLine(number, valid, str(error)))
             continue
@@ -191,15 +193,17 @@ def readPasswordFile(path: str) -> Accounts:
     """
     Read a file.  Blocks.
 
-    @raise ValueError: it cannot be read; a sentence that names it.
+    @raise ValueError: the file cannot be read; a sentence that names it.
     """
     return _parse(_linesOf(path))
 
 
 def _readStamped(path: str) -> tuple[Stamp | None, Accounts | str]:
     """
-    @return: what the file looked like before it was read, and what stands in it or why it
-        cannot be read.
+    Read a file and its stamp.
+
+    @return: the stamp of the file before it was read, and either the accounts or the
+        reason why the file cannot be read.
     """
     stamp = stampOf(path)
     try:
@@ -210,7 +214,8 @@ def _readStamped(path: str) -> tuple[Stamp | None, Accounts | str]:
 
 def _compare(stored: str, password: bytes) -> bool | str:
     """
-    @return: whether it matches, or the name of the error that kept it from being compared.
+    @return: whether the password matches, or the name of the error if the comparison
+        failed.
     """
     try:
         return verify(stored, password)
@@ -221,9 +226,9 @@ def _compare(stored: str, password: bytes) -> bool | str:
 @implementer(ICredentialsChecker, IAccountStatus, IReloading)
 class PasswordFile:
     """
-    A checker for a file with a line C{name:hash} for each user.  It is read again, in a
-    thread, when it has changed.  A line that cannot be used shuts out its own user only; if
-    the file cannot be read, keeping the previous accounts.
+    A checker for a file with a line C{name:hash} for each user.  The file is read again, in
+    a thread, when it has changed.  A line that cannot be used affects only the user it
+    names.  If the file cannot be read, the previous accounts stay.
 
     Hashes: argon2, C{$2b$} and C{$6$} with the extra C{hashes}, C{$scrypt$}
     (C{$scrypt$ln=,r=,p=$salt$key}), and C{{PLAIN}} followed by the password.
@@ -231,17 +236,17 @@ class PasswordFile:
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
 
-    # Seconds: a login that sees that the file has changed waits so long for what stands
-    # there now; then the old entries count.
+    # Seconds that a login waits until a changed file has been read again.  After that it is
+    # checked against the old accounts.
     PATIENCE = 5.0
-    # Seconds from one attempt to read a file that cannot be read to the next.
+    # Seconds between attempts to read an unreadable file.
     RETRY = 1.0
 
     def __init__(
         self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
-        @param runner: where passwords are compared and the file is read.
+        @param runner: compares passwords and reads the file.
         @param clock: the reactor if not given.
         @raise ValueError: the file cannot be read; a sentence that names it.
         """
@@ -252,8 +257,8 @@ class PasswordFile:
         self._rereading: Shielded | None = None
         self._tried = 0.0
         self._fault = ""
-        self._said: set[tuple[str, str]] = set()
-        self._plainSaid = 0
+        self._reported: set[tuple[str, str]] = set()
+        self._plainReported = 0
         self._secret = secrets.token_bytes(16)
         self._standIn = hashPassword(secrets.token_hex(16))
         self._seen, accounts = _readStamped(self._path)
@@ -265,22 +270,22 @@ class PasswordFile:
     @property
     def path(self) -> str:
         """
-        Where the file is.
+        The absolute path of the file.
         """
         return self._path
 
-    # --- what stands in the file --------------------------------------------------
+    # --- reading ------------------------------------------------------------------
 
     def _report(self) -> None:
         """
-        Log what an operator should know of the file, once.
+        Log each bad line of the file, and how many passwords are not hashed, once.
         """
         accounts = self._accounts
-        said: set[tuple[str, str]] = set()
+        reported: set[tuple[str, str]] = set()
         for line in accounts.badLines:
             key = line.name or str(line.number), line.fault
-            said.add(key)
-            if key not in self._said:
+            reported.add(key)
+            if key not in self._reported:
                 log.error(
                     "{path}, {line} (known are {kinds})",
                     path=self._path,
@@ -289,17 +294,17 @@ class PasswordFile:
                 )
         more = accounts.badCount - len(accounts.badLines)
         if more:
-            said.add(("", str(more)))
-            if ("", str(more)) not in self._said:
+            reported.add(("", str(more)))
+            if ("", str(more)) not in self._reported:
                 log.error("{path}: {count} more lines cannot be used", path=self._path, count=more)
-        self._said = said
-        if accounts.plainCount and accounts.plainCount != self._plainSaid:
+        self._reported = reported
+        if accounts.plainCount and accounts.plainCount != self._plainReported:
             log.warn(
                 "{path} holds {count} passwords that are not hashed",
                 path=self._path,
                 count=accounts.plainCount,
             )
-        self._plainSaid = accounts.plainCount
+        self._plainReported = accounts.plainCount
 
     def _isStale(self) -> bool:
         stamp = stampOf(self._path)
@@ -307,7 +312,7 @@ class PasswordFile:
 
     async def _refresh(self) -> None:
         """
-        Wait for what stands in the file now, for a limited time.
+        Wait until the file has been read again, for a limited time.
         """
         if self._rereading is None or self._rereading.done:
             if time.monotonic() - self._tried < self.RETRY and self._fault:
@@ -322,7 +327,7 @@ class PasswordFile:
         try:
             await self._rereading.outcome(self._clock, self.PATIENCE)
         except CallTimeout:
-            # A slow disk: the old entries are better than nobody.
+            # The disk is slow: check against the old accounts instead of refusing everybody.
             pass
 
     async def _reread(self) -> None:
@@ -333,7 +338,7 @@ class PasswordFile:
         except POP3ResponseError:
             accounts = f"{self._path} cannot be read now, for lack of threads"
         if isinstance(accounts, str):
-            # It may be readable the next time; what is said once is enough.
+            # The next attempt may succeed; the same error is logged once.
             fault = accounts
             if fault != self._fault:
                 log.error("keeping the previous accounts: {error}", error=fault)
@@ -347,7 +352,7 @@ class PasswordFile:
         See L{IReloading.reload}.
         """
         self._seen, self._tried = None, 0.0
-        self._said, self._fault = set(), ""
+        self._reported, self._fault = set(), ""
         return startNow(self._refresh())
 
     # --- checking -----------------------------------------------------------------
@@ -356,9 +361,9 @@ class PasswordFile:
         """
         See L{ICredentialsChecker.requestAvatarId}.
 
-        @return: the name, as octets.
-        @raise POP3ResponseError: C{SYS/TEMP}, it would take too long, or the password
-            cannot be compared for lack of memory.
+        @return: the user name in UTF-8.
+        @raise POP3ResponseError: C{SYS/TEMP}, the check would have to wait too long, or the
+            comparison failed, for example for lack of memory.
         """
         return startNow(self._checked(credentials))
 
@@ -369,18 +374,19 @@ class PasswordFile:
         password: bytes = credentials.password
         name = username.decode("utf-8", "surrogateescape")
         known = self._accounts.hashes.get(name)
-        # Somebody who is not there costs what a usual user costs.
+        # For an unknown user, a comparison of the median cost hides that there is no such
+        # user.
         stored = known or self._accounts.standIn or self._standIn
-        # NUL cannot be typed, and some kinds of hashes do not take it.
+        # Some kinds of hashes do not take NUL.
         isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
         password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
-        # The quick question first.
+        # providedBy() is slow, so isinstance() is tried first.
         if not isinstance(credentials, PasswordAttempt) and not IPasswordAttempt.providedBy(
             credentials
         ):
             credentials = PasswordAttempt(username, password)
         if isPlain(stored):
-            # To compare is no work for a thread.
+            # Comparing needs no thread.
             credentials.comparing()
             matches = _compare(stored, password)
         else:
@@ -401,10 +407,10 @@ class PasswordFile:
         return username
 
     def _cannotCompare(self, error: str) -> NoReturn:
-        # Once for each kind of error until another one comes.
+        # Logged once for each kind of error, until the file is read again.
         key = "", error
-        if key not in self._said:
-            self._said.add(key)
+        if key not in self._reported:
+            self._reported.add(key)
             log.error(
                 "a password of {path} cannot be compared: {error}", path=self._path, error=error
             )
@@ -416,8 +422,8 @@ class PasswordFile:
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
-        See L{IAccountStatus.credentialsVersion}: of what stands in the file for the
-        user, as it was read last.
+        See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's entry when the
+        file was last read.
         """
         stored = self._accounts.hashes.get(username, "")
         return self._digest(stored).hex()
@@ -435,7 +441,7 @@ class PasswordFile:
         return username in self._accounts.hashes and hmac.compare_digest(now, version)
 
 
-# --- changing it --------------------------------------------------------------
+# --- changing the file --------------------------------------------------------
 
 
 @contextmanager
@@ -443,8 +449,8 @@ def _changing(
     path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
 ) -> Iterator[list[str]]:
     """
-    The lines of the file, to be changed in place; written back atomically,
-    one writer at a time.
+    A context with the lines of the file, to be changed in place.  At its end they are
+    written back atomically.  A lock admits one writer at a time.
     """
     directory = os.path.dirname(os.path.realpath(path))
     try:
@@ -454,7 +460,7 @@ def _changing(
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         isNew = mayBeNew and not os.path.exists(path)
-        # What cannot be used stays as it is, for whoever has to mend it.
+        # Bad lines stay unchanged, for the operator to correct.
         lines = [] if isNew else list(_linesOf(path))
         if lines and not lines[-1].endswith("\n"):
             lines[-1] += "\n"
@@ -473,7 +479,8 @@ def _changing(
 
 def _find(lines: list[str], name: str) -> list[int]:
     """
-    @return: where a user stands; more than once in a file that somebody else has written.
+    @return: the indices of a user's lines; more than one if another program has written
+        the file.
     """
     return [
         index
@@ -494,10 +501,10 @@ def _checkPassword(password: str) -> str:
 
 def addUser(path: str, name: str, password: str, owner: tuple[int, int] | None = None) -> None:
     """
-    Add a user; the file is made if it is not there.
+    Add a user.  If there is no file, it is created.
 
-    @param owner: user and group of a file that is made.
-    @raise ValueError: a sentence that says why not.
+    @param owner: uid and gid for a file that is created.
+    @raise ValueError: the user cannot be added; a sentence that gives the reason.
     """
     stored = hashPassword(_checkPassword(password))
     with _changing(path, mayBeNew=True, owner=owner) as lines:
@@ -508,9 +515,9 @@ def addUser(path: str, name: str, password: str, owner: tuple[int, int] | None =
 
 def setPassword(path: str, name: str, password: str) -> None:
     """
-    Give a user another password, the only one from then on.
+    Replace a user's password, and remove further lines of that user.
 
-    @raise ValueError: a sentence that says why not.
+    @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
     """
     stored = hashPassword(_checkPassword(password))
     with _changing(path) as lines:
@@ -526,7 +533,7 @@ def removeUser(path: str, name: str) -> None:
     """
     Remove a user, with all lines of that name.
 
-    @raise ValueError: a sentence that says why not.
+    @raise ValueError: the user cannot be removed; a sentence that gives the reason.
     """
     with _changing(path) as lines:
         found = _find(lines, name)

@@ -1,5 +1,5 @@
 """
-Failed logins, counted by address and by user, and the limits on them.
+Count failed logins by address and by user, and limit them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["Attempt", "BanEngine", "Strikes", "UserThrottle"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of the keyed digest of a name and a password: an accident in 2**64 does no harm,
-# because it makes two guesses one.
+# Octets of the keyed digest of a name and a password.  A collision (one in 2**64) is
+# harmless, because it only counts two guesses as one.
 GUESS = 8
 
 
@@ -36,14 +36,14 @@ class Attempt:
     """
     One attempt to log in.
 
-    @ivar arrived: when it arrived, seconds of the clock.
-    @ivar user: a keyed digest of the name: names are chosen by strangers, and a table of
-        them is bounded in octets only if its keys are.
+    @ivar arrived: when the attempt arrived, in seconds of the clock.
+    @ivar user: a keyed digest of the name.  The client chooses the name, so only a digest
+        bounds the size of a table's keys.
     @ivar guess: a keyed digest of name and password.
     @ivar place: the client's address, as bans count it.
     @ivar pair: the digest of the name, and the client's network.
-    @ivar counted: the tables that count it, each with its key.
-    @ivar waitsFor: the table and the key that it waits for, or L{None}.
+    @ivar counted: the tables that count the attempt, each with its key.
+    @ivar waitsFor: the table and the key that delay the attempt, or L{None}.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Attempt:
     @property
     def address(self) -> str:
         """
-        The client's address for the log: an IPv6 one as its /64.
+        The client's address for the log; for IPv6, its /64.
         """
         return self.place.removesuffix("/32") or "(no address)"
 
@@ -94,7 +94,7 @@ class Attempt:
     @property
     def printableName(self) -> str:
         """
-        The name for the log.
+        The user name for the log.
         """
         return _printable(self.username)
 
@@ -103,11 +103,11 @@ class _Record:
     """
     The strikes against one key.  Times are seconds of the clock.
 
-    @ivar guesses: the digests of the different guesses, one after the other.
-    @ivar first: when the first strike was.
-    @ivar last: when the last strike was.
-    @ivar renewed: when an attempt was refused last.
-    @ivar refused: how many attempts were refused.
+    @ivar guesses: the digests of the different guesses, concatenated.
+    @ivar first: the time of the first strike.
+    @ivar last: the time of the last strike.
+    @ivar renewed: the time of the last refused attempt.
+    @ivar refused: the number of refused attempts.
     """
 
     __slots__ = ("first", "guesses", "last", "refused", "renewed")
@@ -124,28 +124,28 @@ class _Record:
 
 class Strikes:
     """
-    Different failed guesses by key.  An attempt that is under way counts, too.
+    Counts different failed guesses for each key.  Attempts under way count as well.
 
-    When there are C{limit} of them, attempts are refused for C{seconds} after the last
-    strike.  A refused attempt renews that, up to one day after the first strike.
+    After C{limit} strikes, attempts are refused for C{seconds} after the last strike.  A
+    refused attempt restarts that period, until one day after the first strike.
     """
 
-    # Seconds: how long refused attempts may renew a refusal.
+    # Seconds after the first strike during which a refused attempt restarts the period.
     LONGEST = 86400
-    # Keys; the oldest go first.  One costs some 600 octets of memory.
+    # Keys; the oldest are evicted first.  A key takes about 600 octets of memory.
     BOUND = 65536
-    # Seconds until an attempt under way is given up: its process may have died.  No login
-    # takes so long.
+    # Seconds after which an attempt under way is ignored, because its process may have
+    # died.  No login takes this long.
     LAPSE = 300
-    # Keys of attempts under way.  More can only be left over from processes that died.
-    MOST_PENDING = 50_000
+    # Keys with attempts under way.  Only processes that died can leave more.
+    MAX_PENDING = 50_000
 
     def __init__(
         self, clock: IReactorTime, limit: int, seconds: float, filled: str, refused: str
     ) -> None:
         """
-        @param filled: the line of the log when the limit is reached.
-        @param refused: the line of the log when an attempt is refused.
+        @param filled: the log message when the limit is reached.
+        @param refused: the log message when an attempt is refused.
         """
         self._clock = clock
         self.limit = limit
@@ -153,7 +153,8 @@ class Strikes:
         self._filled = filled
         self._refused = refused
         self._records: OrderedDict[Any, _Record] = OrderedDict()
-        # Guesses under way: how many attempts make each, and since when.
+        # Guesses under way, by key: the number of attempts with that guess, and the time of
+        # the last one.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
 
     def _record(self, key: Any) -> _Record | None:
@@ -168,7 +169,7 @@ class Strikes:
 
     def isFull(self, key: Any) -> bool:
         """
-        @return: are attempts refused?
+        @return: whether the limit is reached, so that attempts are refused.
         """
         if not self._records:
             return False
@@ -177,7 +178,7 @@ class Strikes:
 
     def mustWait(self, key: Any, guess: bytes) -> bool:
         """
-        @return: might this attempt be one too many, if those under way fail?
+        @return: whether this attempt would exceed the limit if all attempts under way fail.
         """
         pending = self._pending.get(key)
         if pending is None or guess in pending:
@@ -196,11 +197,11 @@ class Strikes:
 
     def begin(self, key: Any, guess: bytes) -> None:
         """
-        Count an attempt that is under way.
+        Count an attempt as under way.
         """
         pending = self._pending.get(key)
         if pending is None:
-            if len(self._pending) >= self.MOST_PENDING:
+            if len(self._pending) >= self.MAX_PENDING:
                 del self._pending[next(iter(self._pending))]
             self._pending[key] = {guess: (1, self._clock.seconds())}
             return
@@ -209,7 +210,7 @@ class Strikes:
 
     def takeBack(self, key: Any, guess: bytes) -> None:
         """
-        An attempt is not under way any more.
+        Count an attempt as under way no longer.
         """
         pending = self._pending.get(key)
         if pending is None or guess not in pending:
@@ -224,10 +225,10 @@ class Strikes:
 
     def add(self, key: Any, guess: bytes) -> bool:
         """
-        An attempt has failed.  The same guess again is no other strike, and nothing
-        is added when the limit is reached.
+        Count a failed attempt.  A repeated guess is not another strike, and nothing is added
+        once the limit is reached.
 
-        @return: is the limit reached by this strike?
+        @return: whether this strike reaches the limit.
         """
         record = self._record(key)
         now = self._clock.seconds()
@@ -245,9 +246,9 @@ class Strikes:
 
     def renew(self, key: Any) -> int:
         """
-        An attempt was refused because the limit is reached.
+        Note that an attempt was refused because the limit is reached.
 
-        @return: how many that are now.
+        @return: the number of refused attempts.
         """
         record = self._record(key)
         if record is None:
@@ -261,7 +262,7 @@ class Strikes:
         """
         Forget the strikes against a key.
 
-        @return: were there any?
+        @return: whether there were any.
         """
         return bool(self._records) and self._records.pop(key, None) is not None
 
@@ -281,8 +282,8 @@ class Strikes:
 
     def logRefused(self, attempt: Attempt, count: int) -> None:
         """
-        Log that an attempt is refused: the first, and then each tenth part as often, so that
-        whoever is refused cannot fill the log.
+        Log that an attempt is refused: the first, the tenth, the hundredth and so on, so
+        that repeated attempts cannot fill the log.
         """
         if str(count).strip("0") != "1":
             return
@@ -297,7 +298,7 @@ class Strikes:
 
     def state(self) -> list[Any]:
         """
-        @return: what another process needs to go on, as JSON has it.
+        @return: the strikes, serialisable as JSON, for L{restore} in another process.
         """
         now = self._clock.seconds()
         return [
@@ -312,7 +313,7 @@ class Strikes:
 
     def restore(self, state: list[Any]) -> None:
         """
-        Go on from what L{state} has returned.
+        Take over the strikes returned by L{state} of another process.
         """
         now = self._clock.seconds()
         for key, guesses, first, last, renewed, refused in state:
@@ -332,11 +333,11 @@ def _fromJSON(key: Any) -> Any:
 
 class BanEngine:
     """
-    Three strikes: an address with three different failed guesses is banned until 10,000
-    seconds have passed since its last attempt.  IPv6 counts by its /64.
+    Bans addresses.  An address with three different failed guesses is banned until 10,000
+    seconds after its last attempt.  An IPv6 address counts as its /64.
 
-    Exempt addresses and those that several users share are never banned.  A user who has
-    logged in from the client's network is checked as ever.
+    Exempt addresses and addresses shared by several users are never banned.  A ban does not
+    apply to a user who has logged in from the client's network before.
     """
 
     def __init__(
@@ -361,7 +362,7 @@ class BanEngine:
         self.tables = [self._strikes]
         networks = [ip_network(each) for each in exempt]
 
-        # The same few clients come again and again.
+        # Cached because the same few clients connect repeatedly.
         @lru_cache(4096)
         def isExempt(clientIP: str | None) -> bool:
             return clientIP is None or any(addressOf(clientIP) in each for each in networks)
@@ -389,8 +390,7 @@ class BanEngine:
 
     def succeeded(self, attempt: Attempt) -> bool:
         """
-        A success does not clear the strikes against an address: whoever guesses may have an
-        account of their own.
+        Keep the strikes against the address, because an attacker may have an account too.
 
         @return: whether anything has changed.
         """
@@ -400,8 +400,8 @@ class BanEngine:
 class UserThrottle:
     """
     Counts failures for each user and network (IPv4 /24, IPv6 /64), and for each user from
-    all networks that are not known.  So nobody guesses on from many addresses, and nobody
-    locks the owner out: the owner's networks keep their access.
+    all unknown networks together.  The second count stops guessing from many addresses.  It
+    does not lock the user out, because it does not apply to the user's known networks.
     """
 
     def __init__(
@@ -413,9 +413,9 @@ class UserThrottle:
         seconds: float = 3600,
     ) -> None:
         """
-        @param each: failures for one user from one network.
-        @param unknownNetworks: failures for one user from all networks that are not known.
-        @param seconds: from the last strike until they are forgotten.
+        @param each: the limit of failures for one user from one network.
+        @param unknownNetworks: the limit of failures for one user from all unknown networks.
+        @param seconds: how long failures are remembered after the last strike.
         """
         self._each = Strikes(
             clock,

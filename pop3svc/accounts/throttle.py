@@ -1,5 +1,5 @@
 """
-Who may try to log in, and how soon a refusal is answered.
+Throttling of logins: refuse attempts over the limits, and delay the answer to each refusal.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["LoginGuard", "SharedThrottle"]
 
 class _Waiter:
     """
-    An attempt that waits for others that are under way.
+    An attempt that waits for the outcome of other attempts.
     """
 
     __slots__ = ("answer", "attempt", "info", "timer")
@@ -42,12 +42,12 @@ class _Waiter:
 
 class _Logged:
     """
-    Wrong guesses of an address that the log has named.  A program that repeats one wrong
-    password every few minutes is named once an hour: fail2ban would ban the address of
-    everybody beside it.
+    Wrong guesses that the log has named, by address.  The log names a repeated guess once
+    an hour.  Otherwise fail2ban would ban an address with many users because one program
+    there repeats a wrong password every few minutes.
     """
 
-    # Seconds from one line for a guess to the next, and how many are remembered.
+    # Seconds between two log lines for the same guess, and the number of guesses remembered.
     AGAIN = 3600
     BOUND = 16_384
 
@@ -57,9 +57,9 @@ class _Logged:
 
     def add(self, place: str, guess: bytes) -> bool:
         """
-        A guess was wrong.
+        Note a wrong guess.
 
-        @return: was it named lately, so that it is not to be named again?
+        @return: whether the log has named the same guess within the last hour.
         """
         now, key = self._clock.seconds(), (place, guess)
         last = self._when.get(key)
@@ -75,11 +75,11 @@ class _Logged:
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
-    Asks limits that count alike in several processes.  What changes something here is told
-    to the others, which do the same.
+    Applies limits whose counts several processes share.  Each process sends the events that
+    change its counts to the others, which apply them to their own.
 
-    An attempt counts from the moment it is let through.  If it might be one too many
-    when those that are under way have failed, it waits for them.
+    An attempt counts from the moment it is admitted.  If it would exceed a limit in case
+    all attempts under way fail, it waits for them.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class SharedThrottle:
         patience: float = 30,
     ) -> None:
         """
-        @param limits: L{BanEngine} and L{UserThrottle} with the default numbers, if there
-            are none.
-        @param known: what the limits were given.
-        @param tell: called with what the others' L{heard} is to be called with.
-        @param patience: seconds that an attempt waits for others.
+        @param limits: if empty, L{BanEngine} and L{UserThrottle} with their defaults.
+        @param known: the same L{KnownNetworks} that the limits were given.
+        @param tell: sends an event to the other processes, which pass its arguments to
+            L{heard}.
+        @param patience: how many seconds an attempt waits for others.
         """
         self.known = KnownNetworks() if known is None else known
         self._clock = clock
@@ -106,19 +106,19 @@ class SharedThrottle:
         self._tell = tell
         self._patience = patience
         self._logged = _Logged(clock)
-        # For the digests; all processes of a service have the same one.
+        # Key of the digests.  All processes of a service share it.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
-        # Attempts that the others are told of at the reactor's next turn, unless they
-        # are over by then.
-        self._untold: dict[Attempt, None] = {}
+        # Attempts that are announced to the other processes in the reactor's next
+        # iteration, unless they have ended by then.
+        self._unannounced: dict[Attempt, None] = {}
         self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
         self._changed: set[tuple[Strikes, Any]] = set()
 
     def _digests(self) -> Callable[[str], bytes]:
         key = self._key
 
-        # The same few users come again and again.
+        # Cached because the same few users log in repeatedly.
         @lru_cache(1024)
         def user(username: str) -> bytes:
             name = username.encode("utf-8", "surrogateescape")
@@ -147,9 +147,9 @@ class SharedThrottle:
 
     def _decide(self, info: Any, attempt: Attempt) -> bool | None:
         """
-        Let an attempt through or refuse it.
+        Admit or refuse an attempt.
 
-        @return: L{None}: it has to wait for others.
+        @return: whether it is admitted, or L{None} if it has to wait for others.
         """
         counts: list[tuple[Strikes, Any]] = []
         for limit in self._limits:
@@ -170,14 +170,14 @@ class SharedThrottle:
         attempt.counted = counts
         info.loginAttempt = attempt
         if self._tell is not None:
-            self._sayBegun(attempt)
+            self._announceBegun(attempt)
         return True
 
     def _refuse(self, attempt: Attempt, counts: list[tuple[Strikes, Any]]) -> None:
         for table, key in counts:
             if table.isFull(key):
                 table.logRefused(attempt, table.renew(key))
-        self._say("refused", attempt)
+        self._announce("refused", attempt)
 
     # --- waiting --------------------------------------------------------------
 
@@ -211,10 +211,10 @@ class SharedThrottle:
         if not waiting:
             self._waiting.pop(place, None)
 
-    def _lookAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
+    def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
-        Some attempts are over: whoever waits for them may go on, at the next turn, because
-        a waiter that goes on may end others at once.
+        Decide again about the attempts that wait for ended attempts.  This happens in the
+        reactor's next iteration, because an attempt that goes on may end others at once.
         """
         if not self._waiting:
             return
@@ -232,7 +232,7 @@ class SharedThrottle:
         while place in self._waiting:
             waiter = next(iter(self._waiting[place]))
             attempt = waiter.attempt
-            # Another login of this user may have succeeded from there.
+            # Another login of this user may have succeeded from this network meanwhile.
             attempt.isFromKnownNetwork = self.known.isKnown(attempt.username, attempt.clientIP)
             answer = self._decide(waiter.info, attempt)
             if answer is None:
@@ -250,7 +250,7 @@ class SharedThrottle:
 
     # --- the end of an attempt --------------------------------------------------
 
-    def _over(self, info: Any) -> Attempt | None:
+    def _end(self, info: Any) -> Attempt | None:
         attempt: Attempt | None = info.loginAttempt
         if attempt is not None:
             info.loginAttempt = None
@@ -262,77 +262,80 @@ class SharedThrottle:
         """
         See L{ILoginThrottle.loginFailed}.
         """
-        attempt = self._over(info)
+        attempt = self._end(info)
         if attempt is None:
             return False
         self._failed(attempt)
         return self._logged.add(attempt.place, attempt.guess)
 
     def _failed(self, attempt: Attempt) -> None:
-        self._untold.pop(attempt, None)
-        self._say("failed", attempt)
+        self._unannounced.pop(attempt, None)
+        self._announce("failed", attempt)
         for table, key in attempt.counted:
             if table.add(key, attempt.guess):
                 table.logFilled(attempt)
-        self._lookAgain(attempt.counted)
+        self._decideAgain(attempt.counted)
 
     def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> None:
         """
         See L{ILoginThrottle.loginSucceeded}.
         """
-        attempt = self._over(info)
+        attempt = self._end(info)
         if attempt is None:
             return
         isNews = self.known.add(username, attempt.clientIP)
         for limit in self._limits:
             isNews = limit.succeeded(attempt) or isNews
-        self._takenBack(attempt, "succeeded" if isNews else "over")
+        self._settled(attempt, "succeeded" if isNews else "over")
 
     def loginAbandoned(self, info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
         """
         See L{ILoginThrottle.loginAbandoned}.
         """
-        attempt = self._over(info)
+        attempt = self._end(info)
         if attempt is None:
             return
-        # A client that leaves before the refusal has seen that it was not let in at once.
+        # A client that disconnects before the refusal has learned that its guess was wrong,
+        # because a right one is answered sooner.
         if attempt.wasRefused or (isLost and attempt.isGuess):
             self._failed(attempt)
         else:
-            self._takenBack(attempt, "over")
+            self._settled(attempt, "over")
 
-    def _takenBack(self, attempt: Attempt, event: str) -> None:
+    def _settled(self, attempt: Attempt, event: str) -> None:
         if self._tell is not None:
-            wasUntold = attempt in self._untold
-            self._untold.pop(attempt, None)
-            # Most logins change nothing, and there are many.
-            if event == "succeeded" or not wasUntold:
-                self._say(event, attempt)
+            wasUnannounced = attempt in self._unannounced
+            self._unannounced.pop(attempt, None)
+            # Most logins change nothing, so the other processes need not know of them.
+            if event == "succeeded" or not wasUnannounced:
+                self._announce(event, attempt)
         if self._waiting:
-            self._lookAgain(attempt.counted)
+            self._decideAgain(attempt.counted)
 
     # --- other processes ----------------------------------------------------------
 
-    def _say(self, event: str, attempt: Attempt) -> None:
+    def _announce(self, event: str, attempt: Attempt) -> None:
         if self._tell is not None:
             self._tell(event, attempt.clientIP, attempt.username, attempt.guess.hex())
 
-    def _sayBegun(self, attempt: Attempt) -> None:
+    def _announceBegun(self, attempt: Attempt) -> None:
         if not attempt.isFromKnownNetwork:
-            self._say("begun", attempt)
+            self._announce("begun", attempt)
             return
-        if not self._untold:
-            self._clock.callLater(0, self._sayRest)
-        self._untold[attempt] = None
+        if not self._unannounced:
+            self._clock.callLater(0, self._announceRest)
+        self._unannounced[attempt] = None
 
-    def _sayRest(self) -> None:
-        untold, self._untold = self._untold, {}
-        for attempt in untold:
-            self._say("begun", attempt)
+    def _announceRest(self) -> None:
+        unannounced, self._unannounced = self._unannounced, {}
+        for attempt in unannounced:
+            self._announce("begun", attempt)
 
     def heard(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Another process has told.
+        Apply an event of another process.
+
+        @param event: C{begun}, C{refused}, C{failed}, C{succeeded} or C{over}.
         """
         attempt = self._attempt(clientIP, username, bytes.fromhex(guess))
         keys = [each for limit in self._limits for each in limit.keys(attempt)]
@@ -356,18 +359,18 @@ class SharedThrottle:
             self.known.add(username, clientIP)
             for limit in self._limits:
                 limit.succeeded(attempt)
-        self._lookAgain(keys)
+        self._decideAgain(keys)
 
     def state(self) -> Any:
         """
-        @return: what another process needs to go on, as JSON has it.
+        @return: the state for L{restore} in another process, serialisable as JSON.
         """
         tables = [table.state() for limit in self._limits for table in limit.tables]
         return [self._key.hex(), self.known.state(), tables]
 
     def restore(self, state: Any) -> None:
         """
-        Go on from what L{state} has returned.
+        Take over the state returned by L{state} of another process.
         """
         key, known, tables = state
         self._key = bytes.fromhex(key)
@@ -381,22 +384,24 @@ class SharedThrottle:
 @implementer(ILoginThrottle)
 class LoginGuard:
     """
-    Asks another throttle, and answers every refusal a set time after the attempt arrived,
-    whatever the reason.  Refusals of one address come one after the other across all its
-    connections, each later than the one before.
+    Wraps another throttle and delays refusals.  The delay counts from the arrival of the
+    attempt and does not depend on the reason for the refusal.  Refusals to one address are
+    answered one after the other across all its connections, with growing delays.
     """
 
-    # Seconds: longer than a hash takes; from one refusal of an address to the next,
-    # growing by itself each time up to a bound; until an address begins anew.
+    # All times are in seconds.  A refusal is sent no earlier than this after its attempt
+    # arrived; it is longer than a hash takes.
     AFTER = 1.0
+    # The interval between two refusals to an address grows by STEP up to LONGEST.
     STEP = 0.5
     LONGEST = 5.0
-    # And no refusal waits longer than this, however many are before it.
+    # No refusal waits longer than this, however many precede it.
     PATIENCE = 60.0
+    # An address without refusals for this long starts again from the shortest interval.
     FORGOTTEN = 600
-    # Addresses that are remembered; the oldest go first.  One costs some 300 octets.
+    # Addresses remembered; the oldest are evicted first.  An address takes about 300 octets.
     BOUND = 65536
-    # Octets of a name; a longer one is nobody's, and is refused before it is counted.
+    # Octets of a user name.  No user has a longer one; it is refused without being counted.
     LONGEST_NAME = 255
 
     def __init__(self, clock: IReactorTime, throttle: Any) -> None:
@@ -405,9 +410,10 @@ class LoginGuard:
         """
         self._clock = clock
         self._throttle = ILoginThrottle(throttle)
-        # Of a client that is lost meanwhile nothing stays.
+        # Weak keys, so that the entry of a lost client goes with its connection.
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-        # Refusals of an address, when the last one was noted, and when it is due.
+        # For each address: the number of refusals, the time at which the last one was
+        # recorded, and the time at which it is due.
         self._refusals: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
 
     def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
@@ -419,25 +425,25 @@ class LoginGuard:
             not username.isascii()
             and len(username.encode("utf-8", "surrogateescape")) > self.LONGEST_NAME
         ):
-            return self._later(info, now, False)
+            return self._delay(info, now, False)
         answer = self._throttle.mayLogin(info, username, password)
         if isAwaitable(answer):
-            return self._answerLater(info, now, answer)
+            return self._awaitAnswer(info, now, answer)
         if not answer:
-            return self._later(info, now, False)
+            return self._delay(info, now, False)
         self._begin(info, now)
         return True
 
-    async def _answerLater(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> bool:
+    async def _awaitAnswer(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> bool:
         mayLogin = bool(await answer)
         if mayLogin:
             self._begin(info, arrived)
         else:
-            await self._later(info, arrived, None)
+            await self._delay(info, arrived, None)
         return mayLogin
 
     def _begin(self, info: IPOP3ConnectionInfo, arrived: float) -> None:
-        # An attempt of ours has room for it, which costs less than a table.
+        # Attempt has an attribute for the time, which costs less than a dictionary entry.
         attempt = info.loginAttempt
         if isinstance(attempt, Attempt):
             attempt.arrived = arrived
@@ -446,7 +452,9 @@ class LoginGuard:
 
     def loginFailed(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{ILoginThrottle.loginFailed}; fires when the refusal is due.
+        See L{ILoginThrottle.loginFailed}.
+
+        @return: a Deferred that fires when the refusal is due.
         """
         attempt = info.loginAttempt
         if isinstance(attempt, Attempt):
@@ -454,7 +462,7 @@ class LoginGuard:
         else:
             arrived = self._arrived.pop(info, self._clock.seconds())
         wasLogged = self._throttle.loginFailed(info, username)
-        return self._later(info, arrived, wasLogged)
+        return self._delay(info, arrived, wasLogged)
 
     def loginSucceeded(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
@@ -471,7 +479,7 @@ class LoginGuard:
         self._arrived.pop(info, None)
         self._throttle.loginAbandoned(info, username, isLost)
 
-    def _later(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> Deferred[Any]:
+    def _delay(self, info: IPOP3ConnectionInfo, arrived: float, answer: Any) -> Deferred[Any]:
         now = self._clock.seconds()
         key = networkOf(info.clientIP)
         count, last, dueBefore = self._refusals.get(key, (0, now, 0.0))

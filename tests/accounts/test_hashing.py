@@ -150,7 +150,7 @@ def test_lostWhileHashing(queue: Queue) -> None:
 
 
 def test_isBounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HashQueue, "MOST", 3)
+    monkeypatch.setattr(HashQueue, "MAX_WAITING", 3)
     for name in "abcde":
         queue.put(name)
     with pytest.raises(POP3ResponseError, match="Too busy"):

@@ -794,7 +794,7 @@ def test_aProcessThatDiesDoesNotBlock(clock: Clock) -> None:
 
 
 def test_processesThatDieLeaveLittle(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Strikes, "MOST_PENDING", 10)
+    monkeypatch.setattr(Strikes, "MAX_PENDING", 10)
     service = Service(clock)
     for number in range(100):
         service.throttle.heard("begun", f"192.0.2.{number}", f"user{number}", "00" * 8)
