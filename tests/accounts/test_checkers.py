@@ -1,5 +1,5 @@
 """
-Any twisted.cred checker, and a store.
+A provider made of twisted.cred checkers and a store.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def test_askedInOrder() -> None:
 
 def test_answers() -> None:
     """
-    The mailbox is the avatar's; who has no name is nobody.
+    The mailbox is opened under the avatar ID; an avatar ID without a name is a failed login.
     """
     assert list(attempt([Odd(b"carol")], "x", "y", "+OK…").maildrops) == ["carol"]
     assert list(attempt([Odd("carol")], "x", "y", "+OK…").maildrops) == ["carol"]
@@ -90,7 +90,7 @@ class Attempt:
 
 def checked(name: str, *checkers: Any, store: Any = None) -> tuple[bool, bool]:
     """
-    @return: what an attempt counts as if the client is lost now, and if there is a fault.
+    @return: whether the attempt is a guess, and whether a checker has refused it.
     """
     info = ConnectionInfo(1, "192.0.2.7", True)
     info.loginAttempt = attempt = Attempt()
@@ -101,8 +101,8 @@ def checked(name: str, *checkers: Any, store: Any = None) -> tuple[bool, bool]:
 
 def test_whatCountsAsAGuess(tmp_path: Path) -> None:
     """
-    A password that may have been compared does if the client is lost; one that a checker
-    found wrong does, too, if the next checker has a fault.
+    If the client is lost, a password that may have been compared counts as a guess.  If the
+    next checker fails, a password that a checker has refused counts as well.
     """
     (tmp_path / "users").write_text("alice:{PLAIN}other\nbob:{PLAIN}secret\n")
     passwords = PasswordFile(str(tmp_path / "users"), Inline())
@@ -112,7 +112,7 @@ def test_whatCountsAsAGuess(tmp_path: Path) -> None:
     assert checked("alice", fault) == (True, False)
     assert checked("alice", passwords, fault) == (True, True)
     assert checked("alice", database(alice="other"), fault) == (True, True)
-    # Nobody in the file has this name, so nothing was guessed.
+    # The file has no user of this name, so no password was guessed.
     assert checked("carol", passwords, fault) == (True, False)
     assert checked("carol", Odd(UnhandledCredentials()), fault) == (True, False)
 
@@ -134,8 +134,8 @@ def test_storeRefuses() -> None:
 
 def test_mayStay(tmp_path: Any) -> None:
     """
-    A sleeper does not wake up when the account is gone or has another
-    password; others do.
+    A sleeping session does not wake up if its account is gone or has a new password; other
+    sessions do.
     """
     path = str(tmp_path / "users")
     for name in ("alice", "bob"):

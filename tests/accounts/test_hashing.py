@@ -19,7 +19,7 @@ from pop3svc.testing import Inline
 
 class Threads(Inline):
     """
-    Threads that end work when they are told to.
+    Threads whose work ends when the test calls C{end}.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Threads(Inline):
 
     def end(self) -> str:
         """
-        End what has begun first.
+        End the work that began first.
         """
         name, result = self.working.pop(0)
         result.callback(f"{name} hashed")
@@ -43,7 +43,7 @@ class Threads(Inline):
 
 class Queue:
     """
-    A queue, and what comes of what is put into it.
+    A queue, and the outcome of each entry.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ def test_knownNetworksGoFirst(queue: Queue) -> None:
 
 def test_waitsForALimitedTime(queue: Queue) -> None:
     """
-    Thirty seconds, not fifty places.
+    An entry waits for 30 s, however many entries precede it.
     """
     for number in range(600):
         queue.put(f"{number}")
@@ -113,7 +113,7 @@ def test_waitsForALimitedTime(queue: Queue) -> None:
         queue.threads.end()
     queue.clock.advance(0.1)
     assert sum(queue.isBusy(f"{number}") for number in range(600)) == 498
-    # What has begun goes on.
+    # Work that has begun goes on.
     queue.threads.end()
     queue.threads.end()
     assert len(queue.outcomes) == 600
@@ -123,7 +123,7 @@ def test_waitsForALimitedTime(queue: Queue) -> None:
 
 def test_lostWhileWaiting(queue: Queue) -> None:
     """
-    It is not hashed, and does not count as a comparison.
+    A password whose client is lost while it waits is not hashed and counts as no comparison.
     """
     queue.put("a")
     queue.put("b")
@@ -138,7 +138,7 @@ def test_lostWhileWaiting(queue: Queue) -> None:
 
 def test_lostWhileHashing(queue: Queue) -> None:
     """
-    A hash cannot be interrupted, so it keeps its place until it is over.
+    A hash cannot be interrupted, so it keeps its thread to the end.
     """
     first = queue.put("a")
     queue.put("b")
@@ -161,7 +161,7 @@ def test_isBounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_placesAreGivenBack(queue: Queue) -> None:
     """
-    Whatever raises: no threads to be had, or a fault in what is called.
+    A thread is free again after a lack of threads, and after an error in C{begun}.
     """
     without = HashQueue(BoundedThreadPool("test", threads=0, waiting=0), Clock())
     for _ in range(10):
@@ -184,7 +184,7 @@ def test_placesAreGivenBack(queue: Queue) -> None:
 
 def test_manyThatEndAtOnce() -> None:
     """
-    No recursion for each.
+    Entries that finish at once do not recurse.
     """
     threads = Threads()
     queue = HashQueue(threads, Clock())

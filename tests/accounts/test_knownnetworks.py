@@ -19,7 +19,7 @@ from pop3svc.testing import Inline
 
 class Now:
     """
-    A wall clock.
+    A wall clock that a test sets.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ def done(coroutine: Any) -> None:
 
 def kept(path: Path, now: Now, isWriter: bool = True) -> KnownNetworks:
     """
-    @return: what another process reads.
+    @return: the networks that another process loads from the same database.
     """
     known = KnownNetworks(State(str(path)), isWriter, Inline(), now)
     done(known.load())
@@ -46,7 +46,7 @@ def kept(path: Path, now: Now, isWriter: bool = True) -> KnownNetworks:
 
 def test_isKnown() -> None:
     """
-    The network, not the address; for 90 days.
+    A user is known by network, not by address, for 90 days.
     """
     now = Now()
     known = KnownNetworks(now=now)
@@ -74,7 +74,7 @@ def test_newsOnceADay() -> None:
 @pytest.mark.parametrize("address", ["192.0.2.%d", "2001:db8:1:%d::1"])
 def test_isShared(address: str) -> None:
     """
-    Three users from one address; not from its neighbours.
+    Three users share one address; its neighbours are not shared.
     """
     now = Now()
     known = KnownNetworks(now=now)
@@ -102,7 +102,8 @@ def test_staysSharedWhileItsUsersChange() -> None:
 
 def test_isBounded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """
-    Networks of a user, users and addresses; what goes is taken out of the file.
+    The networks of a user, the users and the addresses are bounded; evicted entries are
+    deleted from the file.
     """
     monkeypatch.setattr(KnownNetworks, "USERS", 10)
     monkeypatch.setattr(KnownNetworks, "ADDRESSES", 10)
@@ -138,7 +139,7 @@ def test_survivesARestart(tmp_path: Path) -> None:
     late = kept(tmp_path / "state.db", now)
     assert not late.isKnown("alice", "192.0.2.8")
     done(late.save())
-    # The clock was wrong.
+    # The clock was ahead.
     now.seconds -= 90 * 86400
     assert kept(tmp_path / "state.db", now).isKnown("alice", "192.0.2.8")
     now.seconds += 180 * 86400
@@ -189,7 +190,7 @@ def test_writtenLaterAfterAFault(tmp_path: Path) -> None:
     (tmp_path / "state.db").rename(tmp_path / "elsewhere")
     (tmp_path / "state.db").mkdir()
     done(known.save())
-    # Another process is told of what is not in the file.
+    # Another process gets the logins that are not in the file yet.
     assert ["alice", "192.0.2.0/24", 1e9] in known.state()
     (tmp_path / "state.db").rmdir()
     (tmp_path / "elsewhere").rename(tmp_path / "state.db")
@@ -200,8 +201,7 @@ def test_writtenLaterAfterAFault(tmp_path: Path) -> None:
 
 def test_comesBackWhileWritingFails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A network is to be forgotten, that cannot be written, and meanwhile the user logs in
-    from there again.
+    A user logs in from a network again while its deletion from the file fails.
     """
     monkeypatch.setattr(KnownNetworks, "EACH", 1)
     now = Now()
@@ -235,7 +235,7 @@ def test_onlyOneWrites(tmp_path: Path) -> None:
 
 def test_goesOnElsewhere() -> None:
     """
-    Without a file all is told to another process.
+    Without a file, another process gets all logins.
     """
     now = Now()
     known = KnownNetworks(now=now)

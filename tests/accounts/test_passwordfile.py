@@ -48,7 +48,7 @@ def scrypt(password: bytes) -> str:
     return f"$scrypt$ln=10,r=8,p=1${encoded(salt)}${encoded(key)}"
 
 
-# Always the same ones, because they are in the names of tests.
+# Constant, because the names of tests contain them.
 HASHES = {
     "argon2id": hash_secret(b"two words", b"saltsalt" * 2, 3, 65536, 4, 32, Type.ID).decode(),
     "bcrypt": bcrypt.hashpw(b"two words", b"$2b$04$" + b"saltsaltsaltsaltsaltsO").decode(),
@@ -83,7 +83,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """
-    What is logged.
+    The log messages.
     """
     seen: list[str] = []
 
@@ -140,8 +140,7 @@ def test_longPasswords(path: Path) -> None:
 )
 def test_badLine(path: Path, lines: list[str], line: str, says: str) -> None:
     """
-    Its own user is shut out, nobody else; it is named once, and what stands in it is not
-    repeated.
+    A bad line affects only its own user.  It is logged once, without its content.
     """
     path.write_text(f"bob:{HASHES['scrypt']}\n# comment\n{line}\ncarol:{HASHES['scrypt']}\n")
     checker = PasswordFile(str(path), Inline())
@@ -153,7 +152,7 @@ def test_badLine(path: Path, lines: list[str], line: str, says: str) -> None:
         assert not isGood(checker, name, "two words")
     assert isGood(checker, "bob", "two words")
     assert isGood(checker, "carol", "two words")
-    # The file changes, and the line does not.
+    # The file changes, but not the bad line.
     with path.open("a") as file:
         file.write("dave:{PLAIN}x\n")
     assert isGood(checker, "dave", "x")
@@ -167,7 +166,7 @@ def test_badLine(path: Path, lines: list[str], line: str, says: str) -> None:
 
 def test_mendedLine(path: Path, lines: list[str]) -> None:
     """
-    A line that is mended counts; one that is broken again is named again.
+    A corrected line counts; a line that is broken again is logged again.
     """
     checker = None
     for text in ("alice:x\n", "alice:{PLAIN}x\n", "alice:xx\n"):
@@ -179,7 +178,7 @@ def test_mendedLine(path: Path, lines: list[str]) -> None:
 
 def test_goodLineAfterABadOne(path: Path) -> None:
     """
-    The first line of a name counts, also if it is the bad one.
+    The first line of a name counts, even if it is the bad one.
     """
     path.write_text("alice:$1$x\nalice:{PLAIN}x\nbob:{PLAIN}x\n")
     checker = PasswordFile(str(path), Inline())
@@ -222,7 +221,7 @@ def test_manyBadLines(path: Path, lines: list[str]) -> None:
 )
 def test_extremeHash(path: Path, stored: str) -> None:
     """
-    What would cost minutes or all memory is refused when the file is read.
+    A hash that would cost minutes or all memory is rejected when the file is read.
     """
     with pytest.raises(ValueError, match="out of bounds"):
         hashes.costOf(stored)
@@ -265,7 +264,7 @@ def test_missingExtra(path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mo
 
 def test_reread(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Changes count at the next login; a file that cannot be read changes nothing.
+    Changes take effect at the next login; the accounts stay if the file cannot be read.
     """
     monkeypatch.setattr(PasswordFile, "RETRY", 0)
     addUser(str(path), "alice", "one")
@@ -281,7 +280,7 @@ def test_reread(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -
         assert isGood(checker, "bob", "three")
     faults = [each for each in lines if "keeping the previous accounts" in each]
     assert faults == [f"keeping the previous accounts: {path}: No such file or directory"]
-    # Removals count, whatever else stands in the file.
+    # Removals take effect, even if the file has bad lines.
     path.write_text(good + "nonsense\n")
     assert isGood(checker, "bob", "three")
     removeUser(str(path), "bob")
@@ -290,7 +289,7 @@ def test_reread(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -
 
 class Slowly(Inline):
     """
-    Runs work when it is told to.
+    Runs work when the test calls for it.
     """
 
     def __init__(self) -> None:
@@ -306,7 +305,7 @@ class Slowly(Inline):
 
 def attempt(checker: PasswordFile, name: str, password: str) -> list[Any]:
     """
-    @return: what comes of it, empty until then.
+    @return: the outcome, empty until there is one.
     """
     got: list[Any] = []
     credentials = UsernamePassword(name.encode(), password.encode())
@@ -316,8 +315,8 @@ def attempt(checker: PasswordFile, name: str, password: str) -> list[Any]:
 
 def test_readInAThread(path: Path) -> None:
     """
-    It is read once for all who come; nobody waits for longer than five seconds; then the old
-    entries count.
+    The file is read once for all logins that arrive meanwhile.  No login waits longer than
+    five seconds; after that the old entries count.
     """
     path.write_text("alice:{PLAIN}one\nbob:{PLAIN}x\n")
     clock, runner = Clock(), Slowly()
@@ -333,14 +332,14 @@ def test_readInAThread(path: Path) -> None:
     assert late == [b"alice"]
     runner.waiting.pop()()
     assert attempt(checker, "alice", "fourth") == [b"alice"]
-    # Nothing is read while nothing changes.
+    # An unchanged file is not read.
     assert runner.count == 2
     assert clock.getDelayedCalls() == []
 
 
 def test_notReadAgainAndAgain(path: Path) -> None:
     """
-    A file that cannot be read is not tried at every guess.
+    An unreadable file is not read again for every guess.
     """
     path.write_text("alice:{PLAIN}x\n")
     runner = Slowly()
@@ -371,10 +370,10 @@ def test_plainIsWarnedAbout(path: Path) -> None:
 
 class Counting(Inline):
     """
-    Notes what passwords are compared with.
+    Records the hashes with which passwords are compared.
     """
 
-    # Comparisons that are made.
+    # Comparisons that are really made.
     MOST = 10
 
     def __init__(self) -> None:
@@ -384,14 +383,14 @@ class Counting(Inline):
         if len(arguments) == 2:
             self.verified.append(arguments[0])
             if len(self.verified) > self.MOST:
-                # They may be extreme.
+                # The hashes may be extreme.
                 return succeed(False)
         return super().run(work, *arguments)
 
 
 def test_unknownUsersCostTheSame(path: Path) -> None:
     """
-    One hash is verified for each attempt, of a kind that the file holds.
+    Each attempt verifies one hash, of a kind that the file holds.
     """
     runner = Counting()
     path.write_text("".join(f"user{n}:{HASHES['scrypt']}\n" for n in range(3)))
@@ -406,7 +405,7 @@ def test_unknownUsersCostTheSame(path: Path) -> None:
 
 def test_unknownUsersCostWhatIsUsual(path: Path) -> None:
     """
-    Some extreme hashes are never the stand-in, neither the dearest nor the cheapest.
+    Neither the costliest nor the cheapest extreme hash is the stand-in.
     """
     dear = HASHES["argon2id"].replace("m=65536,t=3", "m=1048576,t=4")
     runner = Counting()
@@ -422,8 +421,8 @@ def test_unknownUsersCostWhatIsUsual(path: Path) -> None:
 
 def test_comparisonThatFails(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Without memory nothing is compared: nobody is refused as if the password were wrong, and
-    the log says so once.
+    If memory is short, nothing is compared.  The login does not fail as one with a wrong
+    password, and the error is logged once.
     """
 
     def fails(stored: str, password: bytes) -> bool:
@@ -450,7 +449,7 @@ def test_passwordWithNUL(path: Path, kind: str) -> None:
 
 def test_tellsWhenItCompares(path: Path) -> None:
     """
-    Not while the password waits for its turn.
+    C{comparing} is not called while the password waits in the queue.
     """
     assert IPasswordAttempt in PasswordFile.credentialInterfaces
 
@@ -465,7 +464,7 @@ def test_tellsWhenItCompares(path: Path) -> None:
         for each in attempts:
             credentials = PasswordAttempt(b"alice", b"x", each)
             maybeDeferred(checker.requestAvatarId, credentials).addErrback(lambda _: None)
-        # Two are hashed at once.
+        # Two are hashed concurrently.
         count = 2 if kind == "scrypt" else 3
         assert [each.isGuess for each in attempts] == [True] * count + [False] * (3 - count)
 
@@ -480,7 +479,7 @@ def test_busy(path: Path) -> None:
 
 def test_editing(path: Path) -> None:
     """
-    Atomic, private, and what else stands in the file stays.
+    Writing is atomic and private, and keeps the other lines.
     """
     path.write_text("# ours\nbob:{PLAIN}x\n\n# the end")
     path.chmod(0o644)
@@ -513,7 +512,7 @@ def test_editing(path: Path) -> None:
 
 def test_editingALink(path: Path, tmp_path: Path) -> None:
     """
-    What a link names is written, the link stays.
+    Editing a symbolic link writes its target and keeps the link.
     """
     target = tmp_path / "elsewhere"
     target.mkdir()
@@ -547,7 +546,7 @@ def test_badNames(name: str) -> None:
 
 def test_passwordsOfAnyLength(path: Path) -> None:
     """
-    What is too long is wrong, whatever the kind of the hash.
+    A password that is too long is wrong, for each kind of hash.
     """
     for kind, stored in HASHES.items():
         path.write_text(f"alice:{stored}\n")
@@ -584,7 +583,7 @@ def test_readAgainAfterAFault(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_editingAFileWithBadLines(path: Path) -> None:
     """
-    They stay as they are; whoever one shuts out gets in by a new password.
+    Bad lines stay unchanged; setting a user's password replaces the user's bad line.
     """
     path.write_bytes(b"nonsense\nalice:$1$old\nbob:{PLAIN}x\nbob:{PLAIN}y\n\xff")
     before = path.read_bytes()
@@ -593,7 +592,7 @@ def test_editingAFileWithBadLines(path: Path) -> None:
     setPassword(str(path), "alice", "new")
     checker = PasswordFile(str(path), Inline())
     assert isGood(checker, "alice", "new")
-    # All lines of a name go.
+    # All lines of the name are removed.
     setPassword(str(path), "bob", "new")
     assert path.read_text(errors="surrogateescape").count("bob:") == 1
     removeUser(str(path), "bob")

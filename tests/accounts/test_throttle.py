@@ -1,5 +1,5 @@
 """
-Who may try to log in: each limit biting, and an honest user unharmed.
+Throttling of logins: each limit takes effect, and spares honest users.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def clock() -> Clock:
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
     """
-    What is logged.
+    The log messages.
     """
     seen: list[str] = []
 
@@ -70,7 +70,7 @@ def lines() -> Iterator[list[str]]:
 
 class Service:
     """
-    A throttle, and logins that are checked by it.
+    A throttle, and logins that it decides about.
     """
 
     PASSWORD = "right"
@@ -92,7 +92,7 @@ class Service:
 
     def begin(self, address: str | None, name: str, password: str) -> tuple[ConnectionInfo, Any]:
         """
-        @return: the connection, and what C{mayLogin} has answered.
+        @return: the connection, and the answer of C{mayLogin}.
         """
         info = ConnectionInfo(1, address, True)
         return info, self.throttle.mayLogin(info, name, password)
@@ -114,7 +114,7 @@ class Service:
 
     def guess(self, address: str | None, name: str, count: int, prefix: str = "guess") -> list[str]:
         """
-        @return: what became of some different guesses.
+        @return: the outcomes of several different guesses.
         """
         return [self.logIn(address, name, f"{prefix}{each}") for each in range(count)]
 
@@ -133,7 +133,7 @@ def test_threeStrikes(service: Service, clock: Clock) -> None:
     assert service.logIn("192.0.2.7", "bob") == "refused"
     assert service.logIn("192.0.2.8", "bob") == "in"
     clock.advance(9999)
-    # A refused attempt renews the ban.
+    # A refused attempt restarts the ban.
     assert service.logIn("192.0.2.7", "alice") == "refused"
     clock.advance(9999)
     assert service.logIn("192.0.2.7", "alice") == "refused"
@@ -143,7 +143,7 @@ def test_threeStrikes(service: Service, clock: Clock) -> None:
 
 def test_aBanEndsAfterADay(service: Service, clock: Clock) -> None:
     """
-    However often refused attempts have renewed it.
+    A ban ends after a day, however often refused attempts have restarted it.
     """
     service.guess("192.0.2.7", "alice", 3)
     for _ in range(86399 // 60):
@@ -155,7 +155,7 @@ def test_aBanEndsAfterADay(service: Service, clock: Clock) -> None:
 
 def test_oneWrongPasswordIsOneStrike(service: Service, clock: Clock) -> None:
     """
-    A device that keeps an old password shuts out nobody, and is not shut out itself.
+    A device that repeats an old password causes no ban and is not refused.
     """
     for _ in range(1000):
         clock.advance(60)
@@ -171,7 +171,8 @@ def test_oneWrongPasswordIsOneStrike(service: Service, clock: Clock) -> None:
 
 def test_namesAndPasswordsAreNotMixedUp(service: Service) -> None:
     """
-    Two guesses of which the same octets are left when written one after the other.
+    Two guesses count as different even if their names and passwords concatenate to the same
+    octets.
     """
     for name, password in (("a", "bc"), ("ab", "c"), ("a", "b\0c")):
         assert service.logIn("192.0.2.7", name, password) == "wrong"
@@ -180,7 +181,7 @@ def test_namesAndPasswordsAreNotMixedUp(service: Service) -> None:
 
 def test_knownNetworksAreCheckedDuringABan(service: Service) -> None:
     """
-    Only that user's own strikes from there count against them.
+    During a ban, only the user's own strikes from a known network count against that user.
     """
     service.logIn("192.0.2.7", "alice")
     service.guess("192.0.2.7", "bob", 3)
@@ -192,7 +193,7 @@ def test_knownNetworksAreCheckedDuringABan(service: Service) -> None:
 
 def test_onlyRefusedAttemptsRenewABan(service: Service, clock: Clock) -> None:
     """
-    Not those of users from known networks, right or wrong.
+    Attempts from known networks do not restart a ban, whether they succeed or fail.
     """
     service.logIn("192.0.2.7", "alice")
     service.guess("192.0.2.7", "bob", 3)
@@ -206,7 +207,7 @@ def test_onlyRefusedAttemptsRenewABan(service: Service, clock: Clock) -> None:
 
 def test_sharedAddressesAreNotBanned(service: Service) -> None:
     """
-    An office: strikes count for user and network only.
+    From a shared address, such as an office's, strikes count for user and network only.
     """
     for name in ("alice", "bob", "carol"):
         assert service.logIn("192.0.2.7", name) == "in"
@@ -228,7 +229,7 @@ def test_becomesSharedWhileBanned(service: Service) -> None:
 
 def test_successDoesNotClearTheAddress(service: Service) -> None:
     """
-    Whoever guesses may have an account of their own.
+    A login does not clear the address's strikes, because an attacker may have an account.
     """
     tried = 0
     for number in range(24):
@@ -265,7 +266,7 @@ def test_sixtyFour(service: Service) -> None:
 
 def test_theOwnerIsNotLockedOut(service: Service, clock: Clock) -> None:
     """
-    Guesses from everywhere: strangers are refused, the owner's network is not.
+    Guesses from everywhere lock out unknown networks, but not the user's known network.
     """
     service.logIn("198.51.100.5", "alice")
     results = [service.logIn(f"203.0.{n}.1", "alice", f"guess{n}") for n in range(200)]
@@ -278,7 +279,7 @@ def test_theOwnerIsNotLockedOut(service: Service, clock: Clock) -> None:
 
 def test_travellingDevice(service: Service) -> None:
     """
-    One old password from many networks is one strike against its user.
+    One old password sent from many networks is one strike against its user.
     """
     for number in range(200):
         service.logIn(f"203.0.{number}.1", "alice", "an old one")
@@ -297,9 +298,9 @@ def test_oneNetwork(service: Service) -> None:
 
 def underWay(service: Service, count: int) -> tuple[list[ConnectionInfo], list[Any]]:
     """
-    Guesses at once from one address, of which none is answered yet.
+    Make different guesses from one address, of which none is answered yet.
 
-    @return: the connections, and what they were told, which is empty while they wait.
+    @return: the connections, and the answers of C{mayLogin}, empty while they wait.
     """
     infos, answers = [], []
     for number in range(count):
@@ -316,7 +317,7 @@ def underWay(service: Service, count: int) -> tuple[list[ConnectionInfo], list[A
 
 def test_guessesAtOnce(service: Service, clock: Clock) -> None:
     """
-    Three are compared, however many come together; the others wait for these.
+    Of many concurrent guesses, three are compared; the others wait for their outcome.
     """
     infos, answers = underWay(service, 50)
     assert answers == [[True]] * 3 + [[]] * 47
@@ -329,7 +330,7 @@ def test_guessesAtOnce(service: Service, clock: Clock) -> None:
 
 def test_rightOnesAtOnce(clock: Clock) -> None:
     """
-    A household's program logs in to five accounts at once for the first time.
+    A household's program may log in to five accounts at once for the first time.
     """
     service = Service(clock)
     waiting, infos = [], []
@@ -349,7 +350,7 @@ def test_rightOnesAtOnce(clock: Clock) -> None:
 
 def test_oneAfterAnother(service: Service, clock: Clock) -> None:
     """
-    Each attempt that is over lets the next one through.
+    Each attempt that ends admits the next one.
     """
     infos, answers = underWay(service, 5)
     service.throttle.loginAbandoned(infos[0], "alice", False)
@@ -403,7 +404,7 @@ def test_endedNeitherWay(
 
 def test_refusedForTheUserIsNoStrike(clock: Clock) -> None:
     """
-    What one limit refuses the other does not count.
+    An attempt that one limit refuses is no strike for the other limit.
     """
     service = Service(clock, each=1)
     service.logIn("192.0.2.7", "alice", "wrong")
@@ -416,7 +417,7 @@ def test_refusedForTheUserIsNoStrike(clock: Clock) -> None:
 
 def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """
-    In octets: names of any length cost the same.
+    The tables are bounded in octets, because names of any length take the same space.
     """
     monkeypatch.setattr(Strikes, "BOUND", 10)
     monkeypatch.setattr(LoginGuard, "BOUND", 10)
@@ -438,7 +439,7 @@ def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
 
 def test_passwordsAreNotKept(service: Service) -> None:
     """
-    Nothing that is alive after a failed login holds its password.
+    No live object holds the password after a failed login.
     """
     password = "".join(["never ", "kept"])
     service.logIn("192.0.2.7", "alice", password)
@@ -456,7 +457,7 @@ def test_passwordsAreNotKept(service: Service) -> None:
 
 def test_theLog(service: Service, clock: Clock, lines: list[str]) -> None:
     """
-    The ban once, and of refused attempts the first, the tenth, the hundredth.
+    The log names a ban once, and the first, tenth and hundredth refused attempt.
     """
     service.guess("192.0.2.7", "alice", 3)
     assert lines == ["banned 192.0.2.7 for 10000 s after 3 failed logins"]
@@ -535,8 +536,9 @@ REFUSED = b"-ERR [AUTH] Wrong name or password.\r\n"
 
 def test_refusalsLookTheSame(lines: list[str]) -> None:
     """
-    Unknown user, wrong password, banned, a name that is too long: the same text after the
-    same time; of the last two the provider is not asked, and they are no failed logins.
+    An unknown user, a wrong password, a ban and a name that is too long are answered with the
+    same text after the same time.  In the last two cases the provider is not asked, and the
+    login is not logged as failed.
     """
     factory, asked = guarded()
     banned = "192.0.2.3"
@@ -580,7 +582,7 @@ def test_refusalsLookTheSame(lines: list[str]) -> None:
 )
 def test_longNames(clock: Clock, name: str, isChecked: bool) -> None:
     """
-    More than 255 octets are refused before anything is counted.
+    Names of more than 255 octets are refused before anything is counted.
     """
     throttle = SharedThrottle(clock)
     guard = LoginGuard(clock, throttle)
@@ -591,8 +593,8 @@ def test_longNames(clock: Clock, name: str, isChecked: bool) -> None:
 
 def test_refusalsOfOneAddressQueue() -> None:
     """
-    One after the other across its connections, and slower each time; another
-    address does not wait.
+    Refusals to one address come one after the other across its connections, with growing
+    delays.  Another address does not wait.
     """
     factory, _ = guarded()
     address = IPv4Address("TCP", "127.0.0.1", 1)
@@ -620,7 +622,7 @@ def test_goodLoginsDoNotWait() -> None:
 
 def test_lostBeforeTheRefusal() -> None:
     """
-    No timer is left, and the attempt counts.
+    A client lost before its refusal leaves no timer, and its attempt counts.
     """
     factory, asked = guarded()
     for number in range(5):
@@ -634,7 +636,7 @@ def test_lostBeforeTheRefusal() -> None:
 
 def test_lostWhileBeingChecked() -> None:
     """
-    A slow provider, and clients that do not wait for it: three guesses, no more.
+    Clients that do not wait for a slow provider get three guesses.
     """
     factory, asked = guarded()
 
@@ -652,7 +654,7 @@ def test_lostWhileBeingChecked() -> None:
 
 def test_fiveFailures() -> None:
     """
-    Then the connection is closed.
+    Five failed logins close the connection.
     """
     factory, _ = guarded()
     client = Client(factory)
@@ -679,7 +681,7 @@ def test_sixLocalFailuresAndThenTheRightOne() -> None:
 
 def test_lostWhileLoggingIn(clock: Clock) -> None:
     """
-    Nothing of it is kept.
+    A client lost during a login leaves no references.
     """
     throttle = SharedThrottle(clock)
     guard = LoginGuard(clock, throttle)
@@ -691,7 +693,7 @@ def test_lostWhileLoggingIn(clock: Clock) -> None:
 
 def test_noRefusalWaitsForEver() -> None:
     """
-    However many are before it, it comes before the call counts as unanswered.
+    Even a refusal with many before it comes before the call times out.
     """
     factory, _ = guarded()
     clients = [Client(factory) for _ in range(60)]
@@ -708,7 +710,7 @@ def test_noRefusalWaitsForEver() -> None:
 
 class Two:
     """
-    Two processes that tell each other.
+    Two processes that exchange their events.
     """
 
     def __init__(self, clock: Clock, **settings: Any) -> None:
@@ -727,8 +729,8 @@ class Two:
 
 def test_repeatsAreNotLoggedAgain(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    One line an hour for a guess of an address, also when the user's other device logs in
-    meanwhile, when the guesses go to two processes, and where bans do not count.
+    A guess of an address is logged once an hour.  That holds if another device of the user
+    logs in meanwhile, if the guesses go to two processes, and where bans do not count.
     """
     monkeypatch.setattr(throttle._Logged, "BOUND", 2)
     for address in ("192.0.2.7", "127.0.0.1"):
@@ -739,7 +741,7 @@ def test_repeatsAreNotLoggedAgain(clock: Clock, monkeypatch: pytest.MonkeyPatch)
             assert service.wasLogged is (minute not in (0, 60)), minute
             assert service.logIn(address, "alice") == "in"
             clock.advance(60)
-    # Another guess and another address are other lines; of very many the oldest is forgotten.
+    # Other guesses and other addresses are logged; beyond the bound the oldest is forgotten.
     for other, guess in (("192.0.2.8", "x"), ("192.0.2.8", "y"), ("192.0.2.9", "x")):
         two.here.logIn(other, "alice", guess)
         assert not two.here.wasLogged
@@ -749,7 +751,7 @@ def test_repeatsAreNotLoggedAgain(clock: Clock, monkeypatch: pytest.MonkeyPatch)
 
 def test_countedTogether(clock: Clock) -> None:
     """
-    Failures in one process and another; a refused attempt renews the ban in both.
+    Failures in two processes add up; a refused attempt restarts the ban in both.
     """
     two = Two(clock)
     two.here.guess("192.0.2.7", "alice", 2)
@@ -767,7 +769,7 @@ def test_countedTogether(clock: Clock) -> None:
 
 def test_underWayElsewhere(clock: Clock) -> None:
     """
-    An attempt that another process checks counts, and is waited for.
+    An attempt under way in another process counts, and others wait for it.
     """
     two = Two(clock)
     infos, answers = underWay(two.here, 2)
@@ -784,7 +786,7 @@ def test_underWayElsewhere(clock: Clock) -> None:
 
 def test_aProcessThatDiesDoesNotBlock(clock: Clock) -> None:
     """
-    What it was checking is given up.
+    The attempts of a process that died are ignored after a while.
     """
     two = Two(clock)
     for number in range(3):
@@ -810,7 +812,7 @@ def test_whatChangesNothingIsNotTold(clock: Clock) -> None:
         two.here.logIn("192.0.2.7", "alice")
     clock.advance(0)
     assert two.told == ["begun", "succeeded"]
-    # One that takes longer than a turn of the reactor is told.
+    # An attempt that outlasts an iteration of the reactor is announced.
     info, _ = two.here.begin("192.0.2.7", "alice", "right")
     clock.advance(0)
     two.here.throttle.loginSucceeded(info, "alice")
@@ -821,7 +823,7 @@ def test_whatChangesNothingIsNotTold(clock: Clock) -> None:
 
 def test_goesOnElsewhere(clock: Clock) -> None:
     """
-    Another process, with another clock, goes on from what was counted.
+    Another process, with another clock, continues from the state.
     """
     here = Service(clock, each=4)
     here.logIn("198.51.100.1", "alice")
