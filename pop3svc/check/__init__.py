@@ -1,6 +1,6 @@
 """
-C{pop3svc check}: is a POP3 server what the RFCs say?
+C{pop3svc check}: test a POP3 server for conformance to the RFCs.
 
-Nothing here is shared with the service: a peer must not be measured with its
-own ruler.
+The package shares no code with the service.  Otherwise a mistake in shared code would go
+unnoticed when the service itself is checked.
 """

@@ -1,5 +1,5 @@
 """
-Rules about the greeting, command lines, states, arguments and the end.
+Rules about the greeting, command lines, states, arguments, NOOP, RSET and QUIT.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pop3svc.check.target import NotApplicable, Target
 __all__: list[str] = []
 
 _TIMESTAMP = re.compile(rb"<[!-;=?-~]+@[!-;=?-~]+>")
-# Numbers that a careless server takes for 1: they are 1 modulo 2 to the 8th,
-# 16th, 32nd and 64th.
+# Numbers that equal 1 modulo 2 to the 8th, 16th, 32nd and 64th.  A server whose integers
+# overflow takes them for 1.
 _WRAPPED = [b"%d" % (2**bits + 1) for bits in (8, 16, 32, 64)]
 
 
@@ -24,7 +24,7 @@ _WRAPPED = [b"%d" % (2**bits + 1) for bits in (8, 16, 32, 64)]
 @rule("greeting", "RFC 1939 section 4", given=Given.NOTHING)
 async def greetingIsPositive(target: Target) -> None:
     """
-    The server greets with +OK as soon as the connection stands.
+    The server greets with +OK when the connection is made.
     """
     client = await target.connected()
     reply = await client.reply(b"(the greeting)")
@@ -45,10 +45,10 @@ async def greetingHasItsForm(target: Target) -> None:
 @rule("greeting", "RFC 1939 section 4", given=Given.NOTHING)
 async def greetingIsOneLine(target: Target) -> None:
     """
-    Nothing is said between the greeting and the answer to the first command.
+    The server sends nothing between the greeting and the answer to the first command.
     """
     client = await target.greeted()
-    reply = await client.say(b"QUIT")
+    reply = await client.command(b"QUIT")
     rest = await client.ended()
     expect(not rest, f"{show(reply.first + rest)} follows the greeting and QUIT")
 
@@ -56,7 +56,7 @@ async def greetingIsOneLine(target: Target) -> None:
 @rule("greeting", "RFC 1939 section 7, APOP", given=Given.NOTHING)
 async def timestampDiffers(target: Target) -> None:
     """
-    A timestamp in the greeting has the form of a msg-id, and is another each time.
+    A timestamp in the greeting has the form of a msg-id, and differs in each greeting.
     """
     seen = []
     for _ in range(2):
@@ -88,7 +88,7 @@ async def verbsInLowerCase(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3", given=Given.FRESH)
 async def verbsInMixedCase(target: Target, client: Client) -> None:
     """
-    A keyword in mixed case is the same command, before login, too.
+    A keyword in mixed case is the same command, even before login.
     """
     await client.accepted(b"qUiT")
 
@@ -114,7 +114,7 @@ async def unknownAfterLogin(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def keywordsAreWhole(target: Target, client: Client) -> None:
     """
-    What only begins like a keyword, or is the beginning of one, is unknown.
+    A keyword with further letters, or a part of a keyword, is refused.
     """
     await client.refused(b"NOOPX", b"STATUS", b"NOO", b"LIS")
 
@@ -122,7 +122,7 @@ async def keywordsAreWhole(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def emptyLine(target: Target, client: Client) -> None:
     """
-    An empty line is no command, and is refused.
+    An empty line is refused.
     """
     await client.refused(b"")
 
@@ -130,7 +130,7 @@ async def emptyLine(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def controlOctets(target: Target, client: Client) -> None:
     """
-    A line with a NUL in it is no command, and is refused or ends the session.
+    A line that contains NUL is refused, or ends the session.
     """
     try:
         await client.refused(b"NOOP\0")
@@ -141,7 +141,7 @@ async def controlOctets(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def linesInPieces(target: Target, client: Client) -> None:
     """
-    A command may come octet by octet.
+    The server accepts a command that arrives octet by octet.
     """
     whole = await client.accepted(b"STAT")
     await client.sendInPieces(b"STAT\r\n")
@@ -152,18 +152,18 @@ async def linesInPieces(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 2449 section 4", given=Given.FRESH)
 async def linesOf255Octets(target: Target, client: Client) -> None:
     """
-    A command of 255 octets with its CRLF is read as one, and the session goes on.
+    A line of 255 octets with its CRLF is read as one command, and the session goes on.
     """
     if target.before is None:
-        raise NotApplicable("without CAPA 47 octets are enough")
-    await client.say(b"USER " + b"a" * 248)
+        raise NotApplicable("without CAPA a server may limit lines to 47 octets")
+    await client.command(b"USER " + b"a" * 248)
     await client.accepted(b"QUIT")
 
 
 @rule("command lines", "RFC 1939 section 3", given=Given.FRESH)
 async def linesThatAreTooLong(target: Target, client: Client) -> None:
     """
-    A line of 20,000 octets is refused, or ends the session; it does not hang.
+    A line of 20,000 octets is refused, or ends the session; the server does not hang.
     """
     client.send(b"XYZZ " + b"a" * 20_000 + b"\r\n")
     try:
@@ -176,7 +176,7 @@ async def linesThatAreTooLong(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3", level=Level.INFORMATION)
 async def bareLineFeed(target: Target, client: Client) -> str:
     """
-    What a command that ends with LF alone makes.
+    How a command that ends with a bare LF is answered.
     """
     client.send(b"NOOP\n")
     return str(await client.reply(b"NOOP and LF"))
@@ -185,9 +185,9 @@ async def bareLineFeed(target: Target, client: Client) -> str:
 @rule("command lines", "RFC 1939 section 3", level=Level.INFORMATION)
 async def spacesAtTheEnd(target: Target, client: Client) -> str:
     """
-    What a command with a space at its end makes.
+    How a command with a space at its end is answered.
     """
-    return str(await client.say(b"NOOP "))
+    return str(await client.command(b"NOOP "))
 
 
 # --- states --------------------------------------------------------------------
@@ -285,7 +285,7 @@ async def tooManyArguments(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 sections 3 and 5")
 async def malformedNumbers(target: Target, client: Client) -> None:
     """
-    What is no decimal number is no message-number.
+    A message-number that is not a decimal number is refused.
     """
     await client.refused(b"LIST x", b"RETR x", b"LIST 1x", b"RETR 1.0", b"LIST 0x1")
 
@@ -293,7 +293,7 @@ async def malformedNumbers(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 4")
 async def numberZero(target: Target, client: Client) -> None:
     """
-    Message-numbers begin with 1: 0 is refused.
+    Message-number 0 is refused, because numbers begin with 1.
     """
     await client.refused(b"LIST 0", b"RETR 0")
 
@@ -309,10 +309,10 @@ async def negativeNumbers(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 5")
 async def numbersBeyond(target: Target, client: Client) -> None:
     """
-    The number after the last message's is refused by LIST and RETR.
+    LIST and RETR refuse the number after that of the last message.
     """
     count = (await client.accepted(b"STAT")).text.split(b" ")[0]
-    expect(count.isdigit(), f"STAT counts {show(count)}")
+    expect(count.isdigit(), f"the count of STAT is {show(count)}")
     beyond = b"%d" % (int(count) + 1)
     await client.refused(b"LIST " + beyond, b"RETR " + beyond)
 
@@ -320,7 +320,7 @@ async def numbersBeyond(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 5")
 async def hugeNumbers(target: Target, client: Client) -> None:
     """
-    Numbers too large for any mailbox are refused, and not cut to small ones.
+    Numbers too large for any mailbox are refused, and do not overflow to small ones.
     """
     sizes = await target.sizes(client)
     for number in [*_WRAPPED, b"9" * 30]:
@@ -331,10 +331,10 @@ async def hugeNumbers(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 4", level=Level.INFORMATION)
 async def leadingZeros(target: Target, client: Client) -> str:
     """
-    What a message-number with a zero before it makes.
+    How a message-number with a leading zero is answered.
     """
     await target.sizes(client)
-    return str(await client.say(b"LIST 01"))
+    return str(await client.command(b"LIST 01"))
 
 
 # --- NOOP, RSET, QUIT ------------------------------------------------------------
@@ -354,7 +354,7 @@ async def noopDoesNothing(target: Target, client: Client) -> None:
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 5")
 async def rsetWithoutMarks(target: Target, client: Client) -> None:
     """
-    RSET is answered +OK also when nothing is marked, and changes nothing.
+    RSET without marked messages is answered +OK, and changes nothing.
     """
     before = await client.accepted(b"STAT")
     await client.accepted(b"RSET")
@@ -362,7 +362,7 @@ async def rsetWithoutMarks(target: Target, client: Client) -> None:
     expect(before.first == after.first, f"before RSET {before}, after it {after}")
 
 
-async def _quits(client: Client) -> None:
+async def _quit(client: Client) -> None:
     client.send(b"QUIT\r\n")
     reply: Reply = await client.reply(b"QUIT")
     expect(reply.positive, str(reply))
@@ -375,7 +375,7 @@ async def quitBeforeLogin(target: Target, client: Client) -> None:
     """
     QUIT before login is answered +OK, then the connection is closed.
     """
-    await _quits(client)
+    await _quit(client)
 
 
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 6", given=Given.LOGINS)
@@ -383,14 +383,14 @@ async def quitAfterLogin(target: Target) -> None:
     """
     QUIT after login is answered +OK, then the connection is closed.
     """
-    # Of this session nothing was read, so that even with EXPIRE 0 nothing goes.
-    await _quits(await target.loggedIn())
+    # This session has read no message, so QUIT deletes nothing even with EXPIRE 0.
+    await _quit(await target.loggedIn())
 
 
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 3", given=Given.FRESH, level=Level.SHOULD)
 async def nothingAfterQuit(target: Target, client: Client) -> None:
     """
-    Commands behind QUIT are not answered any more.
+    Commands after QUIT are not answered.
     """
     client.send(b"QUIT\r\nXYZZ\r\nXYZZ\r\n")
     await client.reply(b"QUIT")
@@ -401,10 +401,10 @@ async def nothingAfterQuit(target: Target, client: Client) -> None:
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 4", given=Given.LOGINS, level=Level.INFORMATION)
 async def secondSession(target: Target) -> str:
     """
-    What a second session of the same user meanwhile makes.
+    How a second session of the same user is answered while the first one is open.
     """
     first = await target.loggedIn()
     second = await target.fresh()
     reply = await target.tryLogIn(second)
-    alive = await first.say(b"NOOP")
+    alive = await first.command(b"NOOP")
     return f"the second: {reply}; the first goes on: {alive}"

@@ -1,5 +1,5 @@
 """
-Rules about CAPA and what it announces: RFC 2449, and UTF8 and LANG of RFC 6856.
+Rules about CAPA and the capabilities it announces: RFC 2449, and UTF8 and LANG of RFC 6856.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pop3svc.check.target import NotApplicable, Target, capabilities
 
 __all__: list[str] = []
 
-# RFC 2449 section 3: printable ASCII, in the tag no dot.
+# RFC 2449 section 3: printable ASCII, and no dot in the tag.
 _CAPABILITY = re.compile(rb"[!-\-/-~]+(?: [!-~]+)*")
-# What the arguments are, by their RFCs.
+# The forms of the arguments, from the RFCs of the capabilities.
 _ARGUMENTS = {
     "TOP": "",
     "USER": "",
@@ -31,28 +31,28 @@ _ARGUMENTS = {
     # RFC 4422 section 3.1.
     "SASL": "[A-Z0-9_-]{1,20}(?: [A-Z0-9_-]{1,20})*",
 }
-# RFC 2449 section 5: these may be announced in one state only, or otherwise
-# there, by their own RFCs.
+# RFC 2449 section 5: by their own RFCs, these may be announced in one state only, or
+# with other arguments there.
 _OF_ONE_STATE = ("STLS", "IMPLEMENTATION", "LOGIN-DELAY", "EXPIRE", "SASL")
 
 
 async def _capa(client: Client) -> Reply:
-    reply = await client.say(b"CAPA", multiLine=True)
+    reply = await client.command(b"CAPA", multiLine=True)
     if not reply.positive:
         raise NotApplicable(str(reply))
     return reply
 
 
-def _haveTheirForm(reply: Reply) -> None:
+def _checkForms(reply: Reply) -> None:
     for line in reply.lines:
         expect(
-            _CAPABILITY.fullmatch(line) is not None and len(line) <= 510, f"CAPA says {show(line)}"
+            _CAPABILITY.fullmatch(line) is not None and len(line) <= 510, f"CAPA lists {show(line)}"
         )
     for tag, arguments in capabilities(reply).items():
         form = _ARGUMENTS.get(tag)
         if form is not None:
-            said = " ".join(arguments)
-            expect(re.fullmatch(form, said) is not None, f"CAPA says '{tag} {said}'")
+            joined = " ".join(arguments)
+            expect(re.fullmatch(form, joined) is not None, f"CAPA lists '{tag} {joined}'")
 
 
 @rule("CAPA", "RFC 2449 sections 3, 5 and 6", given=Given.FRESH)
@@ -60,7 +60,7 @@ async def capaBeforeLogin(target: Target, client: Client) -> None:
     """
     CAPA before login lists capabilities, each in the form of its RFC, then a dot.
     """
-    _haveTheirForm(await _capa(client))
+    _checkForms(await _capa(client))
     await client.accepted(b"QUIT")
 
 
@@ -72,19 +72,19 @@ async def capaAfterLogin(target: Target, client: Client) -> None:
     if target.before is None:
         raise NotApplicable("CAPA is not there before login")
     reply = await client.fetched(b"CAPA")
-    _haveTheirForm(reply)
+    _checkForms(reply)
     await client.accepted(b"NOOP")
 
 
 @rule("CAPA", "RFC 2449 section 5")
 async def capaInBothStates(target: Target, client: Client) -> None:
     """
-    What is announced before login is announced after it, but for STLS.
+    Each capability announced before login is announced after it, except STLS.
     """
     if target.before is None:
         raise NotApplicable("CAPA is not there before login")
     lost = sorted(set(target.before) - set(target.after or {}) - set(_OF_ONE_STATE))
-    # Tags of extensions are theirs to define.
+    # The tags of extensions may follow other rules.
     lost = [tag for tag in lost if tag in _ARGUMENTS]
     expect(not lost, f"after login there is no {', '.join(lost)}")
 
@@ -92,7 +92,7 @@ async def capaInBothStates(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 5034 section 3", "SASL")
 async def saslInBothStates(target: Target, client: Client) -> None:
     """
-    SASL is announced after login, too.
+    SASL is announced after login as well.
     """
     if "SASL" not in (target.before or {}):
         raise NotApplicable("SASL is not announced before login")
@@ -102,7 +102,7 @@ async def saslInBothStates(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 6.1", "TOP")
 async def topIsThere(target: Target, client: Client) -> None:
     """
-    TOP, where it is announced, works.
+    TOP works if it is announced.
     """
     await target.sizes(client)
     await client.fetched(b"TOP 1 0")
@@ -111,7 +111,7 @@ async def topIsThere(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 6.8", "UIDL")
 async def uidlIsThere(target: Target, client: Client) -> None:
     """
-    UIDL, where it is announced, works.
+    UIDL works if it is announced.
     """
     await client.fetched(b"UIDL")
 
@@ -119,7 +119,7 @@ async def uidlIsThere(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 6.2", "USER", given=Given.FRESH)
 async def userIsThere(target: Target, client: Client) -> None:
     """
-    USER, where it is announced before login, is accepted.
+    USER is accepted if it is announced before login.
     """
     if "USER" not in (target.before or {}):
         raise NotApplicable("USER is not announced before login")
@@ -134,7 +134,7 @@ _MULTI_LINE = (b"LIST", b"UIDL")
 
 
 async def _oneByOne(client: Client, commands: list[bytes]) -> list[Reply]:
-    return [await client.say(each, multiLine=each in _MULTI_LINE) for each in commands]
+    return [await client.command(each, multiLine=each in _MULTI_LINE) for each in commands]
 
 
 async def _answers(client: Client, commands: list[bytes]) -> list[Reply]:
@@ -152,7 +152,7 @@ def _same(expected: list[Reply], found: list[Reply]) -> None:
 @rule("PIPELINING", "RFC 2449 section 6.6", "PIPELINING")
 async def twentyInOneSegment(target: Target, client: Client) -> None:
     """
-    20 commands in one segment are answered in turn.
+    20 commands in one segment are answered in order.
     """
     alone = await _oneByOne(client, _TWENTY)
     client.send(b"".join(command + b"\r\n" for command in _TWENTY))
@@ -162,7 +162,7 @@ async def twentyInOneSegment(target: Target, client: Client) -> None:
 @rule("PIPELINING", "RFC 2449 section 6.6", "PIPELINING")
 async def twentyOctetByOctet(target: Target, client: Client) -> None:
     """
-    20 commands that come octet by octet are answered in turn.
+    20 commands that arrive octet by octet are answered in order.
     """
     alone = await _oneByOne(client, _TWENTY)
     await client.sendInPieces(b"".join(command + b"\r\n" for command in _TWENTY))
@@ -172,7 +172,7 @@ async def twentyOctetByOctet(target: Target, client: Client) -> None:
 @rule("PIPELINING", "RFC 2449 section 6.6", "PIPELINING")
 async def commandsBehindRetr(target: Target, client: Client) -> None:
     """
-    Commands behind RETR in one segment are answered after the message.
+    Commands after RETR in the same segment are answered after the message.
     """
     number = (await target.sample(client))[-1]
     retr = b"RETR %d" % number
@@ -181,16 +181,16 @@ async def commandsBehindRetr(target: Target, client: Client) -> None:
     client.send(retr + b"\r\nSTAT\r\n" + retr + b"\r\nNOOP\r\n")
     expect((await client.reply(retr, True)).body == whole.body, f"RETR {number} differs in a row")
     reply = await client.reply(b"STAT")
-    expect(reply.first == stat.first, f"behind RETR {number}: {reply}")
+    expect(reply.first == stat.first, f"after RETR {number}: {reply}")
     expect((await client.reply(retr, True)).body == whole.body, f"RETR {number} differs in a row")
     reply = await client.reply(b"NOOP")
-    expect(reply.positive, f"behind RETR {number}: {reply}")
+    expect(reply.positive, f"after RETR {number}: {reply}")
 
 
 @rule("PIPELINING", "RFC 2449 section 6.6", "PIPELINING", given=Given.LOGINS)
 async def loginInOneSegment(target: Target) -> None:
     """
-    USER, PASS and STAT in one segment are answered in turn.
+    USER, PASS and STAT in one segment are answered in order.
     """
     if "USER" not in (target.before or {}):
         raise NotApplicable("USER is not announced before login")
@@ -208,7 +208,7 @@ async def loginInOneSegment(target: Target) -> None:
 @rule("UTF8 and LANG", "RFC 6856 section 2.1", "UTF8", given=Given.FRESH)
 async def utf8TakesNoArgument(target: Target, client: Client) -> None:
     """
-    UTF8 has no parameters: one is refused.
+    UTF8 with a parameter is refused, because it takes none.
     """
     await client.refused(b"UTF8 x")
 
@@ -224,13 +224,13 @@ async def utf8AfterLogin(target: Target, client: Client) -> None:
 @rule("UTF8 and LANG", "RFC 6856 section 2.1", "UTF8", given=Given.LOGINS, level=Level.SHOULD)
 async def utf8SendsItsSize(target: Target) -> None:
     """
-    In UTF-8 mode the size LIST gives is the number of octets RETR sends.
+    In UTF-8 mode LIST gives the number of octets that RETR sends.
     """
     await target.release()
     client = await target.fresh()
-    reply = await client.say(b"UTF8")
+    reply = await client.command(b"UTF8")
     if not reply.positive:
-        # It may be refused.
+        # A server may refuse UTF8.
         raise NotApplicable(str(reply))
     reply = await target.tryLogIn(client)
     expect(reply.positive, f"after UTF8: {reply}")
@@ -239,17 +239,17 @@ async def utf8SendsItsSize(target: Target) -> None:
         sent = len((await client.fetched(b"RETR %d" % number)).content)
         expect(
             sent == sizes[number],
-            f"RETR {number} sends {sent} octets, LIST says {sizes[number]}",
+            f"RETR {number} sends {sent} octets, LIST gives {sizes[number]}",
         )
 
 
 @rule("UTF8 and LANG", "RFC 6856 section 2.1", "UTF8")
 async def noUTF8UnlessAsked(target: Target, client: Client) -> None:
     """
-    Without UTF8 no message is sent whose header holds UTF-8.
+    Without UTF8 the server sends no message whose header contains UTF-8.
     """
     for number in await target.chosen(client):
-        reply = await client.say(b"RETR %d" % number, multiLine=True)
+        reply = await client.command(b"RETR %d" % number, multiLine=True)
         if reply.positive:
             header = reply.content.partition(b"\r\n\r\n")[0]
             expect(not _holdsUTF8(header), f"RETR {number} sends a header with UTF-8 in it")
@@ -261,7 +261,7 @@ def _holdsUTF8(octets: bytes) -> bool:
     try:
         octets.decode("utf-8")
     except UnicodeDecodeError:
-        # Some other encoding, which RFC 6856 is not about.
+        # Another encoding, which RFC 6856 does not cover.
         return False
     return True
 
@@ -269,13 +269,13 @@ def _holdsUTF8(octets: bytes) -> bool:
 @rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.FRESH)
 async def langLists(target: Target, client: Client) -> None:
     """
-    LANG alone lists language tags, or is refused.
+    LANG without an argument lists language tags, or is refused.
     """
-    reply = await client.say(b"LANG", multiLine=True)
+    reply = await client.command(b"LANG", multiLine=True)
     for line in reply.lines:
         expect(
             re.match(rb"[A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})*(?: |$)", line) is not None,
-            f"LANG says {show(line)}",
+            f"LANG lists {show(line)}",
         )
     await client.accepted(b"QUIT")
 
@@ -286,7 +286,7 @@ async def langNamesItsChoice(target: Target, client: Client) -> None:
     LANG with a language answers +OK, the tag and a space, or is refused.
     """
     for command in (b"LANG *", b"LANG en"):
-        reply = await client.say(command)
+        reply = await client.command(command)
         if reply.positive:
             form = rb"\+OK [A-Za-z0-9]{1,8}(?:-[A-Za-z0-9]{1,8})* .*\r\n"
             expect(re.fullmatch(form, reply.first) is not None, str(reply))
@@ -295,6 +295,6 @@ async def langNamesItsChoice(target: Target, client: Client) -> None:
 @rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.FRESH)
 async def langThatIsNone(target: Target, client: Client) -> None:
     """
-    LANG with a language that nobody speaks is refused.
+    LANG with an unsupported language is refused.
     """
     await client.refused(b"LANG x-nobody-speaks")

@@ -1,5 +1,5 @@
 """
-A POP3 client that shows the octets as they came, and never waits for ever.
+A POP3 client that keeps the octets of replies unchanged, and limits each wait.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from zope.interface import implementer
 
 __all__ = ["Broken", "Client", "Closed", "Reply", "Silent", "expect", "show"]
 
-# What one reply may hold, octets; and one line that is not ended.
-_MOST = 32 * 1024 * 1024
-_LONGEST = 65536
-# What is shown of what was seen, octets.
-_SHOWN = 120
-# The line that ends a multi-line reply, octets.
+# The maximum octets of a reply, and of a line without an end.
+_MAX_REPLY = 32 * 1024 * 1024
+_MAX_LINE = 65536
+# The maximum octets of server output in a message.
+_MAX_SHOWN = 120
+# Octets of the line that ends a multi-line reply.
 _END = len(b".\r\n")
-# How long a server may take to close its end after ours, seconds.
+# Seconds that a server may take to close its end after the client's.
 _CLOSING = 2.0
-# Commands whose arguments nobody needs to see.
+# Commands whose arguments are not shown, because they hold passwords.
 _SECRET = (b"PASS", b"AUTH", b"XLOG", b"APOP")
 
 
 class Broken(Exception):
     """
-    A rule is broken; the text says what was seen.
+    A rule is broken; the text describes the server's behaviour.
     """
 
 
 class Silent(Broken):
     """
-    Nothing came within the time given.
+    The server sent nothing within the time limit.
     """
 
 
 class Closed(Broken):
     """
-    The server closed the connection where an answer was due.
+    The server closed the connection instead of answering.
     """
 
 
 def show(octets: bytes) -> str:
     """
-    @return: octets for people to read, cut where they are many.
+    @return: the octets in readable form, truncated if they are many.
     """
-    text = repr(octets[:_SHOWN])[1:]
-    return text if len(octets) <= _SHOWN else f"{text}... ({len(octets)} octets)"
+    text = repr(octets[:_MAX_SHOWN])[1:]
+    return text if len(octets) <= _MAX_SHOWN else f"{text}... ({len(octets)} octets)"
 
 
 def expect(condition: bool, seen: str) -> None:
@@ -66,9 +66,9 @@ def expect(condition: bool, seen: str) -> None:
         raise Broken(seen)
 
 
-def _told(command: bytes) -> str:
+def _redacted(command: bytes) -> str:
     """
-    A command as it may be shown.
+    @return: a command for messages, without secret arguments.
     """
     verb = command[:4].upper()
     return show(verb + b" ..." if verb in _SECRET and len(command) > 4 else command)
@@ -77,13 +77,13 @@ def _told(command: bytes) -> str:
 @dataclass(frozen=True, slots=True)
 class Reply:
     """
-    One reply, as it came.
+    One reply, unchanged.
 
-    @ivar command: what it answers, for people to read.
+    @ivar command: the command that it answers, in readable form.
     @ivar first: the first line with its end.
-    @ivar body: of a multi-line reply: the octets behind the first line, still
-        dot-stuffed, without the dot line at the end; else L{None}.
-    @ivar afterLANG: was a language chosen (RFC 6856 section 3.2)?
+    @ivar body: for a multi-line reply, the octets after the first line, still
+        dot-stuffed, without the final line of a dot; else L{None}.
+    @ivar afterLANG: whether a language was chosen before (RFC 6856 section 3.2).
     """
 
     command: str
@@ -94,14 +94,14 @@ class Reply:
     @property
     def positive(self) -> bool:
         """
-        Is it C{+OK}, in any case?
+        Whether the status is C{+OK}, in upper or lower case.
         """
         return self.first[:3].upper() == b"+OK"
 
     @property
     def text(self) -> bytes:
         """
-        What follows the status indicator and a space.
+        The text after the status indicator and a space.
         """
         return self.first.rstrip(b"\r\n").partition(b" ")[2]
 
@@ -117,7 +117,7 @@ class Reply:
     @property
     def content(self) -> bytes:
         """
-        The body without its dot-stuffing (RFC 1939 section 3).
+        The body without dot-stuffing (RFC 1939 section 3).
         """
         body = self.body or b""
         return body[body.startswith(b".") :].replace(b"\r\n.", b"\r\n")
@@ -138,22 +138,22 @@ class Client(Protocol):
     """
     The client's end of one connection.
 
-    @ivar isSecure: was the TLS handshake completed?
-    @ivar lost: why the connection is over, L{None} while it is not.
+    @ivar isSecure: whether the TLS handshake has completed.
+    @ivar lost: the reason why the connection has ended, L{None} while it is open.
     """
 
     def __init__(
         self, clock: IReactorTime, timeout: float, record: Callable[[Reply], object]
     ) -> None:
         """
-        @param timeout: seconds without an octet until L{Silent} is raised.
+        @param timeout: seconds without input until L{Silent} is raised.
         @param record: called with each reply.
         """
         self._clock = clock
         self._timeout = timeout
         self._record = record
         self._buffer = bytearray()
-        # How many octets came at once, and how often, since something was sent.
+        # The sizes of the pieces received since the last send, with their counts.
         self._pieces: Counter[int] = Counter()
         self._before = self._last = 0
         self._waiting: Deferred[None] | None = None
@@ -178,7 +178,7 @@ class Client(Protocol):
         self._buffer += data
         self._before, self._last = self._last, len(data)
         self._pieces[self._last] += 1
-        if len(self._buffer) > _MOST:
+        if len(self._buffer) > _MAX_REPLY:
             transport: Any = self.transport
             transport.abortConnection()
         self._wake()
@@ -211,7 +211,7 @@ class Client(Protocol):
 
     def send(self, data: bytes) -> None:
         """
-        Send octets as they are.
+        Send octets unchanged.
         """
         self._pieces.clear()
         self._before = self._last = 0
@@ -230,9 +230,9 @@ class Client(Protocol):
         """
         Begin TLS at once.
 
-        @param creator: what C{startTLS} of a client's transport takes.
-        @raise Broken: the handshake failed, or something in the clear came
-            before it; the text says why.
+        @param creator: the argument for C{startTLS} of the transport.
+        @raise Broken: the handshake failed, or the server sent something in the clear
+            before it; the text gives the reason.
         """
         expect(not self._buffer, f"{show(bytes(self._buffer))} comes in the clear before TLS")
         if self.lost is not None:
@@ -257,14 +257,14 @@ class Client(Protocol):
 
     # --- receiving ---------------------------------------------------------------
 
-    async def _more(self) -> None:
+    async def _receive(self) -> None:
         """
         Wait for more octets.
         """
         if self.lost is not None:
-            raise Closed("the connection is closed" + self._leftOver())
-        if len(self._buffer) > _MOST:
-            raise Broken(f"more than {_MOST} octets come without an end")
+            raise Closed("the connection is closed" + self._pending())
+        if len(self._buffer) > _MAX_REPLY:
+            raise Broken(f"more than {_MAX_REPLY} octets come without an end")
         self._waiting = waiting = Deferred[None]()
         timer = self._clock.callLater(self._timeout, self._wake)
         had = len(self._buffer)
@@ -276,10 +276,10 @@ class Client(Protocol):
             if not isLate:
                 timer.cancel()
         if isLate and len(self._buffer) == had and self.lost is None:
-            raise Silent(f"nothing comes for {self._timeout:g} seconds{self._leftOver()}")
+            raise Silent(f"nothing comes for {self._timeout:g} seconds{self._pending()}")
 
-    def _leftOver(self) -> str:
-        return f" behind {show(bytes(self._buffer[-_SHOWN:]))}" if self._buffer else ""
+    def _pending(self) -> str:
+        return f" after {show(bytes(self._buffer[-_MAX_SHOWN:]))}" if self._buffer else ""
 
     def _take(self, octets: int) -> bytes:
         taken = bytes(self._buffer[:octets])
@@ -291,9 +291,9 @@ class Client(Protocol):
         @return: the next line with its end, CRLF or LF.
         """
         while (at := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > _LONGEST:
-                raise Broken(f"more than {_LONGEST} octets come without a line end")
-            await self._more()
+            if len(self._buffer) > _MAX_LINE:
+                raise Broken(f"more than {_MAX_LINE} octets come without a line end")
+            await self._receive()
         return self._take(at + 1)
 
     async def _body(self) -> bytes:
@@ -308,41 +308,41 @@ class Client(Protocol):
                 self._take(3)
                 return body
             searched = len(self._buffer)
-            await self._more()
+            await self._receive()
 
     @property
     def endedApart(self) -> bool:
         """
-        Did the line that ends a multi-line reply, or the end of that line, come
-        in a piece of its own: a read of a plain connection, a record of TLS?
-        Not if the message is cut into equal pieces: then the border fell there
-        by chance.
+        Whether the last line of a multi-line reply, or the end of that line, came in a piece
+        of its own.  A piece is one read of a plain connection, or one record of TLS.  False
+        if the server cuts the message into equal pieces, because then the last piece is
+        short by chance.
         """
         isCutEvenly = self._before == max(self._pieces) and self._pieces[self._before] > 1
         return 0 < self._last <= _END and not isCutEvenly
 
     async def reply(self, command: bytes, multiLine: bool = False) -> Reply:
         """
-        Wait for the answer to a command that was sent already.
+        Wait for the answer to a command that was sent before.
 
-        @param multiLine: is a positive answer multi-line?
+        @param multiLine: whether a positive answer is multi-line.
         """
-        told = _told(command)
+        shown = _redacted(command)
         try:
-            reply = Reply(told, await self.line(), afterLANG=self._afterLANG)
+            reply = Reply(shown, await self.line(), afterLANG=self._afterLANG)
         except Broken as error:
-            raise type(error)(f"{told}: {error}")
+            raise type(error)(f"{shown}: {error}")
         if multiLine and reply.positive:
             try:
                 reply = replace(reply, body=await self._body())
             except Broken as error:
-                raise type(error)(f"{told} has no last line of a dot and CRLF: {error}")
+                raise type(error)(f"{shown} has no last line of a dot and CRLF: {error}")
         self._record(reply)
         return reply
 
-    async def say(self, command: bytes, multiLine: bool = False) -> Reply:
+    async def command(self, command: bytes, multiLine: bool = False) -> Reply:
         """
-        Send a command, wait for its answer.
+        Send a command and wait for its answer.
         """
         self._afterLANG = self._afterLANG or command[:5].upper() == b"LANG "
         self.send(command + b"\r\n")
@@ -350,43 +350,43 @@ class Client(Protocol):
 
     async def accepted(self, command: bytes, multiLine: bool = False) -> Reply:
         """
-        As L{say}; the answer has to be positive.
+        Like L{command}, but expect a positive answer.
 
-        @raise Broken: it is not.
+        @raise Broken: the answer is negative.
         """
-        reply = await self.say(command, multiLine)
+        reply = await self.command(command, multiLine)
         expect(reply.positive, str(reply))
         return reply
 
     async def fetched(self, command: bytes) -> Reply:
         """
-        As L{accepted}, for a multi-line answer.
+        Like L{accepted}, for a multi-line answer.
         """
         return await self.accepted(command, multiLine=True)
 
     async def refused(self, *commands: bytes) -> None:
         """
-        Send commands one by one; the answer to each has to be negative.
+        Send commands one by one, and expect a negative answer to each.
 
-        @raise Broken: one is not.
+        @raise Broken: an answer is positive.
         """
         for command in commands:
-            reply = await self.say(command)
+            reply = await self.command(command)
             expect(reply.first[:4].upper() == b"-ERR", str(reply))
 
     async def challenge(self, command: bytes) -> bytes | Reply:
         """
         Send a line of a SASL exchange.
 
-        @return: what follows the C{+ } of a challenge, with the line end (RFC
-            5034 section 4), or the reply that ends the exchange.
+        @return: the challenge after its C{+ }, with the line end (RFC 5034 section 4), or
+            the reply that ends the exchange.
         """
         self.send(command + b"\r\n")
         line = await self.line()
         if line.startswith(b"+") and line[:3].upper() != b"+OK":
-            expect(line.startswith(b"+ "), f"{_told(command)} is answered {show(line)}")
+            expect(line.startswith(b"+ "), f"{_redacted(command)} is answered {show(line)}")
             return line[2:]
-        reply = Reply(_told(command), line)
+        reply = Reply(_redacted(command), line)
         self._record(reply)
         return reply
 
@@ -396,30 +396,30 @@ class Client(Protocol):
         """
         Wait until the server closes the connection.
 
-        @return: what it still sends.
-        @raise Silent: it does not.
+        @return: the octets that it sends before that.
+        @raise Silent: it does not close the connection in time.
         """
         while self.lost is None:
             had = len(self._buffer)
             try:
-                await self._more()
+                await self._receive()
             except Silent:
                 raise Silent(f"the connection is not closed within {self._timeout:g} seconds")
-            expect(len(self._buffer) - had < _LONGEST, "it sends and sends")
+            expect(len(self._buffer) - had < _MAX_LINE, "the server does not stop sending")
         return self._take(len(self._buffer))
 
     @property
     def endedInOrder(self) -> bool:
         """
-        Was the end of the connection told, over TLS by a close alert (RFC 8314
-        section 3.4)?
+        Whether the server closed the connection in order; over TLS that needs a close alert
+        (RFC 8314 section 3.4).
         """
         return self.lost is not None and self.lost.check(ConnectionDone) is not None
 
     async def close(self) -> None:
         """
-        Close our end and wait a little until the server has closed its own, so
-        that it has let the mailbox go.
+        Close the client's end, and wait for a short time until the server has closed its
+        own.  By then it has released the mailbox.
         """
         if self.lost is not None:
             return
@@ -438,7 +438,7 @@ class Client(Protocol):
 
     def abort(self) -> None:
         """
-        Cut the connection.
+        Abort the connection.
         """
         if self.lost is None:
             transport: Any = self.transport
@@ -447,7 +447,7 @@ class Client(Protocol):
 
 def _reason(error: Exception) -> str:
     """
-    One line for why a handshake failed.
+    @return: the reason for a failed handshake, in one line.
     """
     text = " ".join(str(part) for part in _parts(error)) or type(error).__name__
     return text.replace("\n", " ").rstrip(".")
@@ -455,7 +455,8 @@ def _reason(error: Exception) -> str:
 
 def _parts(error: Exception) -> list[str]:
     """
-    OpenSSL's errors are lists of tuples; the last of each is the text.
+    @return: the texts of an error.  OpenSSL's errors are lists of tuples whose last element
+        is the text.
     """
     found = []
     for argument in error.args:

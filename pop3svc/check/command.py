@@ -48,13 +48,13 @@ RULES = (basics, capabilities, deletion, extensions, login, messages, replies, t
 
 _PORTS = {"tls": 995, "stls": 110, "plain": 110}
 _LONGEST = 65536
-# What may be waited for one answer, seconds.
-_PATIENCE = 600
+# The maximum of --timeout, in seconds.
+_MAX_TIMEOUT = 600
 
 
 class _Parser(argparse.ArgumentParser):
     """
-    A bad option is one sentence.
+    An argument parser that answers a bad option with one sentence.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -63,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 class _ListRules(argparse.Action):
     """
-    Print the rules and end.
+    Print the rules and exit.
     """
 
     def __call__(self, *arguments: object, **options: object) -> None:
@@ -76,8 +76,8 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0
-    if not 0 < seconds <= _PATIENCE:
-        raise argparse.ArgumentTypeError(f"seconds, more than 0 and at most {_PATIENCE}")
+    if not 0 < seconds <= _MAX_TIMEOUT:
+        raise argparse.ArgumentTypeError(f"seconds, more than 0 and at most {_MAX_TIMEOUT}")
     return seconds
 
 
@@ -89,15 +89,15 @@ def _port(text: str) -> int:
 
 def _hostAndPort(text: str) -> tuple[str, int | None]:
     """
-    @return: the host, and the port if there is one behind it.
-    @raise ValueError: with a sentence.
+    @return: the host, and the port if the text has one.
+    @raise ValueError: the text is malformed; a sentence.
     """
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:]*):([^:]*)", text)
     host, port = text, None
     if found is not None:
         host, port = (found[1], found[2]) if found[3] is None else (found[3], found[4])
     if not host or any(each.isspace() or not each.isprintable() for each in host):
-        raise ValueError(f"{text!a} names no host")
+        raise ValueError(f"{text!a} does not name a host")
     try:
         return host, None if port is None else _port(port)
     except argparse.ArgumentTypeError as error:
@@ -107,8 +107,9 @@ def _hostAndPort(text: str) -> tuple[str, int | None]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pop3svc check",
-        description="See whether a POP3 server is what the RFCs say.  It deletes nothing unless "
-        "told to.  Exit status: 0 no rule failed, 1 it could not be checked, 2 some rule failed.",
+        description="Test a POP3 server for conformance to the RFCs.  Messages are deleted with "
+        "--destructive only.  Exit status: 0 no rule failed, 1 the server could not be checked, "
+        "2 some rule failed.",
     )
     parser.add_argument(
         "host", metavar="HOST[:PORT]", help="name or address of the server; [ADDRESS]:PORT for IPv6"
@@ -121,25 +122,30 @@ def _parser() -> argparse.ArgumentParser:
         ("plain", "log in without TLS: the password is sent in the clear"),
     ):
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=help)
-    parser.add_argument("--user", required=True, metavar="U", help="an account for this")
+    parser.add_argument("--user", required=True, metavar="U", help="account to log in with")
     parser.add_argument(
         "--password-file",
         metavar="F",
-        help="its first line is the password; without it you are asked, or a pipe is read",
+        help="read the password from the first line of F (default: ask, or read standard input "
+        "if it is no terminal)",
     )
-    parser.add_argument("--ca", metavar="FILE", help="PEM: trust these certificates only")
+    parser.add_argument("--ca", metavar="FILE", help="trust only the PEM certificates in FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument(
-        "--destructive", action="store_true", help="also rules that delete messages"
+        "--destructive", action="store_true", help="also run the rules that delete messages"
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=10.0, metavar="S", help="seconds for one answer (10)"
+        "--timeout",
+        type=_seconds,
+        default=10.0,
+        metavar="S",
+        help="seconds to wait for an answer (10)",
     )
     parser.add_argument(
-        "--only", action="append", default=[], metavar="RULE", help="run this rule; repeatable"
+        "--only", action="append", default=[], metavar="RULE", help="run only this rule; repeatable"
     )
     parser.add_argument(
-        "--list-rules", action=_ListRules, nargs=0, help="print the table of rules and end"
+        "--list-rules", action=_ListRules, nargs=0, help="print the table of rules and exit"
     )
     parser.set_defaults(mode="tls")
     return parser
@@ -147,7 +153,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _password(path: str | None) -> bytes:
     """
-    The password's octets: from a file, a terminal without an echo, or a pipe.
+    @return: the password from a file, a terminal without echo, or a pipe.
     """
     if path is not None:
         with open(path, "rb") as file:
@@ -161,29 +167,29 @@ def _password(path: str | None) -> bytes:
 
 def _creator(host: str, path: str | None) -> Callable[[], Any]:
     """
-    @return: makes what a client's C{startTLS} takes, which verifies the
-        certificate and the name in it.
-    @raise ValueError: with a sentence.
+    @return: a function that returns an argument for a client's C{startTLS}.  It verifies
+        the certificate and the name in it.
+    @raise ValueError: the file of certificates cannot be used; a sentence.
     """
     trustRoot: Any = None
     if path is not None:
         with open(path, "rb") as file:
             blocks = file.read().split(b"-----BEGIN CERTIFICATE-----")[1:]
         if not blocks:
-            raise ValueError(f"{path} holds no PEM certificate")
+            raise ValueError(f"{path} contains no PEM certificate")
         try:
             trustRoot = trustRootFromCertificates(
                 [Certificate.loadPEM(b"-----BEGIN CERTIFICATE-----" + each) for each in blocks]
             )
         except Exception:
-            raise ValueError(f"{path} holds something that is no PEM certificate")
+            raise ValueError(f"{path} contains an invalid PEM certificate")
     return lambda: optionsForClientTLS(host, trustRoot)
 
 
 @implementer(IOpenSSLClientConnectionCreator)
 class AnyCertificate:
     """
-    TLS to a server, whatever its certificate is.
+    Connects by TLS without verifying the certificate.
     """
 
     def __init__(self, host: str) -> None:
@@ -198,7 +204,7 @@ class AnyCertificate:
             try:
                 connection.set_tlsext_host_name(self._host.encode("idna"))
             except UnicodeError:
-                # Then it is not asked for by name.
+                # Connect without SNI.
                 pass
         return connection
 
@@ -207,19 +213,19 @@ async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> N
     try:
         await target.begin()
     except Exception as error:
-        # Whatever it is: what is not told here is told by nobody.  What Twisted says may be
-        # of several lines.
+        # Catch everything, because nothing else reports the error.  Twisted's texts may have
+        # several lines.
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, Broken | CannotLogIn | NotApplicable | OSError | ConnectError):
             text = f"{type(error).__name__}: {text}"
         raise SystemExit(f"pop3svc: {target.host} port {target.port}: {text}")
 
-    def tell(result: Result) -> None:
+    def printLine(result: Result) -> None:
         print(asLine(result), flush=True)
 
-    told = tell if not arguments.json else lambda result: None
+    report = printLine if not arguments.json else lambda result: None
     try:
-        results = await check(target, arguments.destructive, arguments.only, told)
+        results = await check(target, arguments.destructive, arguments.only, report)
     except Exception as error:
         raise SystemExit(f"pop3svc: the check itself failed: {type(error).__name__}: {error}")
     if arguments.json:
@@ -233,9 +239,9 @@ async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> N
 
 def main(argv: Sequence[str]) -> None:
     """
-    The command C{pop3svc check}.
+    Run the command C{pop3svc check}.
 
-    @raise SystemExit: always: 0, 2, or one sentence (status 1).
+    @raise SystemExit: always, with 0, 2, or a sentence (status 1).
     """
     arguments = _parser().parse_args(argv)
     known = {rule.name for rule in inOrder()}
@@ -246,15 +252,15 @@ def main(argv: Sequence[str]) -> None:
     try:
         host, port = _hostAndPort(arguments.host)
         if port is not None and arguments.port is not None:
-            raise ValueError("the port is named twice")
+            raise ValueError("the port is given twice")
         password = _password(arguments.password_file)
         creator = _creator(host, arguments.ca)
     except (ValueError, OSError) as error:
         raise SystemExit(f"pop3svc: {error}")
     for octets, name in ((user, "user name"), (password, "password")):
         if not octets or any(each in octets for each in b"\r\n\0"):
-            raise SystemExit(f"pop3svc: the {name} is empty or holds CR, LF or NUL")
-    # Twisted's log is of no use here; a failed handshake is told by its rule.
+            raise SystemExit(f"pop3svc: the {name} is empty or contains CR, LF or NUL")
+    # Discard Twisted's log, because the rules report failed handshakes.
     globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
 
     def run(reactor: Any) -> Deferred[None]:

@@ -15,10 +15,10 @@ __all__: list[str] = []
 
 async def _mailbox(client: Client, atLeast: int) -> list[bytes]:
     """
-    @return: the unique-ids, or the sizes where there is no UIDL, in order.
+    @return: the unique-ids in order, or the sizes if there is no UIDL.
     @raise NotApplicable: there are too few messages.
     """
-    reply = await client.say(b"UIDL", multiLine=True)
+    reply = await client.command(b"UIDL", multiLine=True)
     if not reply.positive:
         reply = await client.fetched(b"LIST")
     found = [line.partition(b" ")[2] for line in reply.lines]
@@ -28,16 +28,16 @@ async def _mailbox(client: Client, atLeast: int) -> list[bytes]:
 
 
 async def _marked(client: Client, command: bytes) -> Reply:
-    reply = await client.say(command)
+    reply = await client.command(command)
     if reply.code == b"READ-ONLY":
         raise NotApplicable(str(reply))
     expect(reply.positive, str(reply))
     return reply
 
 
-async def _isNow(target: Target, expected: list[bytes], what: str) -> None:
+async def _expectMessages(target: Target, expected: list[bytes], what: str) -> None:
     """
-    In a new session the mailbox holds these messages.
+    Expect these messages, and no others, in a new session.
     """
     found = await _mailbox(await target.loggedIn(), 0)
     expect(
@@ -62,13 +62,13 @@ async def deleArguments(target: Target) -> None:
     before = await _mailbox(client, 1)
     beyond = b"DELE %d" % (len(before) + 1)
     await client.refused(b"DELE", b"DELE 0", b"DELE -1", b"DELE x", beyond, b"DELE 1 1")
-    expect(await _mailbox(client, 0) == before, "the refused DELE has marked something")
+    expect(await _mailbox(client, 0) == before, "a refused DELE has marked a message")
 
 
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def deleHides(target: Target) -> None:
     """
-    A marked message is not listed nor counted, and any command that names it is refused.
+    A marked message is neither listed nor counted, and commands that name it are refused.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 2)
@@ -81,7 +81,7 @@ async def deleHides(target: Target) -> None:
         await client.refused(b"UIDL 1")
     left = await target.sizes(client)
     sizes.pop(1)
-    expect(left == sizes, f"after DELE 1 LIST says {list(left.items())[:9]}")
+    expect(left == sizes, f"after DELE 1 LIST gives {list(left.items())[:9]}")
     expect(await _mailbox(client, 0) == before[1:], "after DELE 1 UIDL lists it")
     stat = await client.accepted(b"STAT")
     expect(stat.text.split(b" ")[0] == b"%d" % len(left), f"after DELE 1 {stat}")
@@ -90,17 +90,17 @@ async def deleHides(target: Target) -> None:
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def rsetUnmarks(target: Target) -> None:
     """
-    RSET takes marks back, and QUIT then deletes nothing.
+    RSET removes the marks, and QUIT then deletes nothing.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 1)
     await _marked(client, b"DELE 1")
     await client.accepted(b"RSET")
-    expect(await _mailbox(client, 0) == before, "after RSET the listing is another")
+    expect(await _mailbox(client, 0) == before, "after RSET the listing differs")
     await client.accepted(b"LIST 1")
     await client.accepted(b"QUIT")
     await client.ended()
-    await _isNow(target, before, "after DELE, RSET and QUIT")
+    await _expectMessages(target, before, "after DELE, RSET and QUIT")
 
 
 @rule("deletion", "RFC 1939 section 6", given=Given.LOGINS, destructive=True)
@@ -112,7 +112,7 @@ async def lostConnectionDeletesNothing(target: Target) -> None:
     before = await _mailbox(client, 1)
     await _marked(client, b"DELE 1")
     await client.close()
-    await _isNow(target, before, "after DELE and a lost connection")
+    await _expectMessages(target, before, "after DELE and a lost connection")
 
 
 @rule("deletion", "RFC 1939 section 6", given=Given.LOGINS, destructive=True)
@@ -125,15 +125,16 @@ async def quitDeletes(target: Target) -> None:
     await _marked(client, b"DELE 2")
     await client.accepted(b"QUIT")
     await client.ended()
-    await _isNow(target, [before[0], *before[2:]], "after DELE 2 and QUIT")
+    await _expectMessages(target, [before[0], *before[2:]], "after DELE 2 and QUIT")
 
 
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def oneThatHasGone(target: Target) -> None:
     """
-    A message that another session has deleted spoils neither STAT nor LIST, nor any other message.
+    After another session has deleted a message, STAT, LIST and the other messages still work.
     """
-    # It looks at nothing before: what a server has already counted it may keep.
+    # This session sends no command before the deletion, because a server may keep sizes that
+    # it has counted.
     client = await target.loggedIn()
     other = await target.fresh()
     reply = await target.tryLogIn(other)
@@ -146,16 +147,16 @@ async def oneThatHasGone(target: Target) -> None:
     await other.ended()
     stat = await client.accepted(b"STAT")
     left = await target.sizes(client)
-    # The message that has gone may be listed or not, as it was or as nothing.
-    told = {number: left.get(number) for number in sizes if number != 1}
+    # The deleted message may be listed, with its size or with 0, or not be listed.
+    others = {number: left.get(number) for number in sizes if number != 1}
     expect(
-        told == {number: sizes[number] for number in told},
-        f"with message 1 gone {stat}, and LIST says {list(left.items())[:9]}",
+        others == {number: sizes[number] for number in others},
+        f"with message 1 gone {stat}, and LIST gives {list(left.items())[:9]}",
     )
     await client.accepted(b"LIST 2")
     await client.fetched(b"RETR 2")
     await client.close()
-    await _isNow(target, before[1:], "after DELE 1 and QUIT in another session")
+    await _expectMessages(target, before[1:], "after DELE 1 and QUIT in another session")
 
 
 @rule("deletion", "UID-PARAM", "UID-PARAM", given=Given.LOGINS, destructive=True)
@@ -169,13 +170,13 @@ async def deleByUniqueID(target: Target) -> None:
     await client.refused(b"RETR UID:" + before[-1])
     await client.accepted(b"QUIT")
     await client.ended()
-    await _isNow(target, before[:-1], "after DELE UID: and QUIT")
+    await _expectMessages(target, before[:-1], "after DELE UID: and QUIT")
 
 
 @rule("deletion", "DELI", "DELI", given=Given.LOGINS, destructive=True)
 async def deliDeletesAtOnce(target: Target) -> None:
     """
-    DELI deletes at once: RSET does not bring it back, nor does a lost connection.
+    DELI deletes at once: neither RSET nor a lost connection restores the message.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 2)
@@ -188,7 +189,7 @@ async def deliDeletesAtOnce(target: Target) -> None:
     await client.refused(b"LIST 1")
     expect(await _mailbox(client, 0) == before[1:], "after DELI 1 and RSET it is listed")
     await client.close()
-    await _isNow(target, before[1:], "after DELI 1 and a lost connection")
+    await _expectMessages(target, before[1:], "after DELI 1 and a lost connection")
 
 
 async def _commitsBy(
@@ -199,23 +200,23 @@ async def _commitsBy(
     await _marked(client, b"DELE 1")
     await client.accepted(command)
     await then(client)
-    expect(
-        await _mailbox(client, 0) == before[1:], f"after {command.decode()} the listing is another"
-    )
+    expect(await _mailbox(client, 0) == before[1:], f"after {command.decode()} the listing differs")
     await client.close()
-    await _isNow(target, before[1:], f"after DELE 1, {command.decode()} and a lost connection")
+    await _expectMessages(
+        target, before[1:], f"after DELE 1, {command.decode()} and a lost connection"
+    )
 
 
 async def _nothing(client: Client) -> None:
     """
-    There is nothing to do.
+    Do nothing.
     """
 
 
 @rule("deletion", "CORE", "CORE", given=Given.LOGINS, destructive=True)
 async def coreDeletes(target: Target) -> None:
     """
-    CORE deletes the marked messages, and numbers the others afresh.
+    CORE deletes the marked messages, and renumbers the others.
     """
     await _commitsBy(target, b"CORE", _nothing)
 
@@ -223,7 +224,7 @@ async def coreDeletes(target: Target) -> None:
 @rule("deletion", "SLEE and WAKE", "SLEE-WAKE", given=Given.LOGINS, destructive=True)
 async def sleeDeletes(target: Target) -> None:
     """
-    SLEE deletes the marked messages, and WAKE numbers the others afresh.
+    SLEE deletes the marked messages, and WAKE renumbers the others.
     """
     await _commitsBy(target, b"SLEE", lambda client: client.accepted(b"WAKE"))
 

@@ -1,5 +1,6 @@
 """
-Rules about the extensions that pop3svc shows: UID-PARAM, SLEE and WAKE, CORE, and more.
+Rules about the extensions that pop3svc implements: UID-PARAM, SLEE and WAKE, CORE, QAUT, XLOG
+and X-TLS.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _ACTIVITY = (b"ACTIVITY/NEW", b"ACTIVITY/NONE")
 
 async def _first(target: Target, client: Client) -> tuple[int, bytes]:
     """
-    @return: number and unique-id of a message.
+    @return: the number and the unique-id of a message.
     """
     number = (await target.sample(client))[0]
     return number, (await client.accepted(b"UIDL %d" % number)).text.partition(b" ")[2]
@@ -25,7 +26,7 @@ async def _first(target: Target, client: Client) -> tuple[int, bytes]:
 @rule("extensions", "UID-PARAM", "UID-PARAM")
 async def messagesByUniqueID(target: Target, client: Client) -> None:
     """
-    UID: and a unique-id stand for the number in LIST, UIDL, RETR and TOP.
+    LIST, UIDL, RETR and TOP take UID: and a unique-id instead of a number.
     """
     number, uniqueID = await _first(target, client)
     for prefix in (b"UID:", b"uid:"):
@@ -51,14 +52,14 @@ async def noSuchUniqueID(target: Target, client: Client) -> None:
     """
     for command in (b"RETR UID:", b"LIST UID:", b"UIDL UID:"):
         for uniqueID in (_NOBODY, b"", b"x" * 71):
-            reply = await client.say(command + uniqueID)
+            reply = await client.command(command + uniqueID)
             expect(not reply.positive and reply.code == b"UID/NOT-FOUND", str(reply))
 
 
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE")
 async def sleepAndWake(target: Target, client: Client) -> None:
     """
-    Asleep only NOOP, WAKE and QUIT are accepted; WAKE tells [ACTIVITY/...] and lists again.
+    After SLEE only NOOP, WAKE and QUIT are accepted; WAKE lists anew and has [ACTIVITY/...].
     """
     before = await client.fetched(b"UIDL")
     await client.refused(b"WAKE")
@@ -75,7 +76,7 @@ async def sleepAndWake(target: Target, client: Client) -> None:
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE", given=Given.LOGINS)
 async def sleepLetsTheMailboxGo(target: Target) -> None:
     """
-    While a session is asleep another one has the mailbox; a sleeper may QUIT.
+    While a session sleeps another one can open the mailbox; QUIT ends a sleeping session.
     """
     client = await target.loggedIn()
     await client.accepted(b"SLEE")
@@ -89,7 +90,7 @@ async def sleepLetsTheMailboxGo(target: Target) -> None:
 @rule("extensions", "CORE", "CORE")
 async def coreRefreshes(target: Target, client: Client) -> None:
     """
-    CORE tells [ACTIVITY/...] and lists again.
+    CORE lists anew, and its answer has [ACTIVITY/...].
     """
     before = await client.fetched(b"UIDL")
     reply = await client.accepted(b"CORE")
@@ -102,7 +103,7 @@ async def coreRefreshes(target: Target, client: Client) -> None:
 @rule("extensions", "QAUT", "QAUT", given=Given.LOGINS)
 async def qautMakesRoom(target: Target) -> None:
     """
-    After QAUT nobody is logged in, and somebody may.
+    QAUT logs the user out, and the session takes another login.
     """
     client = await target.loggedIn()
     await client.accepted(b"QAUT")
@@ -128,7 +129,7 @@ async def xlogLogsIn(target: Target) -> None:
 @rule("extensions", "X-TLS", "X-TLS", given=Given.FRESH)
 async def xTLSIsTrue(target: Target, client: Client) -> None:
     """
-    X-TLS tells whether TLS is on.
+    The argument of X-TLS is True with TLS and False without.
     """
     found = capabilities(await client.fetched(b"CAPA")).get("X-TLS")
-    expect(found == [str(client.isSecure)], f"CAPA says X-TLS {found}")
+    expect(found == [str(client.isSecure)], f"CAPA lists X-TLS {found}")

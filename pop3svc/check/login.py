@@ -14,11 +14,11 @@ __all__: list[str] = []
 
 # RFC 5034 section 5.
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII)
-# Mechanisms where the client speaks first (RFC 4616, 4422, 5802, 7628, 4505).
+# Client-first mechanisms (RFC 4616, 4422, 5802, 7628, 4505).
 _CLIENT_FIRST = re.compile(r"PLAIN|EXTERNAL|ANONYMOUS|OAUTHBEARER|SCRAM-.*")
 # A command that starts some mechanism is at most 255 octets (RFC 5034 section 4).
 _INITIAL_MOST = 255 - len(b"AUTH PLAIN \r\n")
-# Octets of passwords; the last two are longer than a command line has to be.
+# Octets of passwords.  The last two exceed the length of a line that a server must accept.
 _SHORT, _LONG, _LONGER = 20, 300, 1000
 
 
@@ -40,7 +40,7 @@ def _needsPLAIN(target: Target) -> None:
 @rule("login", "RFC 1939 section 4", given=Given.NOTHING)
 async def loginWorks(target: Target) -> None:
     """
-    The user given logs in, and STAT is answered after it.
+    The given user can log in, and STAT is accepted after that.
     """
     client = await target.loggedIn()
     await client.accepted(b"STAT")
@@ -49,48 +49,48 @@ async def loginWorks(target: Target) -> None:
 @rule("login", "RFC 1939 section 7", given=Given.LOGINS)
 async def wrongPassword(target: Target) -> None:
     """
-    A wrong password is refused; where CAPA says AUTH-RESP-CODE, with [AUTH] (RFC 3206).
+    A wrong password is refused, with [AUTH] if AUTH-RESP-CODE is announced (RFC 3206).
     """
-    # Few in a run, so that nobody is banned; what follows belongs to it.
+    # One attempt serves several expectations, because servers ban clients after few failures.
     await target.release()
     client = await target.fresh()
     if target.before is not None and "USER" not in target.before:
         raise NotApplicable("USER is not announced before login")
-    await client.say(b"USER " + target.user)
-    reply = await client.say(b"PASS " + target.password + b"-wrong")
+    await client.command(b"USER " + target.user)
+    reply = await client.command(b"PASS " + target.password + b"-wrong")
     expect(reply.first[:4].upper() == b"-ERR", str(reply))
     if target.has("AUTH-RESP-CODE"):
         expect(reply.code == b"AUTH", f"no [AUTH]: {reply}")
     try:
-        stat = await client.say(b"STAT")
+        stat = await client.command(b"STAT")
     except Closed:
-        # It may close after that.
+        # A server may close the connection after a failed login.
         return
     expect(not stat.positive, f"after a wrong password: {stat}")
 
 
 async def _goodLogin(target: Target) -> None:
     """
-    Log in and out: whoever counts failures begins anew, so that nobody is banned.
+    Log in and out, so that a server that counts failures resets its count and bans nobody.
     """
     await (await target.loggedIn()).close()
 
 
 async def _wrong(target: Target, way: str, octets: int) -> Reply:
     """
-    Try a wrong password of so many octets.
+    Try a wrong password of the given length.
 
-    @param way: C{"PASS"}, C{"XLOG"} or C{"AUTH"}, that is AUTH PLAIN.
-    @raise Broken: it is not answered.
+    @param way: C{"PASS"}, C{"XLOG"}, or C{"AUTH"} for AUTH PLAIN.
+    @raise Broken: the server does not answer.
     """
     await _goodLogin(target)
     client = await target.fresh()
     password = b"x" * octets
     if way == "XLOG":
-        return await client.say(b"XLOG " + target.user + b" " + password)
+        return await client.command(b"XLOG " + target.user + b" " + password)
     if way == "PASS":
         await client.accepted(b"USER " + target.user)
-        return await client.say(b"PASS " + password)
+        return await client.command(b"PASS " + password)
     await _started(client, "PLAIN")
     reply = await client.challenge(plainResponse(target.user, password))
     if not isinstance(reply, Reply):
@@ -107,7 +107,7 @@ async def _wrong(target: Target, way: str, octets: int) -> Reply:
 )
 async def longPasswords(target: Target) -> None:
     """
-    PASS, and XLOG where it is there, take a password that AUTH PLAIN takes, however long.
+    PASS takes a password of any length that AUTH PLAIN takes, and so does XLOG if announced.
     """
     _needsPLAIN(target)
     if "USER" not in (target.before or {}):
@@ -152,7 +152,7 @@ async def _started(client: Client, name: str) -> bytes:
 @rule("SASL", "RFC 5034 sections 3 and 4", "SASL", given=Given.NOTHING)
 async def mechanismsStart(target: Target) -> str:
     """
-    Each mechanism that is announced starts, with a challenge in base64 or an empty one.
+    Each announced mechanism starts, with a base64 challenge or an empty one.
     """
     names = _mechanisms(target)
     for name in names:
@@ -169,11 +169,11 @@ async def mechanismsStart(target: Target) -> str:
 @rule("SASL", "RFC 5034 section 4", "SASL", given=Given.NOTHING)
 async def emptyChallenge(target: Target) -> None:
     """
-    A mechanism where the client speaks first begins with a plus, a space and nothing else.
+    The first challenge of a client-first mechanism is a plus and a space, and nothing else.
     """
     names = [name for name in _mechanisms(target) if _CLIENT_FIRST.fullmatch(name)]
     if not names:
-        raise NotApplicable("no mechanism is announced where the client speaks first")
+        raise NotApplicable("no client-first mechanism is announced")
     for name in names:
         client = await target.fresh()
         challenge = await _started(client, name)
@@ -184,7 +184,7 @@ async def emptyChallenge(target: Target) -> None:
 @rule("SASL", "RFC 5034 section 4", "SASL", given=Given.FRESH)
 async def cancelledByAsterisk(target: Target, client: Client) -> None:
     """
-    An exchange that is cancelled by an asterisk is refused, and the session goes on.
+    An asterisk cancels an exchange with -ERR, and the session goes on.
     """
     await _started(client, _mechanisms(target)[0])
     reply = await client.challenge(b"*")
@@ -198,7 +198,7 @@ async def cancelledByAsterisk(target: Target, client: Client) -> None:
 @rule("SASL", "RFC 5034 section 4", "SASL", given=Given.FRESH)
 async def unknownMechanism(target: Target, client: Client) -> None:
     """
-    A mechanism that nobody knows is refused, and the session goes on.
+    An unknown mechanism is refused, and the session goes on.
     """
     _mechanisms(target)
     await client.refused(b"AUTH X-NOBODY-KNOWS")
@@ -208,13 +208,13 @@ async def unknownMechanism(target: Target, client: Client) -> None:
 @rule("SASL", "RFC 5034 section 4", "SASL", given=Given.LOGINS)
 async def badBase64(target: Target) -> None:
     """
-    A response that is no base64 is refused.
+    A response that is not base64 is refused.
     """
     _needsPLAIN(target)
     await target.release()
     client = await target.fresh()
     await _started(client, "PLAIN")
-    # With the characters that do not belong ignored it would log in.
+    # A server that ignores characters outside the alphabet would accept this login.
     bad = target.plainResponse[:4] + b"!" + target.plainResponse[4:]
     reply = await client.challenge(bad)
     expect(
@@ -226,7 +226,7 @@ async def badBase64(target: Target) -> None:
 @rule("SASL", "RFC 5034 sections 4 and 5", "SASL", given=Given.LOGINS)
 async def plainLogsIn(target: Target) -> None:
     """
-    PLAIN logs in, its name in lower case, too.
+    AUTH with PLAIN in lower case logs in.
     """
     _needsPLAIN(target)
     await target.release()
@@ -240,7 +240,7 @@ async def plainLogsIn(target: Target) -> None:
 @rule("SASL", "RFC 5034 section 4", "SASL", given=Given.LOGINS)
 async def plainAtOnce(target: Target) -> None:
     """
-    PLAIN with an initial response logs in.
+    AUTH PLAIN with an initial response logs in.
     """
     _needsPLAIN(target)
     if len(target.plainResponse) > _INITIAL_MOST:
@@ -254,10 +254,10 @@ async def plainAtOnce(target: Target) -> None:
 @rule("SASL", "RFC 5034 section 4", level=Level.INFORMATION, given=Given.NOTHING)
 async def passwordsInTheClear(target: Target) -> str:
     """
-    Whether logins with the password in the clear are offered without TLS.
+    Whether the server takes a password in the clear without TLS.
     """
     if target.mode == "tls":
         raise NotApplicable("TLS is on from the first octet")
     client = await target.greeted()
-    reply = await client.say(b"USER " + target.user)
+    reply = await client.command(b"USER " + target.user)
     return f"without TLS {reply}"

@@ -14,8 +14,8 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# Of how many messages the end is looked at, how often, and of how many it has to
-# come apart.
+# For retrEndsWithItsLastOctets: the number of messages that it reads, the reads of each, and
+# the number of messages whose last line has to come apart for the rule to fail.
 _LARGEST = 4
 _READS = 3
 _APART = 2
@@ -27,7 +27,7 @@ _APART = 2
 @rule("STAT and LIST", "RFC 1939 section 5")
 async def statHasItsForm(target: Target, client: Client) -> None:
     """
-    STAT answers +OK, the count and the octets, one space between each.
+    The answer to STAT is +OK, the count and the octets, separated by single spaces.
     """
     reply = await client.accepted(b"STAT")
     form = rb"\+OK [0-9]+ [0-9]+(?: [ -~]*)?\r\n"
@@ -37,18 +37,18 @@ async def statHasItsForm(target: Target, client: Client) -> None:
 @rule("STAT and LIST", "RFC 1939 section 5", level=Level.SHOULD)
 async def nothingBehindTheSizes(target: Target, client: Client) -> None:
     """
-    Nothing stands behind the octets in the answers of STAT and LIST.
+    Nothing follows the octets in the answers to STAT and LIST.
     """
     reply = await client.accepted(b"STAT")
     expect(len(reply.text.split(b" ")) == 2, str(reply))
     for line in (await client.fetched(b"LIST")).lines:
-        expect(len(line.split(b" ")) == 2, f"LIST says {show(line)}")
+        expect(len(line.split(b" ")) == 2, f"LIST lists {show(line)}")
 
 
 @rule("STAT and LIST", "RFC 1939 section 5")
 async def statCountsMessages(target: Target, client: Client) -> None:
     """
-    STAT counts as many messages as LIST lists.
+    The count of STAT is the number of messages that LIST lists.
     """
     reply = await client.accepted(b"STAT")
     lines = (await client.fetched(b"LIST")).lines
@@ -58,7 +58,7 @@ async def statCountsMessages(target: Target, client: Client) -> None:
 @rule("STAT and LIST", "RFC 1939 section 5", level=Level.SHOULD)
 async def statAddsUpSizes(target: Target, client: Client) -> None:
     """
-    STAT's octets are the sum of LIST's (RFC 6856 section 2.1 would rather have it so).
+    The octets of STAT are the sum of the sizes of LIST (preferred by RFC 6856 section 2.1).
     """
     reply = await client.accepted(b"STAT")
     total = sum((await target.sizes(client)).values())
@@ -71,7 +71,7 @@ async def listHasItsForm(target: Target, client: Client) -> None:
     Each line of LIST is a number, a space and a size.
     """
     for line in (await client.fetched(b"LIST")).lines:
-        expect(re.match(rb"[0-9]+ [0-9]+(?: |$)", line) is not None, f"LIST says {show(line)}")
+        expect(re.match(rb"[0-9]+ [0-9]+(?: |$)", line) is not None, f"LIST lists {show(line)}")
 
 
 @rule("STAT and LIST", "RFC 1939 section 4")
@@ -86,7 +86,7 @@ async def listNumbersFromOne(target: Target, client: Client) -> None:
 @rule("STAT and LIST", "RFC 1939 section 5")
 async def listOfOneMessage(target: Target, client: Client) -> None:
     """
-    LIST n says in one line what LIST says of message n.
+    LIST n gives the number and the size that LIST gives for message n.
     """
     sizes = await target.sizes(client)
     for number in await target.sample(client):
@@ -94,7 +94,7 @@ async def listOfOneMessage(target: Target, client: Client) -> None:
         expected = b"%d %d" % (number, sizes[number])
         expect(
             b" ".join(reply.text.split(b" ")[:2]) == expected,
-            f"{reply}, LIST says {show(expected)}",
+            f"{reply}, LIST gives {show(expected)}",
         )
 
 
@@ -104,21 +104,21 @@ async def listOfOneMessage(target: Target, client: Client) -> None:
 @rule("RETR", "RFC 1939 sections 5 and 11")
 async def retrSendsItsSize(target: Target, client: Client) -> None:
     """
-    The size LIST gives is the number of octets RETR sends, dot-stuffing not counted.
+    LIST gives the number of octets that RETR sends, without dot-stuffing.
     """
     sizes = await target.sizes(client)
     for number in await target.sample(client):
         sent = len((await client.fetched(b"RETR %d" % number)).content)
         expect(
             sent == sizes[number],
-            f"RETR {number} sends {sent} octets, LIST says {sizes[number]}",
+            f"RETR {number} sends {sent} octets, LIST gives {sizes[number]}",
         )
 
 
 @rule("RETR", "RFC 1939 section 3")
 async def retrStuffsDots(target: Target, client: Client) -> str:
     """
-    Each line of a message that begins with a dot is sent with another one before it.
+    RETR sends an additional dot before each line that begins with a dot.
     """
     stuffed = 0
     for number in await target.sample(client):
@@ -127,17 +127,17 @@ async def retrStuffsDots(target: Target, client: Client) -> str:
             if line.startswith(b"."):
                 expect(line.startswith(b".."), f"RETR {number} sends the line {show(line)}")
                 stuffed += 1
-        # A dot alone that was not stuffed ended the message too early.
+        # An unstuffed line of a single dot would have ended the message too early.
         await client.accepted(b"NOOP")
     if not stuffed:
-        raise NotApplicable("no line of the messages looked at begins with a dot")
+        raise NotApplicable("no line of the messages read begins with a dot")
     return f"{stuffed} lines begin with a dot"
 
 
 @rule("RETR", "RFC 1939 section 3")
 async def retrEndsLinesWithCRLF(target: Target, client: Client) -> None:
     """
-    Each line of a message ends with CRLF, the last one, too.
+    Each line of a message ends with CRLF, including the last one.
     """
     for number in await target.sample(client):
         body = (await client.fetched(b"RETR %d" % number)).body or b""
@@ -148,12 +148,12 @@ async def retrEndsLinesWithCRLF(target: Target, client: Client) -> None:
 @rule("RETR", "RFC 1939 section 3")
 async def retrEndsOnce(target: Target, client: Client) -> None:
     """
-    The next reply follows directly behind the last line of a message.
+    The next reply follows directly after the last line of a message.
     """
     number = (await target.sample(client))[0]
     stat = await client.accepted(b"STAT")
     await client.fetched(b"RETR %d" % number)
-    reply = await client.say(b"STAT")
+    reply = await client.command(b"STAT")
     expect(reply.first == stat.first, f"after RETR {number}: {reply}")
 
 
@@ -165,21 +165,21 @@ async def retrTwice(target: Target, client: Client) -> None:
     number = (await target.sample(client))[0]
     once = await client.fetched(b"RETR %d" % number)
     twice = await client.fetched(b"RETR %d" % number)
-    expect(once.body == twice.body, f"RETR {number} differs from RETR {number}")
+    expect(once.body == twice.body, f"two RETR {number} differ")
 
 
 @rule("RETR", "RFC 1939 section 3", level=Level.SHOULD)
 async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
     """
-    The dot that ends a message comes with the message's last octets, not in a piece of its own.
+    The final dot of a message comes with the message's last octets, not in a piece of its own.
     """
-    # A border may fall there by chance, so it has to do so each time, for two
+    # A piece may end there by chance.  So the rule fails only if one does each time, for two
     # messages of different sizes.
     looked, apart = 0, []
     for number, size in await target.largest(client, _LARGEST):
         isApart = True
         for _ in range(_READS):
-            reply = await client.say(b"RETR %d" % number, multiLine=True)
+            reply = await client.command(b"RETR %d" % number, multiLine=True)
             isApart = isApart and reply.positive and client.endedApart
         looked += reply.positive
         if isApart:
@@ -194,7 +194,7 @@ async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
 
 def _top(content: bytes, lines: int) -> bytes:
     """
-    @return: what TOP has to send of a message.
+    @return: the part of a message that TOP has to send.
     """
     if content.startswith(b"\r\n"):
         header, body = b"\r\n", content[2:]
@@ -219,19 +219,19 @@ async def _topIs(target: Target, client: Client, lines: int) -> None:
         content = (await client.fetched(b"RETR %d" % number)).content
         top = (await client.fetched(b"TOP %d %d" % (number, lines))).content
         expected = _top(content, lines)
-        # A message that is all header may get the blank line that it lacks.
+        # If a message has a header only, the server may add the missing blank line.
         lacksBlank = b"\r\n\r\n" not in content and not content.startswith(b"\r\n")
         expect(
             top == expected or (lacksBlank and top == content + b"\r\n"),
             f"TOP {number} {lines} sends {len(top)} octets that end {show(top[-40:])}; "
-            f"of RETR {number} it should be the first {len(expected)}",
+            f"it should send the first {len(expected)} of RETR {number}",
         )
 
 
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topOfNoLines(target: Target, client: Client) -> None:
     """
-    TOP n 0 sends the header and the blank line, as RETR does, and nothing else.
+    TOP n 0 sends the header and the blank line as in RETR, and nothing else.
     """
     await _topIs(target, client, 0)
 
@@ -248,7 +248,7 @@ async def topOfSomeLines(target: Target, client: Client) -> None:
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topOfAllLines(target: Target, client: Client) -> None:
     """
-    TOP n 99999999 sends what RETR n sends.
+    TOP n 99999999 sends the same octets as RETR n.
     """
     for number in await target.sample(client):
         whole = (await client.fetched(b"RETR %d" % number)).body or b""
@@ -262,7 +262,7 @@ async def topOfAllLines(target: Target, client: Client) -> None:
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topArguments(target: Target, client: Client) -> None:
     """
-    TOP without a count, or with one that is no non-negative number, is refused.
+    TOP without a count, or with a count that is not a non-negative number, is refused.
     """
     await target.sizes(client)
     await client.refused(b"TOP", b"TOP 1", b"TOP 1 x", b"TOP 1 -1", b"TOP x 1", b"TOP 1 1 1")
@@ -271,7 +271,7 @@ async def topArguments(target: Target, client: Client) -> None:
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topBeyond(target: Target, client: Client) -> None:
     """
-    TOP of message 0 and of the one after the last is refused.
+    TOP of message 0, and of the number after the last, is refused.
     """
     sizes = await target.sizes(client)
     await client.refused(b"TOP 0 0", b"TOP %d 0" % (len(sizes) + 1))
@@ -282,7 +282,7 @@ async def topBeyond(target: Target, client: Client) -> None:
 
 async def _uniqueIDs(client: Client) -> dict[bytes, bytes]:
     """
-    @return: unique-ids by message number, both as they came.
+    @return: the unique-ids by message number, both as the server sent them.
     """
     found = {}
     for line in (await client.fetched(b"UIDL")).lines:
@@ -301,7 +301,7 @@ async def uidlHasItsForm(target: Target, client: Client) -> None:
     for number, uniqueID in (await _uniqueIDs(client)).items():
         expect(
             number.isdigit() and _UNIQUE_ID.fullmatch(uniqueID) is not None,
-            f"UIDL says {show(number + b' ' + uniqueID)}",
+            f"UIDL lists {show(number + b' ' + uniqueID)}",
         )
 
 
@@ -332,19 +332,19 @@ async def uidlIsUnique(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL")
 async def uidlOfOneMessage(target: Target, client: Client) -> None:
     """
-    UIDL n says in one line what UIDL says of message n.
+    UIDL n gives the number and the unique-id that UIDL gives for message n.
     """
     found = await _uniqueIDs(client)
     for number in await target.sample(client):
         reply = await client.accepted(b"UIDL %d" % number)
         expected = b"%d %s" % (number, found.get(b"%d" % number, b""))
-        expect(reply.text == expected, f"{reply}, UIDL says {show(expected)}")
+        expect(reply.text == expected, f"{reply}, UIDL gives {show(expected)}")
 
 
 @rule("UIDL", "RFC 1939 section 7", "UIDL")
 async def uidlBeyond(target: Target, client: Client) -> None:
     """
-    UIDL of message 0, of the one after the last and of no number is refused.
+    UIDL of message 0, of the number after the last, and of a non-number is refused.
     """
     sizes = await target.sizes(client)
     await client.refused(b"UIDL 0", b"UIDL %d" % (len(sizes) + 1), b"UIDL x", b"UIDL 1 1")
@@ -353,7 +353,7 @@ async def uidlBeyond(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL", given=Given.LOGINS)
 async def uidlStays(target: Target) -> None:
     """
-    Unique-ids are the same in the next session, also when this one ended without QUIT.
+    Unique-ids are the same in the next session, even if this one ended without QUIT.
     """
     client = await target.loggedIn()
     before = await _uniqueIDs(client)

@@ -1,5 +1,5 @@
 """
-Rules about every reply that was seen in a run; so they come last.
+Rules about all replies of a run.  They run last.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ async def repliesArePrintable(target: Target) -> None:
 @rule("replies", "RFC 2449 sections 3, 6.4 and 8", "RESP-CODES", given=Given.NOTHING)
 async def responseCodesHaveTheirForm(target: Target) -> str:
     """
-    What begins with a bracket is a response code.
+    A text that begins with a bracket begins with a response code.
     """
     seen = set()
     for reply in target.record:
@@ -71,7 +71,7 @@ async def responseCodesHaveTheirForm(target: Target) -> str:
 @rule("replies", "MULTI-LINE-IND", "MULTI-LINE-IND", given=Given.NOTHING)
 async def multiLineRepliesAreMarked(target: Target) -> None:
     """
-    The first line of each multi-line reply ends with a space and an underscore; of no other.
+    The first line of multi-line replies, and of no others, ends with a space and an underscore.
     """
     for reply in target.record:
         isMultiLine = reply.body is not None
@@ -84,7 +84,7 @@ async def multiLineRepliesAreMarked(target: Target) -> None:
 @rule("replies", "RFC 1939 section 3", given=Given.NOTHING, level=Level.SHOULD)
 async def noFullStopBeforeTheLines(target: Target) -> None:
     """
-    The first line of a multi-line reply has no dot in it: some clients read up to the first dot.
+    The first line of a multi-line reply has no dot, because some clients read up to the first.
     """
     for reply in target.record:
         expect(reply.body is None or b"." not in reply.first, str(reply))

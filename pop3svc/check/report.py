@@ -1,5 +1,5 @@
 """
-What was found, for people and for programs.
+Reports of the results, as text and as JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["asJSON", "asLine", "asTable", "summary"]
 
 def asLine(result: Result) -> str:
     """
-    @return: one line; of a failed rule two.
+    @return: one line, or two for a failed rule.
     """
     rule = result.rule
     seen = f": {result.seen}" if result.seen else ""
@@ -29,7 +29,7 @@ def asLine(result: Result) -> str:
 
 def summary(results: Sequence[Result]) -> str:
     """
-    @return: how many rules came out how, in one line.
+    @return: the number of rules for each outcome, in one line.
     """
     counted = Counter(result.outcome for result in results)
     parts = [f"{counted[outcome]} {outcome.value}" for outcome in Outcome if counted[outcome]]
@@ -38,8 +38,9 @@ def summary(results: Sequence[Result]) -> str:
 
 def asJSON(about: dict[str, object], results: Iterable[Result]) -> str:
     """
-    @param about: what was looked at.
-    @return: an object with that and C{results}, one object for each rule.
+    @param about: the server that was checked.
+    @return: a JSON object with the items of C{about}, and with C{results}, a list of one
+        object for each rule.
     """
     listed = [
         {
@@ -66,8 +67,8 @@ def asTable() -> str:
         "   :header-rows: 1",
         "",
         "   * - rule",
-        "     - what holds",
-        "     - where it is written",
+        "     - requirement",
+        "     - reference",
         "     - level",
     ]
     group = ""

@@ -17,8 +17,8 @@ from pop3svc.check.target import CannotLogIn, NotApplicable, Target
 
 __all__ = ["Given", "Level", "Outcome", "Result", "Rule", "check", "inOrder", "rule"]
 
-# The groups in the order they are run: destructive ones late, and last those
-# about the replies of all others.
+# The groups in the order they are run: the destructive ones late, and last the rules that
+# examine the replies to all others.
 _GROUPS = (
     "greeting",
     "command lines",
@@ -40,7 +40,7 @@ _GROUPS = (
     "replies",
 )
 
-# A rule may take as many waits as this.
+# The time limit of a rule, as a multiple of the time limit of an answer.
 _WAITS = 12
 
 Body = Callable[..., Awaitable[str | None]]
@@ -48,7 +48,7 @@ Body = Callable[..., Awaitable[str | None]]
 
 class Given(Enum):
     """
-    What the body of a rule is given: the target, and a client that...
+    The arguments that the body of a rule takes: the target, and a client that...
     """
 
     NOTHING = "is not there"
@@ -59,8 +59,8 @@ class Given(Enum):
 
 class Level(Enum):
     """
-    How strongly a rule is meant.  RFC 1939 seldom says MUST; what it describes
-    in plain words without a choice counts as one.
+    The requirement level of a rule.  RFC 1939 seldom says MUST, so behaviour that it
+    describes without a choice counts as a MUST.
     """
 
     MUST = "must"
@@ -70,7 +70,7 @@ class Level(Enum):
 
 class Outcome(Enum):
     """
-    How a rule came out.
+    The outcome of a rule.
     """
 
     PASSED = "passed"
@@ -83,13 +83,15 @@ class Outcome(Enum):
 @dataclass(frozen=True)
 class Rule:
     """
-    One thing that holds for a POP3 server.
+    A requirement on POP3 servers, with its test.
 
-    @ivar name: the name of its body.
-    @ivar reference: where it is written.
-    @ivar needs: the capabilities without which it does not apply.
-    @ivar destructive: does it delete messages?
-    @ivar sentence: what holds.
+    @ivar name: the name of the body.
+    @ivar reference: the RFC and the section with the requirement.
+    @ivar given: the arguments of the body.
+    @ivar needs: capabilities; the rule does not apply unless all of them are announced.
+    @ivar destructive: whether it deletes messages.
+    @ivar sentence: the requirement.
+    @ivar body: the test.
     """
 
     name: str
@@ -106,7 +108,9 @@ class Rule:
 @dataclass(frozen=True)
 class Result:
     """
-    @ivar seen: what was seen, or why nothing was looked at; may be empty.
+    The result of a rule.
+
+    @ivar seen: the server's behaviour, or the reason why the rule was not run; may be empty.
     """
 
     rule: Rule
@@ -119,7 +123,7 @@ _RULES: dict[str, Rule] = {}
 
 def inOrder() -> list[Rule]:
     """
-    @return: the rules that were declared, in the order they are run.
+    @return: the declared rules, in the order in which they run.
     """
     return sorted(_RULES.values(), key=lambda rule: _GROUPS.index(rule.group))
 
@@ -133,11 +137,12 @@ def rule(
     destructive: bool = False,
 ) -> Callable[[Body], Body]:
     """
-    Declare a rule: everything about it above its body, which raises L{Broken}
-    with what was seen, or L{NotApplicable}, and may return a remark.
+    Declare the decorated function as the body of a rule.  Its docstring is the sentence of
+    the rule.  The body raises L{Broken} with the server's behaviour, or L{NotApplicable}, and
+    may return a remark.
 
     @param needs: see L{Rule}.
-    @raise ValueError: there is a rule of that name, or no such group.
+    @raise ValueError: there is a rule of that name, or there is no such group.
     """
 
     def declare(body: Body) -> Body:
@@ -153,7 +158,7 @@ def rule(
     return declare
 
 
-async def _ran(rule: Rule, target: Target) -> str | None:
+async def _runBody(rule: Rule, target: Target) -> str | None:
     if rule.given in (Given.NOTHING, Given.LOGINS):
         return await rule.body(target)
     client = await (target.fresh() if rule.given is Given.FRESH else target.shared())
@@ -164,7 +169,7 @@ async def _result(rule: Rule, target: Target) -> Result:
     limit = _WAITS * target.timeout
 
     async def run() -> str | None:
-        return await _ran(rule, target)
+        return await _runBody(rule, target)
 
     running: Deferred[Any] = Deferred.fromCoroutine(run())
     running.addTimeout(limit, target.reactor)
@@ -176,25 +181,26 @@ async def _result(rule: Rule, target: Target) -> Result:
     except (Broken, CannotLogIn) as error:
         seen, outcome = str(error), Outcome.FAILED
     except (CancelledError, TimeoutError):
-        seen, outcome = f"it takes more than {limit:g} seconds", Outcome.FAILED
+        seen, outcome = f"the rule takes more than {limit:g} seconds", Outcome.FAILED
     except (OSError, ConnectError) as error:
         seen, outcome = f"no connection: {error}", Outcome.FAILED
     except Exception as error:
-        # What a server may say has no end; one rule must not end all.
-        seen, outcome = f"what came cannot be read: {error!r}", Outcome.FAILED
+        # Catch everything, because a server may send anything, and one rule must not end the
+        # run.
+        seen, outcome = f"the answer cannot be parsed: {error!r}", Outcome.FAILED
     return Result(rule, Outcome.NOTED if rule.level is Level.INFORMATION else outcome, seen)
 
 
-def _whyNot(rule: Rule, target: Target, destructive: bool) -> Result | None:
+def _notRun(rule: Rule, target: Target, destructive: bool) -> Result | None:
     """
-    Why a rule is not run, if it is not.
+    @return: the result of a rule that cannot run, else L{None}.
     """
     if rule.destructive and not destructive:
-        return Result(rule, Outcome.SKIPPED, "it deletes messages")
-    if target.noGreeting is not None and rule.group != "greeting":
-        return Result(rule, Outcome.SKIPPED, "no session begins")
-    if target.noLogin is not None and rule.given in (Given.SHARED, Given.LOGINS):
-        return Result(rule, Outcome.SKIPPED, "nobody can log in")
+        return Result(rule, Outcome.SKIPPED, "the rule deletes messages")
+    if target.greetingError is not None and rule.group != "greeting":
+        return Result(rule, Outcome.SKIPPED, "there is no greeting")
+    if target.loginError is not None and rule.given in (Given.SHARED, Given.LOGINS):
+        return Result(rule, Outcome.SKIPPED, "the login fails")
     for tag in rule.needs:
         if not target.has(tag):
             return Result(rule, Outcome.NOT_APPLICABLE, f"{tag} is not announced")
@@ -205,28 +211,28 @@ async def check(
     target: Target,
     destructive: bool = False,
     only: Collection[str] = (),
-    told: Callable[[Result], object] = lambda result: None,
+    report: Callable[[Result], object] = lambda result: None,
 ) -> list[Result]:
     """
-    Run the rules on a target that has begun.
+    Run the rules on a target after its L{Target.begin}.
 
-    @param destructive: also those that delete messages?
-    @param only: the names of the rules to run; all if empty.
-    @param told: called with each result as it comes.
+    @param destructive: whether to run the rules that delete messages.
+    @param only: the names of the rules to run; if empty, all.
+    @param report: called with each result when it is there.
     """
     results = []
     for each in inOrder():
         if only and each.name not in only:
             continue
-        result = _whyNot(each, target, destructive)
+        result = _notRun(each, target, destructive)
         if result is None:
             result = await _result(each, target)
             isClean = result.outcome in (Outcome.PASSED, Outcome.NOT_APPLICABLE)
             if not isClean or each.destructive:
-                # Whatever is left of the exchange is no other rule's matter.
+                # End the session, because unread replies would confuse the next rule.
                 await target.release()
             await target.closeOthers()
         results.append(result)
-        told(result)
+        report(result)
     await target.release()
     return results

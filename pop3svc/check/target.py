@@ -1,5 +1,5 @@
 """
-The server that is looked at: how to connect to it, how to log in.
+The server under test: connecting, logging in, and choosing messages.
 """
 
 from __future__ import annotations
@@ -17,25 +17,24 @@ from pop3svc.check.client import Broken, Client, Reply, expect, show
 
 __all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities", "plainResponse"]
 
-# How many replies are kept for the rules about replies; what a run makes is
-# some hundreds.
+# The maximum number of replies kept for the rules about replies.  A run has some hundreds.
 _RECORDED = 20_000
 # Seconds between attempts to get a mailbox that is in use.
 _AGAIN = 0.5
-# Which messages are read: that many, none of more octets.
+# The maximum number of messages that are read, and their maximum size in octets.
 _SAMPLE = 8
 _LARGEST = 1024 * 1024
 
 
 class NotApplicable(Exception):
     """
-    A rule has nothing to look at here; the text says why.
+    A rule does not apply to this server; the text gives the reason.
     """
 
 
 class CannotLogIn(Exception):
     """
-    The login is refused.
+    The server refuses the login.
     """
 
 
@@ -55,7 +54,7 @@ def capabilities(reply: Reply) -> Capabilities:
 
 def plainResponse(user: bytes, password: bytes) -> bytes:
     """
-    @return: what SASL PLAIN sends (RFC 4616 section 2), in base64.
+    @return: the response of SASL PLAIN (RFC 4616 section 2), in base64.
     """
     return b64encode(b"\0" + user + b"\0" + password)
 
@@ -66,17 +65,17 @@ class Target:
     A POP3 server, and an account on it.
 
     @ivar mode: C{"plain"}, C{"stls"} or C{"tls"} (from the first octet).
-    @ivar connectionCreator: makes what a client's C{startTLS} takes.
-    @ivar anyCertificate: the same for a server whose certificate is not verified;
-        only used where the password is sent in the clear anyway.
-    @ivar timeout: seconds without an answer until it is given up.
+    @ivar connectionCreator: returns an argument for a client's C{startTLS}.
+    @ivar anyCertificate: the same without verification of the certificate; used only if the
+        password is sent in the clear anyway.
+    @ivar timeout: how many seconds to wait for an answer.
     @ivar record: the replies so far, without their bodies.
-    @ivar before: the capabilities before login, where logging in is done;
-        L{None} if CAPA is not there.
-    @ivar after: the capabilities after login, likewise.
-    @ivar probed: optional commands that are there without CAPA telling.
-    @ivar noGreeting: why no session begins, L{None} if one does.
-    @ivar noLogin: why no login comes about, L{None} if it does.
+    @ivar before: the capabilities before login (with C{"stls"}, those inside TLS); L{None}
+        if the server has no CAPA.
+    @ivar after: the capabilities after login; L{None} if the server has no CAPA then.
+    @ivar probed: optional commands that the server accepts without announcing them.
+    @ivar greetingError: the reason why there is no good greeting, else L{None}.
+    @ivar loginError: the reason why the login fails, else L{None}.
     """
 
     reactor: Any
@@ -92,23 +91,23 @@ class Target:
     before: Capabilities | None = None
     after: Capabilities | None = None
     probed: set[str] = field(default_factory=set)
-    noGreeting: str | None = None
-    noLogin: str | None = None
+    greetingError: str | None = None
+    loginError: str | None = None
     _open: list[Client] = field(default_factory=list)
     _shared: Client | None = None
 
     # --- connecting --------------------------------------------------------------
 
-    def _seen(self, reply: Reply) -> None:
+    def _recordReply(self, reply: Reply) -> None:
         if len(self.record) < _RECORDED:
             isMultiLine = reply.body is not None
             self.record.append(replace(reply, body=b"" if isMultiLine else None))
 
     async def connected(self) -> Client:
         """
-        @return: a client whose connection has just been made: nothing was read.
+        @return: a client with a new connection, from which nothing has been read.
         """
-        factory = Factory.forProtocol(lambda: Client(self.reactor, self.timeout, self._seen))
+        factory = Factory.forProtocol(lambda: Client(self.reactor, self.timeout, self._recordReply))
         factory.noisy = False
         endpoint = HostnameEndpoint(self.reactor, self.host, self.port, self.timeout)
         protocol: Any = await endpoint.connect(factory)
@@ -120,7 +119,7 @@ class Target:
 
     async def greeted(self) -> Client:
         """
-        @return: a client that was greeted; with C{"stls"} still without TLS.
+        @return: a client that has read the greeting; with C{"stls"} still without TLS.
         """
         client = await self.connected()
         await client.reply(b"(the greeting)")
@@ -128,7 +127,7 @@ class Target:
 
     async def fresh(self) -> Client:
         """
-        @return: a client that was greeted and may log in.
+        @return: a client that has read the greeting and can log in.
         """
         client = await self.greeted()
         if self.mode == "stls":
@@ -138,8 +137,8 @@ class Target:
 
     def forSTLS(self) -> Any:
         """
-        @return: what C{startTLS} takes, for rules that ask something else of TLS than
-            whether the certificate is valid: one rule finds that it is not.
+        @return: an argument for C{startTLS}, for rules that do not test the certificate.  One
+            rule of its own tests the certificate.
         """
         if self.mode == "plain" and self.anyCertificate is not None:
             return self.anyCertificate()
@@ -147,13 +146,13 @@ class Target:
 
     async def withSTLS(self) -> Client:
         """
-        @return: a client without TLS on a server that announces STLS.
-        @raise NotApplicable: it does not.
+        @return: a client without TLS, on a server that announces STLS.
+        @raise NotApplicable: the server does not announce STLS.
         """
         if self.mode == "tls":
             raise NotApplicable("TLS is on from the first octet")
         client = await self.greeted()
-        reply = await client.say(b"CAPA", multiLine=True)
+        reply = await client.command(b"CAPA", multiLine=True)
         if not reply.positive or "STLS" not in capabilities(reply):
             raise NotApplicable("STLS is not announced")
         return client
@@ -163,14 +162,13 @@ class Target:
     @property
     def plainResponse(self) -> bytes:
         """
-        What SASL PLAIN sends (RFC 4616 section 2), in base64.
+        The response of SASL PLAIN (RFC 4616 section 2), in base64.
         """
         return plainResponse(self.user, self.password)
 
     async def tryLogIn(self, client: Client) -> Reply:
         """
-        Log in once, by USER and PASS or, where only that is announced, by AUTH
-        PLAIN.
+        Try one login by USER and PASS, or by AUTH PLAIN if only that is announced.
 
         @return: the answer.
         """
@@ -182,23 +180,24 @@ class Target:
             if not isinstance(challenge, Reply):
                 raise Broken("AUTH PLAIN asks twice")
             return challenge
-        reply = await client.say(b"USER " + self.user)
+        reply = await client.command(b"USER " + self.user)
         if not reply.positive:
             return reply
-        return await client.say(b"PASS " + self.password)
+        return await client.command(b"PASS " + self.password)
 
     async def loggedIn(self) -> Client:
         """
-        A session of its own: the shared one lets the mailbox go before.
+        End the shared session, so that it releases the mailbox, and log in again.
 
-        @raise CannotLogIn: it is refused.
+        @return: a client that is logged in.
+        @raise CannotLogIn: the server refuses the login.
         """
         await self.release()
         return await self.loggedInBeside()
 
     async def loggedInBeside(self) -> Client:
         """
-        As L{loggedIn}, but other sessions stay.
+        Like L{loggedIn}, but without ending the shared session.
         """
         deadline = self.reactor.seconds() + self.timeout
         while True:
@@ -211,12 +210,12 @@ class Target:
                 break
             await deferLater(self.reactor, _AGAIN)
         if reply.code == b"LOGIN-DELAY":
-            raise NotApplicable("LOGIN-DELAY keeps it from logging in again so soon")
+            raise NotApplicable("LOGIN-DELAY forbids another login so soon")
         raise CannotLogIn(str(reply))
 
     async def shared(self) -> Client:
         """
-        @return: the session that rules share which leave it as it was.
+        @return: the session shared by the rules that do not change its state.
         """
         if self._shared is None or self._shared.lost is not None:
             self._shared = await self.loggedInBeside()
@@ -224,8 +223,8 @@ class Target:
 
     async def release(self) -> None:
         """
-        End the shared session.  Without QUIT: with EXPIRE 0 that may delete
-        what was read (RFC 2449 section 6.7).
+        End the shared session without QUIT, because with EXPIRE 0 QUIT may delete the
+        messages that were read (RFC 2449 section 6.7).
         """
         client, self._shared = self._shared, None
         if client is not None:
@@ -233,7 +232,7 @@ class Target:
 
     async def closeOthers(self) -> None:
         """
-        Close what a rule has opened.
+        Close the connections that a rule has opened.
         """
         closing = [client for client in self._open if client is not self._shared]
         self._open = [] if self._shared is None else [self._shared]
@@ -242,59 +241,59 @@ class Target:
 
     async def begin(self) -> None:
         """
-        See whether it is there, what it announces, and whether the login is
-        good.
+        Connect, read the capabilities, and log in.
 
-        @raise CannotLogIn: user or password are refused.
-        @raise Exception: it cannot be connected to.
+        @raise CannotLogIn: the server refuses user or password.
+        @raise Exception: the connection fails.
         """
         client = await self.connected()
         try:
-            await self._greets(client)
+            await self._checkGreeting(client)
             client = await self.greeted()
             if self.mode == "stls":
                 await client.accepted(b"STLS")
         except Broken as error:
-            self.noGreeting = self.noLogin = str(error)
+            self.greetingError = self.loginError = str(error)
             return
         if self.mode == "stls":
             await client.startTLS(self.connectionCreator())
         try:
-            reply = await client.say(b"CAPA", multiLine=True)
+            reply = await client.command(b"CAPA", multiLine=True)
             self.before = capabilities(reply) if reply.positive else None
             client = await self.shared()
-            reply = await client.say(b"CAPA", multiLine=True)
+            reply = await client.command(b"CAPA", multiLine=True)
             self.after = capabilities(reply) if reply.positive else None
             if self.after is None:
                 await self._probe(client)
         except Broken as error:
-            self.noLogin = str(error)
+            self.loginError = str(error)
 
-    async def _greets(self, client: Client) -> None:
+    async def _checkGreeting(self, client: Client) -> None:
         """
-        Does it greet, and that once?  Else nothing that follows is what it
-        seems.
+        Check that the server sends one positive greeting.  Otherwise each later reply would
+        be taken for the answer to the wrong command.
         """
         greeting = await client.reply(b"(the greeting)")
         expect(greeting.positive, str(greeting))
-        unknown = await client.say(b"XYZZ")
+        unknown = await client.command(b"XYZZ")
         if unknown.positive:
-            # Either it is content with anything, or that was no answer.
-            await client.say(b"QUIT")
+            # Either the server accepts any command, or this was a second greeting.
+            await client.command(b"QUIT")
             rest = await client.ended()
             expect(not rest, f"{unknown}; {show(rest)} follows the answer to QUIT")
 
     async def _probe(self, client: Client) -> None:
         """
-        Without CAPA a client has to try (RFC 2449 section 5).
+        Try the optional commands, because the server has no CAPA (RFC 2449 section 5).
         """
         for verb, command in (("UIDL", b"UIDL"), ("TOP", b"TOP 1 0")):
-            if (await client.say(command, multiLine=True)).positive:
+            if (await client.command(command, multiLine=True)).positive:
                 self.probed.add(verb)
 
     def has(self, tag: str) -> bool:
         """
-        Is this capability announced, before or after login?
+        @return: whether a capability is announced before or after login, or was found by
+            trying.
         """
         return tag in (self.before or {}) or tag in (self.after or {}) or tag in self.probed
 
@@ -302,7 +301,7 @@ class Target:
 
     async def sizes(self, client: Client) -> dict[int, int]:
         """
-        @return: what LIST says, sizes in octets by message number.
+        @return: the listing of LIST, sizes in octets by message number.
         @raise NotApplicable: there are no messages.
         """
         found = {}
@@ -311,15 +310,15 @@ class Target:
                 number, size = line.split(b" ")[:2]
                 found[int(number)] = int(size)
             except ValueError:
-                raise Broken(f"LIST says {line!r}")
+                raise Broken(f"LIST lists {line!r}")
         if not found:
             raise NotApplicable("there are no messages")
         return found
 
     async def chosen(self, client: Client) -> list[int]:
         """
-        @return: the numbers of some messages of at most a megabyte: the first,
-            the last, the smallest and the largest of them.
+        @return: the numbers of at most eight messages of at most a megabyte, among them the
+            first, the last, the smallest and the largest.
         @raise NotApplicable: there are none.
         """
         sizes = await self.sizes(client)
@@ -332,8 +331,8 @@ class Target:
 
     async def largest(self, client: Client, most: int) -> list[tuple[int, int]]:
         """
-        @return: numbers and sizes of the largest messages of at most a
-            megabyte, each of another size.
+        @return: the numbers and sizes of the largest messages of at most a megabyte, all of
+            different sizes.
         @raise NotApplicable: there are no messages.
         """
         bySize: dict[int, int] = {}
@@ -344,8 +343,7 @@ class Target:
 
     async def sample(self, client: Client) -> list[int]:
         """
-        @return: those that are L{chosen}, without any that need UTF8 (RFC 6856
-            section 5).
+        @return: the L{chosen} messages without those that need UTF8 (RFC 6856 section 5).
         @raise NotApplicable: there are none.
         """
         chosen = await self.chosen(client)
@@ -354,7 +352,7 @@ class Target:
         sample = [
             number
             for number in chosen
-            if (await client.say(b"RETR %d" % number, multiLine=True)).code != b"UTF8"
+            if (await client.command(b"RETR %d" % number, multiLine=True)).code != b"UTF8"
         ]
         if not sample:
             raise NotApplicable("all messages need UTF8")

@@ -13,9 +13,9 @@ __all__: list[str] = []
 
 async def _secure(target: Target, verifies: bool = False) -> Client:
     """
-    @param verifies: is the certificate to be valid?
-    @return: a client that has TLS on, by STLS or from the first octet, and was
-        greeted.
+    @param verifies: whether the certificate has to be valid.
+    @return: a client with TLS, by STLS or from the first octet, that has read the greeting if
+        there is one.
     """
     if target.mode == "tls":
         return await target.greeted()
@@ -28,7 +28,7 @@ async def _secure(target: Target, verifies: bool = False) -> Client:
 @rule("TLS", "RFC 8314 section 4.4, RFC 2595 section 2.4", given=Given.NOTHING)
 async def certificateIsValid(target: Target) -> str:
     """
-    The certificate is valid, and for the name that was connected to.
+    The certificate is valid for the name of the server.
     """
     client = await _secure(target, True)
     return client.tlsVersion
@@ -48,7 +48,7 @@ async def tlsIsRecent(target: Target) -> str:
 @rule("TLS", "RFC 8314 section 3.4", given=Given.NOTHING, level=Level.SHOULD)
 async def closeAlert(target: Target) -> None:
     """
-    After QUIT over TLS a close alert comes before the connection is closed.
+    After QUIT over TLS the server sends a close alert before it closes the connection.
     """
     client = await _secure(target)
     await client.accepted(b"QUIT")
@@ -59,17 +59,17 @@ async def closeAlert(target: Target) -> None:
 @rule("TLS", "RFC 2595 section 4", given=Given.NOTHING)
 async def noSTLSInsideTLS(target: Target) -> None:
     """
-    Inside TLS, STLS is not announced.
+    STLS is not announced inside TLS.
     """
     client = await _secure(target)
     found = capabilities(await client.fetched(b"CAPA"))
-    expect("STLS" not in found, "CAPA says STLS")
+    expect("STLS" not in found, "CAPA lists STLS")
 
 
 @rule("TLS", "RFC 2595 section 4", given=Given.NOTHING)
 async def stlsIsQuiet(target: Target) -> None:
     """
-    After STLS the server waits for a command, which is answered: it does not greet again.
+    After STLS the server sends no second greeting, and answers the next command.
     """
     client = await target.withSTLS()
     await client.accepted(b"STLS")
@@ -81,12 +81,12 @@ async def stlsIsQuiet(target: Target) -> None:
 @rule("TLS", "RFC 1939 section 7, RFC 2595 section 4", given=Given.LOGINS)
 async def stlsForgetsTheUser(target: Target) -> None:
     """
-    A user name from before STLS is no user name inside TLS: PASS is refused.
+    The server forgets a user name from before STLS: PASS inside TLS is refused.
     """
     await target.release()
     client = await target.withSTLS()
-    # It may be refused in the clear.
-    await client.say(b"USER " + target.user)
+    # A server may refuse USER without TLS.
+    await client.command(b"USER " + target.user)
     await client.accepted(b"STLS")
     await client.startTLS(target.forSTLS())
     await client.refused(b"PASS " + target.password)
@@ -95,7 +95,7 @@ async def stlsForgetsTheUser(target: Target) -> None:
 @rule("TLS", "RFC 2595 section 4", given=Given.NOTHING)
 async def stlsDropsWhatFollows(target: Target) -> str:
     """
-    A command behind STLS in the clear is not answered inside TLS.
+    A command in the clear after STLS is not answered inside TLS.
     """
     client = await target.withSTLS()
     client.send(b"STLS\r\nQUIT\r\n")
@@ -109,10 +109,10 @@ async def stlsDropsWhatFollows(target: Target) -> str:
     try:
         await handshake
     except Exception as error:
-        # It reads the command as TLS, or hangs up: nobody is fooled.
+        # The server reads the command as TLS, or closes the connection; both are safe.
         return str(error)
     try:
-        reply = await client.say(b"XYZZ")
+        reply = await client.command(b"XYZZ")
     except Closed:
         return "the connection is closed"
     expect(not reply.positive, f"inside TLS comes {show(reply.first)}")

@@ -1,8 +1,8 @@
 """
-Servers that are broken in one place each, and the rules that have to tell.
+Servers with one fault each, and the rules that have to find it.
 
-C{python -m tests.check.mutants} runs C{pop3svc check} on the whole toy server and on each of them;
-it prints a JSON object.
+C{python -m tests.check.mutants} runs C{pop3svc check} on the toy server without faults and on each
+mutant, and prints a JSON object.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from tests.interop.service import _makeCertificate
 
 __all__ = ["INNOCENT", "MUTANTS", "OTHERWISE"]
 
-# Seconds for an answer: what is late on a busy machine is no fault.
+# Seconds for an answer: long, because a delay on a busy machine is no fault.
 _TIMEOUT = 20.0
-# For mutants that never answer.
+# The same for mutants that never answer.
 _SHORT = 0.5
 
 Rewrite = Callable[[bytes, bytes], bytes]
@@ -42,8 +42,8 @@ Rewrite = Callable[[bytes, bytes], bytes]
 @dataclass(frozen=True)
 class Mutant:
     """
-    @ivar rules: which of them have to fail.
-    @ivar name: the name on the certificate it is connected by.
+    @ivar rules: the rules that have to fail.
+    @ivar name: the name to connect by, as on the certificate.
     """
 
     toy: type[ToyServer]
@@ -58,7 +58,7 @@ MUTANTS: dict[str, Mutant] = {}
 
 def mutant(*rules: str, **options: Any) -> Callable[[type[ToyServer]], type[ToyServer]]:
     """
-    Declare a mutant by its class.
+    Declare the decorated class as a mutant.
     """
 
     def declare(toy: type[ToyServer]) -> type[ToyServer]:
@@ -71,7 +71,7 @@ def mutant(*rules: str, **options: Any) -> Callable[[type[ToyServer]], type[ToyS
 
 def rewritten(name: str, rules: str, rewrite: Rewrite, **options: Any) -> None:
     """
-    Declare a mutant by what it makes of a reply: C{rewrite(line, reply)}.
+    Declare a mutant by a function that changes replies: C{rewrite(line, reply)}.
     """
 
     class Rewritten(ToyServer):
@@ -89,7 +89,7 @@ def replaced(name: str, rules: str, line: bytes, old: bytes, new: bytes, **optio
     """
     Declare a mutant by a pattern that is replaced in the replies to some lines.
 
-    @param line: a pattern of the whole line, in upper case; the greeting's is empty.
+    @param line: a pattern of the whole line, in upper case; empty for the greeting.
     """
 
     def rewrite(said: bytes, reply: bytes) -> bytes:
@@ -100,7 +100,7 @@ def replaced(name: str, rules: str, line: bytes, old: bytes, new: bytes, **optio
 
 def accepts(name: str, rules: str, line: bytes, **options: Any) -> None:
     """
-    Declare a mutant that says C{+OK} to lines of a pattern whatever they are.
+    Declare a mutant that answers C{+OK} to all lines of a pattern.
     """
     replaced(name, rules, line, rb"(?s)-ERR.*", rb"+OK well\r\n", **options)
 
@@ -170,7 +170,7 @@ class likesLongLines(ToyServer):
 
 def inMoreStates(name: str, rules: str, verbs: bytes, states: str) -> None:
     """
-    Declare a mutant that accepts commands in states where it must not.
+    Declare a mutant that accepts commands in further states.
     """
 
     class Elsewhere(ToyServer):
@@ -340,7 +340,7 @@ class retrOnce(ToyServer):
 
 def _inSegments(toy: ToyServer, pieces: list[bytes], turns: int = 0) -> None:
     """
-    Write each piece when the one before has been read: some turns of the reactor later.
+    Write each piece after the client has read the one before, some reactor iterations later.
     """
     if not turns and pieces:
         toy.transport.write(pieces.pop(0))
@@ -351,7 +351,7 @@ def _inSegments(toy: ToyServer, pieces: list[bytes], turns: int = 0) -> None:
 
 class _endsApart(ToyServer):
     """
-    The end of some replies comes a little later, in a segment of its own.
+    Sends the end of some replies a little later, in a segment of its own.
     """
 
     def connectionMade(self) -> None:
@@ -365,7 +365,7 @@ class _endsApart(ToyServer):
         if not self.isAwaitable(data):
             super().write(data)
             return
-        # The first line goes alone, too, so that the pieces are of several sizes.
+        # The first line is a piece of its own, so that the pieces have different sizes.
         first = data.index(b"\n") + 1
         at = len(data) - self.apart
         _inSegments(self, [data[:first], data[first:at], data[at:]])
@@ -377,7 +377,7 @@ def endsApart(name: str, least: int, octets: int, **options: Any) -> None:
     """
     Declare a mutant whose replies of some length have an end that comes later.
 
-    @param octets: of the end.
+    @param octets: the length of that end.
     """
 
     class Apart(_endsApart):
@@ -417,7 +417,7 @@ class uidlChanges(ToyServer):
 
 def capability(name: str, rules: str, *tags: bytes, states: str = "AT", lacks: bytes = b"") -> None:
     """
-    Declare a mutant that announces some capabilities more in some states, and one not.
+    Declare a mutant that announces further capabilities in some states, and omits one.
     """
 
     class Announces(ToyServer):
@@ -523,9 +523,9 @@ class logsInOnce(ToyServer):
 
 def shortPasswords(name: str, verb: bytes, most: int, said: bytes) -> None:
     """
-    Declare a mutant that takes no line of some verb of more than so many octets.
+    Declare a mutant that limits the lines of some verb to a number of octets.
 
-    @param said: what it says; nothing: it hangs up.
+    @param said: the answer to longer lines; if empty, the connection is closed.
     """
 
     class Short(ToyServer):
@@ -544,7 +544,7 @@ def shortPasswords(name: str, verb: bytes, most: int, said: bytes) -> None:
 @mutant("longPasswords")
 class passOf255WithoutCodes(ToyServer):
     """
-    It announces no response codes; its words tell what is wrong.
+    Announces no response codes; only the texts of its replies tell the errors apart.
     """
 
     MAX_LENGTH = 5000
@@ -627,7 +627,7 @@ class startsNoTLS(ToyServer):
 class noCloseAlert(ToyServer):
     def bye(self) -> None:
         if self.isSecure:
-            # The TCP connection goes without a word of TLS.
+            # Close the TCP connection without a close alert.
             tls = self.transport.protocol
             assert ITransport.providedBy(tls.transport)
             tls._flushSendBIO()
@@ -711,8 +711,8 @@ class commitsAtQuitOnly(ToyServer):
 
 class inEqualPieces(ToyServer):
     """
-    A whole server that sends as many octets in each segment, and so many that the
-    end of a message comes alone.
+    A server without faults that sends segments of equal size, of which the last one holds only
+    the end of a message.
     """
 
     def connectionMade(self) -> None:
@@ -730,7 +730,7 @@ class inEqualPieces(ToyServer):
 
 class sharing(ToyServer):
     """
-    A whole server that lets two sessions have the mailbox at the same time.
+    A server without faults that lets two sessions open the mailbox at the same time.
     """
 
     def take(self) -> None:
@@ -769,7 +769,7 @@ class listNeedsAll(_sizesOfAll):
 
 def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
     """
-    LIST as it has to be.
+    LIST without the fault.
     """
     lenient = sharing()
     lenient.factory, lenient.listed, lenient.marked = toy.factory, toy.listed, toy.marked
@@ -779,7 +779,7 @@ def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
 @mutant("oneThatHasGone")
 class oneSpoilsTheOthers(sharing):
     """
-    All sizes are unknown as soon as one is.
+    Gives no size at all if the size of one message is unknown.
     """
 
     def size(self, uniqueID: bytes) -> int:
@@ -816,9 +816,9 @@ class countsTheMarked(ToyServer):
         return b"+OK %d 1\r\n" % len(self.listed)
 
 
-# Rules that the whole server has nothing for, and whole servers that have.
+# Rules that do not apply to the plain toy server, with servers without faults to which they do.
 OTHERWISE: dict[str, type[ToyServer]] = {"oneThatHasGone": sharing}
-# Whole servers that a rule must not take for broken.
+# Servers without faults that a rule must not fail.
 INNOCENT: dict[str, type[ToyServer]] = {"retrEndsWithItsLastOctets": inEqualPieces}
 
 # --- replies --------------------------------------------------------------------------------------------------------------------
@@ -839,7 +839,7 @@ rewritten(
     lambda line, reply: reply.replace(b"done", "erledigt ✓".encode()),
 )
 
-# What the rules about replies look at.
+# Rules to run for the rules about replies.
 _REPLIES = ("noopDoesNothing", "listHasItsForm")
 
 
@@ -850,7 +850,7 @@ async def _outcomes(
     reactor: Any, each: Mutant, options: Any, certificate: Path, only: tuple[str, ...]
 ) -> dict[str, list[str]]:
     """
-    @return: outcome and what was seen by the name of the rule.
+    @return: the outcome and the text of each rule, by name.
     """
     factory: Any = ToyFactory(each.toy, options)
     factory.reactor = reactor

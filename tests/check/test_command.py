@@ -1,5 +1,5 @@
 """
-pop3svc check, from outside, on a service of ours.
+The command C{pop3svc check}, run on a pop3svc service.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def trusting(service: Service) -> tuple[str, str]:
 @pytest.mark.parametrize("way", WAYS)
 def test_ourServicePasses(service: Service, way: str) -> None:
     """
-    First nothing is deleted, then something is.
+    Our service passes all rules, without and with C{--destructive}.
     """
     mail = service.mail / way
     before = sorted(path.name.split(":")[0] for path in mail.glob("[cn]*/*"))
@@ -67,7 +67,7 @@ def test_ourServicePasses(service: Service, way: str) -> None:
     results = json.loads(ended.stdout)["results"]
     assert {each["outcome"] for each in results} == {"passed", "not applicable", "noted"}
     found = {each["rule"]: each for each in results if each["destructive"]}
-    # One session at a time has a mailbox.
+    # The mailbox admits one session at a time.
     gone = found.pop("oneThatHasGone")
     assert gone["outcome"] == "not applicable" and "[IN-USE]" in gone["seen"], gone
     assert all(each["outcome"] == "passed" for each in found.values())
@@ -89,7 +89,7 @@ def test_someRules(service: Service) -> None:
 
 def test_brokenServer() -> None:
     """
-    A server that says nothing has a rule that fails, and no run that hangs.
+    A server that sends nothing fails rules, but the run ends.
     """
     with socket.create_server((HOST, 0)) as silent:
         ended = subprocess.run(
@@ -109,7 +109,7 @@ def test_brokenServer() -> None:
 
 def test_badUse(service: Service, tmp_path: Path) -> None:
     """
-    One sentence, and exit status 1.
+    A bad option is answered with one sentence and exit status 1.
     """
     (tmp_path / "empty").write_text("")
     (tmp_path / "bad").write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
@@ -126,9 +126,9 @@ def test_badUse(service: Service, tmp_path: Path) -> None:
             ("plain", ("--only", "nothing"), "there is no rule nothing; --list-rules lists them"),
             ("plain", ("--password-file", str(tmp_path / "none")), "No such file"),
             ("plain", ("--password-file", str(tmp_path / "empty")), "the password is empty"),
-            ("plain", ("--ca", str(tmp_path / "empty")), "holds no PEM certificate"),
-            ("plain", ("--ca", str(tmp_path / "bad")), "is no PEM certificate"),
-            ("plain", ("--user", "a\r\nb"), "the user name is empty or holds CR"),
+            ("plain", ("--ca", str(tmp_path / "empty")), "contains no PEM certificate"),
+            ("plain", ("--ca", str(tmp_path / "bad")), "contains an invalid PEM certificate"),
+            ("plain", ("--user", "a\r\nb"), "the user name is empty or contains CR"),
         ):
             ended = run(service, "plain", way, *options)
             assert (ended.returncode, ended.stdout) == (1, ""), ended
@@ -143,7 +143,7 @@ def test_badUse(service: Service, tmp_path: Path) -> None:
 
 def test_selfSigned(service: Service) -> None:
     """
-    One finding; the other rules about TLS go on.
+    A self-signed certificate fails one rule; the other rules about TLS run.
     """
     ended = run(service, "nomail", "plain")
     assert (ended.returncode, ended.stderr) == (2, ""), ended
@@ -157,13 +157,13 @@ def test_selfSigned(service: Service) -> None:
 @pytest.mark.parametrize(
     ("host", "says"),
     [
-        ("", "'' names no host"),
-        (":110", "':110' names no host"),
-        ("a b", "'a b' names no host"),
+        ("", "'' does not name a host"),
+        (":110", "':110' does not name a host"),
+        ("a b", "'a b' does not name a host"),
         ("x:y", "'x:y': a port is a number from 1 to 65535"),
         ("x:0", "'x:0': a port is a number from 1 to 65535"),
         ("[::1]:", "'[::1]:': a port is a number from 1 to 65535"),
-        ("[]:110", "'[]:110' names no host"),
+        ("[]:110", "'[]:110' does not name a host"),
         ("x..y", "x..y port 110: "),
         ("x" * 70, "x" * 70 + " port 110: "),
         ("[::1]:9", "::1 port 9: "),
@@ -173,7 +173,7 @@ def test_selfSigned(service: Service) -> None:
 )
 def test_badHosts(host: str, says: str) -> None:
     """
-    One sentence, and exit status 1.
+    A bad host is answered with one sentence and exit status 1.
     """
     ended = subprocess.run(
         [script("pop3svc"), "check", host, "--plain", "--user", "x", "--timeout", "5"],
@@ -189,7 +189,7 @@ def test_badHosts(host: str, says: str) -> None:
 
 def test_hostAndPort(service: Service) -> None:
     """
-    As everybody writes them.
+    A port is taken from the host argument or from C{--port}, but not from both.
     """
     command = [script("pop3svc"), "check", f"{HOST}:{service.port}", "--plain", "--user", "nomail"]
     command += ["--only", "statHasItsForm"]
@@ -198,12 +198,12 @@ def test_hostAndPort(service: Service) -> None:
             [*command, *more], input=PASSWORD + "\n", capture_output=True, text=True, timeout=120
         )
         assert ended.returncode == status, ended
-    assert ended.stderr == "pop3svc: the port is named twice\n"
+    assert ended.stderr == "pop3svc: the port is given twice\n"
 
 
 def test_listOfRules() -> None:
     """
-    What the documentation shows is what there is.
+    The documentation contains the table of rules.
     """
     listed = subprocess.run(
         [script("pop3svc"), "check", "--list-rules"], capture_output=True, text=True, check=True

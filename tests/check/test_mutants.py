@@ -1,5 +1,5 @@
 """
-The rules hold for a server that is whole, and each is broken by a mutant.
+A server without faults passes the rules, and each mutant fails its rules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def outcomes() -> dict[str, Outcomes]:
 
 def test_theWholeServerPasses(outcomes: dict[str, Outcomes]) -> None:
     """
-    Every rule applies to it, or to another one that is whole.
+    The server without faults passes all rules; rules that do not apply to it pass on another.
     """
     found = outcomes["whole"]
     assert list(found) == [rule.name for rule in inOrder()]
@@ -66,5 +66,5 @@ def test_rulesSayWhatHolds() -> None:
     for rule in inOrder():
         assert rule.sentence.endswith("."), rule.name
         assert rule.reference, rule.name
-        # Only these are sure to be skipped unless they are asked for.
+        # Only this group is skipped without --destructive.
         assert rule.destructive == (rule.group == "deletion"), rule.name

@@ -1,6 +1,5 @@
 """
-A small POP3 server that does all that C{pop3svc check} looks at; written for tests, and
-to be broken by them.
+A small POP3 server with all features that C{pop3svc check} tests.  The mutants derive from it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MESSAGES = [
 ]
 
 _MESSAGE = rb"([0-9]+|(?i:UID:)[!-~]*)"
-# States, and what follows the verb and a space.
+# The states of each command, and the pattern of its arguments.
 _COMMANDS = {
     b"QUIT": ("ATS", rb""),
     b"CAPA": ("AT", rb""),
@@ -75,7 +74,7 @@ def _lines(lines: list[bytes]) -> bytes:
 
 class ToyServer(LineReceiver):
     """
-    One connection.  Faults override its methods, or what L{respond} returns.
+    A connection.  Mutants override its methods, or change the result of L{respond}.
     """
 
     MAX_LENGTH = 2000
@@ -373,7 +372,7 @@ class ToyServer(LineReceiver):
 
 class ToyFactory(Factory):
     """
-    One toy server with its one mailbox.
+    A toy server with one mailbox.
     """
 
     noisy = False
