@@ -1,5 +1,5 @@
 """
-What holds for all tests.
+Fixtures and hooks for all tests.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pop3svc
 from pop3svc import files
 from tests.running import CHECKOUT, withCheckout
 
-# Whatever a test starts runs this checkout, too, and not a copy that is installed.
+# Child processes have to run this checkout, not an installed copy.
 os.environ["PYTHONPATH"] = withCheckout()
 
 
@@ -34,14 +34,14 @@ def pytest_sessionstart() -> None:
 @pytest.fixture(autouse=True)
 def noTimersInTheReactor(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A store that is given no clock does not leave its timers in the reactor.
+    Give stores without a clock a L{Clock}, so that they leave no timers in the reactor.
     """
     monkeypatch.setattr("pop3svc.providers.filemailbox._reactor", Clock)
 
 
 def pytest_sessionfinish() -> None:
     """
-    Threads that a test left behind must not keep the run from ending.
+    Stop the threads that a test has left running, so that the process can exit.
     """
     files._disk.stop()
     files._longWork.stop()

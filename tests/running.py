@@ -36,13 +36,13 @@ __all__ = [
 
 CHECKOUT = Path(__file__).parent.parent.absolute()
 SCRIPTS = Path(sys.executable).parent
-# Seconds that anything may take; a machine that is busy takes long.
+# Seconds that any step may take; a busy machine needs long.
 PATIENCE = 60
 
 
 def script(name: str) -> str:
     """
-    @return: the path of a script beside this Python.
+    @return: the path of a script in the directory of this Python.
     """
     return str(SCRIPTS / name)
 
@@ -50,8 +50,8 @@ def script(name: str) -> str:
 @cache
 def checkCopy(path: str) -> None:
     """
-    Fail if a process with this C{PYTHONPATH} imports another copy of pop3svc than
-    the one beside these tests, because then another copy would be tested.
+    Fail if a process with this C{PYTHONPATH} imports another copy of pop3svc than the one beside
+    these tests, because the tests would then test that copy.
     """
     done = subprocess.run(
         [sys.executable, "-c", "import pop3svc; print(pop3svc.__file__)"],
@@ -70,8 +70,8 @@ def checkCopy(path: str) -> None:
 
 def environment(home: Path | str) -> dict[str, str]:
     """
-    The environment of a process that runs the pop3svc of this checkout, whatever
-    copy is installed beside this Python.
+    @return: the environment for a process that runs the pop3svc of this checkout, even if another
+        copy is installed.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("XDG_")}
     path = withCheckout()
@@ -81,7 +81,7 @@ def environment(home: Path | str) -> dict[str, str]:
 
 def withCheckout() -> str:
     """
-    @return: a C{PYTHONPATH} that begins with this checkout, and goes on as it was.
+    @return: the C{PYTHONPATH} with this checkout in front.
     """
     others = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join([str(CHECKOUT), *(each for each in others if each)])
@@ -90,8 +90,8 @@ def withCheckout() -> str:
 @contextmanager
 def forEverybody() -> Iterator[Path]:
     """
-    A directory that every user may enter.  pytest's own directories are for one user:
-    every other pytest of that user makes them private again while this one runs.
+    Make a directory that every user may enter.  pytest's own directories cannot be used, because
+    each other pytest of the same user makes them private again.
     """
     path = Path(tempfile.mkdtemp(prefix="pop3svc-"))
     try:
@@ -101,21 +101,21 @@ def forEverybody() -> Iterator[Path]:
         shutil.rmtree(path)
 
 
-# These keep ports from being given to anybody else.  The kernel gives a port that a
-# socket is bound to neither to a bind to port 0 nor to an outgoing connection, and lets
-# a service listen there because both sockets have SO_REUSEADDR and this one never
-# listens.  The oldest are closed, as a run of all tests takes hundreds.
+# These sockets reserve the ports.  The kernel gives a port to which a socket is bound neither to a
+# bind to port 0 nor to an outgoing connection.  A service can still listen there, because both
+# sockets have SO_REUSEADDR and this one never listens.  The oldest sockets are closed, because a
+# run of all tests needs hundreds.
 _held: deque[socket.socket] = deque()
 _HELD = 100
 
 
 def freePort() -> int:
     """
-    @return: a port, of every address of this machine, that is free for a service that
-        these tests start, and for nobody else.
+    @return: a port that is free on every address of this machine, and reserved for a service that
+        these tests start.
     """
-    # On every address: a service may ask for all of them, and somebody else may have the
-    # port on one.
+    # Bind to every address, because a service may listen on all of them, and another program may
+    # use the port on one.
     each = socket.socket(socket.AF_INET6)
     each.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -130,9 +130,9 @@ def freePort() -> int:
 
 class Running:
     """
-    C{twistd -n pop3svc} with some options, from its start to its end.
+    A process of C{twistd -n pop3svc} with some options.
 
-    @ivar lines: what it has logged so far.
+    @ivar lines: the lines logged so far.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class Running:
 
     def waitFor(self, text: str) -> str:
         """
-        @return: the first line of the log with this text in it, from now on.
+        @return: the next line of the log that contains this text.
         """
         while True:
             line = self._coming.get(timeout=PATIENCE)
@@ -179,7 +179,7 @@ class Running:
 
     def up(self) -> Running:
         """
-        Wait until it serves.
+        Wait until the service has started.
         """
         self.waitFor("starting up")
         self.waitFor("reactor class")
@@ -187,7 +187,7 @@ class Running:
 
     def end(self, signal: int | None = None) -> int:
         """
-        Send a signal, wait for the end.
+        Send a signal and wait for the end.
 
         @return: the exit status.
         """
@@ -215,7 +215,7 @@ class Running:
 
 class Connection:
     """
-    A plain connection to a port, line by line.
+    A plain connection to a port, read line by line.
     """
 
     def __init__(self, port: int, host: str = "127.0.0.1") -> None:
@@ -224,14 +224,14 @@ class Connection:
 
     def startTLS(self, context: ssl.SSLContext) -> None:
         """
-        Go on inside TLS.
+        Begin TLS.
         """
         assert not self._buffer
         self.socket = context.wrap_socket(self.socket, server_hostname="localhost")
 
     def line(self) -> bytes:
         """
-        @return: the next line with its end; what is left at the end.
+        @return: the next line with its end, or the rest at the end of the connection.
         """
         while b"\n" not in self._buffer:
             data = self.socket.recv(65536)
@@ -244,9 +244,9 @@ class Connection:
 
     def lines(self) -> list[bytes]:
         """
-        @return: the lines up to a dot alone.
+        @return: the lines up to the line of a dot.
         """
-        # All at once: by line(), a large message costs a copy of the buffer for each line.
+        # Read at once, because line() would copy the buffer for each line of a large message.
         end = b"\r\n.\r\n"
         data = bytearray(b"\r\n" + self._buffer)
         looked = 0
@@ -272,7 +272,7 @@ class Connection:
 
     def logIn(self, name: bytes, password: bytes) -> None:
         """
-        Log in by USER and PASS; the greeting was read.
+        Log in by USER and PASS; the greeting has to be read before.
         """
         assert self.say(b"USER " + name).startswith(b"+OK")
         reply = self.say(b"PASS " + password)

@@ -1,6 +1,6 @@
 """
-For authors of providers and of clients: talk to a service in memory or on a
-port, with faults on demand, and the contract that a mailbox keeps.
+Tools for tests of mailbox providers and of POP3 clients: a client in memory, a real server
+with faults on demand, and the contract of mailboxes as tests.
 """
 
 from __future__ import annotations

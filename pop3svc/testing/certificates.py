@@ -1,5 +1,5 @@
 """
-A small certificate authority, and certificates for this machine, good and bad.
+A certificate authority for tests, which issues valid and invalid certificates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _usage(*names: str) -> x509.KeyUsage:
 
 class Authority:
     """
-    Signs certificates for a test (RFC 5280); its key is never written down.
+    Signs certificates for a test (RFC 5280).  Its key stays in memory.
     """
 
     def __init__(self) -> None:
@@ -71,16 +71,16 @@ class Authority:
 
     def write(self, path: Path) -> None:
         """
-        Write the authority's own certificate, PEM: what a client has to trust.
+        Write the authority's own certificate in PEM.  A client has to trust it.
         """
         path.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 
     def issue(self, path: Path, names: list[str], days: int = 1) -> None:
         """
-        Write a certificate and its key, PEM, into one file.
+        Write a certificate and its key into one file, in PEM.
 
-        @param names: host names and IP addresses that it is for.
-        @param days: from now on; negative: it has expired.
+        @param names: the host names and IP addresses of the certificate.
+        @param days: the days until it expires; if negative, it has expired.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (

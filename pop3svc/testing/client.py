@@ -1,5 +1,5 @@
 """
-A client in memory, and conversations as the RFCs print them.
+A client in memory, and conversations in the notation of the RFCs.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["Client", "Inline", "MemoryTransport", "conversation"]
 
 T = TypeVar("T")
 
-# What Twisted's TCP transports hold before they pause their producer, octets.
-_HELD = 65536
+# Octets that Twisted's TCP transports buffer before they pause their producer.
+_BUFFER_LIMIT = 65536
 
 
 class Inline:
     """
-    A L{pop3svc.awaiting.Executor} that runs its work at once, where it is called.
+    A L{pop3svc.awaiting.Executor} that runs its work at once in the caller's thread.
     """
 
     def run(
@@ -73,7 +73,7 @@ class MemoryTransport:
     def write(self, data: bytes) -> None:
         if not self.ended:
             self.written += data
-            if self.isStalled and self.producer is not None and len(self.written) > _HELD:
+            if self.isStalled and self.producer is not None and len(self.written) > _BUFFER_LIMIT:
                 self._producerPaused = True
                 self.producer.pauseProducing()
 
@@ -94,7 +94,7 @@ class MemoryTransport:
 
     def take(self, octets: int) -> bytes:
         """
-        The client reads.
+        Read octets on the client's side.
         """
         taken = bytes(self.written[:octets])
         del self.written[:octets]
@@ -136,11 +136,11 @@ class MemoryTransport:
 
 class Client:
     """
-    A client that talks to a factory in memory.  Time is the factory's clock.
+    A client that is connected to a factory in memory.  Its time is the factory's clock.
 
-    @ivar isOpen: False once the connection is gone.
-    @ivar wasAborted: did the service cut the connection, in place of closing
-        it in order?
+    @ivar isOpen: whether the connection is open.
+    @ivar wasAborted: whether the service aborted the connection instead of closing it in
+        order.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Client:
         if address is None:
             address = IPv4Address("TCP", "127.0.0.1", 40000)
         protocol: Any = factory.buildProtocol(address)
-        assert protocol is not None, "the factory takes no connection"
+        assert protocol is not None, "the factory refuses the connection"
         self.protocol = protocol
         self.transport = MemoryTransport(address, isSecure)
         self._coming = b""
@@ -187,14 +187,14 @@ class Client:
 
     def send(self, data: bytes) -> None:
         """
-        Send octets as they are.
+        Send octets unchanged.
         """
         self._coming += data
         self._pump()
 
     def received(self) -> bytes:
         """
-        @return: what came in since this was last asked.
+        @return: the octets received since the last call.
         """
         self._pump()
         received = bytes(self._received)
@@ -205,7 +205,7 @@ class Client:
         """
         Send a line.
 
-        @return: what came in since received() was last asked.
+        @return: the octets received since the last call of L{received}.
         """
         self.send(line + b"\r\n")
         return self.received()
@@ -221,13 +221,13 @@ class Client:
 
     def stall(self) -> None:
         """
-        Read nothing any more.
+        Stop reading.
         """
         self.transport.isStalled = True
 
     def read(self, octets: int) -> bytes:
         """
-        Read a little while stalled.
+        Read some octets while stalled.
         """
         taken = self.transport.take(octets)
         self._pump()
@@ -235,7 +235,7 @@ class Client:
 
     def vanish(self) -> None:
         """
-        The connection is lost.
+        Lose the connection.
         """
         if self.isOpen:
             self._lost(ConnectionLost())
@@ -260,14 +260,14 @@ def conversation(
     """
     Hold a conversation with a service in memory.
 
-    The script has a line C{C: ...} for each line of the client and C{S: ...}
-    for each of the server, the greeting first; a line of the server's that
-    ends in C{…} stands for any that begins so; spaces at its end count.
-    C{S: (closed)} is the end of the connection.  Other lines are comments.
+    The script has a line C{C: ...} for each line of the client and C{S: ...} for each line of
+    the server, beginning with the greeting.  A server line that ends in C{…} matches any line
+    with that beginning.  Spaces at the end of a line count.  C{S: (closed)} is the end of the
+    connection.  Other lines are comments.
 
-    @param options: more for L{POP3Factory}.
-    @return: the client, to go on with.
-    @raise AssertionError: the conversation went otherwise.
+    @param options: further arguments for L{POP3Factory}.
+    @return: the client, for use after the conversation.
+    @raise AssertionError: the server answered differently.
     """
     client = Client(POP3Factory(provider, policy, clock=Clock(), **options), isSecure=isSecure)
     coming: list[str] = []
@@ -281,7 +281,7 @@ def conversation(
         who, _, text = line.lstrip().partition(":")
         text = text.removeprefix(" ")
         if who == "C":
-            assert not coming, _wrong(done, "(the client speaks)", coming)
+            assert not coming, _wrong(done, "(a line of the client)", coming)
             data = text.encode("utf-8", "surrogateescape") + b"\r\n"
             for piece in [data[i : i + 1] for i in range(len(data))] if octetAtATime else [data]:
                 client.send(piece)
@@ -289,9 +289,9 @@ def conversation(
         elif who == "S" and text == "(closed)":
             assert not coming and not client.isOpen, _wrong(done, text, coming)
         elif who == "S":
-            said = coming.pop(0) if coming else "(nothing)"
-            isRight = said.startswith(text[:-1]) if text.endswith("…") else said == text
-            assert isRight, _wrong(done, text, [said, *coming])
+            got = coming.pop(0) if coming else "(nothing)"
+            isRight = got.startswith(text[:-1]) if text.endswith("…") else got == text
+            assert isRight, _wrong(done, text, [got, *coming])
         else:
             continue
         done.append(line.strip())
@@ -300,5 +300,5 @@ def conversation(
 
 
 def _wrong(done: list[str], wanted: str, coming: list[str]) -> str:
-    said = coming[0] if coming else "(nothing)"
-    return "\n".join([*done, f"wanted: S: {wanted}", f"   got: S: {said}"])
+    got = coming[0] if coming else "(nothing)"
+    return "\n".join([*done, f"wanted: S: {wanted}", f"   got: S: {got}"])

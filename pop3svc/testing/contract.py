@@ -1,5 +1,5 @@
 """
-What any mailbox must do, as tests for an author to inherit.
+The contract of mailboxes, as tests for an author to inherit.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ _OPTIONAL = (
     ISleepingMailbox,
 )
 _CONTENTS = (IMessageContent, IChunkedContent, IFileContent)
-# How often a mailbox may be told to go on until it has answered.
-_PATIENCE = 1000
-# Every way to look at a mailbox, and to let it go and take it again.
-_LOOKING = (
+# How often goOn() is called before a test fails.
+_MAX_TURNS = 1000
+# All commands that read a mailbox, release it, or lock it again.
+_READING = (
     b"USER alice",
     b"PASS secret",
     b"STAT",
@@ -83,20 +83,20 @@ _LOOKING = (
 
 class StopScript(Exception):
     """
-    The client goes now.
+    Ends the script of a client early.
     """
 
 
 def _named(object_: Any, method: str) -> str:
     """
-    @return: a method as its author knows it.
+    @return: the name of a method with that of its class.
     """
     return f"{type(object_).__qualname__}.{method}"
 
 
-class _Driven:
+class _DeferredBridge:
     """
-    A coroutine for a task of asyncio that may await Deferreds, too.
+    A coroutine for a task of asyncio that may also await Deferreds.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -126,8 +126,8 @@ class _Driven:
 
 class _Loop:
     """
-    Runs coroutines, of asyncio or not, without a reactor: each as far as it goes
-    at once, and on at each L{turn}.
+    Runs coroutines, of asyncio or not, without a reactor.  Each runs as far as possible at
+    once, and continues at each L{turn}.
     """
 
     def __init__(self) -> None:
@@ -135,16 +135,16 @@ class _Loop:
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """
-        @return: what the coroutine returned if it is over, else a Deferred.
+        @return: the result of the coroutine if it has finished, else a Deferred.
         """
-        task = self._loop.create_task(self._run(_Driven(coroutine)))
+        task = self._loop.create_task(self._run(_DeferredBridge(coroutine)))
         self.turn()
         if task.done():
             return task.result()
         answer: Deferred[Any] = Deferred(lambda _: self._cancel(task))
 
         def over(_: object) -> None:
-            # Whoever was cancelled waits for nothing any more.
+            # The caller has cancelled, so only consume the exception.
             if answer.called:
                 task.cancelled() or task.exception()
             elif task.cancelled():
@@ -159,18 +159,18 @@ class _Loop:
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
         task.cancel()
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_TURNS):
             if task.done() or self._loop.is_running():
                 return
             self.turn()
 
     @staticmethod
-    async def _run(driven: _Driven) -> Any:
+    async def _run(driven: _DeferredBridge) -> Any:
         return await driven
 
     def turn(self) -> None:
         """
-        Let what is ready have its turn.
+        Run the callbacks that are ready.
         """
         if not self._loop.is_running():
             self._loop.call_soon(self._loop.stop)
@@ -178,7 +178,7 @@ class _Loop:
 
     def close(self) -> None:
         """
-        Nothing runs any more.
+        Cancel all tasks and close the loop.
         """
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
@@ -188,7 +188,7 @@ class _Loop:
 
 class _Bridged(Wrapper):
     """
-    Its coroutines may await what asyncio has, as with its reactor.
+    Lets coroutines of the mailbox await asyncio's awaitables, as under the asyncio reactor.
     """
 
     def __init__(self, mailbox: Any, loop: _Loop) -> None:
@@ -206,7 +206,7 @@ class _Bridged(Wrapper):
 @implementer(IPOP3MailboxProvider)
 class _OneMailbox:
     """
-    Whoever logs in gets the mailbox that a function makes.
+    Gives each login the mailbox that a function makes.
     """
 
     name = "contract"
@@ -220,8 +220,7 @@ class _OneMailbox:
 
 class _Content:
     """
-    Provides what the content inside provides, and counts how often it is
-    closed.
+    Provides the interfaces of the wrapped content, and counts the calls of C{close}.
     """
 
     def __init__(self, content: Any) -> None:
@@ -239,7 +238,7 @@ class _Content:
 
 class _Opening(Wrapper):
     """
-    Remembers the contents that were opened.
+    Records the contents that were opened.
     """
 
     def __init__(self, mailbox: Any, opened: list[Any]) -> None:
@@ -268,14 +267,14 @@ def _isClosedOnce(content: Any) -> bool:
 
 def _openFiles() -> int | None:
     """
-    @return: how many descriptors this process has open, where that can be told.
+    @return: the number of open descriptors of this process; L{None} if it is not known.
     """
     return len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
 
 
 def _body(reply: bytes) -> bytes:
     """
-    @return: the octets behind the first line of a multi-line reply, unstuffed.
+    @return: the octets after the first line of a multi-line reply, unstuffed.
     """
     assert reply.startswith(b"+OK") and reply.endswith(b"\r\n.\r\n"), reply[:200]
     lines = reply.split(b"\r\n")[1:-2]
@@ -290,7 +289,7 @@ def _normalised(message: bytes) -> bytes:
 @implementer(ILogObserver)
 class _Session:
     """
-    A client in memory and what its session does with mailboxes.
+    A client in memory, with a record of the calls that its session makes.
 
     @ivar calls: the names of the calls, in order.
     """
@@ -303,10 +302,10 @@ class _Session:
         steps: int | None = None,
     ) -> None:
         """
-        @param mailboxes: makes one for each login.
-        @param kind: how answers come: L{Async}, L{Delayed} or, L{None}, as
-            the mailbox gives them.
-        @param steps: after so many answers were waited for, the client goes.
+        @param mailboxes: makes a mailbox for each login.
+        @param kind: the wrapper that makes results late: L{Async} or L{Delayed}; L{None} for
+            the results as the mailbox returns them.
+        @param steps: after how many awaited results the client disconnects.
         """
         self._contract = contract
         self._mailboxes = mailboxes
@@ -324,7 +323,7 @@ class _Session:
 
     def __call__(self, event: Any) -> None:
         """
-        See L{twisted.logger.ILogObserver}: what is logged is looked at.
+        See L{twisted.logger.ILogObserver}; records failures.
         """
         failure = event.get("log_failure")
         if failure is not None:
@@ -339,7 +338,7 @@ class _Session:
             self._later.append(mailbox)
         return mailbox
 
-    def _goOn(self) -> None:
+    def _advance(self) -> None:
         if self._steps is not None:
             if not self._steps:
                 raise StopScript()
@@ -351,23 +350,25 @@ class _Session:
             if each.waiting:
                 each.answer()
                 return
-        self._contract._goOn()
+        self._contract._advance()
 
     @property
     def waitsFor(self) -> str:
         """
-        The call that is to be answered next.
+        The name of the call that is answered next.
         """
         return next((each.waiting[0][0] for each in self._later if each.waiting), "")
 
     def send(self, line: bytes) -> None:
         """
-        Say something, and do not wait for the answer.
+        Send a line without waiting for the answer.
         """
         self._client.send(line + b"\r\n")
 
     def say(self, line: bytes) -> bytes:
         """
+        Send a line and wait for the answer.
+
         @return: the whole answer.
         """
         self.send(line)
@@ -375,21 +376,23 @@ class _Session:
 
     def reply(self, line: bytes = b"") -> bytes:
         """
-        @return: the answer to what was sent, once it is there.
+        @return: the answer to the line that was sent, once it is complete.
         """
         client = self._client
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_TURNS):
             if not client.isOpen or not client.protocol.isAnswering:
                 return client.received()
-            self._goOn()
-        raise AssertionError(f"{line!r} was never answered; goOn() is to make answers come")
+            self._advance()
+        raise AssertionError(f"{line!r} was never answered; goOn() has to make results available")
 
     def ok(self, line: bytes) -> bytes:
         """
-        @return: the whole answer, which is positive.
+        Send a line and expect a positive answer.
+
+        @return: the whole answer.
         """
         reply = self.say(line)
-        assert reply.startswith(b"+OK"), f"{line!r} was answered {reply!r}\n{self._told()}"
+        assert reply.startswith(b"+OK"), f"{line!r} was answered {reply!r}\n{self._tracebacks()}"
         return reply
 
     def logIn(self) -> None:
@@ -401,18 +404,18 @@ class _Session:
 
     def stallIn(self, line: bytes) -> None:
         """
-        Ask for more than fits on the way, and take none of it.
+        Ask for more than the transport buffers, and read none of it.
         """
         self._client.stall()
         self.send(line)
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_TURNS):
             if self._client.transport.written:
                 return
-            self._goOn()
+            self._advance()
 
     def vanish(self) -> None:
         """
-        The client is gone, and whatever is under way comes to its end.
+        Lose the connection, and wait until the session has ended.
         """
         self._steps = None
         self._client.vanish()
@@ -420,25 +423,25 @@ class _Session:
 
     def quit(self) -> None:
         """
-        Say good-bye.
+        End the session by QUIT.
         """
         self.ok(b"QUIT")
         self.over()
 
     def over(self) -> None:
         """
-        Wait for the end, and look whether all was let go, once.
+        Wait until the session has ended, and check that each content was closed once.
         """
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_TURNS):
             if not self._factory.connections:
                 break
             self._answer()
         assert not self._factory.connections, f"the session does not end, after {self.calls}"
-        assert not self._failures, "something was logged:\n" + self._told()
+        assert not self._failures, "errors were logged:\n" + self._tracebacks()
         open_ = [each for each in self._opened if not _isClosedOnce(each)]
         assert not open_, f"content not closed exactly once: {open_}"
 
-    def _told(self) -> str:
+    def _tracebacks(self) -> str:
         return "\n".join(self._failures)
 
 
@@ -446,15 +449,14 @@ class MailboxContract:
     """
     The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
 
-    Mix this into a C{unittest.TestCase} and say how a mailbox is made, in
-    L{makeMailbox} and L{again}.  The other hooks, L{deliver}, L{remove},
-    L{failDeletion} and L{goOn}, are for more of the contract: without them its
-    tests skip.
+    Mix this into a C{unittest.TestCase}, and implement L{makeMailbox} and L{again}, which make
+    the mailboxes.  The other hooks, L{deliver}, L{remove}, L{failDeletion} and L{goOn}, are
+    optional; tests that need a missing one are skipped.
 
-    Nothing waits for a reactor here: a store with threads is given a
-    L{pop3svc.testing.Inline} in their place, one that is late by itself says in
-    L{goOn} how it comes to answer.  Methods may be coroutines that await
-    Deferreds, and tasks and futures of asyncio.
+    The tests run without a reactor.  Give a store with threads a L{pop3svc.testing.Inline}
+    instead of them.  If results come later, implement L{goOn}, which has to make them
+    available.  Methods may be coroutines that await Deferreds, and tasks and futures of
+    asyncio.
     """
 
     assertEqual: Any
@@ -468,53 +470,50 @@ class MailboxContract:
     # What deliver() has returned in this test.
     _delivered: Sequence[str | None] = ()
 
-    # --- for the author to say --------------------------------------------------
+    # --- hooks for the author -----------------------------------------------------
 
     def makeMailbox(self, messages: list[bytes]) -> Any:
         """
-        Make a mailbox for a new session; it holds exactly these messages, in
-        this order.  Called once in a test; L{again} for a further session.
+        Make a mailbox for a new session, with exactly these messages in this order.  Called
+        once in a test; L{again} makes the mailboxes of further sessions.
         """
         raise NotImplementedError
 
     def again(self) -> Any:
         """
-        Make a mailbox for another session of the same user, as a later login
-        would.
+        Make a mailbox for another session of the same user, as a later login does.
         """
         raise NotImplementedError
 
     def deliver(self, message: bytes) -> str | None:
         """
-        Optional: a message arrives, in the mailbox that L{makeMailbox} made, as
-        the last one.  If the mailbox watches (L{INewMailNotifier}), it has
-        noticed after some calls of L{goOn}.  Some tests call this twice, and each
-        call delivers a message of its own.
+        Optional: deliver a message as the last one to the mailbox of L{makeMailbox}.  If the
+        mailbox provides L{INewMailNotifier}, it has to notice the message after some calls
+        of L{goOn}.  Some tests call this twice, and each call delivers a message of its own.
 
-        @return: its unique-id, or L{None} where that is not known before it is
-            listed.
+        @return: the unique-id of the message, or L{None} if it is not known before the next
+            listing.
         """
         raise NotImplementedError
 
     def remove(self, uniqueID: str) -> None:
         """
-        Optional: another program removes a message, from the mailbox that
-        L{makeMailbox} made, whatever session holds it.
+        Optional: remove a message from the mailbox of L{makeMailbox} as another program
+        would, whether or not a session has locked the mailbox.
         """
         raise NotImplementedError
 
     def failDeletion(self) -> None:
         """
-        Optional: from now on deleting fails midway in the mailbox that
-        L{makeMailbox} made: a disk that is full, a database that is lost, a
-        message that cannot be removed.
+        Optional: make deletions in the mailbox of L{makeMailbox} fail midway from now on, for
+        example by a full disk, a lost database, or a message that cannot be removed.
         """
         raise NotImplementedError
 
     def goOn(self) -> None:
         """
-        Optional: let happen what the mailbox waits for: advance a clock, run
-        what is queued, fire a Deferred.  Called as often as it takes.
+        Optional: make results available that the mailbox waits for: advance a clock, run
+        queued work, fire a Deferred.  Called repeatedly.
         """
 
     # --- helpers --------------------------------------------------------------
@@ -526,7 +525,7 @@ class MailboxContract:
             self.addCleanup(self._loopOrNone.close)
         return self._loopOrNone
 
-    def _goOn(self) -> None:
+    def _advance(self) -> None:
         self._loop.turn()
         self.goOn()
 
@@ -546,11 +545,11 @@ class MailboxContract:
             answer.addBoth(got.append)
         else:
             got.append(answer)
-        for _ in range(_PATIENCE):
+        for _ in range(_MAX_TURNS):
             if got:
                 break
-            self._goOn()
-        assert got, "no answer came; goOn() is to make it come"
+            self._advance()
+        assert got, "no result came; goOn() has to make results available"
         if hasattr(got[0], "raiseException"):
             got[0].raiseException()
         return got[0]
@@ -577,7 +576,7 @@ class MailboxContract:
 
     def _isFree(self) -> bool:
         """
-        May another session have the mailbox?
+        @return: whether another session can lock the mailbox.
         """
         mailbox = self.again()
         try:
@@ -602,7 +601,7 @@ class MailboxContract:
 
     def _left(self) -> list[str]:
         """
-        @return: what a later session lists.
+        @return: the listing of a later session.
         """
         mailbox, listed = self._reopened()
         self._closed(mailbox)
@@ -621,9 +620,9 @@ class MailboxContract:
         finally:
             body.close()
 
-    def _sent(self, mailbox: Any, uniqueID: str) -> int:
+    def _sentSize(self, mailbox: Any, uniqueID: str) -> int:
         """
-        @return: octets of a message as it is sent.
+        @return: the octets of a message as RETR sends it.
         """
         count = WireSizeCounter()
         count.feed(self._content(mailbox, uniqueID))
@@ -631,7 +630,7 @@ class MailboxContract:
 
     def _session(self, messages: Any = _MESSAGES, **options: Any) -> _Session:
         """
-        @return: a session whose first mailbox holds these messages.
+        @return: a session whose mailbox holds these messages at first.
         """
         first = [self.makeMailbox(list(messages))]
         return _Session(self, lambda: first.pop() if first else self.again(), **options)
@@ -643,7 +642,7 @@ class MailboxContract:
         try:
             uniqueID = self.deliver(_ARRIVED)
         except NotImplementedError:
-            self.skipTest("deliver() is not there")
+            self.skipTest("deliver() is not implemented")
             raise
         assert uniqueID is None or uniqueID not in self._delivered, (
             f"deliver() returned {uniqueID!r} twice; each message that it delivers has a "
@@ -654,28 +653,28 @@ class MailboxContract:
 
     def _deletable(self, mailbox: Any = None) -> None:
         if IReadOnlyMailbox.providedBy(self.again() if mailbox is None else mailbox):
-            self.skipTest("a read-only mailbox")
+            self.skipTest("it provides IReadOnlyMailbox")
 
     def _exclusive(self, mailbox: Any) -> None:
         if not IExclusiveMailbox.providedBy(mailbox):
-            self.skipTest("not exclusive")
+            self.skipTest("it does not provide IExclusiveMailbox")
 
     # --- interfaces -----------------------------------------------------------
 
     def test_providesItsInterfaces(self) -> None:
         """
-        The mailbox has what its interfaces say, and so have its messages.
+        The mailbox and its messages have the methods of the interfaces that they provide.
         """
         mailbox, listed = self._opened()
         self._verify(IPOP3Mailbox, mailbox)
         for interface in providedBy(mailbox):
             self._verify(interface, mailbox)
-        # One that says for each object what it provides knows what it does.
+        # Skipped if the object itself declares its interfaces, because that is deliberate.
         for optional in () if list(directlyProvidedBy(mailbox)) else _OPTIONAL:
             for method in optional.names():
                 isThere = callable(getattr(mailbox, method, None))
                 assert optional.providedBy(mailbox) or not isThere, (
-                    f"{_named(mailbox, method)} is never called: the class does not say "
+                    f"{_named(mailbox, method)} is never called: the class is not declared "
                     f"@implementer({optional.__name__})"
                 )
         for uniqueID in listed:
@@ -689,8 +688,8 @@ class MailboxContract:
 
     def _verify(self, interface: Any, object_: Any) -> None:
         assert interface.providedBy(object_), (
-            f"{type(object_).__qualname__} does not say that it provides {interface.__name__}: "
-            f"write @implementer({interface.__name__}) above the class"
+            f"{type(object_).__qualname__} does not declare that it provides "
+            f"{interface.__name__}: write @implementer({interface.__name__}) above the class"
         )
         try:
             verifyObject(interface, object_)
@@ -720,8 +719,8 @@ class MailboxContract:
 
     def test_uniqueIDsStay(self) -> None:
         """
-        Unique-ids and their order are the same the next time, after messages
-        were read, and in the next session.
+        Unique-ids and their order stay the same in the next listing, after messages were read,
+        and in the next session.
         """
         mailbox, listed = self._opened()
         self.assertEqual(self._listed(mailbox), listed)
@@ -733,8 +732,8 @@ class MailboxContract:
 
     def test_uniqueIDsStayBesideDeletion(self) -> None:
         """
-        What is left after a deletion has the unique-ids that it had (RFC 1939
-        section 7: none is used again).
+        After a deletion the other messages keep their unique-ids (RFC 1939 section 7: no
+        unique-id is used again).
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -745,7 +744,7 @@ class MailboxContract:
 
     def test_messageExists(self) -> None:
         """
-        What a client makes up does not exist.
+        Unique-ids that a client invents do not exist.
         """
         mailbox, _ = self._opened()
         for madeUp in ("nothing", "../../etc/passwd", "..", "new/x", "~", "a:2,S", "." * 70):
@@ -758,8 +757,7 @@ class MailboxContract:
 
     def test_content(self) -> None:
         """
-        Messages come as they are, in the order of the listing, line ends
-        aside.
+        Messages are unchanged except for line ends, and in the order of the listing.
         """
         mailbox, listed = self._opened()
         for uniqueID, message in zip(listed, _MESSAGES, strict=True):
@@ -772,7 +770,7 @@ class MailboxContract:
 
     def test_contentIsBytes(self) -> None:
         """
-        A message is bytes, and not text, in whatever form it comes.
+        A message is bytes, not text, in each form of content.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:
@@ -794,7 +792,7 @@ class MailboxContract:
 
     def _firstPart(self, content: Any) -> tuple[Any, str]:
         """
-        @return: the first of what a content gives, and how it was asked for.
+        @return: the first part of a content, and the name of the method that returned it.
         """
         if IFileContent.providedBy(content) or isinstance(content, bytes):
             return None, ""
@@ -808,8 +806,7 @@ class MailboxContract:
 
     def test_contentAsItIsSent(self) -> None:
         """
-        A content that says it is a region of a file exactly as it is sent
-        (L{IFileContent}) is.
+        A content that provides L{IFileContent} is a region of a file exactly as RETR sends it.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:
@@ -824,7 +821,7 @@ class MailboxContract:
 
     def test_contentTwice(self) -> None:
         """
-        A message can be read again, and two at the same time.
+        A message can be read again, and twice at the same time.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:
@@ -843,8 +840,8 @@ class MailboxContract:
 
     def test_closings(self) -> None:
         """
-        A message is closed once, and lets go of what it holds: read to its
-        end, cut short by TOP, abandoned by the client, never begun.
+        A message is closed once and releases its resources: read to its end, cut short by
+        TOP, abandoned by the client, or never begun.
         """
         session = self._session()
         session.logIn()
@@ -871,7 +868,7 @@ class MailboxContract:
 
     def _size(self, mailbox: Any, uniqueID: str) -> int | None:
         """
-        @return: what the mailbox says; L{None} if it leaves the counting to the
+        @return: the size that the mailbox gives; L{None} if it leaves the counting to the
             service.
         """
         try:
@@ -882,7 +879,7 @@ class MailboxContract:
 
     def _sizes(self, mailbox: Any, asked: list[str]) -> list[int | None]:
         """
-        @return: what the mailbox says of many messages at once.
+        @return: the sizes that the mailbox gives for many messages at once.
         """
         sizes = self._now(mailbox.messageSizes, self._info(), list(asked))
         name = _named(mailbox, "messageSizes")
@@ -893,65 +890,67 @@ class MailboxContract:
         )
         return sizes
 
-    def _isTrue(self, name: str, uniqueID: str, size: Any, octets: int) -> None:
+    def _checkSize(self, name: str, uniqueID: str, size: Any, octets: int) -> None:
         assert size is None or (isinstance(size, int) and size == octets), (
-            f"{name} says that {uniqueID!r} has {size!r} octets; what messageContent gives comes "
-            f"to {octets} as it is sent"
+            f"{name} returned {size!r} octets for {uniqueID!r}; the content of messageContent "
+            f"has {octets} octets when it is sent"
         )
 
     def test_sizes(self) -> None:
         """
-        A size is what the content comes to when it is sent, or L{None}.
+        A size is the number of octets that RETR sends, or L{None}.
         """
         mailbox, listed = self._opened()
         name = _named(mailbox, "messageSize")
         for uniqueID in listed:
             size = self._size(mailbox, uniqueID)
-            self._isTrue(name, uniqueID, size, self._sent(mailbox, uniqueID))
+            self._checkSize(name, uniqueID, size, self._sentSize(mailbox, uniqueID))
         self._closed(mailbox)
 
     def test_bulkSizes(self) -> None:
         """
-        Sizes asked for all at once are true, come in the order asked, and are
-        L{None} for a message that has gone.
+        Bulk sizes are correct and in the order of the question.  The size of a message that
+        has gone is L{None}.
         """
         mailbox, listed = self._opened()
         if not IBulkMessageSizes.providedBy(mailbox):
             self._closed(mailbox)
-            self.skipTest("no bulk sizes")
+            self.skipTest("it does not provide IBulkMessageSizes")
         name = _named(mailbox, "messageSizes")
-        true = {each: self._sent(mailbox, each) for each in listed}
+        true = {each: self._sentSize(mailbox, each) for each in listed}
         for asked in (listed, listed[::-1], listed[1:3], listed[:1]):
             for uniqueID, size in zip(asked, self._sizes(mailbox, asked), strict=True):
-                self._isTrue(name, uniqueID, size, true[uniqueID])
+                self._checkSize(name, uniqueID, size, true[uniqueID])
         before = self._sizes(mailbox, listed)
         self._remove(mailbox, listed[1])
         try:
             after = self._sizes(mailbox, listed)
         except POP3ResponseError as error:
-            raise AssertionError(f"{name} fails as one message has gone: {error}")
+            raise AssertionError(f"{name} fails after one message has gone: {error}")
         assert after[1] is None, (
-            f"{name} says {after[1]!r} of a message that has gone; it says None"
+            f"{name} returned {after[1]!r} for a message that has gone; it has to return None"
         )
         before[1] = None
-        assert after == before, f"{name} says {after}, as one message has gone, else {before}"
+        assert after == before, (
+            f"{name} returned {after} after one message has gone, but {before} before"
+        )
         self._closed(mailbox)
 
     def _remove(self, mailbox: Any, uniqueID: str) -> None:
         """
-        A message that was listed goes, by another program if possible.
+        Remove a listed message, by another program if possible.
         """
         try:
             self.remove(uniqueID)
         except NotImplementedError:
             if IReadOnlyMailbox.providedBy(mailbox):
                 self._closed(mailbox)
-                self.skipTest("remove() is not there, and it is read-only")
+                self.skipTest("remove() is not implemented, and the mailbox is read-only")
             self._now(mailbox.messageDelete, self._info(), [uniqueID])
 
     def test_gone(self) -> None:
         """
-        A message that has gone since it was listed is refused, and no other is.
+        A message that has gone since it was listed is refused; the others are not.
         """
         mailbox, listed = self._opened()
         contents = [self._content(mailbox, each) for each in listed]
@@ -964,15 +963,15 @@ class MailboxContract:
             except POP3ResponseError:
                 continue
             except NotImplementedError:
-                assert method == "messageSize", f"{name} is not there"
+                assert method == "messageSize", f"{name} is not implemented"
                 continue
             except Exception as error:
                 raise AssertionError(
-                    f"{name} of a message that has gone raised {error!r}; it raises "
+                    f"{name} raised {error!r} for a message that has gone; it has to raise "
                     "POP3ResponseError"
                 )
             assert answer is None and method == "messageSize", (
-                f"{name} of a message that has gone returned {answer!r}; it raises "
+                f"{name} returned {answer!r} for a message that has gone; it has to raise "
                 "POP3ResponseError"
             )
         for number, each in enumerate(listed):
@@ -983,8 +982,8 @@ class MailboxContract:
 
     def test_goneInASession(self) -> None:
         """
-        A message that goes during a session is refused by LIST, RETR and TOP of
-        it; it spoils neither STAT nor LIST, nor any other message.
+        A message that goes during a session is refused by LIST, RETR and TOP.  STAT, LIST and
+        the other messages still work.
         """
         session = self._session()
         session.logIn()
@@ -996,12 +995,12 @@ class MailboxContract:
             self.remove(self._uniqueID(session, 2))
         except NotImplementedError:
             session.vanish()
-            self.skipTest("remove() is not there")
+            self.skipTest("remove() is not implemented")
         session.ok(b"STAT")
-        told = dict(line.split(b" ")[:2] for line in _body(session.ok(b"LIST")).splitlines())
+        listed = dict(line.split(b" ")[:2] for line in _body(session.ok(b"LIST")).splitlines())
         for number, size in enumerate(sizes, 1):
             if number != 2:
-                self.assertEqual(told[b"%d" % number], b"%d" % size)
+                self.assertEqual(listed[b"%d" % number], b"%d" % size)
                 self.assertEqual(session.ok(b"LIST %d" % number), b"+OK %d %d\r\n" % (number, size))
                 self.assertEqual(len(_body(session.ok(b"RETR %d" % number))), size)
         for line in (b"RETR 2", b"TOP 2 0"):
@@ -1015,8 +1014,8 @@ class MailboxContract:
 
     def test_retrAndTop(self) -> None:
         """
-        A client sees each message whole and as it is by RETR; TOP shows its
-        beginning, up to all of it.
+        RETR sends each message whole and unchanged; TOP sends its beginning, up to the whole
+        message.
         """
         session = self._session()
         session.logIn()
@@ -1033,7 +1032,7 @@ class MailboxContract:
 
     def test_sizesInASession(self) -> None:
         """
-        What LIST and STAT say is what RETR sends, to the octet.
+        LIST and STAT give the exact number of octets that RETR sends.
         """
         session = self._session()
         session.logIn()
@@ -1052,8 +1051,8 @@ class MailboxContract:
 
     def test_logout(self) -> None:
         """
-        A mailbox that wants to know is told once that its session is over:
-        after QUIT, QAUT and a lost client.
+        A mailbox with L{IMailboxLogout} is called once when its session has ended: after
+        QUIT, QAUT and a lost connection.
         """
         session = self._session()
         session.logIn()
@@ -1064,33 +1063,33 @@ class MailboxContract:
         further.logIn()
         further.vanish()
         if not IMailboxLogout.providedBy(self.again()):
-            self.skipTest("it does not want to know")
+            self.skipTest("it does not provide IMailboxLogout")
         self.assertEqual(session.calls.count("logout"), 2)
         self.assertEqual((further.calls.count("logout"), further.calls[-1]), (1, "logout"))
 
     def test_lateAnswers(self) -> None:
         """
-        It is the same whether answers come at once, by coroutines, or later.
+        Results returned at once, by coroutines or later make no difference.
         """
         session = self._session()
-        said = [session.say(line) for line in _LOOKING]
+        said = [session.say(line) for line in _READING]
         session.over()
         for kind in (Async, Delayed):
             further = self._furtherSession(kind=kind)
-            self.assertEqual([further.say(line) for line in _LOOKING], said)
+            self.assertEqual([further.say(line) for line in _READING], said)
             further.over()
 
     def test_vanishingClient(self) -> None:
         """
-        A client that goes while any answer is awaited leaves the mailbox free
-        and as it was.
+        A client that disconnects while a result is awaited leaves the mailbox unlocked and
+        unchanged.
         """
         mailbox, listed = self._opened()
         self._closed(mailbox)
-        for steps in range(_PATIENCE):
+        for steps in range(_MAX_TURNS):
             session = self._furtherSession(kind=Delayed, steps=steps)
             try:
-                for line in _LOOKING:
+                for line in _READING:
                     session.say(line)
             except StopScript:
                 session.vanish()
@@ -1098,14 +1097,13 @@ class MailboxContract:
                 session.over()
                 break
             self.assertEqual(self._left(), listed)
-        self.assertTrue(steps > len(_LOOKING) // 2)
+        self.assertTrue(steps > len(_READING) // 2)
 
     # --- deleting ---------------------------------------------------------------
 
     def test_delete(self) -> None:
         """
-        Deleted messages are gone, for this session and the next; the rest
-        stays.
+        Deleted messages are gone in this session and the next; the others stay.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -1119,7 +1117,7 @@ class MailboxContract:
 
     def test_deleteTwice(self) -> None:
         """
-        A message that is gone already counts as deleted.
+        Deleting a message that has gone already succeeds.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -1132,8 +1130,8 @@ class MailboxContract:
 
     def test_deleteAllOrNone(self) -> None:
         """
-        A deletion that fails deletes nothing; in a session the messages stay,
-        and the mailbox is let go.
+        A deletion that fails deletes nothing.  After a failed QUIT the messages stay and the
+        mailbox is unlocked.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -1142,7 +1140,7 @@ class MailboxContract:
             self.failDeletion()
         except NotImplementedError:
             self._closed(mailbox)
-            self.skipTest("failDeletion() is not there")
+            self.skipTest("failDeletion() is not implemented")
         with self.assertRaises(POP3ResponseError):
             self._now(mailbox.messageDelete, self._info(), listed)
         self.assertEqual(self._listed(mailbox), listed)
@@ -1160,8 +1158,8 @@ class MailboxContract:
 
     def test_deleteAtQUIT(self) -> None:
         """
-        What a client marks is deleted at QUIT, not before, not if it takes the
-        marks back, and not if it is lost.
+        Marked messages are deleted at QUIT, not before, and neither after RSET nor after a
+        lost connection.
         """
         session = self._session()
         self._deletable()
@@ -1202,8 +1200,8 @@ class MailboxContract:
 
     def test_deletionIsFinished(self) -> None:
         """
-        A client that goes while its deletion is under way does not stop it;
-        the mailbox is let go after it.
+        A client that disconnects during its deletion does not stop it; the mailbox is unlocked
+        after the deletion.
         """
         session = self._session(kind=Delayed)
         self._deletable()
@@ -1223,11 +1221,11 @@ class MailboxContract:
 
     def test_readOnly(self) -> None:
         """
-        Where nothing can be deleted nothing is.
+        A read-only mailbox refuses deletion and deletes nothing.
         """
         session = self._session()
         if not IReadOnlyMailbox.providedBy(self.again()):
-            self.skipTest("not read-only")
+            self.skipTest("it does not provide IReadOnlyMailbox")
         listed = self._left()
         session.logIn()
         for line in (b"DELE 1", b"DELI 1"):
@@ -1240,8 +1238,7 @@ class MailboxContract:
 
     def test_lock(self) -> None:
         """
-        Only one session holds an exclusive mailbox; the next may when it is
-        let go.
+        Only one session can lock an exclusive mailbox; the next one can after the unlock.
         """
         mailbox = self.makeMailbox(list(_MESSAGES))
         self._exclusive(mailbox)
@@ -1258,8 +1255,8 @@ class MailboxContract:
 
     def test_requestRelease(self) -> None:
         """
-        A session that is asked to give way, and does, makes room; one that
-        does not keeps the mailbox.
+        A session that is asked to release the mailbox, and does, makes room for another one; a
+        session that refuses keeps the mailbox.
         """
         mailbox = self.makeMailbox(list(_MESSAGES))
         self._exclusive(mailbox)
@@ -1284,15 +1281,15 @@ class MailboxContract:
                 isHeld = False
             if len(asked) == before:
                 self._closed(mailbox)
-                self.skipTest("it does not ask")
+                self.skipTest("it does not call requestRelease")
             self.assertEqual(asked[before:], [gives])
             self.assertEqual(isHeld, gives)
         self._closed(other)
 
     def test_lockInASession(self) -> None:
         """
-        The mailbox is held from login to SLEE, from WAKE to QAUT, QUIT or the
-        loss of the client, and free in between.
+        The mailbox is locked from login to SLEE, and from WAKE to QAUT, QUIT or the loss of the
+        client; between these it is free.
         """
         session = self._session()
         self._exclusive(self.again())
@@ -1325,8 +1322,8 @@ class MailboxContract:
 
     def test_refusedSession(self) -> None:
         """
-        A login and a WAKE while somebody else holds the mailbox are refused,
-        and take nothing from them.
+        Login and WAKE are refused while another session has locked the mailbox, and do not
+        affect that session.
         """
         session = self._session()
         self._exclusive(self.again())
@@ -1348,7 +1345,7 @@ class MailboxContract:
 
     def test_sleep(self) -> None:
         """
-        After SLEE and WAKE all is as it was, less what was deleted.
+        After SLEE and WAKE the mailbox is unchanged, without the deleted messages.
         """
         session = self._session()
         isReadOnly = IReadOnlyMailbox.providedBy(self.again())
@@ -1367,8 +1364,8 @@ class MailboxContract:
 
     def test_newMail(self) -> None:
         """
-        What has arrived is told by WAKE and CORE, once, and is there; until
-        then the session sees what it listed.
+        WAKE and CORE announce new mail once and list it; until then the session keeps its
+        listing.
         """
         session = self._session()
         session.logIn()
@@ -1390,8 +1387,8 @@ class MailboxContract:
 
     def test_arrivedMeanwhile(self) -> None:
         """
-        A message that arrived after login is there by its unique-id if
-        C{messageExists} says so, as number 0, and not if not.
+        A message that arrived after login can be read by its unique-id, as number 0, if
+        C{messageExists} returns true for it, and otherwise not.
         """
         session = self._session()
         isReadOnly = IReadOnlyMailbox.providedBy(self.again())
@@ -1400,11 +1397,11 @@ class MailboxContract:
         uniqueID = self._deliver()
         if uniqueID is None:
             session.vanish()
-            self.skipTest("its unique-id is not known before it is listed")
+            self.skipTest("the unique-id is not known before the next listing")
         name = f"UID:{uniqueID}".encode("ascii")
         reply = session.say(b"RETR " + name)
         if reply.startswith(b"-ERR [UID/NOT-FOUND]"):
-            # It may always say so; then it is so for every command.
+            # messageExists may always return false; then every command refuses.
             self.assertEqual(session.say(b"LIST " + name), reply)
         else:
             self.assertEqual(_body(reply), _ARRIVED)
@@ -1420,29 +1417,29 @@ class MailboxContract:
 
     def test_watch(self) -> None:
         """
-        A mailbox that can tell of changes tells of a message that arrives
-        before it lists it, until the watch is ended.
+        A mailbox with L{INewMailNotifier} reports a new message before it lists it, until the
+        watch is ended.
         """
         mailbox = self.makeMailbox(list(_MESSAGES))
         if not INewMailNotifier.providedBy(mailbox):
-            self.skipTest("it does not tell")
-        told: list[None] = []
-        end = self._now(mailbox.watchMailbox, self._info(), lambda: told.append(None))
-        self.assertTrue(callable(end), "watchMailbox returns what ends the watch")
+            self.skipTest("it does not provide INewMailNotifier")
+        reported: list[None] = []
+        end = self._now(mailbox.watchMailbox, self._info(), lambda: reported.append(None))
+        self.assertTrue(callable(end), "watchMailbox has to return a function that ends the watch")
         self._lock(mailbox)
         self._listed(mailbox)
-        before = len(told)
+        before = len(reported)
         self._deliver()
-        for _ in range(_PATIENCE):
-            if len(told) > before:
+        for _ in range(_MAX_TURNS):
+            if len(reported) > before:
                 break
-            self._goOn()
+            self._advance()
         self._listed(mailbox)
-        self.assertTrue(len(told) > before, "it did not tell of a message that arrived")
+        self.assertTrue(len(reported) > before, "the mailbox did not report a message that arrived")
         self._now(end)
-        before = len(told)
+        before = len(reported)
         self._deliver()
-        for _ in range(_PATIENCE):
-            self._goOn()
-        self.assertEqual(len(told), before, "it told of something after the watch was ended")
+        for _ in range(_MAX_TURNS):
+            self._advance()
+        self.assertEqual(len(reported), before, "a change was reported after the watch ended")
         self._closed(mailbox)

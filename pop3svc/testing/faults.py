@@ -1,5 +1,5 @@
 """
-Faults that a test asks of a server, as values.
+Faults that a test can request from a server, as values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = [
     "WrongSize",
 ]
 
-# Where a fault can strike, beside the commands by their verbs.
+# Moments at which a fault can strike, in addition to the verbs of commands.
 GREETING = "greeting"
 HANDSHAKE = "handshake"
 
@@ -33,28 +33,28 @@ HANDSHAKE = "handshake"
 @dataclass(frozen=True, kw_only=True)
 class Fault:
     """
-    What all faults have in common.
+    Base class of faults.
 
-    @ivar command: the verb of the command that it strikes, or C{"greeting"};
-        L{None}: every command the fault is made for, but not the greeting.
+    @ivar command: the verb of the command that the fault strikes, or C{"greeting"};
+        L{None} for every command that the class of fault applies to, but not the greeting.
         The lines that follow AUTH count as AUTH.
-    @ivar nth: strikes the nth time only, counted from 1 over all connections
-        since it was set; L{None}: each time.
-    @raise ValueError: it could never strike; a sentence says why.
+    @ivar nth: strike only the nth time, counted from 1 over all connections since the fault
+        was set; L{None} for each time.
+    @raise ValueError: the fault could never strike; a sentence gives the reason.
     """
 
     command: str | None = None
     nth: int | None = None
 
-    # None: every verb there is.
+    # The verbs that the fault applies to; None for all.
     verbs: ClassVar[frozenset[str] | None] = None
-    # What else it can strike, if named.
+    # The other moments that C{command} may name.
     moments: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         name = type(self).__name__
         if self.nth is not None and (not isinstance(self.nth, int) or self.nth < 1):
-            raise ValueError(f"{name}: nth counts from 1, {self.nth!r} does not")
+            raise ValueError(f"{name}: nth is a number from 1, not {self.nth!r}")
         if self.command is None:
             return
         known = (frozenset(COMMANDS) if self.verbs is None else self.verbs) | self.moments
@@ -67,6 +67,7 @@ class Fault:
         """
         @param moment: a verb in upper case, known or not, or C{"greeting"} or
             C{"handshake"}.
+        @return: whether the fault applies to the moment.
         """
         if self.command is not None:
             return moment == self.command
@@ -78,10 +79,10 @@ class Fault:
 @dataclass(frozen=True)
 class Slow(Fault):
     """
-    The reply begins late, or trickles.
+    The reply begins late, or arrives slowly.
 
-    @ivar seconds: from when it could begin until it does.
-    @ivar octetsPerSecond: of the reply; L{None}: as fast as it can be read.
+    @ivar seconds: how long the reply is delayed.
+    @ivar octetsPerSecond: the rate of the reply; L{None} for no limit.
     """
 
     seconds: float = 0
@@ -98,10 +99,10 @@ class Slow(Fault):
 @dataclass(frozen=True)
 class CutOff(Fault):
     """
-    The connection closes in the midst of a reply; what the command does has
-    been done.  A reply that is shorter passes, and the connection stays.
+    The connection closes in the middle of a reply, after the command was carried out.  A
+    shorter reply is not cut, and the connection stays open.
 
-    @ivar after: octets of the reply that still arrive.
+    @ivar after: how many octets of the reply are sent.
     """
 
     after: int = 0
@@ -117,10 +118,10 @@ class CutOff(Fault):
 @dataclass(frozen=True)
 class WrongSize(Fault):
     """
-    LIST and STAT give sizes that RETR does not keep.
+    LIST and STAT give sizes that differ from the octets that RETR sends.
 
-    @ivar by: octets that each message seems larger than it is; negative:
-        smaller, but none smaller than nothing.
+    @ivar by: how many octets are added to the size of each message; may be negative, but no
+        size is less than 0.
     """
 
     by: int = 1
@@ -131,7 +132,7 @@ class WrongSize(Fault):
 @dataclass(frozen=True)
 class NoFinalDot(Fault):
     """
-    The dot that ends a multi-line reply does not come; the connection stays.
+    The final dot of a multi-line reply is missing; the connection stays open.
     """
 
     verbs = frozenset(["AUTH", "CAPA", "LIST", "RETR", "TOP", "UIDL"])
@@ -140,16 +141,16 @@ class NoFinalDot(Fault):
 @dataclass(frozen=True)
 class TempFail(Fault):
     """
-    The command is not carried out, but answered C{-ERR [SYS/TEMP]} (RFC 3206).
+    The command is not carried out; the answer is C{-ERR [SYS/TEMP]} (RFC 3206).
     """
 
 
 @dataclass(frozen=True)
 class NoAnswer(Fault):
     """
-    The command is not carried out, and the connection is silent from there on,
-    but stays open.  C{command} may also be C{"greeting"}, or C{"handshake"}: TLS
-    begins and is never answered, on the TLS port and behind STLS.
+    The command is not carried out.  The server sends nothing more, but the connection stays
+    open.  C{command} may also be C{"greeting"}, or C{"handshake"}: then the server does not
+    answer the TLS handshake, on the TLS port and after STLS.
     """
 
     moments = frozenset([GREETING, HANDSHAKE])
@@ -170,55 +171,57 @@ class _CertificateFault(Fault):
 @dataclass(frozen=True)
 class ExpiredCertificate(_CertificateFault):
     """
-    TLS begins with a certificate that was valid until yesterday.
+    The server's certificate expired yesterday.
     """
 
 
 @dataclass(frozen=True)
 class WrongNameCertificate(_CertificateFault):
     """
-    TLS begins with a certificate for another host.
+    The server's certificate is for another host.
     """
 
 
 @dataclass
-class _Set:
+class _ActiveFault:
     fault: Fault
     seen: int = 0
 
 
 class Faults:
     """
-    The faults of one server, and how often each could have struck.
+    The faults of one server, with the number of moments that each has seen.
     """
 
     def __init__(self, faults: Iterable[Fault]) -> None:
-        self._set: list[_Set] = []
+        self._active: list[_ActiveFault] = []
         self.add(faults)
 
     def add(self, faults: Iterable[Fault]) -> None:
         """
-        @raise TypeError: one is no fault.
+        Set further faults.
+
+        @raise TypeError: an argument is not a fault.
         """
         for fault in faults:
             if not isinstance(fault, Fault):
-                raise TypeError(f"{fault!r} is no fault")
-            self._set.append(_Set(fault))
+                raise TypeError(f"{fault!r} is not a fault")
+            self._active.append(_ActiveFault(fault))
 
     def clear(self) -> None:
         """
-        Nothing strikes any more.
+        Remove all faults.
         """
-        self._set.clear()
+        self._active.clear()
 
     def striking(self, moment: str) -> list[Fault]:
         """
-        A moment has come: see L{Fault.concerns}.
+        Count a moment (see L{Fault.concerns}) for the faults that apply to it.
 
-        @return: the faults that strike now.
+        @return: the faults that strike at this moment.
         """
         found = []
-        for each in self._set:
+        for each in self._active:
             if each.fault.concerns(moment):
                 each.seen += 1
                 if each.fault.nth in (None, each.seen):

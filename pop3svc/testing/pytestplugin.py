@@ -1,5 +1,5 @@
 """
-The fixture C{pop3_server}, for every pytest of an environment with pop3svc.
+The fixture C{pop3_server}, for pytest in an environment with pop3svc.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "pop3_server(users, without, faults, policy): "
-        "what the fixture pop3_server gives to pop3svc.testing.POP3Server",
+        "arguments that the fixture pop3_server passes to pop3svc.testing.POP3Server",
     )
 
 
 @pytest.fixture
 def pop3_server(request: pytest.FixtureRequest) -> Iterator[POP3Server]:
     """
-    A running pop3svc.testing.POP3Server, made anew for each test, with what the
-    marker pop3_server says.
+    A running pop3svc.testing.POP3Server, new for each test, made with the arguments of the
+    marker pop3_server.
     """
-    # Whoever does not use it pays nothing for it.
+    # Imported here so that tests without the fixture do not pay for the import.
     from pop3svc.testing.server import POP3Server
 
     marker = request.node.get_closest_marker("pop3_server")

@@ -1,5 +1,5 @@
 """
-The Twisted reactor in a thread of its own, while somebody needs it.
+The Twisted reactor in a thread of its own, while it is needed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from twisted.python.failure import Failure
 
 __all__ = ["ReactorThread", "reactorThread"]
 
-# Seconds that anything asked of the reactor may take; a busy machine takes long.
+# Seconds that a call in the reactor's thread may take; a busy machine needs long.
 _PATIENCE = 30
 
 
 class ReactorThread:
     """
-    Runs the reactor for those who do not run it themselves.  It runs from the
-    first L{hold} to the last L{release} only, so that whoever runs it in the
-    main thread at other times, as trial does for each of its tests, may.
+    Runs the reactor for programs that do not run it themselves.  It runs from the first
+    L{hold} to the last L{release}, so that another program may run it in the main thread at
+    other times, as trial does for each of its tests.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class ReactorThread:
 
     def hold(self) -> Any:
         """
-        Let the reactor run.
+        Start the reactor if it does not run yet.
 
         @return: the reactor.
-        @raise RuntimeError: it cannot run here; a sentence says why.
+        @raise RuntimeError: the reactor cannot run here; a sentence gives the reason.
         """
         from twisted.internet import reactor
 
@@ -52,8 +52,8 @@ class ReactorThread:
     def _start(self, reactor: Any) -> None:
         if reactor.running:
             raise RuntimeError(
-                "the Twisted reactor runs here already; give it a POP3Factory to serve, as "
-                "POP3Server needs it for a thread of its own"
+                "the Twisted reactor runs here already, and POP3Server needs it for a thread of "
+                "its own; serve a POP3Factory with it instead"
             )
         started: Future[None] = Future()
 
@@ -72,14 +72,14 @@ class ReactorThread:
 
     def release(self) -> None:
         """
-        The reactor is not needed any more; called once for each L{hold}.
+        Stop the reactor after the last release; call this once for each L{hold}.
         """
         from twisted.internet import reactor
 
         with self._guard:
             self._holders -= 1
             if not self._holders and self._thread is not None:
-                # Unlike one that is stopped, it may run again.
+                # crash() and not stop(), because a stopped reactor cannot run again.
                 ending: Any = reactor
                 ending.callFromThread(ending.crash)
                 self._thread.join(_PATIENCE)
@@ -87,11 +87,11 @@ class ReactorThread:
 
     def call(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """
-        Call something in the reactor's thread, and wait for what it, or the
-        Deferred it returns, comes to.
+        Call something in the reactor's thread, and wait for its result, or for that of the
+        Deferred it returns.
 
         @raise RuntimeError: called in the reactor's thread.
-        @raise TimeoutError: not within 30 seconds.
+        @raise TimeoutError: there is no result within 30 seconds.
         """
         from twisted.internet import reactor
 

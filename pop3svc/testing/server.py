@@ -1,6 +1,6 @@
 """
-A real server on ports of this machine, for tests of clients: users and messages
-as the test wants them, and faults on demand.
+A real server on ports of this machine, for tests of clients, with the users and messages of the
+test, and with faults on demand.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from pop3svc.testing.wire import WireFactory
 __all__ = ["POP3Server"]
 
 _HOST = "127.0.0.1"
-# Capabilities of the service itself: no command is theirs.
+# Capabilities of the service itself, without a command of their own.
 _OWN = frozenset(["AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION", "PIPELINING", "RESP-CODES"])
-# Capabilities that go by another name than their commands.
+# Capabilities whose commands have other names.
 _COMMANDS_OF = {"SASL": ("AUTH",), "USER": ("USER", "PASS")}
-# The response codes that each stands for (RFC 2449 section 6.4, RFC 3206).
+# The response codes that each capability stands for (RFC 2449 section 6.4, RFC 3206).
 _CODES_OF = {"AUTH-RESP-CODE": "AUTH|SYS/.*", "RESP-CODES": ".*"}
 
 
@@ -58,7 +58,7 @@ def _authority() -> Authority:
 
 class SilentTLS(SSL.Connection):
     """
-    Takes what the client says of its handshake, and says nothing.
+    Reads the client's part of the TLS handshake and sends nothing.
     """
 
     def do_handshake(self) -> None:
@@ -71,7 +71,7 @@ class SilentTLS(SSL.Connection):
 @implementer(IOpenSSLServerConnectionCreator)
 class _Certificates:
     """
-    Serves a good certificate, unless a fault wants another.
+    Serves a valid certificate, unless a fault requests another.
     """
 
     def __init__(self, directory: Path, faults: Faults) -> None:
@@ -100,7 +100,7 @@ class _Certificates:
 
 def _commands(without: frozenset[str]) -> dict[str, Command]:
     """
-    The table of commands, less those that are switched off.
+    @return: the table of commands without those that are switched off.
     """
     off = {verb for name in without for verb in _COMMANDS_OF.get(name, (name,))}
     table = {verb: each for verb, each in COMMANDS.items() if verb not in off}
@@ -118,20 +118,18 @@ def _commands(without: frozenset[str]) -> dict[str, Command]:
 
 class POP3Server:
     """
-    A POP3 server for tests, to be used with C{with}: this package's engine on
-    two free ports of the loopback interface, mailboxes in memory.  Needs
-    neither pytest nor a running reactor; its methods may be called from any
-    thread.
+    A POP3 server for tests, to be used with C{with}.  It runs this package's protocol engine
+    on two free ports of the loopback interface, with mailboxes in memory.  It needs neither
+    pytest nor a running reactor, and its methods may be called from any thread.
 
-    Twisted's reactor runs in a thread of its own while any of these servers
-    does.  A program that runs the reactor itself gives it a
-    L{pop3svc.POP3Factory} to serve.
+    Twisted's reactor runs in a thread of its own while any of these servers runs.  A program
+    that runs the reactor itself cannot use this class; it serves a L{pop3svc.POP3Factory}.
 
-    @ivar host: the address it listens on.
-    @ivar port: without TLS at first; STLS is offered.
-    @ivar tlsPort: with implicit TLS (RFC 8314).
-    @ivar caFile: path of the certificate, PEM, that a client has to trust.  It
-        is there while the server runs.
+    @ivar host: the address of the ports.
+    @ivar port: the port without implicit TLS; it offers STLS.
+    @ivar tlsPort: the port with implicit TLS (RFC 8314).
+    @ivar caFile: the path of the PEM certificate that a client has to trust.  The file exists
+        while the server runs.
     """
 
     host = _HOST
@@ -146,24 +144,23 @@ class POP3Server:
     ) -> None:
         """
         @param users: passwords by name; see L{addUser}.
-        @param without: what is neither announced nor accepted: verbs
-            (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA
-            (C{"PIPELINING"}, C{"SASL"}, C{"RESP-CODES"}) and extensions
-            (C{"SLEE-WAKE"}, C{"UID-PARAM"}), in capitals.
+        @param without: features to switch off, neither announced nor accepted, in capitals:
+            verbs (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA (C{"PIPELINING"},
+            C{"SASL"}, C{"RESP-CODES"}) and extensions (C{"SLEE-WAKE"}, C{"UID-PARAM"}).
         @param faults: see L{fault}.
         @param policy: the limits of the service.
-        @raise ValueError: something in C{without} is unknown.
+        @raise ValueError: C{without} contains an unknown name.
         """
         self._without = frozenset(without)
         known = {*COMMANDS, *EXTENSIONS, *_OWN, *_COMMANDS_OF}
         unknown = sorted(self._without - known)
         if unknown:
-            raise ValueError(f"without {unknown[0]}: there are {', '.join(sorted(known))}")
+            raise ValueError(f"without {unknown[0]}: known are {', '.join(sorted(known))}")
         policy = Policy() if policy is None else policy
         self._policy = replace(
             policy,
             without=policy.without | (self._without & frozenset(EXTENSIONS)),
-            # What is left when a test ends is not waited for.
+            # Do not wait for sessions that are open when a test ends.
             shutdownTimeout=0,
         )
         self._provider = MemoryProvider({} if users is None else users)
@@ -176,12 +173,12 @@ class POP3Server:
 
     def start(self) -> POP3Server:
         """
-        Listen.
+        Listen on the ports.
 
-        @raise RuntimeError: the reactor runs here already, or cannot run; a
-            sentence says which.
+        @raise RuntimeError: the reactor runs here already, or cannot run; a sentence gives
+            the reason.
         """
-        assert self._directory is None, "it runs already"
+        assert self._directory is None, "the server runs already"
         reactor = reactorThread.hold()
         try:
             self._directory = tempfile.TemporaryDirectory(prefix="pop3svc-")
@@ -191,7 +188,7 @@ class POP3Server:
             certificates = _Certificates(directory, self._faults)
             self.port, self.tlsPort = reactorThread.call(self._listen, reactor, certificates)
         except BaseException:
-            self._letGo()
+            self._cleanUp()
             raise
         return self
 
@@ -221,13 +218,13 @@ class POP3Server:
 
     def stop(self) -> None:
         """
-        Cut all connections and listen no more.  What was said and what is left
-        in the mailboxes can still be looked at.
+        Abort all connections and stop listening.  The transcript and the mailboxes can still
+        be read.
         """
         try:
             reactorThread.call(self._end)
         finally:
-            self._letGo()
+            self._cleanUp()
 
     async def _endAll(self) -> None:
         listening, self._listening = self._listening, []
@@ -240,7 +237,7 @@ class POP3Server:
     def _end(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._endAll())
 
-    def _letGo(self) -> None:
+    def _cleanUp(self) -> None:
         directory, self._directory = self._directory, None
         if directory is not None:
             directory.cleanup()
@@ -258,15 +255,15 @@ class POP3Server:
         self.stop()
 
     def _call(self, call: Any, *arguments: Any) -> Any:
-        # Before and after it runs there is nobody to be in the way of.
+        # While the server does not run, no other thread uses its data.
         if self._directory is None:
             return call(*arguments)
         return reactorThread.call(call, *arguments)
 
     def sslContext(self) -> ssl.SSLContext:
         """
-        @return: what a client needs to trust this server, and checks all that
-            a careful client does.
+        @return: a context for clients that trusts this server's certificate and makes the
+            usual checks.
         """
         return ssl.create_default_context(cafile=self.caFile)
 
@@ -274,21 +271,21 @@ class POP3Server:
 
     def addUser(self, name: str, password: str) -> None:
         """
-        Somebody may log in, and has a mailbox; or has another password now.
+        Add a user with a mailbox, or replace the password of a user.
         """
         self._call(self._provider.passwords.__setitem__, name, password)
 
     def _maildrop(self, user: str) -> MemoryMaildrop:
         if user not in self._provider.passwords:
-            raise ValueError(f"there is no user {user!r}; addUser() makes one")
+            raise ValueError(f"there is no user {user!r}; addUser() adds one")
         return self._provider.store.maildrop(user)
 
     def deliver(self, user: str, message: bytes) -> str:
         """
-        A message arrives.
+        Deliver a message.
 
-        @param message: octets; line ends LF or CRLF.
-        @return: its unique-id.
+        @param message: octets with line ends LF or CRLF.
+        @return: the unique-id of the message.
         @raise ValueError: there is no such user.
         """
         uniqueID: str = self._call(lambda: self._maildrop(user).add(message))
@@ -296,8 +293,7 @@ class POP3Server:
 
     def messages(self, user: str) -> dict[str, bytes]:
         """
-        @return: what is in a mailbox now: messages by unique-id, in the order
-            they arrived.
+        @return: the messages in a mailbox by unique-id, in the order of their arrival.
         @raise ValueError: there is no such user.
         """
         found: dict[str, bytes] = self._call(lambda: dict(self._maildrop(user).messages))
@@ -307,8 +303,7 @@ class POP3Server:
 
     def fault(self, *faults: Fault) -> None:
         """
-        From the next command (connection, handshake) on, this goes wrong; the
-        faults that are set already stay.
+        Set further faults, effective from the next command (connection, handshake).
 
         @param faults: values of the classes in L{pop3svc.testing.faults}.
         """
@@ -316,21 +311,20 @@ class POP3Server:
 
     def clearFaults(self) -> None:
         """
-        From the next command on nothing goes wrong.  What has gone wrong stays
-        so: a connection that is silent says nothing any more.
+        Remove all faults, effective from the next command.  A connection that a fault has
+        silenced stays silent.
         """
         self._call(self._faults.clear)
 
-    # --- what was said ----------------------------------------------------------
+    # --- transcripts ------------------------------------------------------------
 
     @property
     def transcript(self) -> list[list[tuple[str, str]]]:
         """
-        What was said so far: for each connection, in the order they came, the
-        lines as C{("C", line)} and C{("S", line)}, without line ends, as they
-        went over the connection, inside TLS.  What a client has read is in it.
-        B{Passwords are in it as they were sent:} they are a test's.  It ends
-        after 16 MiB.
+        The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line
+        ends, unencrypted, the connections in the order in which they were made.  A line is in
+        it before the client can read it.  B{It contains passwords as they were sent,} because
+        they are a test's.  It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]
@@ -339,7 +333,7 @@ class POP3Server:
 
     def transcriptText(self) -> str:
         """
-        @return: L{transcript} as C{C: } and C{S: } lines, an empty line between
+        @return: L{transcript} as C{C: } and C{S: } lines, with an empty line between
             connections.
         """
         text: str = self._call(self._transcript.text)

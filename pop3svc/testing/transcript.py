@@ -1,12 +1,12 @@
 """
-What was said on the connections of a server.
+Transcripts of the connections of a server.
 """
 
 from __future__ import annotations
 
 __all__ = ["Talk", "Transcript"]
 
-# Octets that are kept of all connections together.
+# Octets kept of all connections together.
 _KEPT = 16 * 1024 * 1024
 
 Line = tuple[str, str]
@@ -14,21 +14,21 @@ Line = tuple[str, str]
 
 class Transcript:
     """
-    The lines of each connection, as they went over it, inside TLS.
+    The lines of each connection, unencrypted.
 
-    @ivar talks: one for each connection, in the order they came.
+    @ivar talks: one for each connection, in the order in which they were made.
     """
 
     def __init__(self, limit: int = _KEPT) -> None:
         """
-        @param limit: octets; what is said beyond is not kept.
+        @param limit: octets; later lines are dropped.
         """
         self.talks: list[Talk] = []
         self._left = limit
 
     def begin(self) -> Talk:
         """
-        A connection begins.
+        Add a connection.
         """
         talk = Talk(self)
         self.talks.append(talk)
@@ -36,15 +36,15 @@ class Transcript:
 
     def room(self, octets: int) -> bool:
         """
-        May so much more be kept?
+        @return: whether as many further octets may be kept.
         """
         self._left -= octets
         return self._left >= 0
 
     def text(self) -> str:
         """
-        @return: C{C: } and C{S: } lines, as the RFCs print them, an empty line
-            between connections.  Octets that are not UTF-8 are escaped.
+        @return: C{C: } and C{S: } lines as in the RFCs, with an empty line between
+            connections.  Octets that are not UTF-8 are escaped.
         """
         return (
             "\n".join(
@@ -57,7 +57,7 @@ class Transcript:
 
 class Talk:
     """
-    What is said on one connection.
+    The transcript of one connection.
     """
 
     def __init__(self, transcript: Transcript) -> None:
@@ -69,22 +69,22 @@ class Talk:
     @property
     def lines(self) -> list[Line]:
         """
-        @return: who, C{"C"} or C{"S"}, and what, without its line end; octets
-            that are not UTF-8 as surrogate escapes.
+        The lines, each with its sender, C{"C"} or C{"S"}, without line ends.  Octets that are
+        not UTF-8 are surrogate escapes.
         """
         rest = self._partial
         return [*self._kept, ("S", _text(rest))] if rest else list(self._kept)
 
     def client(self, line: bytes) -> None:
         """
-        The client said a line.
+        Add a line of the client.
         """
         if self._mayKeep(line):
             self._kept.append(("C", _text(line)))
 
     def server(self, octets: bytes) -> None:
         """
-        The server said something, not always a whole line.
+        Add octets of the server, which may end within a line.
         """
         if self._mayKeep(octets):
             *lines, self._partial = (self._partial + octets).split(b"\n")
@@ -94,7 +94,7 @@ class Talk:
         if not self._isFull and not self._transcript.room(len(octets)):
             self._isFull = True
             self._partial = b""
-            self._kept.append(("S", "(what was said from here on is not kept)"))
+            self._kept.append(("S", "(the transcript ends here)"))
         return not self._isFull
 
 

@@ -1,6 +1,6 @@
 """
-Between the engine and its transport: what is said is kept, and goes wrong as a
-test asks.
+A layer between the protocol engine and its transport.  It records the lines and applies the
+faults of a test.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from pop3svc.testing.transcript import Transcript
 
 __all__ = ["Wire", "WireFactory"]
 
-# Octets held back before the engine is told to wait.
-_HELD = 65536
-# Seconds between two pieces of a reply that trickles, at least.
+# Octets held back before the engine is paused.
+_BUFFER_LIMIT = 65536
+# The minimum of seconds between two pieces of a slow reply.
 _TICK = 0.05
-# What the engine is given in place of a command that is not to be carried out:
-# harmless, and answered with one reply; one before login, one after it.
+# The commands that the engine gets instead of a command that must not be carried out.  They
+# are harmless and have a single reply; one for before and one for after login.
 _BEFORE_LOGIN = b"CAPA\r\n"
 _AFTER_LOGIN = b"NOOP\r\n"
 # The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).
@@ -62,12 +62,12 @@ _CODE = re.compile(rb"(\+OK|-ERR) \[([^\]]*)\]")
 
 class _Reply:
     """
-    One reply of the engine on its way out.
+    A reply of the engine on its way to the transport.
     """
 
     def __init__(self, verb: str, faults: list[Fault], codes: re.Pattern[bytes] | None) -> None:
         """
-        @param codes: the response codes that are taken out, or L{None}.
+        @param codes: the response codes to remove, or L{None}.
         """
         self._isStat = verb == "STAT"
         self._codes = codes
@@ -91,8 +91,8 @@ class _Reply:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: octets of the engine's, its first line whole.
-        @return: octets to be sent.
+        @param data: octets of the engine, beginning with a whole first line.
+        @return: octets to send.
         """
         if self._atFirstLine:
             self._atFirstLine = False
@@ -116,7 +116,7 @@ class _Reply:
 
     def finish(self) -> bytes:
         """
-        @return: what is still to be sent.
+        @return: the remaining octets to send.
         """
         tail, self._tail = self._tail, b""
         return self._upToCut(tail.removesuffix(b".\r\n") if tail == _END else tail)
@@ -137,19 +137,19 @@ class _Reply:
 
 
 @implementer(IPushProducer)
-class _Pace:
+class _FlowControl:
     """
-    What the transport sees as the producer of a reply.
+    The producer that the transport sees; it passes pauses on to the L{Wire}.
     """
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
     def pauseProducing(self) -> None:
-        self._wire.choke(True)
+        self._wire.setPaused(True)
 
     def resumeProducing(self) -> None:
-        self._wire.choke(False)
+        self._wire.setPaused(False)
 
     def stopProducing(self) -> None:
         self._wire.stopEngine()
@@ -158,10 +158,9 @@ class _Pace:
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class Wire(ProtocolWrapper):
     """
-    A connection: the protocol of the transport, and the transport of the
-    engine.  What the engine says between registering as a producer and
-    unregistering is one reply, and answers one line; what it says otherwise
-    (a greeting, a last word) is a line that answers none.
+    A connection: the protocol of the transport, and the transport of the engine.  The octets
+    that the engine writes between registering and unregistering as a producer are one reply,
+    and answer one line.  Other octets (a greeting, a last line) answer none.
     """
 
     def __init__(self, factory: WireFactory, wrapped: Any) -> None:
@@ -174,16 +173,16 @@ class Wire(ProtocolWrapper):
         self._partial = b""
         self._asked: deque[tuple[str, list[Fault]]] = deque()
         self._reply: _Reply | None = None
-        self._isDeaf = False
-        self._isMute = False
+        self._ignoresInput = False
+        self._isSilenced = False
         self._isLost = False
-        # To be done in this order: octets to be written at a rate, seconds to
-        # be waited, calls.
+        # Actions to do in this order: octets to write at a rate, seconds to wait, functions
+        # to call.
         self._held: deque[tuple[bytes, float | None] | float | Callable[[], object]] = deque()
         self._heldOctets = 0
         self._timer: IDelayedCall | None = None
         self._isFlushing = False
-        self._isChoked = False
+        self._isPaused = False
         self._isRegistered = False
         self._producer: Any = None
         self._isEnginePaused = False
@@ -201,7 +200,7 @@ class Wire(ProtocolWrapper):
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
         self._begin(GREETING, self._faults.striking(GREETING))
-        self._isDeaf = self._isMute
+        self._ignoresInput = self._isSilenced
         engine: Any = self.wrappedProtocol
         engine.makeConnection(self)
         self._end()
@@ -217,7 +216,7 @@ class Wire(ProtocolWrapper):
         """
         See L{ProtocolWrapper.dataReceived}.
         """
-        if self._isDeaf:
+        if self._ignoresInput:
             return
         *lines, partial = (self._partial + data).split(b"\n")
         passed = b""
@@ -235,11 +234,11 @@ class Wire(ProtocolWrapper):
             else:
                 passed += line + b"\n"
             if any(isinstance(each, NoAnswer) for each in faults):
-                self._isDeaf = True
+                self._ignoresInput = True
                 partial = b""
                 break
         if len(partial) > self.factory.maxLine or partial.startswith(_HANDSHAKE_RECORD):
-            # Never a line; the engine knows what to make of it.
+            # Too long for a line, or TLS; the engine handles both.
             passed, partial = passed + partial, b""
         self._partial = partial
         if passed:
@@ -261,8 +260,8 @@ class Wire(ProtocolWrapper):
         """
         See L{IHalfCloseableProtocol}.
         """
-        if self._isDeaf:
-            # Nobody is there to notice; half a connection is none.
+        if self._ignoresInput:
+            # The engine gets no more input, so close the whole connection here.
             self.abortConnection()
         else:
             engine: Any = self.wrappedProtocol
@@ -288,7 +287,7 @@ class Wire(ProtocolWrapper):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """
-        A reply begins.
+        See L{twisted.internet.interfaces.ITransport}; begins a reply.
         """
         self._producer = producer
         self._isEnginePaused = False
@@ -300,7 +299,7 @@ class Wire(ProtocolWrapper):
 
     def unregisterProducer(self) -> None:
         """
-        A reply has come to its end.
+        See L{twisted.internet.interfaces.ITransport}; ends a reply.
         """
         self._end()
         self._producer = None
@@ -341,7 +340,7 @@ class Wire(ProtocolWrapper):
         See L{twisted.internet.interfaces.ITCPTransport}.
         """
         self._drop()
-        self._isDeaf = self._isMute = True
+        self._ignoresInput = self._isSilenced = True
         self._transport.abortConnection()
 
     def startTLS(self, connectionCreator: Any) -> None:
@@ -349,7 +348,7 @@ class Wire(ProtocolWrapper):
         See L{twisted.internet.interfaces.ITLSTransport}.
         """
         if self._held:
-            # What comes in meanwhile is TLS already, and stays in the kernel.
+            # Input that arrives meanwhile is TLS, so leave it in the kernel.
             self._isTLSWaiting = True
             self._transport.pauseProducing()
 
@@ -364,18 +363,18 @@ class Wire(ProtocolWrapper):
 
     def pauseProducing(self) -> None:
         """
-        The engine reads nothing for now.
+        Pause input for the engine.
         """
         self._transport.pauseProducing()
 
     def resumeProducing(self) -> None:
         """
-        The engine reads again.
+        Resume input for the engine.
         """
         if not self._isTLSWaiting:
             self._transport.resumeProducing()
 
-    # --- in between -----------------------------------------------------------
+    # --- between both ----------------------------------------------------------
 
     @property
     def _transport(self) -> Any:
@@ -385,13 +384,13 @@ class Wire(ProtocolWrapper):
         reply = _Reply(verb, faults, self._codes)
         self._reply = reply
         if reply.isSilent:
-            self._isMute = True
+            self._isSilenced = True
         if reply.seconds:
             self._do(reply.seconds)
 
     def _write(self, data: bytes) -> None:
         reply = self._reply
-        if reply is None or self._isMute:
+        if reply is None or self._isSilenced:
             return
         octets = reply.feed(data)
         if reply.isCut:
@@ -401,7 +400,7 @@ class Wire(ProtocolWrapper):
 
     def _end(self) -> None:
         reply, self._reply = self._reply, None
-        if reply is not None and not self._isMute:
+        if reply is not None and not self._isSilenced:
             self._put(reply.finish(), reply.rate)
 
     def _put(self, octets: bytes, rate: float | None = None) -> None:
@@ -411,45 +410,45 @@ class Wire(ProtocolWrapper):
             self._heldOctets += len(octets)
             self._do((octets, rate))
 
-    def _cut(self, lastWords: bytes) -> None:
+    def _cut(self, lastOctets: bytes) -> None:
         """
-        The last that is said and heard.
+        Send last octets, close the connection, and ignore further input.
         """
-        self._put(lastWords)
+        self._put(lastOctets)
         self._do(self._unregister)
         self._do(self._transport.loseConnection)
-        self._isDeaf = self._isMute = True
-        # What was sent ahead is not heard either.
+        self._ignoresInput = self._isSilenced = True
+        # Drop the commands that were sent ahead as well.
         engine = self.wrappedProtocol
         if isinstance(engine, POP3Connection):
             engine.clearLineBuffer()
 
     def _register(self) -> None:
         self._isRegistered = True
-        self._transport.registerProducer(_Pace(self), True)
+        self._transport.registerProducer(_FlowControl(self), True)
 
     def _unregister(self) -> None:
         if self._isRegistered:
-            self._isRegistered = self._isChoked = False
+            self._isRegistered = self._isPaused = False
             self._transport.unregisterProducer()
 
-    def choke(self, isChoked: bool) -> None:
+    def setPaused(self, isPaused: bool) -> None:
         """
-        The transport has enough for now, or has room again.
+        Pause or resume output because the transport's buffer is full or has room.
         """
-        self._isChoked = isChoked
+        self._isPaused = isPaused
         self._flush()
 
     def stopEngine(self) -> None:
         """
-        The transport takes nothing any more.
+        Stop the engine's producer because the transport takes no more output.
         """
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.stopProducing()
 
     def _do(self, what: tuple[bytes, float | None] | float | Callable[[], object]) -> None:
-        if not self._isMute and not self._isLost:
+        if not self._isSilenced and not self._isLost:
             self._held.append(what)
             self._flush()
 
@@ -465,7 +464,7 @@ class Wire(ProtocolWrapper):
             return
         self._isFlushing = True
         try:
-            while self._held and self._timer is None and not self._isChoked:
+            while self._held and self._timer is None and not self._isPaused:
                 what = self._held.popleft()
                 if isinstance(what, tuple):
                     self._send(*what)
@@ -490,20 +489,20 @@ class Wire(ProtocolWrapper):
         self._transport.write(octets)
 
     def _wait(self, seconds: float) -> None:
-        self._timer = self._clock.callLater(seconds, self._goOn)
+        self._timer = self._clock.callLater(seconds, self._resume)
 
-    def _goOn(self) -> None:
+    def _resume(self) -> None:
         self._timer = None
         self._flush()
 
     def _balance(self) -> None:
         """
-        Tell the engine how much room there is.
+        Pause or resume the engine's producer according to the octets held back.
         """
         producer = self._producer
         if producer is None:
             return
-        if self._isChoked or self._heldOctets >= _HELD:
+        if self._isPaused or self._heldOctets >= _BUFFER_LIMIT:
             if not self._isEnginePaused:
                 self._isEnginePaused = True
                 producer.pauseProducing()
@@ -529,11 +528,11 @@ class WireFactory(WrappingFactory[Wire]):
         oneAtATime: bool = False,
     ) -> None:
         """
-        @param withoutCodes: which response codes are taken out of replies, a
-            regular expression; L{None} for none.
-        @param oneAtATime: refuse commands that are sent ahead of an answer,
-            and close (RFC 2449 section 6.6: only where PIPELINING is announced
-            may they be).
+        @param withoutCodes: a regular expression for the response codes to remove from
+            replies; L{None} for none.
+        @param oneAtATime: whether to refuse commands that are sent before the previous answer,
+            and to close the connection (RFC 2449 section 6.6 allows such commands only if
+            PIPELINING is announced).
         """
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self.faults = faults

@@ -1,5 +1,5 @@
 """
-Mailboxes around another mailbox: one that records, two that answer otherwise.
+Mailboxes that wrap another mailbox: one records the calls, two return results later.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _CALLS = frozenset(
 
 class Wrapper:
     """
-    Provides what the mailbox inside provides; its calls are those that
-    L{around} gives in their place.
+    Provides the interfaces of the wrapped mailbox.  Its calls go through the functions that
+    L{around} returns.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -46,14 +46,14 @@ class Wrapper:
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         """
-        @return: what is called in place of C{call}.
+        @return: the function to call instead of C{call}.
         """
         raise NotImplementedError
 
 
 class Recording(Wrapper):
     """
-    Keeps the names of the calls in C{calls}, and fails when two overlap.
+    Records the names of the calls in C{calls}, and fails if two calls overlap.
     """
 
     def __init__(self, mailbox: Any, calls: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ class Recording(Wrapper):
 
 class Async(Wrapper):
     """
-    Every answer is a coroutine.
+    Returns a coroutine from each call.
     """
 
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,8 +90,8 @@ class Async(Wrapper):
 
 class Delayed(Wrapper):
     """
-    Every answer is a Deferred that fires when C{answer()} says so.  A call that
-    is cancelled before that never happens; one that has begun is cancelled.
+    Returns a Deferred from each call, and makes the call in C{answer()}.  If the Deferred is
+    cancelled before that, the call is not made; if the call has begun, it is cancelled.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -121,14 +121,14 @@ class Delayed(Wrapper):
 
     def answer(self) -> str:
         """
-        Let the oldest call happen.
+        Make the oldest waiting call.
 
-        @return: its name.
+        @return: the name of the call.
         """
         name, answer, begin = self.waiting.pop(0)
 
         def arrived(value: Any) -> None:
-            # Whoever was cancelled waits for nothing any more.
+            # The caller has cancelled.
             if answer.called:
                 return
             if isinstance(value, Failure):
@@ -141,7 +141,7 @@ class Delayed(Wrapper):
 
     def answerAll(self) -> None:
         """
-        Let calls happen until none waits.
+        Make the waiting calls until none is left.
         """
         while self.waiting:
             self.answer()

@@ -1,6 +1,6 @@
 """
-The contract holds for mailboxes that keep it, and each of its rules catches one
-that does not.
+The contract holds for mailboxes that keep it, and each of its tests fails for a mailbox that
+breaks it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RULES = {name for name in dir(MailboxContract) if name.startswith("test_")}
 
 class Store:
     """
-    What the sessions of one user share.
+    The messages that the sessions of one user share.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Store:
         self.watchers: list[Callable[[], None]] = []
         self.failing = False
         self.queue: list[tuple[Deferred[Any], Callable[[], Any]]] = []
-        # For a mailbox to remember what it should not.
+        # For a faulty mailbox that keeps state here.
         self.kept: Any = None
 
     def add(self, message: bytes) -> str:
@@ -79,7 +79,7 @@ class Content:
 @implementer(IPOP3Mailbox, IBulkMessageSizes, IExclusiveMailbox, IMailboxLogout, INewMailNotifier)
 class Good:
     """
-    A mailbox with everything optional, which keeps the contract.
+    A mailbox with all optional interfaces, which keeps the contract.
     """
 
     def __init__(self, store: Store) -> None:
@@ -141,7 +141,7 @@ class ReadOnly(Good):
 
 class Late(Good):
     """
-    Every answer comes later, by goOn().
+    Returns each result later, in goOn().
     """
 
     def later(self, call: Any, *arguments: Any) -> Any:
@@ -173,13 +173,13 @@ for each in (
 
 class AwaitsFired(Good):
     """
-    Its coroutines await Deferreds that have fired.
+    Its coroutines await Deferreds that have fired already.
     """
 
 
 class AwaitsFutures(Good):
     """
-    Its coroutines await tasks and futures of asyncio, that are done later.
+    Its coroutines await tasks and futures of asyncio that finish later.
     """
 
 
@@ -214,7 +214,7 @@ for each in (
 
 class LeavesTheCounting(Good):
     """
-    It knows no sizes, and says so.
+    Leaves the counting of sizes to the service.
     """
 
     def messageSize(self, info: Any, uniqueID: str) -> Any:
@@ -231,9 +231,10 @@ BROKEN: list[tuple[type[Good], str, str]] = []
 
 def breaks(rule: str, saying: str = "") -> Callable[[type[Good]], type[Good]]:
     """
-    The test that has to catch it.
+    Declare a faulty mailbox.
 
-    @param saying: what its author has to be told.
+    @param rule: the test that has to fail.
+    @param saying: a part of the failure's message.
     """
     assert f"test_{rule}" in RULES
 
@@ -250,7 +251,7 @@ class DeclaresNothing(Good):
     pass
 
 
-@breaks("providesItsInterfaces", "HasMoreThanItSays.messageSizes is never called: the class does")
+@breaks("providesItsInterfaces", "HasMoreThanItSays.messageSizes is never called: the class is")
 @implementer_only(IPOP3Mailbox, IExclusiveMailbox, IMailboxLogout, INewMailNotifier)
 class HasMoreThanItSays(Good):
     pass
@@ -375,7 +376,7 @@ class UniqueIDsOfASession(_Renaming):
 @breaks("uniqueIDsStay")
 class FlagsInUniqueIDs(_Renaming):
     """
-    As twisted.mail.maildir: what was read has another name.
+    Renames a message after it was read, as twisted.mail.maildir does.
     """
 
     def name(self, number: int, uniqueID: str) -> str:
@@ -415,7 +416,7 @@ class CutsLongLines(Good):
 @implementer(IFileContent)
 class Region:
     """
-    A file as it is kept.
+    A file in which a message is stored.
     """
 
     def __init__(self, message: bytes) -> None:
@@ -463,13 +464,13 @@ class CloseFails(Good):
 @implementer(IChunkedContent)
 class Chunks:
     """
-    Leaves its descriptor open if it was not read to its end.
+    Leaves its descriptor open unless it is read to its end.
     """
 
     def __init__(self, message: bytes) -> None:
         self.region = Region(message)
         self.region.file.seek(0)
-        # Its finalizer closes it, too.
+        # A descriptor of its own, because the finalizer of the region closes the other one.
         self.descriptor = os.dup(self.region.fileno)
 
     def nextChunk(self) -> bytes | None:
@@ -520,19 +521,19 @@ class Nothing(Good):
         self.opened = Content(self.message(uniqueID))
 
 
-@breaks("sizes", "ThreeMore.messageSize says that 'id-1' has 31 octets")
+@breaks("sizes", "ThreeMore.messageSize returned 31 octets for 'id-1'")
 class ThreeMore(Good):
     def messageSize(self, info: Any, uniqueID: str) -> Any:
         return super().messageSize(info, uniqueID) + 3
 
 
-@breaks("sizes", "SizesInWords.messageSize says that 'id-1' has '28' octets")
+@breaks("sizes", "SizesInWords.messageSize returned '28' octets for 'id-1'")
 class SizesInWords(Good):
     def messageSize(self, info: Any, uniqueID: str) -> Any:
         return str(super().messageSize(info, uniqueID))
 
 
-@breaks("bulkSizes", "ThreeFewer.messageSizes says that 'id-1' has 25 octets")
+@breaks("bulkSizes", "ThreeFewer.messageSizes returned 25 octets for 'id-1'")
 class ThreeFewer(Good):
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         return [each and each - 3 for each in super().messageSizes(info, uniqueIDs)]
@@ -544,34 +545,36 @@ class LeavesOutWhatHasGone(Good):
         return [each for each in super().messageSizes(info, uniqueIDs) if each is not None]
 
 
-@breaks("bulkSizes", "NothingForWhatHasGone.messageSizes says 0 of a message that has gone")
+@breaks("bulkSizes", "NothingForWhatHasGone.messageSizes returned 0 for a message that has gone")
 class NothingForWhatHasGone(Good):
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         return [each or 0 for each in super().messageSizes(info, uniqueIDs)]
 
 
-@breaks("bulkSizes", "NoneAsOneHasGone.messageSizes says [None, None, None, None], as one")
+@breaks("bulkSizes", "NoneAsOneHasGone.messageSizes returned [None, None, None, None] after one")
 class NoneAsOneHasGone(Good):
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         sizes = super().messageSizes(info, uniqueIDs)
         return [None for each in sizes] if None in sizes else sizes
 
 
-@breaks("gone", "SizeOfWhatHasGone.messageSize of a message that has gone returned 0; it raises")
+@breaks(
+    "gone", "SizeOfWhatHasGone.messageSize returned 0 for a message that has gone; it has to raise"
+)
 class SizeOfWhatHasGone(Good):
     def messageSize(self, info: Any, uniqueID: str) -> Any:
         return len(asSent(self.store.messages.get(uniqueID, b"")))
 
 
 @breaks(
-    "gone", "ABugForWhatHasGone.messageContent of a message that has gone raised KeyError('id-2')"
+    "gone", "ABugForWhatHasGone.messageContent raised KeyError('id-2') for a message that has gone"
 )
 class ABugForWhatHasGone(Good):
     def messageContent(self, info: Any, uniqueID: str) -> Any:
         return Content(self.store.messages[uniqueID])
 
 
-@breaks("gone", "KeepsWhatHasGone.messageContent of a message that has gone returned ")
+@breaks("gone", "KeepsWhatHasGone.messageContent returned ")
 class KeepsWhatHasGone(Good):
     def listMessageUniqueIDs(self, info: Any) -> Any:
         self.kept = dict(self.store.messages)
@@ -614,7 +617,7 @@ class SizesInItsOwnOrder(Good):
         return super().messageSizes(info, sorted(uniqueIDs))
 
 
-@breaks("bulkSizes", "NoSizesBesideOneThatHasGone.messageSizes fails as one message has gone")
+@breaks("bulkSizes", "NoSizesBesideOneThatHasGone.messageSizes fails after one message has gone")
 class NoSizesBesideOneThatHasGone(Good):
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         return [self.messageSize(info, each) for each in uniqueIDs]
@@ -629,7 +632,8 @@ class LogoutFails(Good):
 @breaks("lateAnswers")
 class OneDeferredForAll(Good):
     """
-    What is chained to it gets its result, and leaves none.
+    Returns the same Deferred each time.  The first session consumes its result, so the next one
+    gets None.
     """
 
     def listMessageUniqueIDs(self, info: Any) -> Any:
@@ -652,7 +656,7 @@ class UnlockNeedsAListing(Good):
 @breaks("vanishingClient")
 class KeepsALockNobodyWaitsFor(Late):
     """
-    It has the lock when the call is cancelled, and does not give it back.
+    Holds the lock when the call is cancelled, and does not release it.
     """
 
     def lock(self, info: Any, requestRelease: Any) -> Any:
@@ -786,7 +790,7 @@ class LocksOnce(Good):
 @breaks("lockInASession")
 class UnlocksAtLogout(Good):
     """
-    Too late for one that sleeps.
+    Unlocks in logout, which is too late when a session sleeps.
     """
 
     def unlock(self, info: Any) -> Any:
@@ -864,7 +868,7 @@ class TellsForEver(Good):
 
 def contract(kind: type[Good]) -> unittest.TestResult:
     """
-    @return: what became of the contract with a mailbox of this kind.
+    @return: the result of the contract for a mailbox of this kind.
     """
 
     class Case(MailboxContract, unittest.TestCase):
@@ -929,7 +933,7 @@ def test_readOnly() -> None:
 
 def test_least() -> None:
     """
-    A mailbox with nothing optional, whose author says no more than needs be.
+    A mailbox without optional interfaces, with the minimum of hooks.
     """
 
     @implementer(IPOP3Mailbox)
@@ -1002,7 +1006,7 @@ def test_deliversTheSameTwice() -> None:
 
 def test_unknownSizes() -> None:
     """
-    A size may be left to the service to count.
+    A mailbox may leave the counting of sizes to the service.
     """
     caught = names(contract(LeavesTheCounting).failures)
     assert not caught & {"test_sizes", "test_bulkSizes", "test_gone"}

@@ -1,5 +1,5 @@
 """
-Each fault, as a client sees it.
+Each fault from the client's side.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pop3svc.testing import (
 from tests.running import PATIENCE
 
 MESSAGE = b"Subject: hello\r\n\r\n" + b"A line of text.\r\n" * 100
-# Seconds without an answer after which a client gives up; what is asserted is
-# that there is none, however long it takes.
+# Seconds after which a client gives up waiting.  The tests assert that there is no answer, however
+# long the client waits.
 SOON = 0.5
 
 
@@ -59,7 +59,7 @@ def lastSaid(server: POP3Server) -> tuple[str, str]:
 
 def test_none() -> None:
     """
-    Without a fault there is none.
+    A server without faults works.
     """
     with served() as server:
         server.deliver("alice", MESSAGE)
@@ -99,7 +99,7 @@ def test_trickle() -> None:
 @pytest.mark.parametrize("way", ("plain", "stls", "tls"))
 def test_cutOff(after: int, way: str) -> None:
     """
-    So many octets come, and no more; nothing is deleted.
+    The given number of octets arrives, and nothing is deleted.
     """
     with served(CutOff(after, command="RETR")) as server:
         server.deliver("alice", MESSAGE)
@@ -135,13 +135,13 @@ def test_cutOffIsSeen() -> None:
 
 def test_cutOffAfterTheCommand() -> None:
     """
-    What the command does has been done.
+    The command has been carried out when the connection closes.
     """
     with served(CutOff(3, command="QUIT")) as server:
         server.deliver("alice", MESSAGE)
         client = loggedIn(server)
         client.dele(1)
-        # poplib takes the last octet for the end of the line.
+        # poplib cuts the last octet off because it takes it for the end of the line.
         assert client.quit() == b"+O"
         assert server.messages("alice") == {}
 
@@ -193,7 +193,7 @@ def test_wrongSizeOfStatOnly() -> None:
 )
 def test_noFinalDot(verb: str, ask: Callable[[Any], Any]) -> None:
     """
-    All but the dot comes, and the connection still serves.
+    Everything but the dot arrives, and the connection still works.
     """
     with served(NoFinalDot(command=verb)) as server:
         server.deliver("alice", MESSAGE)
@@ -209,7 +209,7 @@ def test_noFinalDot(verb: str, ask: Callable[[Any], Any]) -> None:
 
 def test_noFinalDotOfOneLine() -> None:
     """
-    A reply of one line has none.
+    A reply of one line has no final dot to omit.
     """
     with served(NoFinalDot()) as server:
         client = loggedIn(server)
@@ -220,7 +220,7 @@ def test_noFinalDotOfOneLine() -> None:
 
 def test_tempFail() -> None:
     """
-    The nth time; the command was not carried out.
+    The nth command is refused and not carried out.
     """
     with served(TempFail(command="DELE", nth=2)) as server:
         for _ in range(3):
@@ -268,7 +268,7 @@ def test_tempFailOfQUIT() -> None:
 
 def test_anyCommandCounts() -> None:
     """
-    The third command, whatever it is and on whatever connection.
+    Without a verb, the third command fails, whatever its verb and connection.
     """
     with served(TempFail(nth=3)) as server:
         connected(server).user("alice")
@@ -281,7 +281,7 @@ def test_anyCommandCounts() -> None:
 
 def test_noAnswer() -> None:
     """
-    Not carried out, and silent from there on; others are served.
+    The command is not carried out, and the connection stays silent; other connections work.
     """
     with served(NoAnswer(command="DELE", nth=1)) as server:
         server.deliver("alice", MESSAGE)
@@ -293,7 +293,7 @@ def test_noAnswer() -> None:
         client.close()
         assert lastSaid(server) == ("C", "DELE 1")
         while True:
-            # The silent one may still hold the mailbox for a moment.
+            # The silent session may still hold the mailbox for a moment.
             try:
                 other = loggedIn(server)
                 break
@@ -320,7 +320,7 @@ def test_noGreeting(tls: bool) -> None:
 
 def test_noHandshake() -> None:
     """
-    On the TLS port, and behind STLS.
+    The handshake is not answered on the TLS port, nor after STLS.
     """
     with served(NoAnswer(command="handshake")) as server:
         with pytest.raises(TimeoutError):
@@ -360,7 +360,7 @@ def test_certificates(fault: Any, complaint: str, way: str) -> None:
 
 def test_several() -> None:
     """
-    Faults add up.
+    Several faults apply together.
     """
     with served(Slow(0.2, command="RETR"), WrongSize(5), CutOff(30, command="RETR")) as server:
         server.deliver("alice", MESSAGE)
@@ -374,7 +374,7 @@ def test_several() -> None:
 
 def test_atRunTime() -> None:
     """
-    Set and cleared while clients are connected; counted since it was set.
+    Faults can be set and removed while clients are connected; nth counts from the setting.
     """
     with served() as server:
         client = loggedIn(server)
@@ -392,7 +392,7 @@ def test_atRunTime() -> None:
 
 def test_slowSTLS() -> None:
     """
-    A late answer to STLS does not confuse TLS with what comes before it.
+    After a late answer to STLS, TLS starts correctly.
     """
     with served(Slow(0.2, command="STLS")) as server:
         client = connected(server)
@@ -410,7 +410,7 @@ def test_slowSTLS() -> None:
         (lambda: WrongSize(command="RETR"), "WrongSize cannot strike 'RETR', only LIST, STAT"),
         (lambda: NoFinalDot(command="STAT"), "NoFinalDot cannot strike 'STAT'"),
         (lambda: ExpiredCertificate(command="STLS"), "only handshake"),
-        (lambda: NoAnswer(nth=0), "nth counts from 1, 0 does not"),
+        (lambda: NoAnswer(nth=0), "nth is a number from 1, not 0"),
         (lambda: Slow(-1), "seconds are 0 or more"),
         (lambda: Slow(octetsPerSecond=0), "octetsPerSecond is more than 0"),
         (lambda: CutOff(-1), "0 or more"),
@@ -418,12 +418,12 @@ def test_slowSTLS() -> None:
 )
 def test_neverStrikes(make: Callable[[], Any], sentence: str) -> None:
     """
-    What could never strike is refused with a sentence.
+    A fault that could never strike is refused with a sentence.
     """
     with pytest.raises(ValueError, match=re.escape(sentence)):
         make()
 
 
 def test_noFault() -> None:
-    with served() as server, pytest.raises(TypeError, match="'slow' is no fault"):
+    with served() as server, pytest.raises(TypeError, match="'slow' is not a fault"):
         server.fault("slow")  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """
-A project of somebody else, with nothing but a wheel of this one: a provider
-held to the contract, and a program tested with faults.
+A project outside this repository that has only a wheel of pop3svc: it tests a provider with the
+contract, and a program with faults.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ def test_newProject(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     passed = re.search(r"(\d+) passed, (\d+) skipped", ran.stdout)
     assert passed is not None and int(passed[1]) > 25, ran.stdout
-    # What is skipped is what the mailbox does not have.
+    # The tests of missing interfaces and hooks are skipped.
     reasons = set(re.findall(r"^SKIPPED \[\d+\] .*: (.*)$", ran.stdout, re.M))
     assert reasons == {
-        "it does not tell",
-        "it does not want to know",
-        "no bulk sizes",
-        "not exclusive",
-        "remove() is not there",
-        "not read-only",
+        "it does not provide INewMailNotifier",
+        "it does not provide IMailboxLogout",
+        "it does not provide IBulkMessageSizes",
+        "it does not provide IExclusiveMailbox",
+        "remove() is not implemented",
+        "it does not provide IReadOnlyMailbox",
     }
-    # Nothing came from this checkout.
+    # The project has not imported this checkout.
     ran = run(python, "-c", "import pop3svc; print(pop3svc.__file__)", cwd=project)
     assert Path(ran.stdout.strip()).is_relative_to(tmp_path / "venv")
 
 
 def test_fortyLines() -> None:
     """
-    Beside imports, blank lines and its docstring.
+    The provider has at most forty lines, without imports, blank lines and its docstring.
     """
     text = (PROJECT / "sqlitemail.py").read_text()
     lines = [each for each in text.partition("TABLE =")[2].splitlines() if each.strip()]

@@ -1,5 +1,5 @@
 """
-The fixture, in a pytest of its own.
+The fixture C{pop3_server}, in a pytest process of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tests.running import PATIENCE
 
 def run(directory: Path, program: str, *options: str) -> tuple[int, str]:
     """
-    @return: the exit status of pytest, and what it said.
+    @return: the exit status of pytest, and its output.
     """
     (directory / "test_it.py").write_text(textwrap.dedent(program))
     ran = subprocess.run(
@@ -29,8 +29,8 @@ def run(directory: Path, program: str, *options: str) -> tuple[int, str]:
 
 def test_fixture(tmp_path: Path) -> None:
     """
-    A server of its own for each test, as its marker says; neither trial's tests
-    nor strict markers mind.
+    Each test gets a server of its own, made with the arguments of its marker.  The fixture works
+    beside trial's tests and with strict markers.
     """
     status, said = run(
         tmp_path,
@@ -82,7 +82,7 @@ def test_fixture(tmp_path: Path) -> None:
 
 def test_brokenMarker(tmp_path: Path) -> None:
     """
-    What a marker cannot mean is told.
+    Invalid arguments of the marker are reported.
     """
     status, said = run(
         tmp_path,
@@ -95,12 +95,12 @@ def test_brokenMarker(tmp_path: Path) -> None:
         """,
     )
     assert status == 1
-    assert "ValueError: without STLZ: there are AUTH, " in said
+    assert "ValueError: without STLZ: known are AUTH, " in said
 
 
 def test_costsNothing(tmp_path: Path) -> None:
     """
-    Who does not use it does not import Twisted.
+    A test run without the fixture does not import Twisted.
     """
     status, said = run(
         tmp_path,
@@ -119,4 +119,7 @@ def test_costsNothing(tmp_path: Path) -> None:
 def test_marker(tmp_path: Path) -> None:
     status, said = run(tmp_path, "", "--markers")
     assert status == 0
-    assert "@pytest.mark.pop3_server(users, without, faults, policy): what the fixture" in said
+    assert (
+        "@pytest.mark.pop3_server(users, without, faults, policy): arguments that the fixture"
+        in said
+    )

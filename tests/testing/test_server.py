@@ -1,5 +1,5 @@
 """
-A server for tests of clients: running it, its mailboxes, what it does without.
+A server for tests of clients: starting and stopping, its mailboxes, and switching features off.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def test_beforeItRuns() -> None:
 
 def test_transcript() -> None:
     """
-    What a client has read and sent, on each connection, inside TLS, passwords
-    and message octets as they are.
+    The transcript has the lines that a client has read and sent on each connection, unencrypted,
+    with passwords and the octets of messages unchanged.
     """
     with served() as server:
         server.deliver("alice", b"S\xc3\xbc\xff\n.\n\nx")
@@ -100,7 +100,7 @@ def test_transcript() -> None:
     assert text.startswith("S: +OK pop3svc memory ready.\nC: USER alice\n")
     assert "S: Sü\\udcff\nS: ..\nS: \n" in text
     assert "S: +OK Bye.\n\nS: +OK pop3svc memory ready.\n" in text
-    # It can still be looked at.
+    # The transcript can still be read.
     assert server.transcriptText() == text and server.transcript == [first, second]
 
 
@@ -110,7 +110,7 @@ VERBS = sorted(set(COMMANDS) - {"WAKE"})
 @pytest.mark.parametrize("verb", VERBS)
 def test_withoutACommand(verb: str) -> None:
     """
-    Neither announced nor accepted; with it, it is known.
+    A command that is switched off is neither announced nor accepted; otherwise it is known.
     """
     for without in ((), {verb}):
         with served(without=without) as server:
@@ -171,7 +171,7 @@ def test_withoutResponseCodes() -> None:
 
 def test_withoutPipelining() -> None:
     """
-    One command after the other is served, two at once are not.
+    Commands sent one by one are answered; two in one segment are refused.
     """
     with served(without={"PIPELINING"}) as server:
         assert "PIPELINING" not in capa(server)
@@ -192,7 +192,7 @@ def test_withoutPipelining() -> None:
 
 
 def test_withoutWhat() -> None:
-    with pytest.raises(ValueError, match="without UIDLS: there are AUTH, AUTH-RESP-CODE, "):
+    with pytest.raises(ValueError, match="without UIDLS: known are AUTH, AUTH-RESP-CODE, "):
         POP3Server(without={"UIDLS"})
 
 
@@ -207,7 +207,7 @@ def test_policy() -> None:
 
 def test_certificate() -> None:
     """
-    A careful client trusts it for this machine, and for nothing else.
+    A client that verifies certificates accepts the server on this machine and no other.
     """
     with served() as server:
         for name in ("localhost", "127.0.0.1"):
@@ -227,7 +227,7 @@ def test_certificate() -> None:
 
 def test_stopCutsEverything() -> None:
     """
-    Stopped, nothing is left: no connection, no port, no timer, no thread.
+    After stop() there is no connection, port, timer or thread left.
     """
     with served(Slow(3600, command="USER")) as server:
         clients = [connected(server), connected(server)]
@@ -256,7 +256,7 @@ def test_twoAtOnce() -> None:
 
 def test_withAsyncio() -> None:
     """
-    A client of asyncio talks to it while its own loop runs.
+    An asyncio client can connect while its own loop runs.
     """
 
     async def main() -> bytes:
@@ -278,7 +278,7 @@ def run(program: str) -> subprocess.CompletedProcess[str]:
 
 def test_outsideOfPytest() -> None:
     """
-    A script, which ends by itself even if it forgot to stop the server.
+    A script ends even if it has not stopped the server.
     """
     ran = run(
         "import poplib\n"
@@ -294,7 +294,7 @@ def test_outsideOfPytest() -> None:
 
 def test_reactorRunsAlready() -> None:
     """
-    One sentence, and how to help oneself.
+    An error of one sentence says what to do instead.
     """
     ran = run(
         "from twisted.internet import reactor\n"
@@ -314,15 +314,15 @@ def test_reactorRunsAlready() -> None:
     )
     assert ran.stderr == ""
     assert ran.stdout == (
-        "the Twisted reactor runs here already; give it a POP3Factory to serve, as "
-        "POP3Server needs it for a thread of its own\n"
+        "the Twisted reactor runs here already, and POP3Server needs it for a thread of "
+        "its own; serve a POP3Factory with it instead\n"
         "the Twisted reactor does not run: ReactorNotRestartable\n"
     )
 
 
 def test_reactorInTheMainThreadAtOtherTimes() -> None:
     """
-    As trial does: run and crash, before and after a server.
+    The reactor can run in the main thread before and after a server, as under trial.
     """
     ran = run(
         "from twisted.internet import reactor\n"

@@ -1,5 +1,5 @@
 """
-What stands between the engine and its transport holds little, and keeps order.
+The layer between the engine and its transport bounds its buffer and keeps the order of replies.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ HUGE = b"x" * 78 + b"\r\n"
 
 class Huge:
     """
-    A message of a hundred megabytes, made while it is read.
+    A message of a hundred megabytes, generated while it is read.
 
-    @ivar made: how many lines were.
+    @ivar made: the number of lines generated.
     """
 
     made = 0
@@ -47,7 +47,7 @@ def clientOf(*faults: Any, messages: Any = ()) -> Client:
 
 def test_slowKeepsOrder() -> None:
     """
-    What comes behind a late reply waits for it; time is the clock's.
+    Replies after a late one wait for it; the delay is measured by the clock.
     """
     client: Any = clientOf(Slow(5, command="USER", nth=1))
     client.received()
@@ -60,7 +60,7 @@ def test_slowKeepsOrder() -> None:
 
 def test_slowGoodBye() -> None:
     """
-    The connection closes behind its last reply, however late that is.
+    The connection closes after its last reply, even if that is late.
     """
     client: Any = clientOf(Slow(2, command="QUIT"))
     client.received()
@@ -85,8 +85,8 @@ def test_trickle() -> None:
 @pytest.mark.parametrize("how", ("stalled", "trickles", "late"))
 def test_littleIsHeld(how: str) -> None:
     """
-    A client that takes little, or a fault that gives little, stops the engine;
-    and it goes on.
+    A client that reads slowly, or a fault that sends slowly, pauses the engine until there is room
+    again.
     """
     huge: Any = Huge()
     fault = {
@@ -121,8 +121,8 @@ def test_littleIsHeld(how: str) -> None:
 
 def test_slowSTLS() -> None:
     """
-    Until TLS begins nothing is read, whatever the engine wants: it would be
-    taken for plain text.
+    Until TLS begins, input is not read, even if the engine resumes it.  Otherwise it would be taken
+    for plain text.
     """
     client: Any = clientOf(Slow(5, command="STLS"))
     client.received()
@@ -136,7 +136,7 @@ def test_slowSTLS() -> None:
 
 def test_vanishWhileHeld() -> None:
     """
-    A client that goes leaves nothing behind.
+    A client that disconnects leaves nothing behind.
     """
     client: Any = clientOf(Slow(5))
     client.say(b"NOOP\r\nNOOP")
@@ -146,7 +146,7 @@ def test_vanishWhileHeld() -> None:
 
 def test_failInAFlood() -> None:
     """
-    Of commands sent ahead the right one fails, at every split.
+    Of pipelined commands the right one fails, at every split.
     """
     said = b"USER a\r\nUSER b\r\nFOO\r\nUSER c\r\n"
     for at in range(len(said)):
@@ -161,7 +161,7 @@ def test_failInAFlood() -> None:
 
 def test_failAgainAndAgain() -> None:
     """
-    What a fault refuses is no senseless command: too many of these close.
+    A command refused by a fault does not count as a bad command, which would close the connection.
     """
     client = clientOf(TempFail(command="USER"))
     client.received()
@@ -175,7 +175,7 @@ def test_failAgainAndAgain() -> None:
 
 def test_noAnswerInAFlood() -> None:
     """
-    What was asked before is answered, nothing behind it is.
+    Commands before the fault are answered, commands after it are not.
     """
     client: Any = clientOf(Slow(1, command="CAPA"), NoAnswer(command="RSET"))
     client.received()
@@ -190,7 +190,7 @@ def test_noAnswerInAFlood() -> None:
 
 def test_cutInAFlood() -> None:
     """
-    Nothing is carried out behind the cut.
+    Commands after the cut are not carried out.
     """
     for command in ("PASS", "DELE", "QUIT"):
         client: Any = clientOf(CutOff(3, command=command), messages=[b"x"])
@@ -203,7 +203,7 @@ def test_cutInAFlood() -> None:
 
 def test_tooLong() -> None:
     """
-    The engine's own limits hold.
+    The engine's own limits apply.
     """
     client = clientOf()
     client.received()
@@ -225,7 +225,7 @@ def test_transcriptEnds() -> None:
     talk.server(b"x" * 20)
     talk.client(b"NOOP\r")
     other.client(b"NOOP\r")
-    end = ("S", "(what was said from here on is not kept)")
+    end = ("S", "(the transcript ends here)")
     assert talk.lines == [("C", "NOOP"), ("S", "+OK Done."), end]
     assert other.lines == [end]
     assert transcript.text() == f"C: NOOP\nS: +OK Done.\nS: {end[1]}\n\nS: {end[1]}\n"
