@@ -1,8 +1,8 @@
 """
-Messages that are hard to carry, as they lie on disk, and what has to arrive.
+Messages that are hard to transfer: the octets on disk, and the octets that a client has to receive.
 
-What arrives: each bare LF and each CRLF is a CRLF, a lone CR stays, a last line
-without an end gets one, an empty message stays empty, and nothing else changes.
+In transfer each bare LF and each CRLF becomes CRLF, a lone CR stays, and a last line without an
+end gets one.  An empty message stays empty, and nothing else changes.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 __all__ = ["HARD_MESSAGES", "HardMessage", "normalised"]
 
-# Where readers and writers of files and sockets like to cut.
+# The usual block sizes of readers and writers of files and sockets.
 _BORDERS = (16384, 65536)
 
 
 @dataclass(frozen=True)
 class HardMessage:
     """
-    @ivar name: what the message is called in a test.
+    @ivar name: the name of the message in tests.
     @ivar stored: its octets on disk.
-    @ivar expected: its octets as they arrive, without dot-stuffing.
-    @ivar folder: the directory of the Maildir it lies in.
-    @ivar suffix: what its file name ends with, such as its flags.
+    @ivar expected: the octets that a client receives, without dot-stuffing.
+    @ivar folder: the directory in the Maildir that holds it.
+    @ivar suffix: the end of its file name, such as its flags.
     """
 
     name: str
@@ -36,15 +36,15 @@ class HardMessage:
     @property
     def longestLine(self) -> int:
         """
-        Octets, without the line end.
+        The length of the longest line in octets, without the line end.
         """
         return max(map(len, self.expected.split(b"\n")))
 
 
 def normalised(stored: bytes) -> bytes:
     """
-    The octets that arrive for those on disk; said another way than the
-    service says it.
+    @return: the octets that a client receives for those on disk, computed in another way than in
+        the service.
     """
     sent = re.sub(rb"(?<!\r)\n", b"\r\n", stored)
     return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"
@@ -60,7 +60,7 @@ def _header(name: str) -> bytes:
 
 def _mail(name: str, body: bytes, expectedBody: bytes | None = None, **place: str) -> HardMessage:
     """
-    A message with a header in LF form and a body taken as it is.
+    A message with a header in LF form and an unchanged body.
     """
     header = _header(name)
     stored = header + body
@@ -71,7 +71,7 @@ def _mail(name: str, body: bytes, expectedBody: bytes | None = None, **place: st
 
 def _crlfMail(name: str, body: bytes, expectedBody: bytes, **place: str) -> HardMessage:
     """
-    A message with a header in CRLF form and a body taken as it is.
+    A message with a header in CRLF form and an unchanged body.
     """
     header = _header(name).replace(b"\n", b"\r\n")
     return HardMessage(name, header + body, header + expectedBody, **place)
@@ -79,17 +79,17 @@ def _crlfMail(name: str, body: bytes, expectedBody: bytes, **place: str) -> Hard
 
 def _bare(name: str, stored: bytes, expected: bytes, **place: str) -> HardMessage:
     """
-    A message that is exactly these octets.
+    A message of exactly these octets.
     """
     return HardMessage(name, stored, expected, **place)
 
 
 def _atBorders(size: int, shift: int, end: bytes) -> HardMessage:
     """
-    Lines that begin with a dot at three borders of blocks on disk, or near.
+    A message with lines that begin with a dot at three block borders, or near them.
 
-    @param shift: how far behind the border the dot is: with a line end of two
-        octets 0 has it before the border, 1 has the border in it, 2 behind.
+    @param shift: the offset of the dot from the border.  With a line end of two octets, 0 puts the
+        line end before the border, 1 across it, and 2 after it.
     """
     form = "CRLF" if end == b"\r\n" else "LF"
     name = f"dots-{form}-{size}{shift:+d}"
@@ -100,7 +100,7 @@ def _atBorders(size: int, shift: int, end: bytes) -> HardMessage:
         stored += filler
         stored += b"x" * (start - len(stored)) + end
         assert len(stored) == border + shift
-        # One, two and three dots, and one alone, each behind a line end.
+        # One, two and three dots, and a single dot, each after a line end.
         stored += b".one" + end + b"." + end + b"..two" + end + b"..." + end
     stored += b"end" + end
     return HardMessage(name, stored, stored.replace(end, b"\r\n"))
@@ -108,7 +108,7 @@ def _atBorders(size: int, shift: int, end: bytes) -> HardMessage:
 
 def _fuzz(seed: int, octets: int) -> bytes:
     """
-    Line ends, dots and a little else in a random order, always the same.
+    Line ends, dots and a few other octets in a random but reproducible order.
     """
     chosen = random.Random(seed)
     return bytes(chosen.choices(b"\r\n.a", (3, 3, 3, 1), k=octets))
@@ -116,7 +116,7 @@ def _fuzz(seed: int, octets: int) -> bytes:
 
 def _large(octets: int) -> bytes:
     """
-    A body with lines of every length and dots at some of their beginnings.
+    A body with lines of every length, some of which begin with dots.
     """
     block = b"".join(
         (b"." if length % 7 == 0 else b"") + b"0123456789" * (length // 10) + b"\n"
@@ -172,7 +172,7 @@ def _messages() -> list[HardMessage]:
             "answers", b"+OK\n-ERR no\n.\n+OK bye\n.\n", b"+OK\r\n-ERR no\r\n.\r\n+OK bye\r\n.\r\n"
         ),
         _mail("from-lines", b"From here\n>From there\n\nFrom x\n"),
-        # hardly messages
+        # degenerate messages
         _bare("empty", b"", b""),
         _bare("only-crlf", b"\r\n", b"\r\n"),
         _bare("only-lf", b"\n", b"\r\n"),
@@ -197,7 +197,7 @@ def _messages() -> list[HardMessage]:
         _mail("fuzz", _fuzz(1, 140_000) + b"\n"),
         _mail("fuzz-no-end", _fuzz(2, 65_536) + b"."),
         _bare("fuzz-bare", _fuzz(3, 70_001), normalised(_fuzz(3, 70_001))),
-        # where it lies, and under what name
+        # the directory and the file name
         _mail("seen", b"seen\n", b"seen\r\n", folder="cur", suffix=":2,S"),
         _mail("flagged", b".flagged\n", b".flagged\r\n", folder="cur", suffix=":2,FRS"),
         _mail("no-flags", b"old\n", b"old\r\n", folder="cur", suffix=":2,"),

@@ -29,11 +29,11 @@ __all__ = ["HOST", "PASSWORD", "Maildir", "Service"]
 HOST = "127.0.0.1"
 PASSWORD = "correct-horse"
 
-# Seconds until it must answer, and until it must have ended.
+# Seconds until the service must answer, and until it must have ended.
 _START = 30.0
 _STOP = 20.0
 _POLL = 0.05
-# Seconds that one read from it may take.
+# Seconds that one read from the service may take.
 _PATIENCE = 20.0
 
 
@@ -88,8 +88,7 @@ class Maildir:
     """
     A user's Maildir on disk.
 
-    @ivar delivered: the octets of each message put there, by the path of its
-        file.
+    @ivar delivered: the octets of each message in the Maildir, by the path of its file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,9 +99,9 @@ class Maildir:
 
     def add(self, number: int, message: HardMessage, source: Path) -> None:
         """
-        Put a message there, as a link to a file that holds it.
+        Deliver a message, as a link to a file that holds it.
 
-        @param number: its place in the order of delivery.
+        @param number: its position in the order of delivery.
         """
         path = f"{message.folder}/{1_700_000_000 + number}.M{number}P1.interop{message.suffix}"
         (self.path / path).hardlink_to(source)
@@ -121,17 +120,16 @@ class Maildir:
 
 class Service:
     """
-    One run of C{twistd pop3svc}: a plain port that offers STLS, and a port with
-    implicit TLS.
+    A run of C{twistd pop3svc} with a plain port that offers STLS, and a port with implicit TLS.
 
     @ivar port: the plain port.
     @ivar tlsPort: the port with implicit TLS.
-    @ivar certificate: what a client has to trust.
+    @ivar certificate: the certificate that a client has to trust.
     """
 
     def __init__(self, directory: Path) -> None:
         """
-        @param directory: an empty directory for all it keeps.
+        @param directory: an empty directory for all files of the service.
         """
         self.directory = directory
         self.certificate = directory / "certificate.pem"
@@ -146,12 +144,12 @@ class Service:
         self._corpus.mkdir()
         _makeCertificate(self.certificate, self._privateKey)
         addUser(str(self._users), "nobody", PASSWORD)
-        # All have the same password, and it takes a while to hash one.
+        # All users share one hash, because hashing a password takes a while.
         self._hash = readPasswordFile(str(self._users)).hashes["nobody"]
 
     def addUser(self, name: str, messages: Iterable[HardMessage] = ()) -> Maildir:
         """
-        Make an account with a Maildir; the service may be running.
+        Add an account with a Maildir; the service may be running.
         """
         maildir = Maildir(self.mail / name)
         for number, message in enumerate(messages, 1):
@@ -180,7 +178,7 @@ class Service:
 
     def start(self) -> None:
         """
-        Start it and wait until it answers on both ports.
+        Start the service and wait until it answers on both ports.
         """
         self.port, self.tlsPort = freePort(), freePort()
         with self._logFile.open("wb") as log:
@@ -203,7 +201,9 @@ class Service:
 
     def _answers(self) -> bool:
         """
-        Wait until it greets, or has ended.
+        Wait until the service greets or ends.
+
+        @return: whether it greets.
         """
         assert self._process is not None
         deadline = time.monotonic() + _START
@@ -220,19 +220,19 @@ class Service:
 
     def portFor(self, way: str) -> int:
         """
-        @param way: C{"plain"}, C{"stls"} or C{"tls"}, the implicit one.
+        @param way: C{"plain"}, C{"stls"}, or C{"tls"} for implicit TLS.
         """
         return self.tlsPort if way == "tls" else self.port
 
     def context(self) -> ssl.SSLContext:
         """
-        A client's TLS that trusts this service alone.
+        @return: a TLS context for clients that trusts only this service.
         """
         return ssl.create_default_context(cafile=str(self.certificate))
 
     def secured(self, connection: socket.socket) -> ssl.SSLSocket:
         """
-        Begin TLS on a connection; an end without a close_notify is an error.
+        Begin TLS on a connection.  An end without close_notify is an error.
         """
         return self.context().wrap_socket(
             connection, server_hostname=HOST, suppress_ragged_eofs=False
@@ -240,7 +240,7 @@ class Service:
 
     def connect(self, way: str) -> socket.socket:
         """
-        @param way: see L{portFor}; STLS is left to the caller.
+        @param way: see L{portFor}; the caller has to send STLS.
         """
         connection = socket.create_connection((HOST, self.portFor(way)), _PATIENCE)
         if way != "tls":
@@ -253,15 +253,15 @@ class Service:
 
     def log(self) -> str:
         """
-        All it has written so far.
+        @return: the log so far.
         """
         return self._logFile.read_text(errors="replace") if self._logFile.exists() else ""
 
     def stop(self) -> int | None:
         """
-        End it with SIGTERM.
+        Stop the service by SIGTERM.
 
-        @return: its exit status, L{None} if it was not running.
+        @return: the exit status, L{None} if the service was not running.
         """
         process, self._process = self._process, None
         if process is None:

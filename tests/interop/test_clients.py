@@ -1,11 +1,10 @@
 """
-Real clients fetch hard messages from a real service, over each way they know.
+Real clients fetch difficult messages from a real service, in each connection mode they support.
 
-What a client delivers is compared octet for octet with what the service has to
-send.  C{by...} functions say what a client makes of a message, L{None} if it
-cannot bear it at all; each exception has its reason, and each is the client's
-own: L{test_wire}, poplib and openssl get the same messages over the same
-connections without any.
+The tests compare the octets that a client delivers with those that the service has to send.
+Functions named C{by...} return the message as a client changes it, L{None} if the client cannot
+handle it.  Each exception has a reason in the client: L{test_wire}, poplib and openssl get the same
+messages over the same connections without exceptions.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ pytestmark = pytest.mark.interop
 
 # Seconds that a client may take for all messages.
 _TIMEOUT = 60.0
-# Less than the service waits for a client to close its end.
+# Shorter than the time that the service waits for a client to close its end.
 _PROMPTLY = 3.0
 
 WAYS = ("plain", "stls", "tls")
 everyWay = pytest.mark.parametrize("way", WAYS)
 keepOrDelete = pytest.mark.parametrize("keep", (True, False), ids=("keep", "delete"))
 
-# What a client makes of a message; None if the message is not for it.
+# Returns a message as a client changes it; None if the client cannot handle it.
 Change = Callable[[HardMessage], "bytes | None"]
 
 
@@ -54,7 +53,7 @@ Change = Callable[[HardMessage], "bytes | None"]
 @dataclass(frozen=True)
 class Account:
     """
-    A user whose Maildir holds messages.
+    A user with messages in a Maildir.
     """
 
     name: str
@@ -63,7 +62,7 @@ class Account:
 
     def assertLeft(self, keep: bool) -> None:
         """
-        Nothing has changed on disk, or no message is left there.
+        Check that the files are unchanged, or that no message is left.
         """
         contents = self.maildir.contents()
         wanted = self.maildir.delivered if keep else {}
@@ -78,7 +77,7 @@ NewAccount = Callable[[Change], Account]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """
-    The service; at its end it must exit in order and must not have complained.
+    The service.  In the end it has to exit in order, without errors in its log.
     """
     service = Service(tmp_path_factory.mktemp("service"))
     service.start()
@@ -94,7 +93,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def newAccount(service: Service) -> NewAccount:
     """
-    Makes an account of its own with the messages that a client can bear.
+    Makes a new account with the messages that a client can handle.
     """
 
     def make(change: Change) -> Account:
@@ -110,8 +109,8 @@ def newAccount(service: Service) -> NewAccount:
 
 def program(name: str) -> str:
     """
-    @return: the path of a client.  Without it the test is skipped, and fails
-        where all clients have to be.
+    @return: the path of a client.  If it is not installed, the test is skipped, or fails if all
+        clients are required.
     """
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
@@ -124,7 +123,7 @@ def program(name: str) -> str:
 
 def environment(home: Path) -> dict[str, str]:
     """
-    Nothing of the user's own settings, and no proxy.
+    @return: an environment without the user's own settings and without a proxy.
     """
     return {
         "HOME": str(home),
@@ -140,9 +139,11 @@ def environment(home: Path) -> dict[str, str]:
 
 def run(command: Sequence[str], home: Path, input: bytes = b"") -> bytes:
     """
-    @return: what a client wrote, after it has ended as it should.
+    Run a client and expect success.
+
+    @return: its output.
     """
-    # Files: some write octet by octet, and a pipe would make us wake for each.
+    # Files instead of pipes, because some clients write octet by octet.
     said, complained, given = home / "stdout", home / "stderr", home / "stdin"
     given.write_bytes(input)
     with said.open("wb") as stdout, complained.open("wb") as stderr, given.open("rb") as stdin:
@@ -162,7 +163,7 @@ def run(command: Sequence[str], home: Path, input: bytes = b"") -> bytes:
 
 def runInTerminal(command: Sequence[str], home: Path) -> None:
     """
-    Run a client that wants a terminal.
+    Run a client that needs a terminal.
     """
     ours, theirs = pty.openpty()
     screen = bytearray()
@@ -172,7 +173,7 @@ def runInTerminal(command: Sequence[str], home: Path) -> None:
             while octets := os.read(ours, 65536):
                 screen.extend(octets)
         except OSError:
-            # The last who had the terminal open is gone.
+            # No process has the terminal open any longer.
             pass
 
     process = subprocess.Popen(
@@ -200,7 +201,7 @@ def runInTerminal(command: Sequence[str], home: Path) -> None:
 
 def writePrivately(path: Path, text: str) -> str:
     """
-    Write a settings file that holds a password.
+    Write a settings file that contains a password.
     """
     path.touch(0o600)
     path.write_text(text)
@@ -218,7 +219,7 @@ exec cat > "$number"
 
 class Delivery:
     """
-    Where a client delivers: a delivery agent that numbers what it is given.
+    A delivery agent that writes each message to a numbered file.
     """
 
     def __init__(self, home: Path) -> None:
@@ -230,7 +231,7 @@ class Delivery:
 
     def messages(self) -> list[bytes]:
         """
-        @return: what was delivered, in this order.
+        @return: the delivered messages in order.
         """
         paths = sorted(self.directory.iterdir(), key=lambda path: int(path.name))
         return [path.read_bytes() for path in paths]
@@ -239,7 +240,7 @@ class Delivery:
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Path]:
     """
-    A client's home, which goes with it: it holds megabytes of mail.
+    The home directory of a client, removed after the test because it holds megabytes of mail.
     """
     home = tmp_path / "home"
     home.mkdir()
@@ -260,7 +261,7 @@ def delivery(home: Path) -> Delivery:
 
 def difference(wanted: bytes, got: bytes) -> str:
     """
-    Where two messages begin to differ.
+    @return: the lengths of two messages and their first difference, for a failure.
     """
     shorter = min(len(wanted), len(got))
     at = next((index for index in range(shorter) if wanted[index] != got[index]), shorter)
@@ -270,7 +271,7 @@ def difference(wanted: bytes, got: bytes) -> str:
 
 def assertSame(account: Account, received: Sequence[bytes], change: Change) -> None:
     """
-    A client got every message, and each as it should be.
+    Check that a client got every message with the expected octets.
     """
     assert len(received) == len(account.messages)
     wrong = []
@@ -284,28 +285,28 @@ def assertSame(account: Account, received: Sequence[bytes], change: Change) -> N
 
 def asSent(message: HardMessage) -> bytes:
     """
-    Octet for octet.
+    The octets as the service sends them.
     """
     return message.expected
 
 
 def withLF(message: HardMessage) -> bytes:
     """
-    With the line ends of this machine.
+    The octets with LF line ends.
     """
     return message.expected.replace(b"\r\n", b"\n")
 
 
 def joined(lines: list[bytes]) -> bytes:
     """
-    Lines with their ends.
+    The lines with line ends.
     """
     return b"".join(line + b"\r\n" for line in lines)
 
 
 def listing(account: Account) -> list[bytes]:
     """
-    What LIST has to say: the octets that are then received.
+    The listing that LIST has to send, with the sizes in octets as received.
     """
     return [b"%d %d" % (at, len(each.expected)) for at, each in enumerate(account.messages, 1)]
 
@@ -313,17 +314,17 @@ def listing(account: Account) -> list[bytes]:
 @pytest.mark.parametrize("message", HARD_MESSAGES, ids=lambda message: message.name)
 def test_expectation(message: HardMessage) -> None:
     """
-    What is expected of a message is what the rule says.
+    The expected octets of each message follow the rule of L{normalised}.
     """
     assert message.expected == normalised(message.stored)
 
 
-# --- the bare wire ------------------------------------------------------------
+# --- plain sockets ------------------------------------------------------------
 
 
 class Wire:
     """
-    A connection without a client in between.
+    A connection without a client library.
     """
 
     def __init__(self, service: Service, way: str) -> None:
@@ -346,6 +347,8 @@ class Wire:
 
     def say(self, command: str) -> bytes:
         """
+        Send a command.
+
         @return: the first line of the answer.
         """
         self.send(command)
@@ -353,8 +356,8 @@ class Wire:
 
     def lines(self) -> list[bytes]:
         """
-        @return: what follows a first line, as it is on the wire, without the
-            line that ends it.
+        @return: the lines after the first one, still dot-stuffed, without the line that ends
+            them.
         """
         lines = []
         while (line := self._file.readline()) != b".\r\n":
@@ -368,8 +371,7 @@ class Wire:
 
     def rest(self, timeout: float = _TIMEOUT) -> bytes:
         """
-        @return: all there is up to the end of the connection; over TLS a
-            close_notify is part of an end.
+        @return: all octets up to the end of the connection; over TLS the end needs a close_notify.
         """
         self._connection.settimeout(timeout)
         return self._file.read()
@@ -382,7 +384,7 @@ class Wire:
 @pytest.fixture
 def wire(service: Service, way: str) -> Iterator[Wire]:
     """
-    A bare connection.
+    A connection without a client library.
     """
     wire = Wire(service, way)
     try:
@@ -393,7 +395,7 @@ def wire(service: Service, way: str) -> Iterator[Wire]:
 
 def unstuffed(lines: list[bytes]) -> bytes:
     """
-    A message from its lines on the wire (RFC 1939 section 3).
+    @return: a message from its dot-stuffed lines (RFC 1939 section 3).
     """
     assert all(line.startswith(b"..") for line in lines if line.startswith(b"."))
     return b"".join(line[1:] if line.startswith(b".") else line for line in lines)
@@ -401,9 +403,9 @@ def unstuffed(lines: list[bytes]) -> bytes:
 
 def splitAnswers(octets: bytes, count: int) -> tuple[list[bytes], bytes]:
     """
-    Take the answers to pipelined RETRs apart.
+    Split the answers to pipelined RETRs.
 
-    @return: that many messages, and what follows them.
+    @return: that many messages, and the octets after them.
     """
     messages = []
     for _ in range(count):
@@ -422,8 +424,8 @@ def splitAnswers(octets: bytes, count: int) -> tuple[list[bytes], bytes]:
 @everyWay
 def test_wire(newAccount: NewAccount, wire: Wire, way: str) -> None:
     """
-    LIST and STAT tell the octets that RETR sends, TOP sends the same, UIDL
-    knows each message, and after QUIT the service closes at once, in order.
+    LIST and STAT give the octets that RETR sends, TOP sends the same message, UIDL lists each
+    message, and after QUIT the service closes the connection at once and in order.
     """
     account = newAccount(asSent)
     assert wire.say("CAPA").startswith(b"+OK")
@@ -454,7 +456,7 @@ def test_wire(newAccount: NewAccount, wire: Wire, way: str) -> None:
 @everyWay
 def test_wirePipelined(newAccount: NewAccount, wire: Wire) -> None:
     """
-    Everything asked for in one go is answered in order, then deleted.
+    Pipelined commands are answered in order; then the messages are deleted.
     """
     account = newAccount(asSent)
     numbers = range(1, len(account.messages) + 1)
@@ -470,7 +472,7 @@ def test_wirePipelined(newAccount: NewAccount, wire: Wire) -> None:
 
 def waitUntilFree(service: Service, name: str) -> None:
     """
-    Wait until no session has a user's mailbox any more.
+    Wait until no session holds a user's mailbox.
     """
     deadline = time.monotonic() + _TIMEOUT
     while True:
@@ -490,7 +492,7 @@ def waitUntilFree(service: Service, name: str) -> None:
 @everyWay
 def test_wireLost(service: Service, newAccount: NewAccount, way: str) -> None:
     """
-    A connection that ends without QUIT deletes nothing, whatever was marked.
+    A connection that ends without QUIT deletes no marked message.
     """
     account = newAccount(asSent)
     wire = Wire(service, way)
@@ -508,7 +510,7 @@ def test_wireLost(service: Service, newAccount: NewAccount, way: str) -> None:
 @pytest.fixture
 def longLines(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    poplib refuses lines over 2,048 octets unless told otherwise.
+    Raise poplib's limit of 2,048 octets for a line.
     """
     monkeypatch.setattr(poplib, "_MAXLINE", 10_000_000)
 
@@ -562,7 +564,7 @@ def test_openssl(
     service: Service, newAccount: NewAccount, home: Path, way: str, keep: bool
 ) -> None:
     """
-    OpenSSL's own client, driven blindly: all commands go out at once.
+    OpenSSL's client sends all commands at once, without waiting for answers.
     """
     openssl = program("openssl")
     account = newAccount(asSent)
@@ -575,10 +577,10 @@ def test_openssl(
     if way == "stls":
         client += ["-starttls", "pop3"]
     client += ["-CAfile", str(service.certificate), "-verify_return_error", "-verify_ip", HOST]
-    # -quiet also keeps it from taking an R or Q of ours for an order to itself.
+    # -quiet also keeps openssl from taking an R or Q at the start of a line for a command to itself.
     output = run([*client, "-quiet"], home, "".join(f"{each}\r\n" for each in commands).encode())
     if way == "tls":
-        # With -starttls it reads the greeting itself.
+        # With -starttls openssl reads the greeting itself.
         greeting, _, output = output.partition(b"\r\n")
         assert greeting.startswith(b"+OK")
     for _ in ("USER", "PASS"):
@@ -595,7 +597,7 @@ def test_openssl(
 
 def curl(service: Service, way: str, name: str) -> tuple[list[str], str]:
     """
-    @return: the command without what to do, and the URL without a message.
+    @return: the command without its action, and the URL without a message.
     """
     command = [program("curl"), "--disable", "--silent", "--show-error", "--fail-early"]
     command += ["--cacert", str(service.certificate), "--user", f"{name}:{PASSWORD}"]
@@ -616,7 +618,7 @@ def test_curl(
     keep: bool,
 ) -> None:
     """
-    curl: every message, the list, and DELE.
+    curl: each message, the list, and DELE.
     """
     account = newAccount(asSent)
     command, url = curl(service, way, account.name)
@@ -624,7 +626,7 @@ def test_curl(
     every = f"{url}[1-{len(account.messages)}]"
     run([*command, every, "--output", f"{delivery.directory}/#1"], home)
     received = [
-        # It takes the CRLF of the +OK line for the last one of an empty message.
+        # For an empty message curl also writes the CRLF of the +OK line.
         b"" if message.name == "empty" and got == b"\r\n" else got
         for message, got in zip(account.messages, delivery.messages(), strict=True)
     ]
@@ -637,7 +639,7 @@ def test_curl(
 
 def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, home: Path) -> None:
     """
-    Without the certificate curl refuses: what is tested here is verified TLS.
+    curl refuses to connect without the certificate, so the tests above use verified TLS.
     """
     account = newAccount(asSent)
     command, url = curl(service, "tls", account.name)
@@ -649,7 +651,7 @@ def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, home: Pat
         capture_output=True,
         timeout=_TIMEOUT,
     )
-    # 60: not to be verified; 77: this machine has no certificates at all.
+    # 60: the certificate is not verified; 77: this machine has no certificates at all.
     assert done.returncode in (60, 77)
     assert done.stdout == b""
 
@@ -673,17 +675,17 @@ _FETCHMAIL_HEADER = re.compile(rb"\AFrom: FETCHMAIL-DAEMON[^\0]*?\r\n(?=\r\n)")
 
 def byFetchmail(message: HardMessage) -> bytes | None:
     """
-    What fetchmail makes of a message.
+    The message as fetchmail changes it.
     """
     sent = message.expected
     if message.longestLine > 8000:
-        # It cuts lines to its buffer of 8 kB and puts octets of its own there.
+        # fetchmail cuts lines to its buffer of 8 kB and inserts octets of its own there.
         return None
     if message.name in ("empty", "only-cr", "only-nul"):
-        # A header with nothing to be seen in it becomes one of its own.
+        # fetchmail replaces a header without visible characters by one of its own.
         return None
     if b"\r\n\r\n" not in sent and not sent.startswith(b"\r\n"):
-        # It ends a header that has no end.
+        # fetchmail ends a header that has no end.
         return sent + b"\r\n"
     return sent
 
@@ -699,7 +701,7 @@ def test_fetchmail(
     keep: bool,
 ) -> None:
     """
-    fetchmail: TOP of everything when it keeps, RETR and DELE when it does not.
+    fetchmail: TOP of all messages if it keeps them, RETR and DELE if not.
     """
     fetchmail = program("fetchmail")
     account = newAccount(byFetchmail)
@@ -710,7 +712,7 @@ def test_fetchmail(
         port=service.portFor(way),
         name=account.name,
         password=PASSWORD,
-        # Only so it sends TOP when it keeps.
+        # fetchmail sends TOP only with this setting.
         uidl="uidl" if keep else "no uidl",
         keep="keep no fetchall" if keep else "no keep fetchall",
         tls={
@@ -726,7 +728,7 @@ def test_fetchmail(
     for number in range(1, len(account.messages) + 1):
         asked = f"TOP {number} 99999999" if keep else f"RETR {number}"
         assert f"POP3> {asked}\n".encode() in said
-    # It puts a header of its own before a message that has none.
+    # fetchmail adds a header to a message that has none.
     received = [_FETCHMAIL_HEADER.sub(b"", each) for each in delivery.messages()]
     assertSame(account, received, byFetchmail)
     account.assertLeft(keep)
@@ -753,10 +755,10 @@ delivery mda {agent} {directory}
 
 def byMpop(message: HardMessage) -> bytes | None:
     """
-    What mpop makes of a message.
+    The message as mpop changes it.
     """
     if message.name == "crs-only":
-        # It loses a CR that comes last in its buffer of 4 kB.
+        # mpop loses a CR at the end of its buffer of 4 kB.
         return None
     return withLF(message)
 
@@ -772,7 +774,7 @@ def test_mpop(
     keep: bool,
 ) -> None:
     """
-    mpop, which sends commands ahead of the answers.
+    mpop pipelines its commands.
     """
     mpop = program("mpop")
     account = newAccount(byMpop)
@@ -783,7 +785,7 @@ def test_mpop(
         port=service.portFor(way),
         name=account.name,
         password=PASSWORD,
-        # Without TLS it chooses nothing that we have.
+        # Without TLS mpop chooses no mechanism that the service offers.
         auth="user" if way == "plain" else "on",
         keep="on" if keep else "off",
         tls={
@@ -826,15 +828,15 @@ verbose = 0
 @functools.cache
 def byGetmail(message: HardMessage) -> bytes:
     """
-    What getmail makes of a message.
+    The message as getmail changes it.
     """
-    # It parses with the standard library, writes what that makes of it, and
-    # puts the sender before it, whom none of these messages has.
+    # getmail parses a message with the standard library, writes the result, and puts the sender
+    # before it.  None of these messages has a sender.
     parsed = email.parser.BytesParser().parsebytes(withLF(message))
     return b"Return-Path: <unknown>\n" + parsed.as_bytes(policy=parsed.policy.clone(linesep="\n"))
 
 
-# It knows no STLS.
+# getmail does not support STLS.
 @pytest.mark.parametrize("way", ("plain", "tls"))
 @keepOrDelete
 def test_getmail(
@@ -858,7 +860,7 @@ def test_getmail(
         port=service.portFor(way),
         name=account.name,
         password=PASSWORD,
-        # Its ca_certs needs what Python 3.12 has no more.
+        # getmail's ca_certs uses a function that Python 3.12 has removed.
         trust=f'ssl_fingerprints = ("{fingerprint}",)' if way == "tls" else "",
         agent=delivery.agent,
         directory=delivery.directory,
@@ -897,21 +899,21 @@ push "{keys}"
 
 def byMutt(message: HardMessage) -> bytes | None:
     """
-    What mutt makes of a message that it fetches.
+    The message as mutt changes it when it fetches mail.
     """
     if message.name == "crs-only":
-        # It takes a CR that comes last in its buffer of 1 kB for a line end.
+        # mutt takes a CR at the end of its buffer of 1 kB for a line end.
         return None
-    # A line ends for it at a NUL.
+    # mutt ends a line at a NUL.
     return re.sub(rb"\0[^\n]*", b"", withLF(message))
 
 
 def byMuttsCopy(message: HardMessage) -> bytes | None:
     """
-    What mutt makes of a message that it copies from an open mailbox.
+    The message as mutt changes it when it copies it from an open mailbox.
     """
     if not message.expected.startswith(b"From: "):
-        # It closes a mailbox that has a message without a header.
+        # mutt closes a mailbox that has a message without a header.
         return None
     return byMutt(message)
 
@@ -926,7 +928,7 @@ def runMutt(
     *options: str,
 ) -> None:
     """
-    Run mutt as if somebody typed.
+    Run mutt with simulated key strokes.
     """
     mutt = program("mutt")
     url = f"{'pops' if way == 'tls' else 'pop'}://{name}@{HOST}:{service.portFor(way)}"
@@ -976,13 +978,13 @@ def test_mutt(service: Service, newAccount: NewAccount, home: Path, way: str, ke
 @everyWay
 def test_muttBrowses(service: Service, newAccount: NewAccount, home: Path, way: str) -> None:
     """
-    mutt with the maildrop as its open mailbox: TOP of each header, then RETR
-    of each message that is copied.
+    mutt opens the maildrop as a mailbox: it sends TOP for each header, then RETR for each message
+    that is copied.
     """
     account = newAccount(byMuttsCopy)
     keys = "<tag-pattern>~A<enter><tag-prefix><copy-message>=delivered<enter><quit>"
     runMutt(service, way, account.name, home, keys, False, "-R", "-f", "URL")
-    # It tells the size of what it copies.
+    # mutt adds the size of a message that it copies.
     told = re.compile(rb"^(?:Content-Length|Lines|Status): .*\n", re.MULTILINE)
     received = []
     for each in deliveredByMutt(home):
