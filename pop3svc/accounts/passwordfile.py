@@ -287,7 +287,7 @@ class PasswordFile:
             reported.add(key)
             if key not in self._reported:
                 log.error(
-                    "{path}, {line} (known are {kinds})",
+                    "{path}, {line} (supported kinds: {kinds})",
                     path=self._path,
                     line=str(line),
                     kinds=KINDS,
@@ -300,7 +300,7 @@ class PasswordFile:
         self._reported = reported
         if accounts.plainCount and accounts.plainCount != self._plainReported:
             log.warn(
-                "{path} holds {count} passwords that are not hashed",
+                "{path} contains {count} passwords that are not hashed",
                 path=self._path,
                 count=accounts.plainCount,
             )
@@ -412,7 +412,7 @@ class PasswordFile:
         if key not in self._reported:
             self._reported.add(key)
             log.error(
-                "a password of {path} cannot be compared: {error}", path=self._path, error=error
+                "comparing a password of {path} failed: {error}", path=self._path, error=error
             )
         raise POP3ResponseError("Password check is not available now.", "SYS/TEMP")
 

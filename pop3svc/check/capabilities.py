@@ -170,7 +170,7 @@ async def twentyOctetByOctet(target: Target, client: Client) -> None:
 
 
 @rule("PIPELINING", "RFC 2449 section 6.6", "PIPELINING")
-async def commandsBehindRetr(target: Target, client: Client) -> None:
+async def commandsAfterRetr(target: Target, client: Client) -> None:
     """
     Commands after RETR in the same segment are answered after the message.
     """
@@ -293,7 +293,7 @@ async def langNamesItsChoice(target: Target, client: Client) -> None:
 
 
 @rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.FRESH)
-async def langThatIsNone(target: Target, client: Client) -> None:
+async def unknownLanguage(target: Target, client: Client) -> None:
     """
     LANG with an unsupported language is refused.
     """

@@ -129,7 +129,7 @@ async def quitDeletes(target: Target) -> None:
 
 
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
-async def oneThatHasGone(target: Target) -> None:
+async def deletedByAnotherSession(target: Target) -> None:
     """
     After another session has deleted a message, STAT, LIST and the other messages still work.
     """

@@ -74,7 +74,7 @@ async def sleepAndWake(target: Target, client: Client) -> None:
 
 
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE", given=Given.LOGINS)
-async def sleepLetsTheMailboxGo(target: Target) -> None:
+async def sleepReleasesTheMailbox(target: Target) -> None:
     """
     While a session sleeps another one can open the mailbox; QUIT ends a sleeping session.
     """
@@ -101,7 +101,7 @@ async def coreRefreshes(target: Target, client: Client) -> None:
 
 
 @rule("extensions", "QAUT", "QAUT", given=Given.LOGINS)
-async def qautMakesRoom(target: Target) -> None:
+async def qautLogsOut(target: Target) -> None:
     """
     QAUT logs the user out, and the session takes another login.
     """

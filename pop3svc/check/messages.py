@@ -35,7 +35,7 @@ async def statHasItsForm(target: Target, client: Client) -> None:
 
 
 @rule("STAT and LIST", "RFC 1939 section 5", level=Level.SHOULD)
-async def nothingBehindTheSizes(target: Target, client: Client) -> None:
+async def nothingAfterTheSizes(target: Target, client: Client) -> None:
     """
     Nothing follows the octets in the answers to STAT and LIST.
     """

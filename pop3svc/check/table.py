@@ -48,13 +48,18 @@ Body = Callable[..., Awaitable[str | None]]
 
 class Given(Enum):
     """
-    The arguments that the body of a rule takes: the target, and a client that...
+    The arguments of the body of a rule: the target, or the target and a client.
+
+    @cvar NOTHING: the target only.
+    @cvar LOGINS: the target only, and the rule is skipped if the login fails.
+    @cvar FRESH: a client that has read the greeting.
+    @cvar SHARED: a client that is logged in, and that other rules use as well.
     """
 
-    NOTHING = "is not there"
-    LOGINS = "is not there, but logins work"
-    FRESH = "was greeted, and nothing else"
-    SHARED = "is logged in, and shared with other rules"
+    NOTHING = "nothing"
+    LOGINS = "logins"
+    FRESH = "fresh"
+    SHARED = "shared"
 
 
 class Level(Enum):

@@ -67,7 +67,7 @@ async def noSTLSInsideTLS(target: Target) -> None:
 
 
 @rule("TLS", "RFC 2595 section 4", given=Given.NOTHING)
-async def stlsIsQuiet(target: Target) -> None:
+async def stlsSendsNoGreeting(target: Target) -> None:
     """
     After STLS the server sends no second greeting, and answers the next command.
     """

@@ -136,7 +136,7 @@ class fourLetters(ToyServer):
         return verb[:4].upper()
 
 
-accepts("knowsEverything", "unknownBeforeLogin unknownAfterLogin stlsIsQuiet", rb"XYZZ.*")
+accepts("knowsEverything", "unknownBeforeLogin unknownAfterLogin stlsSendsNoGreeting", rb"XYZZ.*")
 accepts("likesEmptyLines", "emptyLine", rb"")
 accepts("likesNUL", "controlOctets", rb".*\0.*")
 
@@ -213,7 +213,7 @@ accepts("uidlOneMore", "uidlBeyond", rb"UIDL 13")
 accepts("utf8OfSomething", "utf8TakesNoArgument", rb"UTF8 .*")
 accepts("deleNought", "deleArguments", rb"DELE 0")
 accepts("deleOneMore", "deleArguments", rb"DELE 13")
-accepts("speaksAll", "langThatIsNone", rb"LANG .*")
+accepts("speaksAll", "unknownLanguage", rb"LANG .*")
 accepts("deliAgain", "deliDeletesAtOnce", rb"DELI 2")
 
 
@@ -298,8 +298,8 @@ class sizesOfCharacters(ToyServer):
 
 
 replaced("statInWords", "statHasItsForm", rb"STAT", rb" ([0-9]+) ", rb" \1  ")
-replaced("statTellsMore", "nothingBehindTheSizes", rb"STAT", rb"\r", rb" octets\r")
-replaced("listTellsMore", "nothingBehindTheSizes", rb"LIST", rb"([0-9])\r", rb"\1 x\r")
+replaced("statTellsMore", "nothingAfterTheSizes", rb"STAT", rb"\r", rb" octets\r")
+replaced("listTellsMore", "nothingAfterTheSizes", rb"LIST", rb"([0-9])\r", rb"\1 x\r")
 replaced("statCountsOff", "statCountsMessages", rb"STAT", rb" 12 ", rb" 11 ")
 replaced("statAddsOff", "statAddsUpSizes", rb"STAT", rb" ([0-9]+)\r", rb" 1\1\r")
 replaced("listWithTabs", "listHasItsForm", rb"LIST", rb"(?m)^([0-9]+) ", rb"\1\t")
@@ -311,7 +311,7 @@ replaced("stuffsSome", "retrStuffsDots retrSendsItsSize", rb"RETR .*", rb"\.\.do
 replaced("bareLFs", "retrEndsLinesWithCRLF", rb"RETR .*", rb"line\r\nline", rb"line\nline")
 replaced(
     "retrEndsTwice",
-    "retrEndsOnce commandsBehindRetr",
+    "retrEndsOnce commandsAfterRetr",
     rb"RETR .*",
     rb"\Z",
     rb".\r\n",
@@ -460,13 +460,13 @@ class userOnceOnly(ToyServer):
 # --- PIPELINING ---------------------------------------------------------------------------------------------
 
 
-@mutant("twentyInOneSegment", "commandsBehindRetr", "loginInOneSegment", timeout=_SHORT)
+@mutant("twentyInOneSegment", "commandsAfterRetr", "loginInOneSegment", timeout=_SHORT)
 class oneCommandASegment(ToyServer):
     def dataReceived(self, data: bytes) -> None:
         super().dataReceived(data.partition(b"\n")[0] + b"\n" if b"\n" in data else data)
 
 
-@mutant("twentyInOneSegment", "commandsBehindRetr", timeout=_SHORT)
+@mutant("twentyInOneSegment", "commandsAfterRetr", timeout=_SHORT)
 class lastFirst(ToyServer):
     def dataReceived(self, data: bytes) -> None:
         lines = data.splitlines(keepends=True)
@@ -609,7 +609,7 @@ class remembersTheUser(ToyServer):
         self.name = name
 
 
-@mutant("stlsIsQuiet")
+@mutant("stlsSendsNoGreeting")
 class greetsAgain(ToyServer):
     def beginTLS(self) -> None:
         super().beginTLS()
@@ -652,7 +652,7 @@ replaced("sleepIsDeep", "sleepAndWake", rb"NOOP", rb"\+OK", rb"-ERR")
 replaced("noXLOG", "xlogLogsIn", rb"XLOG .* .*", rb"(?s)\+OK.*", rb"-ERR no\r\n")
 
 
-@mutant("sleepLetsTheMailboxGo", timeout=_SHORT)
+@mutant("sleepReleasesTheMailbox", timeout=_SHORT)
 class sleepsOnTheMailbox(ToyServer):
     def doSLEE(self) -> bytes:
         reply = super().doSLEE()
@@ -660,7 +660,7 @@ class sleepsOnTheMailbox(ToyServer):
         return reply
 
 
-@mutant("qautMakesRoom")
+@mutant("qautLogsOut")
 class qautStays(ToyServer):
     def doQAUT(self) -> bytes:
         return b"+OK\r\n"
@@ -755,13 +755,13 @@ class _sizesOfAll(sharing):
         return super().size(uniqueID)
 
 
-@mutant("oneThatHasGone")
+@mutant("deletedByAnotherSession")
 class statNeedsAll(_sizesOfAll):
     def doLIST(self, argument: bytes | None) -> bytes:
         return _lenient(self, argument)
 
 
-@mutant("oneThatHasGone")
+@mutant("deletedByAnotherSession")
 class listNeedsAll(_sizesOfAll):
     def doSTAT(self) -> bytes:
         return b"+OK %d 1\r\n" % len(self.listed)
@@ -776,7 +776,7 @@ def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
     return lenient.doLIST(argument)
 
 
-@mutant("oneThatHasGone")
+@mutant("deletedByAnotherSession")
 class oneSpoilsTheOthers(sharing):
     """
     Gives no size at all if the size of one message is unknown.
@@ -788,7 +788,7 @@ class oneSpoilsTheOthers(sharing):
         return super().size(uniqueID)
 
 
-@mutant("oneThatHasGone")
+@mutant("deletedByAnotherSession")
 class oneSpoilsReading(sharing):
     def content(self, argument: bytes) -> bytes:
         if any(each not in self.factory.messages for each in self.listed):
@@ -796,7 +796,7 @@ class oneSpoilsReading(sharing):
         return super().content(argument)
 
 
-@mutant("oneThatHasGone")
+@mutant("deletedByAnotherSession")
 class whatHasGoneComesBack(sharing):
     def connectionLost(self, reason: object = None) -> None:
         super().connectionLost(reason)
@@ -817,7 +817,7 @@ class countsTheMarked(ToyServer):
 
 
 # Rules that do not apply to the plain toy server, with servers without faults to which they do.
-OTHERWISE: dict[str, type[ToyServer]] = {"oneThatHasGone": sharing}
+OTHERWISE: dict[str, type[ToyServer]] = {"deletedByAnotherSession": sharing}
 # Servers without faults that a rule must not fail.
 INNOCENT: dict[str, type[ToyServer]] = {"retrEndsWithItsLastOctets": inEqualPieces}
 
