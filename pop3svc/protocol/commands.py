@@ -12,8 +12,8 @@ from pop3svc.protocol import grammar
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
 from pop3svc.protocol.replies import After, Lines, Reply, ok
-from pop3svc.protocol.sasl import MECHANISMS, Password, SASLExchange, offered
-from pop3svc.protocol.session import Session, State
+from pop3svc.protocol.sasl import MECHANISMS, SASLExchange, offered
+from pop3svc.protocol.session import Password, Proven, Session, State
 
 __all__ = ["COMMANDS", "capabilities", "command"]
 
@@ -63,7 +63,8 @@ def _noTLS(session: Session) -> POP3ResponseError | None:
 
 
 def _readOnly(session: Session) -> POP3ResponseError | None:
-    if session.isReadOnly:
+    transaction = session.transaction
+    if transaction is not None and transaction.isReadOnly:
         return POP3ResponseError("Mailbox is read-only.", "READ-ONLY")
     return None
 
@@ -85,7 +86,7 @@ async def stat(session: Session) -> Reply:
     """
     How many messages and octets there are (RFC 1939 section 5).
     """
-    count, octets = await session.total()
+    count, octets = await session.active.total()
     return ok(f"{count} {octets}")
 
 
@@ -95,9 +96,9 @@ async def list_(session: Session, reference: Reference | None) -> Reply:
     The size of one message or of each (RFC 1939 section 5).
     """
     if reference is not None:
-        found = await session.find(reference)
-        return ok(f"{found.number} {await session.size(found)}")
-    return ok(_messages(session.count()), body=await session.sizes())
+        found = await session.active.find(reference)
+        return ok(f"{found.number} {await session.active.size(found)}")
+    return ok(_messages(session.active.count()), body=await session.active.sizes())
 
 
 def _messages(count: int) -> str:
@@ -109,7 +110,9 @@ async def retr(session: Session, reference: Reference) -> Reply:
     """
     A whole message (RFC 1939 section 5).
     """
-    return ok("Message follows", body=await session.open(await session.find(reference)))
+    return ok(
+        "Message follows", body=await session.active.open(await session.active.find(reference))
+    )
 
 
 @command("DELE", states=[TRANSACTION], arguments=grammar.message, unavailable=_readOnly)
@@ -117,7 +120,7 @@ async def dele(session: Session, reference: Reference) -> Reply:
     """
     Mark a message for deletion at QUIT (RFC 1939 section 5).
     """
-    session.mark(await session.find(reference))
+    session.active.mark(await session.active.find(reference))
     return ok("Message marked for deletion.")
 
 
@@ -134,7 +137,7 @@ async def rset(session: Session) -> Reply:
     """
     Take all marks back (RFC 1939 section 5).
     """
-    session.unmark()
+    session.active.unmark()
     return ok("No message is marked for deletion.")
 
 
@@ -143,8 +146,8 @@ async def top(session: Session, reference: Reference, lines: int) -> Reply:
     """
     A message's header and its first lines (RFC 1939 section 7).
     """
-    found = await session.find(reference)
-    return ok("Top of message follows", body=await session.open(found), topLines=lines)
+    found = await session.active.find(reference)
+    return ok("Top of message follows", body=await session.active.open(found), topLines=lines)
 
 
 @command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
@@ -153,9 +156,9 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
     The unique-id of one message or of each (RFC 1939 section 7).
     """
     if reference is not None:
-        found = await session.find(reference)
+        found = await session.active.find(reference)
         return ok(f"{found.number} {found.uniqueID}")
-    return ok("Unique-ids follow", body=session.uniqueIDs())
+    return ok("Unique-ids follow", body=session.active.uniqueIDs())
 
 
 @command(
@@ -191,8 +194,8 @@ async def pass_(session: Session, password: str) -> Reply:
     return await _loggedIn(session, Password(name, password), "PASS")
 
 
-async def _loggedIn(session: Session, learned: Password, method: str) -> Reply:
-    await session.logIn(learned.name, learned.password, method)
+async def _loggedIn(session: Session, credentials: Password | Proven, method: str) -> Reply:
+    await session.logIn(credentials, method)
     return ok("Logged in.")
 
 
@@ -284,8 +287,8 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
     if chosen is None or not chosen.isUsable(session):
         raise POP3ResponseError("No such mechanism.")
 
-    async def finish(learned: Password) -> Reply:
-        return await _loggedIn(session, learned, f"AUTH {chosen.name}")
+    async def finish(credentials: Password | Proven) -> Reply:
+        return await _loggedIn(session, credentials, f"AUTH {chosen.name}")
 
     return await SASLExchange(COMMANDS["AUTH"], session, chosen, finish).begin(initial)
 
@@ -309,8 +312,8 @@ async def deli(session: Session, reference: Reference) -> Reply:
     """
     Delete one message now, without waiting for QUIT.
     """
-    found = await session.find(reference)
-    await session.deleteNow(found)
+    found = await session.active.find(reference)
+    await session.active.deleteNow(found)
     return ok(f"Deleted message. UID:{found.uniqueID}")
 
 
@@ -319,7 +322,7 @@ async def core(session: Session) -> Reply:
     """
     Commit the deletions and list afresh, the lock kept.
     """
-    isNew = await session.refresh()
+    isNew = await session.active.refresh()
     return ok("Refreshed.", code=_activity(isNew))
 
 

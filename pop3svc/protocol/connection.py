@@ -57,7 +57,6 @@ class POP3Connection(LineReceiver):
 
     # Most connections are idle; a dictionary for so many names is large.
     __slots__ = (
-        "_began",
         "_clock",
         "_connectionCreator",
         "_ended",
@@ -86,8 +85,6 @@ class POP3Connection(LineReceiver):
         "_turns",
         "_unauthenticated",
         "address",
-        "messageOctets",
-        "messagesSent",
         "session",
     )
 
@@ -141,7 +138,6 @@ class POP3Connection(LineReceiver):
         self._held = 0
         self._isTaking = False
         self._stopping = False
-        self.messagesSent = self.messageOctets = 0
 
     @property
     def isAnswering(self) -> bool:
@@ -168,8 +164,9 @@ class POP3Connection(LineReceiver):
             self._policy.stallTimeout,
             "MULTI-LINE-IND" not in self._policy.without,
             isTLS(transport),
+            self.session.record,
         )
-        self._began = self._clock.seconds()
+        self._quietSince = self.session.record.began = self._clock.seconds()
         self._handshaking = isTLS(transport)
         setNoDelay = getattr(transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
@@ -184,7 +181,6 @@ class POP3Connection(LineReceiver):
                 clientIP=info.clientIP,
                 isSecure=info.isSecure,
             )
-        self._quietSince = self._began
         self.session.tryRelease = self._tryRelease
         self._limitLogin()
         self._sender.say(ok(f"{self.session.provider.name} ready."))
@@ -349,8 +345,9 @@ class POP3Connection(LineReceiver):
         reply = answer if isinstance(answer, Reply) else await answer
         whole = await self._sender.send(reply)
         if whole and isinstance(reply.body, MessageBody):
-            self.messagesSent += 1
-            self.messageOctets += reply.body.octets
+            record = self.session.record
+            record.messagesSent += 1
+            record.messageOctets += reply.body.octets
         self._sent(reply)
 
     def _sent(self, reply: Reply) -> None:
@@ -675,41 +672,8 @@ class POP3Connection(LineReceiver):
         One line for what is over, and begin to count anew.
         """
         session = self.session
-        info = session.info
-        user = session.user if session.user is not None else "nobody"
-        clientIP = info.clientIP or "this machine"
-        tls = _versionOfTLS(self.transport) if info.isSecure else None
-        how = tls or "no TLS"
-        if session.loginMethod:
-            how += f", {session.loginMethod}"
-        messages, octets = self.messagesSent, self.messageOctets
-        seconds = self._clock.seconds() - self._began
-        # Made here: to have the log put together so many fields costs more
-        # than all the rest of a short session.
-        log.info(
-            "{summary}",
-            summary=f"{user} from {clientIP} ({how}): {messages} "
-            f"{'message' if messages == 1 else 'messages'} of {octets} octets sent, "
-            f"{session.messagesDeleted} deleted, {seconds:.1f} s; {reason}",
-            pop3Event="close",
-            connectionID=info.connectionID,
-            user=user,
-            clientIP=clientIP,
-            isSecure=info.isSecure,
-            tls=tls,
-            loginMethod=session.loginMethod,
-            messagesSent=messages,
-            messageOctets=octets,
-            octetsSent=self._sender.octetsSent,
-            messagesDeleted=session.messagesDeleted,
-            seconds=seconds,
-            reason=reason,
-        )
-        session.user = None
-        session.loginMethod = ""
-        session.messagesDeleted = self.messagesSent = self.messageOctets = 0
-        self._sender.octetsSent = 0
-        self._began = self._clock.seconds()
+        tls = _versionOfTLS(self.transport) if session.info.isSecure else None
+        session.record.tell(session.info, tls, self._clock.seconds(), reason)
 
 
 class Limits:

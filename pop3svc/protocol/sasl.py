@@ -15,26 +15,17 @@ from zope.interface.interface import InterfaceClass
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.protocol.replies import Reply, challenge
-from pop3svc.protocol.session import Session
+from pop3svc.protocol.session import Password, Proven, Session
 from pop3svc.protocol.wire import hasControl
 
-__all__ = ["MECHANISMS", "Mechanism", "Password", "SASLExchange", "mechanism", "offered"]
+__all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
 
 # RFC 5034 section 5; a2b alone takes what is to be refused.
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Password:
-    """
-    What a mechanism has learned: a name and the password that should prove it.
-    """
-
-    name: str
-    password: str
-
-
-Conversation = AsyncGenerator[bytes | Password, bytes]
+# A mechanism yields challenges, and at last credentials.
+Conversation = AsyncGenerator[bytes | Password | Proven, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +127,7 @@ class SASLExchange:
         command: Any,
         session: Session,
         chosen: Mechanism,
-        finish: Callable[[Password], Awaitable[Reply]],
+        finish: Callable[[Password | Proven], Awaitable[Reply]],
     ) -> None:
         """
         @param command: the L{pop3svc.protocol.dispatch.Command} it is part of.

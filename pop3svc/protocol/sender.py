@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from zope.interface import Interface, implementer
 
 from pop3svc.awaiting import TimeSlice, isAwaitable
+from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
 
@@ -61,7 +62,6 @@ class ReplySender:
     Sends the replies of one connection, one at a time.  Short ones are gathered
     until L{flush}.
 
-    @ivar octetsSent: octets written to the transport so far.
     @ivar hasGathered: is there anything that was not written yet?
     @ivar isCrowded: is there so much of it, or so little room for it, that it is
         to be waited for before there is more?
@@ -76,6 +76,7 @@ class ReplySender:
         stallTimeout: float,
         marksMultiLine: bool = False,
         isTLS: bool = False,
+        record: SessionRecord | None = None,
     ) -> None:
         """
         @param transport: L{twisted.internet.interfaces.IConsumer}
@@ -83,6 +84,7 @@ class ReplySender:
         @param stallTimeout: seconds without progress until L{Stalled}.
         @param marksMultiLine: is MULTI-LINE-IND on?
         @param isTLS: is what is written encrypted?
+        @param record: counts the octets.
         """
         self._marksMultiLine = marksMultiLine
         self._transport = transport
@@ -93,7 +95,8 @@ class ReplySender:
         self._stopped = False
         self._resumed: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
-        self.octetsSent = 0
+        # Counts the octets that are written to the transport.
+        self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
         # Octets written since the transport was asked whether there is room.
@@ -134,7 +137,7 @@ class ReplySender:
     def _gather(self, octets: bytes) -> None:
         self._gathered.append(octets)
         self._octets += len(octets)
-        self.octetsSent += len(octets)
+        self._record.octetsSent += len(octets)
 
     @property
     def hasGathered(self) -> bool:
@@ -174,7 +177,7 @@ class ReplySender:
         octetsBefore = 0
         try:
             self.gather(reply)
-            octetsBefore = self.octetsSent
+            octetsBefore = self._record.octetsSent
             if not body.isWireReady or reply.topLines is not None:
                 encoder = MultiLine(reply.topLines, body.hasLineEnds)
             sendTo = body.sendTo if encoder is None and self._maySendTo else None
@@ -192,7 +195,7 @@ class ReplySender:
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))
             if encoder is None:
-                octets = self.octetsSent - octetsBefore
+                octets = self._record.octetsSent - octetsBefore
                 self._gather(b".\r\n")
             else:
                 self._gather(encoder.finish())
@@ -240,7 +243,7 @@ class ReplySender:
             else:
                 if not sent:
                     return
-                self.octetsSent += sent
+                self._record.octetsSent += sent
             await self.flush()
 
     def say(self, reply: Reply) -> None:

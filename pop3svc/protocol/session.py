@@ -4,50 +4,42 @@ All that is remembered about one client; the only caller of mailbox methods.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import Invalid, implementer, providedBy
 from zope.interface.verify import verifyObject
 
-from pop3svc.awaiting import (
-    CallTimeout,
-    Shielded,
-    TimeSlice,
-    awaitWithTimeout,
-    ensureStarted,
-    isAwaitable,
-)
-from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
+from pop3svc.awaiting import Shielded
+from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IAccountStatus,
-    IBulkMessageSizes,
-    IExclusiveMailbox,
     ILoginThrottle,
-    IMailboxLogout,
-    INewMailNotifier,
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
     IPOP3MailboxProvider,
-    IReadOnlyMailbox,
-    ISleepingMailbox,
 )
-from pop3svc.listings import BadListing, UniqueIDList, isUniqueID
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
-from pop3svc.protocol.content import MessageBody, countByReading
-from pop3svc.protocol.grammar import MessageNumber, Reference
-from pop3svc.protocol.maildrop import Maildrop, MessageRef
-from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld, warnOnce
-from pop3svc.protocol.replies import Body, Lines, Pieces
+from pop3svc.protocol.providercalls import ProviderCalls
+from pop3svc.protocol.record import SessionRecord
+from pop3svc.protocol.remarks import nameOf
+from pop3svc.protocol.transaction import Transaction
 
-__all__ = ["ConnectionInfo", "Exchange", "Session", "State", "refuseRelease"]
+__all__ = [
+    "ConnectionInfo",
+    "Exchange",
+    "Password",
+    "Proven",
+    "Session",
+    "State",
+    "refuseRelease",
+]
 
 log = Logger(namespace="pop3svc")
 
@@ -65,35 +57,6 @@ class State(Enum):
     TRANSACTION = "TRANSACTION"
     SLEEPING = "SLEEPING"
     CLOSED = "CLOSED"
-
-
-# Messages of a mailbox for which a step over all of them is a turn of its own.
-_MANY = 100_000
-
-
-def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
-    """
-    @return: makes a list of what a method returned, under its name: it may be a generator.
-    """
-
-    def make() -> list[Any]:
-        return list(values)
-
-    make.__qualname__ = nameOf(call)
-    return make
-
-
-def _octets(call: Any, size: object) -> int:
-    """
-    @param size: what a method returned for the size of a message.
-    @return: the size, octets.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise ProviderMistake(
-            f"{nameOf(call)} returned {type(size).__name__} for a size: return the octets of "
-            "the message as an int, 0 or more"
-        )
-    return size
 
 
 def _verified(call: Any, mailbox: Any) -> Any:
@@ -173,6 +136,26 @@ class ConnectionInfo:
         return isLoopback(self.clientIP)
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class Password:
+    """
+    Credentials that the provider has to check: a name, and the password that should prove it.
+    """
+
+    name: str
+    password: str
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """
+    The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
+    L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
+    """
+
+    name: str
+
+
 class Exchange(Protocol):
     """
     An unfinished conversation inside one command: its next line is not a
@@ -190,18 +173,19 @@ class Exchange(Protocol):
 
 class Session:
     """
-    One client's session.
+    One client's session: its state, its identity, its login, and its transaction.
 
-    @ivar isOver: the client is gone; nothing new begins.
-    @ivar state: where it stands; set by the dispatcher only.
+    @ivar state: the state; the dispatcher sets it, and L{end} closes it.
     @ivar claimedName: the name of an accepted USER that waits for its PASS.
     @ivar exchange: the unfinished AUTH, or L{None}.
-    @ivar senseless: how many commands in a row made no sense.
-    @ivar mayStartTLS: is there a certificate for STLS?
-    @ivar tryRelease: asked, with whether any message is marked, when another
-        session of the user wants the mailbox; returns whether this one ends
-        itself now.  Set by the connection.
-    @ivar maildrop: the listing, while in TRANSACTION.
+    @ivar badCommands: how many commands in a row were invalid.
+    @ivar mayStartTLS: whether there is a certificate for STLS.
+    @ivar tryRelease: called with whether any message is marked, when another session of the
+        user wants the mailbox; returns whether this session ends itself now.  The connection
+        sets it.
+    @ivar transaction: what exists between login and logout only.
+    @ivar record: the counters for the log.
+    @ivar calls: makes calls to the provider.
     """
 
     def __init__(
@@ -230,82 +214,40 @@ class Session:
         self.policy = policy
         self.commands = commands
         self.mayStartTLS = mayStartTLS
-        self._clock = clock
-        self._seconds = clock.seconds
+        self.calls = ProviderCalls(info.connectionID, clock, policy.answerTimeout)
+        self.record = SessionRecord()
         self._acquireSlot = acquireSlot
         self._releaseSlot: Callable[[bool], object] | None = None
         self._isIn = False
         self._throttle = None if throttle is None else ILoginThrottle(throttle)
         self.state = State.AUTHORIZATION
-        self.isOver = False
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
         self.tryRelease = refuseRelease
         self.badCommands = 0
         self._failedLogins = 0
         self._wasChecked = self._isRepeated = False
-        self.maildrop: Maildrop | None = None
-        self._mailbox: Any = None
-        self._locked = False
-        self._endWatch: Callable[[], object] | None = None
-        # How often the watch has called, now and when the listing was asked
-        # for.
-        self._changes = self._changesListed = 0
-        # Of the unique-ids listed before going to sleep, eight octets each.
-        self._known: array[int] | None = None
+        self.transaction: Transaction | None = None
         self._credentialsVersion = ""
-        self._deletion: Shielded | None = None
         self._leaving: Shielded | None = None
-        # For the line at the end.
-        self.user: str | None = None
-        self.loginMethod = ""
-        self.messagesDeleted = 0
 
-    def _call(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    @property
+    def isOver(self) -> bool:
         """
-        Call a method of a provider, and say once if it held the reactor.
-
-        @return: its value, or a Deferred.
+        Whether the client is gone, so that nothing new begins.
         """
-        seconds = self._seconds
-        late = seconds() + HELD
-        try:
-            answer = call(*arguments)
-            return ensureStarted(answer) if isAwaitable(answer) else answer
-        finally:
-            if seconds() > late:
-                remarkHeld(call, seconds() - late + HELD)
+        return self.calls.isOver
 
-    async def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        answer = self._call(call, *arguments)
-        if isAwaitable(answer):
-            answer = await self._waited(call, answer)
-        if self.isOver:
-            # It answered although it was cancelled.
-            raise CancelledError()
-        return answer
-
-    async def _answer(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        answer = self._call(call, *arguments)
-        return await self._waited(call, answer) if isAwaitable(answer) else answer
-
-    async def _waited(self, call: Callable[..., Any], answer: Any) -> Any:
-        try:
-            return await awaitWithTimeout(answer, self._clock, self.policy.answerTimeout)
-        except CallTimeout:
-            log.error(
-                "{call} of connection {connectionID} did not answer within {timeout} s",
-                call=nameOf(call),
-                connectionID=self.info.connectionID,
-                timeout=self.policy.answerTimeout,
-            )
-            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP", critical=True)
+    @isOver.setter
+    def isOver(self, isOver: bool) -> None:
+        self.calls.isOver = isOver
 
     def enter(self, state: State) -> None:
         """
         The one transition; only the dispatcher makes it.
         """
-        if state is State.TRANSACTION and self.maildrop is None:
+        transaction = self.transaction
+        if state is State.TRANSACTION and (transaction is None or transaction.maildrop is None):
             raise AssertionError("TRANSACTION is entered with a listing only")
         self.state = state
 
@@ -320,34 +262,34 @@ class Session:
             return True
         return self.policy.cleartextLogin == "loopback" and self.info.isLoopback
 
-    async def logIn(self, name: str, password: str, method: str = "") -> None:
+    async def logIn(self, credentials: Password | Proven, method: str = "") -> None:
         """
-        Check a login and open the mailbox: the one way in for every command
-        that logs in.
+        Check credentials and open the mailbox: the one way in for every command that logs in.
 
         @param method: the command, and the mechanism of AUTH, for the log.
-        @raise POP3ResponseError: refused, or the mailbox is not to be had.
+        @raise POP3ResponseError: refused, or the mailbox cannot be had.
         """
+        name = credentials.name
         try:
-            mailbox = await self._authenticate(name, password)
+            transaction = await self._authenticate(credentials)
             self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
-                self._credentialsVersion = await self._ask(
+                self._credentialsVersion = await self.calls.ask(
                     self.provider.credentialsVersion, self.info, name
                 )
-            await self._enter(mailbox)
+            await transaction.begin()
             self._isIn = True
         except CancelledError:
-            # The client is lost; end() lets go of everything.
+            # The client is lost; end() releases everything.
             raise
         except Exception as error:
             if isinstance(error, POP3ResponseError):
                 self._loginEvent(name, error.code or "")
             await self._leave()
             raise
-        self.user = _printable(name)
-        self.loginMethod = method
+        self.record.user = _printable(name)
+        self.record.loginMethod = method
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
@@ -368,16 +310,21 @@ class Session:
             code=refusal,
         )
 
-    async def _authenticate(self, name: str, password: str) -> Any:
+    async def _authenticate(self, credentials: Password | Proven) -> Transaction:
         self._wasChecked = self._isRepeated = False
+        if isinstance(credentials, Proven):
+            return await self._open(credentials.name)
+        name, password = credentials.name, credentials.password
         if not name or not password:
             raise POP3ResponseError("A user name and a password are required.", "AUTH")
         info, throttle = self.info, self._throttle
-        if throttle is not None and not await self._ask(throttle.mayLogin, info, name, password):
+        if throttle is not None and not await self.calls.ask(
+            throttle.mayLogin, info, name, password
+        ):
             raise self._wrong()
         self._wasChecked = True
         try:
-            mailbox = await self._ask(self.provider.authenticate, info, name, password)
+            mailbox = await self.calls.ask(self.provider.authenticate, info, name, password)
             if mailbox is None:
                 raise POP3ResponseError("Wrong name or password.", "AUTH")
             mailbox = _verified(self.provider.authenticate, mailbox)
@@ -387,13 +334,35 @@ class Session:
                     throttle.loginAbandoned(info, name, isinstance(error, CancelledError))
                 raise
             if throttle is not None:
-                self._isRepeated = bool(await self._ask(throttle.loginFailed, info, name))
-            # One text for whatever was wrong.
+                self._isRepeated = bool(await self.calls.ask(throttle.loginFailed, info, name))
+            # All refusals of a login have the same text.
             raise self._wrong()
-        self._mailbox = mailbox
+        self.transaction = transaction = self._transaction(name, mailbox)
         if throttle is not None:
-            await self._ask(throttle.loginSucceeded, info, name)
-        return self._mailbox
+            await self.calls.ask(throttle.loginSucceeded, info, name)
+        return transaction
+
+    async def _open(self, name: str) -> Transaction:
+        """
+        Open the mailbox of a user whose name a mechanism has proved.
+        """
+        provider: Any = self.provider
+        mailbox = await self.calls.ask(provider.openMailbox, self.info, name)
+        if mailbox is None:
+            raise self._wrong()
+        self.transaction = self._transaction(name, _verified(provider.openMailbox, mailbox))
+        return self.transaction
+
+    def _transaction(self, name: str, mailbox: Any) -> Transaction:
+        return Transaction(
+            self.calls,
+            self.info,
+            mailbox,
+            _printable(name),
+            self.record,
+            self._requestRelease,
+            "UID-PARAM" not in self.policy.without,
+        )
 
     def _wrong(self) -> POP3ResponseError:
         self._failedLogins += 1
@@ -403,434 +372,62 @@ class Session:
             critical=self._failedLogins >= self.policy.maxFailedLogins,
         )
 
-    async def _enter(self, mailbox: Any) -> None:
-        if INewMailNotifier.providedBy(mailbox):
-            self._endWatch = await self._ask(mailbox.watchMailbox, self.info, self._changed)
-        await self._lock()
-        self.maildrop = await self._list()
-
-    def _changed(self) -> None:
-        """
-        The mailbox would list otherwise than last time.
-        """
-        self._changes += 1
-
-    async def _lock(self) -> None:
-        if IExclusiveMailbox.providedBy(self._mailbox):
-            mailbox = self._mailbox
-            await self._answer(mailbox.lock, self.info, self._requestRelease)
-            if self.isOver:
-                await Shielded(self._letGo, mailbox.unlock, self.info).outcome()
-                raise CancelledError()
-            self._locked = True
-
     def _requestRelease(self) -> bool:
         """
         Another session of the same user waits for the lock.
+
+        @return: whether this session ends itself.
         """
-        if self.isOver or self.state is not State.TRANSACTION or self.maildrop is None:
+        transaction = self.transaction
+        if self.isOver or self.state is not State.TRANSACTION or transaction is None:
             return False
-        return self.tryRelease(bool(self.maildrop.marked()))
+        return self.tryRelease(transaction.hasMarks)
 
-    async def _list(self) -> Maildrop:
-        self._changesListed = self._changes
-        call = self._mailbox.listMessageUniqueIDs
-        listed: Iterable[str] = await self._ask(call, self.info)
-        if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {type(listed).__name__}: return a list of the "
-                "unique-ids, each a str"
-            )
-        try:
-            return Maildrop(listed if isinstance(listed, UniqueIDList) else UniqueIDList(listed))
-        except BadListing as error:
-            log.error(
-                "{call} breaks a rule in the listing of {user}: {rule}",
-                call=nameOf(call),
-                user=self.printableName,
-                rule=str(error),
-                connectionID=self.info.connectionID,
-            )
-            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/PERM")
-
-    # --- the listing --------------------------------------------------------
-
-    def _drop(self) -> Maildrop:
-        assert self.maildrop is not None, "commands run in their states only"
-        return self.maildrop
-
-    def count(self) -> int:
-        """
-        @return: how many messages there are that are not deleted.
-        """
-        return self._drop().count()
-
-    def uniqueIDs(self) -> Body:
-        """
-        @return: the number and unique-id of each message that is not deleted.
-        """
-        maildrop = self._drop()
-        if maildrop.isWhole:
-            return Pieces(maildrop.listed.lines())
-        return Lines(f"{each.number} {each.uniqueID}" for each in maildrop.present())
-
-    async def find(self, reference: Reference) -> MessageRef:
-        """
-        @return: the message that an argument names; number 0 if it arrived
-            after the listing (docs/extensions, UID-PARAM).
-        @raise POP3ResponseError: there is none, or it is deleted.
-        """
-        maildrop = self._drop()
-        if isinstance(reference, MessageNumber):
-            return maildrop.byNumber(reference.number)
-        missing = POP3ResponseError("No such message.", "UID/NOT-FOUND")
-        if "UID-PARAM" in self.policy.without:
-            raise BadArguments("Argument is not a number.")
-        uniqueID = reference.text
-        if not isUniqueID(uniqueID):
-            raise missing
-        found = maildrop.byUniqueID(uniqueID)
-        if found is None:
-            if not await self._ask(self._mailbox.messageExists, self.info, uniqueID):
-                raise missing
-            found = MessageRef(0, uniqueID)
-        return found
-
-    async def size(self, found: MessageRef) -> int:
-        """
-        @return: octets of a message as RETR sends it, without dot-stuffing.
-        """
-        maildrop = self._drop()
-        octets = maildrop.size(found)
-        if octets is None:
-            octets = await self._size(found.uniqueID)
-            maildrop.setSizes([found], [octets])
-        return octets
-
-    async def sizes(self) -> Body:
-        """
-        @return: the number and octets of each message that is not deleted.
-        """
-        maildrop = self._drop()
-        await self._learnSizes(maildrop)
-        sizes = maildrop.sizes()
-        if maildrop.isWhole:
-            return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
-        return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
-
-    async def _learnSizes(self, maildrop: Maildrop) -> None:
-        """
-        Ask for the sizes that are not known.
-        """
-        mailbox, known = self._mailbox, maildrop.sizes()
-        if known and None not in known:
-            return
-        isBulk = IBulkMessageSizes.providedBy(mailbox)
-        if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
-            unknown: list[MessageRef] = []
-            uniqueIDs = maildrop.listed.uniqueIDs
-        else:
-            unknown = [
-                each for each in maildrop.present() if not known or known[each.number - 1] is None
-            ]
-            if not unknown:
-                return
-            uniqueIDs = [each.uniqueID for each in unknown]
-        sizes = await self._manySizes(mailbox, uniqueIDs) if isBulk else None
-        if sizes is None:
-            sizes = await self._sizesOneByOne(uniqueIDs)
-        # Of one that is gone nothing is known, and nothing remembered.
-        maildrop.setSizes(unknown, sizes)
-
-    async def _manySizes(self, mailbox: Any, uniqueIDs: list[str]) -> list[int | None] | None:
-        """
-        @return: a size for each message, L{None} for one that has gone; L{None} if
-            the mailbox cannot tell many sizes at once after all.
-        """
-        call = mailbox.messageSizes
-        try:
-            answer = await self._ask(call, self.info, uniqueIDs)
-        except NotImplementedError:
-            return None
-        if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
-                "each message, or None for one that has gone"
-            )
-        sizes: list[int | None] = self._call(_listOf(call, answer))
-        isLarge = len(sizes) > _MANY
-        if isLarge:
-            # Of very many each step takes long.
-            await TimeSlice(self._clock).next()
-        if len(sizes) != len(uniqueIDs):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
-                "return one for each, in the order asked"
-            )
-        for octets in set(sizes):
-            if octets is not None:
-                _octets(call, octets)
-        if isLarge:
-            await TimeSlice(self._clock).next()
-        return sizes
-
-    async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
-        """
-        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
-        trouble with one message shows when that one is asked for.
-
-        @return: a size for each message, L{None} where there is none to be had.
-        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
-        """
-        sizes: list[int | None] = []
-        faults: list[POP3ResponseError] = []
-        turns = TimeSlice(self._clock)
-        for uniqueID in uniqueIDs:
-            octets = None
-            try:
-                octets = await self._size(uniqueID)
-            except POP3ResponseError as error:
-                if error.critical:
-                    raise
-                faults.append(error)
-            except (CancelledError, ProviderMistake):
-                raise
-            except Exception:
-                call = self._mailbox.messageSize
-                warnOnce(
-                    call,
-                    "{call} or what reads a message failed for a message of {user}; STAT and "
-                    "LIST count none of its octets",
-                    user=self.printableName,
-                    log_failure=Failure(),
-                )
-            sizes.append(octets)
-            await turns.yieldIfDue()
-        if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
-            raise faults[0]
-        return sizes
-
-    async def total(self) -> tuple[int, int]:
-        """
-        @return: how many messages there are that are not deleted, and their
-            octets (RFC 1939, STAT).
-        """
-        maildrop = self._drop()
-        octets = maildrop.octets()
-        if octets is None:
-            await self._learnSizes(maildrop)
-            sizes = maildrop.sizes()
-            octets = maildrop.octets()
-            if octets is None:
-                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
-        return maildrop.count(), octets
-
-    async def _size(self, uniqueID: str) -> int:
-        call = self._mailbox.messageSize
-        try:
-            octets = await self._ask(call, self.info, uniqueID)
-        except NotImplementedError:
-            octets = None
-        if octets is None:
-            return await countByReading(await self._content(uniqueID), self._clock)
-        return _octets(call, octets)
-
-    async def _content(self, uniqueID: str) -> MessageBody:
-        call = self._mailbox.messageContent
-        content = self._call(call, self.info, uniqueID)
-        if isAwaitable(content):
-            content = await self._waited(call, content)
-        body = MessageBody(content, self._clock, self.policy.answerTimeout, call)
-        if self.isOver:
-            body.close()
-            raise CancelledError()
-        return body
-
-    async def open(self, found: MessageRef) -> MessageBody:
-        """
-        @return: the message, to be closed by whoever gets it.
-        """
-        body = await self._content(found.uniqueID)
-        body.expects(self._drop().size(found), self._saidOtherwise)
-        return body
-
-    def _saidOtherwise(self, said: int, sent: int) -> None:
-        """
-        A whole message had another size than the mailbox said.
-        """
-        mailbox = self._mailbox
-        isBulk = IBulkMessageSizes.providedBy(mailbox)
-        warnOnce(
-            mailbox.messageSizes if isBulk else mailbox.messageSize,
-            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
-            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
-            "counted",
-            said=said,
-            sent=sent,
-            user=self.printableName,
-        )
+    # --- asleep and awake ---------------------------------------------------
 
     @property
-    def printableName(self) -> str:
+    def active(self) -> Transaction:
         """
-        The user's name for the log.
+        The transaction, for commands that are valid only while there is one.
         """
-        return _printable(self.info.userNameAtLogin or "")
-
-    # --- deleting -----------------------------------------------------------
-
-    @property
-    def isReadOnly(self) -> bool:
-        """
-        Is nothing deleted in this mailbox?
-        """
-        return IReadOnlyMailbox.providedBy(self._mailbox)
-
-    def mark(self, found: MessageRef) -> None:
-        """
-        Mark a message for deletion.
-        """
-        self._drop().mark(found)
-
-    def unmark(self) -> None:
-        """
-        Take all marks back.
-        """
-        self._drop().unmark()
-
-    async def _delete(self, uniqueIDs: list[str]) -> None:
-        """
-        Delete all of these or none.  Once begun it is finished, whether or not
-        anybody waits; end() does.
-        """
-        if not uniqueIDs:
-            return
-        mailbox = self._mailbox
-
-        async def delete() -> None:
-            try:
-                answer = self._call(mailbox.messageDelete, self.info, uniqueIDs)
-                if isAwaitable(answer):
-                    await answer
-                self.messagesDeleted += len(uniqueIDs)
-            finally:
-                self._deletion = None
-
-        deletion = Shielded(delete)
-        self._deletion = None if deletion.done else deletion
-        try:
-            await deletion.outcome(self._clock, self.policy.answerTimeout)
-        except CallTimeout:
-            raise POP3ResponseError(
-                "The deletion takes too long; whether it happens is not known yet.",
-                "SYS/TEMP",
-                critical=True,
-            )
-
-    async def commit(self) -> int:
-        """
-        Delete what is marked, all or none.
-
-        @return: how many messages that were.
-        @raise POP3ResponseError: nothing was deleted.
-        """
-        maildrop = self._drop()
-        marked = maildrop.marked()
-        await self._delete(marked)
-        maildrop.setGone(marked)
-        return len(marked)
-
-    async def deleteNow(self, found: MessageRef) -> None:
-        """
-        Delete one message without waiting for QUIT (docs/extensions, DELI).
-
-        @raise POP3ResponseError: it has gone, or was not deleted.
-        """
-        # One that is gone counts as deleted for messageDelete; here it is
-        # an error, and opening it tells.
-        (await self._content(found.uniqueID)).close()
-        await self._delete([found.uniqueID])
-        self._drop().setGone([found.uniqueID])
-
-    # --- staying, asleep or not ------------------------------------------------
-
-    async def refresh(self) -> bool:
-        """
-        Delete what is marked and list afresh, the lock kept
-        (docs/extensions, CORE).
-
-        @return: is there a unique-id that was not listed before?
-        @raise POP3ResponseError: nothing has changed; or, if critical, the
-            deletion worked and the listing did not.
-        """
-        await self.commit()
-        known = self._drop().listed.hashes()
-        try:
-            self.maildrop = await self._list()
-        except CancelledError:
-            raise
-        except Exception as error:
-            if not isinstance(error, POP3ResponseError):
-                log.failure("a mailbox cannot be listed again", pop3Event="error")
-            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/TEMP", critical=True)
-        return self.maildrop.listed.hasOthersThan(known)
+        assert self.transaction is not None, "commands run in their states only"
+        return self.transaction
 
     async def sleep(self) -> int:
         """
-        Delete what is marked and let the lock go, all but the user forgotten
+        Delete the marked messages, release the mailbox, and keep the user
         (docs/extensions, SLEE).
 
         @return: how many messages were deleted.
         @raise POP3ResponseError: nothing has changed.
         """
-        deleted = await self.commit()
-        self._known = self._drop().listed.hashes()
-        self.maildrop = None
-        locked, self._locked = self._locked, False
-        if locked or ISleepingMailbox.providedBy(self._mailbox):
-            self._leaving = Shielded(self._releaseForSleep, self._mailbox, locked)
-            await self._leaving.outcome()
-        self._giveBackPlace()
+        deleted = await self.active.sleep()
+        self._returnSlot()
         return deleted
-
-    async def _releaseForSleep(self, mailbox: Any, locked: bool) -> None:
-        if ISleepingMailbox.providedBy(mailbox):
-            await self._letGo(mailbox.onSleep, self.info)
-        if locked:
-            await self._letGo(mailbox.unlock, self.info)
 
     async def wake(self) -> bool:
         """
-        Take the lock again and list afresh (docs/extensions, WAKE).
+        Take the mailbox again (docs/extensions, WAKE).
 
-        @return: is there a unique-id that was not listed before sleeping?
-        @raise POP3ResponseError: still asleep, and nothing is held.
+        @return: whether there is a unique-id that was not listed before SLEE.
+        @raise POP3ResponseError: the session is still asleep, and holds nothing.
         """
         name = self.info.userNameAtLogin
-        if IAccountStatus.providedBy(self.provider) and not await self._ask(
+        if IAccountStatus.providedBy(self.provider) and not await self.calls.ask(
             self.provider.isStillValid, self.info, name, self._credentialsVersion
         ):
             raise POP3ResponseError("Account is no longer valid.", "AUTH")
         self._releaseSlot = self._acquireSlot(name or "", False)
-        changes = self._changesListed
         try:
-            await self._lock()
-            maildrop = await self._list()
+            return await self.active.wake()
         except CancelledError:
+            # end() returns it.
             raise
         except Exception:
-            if self._locked:
-                self._locked = False
-                await Shielded(self._letGo, self._mailbox.unlock, self.info).outcome()
-            self._giveBackPlace()
+            self._returnSlot()
             raise
-        known, self._known = self._known or array("Q"), None
-        self.maildrop = maildrop
-        if self._endWatch is not None and self._changes == changes:
-            return False
-        return maildrop.listed.hasOthersThan(known)
 
-    def _giveBackPlace(self) -> None:
+    def _returnSlot(self) -> None:
         releaseSlot, self._releaseSlot = self._releaseSlot, None
         if releaseSlot is not None:
             releaseSlot(self._isIn)
@@ -839,87 +436,60 @@ class Session:
 
     async def quit(self) -> int:
         """
-        The UPDATE state (RFC 1939 section 6): delete what is marked and let
-        go of the mailbox, whether or not the deletion worked.
+        Enter the UPDATE state (RFC 1939 section 6): delete the marked messages, and release
+        the mailbox whether or not the deletion worked.
 
         @return: how many messages were deleted.
         @raise POP3ResponseError: nothing was deleted.
         """
         if self.state is not State.TRANSACTION:
             return 0
+        transaction = self.active
         try:
-            return await self.commit()
+            return await transaction.commit()
         finally:
-            # A deletion that is not over yet keeps the lock; end() lets it go.
-            if self._deletion is None:
+            # A deletion that is not over yet keeps the lock; end() releases it.
+            if transaction.deletion is None:
                 await self._leave()
 
     async def logOut(self) -> None:
         """
-        Delete what is marked and let go of the mailbox and of all that is
-        known of its user (docs/extensions, QAUT).
+        Delete the marked messages, release the mailbox, and forget the user
+        (docs/extensions, QAUT).
 
         @raise POP3ResponseError: nothing has changed.
         """
-        await self.commit()
+        await self.active.commit()
         await self._leave()
 
     async def end(self) -> None:
         """
-        The client is lost, timed out or done: let go of everything, after a
-        deletion that is under way.  Nothing else is deleted.
+        Release everything, after a deletion that is under way, because the client is lost,
+        timed out or done.  Nothing else is deleted.
         """
         self.isOver = True
-        deletion, self._deletion = self._deletion, None
-        if deletion is not None:
-            try:
-                await deletion.outcome()
-            except Exception:
-                log.failure("a deletion failed after its client was gone")
+        if self.transaction is not None:
+            deletion, self.transaction.deletion = self.transaction.deletion, None
+            if deletion is not None:
+                try:
+                    await deletion.outcome()
+                except Exception:
+                    log.failure("a deletion failed after its client was gone")
         await self._leave()
         if self._leaving is not None:
             await self._leaving.outcome()
         self.state = State.CLOSED
 
     async def _leave(self) -> None:
-        # Everything is forgotten before anything is awaited, so that nothing
-        # is let go twice; and it is carried through, so that all of it is.
-        mailbox, self._mailbox = self._mailbox, None
-        locked, self._locked = self._locked, False
-        endWatch, self._endWatch = self._endWatch, None
-        self.maildrop = self._known = None
+        # The attributes are cleared before the first await, so that a second call releases
+        # nothing twice; the release is shielded, so that it always completes.
+        transaction, self.transaction = self.transaction, None
         self._credentialsVersion = ""
-        self._giveBackPlace()
+        self._returnSlot()
         self._isIn = False
         self.info.userNameAtLogin = None
-        if mailbox is None:
+        if transaction is None:
             self.info.providerTag = None
         else:
-            # SLEE may be letting go of the lock still.
-            earlier = self._leaving
-            self._leaving = Shielded(self._letAllGo, mailbox, locked, endWatch, earlier)
+            self._leaving = Shielded(transaction.end)
             await self._leaving.outcome()
-
-    async def _letAllGo(
-        self,
-        mailbox: Any,
-        locked: bool,
-        endWatch: Callable[[], object] | None,
-        earlier: Shielded | None,
-    ) -> None:
-        if earlier is not None:
-            await earlier.outcome()
-        if locked:
-            await self._letGo(mailbox.unlock, self.info)
-        if endWatch is not None:
-            await self._letGo(endWatch)
-        if IMailboxLogout.providedBy(mailbox):
-            await self._letGo(mailbox.logout)
-        # The mailbox may have kept something there until now.
-        self.info.providerTag = None
-
-    async def _letGo(self, call: Callable[..., Any], *arguments: Any) -> None:
-        try:
-            await self._answer(call, *arguments)
-        except Exception:
-            log.failure("failed to release mailbox")

@@ -32,7 +32,7 @@ from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.replies import ok
 from pop3svc.protocol.sender import IReplyByReply
-from pop3svc.protocol.session import ConnectionInfo, Session, State
+from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
@@ -97,7 +97,7 @@ def test_commandThatLogsInWithNothing() -> None:
     for name, password in (("", "secret"), ("alice", "")):
 
         async def run(session: Session, who: str = name, what: str = password) -> Any:
-            await session.logIn(who, what)
+            await session.logIn(Password(who, what))
 
         client = Client(withCommand(run))
         client.received()
@@ -507,7 +507,7 @@ def test_sessionWithoutAFactory() -> None:
     """
     provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
     session = Session(ConnectionInfo(1, None, False), provider, Policy(), Clock())
-    _, over = start(session.logIn("alice", "secret"))
+    _, over = start(session.logIn(Password("alice", "secret")))
     assert over == [None]
     session.enter(State.TRANSACTION)
     _, over = start(session.end())

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
-from zope.interface import alsoProvides
+from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IPOP3MailboxProvider, IReadOnlyMailbox
+from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IReadOnlyMailbox
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS, command
-from pop3svc.protocol.sasl import MECHANISMS, Mechanism, Password, mechanism
-from pop3svc.protocol.session import State
-from pop3svc.providers.memory import MemoryProvider
+from pop3svc.protocol.sasl import MECHANISMS, Mechanism, mechanism
+from pop3svc.protocol.session import Password, Proven, State
+from pop3svc.providers.memory import MemoryProvider, MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, conversation
 
@@ -676,6 +676,43 @@ def test_aMechanismOfOnesOwn() -> None:
         assert made == Mechanism("X-TEST", IPOP3MailboxProvider, False, converse)
         client = conversation(provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: +OK Logged in.")
         assert told == [client.protocol.session, b"x"]
+    finally:
+        MECHANISMS.pop("X-TEST", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("alice", "+OK Logged in."), ("nobody", "-ERR [AUTH] Wrong name or password.")],
+)
+def test_aMechanismThatProvesTheName(name: str, says: str) -> None:
+    """
+    There is no password: openMailbox opens the mailbox, or refuses.
+    """
+
+    @implementer(IPOP3MailboxProvider, IMailboxStore)
+    class Opening:
+        name = "opening"
+
+        def authenticate(self, info: Any, username: str, password: str) -> Any:
+            raise AssertionError("there is no password")
+
+        async def openMailbox(self, info: Any, username: str) -> Any:
+            return None if username == "nobody" else MemoryStore([b"x"]).openMailbox(info, username)
+
+    async def converse(session: Any, initial: bytes | None) -> Any:
+        yield Proven((initial or b"").decode("ascii"))
+
+    try:
+        mechanism("X-TEST", needs=IMailboxStore)(converse)
+        initial = b64encode(name.encode("ascii")).decode("ascii")
+        client = conversation(Opening(), f"S: +OK…\nC: AUTH X-TEST {initial}\nS: {says}")
+        assert client.protocol.session.info.userNameAtLogin == (
+            name if says.startswith("+OK") else None
+        )
+        if says.startswith("+OK"):
+            assert client.say(b"STAT") == b"+OK 1 3\r\n"
+        # A provider that opens no mailbox by name alone does not offer it.
+        conversation(provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: -ERR No such mechanism.")
     finally:
         MECHANISMS.pop("X-TEST", None)
 

@@ -375,7 +375,7 @@ def test_bodyFailsMidway() -> None:
     Never a final dot, never an end that looks whole.
     """
     client, content = loggedIn(), Failing()
-    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
     whys: list[str] = []
     (event,) = events(
         "error", lambda: whys.append(reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")))
@@ -389,12 +389,12 @@ def test_bodyFailsMidway() -> None:
     # What was not sent yet never is, but for whole replies before it.
     assert client.received() == b""
     client, content = loggedIn(), Failing()
-    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
     client.send(b"NOOP\r\nRETR 1\r\nNOOP\r\n")
     assert client.wasAborted and client.received() == b"+OK Done.\r\n"
     client, content = loggedIn(), Failing()
     content.pieces = [b"x" * 70_000 + b"\r\n", b"y" * 1000 + b"\r\n"]
-    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
     client.send(b"RETR 1\r\nNOOP\r\n")
     assert client.wasAborted
     received = client.received()
@@ -413,7 +413,9 @@ def test_bodyIsClosed() -> None:
     ):
         client, content = loggedIn(), Failing()
         content.pieces = [b"a: b\r\n\r\n"] + [b"x" * 20_000 + b"\r\n"] * 20
-        client.protocol.session._mailbox.messageContent = lambda info, uniqueID, it=content: it
+        client.protocol.session.transaction.mailbox.messageContent = (
+            lambda info, uniqueID, it=content: it
+        )
         act(client)
         assert content.closed == 1
         assert len(content.pieces) > 10
@@ -991,7 +993,7 @@ def test_bodyFailsLate() -> None:
     """
     client, content, late = loggedIn(), Failing(), Deferred[bytes]()
     content.nextChunk = lambda: late  # type: ignore[method-assign,assignment,return-value]
-    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
     client.send(b"RETR 1\r\n")
     (event,) = events("error", lambda: late.errback(OSError("disk")))
     client._pump()

@@ -28,7 +28,9 @@ from tests.test_awaiting import start
 def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Session:
     info = ConnectionInfo(1, "192.0.2.1", isSecure)
     session = Session(info, MemoryProvider({}), Policy(), Clock(), tuple(COMMANDS.values()))
-    session.maildrop = Maildrop(UniqueIDList([]))
+    transaction = session._transaction("alice", object())
+    transaction.maildrop = Maildrop(UniqueIDList([]))
+    session.transaction = transaction
     session.state = state
     return session
 
@@ -194,7 +196,7 @@ def test_transition(answer: Reply, state: State) -> None:
 
 def test_noTransactionWithoutAListing() -> None:
     session = makeSession()
-    session.maildrop = None
+    session.transaction = None
     with pytest.raises(AssertionError):
         session.enter(State.TRANSACTION)
 

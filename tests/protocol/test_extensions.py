@@ -170,7 +170,7 @@ def test_coreCannotList() -> None:
     def broken(info: object) -> Any:
         raise POP3ResponseError("No.", "SYS/PERM")
 
-    client.protocol.session._mailbox.listMessageUniqueIDs = broken
+    client.protocol.session.transaction.mailbox.listMessageUniqueIDs = broken
     assert client.say(b"CORE") == b"-ERR [SYS/TEMP] Mailbox cannot be listed.\r\n"
     assert not client.isOpen
 
@@ -284,9 +284,9 @@ def test_asleep() -> None:
     """
     client = loggedIn("C: STAT\nS: +OK…\nC: DELE 1\nS: +OK…\nC: RSET\nS: +OK…\nC: SLEE\nS: +OK…")
     session = client.protocol.session
-    assert session.maildrop is None
-    assert session._known is not None
-    assert len(session._known.tobytes()) == 8 * 3
+    assert session.transaction.maildrop is None
+    assert session.transaction._known is not None
+    assert len(session.transaction._known.tobytes()) == 8 * 3
     advance(client, 3500)
     assert client.say(b"NOOP") == b"+OK Done.\r\n"
     advance(client, 3599)
@@ -373,8 +373,8 @@ def test_qautInTheLog() -> None:
     """
     client = loggedIn("C: DELE 1\nS: +OK…")
     assert reason(client, lambda: client.say(b"QAUT")) == "logged out"
-    assert client.protocol.session.messagesDeleted == 0
-    assert client.protocol.session.user is None
+    assert client.protocol.session.record.messagesDeleted == 0
+    assert client.protocol.session.record.user is None
 
 
 def test_xlog() -> None:

@@ -170,7 +170,7 @@ class Cut:
 def test_messagesAtAnyBorder(message: bytes, cuts: list[int], lines: int) -> None:
     client = Client(POP3Factory(MemoryProvider({"alice": "secret"}, [message]), clock=Clock()))
     client.logIn()
-    mailbox: Any = client.protocol.session._mailbox
+    mailbox: Any = client.protocol.session.transaction.mailbox
     mailbox.messageContent = lambda info, uniqueID: Cut(message, cuts)
     sent = asSent(message)
     assert client.say(b"LIST 1") == b"+OK 1 %d\r\n" % len(sent)

@@ -68,7 +68,7 @@ def test_oneWrite() -> None:
     assert start(whole(sender, ok("Fine.", body=body)))[1] == [True]
     assert writes == [b"+OK Fine.\r\na: b\r\n\r\n..\r\n.\r\n"]
     assert (body.closed, transport.producer) == (1, None)
-    assert sender.octetsSent == len(writes[0])
+    assert sender._record.octetsSent == len(writes[0])
 
 
 def test_topIsCutShort() -> None:
@@ -324,7 +324,7 @@ def test_sendsItself() -> None:
     assert got == [True]
     assert transport.written == b"+OK\r\nrest\r\n.\r\n"
     assert (body.closed, body.sockets, body.steps) == (1, {7}, [])
-    assert sender.octetsSent == 5 + 12 + 9
+    assert sender._record.octetsSent == 5 + 12 + 9
 
 
 def test_sendsItselfNowhere() -> None:

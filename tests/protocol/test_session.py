@@ -25,7 +25,7 @@ from pop3svc.interfaces import (
     ISleepingMailbox,
 )
 from pop3svc.policy import Policy
-from pop3svc.protocol.session import ConnectionInfo, Session, State
+from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Async, Client, Delayed, Recording, conversation
@@ -277,7 +277,7 @@ def test_lettingGoFails() -> None:
     """
     provider = Provider()
     client = conversation(provider, ALICE)
-    client.protocol.session._mailbox.inside.unlock = lambda info: fail(ValueError("x"))
+    client.protocol.session.transaction.mailbox.inside.unlock = lambda info: fail(ValueError("x"))
     provider.calls.clear()
     assert client.say(b"QUIT") == b"+OK Bye.\r\n"
     assert provider.calls == LEAVE
@@ -642,7 +642,7 @@ def test_contentNeverComes() -> None:
     client = conversation(Provider(), ALICE)
     content = Chunks([])
     content.nextChunk = Deferred  # type: ignore[method-assign]
-    client.protocol.session._mailbox.messageContent = lambda info, uniqueID: content
+    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
     clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
     client.say(b"RETR 1")
     clock.advance(119)
@@ -687,7 +687,7 @@ def test_unlockFailsAsleep() -> None:
     """
     provider = Provider()
     client = conversation(provider, ALICE)
-    inside = client.protocol.session._mailbox.inside
+    inside = client.protocol.session.transaction.mailbox.inside
     unlock = inside.unlock
 
     infos: list[Any] = []
@@ -746,13 +746,13 @@ def test_admission() -> None:
     listed = provider.maildrop.messages
     provider.maildrop.messages = {"_": b""}
     for isBefore in (True, False):
-        _, got = start(session.logIn("alice", "secret"))
+        _, got = start(session.logIn(Password("alice", "secret")))
         assert got[0].check(POP3ResponseError)
         assert (asked, dismissed) == ([("alice", True)], [False])
         assert dismissed[0] is False
         if isBefore:
             provider.maildrop.messages = listed
-            assert start(session.logIn("alice", "secret"))[1] == [None]
+            assert start(session.logIn(Password("alice", "secret")))[1] == [None]
             session.enter(State.TRANSACTION)
             assert session._requestRelease() is False
             assert start(session.sleep())[1] == [0]
@@ -780,7 +780,7 @@ def test_requestRelease() -> None:
     session = Session(ConnectionInfo(1, None, False), Provider(), Policy(), Clock())
     session.tryRelease = lambda isMarked: True
     assert session._requestRelease() is False
-    assert start(session.logIn("alice", "secret"))[1] == [None]
+    assert start(session.logIn(Password("alice", "secret")))[1] == [None]
     assert session._requestRelease() is False
     session.enter(State.TRANSACTION)
     assert session._requestRelease() is True

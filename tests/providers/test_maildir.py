@@ -749,7 +749,7 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
     assert client.say(b"RETR UID:4.new").startswith(b"+OK")
     # Asleep nothing of it is kept.
     client.say(b"SLEE")
-    assert client.protocol.session._mailbox._listing == {}
+    assert client.protocol.session.transaction.mailbox._listing == {}
 
 
 def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""
+The counters of one login, and the line of the log that shows them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.logger import Logger
+
+__all__ = ["SessionRecord"]
+
+log = Logger(namespace="pop3svc")
+
+
+class SessionRecord:
+    """
+    What the log says of a session at its end.
+
+    @ivar began: when the connection, or the last logout, was; seconds of the clock.
+    @ivar user: the name of the user for the log; L{None} if nobody has logged in.
+    @ivar loginMethod: the command, and the mechanism of AUTH.
+    @ivar messagesSent: whole messages that were sent.
+    @ivar messageOctets: their octets as LIST counts them.
+    @ivar octetsSent: octets of all replies.
+    """
+
+    __slots__ = (
+        "began",
+        "loginMethod",
+        "messageOctets",
+        "messagesDeleted",
+        "messagesSent",
+        "octetsSent",
+        "user",
+    )
+
+    def __init__(self) -> None:
+        self.restart(0.0)
+
+    def restart(self, now: float) -> None:
+        """
+        Begin to count, at the connection and after a logout.
+
+        @param now: seconds of the clock.
+        """
+        self.began = now
+        self.user: str | None = None
+        self.loginMethod = ""
+        self.messagesSent = self.messageOctets = self.messagesDeleted = self.octetsSent = 0
+
+    def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
+        """
+        Write the line of the log, and count from the start again.
+
+        @param info: L{pop3svc.interfaces.IPOP3ConnectionInfo}
+        @param tls: the version of TLS, if there is any.
+        @param reason: why the session is over.
+        """
+        user = self.user if self.user is not None else "nobody"
+        clientIP = info.clientIP or "this machine"
+        method = tls or "no TLS"
+        if self.loginMethod:
+            method += f", {self.loginMethod}"
+        messages, seconds = self.messagesSent, now - self.began
+        # The text is made here, because the log would need more time to put so many fields
+        # together than all the rest of a short session takes.
+        log.info(
+            "{summary}",
+            summary=f"{user} from {clientIP} ({method}): {messages} "
+            f"{'message' if messages == 1 else 'messages'} of {self.messageOctets} octets sent, "
+            f"{self.messagesDeleted} deleted, {seconds:.1f} s; {reason}",
+            pop3Event="close",
+            connectionID=info.connectionID,
+            user=user,
+            clientIP=clientIP,
+            isSecure=info.isSecure,
+            tls=tls,
+            loginMethod=self.loginMethod,
+            messagesSent=messages,
+            messageOctets=self.messageOctets,
+            octetsSent=self.octetsSent,
+            messagesDeleted=self.messagesDeleted,
+            seconds=seconds,
+            reason=reason,
+        )
+        self.restart(now)

@@ -1,0 +1,567 @@
+"""
+One mailbox from login to logout.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pop3svc.awaiting import CallTimeout, Shielded, TimeSlice, isAwaitable
+from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    IMailboxLogout,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IReadOnlyMailbox,
+    ISleepingMailbox,
+)
+from pop3svc.listings import BadListing, UniqueIDList, isUniqueID
+from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.grammar import MessageNumber, Reference
+from pop3svc.protocol.maildrop import Maildrop, MessageRef
+from pop3svc.protocol.providercalls import ProviderCalls
+from pop3svc.protocol.record import SessionRecord
+from pop3svc.protocol.remarks import nameOf, warnOnce
+from pop3svc.protocol.replies import Body, Lines, Pieces
+
+__all__ = ["Transaction"]
+
+log = Logger(namespace="pop3svc")
+
+
+# Messages of a mailbox for which a step over all of them is a turn of its own.
+_MANY = 100_000
+
+
+def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
+    """
+    @return: makes a list of what a method returned, under its name: it may be a generator.
+    """
+
+    def make() -> list[Any]:
+        return list(values)
+
+    make.__qualname__ = nameOf(call)
+    return make
+
+
+def _octets(call: Any, size: object) -> int:
+    """
+    @param size: what a method returned for the size of a message.
+    @return: the size, octets.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {type(size).__name__} for a size: return the octets of "
+            "the message as an int, 0 or more"
+        )
+    return size
+
+
+class Transaction:
+    """
+    What a session has between login and logout: a mailbox with its lock, its watch and its
+    listing.  While the session is asleep there is no lock and no listing.
+
+    @ivar mailbox: L{pop3svc.interfaces.IPOP3Mailbox}
+    @ivar maildrop: the listing; L{None} while the session is asleep.
+    @ivar deletion: a deletion that is under way.
+    """
+
+    __slots__ = (
+        "_calls",
+        "_changes",
+        "_changesListed",
+        "_endWatch",
+        "_known",
+        "_locked",
+        "_record",
+        "_requestRelease",
+        "_takesUniqueIDs",
+        "_unlocking",
+        "_user",
+        "deletion",
+        "info",
+        "mailbox",
+        "maildrop",
+    )
+
+    def __init__(
+        self,
+        calls: ProviderCalls,
+        info: IPOP3ConnectionInfo,
+        mailbox: Any,
+        user: str,
+        record: SessionRecord,
+        requestRelease: Callable[[], bool],
+        takesUniqueIDs: bool,
+    ) -> None:
+        """
+        @param user: the user's name for the log.
+        @param record: counts deleted messages.
+        @param requestRelease: see L{IExclusiveMailbox.lock}.
+        @param takesUniqueIDs: commands may name a message by C{UID:...} (docs/extensions,
+            UID-PARAM).
+        """
+        self._calls = calls
+        self.info = info
+        self.mailbox = mailbox
+        self._user = user
+        self._record = record
+        self._requestRelease = requestRelease
+        self._takesUniqueIDs = takesUniqueIDs
+        self.maildrop: Maildrop | None = None
+        self.deletion: Shielded | None = None
+        self._locked = False
+        self._unlocking: Shielded | None = None
+        self._endWatch: Callable[[], object] | None = None
+        # How often the watch has called, now and when the listing was asked for.
+        self._changes = self._changesListed = 0
+        # The hashes of the unique-ids that were listed before SLEE, eight octets each.
+        self._known: array[int] | None = None
+
+    # --- beginning ----------------------------------------------------------
+
+    async def begin(self) -> None:
+        """
+        Watch the mailbox, lock it and list it.
+
+        @raise POP3ResponseError: it cannot be had; L{end} releases what was taken.
+        """
+        if INewMailNotifier.providedBy(self.mailbox):
+            self._endWatch = await self._calls.ask(
+                self.mailbox.watchMailbox, self.info, self._changed
+            )
+        await self._lock()
+        self.maildrop = await self._list()
+
+    def _changed(self) -> None:
+        self._changes += 1
+
+    async def _lock(self) -> None:
+        mailbox = self.mailbox
+        if IExclusiveMailbox.providedBy(mailbox):
+            await self._calls.finish(mailbox.lock, self.info, self._requestRelease)
+            if self._calls.isOver:
+                await Shielded(self._calls.release, mailbox.unlock, self.info).outcome()
+                raise CancelledError()
+            self._locked = True
+
+    async def _list(self) -> Maildrop:
+        self._changesListed = self._changes
+        call = self.mailbox.listMessageUniqueIDs
+        listed: Iterable[str] = await self._calls.ask(call, self.info)
+        if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {type(listed).__name__}: return a list of the "
+                "unique-ids, each a str"
+            )
+        try:
+            return Maildrop(listed if isinstance(listed, UniqueIDList) else UniqueIDList(listed))
+        except BadListing as error:
+            log.error(
+                "{call} breaks a rule in the listing of {user}: {rule}",
+                call=nameOf(call),
+                user=self._user,
+                rule=str(error),
+                connectionID=self.info.connectionID,
+            )
+            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/PERM")
+
+    # --- the listing --------------------------------------------------------
+
+    def _drop(self) -> Maildrop:
+        assert self.maildrop is not None, "commands run in their states only"
+        return self.maildrop
+
+    def count(self) -> int:
+        """
+        @return: how many messages there are that are not deleted.
+        """
+        return self._drop().count()
+
+    def uniqueIDs(self) -> Body:
+        """
+        @return: the number and unique-id of each message that is not deleted.
+        """
+        maildrop = self._drop()
+        if maildrop.isWhole:
+            return Pieces(maildrop.listed.lines())
+        return Lines(f"{each.number} {each.uniqueID}" for each in maildrop.present())
+
+    async def find(self, reference: Reference) -> MessageRef:
+        """
+        @return: the message that an argument names; number 0 if it arrived
+            after the listing (docs/extensions, UID-PARAM).
+        @raise POP3ResponseError: there is none, or it is deleted.
+        """
+        maildrop = self._drop()
+        if isinstance(reference, MessageNumber):
+            return maildrop.byNumber(reference.number)
+        missing = POP3ResponseError("No such message.", "UID/NOT-FOUND")
+        if not self._takesUniqueIDs:
+            raise BadArguments("Argument is not a number.")
+        uniqueID = reference.text
+        if not isUniqueID(uniqueID):
+            raise missing
+        found = maildrop.byUniqueID(uniqueID)
+        if found is None:
+            if not await self._calls.ask(self.mailbox.messageExists, self.info, uniqueID):
+                raise missing
+            found = MessageRef(0, uniqueID)
+        return found
+
+    async def size(self, found: MessageRef) -> int:
+        """
+        @return: octets of a message as RETR sends it, without dot-stuffing.
+        """
+        maildrop = self._drop()
+        octets = maildrop.size(found)
+        if octets is None:
+            octets = await self._size(found.uniqueID)
+            maildrop.setSizes([found], [octets])
+        return octets
+
+    async def sizes(self) -> Body:
+        """
+        @return: the number and octets of each message that is not deleted.
+        """
+        maildrop = self._drop()
+        await self._learnSizes(maildrop)
+        sizes = maildrop.sizes()
+        if maildrop.isWhole:
+            return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
+        return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
+
+    async def _learnSizes(self, maildrop: Maildrop) -> None:
+        """
+        Ask for the sizes that are not known.
+        """
+        mailbox, known = self.mailbox, maildrop.sizes()
+        if known and None not in known:
+            return
+        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
+            unknown: list[MessageRef] = []
+            uniqueIDs = maildrop.listed.uniqueIDs
+        else:
+            unknown = [
+                each for each in maildrop.present() if not known or known[each.number - 1] is None
+            ]
+            if not unknown:
+                return
+            uniqueIDs = [each.uniqueID for each in unknown]
+        sizes = await self._manySizes(mailbox, uniqueIDs) if isBulk else None
+        if sizes is None:
+            sizes = await self._sizesOneByOne(uniqueIDs)
+        # Of one that is gone nothing is known, and nothing remembered.
+        maildrop.setSizes(unknown, sizes)
+
+    async def _manySizes(self, mailbox: Any, uniqueIDs: list[str]) -> list[int | None] | None:
+        """
+        @return: a size for each message, L{None} for one that has gone; L{None} if
+            the mailbox cannot tell many sizes at once after all.
+        """
+        call = mailbox.messageSizes
+        try:
+            answer = await self._calls.ask(call, self.info, uniqueIDs)
+        except NotImplementedError:
+            return None
+        if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
+                "each message, or None for one that has gone"
+            )
+        sizes: list[int | None] = self._calls.start(_listOf(call, answer))
+        isLarge = len(sizes) > _MANY
+        if isLarge:
+            # Of very many each step takes long.
+            await TimeSlice(self._calls.clock).next()
+        if len(sizes) != len(uniqueIDs):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
+                "return one for each, in the order asked"
+            )
+        for octets in set(sizes):
+            if octets is not None:
+                _octets(call, octets)
+        if isLarge:
+            await TimeSlice(self._calls.clock).next()
+        return sizes
+
+    async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
+        """
+        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
+        trouble with one message shows when that one is asked for.
+
+        @return: a size for each message, L{None} where there is none to be had.
+        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        """
+        sizes: list[int | None] = []
+        faults: list[POP3ResponseError] = []
+        turns = TimeSlice(self._calls.clock)
+        for uniqueID in uniqueIDs:
+            octets = None
+            try:
+                octets = await self._size(uniqueID)
+            except POP3ResponseError as error:
+                if error.critical:
+                    raise
+                faults.append(error)
+            except (CancelledError, ProviderMistake):
+                raise
+            except Exception:
+                call = self.mailbox.messageSize
+                warnOnce(
+                    call,
+                    "{call} or what reads a message failed for a message of {user}; STAT and "
+                    "LIST count none of its octets",
+                    user=self._user,
+                    log_failure=Failure(),
+                )
+            sizes.append(octets)
+            await turns.yieldIfDue()
+        if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
+            raise faults[0]
+        return sizes
+
+    async def total(self) -> tuple[int, int]:
+        """
+        @return: how many messages there are that are not deleted, and their
+            octets (RFC 1939, STAT).
+        """
+        maildrop = self._drop()
+        octets = maildrop.octets()
+        if octets is None:
+            await self._learnSizes(maildrop)
+            sizes = maildrop.sizes()
+            octets = maildrop.octets()
+            if octets is None:
+                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
+        return maildrop.count(), octets
+
+    async def _size(self, uniqueID: str) -> int:
+        call = self.mailbox.messageSize
+        try:
+            octets = await self._calls.ask(call, self.info, uniqueID)
+        except NotImplementedError:
+            octets = None
+        if octets is None:
+            return await countByReading(await self._content(uniqueID), self._calls.clock)
+        return _octets(call, octets)
+
+    async def _content(self, uniqueID: str) -> MessageBody:
+        call = self.mailbox.messageContent
+        content = self._calls.start(call, self.info, uniqueID)
+        if isAwaitable(content):
+            content = await self._calls.wait(call, content)
+        body = MessageBody(content, self._calls.clock, self._calls.timeout, call)
+        if self._calls.isOver:
+            body.close()
+            raise CancelledError()
+        return body
+
+    async def open(self, found: MessageRef) -> MessageBody:
+        """
+        @return: the message, to be closed by whoever gets it.
+        """
+        body = await self._content(found.uniqueID)
+        body.expects(self._drop().size(found), self._saidOtherwise)
+        return body
+
+    def _saidOtherwise(self, said: int, sent: int) -> None:
+        """
+        A whole message had another size than the mailbox said.
+        """
+        mailbox = self.mailbox
+        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        warnOnce(
+            mailbox.messageSizes if isBulk else mailbox.messageSize,
+            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
+            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
+            "counted",
+            said=said,
+            sent=sent,
+            user=self._user,
+        )
+
+    # --- deleting -----------------------------------------------------------
+
+    @property
+    def isReadOnly(self) -> bool:
+        """
+        Is nothing deleted in this mailbox?
+        """
+        return IReadOnlyMailbox.providedBy(self.mailbox)
+
+    @property
+    def hasMarks(self) -> bool:
+        """
+        Whether any message is marked for deletion.
+        """
+        return self.maildrop is not None and bool(self.maildrop.marked())
+
+    def mark(self, found: MessageRef) -> None:
+        """
+        Mark a message for deletion.
+        """
+        self._drop().mark(found)
+
+    def unmark(self) -> None:
+        """
+        Take all marks back.
+        """
+        self._drop().unmark()
+
+    async def _delete(self, uniqueIDs: list[str]) -> None:
+        """
+        Delete all of these or none.  Once begun it is finished, whether or not
+        a client waits; L{end} waits for it.
+        """
+        if not uniqueIDs:
+            return
+        mailbox = self.mailbox
+
+        async def delete() -> None:
+            try:
+                answer = self._calls.start(mailbox.messageDelete, self.info, uniqueIDs)
+                if isAwaitable(answer):
+                    await answer
+                self._record.messagesDeleted += len(uniqueIDs)
+            finally:
+                self.deletion = None
+
+        deletion = Shielded(delete)
+        self.deletion = None if deletion.done else deletion
+        try:
+            await deletion.outcome(self._calls.clock, self._calls.timeout)
+        except CallTimeout:
+            raise POP3ResponseError(
+                "The deletion takes too long; whether it happens is not known yet.",
+                "SYS/TEMP",
+                critical=True,
+            )
+
+    async def commit(self) -> int:
+        """
+        Delete what is marked, all or none.
+
+        @return: how many messages that were.
+        @raise POP3ResponseError: nothing was deleted.
+        """
+        maildrop = self._drop()
+        marked = maildrop.marked()
+        await self._delete(marked)
+        maildrop.setGone(marked)
+        return len(marked)
+
+    async def deleteNow(self, found: MessageRef) -> None:
+        """
+        Delete one message without waiting for QUIT (docs/extensions, DELI).
+
+        @raise POP3ResponseError: it has gone, or was not deleted.
+        """
+        # One that is gone counts as deleted for messageDelete; here it is
+        # an error, and opening it tells.
+        (await self._content(found.uniqueID)).close()
+        await self._delete([found.uniqueID])
+        self._drop().setGone([found.uniqueID])
+
+    # --- refreshing, sleeping, waking ---------------------------------------
+
+    async def refresh(self) -> bool:
+        """
+        Delete the marked messages and list the mailbox again; the lock stays
+        (docs/extensions, CORE).
+
+        @return: whether there is a unique-id that was not listed before.
+        @raise POP3ResponseError: nothing has changed; or, if critical, the messages are
+            deleted and the mailbox cannot be listed.
+        """
+        await self.commit()
+        known = self._drop().listed.hashes()
+        try:
+            self.maildrop = await self._list()
+        except CancelledError:
+            raise
+        except Exception as error:
+            if not isinstance(error, POP3ResponseError):
+                log.failure("a mailbox cannot be listed again", pop3Event="error")
+            raise POP3ResponseError("Mailbox cannot be listed.", "SYS/TEMP", critical=True)
+        return self.maildrop.listed.hasOthersThan(known)
+
+    async def sleep(self) -> int:
+        """
+        Delete the marked messages and release the lock and the listing
+        (docs/extensions, SLEE).
+
+        @return: how many messages were deleted.
+        @raise POP3ResponseError: nothing has changed.
+        """
+        deleted = await self.commit()
+        self._known = self._drop().listed.hashes()
+        self.maildrop = None
+        locked, self._locked = self._locked, False
+        if locked or ISleepingMailbox.providedBy(self.mailbox):
+            self._unlocking = Shielded(self._releaseForSleep, locked)
+            await self._unlocking.outcome()
+        return deleted
+
+    async def _releaseForSleep(self, locked: bool) -> None:
+        if ISleepingMailbox.providedBy(self.mailbox):
+            await self._calls.release(self.mailbox.onSleep, self.info)
+        if locked:
+            await self._calls.release(self.mailbox.unlock, self.info)
+
+    async def wake(self) -> bool:
+        """
+        Take the lock again and list the mailbox (docs/extensions, WAKE).
+
+        @return: whether there is a unique-id that was not listed before SLEE.
+        @raise POP3ResponseError: the session is still asleep, and holds no lock.
+        """
+        changes = self._changesListed
+        try:
+            await self._lock()
+            maildrop = await self._list()
+        except CancelledError:
+            raise
+        except Exception:
+            if self._locked:
+                self._locked = False
+                await Shielded(self._calls.release, self.mailbox.unlock, self.info).outcome()
+            raise
+        known, self._known = self._known or array("Q"), None
+        self.maildrop = maildrop
+        if self._endWatch is not None and self._changes == changes:
+            return False
+        return maildrop.listed.hasOthersThan(known)
+
+    # --- the end ------------------------------------------------------------
+
+    async def end(self) -> None:
+        """
+        Release the lock, the watch and the mailbox.  Call it once, and shielded.
+        """
+        locked, self._locked = self._locked, False
+        endWatch, self._endWatch = self._endWatch, None
+        self.maildrop = self._known = None
+        # SLEE may be releasing the lock still.
+        if self._unlocking is not None:
+            await self._unlocking.outcome()
+        if locked:
+            await self._calls.release(self.mailbox.unlock, self.info)
+        if endWatch is not None:
+            await self._calls.release(endWatch)
+        if IMailboxLogout.providedBy(self.mailbox):
+            await self._calls.release(self.mailbox.logout)
+        # The mailbox may have kept data there until now.
+        self.info.providerTag = None
