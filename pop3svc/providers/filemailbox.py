@@ -1,5 +1,5 @@
 """
-What mailboxes of one file for each message have in common.
+The base classes of mailboxes that keep each message in a file of its own.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# What was said of files that cannot be used.
+# Errors of files that were logged already.
 _faults = Once()
 
-# Seconds for which a message that is renamed all the time is looked for.
+# Seconds after which the search for a message that is renamed all the time ends.
 _SEEK = 2.0
-# What somebody has to mend; anything else may pass.
+# Errors that last until the operator repairs something; all others may be temporary.
 PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
@@ -77,15 +77,15 @@ T = TypeVar("T")
 
 class MailboxSnapshot(dict[str, Place]):
     """
-    Unique-ids in message-number order, and where each message is.  Once made
-    it is not changed: sessions share it.
+    Unique-ids in message-number order, and the place of each message.  A snapshot never
+    changes once it is made, because sessions share it.
 
     @ivar links: other names of the same file, by unique-id.
-    @ivar isSure: whether nothing moved while it was made, so that what is
-        missing has gone.
-    @ivar time: when it was made, nanoseconds, or when its directories had changed last if
-        they are ahead of the clock; 0 if nobody looked.  What was written later was not
-        listed.
+    @ivar isSure: whether no file moved during the scan, so that a message that is not
+        listed no longer exists.
+    @ivar time: time of the scan, nanoseconds, or the latest time of change of the
+        directories if that is ahead of the clock; 0 if nothing was scanned.  A file that
+        was written later is not listed.
     """
 
     def __init__(self) -> None:
@@ -106,9 +106,10 @@ class MailboxSnapshot(dict[str, Place]):
 
 class Presence:
     """
-    Knows which mailboxes of a store have been there.  One that is missing is no empty
-    maildrop if it was there before: its file system may not be mounted, and clients that
-    were told of an empty maildrop would forget what they have seen.
+    Registry of the mailboxes of a store that have existed.  A mailbox that existed before
+    and is missing now is not shown as an empty maildrop, because its file system may not
+    be mounted, and a client that is shown an empty maildrop forgets which messages it has
+    downloaded.
     """
 
     # Paths; some 100 octets each.
@@ -116,7 +117,8 @@ class Presence:
 
     def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
-        @param state: what survives a restart; in memory only if not given.
+        @param state: the database that survives a restart; the registry is in memory only
+            if it is not given.
         """
         self._state = State() if state is None else state
         self._runner = disk() if runner is None else runner
@@ -128,21 +130,21 @@ class Presence:
 
     def useState(self, state: State) -> None:
         """
-        @param state: what survives a restart.
+        @param state: the database that survives a restart.
         """
         self._state = state
 
     def isKnown(self, path: str) -> bool:
         """
-        @return: is it written down already that this mailbox is there?
+        @return: whether the existence of this mailbox is recorded already.
         """
         return path in self._there
 
     def isThere(self, path: str, isInThread: bool) -> None:
         """
-        A mailbox was opened that was not known to be there.
+        Record that a mailbox exists.
 
-        @param isInThread: may this block?
+        @param isInThread: whether the caller runs in a thread, so that this may block.
         """
         self._there.isFirst(path)
         self._missing.forget(path)
@@ -155,7 +157,7 @@ class Presence:
             try:
                 self._runner.run(self._write).addErrback(lambda _: None)
             except POP3ResponseError:
-                # It is written with the next one.
+                # The next write includes this path.
                 self._isWriting = False
 
     def _write(self) -> None:
@@ -167,24 +169,25 @@ class Presence:
             [(os.fsencode(path), time.time()) for path in paths],
         )
         if not isWritten:
-            # The next login of each tries again.
+            # The next login to each mailbox tries again.
             for path in paths:
                 self._there.forget(path)
 
     def isMissing(self, path: str) -> None:
         """
-        A mailbox is not there.  Blocks.
+        Handle a mailbox that does not exist.  Blocks.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, it was there before.
+        @raise POP3ResponseError: C{SYS/TEMP}, the mailbox existed before, or the database
+            cannot be read.
         """
         if self._unwritten:
             self._write()
         wasThere = self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
         isFirst = self._missing.isFirst(path)
-        # It is written down again when it is back.
+        # Record the mailbox again once it is back.
         self._there.forget(path)
         if wasThere is None:
-            # Nobody knows: an empty maildrop might be a lie.
+            # The database is unreadable.  An empty maildrop might be wrong.
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:
@@ -201,8 +204,9 @@ class Presence:
 
 class SizeCache:
     """
-    The sizes of files as they are sent, remembered by what the file is: to
-    count needs reading, and clients ask at each poll.  Used from threads.
+    Cache of the sizes of files as they are sent, by device, inode, size and times of the
+    file.  To count a size the whole file has to be read, and clients ask for sizes at each
+    poll.  Thread-safe.
     """
 
     # About 150 octets each.
@@ -214,7 +218,7 @@ class SizeCache:
 
     def sizeOf(self, descriptor: int) -> int:
         """
-        @return: octets; counted by reading if not known.  Blocks.
+        @return: size in octets; if it is not cached, the file is read to count it.  Blocks.
         """
         status = os.fstat(descriptor)
         key = (
@@ -233,7 +237,8 @@ class SizeCache:
         return octets
 
 
-# Octets at the beginning of a message that tell it from others: its trace fields.
+# Octets at the beginning of a message that distinguish it from others, because they hold
+# its trace fields.
 _HEAD = 1024
 
 
@@ -249,15 +254,15 @@ def headOf(descriptor: int) -> int:
 
 def checksumOf(first: bytes) -> int:
     """
-    @param first: the first octets of a message, or more.
-    @return: a checksum of those that tell it from others.
+    @param first: the first octets of a message; more than needed are ignored.
+    @return: a checksum that distinguishes the message from others.
     """
     return crc32(first[:_HEAD])
 
 
 def headIn(directory: int, name: str) -> int:
     """
-    As L{headOf}, of a file in a directory.
+    Open a file in a directory and return its L{headOf}, 0 if it cannot be opened.
     """
     try:
         descriptor, _ = openFile(name, directory)
@@ -272,6 +277,7 @@ def headIn(directory: int, name: str) -> int:
 def keyOf(root: int) -> Key:
     """
     @param root: a descriptor.
+    @return: device and inode.
     """
     status = os.fstat(root)
     return status.st_dev, status.st_ino
@@ -279,30 +285,30 @@ def keyOf(root: int) -> Key:
 
 def listFolder(root: int, folder: str) -> Iterator[Place]:
     """
-    The regular files in a directory that are not hidden, as they are read.
+    Yield the regular files of a directory that are not hidden, while it is read.
     """
     try:
         directory = openBelow(folder, root)
     except FileNotFoundError:
         return
     try:
-        isTold: bool | None = None
+        isReliable: bool | None = None
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
                 if name.startswith(".") or not entry.is_file(follow_symlinks=False):
                     continue
-                if isTold is None:
-                    isTold = _isInodeTold(entry)
-                yield folder, name, entry.inode() if isTold else 0
+                if isReliable is None:
+                    isReliable = _areInodesReliable(entry)
+                yield folder, name, entry.inode() if isReliable else 0
     finally:
         closeQuietly(directory)
 
 
-def _isInodeTold(entry: os.DirEntry[str]) -> bool:
+def _areInodesReliable(entry: os.DirEntry[str]) -> bool:
     """
-    Does a directory tell the inodes that stat() tells?  On an overlay of file systems
-    it may not.
+    @return: whether a directory reports the same inodes as stat().  On an overlay file
+        system they may differ.
     """
     try:
         return entry.inode() == entry.stat(follow_symlinks=False).st_ino
@@ -312,62 +318,60 @@ def _isInodeTold(entry: os.DirEntry[str]) -> bool:
 
 class LockedDirectory:
     """
-    A mailbox's directory, open and locked.  The lock is on the directory
-    itself: there is no file of it to be made, removed or owned by anybody.
+    A mailbox's directory, open and locked.  The lock is on the directory itself, because
+    users could create, remove or own a lock file.
     """
 
     def __init__(self, root: int, key: Key) -> None:
         self.key = key
         self._root: int | None = root
-        # The directory that was opened last stays open, for the next message
-        # in it.
+        # The folder that was opened last stays open for the next message in it.
         self._folder: tuple[str, int] | None = None
-        # A thread that nobody waits for any more may still look.
+        # A thread whose call has timed out may still use the descriptor.
         self._guard = Lock()
 
     def root(self) -> int | None:
         """
-        @return: another descriptor of the directory, to be closed by the
-            caller; L{None} if the lock was given back.
+        @return: another descriptor of the directory, which the caller closes; L{None} if
+            the lock was released.
         """
         with self._guard:
-            # Not dup(): that would share the lock.
+            # dup() would share the lock.
             return None if self._root is None else openDirectory(".", self._root)
 
     def here(self) -> int | None:
         """
-        In the reactor's thread only, and until it has its next turn.
+        Return the descriptor itself.  Only for use in the reactor's thread, and only until
+        the caller returns to the reactor.
 
-        @return: the descriptor of the directory; L{None} if the lock was given
-            back.
+        @return: the descriptor of the directory; L{None} if the lock was released.
         """
         return self._root
 
     def openIn(self, folder: str, name: str) -> tuple[int, os.stat_result] | None:
         """
-        Open a file in a directory below.  In the reactor's thread only.
+        Open a file in a folder of the mailbox.  Only for use in the reactor's thread.
 
-        @return: a descriptor and what it is of; L{None} if the lock was given
-            back.
-        @raise OSError: it is not there, or no file.
+        @return: a descriptor and its status; L{None} if the lock was released.
+        @raise OSError: the file does not exist, or is not a regular file.
         """
         if self._root is None:
             return None
         if self._folder is None or self._folder[0] != folder:
-            self._leaveFolder()
+            self._closeFolder()
             self._folder = folder, openBelow(folder, self._root)
         return openFile(name, self._folder[1])
 
-    def _leaveFolder(self) -> None:
+    def _closeFolder(self) -> None:
         folder, self._folder = self._folder, None
         if folder is not None:
             closeQuietly(folder[1])
 
     def close(self) -> None:
         """
-        Give the lock back.
+        Release the lock.
         """
-        self._leaveFolder()
+        self._closeFolder()
         with self._guard:
             root, self._root = self._root, None
             if root is not None:
@@ -377,13 +381,13 @@ class LockedDirectory:
 @implementer(IPOP3Mailbox, IBulkMessageSizes)
 class FileMailbox:
     """
-    A mailbox of one file for each message, below one directory.
+    A mailbox that keeps each message in a file of its own, below one root directory.
 
-    Work that touches directories or reads whole files is done by a runner;
-    to open one file is not.
+    An L{Executor} runs work that reads directories or whole files.  A single file is
+    opened in the reactor's thread.
     """
 
-    # The directories below the root that messages may be in.
+    # Directories below the root that may hold messages.
     folders: Sequence[str] = ()
 
     def __init__(
@@ -395,21 +399,21 @@ class FileMailbox:
         presence: Presence | None = None,
     ) -> None:
         """
-        @param place: the root; it need not exist.
-        @param isSlow: is it on a file system on which to open a file may take
-            long, as over a network?  All is done by the runner then.
-        @param presence: knows whether a mailbox that is not there ever was.
+        @param place: the root directory; it need not exist.
+        @param isSlow: whether opening a file may block for long, as on a network file
+            system.  All work is then done by the runner.
+        @param presence: records which mailboxes have existed.
         """
         self._place = place
         self._path = place.path
-        # Work on this mailbox, among all of its file system.
+        # See Executor.run: the file system, and this mailbox on it.
         self._group = place.base, self._path
         self._sizes = sizes
         self._presence = presence
         self._runner = disk() if runner is None else runner
         self._isSlow = isSlow
         self._listing = MailboxSnapshot()
-        # Where messages have been found since, and those that came since.
+        # Places of messages that moved or arrived after the listing.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
 
@@ -437,25 +441,24 @@ class FileMailbox:
         """
         Run work on this mailbox in a thread; see L{Executor.run}.
 
-        @param runner: another one than the mailbox's.
+        @param runner: an executor to use instead of the mailbox's own.
         """
         runner = runner or self._runner
         return runner.run(work, *arguments, group=self._group, **named)
 
-    # --- without waiting ------------------------------------------------------
+    # --- in the reactor's thread ------------------------------------------------
 
     def _root(self) -> int | None:
         """
-        @return: a descriptor of the root, to be closed by the caller.
+        @return: a descriptor of the root, which the caller closes.
         """
         return self._place.open()
 
     def _inRoot(self, work: Callable[[int, Key], T]) -> T | None:
         """
-        Do something with a descriptor of the root, and its key, in the
-        reactor's thread.
+        Call C{work} with a descriptor of the root and its key, in the reactor's thread.
 
-        @return: what C{work} returned; L{None} if the root is not there.
+        @return: the result of C{work}; L{None} if the root does not exist.
         """
         root = self._root()
         if root is None:
@@ -467,8 +470,8 @@ class FileMailbox:
 
     def _open(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
         """
-        @return: a descriptor of a message's file, and what it is of; L{None} if it is not
-            there, or another file is.
+        @return: a descriptor of a message's file, and its status; L{None} if there is no
+            file at that place, or another file.
         """
         folder, name, _ = place
         try:
@@ -501,7 +504,9 @@ class FileMailbox:
 
     def _isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
         """
-        As L{_isSame}, of what is so nearly always; L{False}: it takes more to know.
+        Check cheaply whether the file is the one that was listed.
+
+        @return: L{True} if it certainly is; L{False} if L{_isSame} has to decide.
         """
         return False
 
@@ -509,15 +514,14 @@ class FileMailbox:
         self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
     ) -> bool:
         """
-        Is the file at a place the one that was listed there?
-
         @param head: reads the file's first octets; see L{headOf}.
+        @return: whether the file at a place is the one that was listed there.
         """
         return place[2] in (0, status.st_ino)
 
     def _fault(self, what: str, error: OSError, name: str = "") -> POP3ResponseError:
         if error.errno != errno.ECANCELED and _faults.isFirst((self._path, name, str(error))):
-            # Once, and not at each poll.
+            # Log it once instead of at each poll.
             log.error(
                 "cannot {what} {path}: {error}",
                 what=what,
@@ -533,23 +537,23 @@ class FileMailbox:
         try:
             root = self._root()
             if root is None:
-                self._lookFor(None)
+                self._checkPresence(None)
                 return MailboxSnapshot()
             try:
-                self._lookFor(root)
+                self._checkPresence(root)
                 return self.scan(root)
             finally:
                 closeQuietly(root)
         except OSError as error:
             raise self._fault("list", error)
 
-    def _lookFor(self, root: int | None) -> bool:
+    def _checkPresence(self, root: int | None) -> bool:
         """
-        Remember that a mailbox is there; if it is not, say so, or refuse.  Blocks.
+        Record that a mailbox exists.  If it does not exist, log or refuse that.  Blocks.
 
         @param root: a descriptor of the root, L{None} if there is none.
-        @return: is this a mailbox, and not the empty directory on which one is mounted?
-        @raise POP3ResponseError: C{SYS/TEMP}, it was there before.
+        @return: whether the root is a mailbox; an empty directory may be a mount point.
+        @raise POP3ResponseError: C{SYS/TEMP}, the mailbox existed before.
         """
         isThere = root is not None and self._isThere(root)
         if self._presence is not None:
@@ -562,7 +566,7 @@ class FileMailbox:
 
     def _isThere(self, root: int) -> bool:
         """
-        Are all directories there that messages are in?
+        @return: whether all directories that hold messages exist.
         """
         try:
             for folder in self.folders:
@@ -575,13 +579,13 @@ class FileMailbox:
         self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
     ) -> tuple[dict[str, T], bool]:
         """
-        Do something with the files of messages, wherever they have been
-        renamed to meanwhile.
+        Call C{look} for each message.  If another program has renamed the file, search for
+        it.
 
-        @param look: takes a unique-id and a place, returns L{None} if its file is not
-            there.
-        @return: what C{look} returned, by unique-id; and whether all others have gone for
-            sure.  If not, they were renamed all the time.
+        @param look: takes a unique-id and a place, returns L{None} if the file is not at
+            that place.
+        @return: the results of C{look} by unique-id, and whether all other messages
+            certainly no longer exist.  If not, they were renamed during the whole search.
         """
         found: dict[str, T] = {}
 
@@ -607,14 +611,14 @@ class FileMailbox:
             if missing and (time.monotonic() > end or isCancelled()):
                 return found, False
             if missing:
-                self._hunt(set(missing), lookFor)
+                self._seekDuringScan(set(missing), lookFor)
                 missing = [each for each in missing if each not in found]
         return found, True
 
-    def _hunt(self, wanted: set[str], lookFor: Callable[[str, Place], bool]) -> None:
+    def _seekDuringScan(self, wanted: set[str], lookFor: Callable[[str, Place], bool]) -> None:
         """
-        Look for messages while a directory is read, so that they have little time to be
-        renamed.
+        Open messages while their directory is read, so that another program has little
+        time to rename them.
         """
         try:
             root = self._root()
@@ -634,7 +638,7 @@ class FileMailbox:
 
     def uniqueIDOf(self, place: Place) -> str:
         """
-        @return: the unique-id of a message whose name tells it.
+        @return: the unique-id that the file's name gives.
         """
         return uniqueIDFor(place[1])
 
@@ -689,7 +693,7 @@ class FileMailbox:
             try:
                 return self._octetsAt(uniqueID, place)
             except POP3ResponseError:
-                # One file that cannot be read is no reason to show no size.
+                # One unreadable file must not hide the sizes of all others.
                 return -1
 
         found, isSure = await self._run(self._seek, uniqueIDs, octetsAt)
@@ -754,14 +758,14 @@ class FileMailbox:
         self, root: int, uniqueIDs: list[str], files: list[tuple[Place, os.stat_result]]
     ) -> None:
         """
-        Messages have been removed for good: what else has to be written.  Blocks, and
-        must not fail.
+        Called after messages were removed, to update other files.  Blocks, and must not
+        raise.  To be overridden.
         """
 
     def _locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
         """
-        Where a message is: at first where it was listed, else where a new
-        look finds it.
+        @return: a function for L{removeAll} that returns the place of a message: first the
+            place where it was listed, then the place in a new scan.
         """
         now: MailboxSnapshot | None = None
 
@@ -775,7 +779,7 @@ class FileMailbox:
             if looks > 1 or now is None:
                 now = self.scan(root)
             if uniqueID not in now and not now.isSure:
-                # It may have been renamed just now, and not be gone at all.
+                # The message may have been renamed during the scan.
                 raise OSError(errno.EBUSY, "messages are renamed all the time")
             return now.get(uniqueID)
 
@@ -790,10 +794,10 @@ def _closeAll(sought: tuple[dict[str, tuple[int, os.stat_result]], bool]) -> Non
 @dataclass(frozen=True, slots=True)
 class LockPolicy:
     """
-    What a session does that finds the mailbox held.
+    How a session acts when another session has locked the mailbox.
 
-    @ivar takeover: ask the holder to give way.
-    @ivar wait: seconds to wait for it to become free.
+    @ivar takeover: ask the other session to release its lock.
+    @ivar wait: seconds to wait for the lock.
     """
 
     takeover: bool = True
@@ -808,14 +812,16 @@ def _reactor() -> Any:
 
 class LockRegistry:
     """
-    Who holds which mailbox of a store in this process, and whether somebody in
-    another process wants it: who does holds a lock on a directory in it.
+    Registry of the mailboxes of a store that this process has locked.  Another process
+    that waits for a mailbox takes a shared lock on the staging directory in it; the
+    registry watches for that.
 
-    @ivar readiness: which mailboxes can be locked without mending.
+    @ivar readiness: cache of the mailboxes that need no recovery before they are locked.
     """
 
-    # Seconds: how often to look where the kernel does not tell; how long a session
-    # lasts that is worth it; and how long another process is given.
+    # Seconds: the interval of polling where inotify does not work; the age from which a
+    # session is watched; the time within which a session that was asked must release its
+    # lock.
     LOOK = 0.25
     YOUNG = 0.5
     PATIENCE = 1.0
@@ -824,17 +830,17 @@ class LockRegistry:
         self._runner = runner
         self._clock = clock
         self.readiness = CleanCache()
-        # With when that began.
+        # By path: mailbox, its requestRelease, and the time of locking.
         self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
         self._touches: DirectoryWatcher | None = None
-        # Those of the held that the kernel tells of, which need no look.
+        # Held mailboxes that inotify watches, so that polling can skip them.
         self._watched: dict[str, int] = {}
 
     @property
     def clock(self) -> Any:
         """
-        The reactor, unless a test has given another.
+        The reactor, unless a test has passed another clock.
         """
         if self._clock is None:
             self._clock = _reactor()
@@ -844,14 +850,14 @@ class LockRegistry:
         self, path: str, mailbox: ExclusiveFileMailbox, requestRelease: Callable[[], bool]
     ) -> None:
         """
-        A session of this process holds a mailbox.
+        Register a mailbox that a session of this process has locked.
         """
         self._held[path] = mailbox, requestRelease, self.clock.seconds()
         self._lookLater()
 
     def remove(self, path: str) -> None:
         """
-        It does no more.
+        Forget a mailbox whose lock was released.
         """
         self._held.pop(path, None)
         number = self._watched.pop(path, None)
@@ -863,9 +869,9 @@ class LockRegistry:
 
     def ask(self, path: str) -> bool | None:
         """
-        Ask the holder to give way.
+        Ask the session that holds a lock to release it.
 
-        @return: whether it does; L{None} if nobody here holds it.
+        @return: whether it does; L{None} if no session of this process holds the lock.
         """
         held = self._held.get(path)
         return None if held is None else held[1]()
@@ -877,8 +883,8 @@ class LockRegistry:
     def _look(self) -> None:
         self._timer = None
         old = self.clock.seconds() - self.YOUNG
-        # Most sessions are over before; of what is left the kernel tells, if
-        # it can.  Whoever wants it by now is seen by this look.
+        # Most sessions end before they are YOUNG seconds old.  The others are watched by
+        # inotify from now on; this poll sees requests from before.
         paths = [
             path
             for path, (_, _, since) in self._held.items()
@@ -914,7 +920,7 @@ class LockRegistry:
                 lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
             )
         except POP3ResponseError:
-            # All threads are busy; the next look may find one.
+            # All threads are busy; the next poll may get one.
             self._found([])
             return
         looking.addCallbacks(self._found, lambda _: self._found([]))
@@ -934,8 +940,8 @@ class LockBusy:
 @implementer(IExclusiveMailbox)
 class ExclusiveFileMailbox(FileMailbox):
     """
-    A L{FileMailbox} that one session may hold, among all processes.  The
-    kernel frees the lock when its process dies.
+    A L{FileMailbox} that one session at a time can lock, across all processes.  The kernel
+    releases the lock when the process dies.
     """
 
     def __init__(
@@ -949,10 +955,10 @@ class ExclusiveFileMailbox(FileMailbox):
         presence: Presence | None = None,
     ) -> None:
         """
-        @param holders: what the mailboxes of one store share.
+        @param holders: the registry that the mailboxes of one store share.
         """
         super().__init__(place, sizes, runner, isSlow, presence)
-        # Work in threads that is not over, and the lock that is given back after it.
+        # Number of calls still running in threads, and the lock to release after the last.
         self._working = 0
         self._releasing: LockedDirectory | None = None
         self._holders = LockRegistry(self._runner) if holders is None else holders
@@ -981,12 +987,12 @@ class ExclusiveFileMailbox(FileMailbox):
             self._releasing = None
             held.close()
 
-    def _lookFor(self, root: int | None) -> bool:
-        # The lock has looked.
+    def _checkPresence(self, root: int | None) -> bool:
+        # lock() has checked it.
         return True
 
     def _root(self) -> int | None:
-        # Of a mailbox that was not there to be locked nothing is shown.
+        # A mailbox that did not exist when it was locked is shown as empty.
         held = self._held
         return None if held is None else held.root()
 
@@ -997,7 +1003,7 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def _isLost(self) -> bool:
         """
-        Does earlier work on this mailbox hang?
+        @return: whether a thread hangs that works on this mailbox.
         """
         return self._runner.isLost(self._group)
 
@@ -1017,16 +1023,16 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         if self._isLost():
             raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
-        held = LockBusy() if self._isSlow else self._taken(recovers=False)
+        held = LockBusy() if self._isSlow else self._tryLock(recovers=False)
         if isinstance(held, LockBusy):
-            return self._lockInTurn(requestRelease)
+            return self._waitForLock(requestRelease)
         self._hold(held, requestRelease)
         return None
 
-    async def _lockInTurn(self, requestRelease: Callable[[], bool]) -> None:
-        held = await self._tryToTake()
+    async def _waitForLock(self, requestRelease: Callable[[], bool]) -> None:
+        held = await self._tryLockInThread()
         if isinstance(held, LockBusy):
-            held = await self._getInTurn()
+            held = await self._waitUntilFree()
         self._hold(held, requestRelease)
 
     def _hold(self, held: LockedDirectory | None, requestRelease: Callable[[], bool]) -> None:
@@ -1034,10 +1040,10 @@ class ExclusiveFileMailbox(FileMailbox):
         if held is not None:
             self._holders.add(self._path, self, requestRelease)
 
-    async def _tryToTake(self) -> LockedDirectory | LockBusy | None:
-        return await self._run(self._taken, abandoned=_giveBack)
+    async def _tryLockInThread(self) -> LockedDirectory | LockBusy | None:
+        return await self._run(self._tryLock, abandoned=_release)
 
-    async def _getInTurn(self) -> LockedDirectory | None:
+    async def _waitUntilFree(self) -> LockedDirectory | None:
         """
         @raise POP3ResponseError: C{IN-USE}.
         """
@@ -1053,7 +1059,7 @@ class ExclusiveFileMailbox(FileMailbox):
                     end = max(end, clock.seconds() + LockRegistry.PATIENCE)
                     wanted = await self._run(self._want, abandoned=_closeOne)
             while True:
-                held = await self._tryToTake()
+                held = await self._tryLockInThread()
                 if not isinstance(held, LockBusy):
                     return held
                 if clock.seconds() >= end:
@@ -1067,7 +1073,9 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def _want(self) -> int | None:
         """
-        Show other processes that the mailbox is wanted.
+        Signal to other processes that this one waits for the mailbox.
+
+        @return: a descriptor to be closed to end that; L{None} if it is not possible.
         """
         try:
             root = self._place.open()
@@ -1089,16 +1097,16 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def placeOfWanting(self) -> str | None:
         """
-        @return: a path of the directory that is touched by who wants this
-            mailbox, for now; L{None} if that is not seen here.
+        @return: the present path of the directory whose times a waiting process sets;
+            L{None} if inotify would not report that.
         """
-        # Of what is done on another machine the kernel does not tell.
+        # Inotify does not report changes that another machine makes.
         root = None if self._isSlow or self._held is None else self._held.here()
         return None if root is None else f"/proc/self/fd/{root}/{nameOfStaging(root)}"
 
     def isWanted(self) -> bool:
         """
-        Does somebody in another process want this mailbox?  Blocks.
+        @return: whether another process waits for this mailbox.  Blocks.
         """
         try:
             root = self._root()
@@ -1118,22 +1126,25 @@ class ExclusiveFileMailbox(FileMailbox):
             pass
         return False
 
-    def _taken(self, recovers: bool = True) -> LockedDirectory | LockBusy | None:
+    def _tryLock(self, recovers: bool = True) -> LockedDirectory | LockBusy | None:
         """
-        @param recovers: mend what a removal has left that was cut short; else
-            L{LockBusy} if there is any.
+        Lock the mailbox if it is free.
+
+        @param recovers: finish or undo an interrupted removal; if L{False}, a mailbox that
+            needs that is reported as L{LockBusy}.
+        @return: L{None} if the mailbox does not exist.
         """
         try:
             root = self._place.open()
             if root is None:
                 if not recovers and self._presence is not None:
-                    # Only a thread may look whether it ever was there.
+                    # The database may be read in a thread only.
                     return LockBusy()
-                super()._lookFor(None)
+                super()._checkPresence(None)
                 return None
             try:
                 if recovers:
-                    super()._lookFor(root)
+                    super()._checkPresence(root)
                 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 status = os.fstat(root)
                 if recovers:
@@ -1150,14 +1161,15 @@ class ExclusiveFileMailbox(FileMailbox):
         except OSError as error:
             raise self._fault("lock", error)
         presence, path = self._presence, self._path
-        # A mailbox that is ready was made ready by us.
+        # A mailbox with staging directories is one that pop3svc has used.
         if not recovers and presence is not None and not presence.isKnown(path):
             presence.isThere(path, isInThread=False)
         return LockedDirectory(root, (status.st_dev, status.st_ino))
 
     def _lookAhead(self, root: int) -> None:
         """
-        In a thread, after the lock was taken: what comes next may begin.
+        Called in a thread after the mailbox was locked, to prepare the listing.  To be
+        overridden.
         """
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
@@ -1172,14 +1184,15 @@ class ExclusiveFileMailbox(FileMailbox):
         self._holders.remove(self._path)
         self._beforeRelease(held, listing)
         if self._working:
-            # A thread still works on the mailbox: nobody else may before it is over.
+            # A thread still works on the mailbox; keep the lock until it is done.
             self._releasing = held
         else:
             held.close()
 
     def _beforeRelease(self, held: LockedDirectory, listing: MailboxSnapshot) -> None:
         """
-        The lock is given back when all work is over: the last that may begin.
+        Called before the lock is released.  Work that is started here still runs under the
+        lock.  To be overridden.
         """
 
 
@@ -1199,6 +1212,6 @@ def _closeOne(descriptor: int | None) -> None:
         closeQuietly(descriptor)
 
 
-def _giveBack(held: LockedDirectory | LockBusy | None) -> None:
+def _release(held: LockedDirectory | LockBusy | None) -> None:
     if isinstance(held, LockedDirectory):
         held.close()

@@ -1,5 +1,5 @@
 """
-A Maildir for each user.
+Serve a Maildir for each user.
 """
 
 from __future__ import annotations
@@ -67,38 +67,38 @@ __all__ = ["MaildirMailbox", "MaildirStore"]
 
 log = Logger(namespace="pop3svc")
 
-# What stands before the flags: ":", by the rules of Maildirs; on file systems that have no
-# ":" something else.
+# Separators before the flags of a file name: ":" by the Maildir specification, another one
+# on file systems that do not allow ":".
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
-# The size with CRLF, as Dovecot and maildrop write it behind the one on disk.
+# The size with CRLF, which Dovecot and maildrop write after the size on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
-# A directory is read so often, with a pause (seconds) in between, until nothing
-# has changed.
+# How often a directory is read at most until it did not change meanwhile, and the pause
+# (seconds) between two reads.
 _SCANS, _PAUSE = 10, 0.02
-# How often it is listed again because a message was renamed before it was looked at.
+# How often a listing is repeated at most because a message was renamed before its stat().
 _LOOKS = 10
-# Messages that are counted without the threads for long work, and how many are counted
-# until that is kept.
+# Up to so many messages are counted outside the threads for long work, and after so many
+# the sizes are saved.
 _FEW, _KEPT = 200, 5000
-# Files: while there are no more, each is looked at when they are listed, because a file
-# that was replaced may have got the inode of the one before.  Of more that costs more than
-# all the rest of a listing.
+# Up to so many files, a listing calls stat() for each, because a new file may have got the
+# inode of the file that it replaced.  With more files, that would cost more than the rest
+# of the listing.
 _STATTED = 100
-# Octets of the directories of a large Maildir.
+# Size of the directories, octets, from which a Maildir counts as large.
 _LARGE = 1_000_000
 
 # Seconds and microseconds of delivery, base name, unique-id and place of a message.
 MessageRef = tuple[int, int, str, str, Place]
 
 
-# What tells whether a directory has changed.
+# Inode, time of modification and time of change of each directory.
 Stamp = tuple[tuple[int, ...], ...]
 
 
-def _settled(root: int) -> tuple[Stamp, bool]:
+def _stampOf(root: int) -> tuple[Stamp, bool]:
     """
-    The times of new and cur, and whether they are old enough to be trusted.
+    @return: the times of new and cur, and whether they are old enough to be trusted.
     """
     stamp: list[tuple[int, ...]] = []
     latest = 0
@@ -116,7 +116,7 @@ def _settled(root: int) -> tuple[Stamp, bool]:
 
 def _isLarge(root: int) -> bool:
     """
-    Has a Maildir so many messages that to list them takes long?
+    @return: whether a Maildir has so many messages that listing them takes long.
     """
     octets = 0
     for folder in ("new", "cur"):
@@ -128,23 +128,23 @@ def _isLarge(root: int) -> bool:
 
 class ListingCache:
     """
-    The latest listing of each mailbox, for all its sessions: to wake up to a
-    mailbox that has not changed costs no listing.  Used from threads.
+    Cache of the latest listing of each mailbox, shared by its sessions, so that WAKE of an
+    unchanged mailbox needs no scan.  Thread-safe.
     """
 
-    # Messages in all, but for those of one mailbox; some 300 octets each.  A mailbox
-    # counts as some, too.
+    # Messages in all; the latest mailbox is kept even if it has more.  Some 300 octets
+    # each.  A mailbox counts as EACH further messages.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
         self._listings: OrderedDict[tuple[int, int], tuple[Stamp, MailboxSnapshot]] = OrderedDict()
-        self._heard: dict[tuple[int, int], tuple[int, MailboxSnapshot]] = {}
+        self._watched: dict[tuple[int, int], tuple[int, MailboxSnapshot]] = {}
         self._messages = 0
         self._lock = Lock()
 
     def get(self, key: tuple[int, int], stamp: Stamp) -> MailboxSnapshot | None:
         """
-        @return: the listing, if nothing has changed since.
+        @return: the listing, if it was made with the same times of the directories.
         """
         with self._lock:
             known = self._listings.get(key)
@@ -153,28 +153,29 @@ class ListingCache:
             self._listings.move_to_end(key)
             return known[1]
 
-    def heard(self, key: tuple[int, int], heard: int | None) -> MailboxSnapshot | None:
+    def getWatched(self, key: tuple[int, int], changes: int | None) -> MailboxSnapshot | None:
         """
-        @param heard: what the mailbox's watch has heard by now.
-        @return: the listing, if it had heard as much when that was made.
+        @param changes: the present count of changes of the mailbox's watch.
+        @return: the listing, if it was made with the same count.
         """
         with self._lock:
-            known = self._heard.get(key)
-            return known[1] if known is not None and known[0] == heard else None
+            known = self._watched.get(key)
+            return known[1] if known is not None and known[0] == changes else None
 
-    def setHeard(self, key: tuple[int, int], listing: MailboxSnapshot, heard: int | None) -> None:
+    def setWatched(
+        self, key: tuple[int, int], listing: MailboxSnapshot, changes: int | None
+    ) -> None:
         """
-        A listing, if it is still the latest, was made when a watch had heard
-        so much.
+        Record the watch's count of changes with a listing, if it is still the latest.
         """
         with self._lock:
             known = self._listings.get(key)
-            if known is not None and known[1] is listing and heard is not None:
-                self._heard[key] = heard, listing
+            if known is not None and known[1] is listing and changes is not None:
+                self._watched[key] = changes, listing
 
     def put(self, key: tuple[int, int], stamp: Stamp, listing: MailboxSnapshot) -> None:
         """
-        Remember a listing that is sure.
+        Store a listing that is sure.
         """
         with self._lock:
             self._drop(key)
@@ -185,14 +186,14 @@ class ListingCache:
 
     def drop(self, key: tuple[int, int]) -> None:
         """
-        The listing of a mailbox is not true any more.
+        Discard the listing of a mailbox because it is out of date.
         """
         with self._lock:
             self._drop(key)
 
     def _drop(self, key: tuple[int, int]) -> None:
         known = self._listings.pop(key, None)
-        self._heard.pop(key, None)
+        self._watched.pop(key, None)
         if known is not None:
             self._messages -= len(known[1]) + self.EACH
 
@@ -200,37 +201,38 @@ class ListingCache:
 @lru_cache(len(SEPARATORS))
 def _nameWith(separator: str) -> re.Pattern[str]:
     """
-    @return: of "1600000000.M123456P789.host:2,S", with a "/" behind, because there are
-        many: all before the flags, and in it the seconds and microseconds, if they are told.
+    @return: a pattern for names such as "1600000000.M123456P789.host:2,S", joined by "/"
+        because one call matches many.  Its groups: the part before the flags, and in it
+        the seconds and microseconds, if present.
     """
     no = f"[^{re.escape(separator)}/]"
     seconds = rf"([0-9]{{1,20}})\.(?:[^.{re.escape(separator)}/]*?M([0-9]{{1,20}}))?"
     return re.compile(rf"((?:{seconds})?{no}*)[^/]*/")
 
 
-# Names that are taken apart in one call: what holds the interpreter is over in some
-# milliseconds.
+# Names that one call parses, so that it holds the interpreter lock for some milliseconds
+# only.
 _SLICE = 10_000
 
 
 def _named(places: Sequence[Place], separator: str) -> list[tuple[str, str, str]]:
     """
-    @return: of each place the file's name without its flags, and in that the
-        seconds and microseconds of its delivery; empty if they are not told.
+    @return: for each place the file's name without its flags, and the seconds and
+        microseconds of delivery in that name; empty if it has none.
     """
     findAll = _nameWith(separator).findall
     found: list[tuple[str, str, str]] = []
     for first in range(0, len(places), _SLICE):
         names = [place[1] for place in places[first : first + _SLICE]]
-        # None holds a slash.
+        # No file name contains a slash.
         found += findAll("/".join([*names, ""]))
     return found
 
 
 def separatorOf(places: Iterable[Place]) -> str:
     """
-    @return: what stands before the flags in all names of C{cur}: C{:}, unless all of
-        them have the same other separator.
+    @return: the separator before the flags: C{:}, unless all names in C{cur} have the
+        same other separator.
     """
     found = ""
     for folder, name, _ in places:
@@ -245,7 +247,7 @@ def separatorOf(places: Iterable[Place]) -> str:
 
 def _sorted(found: list[Any]) -> list[Any]:
     """
-    As C{sorted}, without holding the interpreter for long.
+    Sort like C{sorted}, without holding the interpreter lock for long.
     """
     if len(found) <= 2 * _SLICE:
         found.sort()
@@ -256,22 +258,20 @@ def _sorted(found: list[Any]) -> list[Any]:
 
 def _scanPlaces(root: int) -> tuple[Sequence[Place], dict[Place, int], bool, Stamp]:
     """
-    Where messages are.  A message that is moved while a directory is read may
-    be missed or seen twice, so this looks again until nothing has changed.
+    List the places of messages.  A message that is moved while a directory is read may be
+    missed or seen twice, so read again until the directories do not change.
 
-    @return: the places; if one look was not enough, with the number of the
-        look that saw them last; whether the last look is to be relied on, and
-        the directories' times then.
+    @return: the places; if one read was not enough, the number of the read that saw each
+        place last; whether the last read is reliable; and the directories' times then.
     """
     seen: dict[Place, int] = {}
     for look in range(_SCANS):
-        before, _ = _settled(root)
-        # new before cur: what moves meanwhile is seen twice rather than not
-        # at all.
+        before, _ = _stampOf(root)
+        # new before cur: a message that moves meanwhile is seen twice instead of missed.
         places = [*listFolder(root, "new"), *listFolder(root, "cur")]
-        after, isOld = _settled(root)
+        after, isOld = _stampOf(root)
         if before == after and isOld:
-            # It tells all there is.
+            # This read was complete.
             return places, {}, True, after
         seen.update(dict.fromkeys(places, look))
         if before == after:
@@ -284,11 +284,12 @@ def _scanPlaces(root: int) -> tuple[Sequence[Place], dict[Place, int], bool, Sta
 @dataclass
 class _Shared:
     """
-    What the mailboxes of one store share.
+    Caches and options that the mailboxes of one store share.
 
     @ivar believesNames: take C{,W=} in a file's name for its size.
-    @ivar separator: what stands before the flags in file names; empty: told by the names.
-    @ivar longWork: runs what takes long.
+    @ivar separator: the separator before the flags in file names; empty: found in the
+        names.
+    @ivar longWork: executor for calls that take long.
     """
 
     listings: ListingCache
@@ -302,19 +303,17 @@ class _Shared:
 @implementer(INewMailNotifier, ISleepingMailbox)
 class _Maildir(FileMailbox):
     """
-    Listing a Maildir, and the sizes of its messages.
+    A Maildir: the listing, and the sizes of its messages.
     """
 
     folders = ("new", "cur")
     shared: _Shared
-    # Set while there is a watch: what it had heard when the listing was made,
-    # which is then as good as new.
+    # The watch of the directories, while there is one.
     _watch: MailboxWatch | None = None
     _changed: Callable[[], object] | None = None
     _endWatch: Callable[[], None] | None = None
-    _heard: int | None = None
     _known: MaildirSizes | None = None
-    # The directory that was listed.
+    # Device and inode of the directory that was listed.
     _key: Key | None = None
     _separator = ":"
 
@@ -322,8 +321,8 @@ class _Maildir(FileMailbox):
 
     def scan(self, root: int) -> MailboxSnapshot:
         """
-        See L{FileMailbox.scan}: in order of delivery, by the time in the name,
-        else the file's.
+        See L{FileMailbox.scan}.  The order is that of delivery, by the time in the name,
+        or the file's time of modification if the name has none.
         """
         key = self._key = keyOf(root)
         self._known = self.shared.sizes.of(key)
@@ -336,36 +335,36 @@ class _Maildir(FileMailbox):
         return listing
 
     def _sharedListing(self, root: int, key: Key) -> MailboxSnapshot | None:
-        stamp, isOld = _settled(root)
+        stamp, isOld = _stampOf(root)
         return self.shared.listings.get(key, stamp) if isOld else None
 
     def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Any:
         """
         See L{IPOP3Mailbox.listMessageUniqueIDs}.
         """
-        heard = None if self._watch is None else self._watch.look()
+        changes = None if self._watch is None else self._watch.look()
         if not self._isSlow:
-            # Without a thread, where another session's look still holds.
-            listing = self._listedBefore(heard)
+            # No thread is needed if another session's listing is still valid.
+            listing = self._listedBefore(changes)
             if self._changed is not None and not self._watchHolds():
-                # What may have changed it could not tell.
+                # Without a valid watch, changes may have gone unnoticed.
                 self._changed()
             if listing is not None:
                 return self._listed(listing)
-        return self._run(self._scanned).addCallback(self._listedNow, heard)
+        return self._run(self._scanned).addCallback(self._listedNow, changes)
 
     def _watchHolds(self) -> bool:
         watch = self._watch
         return watch is not None and not watch.isBroken and watch.key == self._key
 
-    def _listedBefore(self, heard: int | None) -> MailboxSnapshot | None:
+    def _listedBefore(self, changes: int | None) -> MailboxSnapshot | None:
         self._key = None
 
         def look(root: int, key: Key) -> MailboxSnapshot | None:
             self._key = key
             self._known = self.shared.sizes.of(key)
             if self._watchHolds():
-                listing = self.shared.listings.heard(key, heard)
+                listing = self.shared.listings.getWatched(key, changes)
                 if listing is not None:
                     return listing
             return self._sharedListing(root, key)
@@ -375,18 +374,18 @@ class _Maildir(FileMailbox):
         except OSError as error:
             raise self._fault("list", error)
 
-    def _listedNow(self, listing: MailboxSnapshot, heard: int | None) -> UniqueIDList:
+    def _listedNow(self, listing: MailboxSnapshot, changes: int | None) -> UniqueIDList:
         watch = self._watch
-        if watch is not None and listing.isSure and watch.look() == heard and self._watchHolds():
-            self.shared.listings.setHeard(watch.key, listing, heard)
+        if watch is not None and listing.isSure and watch.look() == changes and self._watchHolds():
+            self.shared.listings.setWatched(watch.key, listing, changes)
         return self._listed(listing)
 
     def watchMailbox(
         self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
     ) -> Callable[[], None] | None:
         """
-        See L{INewMailNotifier.watchMailbox}.  The kernel is asked at the first
-        SLEE: sessions that never sleep pay nothing for it.
+        See L{INewMailNotifier.watchMailbox}.  The inotify watch begins at the first SLEE,
+        so that a session that never sleeps does not pay for it.
         """
         if self._isSlow:
             return None
@@ -414,7 +413,7 @@ class _Maildir(FileMailbox):
         self._known = None
 
     def _beginWatch(self, changed: Callable[[], object]) -> None:
-        # What has changed before there was a watch it could not tell.
+        # Changes before the beginning of the watch have gone unnoticed.
         changed()
 
         def begin(root: int, key: Key) -> None:
@@ -422,15 +421,15 @@ class _Maildir(FileMailbox):
             if watching is None:
                 return
             self._watch, self._endWatch = watching
-            heard = self._watch.look()
+            changes = self._watch.look()
             listing = self._sharedListing(root, key)
             if listing is not None:
-                self.shared.listings.setHeard(self._watch.key, listing, heard)
+                self.shared.listings.setWatched(self._watch.key, listing, changes)
 
         try:
             self._inRoot(begin)
         except OSError:
-            # The directories' times tell, too.
+            # Without a watch, the times of the directories are compared.
             self._unwatch()
 
     # --- sizes ------------------------------------------------------------------
@@ -462,7 +461,7 @@ class _Maildir(FileMailbox):
             if octets is not None:
                 return octets
             if known.isCounting:
-                # Another session counts them: nobody counts them twice.
+                # Another session is counting these messages; wait for its result.
                 waiter: Progress[None] = Progress(known.waiters.remove)
                 known.waiters.append(waiter)
 
@@ -509,10 +508,10 @@ class _Maildir(FileMailbox):
 
     def _examined(self, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
         """
-        The sizes of messages, read where they are not known.  Blocks.
+        Find the sizes of messages; read those whose size is not known.  Blocks.
 
-        @return: octets, -1 of what cannot be read, L{None} of what has gone; and whether
-            that has gone for sure.
+        @return: octets, -1 for a message that cannot be read, L{None} for one that no
+            longer exists; and whether those are certainly gone.
         """
         try:
             root = self._root()
@@ -526,20 +525,20 @@ class _Maildir(FileMailbox):
             raise self._fault("read a message of", error)
 
     def _examinedIn(self, root: int, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
-        # The session may forget its listing while this goes on.
+        # The session may drop its listing while this runs.
         listing = self._listing
         sizes = self.shared.sizes.of(keyOf(root))
         self._known = sizes
         sizes.load(root, len(listing))
         unknown = [each for each in uniqueIDs if each not in sizes.known]
         if self.shared.believesNames and unknown:
-            sizes.learn(self._told(unknown))
+            sizes.learn(self._sizesInNames(unknown))
             unknown = [each for each in unknown if each not in sizes.known]
         unreadable: dict[str, MessageInfo] = {}
         allSure = True
         for first in range(0, len(unknown), _KEPT):
-            # What is counted is kept from time to time, and when this is given up: it is not
-            # counted again.
+            # Save the sizes after each part, and also when this is cancelled, so that no
+            # message is counted again.
             added: dict[str, MessageInfo] = {}
             try:
                 isSure = self._read(root, unknown[first : first + _KEPT], added)
@@ -564,14 +563,16 @@ class _Maildir(FileMailbox):
         readable: dict[str, MessageInfo],
         listing: MailboxSnapshot,
     ) -> None:
-        # Without the lock nothing is written.
+        # Without the lock, do not write to the file of sizes.
         sizes.learn(readable)
         sizes.keepNothing()
 
     def _read(self, root: int, uniqueIDs: list[str], added: dict[str, MessageInfo]) -> bool:
         """
-        @param added: where what was read goes, also if this is given up.
-        @return: have those that are missing gone for sure?
+        Read messages.  Blocks.
+
+        @param added: filled with the results, also if this is cancelled.
+        @return: whether the messages that are missing are certainly gone.
         """
         directories: dict[str, int] = {}
 
@@ -593,8 +594,8 @@ class _Maildir(FileMailbox):
         """
         Read a message.  Blocks.
 
-        @return: what that has told; L{None} if it is not there, -1 octets if it
-            cannot be read.
+        @return: L{None} if it is not at that place; with a size of -1 octets if it cannot
+            be read.
         """
         folder, name, _ = place
         try:
@@ -632,9 +633,9 @@ class _Maildir(FileMailbox):
     def _cannotUnpack(self, name: str, error: CannotUnpack) -> None:
         self._fault("unpack", OSError(errno.EIO, str(error)), name)
 
-    def _told(self, uniqueIDs: Sequence[str]) -> dict[str, MessageInfo]:
+    def _sizesInNames(self, uniqueIDs: Sequence[str]) -> dict[str, MessageInfo]:
         """
-        @return: the sizes that stand in the names of files.
+        @return: the sizes given by the names of files.
         """
         places = map(self._placeOf if self._moved else self._listing.get, uniqueIDs)
         return {
@@ -671,16 +672,17 @@ class _Maildir(FileMailbox):
             if not self._isLater(uniqueID, status):
                 return True
             if self._known is not None:
-                # The unique-id goes with the file that had it.
+                # The unique-id belongs to the file that is gone.
                 self._known.claim(uniqueID, MessageInfo(-1, status.st_ino, kind=GONE))
                 self._dropListing()
             return False
         if place[2] not in (0, status.st_ino):
-            # Another file has the name; a copy that keeps the time is as good.
+            # Another file has the name.  A copy with the same time is the same message.
             return known.modified == status.st_mtime_ns
         if known.isFile(status, head):
             return True
-        # Somebody has written to it in place, against the rules: it is another message now.
+        # A program has changed the file in place, which Maildir forbids; it is another
+        # message now.
         assert self._known is not None
         self._known.forget(uniqueID)
         self._dropListing()
@@ -692,8 +694,9 @@ class _Maildir(FileMailbox):
 
     def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
         """
-        Was a file delivered after the listing, with the inode of the one that was listed?
-        To rename a file changes the one time, to write it the other, too.
+        @return: whether a file was delivered after the listing, and has got the inode of
+            the listed one.  A rename changes only the time of change, a write changes the
+            time of modification, too.
         """
         listing = self._listing
         if not listing.time or uniqueID not in listing:
@@ -703,7 +706,7 @@ class _Maildir(FileMailbox):
     def _content(self, uniqueID: str, descriptor: int, status: os.stat_result) -> Any:
         known = None if self._known is None else self._known.known.get(uniqueID)
         if known is not None and not known.isUnchanged(status):
-            # Touched, or copied: what it needs is not known any more.
+            # The file was touched or copied, so its line ends are not known any more.
             known = None
         if known is None or known.kind == "z":
             first = peek(descriptor, 16)
@@ -719,7 +722,7 @@ class _Maildir(FileMailbox):
             partial(closeQuietly, descriptor),
             self._runner,
             length=status.st_size,
-            # Each line end that was none would have made it longer.
+            # Each bare line end would make the message longer on the wire.
             hasLineEnds=known is not None and known.octets == status.st_size,
             isWireReady=known is not None and known.kind == "=",
             group=self._group,
@@ -731,17 +734,17 @@ class _Maildir(FileMailbox):
         def packing() -> bytes | None:
             kind = packedAs(os.pread(descriptor, 16, 0))
             if kind is not None and known is None:
-                # What is damaged is refused before anything of it is sent.
+                # Refuse a damaged file before a part of it is sent.
                 countUnpacked(descriptor, kind)
             return kind
 
         closing = partial(closeQuietly, descriptor)
-        isReading, isGivenUp = True, False
+        isReading, isAbandoned = True, False
 
         def ended() -> None:
             nonlocal isReading
             isReading = False
-            if isGivenUp:
+            if isAbandoned:
                 closing()
 
         try:
@@ -754,8 +757,9 @@ class _Maildir(FileMailbox):
             closing()
             raise self._fault("read a message of", error)
         except BaseException:
-            # Not while the thread reads: its number would be given to another file.
-            isGivenUp = True
+            # Do not close it while the thread reads, because another file could get the
+            # same descriptor.
+            isAbandoned = True
             if not isReading:
                 closing()
             raise
@@ -763,7 +767,7 @@ class _Maildir(FileMailbox):
             return self._blocks(descriptor, status, known)
         return PackedBlocks(descriptor, kind, closing, self._runner, self._group)
 
-    # --- looking ----------------------------------------------------------------
+    # --- scanning ---------------------------------------------------------------
 
     def _scan(self, root: int) -> tuple[MailboxSnapshot, Stamp]:
         for _ in range(_LOOKS):
@@ -774,8 +778,8 @@ class _Maildir(FileMailbox):
 
     def _scanOnce(self, root: int) -> tuple[MailboxSnapshot, Stamp, bool]:
         """
-        @return: also, was a message renamed before it was looked at, though all else was
-            sure?
+        @return: the listing, the directories' times, and whether the listing is unsure
+            only because a message was renamed before its stat().
         """
         now = time.time_ns()
         places, seen, isSure, stamp = _scanPlaces(root)
@@ -791,8 +795,8 @@ class _Maildir(FileMailbox):
             several.update(base for base, times in Counter(bases).items() if times > 1)
         sizes = self.shared.sizes.of(keyOf(root))
         sizes.load(root, len(places))
-        # All that is done one by one costs, as there are many.  None of these looks like a
-        # unique-id that was derived.
+        # Check all names at once, because a call for each of many messages costs too much.
+        # None of these names looks like a derived unique-id.
         areLegal = areUniqueIDs(bases)
         found = [
             (
@@ -802,7 +806,7 @@ class _Maildir(FileMailbox):
             for (base, seconds, microseconds), place in named
             if seconds and base not in several
         ]
-        # A message that is renamed before it is looked at makes the listing unsure.
+        # Messages that were renamed before their stat(); they make the listing unsure.
         doubts: list[Place] = []
         if len(found) < len(named):
             others: dict[str, list[Place]] = {}
@@ -820,7 +824,7 @@ class _Maildir(FileMailbox):
         if isSure:
             sizes.buryOthers(listing)
         self._keep(root, sizes, {}, listing)
-        # Made here, in a thread.
+        # Prepare the unique-ids here, because this runs in a thread.
         listing.listed().prepare()
         return listing, stamp, isDoubtful
 
@@ -828,9 +832,9 @@ class _Maildir(FileMailbox):
         self, root: int, found: list[MessageRef], sizes: MaildirSizes, doubts: list[Place]
     ) -> list[MessageRef]:
         """
-        Where another file has the name of an earlier one, have it get another unique-id.
+        Give a file that has the name of an earlier file another unique-id.
 
-        @param doubts: where the places go of which nothing is sure.
+        @param doubts: extended by the places of messages that could not be identified.
         """
         ownerOf = sizes.ownerOf
         areFew = len(found) <= _STATTED
@@ -864,7 +868,7 @@ class _Maildir(FileMailbox):
                 if not identify(index, owner, place):
                     renamed[place[2] or -index - 1] = index, owner
             for _ in range(_LOOKS if renamed else 0):
-                # The inode finds the message, whatever its name is now.
+                # Find the message by its inode, because its name has changed.
                 for folder in self.folders:
                     for place in listFolder(root, folder):
                         at = renamed.get(place[2])
@@ -872,7 +876,7 @@ class _Maildir(FileMailbox):
                             del renamed[place[2]]
                 if not renamed or isCancelled():
                     break
-            # The next look tells which messages the others are.
+            # The next scan identifies the others.
             doubts += [found[index][4] for index, _ in renamed.values()]
         finally:
             for directory in directories.values():
@@ -895,16 +899,17 @@ class _Maildir(FileMailbox):
         doubts: list[Place],
     ) -> list[MessageRef]:
         """
-        Messages whose name does not tell all, or is not the only one.
+        Handle messages whose name has no time of delivery, or whose base name occurs more
+        than once.
 
         @param seen: see L{_scanPlaces}.
-        @param links: where the other names of each message go.
+        @param links: filled with the other names of each message.
         """
         found: list[MessageRef] = []
         directories: dict[str, int] = {}
         try:
             for base, places in byBase.items():
-                # The place where one was seen last stands first.
+                # The place that was seen last comes first.
                 places.sort(key=lambda each: (-seen.get(each, 0), each))
                 files = [(places, "")]
                 if len(places) > 1 or not base:
@@ -947,8 +952,10 @@ class _Maildir(FileMailbox):
         doubts: list[Place],
     ) -> list[tuple[list[Place], str]]:
         """
-        Of places with one base name those that are different messages now:
-        the names of each, and what tells it from the one that was there first.
+        Group places with the same base name by message.
+
+        @return: for each message its places, and a text that distinguishes it from the
+            first message of that name; empty for the first one.
         """
         files: dict[tuple[int, int], list[Place]] = {}
         statuses: dict[tuple[int, int], os.stat_result] = {}
@@ -961,12 +968,11 @@ class _Maildir(FileMailbox):
                 files.setdefault(key, []).append(place)
                 statuses[key] = status
         if not files:
-            # Renamed again since; where it was seen last it is looked for
-            # from.
+            # It was renamed again; the search begins at the place where it was seen last.
             return [(places[:1], "")]
         first: tuple[int, int] | None = None
         if base:
-            # The one that was there first keeps the unique-id.
+            # The first message of that name keeps the unique-id.
             owner = sizes.ownerOf(uniqueIDFor(base))
             if owner is None:
                 first = min(statuses, key=lambda key: (statuses[key].st_mtime_ns, key))
@@ -1005,7 +1011,7 @@ class _Maildir(FileMailbox):
 
 def _identity(status: os.stat_result) -> str:
     """
-    @return: what tells a file from all others, now and later.
+    @return: a text that distinguishes a file from all others, now and later.
     """
     return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}"
 
@@ -1016,10 +1022,10 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     """
 
     def _lookAhead(self, root: int) -> None:
-        # Whoever asks for the listing finds it without another thread.
-        # A large one takes long, and has threads of its own.
+        # listMessageUniqueIDs then finds the listing without another call in a thread.  A
+        # large one is left out, because the lock would wait for it.
         with suppress(OSError):
-            if _settled(root)[1] and not _isLarge(root):
+            if _stampOf(root)[1] and not _isLarge(root):
                 self.scan(root)
 
     def _keep(
@@ -1041,7 +1047,8 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
             if root is None:
                 return
             try:
-                # Unique-ids were told of messages that nobody counted: they are theirs.
+                # Clients have seen the unique-ids of messages that were not counted; record
+                # their files.
                 sizes.claimSeen(partial(self._headListed, root, listing))
                 sizes.write(root)
             finally:
@@ -1089,14 +1096,14 @@ class MaildirStore:
         """
         @param path: the directory that holds a Maildir for each user, or a
             path with placeholders; see L{PathTemplate}.
-        @param readOnly: nothing is deleted, nothing locked, nothing written.
-        @param manners: what a session does that finds a mailbox held.
-        @param isSlow: is it on a file system on which to open a file may take
-            long?  Then nothing of it is done in the reactor's thread.
-        @param believesNames: take C{,W=} in a file's name for its size, in
-            place of counting once.
-        @param separator: what stands before the flags in file names, one of
-            L{SEPARATORS}; empty: told by the names.
+        @param readOnly: delete, lock and write nothing.
+        @param manners: how a session acts when a mailbox is locked.
+        @param isSlow: whether opening a file may block for long, as on a network file
+            system.  All work is then done in threads.
+        @param believesNames: take C{,W=} in a file's name for its size, instead of
+            counting once.
+        @param separator: the separator before the flags in file names, one of
+            L{SEPARATORS}; empty: found in the names.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path)
@@ -1116,13 +1123,13 @@ class MaildirStore:
 
     def useState(self, state: State) -> None:
         """
-        @param state: where to keep what has to survive a restart.
+        @param state: the database that survives a restart.
         """
         self._presence.useState(state)
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if there is not one mailbox.
+        @return: a sentence for the operator if no mailbox exists; else L{None}.
         """
         if self._template.hasAny():
             return None
@@ -1133,8 +1140,8 @@ class MaildirStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
         """
-        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an
-        empty maildrop; a name that cannot stand in a path is refused.
+        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.
+        A name that is not safe in a path is refused.
         """
         place = self._template.placeFor(username)
         if place is None:

@@ -29,7 +29,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.filemailbox import LockPolicy
-from pop3svc.providers.maildir import ListingCache, MaildirMailbox, MaildirStore, _settled
+from pop3svc.providers.maildir import ListingCache, MaildirMailbox, MaildirStore, _stampOf
 from pop3svc.providers.sizes import SharedSizes
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
@@ -778,7 +778,7 @@ def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPat
     changed = (maildir / "new").stat().st_ctime_ns
     for later, isOld in ((1_000_000, False), (50_000_000, True)):
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
-        assert _settled(root)[1] is isOld
+        assert _stampOf(root)[1] is isOld
     os.close(root)
 
 

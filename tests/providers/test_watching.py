@@ -60,8 +60,8 @@ def test_unchangedIsNotLookedAt(
 ) -> None:
     client, _ = awake(maildir, readOnly)
     looks: list[int] = []
-    settled = maildirs._settled
-    monkeypatch.setattr(maildirs, "_settled", lambda root: looks.append(root) or settled(root))
+    settled = maildirs._stampOf
+    monkeypatch.setattr(maildirs, "_stampOf", lambda root: looks.append(root) or settled(root))
     says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "SLEE", "+OK")
     assert not looks
     deliver(maildir, "3.x")
