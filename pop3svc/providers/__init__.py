@@ -1,3 +1,3 @@
 """
-Where mail lies.
+Mailbox stores and providers.
 """

@@ -1,5 +1,5 @@
 """
-A folder of C{.eml} files as one mailbox: for the tutorial and for demos.
+Serve a folder of C{.eml} files as one mailbox, for the tutorial and for demos.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["FolderMailbox", "FolderStore"]
 
 class _Folder(FileMailbox):
     """
-    Listing a folder.
+    A folder: the listing.
     """
 
     folders = (".",)
 
     def scan(self, root: int) -> MailboxSnapshot:
         """
-        See L{FileMailbox.scan}: in order of the names.
+        See L{FileMailbox.scan}.  The order is that of the names.
         """
         places = sorted(
             place
@@ -50,14 +50,14 @@ class _Folder(FileMailbox):
 
 class FolderMailbox(_Folder, ExclusiveFileMailbox):
     """
-    The folder, for one session.
+    The folder, as one session sees it.
     """
 
 
 @implementer(IMailboxStore)
 class FolderStore:
     """
-    One folder, the same for whoever logs in.
+    A store that opens the same folder for every user.
     """
 
     name = "pop3svc"
@@ -72,8 +72,8 @@ class FolderStore:
     ) -> None:
         """
         @param path: the folder.
-        @param readOnly: nothing is deleted, nothing locked, nothing written.
-        @param manners: what a session does that finds a mailbox held.
+        @param readOnly: delete, lock and write nothing.
+        @param manners: how a session acts when a mailbox is locked.
         @raise ValueError: a sentence for the operator.
         """
         if not os.path.isdir(path):

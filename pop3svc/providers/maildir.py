@@ -1018,7 +1018,7 @@ def _identity(status: os.stat_result) -> str:
 
 class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     """
-    One user's Maildir, for one session.
+    One user's Maildir, as one session sees it.
     """
 
     def _lookAhead(self, root: int) -> None:
@@ -1077,7 +1077,7 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
 @implementer(IMailboxStore)
 class MaildirStore:
     """
-    A Maildir for each user, found by the user's name.
+    A store that finds a Maildir by the user's name.
     """
 
     name = "pop3svc"

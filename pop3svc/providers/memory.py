@@ -1,5 +1,5 @@
 """
-Mailboxes in memory: for tests, and to see how little a store needs.
+Keep mailboxes in memory, for tests and as an example of a minimal store.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ __all__ = ["MemoryMailbox", "MemoryMaildrop", "MemoryProvider", "MemoryStore"]
 
 class MemoryMaildrop:
     """
-    What one user's sessions share.
+    Messages and lock of one user, shared by the user's sessions.
 
-    @ivar holder: what asks the session that holds the lock to give way, or
-        L{None}.
-    @ivar messages: octets by unique-id, in order of arrival.
+    @ivar holder: C{requestRelease} of the session that holds the lock, or L{None}.
+    @ivar messages: contents by unique-id, in order of arrival.
     """
 
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
@@ -40,13 +39,13 @@ class MemoryMaildrop:
     @property
     def isHeld(self) -> bool:
         """
-        Does a session hold the lock?
+        Whether a session holds the lock.
         """
         return self.holder is not None
 
     def add(self, message: bytes) -> str:
         """
-        A message arrives.
+        Add a message.
 
         @return: its unique-id.
         """
@@ -66,7 +65,7 @@ class MemoryMailbox:
 
     def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> None:
         holder = self._maildrop.holder
-        # One that gives way has unlocked by the time it says so.
+        # A session that agrees to release the lock has released it before it returns.
         if holder is not None and not (holder() and not self._maildrop.isHeld):
             raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
         self._maildrop.holder = requestRelease
@@ -97,21 +96,21 @@ class MemoryMailbox:
 @implementer(IMailboxStore)
 class MemoryStore:
     """
-    A maildrop for whoever asks.
+    A store that creates a maildrop for every user name.
     """
 
     name = "pop3svc memory"
 
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
         """
-        @param messages: what each maildrop holds at first.
+        @param messages: the initial messages of each maildrop.
         """
         self._messages = messages
         self.maildrops: dict[str, MemoryMaildrop] = {}
 
     def maildrop(self, username: str) -> MemoryMaildrop:
         """
-        @return: what the sessions of this user share.
+        @return: the maildrop that the sessions of this user share.
         """
         if username not in self.maildrops:
             self.maildrops[username] = MemoryMaildrop(self._messages)
@@ -124,7 +123,7 @@ class MemoryStore:
 @implementer(IPOP3MailboxProvider)
 class MemoryProvider:
     """
-    Users and their passwords, each with a maildrop.
+    A provider of users with passwords, each with a maildrop.
     """
 
     name = "pop3svc memory"

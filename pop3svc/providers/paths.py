@@ -1,5 +1,5 @@
 """
-User names in paths, and file names as unique-ids.
+Turn user names into paths, and file names into unique-ids.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
 _LONGEST = 200
-# Links on the way to one mailbox.
+# Symbolic links that are followed on the path of one mailbox.
 _LINKS = 10
 
 
 def isSafeName(name: str) -> bool:
     """
-    May this stand in a path as the name of one directory?  Printable without
-    spaces, no separator, not hidden, not a way up, and not too long.
+    @return: whether a name may be used as the name of one directory in a path: printable
+        without spaces, no separator, not hidden, not C{..}, and not too long.
     """
     if not name or name.startswith((".", "-", "~")) or not name.isprintable():
         return False
@@ -38,11 +38,11 @@ def isSafeName(name: str) -> bool:
 
 def uniqueIDFor(name: str, more: str = "") -> str:
     """
-    The unique-id of a message kept under a name: the name itself if it is a
-    legal one (RFC 1939 section 7), else one derived from all of it.  No two
-    names have the same, and the same name always has the same.
+    Derive a unique-id from the name of a message's file: the name itself if it is a legal
+    unique-id (RFC 1939 section 7), else a hash of it.  Different names give different
+    unique-ids, and the same name always gives the same one.
 
-    @param more: what tells the message from others of the same name.
+    @param more: a text that distinguishes the message from others of the same name.
     """
     mayBeDerived = name.startswith("H-") and _DERIVED.fullmatch(name)
     if not more and not mayBeDerived and _LEGAL.fullmatch(name):
@@ -52,10 +52,10 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
 class PathTemplate:
     """
-    A path with C{{user}}, C{{local}} and C{{domain}} in it, or the directory
-    that holds a directory for each user.
+    A path with the placeholders C{{user}}, C{{local}} and C{{domain}}, or a directory that
+    holds a directory for each user.
 
-    @ivar base: what stands before the first placeholder.
+    @ivar base: the directory above the first placeholder.
     """
 
     def __init__(self, template: str) -> None:
@@ -83,7 +83,7 @@ class PathTemplate:
 
     def hasAny(self) -> bool:
         """
-        Is there anything where the directories of users are?  Blocks.
+        @return: whether the base holds any directory.  Blocks.
         """
         try:
             with os.scandir(self.base) as entries:
@@ -93,7 +93,7 @@ class PathTemplate:
 
     def placeFor(self, username: str) -> Root | None:
         """
-        @return: where a user's mail is, or L{None} for a name that is refused.
+        @return: the directory of a user's mail, or L{None} for a name that is refused.
         """
         if not isSafeName(username):
             return None
@@ -112,11 +112,11 @@ class PathTemplate:
 @dataclass(frozen=True, slots=True)
 class Root:
     """
-    A directory: one that the operator named, and below it names that the
-    users may have made.
+    A directory, given by a path that the operator configured and names below it that users
+    may have created.
 
-    @ivar base: a path that is trusted, links and all.
-    @ivar parts: names below it, one directory in the other.
+    @ivar base: a path that is trusted with its links.
+    @ivar parts: names below it, each a directory in the one before.
     """
 
     base: str
@@ -125,21 +125,21 @@ class Root:
     @property
     def path(self) -> str:
         """
-        For messages to the operator.
+        The path, for messages to the operator.
         """
         return "/".join([self.base.rstrip("/"), *self.parts]) or "/"
 
     def open(self) -> int | None:
         """
-        Open it.  Below the base a link is followed only if it is the
-        operator's: in a directory where nobody else can put one.  So is each
-        link on the way to where that one points.
+        Open the directory.  Below the base, a link is followed only if it is the
+        operator's: no other user could have put it into its directory.  The same holds for
+        each link in the path that it points to.
 
-        @return: a descriptor, or L{None} if it is not there.
-        @raise OSError: it is there but not to be had.
+        @return: a descriptor, or L{None} if the directory does not exist.
+        @raise OSError: the directory exists, but cannot be opened.
         """
         if len(self.parts) == 1:
-            # Most of them; it needs no look at each step.
+            # The most frequent case needs one call only.
             try:
                 return openDirectory(f"{self.base}/{self.parts[0]}")
             except FileNotFoundError:
@@ -156,12 +156,12 @@ class Root:
 
 def openBelow(name: str, directory: int) -> int:
     """
-    Open a directory in another one that users may have made.  A link is followed only
+    Open a directory that users may have created in another one.  A link is followed only
     if it is the operator's.
 
     @return: a descriptor.
-    @raise OSError: it is not there, or not to be had; the text names a link that is not
-        followed, and says why.
+    @raise OSError: the directory does not exist or cannot be opened.  If a link is not
+        followed, the text contains its name and the reason.
     """
     try:
         return openDirectory(name, directory)
@@ -173,9 +173,9 @@ def openBelow(name: str, directory: int) -> int:
 
 def _walk(directory: int, parts: Sequence[str]) -> int:
     """
-    Open directories one in the other.
+    Open nested directories one after the other.
 
-    @param directory: where to begin; it is closed.
+    @param directory: a descriptor of the first one; it is closed.
     """
     names = list(reversed(parts))
     links = 0
@@ -190,7 +190,7 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
                     raise
                 if not stat.S_ISLNK(os.lstat(name, dir_fd=directory).st_mode):
                     raise
-                _refuseStrangersLink(name, directory)
+                _refuseUntrustedLink(name, directory)
                 target = os.readlink(name, dir_fd=directory)
                 names += [each for each in reversed(target.split("/")) if each]
                 below = openDirectory("/" if target.startswith("/") else ".", directory)
@@ -200,9 +200,9 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
     return directory
 
 
-def _refuseStrangersLink(name: str, directory: int) -> None:
+def _refuseUntrustedLink(name: str, directory: int) -> None:
     """
-    @raise OSError: others than root and the service could have put a link there.
+    @raise OSError: a user other than root and the service's could have created the link.
     """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)

@@ -1,5 +1,5 @@
 """
-Maildir++ quota: what deletes messages writes that down for what delivers them.
+Record deletions in the Maildir++ quota file, for the programs that deliver mail.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 
 def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
-    Add a line to C{maildirsize}, where there is one, for files that were removed.  Where
-    that cannot be written it is removed: what delivers makes it anew.  Blocks.
+    Add a line for removed files to C{maildirsize}, if the Maildir has one.  If the line
+    cannot be written, remove C{maildirsize}, because the next delivery then recalculates
+    it.  Blocks.
 
     @param root: a descriptor of the Maildir.
     """
@@ -32,8 +33,8 @@ def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         return
     octets = 0
     for (_, name, _), status in files:
-        told = _SIZE.search(name)
-        octets += status.st_size if told is None else int(told[1])
+        found = _SIZE.search(name)
+        octets += status.st_size if found is None else int(found[1])
     with suppress(OSError):
         flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(_NAME, flags, dir_fd=root)
@@ -42,7 +43,7 @@ def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                 return
             if _QUOTA.match(os.pread(descriptor, 64, 0)) is None:
-                # It is damaged: what delivers makes it anew.
+                # The file is damaged; the next delivery recalculates it.
                 return
             line = b"%d %d\n" % (-octets, -len(files))
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":

@@ -1,11 +1,11 @@
 """
 Remove a set of files all or none, also across a kill or a power failure.
 
-The files are first moved into a directory C{pop3svc-removing} beside them.  It
-is then renamed to C{pop3svc-removed}: that one step decides.  Before it a
-recovery puts everything back, after it a recovery goes on removing.  The next
-to come renames it back, and it is kept, empty: on a full disk none could be
-made.
+The files are first moved into a staging directory C{pop3svc-removing} beside them.  The
+staging directory is then renamed to C{pop3svc-removed}, and that one step decides.  Before
+it a recovery puts all files back, after it a recovery removes all of them.  The next
+recovery renames the empty staging directory back and keeps it, because on a full disk it
+could not be created.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ __all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "reco
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
-# What begins like one of these is no message.
+# A file whose name begins with one of these is no message.
 OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
-# A file that is renamed again and again while we look is a file in use.
+# Searches for a file that is renamed each time, before it counts as in use.
 _LOOKS = 5
 
-# (the name of a directory below the root, the name of a file in it, the file's inode, 0 if
-# that is not known)
+# (name of a directory below the root, name of a file in it, inode of the file or 0 if that
+# is not known)
 Place = tuple[str, str, int]
 Message = TypeVar("Message")
 
 
 def nameOfStaging(root: int) -> str:
     """
-    @return: the name that the staging directory has now; it stays the same one.
+    @return: the present name of the staging directory.
     """
     try:
         os.lstat(_STAGING, dir_fd=root)
@@ -52,7 +52,7 @@ def nameOfStaging(root: int) -> str:
 
 def _stage(folder: str) -> str:
     """
-    What stands for a source directory in the staging directory.
+    @return: the name of the subdirectory of the staging directory for files of C{folder}.
     """
     return "here" if folder == "." else folder
 
@@ -65,16 +65,16 @@ def removeAll(
     isRight: Callable[[Message, Place, os.stat_result, int], bool] = lambda *_: True,
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Remove all of these files or none.  What is gone already counts as
-    removed.  When this returns it is durable.  Blocks.
+    Remove all of these files or none.  A file that no longer exists counts as removed.
+    The removal is durable when this returns.  Blocks.
 
-    @param root: a descriptor of the directory that all of it is in.
-    @param folders: the directories below it that files may be in.
-    @param locate: where is this one?  Asked with how often it was looked for
-        in vain; L{None}: it has gone.
-    @param isRight: is a file that is there now the one that is meant?  Given a descriptor
-        of its directory, too.
-    @return: what was removed: each with its place, and what the file was.
+    @param root: a descriptor of the mailbox's root directory.
+    @param folders: the directories below it that may hold the files.
+    @param locate: takes a message and the number of searches that failed; returns the
+        place of its file, or L{None} if it no longer exists.
+    @param isRight: takes a message, a place, the status of the file at that place and a
+        descriptor of its directory; returns whether it is the file of that message.
+    @return: the removed messages, each with the place and the status of its file.
     @raise OSError: nothing was removed.
     """
     if not isClean(root, folders):
@@ -84,7 +84,7 @@ def removeAll(
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            # To free space none must be needed.
+            # A removal on a full disk must not need space.
             return _removeByNames(root, wanted, locate, isRight)
     removed: list[tuple[Message, Place, os.stat_result]] = []
     opened: dict[str, tuple[int, int]] = {}
@@ -99,14 +99,14 @@ def removeAll(
                 return status is not None
 
             _moveAll(wanted, locate, move)
-            # Its name, before what is in it: with the other one, which it may have
-            # had until now, a power failure would make it all removed.
+            # Sync the name of the staging directory first: under the other name, which it
+            # may have had before, a recovery after a power failure would remove all files.
             os.fsync(root)
             for source, target in opened.values():
                 os.fsync(target)
                 os.fsync(source)
             os.fsync(staging)
-            # From here on they are removed.
+            # This step decides.
             os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
             try:
                 os.fsync(root)
@@ -119,8 +119,8 @@ def removeAll(
     finally:
         for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
             closeQuietly(descriptor)
-    # They are out of the way already; what is left the next recovery purges,
-    # and what is unlinked now is durable by then without being waited for.
+    # The removal is decided.  Files that are left here are unlinked by the next recovery,
+    # so this needs no sync and may fail.
     with suppress(OSError):
         for _, directory in _staged(root, _REMOVED, folders):
             try:
@@ -144,14 +144,14 @@ def _moveAll(
             raise OSError(errno.EBUSY, "a message is renamed all the time")
 
 
-# What tells whether a directory has changed.
+# Inode, time of modification and time of change of each directory.
 _Stamp = tuple[tuple[int, int, int], ...]
 
 
 class CleanCache:
     """
-    Remembers where nothing was left for L{recover}, so that to lock a mailbox
-    again needs no look into its directories.  Used in one thread.
+    Cache of the mailboxes that need no L{recover}, so that locking one of them again does
+    not read its directories.  Not thread-safe.
     """
 
     # Mailboxes; some 800 octets each.
@@ -183,8 +183,8 @@ def _stampOf(
     root: int, status: os.stat_result, folders: Sequence[str]
 ) -> tuple[_Stamp | None, bool]:
     """
-    The times of the root and of the staging directories, and whether they are
-    old enough to be trusted; L{None} if these are not all there.
+    @return: the times of the root and of the staging directories, L{None} if one of those
+        does not exist; and whether the times are old enough to be trusted.
     """
     # The time of change cannot be set back.
     stamp = [(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)]
@@ -200,7 +200,7 @@ def _stampOf(
 
 def isClean(root: int, folders: Iterable[str]) -> bool:
     """
-    @return: is there nothing for L{recover} to do?  Only looks.
+    @return: whether L{recover} has nothing to do.  Changes nothing.
     """
     try:
         os.lstat(_REMOVED, dir_fd=root)
@@ -218,7 +218,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            # One is enough to know, and somebody may have put very many there.
+            # One entry is enough, because another program may have put very many there.
             with os.scandir(directory) as entries:
                 if next(entries, None) is not None:
                     return False
@@ -229,15 +229,16 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
 
 def recover(root: int, folders: Iterable[str]) -> None:
     """
-    Bring a removal that was cut short to its one end or the other, and make
-    what the next one needs.  Blocks.
+    Finish or undo an interrupted removal, and create the staging directories for the next
+    one.  Blocks.
 
-    @raise OSError: that did not work.
+    @raise OSError: it failed.
     """
     try:
         _purge(root, folders)
     except OSError as error:
-        # It is out of the way of who reads.
+        # On a read-only file system the removed files may stay, because no listing
+        # includes them.
         if error.errno != errno.EROFS:
             raise
     _putBack(root, folders)
@@ -245,7 +246,7 @@ def recover(root: int, folders: Iterable[str]) -> None:
     try:
         _makeReady(root, folders)
     except OSError as error:
-        # To read there is no need of it.
+        # A session that only reads needs no staging directories.
         if error.errno not in (*_FULL, errno.EROFS):
             raise
 
@@ -263,7 +264,7 @@ def _makeReady(root: int, folders: Iterable[str]) -> None:
 
 def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
     """
-    Make a directory that is not there, for the owner of the mailbox.
+    Create a directory that does not exist, and give it to the owner of the mailbox.
     """
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
@@ -285,7 +286,9 @@ def _moveAway(
     isRight: Callable[[os.stat_result, int], bool],
 ) -> os.stat_result | None:
     """
-    @return: what the file was; L{None} if it is not there.
+    Move a file into the staging directory.
+
+    @return: the status of the file; L{None} if it does not exist.
     """
     folder, name = place[:2]
     if folder not in opened:
@@ -307,8 +310,7 @@ def _renamed(
 ) -> os.stat_result | None:
     try:
         status = os.lstat(name, dir_fd=source)
-        # Something else than a file is no message, nor is another file of that name; the
-        # message has gone.
+        # A directory or another file of that name is not the message; the message is gone.
         if not stat.S_ISREG(status.st_mode) or not isRight(status, source):
             return None
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
@@ -319,9 +321,9 @@ def _renamed(
 
 # --- on a full disk -----------------------------------------------------------------
 
-# Where no staging directory can be made, messages are renamed in "tmp": with the first
-# prefix they are put back by a recovery.  Then one of them gets the second one: that
-# step decides, and a recovery removes them all, this one last.
+# If no staging directory can be created, messages are moved to "tmp" with the first prefix.
+# A recovery puts files with this prefix back.  Then one of them gets the second prefix; that
+# step decides, and a recovery removes all of them, this one last.
 _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -334,7 +336,7 @@ def _removeByNames(
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    As L{removeAll}, without anything being made.
+    Remove like L{removeAll}, without creating anything.
     """
     removed: list[tuple[Message, Place, os.stat_result]] = []
     sources: dict[str, int] = {}
@@ -387,7 +389,7 @@ def _openTmp(root: int) -> int:
 
 def _recoverByNames(root: int) -> None:
     """
-    Bring what L{_removeByNames} has left to its one end or the other.
+    Finish or undo an interrupted L{_removeByNames}.
     """
     tmp = _openTmp(root)
     try:
@@ -406,7 +408,7 @@ def _recoverByNames(root: int) -> None:
                 finally:
                     closeQuietly(home)
         if decided:
-            # Not before the others are gone for good.
+            # The others must be gone for good first.
             os.fsync(tmp)
             for name in decided:
                 os.unlink(name, dir_fd=tmp)
@@ -416,7 +418,8 @@ def _recoverByNames(root: int) -> None:
 
 def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str, int]]:
     """
-    The directories in a staging directory, opened; to be closed by the user.
+    Open the directories in a staging directory and yield them with their folders.  The
+    caller closes each.
     """
     try:
         staging = openDirectory(name, root)
@@ -436,7 +439,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
             _unlinkAll(directory)
-            # Or a power failure could bring them back with the old name.
+            # Otherwise a power failure could bring the files back under the old name.
             os.fsync(directory)
         finally:
             closeQuietly(directory)
@@ -447,7 +450,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Somebody made the other one meanwhile.
+        # Another program has created a staging directory meanwhile.
         aside = f"{_REMOVED}.{time.time_ns()}"
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 
@@ -481,7 +484,7 @@ def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> Non
 
 def _return(name: str, source: int, target: int, to: str) -> None:
     """
-    Put one file back without overwriting what may stand there now.
+    Put one file back without overwriting another file of that name.
     """
     try:
         os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -489,7 +492,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
         here = os.lstat(name, dir_fd=source)
         there = os.lstat(to, dir_fd=target)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            # Somebody made another file of this name meanwhile: keep both.
+            # Another program has created a file of this name meanwhile; keep both.
             os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
             return
     except OSError as error:
@@ -498,7 +501,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
             *_FULL,
         ):
             raise
-        # A file system without hard links, or without room for one.
+        # The file system has no hard links, or no space for one.
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
         return
     os.unlink(name, dir_fd=source)

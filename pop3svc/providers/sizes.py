@@ -1,11 +1,11 @@
 """
-The sizes of a Maildir's messages, and which file each unique-id belongs to, kept in
-a file of the Maildir.
+Keep the sizes of a Maildir's messages, and the file that each unique-id belongs to, in a
+file of the Maildir.
 
-The file C{pop3svc-sizes} begins with a line that tells its version and which directory
-it was written for.  Blocks follow, each a line with its length and checksum and then a
-line for each message.  The file is only ever added to, or replaced as a whole.  A block
-that is damaged is not believed, and the file is written anew.
+The file C{pop3svc-sizes} begins with a line that gives its version and the device and
+inode of the Maildir.  Blocks follow: a line with length and checksum, then a line for each
+message.  The file is appended to or replaced as a whole.  A damaged block is ignored, and
+the file is then replaced.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _NAME = "pop3svc-sizes"
 _VERSION = "pop3svc-sizes 4"
 # Octets of a line: a unique-id of 70 and six numbers.
 _LINE = 208
-# A file with so many more entries than there are messages is written anew.
+# Superfluous entries after which the file is replaced.
 _SPARE = 1000
-# Unique-ids of messages that have gone, so that no other message gets one of these.  A name
-# comes back when a clock was set back or a backup restored: soon, or not at all.
+# Unique-ids of former messages that are remembered, so that no other message gets one of
+# them.  A name returns when a clock was set back or a backup restored: soon, or never.
 _GONE = 2000
 
-# The inode of files of a Maildir that was copied, and the kind of messages that have gone.
+# The inode of files of a Maildir that was copied, and the kind of messages that are gone.
 COPIED, GONE = 0, "g"
 
-# Messages that are read to know their first octets, though nobody counted them: to read
-# many costs a session more than all the rest.
+# Up to so many messages whose size was not counted are read for a checksum of their first
+# octets.  To read more would cost more than the rest of the session.
 _READ = 20
 
 # (device, inode) of a Maildir
@@ -52,15 +52,16 @@ Key = tuple[int, int]
 
 class MessageInfo(NamedTuple):
     """
-    What is known of the file of one message.
+    Size and identity of the file of one message.
 
-    @ivar octets: as it is sent, without dot-stuffing; -1 if they were not counted.
-    @ivar inode: of the file.
-    @ivar size: of the file, octets.
-    @ivar modified: when the file was written to, nanoseconds.
-    @ivar kind: how the file differs from what is sent: C{=} not at all, octet for octet;
-        C{.} it needs line ends or dots; C{z} it is compressed; C{g} it has gone.
-    @ivar head: a checksum of its first octets; 0 if it was not read.
+    @ivar octets: size of the message as it is sent, without dot-stuffing; -1 if it was not
+        counted.
+    @ivar inode: inode of the file.
+    @ivar size: size of the file, octets.
+    @ivar modified: time of modification of the file, nanoseconds.
+    @ivar kind: how the file differs from the octets on the wire: C{=} not at all; C{.} it
+        needs line ends or dots; C{z} it is compressed; C{g} it no longer exists.
+    @ivar head: a checksum of the first octets; 0 if they were not read.
     """
 
     octets: int
@@ -73,11 +74,11 @@ class MessageInfo(NamedTuple):
     def isFile(self, status: os.stat_result, head: Callable[[], int]) -> bool:
         """
         @param head: reads the first octets of the file, and returns their checksum.
-        @return: is this the file that it was?  A copy that keeps the time is, as a backup
-            makes it, or a program that compresses mail.
+        @return: whether this is still the same message.  A copy that keeps the time is,
+            because backups and programs that compress mail make such copies.
         """
         if not self.modified:
-            # Nobody has looked at more than the name.
+            # Only the name and the inode are known.
             return self.kind != GONE and self.inode in (COPIED, status.st_ino)
         if self.modified == status.st_mtime_ns:
             return True
@@ -85,21 +86,21 @@ class MessageInfo(NamedTuple):
             return False
         if self.inode == COPIED:
             return True
-        # Somebody may have set its time.  The inode of a file that has gone is soon given to
-        # another one.
+        # A program may have set the time.  The inode alone is not enough, because a new
+        # file soon gets the inode of one that is gone.
         isInode = self.inode == status.st_ino and self.kind != GONE
         return isInode and bool(self.head) and self.head == head()
 
     def isUnchanged(self, status: os.stat_result) -> bool:
         """
-        @return: was nothing written to it, as the rules of a Maildir have it?
+        @return: whether the file was not written to, as the rules of a Maildir require.
         """
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
 def _guarded(method: Callable[Concatenate[MaildirSizes, P], T]) -> Callable[..., T]:
     """
-    Let one thread at a time change what is known.
+    Let one thread at a time change the sizes.
     """
 
     @wraps(method)
@@ -112,14 +113,15 @@ def _guarded(method: Callable[Concatenate[MaildirSizes, P], T]) -> Callable[...,
 
 class MaildirSizes:
     """
-    What is known of the messages of one Maildir, by unique-id.  A mailbox has it to
-    itself while it is locked.
+    L{MessageInfo} of the messages of one Maildir, by unique-id.  One session at a time uses
+    it while the mailbox is locked.
 
-    @ivar known: of messages that were counted.
-    @ivar seen: of messages that were listed and not counted; in memory only.
-    @ivar claims: of other unique-ids: of messages that have gone, or may be taken for others.
-    @ivar isCounting: are messages being counted?
-    @ivar waiters: fire when that is over.
+    @ivar known: messages whose size was counted.
+    @ivar seen: messages that were listed and not counted; in memory only.
+    @ivar claims: other unique-ids: of messages that are gone, or that share a name with
+        another message.
+    @ivar isCounting: whether a session is counting messages.
+    @ivar waiters: fire when that count ends.
     """
 
     def __init__(self) -> None:
@@ -128,26 +130,25 @@ class MaildirSizes:
         self.claims: OrderedDict[str, MessageInfo] = OrderedDict()
         self.isLoaded = False
         self._isSeenWritten = True
-        # Sessions of a read-only store share this, each in its thread.
+        # Sessions of a read-only store share this object from several threads.
         self._guard = RLock()
-        # What the file looked like when it was read or written last.
+        # Inode, size and time of the file when it was last read or written.
         self._stamp: tuple[int, ...] | None = None
         self.isCounting = False
         self.waiters: list[Progress[None]] = []
-        # How many entries the file has, more than once for some; -1: it is
-        # damaged, or not there, or was written for another directory.
+        # Number of entries in the file, several for some messages; -1 if it is damaged,
+        # does not exist, or was written for another directory.
         self._written = -1
         # Claims that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
-        # The sizes of a whole listing, which its sessions ask for one after
-        # the other.
+        # The sizes of a whole listing, because its sessions all ask for them.
         self._whole: tuple[Sequence[str], list[int]] = (), []
 
     def octetsOf(self, uniqueIDs: Sequence[str]) -> list[int] | None:
         """
-        @param uniqueIDs: not to be changed afterwards.
-        @return: the sizes of messages, not to be changed; L{None} if they are
-            not all known.
+        @param uniqueIDs: a list that is not changed afterwards.
+        @return: the sizes of the messages, which the caller must not change; L{None} if
+            one of them is not known.
         """
         if self._whole[0] is not uniqueIDs:
             try:
@@ -160,7 +161,7 @@ class MaildirSizes:
     @_guarded
     def learn(self, added: Mapping[str, MessageInfo]) -> None:
         """
-        Add to what is known, and keep nothing.
+        Add sizes in memory, without writing them.
         """
         self._whole = (), []
         self.known.update(added)
@@ -170,7 +171,8 @@ class MaildirSizes:
     @_guarded
     def forget(self, uniqueID: str) -> None:
         """
-        The size of a message is not true any more.  The unique-id stays its own.
+        Discard the size of a message because its file has changed.  The unique-id still
+        belongs to it.
         """
         self._whole = (), []
         examined = self.known.pop(uniqueID, None)
@@ -179,14 +181,14 @@ class MaildirSizes:
 
     def ownerOf(self, uniqueID: str) -> MessageInfo | None:
         """
-        @return: the file that a unique-id belongs to, or did.
+        @return: the file that a unique-id belongs or belonged to.
         """
         return self.known.get(uniqueID) or self.claims.get(uniqueID) or self.seen.get(uniqueID)
 
     @_guarded
     def see(self, uniqueID: str, status: os.stat_result) -> None:
         """
-        A message was listed of which nothing is known.
+        Record a message that was listed for the first time.
         """
         self.seen[uniqueID] = MessageInfo(-1, status.st_ino, status.st_size, status.st_mtime_ns)
         self._isSeenWritten = False
@@ -194,14 +196,14 @@ class MaildirSizes:
     @property
     def hasUnwritten(self) -> bool:
         """
-        Was anything listed that the file does not know of?
+        Whether messages were listed that the file does not contain.
         """
         return bool(self.seen) and not self._isSeenWritten
 
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Have what was listed and not counted kept, too.
+        Mark the messages that were listed and not counted to be written, too.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
@@ -216,7 +218,7 @@ class MaildirSizes:
     @_guarded
     def keepNothing(self) -> None:
         """
-        There is nobody who writes.
+        Discard unwritten entries because this store never writes.
         """
         self._unwritten.clear()
         self._isSeenWritten = True
@@ -224,7 +226,7 @@ class MaildirSizes:
     @_guarded
     def claim(self, uniqueID: str, examined: MessageInfo) -> None:
         """
-        A unique-id belongs to a file from now on.
+        Assign a unique-id to a file.
         """
         self._claim(uniqueID, examined)
         self._unwritten[uniqueID] = self.claims[uniqueID]
@@ -232,7 +234,7 @@ class MaildirSizes:
     @_guarded
     def adopt(self, uniqueID: str, inode: int) -> None:
         """
-        A copy of a file has taken its place.
+        Record the inode of a copy that has replaced a file.
         """
         if uniqueID in self.known:
             adopted = self.known[uniqueID]._replace(inode=inode)
@@ -251,9 +253,9 @@ class MaildirSizes:
     @_guarded
     def bury(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
         """
-        Messages have gone; their unique-ids are given to no other.
+        Record that messages are gone, so that no other message gets their unique-ids.
 
-        @param inodes: the file of each, for those of which nothing is known.
+        @param inodes: the inode of each message, used for those that were never recorded.
         """
         self._whole = (), []
         for uniqueID in uniqueIDs:
@@ -269,7 +271,7 @@ class MaildirSizes:
     @_guarded
     def buryOthers(self, listed: Collection[str]) -> None:
         """
-        All messages that were not listed have gone.
+        Record that all messages are gone that were not listed.
         """
         gone = [each for each in self.known if each not in listed]
         gone += [each for each in self.seen if each not in listed]
@@ -281,7 +283,7 @@ class MaildirSizes:
 
     def progressed(self) -> None:
         """
-        The count that is under way goes on.
+        Tell the waiting sessions that the count makes progress.
         """
         for waiter in self.waiters:
             waiter.progressed()
@@ -291,16 +293,16 @@ class MaildirSizes:
     @_guarded
     def load(self, root: int, messages: int) -> None:
         """
-        Read what is kept, if it was not read or has changed.  Blocks.
+        Read the file, if it was not read yet or has changed.  Blocks.
 
         @param root: a descriptor of the Maildir.
-        @param messages: how many there are.
+        @param messages: number of messages in the Maildir.
         """
         stamp = _stampOf(root)
         if self.isLoaded and stamp == self._stamp:
             return
         if stamp is not None:
-            # Another process has written to it meanwhile.
+            # Another process may have written to the file.
             self.known, self.claims = {}, OrderedDict()
             self._whole = (), []
             self._written = -1
@@ -312,7 +314,8 @@ class MaildirSizes:
         self.isLoaded = True
 
     def _readFile(self, root: int, messages: int) -> None:
-        # Whoever owns the Maildir may put anything there: it is worth what is listed.
+        # The owner of the Maildir may put any file there; limit its size by the number of
+        # messages.
         longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
         try:
             descriptor = openRegular(_NAME, root)
@@ -330,7 +333,7 @@ class MaildirSizes:
         first = line.decode("ascii").split()
         if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
             return
-        # Of a Maildir that was copied, each file is another one.
+        # In a Maildir that was copied, all files have other inodes.
         isOwn = first[2:] == [str(each) for each in _keyOf(root)]
         self._written = 0
         while line := file.readline(_LINE):
@@ -356,9 +359,9 @@ class MaildirSizes:
     @_guarded
     def keep(self, root: int, added: Mapping[str, MessageInfo], listed: Collection[str]) -> None:
         """
-        Add to what is kept.  Blocks.
+        Add sizes, and write them to the file.  Blocks.
 
-        @param listed: the unique-ids that there are.
+        @param listed: the unique-ids of all messages.
         """
         self.learn(added)
         if len(self.known) > 2 * len(listed) + _SPARE:
@@ -368,9 +371,9 @@ class MaildirSizes:
     @_guarded
     def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
         """
-        Keep what is known, and which unique-ids are whose.  Blocks.
+        Write unwritten entries to the file.  Blocks.
 
-        @param added: of what is known that which is not in the file yet.
+        @param added: entries of L{known} that are not in the file yet.
         """
         unwritten, self._unwritten = self._unwritten, {}
         unwritten.update(added or {})
@@ -379,17 +382,17 @@ class MaildirSizes:
         entries = len(self.known) + len(self.claims)
         try:
             if self._written < 0 or self._written + len(unwritten) > 2 * entries + _SPARE:
-                self._writeAnew(root, unwritten)
+                self._replaceFile(root, unwritten)
             else:
                 self._append(root, unwritten)
         except OSError:
-            # They are written another time.
+            # The next call replaces the file and writes them again.
             self._written = -1
             if len(unwritten) <= _GONE:
                 self._unwritten = {**unwritten, **self._unwritten}
         self._stamp = _stampOf(root)
 
-    def _writeAnew(self, root: int, unwritten: Mapping[str, MessageInfo]) -> None:
+    def _replaceFile(self, root: int, unwritten: Mapping[str, MessageInfo]) -> None:
         temporary = f"{_NAME}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -426,7 +429,7 @@ class MaildirSizes:
         self._written += len(added)
 
 
-# Entries of one block: what is read and written at once is some MiB at most.
+# Entries of one block, so that at most some MiB are read or written at once.
 _BLOCK = 20_000
 
 
@@ -445,7 +448,9 @@ def _keyOf(root: int) -> Key:
 
 def _entries(block: bytes) -> Iterator[tuple[str, MessageInfo]]:
     """
-    @raise ValueError: that is no block.
+    Parse a block.
+
+    @raise ValueError: the block is malformed.
     """
     words = block.decode("ascii").split()
     if len(words) % 7:
@@ -475,8 +480,8 @@ def _writeAll(descriptor: int, octets: bytes) -> None:
 
 class SharedSizes:
     """
-    The sizes of the mailboxes of one store: those that were used last stay in
-    memory.  Used from threads.
+    Cache of the L{MaildirSizes} of one store; it drops the least recently used mailboxes.
+    Thread-safe.
     """
 
     # Messages in all; some 300 octets each.
@@ -488,7 +493,7 @@ class SharedSizes:
 
     def of(self, key: Key) -> MaildirSizes:
         """
-        @return: what is known of a mailbox.
+        @return: the sizes of a mailbox.
         """
         with self._lock:
             sizes = self._mailboxes.get(key)
@@ -499,8 +504,7 @@ class SharedSizes:
 
     def trim(self) -> None:
         """
-        Forget the mailboxes that were not used for longest, if there are too
-        many messages.
+        Drop the least recently used mailboxes while there are too many messages.
         """
         with self._lock:
             total = sum(_weight(each) for each in self._mailboxes.values())

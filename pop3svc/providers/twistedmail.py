@@ -1,11 +1,16 @@
 """
-What twisted.mail.pop3 and twisted.cred serve, served here.
+Adapt mailboxes of twisted.mail.pop3 and realms of twisted.cred.
 
-Limits of an L{IMailboxPOP3}: it gives no sizes as they are sent, so each
-message is read to be counted; it deletes by marks and C{sync()}, so that all
-or none is as good as its C{sync()} and C{undeleteMessages()} are; it has no
-lock of its own; its indexes must stay the same between two listings; a message
-of size 0 counts as deleted, as that is how it tells of deleted ones.
+An L{IMailboxPOP3} has these limits:
+
+  - It does not give the sizes of messages on the wire, so each message is read to count
+    its size.
+  - It deletes by marks and C{sync()}, so deletion is all-or-none only if its C{sync()} and
+    C{undeleteMessages()} are.
+  - It has no lock.
+  - Its indexes must stay the same between two listings.
+  - A message of size 0 counts as deleted, because C{listMessages} reports deleted
+    messages with that size.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ __all__ = ["PortalProvider", "TwistedMailbox"]
 @implementer(IPOP3Mailbox)
 class TwistedMailbox:
     """
-    An L{IMailboxPOP3} as an L{IPOP3Mailbox}; adapts by itself.
+    An L{IMailboxPOP3} as an L{IPOP3Mailbox}.  It is registered as an adapter.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -43,13 +48,13 @@ class TwistedMailbox:
 
     async def _indexed(self) -> dict[str, int]:
         """
-        @return: 0-based indexes by unique-id, as they are now.
+        @return: the present 0-based indexes by unique-id.
         """
         if self._indexes is None:
             sizes = await maybeAwait(self._mailbox.listMessages)
             indexes: dict[str, int] = {}
             for index, size in enumerate(sizes):
-                # A message that was deleted leaves a hole of no size.
+                # A deleted message keeps its index, with size 0.
                 if size:
                     uniqueID = await maybeAwait(self._mailbox.getUidl, index)
                     if isinstance(uniqueID, bytes):
@@ -102,7 +107,7 @@ registerAdapter(TwistedMailbox, IMailboxPOP3, IPOP3Mailbox)
 
 class _Avatar:
     """
-    A mailbox with its avatar's logout.
+    A mailbox with the logout function of its avatar.
     """
 
     def __init__(self, mailbox: Any, logout: Any) -> None:
@@ -117,7 +122,7 @@ class _Avatar:
 @implementer(IPOP3MailboxProvider)
 class PortalProvider:
     """
-    Serves a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
+    A provider for a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
     L{IMailboxPOP3}s.
     """
 

@@ -1,5 +1,5 @@
 """
-Mail that Dovecot has compressed: told by the first octets of a file, read in pieces.
+Read mail that Dovecot has compressed.  The first octets of a file show its compression.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from pop3svc.lineendings import WireSizeCounter
 __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
 
 _READ = 65536
-# Octets of a piece that is given out.
+# Octets of an unpacked piece.
 _PIECE = 131072
-# Octets of a whole message, unpacked: anybody can send a small file that unpacks to
+# Octets of a whole unpacked message.  Anybody can send a small file that unpacks to
 # gigabytes, and no mail is as large as this.
 LARGEST = 536_870_912
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _ZSTD, _LZ4, _ENCRYPTED = b"\x28\xb5\x2f\xfd", b"Dovecot-LZ4\x0d\x2a\x9b\xc5", b"CRYPTED\x03\x07"
 _MAGIC = (_GZIP, _BZIP2, _XZ, _ZSTD, _LZ4, _ENCRYPTED)
-# Of a chunk of Dovecot's LZ4, octets: it writes 64 KiB.
+# Largest chunk of Dovecot's LZ4, octets; Dovecot writes 64 KiB.
 _CHUNK = 1_048_576
 
 
@@ -45,8 +45,8 @@ class CannotUnpack(Exception):
 
 def packedAs(first: bytes) -> bytes | None:
     """
-    @param first: the first 16 octets of a file, or more.
-    @return: what tells the kind of compression, or L{None}.
+    @param first: at least the first 16 octets of a file.
+    @return: the magic number of the compression, or L{None}.
     """
     if not first.startswith(_MAGIC):
         return None
@@ -65,7 +65,7 @@ def _library(name: str) -> Any:
 
 class _Zlib:
     """
-    zlib's decompressor with the methods that those of bz2 and lzma have.
+    zlib's decompressor, with the interface of those of bz2 and lzma.
     """
 
     def __init__(self) -> None:
@@ -98,10 +98,12 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
     """
     Unpack a file.  Blocks.
 
-    @param kind: what L{packedAs} returned.
+    @param kind: the result of L{packedAs}.
     @return: pieces of bounded size.
-    @raise CannotUnpack: while pieces are taken.
-    @raise OSError: the file cannot be read, or the work was given up.
+    @raise CannotUnpack: the message is damaged or a library is missing; raised by the
+        iterator.
+    @raise OSError: the file cannot be read, or the work was cancelled; raised by the
+        iterator.
     """
     octets = 0
     try:
@@ -115,7 +117,7 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
         raise CannotUnpack(f"is damaged: {error or type(error).__name__}")
     except OSError as error:
-        # bz2 has no error of its own.
+        # bz2 raises OSError for damaged data, without an errno.
         if error.errno is not None:
             raise
         raise CannotUnpack(f"is damaged: {error}")
@@ -156,7 +158,8 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
 
 class _Pread:
     """
-    A file for what wants one; it reads nothing once the descriptor is closed.
+    A file object on a descriptor, for libraries that need one.  It does not read ahead, so
+    it reads nothing after the descriptor is closed.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -165,7 +168,7 @@ class _Pread:
 
     def read(self, size: int) -> bytes:
         """
-        @return: the next octets, at most so many.
+        @return: the next octets, at most C{size}.
         """
         block = os.pread(self._descriptor, size, self._offset)
         self._offset += len(block)
@@ -204,10 +207,10 @@ def _lz4(descriptor: int) -> Iterator[bytes]:
 
 def countUnpacked(descriptor: int, kind: bytes) -> int:
     """
-    Unpack a message and count its octets as they will be sent.  Blocks.
+    Unpack a message and count its octets on the wire.  Blocks.
 
-    @raise CannotUnpack: it is damaged, or a library is missing.
-    @raise OSError: the file cannot be read, or the work was given up.
+    @raise CannotUnpack: the message is damaged, or a library is missing.
+    @raise OSError: the file cannot be read, or the work was cancelled.
     """
     count = WireSizeCounter()
     for piece in unpacked(descriptor, kind):
@@ -218,7 +221,7 @@ def countUnpacked(descriptor: int, kind: bytes) -> int:
 @implementer(IChunkedContent)
 class PackedBlocks:
     """
-    A compressed message, unpacked piece by piece in a thread.
+    The content of a compressed message, unpacked piece by piece in threads.
     """
 
     def __init__(
@@ -260,8 +263,8 @@ class PackedBlocks:
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  A read under way is let finish, so that the
-        descriptor is not given to another file meanwhile.
+        See L{IChunkedContent.close}.  The descriptor stays open until a running read ends,
+        because another file could get the same descriptor meanwhile.
         """
         if not self._isClosed:
             self._isClosed = True

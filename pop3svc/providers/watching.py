@@ -1,6 +1,5 @@
 """
-Told by the kernel which mailboxes have changed, and which directories were
-touched (inotify, Linux).
+Watch mailboxes for changes, and directories for new times, with inotify (Linux).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ log = Logger(namespace="pop3svc")
 # (device, inode) of a directory
 Key = tuple[int, int]
 
-# wd, mask, cookie, length of the name behind it (inotify(7))
+# wd, mask, cookie, length of the name that follows (inotify(7))
 _EVENT = struct.Struct("=iIII")
 _READ = 65536
 _OVERFLOW = 0x4000
@@ -50,11 +49,11 @@ def _begunInotify() -> int:
 
 class MailboxWatch:
     """
-    A mailbox that is watched.
+    A watch of one mailbox.
 
-    @ivar changes: another number after each change of something in it; what one
-        watch has said no other says.
-    @ivar isBroken: nothing more is heard of it.
+    @ivar changes: a number that is new after each change in the mailbox, and that no other
+        watch has.
+    @ivar isBroken: whether the watch has ended and reports no more changes.
     """
 
     def __init__(self, watches: Inotify, key: Key) -> None:
@@ -67,7 +66,7 @@ class MailboxWatch:
 
     def look(self) -> int:
         """
-        Hear what the kernel has to tell by now.
+        Process the events that the kernel has queued.
 
         @return: L{changes}
         """
@@ -76,7 +75,7 @@ class MailboxWatch:
 
     def changed(self) -> None:
         """
-        Something in it has changed.
+        Record a change, and notify the sessions.
         """
         self.changes = next(_changes)
         for each in list(self.called):
@@ -85,11 +84,11 @@ class MailboxWatch:
 
 class Inotify:
     """
-    The mailboxes of one store that are watched, each once, however many
-    sessions ask for it, by whatever names.  Used in the reactor thread only.
+    Watches of the mailboxes of one store.  A mailbox has one watch, also if several
+    sessions watch it under different names.  Only for use in the reactor's thread.
 
-    The kernel is asked when somebody wakes up, not at each delivery: its queue
-    has a bound, and says so when it overflows.
+    Events are read at WAKE instead of at each delivery.  The kernel's queue is bounded, and
+    the kernel reports when it overflows.
     """
 
     def __init__(self) -> None:
@@ -102,10 +101,13 @@ class Inotify:
         self, root: int, folders: Iterable[str], changed: Callable[[], object]
     ) -> tuple[MailboxWatch, Callable[[], None]] | None:
         """
+        Watch a mailbox for one session.
+
         @param root: a descriptor of the mailbox.
-        @param folders: the directories in it that messages are in.
-        @return: the watch, and what ends it for this session; L{None} if the
-            kernel does not tell.
+        @param folders: the directories in it that hold messages.
+        @param changed: called after each change.
+        @return: the watch, and a function that ends it for this session; L{None} if
+            inotify cannot watch the mailbox.
         """
         status = os.fstat(root)
         key = status.st_dev, status.st_ino
@@ -134,7 +136,7 @@ class Inotify:
             mask = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_CREATE
             mask |= inotify.IN_DELETE | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | _FLAGS
             for folder in folders:
-                # It has to be the one that is read, whatever stands at its path.
+                # Watch the directory that is open, because its path may name another one.
                 path = FilePath(f"/proc/self/fd/{root}/{folder}")
                 number = _inotify.add(self._descriptor, path, mask)
                 if number in self._byNumber:
@@ -142,7 +144,8 @@ class Inotify:
                 watch.numbers.append(number)
                 self._byNumber[number] = watch
         except (OSError, INotifyError):
-            # No such directory yet, or too many watches: their times tell.
+            # The directory does not exist, or there are too many watches.  The mailbox
+            # then compares the times of its directories.
             self._drop(watch)
             return None
         return watch
@@ -160,18 +163,18 @@ class Inotify:
 
     def drain(self) -> None:
         """
-        Hear all there is to hear by now.
+        Process all events that the kernel has queued.
         """
         while self._descriptor >= 0:
             try:
                 data = os.read(self._descriptor, _READ)
             except (BlockingIOError, InterruptedError):
                 return
-            self.heard(data)
+            self.process(data)
 
-    def heard(self, data: bytes) -> None:
+    def process(self, data: bytes) -> None:
         """
-        Events of inotify came in.
+        Process a block of inotify events.
         """
         offset = 0
         while offset + _EVENT.size <= len(data):
@@ -191,7 +194,7 @@ class Inotify:
 
     def stop(self) -> None:
         """
-        There is nothing to be heard any more.
+        Close the inotify descriptor.
         """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
@@ -201,7 +204,7 @@ class Inotify:
 @implementer(IReadDescriptor)
 class DirectoryWatcher:
     """
-    Tells at once when somebody sets the times of a directory.
+    Watches directories, and calls back at once when a program sets their times.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -212,9 +215,11 @@ class DirectoryWatcher:
 
     def watch(self, path: str, touched: Callable[[bool], object]) -> int | None:
         """
-        @param touched: called with whether the directory has gone; then it is
-            not watched any more.
-        @return: what L{end} takes; L{None} if the kernel does not tell.
+        Watch a directory.
+
+        @param touched: called when the times were set, with L{False}; or when the
+            directory was removed and the watch has ended, with L{True}.
+        @return: a number for L{end}; L{None} if inotify cannot watch the directory.
         """
         if self._isOff:
             return None
@@ -232,13 +237,13 @@ class DirectoryWatcher:
 
     def end(self, number: int) -> None:
         """
-        Watch a directory no longer.
+        End the watch of a directory.
         """
         if self._watched.pop(number, None) is not None:
             try:
                 _inotify.remove(self._descriptor, number)
             except INotifyError:
-                # It has gone just now.
+                # The directory was removed just now.
                 pass
             self._stopIfIdle()
 
@@ -262,8 +267,8 @@ class DirectoryWatcher:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        See L{twisted.internet.interfaces.IFileDescriptor.connectionLost}: the
-        reactor stops.
+        See L{twisted.internet.interfaces.IFileDescriptor.connectionLost}.  The reactor
+        calls this when it stops.
         """
         self._watched.clear()
         self._stopIfIdle()
@@ -280,11 +285,11 @@ class DirectoryWatcher:
         while offset + _EVENT.size <= len(data):
             number, mask, _, length = _EVENT.unpack_from(data, offset)
             offset += _EVENT.size + length
-            # When there were too many, any may have been.
+            # After an overflow, any directory may have been touched.
             for each in list(self._watched) if mask & _OVERFLOW else [number]:
-                self._heard(each, bool(mask & (inotify.IN_DELETE_SELF | inotify.IN_IGNORED)))
+                self._dispatch(each, bool(mask & (inotify.IN_DELETE_SELF | inotify.IN_IGNORED)))
 
-    def _heard(self, number: int, isGone: bool) -> None:
+    def _dispatch(self, number: int, isGone: bool) -> None:
         touched = self._watched.get(number)
         if touched is not None:
             if isGone:

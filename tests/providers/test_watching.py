@@ -127,7 +127,7 @@ def test_lostEvents(maildir: Path) -> None:
     """
     client, store = awake(maildir)
     watches = store._shared.watches
-    watches.heard(maildirs_overflow())
+    watches.process(maildirs_overflow())
     before = [each.changes for each in watches._watches.values()]
     assert before and all(before)
     deliver(maildir, "3.x")
