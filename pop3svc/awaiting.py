@@ -1,6 +1,6 @@
 """
-Make value, Deferred and coroutine one thing, finish what must not be
-cancelled, and keep what blocks out of the reactor thread.
+Helpers for calling providers: treat values, Deferreds and coroutines alike, limit the wait,
+shield calls from cancellation, and run blocking work in threads.
 """
 
 from __future__ import annotations
@@ -48,15 +48,14 @@ T = TypeVar("T")
 
 class CallTimeout(Exception):
     """
-    What was asked did not answer in time.
+    A call did not return a result in time.
     """
 
 
 def useMonotonicClock(reactor: Any) -> None:
     """
-    Have a reactor measure all waiting by the monotonic clock.  Twisted's own is the
-    wall clock: when that is set back, all time limits stop until it has caught up.
-    Call it before anything waits.
+    Make a reactor use the monotonic clock.  Twisted uses the wall clock; if that is set
+    back, no timer fires until it has caught up.  Call this before the first C{callLater}.
     """
     if not reactor.getDelayedCalls():
         reactor.seconds = time.monotonic
@@ -64,18 +63,19 @@ def useMonotonicClock(reactor: Any) -> None:
 
 def isAwaitable(answer: object) -> bool:
     """
-    Is this no value, but a Deferred or a coroutine that will give it?
+    @return: whether the result of a call is a Deferred or another awaitable instead of a
+        value.
     """
-    # To ask for its class costs more: Deferred is an abstract one.
+    # inspect.isawaitable and isinstance cost more, because they ask an abstract class.
     return hasattr(answer, "__await__")
 
 
 def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     """
-    Run a coroutine as far as it goes at once: most never wait, and a Deferred
-    costs more than they do.
+    Run a coroutine until it waits.  Most coroutines never wait, and a Deferred costs more
+    than they do.
 
-    @return: what it returned, if it is over; else a Deferred.
+    @return: the result of the coroutine, if it has ended; else a Deferred.
     """
     try:
         awaited = coroutine.send(None)
@@ -90,7 +90,9 @@ def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
 
 def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
     """
-    The rest of a coroutine that has begun.
+    Drive the rest of a coroutine that has begun.
+
+    @param awaited: the object that it waits for.
     """
     while True:
         try:
@@ -117,15 +119,15 @@ def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
 def _needsLoop(coroutine: Any) -> ProviderMistake:
     name = getattr(coroutine, "__qualname__", type(coroutine).__name__)
     return ProviderMistake(
-        f"{name} awaits something of asyncio: run the service in an asyncio event loop, "
-        "as with twistd --reactor asyncio"
+        f"{name} awaits an asyncio object: run the service in an asyncio event loop, "
+        "for example with twistd --reactor asyncio"
     )
 
 
 def _explained(error: RuntimeError, coroutine: Any) -> Exception:
     """
-    @return: what to say of an error of a coroutine: asyncio does not say what to do
-        where no event loop of its own runs.
+    @return: a replacement for asyncio's error that no event loop is running, because that
+        error does not say how to solve the problem; all other errors unchanged.
     """
     return _needsLoop(coroutine) if str(error) == "no running event loop" else error
 
@@ -134,14 +136,15 @@ async def callWithTimeout(
     call: Callable[..., Any], *arguments: Any, clock: IReactorTime, timeout: float
 ) -> Any:
     """
-    Call something that may answer at once, by a Deferred or by a coroutine.
+    Call a function that returns a value, a Deferred or a coroutine, and wait for the
+    result.
 
-    Cancelling the Deferred that drives this cancels a pending answer.
+    Cancelling the Deferred that drives this cancels a pending result.
 
-    @param timeout: seconds until L{CallTimeout} is raised and a pending answer
-        is cancelled.
-    @return: the answer.
-    @raise Unanswered: it did not answer in time.
+    @param timeout: seconds until L{CallTimeout} is raised and a pending result is
+        cancelled.
+    @return: the result.
+    @raise CallTimeout: there was no result in time.
     """
     answer = call(*arguments)
     if isAwaitable(answer):
@@ -151,11 +154,10 @@ async def callWithTimeout(
 
 def ensureStarted(answer: Any) -> Any:
     """
-    Begin to wait for a Deferred, or for any awaitable: of Twisted, or of asyncio where
-    an asyncio event loop runs the reactor.
+    Start an awaitable of Twisted, or of asyncio if an asyncio event loop runs the reactor.
 
-    @return: what it gives, if it is over at once; else a Deferred.
-    @raise ProviderMistake: it awaits asyncio, and no asyncio event loop runs.
+    @return: its result, if it ends at once; else a Deferred.
+    @raise ProviderMistake: it awaits an asyncio object, and no asyncio event loop runs.
     """
     if isinstance(answer, Deferred):
         return answer
@@ -174,8 +176,9 @@ def ensureStarted(answer: Any) -> Any:
 
 def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
     """
-    Is a coroutine of this package?  None of them awaits asyncio, and all are written for
-    Twisted's cancellation, by which a result never comes together with a cancellation.
+    @return: whether a coroutine belongs to this package.  None of those awaits asyncio, and
+        all rely on Twisted's cancellation, where a call never has both a result and a
+        cancellation.
     """
     frame = coroutine.cr_frame
     name = "" if frame is None else str(frame.f_globals.get("__name__"))
@@ -188,12 +191,12 @@ async def _awaited(answer: Any) -> Any:
 
 class _Steps:
     """
-    What awaits this drives an awaitable, step by step.
+    An awaitable that drives another one step by step.
     """
 
     def __init__(self, answer: Any, step: Callable[[Any], Generator[Any, Any, Any]]) -> None:
         """
-        @param step: waits for what the awaitable waits for.
+        @param step: waits for each object that the other awaitable yields.
         """
         self._steps = answer.__await__()
         self._step = step
@@ -218,8 +221,8 @@ class _Steps:
 
 def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
     """
-    Drive an awaitable in a task of its own, because much of asyncio wants one.  It may
-    await Deferreds, too.
+    Drive an awaitable in a task of its own, because much of asyncio requires a task.  The
+    awaitable may await Deferreds, too.
     """
 
     def step(waitsFor: Any) -> Generator[Any, Any, Any]:
@@ -237,14 +240,15 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
             return (yield from fired)
         except asyncio.CancelledError:
             waitsFor.cancel()
-            # It was told; nobody waits for what becomes of it.
+            # The result of the cancelled Deferred is not needed; swallow its error.
             waitsFor.addErrback(lambda _: None)
             raise
 
     task = loop.create_task(_awaited(_Steps(answer, step)))
 
     def translate(failure: Failure) -> Any:
-        # An asyncio.CancelledError is no Exception: it would pass by what lets go.
+        # asyncio.CancelledError is no Exception, so handlers that release a mailbox would
+        # not catch it.
         failure.trap(asyncio.CancelledError)
         raise CancelledError()
 
@@ -253,7 +257,7 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
 
 async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> Any:
     """
-    Wait for an answer that is not there yet; see L{callWithTimeout} and L{isAwaitable}.
+    Wait for the result of an awaitable; see L{callWithTimeout}.
     """
     answer = ensureStarted(answer)
     if isinstance(answer, Deferred):
@@ -263,10 +267,10 @@ async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> 
 
 async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
     """
-    Call something that may answer at once, by a Deferred or by a coroutine,
-    and wait as long as it takes: whoever called us sets the limit.
+    Call a function that returns a value, a Deferred or a coroutine, and wait for the result
+    without a time limit.  The caller sets the limit.
 
-    @return: the answer.
+    @return: the result.
     """
     answer = call(*arguments)
     if isAwaitable(answer):
@@ -278,8 +282,8 @@ async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
 
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
     """
-    The same answer, or L{CallTimeout} after C{timeout} seconds, even if
-    cancelling it changes nothing.
+    @return: a Deferred with the same result, or with L{CallTimeout} after C{timeout}
+        seconds, also if C{answer} ignores its cancellation.
     """
     if answer.called and not answer.paused:
         return answer
@@ -296,7 +300,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
     def late() -> None:
         nonlocal isLate
         isLate = True
-        # It counts as over only when it has been told so.
+        # Cancel the call before the time-out is reported.
         answer.cancel()
         if not result.called:
             result.errback(CallTimeout())
@@ -327,7 +331,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
 
 class Shielded:
     """
-    A call that goes on to its end whoever stops waiting for it.
+    A call that runs to its end even if its callers are cancelled.
     """
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
@@ -354,11 +358,11 @@ class Shielded:
 
     async def outcome(self, clock: IReactorTime | None = None, timeout: float = 0) -> Any:
         """
-        Wait for the end.  To be cancelled stops the waiting only.
+        Wait for the end of the call.  Cancelling this does not cancel the call.
 
         @param timeout: seconds; without a clock there is no limit.
-        @return: what the call returned.
-        @raise Unanswered: not within C{timeout} seconds; it still goes on.
+        @return: the result of the call.
+        @raise CallTimeout: the call did not end within C{timeout} seconds; it goes on.
         """
         if not self.done:
             waiter: Deferred[None] = Deferred(self._waiting.remove)
@@ -371,8 +375,8 @@ class Shielded:
 
 class Progress(Deferred[T]):
     """
-    A Deferred whose work tells that it goes on: each time, the time limit of who waits
-    begins anew.
+    A Deferred whose work reports progress.  Each report restarts the time limits of its
+    waiters.
     """
 
     def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
@@ -384,7 +388,7 @@ class Progress(Deferred[T]):
 
     def progressed(self) -> None:
         """
-        The work goes on.
+        Report progress.
         """
         for each in self.listeners:
             each()
@@ -392,7 +396,7 @@ class Progress(Deferred[T]):
 
 class Executor(Protocol):
     """
-    Runs blocking work somewhere else than in the reactor thread.
+    Runs blocking work outside the reactor's thread.
     """
 
     def run(
@@ -404,20 +408,23 @@ class Executor(Protocol):
         group: Hashable = None,
     ) -> Deferred[T]:
         """
-        @param abandoned: called (in the reactor thread) with what C{work}
-            returned if nobody waits for it any more, to give it back.
-        @param ended: called (in the reactor thread) when C{work} is over, or will never
+        Run C{work}.
+
+        @param abandoned: called in the reactor's thread with the result of C{work} if the
+            Deferred was cancelled, to release that result.
+        @param ended: called in the reactor's thread when C{work} has ended or will never
             begin: before the Deferred fires, or long after it was cancelled.
-        @param group: work on one thing, such as a mailbox, that may not come back; if it is
-            a tuple, its first element is what has a bound of its own, such as a file system.
-        @return: a Deferred firing with what C{work} returned.
-        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or
-            earlier work of the same group has not come back.
+        @param group: names the object that C{work} is for, such as a mailbox.  If it is a
+            tuple, its first element names the resource that it is on, such as a file
+            system, which has a limit of its own.
+        @return: a Deferred that fires with the result of C{work}.
+        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or a thread hangs
+            in earlier work of the same group.
         """
 
     def isLost(self, group: Hashable) -> bool:
         """
-        @return: has a group of work a thread that has not come back?
+        @return: whether a thread hangs in work of a group.
         """
 
 
@@ -426,9 +433,10 @@ _running = threading.local()
 
 def isCancelled() -> bool:
     """
-    Asked by long work in one of the threads of L{BoundedThreadPool}, now and then.
+    Check for cancellation.  Long work in a thread of a L{BoundedThreadPool} calls this
+    regularly.
 
-    @return: does nobody wait for it any more?
+    @return: whether the work was cancelled.
     """
     job: _Job | None = getattr(_running, "job", None)
     return job is not None and job.isCancelled
@@ -436,7 +444,7 @@ def isCancelled() -> bool:
 
 def tellProgress() -> None:
     """
-    Called by long work in one of the threads of L{BoundedThreadPool}, now and then: it goes on.
+    Report progress.  Long work in a thread of a L{BoundedThreadPool} calls this regularly.
     """
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
@@ -445,15 +453,15 @@ def tellProgress() -> None:
 
 class TimeSlice:
     """
-    Lets the reactor have its turn in long work in its own thread.  Those that wait for
-    their next turn share the time of one, so that a client who comes between does not
-    wait for each of them that long.
+    Limits how long work occupies the reactor's thread before the reactor serves others.
+    All work that waits for its next slice shares the time of one slice, so that a new
+    client waits for one slice instead of one for each of them.
     """
 
-    # Seconds: what nobody notices; and the least that one is given.
+    # Seconds of a slice: short enough that no client notices; and the shortest.
     SLICE, LEAST = 0.004, 0.0002
 
-    # By clock: how many wait for their next turn.
+    # Number of waiters for their next slice, by clock.
     _shared: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -463,16 +471,16 @@ class TimeSlice:
 
     def restart(self) -> float:
         """
-        A turn begins.
+        Begin a slice.
 
-        @return: seconds on the clock.
+        @return: the time on the clock, seconds.
         """
         self._began = self._clock.seconds()
         return self._began
 
     def isOver(self) -> bool:
         """
-        Has this turn taken its time?
+        @return: whether this slice is used up.
         """
         waiting = self._waiting[0]
         limit = self.SLICE if waiting < 2 else max(self.SLICE / waiting, self.LEAST)
@@ -480,7 +488,7 @@ class TimeSlice:
 
     def callNext(self, call: Callable[[], object]) -> None:
         """
-        Call something in the next turn.
+        Call a function after the reactor has served others.
         """
         self._waiting[0] += 1
         self._clock.callLater(0, self._called, call)
@@ -491,17 +499,17 @@ class TimeSlice:
 
     async def next(self) -> None:
         """
-        Let the reactor have its turn.
+        Return to the reactor, and begin the next slice after it has served others.
         """
         turn: Deferred[None] = Deferred()
-        # Whoever waited may be gone by then.
+        # The waiter may have been cancelled by then.
         self.callNext(lambda: None if turn.called else turn.callback(None))
         await turn
         self._began = self._clock.seconds()
 
     async def yieldIfDue(self) -> None:
         """
-        Let the reactor have its turn if this one is over.
+        Return to the reactor if this slice is used up.
         """
         if self.isOver():
             await self.next()
@@ -509,26 +517,26 @@ class TimeSlice:
 
 class SharedTimeout:
     """
-    Time limits of one length for many, by one timer: a timer for each would
-    cost more than most of what they limit.
+    Time limits of one length for many objects, with one timer, because a timer for each
+    would cost more than most of the limited work.
     """
 
     def __init__(
         self, clock: IReactorTime, seconds: float, passed: Callable[[Any], object]
     ) -> None:
         """
-        @param passed: called with whoever's limit has passed.
+        @param passed: called with each object whose time limit has passed.
         """
         self._clock = clock
         self._seconds = seconds
         self._passed = passed
-        # When each is over; those that began first stand first.
+        # End of each limit, the earliest first.
         self._ends: OrderedDict[Any, float] = OrderedDict()
         self._timer: IDelayedCall | None = None
 
     def begin(self, each: object) -> None:
         """
-        From now on, whether or not it had begun before.
+        Begin, or begin again, the time limit of an object.
         """
         ends = self._ends
         ends[each] = self._clock.seconds() + self._seconds
@@ -538,7 +546,7 @@ class SharedTimeout:
 
     def end(self, each: object) -> None:
         """
-        There is no limit any more.
+        End the time limit of an object.
         """
         self._ends.pop(each, None)
         if not self._ends and self._timer is not None:
@@ -563,7 +571,7 @@ class SharedTimeout:
 
 class _Skipped:
     """
-    What work returns that was cancelled before it began.
+    The result of work that was cancelled before it began.
     """
 
 
@@ -571,7 +579,7 @@ class _Job:
     """
     One piece of work, from L{BoundedThreadPool.run} to its end.
 
-    @ivar isCancelled: does nobody wait for it any more?
+    @ivar isCancelled: whether its Deferred was cancelled.
     """
 
     __slots__ = (
@@ -609,7 +617,7 @@ class _Job:
 
     def tell(self) -> None:
         """
-        Tell who waits that the work goes on: four times a second is enough.
+        Report progress to the reactor's thread, at most four times a second.
         """
         now = time.monotonic()
         if now - self.told >= 0.25:
@@ -624,7 +632,7 @@ class _Job:
         """
         Do the work, in a thread.
 
-        @return: its value, a L{Failure}, or L{_Skipped}.
+        @return: its result, a L{Failure}, or L{_Skipped}.
         """
         if self.isCancelled:
             return _Skipped()
@@ -640,29 +648,29 @@ class _Job:
 
 class BoundedThreadPool:
     """
-    A few threads for work that blocks, with a bound to what may wait.
+    A few threads for blocking work, with a bounded queue.
 
-    A thread that does not come back from work that was given up is I{lost}: another
-    one takes its place, so that one dead disk does not stop the rest.  While a group
-    of work has a lost thread it gets no second one.
+    A thread that hangs in cancelled work is I{lost}.  Another thread takes its place, so
+    that one dead disk does not stop all other work.  While a group has a lost thread, its
+    further work is refused.
     """
 
-    # Seconds in which work that was given up ends, because it looks at isCancelled(); and in
-    # which other work ends, or tells that it goes on: longer than the limit of any call.
+    # Seconds within which cancelled work ends, because it checks isCancelled(); and within
+    # which other work ends or reports progress, longer than the limit of any call.
     GRACE, LATE = 1.0, 150.0
-    # Threads that one file system may lose, of those that may be lost in all.
+    # Threads that one file system may lose.
     EACH = 16
 
-    # Threads that may be lost: each costs some 100 KiB and no processor.
+    # Threads that may be lost in all; each costs some 100 KiB and no processor time.
     LOST = 32
-    # Seconds that L{stop} waits for work under way.  Sessions have ended by then, with
-    # time limits of their own, and the process must end.
+    # Seconds that L{stop} waits for running work.  Sessions have ended by then, with time
+    # limits of their own, and the process must end.
     PATIENCE = 5.0
 
     def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
         """
-        @param threads: how many pieces of work run at once.
-        @param waiting: how many more may wait for their turn.
+        @param threads: number of threads.
+        @param waiting: bound of the queue.
         """
         self._name = name
         self._most = threads
@@ -672,26 +680,26 @@ class BoundedThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # Work that is in a thread now, by those threads; and work that was given up, with
-        # the time (seconds) of that.
+        # Work that runs in a thread, changed by the threads; and cancelled work that still
+        # runs, with the time of the cancellation (seconds).
         self._begun: dict[_Job, None] = {}
-        self._givenUp: dict[_Job, float] = {}
-        # Told when a piece of work is over, for stop().
+        self._cancelled: dict[_Job, float] = {}
+        # Notified when a piece of work has ended, for stop().
         self._over = threading.Condition()
         self._active = 0
 
     def start(self) -> None:
         """
-        Start the first thread, so that it is there when no other can be had.
+        Start the first thread, so that there is one even if the system refuses more later.
         """
         if not self._threads:
             self._grow()
 
     def _grow(self) -> None:
         """
-        Start one more thread, if there are not enough.
+        Start one more thread, if there are fewer than allowed.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, there is none at all.
+        @raise POP3ResponseError: C{SYS/TEMP}, there is no thread, and none can be started.
         """
         lost = len(self._lost())
         if self._threads >= self._most + min(lost, self.LOST):
@@ -705,10 +713,10 @@ class BoundedThreadPool:
             self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
         name = f"{self._name}-{self._threads + 1}"
         try:
-            # A thread that a disk never gives back must not keep the process.
+            # A daemon, because a thread that hangs must not keep the process alive.
             threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError:
-            # The system has no more threads for us.  Those that run do the work later.
+            # The system refuses another thread.  The existing ones do the work later.
             if self._threads <= lost:
                 raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
             return
@@ -727,15 +735,15 @@ class BoundedThreadPool:
                 self._active -= 1
                 self._over.notify_all()
             reactor.callFromThread(self._ended, job, outcome)
-            # What was done may be large.
+            # Drop the references, because the result may be large.
             del job, outcome
         with self._over:
             self._over.notify_all()
 
     def stop(self) -> None:
         """
-        Wait for what runs, but for lost threads and not longer than L{PATIENCE},
-        and end the threads.
+        Wait for running work, at most L{PATIENCE} and not for lost threads, and end the
+        threads.
         """
         for _ in range(self._threads):
             self._jobs.put(None)
@@ -751,28 +759,28 @@ class BoundedThreadPool:
         @return: the work whose threads are lost.
         """
         now = time.monotonic()
-        lost = [job for job, since in self._givenUp.items() if now - since > self.GRACE]
+        lost = [job for job, since in self._cancelled.items() if now - since > self.GRACE]
         if self._underWay >= self._most:
-            # What nobody may give up, as a deletion, may hang as well.
+            # Work that is never cancelled, such as a deletion, may hang as well.
             lost += [
                 job
                 for job in list(self._begun)
-                if job not in self._givenUp and now - job.told > self.LATE
+                if job not in self._cancelled and now - job.told > self.LATE
             ]
         return lost
 
     def isLost(self, group: Hashable) -> bool:
         """
-        @return: has a group of work a thread that has not come back?
+        See L{Executor.isLost}.
         """
-        return bool(self._givenUp) and any(job.group == group for job in self._lost())
+        return bool(self._cancelled) and any(job.group == group for job in self._lost())
 
     def _isRefused(self, group: Hashable, lost: list[_Job]) -> bool:
         if any(job.group == group for job in lost):
             return True
         if not isinstance(group, tuple):
             return False
-        # The first of a tuple is what a whole file system has in common.
+        # The first element of a tuple names the file system.
         same = [job for job in lost if isinstance(job.group, tuple) and job.group[0] == group[0]]
         return len(same) >= self.EACH
 
@@ -785,18 +793,11 @@ class BoundedThreadPool:
         group: Hashable = None,
     ) -> Deferred[T]:
         """
-        Run C{work} in a thread.
+        Run C{work} in a thread; see L{Executor.run}.
 
-        @param abandoned: called (in the reactor thread) with what C{work}
-            returned if the Deferred was cancelled meanwhile, to give it back.
-        @param ended: called (in the reactor thread) when C{work} is over, or will never
-            begin: before the Deferred fires, or long after it was cancelled.
-        @param group: work on one thing, such as a mailbox, that may not come back.
         @return: a Deferred.  Cancelling it skips work that has not begun.
-        @raise POP3ResponseError: C{SYS/TEMP}, too much is waiting, or earlier work
-            of the same group has not come back.
         """
-        lost = self._lost() if self._givenUp or self._underWay >= self._most else []
+        lost = self._lost() if self._cancelled or self._underWay >= self._most else []
         if self._underWay - len(lost) >= self._bound:
             raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
         if lost and group is not None and self._isRefused(group, lost):
@@ -808,7 +809,7 @@ class BoundedThreadPool:
         def cancel(_: object) -> None:
             job.isCancelled = True
             if job.hasBegun:
-                self._givenUp[job] = time.monotonic()
+                self._cancelled[job] = time.monotonic()
 
         result: Progress[T] = Progress(cancel)
         job.result = result
@@ -818,7 +819,7 @@ class BoundedThreadPool:
 
     def _ended(self, job: _Job, outcome: Any) -> None:
         self._underWay -= 1
-        self._givenUp.pop(job, None)
+        self._cancelled.pop(job, None)
         if self._threads > self._most + len(self._lost()):
             self._threads -= 1
             self._jobs.put(None)

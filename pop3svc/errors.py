@@ -19,7 +19,7 @@ _CODE = re.compile(r"[!-.0-Z\\^-~]+(?:/[!-.0-Z\\^-~]+)*")
 
 class POP3ResponseError(Exception):
     """
-    The one way to say no: the client is answered C{-ERR [code] text}.
+    Refuses a command: the client gets C{-ERR [code] text}.
 
     @ivar text: one line of printable ASCII without brackets, at most 400
         octets.
@@ -30,7 +30,7 @@ class POP3ResponseError(Exception):
 
     def __init__(self, text: str, code: str | None = None, critical: bool = False) -> None:
         """
-        @raise ValueError: C{text} or C{code} cannot stand in a reply.
+        @raise ValueError: C{text} or C{code} is not allowed in a reply.
         """
         if len(text) > _MAX_TEXT or not _TEXT.fullmatch(text):
             raise ValueError(
@@ -50,13 +50,13 @@ class POP3ResponseError(Exception):
 
 class BadArguments(POP3ResponseError):
     """
-    What follows a command's verb is not what its grammar allows.
+    The arguments of a command do not match its grammar.
     """
 
 
 class ProviderMistake(Exception):
     """
-    A provider breaks its contract.  The text is one sentence for the log: it names
-    the author's class and method, and says what to write.  It holds nothing of a
+    A provider breaks its contract.  The text is one sentence for the log.  It names the
+    author's class and method, and explains the correction.  It contains no part of a
     message.
     """

@@ -1,6 +1,6 @@
 """
-Read local files without following what a stranger put there, and without
-making the reactor wait for a disk.
+Read local files without following links that other users may have made, and without
+blocking the reactor's thread on a disk.
 """
 
 from __future__ import annotations
@@ -40,49 +40,50 @@ __all__ = [
     "writeWhole",
 ]
 
-# Large enough that the work for each block does not count, small enough to
-# hold one for each of many clients.
+# Large enough that the cost of each block is negligible, small enough to hold one for each
+# of many clients.
 _BLOCK = 131072
-# What is sent at once without being read, and how far apart it is looked
-# whether it is in the page cache: the kernel reads ahead by more.
+# Largest region that one sendfile() sends, and the distance of the probes that test whether
+# it is in the page cache.  The kernel reads ahead by more than that distance.
 _REGION = 1048576
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
-# What is kept back of a message that is sent without being read.
+# Octets at the end of a message that sendfile() does not send.
 _LAST = 4096
 
 _TICK_NS = 20_000_000
 _SECOND_NS = 1_000_000_000
 
-# Reads only what is in the page cache; Linux.
+# Flag of preadv() to read only from the page cache; Linux.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# One read for each connection at most, and connections are counted elsewhere.
+# The queue is long, because each connection has one read at most, and the number of
+# connections is limited elsewhere.
 _disk = BoundedThreadPool("pop3svc-disk", threads=8, waiting=100_000)
-# What may take minutes has threads of its own, so that short work finds one: two,
-# because more of it at once is no faster.
+# Work that may take minutes has threads of its own, so that short work finds a free one.
+# There are two, because more are not faster.
 _longWork = BoundedThreadPool("pop3svc-long", threads=2, waiting=10_000)
 
 
 def disk() -> BoundedThreadPool:
     """
-    @return: the threads in which files are read and written.
+    @return: the threads that read and write files.
     """
     return _disk
 
 
 def longWork() -> BoundedThreadPool:
     """
-    @return: the threads for what may take long, as to count a large mailbox.
+    @return: the threads for work that may take long, such as counting a large mailbox.
     """
     return _longWork
 
 
 def closeQuietly(descriptor: int) -> None:
     """
-    Close what was read, or made durable by other means: whatever the file
-    system says then, the descriptor is closed, and what was done is done.
+    Close a descriptor that was read, or whose data is durable already, and ignore errors.
+    The descriptor is closed in any case.
     """
     try:
         os.close(descriptor)
@@ -92,28 +93,27 @@ def closeQuietly(descriptor: int) -> None:
 
 def openRegular(name: str, directory: int | None = None) -> int:
     """
-    Open a file for reading if it is a regular one: no link is followed, no
-    FIFO waited for.
+    Open a regular file for reading, without following a link or waiting for a FIFO.
 
     @param directory: an open directory that C{name} is relative to.
     @return: a descriptor.
-    @raise OSError: it is not there, or something else than a file.
+    @raise OSError: it does not exist, or is not a regular file.
     """
     return openFile(name, directory)[0]
 
 
 def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_result]:
     """
-    As L{openRegular}.
+    Open a file like L{openRegular}.
 
-    @return: a descriptor, and what it is of.
+    @return: a descriptor, and its status.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            # A link, a socket, a device.
+            # It is a link, a socket or a device.
             raise OSError(errno.ENOENT, "not a regular file")
         raise
     try:
@@ -128,10 +128,10 @@ def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_resu
 
 def openDirectory(name: str, directory: int | None = None) -> int:
     """
-    Open a directory; no link is followed in the last part of its name.
+    Open a directory, without following a link in the last part of its name.
 
     @return: a descriptor.
-    @raise OSError: it is not there, or something else than a directory.
+    @raise OSError: it does not exist, or is not a directory.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
@@ -139,16 +139,16 @@ def openDirectory(name: str, directory: int | None = None) -> int:
 
 Stamp = tuple[int, ...]
 
-# Octets of a file that is read whole: a password file of two million users.
+# Octets of a file that is read whole; enough for a password file of two million users.
 _LARGEST = 268_435_456
-# What opens a file that this user may not open any more.
+# Opens a file for which the service has no permission after it gave up its privileges.
 _privileged: Callable[[str], int] | None = None
 
 
 def setPrivileged(opener: Callable[[str], int] | None) -> None:
     """
-    Say what opens those files for reading that were named when the service still had
-    its privileges.
+    Set the function that opens files for reading that the service may not open itself
+    after it gave up its privileges.
 
     @param opener: takes a path, returns a descriptor, raises L{OSError}.
     """
@@ -159,12 +159,12 @@ def setPrivileged(opener: Callable[[str], int] | None) -> None:
 
 def openReplaceable(path: str) -> int:
     """
-    Open a file for reading that others may replace at any time: a certificate, its
-    key, a password file.  Links are followed, as certbot makes some.  Whatever stands
-    there, nothing is waited for.
+    Open a file for reading that other programs may replace at any time: a certificate, its
+    key, a password file.  Links are followed, because certbot makes some.  A FIFO is not
+    waited for.
 
     @return: a descriptor of a regular file.
-    @raise OSError: it cannot be opened, or is something else.
+    @raise OSError: it cannot be opened, or is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
@@ -175,7 +175,7 @@ def openReplaceable(path: str) -> int:
         descriptor = _privileged(path)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):
-            # A socket, a device.
+            # It is a socket or a device.
             raise OSError(error.errno, "Not a regular file", path)
         raise
     try:
@@ -192,15 +192,15 @@ def openReplaceable(path: str) -> int:
 
 def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     """
-    Read a file whole that others may replace at any time; see L{openReplaceable}.
-    Blocks, as long as the disk takes.
+    Read a whole file that other programs may replace at any time; see L{openReplaceable}.
+    Blocks while the disk is read.
 
-    @param most: octets that it may have.
-    @raise OSError: it cannot be read, is no regular file, or is larger.
+    @param most: largest size, octets.
+    @raise OSError: it cannot be read, is not a regular file, or is larger.
     """
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:
-        # Also of a file that grows while it is read.
+        # Check the size of what was read, because the file may grow meanwhile.
         octets = bytearray()
         while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(octets))):
             octets += block
@@ -211,8 +211,8 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
 
 def stampOf(path: str) -> Stamp | None:
     """
-    @return: what changes whenever a file is changed or replaced; L{None} if it is
-        not there, or cannot be looked at.
+    @return: a value that changes whenever a file is changed or replaced; L{None} if the
+        file does not exist, or its status cannot be read.
     """
     try:
         status = os.stat(path)
@@ -229,8 +229,8 @@ def _stamp(status: os.stat_result) -> Stamp:
     return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
-# Seconds for which a stamp holds that another process has to be asked for: logins come
-# more often than an operator changes anything.
+# Seconds for which a stamp from the privileged process is cached, because logins are more
+# frequent than changes of the files.
 _STAMP_LIFE = 0.1
 _stamps: dict[str, tuple[float, Stamp | None]] = {}
 
@@ -248,32 +248,33 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
                 stamp = _stamp(os.fstat(descriptor))
             finally:
                 closeQuietly(descriptor)
-        # By the few files that were named when the service began.
+        # The cache is small: only files that were configured at the start have an entry.
         _stamps[path] = now, stamp
     return stamp
 
 
 def isStampTrustworthy(latest: int) -> bool:
     """
-    What has changed so recently may change again without its times telling.
+    Tell whether the times of a file are old enough to show any later change.  A file that
+    changes twice within one tick of its file system's clock may keep its times.
 
-    @param latest: nanoseconds, the latest of the times of what is looked at.
-    @return: are they old enough to tell of any change from now on?
+    @param latest: the latest of the file's times, nanoseconds.
+    @return: whether each later change will change the times.
     """
-    # Most file systems count in ticks, some in whole seconds, or in two.
+    # The clock of most file systems counts ticks, that of some one or two seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
-    # A time ahead of the clock tells, too: a change would set it back to now.
+    # A time ahead of the clock is trusted, too, because a change would set it to now.
     return abs(time.time_ns() - latest) > tick
 
 
 def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -> None:
     """
-    Write a private file (0600) whole and durably, or not at all.  Blocks.
+    Write a private file (0600) atomically and durably.  Blocks.
 
-    @param owner: the user and group it is for.
+    @param owner: user and group of the file.
     @raise OSError: nothing was written.
     """
-    # A new file of its own: never one that somebody has put there.
+    # Write to a new file, because another user may have created one of that name.
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -290,29 +291,28 @@ def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -
 
 def countOctets(descriptor: int) -> int:
     """
-    Read a file and count its octets as they will be sent.  Blocks: not for
-    the reactor thread.
+    Read a file and count its octets on the wire.  Blocks; call it in a thread.
 
-    @raise OSError: it was given up, or cannot be read.
+    @raise OSError: the work was cancelled, or the file cannot be read.
     """
     return measure(descriptor, os.fstat(descriptor).st_size)[0]
 
 
 def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     """
-    Read a file and count its octets as they will be sent.  Blocks: not for
-    the reactor thread.
+    Read a file and count its octets on the wire.  Blocks; call it in a thread.
 
-    @param size: of the file, octets.
-    @return: the octets, whether what is sent is the file to the octet (line ends CRLF,
-        the last one there, and no line begins with a dot), and the first 1,024 octets.
-    @raise OSError: it was given up, or cannot be read.
+    @param size: size of the file, octets.
+    @return: the size on the wire; whether the file is sent unchanged (all line ends are
+        CRLF, the last line has one, and no line begins with a dot); and the first 1,024
+        octets.
+    @raise OSError: the work was cancelled, or the file cannot be read.
     """
     if isCancelled():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
     tellProgress()
     if size <= _BLOCK:
-        # As nearly all are; there are many.
+        # A fast path, because nearly all messages are small.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
             return *_examined(block), block[:1024]
@@ -322,7 +322,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     while offset < size:
         if isCancelled():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-        # What is no data is NULs, however many: they need no reading.
+        # A hole in a sparse file is NULs, which need not be read.
         data = _nextData(descriptor, offset, size)
         count.skip(data - offset)
         block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
@@ -341,7 +341,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
 
 def _examined(whole: bytes) -> tuple[int, bool]:
     """
-    As L{measure}, of a message that is all there.
+    @return: as L{measure}, for a message in memory.
     """
     octets = len(whole) + countBareLF(whole)
     if not whole.endswith(b"\n") and whole:
@@ -360,7 +360,7 @@ def peek(descriptor: int, octets: int) -> bytes | None:
     try:
         read = os.preadv(descriptor, [buffer], 0, _NOWAIT)
     except OSError:
-        # A read in a thread will tell.
+        # The caller reads in a thread, and sees the error there.
         return None
     return bytes(buffer[:read])
 
@@ -377,8 +377,8 @@ def _nextData(descriptor: int, offset: int, size: int) -> int:
 @implementer(IChunkedContent)
 class FileBlocks:
     """
-    A file read block by block: at once what is in the page cache, in a thread
-    what is not.
+    The content of a file, read block by block: directly if a block is in the page cache,
+    otherwise in a thread.
     """
 
     def __init__(
@@ -393,14 +393,14 @@ class FileBlocks:
         group: Hashable = None,
     ) -> None:
         """
-        @param descriptor: of the file.
+        @param descriptor: a descriptor of the file.
         @param closing: called once, when the descriptor is no longer read.
-        @param offset: octets, where to begin.
-        @param length: octets to read, all that are there now if L{None}; if
-            fewer are there when they are read that is an error.
-        @param hasLineEnds: are these octets whole lines that end with CRLF?
-        @param isWireReady: and does none of them begin with a dot?
-        @param group: of work on the same mailbox; see L{Executor.run}.
+        @param offset: offset of the first octet.
+        @param length: octets to read, L{None} for all up to the present end of the file.
+            If fewer can be read, that is an error.
+        @param hasLineEnds: whether the content is whole lines that end with CRLF.
+        @param isWireReady: whether, in addition, no line begins with a dot.
+        @param group: see L{Executor.run}.
         """
         self._group = group
         self.hasLineEnds = hasLineEnds
@@ -430,7 +430,7 @@ class FileBlocks:
                 if error.errno not in _NOT_AT_ONCE:
                     raise
             else:
-                # Some kernels say 0 before the end; a thread will know.
+                # Some kernels return 0 before the end; then read in a thread.
                 if read:
                     return self._advance(bytes(memoryview(buffer)[:read]))
         self._reading = True
@@ -447,17 +447,15 @@ class FileBlocks:
 
     def sendTo(self, socket: int) -> int:
         """
-        Send the next octets to a socket as they are, those of them that are in
-        the page cache.
+        Send the next octets unchanged to a socket, as far as they are in the page cache.
 
-        @param socket: its descriptor.
-        @return: how many octets that were; 0: they have to be read by
-            L{nextChunk}.
-        @raise BlockingIOError: the socket takes none now.
+        @param socket: a descriptor.
+        @return: the number of octets sent; 0 if they have to be read by L{nextChunk}.
+        @raise BlockingIOError: the socket's buffer is full.
         @raise ConnectionError: the client is gone.
-        @raise OSError: the file is broken.
+        @raise OSError: the file cannot be read.
         """
-        # The last octets go out with the end of the reply.
+        # Keep back the last octets, so that they share a packet with the end of the reply.
         size = min(_REGION, self._left - _LAST)
         size = self._cached(size) if size > 0 else 0
         if not size:
@@ -467,18 +465,18 @@ class FileBlocks:
         except (BlockingIOError, ConnectionError):
             raise
         except OSError:
-            # A file system that cannot do that, or an error that whoever reads and
-            # writes in the ordinary way will see, too.
+            # The file system does not support sendfile(), or there is an error that
+            # nextChunk() or a write to the socket raises again.
             return 0
         if not sent:
-            raise EOFError("the file is shorter than it was said to be")
+            raise EOFError("the file is shorter than expected")
         self._offset += sent
         self._left -= sent
         return sent
 
     def _cached(self, size: int) -> int:
         """
-        @return: how many of the next octets are in the page cache.
+        @return: the number of the next octets that are in the page cache.
         """
         if _NOWAIT is None:
             return 0
@@ -502,14 +500,14 @@ class FileBlocks:
     def _advance(self, block: bytes) -> bytes:
         self._offset += len(block)
         if not block:
-            raise EOFError("the file is shorter than it was said to be")
+            raise EOFError("the file is shorter than expected")
         self._left -= len(block)
         return block
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  A read under way is let finish, so that
-        its descriptor is not given to another file meanwhile.
+        See L{IChunkedContent.close}.  The descriptor stays open until a running read ends,
+        because another file could get the same descriptor meanwhile.
         """
         if not self._closed:
             self._closed = True

@@ -1,5 +1,5 @@
 """
-Names that a package hands on, imported when they are first asked for.
+Import the public names of a package when they are first used.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ __all__ = ["onDemand"]
 
 def onDemand(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """
-    Every pytest of an environment imports our plugin, and with it the packages
-    around it: that must not cost them Twisted.
+    Make a C{__getattr__} that imports names lazily.  Every pytest of an environment imports
+    the pytest plugin of this package, and with it the packages around the plugin, which
+    must not import Twisted.
 
-    @param package: the name of the package.
-    @param places: by name, the module that it comes from.
+    @param package: name of the package.
+    @param places: the module of each name.
     @return: the package's C{__getattr__} (PEP 562).
     """
 

@@ -1,5 +1,5 @@
 """
-The octets of a message as POP3 sends it: every line end CRLF, nothing else changed.
+Convert the line ends of a message to CRLF, and count its octets on the wire.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ import re
 
 __all__ = ["DOT_LINE", "CRLFNormalizer", "WireSizeCounter", "countBareLF"]
 
-# Where a line begins with a dot; a CR before the LF need not be looked for.
+# The beginning of a line with a dot, after LF or CRLF.
 DOT_LINE = re.compile(rb"\n\.")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
 
 
 def countBareLF(data: bytes) -> int:
     """
-    @return: how many line feeds have no carriage return before them.
+    @return: the number of line feeds without a carriage return before them.
     """
-    # Each message is looked at, and the obvious count() takes twice as long.
+    # This runs for each message, and count() takes twice as long.
     feeds = len(data) - len(data.replace(b"\n", b""))
     returns = len(data) - len(data.replace(b"\r", b""))
     if not feeds or not returns:
@@ -29,11 +29,10 @@ def countBareLF(data: bytes) -> int:
 
 class CRLFNormalizer:
     """
-    Makes the line ends of one message CRLF while it passes through in blocks.
+    Converts the line ends of one message to CRLF, block by block.
 
-    A bare LF becomes CRLF, a lone CR stays, and a last line without an end
-    gets one.  Blocks may be cut anywhere.  Nothing that is given out ends
-    between a CR and its LF.
+    A bare LF becomes CRLF, a lone CR stays, and a last line without a line end gets one.
+    Blocks may be cut anywhere.  No returned block ends between a CR and its LF.
     """
 
     def __init__(self) -> None:
@@ -42,21 +41,21 @@ class CRLFNormalizer:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: the next octets of the message, as they are kept.
-        @return: octets to be sent; possibly none yet.
+        @param data: the next octets of the stored message.
+        @return: octets to send; possibly none yet.
         """
         if self._heldCR:
             data = b"\r" + data
             self._heldCR = False
         if data.endswith(b"\r"):
-            # Whether this is half a line end the next block tells.
+            # The next block shows whether this is half a line end.
             self._heldCR = True
             data = data[:-1]
         if not data:
             return b""
         self._atLineStart = data.endswith(b"\n")
         if b"\r" not in data:
-            # Many times faster than what follows.
+            # A fast path without CR; the general case takes many times longer.
             return data.replace(b"\n", b"\r\n")
         if countBareLF(data):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
@@ -64,7 +63,7 @@ class CRLFNormalizer:
 
     def finish(self) -> bytes:
         """
-        @return: what is still to be sent after the last block.
+        @return: octets to send after the last block.
         """
         if self._heldCR:
             return b"\r\r\n"
@@ -73,7 +72,7 @@ class CRLFNormalizer:
 
 class WireSizeCounter:
     """
-    Counts what L{CRLFNormalizer} would give out, without making it.
+    Counts the octets that L{CRLFNormalizer} would return, without building them.
     """
 
     def __init__(self) -> None:
@@ -82,7 +81,7 @@ class WireSizeCounter:
 
     def feed(self, data: bytes) -> None:
         """
-        @param data: the next octets of the message, as they are kept.
+        @param data: the next octets of the stored message.
         """
         if not data:
             return
@@ -93,7 +92,9 @@ class WireSizeCounter:
 
     def skip(self, octets: int) -> None:
         """
-        @param octets: how many NULs follow: a hole in a file.
+        Count NULs, such as a hole in a sparse file.
+
+        @param octets: their number.
         """
         if octets:
             self._octets += octets
@@ -101,6 +102,6 @@ class WireSizeCounter:
 
     def total(self) -> int:
         """
-        @return: octets of the whole message as sent, without dot-stuffing.
+        @return: octets of the whole message on the wire, without dot-stuffing.
         """
         return self._octets if self._last == b"\n" else self._octets + 2

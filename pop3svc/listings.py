@@ -1,5 +1,5 @@
 """
-The unique-ids of a mailbox, checked once, with what is made of them.
+Check the unique-ids of a mailbox once, and keep the data derived from them.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ __all__ = ["BadListing", "UniqueIDList", "areUniqueIDs", "countDistinct", "isUni
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
-# Lines are made so many at a time: some tens of KiB.
+# Lines that are formatted at a time; some tens of KiB.
 _LINES = 1000
 
 
 class BadListing(Exception):
     """
-    A provider's listing breaks the rules for unique-ids: a bug of its own.
+    A provider's listing breaks the rules for unique-ids; a bug of the provider.
     """
 
 
 def isUniqueID(text: object) -> bool:
     """
-    Is this a well-formed unique-id (RFC 1939 section 7)?
+    @return: whether this is a well-formed unique-id (RFC 1939 section 7).
     """
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
 
 
-# What holds the interpreter takes so many at a time, so that others wait some
-# milliseconds at most.
+# Unique-ids that one call processes, so that it holds the interpreter lock for some
+# milliseconds only.
 _SLICE = 20_000
 
 
 def slices(texts: list[str]) -> Iterator[list[str]]:
     """
-    @return: the same, some at a time.
+    @return: the texts, in lists of bounded length.
     """
     if len(texts) <= _SLICE:
         return iter([texts])
@@ -46,7 +46,7 @@ def slices(texts: list[str]) -> Iterator[list[str]]:
 
 def areUniqueIDs(texts: list[str]) -> bool:
     """
-    Are they all well-formed?  As L{isUniqueID}, for many at once.
+    @return: whether all texts are well-formed; faster than L{isUniqueID} for each.
     """
     return all(map(_areUniqueIDs, slices(texts)))
 
@@ -70,7 +70,7 @@ def _areUniqueIDs(texts: list[str]) -> bool:
 
 def countDistinct(texts: list[str]) -> int:
     """
-    @return: how many different ones there are.
+    @return: the number of different texts.
     """
     distinct: set[str] = set()
     for some in slices(texts):
@@ -80,18 +80,18 @@ def countDistinct(texts: list[str]) -> int:
 
 class UniqueIDList:
     """
-    Unique-ids in the order of message numbers.  Never changed: a mailbox that
-    returns the same one as long as nothing has changed has all its sessions
-    share it, and what is made of it.
+    Unique-ids in the order of message numbers.  A list never changes.  A mailbox that
+    returns the same list as long as nothing has changed makes its sessions share the list
+    and the data derived from it.
 
-    @ivar uniqueIDs: not to be changed.
+    @ivar uniqueIDs: the unique-ids; they must not be changed.
     """
 
     __slots__ = ("_hashes", "_lines", "_numbers", "uniqueIDs")
 
     def __init__(self, uniqueIDs: Iterable[str]) -> None:
         """
-        @raise BadListing: a unique-id is malformed, or stands there twice.
+        @raise BadListing: a unique-id is malformed, or occurs twice.
         """
         self.uniqueIDs = list(uniqueIDs)
         if not areUniqueIDs(self.uniqueIDs):
@@ -124,7 +124,7 @@ class UniqueIDList:
 
     def hashes(self) -> array[int]:
         """
-        @return: eight octets for each unique-id, to tell later what is new.
+        @return: a 64-bit hash of each unique-id, to find new messages later.
         """
         if self._hashes is None:
             self._hashes = array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in self))
@@ -132,7 +132,8 @@ class UniqueIDList:
 
     def prepare(self) -> None:
         """
-        Make what sessions will ask for, in a thread: of very many it takes long.
+        Compute the data that sessions need.  For very many messages that takes long, so
+        call it in a thread.
         """
         if len(self) > _SLICE:
             self.hashes()
@@ -144,16 +145,15 @@ class UniqueIDList:
 
     def hasOthersThan(self, hashes: array[int]) -> bool:
         """
-        @param hashes: of another, or of this one.
-        @return: is there a unique-id in this one that was not in that one?
+        @param hashes: L{hashes} of another list or of this one.
+        @return: whether this list contains a unique-id that the other one does not.
         """
         own = self.hashes()
         return own is not hashes and not set(own).issubset(hashes)
 
     def lines(self) -> Iterator[bytes]:
         """
-        @return: numbers and unique-ids as UIDL shows them (RFC 1939 section
-            7), some lines at a time.
+        @return: the lines of a UIDL reply (RFC 1939 section 7), several in each piece.
         """
         for index in range(0, len(self), _LINES):
             piece = index // _LINES

@@ -1,5 +1,5 @@
 """
-The log: each event made one line, whatever is in it, and written without waiting.
+Write log events as single lines, escape their text, and never block on the log.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from zope.interface import implementer
 
 __all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "cut", "escaped", "eventText"]
 
-# Characters of a line: more is a mistake, or somebody who fills the disk.
+# Characters of a line.  A longer one is a bug, or an attempt to fill the disk.
 _LONGEST = 8000
-# Octets of a datagram for the system's log; rsyslog takes 8 KiB by default.
+# Octets of a syslog datagram; rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
-# Octets that a pipe takes whole or not at all (POSIX asks for 512 at least).
+# Octets that a write to a pipe writes completely or not at all (POSIX: at least 512).
 _AT_ONCE = 512
 
 
 def escaped(text: str) -> str:
     """
-    Text that stays on its line and shows what it is: a character that is not printed
-    (a control character, a line end of any kind, one that turns the direction of
-    writing, an octet that is not UTF-8) is shown as an escape sequence of Python.
+    Escape text for one line of the log.  A character that is not printable (a control
+    character, any line end, one that changes the direction of writing, an octet that is not
+    UTF-8) becomes an escape sequence of Python.
 
-    @return: printable text, which any encoding of Unicode takes.
+    @return: printable text that can be encoded in any encoding of Unicode.
     """
     if text.isprintable():
         return text
@@ -41,7 +41,7 @@ def escaped(text: str) -> str:
 
 def cut(text: str) -> str:
     """
-    @return: as much of a text as stands in a line of the log.
+    @return: the text, cut to the length of a line of the log.
     """
     if len(text) > _LONGEST:
         return f"{text[:_LONGEST]} ({len(text) - _LONGEST} more characters)"
@@ -51,7 +51,7 @@ def cut(text: str) -> str:
 def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:
-        # An octet that was no UTF-8.
+        # An octet that is not UTF-8 ("surrogateescape").
         return f"\\x{number - 0xDC00:02x}"
     return repr(character)[1:-1]
 
@@ -66,11 +66,11 @@ def _system(event: LogEvent) -> str:
 
 def eventText(event: LogEvent) -> list[str]:
     """
-    The one place where an event becomes text.
+    Format an event.
 
-    @return: its lines; none if it has no text.  The first is C{[system] text}; those
-        of a traceback begin with a tabulator and a bar, so that nothing in them looks
-        like the beginning of an event.
+    @return: its lines; none if it has no text.  The first is C{[system] text}.  Lines of
+        a traceback begin with a tab and a bar, so that none looks like the first line of
+        an event.
     """
     text = formatEvent(event)
     failure = event.get("log_failure")
@@ -81,53 +81,52 @@ def eventText(event: LogEvent) -> list[str]:
         try:
             traceback = failure.getTraceback()
         except Exception as error:
-            traceback = f"(a traceback that cannot be shown: {type(error).__name__})"
+            traceback = f"(cannot format the traceback: {type(error).__name__})"
         lines += [f"\t| {escaped(cut(each))}" for each in traceback.rstrip().split("\n")]
     return lines
 
 
 class Sink(Protocol):
     """
-    Where the lines of a log go.
+    Output of a log.
     """
 
-    # Does each line have the time in front?
+    # Whether each event begins with its time.
     hasTime: bool
 
     def write(self, octets: bytes) -> int:
         """
-        Write some octets, as many as are taken at once.
+        Write octets without waiting.
 
-        @return: how many.
-        @raise OSError: none now.
+        @return: the number of octets written.
+        @raise OSError: nothing can be written now.
         """
 
     def reopen(self) -> None:
         """
-        Open it anew, as somebody may have put something else in its place.
+        Open the output again, because the file may have been renamed or replaced.
 
-        @raise OSError: it goes on as it was.
+        @raise OSError: it cannot be opened; the old one is still used.
         """
 
 
 class FileSink:
     """
-    A file that is only ever appended to, so that whoever copies and truncates it
-    leaves no hole in it.
+    A file in append mode, so that a program that copies and truncates it leaves no hole.
     """
 
     hasTime = True
 
     def __init__(self, path: str, owner: tuple[int, int] | None = None) -> None:
         """
-        @param owner: the user and group that a new file is for.
+        @param owner: user and group of a new file.
         @raise OSError: it cannot be opened.
         """
         self.path = os.path.abspath(path)
         self._descriptor = self._opened(owner)
 
     def _opened(self, owner: tuple[int, int] | None) -> int:
-        # What is no file, such as a FIFO that nobody reads, is not waited for either.
+        # O_NONBLOCK, because the path may name a FIFO that nobody reads.
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             return os.open(self.path, flags)
@@ -153,7 +152,7 @@ class FileSink:
 
 class StreamSink:
     """
-    A descriptor that somebody has given us: standard output.
+    An inherited descriptor, such as standard output.
     """
 
     hasTime = True
@@ -166,7 +165,8 @@ class StreamSink:
             self._socket = socket.socket(fileno=os.dup(descriptor))
             self._descriptor = self._socket.fileno()
             return
-        # Opened by ourselves it does not wait, and whoever shares it is not changed.
+        # Open it again instead of setting O_NONBLOCK on it, which would affect all
+        # processes that share it.
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             self._descriptor = os.open(f"/proc/self/fd/{descriptor}", flags)
@@ -190,13 +190,13 @@ class StreamSink:
 
     def reopen(self) -> None:
         """
-        See L{Sink.reopen}.  It has no name to be opened by.
+        See L{Sink.reopen}.  A descriptor has no path, so this does nothing.
         """
 
 
 class SyslogSink:
     """
-    The system's log (RFC 3164), by its socket.
+    The socket of the system log (RFC 3164).
     """
 
     hasTime = False
@@ -205,7 +205,7 @@ class SyslogSink:
 
     def __init__(self, name: str, path: str = "/dev/log") -> None:
         """
-        @param name: what stands before each line.
+        @param name: the program name in each line.
         """
         self._name = name
         self._path = path
@@ -213,7 +213,7 @@ class SyslogSink:
 
     def write(self, octets: bytes) -> int:
         """
-        See L{Sink.write}: each line is a datagram.
+        See L{Sink.write}.  Each line is sent as one datagram.
         """
         head = f"<{self.PRIORITY}>{time.strftime('%b %e %H:%M:%S')} {self._name}[{os.getpid()}]: "
         for _ in range(2):
@@ -226,7 +226,7 @@ class SyslogSink:
             except BlockingIOError:
                 raise
             except OSError:
-                # It was started again, perhaps.
+                # The syslog daemon may have been restarted.
                 self.reopen()
         raise BlockingIOError
 
@@ -251,19 +251,20 @@ class SyslogSink:
 @implementer(ILogObserver)
 class Log:
     """
-    Writes events as lines.  Where these are not taken at once (a pipe that nobody
-    reads, a disk that is full) some wait; the others are dropped, and counted in a
-    line at their place.
+    An observer that writes events as lines.  If lines cannot be written at once (a pipe
+    that nobody reads, a full disk), it buffers a bounded number of them.  It drops further
+    lines, and writes a line with their number in their place.
     """
 
-    # Octets that may wait: some thousand lines, or a hundred tracebacks.
+    # Octets that are buffered: some thousand lines, or a hundred tracebacks.
     BOUND = 1_048_576
-    # Seconds until it is tried again, if there is no event before.
+    # Seconds until the next attempt to write, if no event triggers one before.
     AGAIN = 1.0
 
     def __init__(self, sink: Sink, reactor: Any = None) -> None:
         """
-        @param reactor: for trying again; without one only events try.
+        @param reactor: schedules attempts to write the buffer; without one, only the next
+            event triggers an attempt.
         """
         self._sink = sink
         self._reactor = reactor
@@ -312,9 +313,9 @@ class Log:
 
     def _rest(self, line: bytes) -> bytes:
         """
-        Write what is taken of a line.
+        Write as much of a line as possible without waiting.
 
-        @return: what is not.
+        @return: the rest of it.
         """
         try:
             return line[self._sink.write(line) :]
@@ -333,7 +334,7 @@ class Log:
             waiting.popleft()
             if not waiting and self._dropped:
                 lost, self._dropped = self._dropped, 0
-                text = f"[pop3svc#error] {lost} lines of the log were not taken, and dropped\n"
+                text = f"[pop3svc#error] dropped {lost} lines that could not be written\n"
                 if self._sink.hasTime:
                     text = f"{self._timeOf({})} {text}"
                 waiting.append(text.encode("ascii"))
@@ -343,7 +344,7 @@ class Log:
         if self._reactor is None or self._tries:
             return
         self._tries = True
-        # The clock is the reactor thread's own.
+        # callLater may be called in the reactor's thread only.
         self._reactor.callFromThread(self._reactor.callLater, self.AGAIN, self._again)
 
     def _again(self) -> None:
@@ -355,9 +356,7 @@ class Log:
 
     def reopen(self) -> None:
         """
-        Open the file anew.
-
-        @raise OSError: it cannot be opened; the log goes on as it was.
+        Open the output again; see L{Sink.reopen}.
         """
         with self._lock:
             self._flush()

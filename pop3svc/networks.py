@@ -1,5 +1,5 @@
 """
-Addresses of clients, and the networks they count for.
+Parse addresses of clients, and derive the networks that limits count by.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ __all__ = ["LOOPBACK", "addressOf", "isLoopback", "networkOf"]
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-# The same few clients come again and again.
+# Cached, because the same clients connect again and again.
 @lru_cache(4096)
 def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
     """
-    @return: the address, an IPv4 one if that is what is mapped into IPv6.
+    @return: the address; for an IPv4-mapped IPv6 address, the IPv4 address.
     """
     address = ip_address(clientIP.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
@@ -25,7 +25,8 @@ def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
 
 def isLoopback(clientIP: str | None) -> bool:
     """
-    Does a client come from this machine?  A UNIX socket has no address.
+    @param clientIP: L{None} for a UNIX socket, which has no address.
+    @return: whether a client connects from this machine.
     """
     return clientIP is None or addressOf(clientIP).is_loopback
 
@@ -33,8 +34,9 @@ def isLoopback(clientIP: str | None) -> bool:
 @lru_cache(4096)
 def networkOf(clientIP: str | None, v4: int = 32, v6: int = 64) -> str:
     """
-    @return: the network that an address counts for; C{""} where there is no
-        address.
+    @param v4: prefix length for IPv4.
+    @param v6: prefix length for IPv6.
+    @return: the network that an address belongs to; C{""} if there is no address.
     """
     if not clientIP:
         return ""

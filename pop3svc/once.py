@@ -1,5 +1,5 @@
 """
-Remember what the log has told, so that it tells it once and not at every poll.
+Remember logged messages, so that each is logged once instead of at every poll.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ __all__ = ["Once"]
 
 class Once:
     """
-    Keys that were seen, the latest of them.  Used from threads.
+    A bounded set of the keys that were seen last.  Thread-safe.
     """
 
     def __init__(self, bound: int = 10_000) -> None:
         """
-        @param bound: how many keys are remembered; some 100 octets each.
+        @param bound: number of keys that are remembered; some 100 octets each.
         """
         self._bound = bound
         self._seen: OrderedDict[Hashable, None] = OrderedDict()
@@ -29,7 +29,9 @@ class Once:
 
     def isFirst(self, key: Hashable) -> bool:
         """
-        @return: is this key new?  It is not the next time.
+        Remember a key.
+
+        @return: whether it is new.
         """
         with self._lock:
             isNew = key not in self._seen
@@ -41,7 +43,9 @@ class Once:
 
     def forget(self, key: Hashable) -> bool:
         """
-        @return: was it remembered?  It is new the next time.
+        Forget a key, so that it is new the next time.
+
+        @return: whether it was remembered.
         """
         with self._lock:
             return self._seen.pop(key, self) is None

@@ -1,5 +1,5 @@
 """
-Facts that survive a restart, in one SQLite file of the data directory.
+Keep data that survives a restart in one SQLite file of the data directory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["State"]
 
 log = Logger(namespace="pop3svc")
 
-# Each step takes the schema from one version to the next: PRAGMA user_version counts them.
+# Each step migrates the schema from one version to the next; PRAGMA user_version counts
+# them.
 _STEPS = (
     """
     CREATE TABLE network (
@@ -31,22 +32,21 @@ _STEPS = (
     ) WITHOUT ROWID;
     """,
 )
-# Seconds that one process waits for another one's write.
+# Seconds that one process waits while another one writes.
 _PATIENCE = 5.0
 
 
 class State:
     """
-    Keeps the networks from which users have logged in, and the mailboxes that
-    have been there.  Several processes may share one file.  Its methods block:
-    call them in a thread.  Without a path all is kept in memory, and forgotten at
-    the end.
+    Database of the networks from which users have logged in, and of the mailboxes that
+    have existed.  Several processes may share one file.  The methods block; call them in a
+    thread.  Without a path the database is in memory only.
     """
 
     def __init__(self, path: str | None = None, owner: tuple[int, int] | None = None) -> None:
         """
-        @param path: the file; it is made if it is not there.
-        @param owner: the user and group that a new file is for.
+        @param path: the file; it is created if it does not exist.
+        @param owner: user and group of a new file.
         @raise ValueError: the file cannot be used; a sentence for the operator.
         """
         self.path = path
@@ -63,8 +63,8 @@ class State:
             log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
-            # It is opened again when it is needed: twistd forks and gives up its privileges
-            # in between, and a connection of SQLite does not survive a fork.
+            # Close it until it is used, because twistd forks and gives up its privileges
+            # before, and a connection of SQLite does not survive a fork.
             self.close()
 
     def _connection(self) -> sqlite3.Connection:
@@ -95,7 +95,7 @@ class State:
             path or ":memory:", _PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            # A power failure may lose the last facts, and never damages the file.
+            # A power failure may lose the last changes, but does not damage the file.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             self._migrate(database)
@@ -105,14 +105,14 @@ class State:
         return database
 
     def _migrate(self, database: sqlite3.Connection) -> None:
-        # Several processes may come at once: one makes the tables, the others see them.
+        # If several processes start at once, one creates the tables, and the others wait.
         database.execute("BEGIN IMMEDIATE")
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
             if version > len(_STEPS):
                 raise ValueError(
-                    f"{self.path} is of version {version}; this pop3svc knows versions up to "
-                    f"{len(_STEPS)}"
+                    f"{self.path} has schema version {version}; this pop3svc supports versions "
+                    f"up to {len(_STEPS)}"
                 )
             for step in _STEPS[version:]:
                 for statement in step.split(";"):
@@ -125,7 +125,7 @@ class State:
 
     def close(self) -> None:
         """
-        Close the file; it is opened again when it is needed.
+        Close the file.  The next call of another method opens it again.
         """
         with self._lock:
             if self._database is not None:
@@ -134,13 +134,13 @@ class State:
 
     def read(self, statement: str, *arguments: Any) -> list[Any]:
         """
-        @return: the rows; none if the file cannot be read, which is logged.
+        @return: the rows; none if the file cannot be read, which this logs.
         """
         return self.ask(statement, *arguments) or []
 
     def ask(self, statement: str, *arguments: Any) -> list[Any] | None:
         """
-        @return: the rows; L{None} if the file cannot be read, which is logged.
+        @return: the rows; L{None} if the file cannot be read, which this logs.
         """
         try:
             with self._lock:
@@ -151,9 +151,9 @@ class State:
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> bool:
         """
-        Run a statement for each of some rows, in one transaction.
+        Run a statement for each row, in one transaction.
 
-        @return: were they written?  If not, that is logged.
+        @return: whether the rows were written; a failure is logged.
         """
         try:
             with self._lock:
@@ -172,7 +172,7 @@ class State:
         return True
 
     def _fault(self, error: sqlite3.Error) -> None:
-        # Once for each fault, not at each login.
+        # Log each error once instead of at each login.
         if self._lastFault != str(error):
             self._lastFault = str(error)
             log.error("cannot use {path}: {error}", path=self.path, error=str(error))

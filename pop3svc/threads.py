@@ -1,5 +1,5 @@
 """
-Makes a provider that blocks welcome: its calls run in threads.
+Run the methods of a blocking provider in a thread pool.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-# What a provider or a store may provide besides.
+# Interfaces of a provider or a store that are passed on.
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
@@ -43,9 +43,9 @@ _ABILITIES = (
 
 class InThreads:
     """
-    Serves a provider, or a store, whose methods block: a database driver, a library that
-    reads the network.  They return values, not Deferreds; those of one mailbox
-    never run at the same time.  What a mailbox gives as content is read in
+    Wraps a provider or a store whose methods block, such as one that uses a database driver
+    or a library that reads the network.  Its methods return values, not Deferreds.  No two
+    methods of one mailbox run at the same time.  The content of a message is read in
     threads, too.
     """
 
@@ -53,11 +53,12 @@ class InThreads:
         self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Executor | None = None
     ) -> None:
         """
-        @param provider: L{IPOP3MailboxProvider} or L{IMailboxStore}; this is then the
-            same, with what else it provides.
-        @param threads: how many calls run at once.
-        @param waiting: how many more may wait; beyond, C{[SYS/TEMP]}.
-        @raise TypeError: it provides neither.
+        @param provider: an L{IPOP3MailboxProvider} or L{IMailboxStore}.  The wrapper
+            provides the same interfaces.
+        @param threads: number of calls that run at once.
+        @param waiting: number of further calls that may wait; beyond that, calls are
+            refused with C{[SYS/TEMP]}.
+        @raise TypeError: it provides neither interface.
         """
         abilities = [each for each in _ABILITIES if each.providedBy(provider)]
         if not set(abilities) & {IPOP3MailboxProvider, IMailboxStore}:
@@ -98,19 +99,20 @@ class InThreads:
 
 class _Mailbox:
     """
-    Provides what the mailbox inside provides, but for watching: that calls
-    back whenever it likes.
+    A mailbox whose methods run in threads.  It provides the interfaces of the wrapped
+    mailbox except L{INewMailNotifier}, because a notifier calls back from any thread at any
+    time.
     """
 
     def __init__(self, mailbox: Any, runner: Executor, group: tuple[str, str]) -> None:
         """
-        @param group: see L{Executor.run}: while a call for a user hangs, another one gets no
-            thread.
+        @param group: see L{Executor.run}.  While a call for a user hangs, further calls for
+            that user are refused.
         """
         self._mailbox = mailbox
         self._runner = runner
         self._group = group
-        # A call that was given up may still be running when the next comes.
+        # A cancelled call may still be running when the next one begins.
         self._guard = Lock()
         directlyProvides(self, providedBy(mailbox) - INewMailNotifier)
 
@@ -119,7 +121,7 @@ class _Mailbox:
             with self._guard:
                 return call(*arguments)
 
-        # What lets go is never refused.
+        # Calls that release resources are never refused.
         isLast = getattr(call, "__name__", "") in ("unlock", "logout", "close")
         group = None if isLast else self._group
         return self._runner.run(alone, abandoned=abandoned, group=group)
@@ -171,7 +173,7 @@ class _Mailbox:
 @implementer(IChunkedContent)
 class _Content:
     """
-    Content that is read in threads.
+    Content of a message that is read in threads.
     """
 
     def __init__(self, content: Any, run: Callable[..., Any]) -> None:
@@ -187,7 +189,7 @@ class _Content:
         elif isinstance(content, Iterable) and not isinstance(content, str):
             self._next = self._lines(iter(content), always=False)
         else:
-            raise TypeError(f"{type(content).__name__} is no content of a message")
+            raise TypeError(f"{type(content).__name__} is not a supported type of content")
 
     @staticmethod
     def _lines(lines: Any, always: bool) -> Callable[[], bytes | None]:

@@ -135,7 +135,7 @@ class Broken:
 
 def test_unshown() -> None:
     lines = eventText({"log_format": "x", "log_failure": Broken(), "log_level": LogLevel.error})
-    assert lines == ["[-#error] x", "\t| (a traceback that cannot be shown: RuntimeError)"]
+    assert lines == ["[-#error] x", "\t| (cannot format the traceback: RuntimeError)"]
 
 
 # --- writing ------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_nobodyReads(reader: Any) -> None:
     for number, line in enumerate(lines):
         assert re.fullmatch(rf"1970-01-01T\S+ \[pop3svc#info\] {number} x{{1000}}", line)
     dropped = count - len(lines)
-    assert last.endswith(f"[pop3svc#error] {dropped} lines of the log were not taken, and dropped")
+    assert last.endswith(f"[pop3svc#error] dropped {dropped} lines that could not be written")
     assert again.endswith("again")
 
 

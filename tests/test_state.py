@@ -37,7 +37,7 @@ def test_newerVersion(tmp_path: Path) -> None:
     State(path).close()
     with sqlite3.connect(path) as database:
         database.execute("PRAGMA user_version = 99")
-    with pytest.raises(ValueError, match=r"state\.db is of version 99"):
+    with pytest.raises(ValueError, match=r"state\.db has schema version 99"):
         State(path)
 
 
