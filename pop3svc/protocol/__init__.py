@@ -1,3 +1,3 @@
 """
-The POP3 protocol: bytes to replies.  It knows the wire, never a storage.
+The POP3 protocol, from octets to replies.  It does not know how mail is stored.
 """

@@ -1,5 +1,5 @@
 """
-Every command, in the order of RFC 1939, then those of later RFCs.
+All commands: those of RFC 1939 in its order, then those of later RFCs and extensions.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def command(
     verb: str, *, states: Iterable[State], table: dict[str, Command] = COMMANDS, **fields: Any
 ) -> Callable[[Body], Body]:
     """
-    Declare a command: everything about it above its body.
+    Declare the decorated coroutine as a command.
 
-    @param table: where it goes; the package's own table if not given.
+    @param table: the table to add it to; the package's own if not given.
     @param fields: see L{Command}.
-    @raise ValueError: the verb is taken.
+    @raise ValueError: the table has a command with this verb.
     """
     if verb in table:
         raise ValueError(f"{verb} is declared already")
@@ -75,7 +75,7 @@ def _readOnly(session: Session) -> POP3ResponseError | None:
 @command("QUIT", states=[AUTHORIZATION, TRANSACTION, SLEEPING], nextState=State.CLOSED)
 async def quit_(session: Session) -> Reply:
     """
-    Delete what is marked and say good-bye (RFC 1939 sections 4 and 6).
+    Delete the marked messages and end the session (RFC 1939 sections 4 and 6).
     """
     deleted = await session.quit()
     return ok(f"Bye, {deleted} deleted." if deleted else "Bye.", then=After.CLOSE)
@@ -84,7 +84,7 @@ async def quit_(session: Session) -> Reply:
 @command("STAT", states=[TRANSACTION])
 async def stat(session: Session) -> Reply:
     """
-    How many messages and octets there are (RFC 1939 section 5).
+    Return the number and the total octets of the messages (RFC 1939 section 5).
     """
     count, octets = await session.active.total()
     return ok(f"{count} {octets}")
@@ -93,7 +93,7 @@ async def stat(session: Session) -> Reply:
 @command("LIST", states=[TRANSACTION], arguments=grammar.optionalMessage)
 async def list_(session: Session, reference: Reference | None) -> Reply:
     """
-    The size of one message or of each (RFC 1939 section 5).
+    Return the size of one message or of each (RFC 1939 section 5).
     """
     if reference is not None:
         found = await session.active.find(reference)
@@ -108,7 +108,7 @@ def _messages(count: int) -> str:
 @command("RETR", states=[TRANSACTION], arguments=grammar.message)
 async def retr(session: Session, reference: Reference) -> Reply:
     """
-    A whole message (RFC 1939 section 5).
+    Send a whole message (RFC 1939 section 5).
     """
     return ok(
         "Message follows", body=await session.active.open(await session.active.find(reference))
@@ -127,7 +127,7 @@ async def dele(session: Session, reference: Reference) -> Reply:
 @command("NOOP", states=[TRANSACTION, SLEEPING])
 async def noop(session: Session) -> Reply:
     """
-    Nothing (RFC 1939 section 5).
+    Do nothing (RFC 1939 section 5).
     """
     return ok("Done.")
 
@@ -135,7 +135,7 @@ async def noop(session: Session) -> Reply:
 @command("RSET", states=[TRANSACTION])
 async def rset(session: Session) -> Reply:
     """
-    Take all marks back (RFC 1939 section 5).
+    Remove all deletion marks (RFC 1939 section 5).
     """
     session.active.unmark()
     return ok("No message is marked for deletion.")
@@ -144,7 +144,7 @@ async def rset(session: Session) -> Reply:
 @command("TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"])
 async def top(session: Session, reference: Reference, lines: int) -> Reply:
     """
-    A message's header and its first lines (RFC 1939 section 7).
+    Send the header of a message and the first lines of its body (RFC 1939 section 7).
     """
     found = await session.active.find(reference)
     return ok("Top of message follows", body=await session.active.open(found), topLines=lines)
@@ -153,7 +153,7 @@ async def top(session: Session, reference: Reference, lines: int) -> Reply:
 @command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
 async def uidl(session: Session, reference: Reference | None) -> Reply:
     """
-    The unique-id of one message or of each (RFC 1939 section 7).
+    Return the unique-id of one message or of each (RFC 1939 section 7).
     """
     if reference is not None:
         found = await session.active.find(reference)
@@ -170,7 +170,7 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
 )
 async def user(session: Session, name: str) -> Reply:
     """
-    Claim a name (RFC 1939 section 7).
+    Store the user name for PASS (RFC 1939 section 7).
     """
     session.claimedName = name
     return ok("Password required.")
@@ -186,7 +186,7 @@ async def user(session: Session, name: str) -> Reply:
 )
 async def pass_(session: Session, password: str) -> Reply:
     """
-    Prove the name (RFC 1939 section 7).
+    Log in with the password of the user named by USER (RFC 1939 section 7).
     """
     name, session.claimedName = session.claimedName, None
     if name is None:
@@ -204,7 +204,7 @@ async def _loggedIn(session: Session, credentials: Password | Proven, method: st
 
 def _ownCapabilities(session: Session) -> Iterator[str]:
     """
-    What belongs to the service itself.
+    Yield the capabilities that belong to no command.
     """
     off = session.policy.without
     if "UID-PARAM" not in off:
@@ -224,7 +224,7 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
 
 def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
     """
-    The lines of CAPA, each once.
+    Yield the lines of CAPA, each once.
     """
     seen: set[str] = set()
     for each in table:
@@ -237,7 +237,7 @@ def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
 @command("CAPA", states=[AUTHORIZATION, TRANSACTION], capability=_ownCapabilities)
 async def capa(session: Session) -> Reply:
     """
-    What there is to be had here and now (RFC 2449 section 5).
+    List the capabilities in the present state (RFC 2449 section 5).
     """
     return ok("Capabilities follow", body=Lines(capabilities(session, session.commands)))
 
@@ -254,7 +254,7 @@ async def capa(session: Session) -> Reply:
 )
 async def stls(session: Session) -> Reply:
     """
-    Begin TLS; what was said before it is forgotten (RFC 2595 section 4).
+    Begin TLS, and discard the user name sent before (RFC 2595 section 4).
     """
     session.claimedName = None
     return ok("Begin TLS negotiation.", then=After.START_TLS)
@@ -278,7 +278,8 @@ def _sasl(session: Session) -> list[str]:
 )
 async def auth(session: Session, name: str | None, initial: bytes | None) -> Reply:
     """
-    Log in by a SASL mechanism (RFC 5034 section 4); alone, list them.
+    Log in with a SASL mechanism, or list the mechanisms if no argument is given (RFC 5034
+    section 4).
     """
     session.claimedName = None
     if name is None:
@@ -320,13 +321,13 @@ async def deli(session: Session, reference: Reference) -> Reply:
 @command("CORE", states=[TRANSACTION], capability=["CORE"], extension="CORE")
 async def core(session: Session) -> Reply:
     """
-    Commit the deletions and list afresh, the lock kept.
+    Delete the marked messages and list the mailbox again, without releasing the lock.
     """
     isNew = await session.active.refresh()
     return ok("Refreshed.", code=_activity(isNew))
 
 
-# The older spelling is accepted and not announced.
+# REFR is an older name of CORE; it is accepted, but CAPA does not list it.
 command("REFR", states=[TRANSACTION], extension="CORE")(core)
 
 
@@ -339,7 +340,7 @@ command("REFR", states=[TRANSACTION], extension="CORE")(core)
 )
 async def slee(session: Session) -> Reply:
     """
-    Commit the deletions, let the lock go, and stay connected.
+    Delete the marked messages and release the lock, but stay connected.
     """
     return ok(f"Asleep, {await session.sleep()} deleted.")
 
@@ -347,7 +348,7 @@ async def slee(session: Session) -> Reply:
 @command("WAKE", states=[SLEEPING], nextState=TRANSACTION, extension="SLEE-WAKE")
 async def wake(session: Session) -> Reply:
     """
-    Take the lock again and number the messages afresh.
+    Lock the mailbox again and number the messages again.
     """
     isNew = await session.wake()
     return ok("Awake.", code=_activity(isNew))
@@ -358,7 +359,7 @@ async def wake(session: Session) -> Reply:
 )
 async def qaut(session: Session) -> Reply:
     """
-    Commit the deletions and make room for another user's login.
+    Delete the marked messages and log out, so that another user can log in.
     """
     await session.logOut()
     return ok("Logged out.")
@@ -376,7 +377,7 @@ async def qaut(session: Session) -> Reply:
 )
 async def xlog(session: Session, name: str, password: str) -> Reply:
     """
-    USER and PASS in one line.
+    Log in with a user name and a password in one line.
     """
     session.claimedName = None
     return await _loggedIn(session, Password(name, password), "XLOG")

@@ -1,5 +1,5 @@
 """
-What a provider returns for a message, as a closable body; its size by reading.
+Turn the content that a provider returns into a closable body, or count its size by reading.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 
 __all__ = ["MessageBody", "countByReading"]
 
-# Lines are handed on in pieces of about this many octets.
+# Lines are joined into pieces of about this size, octets.
 _PIECE = 16384
 _BLOCK = 65536
-# Messages of so many octets are worth a way of their own.
+# Messages of at least so many octets are sent by sendfile().
 _LARGE = 262144
 
 
 @implementer(IChunkedContent)
 class _Bytes:
     """
-    A message that is all there.
+    Content in memory.
     """
 
     def __init__(self, octets: bytes) -> None:
@@ -50,7 +50,7 @@ class _Bytes:
 @implementer(IChunkedContent)
 class _BinaryFile:
     """
-    A message read from a file object.
+    Content read from a file object.
     """
 
     def __init__(self, file: Any) -> None:
@@ -59,7 +59,7 @@ class _BinaryFile:
     def nextChunk(self) -> bytes | None:
         block = self._file.read(_BLOCK)
         if not isinstance(block, bytes):
-            raise ProviderMistake("a file of a message is opened in binary mode")
+            raise ProviderMistake("open the file of a message in binary mode")
         return block or None
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class _BinaryFile:
 @implementer(IChunkedContent)
 class _IterableOfLines:
     """
-    A message given as lines, with or without their line ends.
+    Content given as lines, with or without their line ends.
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
@@ -82,7 +82,7 @@ class _IterableOfLines:
         for line in self._lines:
             if not isinstance(line, bytes):
                 raise ProviderMistake(
-                    f"the lines of a message are bytes, and one is {type(line).__name__}"
+                    f"a line of the message is {type(line).__name__}: yield bytes"
                 )
             piece.append(line if line.endswith(b"\n") else line + b"\r\n")
             octets += len(line)
@@ -91,7 +91,7 @@ class _IterableOfLines:
         return b"".join(piece) or None
 
     def close(self) -> None:
-        # A generator has a close(), and its "finally" waits for it.
+        # Close a generator, so that its "finally" blocks run.
         close = getattr(self._source, "close", None)
         if close is not None:
             close()
@@ -99,7 +99,7 @@ class _IterableOfLines:
 
 def _fromFile(file: Any) -> Any:
     if isinstance(file, io.TextIOBase):
-        raise ProviderMistake("a file of a message is opened in binary mode")
+        raise ProviderMistake("open the file of a message in binary mode")
     if type(file) in (io.BufferedReader, io.FileIO, io.BufferedRandom) and file.seekable():
         return FileBlocks(file.fileno(), file.close, offset=file.tell())
     return _BinaryFile(file)
@@ -131,14 +131,15 @@ def _fromRegion(region: Any) -> FileBlocks:
 
 class MessageBody:
     """
-    A L{pop3svc.protocol.replies.Body} of what C{messageContent} returned.
+    A L{pop3svc.protocol.replies.Body} of the content that C{messageContent} returned.
+
+    @ivar octets: size of the whole message, set after it was sent.
     """
 
     hasLineEnds = isWireReady = False
     sendTo: Callable[[int], int] | None = None
-    _said: int | None = None
-    _otherwise: Callable[[int, int], object] | None = None
-    # Of the whole message, once it was sent.
+    _expected: int | None = None
+    _differs: Callable[[int, int], object] | None = None
     octets = 0
 
     def __init__(
@@ -147,7 +148,7 @@ class MessageBody:
         """
         @param content: provides L{IMessageContent}, L{IChunkedContent} or
             L{IFileContent}, or can be adapted to L{IChunkedContent}.
-        @param timeout: seconds that one piece may take.
+        @param timeout: seconds that reading one piece may take.
         @param call: the method that returned it, for the log.
         @raise ProviderMistake: it is none of these.
         """
@@ -170,7 +171,7 @@ class MessageBody:
             self._next = content.nextChunk
 
     def _adapted(self, content: Any) -> Any:
-        # An error of zope.interface would show the message.
+        # zope.interface's error would contain the message.
         try:
             adapted = IChunkedContent(content, None)
         except ProviderMistake as mistake:
@@ -183,20 +184,23 @@ class MessageBody:
             )
         return adapted
 
-    def expects(self, said: int | None, otherwise: Callable[[int, int], object]) -> None:
+    def expects(self, size: int | None, differs: Callable[[int, int], object]) -> None:
         """
-        @param said: the size of the message as LIST tells it, octets, or L{None}.
-        @param otherwise: called with that and the octets sent, if they differ.
+        Compare the octets sent with the size of the message.
+
+        @param size: the size that LIST shows, octets, or L{None}.
+        @param differs: called with that size and the octets sent, if they differ.
         """
-        self._said, self._otherwise = said, otherwise
+        self._expected, self._differs = size, differs
 
     def wasSent(self, octets: int) -> None:
         """
         See L{pop3svc.protocol.replies.Body.wasSent}.
         """
         self.octets = octets
-        if self._said is not None and self._said != octets and self._otherwise is not None:
-            self._otherwise(self._said, octets)
+        size = self._expected
+        if size is not None and size != octets and self._differs is not None:
+            self._differs(size, octets)
 
     def next(self) -> Any:
         """
@@ -225,9 +229,8 @@ class MessageBody:
             chunk = await awaitWithTimeout(chunk, self._clock, self._timeout)
         if not isinstance(chunk, bytes | None):
             raise ProviderMistake(
-                f"nextChunk of what {nameOf(self._call)} returned gave "
-                f"{type(chunk).__name__}: it "
-                "returns bytes, or None after the last"
+                f"nextChunk of the content from {nameOf(self._call)} returned "
+                f"{type(chunk).__name__}: return bytes, or None after the last"
             )
         return chunk
 
@@ -246,9 +249,8 @@ class MessageBody:
                 break
             if not isinstance(line, bytes):
                 raise ProviderMistake(
-                    f"nextLine of what {nameOf(self._call)} returned gave "
-                    f"{type(line).__name__}: it "
-                    "returns bytes, or None after the last"
+                    f"nextLine of the content from {nameOf(self._call)} returned "
+                    f"{type(line).__name__}: return bytes, or None after the last"
                 )
             piece.append(line)
             octets += len(line) + 2
@@ -268,7 +270,7 @@ async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
     """
     Read a message to its end and close it.
 
-    @return: octets as they will be sent, without dot-stuffing.
+    @return: octets on the wire, without dot-stuffing.
     """
     count = WireSizeCounter()
     turns = TimeSlice(clock)

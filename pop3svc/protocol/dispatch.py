@@ -1,5 +1,5 @@
 """
-One line, one session and one table of commands give one reply.
+Compute the reply to one line, from the session and a table of commands.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ __all__ = ["Command", "Table", "lineLimit", "respond", "verbOf"]
 
 log = Logger(namespace="pop3svc")
 
-# What a web browser or an HTTP scanner says first (RFC 9110, RFC 9113).
+# First words of HTTP clients and scanners (RFC 9110, RFC 9113).
 _HTTP_VERBS = frozenset(
     ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
 )
 
-# asyncio's own cancellation is none of ours: an error of the provider's.
-_ANYTHING = (Exception, asyncio.CancelledError)
+# asyncio.CancelledError is not Twisted's cancellation, so it is an error of the provider.
+_ERRORS = (Exception, asyncio.CancelledError)
 
 Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
 
@@ -38,26 +38,24 @@ Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
 @dataclass(frozen=True, slots=True)
 class Command:
     """
-    All there is to know about one command.
+    Declaration of one command.
 
-    @ivar verb: as on the wire, upper case.
-    @ivar states: where it is legal; elsewhere it is refused before its body
-        is entered.
-    @ivar run: the body: C{(session, *arguments)} to a L{Reply}, or to a
-        Deferred or coroutine that gives it.
-    @ivar arguments: what followed the verb to the arguments of the body.
-    @ivar enters: the state after a positive final reply; L{None}: it stays.
-        A command that enters CLOSED closes whatever its body says.
-    @ivar capability: the lines of CAPA it earns, or a function of the session
-        that gives them.
-    @ivar announced: the states whose CAPA shows them.
-    @ivar withheld: a function of the session that gives the error saying why
-        the command is not to be had now, or L{None}.  What is withheld leaves
-        CAPA by itself.
-    @ivar extension: which of L{pop3svc.policy.EXTENSIONS} it belongs to; it is
-        not there when that is switched off.
-    @ivar longLine: may its line be as long as a line inside AUTH, because it holds a
-        password or a token?
+    @ivar verb: the verb in upper case.
+    @ivar states: the states in which it is valid; in others it is refused without calling
+        its body.
+    @ivar run: the body: takes C{(session, *arguments)}, returns a L{Reply}, or a Deferred
+        or coroutine of one.
+    @ivar arguments: parses the octets after the verb into the arguments of the body.
+    @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If
+        it is CLOSED, the connection is closed after an error, too.
+    @ivar capability: its lines of CAPA, or a function of the session that returns them.
+    @ivar announced: the states in which CAPA shows these lines.
+    @ivar unavailable: a function of the session that returns the error if the command is
+        not available now, or L{None}.  CAPA does not show an unavailable command.
+    @ivar extension: the one of L{pop3svc.policy.EXTENSIONS} that it belongs to; it does
+        not exist when that is switched off.
+    @ivar longLine: whether its line may be as long as a line inside AUTH, because it holds
+        a password or a token.
     """
 
     verb: str
@@ -73,13 +71,13 @@ class Command:
 
     def refusal(self, session: Session) -> POP3ResponseError | None:
         """
-        @return: why the command is not to be had now, or L{None}.
+        @return: the error if the command is not available now, or L{None}.
         """
         return None if self.unavailable is None else self.unavailable(session)
 
     def capabilities(self, session: Session) -> list[str]:
         """
-        @return: the lines of CAPA that it earns on this session now.
+        @return: its lines of CAPA for this session now.
         """
         if session.state not in self.announced or self.refusal(session) is not None:
             return []
@@ -92,8 +90,8 @@ Table = Mapping[str, Command]
 
 def verbOf(session: Session, line: bytes, table: Table) -> str:
     """
-    @return: the verb of a line if it is one of the table's, else a word for
-        what it is: for events, which hold nothing that a client made up.
+    @return: the verb of a line if it is in the table, else a fixed word, because log events
+        must not contain text from a client.
     """
     if session.exchange is not None:
         return f"({session.exchange.command.verb})"
@@ -103,7 +101,7 @@ def verbOf(session: Session, line: bytes, table: Table) -> str:
 
 def lineLimit(session: Session, line: bytes, table: Table) -> int:
     """
-    @return: how many octets this line may have, its line end included.
+    @return: the maximum length of this line, octets, line end included.
     """
     if session.exchange is None:
         command = table.get(splitLine(line)[0])
@@ -117,8 +115,8 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     Answer one line.
 
     @param line: octets without the line end.
-    @return: the reply, or, if it has to be waited for, a coroutine that gives
-        it; errors are replies by then.  Only a cancellation passes through.
+    @return: the reply, or a coroutine of it if the command has to wait.  Errors are turned
+        into replies; only a cancellation is raised.
     """
     exchange = session.exchange
     body: Callable[..., Any]
@@ -151,7 +149,7 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
         if isAwaitable(answer):
             return _answeredLater(session, command, answer)
         reply: Reply = answer
-    except _ANYTHING as error:
+    except _ERRORS as error:
         reply = _mapped(error, command, session)
     return _answered(session, command, reply)
 
@@ -159,14 +157,14 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
 async def _answeredLater(session: Session, command: Command, answer: Awaitable[Reply]) -> Reply:
     try:
         reply = await answer
-    except _ANYTHING as error:
+    except _ERRORS as error:
         reply = _mapped(error, command, session)
     return _answered(session, command, reply)
 
 
 def _answered(session: Session, command: Command, reply: Reply) -> Reply:
     """
-    What a reply means for the session.
+    Apply the transition of a command after its reply.
     """
     if reply.isChallenge:
         return reply
@@ -178,7 +176,7 @@ def _answered(session: Session, command: Command, reply: Reply) -> Reply:
 
 def _counted(session: Session, reply: Reply) -> Reply:
     """
-    Close after too many senseless commands in a row.
+    Close after too many bad commands in a row.
     """
     if not reply.isBadCommand:
         session.badCommands = 0
@@ -200,8 +198,8 @@ def _refused(error: POP3ResponseError) -> Reply:
 
 def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     """
-    The error map: whatever a body raises becomes a reply.  Called while the
-    error is handled.
+    Map an error of a command's body to a reply.  Call it in the C{except} block, because it
+    logs the traceback.
     """
     if isinstance(error, POP3ResponseError):
         reply = _refused(error)

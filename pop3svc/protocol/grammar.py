@@ -1,8 +1,8 @@
 """
-The octets after the verb: Python values, or L{BadArguments}.
+Parse the arguments of commands into Python values, or raise L{BadArguments}.
 
-Each function takes what followed the verb and its one space, L{None} if
-nothing did, and returns the arguments of the command's body.
+Each parser takes the octets after the verb and one space, L{None} if the line ends with the
+verb, and returns the arguments of the command's body.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
     "words",
 ]
 
-# RFC 1939 sets no bound; ten digits count more messages than a mailbox holds
-# and keep what int() is given short.
+# RFC 1939 sets no bound.  Ten digits are enough for any mailbox, and bound the cost of
+# int().
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
 class MessageNumber(NamedTuple):
     """
-    A message named by its number in this session, 1 and up.
+    A message given by its number in this session, 1 and up.
     """
 
     number: int
@@ -42,7 +42,7 @@ class MessageNumber(NamedTuple):
 
 class UniqueID(NamedTuple):
     """
-    A message named C{UID:...}; what stands there is not checked yet.
+    A message given as C{UID:...}; its form is not checked yet.
     """
 
     text: str
@@ -53,7 +53,7 @@ Reference = MessageNumber | UniqueID
 
 def words(rest: bytes | None) -> list[bytes]:
     """
-    Split at runs of spaces (0x20 only); spaces at the ends do not count.
+    Split at runs of spaces (0x20 only), and ignore spaces at the ends.
     """
     return [word for word in (rest or b"").split(b" ") if word]
 
@@ -79,7 +79,7 @@ def _reference(word: bytes) -> Reference:
 
 def nothing(rest: bytes | None) -> tuple[()]:
     """
-    No argument.
+    Parse no argument.
     """
     if words(rest):
         raise BadArguments("This command takes no argument.")
@@ -88,7 +88,7 @@ def nothing(rest: bytes | None) -> tuple[()]:
 
 def message(rest: bytes | None) -> tuple[Reference]:
     """
-    One message.
+    Parse one message.
     """
     given = words(rest)
     if len(given) != 1:
@@ -98,7 +98,7 @@ def message(rest: bytes | None) -> tuple[Reference]:
 
 def optionalMessage(rest: bytes | None) -> tuple[Reference | None]:
     """
-    One message, or nothing.
+    Parse one message, or nothing.
     """
     given = words(rest)
     if len(given) > 1:
@@ -108,7 +108,7 @@ def optionalMessage(rest: bytes | None) -> tuple[Reference | None]:
 
 def messageAndLines(rest: bytes | None) -> tuple[Reference, int]:
     """
-    One message and a count of lines, 0 and up.
+    Parse one message and a number of lines, 0 and up.
     """
     given = words(rest)
     if len(given) != 2:
@@ -118,7 +118,7 @@ def messageAndLines(rest: bytes | None) -> tuple[Reference, int]:
 
 def name(rest: bytes | None) -> tuple[str]:
     """
-    A user name: UTF-8, other octets as surrogate escapes.
+    Parse a user name in UTF-8; octets that are not UTF-8 become surrogate escapes.
     """
     given = words(rest)
     if len(given) != 1:
@@ -128,7 +128,7 @@ def name(rest: bytes | None) -> tuple[str]:
 
 def password(rest: bytes | None) -> tuple[str]:
     """
-    A password: all that follows the one space, verbatim.
+    Parse a password: all octets after the one space, unchanged.
     """
     if not rest:
         raise BadArguments("This command takes a password.")
@@ -137,18 +137,19 @@ def password(rest: bytes | None) -> tuple[str]:
 
 def nameAndPassword(rest: bytes | None) -> tuple[str, str]:
     """
-    A user name up to the first space, and a password: all behind it, verbatim.
+    Parse a user name up to the first space, and a password: all octets after that space,
+    unchanged.
     """
-    given, _, behind = (rest or b"").lstrip(b" ").partition(b" ")
-    if not given or not behind:
+    given, _, secret = (rest or b"").lstrip(b" ").partition(b" ")
+    if not given or not secret:
         raise BadArguments("This command takes a user name and a password.")
-    return _text(given), _text(behind)
+    return _text(given), _text(secret)
 
 
 def saslStart(rest: bytes | None) -> tuple[str | None, bytes | None]:
     """
-    A SASL mechanism and its initial response in base64 (RFC 5034 section 4),
-    each of them optional.
+    Parse a SASL mechanism and its initial response in base64 (RFC 5034 section 4), both
+    optional.
     """
     given = words(rest)
     if len(given) > 2:

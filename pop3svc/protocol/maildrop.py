@@ -1,5 +1,5 @@
 """
-Numbers and unique-ids, deletion marks and known sizes of one session.
+Message numbers, unique-ids, deletion marks and known sizes of one session.
 """
 
 from __future__ import annotations
@@ -26,23 +26,24 @@ class MessageRef(NamedTuple):
 
 class Maildrop:
     """
-    The messages of one session as they were listed.  Numbers never shift.
+    The messages of one session, as listed at its beginning.  Numbers never change.
 
-    @ivar listed: all of them, in order.
+    @ivar listed: all unique-ids, in order.
     """
 
     def __init__(self, listed: UniqueIDList) -> None:
         self.listed = listed
         self._marked: dict[str, None] = {}
         self._gone: set[str] = set()
-        # Of those listed, by number less one, as far as they are known; of
-        # others by unique-id.
+        # Known sizes: of listed messages by number minus one, of others by unique-id.
         self._sizes: list[int | None] | None = None
         self._laterSizes: dict[str, int] = {}
         self._octets: int | None = None
 
     def byNumber(self, number: int) -> MessageRef:
         """
+        Find a message.
+
         @raise POP3ResponseError: there is no such message, or it is deleted.
         """
         uniqueIDs = self.listed.uniqueIDs
@@ -64,7 +65,9 @@ class Maildrop:
 
     def refuseDeleted(self, uniqueID: str) -> None:
         """
-        @raise POP3ResponseError: the message is marked or gone.
+        Check that a message is not deleted.
+
+        @raise POP3ResponseError: it is marked for deletion or deleted.
         """
         if uniqueID in self._marked or uniqueID in self._gone:
             raise POP3ResponseError("Message is deleted.")
@@ -72,13 +75,13 @@ class Maildrop:
     @property
     def isWhole(self) -> bool:
         """
-        Is nothing of it deleted?
+        Whether no message is deleted or marked for deletion.
         """
         return not self._marked and not self._gone
 
     def present(self) -> Iterator[MessageRef]:
         """
-        The messages that are not deleted, in order.
+        Yield the messages that are not deleted, in order.
         """
         marked, gone = self._marked, self._gone
         for number, uniqueID in enumerate(self.listed, 1):
@@ -94,7 +97,7 @@ class Maildrop:
 
     def unmark(self) -> None:
         """
-        Take all marks back (RSET).
+        Remove all deletion marks (RSET).
         """
         self._marked.clear()
         self._octets = None
@@ -107,7 +110,7 @@ class Maildrop:
 
     def setGone(self, uniqueIDs: Iterable[str]) -> None:
         """
-        These have been deleted for good.
+        Record that messages have been deleted.
         """
         for uniqueID in uniqueIDs:
             if uniqueID in self._marked:
@@ -123,7 +126,7 @@ class Maildrop:
 
     def count(self) -> int:
         """
-        @return: how many messages are not deleted.
+        @return: the number of messages that are not deleted.
         """
         if self.isWhole:
             return len(self.listed)
@@ -133,7 +136,8 @@ class Maildrop:
 
     def octets(self) -> int | None:
         """
-        @return: octets of all that are not deleted, L{None} if not known.
+        @return: total octets of the messages that are not deleted, L{None} if a size is
+            not known.
         """
         if self._octets is None and self._sizes is not None:
             sizes = self._sizes
@@ -145,7 +149,7 @@ class Maildrop:
 
     def size(self, found: MessageRef) -> int | None:
         """
-        @return: octets, or L{None} if not known yet.
+        @return: the size of a message in octets, or L{None} if it is not known.
         """
         if not found.number:
             return self._laterSizes.get(found.uniqueID)
@@ -153,17 +157,17 @@ class Maildrop:
 
     def sizes(self) -> Sequence[int | None]:
         """
-        @return: octets of all that were listed, in order, L{None} where they
-            are not known yet; empty if none is.
+        @return: the sizes of all listed messages in octets, in order, L{None} for those
+            that are not known; empty if no size is known.
         """
         return self._sizes or ()
 
     def setSizes(self, found: Sequence[MessageRef], sizes: Sequence[int | None]) -> None:
         """
-        Remember sizes, so that they stay the same for the session.
+        Store sizes, so that they stay the same during the session.
 
-        @param found: the messages, all that were listed if empty.
-        @param sizes: octets of each, L{None} if there are none to be had.
+        @param found: the messages; empty for all listed ones.
+        @param sizes: the size of each in octets, L{None} if it is not available.
         """
         self._octets = None
         if not found:

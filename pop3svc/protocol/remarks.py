@@ -1,5 +1,5 @@
 """
-What the log tells the author of a provider, once for each class and method.
+Log warnings for the author of a provider, once for each class and method.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ __all__ = ["HELD", "nameOf", "remarkHeld", "warnOnce"]
 
 log = Logger(namespace="pop3svc")
 
-# Seconds that a provider may hold the reactor before it is told so: longer than any
-# call that does not wait, and long enough for every client to notice.
+# Seconds of blocking the reactor after which a warning is logged: longer than any call that
+# does not wait, and long enough for every client to notice.
 HELD = 0.5
 
-# What was said of each class already.
-_said: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
+# Warnings that were logged already, by class.
+_logged: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
 
 def nameOf(call: Any) -> str:
@@ -35,22 +35,22 @@ def warnOnce(call: Any, sentence: str, **more: Any) -> None:
     """
     Log a warning about a method, once for each class and method.
     """
-    said = _said.setdefault(type(getattr(call, "__self__", call)), set())
+    logged = _logged.setdefault(type(getattr(call, "__self__", call)), set())
     key = f"{nameOf(call)}: {sentence}"
-    if key not in said:
-        said.add(key)
+    if key not in logged:
+        logged.add(key)
         log.warn(sentence, call=nameOf(call), **more)
 
 
 def remarkHeld(call: Any, held: float) -> None:
     """
-    Say that a call has held the reactor for more than L{HELD}.
+    Warn that a call has blocked the reactor for more than L{HELD} seconds.
 
     @param held: seconds.
     """
     warnOnce(
         call,
-        "{call} held the reactor for {held:.1f} s, and all clients with it: it should "
-        "return a Deferred or be a coroutine, or run in InThreads(provider)",
+        "{call} blocked the reactor for {held:.1f} s, and all clients waited: return a Deferred, "
+        "make it a coroutine, or wrap the provider in InThreads",
         held=held,
     )

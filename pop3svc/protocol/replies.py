@@ -1,5 +1,5 @@
 """
-The values a command can return, and what happens after each.
+The values that a command returns, and the actions after a reply.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, Protocol
 
 __all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
-# What a listing is handed on in: large enough to be cheap, small enough to
-# hold for ten thousand clients.
+# Octets of a piece of a listing: large enough to be cheap, small enough to hold one for
+# each of ten thousand clients.
 _PIECE = 16384
 
 
 class After(Enum):
     """
-    What the connection does once the reply is sent.
+    The action of the connection after it has sent a reply.
     """
 
     GO_ON = "go on"
@@ -27,15 +27,14 @@ class After(Enum):
 
 class Body(Protocol):
     """
-    The octets behind the first line of a reply, before dot-stuffing.
+    The octets after the first line of a reply, before dot-stuffing.
 
-    @ivar hasLineEnds: are they whole lines, all of their ends CRLF?
-    @ivar isWireReady: and are they to the octet what is sent: does no line begin
-        with a dot, either?
-    @ivar sendTo: sends the next octets to a socket without taking them in
-        hand: takes its descriptor and returns how many octets that were, 0 if
-        they have to be asked for by C{next}; raises C{BlockingIOError} if the
-        socket takes none now.  Or L{None}.
+    @ivar hasLineEnds: whether they are whole lines that all end with CRLF.
+    @ivar isWireReady: whether, in addition, no line begins with a dot, so that they are
+        sent unchanged.
+    @ivar sendTo: an optional zero-copy path, or L{None}.  Takes the descriptor of a socket,
+        sends the next octets to it, and returns their number, 0 if they have to be read
+        with C{next}.  Raises C{BlockingIOError} if the socket's buffer is full.
     """
 
     hasLineEnds: bool
@@ -44,26 +43,26 @@ class Body(Protocol):
 
     def next(self) -> Any:
         """
-        @return: some octets, cut anywhere, line ends LF or CRLF; L{None} after
-            the last; or a Deferred or coroutine that gives them.
+        @return: the next octets, cut anywhere, with line ends LF or CRLF; L{None} after
+            the last; or a Deferred or coroutine of these.
         """
 
     def wasSent(self, octets: int) -> None:
         """
-        The whole body was sent: so many octets, without dot-stuffing and without the
-        line that ends the reply.
+        Called after the whole body was sent.
+
+        @param octets: its size, without dot-stuffing and without the final line.
         """
 
     def close(self) -> None:
         """
-        Let go of what the body holds.  Called exactly once by whoever was
-        given the body.
+        Release the resources of the body.  The owner of the body calls this exactly once.
         """
 
 
 class Lines:
     """
-    A L{Body} of short lines that are made while it is sent.
+    A L{Body} of short lines that are generated while it is sent.
     """
 
     hasLineEnds = True
@@ -106,7 +105,7 @@ class Lines:
 
 class Pieces:
     """
-    A L{Body} that stands ready in pieces.
+    A L{Body} of prepared pieces.
     """
 
     hasLineEnds = isWireReady = True
@@ -114,7 +113,7 @@ class Pieces:
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         """
-        @param pieces: octets to be sent as they are, each of whole lines.
+        @param pieces: octets to send unchanged, each piece of whole lines.
         """
         self._pieces: Iterator[bytes] = iter(pieces)
 
@@ -138,19 +137,19 @@ class Pieces:
 
 class Reply(NamedTuple):
     """
-    What a command answers.
+    The reply to a command.
 
-    @ivar positive: C{+OK} or C{-ERR}.
+    @ivar positive: whether it is C{+OK} or C{-ERR}.
     @ivar text: the rest of the first line, printable ASCII.
     @ivar code: a response code without its brackets, or L{None}.
-    @ivar body: what follows the first line of a multi-line reply.
-    @ivar topLines: of the body, send its header, the blank line and this many
-        lines (RFC 1939, TOP); L{None} for all.
-    @ivar then: what happens after it.
+    @ivar body: the body of a multi-line reply.
+    @ivar topLines: send only the header of the body, the blank line and this many lines
+        (RFC 1939, TOP); L{None} to send all.
+    @ivar then: the action after it was sent.
     @ivar isChallenge: a C{+ } line inside AUTH; C{text} is its base64.
-    @ivar stays: a positive reply that does not enter the command's next state.
-    @ivar senseless: the command was unknown, misplaced or malformed.
-    @ivar fault: the answer hides an error of ours or of the provider.
+    @ivar keepsState: a positive reply without the command's transition.
+    @ivar isBadCommand: the command was unknown, not valid in the state, or malformed.
+    @ivar fault: the reply is due to a bug in the service or the provider.
     """
 
     positive: bool
@@ -174,7 +173,7 @@ def ok(
     keepsState: bool = False,
 ) -> Reply:
     """
-    A positive reply; multi-line if it has a body.
+    Make a positive reply; it is multi-line if it has a body.
     """
     return Reply(True, text, code, body, topLines, then, keepsState=keepsState)
 
@@ -187,14 +186,14 @@ def err(
     fault: bool = False,
 ) -> Reply:
     """
-    A negative reply.
+    Make a negative reply.
     """
     return Reply(False, text, code, then=then, isBadCommand=isBadCommand, fault=fault)
 
 
 def challenge(encoded: str) -> Reply:
     """
-    A challenge inside AUTH (RFC 5034 section 4).
+    Make a challenge inside AUTH (RFC 5034 section 4).
 
     @param encoded: the challenge in base64.
     """

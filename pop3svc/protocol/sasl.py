@@ -1,5 +1,5 @@
 """
-SASL mechanisms, one async generator each, and what drives them line by line.
+SASL mechanisms, each an async generator, and the class that drives one line by line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pop3svc.protocol.wire import hasControl
 
 __all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
 
-# RFC 5034 section 5; a2b alone takes what is to be refused.
+# RFC 5034 section 5.  b64decode alone accepts malformed base64.
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
@@ -33,10 +33,10 @@ class Mechanism:
     """
     A SASL mechanism (RFC 4422).
 
-    @ivar name: as registered.
-    @ivar needs: the interface a provider must provide for it.
-    @ivar cleartext: does it send a password that must not be overheard?
-    @ivar converse: C{(session, initial response or None)} to the conversation.
+    @ivar name: its registered name.
+    @ivar needs: the interface that the provider must provide.
+    @ivar cleartext: whether it sends the password unencrypted.
+    @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Mechanism:
 
     def isUsable(self, session: Session) -> bool:
         """
-        May this session log in by it?
+        @return: whether this session may log in with it.
         """
         if self.cleartext and not session.mayLogInHere:
             return False
@@ -63,7 +63,7 @@ def mechanism(
     Callable[[Session, bytes | None], Conversation],
 ]:
     """
-    Declare a mechanism.
+    Declare the decorated async generator as a mechanism; see L{Mechanism}.
     """
 
     def declare(
@@ -77,7 +77,7 @@ def mechanism(
 
 def offered(session: Session) -> list[str]:
     """
-    @return: the names of the mechanisms this session may log in by.
+    @return: the names of the mechanisms with which this session may log in.
     """
     return [each.name for each in MECHANISMS.values() if each.isUsable(session)]
 
@@ -95,7 +95,7 @@ def _password(name: bytes, password: bytes) -> Password:
 @mechanism("PLAIN", needs=IPOP3MailboxProvider, cleartext=True)
 async def plain(session: Session, initial: bytes | None) -> Conversation:
     """
-    RFC 4616.
+    The mechanism PLAIN (RFC 4616).
     """
     response = (yield b"") if initial is None else initial
     fields = response.split(b"\0")
@@ -110,7 +110,7 @@ async def plain(session: Session, initial: bytes | None) -> Conversation:
 @mechanism("LOGIN", needs=IPOP3MailboxProvider, cleartext=True)
 async def login(session: Session, initial: bytes | None) -> Conversation:
     """
-    Not in any RFC; what many clients know best.
+    The mechanism LOGIN, which is in no RFC but is supported by many clients.
     """
     name = (yield b"Username:") if initial is None else initial
     password = yield b"Password:"
@@ -130,8 +130,8 @@ class SASLExchange:
         finish: Callable[[Password | Proven], Awaitable[Reply]],
     ) -> None:
         """
-        @param command: the L{pop3svc.protocol.dispatch.Command} it is part of.
-        @param finish: takes what the mechanism learned to the final reply.
+        @param command: the L{pop3svc.protocol.dispatch.Command} that began it.
+        @param finish: takes the result of the mechanism, returns the final reply.
         """
         self.command = command
         self._session = session
@@ -141,8 +141,9 @@ class SASLExchange:
 
     async def begin(self, initial: bytes | None) -> Reply:
         """
-        @param initial: the initial response as it came, C{=} for an empty one,
-            or L{None}.
+        Begin the exchange.
+
+        @param initial: the initial response as received, C{=} for an empty one, or L{None}.
         """
         if initial is not None:
             initial = b"" if initial == b"=" else _decoded(initial)
@@ -151,6 +152,8 @@ class SASLExchange:
 
     async def respond(self, line: bytes) -> Reply:
         """
+        Continue the exchange.
+
         @param line: the client's next line.
         """
         assert self._conversation is not None
@@ -165,7 +168,7 @@ class SASLExchange:
 
     async def _step(self, response: bytes | None) -> Reply:
         assert self._conversation is not None
-        # asend() takes None where a conversation begins.
+        # The first asend() takes None.
         result = await self._conversation.asend(response)  # type: ignore[arg-type]
         if isinstance(result, bytes):
             self._session.exchange = self

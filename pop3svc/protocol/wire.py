@@ -1,5 +1,5 @@
 """
-A line to its verb and the rest; a reply to its bytes.
+Split lines into verb and arguments, and encode replies.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _MARK = " _"
 
 def hasControl(line: bytes) -> bool:
     """
-    Does the line hold a control octet?
+    @return: whether the line contains a control character.
     """
     return _CONTROL.search(line) is not None
 
 
 def splitLine(line: bytes) -> tuple[str, bytes | None]:
     """
-    @return: the verb in upper case, and what followed its one space, L{None}
-        if nothing did.
+    @return: the verb in upper case, and the octets after one space, L{None} if there is no
+        space.
     """
     verb, space, rest = line.partition(b" ")
     return verb.upper().decode("ascii", "replace"), rest if space else None
@@ -37,10 +37,10 @@ def splitLine(line: bytes) -> tuple[str, bytes | None]:
 
 def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
     """
-    The first line of a reply, with its CRLF: always one line, always at most
-    512 octets (RFC 2449 section 4), whatever it was made from.
+    Encode the first line of a reply, with its CRLF.  Unprintable characters are replaced,
+    and the line is cut to 512 octets (RFC 2449 section 4).
 
-    @param marksMultiLine: end that of a multi-line reply, and of no other,
+    @param marksMultiLine: end the first line of a multi-line reply, and of no other reply,
         with C{ _} (MULTI-LINE-IND).
     """
     if reply.isChallenge:
@@ -51,7 +51,7 @@ def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
     )
 
 
-# Most replies are the same few: 35 bytecodes in place of 64 for each.
+# Cached, because most replies are the same few: 35 bytecodes instead of 64 for each.
 @lru_cache(512)
 def _statusLine(
     isPositive: bool, code: str | None, text: str, marksMultiLine: bool, isMultiLine: bool
@@ -74,7 +74,8 @@ def _statusLine(
 
 class Top:
     """
-    Lets the header, the blank line and a number of lines pass (RFC 1939, TOP).
+    Filters a message down to its header, the blank line and a number of lines (RFC 1939,
+    TOP).
     """
 
     def __init__(self, lines: int) -> None:
@@ -85,8 +86,8 @@ class Top:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: the next octets as L{CRLFNormalizer} gives them out.
-        @return: those of them that are wanted.
+        @param data: the next octets from L{CRLFNormalizer}.
+        @return: the part of them to send.
         """
         if self.done:
             return b""
@@ -103,12 +104,12 @@ class Top:
         self.done = True
         if not self._linesLeft:
             return data[:kept]
-        behind = data[kept:].split(b"\r\n", self._linesLeft)[-1]
-        return data[: len(data) - len(behind)]
+        dropped = data[kept:].split(b"\r\n", self._linesLeft)[-1]
+        return data[: len(data) - len(dropped)]
 
     def _endOfHeader(self, data: bytes) -> int:
         """
-        @return: where in C{data} the body begins, -1 if not in it.
+        @return: the offset in C{data} at which the body begins, -1 if it begins later.
         """
         if self._atLineStart and data.startswith(b"\r\n"):
             return 2
@@ -122,9 +123,9 @@ class Top:
 
 class MultiLine:
     """
-    Turns the body of a multi-line reply into what is sent: line ends made
-    CRLF, lines that begin with a dot stuffed (RFC 1939 section 3), a dot at
-    the end.  Blocks may be cut anywhere.
+    Encodes the body of a multi-line reply: converts line ends to CRLF, stuffs lines that
+    begin with a dot (RFC 1939 section 3), and appends the final dot.  Blocks may be cut
+    anywhere.
     """
 
     def __init__(self, topLines: int | None = None, hasLineEnds: bool = False) -> None:
@@ -132,17 +133,18 @@ class MultiLine:
         @param topLines: see L{Reply.topLines}.
         @param hasLineEnds: see L{pop3svc.protocol.replies.Body.hasLineEnds}.
         """
-        # Top has to see whole line ends, and blocks are cut inside them, too.
+        # Top needs whole line ends, and a block may end inside one, so it always gets the
+        # output of a CRLFNormalizer.
         self._lineEnds = None if hasLineEnds and topLines is None else CRLFNormalizer()
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
-        # Octets given out, without the dots that were added.
+        # Octets returned so far, without the dots that were added.
         self.octets = 0
 
     @property
     def done(self) -> bool:
         """
-        Is nothing more of the body wanted?
+        Whether the rest of the body is not sent.
         """
         return self._top is not None and self._top.done
 
@@ -155,7 +157,7 @@ class MultiLine:
 
     def finish(self) -> bytes:
         """
-        @return: what is still to be sent, the final dot included.
+        @return: the last octets for the wire, with the final dot.
         """
         rest = b"" if self._lineEnds is None else self._lineEnds.finish()
         return self._stuffed(rest) + b".\r\n"
@@ -166,7 +168,8 @@ class MultiLine:
         if not data:
             return b""
         self.octets += len(data)
-        # Only the seam needs a look; within the block replace() sees all.
+        # A dot at the beginning of a block begins a line if the last block ended with one;
+        # the pattern finds all others.
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")
         if b"." in data and DOT_LINE.search(data):

@@ -293,7 +293,7 @@ def test_holdsTheReactor(isCoroutine: bool) -> None:
         loggedIn(box, clock)
         loggedIn(box, clock)
     assert len(log.lines) == 1
-    assert log.has("Mailbox.listMessageUniqueIDs held the reactor for 3.0 s", "InThreads")
+    assert log.has("Mailbox.listMessageUniqueIDs blocked the reactor for 3.0 s", "InThreads")
 
 
 # --- asyncio ------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def test_heldBeforeItRaises() -> None:
         client = loggedIn(mailbox(*interfaces, **{name: method}), clock)
         with Log() as log:
             assert client.say(command).startswith(b"+OK")
-        assert log.has(f"{name} held the reactor for"), (name, log.lines)
+        assert log.has(f"{name} blocked the reactor for"), (name, log.lines)
 
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview])
