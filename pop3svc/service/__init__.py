@@ -1,3 +1,3 @@
 """
-Running it: the only place that sees all of the rest.
+Run the service: options, endpoints, TLS, processes and the factory of connections.
 """

@@ -1,5 +1,5 @@
 """
-Accepting connections pauses when file descriptors run out.
+Pause accepting connections when file descriptors run out.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ __all__ = ["AcceptLimiter", "raiseLimit"]
 log = Logger(namespace="pop3svc")
 
 
-# Descriptors: more than connections may ever be.
+# Descriptors; more than any configured number of connections needs.
 _MOST = 1_048_576
 
 
 def _lowestFree() -> int | None:
     """
-    @return: the lowest descriptor that is not in use, so that at least as many
-        are; L{None} if there is none.
+    @return: the lowest descriptor that is not in use, which is a lower bound of the number
+        in use; L{None} if all are in use.
     """
     try:
         descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -36,7 +36,7 @@ def _lowestFree() -> int | None:
 
 def _openNow() -> int:
     """
-    @return: how many descriptors are open.
+    @return: the number of open descriptors.
     """
     try:
         return len(os.listdir("/proc/self/fd"))
@@ -47,8 +47,8 @@ def _openNow() -> int:
 
 def raiseLimit() -> None:
     """
-    Allow this process as many descriptors as it may have: the usual 1,024 is for
-    programs that use select().
+    Raise the soft limit of descriptors to the hard limit.  The usual soft limit of 1,024 is
+    meant for programs that use select().
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
@@ -56,26 +56,27 @@ def raiseLimit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            # It goes on with what it has.
+            # Keep the present limit.
             pass
 
 
 class AcceptLimiter:
     """
-    Stops accepting before the last descriptors are gone, as the sessions that
-    there are need some for their mailboxes, and goes on when there are some
-    again.  Whoever comes meanwhile waits in the kernel's queue.
+    Stops accepting before all descriptors are in use, because sessions need some for their
+    mailboxes, and resumes when enough are free.  New clients wait in the kernel's queue
+    meanwhile.
     """
 
-    # Descriptors kept for sessions, at most and as a share of all; and of these the share
-    # that is accepted from one look to the next.
+    # Descriptors reserved for sessions: at most KEPT, and at most the share 1/SHARE of the
+    # limit.  After 1/UNSEEN of them was accepted, the free descriptors are checked again.
     KEPT, SHARE, UNSEEN = 256, 4, 8
-    # Seconds from one look to the next while paused.
+    # Seconds between two checks while paused.
     LOOK = 0.25
-    # Descriptors of a session that is not asleep: its mailbox, a message that it is sent
-    # and that one's directory, and one for a moment.
+    # Descriptors of a session that is not asleep: its mailbox, a message that is sent, the
+    # directory of that message, and a temporary one.
     EACH = 4
-    # Kept for all else: threads that read directories, a file that is read again.
+    # Descriptors reserved for all else: threads that read directories, files of the
+    # configuration that are read again.
     SPARE = 32
 
     def __init__(
@@ -86,11 +87,11 @@ class AcceptLimiter:
         inUse: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
-        @param limit: of descriptors; the process's own if not given.
-        @param inUse: tells how many connections there are, and how many sessions that
-            are not asleep.
-        @param takesTurns: accept one connection at a time, as other processes
-            accept from the same sockets: whoever has time takes the next.
+        @param limit: limit of descriptors; that of the process if not given.
+        @param takesTurns: accept one connection at a time, because other processes accept
+            from the same sockets, and the next idle one should take the next connection.
+        @param inUse: returns the number of connections, and the number of sessions that are
+            not asleep.
         """
         self._ports: list[Any] = []
         self._clock = clock
@@ -98,61 +99,63 @@ class AcceptLimiter:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # What there is before anybody comes; looked at when somebody does, as files are
-        # opened until then.
+        # Descriptors in use without connections; counted at the first connection, because
+        # the service opens files until then.
         self._atFirst = -1
         self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
         self._spare = min(self.SPARE, limit // 8)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
-        # A port accepts many at once, and cannot be stopped meanwhile.
+        # A port accepts several connections in one turn of the reactor, and cannot be
+        # stopped during that.
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
     def add(self, port: Any) -> None:
         """
-        Look after a listening port, too.
+        Add a listening port.
         """
         self._ports.append(port)
         read = port.doRead
 
         def doRead() -> Any:
-            if not self.isPaused and self._isPromised():
-                # Since the last look those who are in have logged in.
+            if not self.isPaused and self._isShort():
+                # Clients have logged in since the last check.
                 self._pause()
                 return None
-            # It grows by itself, by twenty at a time.
+            # Set it each time, because Twisted changes it by itself.
             port.numberAccepts = self._burst
             return read()
 
         port.doRead = doRead
 
-    def _promised(self) -> int:
+    def _needed(self) -> int:
         """
-        Descriptors that are needed if everybody who is in does what may be done at once.
+        @return: the descriptors that all present sessions may need at the same time.
         """
         connections, awake = self._inUse()
         if self._atFirst < 0:
             self._atFirst = max(_openNow() - connections, 0)
         return self._atFirst + connections + self.EACH * awake
 
-    def _isPromised(self, more: int = 0) -> bool:
+    def _isShort(self, more: int = 0) -> bool:
         """
-        Are there too few descriptors to accept as many as may come at once, and to let
-        some of them log in then?
+        @return: whether there are too few descriptors to accept the connections of one turn
+            of the reactor and to let some of their clients log in.
         """
         logins = max(self.EACH, self._limit // 16)
-        return self._promised() + self._burst + more + logins + self._spare > self._limit
+        return self._needed() + self._burst + more + logins + self._spare > self._limit
 
     def mayServe(self) -> bool:
         """
-        Are there descriptors for another session, with what all others may need?
+        @return: whether there are enough descriptors for another session, in addition to
+            all that the present sessions may need.
         """
-        needed = self._promised() + self.EACH + self._spare
+        needed = self._needed() + self.EACH + self._spare
         isEnough = needed <= self._limit
         if isEnough and needed > self._limit // 2:
-            # Others have opened more than is counted, perhaps.
+            # Other code may have opened descriptors that are not counted.
             lowest = _lowestFree()
             isEnough = lowest is not None and lowest + self.EACH + self._spare <= self._limit
         if isEnough:
@@ -169,14 +172,13 @@ class AcceptLimiter:
     @property
     def isPaused(self) -> bool:
         """
-        Is nothing accepted now?
+        Whether accepting is paused.
         """
         return self._timer is not None
 
     def accepted(self) -> None:
         """
-        A connection was accepted: look now and then whether there is room for
-        more.
+        Called for each accepted connection, to check the free descriptors regularly.
         """
         if self.isPaused:
             return
@@ -185,7 +187,7 @@ class AcceptLimiter:
             return
         self._unseen = 0
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._stopAt or self._isPromised():
+        if lowest is None or lowest >= self._stopAt or self._isShort():
             self._pause()
 
     def _pause(self) -> None:
@@ -196,7 +198,7 @@ class AcceptLimiter:
 
     def _look(self) -> None:
         lowest = _lowestFree()
-        if lowest is None or lowest >= self._goOnAt or self._isPromised(self._spare):
+        if lowest is None or lowest >= self._goOnAt or self._isShort(self._spare):
             self._timer = self._clock.callLater(self.LOOK, self._look)
             return
         self._timer = None
@@ -207,7 +209,7 @@ class AcceptLimiter:
 
     def stop(self) -> None:
         """
-        Look no more: the ports are closed.
+        Stop checking, because the ports are closed.
         """
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():

@@ -1,5 +1,5 @@
 """
-The embedded default: a directory with accounts, mail and a certificate.
+The data directory: accounts, mail and a certificate for a service without configuration.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ Message-ID: <welcome@localhost>
 MIME-Version: 1.0
 Content-Type: text/plain; charset=us-ascii
 
-This message lies in a Maildir and was read over POP3:
+This message was read over POP3 from a Maildir:
 
     {path}
 
-Put files into its "new" folder and they are mail.  Other users get in with
+Each file that you put into its "new" folder is a message.  Add other users with
 
     pop3svc user add NAME
 
-and their mail goes into a folder of that name beside this one.
+Their mail is in a folder of that name beside this one.
 """
 
 
 def defaultDataDirectory() -> str:
     """
-    @return: a directory of the user's own, by the platform's convention.
+    @return: the user's data directory, by the platform's convention.
     """
     return user_data_dir("pop3svc", appauthor=False)
 
@@ -57,7 +57,7 @@ Owner = tuple[int, int]
 
 def _makeDirectory(path: str, owner: Owner | None) -> None:
     """
-    Make a private directory if it is not there.
+    Create a private directory if it does not exist.
     """
     try:
         os.mkdir(path, 0o700)
@@ -73,14 +73,13 @@ def _makeDirectory(path: str, owner: Owner | None) -> None:
 
 class DataDirectory:
     """
-    Where the service keeps what is its own.  Nothing is made before it is
-    needed, and what is there is left as it is.
+    Directory of the service's own files.  Each file is created when it is first needed,
+    and existing files are not changed.
     """
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         """
-        @param owner: the user and group that what is made is for, if the
-            service gives up its privileges.
+        @param owner: user and group of new files, if the service gives up its privileges.
         """
         self.path = os.path.abspath(os.path.expanduser(path))
         self._owner = owner
@@ -91,34 +90,36 @@ class DataDirectory:
     @property
     def passwordFile(self) -> str:
         """
-        The accounts of the embedded default.
+        Path of the password file.
         """
         return self._at("users")
 
     @property
     def mail(self) -> str:
         """
-        The directory of the embedded default's Maildirs.
+        Directory of the Maildirs.
         """
         return self._at("mail")
 
     @property
     def state(self) -> str:
         """
-        What has to survive a restart; see L{pop3svc.state.State}.
+        Path of the database; see L{pop3svc.state.State}.
         """
         return self._at("state.db")
 
     @property
     def demoLogin(self) -> str:
         """
-        The first user's name and password, as a file for C{curl --netrc-file}.
+        Path of a file for C{curl --netrc-file} with the first user's name and password.
         """
         return self._at("demo.netrc")
 
     def make(self) -> None:
         """
-        @raise ValueError: it cannot be made; a sentence for the operator.
+        Create the directory.
+
+        @raise ValueError: it cannot be created; a sentence for the operator.
         """
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -130,8 +131,7 @@ class DataDirectory:
 
     def makeAccounts(self) -> None:
         """
-        Make the accounts and the Maildirs, with a first user who has a
-        message.
+        Create the accounts and the Maildirs, with a first user who has a message.
 
         @raise ValueError: a sentence for the operator.
         """
@@ -151,17 +151,16 @@ class DataDirectory:
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
             writeWhole(self.demoLogin, login.encode("ascii"), owner)
-            # Last, as it is what tells a first start.
+            # Create the password file last, because it marks the first start as complete.
             addUser(self.passwordFile, "demo", password, owner)
         except OSError as error:
             raise ValueError(f"{error.filename or self.path}: {error.strerror}")
 
     def makeCertificate(self) -> tuple[str, str, bool]:
         """
-        Make a self-signed certificate if there is none.
+        Create a self-signed certificate if there is none.
 
-        @return: the paths of the certificate and its key, and whether they
-            were made now.
+        @return: the paths of the certificate and its key, and whether they are new.
         @raise ValueError: a sentence for the operator.
         """
         self.make()

@@ -1,5 +1,5 @@
 """
-Where the service listens: endpoint strings, with TLS where they ask for it.
+Make server endpoints from endpoint strings, with implicit TLS by the service's certificate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pop3svc.service.tlstransport import TLSTransport
 
 __all__ = ["InheritedPortReactor", "parseArguments", "serverEndpoint", "tlsEndpoint"]
 
-# Connections that wait to be accepted; the kernel has a bound of its own.
+# Connections that wait to be accepted; the kernel may limit it further.
 _BACKLOG = 1024
 
 Wrap = Callable[[Any], Any]
@@ -28,10 +28,11 @@ Wrap = Callable[[Any], Any]
 
 def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
     """
-    Take a string apart as endpoint strings are: arguments between colons,
-    C{key=value} ones apart, a backslash before what is meant as it stands.
+    Parse the arguments of an endpoint string: separated by colons, with C{key=value} for
+    named ones, and a backslash as the escape character.
 
-    @raise ValueError: a key stands there twice.
+    @return: the positional and the named arguments.
+    @raise ValueError: a name is given twice.
     """
     fields: list[tuple[str, str | None]] = []
     key: str | None = None
@@ -60,15 +61,14 @@ def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
 
 class InheritedPortReactor:
     """
-    A reactor for endpoints that listen on ports that another process has
-    opened: whoever asks it for a port is given the next of these, wherever it
-    is to be.
+    A reactor whose endpoints listen on ports that another process has opened.  Each call
+    that opens a port gets the next inherited one, regardless of its arguments.
     """
 
     def __init__(self, reactor: Any, ports: Iterable[tuple[int, int]]) -> None:
         """
-        @param ports: descriptor and address family of each, in the order that
-            endpoints will listen in.
+        @param ports: descriptor and address family of each port, in the order in which the
+            endpoints listen.
         """
         self._reactor = reactor
         self._ports = iter(ports)
@@ -79,7 +79,7 @@ class InheritedPortReactor:
     def _next(self, factory: Any) -> Any:
         descriptor, family = next(self._ports)
         port = self._reactor.adoptStreamPort(descriptor, family, factory)
-        # The port has one of its own.
+        # The port has duplicated the descriptor.
         os.close(descriptor)
         return port
 
@@ -107,12 +107,11 @@ class InheritedPortReactor:
 
 def _withBacklog(text: str) -> str:
     """
-    With as many connections that wait as C{ssl:} has, where the string says
-    nothing: Twisted's 50 are over in a burst, and a client that finds no place tries again
-    after a second.
+    Add a backlog to an endpoint string that has none.  Twisted's default of 50 overflows in
+    a burst, and a client whose SYN is dropped tries again only after one second.
     """
     positional, named = parseArguments(text)
-    # Its place without a name.
+    # Position of the backlog among the positional arguments.
     place = {"tcp": 3, "tcp6": 2}.get(positional[0] if positional else "")
     if place is None or len(positional) > place or "backlog" in named:
         return text
@@ -153,7 +152,7 @@ def _wrapped(endpoint: Any, wrap: Wrap | None) -> Any:
 @implementer(IStreamServerEndpoint)
 class _DualStackEndpoint:
     """
-    A TCP port on every address, IPv4 and IPv6 on one socket.
+    A TCP port on all addresses, IPv4 and IPv6 on one socket.
     """
 
     def __init__(self, reactor: Any, port: int, backlog: int) -> None:
@@ -165,13 +164,13 @@ class _DualStackEndpoint:
         try:
             listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         except OSError:
-            # A kernel without IPv6.
+            # The kernel has no IPv6.
             endpoint = TCP4ServerEndpoint(self._reactor, self._port, self._backlog)
             listening: Deferred[Any] = endpoint.listen(factory)
             return listening
         with listener:
             try:
-                # Whatever the system's default is.
+                # Set it, because the default depends on the system.
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.setblocking(False)
@@ -192,7 +191,7 @@ def _bareSSL(reactor: Any, text: str) -> Any:
         raise ValueError("one port is needed")
     unknown = sorted(set(named) - {"port", "interface", "backlog"})
     if unknown:
-        raise ValueError(f"{unknown[0]} is not known")
+        raise ValueError(f"unknown argument {unknown[0]}")
     numbers = [named.get("port", ""), named.get("backlog", str(_BACKLOG))]
     for number in numbers:
         if not (number.isascii() and number.isdigit() and int(number) < 65536):
@@ -209,7 +208,7 @@ def _bareSSL(reactor: Any, text: str) -> Any:
 @implementer(IStreamServerEndpoint)
 class _WrappingEndpoint:
     """
-    Something around the factory, outside of TLS.
+    An endpoint that wraps the factory, outside of TLS.
     """
 
     def __init__(self, endpoint: Any, wrap: Wrap) -> None:
@@ -224,9 +223,9 @@ class _WrappingEndpoint:
 def tlsEndpoint(reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None) -> Any:
     """
     @param text: any endpoint string.
-    @param wrap: what is to stand around the factory, outside of TLS.
+    @param wrap: wraps the factory, outside of TLS.
     @return: an endpoint with implicit TLS by the service's certificate.
-    @raise ValueError: the string makes no endpoint.
+    @raise ValueError: it is not a valid endpoint string.
     """
     return _TLSEndpoint(reactor, serverEndpoint(reactor, text, None, wrap), connectionCreator)
 
@@ -235,22 +234,23 @@ def serverEndpoint(
     reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None
 ) -> Any:
     """
-    @param wrap: what is to stand around the factory, outside of TLS.
-    @param text: any endpoint string; C{ssl:} without keys of its own takes the
-        service's certificate, and IPv4 and IPv6 if it names no interface.
+    @param text: any endpoint string.  C{ssl:} without a key of its own uses the service's
+        certificate, and listens on IPv4 and IPv6 if it names no interface.
+    @param wrap: wraps the factory, outside of TLS.
     @return: an L{IStreamServerEndpoint}.
-    @raise ValueError: the string makes no endpoint.
+    @raise ValueError: it is not a valid endpoint string.
     """
     if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
-        # What systemd told was for the process that has opened the ports.
+        # systemd's variables are for the process that has opened the ports; any endpoint
+        # gets the inherited port here.
         text = "tcp:0"
     if connectionCreator is not None and _isBareSSL(text):
         return _TLSEndpoint(reactor, _wrapped(_bareSSL(reactor, text), wrap), connectionCreator)
     if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):
-        raise ValueError("with --proxy-from it takes the service's certificate, or none")
+        raise ValueError("an endpoint with its own TLS cannot be combined with --proxy-from")
     try:
         return _wrapped(serverFromString(reactor, _withBacklog(text)), wrap)
     except ValueError:
         raise
     except Exception as error:
-        raise ValueError(f"that is no endpoint string ({error or type(error).__name__})")
+        raise ValueError(f"not a valid endpoint string ({error or type(error).__name__})")

@@ -1,5 +1,5 @@
 """
-Connections whose client is gone without a word are found by the kernel.
+Let the kernel detect connections whose client is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LINUX = hasattr(socket, "TCP_USER_TIMEOUT")
 
 def socketOf(transport: Any) -> socket.socket | None:
     """
-    @return: the TCP socket below a transport, whatever is around it.
+    @return: the TCP socket below a transport and its wrappers; L{None} if there is none.
     """
     for _ in range(8):
         found = transport.__dict__.get("socket") if hasattr(transport, "__dict__") else None
@@ -29,12 +29,11 @@ def socketOf(transport: Any) -> socket.socket | None:
 
 def keepAlive(found: socket.socket, policy: Policy) -> bool:
     """
-    Have the kernel ask whether the client is still there when nothing has come for
-    long, and give up what is not acknowledged.
+    Turn on TCP keepalive, and limit the time without acknowledgement of sent data.
 
-    @param found: of a connection, or one that listens.
-    @return: do the connections that a listening one accepts keep alive, too?  Linux
-        hands that on, so that it costs nothing for each.
+    @param found: the socket of a connection, or a listening one.
+    @return: whether connections that a listening socket accepts inherit the options, as on
+        Linux, so that they need not be set for each.
     """
     if not policy.keepaliveIdle:
         return True
@@ -43,8 +42,8 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", policy.keepaliveIdle),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", policy.keepaliveInterval),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", policy.keepaliveProbes),
-        # Also for a client that acknowledges and takes nothing: Linux counts a window of
-        # zero as no answer.  Anything shorter would cut off who may stall.
+        # Linux also counts a window of zero as no acknowledgement, so a shorter time would
+        # disconnect clients that are allowed to stall.
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", policy.stallTimeout * 1000),
     ]
     for level, name, value in wanted:
@@ -54,6 +53,6 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
         try:
             found.setsockopt(level, option, value)
         except OSError:
-            # More than the kernel takes, or it is closed already.
+            # The value is too large for the kernel, or the socket is closed already.
             pass
     return _LINUX

@@ -1,6 +1,5 @@
 """
-What an operator needs of a service that runs: its log, and the signals that have it read
-its configuration again.
+The log of a running service, and the signals that reload its configuration.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ _STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | None) -> Log | None:
     """
-    Open the log that twistd's options ask for.  Unlike twistd's own it is only appended to,
-    can be opened anew, and never waits for its reader.
+    Open the log that twistd's options name.  Unlike twistd's own log, it is written in
+    append mode, can be reopened, and never waits for its reader.
 
-    @param twistd: its options.
-    @param owner: the user and group that a new file is for.
-    @return: L{None} if they name an observer of their own.
+    @param twistd: twistd's options.
+    @param owner: user and group of a new file.
+    @return: L{None} if C{--logger} names an observer.
     @raise ValueError: a sentence for the operator.
     """
     if twistd.get("logger"):
@@ -60,18 +59,20 @@ def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | No
 
 def giveUp(reactor: Any, sentence: str) -> None:
     """
-    End the service, as it cannot serve: with a sentence, and exit status 1.
+    End a service that cannot serve, with exit status 1.
+
+    @param sentence: the reason, for the log and standard error.
     """
     log.critical("{sentence}", sentence=sentence)
     print(f"pop3svc: {escaped(sentence)}", file=sys.__stderr__)
-    # twistd ends with 0 whenever its reactor was stopped, and only after all else is done.
+    # twistd exits with status 0 after its reactor was stopped, so change that at exit.
     atexit.register(os._exit, 1)
     reactor.stop()
 
 
 class Signals:
     """
-    SIGHUP and SIGUSR1, whose default is the end of the process.
+    Handler of SIGHUP and SIGUSR1, which end a process by default.
     """
 
     NUMBERS = (signal.SIGHUP, signal.SIGUSR1)
@@ -82,13 +83,13 @@ class Signals:
 
     def hold(self) -> None:
         """
-        From now on they end nothing; those that come before L{serve} are kept.
+        Install the handler.  Signals that arrive before L{serve} are handled then.
         """
         for number in self.NUMBERS:
             try:
                 signal.signal(number, self._came)
             except ValueError:
-                # In another thread than the first, as in a test: nobody sends any.
+                # Not in the main thread, as in a test; no signals are expected.
                 return
 
     def _came(self, number: int, frame: object) -> None:
@@ -96,7 +97,9 @@ class Signals:
 
     def serve(self, reactor: Any, calls: Mapping[int, Callable[[], object]]) -> None:
         """
-        @param calls: what is to be done in the reactor's thread, by signal.
+        Handle signals from now on.
+
+        @param calls: by signal, a function to call in the reactor's thread.
         """
         self._call = lambda number: reactor.callFromThread(calls[number])
         held, self._held = self._held, []
@@ -109,15 +112,15 @@ signals = Signals()
 
 class Operated(MultiService):
     """
-    A service that twistd starts: it hears its operator.
+    A service that twistd starts, with a log and signals for the operator.
 
-    @ivar announcements: lines for the log when it starts.
-    @ivar warnings: the same, of what is not as it should be.
+    @ivar announcements: lines that it logs when it starts.
+    @ivar warnings: warnings that it logs when it starts.
     """
 
     def __init__(self, observer: Log | None = None) -> None:
         """
-        @param observer: where the log goes, or L{None} if that is not ours to say.
+        @param observer: the log, or L{None} to leave twistd's log.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.announcements: list[str] = []
@@ -127,8 +130,8 @@ class Operated(MultiService):
 
     def setServiceParent(self, parent: Any) -> None:
         """
-        See L{twisted.application.service.IService.setServiceParent}: the application
-        says where the log goes.
+        See L{twisted.application.service.IService.setServiceParent}.  This sets the log of
+        the application.
         """
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
         if self._log is not None and isinstance(parent, Componentized):
@@ -146,7 +149,7 @@ class Operated(MultiService):
 
     def hear(self, reactor: Any) -> None:
         """
-        Do from now on what signals ask for.
+        Handle signals from now on.
         """
         signals.serve(
             reactor,
@@ -158,17 +161,17 @@ class Operated(MultiService):
 
     def reloads(self, what: str, call: Callable[[], Any]) -> None:
         """
-        Something is to be read again when the operator asks for it.
+        Add a part of the configuration that is read again after SIGHUP.
 
         @param what: its name, for the log.
-        @param call: may give a Deferred or a coroutine, and raise L{ValueError} with
-            a sentence, if it goes on with what it had.
+        @param call: reads it.  It may return a Deferred or a coroutine, and raises
+            L{ValueError} with a sentence if it keeps the previous configuration.
         """
         self._parts.append((what, call))
 
     def reopenLog(self) -> None:
         """
-        Open the log anew; where it cannot be opened it goes on as it was.
+        Reopen the log; if that fails, keep the open one.
         """
         if self._log is None:
             return
@@ -183,9 +186,10 @@ class Operated(MultiService):
 
     async def reload(self, isFirst: bool = False) -> None:
         """
-        Read again what the service was configured by.
+        Read the configuration again.
 
-        @param isFirst: was this process asked by the operator itself?
+        @param isFirst: whether the operator sent the signal to this process, and not to its
+            parent.
         """
         if isFirst:
             self.reopenLog()

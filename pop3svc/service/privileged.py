@@ -1,9 +1,9 @@
 """
-Files that only a privileged user may open, for a service that gives its privileges up:
-a process that keeps them opens these files, and nothing else.
+Open files that need privileges for a service that has given up its privileges.  A separate
+process keeps the privileges and opens these files only.
 
-A descriptor of their directory would not do: the kernel looks at the directory's
-permissions each time that a name is looked up in it, whoever opened it.
+A descriptor of their directory would not be enough, because the kernel checks the
+permissions of the directory at each lookup, not only when it is opened.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from pop3svc.files import openReplaceable
 
 __all__ = ["Opener", "changeableBy", "openTo", "startOpener", "unreadable"]
 
-# Seconds that an answer may take, because a login waits for it.
+# Seconds to wait for an answer; short, because a login waits for it.
 _PATIENCE = 2.0
-# Seconds without another question after one that was not answered.
+# Seconds without another request after one that was not answered.
 _REST = 60.0
 _MOST_LINKS = 40
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try in a process of its own which files another user cannot open: that counts groups,
-    access control lists and mounts, too.
+    Try to open files as another user, in a child process.  That includes the effect of
+    groups, access control lists and mounts.
 
-    @return: those of the paths.
+    @return: the paths that the user cannot open.
     """
     if gid is None:
-        # As twistd does.
+        # The same default as twistd's.
         gid = getpwuid(uid).pw_gid
     ours, theirs = os.pipe()
     child = os.fork()
@@ -61,15 +61,15 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     with open(ours, "rb") as answer:
         found = answer.read()
     os.waitpid(child, 0)
-    # One that could not even become this user says so later.
+    # If the child could not become this user, twistd reports that later.
     named = list(paths)
     return [named[number] for number in found.removesuffix(b"\xff")]
 
 
 def openTo(path: str) -> str | None:
     """
-    @return: C{read by everybody}, or C{changed by everybody} or by a group; L{None} if
-        the permissions of the file and of the directories on the way let nobody.
+    @return: C{read by everybody}, C{changed by everybody} or C{changed by a group}; L{None}
+        if the permissions of the file and of the directories above it allow none of them.
     """
     path = os.path.realpath(path)
     try:
@@ -82,7 +82,7 @@ def openTo(path: str) -> str | None:
     except OSError:
         return None
     if not all(each & stat.S_IXOTH for each in directories):
-        # Nobody else comes that far.
+        # Other users cannot reach the file.
         return None
     if mode & stat.S_IWOTH or directories[0] & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
         return "changed by everybody"
@@ -93,12 +93,13 @@ def openTo(path: str) -> str | None:
 
 def changeableBy(path: str) -> str | None:
     """
-    Look whether a file may be read for somebody else: only if nobody but root can put
-    another file in its place, or a link to one.
+    Find a directory in which other users could replace a file or a link.  The opener opens
+    a file for the service only if there is none, so that only root decides which file it
+    is.
 
-    @return: the directory on the way, links included, that others may change; L{None}
-        if there is none.
-    @raise OSError: the file is not there.
+    @return: a directory on the path, links included, that others may change; L{None} if
+        there is none.
+    @raise OSError: the file does not exist.
     """
     here, links = "/", 0
     ahead = [each for each in reversed(os.path.abspath(path).split("/")) if each]
@@ -108,7 +109,7 @@ def changeableBy(path: str) -> str | None:
             here = os.path.dirname(here)
             continue
         directory, status = os.stat(here), os.lstat(os.path.join(here, name))
-        # In a directory such as /tmp nobody can take away what is root's.
+        # In a sticky directory such as /tmp, other users cannot replace root's files.
         isKept = directory.st_mode & stat.S_ISVTX and status.st_uid == 0
         isOpen = directory.st_mode & stat.S_IWOTH or (
             directory.st_mode & stat.S_IWGRP and directory.st_gid != 0
@@ -130,15 +131,14 @@ def changeableBy(path: str) -> str | None:
 
 class Opener:
     """
-    Asks for files to be opened.
+    Client of the privileged process.
 
-    @ivar paths: those that may be asked for.
+    @ivar paths: the files that the process opens.
     """
 
     def __init__(self, asking: socket.socket, paths: Sequence[str]) -> None:
         """
-        @param asking: the socket of the process that opens them; several processes
-            may share it.
+        @param asking: a socket to the privileged process; several processes may share it.
         """
         self.paths = list(paths)
         self._asking = asking
@@ -163,25 +163,26 @@ class Opener:
         with ours, theirs:
             ours.settimeout(_PATIENCE)
             try:
-                # Nobody else reads what is answered here, however many ask.
+                # Each request has a socket pair of its own, so that processes that share
+                # the request socket do not read each other's answers.
                 socket.send_fds(self._asking, [bytes([number])], [theirs.fileno()])
                 theirs.close()
-                said, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+                answer, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
             except OSError:
                 self._restsUntil = time.monotonic() + _REST
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         if descriptors:
             os.set_inheritable(descriptors[0], False)
             return descriptors[0]
-        code = said[0] if said else errno.EACCES
+        code = answer[0] if answer else errno.EACCES
         raise OSError(code, os.strerror(code), path)
 
 
 def startOpener(paths: Sequence[str]) -> Opener:
     """
-    Start the process that keeps its privileges; it ends with those who may ask it.
+    Start the privileged process.  It ends when all its clients have ended.
 
-    @param paths: the files, absolute; at most 255.
+    @param paths: the files it may open, absolute; at most 255.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
@@ -193,13 +194,13 @@ def startOpener(paths: Sequence[str]) -> Opener:
 
 def _serve(descriptor: int, paths: Sequence[str]) -> NoReturn:
     """
-    Open what is asked for, until nobody is left who could ask.
+    Open files on request until all clients have closed the socket.
     """
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         os.chdir("/")
-        # Nothing of the service stays open here: no port, no pipe of a log.
+        # Close all descriptors of the service, such as ports and the pipe of a log.
         nothing = os.open(os.devnull, os.O_RDWR)
         for each in range(3):
             os.dup2(nothing, each)
@@ -207,12 +208,12 @@ def _serve(descriptor: int, paths: Sequence[str]) -> NoReturn:
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         asked = socket.socket(fileno=3)
         while True:
-            said, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
-            if not said:
+            request, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
+            if not request:
                 break
             for each in descriptors:
                 with socket.socket(fileno=each) as answering:
-                    _answer(answering, paths[said[0]])
+                    _answer(answering, paths[request[0]])
     except BaseException:
         os._exit(1)
     os._exit(0)
@@ -230,7 +231,7 @@ def _answer(answering: socket.socket, path: str) -> None:
     try:
         socket.send_fds(answering, [answer], descriptors)
     except OSError:
-        # Whoever asked is gone.
+        # The client is gone.
         pass
     finally:
         for each in descriptors:

@@ -1,6 +1,6 @@
 """
-The PROXY protocol, versions 1 and 2: who the client is, told by a proxy before
-anything else, TLS included.
+The PROXY protocol, versions 1 and 2: a proxy sends the client's address before all other
+data, TLS included.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ log = Logger(namespace="pop3svc")
 Networks = Sequence[IPv4Network | IPv6Network]
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-# With its CRLF, by the specification.
+# Octets with the CRLF, by the specification.
 _LONGEST_V1 = 107
-# Behind the addresses other things may follow; proxies send a few hundred.
+# Octets.  Other fields may follow the addresses; proxies send a few hundred octets.
 _LONGEST_V2 = 4096
-# Seconds: a proxy sends its header with the connection.
+# Seconds.  A proxy sends its header immediately after it has connected.
 _PATIENCE = 10
 
 
 def parseHeader(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
     """
-    @param data: what came in so far.
-    @return: L{None} if the header is not whole yet; else the client's address
-        and port, L{None} for LOCAL and UNKNOWN, and what is behind the header.
-    @raise ValueError: that is no header.
+    Parse a header.
+
+    @param data: all octets received so far.
+    @return: L{None} if the header is incomplete; else the client's address and port,
+        L{None} for LOCAL and UNKNOWN, and the octets after the header.
+    @raise ValueError: there is no header, or it is malformed.
     """
     if data.startswith(_SIGNATURE[: len(data)]):
         return _parseV2(data)
@@ -63,7 +65,7 @@ def _parseV1(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
         raise ValueError("a malformed PROXY header")
     source = kinds[fields[1]](fields[2])
     if getattr(source, "scope_id", None) is not None:
-        # A zone (RFC 4007 section 11) says nothing on another machine, and may be any
+        # A zone (RFC 4007 section 11) has no meaning on another machine, and may be any
         # text.
         raise ValueError("a PROXY header with a zone")
     if not (fields[4].isascii() and fields[4].isdigit() and int(fields[4]) < 65536):
@@ -91,17 +93,19 @@ def _parseV2(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
 
 class ProxyFactory(ServerFactory):
     """
-    Waits for the header of a trusted proxy and then hands the connection on,
-    as if it came from the client.  Other clients are handed on as they are.
+    Reads the header of a trusted proxy, and then passes the connection to the wrapped
+    factory as a connection from the client.  Connections from other addresses are passed
+    on unchanged.
     """
 
     noisy = False
 
     def __init__(self, factory: Any, trusted: Networks, clock: Any, counting: Any) -> None:
         """
-        @param factory: what makes the protocols; TLS is part of it.
+        @param factory: the wrapped factory, with TLS if the endpoint has it.
         @param trusted: the networks of proxies.
-        @param counting: the L{POP3Factory} whose limits hold before the header, too.
+        @param counting: the L{POP3Factory} whose limits also apply to connections that have
+            not sent their header.
         """
         self._factory = factory
         self._counting = counting
@@ -136,14 +140,14 @@ class ProxyFactory(ServerFactory):
 
 class _Header(Protocol):
     """
-    Reads the header, and steps aside.
+    Reads the header, and then replaces itself by the protocol of the wrapped factory.
     """
 
     def __init__(self, factory: Any, clock: Any, counting: Any, address: str) -> None:
         self._factory = factory
         self._clock = clock
         self._counting = counting
-        # As others that are counted have one.
+        # UnauthenticatedConnections counts by this attribute.
         self.address = address
         self._data = b""
         self._timer: IDelayedCall | None = None
@@ -158,7 +162,7 @@ class _Header(Protocol):
 
     def abort(self, reason: str) -> None:
         """
-        Make room for somebody else.
+        Close the connection because a newer one takes its place.
         """
         self._stop()
         transport: Any = self.transport
@@ -190,8 +194,7 @@ class _Header(Protocol):
         if protocol is None:
             transport.abortConnection()
             return
-        # From here on the transport talks to the real thing: STLS and half
-        # closes look for it there.
+        # STLS and half-closes use transport.protocol, so replace it.
         transport.protocol = protocol
         protocol.makeConnection(transport)
         if rest:

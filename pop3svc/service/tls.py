@@ -1,5 +1,5 @@
 """
-One connection creator for implicit TLS and STLS that notices renewed files.
+A connection creator for implicit TLS and STLS that loads renewed certificates.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ __all__ = ["WARNINGS", "RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
-# Seconds for which a session may be resumed: a client that polls comes by more
-# often, and for others a full handshake is little.
+# Seconds for which a session may be resumed.  A client that polls reconnects more often,
+# and for others a full handshake is cheap.
 _SESSION_LIFE = 7200
-# Seconds for which a context and with it the key of its tickets is used: who steals
-# the key reads what TLS 1.2 sent under its tickets (RFC 9325 section 3.4 asks for a
-# week at most).  What it costs is one full handshake a day for each client.
+# Seconds for which a context, and so the key of its tickets, is used.  A stolen key
+# decrypts the TLS 1.2 sessions resumed with its tickets (RFC 9325 section 3.4 requires a
+# week at most).  A new key costs each client one full handshake a day.
 _TICKET_KEY_LIFE = 86400
 
-# Octets of a certificate with its chain, or of a key: a few thousand, really.
+# Octets of a certificate with its chain, or of a key; real ones have a few thousand.
 _LARGEST = 1_048_576
 
 
@@ -55,11 +55,12 @@ def _context(
     certificate: str, privateKey: str, chainOctets: bytes, keyOctets: bytes
 ) -> SSL.Context:
     """
-    Sessions are resumed by tickets, which are sealed by a key that the context makes
-    and never tells, and by TLS 1.2 clients that take no tickets from the context's
-    cache: OpenSSL keeps the last 20,480 of them there, for which pyOpenSSL has no call.
+    Make a context.  Sessions are resumed by tickets, which are encrypted with a key that
+    the context creates and keeps to itself.  TLS 1.2 clients without ticket support resume
+    from the context's cache; OpenSSL limits it to 20,480 sessions, and pyOpenSSL cannot
+    change that limit.
 
-    @raise ValueError: a sentence that names the file and what is wrong.
+    @raise ValueError: a sentence that names the file and the error.
     """
     try:
         chain = x509.load_pem_x509_certificates(chainOctets)
@@ -80,7 +81,7 @@ def _context(
 
     if public(chain[0]) != public(key):
         raise ValueError(f"{privateKey} is not the key of the first certificate in {certificate}")
-    # They are typed as pyOpenSSL's own objects, which pyOpenSSL deprecates.
+    # CertificateOptions is annotated with pyOpenSSL's own classes, which are deprecated.
     first: Any = chain[0]
     rest: Any = chain[1:]
     ownKey: Any = key
@@ -88,9 +89,9 @@ def _context(
         privateKey=ownKey,
         certificate=first,
         extraCertChain=rest,
-        # RFC 8314 section 4.1; Twisted's own least would do today.
+        # RFC 8314 section 4.1; Twisted's default minimum may change.
         insecurelyLowerMinimumTo=TLSVersion.TLSv1_2,
-        # Neither is on by itself, and without them nobody resumes.
+        # Both are off by default, and sessions cannot be resumed without them.
         enableSessions=True,
         enableSessionTickets=True,
     )
@@ -104,15 +105,15 @@ def _context(
     return context
 
 
-# Days before a certificate ends: what renews it does so a month before; the last day
-# somebody has to act.
+# Days before the end of a certificate at which to warn.  Programs renew it a month before,
+# so a warning means that the renewal has failed.
 WARNINGS = (21, 7, 1, 0)
 
 
 def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
     """
-    @return: when the first certificate of a chain ends.  An authority's own at the end of
-        the chain does not count, because clients trust their own copy of it.
+    @return: the earliest end of the certificates in a chain.  A self-signed root does not
+        count, because clients trust their own copy of it.
     """
     first, *others = chain
     others = [each for each in others if each.issuer != each.subject]
@@ -121,8 +122,8 @@ def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
 
 def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
     """
-    C{pop3} where the client offers protocols (RFC 7301 section 3.2); others are
-    refused, so that no client of another protocol is talked into this one.
+    Choose C{pop3} if the client offers it (RFC 7301 section 3.2), and refuse clients that
+    offer only other protocols, to prevent cross-protocol attacks.
     """
     if b"pop3" in offered:
         return b"pop3"
@@ -132,13 +133,12 @@ def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 @implementer(IOpenSSLServerConnectionCreator)
 class RenewableCertificate:
     """
-    Serves a certificate with its whole chain, and a renewed one from the next
-    handshake on.  A pair that is only half replaced is not served: the old one
-    is until the new one is complete.  Clients resume their sessions until then, for
-    two hours at most, and once a day all begin anew.
+    Serves a certificate with its chain, and a renewed one from the next handshake on.
+    While only one of the two files is replaced, the old pair is served.  A client can
+    resume a session for two hours, until the certificate is renewed or the daily change of
+    the ticket key.
 
-    It can be given to C{startTLS} and to
-    L{twisted.protocols.tls.TLSMemoryBIOFactory}.
+    Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
     """
 
     def __init__(
@@ -152,19 +152,19 @@ class RenewableCertificate:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
-        @param handed: what the files held when another process could read
-            them, in case that this one cannot.
-        @param seconds: tells the time that has passed.
-        @param now: tells the time of day, seconds since the epoch.
+        @param handed: contents of the files as read by another process, used if this
+            process cannot read them.
+        @param seconds: a monotonic clock, seconds.
+        @param now: the wall clock, seconds since the epoch.
         @raise ValueError: they cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
         self._seconds = seconds
         self._now = now
-        # The certificate that was warned about, and the last warning: days.
+        # Digest of the certificate of the last warning, and the days in that warning.
         self._warned: tuple[bytes, int | None] = b"", None
-        self._said = ""
+        self._fault = ""
         self._seen = self._stamps()
         self._handed = handed
         self._digest = b""
@@ -172,16 +172,16 @@ class RenewableCertificate:
 
     def pair(self) -> tuple[bytes, bytes]:
         """
-        @return: what the files of the certificate and its key that are served hold.
+        @return: the contents of the files of the certificate and its key that are served.
         """
         self._refresh()
         return self._pair
 
     def reload(self) -> None:
         """
-        Read the files again, whether or not they seem to have changed.
+        Read the files again, even if their stamps have not changed.
         """
-        self._said = ""
+        self._fault = ""
         self._refresh(isForced=True)
 
     @property
@@ -197,12 +197,13 @@ class RenewableCertificate:
 
     def _made(self, handed: tuple[bytes, bytes] | None) -> SSL.Context:
         """
-        @param handed: what the files hold if they cannot be read.
-        @return: the context of what the files hold; the same as before if that is.
+        @param handed: contents of the files, used if they cannot be read.
+        @return: a context for the contents of the files; the present one if they have not
+            changed.
         """
         try:
             chain, key = _load(self.certificate), _load(self._privateKey)
-            # What was handed is old as soon as there is something to read.
+            # Once the files can be read, the handed contents are out of date.
             self._handed = None
         except ValueError:
             if handed is None:
@@ -229,25 +230,26 @@ class RenewableCertificate:
         try:
             self._context = self._made(self._handed if isSame or isForced else None)
         except ValueError as error:
-            # It may be whole the next time; what is said once is enough.
-            if self._said != str(error):
-                self._said = str(error)
+            # The pair may be complete at the next attempt.  Log each error once.
+            if self._fault != str(error):
+                self._fault = str(error)
                 log.error("keeping the previous certificate: {error}", error=str(error))
             return
-        self._seen, self._said = stamps, ""
+        self._seen, self._fault = stamps, ""
         if self._digest != before:
             log.info("serving the renewed certificate: {path}", path=self.certificate)
 
     def look(self) -> None:
         """
-        To be called now and then: see whether it was renewed, and warn before it ends,
-        once each.
+        Load a renewed certificate, and warn before the certificate ends, once for each of
+        L{WARNINGS}.  Call this regularly.
         """
         self._refresh()
-        if self._stamps() is None and not self._said:
-            self._said = "cannot be looked at"
+        if self._stamps() is None and not self._fault:
+            self._fault = "cannot be read"
             log.warn(
-                "{path} or its key cannot be read any more: a renewed one would not be noticed",
+                "{path} or its key cannot be read any more: a renewed certificate would not be "
+                "noticed",
                 path=self.certificate,
             )
         seconds = self._end.timestamp() - self._now()

@@ -1,5 +1,5 @@
 """
-Twisted's TLS transport, made to write at once.
+A TLS transport that writes to the socket without waiting for a turn of the reactor.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from zope.interface import implementer
 
 __all__ = ["TLSTransport"]
 
-# Octets of plain text in a record (RFC 8446 section 5.1), and what OpenSSL may have
-# to send for that.
+# Octets of plaintext in a record (RFC 8446 section 5.1), and an upper bound of the
+# encrypted octets that OpenSSL has to send for one.
 _RECORD = 2**14
 _SEALED = 2**15
-# What is longer waits for nothing that may come after it.
+# Octets that are gathered at most while input is processed.
 _SHORT = 2**14
 
 
 @implementer(IPullProducer)
 class _Drain:
     """
-    Hears when the transport below has written all that it had.
+    Producer that the transport below calls after it has written its buffer.
     """
 
     def __init__(self, transport: TLSTransport, producer: Any) -> None:
         self._transport = transport
-        # Twisted looks for it by this name.
+        # TLSMemoryBIOProtocol reads the attribute of this name.
         self._producer = producer
 
     def resumeProducing(self) -> None:
@@ -45,16 +45,15 @@ class _Drain:
 
 class TLSTransport(TLSMemoryBIOProtocol):
     """
-    What is written to it is sealed and given to the kernel at once, as far as the
-    kernel takes it; what is short, after all that came in with it was looked at: the
-    last words and the end of TLS are one segment.  Twisted's own default gathers small
-    writes for a turn of the reactor, and then waits for another: whoever writes whole
-    replies gains nothing by that.
+    Encrypts data and writes it to the socket immediately.  While input is processed, up to
+    16 KiB are gathered until the processing ends, so that the last reply and the close
+    alert share a segment.  Twisted's default gathers small writes until the next turn of
+    the reactor, which brings nothing for whole replies.
     """
 
-    # Does the transport below hold something, after which the next has to go?
+    # Whether the transport below has buffered data, so that further data must follow it.
     _isFull = False
-    # Sealed, and not sent yet, while something that came in is looked at.
+    # Encrypted data that is gathered while input is processed.
     _held: list[bytes] | None = None
     _heldOctets = 0
 
@@ -103,7 +102,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
             return
         written = self._writeBelow(octets)
         if not isinstance(written, int) or written < 0:
-            # It is broken, which the transport will find out, too.
+            # The connection is broken; the transport below sees that error itself.
             written = 0
         if written < len(octets):
             self._isFull = True
@@ -111,21 +110,21 @@ class TLSTransport(TLSMemoryBIOProtocol):
 
     def _tlsShutdownFinished(self, reason: Any) -> None:
         if reason is not None:
-            # Its frames refer to this: what goes in a circle is freed late, and OpenSSL's
-            # memory with it.
+            # The frames of the failure refer to this object.  Break the cycle, so that this
+            # object and OpenSSL's memory are freed at once.
             reason.cleanFailure()
         super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
 
     def writeSomeData(self, data: Any) -> int:
         """
-        Write what goes out now, as L{twisted.internet.tcp.Connection.writeSomeData}
-        does.
+        Write as much as the socket accepts, like
+        L{twisted.internet.tcp.Connection.writeSomeData}.
 
         @param data: bytes or a memoryview.
-        @return: the number of octets taken.
+        @return: the number of octets written.
         """
         if self._writeBelow is None:
-            # Nothing would tell whether there is room: it goes the ordinary way.
+            # The transport below cannot tell how much it accepts; the caller uses write().
             return 0
         if not self._handshakeDone:
             self._appSendBuffer.append(bytes(data))
@@ -141,7 +140,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
                 done += connection.send(piece)
                 sealed.append(connection.bio_read(_SEALED))
         except Error:
-            # It comes again when the rest is written in the ordinary way.
+            # The caller writes the rest with write(), which raises the error again.
             pass
         if sealed:
             self._send(sealed[0] if len(sealed) == 1 else b"".join(sealed))
@@ -151,26 +150,27 @@ class TLSTransport(TLSMemoryBIOProtocol):
         """
         See L{TLSMemoryBIOProtocol.abortConnection}.
         """
-        # What was written is on its way, as it would be without TLS.
+        # Send gathered data first, because a plain TCP transport would have sent it.
         self._sendHeld()
         super().abortConnection()  # type: ignore[no-untyped-call]
 
     def drained(self) -> None:
         """
-        The transport below holds nothing any more.
+        Called when the transport below has written its buffer.
         """
         self._isFull = False
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """
-        See L{TLSMemoryBIOProtocol.registerProducer}; a pull producer is asked when all
-        is written.
+        See L{TLSMemoryBIOProtocol.registerProducer}.  A pull producer is resumed when all
+        data is written.
         """
         if streaming or self._writeBelow is None or self._lostTLSConnection:
             super().registerProducer(producer, streaming)  # type: ignore[no-untyped-call]
             return
         transport: Any = self.transport
         self._producer = drain = _Drain(self, producer)
-        # Which asks for something at once, and knows nothing then.
+        # registerProducer() resumes the producer at once and clears _isFull, so set it
+        # afterwards.
         transport.registerProducer(drain, False)
         self._isFull = True

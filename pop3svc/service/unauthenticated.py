@@ -1,6 +1,6 @@
 """
-Who is connected and not logged in: counted by network, so that one network that opens
-many connections takes no room from others.
+Count connections that are not logged in by network, so that one network that opens many
+connections does not use up the places of others.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ __all__ = ["UnauthenticatedConnections"]
 
 class UnauthenticatedConnections(MutableSet[Any]):
     """
-    A set of what has an C{address}.  All that it does takes the same time, however
-    many there are.
+    A set of connections with an attribute C{address}.  Each operation takes constant time.
     """
 
     def __init__(self) -> None:
-        # By network, in the order in which they have come; the networks by how many
-        # are of each, those first that have had as many for longest.
+        # Connections by network, in order of arrival; and networks by their number of
+        # connections, in the order in which they reached that number.
         self._networks: dict[str, dict[Any, None]] = {}
         self._by: dict[int, dict[str, None]] = {}
         self._most = 0
@@ -40,7 +39,7 @@ class UnauthenticatedConnections(MutableSet[Any]):
 
     def add(self, each: Any) -> None:
         """
-        Somebody has come.
+        Add a new connection.
         """
         network = networkOf(each.address)
         those = self._networks.setdefault(network, {})
@@ -51,7 +50,7 @@ class UnauthenticatedConnections(MutableSet[Any]):
 
     def discard(self, each: Any) -> None:
         """
-        Somebody has logged in, or left.
+        Remove a connection that has logged in or ended.
         """
         network = networkOf(each.address)
         those = self._networks.get(network)
@@ -75,13 +74,13 @@ class UnauthenticatedConnections(MutableSet[Any]):
             else:
                 by[now] = {network: None}
         if now > self._most or self._most not in by:
-            # It has the most now, or had it and has one fewer.
+            # This network has the most connections now, or had the most and lost one.
             self._most = now
 
     def longestWaiting(self) -> Any:
         """
-        @return: of the network with the most of them whoever has come first; L{None}
-            if there is nobody.
+        @return: the oldest connection of the network with the most connections; L{None} if
+            the set is empty.
         """
         if not self._count:
             return None

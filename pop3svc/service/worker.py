@@ -1,5 +1,5 @@
 """
-One of the processes that share the listening ports; see L{pop3svc.service.workers}.
+Run one of the processes that share the listening ports; see L{pop3svc.service.workers}.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from pop3svc.service.workers import (
 
 __all__ = ["main"]
 
-# Values that are the same in JSON, and what else each event has.
+# Types that JSON preserves, and keys of each event whose values have other types.
 _PLAIN = (str, int, float, type(None))
 _OBJECTS = frozenset(["log_level", "log_logger", "log_source"])
 
 
 def _firstLine() -> tuple[Shared, bytes]:
     """
-    @return: what the parent gives, and what it has told behind that.
+    @return: the configuration from the parent, and the octets after it.
     """
     read = bytearray()
     while b"\n" not in read:
@@ -55,15 +55,15 @@ def _firstLine() -> tuple[Shared, bytes]:
 
 class _Parent(Lines):
     """
-    The parent as a worker sees it.
+    The parent, as seen by a worker.
     """
 
     def __init__(self, reactor: Any) -> None:
-        super().__init__(self._heard)
+        super().__init__(self._handle)
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
-        # Fires when all is told.
+        # Fires when the pipe to the parent is closed.
         self.gone: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -74,8 +74,8 @@ class _Parent(Lines):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
-        See L{twisted.internet.protocol.Protocol.connectionLost}: without a
-        parent there is nothing to serve for.
+        See L{twisted.internet.protocol.Protocol.connectionLost}.  A worker stops when its
+        parent is gone.
         """
         self._outbox = None
         self.gone.callback(None)
@@ -86,16 +86,17 @@ class _Parent(Lines):
 
     def observe(self, event: LogEvent) -> None:
         """
-        An event for the log; of those of others only what has a text is read.
+        Send an event to the parent's log.  Events of other packages without a text are
+        dropped.
         """
         if self._outbox is None or not (event.get("log_format") or "pop3Event" in event):
             return
         if get_ident() != main_thread().ident:
-            # Threads log, too, and only the reactor's may write.
+            # Threads log, too, but only the reactor's thread may write to a transport.
             self._reactor.callFromThread(self.observe, event)
             return
-        # One for each session: what twisted.logger makes of it costs ten times
-        # as much.
+        # A fast path, because there is an event for each session, and eventAsJSON takes
+        # ten times as long.
         plain = {key: value for key, value in event.items() if isinstance(value, _PLAIN)}
         kind, text = EVENT, ""
         if event.keys() - plain.keys() <= _OBJECTS:
@@ -104,7 +105,7 @@ class _Parent(Lines):
         else:
             kind, text = LOG, eventAsJSON(event)
         if len(text) >= Lines.MAX_LENGTH:
-            # More than is told: as much of it as the log would show.
+            # The line is too long to be sent; cut the text as the log would.
             lines = cut("\n".join(eventText(event)))
             plain = {
                 "log_format": "{text}",
@@ -118,27 +119,27 @@ class _Parent(Lines):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Tell the other workers of an attempt to log in.
+        Send a login attempt to the other workers.
         """
-        self._tell(STRIKE, [event, clientIP, username, guess])
+        self._send(STRIKE, [event, clientIP, username, guess])
 
     def tellDelay(self, name: str, isDelayed: bool) -> None:
         """
-        Tell the other workers of a login that delays others.
+        Send a login that delays others to the other workers.
         """
-        self._tell(DELAY, [name, isDelayed])
+        self._send(DELAY, [name, isDelayed])
 
     def tellUp(self) -> None:
         """
         Tell the parent that this worker serves.
         """
-        self._tell(UP, None)
+        self._send(UP, None)
 
-    def _tell(self, kind: bytes, what: Any) -> None:
+    def _send(self, kind: bytes, what: Any) -> None:
         if self._outbox is not None:
             self._outbox.send(kind, json.dumps(what))
 
-    def _heard(self, kind: bytes, text: bytes) -> None:
+    def _handle(self, kind: bytes, text: bytes) -> None:
         what = json.loads(text)
         if kind == STRIKE:
             self.service.throttle.heard(*what)
@@ -152,7 +153,9 @@ class _Parent(Lines):
 
     def leave(self) -> Deferred[None]:
         """
-        Tell the rest, and end.
+        Send buffered lines, and close the pipe to the parent.
+
+        @return: fires when it is closed.
         """
         if self._outbox is not None:
             transport: Any = self.transport
@@ -164,9 +167,10 @@ class _Parent(Lines):
 
 def main() -> None:
     """
-    Serve, until SIGTERM or until the parent is gone.
+    Serve until SIGTERM or until the parent is gone.
     """
-    # A terminal's is for the parent, which tells.
+    # Ignore Ctrl-C and signals of the operator: the terminal sends SIGINT to the parent, too,
+    # and the parent stops the workers.
     for number in (signal.SIGINT, *Signals.NUMBERS):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, Signals.NUMBERS)
@@ -178,7 +182,7 @@ def main() -> None:
     from twisted.internet import reactor as installed
     from twisted.internet import stdio
 
-    # Typed as on another platform.
+    # Its annotation depends on the platform.
     StandardIO: Any = stdio.StandardIO
     reactor: Any = installed
     from pop3svc.service.tap import Options, makeService

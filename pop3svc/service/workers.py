@@ -1,11 +1,10 @@
 """
-Processes that share the listening ports: started, heard, ended.
+Start, supervise and stop worker processes that share the listening ports.
 
-The process that twistd has started opens the ports, and starts workers that
-run the same command line on them.  A worker's standard input is what the
-parent tells it, another pipe what it tells the parent: lines that begin with
-a letter of what they are, JSON behind it.  When the parent is gone, both
-close.
+The process that twistd has started opens the ports, and starts workers that run the same
+command line on them.  The parent sends lines to a worker's standard input, and the worker
+sends lines to the parent over another pipe.  A line begins with a letter for its kind, and
+JSON follows.  When the parent is gone, both pipes close.
 """
 
 from __future__ import annotations
@@ -49,39 +48,38 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# What a line is: an event of plain values for the log, another event; an
-# attempt to log in that counts; a login that delays others of its user; the
-# worker serves; it is to read again what it was configured by.
+# Kinds of lines: an event for the log with plain values only, any other event; a login
+# attempt that counts; a login that delays other logins of its user; a worker has begun to
+# serve; a worker must read its configuration again.
 EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
 
-# Seconds that whoever ends is given on top of what sessions are: for the last
-# lines of the log.
+# Seconds that a process has to send its last lines of the log, in addition to the time
+# that sessions have to end.
 PATIENCE = 5
 
-# Descriptors of a worker: lines for the parent, and then the ports.
+# Descriptor in a worker of the pipe to the parent; those of the ports follow.
 _TO_PARENT = 3
 
 
 class Shared(NamedTuple):
     """
-    What a worker is given by its parent when it starts: the first line that
-    the parent tells.
+    Configuration of a worker: the first line that the parent sends to it.
 
-    @ivar number: which worker it is, from 1.
-    @ivar of: how many there are.
-    @ivar arguments: the command line behind C{pop3svc}.
-    @ivar reactor: its short name, or L{None} for the default.
-    @ivar directory: where the paths on the command line begin.
-    @ivar families: the address families of the ports.
-    @ivar certificates: the PEM texts of each certificate and its key: the service's, then
-        those of listeners.
+    @ivar number: number of the worker, from 1.
+    @ivar of: number of workers.
+    @ivar arguments: the command line after C{pop3svc}.
+    @ivar reactor: short name of the reactor, or L{None} for the default.
+    @ivar directory: the directory that paths on the command line are relative to.
+    @ivar families: address families of the ports.
+    @ivar certificates: PEM texts of each certificate and its key: the service's, then those
+        of listeners.
     @ivar strikes: L{SharedThrottle.state}
-    @ivar opened: the files that another process opens, as this user may not;
-        the socket to ask it is the descriptor behind the ports.
-    @ivar state: the path of what has to survive a worker, where there is no data
-        directory; see L{pop3svc.state.State}.
-    @ivar config: the text of the configuration file, because a worker may not be allowed to
-        read it.
+    @ivar opened: files that the privileged process opens, because this user may not.  The
+        socket to that process is the descriptor after the ports.
+    @ivar state: path of the database if there is no data directory; see
+        L{pop3svc.state.State}.
+    @ivar config: text of the configuration file, because a worker may not be allowed to read
+        it.
     """
 
     number: int
@@ -106,7 +104,7 @@ class Shared(NamedTuple):
     @property
     def opener(self) -> Opener | None:
         """
-        What opens files that this user may not open.
+        Client of the process that opens files which this user may not open.
         """
         if not self.opened:
             return None
@@ -118,11 +116,11 @@ class Shared(NamedTuple):
 @implementer(IPushProducer)
 class Outbox:
     """
-    Lines for another process.  Some wait while it takes none, and the oldest
-    of them are dropped.
+    Sends lines to another process.  If that process does not read, lines are buffered; if
+    there are too many, the oldest are dropped.
     """
 
-    # Octets that wait: some ten thousand lines, as they are some hundred octets each.
+    # Octets that are buffered: some ten thousand lines of some hundred octets each.
     BOUND = 4_194_304
 
     def __init__(self, transport: Any) -> None:
@@ -134,9 +132,10 @@ class Outbox:
 
     def send(self, kind: bytes, text: str) -> None:
         """
-        Tell something.
+        Send a line.
 
-        @param text: JSON.
+        @param kind: its kind.
+        @param text: its JSON.
         """
         line = kind + text.encode("ascii") + b"\n"
         if len(line) > Lines.MAX_LENGTH:
@@ -173,7 +172,7 @@ class Outbox:
 
     def close(self) -> None:
         """
-        No more is told; what waits is given to the transport.
+        Stop buffering, and pass the buffered lines to the transport.
         """
         self._transport.unregisterProducer()
         self._transport.writeSequence(self._waiting)
@@ -181,34 +180,34 @@ class Outbox:
 
 class Lines(LineReceiver):
     """
-    Lines from another process.
+    Receives lines from another process.
     """
 
     delimiter = b"\n"
-    # A traceback is long.
+    # Large enough for the event of a traceback.
     MAX_LENGTH = 1_048_576
 
-    def __init__(self, told: Callable[[bytes, bytes], object]) -> None:
+    def __init__(self, received: Callable[[bytes, bytes], object]) -> None:
         """
-        @param told: called with what a line is, and its JSON.
+        @param received: called with the kind and the JSON of each line.
         """
-        self._told = told
+        self._received = received
 
     def lineReceived(self, line: bytes) -> None:
         """
         See L{LineReceiver.lineReceived}.
         """
-        self._told(line[:1], line[1:])
+        self._received(line[:1], line[1:])
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
-        See L{LineReceiver.lineLengthExceeded}: nobody sends one.
+        See L{LineReceiver.lineLengthExceeded}.  No process sends such a line.
         """
 
 
 class _Worker(ProcessProtocol):
     """
-    A worker as its parent sees it.
+    A worker, as seen by its parent.
     """
 
     def __init__(self, supervisor: Supervisor, number: int) -> None:
@@ -216,10 +215,10 @@ class _Worker(ProcessProtocol):
         self.number = number
         self.began = supervisor.clock.seconds()
         self.outbox: Outbox | None = None
-        self._lines = Lines(self._told)
-        self._said = b""
-        # The last line that is no event: how an error ends.
-        self.lastWords = ""
+        self._lines = Lines(self._received)
+        self._partialLine = b""
+        # The last line of output that is not an event; the last line of a traceback.
+        self.lastOutput = ""
         self.serves = False
 
     def connectionMade(self) -> None:
@@ -231,19 +230,19 @@ class _Worker(ProcessProtocol):
         if childFD == _TO_PARENT:
             self._lines.dataReceived(data)  # type: ignore[no-untyped-call]
             return
-        # What is no event of the log: a sentence, a traceback.
-        *lines, self._said = (self._said + data).split(b"\n")
+        # Standard output and error: text that is not an event, such as a traceback.
+        *lines, self._partialLine = (self._partialLine + data).split(b"\n")
         for line in lines:
-            self._say(line)
-        self._said = self._said[-Lines.MAX_LENGTH :]
+            self._logOutput(line)
+        self._partialLine = self._partialLine[-Lines.MAX_LENGTH :]
 
-    def _say(self, line: bytes) -> None:
+    def _logOutput(self, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace")
         if text.strip():
-            self.lastWords = text.strip()
+            self.lastOutput = text.strip()
             log.error("worker {number}: {line}", number=self.number, line=text)
 
-    def _told(self, kind: bytes, text: bytes) -> None:
+    def _received(self, kind: bytes, text: bytes) -> None:
         if kind == EVENT:
             event = json.loads(text)
             event["log_level"] = LogLevel.lookupByName(event["log_level"])
@@ -255,7 +254,7 @@ class _Worker(ProcessProtocol):
             self._supervisor.serves(self)
             log.info("{worker} serves", worker=self)
         else:
-            self._supervisor.told(self, kind, text.decode("ascii"))
+            self._supervisor.forward(self, kind, text.decode("ascii"))
 
     def _publish(self, event: LogEvent) -> None:
         system = event.get("log_system")
@@ -275,9 +274,9 @@ class _Worker(ProcessProtocol):
         self._supervisor.ended(self, reason.value)
 
     def processEnded(self, reason: Failure) -> None:
-        # Now all is read that it has told.
-        self._say(self._said)
-        self._supervisor.fellSilent(self)
+        # All output of the worker has been read.
+        self._logOutput(self._partialLine)
+        self._supervisor.outputEnded(self)
 
     def __str__(self) -> str:
         transport: Any = self.transport
@@ -286,10 +285,10 @@ class _Worker(ProcessProtocol):
 
 class Supervisor(Operated):
     """
-    The parent: keeps a number of workers alive, and ends them.  It hears what
-    they have to tell each other and passes it on.
+    The parent: keeps a number of workers running, forwards lines among them, and stops
+    them.
 
-    @ivar kept: what lives as long as the workers.
+    @ivar kept: an object that must live as long as the workers.
     """
 
     def __init__(
@@ -305,15 +304,15 @@ class Supervisor(Operated):
         opener: Opener | None = None,
     ) -> None:
         """
-        @param throttle: counts what all workers have counted, for those that
-            are started later.
-        @param sockets: that listen.
-        @param shared: what each worker is given; its number, the certificate and
-            the strikes are filled in.
-        @param certificates: gives the octets of each certificate and its key.
-        @param config: gives the text of the configuration file, if there is one.
+        @param throttle: counts the login attempts of all workers, for workers that are
+            started later.
+        @param sockets: the listening sockets.
+        @param shared: configuration of each worker, without its number, the certificate and
+            the strikes.
+        @param certificates: returns the octets of each certificate and its key.
+        @param config: returns the text of the configuration file, if there is one.
         @param observer: see L{Operated}.
-        @param opener: opens files that workers may not open.
+        @param opener: client of the process that opens files which workers may not open.
         """
         super().__init__(observer)
         self.clock = reactor
@@ -326,18 +325,18 @@ class Supervisor(Operated):
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
-        # These, and those who have died but whose last words are not read.
-        self._heard: set[_Worker] = set()
+        # These workers, and those that have ended but whose output is not read yet.
+        self._reading: set[_Worker] = set()
         self._delays: dict[int, int] = {}
         self._timers: dict[int, IDelayedCall] = {}
-        # Has any of them ever served?  And those that were started once.
+        # Whether any worker has ever served, and the numbers that were started.
         self._haveServed = False
         self._tried: set[int] = set()
         self._stopped: Deferred[None] | None = None
 
     def shared(self, number: int) -> Shared:
         """
-        @return: what a worker is given.
+        @return: the configuration of a worker.
         """
         return self._shared._replace(
             number=number,
@@ -354,7 +353,7 @@ class Supervisor(Operated):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()
-        # When its signal handlers tell who has died.
+        # Wait until the reactor has installed its handler for SIGCHLD.
         self.clock.callWhenRunning(self._startAll)
 
     def _startAll(self) -> None:
@@ -374,22 +373,22 @@ class Supervisor(Operated):
                 _TO_PARENT + 1,
             )
         )
-        # A worker that is about to begin has no handlers for these signals yet.  Blocked
-        # signals stay blocked in it until it has some.
+        # A new worker has no handlers for these signals yet.  It inherits the blocked
+        # signals, and unblocks them after it has installed its handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.NUMBERS)
         try:
             self.clock.spawnProcess(
                 worker,
                 sys.executable,
-                # Modules come from where they come from here, and no other place.
+                # -P and PYTHONPATH: import modules from the same places as this process.
                 [sys.executable, "-P", "-m", "pop3svc.service.worker", str(number)],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 childFDs=descriptors,
             )
         except OSError as error:
-            # No memory for another process now, or no descriptors.
-            worker.lastWords = f"cannot be started: {error.strerror}"
-            self._restart(worker, worker.lastWords)
+            # There is not enough memory for a process, or there are no descriptors.
+            worker.lastOutput = f"cannot be started: {error.strerror}"
+            self._restart(worker, worker.lastOutput)
             self._tried.add(number)
             self._giveUp(worker)
             return
@@ -397,12 +396,12 @@ class Supervisor(Operated):
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._tried.add(number)
         self._workers[number] = worker
-        self._heard.add(worker)
-        self.clock.callLater(self._policy.workerStartTimeout, self._lookAt, worker)
+        self._reading.add(worker)
+        self.clock.callLater(self._policy.workerStartTimeout, self._killUnlessServing, worker)
 
-    def _lookAt(self, worker: _Worker) -> None:
+    def _killUnlessServing(self, worker: _Worker) -> None:
         """
-        A worker has had its time to begin.
+        Kill a worker that has not begun to serve in time.
         """
         if not worker.serves and self._workers.get(worker.number) is worker:
             log.error("{worker} did not start serving; killing it", worker=worker)
@@ -410,23 +409,23 @@ class Supervisor(Operated):
 
     def serves(self, worker: _Worker) -> None:
         """
-        A worker has begun to serve.
+        Called when a worker has begun to serve.
         """
         self._haveServed = True
 
     def _giveUp(self, worker: _Worker) -> None:
         """
-        End if none of the workers has ever served: clients would wait for ever.
+        Stop the service if no worker has ever served, because clients would wait forever.
         """
-        if self._haveServed or self._heard or len(self._tried) < self._shared.of:
+        if self._haveServed or self._reading or len(self._tried) < self._shared.of:
             return
         if self._stopped is None:
-            why = worker.lastWords or "it says nothing"
-            giveUp(self.clock, f"no worker can serve, as the last one says: {why}")
+            why = worker.lastOutput or "no output"
+            giveUp(self.clock, f"no worker can serve; last output: {why}")
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
-        A worker has died, or ended as it was told.
+        Called when a worker has ended; start another one, unless the service stops.
         """
         del self._workers[worker.number]
         how = "ended"
@@ -440,13 +439,13 @@ class Supervisor(Operated):
         if how != "ended":
             log.error("worker {number} {how}", number=worker.number, how=how)
 
-    def fellSilent(self, worker: _Worker) -> None:
+    def outputEnded(self, worker: _Worker) -> None:
         """
-        Nothing more is heard of a worker that has died.
+        Called when all output of a worker that has ended was read.
         """
-        self._heard.discard(worker)
+        self._reading.discard(worker)
         self._giveUp(worker)
-        if not self._heard:
+        if not self._reading:
             self._over()
 
     def _over(self) -> None:
@@ -468,47 +467,46 @@ class Supervisor(Operated):
         )
         self._timers[number] = self.clock.callLater(delay, self._start, number)
 
-    def told(self, teller: _Worker, kind: bytes, text: str) -> None:
+    def forward(self, sender: _Worker, kind: bytes, text: str) -> None:
         """
-        A worker tells the others something.
+        Forward a line from one worker to the others.
         """
         if kind == STRIKE:
             self._throttle.heard(*json.loads(text))
-        self._tell(kind, text, teller)
+        self._sendAll(kind, text, sender)
 
     def reloadWorkers(self) -> None:
         """
-        Have all workers read again what they were configured by.
+        Have all workers read their configuration again.
         """
-        self._tell(RELOAD, json.dumps(self._config()))
+        self._sendAll(RELOAD, json.dumps(self._config()))
 
-    def _tell(self, kind: bytes, text: str, teller: _Worker | None = None) -> None:
+    def _sendAll(self, kind: bytes, text: str, sender: _Worker | None = None) -> None:
         for worker in self._workers.values():
-            if worker is not teller and worker.outbox is not None:
+            if worker is not sender and worker.outbox is not None:
                 worker.outbox.send(kind, text)
 
     def stopService(self) -> Deferred[Any]:
         """
-        Tell the workers, and wait for them: as long as a session may take to
-        end, and a deletion.
-        See L{twisted.application.service.IService.stopService}.
+        See L{twisted.application.service.IService.stopService}.  Stop the workers, and wait
+        as long as a session and a deletion may take to end.
         """
         stopped: Deferred[None] = Deferred()
         self._stopped = stopped
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        # Theirs are the same; closed in all processes they are closed.
+        # The workers close their copies, too; a port closes when all copies are closed.
         for each in self._sockets:
             each.close()
         for worker in self._workers.values():
             worker.signal("TERM")
-        if not self._heard:
+        if not self._reading:
             self._over()
         patience = self._policy.shutdownTimeout + self._policy.answerTimeout + PATIENCE
         timers = [
             self.clock.callLater(patience, self._kill),
-            # Somebody else may hold a pipe of a worker that is gone.
+            # Another process may hold the pipe of a worker that has ended.
             self.clock.callLater(patience + PATIENCE, self._over),
         ]
 

@@ -473,8 +473,7 @@ def test_cannotBegin(site: Path, tmp_path: Path) -> None:
         ended = run([*command, *where], home)
     assert ended.returncode == 1, ended
     assert ended.stderr == (
-        "pop3svc: no worker can serve, as the last one says: "
-        "pop3svc: --provider mine.make: not here\n"
+        "pop3svc: no worker can serve; last output: pop3svc: --provider mine.make: not here\n"
     )
     assert not (home / "pid").exists()
 
@@ -556,7 +555,7 @@ def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervis
     )
     made.startService()
     for each in reactor.started if serve else []:
-        each._told(UP, b"null")
+        each._received(UP, b"null")
     return made
 
 
@@ -578,7 +577,7 @@ def test_noneServes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixtur
     assert reactor.stopped == 1
     assert statuses == [(os._exit, 1)]
     assert capfd.readouterr().err == (
-        "pop3svc: no worker can serve, as the last one says: PermissionError: no\\x1b\n"
+        "pop3svc: no worker can serve; last output: PermissionError: no\\x1b\n"
     )
 
 
@@ -612,7 +611,7 @@ def test_neverBegins() -> None:
     reactor = Reactor()
     supervisor(reactor, 2, False)
     first, second = reactor.started
-    first._told(UP, b"null")
+    first._received(UP, b"null")
     reactor.advance(Policy().workerStartTimeout)
     assert (first.transport.signals, second.transport.signals) == ([], ["KILL"])
 
