@@ -1,5 +1,5 @@
 """
-The folder store keeps the contract.
+The folder store against the provider contract.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def maildir(tmp_path: Path) -> Path:
 
 def put(maildir: Path, place: str, octets: bytes) -> Path:
     """
-    Deliver a message; each at another time.
+    Deliver a message, each with a different time.
     """
     path = maildir / place
     path.write_bytes(octets)
@@ -44,7 +44,7 @@ def put(maildir: Path, place: str, octets: bytes) -> Path:
 
 def begin(maildir: Path, **options: Any) -> Client:
     """
-    Log in at a service that was just started.
+    Log in to a service that was just started.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
     return conversation(Anybody(store), ALICE)
@@ -52,7 +52,7 @@ def begin(maildir: Path, **options: Any) -> Client:
 
 def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[str, bytes]:
     """
-    @return: by unique-id the text of each message; its size is what LIST tells.
+    @return: the text of each message by unique-id, after a check of its size in LIST.
     """
     client = client or begin(maildir, **options)
     found = {}
@@ -68,7 +68,7 @@ def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[
 
 def test_anotherOfTheSameName(maildir: Path) -> None:
     """
-    The one that was there first keeps its unique-id; the other's stays, too.
+    The first message keeps its unique-id, and the unique-id of the other one stays, too.
     """
     first = put(maildir, f"cur/{BASE}:2,S", ONE)
     assert listed(maildir) == {BASE: b"ONE"}
@@ -79,7 +79,7 @@ def test_anotherOfTheSameName(maildir: Path) -> None:
     assert text == b"TWO"
     first.unlink()
     assert listed(maildir) == {other: b"TWO"}
-    # Its flags may change.
+    # The flags of a message may change.
     (maildir / "new" / BASE).rename(maildir / "cur" / f"{BASE}:2,FS")
     assert listed(maildir) == {other: b"TWO"}
 
@@ -99,8 +99,8 @@ def test_deletedAndDeliveredAgain(maildir: Path, isCounted: bool) -> None:
 
 def test_removedAndDeliveredAgain(maildir: Path) -> None:
     """
-    Seen or not seen to be away meanwhile, and also if the file has got the inode of the
-    one before.
+    A file of the same name gets another unique-id, whether or not the removal was seen, and
+    also if it has the inode of the removed file.
     """
     for isSeen in (True, False):
         path = put(maildir, f"new/{BASE}{isSeen}", ONE)
@@ -116,13 +116,13 @@ def test_removedAndDeliveredAgain(maildir: Path) -> None:
 @pytest.mark.parametrize("stats", [100, 0])
 def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, stats: int) -> None:
     """
-    What was not listed is neither sent nor deleted, however large the mailbox is.
+    A file that was not listed is neither sent nor deleted, in small and large mailboxes.
     """
     monkeypatch.setattr(maildirs, "_STATTED", stats)
     for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
         path = put(maildir, f"cur/{BASE}:2,", ONE)
         os.utime(path)
-        # Until its times tell.
+        # Until the times of the directory are old enough to be trusted.
         time.sleep(0.03)
         client = begin(maildir)
         client.say(b"UIDL")
@@ -140,7 +140,7 @@ def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_restoredFromABackup(maildir: Path, tmp_path: Path) -> None:
     """
-    A copy that keeps the time is the same message, whatever its inode.
+    A copy that keeps the time is the same message, also with another inode.
     """
     path = put(maildir, f"cur/{BASE}:2,", ONE)
     assert listed(maildir) == {BASE: b"ONE"}
@@ -154,7 +154,7 @@ def test_restoredFromABackup(maildir: Path, tmp_path: Path) -> None:
 
 def test_copiedMaildir(maildir: Path) -> None:
     """
-    Of a Maildir that was copied, with its times or without, all keep their unique-ids.
+    All messages of a copied Maildir keep their unique-ids, with or without their times.
     """
     for number in range(5):
         put(maildir, f"cur/{BASE}{number}:2,", ONE)
@@ -170,7 +170,7 @@ def test_copiedMaildir(maildir: Path) -> None:
 
 def test_touched(maildir: Path) -> None:
     """
-    Programs that set the time of messages change no unique-id.
+    A program that sets the time of messages changes no unique-id.
     """
     path = put(maildir, f"cur/{BASE}:2,", ONE)
     assert listed(maildir) == {BASE: b"ONE"}
@@ -180,7 +180,7 @@ def test_touched(maildir: Path) -> None:
 
 def test_twoLinksOfOneFile(maildir: Path) -> None:
     """
-    One message with two names, deleted as one.
+    Two links of one file are one message, and deleted together.
     """
     path = put(maildir, f"new/{BASE}", ONE)
     os.link(path, maildir / "cur" / f"{BASE}:2,S")
@@ -194,7 +194,7 @@ def test_twoLinksOfOneFile(maildir: Path) -> None:
 @pytest.mark.parametrize("command", ["RETR 1", "STAT", ""])
 def test_sameSizeAndInode(maildir: Path, command: str) -> None:
     """
-    The inode of a file that was removed is given to the next one.
+    A new file may have the inode of the removed one.
     """
     for number in range(10):
         name = f"{BASE}{number}"
@@ -211,7 +211,7 @@ def test_sameSizeAndInode(maildir: Path, command: str) -> None:
 
 def test_renamedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    It is the same message, also if its time is ahead of the clock.
+    A renamed file is the same message, also if its time is ahead of the clock.
     """
     monkeypatch.setattr(maildirs, "_STATTED", 0)
     path = put(maildir, f"cur/{BASE}:2,", ONE)
@@ -228,7 +228,7 @@ def test_renamedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_twoProcesses(maildir: Path) -> None:
     """
-    What one service has learned another one reads.
+    One service reads the file of sizes that another one has written.
     """
     login = [Anybody(MaildirStore(str(maildir.parent), runner=Inline())) for _ in range(2)]
     assert listed(maildir, conversation(login[0], ALICE)) == {}
@@ -245,7 +245,7 @@ def test_twoProcesses(maildir: Path) -> None:
 @pytest.mark.parametrize("withSizes", [True, False])
 def test_sizesInNames(maildir: Path, withSizes: bool) -> None:
     """
-    Sizes that are taken from names tell nothing of the file.
+    Sizes taken from names do not identify a file.
     """
     name = f"1700000000.M1P1.h,S={len(ONE)},W={len(ONE) + 3}"
     put(maildir, f"cur/{name}:2,", ONE)
@@ -263,7 +263,7 @@ def test_sizesInNames(maildir: Path, withSizes: bool) -> None:
 
 def test_readOnly(maildir: Path) -> None:
     """
-    Nothing is written, and one service gives no unique-id twice.
+    A read-only store writes nothing, and gives no unique-id twice while it runs.
     """
     path = put(maildir, f"new/{BASE}", ONE)
     store = MaildirStore(str(maildir.parent), readOnly=True, runner=Inline())
@@ -279,7 +279,7 @@ def test_readOnly(maildir: Path) -> None:
 @pytest.mark.parametrize("separator", [";", "!", "-", "_", "+"])
 def test_separators(maildir: Path, separator: str) -> None:
     """
-    File systems without a colon have something else before the flags.
+    File systems without a colon have another separator before the flags.
     """
     path = put(maildir, f"cur/{BASE}{separator}2,", ONE)
     put(maildir, f"cur/{BASE}9{separator}2,S", TWO)
@@ -287,7 +287,7 @@ def test_separators(maildir: Path, separator: str) -> None:
     assert set(before) == {BASE, BASE + "9"}
     path.rename(maildir / "cur" / f"{BASE}{separator}2,FS")
     assert listed(maildir) == before
-    # Where not all names have it, the operator says so.
+    # If not all names have the separator, the operator has to configure it.
     put(maildir, "cur/1800000000.M1P1.h:2,", TWO)
     assert BASE not in listed(maildir)
     assert BASE in listed(maildir, separator=separator)

@@ -1,5 +1,5 @@
 """
-Maildirs: the contract, and what only a Maildir can do wrong.
+Maildirs: the provider contract, and errors that only a Maildir can have.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def deliver(maildir: Path, name: str, message: bytes = b"a: b\n\nc\n", folder: s
 
 def failMoving(test: TestCase, part: str) -> None:
     """
-    Files with this in their names cannot be moved away.
+    Make moving files fail whose names contain C{part}.
     """
     rename = os.rename
 
@@ -99,7 +99,7 @@ class ReadOnlyContract(Contract):
 
     def test_readOnly(self) -> None:
         """
-        Nothing is locked, nothing written.
+        A read-only store locks and writes nothing.
         """
         mailbox = self.makeMailbox([b"x"])
         assert IReadOnlyMailbox.providedBy(mailbox)
@@ -123,7 +123,7 @@ def served(maildir: Path, script: str = "", **options: Any) -> Client:
 
 def uidl(client: Client, ends: bool = True) -> list[str]:
     """
-    @return: the unique-ids of a session, which then ends.
+    List the unique-ids, and end the session unless C{ends} is L{False}.
     """
     listed = client.say(b"UIDL").decode().split("\r\n")[1:-2]
     if ends:
@@ -133,7 +133,7 @@ def uidl(client: Client, ends: bool = True) -> list[str]:
 
 def test_order(maildir: Path) -> None:
     """
-    By the time in the name, else the file's; stable.
+    Messages are ordered by the time in the name, or the file's time if there is none.
     """
     deliver(maildir, "1600000005.M2P9.host")
     deliver(maildir, "1600000005.M1P9.host:2,S", folder="cur")
@@ -158,7 +158,7 @@ def test_order(maildir: Path) -> None:
 
 def test_uniqueIDs(maildir: Path) -> None:
     """
-    Names that are no unique-ids get one of their own that stays.
+    A name that is no legal unique-id gets a derived one that stays.
     """
     strange = ["1.a b", "2.ä", os.fsdecode(b"3.\xff"), "4." + "x" * 69, "5.tab\there"]
     for name in [*strange, "6.plain"]:
@@ -174,7 +174,7 @@ def test_uniqueIDs(maildir: Path) -> None:
 
 def test_sameNameTwice(maildir: Path) -> None:
     """
-    Two messages with one base name are two messages; two links are one.
+    Two files with one base name are two messages; two links of one file are one message.
     """
     deliver(maildir, "1.x:2,S", b"one", "cur")
     deliver(maildir, "1.x", b"two")
@@ -187,7 +187,7 @@ def test_sameNameTwice(maildir: Path) -> None:
     for name in ("1.x", "1.a b"):
         (maildir / "new" / name).rename(maildir / "cur" / f"{name}:2,FRS")
     assert sorted(uidl(served(maildir))) == sorted(ids)
-    # All names of one message go with it.
+    # All links of a message are deleted.
     client = served(maildir, "C: DELE 5\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)")
     assert not client.isOpen
     assert len(uidl(served(maildir))) == 4
@@ -204,7 +204,7 @@ def test_onlyRegularFiles(maildir: Path, tmp_path: Path) -> None:
     assert uidl(client, ends=False) == ["1.good"]
     assert client.say(b"STAT") == b"+OK 1 11\r\n"
     client.say(b"QUIT")
-    # A message that becomes a link or a FIFO meanwhile is not read either.
+    # A message that is replaced by a link or a FIFO is not read either.
     for replace in (
         lambda path: path.symlink_to(tmp_path / "secret"),
         lambda path: os.mkfifo(path),
@@ -222,7 +222,7 @@ def test_onlyRegularFiles(maildir: Path, tmp_path: Path) -> None:
 
 def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
     """
-    A user cannot show us another user's mail through a link.
+    A user cannot read another user's mail through a link.
     """
     deliver(tmp_path / "bob", "1.private")
     (maildir / "new").symlink_to(tmp_path / "bob" / "new")
@@ -235,15 +235,15 @@ def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
             "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/PERM] Mailbox unavailable.",
         )
     globalLogPublisher.removeObserver(seen.append)
-    # The log says which link and why, once.
+    # The log names the link and the reason, once.
     (line,) = [line for line in map(formatEvent, seen) if "cannot" in line]
     assert "the link new is not followed, because others may write to" in line
 
 
 def test_operatorsLinkInside(tmp_path: Path) -> None:
     """
-    The rule for links is the same inside a Maildir: in a directory of root's or the
-    service's alone they are followed.
+    Inside a Maildir, too, a link is followed only in a directory that belongs to root or
+    the service.
     """
     deliver(tmp_path / "big" / "alice", "1.x")
     (tmp_path / "mail" / "alice").mkdir(0o700, parents=True)
@@ -273,8 +273,8 @@ def test_linkedMaildirs(tmp_path: Path) -> None:
 
 def test_noMaildir(tmp_path: Path) -> None:
     """
-    A valid user without one has an empty maildrop; nothing is made, for them
-    or for a name that is refused.
+    A valid user without a Maildir has an empty maildrop.  No directory is created for that
+    user or for a name that is refused.
     """
     store = MaildirStore(str(tmp_path), runner=Inline())
     conversation(
@@ -300,7 +300,7 @@ def test_deliveredMeanwhile(maildir: Path) -> None:
 
 def test_renamedMeanwhile(maildir: Path) -> None:
     """
-    Flags set by another program do not matter.
+    A message is found after another program has set its flags.
     """
     for name in ("1.x", "2.y", "3.z", "4.gone"):
         deliver(maildir, name)
@@ -324,8 +324,7 @@ def test_renamedMeanwhile(maildir: Path) -> None:
 
 def test_deletingFails(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    One that cannot be removed: those that were moved are put back before the
-    -ERR.
+    If one message cannot be removed, all are put back before the -ERR.
     """
     for number in range(5):
         deliver(maildir, f"{number}.x")
@@ -356,7 +355,7 @@ def test_recoveredAtLogin(maildir: Path) -> None:
 
 def test_lockAmongProcesses(maildir: Path) -> None:
     """
-    Another process sees the lock; the kernel frees it with its process.
+    Another process sees the lock; the kernel releases it when its process ends.
     """
     deliver(maildir, "1.x")
     script = (
@@ -380,7 +379,7 @@ def test_lockAmongProcesses(maildir: Path) -> None:
             other = conversation(Anybody(store), "S: +OK…")
             other.send(b"XLOG alice x\r\n")
             if manners.takeover:
-                # A process that does not answer is given a second.
+                # A process that does not release the lock has one second to do so.
                 assert other.received() == b""
                 clock.pump([0.25] * 5)
             assert other.received() == b"-ERR [IN-USE] Mailbox is locked by another session.\r\n"
@@ -415,7 +414,7 @@ def test_nothingStaysOpen(maildir: Path) -> None:
 
 def test_cancelledLock(maildir: Path) -> None:
     """
-    A lock that nobody waits for any more is given back.
+    A lock is released if its login was cancelled meanwhile.
     """
     from twisted.internet.defer import Deferred
 
@@ -448,8 +447,7 @@ def test_cancelledLock(maildir: Path) -> None:
 
 def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A fault of the disk is named in the log and is no traceback; the session
-    goes on.
+    A disk error is logged without a traceback, and the session goes on.
     """
     deliver(maildir, "1.x")
     client = served(maildir)
@@ -464,7 +462,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] Mailbox unavailable.\r\n"
     monkeypatch.undo()
     globalLogPublisher.removeObserver(seen.append)
-    # The file is named, once.
+    # The log names the file, once.
     paths = [event["path"] for event in seen if "path" in event]
     assert paths == [str(maildir / "1.x")]
     assert client.say(b"NOOP") == b"+OK Done.\r\n"
@@ -472,8 +470,8 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_changingDirectories(maildir: Path) -> None:
     """
-    Another program moves and flags messages while they are listed: none is
-    missed, none is there twice.
+    Another program moves and flags messages while they are listed: no message is missed or
+    listed twice.
     """
     names = [f"{number}.x" for number in range(60)]
     for name in names:
@@ -501,8 +499,7 @@ def test_changingDirectories(maildir: Path) -> None:
 
 def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A file is read once to be counted, unless it changes; the memory is
-    bounded.
+    A file is read once to count its size, unless it changes; the cache is bounded.
     """
     counted: list[int] = []
     count = maildirs.measure
@@ -518,7 +515,7 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(2):
         conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
-    # Also by a service that was started anew.
+    # Also by a service that was restarted.
     store = MaildirStore(str(maildir.parent), runner=Inline())
     conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
@@ -532,7 +529,7 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_refusesMarker(maildir: Path) -> None:
     """
-    One session may be made read-only.
+    A single session can be made read-only.
     """
     deliver(maildir, "1.x")
     store = MaildirStore(str(maildir.parent), runner=Inline())
@@ -548,7 +545,7 @@ def test_refusesMarker(maildir: Path) -> None:
 
 def test_unreadableFile(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    One that cannot be read is no reason to show no size.
+    One unreadable file does not hide the sizes of the others.
     """
     for name in ("1.x", "2.y"):
         deliver(maildir, name)
@@ -579,7 +576,7 @@ def test_sparseFile(maildir: Path) -> None:
 
 def test_shrunkMeanwhile(maildir: Path) -> None:
     """
-    A message that is shorter than it was is cut, not ended.
+    If a message has become shorter, the connection is aborted without a final dot.
     """
     path = deliver(maildir, "1.x", b"x\n" * 500_000)
     client = served(maildir)
@@ -615,8 +612,8 @@ while where:
 
 def test_deletingWhatIsRenamed(maildir: Path) -> None:
     """
-    Another program flags messages as fast as it can: after +OK those that
-    were marked are gone, after -ERR all are there, and none is ever lost.
+    Another program flags messages as fast as it can.  After +OK all marked messages are
+    deleted, after -ERR all exist, and no other message is ever lost.
     """
     names = [f"{number}.x" for number in range(40)]
     outcomes = []
@@ -643,8 +640,8 @@ def test_deletingWhatIsRenamed(maildir: Path) -> None:
 
 def test_takenOver(maildir: Path) -> None:
     """
-    From an idle session of the same process at once, from a busy one not;
-    nothing is deleted.
+    A login takes over the lock of an idle session of the same process, but not that of a
+    busy one; nothing is deleted.
     """
     deliver(maildir, "1.x")
     clock = Clock()
@@ -689,7 +686,8 @@ def test_waitedFor(maildir: Path) -> None:
 @pytest.mark.parametrize("bound", [0, ListingCache.BOUND])
 def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """
-    Is made in one thread, the next in none, however large the mailbox is.
+    The first login makes one call in a thread, the next one none, in small and large
+    mailboxes.
     """
     monkeypatch.setattr(ListingCache, "BOUND", bound)
     ran = []
@@ -702,7 +700,7 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
     deliver(maildir, "1.x")
     store = MaildirStore(str(maildir.parent), runner=Counting())
     for threads in (1, 0):
-        # Until its times tell.
+        # Until the times of the directory are old enough to be trusted.
         time.sleep(0.03)
         ran.clear()
         client = conversation(Anybody(store), ALICE + "C: UIDL\nS: +OK…\nS: 1 1.x\nS: .")
@@ -712,7 +710,8 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
 
 def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Costs no listing; any change does, and a session's own view is its own.
+    WAKE of an unchanged mailbox needs no scan; after any change it does.  Each session has
+    its own view.
     """
     scans: list[int] = []
     original = MaildirMailbox._scan
@@ -747,7 +746,7 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
     assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
     assert sorted(uidl(client, ends=False)) == ["1.x", "3.z", "4.new", "9.more"]
     assert client.say(b"RETR UID:4.new").startswith(b"+OK")
-    # Asleep nothing of it is kept.
+    # A sleeping session keeps no listing.
     client.say(b"SLEE")
     assert client.protocol.session.transaction.mailbox._listing == {}
 
@@ -764,14 +763,14 @@ def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch
             ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
         )
     shared = store._shared.listings
-    # Those without messages take their room, too.
+    # Empty mailboxes count against the bound, too.
     assert (shared._messages, len(shared._listings)) == (10, 2)
 
 
 def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A directory's time counts in ticks: one that changed just now may have
-    changed again without its time telling.
+    A directory that changed just now may change again within the same tick of the file
+    system's clock, without a new time.
     """
     deliver(maildir, "1.x")
     root = os.open(maildir, os.O_RDONLY)
@@ -794,8 +793,8 @@ def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_listedAfterTheRestHasGone(maildir: Path) -> None:
     """
-    Nothing is known of the size of what another program has removed: it is
-    listed, as its number is not given to another, and the session goes on.
+    A message that another program has removed is still listed, without a size, because no
+    other message may get its number; the session goes on.
     """
     for name in ("1.x", "2.x", "3.x"):
         deliver(maildir, name)

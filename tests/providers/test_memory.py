@@ -1,5 +1,5 @@
 """
-The memory store keeps the contract.
+The memory store against the provider contract.
 """
 
 from __future__ import annotations

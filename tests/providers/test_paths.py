@@ -1,5 +1,5 @@
 """
-User names in paths, file names as unique-ids.
+User names in paths, and file names as unique-ids.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def test_placeholders(tmp_path: Path) -> None:
 
 def test_links(tmp_path: Path) -> None:
     """
-    Below what the operator named a link is followed only where nobody else
-    can have put it.
+    Below the operator's path, a link is followed only in a directory where no other user
+    can have created it.
     """
     (tmp_path / "real" / "Maildir").mkdir(parents=True)
     (tmp_path / "home").mkdir()
@@ -96,7 +96,7 @@ def test_links(tmp_path: Path) -> None:
         os.chown(tmp_path / "home" / "alice", 1, 1, follow_symlinks=False)
         assert not opens()
         os.chown(tmp_path / "home" / "alice", 0, 0, follow_symlinks=False)
-    # Where the operator's link points a user may not put another.
+    # A user may not create a link in the directory to which the operator's link points.
     (tmp_path / "elsewhere" / "Maildir").mkdir(parents=True)
     (tmp_path / "real").rename(tmp_path / "moved")
     (tmp_path / "users").mkdir()

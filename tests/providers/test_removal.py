@@ -1,5 +1,5 @@
 """
-All or none, whatever happens: killed at every step, faults at every step.
+All-or-none removal, with a kill and with an error at every step.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def there(path: Path) -> set[tuple[str, str]]:
 
 def staged(path: Path) -> list[str]:
     """
-    @return: what is left beside the folders, but for the empty directory that
-        waits for the next removal.
+    @return: the names beside the folders, except the empty staging directory.
     """
     left = [each for each in path.iterdir() if each.name not in FOLDERS]
     waiting = path / "pop3svc-removing"
@@ -57,7 +56,7 @@ def test_removeAll(tmp_path: Path) -> None:
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)
     assert there(tmp_path) == set(KEPT)
-    # The next to come puts it back, when it is durable that it is empty.
+    # The next recovery renames the staging directory back, after a sync of its removals.
     assert staged(tmp_path) == ["pop3svc-removed"]
     assert list((tmp_path / "pop3svc-removed").rglob("?")) == []
     recover(root, FOLDERS)
@@ -84,7 +83,7 @@ def test_renamed(tmp_path: Path) -> None:
 
 def test_fullDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Nothing has to be made to make room.
+    A removal on a full disk needs no new directory.
     """
     root = make(tmp_path)
     recover(root, FOLDERS)
@@ -121,7 +120,7 @@ def test_foldersRemoved(tmp_path: Path) -> None:
 
 def test_bothStages(tmp_path: Path) -> None:
     """
-    However they came to be there: one is put back, one is removed.
+    If both staging directories exist, one is put back and the other one removed.
     """
     root = make(tmp_path)
     for state, name in (("pop3svc-removing", "a"), ("pop3svc-removed", "d")):
@@ -142,7 +141,7 @@ def test_renamedAllTheTime(tmp_path: Path) -> None:
 
 def test_somethingElseNow(tmp_path: Path) -> None:
     """
-    What stands at the message's name and is no file is left alone.
+    A directory or link with the message's name is not touched.
     """
     root = make(tmp_path)
     (tmp_path / "cur" / "c").unlink()
@@ -153,7 +152,7 @@ def test_somethingElseNow(tmp_path: Path) -> None:
 
 def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[str]:
     """
-    Let the step-th call of the file system go wrong.
+    Call C{happens} instead of the step-th call of the file system.
     """
     calls: list[str] = []
 
@@ -173,7 +172,7 @@ def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[
 
 def test_killedAtEveryStep(tmp_path: Path) -> None:
     """
-    After the next open either all are there or none is.
+    After the recovery all files exist or none.
     """
     outcomes = set()
     for step in range(1, 200):
@@ -186,7 +185,7 @@ def test_killedAtEveryStep(tmp_path: Path) -> None:
                 removeAll(openDirectory(str(path)), FOLDERS, PLACES, locate)
                 os._exit(0 if len(calls) < step else 1)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        # Killed once more during the recovery, at each of its steps in turn.
+        # Kill the recovery, too, at each of its steps in turn.
         second = os.fork()
         if not second:
             with pytest.MonkeyPatch.context() as patch:
@@ -209,8 +208,8 @@ def test_killedAtEveryStep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO])
 def test_faultAtEveryStep(tmp_path: Path, code: int) -> None:
     """
-    An error means that all are there, no error that none is; what a fault
-    left behind the next recovery puts in order.
+    After an error all files exist, otherwise none; the next recovery cleans up after the
+    error.
     """
 
     def fault() -> None:
@@ -261,7 +260,7 @@ def test_withoutHardLinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_linksAreNotFollowed(tmp_path: Path) -> None:
     """
-    Whoever owns a mailbox cannot have files elsewhere removed.
+    The owner of a mailbox cannot cause the removal of files outside of it.
     """
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -282,8 +281,8 @@ def test_linksAreNotFollowed(tmp_path: Path) -> None:
 
 def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What was removed before the disk came to be read-only keeps nobody from
-    reading the rest; what was not decided does.
+    On a disk that became read-only, a decided removal does not prevent reading the mailbox;
+    an undecided one does.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)
@@ -307,8 +306,8 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The staging directory had the name of what is removed until now: that it
-    has no more is durable before anything is in it.
+    The staging directory had the name for decided removals before; its new name is synced
+    before the files in it.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)

@@ -1,5 +1,5 @@
 """
-The sizes that are kept beside a Maildir: counted once, never wrong.
+The file of sizes in a Maildir: sizes are counted once, and never wrong.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def maildir(tmp_path: Path) -> Path:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
-    Which files are read to be counted.
+    Record the sizes of files that are read to count them.
     """
     found: list[int] = []
     measure = maildirs.measure
@@ -48,7 +48,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def stat(maildir: Path, *wanted: str, **options: Any) -> None:
     """
-    What a service that was just started says.
+    Check the sizes that a service reports that was just started.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
     lines = "".join(f"S: {each}\n" for each in wanted)
@@ -73,8 +73,7 @@ def test_keptAcrossStarts(maildir: Path, counted: list[int]) -> None:
 
 def test_damaged(maildir: Path) -> None:
     """
-    Cut short anywhere, or changed anywhere: what is not whole is counted
-    again.
+    If the file is cut or changed anywhere, the sizes of damaged blocks are counted again.
     """
     stat(maildir, *LISTED)
     file = maildir / "pop3svc-sizes"
@@ -95,7 +94,7 @@ def test_damaged(maildir: Path) -> None:
 
 def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     """
-    Whoever owns a Maildir may put anything there by that name.
+    The owner of a Maildir may create any file of that name.
     """
     victim = tmp_path / "victim"
     file = maildir / "pop3svc-sizes"
@@ -115,7 +114,7 @@ def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
 
 def test_nonsense(maildir: Path) -> None:
     """
-    A whole block of nonsense is no size.
+    A block with a valid checksum and malformed entries is ignored.
     """
     status = maildir.stat()
     first = b"pop3svc-sizes 4 %d %d\n" % (status.st_dev, status.st_ino)
@@ -159,7 +158,7 @@ def test_writtenAnewWhenMostIsGone(maildir: Path, monkeypatch: pytest.MonkeyPatc
 
 def uidl(maildir: Path) -> list[str]:
     """
-    The unique-ids that a service which was just started lists.
+    @return: the unique-ids that a service lists that was just started.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     client = conversation(Anybody(store), ALICE)
@@ -171,7 +170,7 @@ def uidl(maildir: Path) -> list[str]:
 @pytest.mark.parametrize("isSlow", [False, True])
 def test_writtenInPlace(maildir: Path, isSlow: bool) -> None:
     """
-    Against the rules of a Maildir: it is another message now.
+    A file that is changed in place, against the rules of a Maildir, is another message.
     """
     stat(maildir, *LISTED)
     store = MaildirStore(str(maildir.parent), runner=Inline(), isSlow=isSlow)
@@ -188,7 +187,7 @@ def test_writtenInPlace(maildir: Path, isSlow: bool) -> None:
 
 def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
     """
-    Believed only where the operator says so.
+    Sizes in names are used only if the operator configures that.
     """
     deliver(maildir, "3.x,S=9,W=12", MESSAGE)
     deliver(maildir, "4.x,S=9,W=12.3", MESSAGE)
@@ -220,8 +219,8 @@ for number in range(400):
 
 def test_twoProcesses(tmp_path: Path) -> None:
     """
-    Two that write without regard for each other: what is read is true, and
-    nothing is left behind.
+    Two processes write without a common lock: the sizes read are right, and no temporary
+    file is left.
     """
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, name, str(tmp_path)]) for name in "ab"

@@ -1,6 +1,6 @@
 """
-Disks that are full, slow, not mounted or hang; messages that cannot be read, that are
-renamed all the time, or that are compressed.
+Disks that are full, slow or not mounted, or that hang; messages that are unreadable, renamed
+all the time, or compressed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def begin(maildir: Path, text: str = ALICE, **options: Any) -> Client:
     return conversation(Anybody(store), text)
 
 
-# --- not there ----------------------------------------------------------------------
+# --- missing mailboxes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("readOnly", [False, True])
@@ -68,7 +68,7 @@ def test_notMounted(
     maildir: Path, tmp_path: Path, logged: list[str], readOnly: bool, isEmptyDirectory: bool
 ) -> None:
     """
-    Across a restart, and if there is the directory on which it should be mounted.
+    A missing mailbox is refused after a restart, too, and also if its mount point exists.
     """
     path = str(tmp_path / "state.db")
 
@@ -92,7 +92,7 @@ def test_notMounted(
 
 def test_partIsMissing(maildir: Path, tmp_path: Path) -> None:
     """
-    One of its directories may be on a file system of its own.
+    One directory of a Maildir may be on a file system of its own.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
@@ -105,7 +105,7 @@ def test_partIsMissing(maildir: Path, tmp_path: Path) -> None:
 
 def test_openedBeforeItIsMounted(maildir: Path, tmp_path: Path) -> None:
     """
-    The directory below may have been opened before.
+    A session may have opened the mount point before.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
@@ -163,7 +163,7 @@ def test_noMailboxAtAll(tmp_path: Path) -> None:
 
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Nothing can be made any more.
+    Make the creation of files and directories fail.
     """
 
     def cannot(*arguments: Any, **named: Any) -> Any:
@@ -176,7 +176,7 @@ def full(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fullDisk(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A Maildir that was never opened before can be emptied.
+    On a full disk, messages can be deleted from a Maildir that was never opened before.
     """
     with monkeypatch.context() as patch:
         full(patch)
@@ -190,7 +190,7 @@ def test_fullDisk(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fullDiskKilled(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    All or none also if the machine is killed at any step.
+    Removal on a full disk is all-or-none, also if the process is killed at any step.
     """
     names = [f"{number}.x" for number in range(5)]
     wanted = names[1:4]
@@ -239,7 +239,8 @@ def test_fullDiskKilled(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_manyFilesInTheStagingDirectory(maildir: Path) -> None:
     """
-    Who owns a Maildir may put very many there: one look in the reactor's thread.
+    The owner of a Maildir may create very many files there; the reactor's thread reads one
+    entry only.
     """
     begin(maildir, ALICE + "C: QUIT\nS: +OK…")
     staging = maildir / "pop3svc-removing" / "new"
@@ -287,7 +288,7 @@ def deleteTwo(maildir: Path) -> None:
 @pytest.mark.parametrize("before", [b"2000S\n30 5\n", b"2000S\n30 5"])
 def test_quota(maildir: Path, before: bytes) -> None:
     """
-    Of the size that the name tells, else the file's.
+    The quota line uses the size in the name, or that of the file.
     """
     (maildir / "new" / "0.x").rename(maildir / "cur" / "0.x,S=100:2,S")
     (maildir / "maildirsize").write_bytes(before)
@@ -297,7 +298,7 @@ def test_quota(maildir: Path, before: bytes) -> None:
 
 def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Who delivers makes it anew.
+    A quota file that cannot be written is removed, and the next delivery recalculates it.
     """
     (maildir / "maildirsize").write_bytes(b"2000S\n30 5\n")
 
@@ -315,7 +316,7 @@ def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_quotaOfOthers(maildir: Path, tmp_path: Path) -> None:
     """
-    Who owns a Maildir may put anything there by that name.
+    The owner of a Maildir may create any file of that name.
     """
     victim = tmp_path / "victim"
     victim.write_bytes(b"x\n")
@@ -336,7 +337,7 @@ def test_unreadable(
     maildir: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], code: int
 ) -> None:
     """
-    The others are listed and sent, at each poll; the log names the file once.
+    All other messages are listed and sent at each poll; the log names the file once.
     """
     openFile = maildirs.openFile
 
@@ -366,7 +367,7 @@ def test_unreadable(
 
 def test_renamedAllTheTime(maildir: Path) -> None:
     """
-    No message that is there is shown with 0 octets, or refused as gone.
+    No existing message is listed with 0 octets, or refused as deleted.
     """
     over = threading.Event()
 
@@ -397,7 +398,7 @@ def test_renamedAllTheTime(maildir: Path) -> None:
 
 class Threads(Inline):
     """
-    A runner that lets work go on when it is told to, as a slow disk does.
+    An executor whose work continues when the test says so, like a slow disk.
     """
 
     def __init__(self) -> None:
@@ -438,7 +439,7 @@ class Threads(Inline):
 
 def test_clientLostWhileItIsCounted(maildir: Path) -> None:
     """
-    What is known is kept, and the lock until the thread is done.
+    Counted sizes are saved, and the lock is kept until the thread is done.
     """
     runner = Threads()
     store = MaildirStore(str(maildir.parent), runner=runner)
@@ -462,7 +463,7 @@ def test_clientLostWhileItIsCounted(maildir: Path) -> None:
 
 def examinations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """
-    @return: the sizes of the files that are read to be counted, as they are.
+    @return: a list that records the sizes of files that are read to count them.
     """
     examined: list[int] = []
     measure = maildirs.measure
@@ -477,7 +478,7 @@ def examinations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A count that is given up keeps what it has, and the next goes on from there.
+    A cancelled count saves its sizes, and the next count continues from there.
     """
     monkeypatch.setattr(maildirs, "_KEPT", 2)
     examined = examinations(monkeypatch)
@@ -493,7 +494,7 @@ def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_countedOnceForAll(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A session that comes while another one's count is under way waits for that.
+    A session waits for the count of another session instead of counting again.
     """
     monkeypatch.setattr(maildirs, "_FEW", 0)
     examined = examinations(monkeypatch)
@@ -522,7 +523,7 @@ def zstd(data: bytes) -> bytes:
 
 def lz4(data: bytes) -> bytes:
     """
-    As Dovecot writes it.
+    Compress data in Dovecot's format.
     """
     block = pytest.importorskip("lz4.block")
     packed = b"Dovecot-LZ4\x0d\x2a\x9b\xc5" + (65536).to_bytes(4)
@@ -543,7 +544,7 @@ def test_compressed(
     maildir: Path, pack: Callable[[bytes], bytes], readFirst: bool, isSlow: bool
 ) -> None:
     """
-    The sizes are those of what is sent, before and after a restart.
+    The listed sizes match the octets sent, before and after a restart.
     """
     deliver(maildir, f"9.x,S={len(PLAIN)}:2,SZ", pack(PLAIN), "cur")
     stuffed = SENT.replace(b"\r\n.", b"\r\n..")
@@ -574,7 +575,7 @@ def test_compressed(
 )
 def test_damaged(maildir: Path, logged: list[str], packed: bytes) -> None:
     """
-    Refused before anything of it is sent, and named in the log, once.
+    A damaged message is refused before a part of it is sent, and logged once.
     """
     deliver(maildir, "9.x", packed)
     for _ in range(2):
@@ -589,7 +590,7 @@ def test_damaged(maildir: Path, logged: list[str], packed: bytes) -> None:
 
 def test_bomb(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What unpacks to more than any mail is refused.
+    A message that unpacks to more than any real mail is refused.
     """
     monkeypatch.setattr(unpacking, "LARGEST", 1_000_000)
     deliver(maildir, "9.x", gzip.compress(b"x" * 2_000_000))

@@ -1,5 +1,5 @@
 """
-What twisted.mail.pop3 serves, served here.
+Mailboxes of twisted.mail.pop3 and realms of twisted.cred.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.protocol.test_commands import ALICE
 @implementer(IMailboxPOP3)
 class Legacy:
     """
-    A mailbox written for twisted.mail, partly late.
+    A mailbox for twisted.mail; some of its methods return Deferreds.
     """
 
     def __init__(self, messages: dict[bytes, bytes]) -> None:
@@ -159,7 +159,7 @@ def test_gone() -> None:
 
 def test_ownMailboxesThroughAPortal() -> None:
     """
-    A realm may give our own mailboxes; what they provide is kept.
+    A realm may return an L{IPOP3Mailbox}; its other interfaces are kept.
     """
     drop = MemoryMaildrop([b"x"])
     provider, realm = portal(MemoryMailbox(drop))

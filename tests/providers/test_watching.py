@@ -1,6 +1,6 @@
 """
-Maildirs that the kernel watches: to wake up to one that has not changed costs
-no look at it, and nothing that has is missed.
+Maildirs watched by inotify: WAKE of an unchanged Maildir does not read it, and no change is
+missed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def maildir(tmp_path: Path) -> Path:
 
 def old(path: Path) -> None:
     """
-    The directories have not changed for long.
+    Wait until the times of the directories are old enough to be trusted.
     """
     import time
 
@@ -65,14 +65,14 @@ def test_unchangedIsNotLookedAt(
     says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "SLEE", "+OK")
     assert not looks
     deliver(maildir, "3.x")
-    # At once, before the reactor has had its turn.
+    # Without a turn of the reactor.
     says(client, "WAKE", NEW, "STAT", "+OK 3 ")
     assert looks
 
 
 def test_beforeTheWatch(maildir: Path) -> None:
     """
-    What came between the login and the first SLEE is new.
+    A message that arrives between the login and the first SLEE is new.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     client = conversation(Anybody(store), ALICE)
@@ -82,7 +82,7 @@ def test_beforeTheWatch(maildir: Path) -> None:
 
 def test_whileAwake(maildir: Path) -> None:
     """
-    What came while awake is new after the next sleep, once.
+    A message that arrives while the session is awake is new after the next sleep, once.
     """
     client, _ = awake(maildir)
     says(client, "WAKE", NONE)
@@ -105,7 +105,7 @@ def test_ownDeletions(maildir: Path) -> None:
 
 def test_replaced(maildir: Path) -> None:
     """
-    Another directory by the same name, at any level.
+    A directory is replaced by another one of the same name, at any level.
     """
     client, _ = awake(maildir)
     (maildir / "new").rename(maildir / "old")
@@ -115,7 +115,7 @@ def test_replaced(maildir: Path) -> None:
     deliver(maildir, "4.x")
     says(client, "WAKE", NEW, "UIDL UID:4.x", "+OK 1 4.x", "SLEE", "+OK")
     shutil.rmtree(maildir)
-    # One that was there is no empty maildrop.
+    # A mailbox that existed before is not shown as empty.
     says(client, "WAKE", "-ERR [SYS/TEMP]", "WAKE", "-ERR [SYS/TEMP]")
     deliver(maildir, "5.x")
     says(client, "WAKE", NEW, "UIDL UID:5.x", "+OK 1 5.x")
@@ -123,7 +123,7 @@ def test_replaced(maildir: Path) -> None:
 
 def test_lostEvents(maildir: Path) -> None:
     """
-    The kernel's queue is bounded: when it overflows anything may have changed.
+    The kernel's queue is bounded; after an overflow any mailbox may have changed.
     """
     client, store = awake(maildir)
     watches = store._shared.watches
@@ -142,7 +142,7 @@ def maildirs_overflow() -> bytes:
 
 def test_shared(maildir: Path) -> None:
     """
-    One watch for many sessions; when the last has ended nothing stays open.
+    Many sessions share one watch; after the last session no descriptor is open.
     """
     before = len(os.listdir("/proc/self/fd"))
     client, store = awake(maildir)
@@ -166,7 +166,7 @@ def test_shared(maildir: Path) -> None:
 @pytest.mark.parametrize("broken", ["off", "full"])
 def test_withoutWatches(maildir: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     """
-    Where the kernel does not tell, the directories' times do.
+    Without inotify, the times of the directories show changes.
     """
 
     def full(*arguments: Any) -> Any:
@@ -196,7 +196,7 @@ def test_aLinkIsNotFollowed(maildir: Path) -> None:
 @implementer(IReactorFDSet)
 class Reactor(Clock):
     """
-    A clock that reads when it is told to.
+    A clock with readers, which the test calls.
     """
 
     def __init__(self) -> None:
@@ -222,8 +222,8 @@ class Reactor(Clock):
 @pytest.mark.parametrize("deletes", [0, 1, 2])
 def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     """
-    A mailbox that is held for long is not looked at again and again: whoever
-    wants it touches a directory of it, which has another name after a deletion.
+    A mailbox that is locked for long is not polled: a process that waits for it sets the
+    times of its staging directory, which has another name after a deletion.
     """
     reactor, elsewhere = Reactor(), Clock()
     root = str(maildir.parent)
@@ -232,13 +232,13 @@ def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     if deletes == 1:
         says(client, "DELI 1", "+OK")
     reactor.advance(0.25)
-    # Most are over by the next look.
+    # Most sessions have ended by the next poll.
     assert not reactor.readers
     reactor.advance(0.25)
     if deletes == 2:
         says(client, "DELI 1", "+OK")
     assert len(reactor.readers) == 1 and not reactor.getDelayedCalls()
-    # Another process, as far as a lock knows; the holder is not idle yet.
+    # For the lock, this is another process; the first session is not idle yet.
     store = MaildirStore(root, runner=Inline(), clock=elsewhere)
     other = conversation(Anybody(store), "S: +OK…")
     other.send(b"XLOG alice x\r\n")
@@ -246,7 +246,7 @@ def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     assert client.isOpen
     elsewhere.advance(0.25)
     time.advance(60)
-    # It is touched each time that it is looked at.
+    # The waiting process sets the times at each of its attempts.
     reactor.read()
     client.received()
     assert not client.isOpen
@@ -284,13 +284,12 @@ def test_touches(tmp_path: Path) -> None:
 
 def test_anotherWatch(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A watch that has heard nothing says nothing about a listing that was made
-    with another.
+    A new watch without changes does not confirm a listing that was made with another watch.
     """
     client, store = awake(maildir)
     client.say(b"QUIT")
     deliver(maildir, "3.x")
-    # It changes all the time while it is listed, and no more afterwards.
+    # The mailbox changes all the time while it is listed, and not afterwards.
     monkeypatch.setattr(maildirs, "_SCANS", 1)
     other = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
     old(maildir)
@@ -316,7 +315,7 @@ def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 def test_twoNames(maildir: Path) -> None:
     """
-    One mailbox by two names: to the kernel it is one, too.
+    The kernel has one watch for a mailbox with two names.
     """
     (maildir.parent / "bob").symlink_to("alice")
     client, store = awake(maildir)
