@@ -1,6 +1,6 @@
 """
-Ways through the protocol that are seldom taken: transports that cannot do all,
-clients that come and go at odd moments, commands and providers of others.
+Rare paths through the protocol: limited transports, clients that connect and disconnect at
+unusual moments, commands and providers of other packages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ AUTHORIZATION = frozenset([State.AUTHORIZATION])
 
 def withCommand(run: Callable[..., Any], **fields: Any) -> POP3Factory:
     """
-    A service with one more command, X.
+    @return: a factory with one more command, X.
     """
     command = Command("X", AUTHORIZATION, run, **fields)
     provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
@@ -58,12 +58,12 @@ def connected(factory: POP3Factory, transport: Any) -> Any:
     return protocol
 
 
-# --- commands of others ---------------------------------------------------------
+# --- commands of other packages -------------------------------------------------
 
 
 def test_capabilitiesOnce() -> None:
     """
-    What two commands earn is announced once.
+    A capability of two commands is listed once.
     """
 
     async def run(session: Session) -> Any:
@@ -82,7 +82,7 @@ def test_commandThatNeverWaits() -> None:
 
 def test_commandThatAnswersNothing() -> None:
     """
-    A bug of the command's; nothing of it is guessed at.
+    A command that returns no reply is a bug, which the log names.
     """
     client = Client(withCommand(lambda session: None))
     client.received()
@@ -92,7 +92,7 @@ def test_commandThatAnswersNothing() -> None:
 
 def test_commandThatLogsInWithNothing() -> None:
     """
-    No provider is asked about an empty name or password.
+    A provider is not called for an empty name or password.
     """
     for name, password in (("", "secret"), ("alice", "")):
 
@@ -125,7 +125,7 @@ def test_finelyToldOfALateCommand() -> None:
 
 def test_transportThatCanDoLittle() -> None:
     """
-    Neither TCP_NODELAY nor half of a close.
+    A transport without TCP_NODELAY and half-close.
     """
     transport = StringTransport()
     protocol = connected(makeFactory(), transport)
@@ -137,7 +137,7 @@ def test_transportThatCanDoLittle() -> None:
 
 def test_transportThatGivesAtOnce() -> None:
     """
-    What waits in a transport comes in while it is told to go on.
+    A transport delivers its buffered input inside C{resumeProducing}.
     """
     provider, client, mailbox = later(b"LIST 1\r\n")
     transport: Any = client.transport
@@ -149,7 +149,7 @@ def test_transportThatGivesAtOnce() -> None:
             client.protocol.dataReceived(coming.pop(0))
 
     transport.resumeProducing = resumeProducing
-    # While a command runs nothing more is asked for; it is kept all the same.
+    # While a command runs, input is paused; input that still arrives is kept.
     client.protocol.dataReceived(b"NOOP\r\n")
     client.protocol.dataReceived(b"NOOP\r\n")
     mailbox.answerAll()
@@ -158,7 +158,7 @@ def test_transportThatGivesAtOnce() -> None:
 
 def test_replyByReply() -> None:
     """
-    A transport that wants each reply by itself is told where it begins.
+    A transport that provides L{IReplyByReply} gets each reply by itself.
     """
     client = Client(makeFactory(messages=[b"a\n"]))
     spoken: list[str] = []
@@ -187,7 +187,7 @@ def test_replyByReply() -> None:
 
 def test_kernelThatStillSends() -> None:
     """
-    A client that is slow, but takes something, is not stalled.
+    A slow client that reads something is not stalled.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -210,7 +210,7 @@ def test_kernelThatStillSends() -> None:
 
 def test_awakeAgainTheTimeIsShort() -> None:
     """
-    A session that has slept for long has ten minutes again, not an hour.
+    After WAKE, the idle timeout is ten minutes again, not an hour.
     """
     client = loggedIn()
     client.say(b"SLEE")
@@ -224,7 +224,7 @@ def test_awakeAgainTheTimeIsShort() -> None:
 
 def test_stoppedWhileClosing() -> None:
     """
-    What was said at the end still goes out, but not for ever.
+    The last reply is still sent, but not for an unlimited time.
     """
     for isSecure in (False, True):
         factory = makeFactory()
@@ -242,8 +242,8 @@ def test_stoppedWhileClosing() -> None:
 
 def test_closedAndNotClosedByTheClient() -> None:
     """
-    After our end is closed the client has some seconds, then as long as it
-    takes what is written, then no more.
+    After the service has closed its half, the client has some seconds, and longer only while
+    it still reads.
     """
     client = loggedIn()
     client.stall()
@@ -257,8 +257,8 @@ def test_closedAndNotClosedByTheClient() -> None:
 
 def test_stoppedByTheLastWord() -> None:
     """
-    The service stops at the moment a connection closes its end: that one is
-    closed fully at once, and given up in its time.
+    The service stops at the moment when a connection closes its half: the connection is
+    closed fully at once, and aborted after its time limit.
     """
     factory = makeFactory()
 
@@ -284,7 +284,7 @@ def test_stoppedByTheLastWord() -> None:
 
 def test_oneEndAfterTheOther() -> None:
     """
-    However the two halves are closed, all of it is in the end.
+    The connection is closed in whatever order its halves are closed.
     """
     client = loggedIn()
     assert client.say(b"QUIT") and not client.isOpen
@@ -308,7 +308,7 @@ def test_oneEndAfterTheOther() -> None:
 @pytest.mark.parametrize("byStartTLS", [False, True])
 def test_tlsIsTakenFromUnderIt(byStartTLS: bool) -> None:
     """
-    Where a client does not answer the end of TLS, what carries it is closed.
+    If a client does not answer the close alert, the TCP connection is closed.
     """
     factory = makeFactory()
     below = StringTransport()
@@ -317,7 +317,7 @@ def test_tlsIsTakenFromUnderIt(byStartTLS: bool) -> None:
     tls.loseConnection = lambda: None
     protocol = connected(factory, StringTransport())
     if byStartTLS:
-        # The transport of TCP has TLS as its protocol then.
+        # The protocol of the TCP transport is TLS then.
         protocol.transport.protocol = tls
         protocol.transport.loseConnection = lambda: None
         alsoProvides(protocol.transport, ISSLTransport)
@@ -332,7 +332,7 @@ def test_tlsIsTakenFromUnderIt(byStartTLS: bool) -> None:
 
 def test_nothingIsClosedTwice() -> None:
     """
-    What comes to an end is not ended again for another reason.
+    A connection that is closing is not closed again for another reason.
     """
     client = loggedIn()
     client.stall()
@@ -357,7 +357,7 @@ def _stubborn(answer: Callable[[], Any]) -> Deferred[Any]:
 
 def served(**methods: Any) -> tuple[Client, list[str]]:
     """
-    @return: a client in front of PASS, and what is asked of the mailbox.
+    @return: a client that has sent USER, and the calls of the mailbox.
     """
     calls: list[str] = []
     provider = MemoryProvider({"alice": "secret"}, [b"x\n", b"y\n"])
@@ -380,7 +380,7 @@ def served(**methods: Any) -> tuple[Client, list[str]]:
 
 def test_lockThatComesTooLate() -> None:
     """
-    It is given back, once.
+    A lock that is granted after the time-out is released, once.
     """
     client, calls = served(lock=lambda info, requestRelease: _stubborn(lambda: None))
     assert client.say(b"PASS secret") == b""
@@ -411,7 +411,7 @@ def test_nobodyGivesWayAsleep() -> None:
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), CancelledError()])
 def test_listedAgainInVain(error: Exception) -> None:
     """
-    The deletion of CORE has worked; what is there now nobody knows.
+    The deletion of CORE succeeds, but the new listing fails.
     """
     answers: list[Any] = [["message-1", "message-2"]]
 
@@ -430,7 +430,7 @@ def test_listedAgainInVain(error: Exception) -> None:
 
 def test_deletionThatOutlastsItsClient() -> None:
     """
-    Its waiting ends, not the deletion.
+    When the client is lost, the deletion goes on.
     """
     client, calls = served(
         lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
@@ -448,7 +448,7 @@ def test_deletionThatOutlastsItsClient() -> None:
 def test_fileThatIsNoBinaryOne() -> None:
     class File:
         """
-        Reads text, and does not look like it.
+        A file object whose C{read} returns text.
         """
 
         closed = False
@@ -486,7 +486,7 @@ class _Late:
 @pytest.mark.parametrize("isLate", [False, True])
 def test_chunkThatIsNone(isLate: bool) -> None:
     """
-    What is neither bytes nor None is a bug, late or not.
+    A chunk that is neither bytes nor None is a bug, at once or from a Deferred.
     """
     waiting: Deferred[Any] = Deferred()
     client, _ = served(
@@ -503,7 +503,7 @@ def test_chunkThatIsNone(isLate: bool) -> None:
 
 def test_sessionWithoutAFactory() -> None:
     """
-    Nobody counts its sessions then.
+    A session without a factory is not counted.
     """
     provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
     session = Session(ConnectionInfo(1, None, False), provider, Policy(), Clock())
@@ -531,7 +531,7 @@ def _silent(*arguments: Any) -> Deferred[Any]:
 )
 def test_silenceInTheLog(method: str, lines: list[bytes]) -> None:
     """
-    What did not answer is named, also if it has no name.
+    The log names the call that timed out, also if it has no name.
     """
     unnamed = partial(_silent)
     for silent, name in ((_silent, "_silent"), (unnamed, repr(unnamed))):
@@ -550,7 +550,7 @@ def test_silenceInTheLog(method: str, lines: list[bytes]) -> None:
 
 def test_deletionThatIsNotOver() -> None:
     """
-    The client is told that nobody knows yet; the lock is kept until it is over.
+    The client is told that the result is not known; the lock is kept until the deletion ends.
     """
     client, calls = served(
         lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
@@ -568,7 +568,7 @@ def test_deletionThatIsNotOver() -> None:
 
 def test_contentThatComesTooLate() -> None:
     """
-    It is closed, though nobody reads it.
+    Content that arrives after the time-out is closed.
     """
     content = _Late([b"x"])
     closed: list[bool] = []
@@ -586,7 +586,7 @@ def test_contentThatComesTooLate() -> None:
 @implementer(IPOP3Mailbox, INewMailNotifier, ISleepingMailbox)
 class Simple:
     """
-    A mailbox without a lock, that tells of new mail and when it sleeps.
+    A mailbox without a lock, with new-mail notification and C{onSleep}.
     """
 
     def __init__(self, calls: list[str]) -> None:
@@ -606,7 +606,7 @@ class Simple:
 
 def test_newMailWhileAsleep() -> None:
     """
-    What it was not told of, a session does not look for.
+    A session that was not notified does not compare listings.
     """
     calls: list[str] = []
     mailbox = Simple(calls)
@@ -646,7 +646,7 @@ def test_isAnswering() -> None:
 
 def test_neverConnected() -> None:
     """
-    A connection that ends before it has begun counts for nothing.
+    A connection that ends before C{connectionMade} is not counted.
     """
     factory = makeFactory()
     protocol: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
@@ -659,7 +659,7 @@ def test_neverConnected() -> None:
 
 def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    It waits for the next turn, as all behind it.
+    Input that arrives between two time slices waits for the next one.
     """
     from pop3svc.awaiting import TimeSlice
 
@@ -688,7 +688,7 @@ def test_stoppedBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clientThatAnswersAtOnce() -> None:
     """
-    A peer in the same process may speak while it is spoken to.
+    A peer in the same process may send input while it receives a reply.
     """
     coming = [b"FOO\r\n", b"QUIT\r\n"]
 
@@ -711,8 +711,8 @@ def test_clientThatAnswersAtOnce() -> None:
 
 def test_fullOfShortReplies() -> None:
     """
-    A client that asks for much in little pieces and takes nothing is waited
-    for, like one that asks for one large thing.
+    The service waits for a client that requests many short replies and reads none, as for
+    one that requests a large reply.
     """
     client = loggedIn()
     client.stall()
@@ -733,7 +733,7 @@ def test_fullOfShortReplies() -> None:
 
 def test_endingThatFails(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A bug in it is told of, and the connection is over all the same.
+    An error while a session ends is logged, and the connection is closed.
     """
     for isLate in (False, True):
         client = loggedIn()
@@ -762,7 +762,7 @@ def test_endingThatFails(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clientThatAnswersInTheMiddle() -> None:
     """
-    The same while a large message is on its way.
+    A peer in the same process may send input while it receives a large message.
     """
     coming = [b"NOOP\r\n", b"QUIT\r\n"]
 
@@ -784,7 +784,7 @@ def test_clientThatAnswersInTheMiddle() -> None:
 
 def test_turnThatHasToWait(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The next turn does not begin while the client takes nothing.
+    The next time slice does not begin while the client reads nothing.
     """
     from pop3svc.awaiting import TimeSlice
 
@@ -808,7 +808,7 @@ def test_turnThatHasToWait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lastWordThatFindsNoRoom() -> None:
     """
-    It is the transport's to send before the end.
+    The transport sends a last reply that did not fit before it closes.
     """
 
     class Transport(StringTransport):
@@ -834,8 +834,7 @@ def test_lastWordThatFindsNoRoom() -> None:
 
 def test_lastWordThatFindsRoom() -> None:
     """
-    The end of our half is not put off; and one that is over at once by that
-    leaves no time limit.
+    The half-close is not delayed; if it ends the connection at once, no time limit is left.
     """
 
     class Transport(StringTransport):
@@ -861,7 +860,7 @@ def test_lastWordThatFindsRoom() -> None:
 
 def test_lateWhileTheLastWaits() -> None:
     """
-    What is waited for is no command, but room for the answers to those before.
+    The connection waits for room for earlier replies, not for a command.
     """
     each = b"+OK Password required.\r\n"
     for isStopped, said in (
@@ -891,10 +890,10 @@ def test_lateWhileTheLastWaits() -> None:
 
 def test_lastReplyMakesItMuch() -> None:
     """
-    What has come together is written, and the next command answered.
+    Gathered replies are written, and the next command is answered.
     """
     each = b"+OK Done.\r\n"
-    # One of these it is, after what was said before.
+    # One of these follows the earlier replies.
     for count in range(65536 // len(each) - 10, 65536 // len(each) + 2):
         client = loggedIn()
         client.send(b"NOOP\r\n" * count)

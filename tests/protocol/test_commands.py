@@ -42,7 +42,7 @@ def loggedIn(script: str, messages: Any = MESSAGES, **options: Any) -> Any:
 @pytest.mark.parametrize("octetAtATime", [False, True])
 def test_rfc1939Section10(octetAtATime: bool) -> None:
     """
-    The RFC's own example, with USER in place of APOP.
+    The example of RFC 1939 section 10, with USER instead of APOP.
     """
     mail = provider([b"x" * 118, b"y" * 198])
     conversation(
@@ -261,7 +261,7 @@ def test_deleRsetQuit() -> None:
 
 def test_deletionFails() -> None:
     """
-    Nothing is gone, and the connection is closed with an -ERR.
+    No message is deleted, and the connection is closed with an -ERR.
     """
     for error, said in (
         (POP3ResponseError("Disk full.", "SYS/TEMP"), "S: -ERR [SYS/TEMP] Disk full."),
@@ -289,7 +289,7 @@ def test_deletionFails() -> None:
 
 def test_goneMeanwhile() -> None:
     """
-    A marked message that somebody else removed counts as deleted.
+    A marked message that another program has removed counts as deleted.
     """
     mail = provider()
     client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
@@ -301,7 +301,7 @@ def test_goneMeanwhile() -> None:
 
 def test_noop() -> None:
     """
-    Only for who is logged in (RFC 1939 section 5).
+    NOOP is valid only after login (RFC 1939 section 5).
     """
     loggedIn("C: NOOP\nS: +OK…\nC: NOOP x\nS: -ERR…\nC: noop \nS: +OK…")
     conversation(provider(), "S: +OK…\nC: NOOP\nS: -ERR…\nC: QUIT\nS: +OK…")
@@ -505,7 +505,7 @@ def test_authLogin() -> None:
 )
 def test_authFails(script: str) -> None:
     """
-    After any failed exchange the session goes on, in AUTHORIZATION.
+    After a failed exchange the session stays in AUTHORIZATION.
     """
     conversation(
         provider(),
@@ -515,7 +515,7 @@ def test_authFails(script: str) -> None:
 
 def test_bareAuth() -> None:
     """
-    It lists the mechanisms and lets nobody in.
+    AUTH without argument lists the mechanisms and does not log in.
     """
     conversation(
         provider(),
@@ -601,7 +601,7 @@ def test_aCommandOfOnesOwn() -> None:
 
 def test_nothingIsEchoed() -> None:
     """
-    Refusals do not repeat what the client said.
+    Refusals do not repeat input of the client.
     """
     client = conversation(provider(), "S: +OK…")
     for line in (
@@ -632,7 +632,7 @@ def test_ownCommandAsDeclared() -> None:
 )
 def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
     """
-    What cannot be a name or a password is refused like a wrong one, unasked.
+    A malformed name or password is refused like a wrong one, without calling the provider.
     """
     mail = provider()
     asked: list[object] = []
@@ -648,7 +648,7 @@ def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
 
 def test_authNamesOfAnyOctets() -> None:
     """
-    What is not UTF-8 gets to the provider as surrogate escapes.
+    Octets that are not UTF-8 reach the provider as surrogate escapes.
     """
     mail = provider()
     asked: list[tuple[str, str]] = []
@@ -662,7 +662,7 @@ def test_authNamesOfAnyOctets() -> None:
 
 def test_aMechanismOfOnesOwn() -> None:
     """
-    It is told the session, and is no cleartext one unless it says so.
+    A mechanism gets the session, and sends no cleartext password unless declared so.
     """
     told: list[object] = []
 
@@ -728,7 +728,7 @@ def test_emptyMessages() -> None:
 
 def test_longPasswords() -> None:
     """
-    A password that AUTH takes, PASS and XLOG take, too.
+    PASS and XLOG accept passwords as long as those that AUTH accepts.
     """
     password = "x" * 1024
     factory = POP3Factory(MemoryProvider({"alice": password}, [b"x"]), clock=Clock())
@@ -741,7 +741,8 @@ def test_longPasswords() -> None:
 
 def test_noFullStopBeforeTheEnd() -> None:
     """
-    Scanners read a multi-line reply up to the first full stop.
+    No text contains a full stop before its end, because scanners read a multi-line reply up
+    to the first full stop.
     """
     factory = POP3Factory(MemoryProvider({"alice": "secret"}, [b"x"]), clock=Clock())
     client = Client(factory)

@@ -48,7 +48,7 @@ def loggedIn(**options: Any) -> Client:
 
 def reason(client: Client, act: Any) -> str:
     """
-    @return: what the line at the end gives as the reason.
+    @return: the reason in the last log line of the connection.
     """
     (event,) = events("close", act)
     return str(event["reason"])
@@ -56,7 +56,7 @@ def reason(client: Client, act: Any) -> str:
 
 def events(kind: str, act: Any) -> list[Any]:
     """
-    @return: the events of this kind meanwhile.
+    @return: the events of this kind during C{act}.
     """
     return [event for event in logged(act) if event.get("pop3Event") == kind]
 
@@ -73,7 +73,7 @@ SCRIPT = b"USER alice\r\nPASS secret\r\nSTAT\r\nLIST\r\nUIDL 1\r\nTOP 1 0\r\nRET
 
 def test_pipelining() -> None:
     """
-    One segment, an octet at a time, at every split: the same answers.
+    Replies are the same for one segment, single octets, and every split.
     """
     whole = Client(makeFactory())
     whole.send(SCRIPT)
@@ -99,7 +99,7 @@ def test_manyCommandsInOneSegment() -> None:
 
 def test_slowAndFastCommands() -> None:
     """
-    In order, one at a time.
+    Commands run in order, one at a time.
     """
     _, client, mailbox = later(
         b"NOOP\r\nLIST 1\r\nNOOP\r\nRETR 2\r\nNOOP\r\nFOO\r\nQUIT\r\nNOOP\r\n"
@@ -129,7 +129,7 @@ def test_commandsBehindALongMessage() -> None:
 
 def test_outputIsHeldBack() -> None:
     """
-    A client that asks and asks and never reads makes us hold a little.
+    The service buffers little for a client that sends commands and never reads.
     """
     client = loggedIn(messages=[b"x"] * 2000)
     client.stall()
@@ -143,7 +143,7 @@ def test_inputIsBounded() -> None:
     client = loggedIn()
     client.stall()
     client.send(b"RETR 2\r\n")
-    # A transport that hands on what it has although it was paused.
+    # A transport that delivers its buffered input although it was paused.
     why = reason(
         client,
         lambda: [
@@ -215,7 +215,7 @@ def test_tlsOnThePlainPort(hello: bytes) -> None:
     client.received()
     assert reason(client, lambda: client.send(hello)) == "TLS handshake on plaintext port"
     assert client.received() == b""
-    # Only what comes first is looked at so.
+    # Only the first octets of a connection are checked.
     client = Client(makeFactory())
     client.say(b"USER alice")
     client.received()
@@ -250,7 +250,7 @@ def test_loginTimeout() -> None:
 
 def test_loginTimeoutWhileLoggingIn() -> None:
     """
-    A login under way is waited for.
+    The login timeout waits for a running login.
     """
     from pop3svc.interfaces import IPOP3MailboxProvider
 
@@ -281,7 +281,7 @@ def test_loginTimeoutWhileLoggingIn() -> None:
 
 def test_idleTimeout() -> None:
     """
-    Ten minutes, and then without a word; nothing is deleted.
+    After ten minutes the connection is closed without a reply; nothing is deleted.
     """
     client = loggedIn()
     client.say(b"DELE 1")
@@ -338,7 +338,7 @@ def test_noTimersAreLeft() -> None:
 
 def test_clientEndsItsHalf() -> None:
     """
-    It gets the answers to what it sent.
+    A client that closes its half gets the replies to its commands.
     """
     _, client, mailbox = later(b"LIST 1\r\nLIST 2\r\nNOOP")
     client.endSending()
@@ -372,7 +372,7 @@ class Failing:
 
 def test_bodyFailsMidway() -> None:
     """
-    Never a final dot, never an end that looks whole.
+    If a body fails, no final dot is sent, and the reply never looks complete.
     """
     client, content = loggedIn(), Failing()
     client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
@@ -386,7 +386,7 @@ def test_bodyFailsMidway() -> None:
     assert event["connectionID"] == client.protocol.session.info.connectionID
     assert formatEvent(event).endswith("a reply failed midway")
     assert content.closed == 1
-    # What was not sent yet never is, but for whole replies before it.
+    # Complete replies before it are still sent, the rest is not.
     assert client.received() == b""
     client, content = loggedIn(), Failing()
     client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
@@ -405,7 +405,7 @@ def test_bodyFailsMidway() -> None:
 
 def test_bodyIsClosed() -> None:
     """
-    Read to its end, cut short by TOP, or abandoned: once.
+    A body that was read, cut by TOP, or abandoned is closed once.
     """
     for act in (
         lambda client: client.send(b"TOP 1 0\r\n"),
@@ -441,7 +441,7 @@ def test_stls() -> None:
 @pytest.mark.parametrize("behind", [b"N", b"NOOP\r\n", b"\n", b"\x16\x03\x01"])
 def test_plainTextBehindSTLS(behind: bytes) -> None:
     """
-    It never runs; there is no handshake either (RFC 2595 section 4).
+    A plaintext command after STLS never runs, and there is no handshake (RFC 2595 section 4).
     """
     client = Client(makeFactory(connectionCreator=object()))
     client.received()
@@ -478,7 +478,7 @@ def test_handshakeFails() -> None:
 
 def test_shutdown() -> None:
     """
-    Idle sessions end at once, busy ones may finish their command.
+    At shutdown, idle sessions end at once, and busy ones may finish their command.
     """
     factory = makeFactory()
     idle, strange, busy = Client(factory), Client(factory), Client(factory)
@@ -588,7 +588,8 @@ def test_providersAreChecked() -> None:
 
 def test_octetsRenewNoLimit() -> None:
     """
-    Only a command does: one that sends a line octet by octet is idle.
+    Only a command restarts the idle timeout; a client that sends a line octet by octet is
+    idle.
     """
     client = loggedIn()
     for _ in range(2):
@@ -603,7 +604,7 @@ def test_octetsRenewNoLimit() -> None:
 
 def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A flood of quick commands does not keep the reactor from others.
+    A flood of quick commands does not block the reactor.
     """
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -624,7 +625,7 @@ def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_statIsRemembered() -> None:
     """
-    STAT counts once, and is right after every change.
+    STAT counts once, and is correct after each change.
     """
     client = loggedIn(messages=[b"a", b"bb", b"ccc"])
     for line, said in (
@@ -651,7 +652,7 @@ def test_statIsRemembered() -> None:
 
 def test_loginTimeoutWhileNothingIsTaken() -> None:
     """
-    What was asked for before is all that such a client still gets.
+    A client that does not log in and does not read gets only the replies to its commands.
     """
     client = Client(makeFactory())
     client.stall()
@@ -684,7 +685,7 @@ def test_shutdownWhileNothingIsTaken() -> None:
 
 def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What waits for its turn is answered, too.
+    Commands that wait for their time slice are answered, too.
     """
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -698,8 +699,8 @@ def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_outputIsHeldBackBehindWhatIsLate() -> None:
     """
-    However the answers to what came in at once come about, a client that takes
-    none has the service hold little.
+    The service buffers little for a client that does not read, whether replies are
+    immediate or late.
     """
     _, client, mailbox = later(b"")
     client.received()
@@ -716,7 +717,7 @@ def test_outputIsHeldBackBehindWhatIsLate() -> None:
 @pytest.mark.parametrize("isTLS", [False, True])
 def test_heldInputIsCountedRight(more: int, isTLS: bool) -> None:
     """
-    What was answered or dropped counts no longer, and all that waits counts.
+    All waiting input counts against the limit, and answered or dropped input does not.
     """
     command = Command("X", frozenset(State), lambda session: Deferred())
     client = Client(makeFactory(connectionCreator=object(), commands={**COMMANDS, "X": command}))
@@ -742,7 +743,7 @@ def test_clearLineBuffer() -> None:
 
 def test_finelyTold() -> None:
     """
-    Who came, and each command with what became of it and how long it took.
+    Verbose events report the client, and each command with its result and duration.
     """
     clock = Clock()
     clock.advance(100)
@@ -781,7 +782,7 @@ def test_finelyTold() -> None:
 
 def test_lostMeanwhile() -> None:
     """
-    A command that is given up because its client is gone is no error.
+    A command that is cancelled because its client is gone logs no error.
     """
     _, late, mailbox = later(b"LIST 1\r\n")
     stalled = loggedIn()
@@ -799,7 +800,7 @@ def test_lostMeanwhile() -> None:
 
 def test_unauthenticated() -> None:
     """
-    A connection is a stranger's until somebody has logged in, and again after.
+    A connection counts as unauthenticated until a login, and again after QAUT.
     """
     factory = makeFactory()
     client = Client(factory)
@@ -838,7 +839,8 @@ def test_whyACommandCloses(reply: Any, why: str) -> None:
 
 def test_givesWay() -> None:
     """
-    When it has been idle for the time to the second, and not while a command runs.
+    A session releases its lock when it has been idle for exactly the time, and not while a
+    command runs.
     """
     for isMarked, seconds in ((False, 60), (True, 600)):
         _, client, mailbox = later(b"LIST 1\r\n")
@@ -858,7 +860,7 @@ def test_givesWay() -> None:
 
 def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    However many reasons a connection has to end its session.
+    A session ends once, even if there are several reasons.
     """
     ended: list[object] = []
     end = Session.end
@@ -878,7 +880,7 @@ def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closedByTheClientFirst() -> None:
     """
-    What becomes of the connection after that is not why it ended.
+    The logged reason is that the client closed, not a later event.
     """
     for between in (b"", b"NOOP\r\nNOOP\r\n"):
         client = loggedIn()
@@ -886,7 +888,7 @@ def test_closedByTheClientFirst() -> None:
 
         def act(it: Client = client, coming: bytes = between) -> None:
             if coming:
-                # It waits for its turn.
+                # It waits for its time slice.
                 it.protocol.pauseProducing()
                 it.protocol.dataReceived(coming)
             it.protocol.readConnectionLost()
@@ -904,7 +906,7 @@ def test_closedByTheClientFirst() -> None:
 @pytest.mark.parametrize("isSecure", [False, True])
 def test_howItCloses(isSecure: bool) -> None:
     """
-    Half of a plain connection, at once; TLS has an end of its own.
+    A plain connection is half-closed at once; a TLS connection ends with a close alert.
     """
     did: list[str] = []
 
@@ -931,7 +933,7 @@ def test_howItCloses(isSecure: bool) -> None:
 @pytest.mark.parametrize("isSecure", [False, True])
 def test_nothingPassesTLSBy(isSecure: bool) -> None:
     """
-    A body writes to the descriptor itself on a plain connection only.
+    A body is sent by sendfile() on a plain connection only.
     """
     transport = Plain(*[1000] * 9)
     if isSecure:
@@ -949,7 +951,7 @@ def test_nothingPassesTLSBy(isSecure: bool) -> None:
 
 def test_shortRepliesRegisterNobody() -> None:
     """
-    What there is surely room for is written, and no more is made of it.
+    Short replies are written without registering a producer.
     """
 
     registered: list[object] = []
@@ -970,8 +972,7 @@ def test_shortRepliesRegisterNobody() -> None:
 @pytest.mark.parametrize("isStalled", [False, True])
 def test_timeAfterMuch(isStalled: bool) -> None:
     """
-    Whatever is the last of many replies: while they wait for room no limit of
-    idleness runs, and after them a new one does.
+    The idle timeout does not run while replies wait for room, and begins again after them.
     """
     for count in range(126, 132):
         command = Command("X", frozenset(State), lambda session: ok("x" * 500))
@@ -989,7 +990,7 @@ def test_timeAfterMuch(isStalled: bool) -> None:
 
 def test_bodyFailsLate() -> None:
     """
-    The log has what went wrong, whenever that was.
+    The log contains the error of a body, at whatever time it fails.
     """
     client, content, late = loggedIn(), Failing(), Deferred[bytes]()
     content.nextChunk = lambda: late  # type: ignore[method-assign,assignment,return-value]

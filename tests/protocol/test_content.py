@@ -1,5 +1,5 @@
 """
-What messageContent may return, as a body.
+Bodies of all kinds of content that messageContent may return.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def test_smallPieces(make: Any) -> None:
 
 def test_countByReading(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The reactor gets its turn while much is counted; the message is closed.
+    Counting a large message does not block the reactor; the content is closed afterwards.
     """
     clock = Clock()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -216,7 +216,7 @@ def test_countingFails() -> None:
 
 class Slow:
     """
-    A runner whose work waits until it is let go on.
+    An executor whose work waits until the test continues it.
     """
 
     def __init__(self) -> None:
@@ -238,8 +238,8 @@ class Slow:
 
 def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What is not in the page cache is read elsewhere, and a descriptor that is
-    being read is not closed.
+    Data that is not in the page cache is read in a thread, and a descriptor is not closed
+    during a read.
     """
 
     def notAtOnce(*_: object) -> int:
@@ -265,7 +265,8 @@ def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A region sends itself to a socket; what shrinks meanwhile is an error.
+    A region is sent to a socket by sendfile(); if the file shrinks meanwhile, that is an
+    error.
     """
     path = tmp_path / "box"
     octets = b"x" * 62 + b"\r\n"
@@ -286,7 +287,7 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             break
     while len(received) < sent:
         received += theirs.recv(1_000_000)
-    # The last octets are left, to go out with the end of the reply.
+    # The last octets are kept back for the end of the reply.
     assert received == (octets * 9000)[:-4096]
     assert body.next() == (octets * 9000)[-4096:]
     assert body.next() is None
@@ -305,12 +306,12 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     body = MessageBody(Region(path, 0, 640006), Clock(), 10)
     os.truncate(path, 0)
     assert body.sendTo is not None
-    # There is nothing in the cache of what is not there: a read tells.
+    # A part that does not exist is not in the page cache; a read shows the error.
     assert body.sendTo(ours.fileno()) == 0
     body.close()
     ours.close()
     theirs.close()
-    # To send a small one itself would cost more than it saves.
+    # sendfile() would cost more than it saves for a small one.
     path.write_bytes(octets)
     small = MessageBody(Region(path, 0, 64), Clock(), 10)
     assert small.isWireReady and small.sendTo is None

@@ -61,7 +61,7 @@ def raising(error: BaseException, **fields: Any) -> Reply:
 @pytest.mark.parametrize("state", State)
 def test_everyVerbInEveryState(verb: str, state: State) -> None:
     """
-    Outside its states a command is refused before anything of it is looked at.
+    In a wrong state, a command is refused before its arguments are parsed.
     """
     command = COMMANDS[verb]
     entered = []
@@ -125,7 +125,7 @@ def test_errorMap() -> None:
 
 def test_bug() -> None:
     """
-    It is logged with its traceback and told to nobody.
+    A bug is logged with its traceback, and the client gets no detail.
     """
     seen: list[Any] = []
     globalLogPublisher.addObserver(seen.append)
@@ -142,7 +142,7 @@ def test_bug() -> None:
 
 def test_cancellationPassesThrough() -> None:
     """
-    If the client is gone; else it is the provider's own error.
+    A cancellation is raised if the client is gone; otherwise it is an error of the provider.
     """
     session = makeSession()
     session.isOver = True
@@ -203,7 +203,7 @@ def test_noTransactionWithoutAListing() -> None:
 
 def test_exchange() -> None:
     """
-    While an exchange is unfinished its lines are not commands.
+    During an exchange, lines are not parsed as commands.
     """
 
     class Exchange:

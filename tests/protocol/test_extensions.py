@@ -25,7 +25,7 @@ from tests.protocol.test_session import LEAVE, LOGIN, Provider, later
 
 def failing(mail: MemoryProvider, error: Exception) -> MemoryProvider:
     """
-    Let deletions fail.
+    Make deletions fail.
     """
     authenticate = mail.authenticate
 
@@ -44,7 +44,7 @@ def failing(mail: MemoryProvider, error: Exception) -> MemoryProvider:
 
 def test_deli() -> None:
     """
-    At once; RSET does not bring it back, QUIT does not delete it again.
+    DELI deletes at once; RSET does not undo it, and QUIT does not delete again.
     """
     mail = provider()
     client = conversation(
@@ -126,7 +126,8 @@ def test_core() -> None:
 @pytest.mark.parametrize("verb", ["CORE", "SLEE", "QAUT"])
 def test_deletionFails(verb: str) -> None:
     """
-    Still in TRANSACTION; same listing, marks and lock; all there.
+    After a failed deletion the session is in TRANSACTION with the same listing, marks, lock
+    and messages.
     """
     mail = failing(provider(), POP3ResponseError("Disk full.", "SYS/TEMP"))
     conversation(
@@ -162,7 +163,7 @@ def test_goneMeanwhile(verb: str) -> None:
 
 def test_coreCannotList() -> None:
     """
-    The deletion worked and the listing does not: the connection is closed.
+    If CORE deletes but cannot list, the connection is closed.
     """
     mail = provider()
     client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
@@ -243,7 +244,7 @@ def test_wakeWhileInUse() -> None:
 
 def test_wakeCannotList() -> None:
     """
-    Still asleep, and nothing is held.
+    After a failed WAKE the session is still asleep, without a lock.
     """
     mail = provider()
     client = conversation(mail, ALICE + "C: SLEE\nS: +OK…")
@@ -280,7 +281,8 @@ def test_wakeOfAnAccountThatChanged(change: dict[str, str]) -> None:
 
 def test_asleep() -> None:
     """
-    No listing, no sizes, no lock; lost without a trace; a time-out of its own.
+    A sleeping session has no listing, no sizes and no lock, can be lost without further
+    calls, and has a time-out of its own.
     """
     client = loggedIn("C: STAT\nS: +OK…\nC: DELE 1\nS: +OK…\nC: RSET\nS: +OK…\nC: SLEE\nS: +OK…")
     session = client.protocol.session
@@ -342,7 +344,7 @@ def test_lostWhileFallingAsleepOrWaking() -> None:
 
 def test_qaut() -> None:
     """
-    Nothing of the first user stays; their lock is free in between.
+    After QAUT nothing of the first user is left, and the lock is released.
     """
     mail = provider()
     client = conversation(
@@ -360,7 +362,7 @@ def test_qaut() -> None:
     assert client.say(b"XLOG bob  two words ") == b"+OK Logged in.\r\n"
     assert client.say(b"STAT") == b"+OK 3 98\r\n"
     assert info.userNameAtLogin == "bob"
-    # The time for a login begins anew.
+    # The login timeout begins again.
     client.say(b"QAUT")
     advance(client, 179)
     assert client.isOpen
@@ -369,7 +371,7 @@ def test_qaut() -> None:
 
 def test_qautInTheLog() -> None:
     """
-    One line for each mailbox session.
+    QAUT logs one line for each session with a mailbox.
     """
     client = loggedIn("C: DELE 1\nS: +OK…")
     assert reason(client, lambda: client.say(b"QAUT")) == "logged out"
@@ -421,7 +423,7 @@ SWITCHED = {
 @pytest.mark.parametrize("name", EXTENSIONS)
 def test_switchedOff(name: str) -> None:
     """
-    Neither announced nor accepted; the others are.
+    A disabled extension is neither announced nor accepted; the others are.
     """
     policy = Policy(without=frozenset([name]))
     client = Client(POP3Factory(provider(), policy, clock=Clock()))
@@ -507,8 +509,8 @@ def test_markCannotBeForged() -> None:
 
 def test_takeOver() -> None:
     """
-    An idle session gives way; one that is busy, or has marked messages, not
-    yet; nothing of it is deleted.
+    An idle session releases its lock without deleting; a busy one, or one with marked
+    messages, does not yet.
     """
     mail = provider([b"x" * 500_000, b"y"])
     refused = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …"
@@ -538,7 +540,7 @@ def test_takeOver() -> None:
 
 def test_takesNothingOfAReply() -> None:
     """
-    A client that is lost in the middle of a message counts as idle.
+    A client that stops reading in the middle of a message counts as idle.
     """
     mail = provider([b"x" * 500_000, b"y"])
     first = conversation(mail, ALICE)
@@ -563,7 +565,7 @@ def test_markedIsTakenOverLate() -> None:
 
 def test_idleFreesTheMailboxAtOnce() -> None:
     """
-    Whenever the client closes its end.
+    The idle timeout releases the lock at once, even if the client closes later.
     """
     mail = provider()
     first = conversation(mail, ALICE)

@@ -1,5 +1,5 @@
 """
-Arguments: what is taken and what is refused.
+Arguments of commands: accepted and refused forms.
 """
 
 from __future__ import annotations

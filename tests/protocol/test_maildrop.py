@@ -96,7 +96,7 @@ def test_others() -> None:
 
 def test_sizesInAnyOrder() -> None:
     """
-    One that is not to be had, or of a late message, keeps no other from being known.
+    A size that is not available, or one of a late message, does not affect the others.
     """
     maildrop = Maildrop(UniqueIDList(["a", "b"]))
     maildrop.setSizes([MessageRef(1, "a"), MessageRef(0, "late"), MessageRef(2, "b")], [None, 7, 4])

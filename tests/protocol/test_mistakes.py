@@ -1,6 +1,6 @@
 """
-Providers that break their contract: the log names the class and the method, and
-says what to write; one message in trouble does not spoil the others.
+Providers that break their contract: the log names the class and the method, and explains
+the correction; an error of one message does not affect the others.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MAIL = {"a": b"one\n", "b": f"{SECRET}\n".encode(), "c": b"three\n"}
 
 def mailbox(*interfaces: Any, **methods: Any) -> Any:
     """
-    @param methods: in place of those of a mailbox with three messages.
-    @return: a mailbox of a class of its own.
+    @param methods: replace those of a mailbox with three messages.
+    @return: a mailbox of a new class.
     """
 
     class Mailbox:
@@ -64,7 +64,7 @@ def mailbox(*interfaces: Any, **methods: Any) -> Any:
 
 class Log:
     """
-    What was logged, as text, with the tracebacks.
+    The logged events as text, with tracebacks.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ def loggedIn(box: Any, clock: Clock | None = None) -> Client:
 
 def ofB(answer: Callable[[str], Any], otherwise: Any = 5) -> Callable[..., Any]:
     """
-    @return: a method that answers for the message b as it is told, for others by a value.
+    @return: a method that calls C{answer} for the message b, and returns a value for others.
     """
     return lambda self, info, uniqueID: answer(uniqueID) if uniqueID == "b" else otherwise
 
@@ -120,7 +120,7 @@ def raises(error: Exception) -> Callable[[str], Any]:
     return answer
 
 
-# --- one message in trouble -----------------------------------------------------
+# --- errors of one message ------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_onlyOneWithoutASize() -> None:
 
 def test_noneHasASize() -> None:
     """
-    It is the mailbox that is in trouble, not a message.
+    If no message has a size, the mailbox is at fault, not a message.
     """
 
     def messageSize(self: Any, info: Any, uniqueID: str) -> int:
@@ -184,13 +184,13 @@ def test_noneIsCountedByReading() -> None:
     assert client.say(b"LIST 2") == b"+OK 2 29\r\n"
 
 
-# --- what the author is told ------------------------------------------------------
+# --- messages to the author ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("bulk", [False, True])
 def test_wrongSizes(bulk: bool) -> None:
     """
-    Said once for a class, however many messages.
+    The warning is logged once for a class, also for many messages.
     """
     box = mailbox(
         *([IPOP3Mailbox, IBulkMessageSizes] if bulk else [IPOP3Mailbox]),
@@ -258,7 +258,7 @@ def test_oneSentence(methods: Any, commands: list[bytes], words: list[str]) -> N
 
 def test_noMailbox() -> None:
     """
-    A mailbox without its declaration.
+    A mailbox that does not declare its interface.
     """
     with Log() as log:
         client: Any = loggedIn(mailbox())
@@ -425,7 +425,7 @@ reactor.run()
 
 def test_asyncio() -> None:
     """
-    A provider that awaits what asyncio and Twisted have, in tasks, with cancellation.
+    A provider that awaits objects of asyncio and Twisted, in tasks, with cancellation.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60
@@ -443,7 +443,7 @@ def test_asyncio() -> None:
 
 def test_heldBeforeItRaises() -> None:
     """
-    Also of a call that refuses, of a generator, of content and of a deletion.
+    The warning also covers a call that raises, a generator, content and a deletion.
     """
     clock = Clock()
 
@@ -491,7 +491,7 @@ def test_octetsOfAnyKind(kind: Any) -> None:
 
 def test_tagUntilUnlock() -> None:
     """
-    What a mailbox keeps at the connection is there until it is let go.
+    C{providerTag} is kept until the mailbox is released.
     """
     seen = []
 
@@ -510,7 +510,7 @@ def test_tagUntilUnlock() -> None:
 
 def test_veryMany(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A step over all messages of a large mailbox is a turn of its own.
+    Each step over all messages of a large mailbox has a time slice of its own.
     """
     monkeypatch.setattr("pop3svc.protocol.transaction._MANY", 2)
     sizes = lambda self, info, uniqueIDs: [5, 6, 7]  # noqa: E731

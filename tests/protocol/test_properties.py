@@ -1,6 +1,6 @@
 """
-Random commands against a simple model of a maildrop; random messages through
-RETR and TOP at random borders.
+Random commands against a simple model of a maildrop; random messages through RETR and TOP,
+cut at random positions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.test_lineendings import NASTY, asSent
 
 class Model:
     """
-    A maildrop as RFC 1939 tells it, one session at a time.
+    A maildrop by RFC 1939, one session at a time.
     """
 
     def __init__(self, messages: list[bytes]) -> None:
@@ -46,7 +46,7 @@ class Model:
 
     def answer(self, line: bytes) -> tuple[bool, bytes | None]:
         """
-        @return: whether it is +OK, and what else must be in the reply.
+        @return: whether the reply is +OK, and further octets that it must contain.
         """
         verb, *arguments = line.split()
         if verb == b"QUIT":
@@ -133,8 +133,7 @@ def test_commandsAgainstAModel(messages: list[bytes], lines: list[bytes], droppe
     kept = provider.store.maildrop("a").messages
     for line in [b"USER a", b"PASS secret", *lines]:
         if client is None or not client.isOpen:
-            # After QUIT, or after too many senseless commands, which delete
-            # nothing.
+            # After QUIT, or after too many bad commands, which delete nothing.
             model.enter()
             client = Client(factory)
             client.received()

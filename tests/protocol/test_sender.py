@@ -1,5 +1,5 @@
 """
-Pause, resume, stop, failing bodies, and bodies never begun.
+Pause, resume, stop, failing bodies, and bodies that are never read.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
 
 async def whole(sender: ReplySender, reply: Reply) -> bool:
     """
-    Send a reply that nothing is gathered behind.
+    Send a reply and flush.
     """
     isWhole = await sender.send(reply)
     await sender.flush()
@@ -59,7 +59,7 @@ async def whole(sender: ReplySender, reply: Reply) -> bool:
 
 def test_oneWrite() -> None:
     """
-    A short reply is one write.
+    A short reply needs one write.
     """
     _, transport, sender = setUp()
     writes: list[bytes] = []
@@ -81,7 +81,7 @@ def test_topIsCutShort() -> None:
 
 def test_gathered() -> None:
     """
-    Short replies wait for each other, until they are many.
+    Short replies are gathered up to a limit.
     """
     _, transport, sender = setUp()
     writes: list[bytes] = []
@@ -155,7 +155,7 @@ def test_failingBody() -> None:
 
 def test_neverBegun() -> None:
     """
-    A body is closed even if there is no transport any more.
+    A body is closed even if the transport is gone.
     """
     _, transport, sender = setUp()
     transport.aborted = True
@@ -167,7 +167,7 @@ def test_neverBegun() -> None:
 
 def test_listings() -> None:
     """
-    A long listing is made in pieces.
+    A long listing is generated in pieces.
     """
     made = []
 
@@ -190,7 +190,7 @@ def test_listings() -> None:
 
 class Plain:
     """
-    A plain TCP transport whose socket takes so much and no more.
+    A plain TCP transport whose socket accepts a limited number of octets.
     """
 
     def __init__(self, *takes: int) -> None:
@@ -226,7 +226,7 @@ class Plain:
 
     def drain(self) -> None:
         """
-        The reactor: the socket takes all there is.
+        Act as the reactor: let the socket accept all buffered octets.
         """
         self.written += self.waiting
         self.waiting, self.isWriting = b"", False
@@ -241,7 +241,7 @@ def setUpPlain(*takes: int) -> tuple[Clock, Plain, ReplySender]:
 
 def test_plainAtOnce() -> None:
     """
-    What the socket takes is written without the reactor; nobody is registered.
+    If the socket accepts all, it is written without the reactor and without a producer.
     """
     _, transport, sender = setUpPlain(4, 100)
     sender.gather(ok("Fine."))
@@ -252,13 +252,13 @@ def test_plainAtOnce() -> None:
 
 def test_plainFull() -> None:
     """
-    What it does not take the transport has, and nothing overtakes it.
+    The transport buffers octets that the socket does not accept, in order.
     """
     _, transport, sender = setUpPlain(4)
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
-    # One that calls itself streaming is told only when there was too much.
+    # A streaming producer would be resumed only after a long buffer.
     assert sender.isCrowded and not transport.isStreaming
     sender.gather(ok("More."))
     assert not sender.flushShort() and transport.waiting == b"Fine.\r\n"
@@ -283,7 +283,7 @@ def test_plainStallsAndStops() -> None:
 
 def test_plainReleased() -> None:
     """
-    A transport that is to close is not asked to wait for more.
+    No producer is registered at a transport that is closing.
     """
     _, transport, sender = setUpPlain()
     sender.say(ok("Bye."))
@@ -294,7 +294,7 @@ def test_plainReleased() -> None:
 
 class Region(Body):
     """
-    A body that sends its octets itself, as far as it says.
+    A body with C{sendTo}, for a given number of octets.
     """
 
     hasLineEnds = isWireReady = True
@@ -317,7 +317,7 @@ def test_sendsItself() -> None:
     _, transport, sender = setUpPlain(100, 100, 100, 100)
     body = Region([5, BlockingIOError(), 7, 0, 0], b"rest\r\n")
     _, got = start(whole(sender, ok("", body=body)))
-    # What stands before it went first.
+    # Earlier octets were sent first.
     assert (transport.written, got) == (b"+OK\r\n", [])
     assert transport.isWriting and not transport.isStreaming
     transport.drain()
@@ -340,12 +340,12 @@ def test_topDoesNotSendItself() -> None:
     body = Region([], b"a: b\r\n\r\nbody\r\n")
     start(whole(sender, ok("", body=body, topLines=0)))
     assert transport.written == b"+OK\r\na: b\r\n\r\n.\r\n"
-    # Nor inside TLS.
+    # It is not used inside TLS.
     _, transport, sender = setUpPlain(100, 100)
     sender.startTLS()
     start(whole(sender, ok("", body=Region([], b"x\r\n"))))
     assert transport.waiting == b"+OK\r\nx\r\n.\r\n"
-    # Nor past a transport that is no plain socket.
+    # It is not used if the transport is no plain socket.
     _, memory, sender = setUp()
     start(whole(sender, ok("", body=Region([], b"x\r\n"))))
     assert memory.written == b"+OK\r\nx\r\n.\r\n"
@@ -353,7 +353,7 @@ def test_topDoesNotSendItself() -> None:
 
 def test_plainTakesLittle() -> None:
     """
-    However little the socket takes at a time, each octet is written once.
+    Each octet is written once, even if the socket accepts few at a time.
     """
     _, transport, sender = setUpPlain(1, 1, 100)
     sender.say(ok("Fine."))
@@ -365,7 +365,7 @@ def test_plainTakesLittle() -> None:
 @pytest.mark.parametrize("isWritten", [False, True])
 def test_crowded(more: int, isFlushed: bool, isWritten: bool) -> None:
     """
-    Up to 65,535 octets are gathered, or written without asking for room.
+    Up to 65,535 octets are gathered, or written without waiting for room.
     """
     _, _, sender = setUp()
     assert not sender.hasGathered
@@ -383,7 +383,7 @@ def test_crowded(more: int, isFlushed: bool, isWritten: bool) -> None:
 
 def test_fullBeforeTLS() -> None:
     """
-    What filled the transport then does not hold up what goes through TLS.
+    A full plain transport does not delay output through TLS after STLS.
     """
     _, transport, sender = setUpPlain()
     sender.say(ok("Begin TLS negotiation."))
@@ -394,7 +394,7 @@ def test_fullBeforeTLS() -> None:
 
 def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    What the kernel holds is a number in the machine's own order of octets.
+    The kernel returns the size of its queue in native byte order.
     """
     monkeypatch.setattr("fcntl.ioctl", lambda *arguments: (300).to_bytes(4, sys.byteorder))
     assert _queued(Plain()) == 300
@@ -409,7 +409,8 @@ def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
     """
-    They are still to be sent; of the one that failed no more is than was already.
+    Complete replies before a failed one are still sent, further octets of the failed one are
+    not.
     """
     _, transport, sender = setUp()
     for _ in range(3):
@@ -423,7 +424,7 @@ def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
 
 class Slow:
     """
-    A descriptor's queue, as the kernel tells of it.
+    A descriptor with a simulated queue of the kernel.
     """
 
     queued = 100_000
@@ -431,8 +432,8 @@ class Slow:
 
 def test_stalledFor(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The time runs from when the client last took anything, not from the beginning of
-    the reply.
+    The stall time begins when the client last read something, not at the beginning of the
+    reply.
     """
     clock, transport, sender = setUp()
     monkeypatch.setattr("pop3svc.protocol.sender._queued", lambda _: Slow.queued)
@@ -453,7 +454,8 @@ def test_stalledFor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("octets", [65_536, 131_072, 200_000])
 def test_endGoesOutWithTheLastPiece(octets: int) -> None:
     """
-    Some clients look for the end of a reply at the end of what they read.
+    The last piece contains the end, because some clients look for the end of a reply only at
+    the end of a read.
     """
     _, transport, sender = setUp()
     pieces: list[bytes] = []
@@ -472,8 +474,7 @@ def test_endGoesOutWithTheLastPiece(octets: int) -> None:
 
 def test_lastRecordOfTLS() -> None:
     """
-    What is written at once becomes records of 16,384 octets: the last holds more than
-    the end.
+    One write becomes records of 16,384 octets; the last one contains more than the end.
     """
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
@@ -491,7 +492,7 @@ def test_lastRecordOfTLS() -> None:
 @pytest.mark.parametrize("more", [1, 2, 5, 511])
 def test_smallLastPiece(more: int) -> None:
     """
-    A last piece that is small does not go out alone, either.
+    A small last piece is not written alone, either.
     """
     _, transport, sender = setUp()
     pieces: list[bytes] = []

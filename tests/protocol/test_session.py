@@ -1,5 +1,5 @@
 """
-What the provider and its mailbox are asked, in which order.
+Calls of the provider and its mailbox, and their order.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LEAVE = ["unlock", "watch ended", "logout"]
 @implementer(INewMailNotifier, IMailboxLogout)
 class Mailbox(MemoryMailbox):
     """
-    A mailbox with everything optional.
+    A mailbox with all optional interfaces.
     """
 
     def __init__(self, maildrop: MemoryMaildrop, calls: list[str]) -> None:
@@ -57,7 +57,7 @@ class Mailbox(MemoryMailbox):
 @implementer(IPOP3MailboxProvider)
 class Provider:
     """
-    Whoever says "secret" gets a recording mailbox.
+    A provider that accepts the password "secret", with recording mailboxes.
     """
 
     name = "recording"
@@ -122,7 +122,7 @@ def test_coroutines() -> None:
 
 def test_loginFailsAfterTheLock() -> None:
     """
-    A listing that breaks a rule: the rule is named in the log, not on the wire.
+    A listing breaks a rule: the log names the rule, the reply does not.
     """
     for listing, rule in ((["a", "a"], "listed twice"), (["_"], "not a well-formed")):
         provider = Provider()
@@ -149,7 +149,7 @@ def _listing(mailbox: Any, listing: list[str]) -> Any:
 
 def test_wrongObjects() -> None:
     """
-    What is no mailbox is a bug of the provider.
+    A result that is no mailbox is a bug of the provider.
     """
     provider = Provider(lambda mailbox: object())
     conversation(
@@ -161,7 +161,7 @@ def test_wrongObjects() -> None:
 @pytest.mark.parametrize("steps", range(5))
 def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
     """
-    Whatever was had is let go, once.
+    All acquired resources are released, once.
     """
     wrapped: list[Delayed] = []
 
@@ -202,7 +202,7 @@ def later(script: bytes) -> tuple[Provider, Client, Delayed]:
 
 def test_lostDuringTheDeletion() -> None:
     """
-    It is finished, and only then the lock let go.
+    The deletion is finished, and then the lock is released.
     """
     provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
     assert [name for name, *_ in mailbox.waiting] == ["messageDelete"]
@@ -227,7 +227,7 @@ def test_lostDuringTheUnlock() -> None:
 
 def test_deletionTakesTooLong() -> None:
     """
-    The client is told that nobody knows; the lock is kept until it is over.
+    The client is told that the result is not known; the lock is kept until the deletion ends.
     """
     provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
     client.protocol.factory.clock.advance(119)  # type: ignore[union-attr]
@@ -273,7 +273,7 @@ def test_neverAnswers() -> None:
 
 def test_lettingGoFails() -> None:
     """
-    It is logged, and the rest is let go all the same.
+    A failed release is logged, and the other resources are released.
     """
     provider = Provider()
     client = conversation(provider, ALICE)
@@ -338,7 +338,7 @@ class Throttle:
 
 def test_throttle() -> None:
     """
-    PASS and AUTH go through one door.
+    PASS and AUTH use the same throttle.
     """
     throttle, provider = Throttle(), Provider()
     verifyObject(ILoginThrottle, throttle)
@@ -385,7 +385,7 @@ def test_otherRefusals() -> None:
     )
     for code, failures in (("LOGIN-DELAY", 0), ("SYS/TEMP", 0), ("AUTH", 1)):
         throttle = Throttle()
-        # Whatever is wrong with the credentials, the text is one.
+        # The text is the same for a wrong name and a wrong password.
         text = "Wrong name or password." if failures else "Come later."
         conversation(Refusing(), script.format(code, text), throttle=throttle)
         assert throttle.calls == [f"may {code}", f"{'failed' if failures else 'fault'} {code}"]
@@ -400,7 +400,7 @@ def test_otherRefusals() -> None:
 
 def test_lostWhileBeingChecked() -> None:
     """
-    The throttle is told that the attempt has ended neither way.
+    The throttle gets C{loginAbandoned} for an attempt without a result.
     """
 
     class Slow(Provider):
@@ -445,7 +445,7 @@ def test_cleartextPolicies() -> None:
 
 def test_namesInEvents() -> None:
     """
-    What a log cannot show is escaped; a password is in no event.
+    Unprintable characters of a name are escaped; no event contains a password.
     """
     seen: list[Any] = []
     globalLogPublisher.addObserver(seen.append)
@@ -470,8 +470,8 @@ def test_namesInEvents() -> None:
 
 def test_lostWhileFallingAsleep() -> None:
     """
-    A client that is lost while SLEE lets go of the lock: nothing else is asked
-    meanwhile, and the connection is over after it.
+    A client is lost while SLEE releases the lock: there is no other call meanwhile, and the
+    connection ends after it.
     """
     late: list[Delayed] = []
 
@@ -506,7 +506,7 @@ def logged(act: Callable[[], object]) -> list[Any]:
 
 def test_failedLoginsInTheLog() -> None:
     """
-    What fail2ban reads: one line for each guess, and none for other refusals.
+    The lines for fail2ban: one for each wrong guess, and none for other refusals.
     """
     provider = Provider()
 
@@ -533,7 +533,7 @@ def test_failedLoginsInTheLog() -> None:
 
 def test_tooManyFailedLogins() -> None:
     """
-    The connection is closed with the last one that the policy allows.
+    The connection is closed after the last failed login that the policy allows.
     """
     refused = "C: USER bob\nS: +OK…\nC: PASS wrong\nS: -ERR [AUTH] Wrong name or password.\n"
     for allowed in (1, 3):
@@ -550,7 +550,7 @@ def test_tooManyFailedLogins() -> None:
 
 def test_whoAsks() -> None:
     """
-    The mailbox is told by every call whom it is asked for.
+    Every call passes the connection's information to the mailbox.
     """
     infos: dict[str, set[Any]] = {}
     names = {
@@ -583,7 +583,7 @@ def test_whoAsks() -> None:
 
 def test_sizesAreAskedForOnce() -> None:
     """
-    Only those that are not known, in one call if there are more than one.
+    Only unknown sizes are requested, several of them in one call.
     """
     sizes = {"message-1": 5, "message-2": None, "message-3": 7}
     for isBulk in (True, False):
@@ -610,7 +610,7 @@ def test_sizesAreAskedForOnce() -> None:
         provider = Provider(wrap)
         provider.maildrop.add(b"three\n")
         client = conversation(provider, ALICE)
-        # The second is gone: its size is not known, and never will be.
+        # The second message is gone, so its size is never known.
         assert client.say(b"LIST 3") == b"+OK 3 7\r\n"
         assert client.say(b"STAT") == b"+OK 3 12\r\n"
         assert client.say(b"LIST").endswith(b"\r\n1 5\r\n2 0\r\n3 7\r\n.\r\n")
@@ -637,7 +637,7 @@ def test_badListingInTheLog() -> None:
 
 def test_contentNeverComes() -> None:
     """
-    A piece of a message has its time like every other answer.
+    The time limit of calls applies to each piece of a message.
     """
     client = conversation(Provider(), ALICE)
     content = Chunks([])
@@ -655,7 +655,7 @@ def test_contentNeverComes() -> None:
 
 def test_deliTakesTooLong() -> None:
     """
-    Nobody knows what is there now: the connection is closed.
+    If DELI times out, the state of the mailbox is not known, and the connection is closed.
     """
     provider, client, mailbox = later(b"DELI 1\r\n")
     client.protocol.factory.clock.advance(1)  # type: ignore[union-attr]
@@ -671,7 +671,7 @@ def test_deliTakesTooLong() -> None:
 
 def test_quitFreesTheMailboxAtOnce() -> None:
     """
-    Whenever the client takes the last word.
+    QUIT releases the mailbox before the client reads the reply.
     """
     provider = Provider()
     client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…")
@@ -683,7 +683,7 @@ def test_quitFreesTheMailboxAtOnce() -> None:
 
 def test_unlockFailsAsleep() -> None:
     """
-    It is logged; asleep, awake or lost, the session goes its way.
+    A failed unlock is logged, and the session goes on asleep, awake or lost.
     """
     provider = Provider()
     client = conversation(provider, ALICE)
@@ -706,13 +706,13 @@ def test_unlockFailsAsleep() -> None:
     provider.calls.clear()
     client.vanish()
     assert infos == [provider.info] * 2
-    # It holds no lock, and gives none back.
+    # It has no lock, and releases none.
     assert provider.calls == ["watch ended", "logout"]
 
 
 def test_unlocksOnlyItsOwn() -> None:
     """
-    After QAUT a login that finds the mailbox in use leaves it to its holder.
+    After QAUT, a login that finds the mailbox locked does not release the other lock.
     """
     provider = Provider()
     client = conversation(provider, ALICE)
@@ -728,7 +728,7 @@ def test_unlocksOnlyItsOwn() -> None:
 
 def test_admission() -> None:
     """
-    Whoever counts the sessions is asked for each, and told of each end once.
+    The counter of sessions is called at the beginning and once at the end of each session.
     """
     asked: list[tuple[str, bool]] = []
     dismissed: list[Any] = []
@@ -775,7 +775,7 @@ def test_admission() -> None:
 
 def test_requestRelease() -> None:
     """
-    Only a session that is in TRANSACTION, and not over, is asked to end.
+    Only a session in TRANSACTION that has not ended is asked to release its lock.
     """
     session = Session(ConnectionInfo(1, None, False), Provider(), Policy(), Clock())
     session.tryRelease = lambda isMarked: True
@@ -793,7 +793,7 @@ def test_requestRelease() -> None:
 
 def test_strangersLeaveNoFailure() -> None:
     """
-    There is nothing to let go of, and nothing goes wrong.
+    A connection that never logged in ends without an error.
     """
     client = Client(POP3Factory(Provider(), clock=Clock()))
     assert [event for event in logged(client.vanish) if "log_failure" in event] == []
@@ -801,7 +801,7 @@ def test_strangersLeaveNoFailure() -> None:
 
 def test_lateLockCannotBeGivenBack() -> None:
     """
-    That is logged, though nobody is there any more.
+    The failed release of a late lock is logged, even after the client is gone.
     """
 
     def wrap(mailbox: Any) -> Any:

@@ -17,7 +17,7 @@ from tests.test_lineendings import NASTY, asSent
 
 def stuffed(sent: bytes) -> bytes:
     """
-    Dot-stuffing, said in another way (RFC 1939 section 3).
+    An independent implementation of dot-stuffing (RFC 1939 section 3).
     """
     lines = sent.split(b"\r\n")
     return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
@@ -25,7 +25,7 @@ def stuffed(sent: bytes) -> bytes:
 
 def topOf(sent: bytes, lines: int) -> bytes:
     """
-    TOP, said in another way.
+    An independent implementation of TOP.
     """
     blank = re.search(rb"\A\r\n|\r\n\r\n", sent)
     if blank is None:
@@ -82,7 +82,7 @@ def test_anySplit(message: bytes, cuts: list[int], top: int | None) -> None:
 
 def test_nothingEndsAMessageEarly() -> None:
     """
-    Only the last line is a dot alone, whatever the message holds.
+    For any message, only the last line is a single dot.
     """
     for message in EXAMPLES:
         lines = through(message, []).split(b"\r\n")
@@ -139,7 +139,7 @@ def test_hasControl() -> None:
 @pytest.mark.parametrize("lines", [0, 1, 2, 9])
 def test_topOfWhatHasLineEnds(lines: int) -> None:
     """
-    Blocks may be cut inside a line end, too.
+    Blocks may be cut inside a line end.
     """
     message = b"a: b\r\n\r\n.one\r\n\r\nthree\r\n"
     whole = MultiLine(lines)
@@ -153,7 +153,7 @@ def test_topOfWhatHasLineEnds(lines: int) -> None:
 @pytest.mark.parametrize("body", [Lines(["a"]), Pieces([b"a\r\n"])])
 def test_closedBodies(body: Body) -> None:
     """
-    A body that is closed has nothing more.
+    A closed body returns no more octets.
     """
     body.close()
     assert body.next() is None
