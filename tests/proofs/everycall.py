@@ -1,9 +1,9 @@
 """
-One session with a Maildir again and again, a fault or a kill at each
-file-system call in turn, and what is left each time.
+Repeat a session with a Maildir, with a fault or a kill at each file-system call in turn,
+and check the Maildir after each run.
 
-Run with the shim before libc (LD_PRELOAD); C{test_everycall} does.  Python is
-started once: each session is a fork, and so is nothing that judges it.
+Run it with the shim preloaded before libc (LD_PRELOAD), like C{test_everycall}.  Python is
+started once, and each session runs in a fork.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from tests.anybody import Anybody
 from tests.protocol.test_wire import stuffed
 from tests.test_lineendings import asSent
 
-# What the shim does at a call; as in shim.c.
+# Actions of the shim at a call; as in shim.c.
 COUNT, FAIL, FAIL_ON, KILL, KILL_AFTER, HALF, HALF_KILL = range(7)
 KILLS = (KILL, KILL_AFTER, HALF_KILL)
-# The wall clock's head start, seconds: directories count as old at once.
+# Seconds by which the wall clock is ahead, so that directories count as old at once.
 AHEAD = 60
-# Calls of a session, at most.
+# Maximum number of calls of a session.
 MOST = 5000
 
 MESSAGES = {
@@ -59,7 +59,7 @@ SENT = {name: asSent(octets) for name, octets in CONTENTS.items()}
 
 class Shim:
     """
-    What C{shim.c} shows.
+    The shared memory of C{shim.c}.
     """
 
     def __init__(self) -> None:
@@ -87,18 +87,18 @@ class Shim:
 
 def deliver(maildir: Path, name: str) -> None:
     """
-    As a delivery agent does it.
+    Deliver a message like a delivery agent.
     """
     (maildir / "tmp" / name).write_bytes(CONTENTS[name])
     (maildir / "tmp" / name).rename(maildir / "new" / name)
-    # Two changes within one tick of the file system's clock look like one.
+    # Two changes within one tick of the file system's clock cannot be distinguished.
     status = (maildir / "new").stat()
     os.utime(maildir / "new", ns=(status.st_atime_ns, status.st_mtime_ns + 1_000_000 + len(name)))
 
 
 def plain(maildir: Path) -> None:
     """
-    A Maildir that nobody has ever looked at.
+    A Maildir that was never opened.
     """
     for folder in ("new", "cur", "tmp"):
         (maildir / folder).mkdir(parents=True)
@@ -112,7 +112,7 @@ def _named(name: str, folder: str) -> str:
 
 def served(maildir: Path) -> Client:
     """
-    A session of a service that knows nothing yet.
+    @return: a session of a service that was just started.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     return Client(POP3Factory(Anybody(store), clock=Clock()))
@@ -120,7 +120,7 @@ def served(maildir: Path) -> Client:
 
 def knownButOne(maildir: Path) -> None:
     """
-    The sizes of all but one are kept already.
+    The file of sizes contains all messages but one.
     """
     plain(maildir)
     away = maildir / "new" / ONE
@@ -143,15 +143,14 @@ def damagedSizes(maildir: Path) -> None:
 
 def cutBefore(maildir: Path) -> None:
     """
-    A removal was cut short before it was decided: what it had moved away
-    belongs back.
+    A removal was interrupted before it was decided; a recovery must put its files back.
     """
     _staged(maildir, "pop3svc-removing")
 
 
 def cutBehind(maildir: Path) -> None:
     """
-    And one that was: what it had moved away is deleted.
+    A removal was interrupted after it was decided; its files count as deleted.
     """
     _staged(maildir, "pop3svc-removed")
 
@@ -175,11 +174,11 @@ Step = bytes | str
 LOGIN = [b"USER alice", b"PASS secret"]
 LOOK = [b"STAT", b"LIST", b"UIDL"]
 
-# What was marked when one of these failed.
+# Command that reads a marked message after the failure of one of these.
 UNDONE = {b"SLEE": b"RETR 2", b"CORE": b"RETR 1"}
 
-# name: (what the Maildir is at first, what has been deleted of it already, the
-# lines of the client; a str is a message that is delivered meanwhile)
+# name: (function that makes the Maildir, messages already deleted, lines of the client; a
+# str is a message that is delivered meanwhile)
 SCENARIOS: dict[str, tuple[Callable[[Path], None], list[str], list[Step]]] = {
     "quit": (
         plain,
@@ -203,7 +202,7 @@ SCENARIOS: dict[str, tuple[Callable[[Path], None], list[str], list[Step]]] = {
 
 class Judge:
     """
-    What must be there, as the client was told.
+    Derives from the replies which messages must exist.
     """
 
     def __init__(self, deleted: list[str], mayMiss: int) -> None:
@@ -213,11 +212,11 @@ class Judge:
         self.mayMiss = mayMiss
         self.listed: list[str] = []
         self.marked: list[str] = []
-        # Certainly there, in order; and the sets of which all or none is.
+        # Messages that certainly exist, in order; and sets of which all or none exist.
         self.there = [each for each in MESSAGES if each not in deleted]
         self.open: list[list[str]] = []
         self.wrong: list[str] = []
-        # The verbs that were refused, and those that cannot but be.
+        # Verbs that were refused, and verbs that may be refused.
         self.failed: list[str] = []
         self.excused: frozenset[str] = frozenset()
 
@@ -235,9 +234,9 @@ class Judge:
 
     def said(self, line: str, reply: bytes | None, isOpen: bool, isLasting: bool) -> None:
         """
-        @param reply: L{None}: killed meanwhile.
-        @param isOpen: did the connection stay open?
-        @param isLasting: did everything fail from some call on?
+        @param reply: L{None} if the process was killed meanwhile.
+        @param isOpen: whether the connection stayed open.
+        @param isLasting: whether all calls failed from some call on.
         """
         verb, *arguments = line.split()
         isOK = reply is not None and reply.startswith(b"+OK")
@@ -247,7 +246,7 @@ class Judge:
             if verb == "WAKE" and self.failed[-1:] == ["SLEE"] or verb in self.excused:
                 isPlain = reply.startswith(b"-ERR Command is not valid in this state")
             if verb in ("RETR", "TOP"):
-                # Cut off before anything was sent.
+                # The connection was cut before anything was sent.
                 isPlain = isPlain or (not reply and not isOpen)
             if arguments and verb != "USER":
                 name = self._byArgument(arguments[0]) if verb != "PASS" else ONE
@@ -285,10 +284,10 @@ class Judge:
             self.marked = []
         elif verb in ("QUIT", "SLEE", "CORE", "DELI"):
             group = [self._byArgument(arguments[0])] if verb == "DELI" else list(self.marked)
-            # Where nothing works any more nothing can be undone either.
+            # If all calls fail, nothing can be undone either.
             isUnsure = reply is None or isLasting or (verb == "CORE" and not isOpen)
             if group and isUnsure:
-                # What an earlier one may have taken tells nothing of this one.
+                # The result of an earlier deletion does not determine this one.
                 earlier = {name for names in self.open for name in names}
                 self.open.append([each for each in group if each and each not in earlier])
         elif isOK and reply is not None and not (isLasting and self.open):
@@ -310,7 +309,7 @@ class Judge:
         present = self._present()
         if verb in ("STAT", "LIST"):
             names = [name for _, name in present]
-            # A fault that is over spoils no more than one; one that stays may spoil all.
+            # A single fault affects one message at most; a lasting one may affect all.
             missing = [set(), *({name} for name in names)] if self.mayMiss else [set()]
             if self.mayMiss > 1:
                 missing += [set(each) for n in range(2, 9) for each in combinations(names, n)]
@@ -325,7 +324,7 @@ class Judge:
             assert name is not None
             whole = stuffed(SENT[name])
             body = reply.partition(b"\r\n")[2]
-            # Cut off, or all of it: never less that looks whole.
+            # The reply is cut or complete; a shorter one never looks complete.
             isRight = body == whole + b".\r\n" or whole.startswith(body)
             if verb == "TOP":
                 isRight = body.endswith(b"\r\n.\r\n") and whole.startswith(body[:-3])
@@ -357,7 +356,7 @@ class Judge:
 
     def mayBe(self, found: list[str]) -> bool:
         """
-        Is this what may be there?
+        @return: whether these messages are a possible result.
         """
         left = list(self.there)
         for group in self.open:
@@ -380,7 +379,7 @@ def _play(
     tell: Callable[[Any], None],
 ) -> None:
     """
-    In the child: hold the session, and tell what was said.
+    In the child: run the session, and report the replies.
     """
     failures: list[str] = []
 
@@ -409,11 +408,11 @@ def _play(
         elif client.isOpen:
             reply = say(step)
             if client.isOpen and step in (b"PASS secret", b"WAKE") and b"-ERR [" in reply:
-                # What went wrong once works the next time.
+                # After a single fault, the next attempt works.
                 for again in LOGIN if step != b"WAKE" else [step]:
                     say(again)
             elif client.isOpen and step in UNDONE and reply.startswith(b"-ERR"):
-                # Nothing was deleted: what was marked is there to be read.
+                # Nothing was deleted, so the marked message can be read.
                 for again in (b"RSET", UNDONE[step]):
                     say(again)
     client.vanish()
@@ -426,7 +425,7 @@ def _run(
     shim: Shim, place: Path, scenario: str, how: int, at: int, code: int
 ) -> tuple[list[Any], bool, Path]:
     """
-    @return: what the child has told, whether it was killed, and its Maildir.
+    @return: the report of the child, whether it was killed, and its Maildir.
     """
     setUp, _, steps = SCENARIOS[scenario]
     maildir = place / "alice"
@@ -459,7 +458,7 @@ def _run(
 
 def _examine(maildir: Path, judge: Judge) -> None:
     """
-    A service that knows nothing of what was before looks at what is left.
+    Check the Maildir with a service that was just started.
     """
     client = served(maildir)
     client.received()
@@ -496,7 +495,7 @@ def _examine(maildir: Path, judge: Judge) -> None:
 
 def judged(told: list[Any], wasKilled: bool, maildir: Path, deleted: list[str], how: int) -> Judge:
     """
-    Compare what the client was told with what is left.
+    Compare the replies with the Maildir afterwards.
     """
     judge = Judge(deleted, {FAIL: 1, FAIL_ON: 9}.get(how, 0))
     asked: str | None = None
@@ -531,9 +530,9 @@ def _isExpected(failure: str) -> bool:
 
 def sweep(shim: Shim, place: Path, scenario: str, how: int, code: int) -> dict[str, Any]:
     """
-    Strike at every call in turn.
+    Inject the fault at every call in turn.
 
-    @return: how often, at which calls, and what was wrong.
+    @return: the number of calls, the faults by call, and the errors found.
     """
     deleted = SCENARIOS[scenario][1]
     struck: collections.Counter[str] = collections.Counter()
@@ -546,7 +545,7 @@ def sweep(shim: Shim, place: Path, scenario: str, how: int, code: int) -> dict[s
     while at < MOST:
         at += 1
         if how in (HALF, HALF_KILL) and at <= len(calls):
-            # The calls are the same up to where it strikes.
+            # The calls are the same up to the fault.
             if not calls[at - 1].startswith(("read", "write", "pread", "pwrite")):
                 continue
             if calls[at - 1].startswith("readdir"):
@@ -565,13 +564,13 @@ def sweep(shim: Shim, place: Path, scenario: str, how: int, code: int) -> dict[s
 
 def main(arguments: list[str]) -> None:
     """
-    Take a directory, a scenario, what is to happen and an errno's name; print
-    what L{sweep} returns.
+    Take a directory, a scenario, an action and the name of an errno; print the result of
+    L{sweep}.
     """
     place, scenario, how, code = arguments
     shim = Shim()
     shim.ahead(AHEAD)
-    # What is never collected stays shared with the children.
+    # Objects that are never collected stay shared with the children.
     gc.freeze()
     gc.disable()
     kind = {"fail": FAIL, "fail on": FAIL_ON, "kill": KILL, "kill after": KILL_AFTER}

@@ -1,6 +1,6 @@
 """
-What is known of each message of many mailboxes, and the judge of what clients
-see: each message is there, or was removed by somebody who was told so.
+The journal of each message of many mailboxes, and the judge of the replies to clients: each
+message exists, or a client or program removed it and was told of success.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MARK = b"Subject: token-"
 
 def tokenIn(content: bytes) -> str | None:
     """
-    @return: what tells a message from all others, from its first line.
+    @return: the token in the first line of a message, which identifies it.
     """
     if not content.startswith(_MARK):
         return None
@@ -34,11 +34,11 @@ class Message:
     A message from its delivery on.
 
     @ivar base: the name of its file up to the flags.
-    @ivar uniqueIDs: those that it was seen under.
-    @ivar arrived: when its delivery began, seconds.
-    @ivar removed: has another program removed it, or begun to?
-    @ivar deleted: when a client was told that it is deleted, seconds.
-    @ivar mayBeDeleted: was its deletion never answered?
+    @ivar uniqueIDs: the unique-ids with which it was listed.
+    @ivar arrived: time of the beginning of its delivery, seconds.
+    @ivar removed: whether another program has removed it, or begun to.
+    @ivar deleted: time when a client was told that it is deleted, seconds.
+    @ivar mayBeDeleted: whether a deletion of it was never answered.
     """
 
     token: str
@@ -55,24 +55,24 @@ class Message:
     @property
     def sent(self) -> bytes:
         """
-        Its octets as RETR sends them, without dot-stuffing.
+        The octets that RETR sends, without dot-stuffing.
         """
         return asSent(self.content)
 
     @property
     def mayBeReplaced(self) -> bool:
         """
-        Has it gone for good, so that its base name may come back?
+        Whether it is gone for good, so that its base name may be used again.
         """
         return self.removed or self.deleted is not None
 
 
 class Journal:
     """
-    All that has happened to messages; may be called from any thread.
+    All events of messages.  Thread-safe.
 
     @ivar violations: sentences.
-    @ivar counts: what was seen how often.
+    @ivar counts: number of events by kind.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,9 +87,9 @@ class Journal:
 
     def violated(self, kind: str, text: str, once: object = None) -> None:
         """
-        Something that must not happen has happened.
+        Record a violation.
 
-        @param once: what it is about, if it is told only once.
+        @param once: a key, if a violation with this key is recorded only once.
         """
         with self._lock:
             if once is not None:
@@ -101,16 +101,16 @@ class Journal:
 
     def count(self, what: str, times: int = 1) -> None:
         """
-        Something happened that is told in the report.
+        Count an event for the report.
         """
         with self._lock:
             self.counts[what] += times
 
-    # --- what other programs do ---------------------------------------------------
+    # --- other programs -----------------------------------------------------------
 
     def delivering(self, message: Message) -> None:
         """
-        A message is about to be there.
+        Record that the delivery of a message begins.
         """
         with self._lock:
             message.arrived = self._clock()
@@ -118,32 +118,32 @@ class Journal:
 
     def withdrawn(self, message: Message) -> None:
         """
-        It could not be delivered.
+        Record that a delivery has failed.
         """
         with self._lock:
             del self._messages[message.token]
 
     def messages(self, user: str) -> list[Message]:
         """
-        @return: all that were ever delivered to a user.
+        @return: all messages that were ever delivered to a user.
         """
         with self._lock:
             return [each for each in self._messages.values() if each.user == user]
 
-    # --- what clients see ------------------------------------------------------------
+    # --- clients ---------------------------------------------------------------------
 
     def known(self, user: str, uniqueID: str) -> Message | None:
         """
-        @return: the message that a unique-id stands for, if it was read.
+        @return: the message that was read under a unique-id, if any.
         """
         with self._lock:
             return self._named.get((user, uniqueID))
 
     def listed(self, user: str, uniqueIDs: list[str], began: float) -> None:
         """
-        A session has listed these.
+        Check a listing of a session.
 
-        @param began: when it had not yet asked for the listing, seconds.
+        @param began: a time before the session requested the listing, seconds.
         """
         with self._lock:
             if len(set(uniqueIDs)) != len(uniqueIDs):
@@ -162,8 +162,8 @@ class Journal:
 
     def _mayBeAnother(self, message: Message) -> bool:
         """
-        Was another one delivered under the name of a message?  It is told by
-        what is read.
+        @return: whether another message was delivered under the name of a message; only
+            reading shows which one it is.
         """
         return any(
             each.base == message.base and each is not message
@@ -183,11 +183,11 @@ class Journal:
         self, user: str, uniqueID: str, content: bytes, began: float, size: int | None = None
     ) -> None:
         """
-        A client got a message by RETR.
+        Check a message that a client got by RETR.
 
         @param content: without dot-stuffing.
-        @param began: when the session had not yet asked for the listing.
-        @param size: what LIST says of it.
+        @param began: a time before the session requested the listing.
+        @param size: its size in LIST.
         """
         with self._lock:
             message = self._identified(user, uniqueID, content, began)
@@ -207,7 +207,7 @@ class Journal:
 
     def begins(self, user: str, uniqueID: str, content: bytes, began: float) -> None:
         """
-        A client got the beginning of a message by TOP.
+        Check the beginning of a message that a client got by TOP.
         """
         with self._lock:
             message = self._identified(user, uniqueID, content, began)
@@ -228,7 +228,7 @@ class Journal:
                 f"{user}: {uniqueID} was {before.token}, is {message.token} in a session that "
                 f"listed {began - message.arrived:+.2f} s after that came",
             )
-            # What is done with it from now on is done to that message.
+            # From now on, commands with this unique-id refer to that message.
             self._named[user, uniqueID] = message
         message.uniqueIDs.add(uniqueID)
         if len(message.uniqueIDs) > 1:
@@ -244,11 +244,11 @@ class Journal:
 
     def deleting(self, messages: Iterable[Message]) -> None:
         """
-        A command that deletes these, all or none, is about to be sent.
+        Record that a client sends a command that deletes these messages, all or none.
         """
         with self._lock:
             deleting = list(messages)
-            # What is tried again is not of one piece any more.
+            # Messages that are deleted in a second attempt no longer form one set.
             self._batches = [
                 batch for batch in self._batches if not any(each in batch for each in deleting)
             ]
@@ -257,10 +257,9 @@ class Journal:
 
     def answered(self, messages: list[Message], isDeleted: bool | None, wasOpen: set[str]) -> None:
         """
-        It was answered with C{+OK} or C{-ERR}, or L{None}: never.
+        Record the reply to that command: C{+OK} or C{-ERR}, or L{None} if there was none.
 
-        @param wasOpen: the tokens of those that might be deleted already
-            before.
+        @param wasOpen: tokens of messages that may have been deleted before.
         """
         with self._lock:
             if isDeleted is None:
@@ -279,8 +278,9 @@ class Journal:
 
     def judge(self, user: str, onDisk: list[str]) -> None:
         """
-        @param onDisk: the tokens of the files in a user's Maildir, when nothing
-            goes on any more.
+        Check a user's Maildir after the end of all activity.
+
+        @param onDisk: the tokens of its files.
         """
         with self._lock:
             there = Counter(onDisk)

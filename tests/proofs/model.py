@@ -1,6 +1,6 @@
 """
-Two services on the same Maildirs, many clients and other programs, and much
-that goes wrong meanwhile; a judge with a journal says what must not have been.
+Run two services on the same Maildirs with many clients, other programs and injected faults,
+and report violations with the help of a journal.
 
 C{python -m tests.proofs.model --minutes 30 --report FILE}
 """
@@ -35,36 +35,35 @@ __all__ = ["Limits", "Run"]
 HERE = Path(__file__).parent
 COMPILER = next((each for each in ("cc", "gcc", "clang") if shutil.which(each)), None)
 
-# Seconds.  What one call of a provider may take is set small, so that what hangs
-# is given up within the run.
+# Seconds.  The time limit of a provider's call is short, so that calls that hang time out
+# within the run.
 ANSWER = 4
-# A login asks for the lock and for the listing, and the machine is busy.
+# A login needs the lock and the listing, and the machine is busy.
 GRACE = 10
 LOGIN = 2 * ANSWER + GRACE
-# Any other answer; one that takes longer is counted.
+# Limit of any other reply; later ones are counted.
 COMMAND = 60
 START = 60
-# How long after it is told that a service is killed, or up again, a connection
-# may still show it.
+# Time after the record of a kill or a restart in which a connection may still be affected.
 SHADOW = 1.5
 BALLAST = "ballast"
 
 
 class Limits:
     """
-    How much there is of everything.
+    Numbers and intervals of a run.
     """
 
     def __init__(self, isShort: bool) -> None:
         self.users = 8 if isShort else 40
         self.clients = 6 if isShort else 16
         self.messages = 12
-        # Seconds from one trouble to the next, and from one delivery to the next.
+        # Seconds between two faults, and between two deliveries.
         self.trouble = 0.7 if isShort else 1.5
         self.outside = 0.02
 
 
-# --- what goes wrong ----------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------
 
 
 class _Named(ctypes.Structure):
@@ -73,7 +72,7 @@ class _Named(ctypes.Structure):
 
 class _Page(ctypes.Structure):
     """
-    As in trouble.c.
+    Shared memory of trouble.c.
     """
 
     _fields_ = [
@@ -90,7 +89,7 @@ NO_OPENING, NO_READING, HANGING = 1, 2, 3
 
 class Shim:
     """
-    The page by which the services' shim is told what to do.
+    The shared memory that controls the shim of the services.
     """
 
     def __init__(self, place: Path, below: Path) -> None:
@@ -113,7 +112,7 @@ class Shim:
     @contextmanager
     def wrong(self, base: str, kind: int, error: int = 0) -> Iterator[None]:
         """
-        Something is wrong with the file of a message.
+        Inject a fault into the file of a message.
         """
         with self._lock:
             name = next(each for each in self.page.names if not each.kind)
@@ -135,7 +134,7 @@ class Shim:
 
 def _isRunning(process: int) -> bool:
     """
-    Is a process there, and more than a zombie?
+    @return: whether a process exists and is no zombie.
     """
     try:
         status = Path(f"/proc/{process}/stat").read_text()
@@ -146,9 +145,9 @@ def _isRunning(process: int) -> bool:
 
 class Service:
     """
-    A real twistd that is started again when it is killed.
+    A real twistd that is restarted after each kill.
 
-    @ivar down: from when to when it was killed or not up again.
+    @ivar down: intervals from a kill to the end of the restart.
     """
 
     def __init__(self, run: Run, name: str, *options: str) -> None:
@@ -163,7 +162,7 @@ class Service:
 
     def start(self) -> None:
         """
-        Start it, wait until it greets.
+        Start it, and wait for a greeting.
         """
         deadline = time.monotonic() + START
         while time.monotonic() < deadline:
@@ -211,7 +210,7 @@ class Service:
 
     def kill(self) -> None:
         """
-        Kill it, workers and all, and start it again.
+        Kill it with its workers, and start it again.
         """
         assert self.process is not None
         down = [time.monotonic(), float("inf")]
@@ -230,7 +229,7 @@ class Service:
 
     def killWorker(self, chosen: random.Random) -> bool:
         """
-        Kill one of its workers; it starts another.
+        Kill one of its workers, which it restarts.
         """
         workers = self.workers()
         if not workers:
@@ -241,21 +240,21 @@ class Service:
 
     def wasDown(self, began: float) -> bool:
         """
-        Was it down at some time since then?
+        @return: whether it was down at some time since then.
         """
         now = time.monotonic()
         return any(begin <= now and began <= end + SHADOW for begin, end in self.down)
 
     def looksDead(self) -> bool:
         """
-        Has it ended without having been killed?
+        @return: whether it has ended without a kill.
         """
         isDown = bool(self.down) and self.down[-1][1] == float("inf")
         return not isDown and self.process is not None and self.process.poll() is not None
 
     def end(self) -> None:
         """
-        End it, in order if it can.
+        Stop it, with SIGTERM if possible.
         """
         if self.process is None:
             return
@@ -279,13 +278,13 @@ class Service:
 
 class Cut(Exception):
     """
-    The connection is over.
+    The connection has ended.
     """
 
 
 class Late(Exception):
     """
-    There is no answer in time.
+    There was no reply in time.
     """
 
 
@@ -343,7 +342,7 @@ class Wire:
 
     def say(self, command: str, timeout: float = COMMAND) -> bytes:
         """
-        @return: the first line of the answer.
+        @return: the first line of the reply.
         """
         self.send(command)
         return self.line(timeout)
@@ -365,7 +364,7 @@ class Wire:
 
 class Session:
     """
-    One session of one user, from login to whatever end.
+    One session of one user, from login to its end.
     """
 
     def __init__(self, run: Run, chosen: random.Random, service: Service, user: str) -> None:
@@ -381,7 +380,7 @@ class Session:
 
     def go(self) -> None:
         """
-        Log in, do something, end.
+        Log in, run some commands, and end.
         """
         try:
             self._wire = Wire(self._service.port, self._run.sourceOf(self._user), LOGIN)
@@ -444,7 +443,7 @@ class Session:
 
     def _list(self) -> bool:
         """
-        Look at all there is.
+        List the messages, and check the listing.
         """
         commands = ["STAT", "LIST", "UIDL"]
         self._chosen.shuffle(commands)
@@ -456,7 +455,7 @@ class Session:
             )
             if not first.startswith(b"+OK"):
                 self._journal.count(f"{command} refused")
-                # Trouble with single messages is no reason (RFC 1939 section 5).
+                # Errors of single messages do not justify it (RFC 1939 section 5).
                 if isCalm and self._run.isCalmFor(self._user):
                     self._journal.violated("listing", f"{self._user}: {command}: {first!r}")
                 return False
@@ -482,7 +481,7 @@ class Session:
 
     def _step(self) -> bool:
         """
-        @return: does the session go on?
+        @return: whether the session goes on.
         """
         steps: list[tuple[int, Callable[[int], bool]]] = [
             (6, self._retrieve),
@@ -522,7 +521,9 @@ class Session:
 
     def _identified(self, number: int) -> Message | None:
         """
-        @return: the message of a number, which is looked at first.
+        Read a message to identify it.
+
+        @return: the message with this number.
         """
         _, content = self._wire.fetch(f"TOP {number} {self._chosen.choice((0, 1, 10))}")
         if content is None:
@@ -550,9 +551,9 @@ class Session:
 
     def _deletes(self, command: str, numbers: list[int]) -> bytes | None:
         """
-        Say what deletes some messages.
+        Send a command that deletes messages.
 
-        @return: the answer; the connection is over if there is none.
+        @return: the reply, or L{None} if the connection has ended.
         """
         messages = [self._journal.known(self._user, self._listed[each]) for each in numbers]
         found = [each for each in messages if each is not None]
@@ -612,12 +613,12 @@ class Session:
 
 class Outsider:
     """
-    Delivers, flags and removes messages, as delivery agents and IMAP servers do.
+    Delivers, flags and removes messages like delivery agents and IMAP servers.
     """
 
     def __init__(self, run: Run, name: str, chosen: random.Random) -> None:
         """
-        @param name: what its messages are called by.
+        @param name: part of the names of its messages.
         """
         self._run = run
         self._name = name
@@ -626,7 +627,7 @@ class Outsider:
 
     def act(self) -> None:
         """
-        Do one thing.
+        Do one action.
         """
         user = self._chosen.choice(self._run.users)
         there = [
@@ -653,9 +654,9 @@ class Outsider:
         self, user: str, before: Callable[[Message], object] = lambda message: None
     ) -> Message | None:
         """
-        As a delivery agent does it; sometimes with a name that was there before.
+        Deliver a message like a delivery agent, sometimes with a name that was used before.
 
-        @param before: called before the message is there.
+        @param before: called before the message exists.
         """
         run = self._run
         self._serial += 1
@@ -692,7 +693,7 @@ class Outsider:
         try:
             message.path.rename(target)
         except OSError:
-            # A client has deleted it, or is about to.
+            # A client has deleted it, or is deleting it.
             return
         message.path = target
         self._run.journal.count("renamed by others")
@@ -708,15 +709,15 @@ class Outsider:
             self._run.journal.count("removed by others")
 
 
-# --- the whole ----------------------------------------------------------------------------
+# --- the run ----------------------------------------------------------------------------
 
 
 class Run:
     """
-    One run, from an empty directory to the judgement.
+    One run, from an empty directory to the final checks.
 
-    @ivar latencies: seconds from connecting to the answer to PASS, of users who
-        did nothing wrong.
+    @ivar latencies: seconds from connecting to the reply to PASS, for users without failed
+        logins.
     """
 
     def __init__(self, place: Path, seed: int, limits: Limits, mayMount: bool = False) -> None:
@@ -748,25 +749,25 @@ class Run:
 
     def sourceOf(self, user: str) -> str:
         """
-        @return: the address that a user's programs have, in a network of its own.
+        @return: the address of a user's programs, in a network of its own.
         """
         return f"127.1.{self.users.index(user)}.1"
 
     def isCalmFor(self, user: str) -> bool:
         """
-        Is nothing wrong now but with single messages that cannot be opened, or
-        that others rename or remove?
+        @return: whether the only faults now are single messages that cannot be opened, or
+            that other programs rename or remove.
         """
         return time.monotonic() > max(self._troubled.get(user, 0), self._troubled.get("", 0))
 
     def isSpoiledFor(self, user: str) -> bool:
         """
-        Can a message of this user not be read, or could it not a moment ago?
+        @return: whether a message of this user is unreadable, or was until recently.
         """
         return time.monotonic() <= self._spoiled.get(user, 0)
 
     def _trouble(self, user: str, seconds: float) -> None:
-        # Afterwards, too, as calls that were given up are still under way.
+        # Also for some time afterwards, because cancelled calls may still run.
         self._troubled[user] = max(
             self._troubled.get(user, 0), time.monotonic() + seconds + 2 * ANSWER
         )
@@ -794,7 +795,7 @@ class Run:
 
     def _guesser(self, chosen: random.Random) -> None:
         """
-        Tries wrong passwords, as a stranger and from a user's own address.
+        Try wrong passwords, from an unknown address and from a user's own one.
         """
         user = chosen.choice(self.users)
         source = chosen.choice(("127.9.0.1", "127.9.1.1", self.sourceOf(self.users[0])))
@@ -860,7 +861,7 @@ class Run:
                     while file.write(bytes(65536)):
                         pass
             except OSError:
-                # That is what was to be.
+                # The expected result.
                 pass
         else:
             self.shim.page.isFull = 1
@@ -870,10 +871,10 @@ class Run:
 
     def _somethingWrong(self, chosen: random.Random, seconds: float, kind: int, code: int) -> str:
         """
-        Something is wrong for some seconds with a message that is there, or with
-        one that nobody has looked at.
+        Inject a fault for some seconds into an existing message, or into one that was not
+        read yet.
 
-        @return: whose it is, empty if there is none.
+        @return: the user of the message, empty if there is none.
         """
 
         def wrong(message: Message) -> None:
@@ -915,7 +916,7 @@ class Run:
 
     def go(self, seconds: float) -> None:
         """
-        Let all this happen for so long, and judge.
+        Run all threads for some time, and check the result.
         """
         try:
             outsider = Outsider(self, "m", random.Random(f"{self.seed} before"))
@@ -957,7 +958,7 @@ class Run:
 
     def _comesToRest(self) -> None:
         """
-        Nothing is wrong any more, and the services are new ones.
+        End all faults, and restart the services.
         """
         self.shim.page.ahead = self.shim.page.isFull = 0
         for service in self.services:
@@ -966,8 +967,8 @@ class Run:
 
     def _judge(self) -> None:
         """
-        The first session of each user mends what was cut short; then the disk is
-        compared, and what both services show.
+        Let one session of each user finish interrupted removals, and then compare the disk
+        with the listings of both services.
         """
         for user in self.users:
             shown = [self._shown(service, user) for service in self.services]
@@ -984,8 +985,8 @@ class Run:
 
     def _shown(self, service: Service, user: str) -> dict[str, str]:
         """
-        @return: the tokens of a user's messages by unique-id, as a service sends
-            them at rest.
+        @return: the tokens of a user's messages by unique-id, as a service sends them after
+            all activity has ended.
         """
         began = time.monotonic()
         wire = Wire(service.port, self.sourceOf(user), COMMAND)
@@ -1022,7 +1023,7 @@ class Run:
 
     def tracebacks(self) -> int:
         """
-        @return: how many tracebacks the services have logged.
+        @return: the number of tracebacks that the services have logged.
         """
         return sum(
             each.log.read_text(errors="replace").count("Traceback (") for each in self.services
@@ -1030,7 +1031,7 @@ class Run:
 
     def report(self) -> str:
         """
-        @return: what happened, for people.
+        @return: a report in text.
         """
         lines = [f"seed {self.seed}", ""]
         counts = dict(self.journal.counts) | self.shim.struck
@@ -1050,7 +1051,7 @@ class Run:
 
 def main(argv: list[str]) -> int:
     """
-    @return: the exit status: 0 no violation, 2 some.
+    @return: the exit status: 0 without violations, else 2.
     """
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=30)

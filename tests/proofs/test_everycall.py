@@ -34,7 +34,7 @@ LONG = [
 ]
 if os.environ.get("POP3SVC_TEST_LONG"):
     KINDS += LONG
-# Seconds that one of them may take, on a machine that is busy.
+# Time limit of one sweep in seconds, on a busy machine.
 PATIENCE = 600
 
 
@@ -51,7 +51,7 @@ def swept(shim: Path, place: Path, scenario: str, how: str, code: str) -> dict[s
     done = subprocess.run(
         [sys.executable, "-m", "tests.proofs.everycall", place, scenario, how, code],
         cwd=HERE.parent.parent,
-        # What measures coverage would be called at each file's opening, too.
+        # Coverage would open files itself, which adds calls.
         env={key: value for key, value in os.environ.items() if not key.startswith("COV_")}
         | {"LD_PRELOAD": str(shim)},
         capture_output=True,
@@ -66,7 +66,7 @@ def swept(shim: Path, place: Path, scenario: str, how: str, code: str) -> dict[s
 @pytest.fixture(scope="module")
 def sweeps(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """
-    All of them, as many at once as there are processors.
+    Run all sweeps, one on each processor at a time.
     """
     places = tmp_path_factory.mktemp("everycall")
     with ThreadPoolExecutor(os.cpu_count()) as threads:
@@ -86,7 +86,7 @@ def test_everyCall(sweeps: Any, scenario: str, how: str, code: str) -> None:
     struck = sum(found["struck"].values())
     print(f"{scenario}: {how} {code} at {struck} of {found['calls']} calls {found['struck']}")
     assert found["wrong"] == []
-    # It has struck at all of them, and they are those of a whole session.
+    # There was a fault at every call, and the calls are those of a whole session.
     assert found["calls"] > 80
     assert how in ("half", "half kill") or struck >= found["calls"]
     assert struck

@@ -1,5 +1,5 @@
 """
-The judge of the model sees what must not be, and nothing else.
+The judge of the model reports violations and nothing else.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def test_tokens() -> None:
 
 def test_nothingWrong(told: Told) -> None:
     """
-    Read twice, listed, deleted with and without an answer, removed by others.
+    Messages are read twice, listed, deleted with and without a reply, and removed by other
+    programs.
     """
     three, four = told.delivered("three", "3.host"), told.delivered("four", "4.host")
     for began in (0, 1):
@@ -75,7 +76,7 @@ def test_nothingWrong(told: Told) -> None:
 
 def test_lost(told: Told) -> None:
     """
-    Also one whose deletion was refused.
+    A message is lost; also one whose deletion was refused.
     """
     told.deletes([told.one], False)
     told.judge(told.two)
@@ -84,7 +85,7 @@ def test_lost(told: Told) -> None:
 
 def test_refusedAfterSilence(told: Told) -> None:
     """
-    A deletion that was never answered, tried again and refused, may still have
+    A deletion that was never answered, and was refused at the next attempt, may have
     happened.
     """
     told.deletes([told.one], None)
@@ -95,7 +96,7 @@ def test_refusedAfterSilence(told: Told) -> None:
 
 def test_resurrected(told: Told) -> None:
     """
-    On disk, and in a listing that was asked for after the answer.
+    A deleted message exists on disk, or in a listing requested after the reply.
     """
     told.read(told.one, "a")
     told.deletes([told.one], True)
@@ -114,7 +115,7 @@ def test_doubled(told: Told) -> None:
 
 def test_newUniqueID(told: Told) -> None:
     """
-    In another session, and in the same listing.
+    A message gets another unique-id, in another session or in the same listing.
     """
     told.read(told.one, "a")
     told.read(told.one, "b")
@@ -124,7 +125,7 @@ def test_newUniqueID(told: Told) -> None:
 
 def test_reusedUniqueID(told: Told) -> None:
     """
-    What has the name of one that is deleted is told when it is read.
+    Another message with the unique-id of a deleted one is reported when it is read.
     """
     told.read(told.one, "a")
     told.deletes([told.one], True)
@@ -137,7 +138,7 @@ def test_reusedUniqueID(told: Told) -> None:
 
 def test_wrongOctets(told: Told) -> None:
     """
-    Of another size than listed, cut, of nobody, of somebody else.
+    A message differs from its listed size, is cut, unknown, or another user's.
     """
     sent = told.one.sent
     told.journal.read("alice", "a", sent, 0, len(sent) + 3)
@@ -150,7 +151,7 @@ def test_wrongOctets(told: Told) -> None:
 
 def test_someOfAll(told: Told) -> None:
     """
-    What is deleted together is deleted all or none, answered or not.
+    Messages of one command are deleted all or none, with or without a reply.
     """
     told.deletes([told.one, told.two], None)
     told.judge(told.one, told.two)

@@ -29,7 +29,7 @@ def test_nothingSilentlyWrong(tmp_path: Path) -> None:
     run.go(SECONDS)
     print(run.report())
     assert not run.journal.violations
-    # There was something to judge.
+    # The run contained enough activity.
     counts = run.journal.counts
     assert counts["logins answered +OK"] > 50 and counts["deleted"] > 20, run.report()
     assert sum(run.shim.struck.values()), "the shim did nothing"

@@ -1,11 +1,10 @@
 """
-A session against a model of RFC 1939 and the extensions: commands in segments
-of any size, calls of the provider that answer at once, late or not at all, and
-a client that vanishes.
+A session against a model of RFC 1939 and the extensions: commands in segments of any size,
+calls of the provider that return at once, late or never, and a client that disconnects.
 
-The model is a generator for each command: it asks for the calls of the provider
-in the order in which the interfaces promise them, and returns the reply.  What
-the provider is really asked, and what the client really gets, has to agree.
+The model has a generator for each command.  It yields the expected calls of the provider in
+the order that the interfaces promise, and returns the expected reply.  The real calls and
+the real reply must be the same.
 """
 
 from __future__ import annotations
@@ -51,13 +50,13 @@ from pop3svc.testing import Client
 from tests.protocol.test_wire import stuffed, topOf
 from tests.test_lineendings import NASTY, asSent
 
-# In the environment: many more examples.
+# Environment variable that asks for many more examples.
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 
-# --- a provider that does as it is told -----------------------------------------
+# --- a scripted provider -----------------------------------------------------------
 
-# What a call may be answered with: POP3ResponseErrors by their names here, and
-# what no provider should raise.
+# Errors that a call may raise: POP3ResponseErrors by their names here, and errors that no
+# provider should raise.
 REFUSALS: dict[str, tuple[str | None, bool]] = {
     "refused": (None, False),
     "temp": ("SYS/TEMP", False),
@@ -67,15 +66,15 @@ REFUSALS: dict[str, tuple[str | None, bool]] = {
 }
 BUGS = ("bug", "cancelled")
 FAILURES = [*REFUSALS, *BUGS, "not available"]
-# How an answer comes; "stubborn": late, and it comes even though cancelled.
+# Forms of a result; "stubborn" is late and ignores its cancellation.
 FORMS = ["late", "late coroutine", "coroutine", "stubborn"]
-# Calls that nobody cancels.
+# Calls that are never cancelled.
 CARRIED = ("messageDelete", "unlock", "logout", "onSleep")
 
 
 class Injected(Exception):
     """
-    A bug of the provider's.
+    A bug of the provider.
     """
 
 
@@ -109,7 +108,7 @@ class Call:
 @dataclass
 class Box:
     """
-    A user's messages, and how the provider answers.
+    A user's messages, and the script of the provider.
     """
 
     messages: dict[str, bytes] = field(default_factory=dict)
@@ -120,14 +119,14 @@ class Box:
     contents: list[Content] = field(default_factory=list)
     interfaces: list[Any] = field(default_factory=list)
     isStillValid: bool = True
-    # Whoever is cancelled now is so because it took too long.
+    # A call that is cancelled now has timed out.
     isLate: bool = False
     mark: int = 0
     chunk: int = 7
 
     def call(self, name: str, owner: Any, act: Callable[[], Any], *arguments: Any) -> Any:
         """
-        A call comes in: answer it as told.
+        Handle a call as scripted.
         """
         if owner is not None:
             owner.begins(name)
@@ -186,7 +185,7 @@ class Box:
 
     def answer(self, kind: str) -> None:
         """
-        Let what waits go on.
+        Complete the waiting call.
         """
         made = self.waiting.pop(0)
         assert made.waiter is not None
@@ -205,7 +204,7 @@ class Box:
 
 class Owner:
     """
-    Whose calls never overlap.
+    An object whose calls must never overlap.
     """
 
     running: str | None = None
@@ -222,7 +221,7 @@ class Owner:
 @implementer(IPOP3Mailbox)
 class Mailbox(Owner):
     """
-    One session's mailbox; it fails the test when it is used wrongly.
+    One session's mailbox; it fails the test if it is used wrongly.
     """
 
     def __init__(self, box: Box) -> None:
@@ -308,7 +307,7 @@ class Mailbox(Owner):
     def unlock(self, info: Any) -> Any:
         assert self.isLocked, "freed twice"
 
-        # Whatever comes of it, it has been called.
+        # Record the call, whatever its result is.
         def unlock() -> None:
             self.isLocked = False
 
@@ -345,7 +344,7 @@ class Mailbox(Owner):
 @implementer(IChunkedContent)
 class Content(Owner):
     """
-    A message being read.
+    The content of a message.
     """
 
     def __init__(self, mailbox: Mailbox, message: bytes) -> None:
@@ -393,9 +392,9 @@ class Provider:
 @dataclass
 class Expected:
     """
-    A reply: its sign, its code, what its first line must hold, and its body.
+    A reply: its status, its code, a part of its first line, and its body.
 
-    @ivar isCut: the body breaks off somewhere.
+    @ivar isCut: whether the body is cut somewhere.
     """
 
     isOK: bool
@@ -408,7 +407,7 @@ class Expected:
 
 class Refused(Exception):
     """
-    A command ends in an error.
+    A command ends with an error.
     """
 
     def __init__(
@@ -419,8 +418,8 @@ class Refused(Exception):
         isBug: bool = False,
     ) -> None:
         """
-        @param isCancelled: the connection ends before anything is let go.
-        @param isBug: the provider raised what it should not.
+        @param isCancelled: the connection ends before resources are released.
+        @param isBug: the provider raised an unexpected error.
         """
         self.isBug = isBug
         self.code = code
@@ -433,7 +432,7 @@ Asking = Generator[tuple[str, ...], Call, Any]
 
 class Model:
     """
-    What a session is, said in another way.
+    An independent model of a session.
     """
 
     def __init__(self, box: Box, provides: set[Any]) -> None:
@@ -453,7 +452,7 @@ class Model:
         self.known: set[str] = set()
         self.changed = False
 
-    # --- asking --------------------------------------------------------------
+    # --- calls ---------------------------------------------------------------
 
     def _ask(self, *names: str) -> Asking:
         made = yield names
@@ -469,7 +468,7 @@ class Model:
 
     def _perhaps(self, name: str, interface: Any) -> Asking:
         """
-        Something that must not fail; if it does nobody sees it.
+        Call an optional method whose errors are only logged.
         """
         if interface in self.provides:
             yield (name,)
@@ -559,7 +558,7 @@ class Model:
 
     def _sleeping(self, verb: str, argument: str) -> Asking:
         if verb == "QUIT" and not argument:
-            # There is nothing to be done before it; all is let go behind it.
+            # No call comes before the reply; all resources are released after it.
             return Expected(True, closes=True)
         if verb == "NOOP" and not argument:
             return Expected(True)
@@ -648,8 +647,8 @@ class Model:
 
     def _size(self, wanted: list[str], isOne: bool = False) -> Asking:
         """
-        Sizes that are not known yet are asked for; once told they stay.  For STAT and
-        LIST of all, trouble with one message is no trouble with the others.
+        Request sizes that are not known yet; known sizes stay the same.  For STAT and LIST
+        of all messages, an error of one message does not affect the others.
         """
         unknown = [each for each in wanted if each not in self.sizes]
         count, faults = len(unknown), []
@@ -803,7 +802,7 @@ class Model:
         return Expected(True)
 
 
-# --- the machine -------------------------------------------------------------------
+# --- the state machine -------------------------------------------------------------
 
 NUMBERS = ["1", "2", "3", "03", "4", "0", "-1", "99999999999", "x"]
 UNIQUE_IDS = ["m1", "m2", "m3", "new1", "new2", "nobody", "_", "", "x" * 71]
@@ -855,7 +854,7 @@ CALLS = [
 ]
 
 
-# Calls, and commands that need them.
+# Calls, and commands that make them.
 SITUATIONS: list[tuple[list[str], list[str]]] = [
     *((["messageDelete"], ["DELE 1", "DELE 2", verb]) for verb in COMMITS[:4]),
     (["messageDelete"], ["DELI 1", "UIDL"]),
@@ -943,7 +942,7 @@ class Sessions(RuleBasedStateMachine):
 
     def _follow(self) -> None:
         """
-        Let the model do what the session has done.
+        Advance the model to the state of the session.
         """
         while True:
             if self.asking is None:
@@ -974,14 +973,14 @@ class Sessions(RuleBasedStateMachine):
 
     def _compare(self) -> None:
         """
-        What came in is what was expected.
+        Compare the received octets with the expected replies.
         """
         assert self.client is not None
         self.rest += self.client.received()
         isCut = any(each.isCut for each in self.expected)
         while self.expected:
             if isCut and not self.rest:
-                # A connection that is cut may lose what was said last.
+                # A connection that is cut may lose the last replies.
                 assert self.client.wasAborted
                 self.expected.clear()
                 break
@@ -989,7 +988,7 @@ class Sessions(RuleBasedStateMachine):
         if self.asking is None or not self.isBusy:
             assert not self.rest, self.rest
         else:
-            # The beginning of what is being sent.
+            # Only the beginning of a reply that is being sent may be left.
             assert not self.rest or "nextChunk" in self.wanted, self.rest
         if self.model.state == "CLOSED":
             assert not self.client.isOpen
@@ -1003,7 +1002,7 @@ class Sessions(RuleBasedStateMachine):
             first, _, body = self.rest.partition(b"\r\n")
             assert reply.body is not None
             assert b"+OK Message follows _".startswith(first) or first.startswith(b"+OK Top"), first
-            # It never looks whole.
+            # A cut reply never looks complete.
             assert not body.endswith(b"\r\n.\r\n") and body != b".\r\n", body
             assert reply.body.startswith(body), body
             self.rest = b""
@@ -1018,7 +1017,7 @@ class Sessions(RuleBasedStateMachine):
         text = first.decode() + ("" if reply.body is not None else " ")
         assert reply.text in text.replace(",", " ,"), (first, reply)
         if reply.body is not None:
-            # By its end, as a client does.
+            # Find the end of the body like a client.
             if self.rest.startswith(b".\r\n"):
                 body, self.rest = b"", self.rest[3:]
             else:
@@ -1032,7 +1031,7 @@ class Sessions(RuleBasedStateMachine):
 
     def _ended(self) -> None:
         """
-        A connection is over.
+        Handle the end of a connection.
         """
         self.client = None
         self.asking = None
@@ -1055,7 +1054,7 @@ class Sessions(RuleBasedStateMachine):
         timers = [each for each in self.clock.getDelayedCalls() if each.active()]
         assert not timers, timers
 
-    # --- what happens --------------------------------------------------------------
+    # --- rules ----------------------------------------------------------------------
 
     def _free(self) -> bool:
         return self.client is None and not self.box.waiting
@@ -1085,7 +1084,7 @@ class Sessions(RuleBasedStateMachine):
     )
     def says(self, commands: list[list[str]], cuts: list[int]) -> None:
         """
-        Some commands in one segment, or cut anywhere.
+        Send commands in one segment, or cut anywhere.
         """
         self._say([line.encode() for each in commands for line in each], cuts)
 
@@ -1111,7 +1110,7 @@ class Sessions(RuleBasedStateMachine):
     )
     def goesWrong(self, situation: tuple[list[str], list[str]], kind: str) -> None:
         """
-        A call is late or fails, and a command needs it.
+        Make a call late or fail, and send a command that makes it.
         """
         names, lines = situation
         self.box.how.update(dict.fromkeys(names, kind))
@@ -1124,7 +1123,7 @@ class Sessions(RuleBasedStateMachine):
         if self.client is None:
             self._check()
         else:
-            # What has waited in front of the session comes in now.
+            # Read the replies to input that has waited.
             self.rest += self.client.received()
             self._follow()
             self._compare()
@@ -1169,13 +1168,13 @@ class Sessions(RuleBasedStateMachine):
         if how == "vanishes":
             self.client.vanish()
         elif how == "closes its half":
-            # It gets the answers to what it has sent.
+            # The client gets the replies to its commands.
             self.client.endSending()
             while self.box.waiting and self.client.isOpen:
                 self.box.answer("ok")
                 self.client.received()
         else:
-            # Every wait has an end.
+            # Let all time limits pass.
             self.box.isLate = True
             for seconds in (121, 181, 601, 3601, 601, 601):
                 self.clock.advance(seconds)
@@ -1184,7 +1183,7 @@ class Sessions(RuleBasedStateMachine):
         assert not self.client.isOpen
         for each in self.box.waiting:
             assert each.name in CARRIED, f"{each.name} was not cancelled"
-        # A generator that is closed asks nothing more.
+        # Drop the model's generator, because there are no further calls.
         self.model.isDropped = True
         self._ended()
 
@@ -1192,8 +1191,8 @@ class Sessions(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([20, 61]), marks=st.booleans())
     def somebodyWantsTheMailbox(self, seconds: int, marks: bool) -> None:
         """
-        A session that has been idle for a minute gives way, with nothing
-        deleted, unless messages are marked.
+        A session that has been idle for a minute releases its lock without deleting, unless
+        messages are marked.
         """
         if marks:
             self._say([b"DELE 1"], [])
@@ -1214,7 +1213,7 @@ class Sessions(RuleBasedStateMachine):
             assert not self.client.isOpen
             self._ended()
 
-    # --- always -----------------------------------------------------------------------
+    # --- invariants ---------------------------------------------------------------------
 
     @invariant()
     def nothingUnexpectedIsLogged(self) -> None:

@@ -1,6 +1,6 @@
 """
-A Maildir against a model, whatever others do to it meanwhile: deliveries, flags
-set, messages removed, the service started anew, the file of sizes damaged.
+A Maildir against a model, with other activity meanwhile: deliveries, changes of flags,
+removed messages, restarts of the service, and damage to the file of sizes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.protocol.test_wire import stuffed
 from tests.test_lineendings import NASTY, asSent
 
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
-# How agents name messages, and how they do not; the second is no unique-id.
+# Names by the conventions of delivery agents, and others; the second is no unique-id.
 NAMES = ["{}.M{}P1.host", "{}.M{}P1.a host", "{}.M{}P1.host,S=3,W=999", "{}.M{}_" + "x" * 80]
 FLAGS = [":2,", ":2,S", ":2,RS", ":2,FS", ""]
 DAMAGE = [
@@ -44,14 +44,14 @@ DAMAGE = [
     "doubled",
     "older",
 ]
-# A size as it is kept, and a digit in place of each of its.
+# A size in the file, and a replacement for each of its digits.
 _SIZE = re.compile(rb" [0-9]+ (?=[0-9]+ [01]\n)")
 _NEXT = bytes.maketrans(b"0123456789", b"1234567890")
 
 
 class Message:
     """
-    A message as it stands in the Maildir.
+    A message in the Maildir.
     """
 
     def __init__(self, key: tuple[int, int, str], base: str, content: bytes) -> None:
@@ -65,7 +65,7 @@ class Message:
 
 class Stores(RuleBasedStateMachine):
     """
-    Sessions with a Maildir that others use, too.
+    Sessions with a Maildir that other programs use, too.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Stores(RuleBasedStateMachine):
         self.older = b""
         self.logged: list[Any] = []
         globalLogPublisher.addObserver(self._logged)
-        # Directories count as old at once; two changes never look like one.
+        # Directories count as old at once, and two changes can always be distinguished.
         now = time.time_ns
         self.clockAhead = mock.patch("time.time_ns", lambda: now() + 60_000_000_000)
         self.clockAhead.start()
@@ -117,12 +117,14 @@ class Stores(RuleBasedStateMachine):
         stamp = next(self.stamps)
         os.utime(self.maildir / folder, ns=(stamp, stamp))
 
-    # --- what others do -----------------------------------------------------------
+    # --- other programs -----------------------------------------------------------
 
     @rule(content=NASTY, name=st.sampled_from(NAMES), back=st.integers(0, 3))
     def delivers(self, content: bytes, name: str, back: int) -> None:
         """
-        @param back: clocks of several machines differ.
+        Deliver a message.
+
+        @param back: seconds by which the clock of the delivering machine is slow.
         """
         self.arrived += 1
         seconds, micro = 1_600_000_000 + self.arrived - back, self.arrived
@@ -154,7 +156,7 @@ class Stores(RuleBasedStateMachine):
     @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400), isRead=st.booleans())
     def sizesAreDamaged(self, how: str, at: int, isRead: bool) -> None:
         """
-        @param isRead: by a service that is started next.
+        @param isRead: whether a restarted service reads the file next.
         """
         path = self.maildir / "pop3svc-sizes"
         if path.is_dir():
@@ -223,7 +225,7 @@ class Stores(RuleBasedStateMachine):
     @rule()
     def looks(self) -> None:
         """
-        The listing is what it was at login; sizes are what RETR sends.
+        Check that the listing is that of the login, and sizes match the octets of RETR.
         """
         present = self._present()
         lines = self._say("UIDL").decode().split("\r\n")[1:-2]
@@ -265,7 +267,7 @@ class Stores(RuleBasedStateMachine):
     @rule(number=st.integers(1, 6), isNew=st.booleans())
     def deletesNow(self, number: int, isNew: bool) -> None:
         """
-        A listed one, or one that has arrived since.
+        Delete a listed message, or one that has arrived since.
         """
         message = dict(self._present()).get(number)
         later = [each for each in self.there.values() if each not in self.listed]
@@ -288,7 +290,7 @@ class Stores(RuleBasedStateMachine):
 
     def _compare(self) -> None:
         """
-        The files are those of the model.
+        Compare the files with the model.
         """
         files = {each: each.read_bytes() for each in self.maildir.glob("[nc]*/*")}
         assert files == {each.path: each.content for each in self.there.values()}
