@@ -1,5 +1,5 @@
 """
-A provider that lets everybody in.
+A provider that accepts every user without checking the password.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Anybody"]
 @implementer(IPOP3MailboxProvider)
 class Anybody:
     """
-    Whoever comes gets the mailbox of that name from a store.
+    A provider that opens the mailbox of any user name in a store.
     """
 
     name = "test"

@@ -20,7 +20,7 @@ os.environ["PYTHONPATH"] = withCheckout()
 
 def pytest_sessionstart() -> None:
     """
-    Refuse to test another copy than the one beside the tests.
+    Refuse to test a copy other than the one beside the tests.
     """
     found = Path(pop3svc.__file__).parent
     if not found.samefile(CHECKOUT / "pop3svc"):

@@ -1,10 +1,10 @@
 """
-Octets that nobody meant: what reads them, what must hold, and a search for more
-of them.
+Fuzzing: the parsers that read arbitrary octets, the rules that must hold, and a search for
+inputs that reach new code.
 
-C{python -m tests.fuzz --seconds 60} changes what stands in C{tests/corpus} at
-random, keeps there what reaches code that nothing before it has reached, and
-says what broke a rule.  C{tests/test_fuzz.py} plays all of the corpus.
+C{python -m tests.fuzz --seconds 60} mutates the inputs in C{tests/corpus} at random, adds
+those that reach new code, and reports those that break a rule.  C{tests/test_fuzz.py} runs
+the whole corpus.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from tests.anybody import Anybody
 
 CORPUS = Path(__file__).parent / "corpus"
 SOURCE = Path(pop3svc.__file__).parent
-# Octets of one input.
+# Maximum size of an input, octets.
 LONGEST = 20_000
 
 MESSAGES = [b"Subject: one\n\n.\n..two\n", b"", b"\r\n\r\nx"]
 POLICY = Policy()
-# Every word that a first line may hold stands in our own code, or is a number.
+# Each word of a first line is a word of our code, or a number.
 WORDS = {
     word
     for each in [*SOURCE.glob("protocol/*.py"), SOURCE / "providers" / "memory.py"]
@@ -69,7 +69,7 @@ def must(holds: object, *why: object) -> None:
 @contextmanager
 def nothingLogged() -> Iterator[None]:
     """
-    No error of ours comes to light.
+    Check that no error is logged.
     """
     found: list[Any] = []
 
@@ -90,8 +90,8 @@ def nothingLogged() -> Iterator[None]:
 
 def replies(octets: bytes) -> list[bytes]:
     """
-    @return: the first lines in what a server has sent; those with the mark of
-        MULTI-LINE-IND have a body that ends with a dot.
+    @return: the first lines of a server's replies.  A first line with the mark of
+        MULTI-LINE-IND has a body that ends with a dot.
     """
     found = []
     while octets:
@@ -116,7 +116,7 @@ def _isOurs(word: str) -> bool:
 
 def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
     """
-    Say something to a server, cut in pieces, and look at all it says.
+    Send octets to a server, cut in pieces, and check all replies.
 
     @return: the first lines of its replies.
     """
@@ -135,7 +135,7 @@ def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
     found = replies(said)
     isOpen = not client.transport.ended and not client.transport.aborted
     if isOpen:
-        # One reply for each line, and nothing unfinished is held for ever.
+        # There is one reply for each line, and an unfinished line times out.
         must(len(found) == stream.count(b"\n") + (not isIn), len(found), stream)
         must(len(stream) - stream.rfind(b"\n") <= POLICY.maxAuthLineLength + 1, "too long")
     for first in found:
@@ -151,8 +151,7 @@ def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
 
 def connection(data: bytes) -> None:
     """
-    A stream of octets; the first says whether somebody is logged in, and the
-    size of the segments.
+    A stream of octets; the first octet selects the state and the size of the segments.
     """
     if data:
         talk(data[1:], bool(data[0] & 1), data[0] >> 1 & 31)
@@ -160,8 +159,7 @@ def connection(data: bytes) -> None:
 
 def sasl(data: bytes) -> None:
     """
-    What a client says inside AUTH: raw where the first octet is odd, else as
-    the base64 of it.
+    Input of a client inside AUTH: raw if the first octet is odd, else encoded in base64.
     """
     if not data:
         return
@@ -180,7 +178,7 @@ def sasl(data: bytes) -> None:
 
 def proxy(data: bytes) -> None:
     """
-    The header of a proxy, and what comes behind it.
+    The header of a proxy, and the octets after it.
     """
 
     def parsed(octets: bytes) -> Any:
@@ -199,7 +197,7 @@ def proxy(data: bytes) -> None:
         if client is not None:
             ip_address(client[0])
             must(0 <= client[1] < 65536)
-    # However it is cut it means the same.
+    # The result is the same for all cuts.
     for end in range(1, min(len(data), 120)):
         begun = parsed(data[:end])
         if begun is None:
@@ -212,7 +210,7 @@ def proxy(data: bytes) -> None:
 
 class Place:
     """
-    A directory that stays for all runs.
+    A directory that is used for all runs.
     """
 
     def __init__(self) -> None:
@@ -227,13 +225,13 @@ class Place:
         client.logIn()
         client.say(b"LIST")
         client.vanish()
-        # As it is now; what stands below another is never looked at.
+        # Write the present version, because files of other versions are not parsed.
         kept = (self.maildir / "pop3svc-sizes").read_bytes()
         self.version = kept[: kept.index(b"\n") + 1]
 
     def client(self) -> Client:
         """
-        @return: of a service that knows nothing yet.
+        @return: a client of a service that was just started.
         """
         store = MaildirStore(str(self.maildir.parent), runner=Inline(), clock=Clock())
         return Client(POP3Factory(Anybody(store), clock=Clock()))
@@ -250,8 +248,8 @@ def place() -> Place:
 
 def sizes(data: bytes) -> None:
     """
-    The file in which a Maildir's sizes are kept: what is in its blocks, NULs
-    between, if the first octet is odd, else all behind the version.
+    The file of sizes of a Maildir: if the first octet is odd, the contents of its blocks,
+    separated by NULs; else all octets after the version.
     """
     rest = data[1:]
     if data[:1] and data[0] & 1:
@@ -329,7 +327,7 @@ def entries(target: str) -> list[Path]:
 
 def changed(data: bytes, target: str, corpus: list[bytes], chance: random.Random) -> bytes:
     """
-    @return: something like it.
+    @return: a mutated input.
     """
     for _ in range(chance.choice([1, 1, 2, 4])):
         at = chance.randrange(len(data) + 1)
@@ -354,7 +352,7 @@ def changed(data: bytes, target: str, corpus: list[bytes], chance: random.Random
 
 class Reached:
     """
-    Which steps from line to line of our own code were ever taken.
+    The transitions from line to line of our code that any input has reached.
     """
 
     def __init__(self) -> None:
@@ -363,7 +361,7 @@ class Reached:
 
     def by(self, run: Callable[[bytes], None], data: bytes) -> bool:
         """
-        @return: did it take a step that nothing has taken before?
+        @return: whether the input reached a new transition.
         """
         before = len(self.steps)
         sys.settrace(self._call)
@@ -392,7 +390,7 @@ class Reached:
 
 def search(target: str, seconds: float, chance: random.Random) -> tuple[int, int, list[str]]:
     """
-    @return: how many inputs were tried, how many kept, and what broke.
+    @return: the number of inputs tried, the number kept, and the failures.
     """
     run = TARGETS[target]
     corpus = [each.read_bytes() for each in entries(target)]
@@ -419,7 +417,7 @@ def search(target: str, seconds: float, chance: random.Random) -> tuple[int, int
 
 def main() -> int:
     """
-    Search for a while, and tell.
+    Search for some time, and print the result.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="for each target")

@@ -265,7 +265,7 @@ class Connection:
         """
         Send a line.
 
-        @return: the first line of the answer.
+        @return: the first line of the reply.
         """
         self.socket.sendall(text + b"\r\n")
         return self.line()

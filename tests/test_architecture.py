@@ -1,5 +1,5 @@
 """
-The walls: who may import whom, and words that do not belong in a place.
+The architecture: allowed imports, and words that a module must not contain.
 """
 
 from __future__ import annotations
@@ -101,11 +101,12 @@ RANKS = {
     "service.command": 13,
     "__main__": 14,
 }
-# A peer must not be measured with its own ruler: these import only each other.
+# The checks of other servers must not share code with this one: these import only each
+# other.
 ALONE = "check"
-# These meet in the interfaces.
+# These packages use each other only through the interfaces.
 APART = ("protocol", "accounts", "providers")
-# Words that show that a module reaches past its wall.
+# Words that show that a module uses another layer.
 NEVER = {
     "protocol": ["os", "pathlib"],
     "protocol.grammar": ["twisted"],
@@ -136,7 +137,7 @@ def modules() -> dict[str, Path]:
 
 def imported(path: Path) -> set[str]:
     """
-    @return: what of ours a file imports, without the package's name.
+    @return: the modules of this package that a file imports, without the package's name.
     """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -151,7 +152,7 @@ def imported(path: Path) -> set[str]:
 
 def code(path: Path) -> str:
     """
-    @return: a file without its docstrings and comments.
+    @return: the code of a file without docstrings and comments.
     """
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -193,7 +194,7 @@ def test_walls(name: str) -> None:
 
 def test_docstrings() -> None:
     """
-    Every module begins with a sentence; everything public says what it is.
+    Each module begins with a sentence, and each public name has a docstring.
     """
     for name, path in modules().items():
         tree = ast.parse(path.read_text())

@@ -1,5 +1,5 @@
 """
-Answers that come at once, late or never; what is carried through; threads.
+Results that come at once, late or never; shielded calls; threads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def start(coroutine: Any) -> tuple[Deferred[Any], list[Any]]:
 
 class AskTests(TestCase):
     """
-    Three ways to be late, one way to be asked.
+    Values, Deferreds and coroutines, handled alike.
     """
 
     def setUp(self) -> None:
@@ -131,7 +131,7 @@ class AskTests(TestCase):
 
     def test_carriedThrough(self) -> None:
         """
-        Whoever waits may stop waiting; the call goes on.
+        A cancelled waiter does not stop the call.
         """
         answer: Deferred[int] = Deferred()
         carried = Shielded(lambda: answer)
@@ -156,7 +156,7 @@ class AskTests(TestCase):
 
 class WorkersTests(TestCase):
     """
-    Threads with a bound.
+    The bounded thread pool.
     """
 
     def setUp(self) -> None:
@@ -182,7 +182,7 @@ class WorkersTests(TestCase):
 
     async def test_cancel(self) -> None:
         """
-        What nobody waits for is given back; what has not begun is skipped.
+        The result of cancelled work is released; work that has not begun is skipped.
         """
         gate, given = threading.Event(), []
         begun: Deferred[None] = Deferred()
@@ -206,7 +206,7 @@ class WorkersTests(TestCase):
 
     def refuseThreads(self) -> None:
         """
-        The system has no more threads for us, as with TasksMax.
+        Make the start of threads fail, as under systemd's TasksMax.
         """
 
         def start(thread: object) -> None:
@@ -216,7 +216,7 @@ class WorkersTests(TestCase):
 
     async def test_noThreadAtAll(self) -> None:
         """
-        Work that cannot begin is refused and leaves no count behind.
+        Work that cannot begin is refused and not counted.
         """
         original = threading.Thread.start
         self.refuseThreads()
@@ -229,7 +229,7 @@ class WorkersTests(TestCase):
 
     async def test_noSecondThread(self) -> None:
         """
-        The thread that is there does what another one was wanted for.
+        If no second thread can be started, the first one does the work.
         """
         workers = BoundedThreadPool("test", threads=4, waiting=4)
         self.addCleanup(workers.stop)
@@ -243,9 +243,9 @@ class WorkersTests(TestCase):
 
     async def hang(self, workers: BoundedThreadPool, group: str) -> threading.Event:
         """
-        Have work hang that nobody waits for any more.
+        Start work that hangs, and cancel it.
 
-        @return: to be set so that it comes back.
+        @return: an event that ends the work.
         """
         gate = threading.Event()
         self.addCleanup(gate.set)
@@ -263,8 +263,8 @@ class WorkersTests(TestCase):
 
     async def test_lostThread(self) -> None:
         """
-        A thread that does not come back is replaced, and its group gets no other
-        until it does.
+        A thread that hangs is replaced, and further work of its group is refused until it
+        returns.
         """
         self.patch(BoundedThreadPool, "GRACE", 0.0)
         gates = [await self.hang(self.workers, name) for name in ("a", "b", "c")]
@@ -282,7 +282,7 @@ class WorkersTests(TestCase):
     async def test_stopDoesNotWaitForLostThreads(self) -> None:
         self.patch(BoundedThreadPool, "GRACE", 0.0)
         await self.hang(self.workers, "a")
-        # Or this would take 30 seconds, or five.
+        # Without this, the test would take 30 seconds, or five.
         began = reactor.seconds()
         self.workers.stop()
         self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
@@ -290,7 +290,7 @@ class WorkersTests(TestCase):
 
 class MonotonicTests(TestCase):
     """
-    Waiting does not depend on the wall clock.
+    Timers do not depend on the wall clock.
     """
 
     def test_wallClockSetBack(self) -> None:
@@ -310,7 +310,7 @@ class MonotonicTests(TestCase):
 
 class DeadlinesTests(TestCase):
     """
-    Limits of one length, by one timer.
+    Time limits of one length with one timer.
     """
 
     def setUp(self) -> None:
@@ -354,8 +354,8 @@ class DeadlinesTests(TestCase):
 
     def test_errors(self) -> None:
         """
-        What goes wrong for one does not for others; and who begins again
-        meanwhile is asked for anew.
+        An error of one handler does not affect the others; an object that begins again
+        meanwhile gets a new limit.
         """
 
         def passed(each: str) -> None:
@@ -376,7 +376,7 @@ class DeadlinesTests(TestCase):
 
 class TurnsTests(TestCase):
     """
-    Those that wait for their next turn share the time of one.
+    Waiters for their next slice share the time of one slice.
     """
 
     def test_shared(self) -> None:
@@ -386,7 +386,7 @@ class TurnsTests(TestCase):
         self.assertFalse(mine.isOver())
         others = [start(TimeSlice(clock).next())[1] for _ in range(4)]
         self.assertTrue(mine.isOver())
-        # The least that one is given, however many there are.
+        # The shortest slice, for any number of waiters.
         others += [start(TimeSlice(clock).next())[1] for _ in range(1000)]
         mine.restart()
         self.assertFalse(mine.isOver())
@@ -398,7 +398,7 @@ class TurnsTests(TestCase):
 
     def test_gone(self) -> None:
         """
-        Whoever is lost meanwhile is no longer waited for.
+        A waiter that is cancelled no longer counts.
         """
         clock = Clock()
         turn, got = start(TimeSlice(clock).next())

@@ -1,5 +1,5 @@
 """
-What the page about testing shows runs as it stands there.
+The examples of the page about testing run unchanged.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "testing.rst").read_text()
 
 def files() -> dict[str, str]:
     """
-    @return: the blocks of Python by the names in their first lines.
+    @return: the blocks of Python by the file names in their first lines.
     """
     blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", PAGE)
     found = {}
@@ -44,7 +44,7 @@ def run(directory: Path) -> tuple[int, str]:
 
 def test_examples(tmp_path: Path) -> None:
     """
-    They pass; and those of the program fail when it loses mail.
+    The examples pass, and those of the program fail when it loses mail.
     """
     for name, text in {**files(), "notes.py": block("README.rst", "class Notes")}.items():
         (tmp_path / name).write_text(text)

@@ -1,5 +1,5 @@
 """
-What may stand in an error's text and code.
+Allowed texts and codes of errors.
 """
 
 from __future__ import annotations

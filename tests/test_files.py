@@ -1,5 +1,5 @@
 """
-Files as they are read.
+Opening, reading and measuring files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pop3svc.files import measure, readReplaceable, setPrivileged, stampOf
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n"]), max_size=30).map(b"".join))
 def test_examine(message: bytes) -> None:
     """
-    What reading a message tells is what is sent.
+    The measured size and form match the octets sent.
     """
     sent = re.sub(rb"(?<!\r)\n", b"\r\n", message)
     if sent and not sent.endswith(b"\r\n"):
@@ -56,7 +56,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """
-    Whatever has been put in the place of a file is refused at once, in a word.
+    A directory, FIFO, socket or device instead of a file is refused at once, with a reason.
     """
     monkeypatch.chdir(tmp_path)
     path = Path("x")
@@ -69,7 +69,7 @@ def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) ->
 
 def test_readReplaceable(tmp_path: Path) -> None:
     """
-    Through links, as certbot makes some; each replacement has another stamp.
+    Links are followed, because certbot makes some; each replacement has another stamp.
     """
     archive, live = tmp_path / "archive", tmp_path / "live"
     for each in (archive, live):
@@ -87,7 +87,7 @@ def test_readReplaceable(tmp_path: Path) -> None:
 
 def test_privileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Who may not open a file any more has it opened.
+    A file that the service may no longer open is opened by the privileged opener.
     """
     (tmp_path / "x").write_bytes(b"abc")
     openTruly, asked = os.open, []

@@ -1,5 +1,5 @@
 """
-The corpus of L{tests.fuzz}, and a little more each time.
+Run the corpus of L{tests.fuzz}, and search for new inputs for a short time.
 """
 
 from __future__ import annotations

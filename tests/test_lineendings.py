@@ -19,7 +19,7 @@ NASTY = st.lists(
 
 def asSent(message: bytes) -> bytes:
     """
-    What CRLFNormalizer should give out, said in another way.
+    An independent implementation of CRLFNormalizer.
     """
     sent = re.sub(rb"(?<!\r)\n", b"\r\n", message)
     return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"

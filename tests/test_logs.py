@@ -1,5 +1,5 @@
 """
-The log: one line for each event, whatever is in it, and nobody waits for who reads it.
+The log: one line for each event, with any text, and without waiting for its reader.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def told(tell: Callable[[Logger], object]) -> list[str]:
 
 
 FORGED = "2026-11-25T23:44:17+0000 [pop3svc#info] failed login from 192.0.2.66: alice"
-# What has ever begun a new line somewhere.
+# Characters that begin a new line in some program.
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029", "\0"]
 
 
@@ -40,7 +40,7 @@ ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028"
 @pytest.mark.parametrize("end", ENDS)
 def test_oneLine(end: str) -> None:
     """
-    However a text of others gets into an event, it begins no line of its own.
+    Foreign text in an event never begins a new line.
     """
     evil = f"1.x{end}{FORGED}"
 
@@ -67,7 +67,7 @@ def test_oneLine(end: str) -> None:
         told(lambda log: log.failure("{why}", Failure(ValueError(evil)), why=evil)),
         eventText(events[0]),
     ]
-    # The events of workers come as JSON.
+    # Events of workers arrive as JSON.
     ways.append(eventText(eventFromJSON(eventAsJSON(events[0]))))
     for lines in ways:
         for number, line in enumerate(lines):
@@ -80,7 +80,7 @@ def test_oneLine(end: str) -> None:
 @given(st.text(st.characters(exclude_categories=[]), max_size=40))
 def test_escaped(text: str) -> None:
     """
-    What was escaped is printed, and can be written in any encoding of Unicode.
+    Escaped text is printable, and can be written in any encoding of Unicode.
     """
     shown = escaped(text)
     assert shown.isprintable()
@@ -90,7 +90,7 @@ def test_escaped(text: str) -> None:
 
 def test_octets() -> None:
     """
-    A file's name need not be UTF-8; its line is there all the same.
+    A line with a file name that is not UTF-8 is written.
     """
     name = os.fsdecode(b"caf\xe9\n\x1b[31m")
     assert escaped(name) == "caf\\xe9\\n\\x1b[31m"
@@ -126,7 +126,7 @@ def test_nothing() -> None:
 
 class Broken:
     """
-    A failure that nobody can show.
+    A failure whose traceback cannot be formatted.
     """
 
     def getTraceback(self) -> str:
@@ -159,7 +159,7 @@ def event(text: str) -> dict[str, Any]:
 @pytest.fixture(params=["pipe", "socket", "shared pipe"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """
-    What is read of a log, and the log.
+    A function that reads the log's output, and the log.
     """
     ours: Any
     if request.param == "socket":
@@ -197,8 +197,8 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_nobodyReads(reader: Any) -> None:
     """
-    Events go on; what is not taken waits, up to a bound, and what is dropped is
-    counted.  Every line is whole.
+    If the log is not read, lines are buffered up to a bound; further ones are dropped and
+    counted.  Every line is complete.
     """
     sink, everything = reader
     reactor = Reactor()
@@ -224,7 +224,7 @@ def test_nobodyReads(reader: Any) -> None:
 
 def test_theStreamIsNotChanged() -> None:
     """
-    Others who share standard output may still wait for it.
+    Standard output stays blocking for other processes that share it.
     """
     ours, theirs = os.pipe()
     StreamSink(theirs)
@@ -235,7 +235,8 @@ def test_theStreamIsNotChanged() -> None:
 
 def test_fileIsRotated(tmp_path: Path) -> None:
     """
-    Renamed and made anew, or copied and truncated: each line once, and no hole.
+    After a rename and reopening, or a copy and truncation, each line exists once, without a
+    hole.
     """
     path = tmp_path / "log"
     log = Log(FileSink(str(path)))
@@ -259,7 +260,7 @@ def test_fileIsRotated(tmp_path: Path) -> None:
 
 def test_fileGone(tmp_path: Path) -> None:
     """
-    Where it cannot be opened anew it goes on as it was.
+    If the file cannot be reopened, the open one is used.
     """
     path = tmp_path / "place" / "log"
     path.parent.mkdir()
@@ -273,7 +274,7 @@ def test_fileGone(tmp_path: Path) -> None:
 
 def test_fifo(tmp_path: Path) -> None:
     """
-    In the place of the file it is not waited for.
+    A FIFO instead of a file is not waited for.
     """
     path = tmp_path / "log"
     log = Log(FileSink(str(path)))
@@ -286,7 +287,7 @@ def test_fifo(tmp_path: Path) -> None:
 
 def test_fullDisk() -> None:
     """
-    What did not fit is there when there is room again.
+    Lines that did not fit are written when there is space again.
     """
 
     class Disk:
@@ -317,7 +318,7 @@ def test_fullDisk() -> None:
 
 def test_threads(tmp_path: Path) -> None:
     """
-    Lines from all threads are whole.
+    Lines from all threads are complete.
     """
     log = Log(FileSink(str(tmp_path / "log")))
     threads = [
@@ -334,7 +335,7 @@ def test_threads(tmp_path: Path) -> None:
 
 def test_syslog(tmp_path: Path) -> None:
     """
-    A datagram for each line; the system's log may be started again, or be stuck.
+    Each line is a datagram; syslogd may be restarted, or hang.
     """
     path = str(tmp_path / "log")
     log = Log(SyslogSink("pop3svc", path))

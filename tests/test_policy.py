@@ -1,5 +1,5 @@
 """
-Bounds of what an operator may set.
+Bounds of the settings.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-What the tests themselves stand on: ports of their own, and this checkout.
+Support of the tests: reserved ports, and the copy of pop3svc that is tested.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.running import CHECKOUT, PATIENCE, checkCopy, environment, forEverybo
 
 def test_portIsKept() -> None:
     """
-    A service may listen on it, as it sets SO_REUSEADDR; who does not cannot have it.
+    A service with SO_REUSEADDR can listen on a reserved port; a socket without it cannot.
     """
     port = freePort()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -32,7 +32,7 @@ def test_portIsKept() -> None:
 @pytest.mark.smoke
 def test_anotherCopy(tmp_path: Path) -> None:
     """
-    What is started does not run another copy than the one beside the tests.
+    Processes that tests start run the copy beside the tests.
     """
     checkCopy(environment(tmp_path)["PYTHONPATH"])
     (tmp_path / "pop3svc").mkdir()
@@ -43,7 +43,7 @@ def test_anotherCopy(tmp_path: Path) -> None:
 
 def test_anotherCopyOfTheTests(tmp_path: Path) -> None:
     """
-    Nor do the tests themselves.
+    The tests themselves run the copy beside them.
     """
     shutil.copytree(CHECKOUT / "pop3svc", tmp_path / "pop3svc")
     ended = subprocess.run(
@@ -67,7 +67,7 @@ def test_anotherCopyOfTheTests(tmp_path: Path) -> None:
 
 def test_forEverybody() -> None:
     """
-    No directory on the way is private.
+    No directory on its path is private.
     """
     with forEverybody() as path:
         for each in [path, *path.parents]:

@@ -1,5 +1,5 @@
 """
-The file of facts that survive a restart.
+The database that survives a restart.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def test_damaged(tmp_path: Path) -> None:
 
 def test_noFile(tmp_path: Path) -> None:
     """
-    A link or a directory in its place is refused, a FIFO is not waited for.
+    A link or a directory instead of the file is refused, and a FIFO is not waited for.
     """
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="link"):
@@ -63,14 +63,14 @@ def test_noFile(tmp_path: Path) -> None:
 def test_writeThatFails(tmp_path: Path) -> None:
     state = State(str(tmp_path / "state.db"))
     assert not state.write("INSERT INTO mailbox VALUES (?, ?)", [(None, None)])
-    # The transaction is over.
+    # The transaction has ended.
     assert state.write(INSERT, [(b"a", 1.0)])
 
 
 def test_notOpenAcrossAFork(tmp_path: Path) -> None:
     """
-    It is looked at when it is made, and opened again when it is needed: twistd forks between
-    the two, and a connection of SQLite does not survive that.
+    The file is checked by the constructor and opened again by the first use, because twistd
+    forks in between, and a connection of SQLite does not survive a fork.
     """
     path = str(tmp_path / "state.db")
 

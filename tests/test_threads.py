@@ -1,5 +1,5 @@
 """
-A provider that blocks, in threads.
+Blocking providers that run in threads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def test_provider() -> None:
 
 class SleepingMailbox(MemoryMailbox):
     """
-    One that sleeps, as a database lets go of its connection.
+    A mailbox with C{onSleep}, such as one that closes its database connection.
     """
 
     isAsleep = False
@@ -94,7 +94,7 @@ class Store:
 
 class StoreContract(MailboxContract, PlainTestCase):
     """
-    Of what a store's mailbox is in threads, one that sleeps.
+    The contract for a store in threads, with a mailbox that sleeps.
     """
 
     def makeMailbox(self, messages: list[bytes]) -> Any:
@@ -113,7 +113,7 @@ class StoreContract(MailboxContract, PlainTestCase):
 
 def test_store() -> None:
     """
-    A store is one in threads, too, with logins by --auth and all that it provides.
+    A store in threads provides the interfaces of the store, and works with --auth.
     """
     store = Store()
     made = InThreads(store, runner=Inline())
@@ -167,8 +167,8 @@ class RealThreads(TestCase):
 
     async def test_oneAtATime(self) -> None:
         """
-        Not in the reactor's thread, and never two at once, even if one was
-        given up.
+        Calls run outside the reactor's thread, and never two at once, even if one was
+        cancelled.
         """
         inside: list[int] = []
         most: list[int] = []
@@ -195,7 +195,7 @@ class RealThreads(TestCase):
 
     async def test_requestRelease(self) -> None:
         """
-        It is asked in the reactor's thread.
+        C{requestRelease} is called in the reactor's thread.
         """
         drop = MemoryMaildrop()
         info = ConnectionInfo(1, None, False)
