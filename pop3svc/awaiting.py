@@ -36,8 +36,8 @@ __all__ = [
     "isAwaitable",
     "isCancelled",
     "maybeAwait",
+    "reportProgress",
     "startNow",
-    "tellProgress",
     "useMonotonicClock",
 ]
 
@@ -442,13 +442,13 @@ def isCancelled() -> bool:
     return job is not None and job.isCancelled
 
 
-def tellProgress() -> None:
+def reportProgress() -> None:
     """
     Report progress.  Long work in a thread of a L{BoundedThreadPool} calls this regularly.
     """
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
-        job.tell()
+        job.reportProgress()
 
 
 class TimeSlice:
@@ -589,9 +589,9 @@ class _Job:
         "group",
         "hasBegun",
         "isCancelled",
+        "lastReport",
         "reactor",
         "result",
-        "told",
         "work",
     )
 
@@ -605,7 +605,7 @@ class _Job:
         reactor: Any,
     ) -> None:
         self.reactor = reactor
-        self.told = 0.0
+        self.lastReport = 0.0
         self.work = work
         self.arguments = arguments
         self.abandoned = abandoned
@@ -615,16 +615,16 @@ class _Job:
         self.hasBegun = False
         self.result: Progress[Any] | None = None
 
-    def tell(self) -> None:
+    def reportProgress(self) -> None:
         """
         Report progress to the reactor's thread, at most four times a second.
         """
         now = time.monotonic()
-        if now - self.told >= 0.25:
-            self.told = now
-            self.reactor.callFromThread(self._tell)
+        if now - self.lastReport >= 0.25:
+            self.lastReport = now
+            self.reactor.callFromThread(self._progressed)
 
-    def _tell(self) -> None:
+    def _progressed(self) -> None:
         if self.result is not None:
             self.result.progressed()
 
@@ -727,7 +727,7 @@ class BoundedThreadPool:
         while (job := jobs.get()) is not None:
             with self._over:
                 self._active += 1
-            job.told = time.monotonic()
+            job.lastReport = time.monotonic()
             self._begun[job] = None
             outcome = job.perform()
             del self._begun[job]
@@ -765,7 +765,7 @@ class BoundedThreadPool:
             lost += [
                 job
                 for job in list(self._begun)
-                if job not in self._cancelled and now - job.told > self.LATE
+                if job not in self._cancelled and now - job.lastReport > self.LATE
             ]
         return lost
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.awaiting import BoundedThreadPool, Executor, isCancelled, tellProgress
+from pop3svc.awaiting import BoundedThreadPool, Executor, isCancelled, reportProgress
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
@@ -56,7 +56,7 @@ _SECOND_NS = 1_000_000_000
 
 # Flag of preadv() to read only from the page cache; Linux.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-_NOT_AT_ONCE = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 # The queue is long, because each connection has one read at most, and the number of
 # connections is limited elsewhere.
@@ -201,12 +201,12 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:
         # Check the size of what was read, because the file may grow meanwhile.
-        octets = bytearray()
-        while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(octets))):
-            octets += block
-            if len(octets) > most:
+        data = bytearray()
+        while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(data))):
+            data += block
+            if len(data) > most:
                 raise OSError(errno.EFBIG, f"Larger than {most} octets", path)
-    return bytes(octets)
+    return bytes(data)
 
 
 def stampOf(path: str) -> Stamp | None:
@@ -267,7 +267,7 @@ def isStampTrustworthy(latest: int) -> bool:
     return abs(time.time_ns() - latest) > tick
 
 
-def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -> None:
+def writeWhole(path: str, data: bytes, owner: tuple[int, int] | None = None) -> None:
     """
     Write a private file (0600) atomically and durably.  Blocks.
 
@@ -280,7 +280,7 @@ def writeWhole(path: str, octets: bytes, owner: tuple[int, int] | None = None) -
         with os.fdopen(descriptor, "wb") as file:
             if owner is not None:
                 os.fchown(file.fileno(), *owner)
-            file.write(octets)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -310,12 +310,12 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     """
     if isCancelled():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-    tellProgress()
+    reportProgress()
     if size <= _BLOCK:
         # A fast path, because nearly all messages are small.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
-            return *_examined(block), block[:1024]
+            return *_measureWhole(block), block[:1024]
     count = WireSizeCounter()
     offset, last, hasDots = 0, b"\n", False
     first = b""
@@ -330,7 +330,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
             break
         if not data:
             first = block[:1024]
-        tellProgress()
+        reportProgress()
         count.feed(block)
         hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
         last = block[-1:]
@@ -339,7 +339,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     return octets, octets == size and not hasDots, first
 
 
-def _examined(whole: bytes) -> tuple[int, bool]:
+def _measureWhole(whole: bytes) -> tuple[int, bool]:
     """
     @return: as L{measure}, for a message in memory.
     """
@@ -350,13 +350,13 @@ def _examined(whole: bytes) -> tuple[int, bool]:
     return octets, isWireReady
 
 
-def peek(descriptor: int, octets: int) -> bytes | None:
+def peek(descriptor: int, size: int) -> bytes | None:
     """
     @return: the first octets of a file; L{None} if they are not in the page cache.
     """
     if _NOWAIT is None:
         return None
-    buffer = bytearray(octets)
+    buffer = bytearray(size)
     try:
         read = os.preadv(descriptor, [buffer], 0, _NOWAIT)
     except OSError:
@@ -427,7 +427,7 @@ class FileBlocks:
             try:
                 read = os.preadv(self._descriptor, [buffer], self._offset, _NOWAIT)
             except OSError as error:
-                if error.errno not in _NOT_AT_ONCE:
+                if error.errno not in _NOT_CACHED:
                     raise
             else:
                 # Some kernels return 0 before the end; then read in a thread.
@@ -485,7 +485,7 @@ class FileBlocks:
             try:
                 read = os.preadv(self._descriptor, [octet], self._offset + distance, _NOWAIT)
             except OSError as error:
-                if error.errno not in _NOT_AT_ONCE:
+                if error.errno not in _NOT_CACHED:
                     raise
                 read = 0
             if not read:

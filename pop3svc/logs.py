@@ -94,7 +94,7 @@ class Sink(Protocol):
     # Whether each event begins with its time.
     hasTime: bool
 
-    def write(self, octets: bytes) -> int:
+    def write(self, data: bytes) -> int:
         """
         Write octets without waiting.
 
@@ -136,11 +136,11 @@ class FileSink:
             os.fchown(descriptor, *owner)
         return descriptor
 
-    def write(self, octets: bytes) -> int:
+    def write(self, data: bytes) -> int:
         """
         See L{Sink.write}.
         """
-        return os.write(self._descriptor, octets)
+        return os.write(self._descriptor, data)
 
     def reopen(self) -> None:
         """
@@ -174,19 +174,19 @@ class StreamSink:
             self._descriptor = os.dup(descriptor)
             self._waits = True
 
-    def write(self, octets: bytes) -> int:
+    def write(self, data: bytes) -> int:
         """
         See L{Sink.write}.
         """
         if self._socket is not None:
-            return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            return self._socket.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         if self._waits:
             poll = select.poll()
             poll.register(self._descriptor, select.POLLOUT)
             if not poll.poll(0):
                 raise BlockingIOError
-            octets = octets[:_AT_ONCE]
-        return os.write(self._descriptor, octets)
+            data = data[:_AT_ONCE]
+        return os.write(self._descriptor, data)
 
     def reopen(self) -> None:
         """
@@ -211,7 +211,7 @@ class SyslogSink:
         self._path = path
         self._socket: socket.socket | None = None
 
-    def write(self, octets: bytes) -> int:
+    def write(self, data: bytes) -> int:
         """
         See L{Sink.write}.  Each line is sent as one datagram.
         """
@@ -220,9 +220,9 @@ class SyslogSink:
             if self._socket is None:
                 self._socket = self._connected()
             try:
-                line = head.encode("utf-8") + octets.rstrip(b"\n")
+                line = head.encode("utf-8") + data.rstrip(b"\n")
                 self._socket.send(line[:_DATAGRAM], socket.MSG_DONTWAIT)
-                return len(octets)
+                return len(data)
             except BlockingIOError:
                 raise
             except OSError:

@@ -34,17 +34,17 @@ class _Bytes:
     Content in memory.
     """
 
-    def __init__(self, octets: bytes) -> None:
-        self._octets = octets
+    def __init__(self, data: bytes) -> None:
+        self._data = data
         self._offset = 0
 
     def nextChunk(self) -> bytes | None:
-        block = self._octets[self._offset : self._offset + _BLOCK]
+        block = self._data[self._offset : self._offset + _BLOCK]
         self._offset += len(block)
         return block or None
 
     def close(self) -> None:
-        self._octets = b""
+        self._data = b""
 
 
 @implementer(IChunkedContent)
@@ -113,7 +113,7 @@ def _fromAnything(content: Any) -> Any:
 
 registerAdapter(_Bytes, bytes, IChunkedContent)
 for _kind in (bytearray, memoryview):
-    registerAdapter(lambda octets: _Bytes(bytes(octets)), _kind, IChunkedContent)
+    registerAdapter(lambda data: _Bytes(bytes(data)), _kind, IChunkedContent)
 registerAdapter(_fromFile, io.IOBase.__mro__[1], IChunkedContent)
 registerAdapter(_fromAnything, object, IChunkedContent)
 

@@ -58,8 +58,8 @@ def words(rest: bytes | None) -> list[bytes]:
     return [word for word in (rest or b"").split(b" ") if word]
 
 
-def _text(octets: bytes) -> str:
-    return octets.decode("utf-8", "surrogateescape")
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _number(word: bytes) -> int:

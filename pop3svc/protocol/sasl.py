@@ -82,8 +82,8 @@ def offered(session: Session) -> list[str]:
     return [each.name for each in MECHANISMS.values() if each.isUsable(session)]
 
 
-def _text(octets: bytes) -> str:
-    return octets.decode("utf-8", "surrogateescape")
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
 
 
 def _password(name: bytes, password: bytes) -> Password:

@@ -339,7 +339,7 @@ class LockedDirectory:
             # dup() would share the lock.
             return None if self._root is None else openDirectory(".", self._root)
 
-    def here(self) -> int | None:
+    def descriptor(self) -> int | None:
         """
         Return the descriptor itself.  Only for use in the reactor's thread, and only until
         the caller returns to the reactor.
@@ -704,12 +704,12 @@ class FileMailbox:
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Any:
         place = self._placeOf(uniqueID)
-        opened = None if self._isSlow or place is None else self._openHere(uniqueID, place)
+        opened = None if self._isSlow or place is None else self._openAtOnce(uniqueID, place)
         if opened is None:
-            return self._contentElsewhere(uniqueID)
+            return self._contentAfterSearch(uniqueID)
         return self._content(uniqueID, *opened)
 
-    def _openHere(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
+    def _openAtOnce(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
         """
         Open a message in the reactor's thread.
         """
@@ -724,7 +724,7 @@ class FileMailbox:
             descriptor, closing, self._runner, length=status.st_size, group=self._group
         )
 
-    async def _contentElsewhere(self, uniqueID: str) -> Any:
+    async def _contentAfterSearch(self, uniqueID: str) -> Any:
         found, isSure = await self._run(self._seek, [uniqueID], self._open, abandoned=_closeAll)
         if uniqueID not in found:
             raise self._missing(isSure)
@@ -732,9 +732,9 @@ class FileMailbox:
         return await content if isAwaitable(content) else content
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
-        await self._run(self._removed, list(uniqueIDs))
+        await self._run(self._remove, list(uniqueIDs))
 
-    def _removed(self, uniqueIDs: list[str]) -> None:
+    def _remove(self, uniqueIDs: list[str]) -> None:
         links = self._listing.links | self._movedLinks
         wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
         wanted += [(each, link) for each in uniqueIDs for link in links.get(each, ())]
@@ -748,13 +748,13 @@ class FileMailbox:
                 return
             try:
                 done = removeAll(root, self.folders, wanted, self._locator(root), isRight)
-                self._haveRemoved(root, uniqueIDs, [(place, status) for _, place, status in done])
+                self._afterRemoval(root, uniqueIDs, [(place, status) for _, place, status in done])
             finally:
                 closeQuietly(root)
         except OSError as error:
             raise self._fault("delete from", error)
 
-    def _haveRemoved(
+    def _afterRemoval(
         self, root: int, uniqueIDs: list[str], files: list[tuple[Place, os.stat_result]]
     ) -> None:
         """
@@ -816,24 +816,24 @@ class LockRegistry:
     that waits for a mailbox takes a shared lock on the staging directory in it; the
     registry watches for that.
 
-    @ivar readiness: cache of the mailboxes that need no recovery before they are locked.
+    @ivar cleanCache: cache of the mailboxes that need no recovery before they are locked.
     """
 
     # Seconds: the interval of polling where inotify does not work; the age from which a
     # session is watched; the time within which a session that was asked must release its
     # lock.
-    LOOK = 0.25
-    YOUNG = 0.5
-    PATIENCE = 1.0
+    POLL = 0.25
+    WATCH_AFTER = 0.5
+    RELEASE_TIMEOUT = 1.0
 
     def __init__(self, runner: Executor, clock: Any = None) -> None:
         self._runner = runner
         self._clock = clock
-        self.readiness = CleanCache()
+        self.cleanCache = CleanCache()
         # By path: mailbox, its requestRelease, and the time of locking.
         self._held: dict[str, tuple[ExclusiveFileMailbox, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
-        self._touches: DirectoryWatcher | None = None
+        self._watcher: DirectoryWatcher | None = None
         # Held mailboxes that inotify watches, so that polling can skip them.
         self._watched: dict[str, int] = {}
 
@@ -853,7 +853,7 @@ class LockRegistry:
         Register a mailbox that a session of this process has locked.
         """
         self._held[path] = mailbox, requestRelease, self.clock.seconds()
-        self._lookLater()
+        self._pollLater()
 
     def remove(self, path: str) -> None:
         """
@@ -861,8 +861,8 @@ class LockRegistry:
         """
         self._held.pop(path, None)
         number = self._watched.pop(path, None)
-        if number is not None and self._touches is not None:
-            self._touches.end(number)
+        if number is not None and self._watcher is not None:
+            self._watcher.end(number)
         if not self._held and self._timer is not None and self._timer.active():
             self._timer.cancel()
             self._timer = None
@@ -876,14 +876,14 @@ class LockRegistry:
         held = self._held.get(path)
         return None if held is None else held[1]()
 
-    def _lookLater(self) -> None:
+    def _pollLater(self) -> None:
         if self._timer is None and len(self._held) > len(self._watched):
-            self._timer = self.clock.callLater(self.LOOK, self._look)
+            self._timer = self.clock.callLater(self.POLL, self._poll)
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         self._timer = None
-        old = self.clock.seconds() - self.YOUNG
-        # Most sessions end before they are YOUNG seconds old.  The others are watched by
+        old = self.clock.seconds() - self.WATCH_AFTER
+        # Most sessions end before they are WATCH_AFTER seconds old.  The others are watched by
         # inotify from now on; this poll sees requests from before.
         paths = [
             path
@@ -893,42 +893,42 @@ class LockRegistry:
         for path in paths:
             self._watch(path)
         if paths:
-            self._see(paths)
+            self._findWaiting(paths)
         else:
-            self._lookLater()
+            self._pollLater()
 
     def _watch(self, path: str) -> None:
-        if self._touches is None:
-            self._touches = DirectoryWatcher(self.clock)
-        place = self._held[path][0].placeOfWanting()
+        if self._watcher is None:
+            self._watcher = DirectoryWatcher(self.clock)
+        place = self._held[path][0].stagingPath()
 
         def touched(isGone: bool) -> None:
             if isGone:
                 del self._watched[path]
-                self._lookLater()
+                self._pollLater()
             else:
-                self._see([path])
+                self._findWaiting([path])
 
-        number = None if place is None else self._touches.watch(place, touched)
+        number = None if place is None else self._watcher.watch(place, touched)
         if number is not None:
             self._watched[path] = number
 
-    def _see(self, paths: list[str]) -> None:
+    def _findWaiting(self, paths: list[str]) -> None:
         mailboxes = {path: self._held[path][0] for path in paths}
         try:
             looking = self._runner.run(
-                lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWanted()]
+                lambda: [path for path, mailbox in mailboxes.items() if mailbox.isWaitedFor()]
             )
         except POP3ResponseError:
             # All threads are busy; the next poll may get one.
-            self._found([])
+            self._askToRelease([])
             return
-        looking.addCallbacks(self._found, lambda _: self._found([]))
+        looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))
 
-    def _found(self, wanted: list[str]) -> None:
+    def _askToRelease(self, wanted: list[str]) -> None:
         for path in wanted:
             self.ask(path)
-        self._lookLater()
+        self._pollLater()
 
 
 class LockBusy:
@@ -949,20 +949,20 @@ class ExclusiveFileMailbox(FileMailbox):
         place: Root,
         sizes: SizeCache,
         runner: Executor | None = None,
-        holders: LockRegistry | None = None,
+        registry: LockRegistry | None = None,
         manners: LockPolicy = LockPolicy(),
         isSlow: bool = False,
         presence: Presence | None = None,
     ) -> None:
         """
-        @param holders: the registry that the mailboxes of one store share.
+        @param registry: the registry that the mailboxes of one store share.
         """
         super().__init__(place, sizes, runner, isSlow, presence)
         # Number of calls still running in threads, and the lock to release after the last.
         self._working = 0
         self._releasing: LockedDirectory | None = None
-        self._holders = LockRegistry(self._runner) if holders is None else holders
-        self._manners = manners
+        self._registry = LockRegistry(self._runner) if registry is None else registry
+        self._policy = manners
         self._held: LockedDirectory | None = None
 
     def _run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
@@ -998,7 +998,7 @@ class ExclusiveFileMailbox(FileMailbox):
 
     def _inRoot(self, work: Callable[[int, Key], T]) -> T | None:
         held = self._held
-        root = None if held is None else held.here()
+        root = None if held is None else held.descriptor()
         return None if held is None or root is None else work(root, held.key)
 
     def _isLost(self) -> bool:
@@ -1007,7 +1007,7 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         return self._runner.isLost(self._group)
 
-    def _openHere(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
+    def _openAtOnce(self, uniqueID: str, place: Place) -> tuple[int, os.stat_result] | None:
         folder, name, _ = place
         try:
             opened = None if self._held is None else self._held.openIn(folder, name)
@@ -1038,7 +1038,7 @@ class ExclusiveFileMailbox(FileMailbox):
     def _hold(self, held: LockedDirectory | None, requestRelease: Callable[[], bool]) -> None:
         self._held = held
         if held is not None:
-            self._holders.add(self._path, self, requestRelease)
+            self._registry.add(self._path, self, requestRelease)
 
     async def _tryLockInThread(self) -> LockedDirectory | LockBusy | None:
         return await self._run(self._tryLock, abandoned=_release)
@@ -1047,17 +1047,17 @@ class ExclusiveFileMailbox(FileMailbox):
         """
         @raise POP3ResponseError: C{IN-USE}.
         """
-        clock, manners = self._holders.clock, self._manners
-        end = clock.seconds() + manners.wait
+        clock, policy = self._registry.clock, self._policy
+        end = clock.seconds() + policy.wait
         wanted: int | None = None
         try:
-            if manners.takeover:
-                gives = self._holders.ask(self._path)
+            if policy.takeover:
+                gives = self._registry.ask(self._path)
                 if gives:
-                    end = clock.seconds() + LockRegistry.PATIENCE
+                    end = clock.seconds() + LockRegistry.RELEASE_TIMEOUT
                 elif gives is None:
-                    end = max(end, clock.seconds() + LockRegistry.PATIENCE)
-                    wanted = await self._run(self._want, abandoned=_closeOne)
+                    end = max(end, clock.seconds() + LockRegistry.RELEASE_TIMEOUT)
+                    wanted = await self._run(self._signalWaiting, abandoned=_closeOne)
             while True:
                 held = await self._tryLockInThread()
                 if not isinstance(held, LockBusy):
@@ -1067,11 +1067,11 @@ class ExclusiveFileMailbox(FileMailbox):
                 if wanted is not None:
                     # The holder may have become idle by now.
                     await self._run(_touch, wanted)
-                await _pause(clock, LockRegistry.LOOK / 2)
+                await _pause(clock, LockRegistry.POLL / 2)
         finally:
             _closeOne(wanted)
 
-    def _want(self) -> int | None:
+    def _signalWaiting(self) -> int | None:
         """
         Signal to other processes that this one waits for the mailbox.
 
@@ -1095,16 +1095,16 @@ class ExclusiveFileMailbox(FileMailbox):
             return None
         return wanted
 
-    def placeOfWanting(self) -> str | None:
+    def stagingPath(self) -> str | None:
         """
         @return: the present path of the directory whose times a waiting process sets;
             L{None} if inotify would not report that.
         """
         # Inotify does not report changes that another machine makes.
-        root = None if self._isSlow or self._held is None else self._held.here()
+        root = None if self._isSlow or self._held is None else self._held.descriptor()
         return None if root is None else f"/proc/self/fd/{root}/{nameOfStaging(root)}"
 
-    def isWanted(self) -> bool:
+    def isWaitedFor(self) -> bool:
         """
         @return: whether another process waits for this mailbox.  Blocks.
         """
@@ -1149,8 +1149,8 @@ class ExclusiveFileMailbox(FileMailbox):
                 status = os.fstat(root)
                 if recovers:
                     recover(root, self.folders)
-                    self._lookAhead(root)
-                elif not self._holders.readiness.isClean(root, status, self.folders):
+                    self._afterLock(root)
+                elif not self._registry.cleanCache.isClean(root, status, self.folders):
                     closeQuietly(root)
                     return LockBusy()
             except BaseException:
@@ -1166,7 +1166,7 @@ class ExclusiveFileMailbox(FileMailbox):
             presence.isThere(path, isInThread=False)
         return LockedDirectory(root, (status.st_dev, status.st_ino))
 
-    def _lookAhead(self, root: int) -> None:
+    def _afterLock(self, root: int) -> None:
         """
         Called in a thread after the mailbox was locked, to prepare the listing.  To be
         overridden.
@@ -1181,7 +1181,7 @@ class ExclusiveFileMailbox(FileMailbox):
         self._setListing(MailboxSnapshot())
         if held is None:
             return
-        self._holders.remove(self._path)
+        self._registry.remove(self._path)
         self._beforeRelease(held, listing)
         if self._working:
             # A thread still works on the mailbox; keep the lock until it is done.

@@ -81,8 +81,8 @@ class FolderStore:
         self._place = Root(os.path.abspath(path))
         self._readOnly = readOnly
         self._runner = runner
-        self._manners = manners
-        self._holders = LockRegistry(disk() if runner is None else runner, clock)
+        self._policy = manners
+        self._registry = LockRegistry(disk() if runner is None else runner, clock)
         self._sizes = SizeCache()
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox:
@@ -91,7 +91,7 @@ class FolderStore:
         """
         if not self._readOnly:
             return FolderMailbox(
-                self._place, self._sizes, self._runner, self._holders, self._manners
+                self._place, self._sizes, self._runner, self._registry, self._policy
             )
         mailbox = _Folder(self._place, self._sizes, self._runner)
         alsoProvides(mailbox, IReadOnlyMailbox)

@@ -56,7 +56,7 @@ from pop3svc.providers.filemailbox import (
     listFolder,
 )
 from pop3svc.providers.paths import PathTemplate, openBelow, uniqueIDFor
-from pop3svc.providers.quota import tellQuota
+from pop3svc.providers.quota import recordDeletion
 from pop3svc.providers.removal import Place
 from pop3svc.providers.sizes import GONE, Key, MaildirSizes, MessageInfo, SharedSizes
 from pop3svc.providers.unpacking import CannotUnpack, PackedBlocks, countUnpacked, packedAs
@@ -441,10 +441,10 @@ class _Maildir(FileMailbox):
         known = None if self._known is None else self._known.known.get(uniqueID)
         if known is not None:
             return known.octets
-        return self._run(self._examined, [uniqueID]).addCallback(self._oneSize)
+        return self._run(self._measured, [uniqueID]).addCallback(self._oneSize)
 
-    def _oneSize(self, examined: tuple[Sequence[int | None], bool]) -> int:
-        [octets], isSure = examined
+    def _oneSize(self, measured: tuple[Sequence[int | None], bool]) -> int:
+        [octets], isSure = measured
         if octets is None:
             raise self._missing(isSure)
         if octets < 0:
@@ -480,7 +480,7 @@ class _Maildir(FileMailbox):
         if known is not None and known.isLoaded:
             unknown -= sum(map(known.known.__contains__, uniqueIDs))
         if known is None or unknown <= _FEW:
-            return self._run(self._examined, uniqueIDs)
+            return self._run(self._measured, uniqueIDs)
         known.isCounting = True
 
         def over(outcome: Any) -> Any:
@@ -491,7 +491,7 @@ class _Maildir(FileMailbox):
             return outcome
 
         try:
-            work = self._run(self._examined, uniqueIDs, runner=self.shared.longWork)
+            work = self._run(self._measured, uniqueIDs, runner=self.shared.longWork)
         except POP3ResponseError:
             over(None)
             raise
@@ -499,14 +499,14 @@ class _Maildir(FileMailbox):
             work.listeners.append(known.progressed)
         return work.addBoth(over)
 
-    def _allSizes(self, examined: tuple[Sequence[int | None], bool]) -> Sequence[int | None]:
-        sizes, isSure = examined
+    def _allSizes(self, measured: tuple[Sequence[int | None], bool]) -> Sequence[int | None]:
+        sizes, isSure = measured
         if not isSure:
             raise self._missing(False)
         # One file that cannot be read is no reason to show no size.
         return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
-    def _examined(self, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
+    def _measured(self, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
         """
         Find the sizes of messages; read those whose size is not known.  Blocks.
 
@@ -518,13 +518,13 @@ class _Maildir(FileMailbox):
             if root is None:
                 return [None] * len(uniqueIDs), True
             try:
-                return self._examinedIn(root, uniqueIDs)
+                return self._measuredIn(root, uniqueIDs)
             finally:
                 closeQuietly(root)
         except OSError as error:
             raise self._fault("read a message of", error)
 
-    def _examinedIn(self, root: int, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
+    def _measuredIn(self, root: int, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
         # The session may drop its listing while this runs.
         listing = self._listing
         sizes = self.shared.sizes.of(keyOf(root))
@@ -576,19 +576,19 @@ class _Maildir(FileMailbox):
         """
         directories: dict[str, int] = {}
 
-        def examinedAt(uniqueID: str, place: Place) -> MessageInfo | None:
-            examined = self._examinedAt(root, directories, uniqueID, place)
-            if examined is not None:
-                added[uniqueID] = examined
-            return examined
+        def measureAt(uniqueID: str, place: Place) -> MessageInfo | None:
+            measured = self._measureAt(root, directories, uniqueID, place)
+            if measured is not None:
+                added[uniqueID] = measured
+            return measured
 
         try:
-            return self._seek(uniqueIDs, examinedAt)[1]
+            return self._seek(uniqueIDs, measureAt)[1]
         finally:
             for descriptor in directories.values():
                 closeQuietly(descriptor)
 
-    def _examinedAt(
+    def _measureAt(
         self, root: int, directories: dict[str, int], uniqueID: str, place: Place
     ) -> MessageInfo | None:
         """
@@ -644,16 +644,16 @@ class _Maildir(FileMailbox):
             if place is not None and (size := _SIZE.search(place[1])) is not None
         }
 
-    def _haveRemoved(
+    def _afterRemoval(
         self, root: int, uniqueIDs: list[str], files: list[tuple[Place, os.stat_result]]
     ) -> None:
-        tellQuota(root, files)
+        recordDeletion(root, files)
         sizes = self._known
         if sizes is None:
             sizes = self._known = self.shared.sizes.of(keyOf(root))
             sizes.load(root, len(self._listing))
         places = {each: self._placeOf(each) for each in uniqueIDs}
-        sizes.bury(uniqueIDs, {each: place[2] for each, place in places.items() if place})
+        sizes.markGone(uniqueIDs, {each: place[2] for each, place in places.items() if place})
         sizes.write(root)
 
     def _isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
@@ -822,7 +822,7 @@ class _Maildir(FileMailbox):
         for first in range(0, len(found), _SLICE):
             listing.update(map(itemgetter(3, 4), found[first : first + _SLICE]))
         if isSure:
-            sizes.buryOthers(listing)
+            sizes.markOthersGone(listing)
         self._keep(root, sizes, {}, listing)
         # Prepare the unique-ids here, because this runs in a thread.
         listing.listed().prepare()
@@ -1021,7 +1021,7 @@ class MaildirMailbox(_Maildir, ExclusiveFileMailbox):
     One user's Maildir, as one session sees it.
     """
 
-    def _lookAhead(self, root: int) -> None:
+    def _afterLock(self, root: int) -> None:
         # listMessageUniqueIDs then finds the listing without another call in a thread.  A
         # large one is left out, because the lock would wait for it.
         with suppress(OSError):
@@ -1109,8 +1109,8 @@ class MaildirStore:
         self._template = PathTemplate(path)
         self._readOnly = readOnly
         self._runner = runner
-        self._manners = manners
-        self._holders = LockRegistry(disk() if runner is None else runner, clock)
+        self._policy = manners
+        self._registry = LockRegistry(disk() if runner is None else runner, clock)
         self._isSlow = isSlow
         self._sizes = SizeCache()
         if separator and separator not in SEPARATORS:
@@ -1152,7 +1152,7 @@ class MaildirStore:
             alsoProvides(mailbox, IReadOnlyMailbox)
         else:
             mailbox = MaildirMailbox(
-                *(place, self._sizes, self._runner, self._holders, self._manners),
+                *(place, self._sizes, self._runner, self._registry, self._policy),
                 *(self._isSlow, self._presence),
             )
         mailbox.shared = self._shared

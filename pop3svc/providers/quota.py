@@ -13,7 +13,7 @@ from contextlib import suppress
 from pop3svc.files import closeQuietly
 from pop3svc.providers.removal import Place
 
-__all__ = ["tellQuota"]
+__all__ = ["recordDeletion"]
 
 _NAME = "maildirsize"
 # The first line: octets, messages, or both.
@@ -21,7 +21,7 @@ _QUOTA = re.compile(rb"[0-9]+[SC](?:,[0-9]+[SC])?\n")
 _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 
 
-def tellQuota(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
+def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
     Add a line for removed files to C{maildirsize}, if the Maildir has one.  If the line
     cannot be written, remove C{maildirsize}, because the next delivery then recalculates

@@ -175,9 +175,9 @@ class MaildirSizes:
         belongs to it.
         """
         self._whole = (), []
-        examined = self.known.pop(uniqueID, None)
-        if examined is not None:
-            self._claim(uniqueID, examined)
+        info = self.known.pop(uniqueID, None)
+        if info is not None:
+            self._claim(uniqueID, info)
 
     def ownerOf(self, uniqueID: str) -> MessageInfo | None:
         """
@@ -208,11 +208,11 @@ class MaildirSizes:
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
         areFew = len(self.seen) <= _READ
-        for uniqueID, examined in list(self.seen.items()):
+        for uniqueID, info in list(self.seen.items()):
             if uniqueID not in self.claims:
-                if areFew and not examined.head:
-                    examined = examined._replace(head=head(uniqueID))
-                self.seen[uniqueID] = self._unwritten[uniqueID] = examined
+                if areFew and not info.head:
+                    info = info._replace(head=head(uniqueID))
+                self.seen[uniqueID] = self._unwritten[uniqueID] = info
         self._isSeenWritten = True
 
     @_guarded
@@ -224,11 +224,11 @@ class MaildirSizes:
         self._isSeenWritten = True
 
     @_guarded
-    def claim(self, uniqueID: str, examined: MessageInfo) -> None:
+    def claim(self, uniqueID: str, info: MessageInfo) -> None:
         """
         Assign a unique-id to a file.
         """
-        self._claim(uniqueID, examined)
+        self._claim(uniqueID, info)
         self._unwritten[uniqueID] = self.claims[uniqueID]
 
     @_guarded
@@ -244,14 +244,14 @@ class MaildirSizes:
         elif uniqueID in self.seen:
             self.seen[uniqueID] = self.seen[uniqueID]._replace(inode=inode)
 
-    def _claim(self, uniqueID: str, examined: MessageInfo) -> None:
+    def _claim(self, uniqueID: str, info: MessageInfo) -> None:
         self.claims.pop(uniqueID, None)
-        self.claims[uniqueID] = examined._replace(octets=-1)
+        self.claims[uniqueID] = info._replace(octets=-1)
         while len(self.claims) > _GONE:
             self.claims.popitem(last=False)
 
     @_guarded
-    def bury(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
+    def markGone(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
         """
         Record that messages are gone, so that no other message gets their unique-ids.
 
@@ -259,17 +259,17 @@ class MaildirSizes:
         """
         self._whole = (), []
         for uniqueID in uniqueIDs:
-            examined = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
+            info = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
             seen = self.seen.pop(uniqueID, None)
-            if examined is None and seen is not None:
+            if info is None and seen is not None:
                 self.claim(uniqueID, seen._replace(kind=GONE))
-            elif examined is None:
+            elif info is None:
                 self.claim(uniqueID, MessageInfo(-1, inodes.get(uniqueID, -1), kind=GONE))
             else:
-                self._claim(uniqueID, examined._replace(kind=GONE))
+                self._claim(uniqueID, info._replace(kind=GONE))
 
     @_guarded
-    def buryOthers(self, listed: Collection[str]) -> None:
+    def markOthersGone(self, listed: Collection[str]) -> None:
         """
         Record that all messages are gone that were not listed.
         """
@@ -279,7 +279,7 @@ class MaildirSizes:
             each for each, claim in self.claims.items() if claim.kind != GONE and each not in listed
         ]
         if gone:
-            self.bury(gone, {})
+            self.markGone(gone, {})
 
     def progressed(self) -> None:
         """
@@ -307,9 +307,9 @@ class MaildirSizes:
             self._whole = (), []
             self._written = -1
             self._readFile(root, messages)
-            for uniqueID, examined in self._unwritten.items():
+            for uniqueID, info in self._unwritten.items():
                 if uniqueID not in self.known:
-                    self._claim(uniqueID, examined)
+                    self._claim(uniqueID, info)
         self._stamp = stamp
         self.isLoaded = True
 
@@ -343,16 +343,16 @@ class MaildirSizes:
             block = file.read(length)
             if len(block) != length or crc32(block) != checksum:
                 raise ValueError
-            for uniqueID, examined in _entries(block):
+            for uniqueID, info in _entries(block):
                 self._written += 1
                 if not isOwn:
-                    examined = examined._replace(inode=COPIED)
-                if examined.octets >= 0:
-                    self.known[uniqueID] = examined
+                    info = info._replace(inode=COPIED)
+                if info.octets >= 0:
+                    self.known[uniqueID] = info
                     self.claims.pop(uniqueID, None)
                 else:
                     self.known.pop(uniqueID, None)
-                    self._claim(uniqueID, examined)
+                    self._claim(uniqueID, info)
         if not isOwn:
             self._written = -1
 
@@ -365,7 +365,7 @@ class MaildirSizes:
         """
         self.learn(added)
         if len(self.known) > 2 * len(listed) + _SPARE:
-            self.bury([each for each in self.known if each not in listed], {})
+            self.markGone([each for each in self.known if each not in listed], {})
         self.write(root, added)
 
     @_guarded
@@ -472,8 +472,8 @@ def _blocks(entries: Mapping[str, MessageInfo]) -> Iterator[bytes]:
         yield b"%x %x\n" % (len(block), crc32(block)) + block
 
 
-def _writeAll(descriptor: int, octets: bytes) -> None:
-    left = memoryview(octets)
+def _writeAll(descriptor: int, data: bytes) -> None:
+    left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
 

@@ -168,9 +168,9 @@ class DataDirectory:
         if os.path.exists(certificate) and os.path.exists(privateKey):
             return certificate, privateKey, False
         try:
-            certificateOctets, keyOctets = _selfSigned()
-            writeWhole(privateKey, keyOctets, self._owner)
-            writeWhole(certificate, certificateOctets, self._owner)
+            certificatePEM, keyPEM = _selfSigned()
+            writeWhole(privateKey, keyPEM, self._owner)
+            writeWhole(certificate, certificatePEM, self._owner)
         except OSError as error:
             raise ValueError(f"{error.filename or self.path}: {error.strerror}")
         return certificate, privateKey, True

@@ -51,9 +51,7 @@ def _load(path: str) -> bytes:
         raise ValueError(f"{path}: {error.strerror}")
 
 
-def _context(
-    certificate: str, privateKey: str, chainOctets: bytes, keyOctets: bytes
-) -> SSL.Context:
+def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) -> SSL.Context:
     """
     Make a context.  Sessions are resumed by tickets, which are encrypted with a key that
     the context creates and keeps to itself.  TLS 1.2 clients without ticket support resume
@@ -63,11 +61,11 @@ def _context(
     @raise ValueError: a sentence that names the file and the error.
     """
     try:
-        chain = x509.load_pem_x509_certificates(chainOctets)
+        chain = x509.load_pem_x509_certificates(chainPEM)
     except ValueError:
         raise ValueError(f"{certificate} holds no PEM certificate")
     try:
-        key = load_pem_private_key(keyOctets, None)
+        key = load_pem_private_key(keyPEM, None)
     except TypeError:
         raise ValueError(f"{privateKey} is encrypted; encrypted keys are not supported")
     except Exception:

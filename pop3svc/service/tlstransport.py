@@ -55,7 +55,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
     _isFull = False
     # Encrypted data that is gathered while input is processed.
     _held: list[bytes] | None = None
-    _heldOctets = 0
+    _heldSize = 0
 
     def makeConnection(self, transport: Any) -> None:
         """
@@ -66,16 +66,16 @@ class TLSTransport(TLSMemoryBIOProtocol):
 
     def _flushSendBIO(self) -> None:
         try:
-            octets = self._tlsConnection.bio_read(_SEALED)
+            data = self._tlsConnection.bio_read(_SEALED)
         except WantReadError:
             return
-        self._send(octets)
+        self._send(data)
 
     def dataReceived(self, data: bytes) -> None:
         """
         See L{TLSMemoryBIOProtocol.dataReceived}.
         """
-        self._held, self._heldOctets = [], 0
+        self._held, self._heldSize = [], 0
         try:
             super().dataReceived(data)  # type: ignore[no-untyped-call]
         finally:
@@ -86,27 +86,27 @@ class TLSTransport(TLSMemoryBIOProtocol):
         if held:
             self._send(b"".join(held))
 
-    def _send(self, octets: bytes) -> None:
+    def _send(self, data: bytes) -> None:
         held = self._held
         if held is not None:
-            held.append(octets)
-            self._heldOctets += len(octets)
-            if self._heldOctets <= _SHORT:
+            held.append(data)
+            self._heldSize += len(data)
+            if self._heldSize <= _SHORT:
                 return
-            octets = b"".join(held)
+            data = b"".join(held)
             held.clear()
-            self._heldOctets = 0
+            self._heldSize = 0
         transport: Any = self.transport
         if self._writeBelow is None or self._isFull or not transport.connected:
-            transport.write(octets)
+            transport.write(data)
             return
-        written = self._writeBelow(octets)
+        written = self._writeBelow(data)
         if not isinstance(written, int) or written < 0:
             # The connection is broken; the transport below sees that error itself.
             written = 0
-        if written < len(octets):
+        if written < len(data):
             self._isFull = True
-            transport.write(octets[written:])
+            transport.write(data[written:])
 
     def _tlsShutdownFinished(self, reason: Any) -> None:
         if reason is not None:

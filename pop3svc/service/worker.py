@@ -44,11 +44,11 @@ def _firstLine() -> tuple[Shared, bytes]:
     """
     read = bytearray()
     while b"\n" not in read:
-        octets = os.read(0, 65536)
-        if not octets:
+        data = os.read(0, 65536)
+        if not data:
             # The parent is gone already.
             raise SystemExit(1)
-        read += octets
+        read += data
     line, _, rest = read.partition(b"\n")
     return Shared(*json.loads(line)), bytes(rest)
 
