@@ -34,12 +34,12 @@ class POP3ResponseError(Exception):
         """
         if len(text) > _MAX_TEXT or not _TEXT.fullmatch(text):
             raise ValueError(
-                "the text of a POP3ResponseError is one line of printable ASCII "
+                "the text of a POP3ResponseError must be one line of printable ASCII "
                 f"without brackets, 1 to {_MAX_TEXT} octets"
             )
         if code is not None and (len(code) > _MAX_CODE or not _CODE.fullmatch(code)):
             raise ValueError(
-                "the code of a POP3ResponseError is printable ASCII without spaces "
+                "the code of a POP3ResponseError must be printable ASCII without spaces "
                 f"and brackets, 1 to {_MAX_CODE} octets"
             )
         super().__init__(text)

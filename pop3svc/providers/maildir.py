@@ -1114,7 +1114,7 @@ class MaildirStore:
         self._isSlow = isSlow
         self._sizes = SizeCache()
         if separator and separator not in SEPARATORS:
-            raise ValueError(f"separator is one of {' '.join(SEPARATORS)}")
+            raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
         self._presence = Presence(runner=runner)
         self._shared = _Shared(
             *(ListingCache(), SharedSizes(), Inotify(), believesNames, separator),

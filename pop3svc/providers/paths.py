@@ -67,7 +67,9 @@ class PathTemplate:
         names = set(_PLACEHOLDER.findall(template))
         unknown = sorted(names - {"user", "local", "domain"})
         if unknown or "{" in _PLACEHOLDER.sub("", template):
-            raise ValueError(f"{template}: the placeholders are {{user}}, {{local}} and {{domain}}")
+            raise ValueError(
+                f"{template}: allowed placeholders are {{user}}, {{local}} and {{domain}}"
+            )
         if not names:
             template = os.path.join(template, "{user}")
         template = os.path.expanduser(template)

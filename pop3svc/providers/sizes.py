@@ -421,7 +421,7 @@ class MaildirSizes:
             status = os.fstat(descriptor)
             isOwn = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
             if not isOwn or status.st_uid != os.geteuid():
-                raise OSError(errno.EPERM, "not a file of ours")
+                raise OSError(errno.EPERM, "not a file of this service")
             for block in _blocks(added):
                 _writeAll(descriptor, block)
         finally:

@@ -140,7 +140,7 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
             data = os.pread(descriptor, _READ, offset)
             offset += len(data)
             if not data:
-                raise EOFError("it ends in the middle")
+                raise EOFError("the data is truncated")
         piece = stream.decompress(data, _PIECE)
         data = b""
         if piece:
@@ -197,7 +197,7 @@ def _lz4(descriptor: int) -> Iterator[bytes]:
         octets = int.from_bytes(length)
         chunk = os.pread(descriptor, min(octets, 2 * _CHUNK), offset + 4)
         if len(length) < 4 or len(chunk) != octets:
-            raise EOFError("it ends in the middle")
+            raise EOFError("the data is truncated")
         try:
             yield library.decompress(chunk, uncompressed_size=largest)
         except library.LZ4BlockError as error:

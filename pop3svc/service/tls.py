@@ -72,7 +72,7 @@ def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) 
         raise ValueError(f"{privateKey} holds no PEM private key")
 
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
-        raise ValueError(f"{privateKey} is a key of a kind that TLS does not use")
+        raise ValueError(f"{privateKey} has a key type that TLS does not support")
 
     def public(which: Any) -> Any:
         return which.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
@@ -96,7 +96,9 @@ def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) 
     try:
         context = options.getContext()
     except SSL.Error:
-        raise ValueError(f"{certificate} or its key is too weak or of a kind that TLS does not use")
+        raise ValueError(
+            f"{certificate} or its key is too weak, or of a type that TLS does not support"
+        )
     assert isinstance(context, SSL.Context)
     context.set_timeout(_SESSION_LIFE)
     context.set_alpn_select_callback(_chooseProtocol)

@@ -120,9 +120,9 @@ def test_links(tmp_path: Path) -> None:
         ("", "a path is needed"),
         ("/nowhere/at/all", "/nowhere/at/all is not a directory"),
         ("/nowhere/{user}", "/nowhere is not a directory"),
-        ("/tmp/{name}", "the placeholders are"),
-        ("/tmp/{}", "the placeholders are"),
-        ("/tmp/{user", "the placeholders are"),
+        ("/tmp/{name}", "allowed placeholders are"),
+        ("/tmp/{}", "allowed placeholders are"),
+        ("/tmp/{user", "allowed placeholders are"),
         ("/tmp/{user}/..", '".." is not allowed'),
     ],
 )

@@ -121,7 +121,7 @@ def test_keysOfAnyKind(tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_bytes(pem(issue("a", None, False)))
     for made, says in (
         (rsa.generate_private_key(65537, 2048), "is not the key of the first certificate"),
-        (dsa.generate_private_key(1024), "of a kind that TLS does not use"),
+        (dsa.generate_private_key(1024), "a key type that TLS does not support"),
     ):
         (tmp_path / "key.pem").write_bytes(privatePEM(made))
         with pytest.raises(ValueError, match=says):
