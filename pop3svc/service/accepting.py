@@ -67,8 +67,8 @@ class AcceptLimiter:
     meanwhile.
     """
 
-    # Descriptors reserved for sessions: at most KEPT, and at most the share 1/SHARE of the
-    # limit.  After 1/UNSEEN of them was accepted, the free descriptors are checked again.
+    # Descriptors reserved for sessions: at most KEPT, and at most 1/SHARE of the limit.  The
+    # free descriptors are checked again after as many connections as 1/UNSEEN of them.
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds between two checks while paused.
     LOOK = 0.25

@@ -380,7 +380,7 @@ def served(**methods: Any) -> tuple[Client, list[str]]:
 
 def test_lockThatComesTooLate() -> None:
     """
-    A lock that is granted after the time-out is released, once.
+    A lock that is granted after its cancellation is released, once.
     """
     client, calls = served(lock=lambda info, requestRelease: _stubborn(lambda: None))
     assert client.say(b"PASS secret") == b""
@@ -568,7 +568,7 @@ def test_deletionThatIsNotOver() -> None:
 
 def test_contentThatComesTooLate() -> None:
     """
-    Content that arrives after the time-out is closed.
+    Content that arrives after its cancellation is closed.
     """
     content = _Late([b"x"])
     closed: list[bool] = []
@@ -860,7 +860,7 @@ def test_lastWordThatFindsRoom() -> None:
 
 def test_lateWhileTheLastWaits() -> None:
     """
-    The connection waits for room for earlier replies, not for a command.
+    A login timeout or a shutdown waits for replies that do not fit into the socket yet.
     """
     each = b"+OK Password required.\r\n"
     for isStopped, said in (

@@ -283,7 +283,7 @@ def test_plainStallsAndStops() -> None:
 
 def test_plainReleased() -> None:
     """
-    No producer is registered at a transport that is closing.
+    C{release} unregisters the producer of a full transport.
     """
     _, transport, sender = setUpPlain()
     sender.say(ok("Bye."))

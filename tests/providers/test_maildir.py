@@ -686,8 +686,8 @@ def test_waitedFor(maildir: Path) -> None:
 @pytest.mark.parametrize("bound", [0, ListingCache.BOUND])
 def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """
-    The first login makes one call in a thread, the next one none, in small and large
-    mailboxes.
+    The first login makes one call in a thread, the next one none, also if the mailbox is
+    larger than the bound of the cache.
     """
     monkeypatch.setattr(ListingCache, "BOUND", bound)
     ran = []
