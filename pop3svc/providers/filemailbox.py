@@ -933,7 +933,7 @@ class LockRegistry:
 
 class LockBusy:
     """
-    Another session has the lock.
+    The result of an attempt to lock a mailbox that another session has locked.
     """
 
 
@@ -1045,7 +1045,9 @@ class ExclusiveFileMailbox(FileMailbox):
 
     async def _waitUntilFree(self) -> LockedDirectory | None:
         """
-        @raise POP3ResponseError: C{IN-USE}.
+        Ask the other session to release its lock, and wait for that.
+
+        @raise POP3ResponseError: C{IN-USE}, the lock was not released in time.
         """
         clock, policy = self._registry.clock, self._policy
         end = clock.seconds() + policy.wait
@@ -1065,7 +1067,7 @@ class ExclusiveFileMailbox(FileMailbox):
                 if clock.seconds() >= end:
                     raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
                 if wanted is not None:
-                    # The holder may have become idle by now.
+                    # The other session may have become idle by now.
                     await self._run(_touch, wanted)
                 await _pause(clock, LockRegistry.POLL / 2)
         finally:

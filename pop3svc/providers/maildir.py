@@ -503,7 +503,7 @@ class _Maildir(FileMailbox):
         sizes, isSure = measured
         if not isSure:
             raise self._missing(False)
-        # One file that cannot be read is no reason to show no size.
+        # One unreadable file must not hide the sizes of all others.
         return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
     def _measured(self, uniqueIDs: list[str]) -> tuple[Sequence[int | None], bool]:
