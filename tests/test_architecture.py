@@ -86,6 +86,7 @@ RANKS = {
     "service.datadirectory": 5,
     "service.usercommand": 6,
     "service.plugins": 7,
+    "service.admission": 3,
     "service.factory": 9,
     "service.workers": 8,
     "service.versions": 0,

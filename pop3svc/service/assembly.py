@@ -528,7 +528,7 @@ class Assembly:
             throttle=LoginGuard(self._reactor, throttle),
         )
         if self._shared is not None:
-            factory.loginDelayed = self._parent.tellDelay
+            factory.admission.loginDelayed = self._parent.tellDelay
             throttle.restore(self._shared.strikes)
         service = POP3Service(self._reactor, factory, throttle, self._shared is not None, observer)
         _add(KnownNetworksService(known), service)
@@ -546,7 +546,7 @@ class Assembly:
         wrap = None
         if trusted:
             wrap = lambda inner: ProxyFactory(  # noqa: E731
-                inner, list(trusted), self._reactor, service.factory
+                inner, list(trusted), self._reactor, service.factory.admission
             )
         make = tlsEndpoint if listener.tls else serverEndpoint
         try:

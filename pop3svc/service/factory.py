@@ -5,8 +5,7 @@ Build connections; count them and close them all.
 from __future__ import annotations
 
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -16,16 +15,14 @@ from twisted.internet.interfaces import IAddress, IReactorTime
 from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
-from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider
-from pop3svc.networks import isLoopback, networkOf
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import Limits, POP3Connection, isTLS
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.session import ConnectionInfo, Session
+from pop3svc.service.admission import Admission
 from pop3svc.service.keepalive import keepAlive, socketOf
-from pop3svc.service.unauthenticated import UnauthenticatedConnections
 
 __all__ = ["ListenerFactory", "POP3Factory", "checkName", "clientIP"]
 
@@ -125,33 +122,20 @@ class POP3Factory(ServerFactory):
         self.throttle = throttle
         self.clock = clock
         self._allCommands = commands
-        self.usePolicy(Policy() if policy is None else policy)
+        policy = Policy() if policy is None else policy
+        self.admission = Admission(clock, policy)
+        self.usePolicy(policy)
         self.connections: set[POP3Connection] = set()
-        # Those of them on which nobody is logged in, by network.
-        self.unauthenticated = UnauthenticatedConnections()
-        # Those of them that are no connections yet, as their header has not come.
-        self._expected: set[Any] = set()
-        # Sessions that are not asleep.
-        self._awakeInAll = 0
-        # May another one be served?  Called for each login, with whether it is.
-        self.mayServe: Callable[[], bool] = lambda: True
-        # Do the ports hand keepalive on to what they accept?
+        # Whether the ports hand keepalive on to the connections that they accept.
         self.portsKeepAlive = False
-        # Called when a connection was accepted.
-        self.accepted: Callable[[], object] = lambda: None
-        # Called when a login delays others of a user, and when no longer.
-        self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
         self._stopping = False
-        self._addresses: Counter[str] = Counter()
-        self._awake: Counter[str] = Counter()
-        self._logins: OrderedDict[str, float] = OrderedDict()
         self._waiting: list[Deferred[None]] = []
 
     def usePolicy(self, policy: Policy) -> None:
         """
         Take other limits for the connections that come from now on.
         """
-        self.policy = policy
+        self.policy = self.admission.policy = policy
         self.commands = {
             verb: each
             for verb, each in self._allCommands.items()
@@ -167,11 +151,12 @@ class POP3Factory(ServerFactory):
 
         @param listener: the listener with settings of its own that the connection comes to.
         """
-        self.accepted()
+        admission = self.admission
+        admission.accepted()
         if self._stopping:
             return None
         address = None if addr is None else clientIP(addr)
-        if not self._mayCome(address):
+        if not admission.mayConnect(address):
             return RejectingProtocol()
         policy, connectionCreator = self.policy, self.connectionCreator
         if listener is not None:
@@ -182,7 +167,7 @@ class POP3Factory(ServerFactory):
             # Counted from here on: one that never came to be made, as its TLS
             # could not be set up, is none.
             self.connections.add(connection)
-            self._addresses[networkOf(address)] += 1
+            admission.connected(address)
             return session
 
         connection = POP3Connection(
@@ -191,111 +176,12 @@ class POP3Factory(ServerFactory):
             self.clock,
             connectionCreator,
             self._ended,
-            self.unauthenticated,
+            admission.unauthenticated,
             self._limits,
         )
         connection.factory = self
         connection.address = address
         return connection
-
-    def _mayCome(self, address: str | None) -> bool:
-        network = networkOf(address)
-        if self._addresses[network] >= self.policy.maxPerAddress and not isLoopback(address):
-            return False
-        return self._hasRoom()
-
-    def _hasRoom(self) -> bool:
-        """
-        Is there room for another connection?  If not, the longest waiting stranger of
-        the network with the most of them makes some: who opens many connections takes
-        room from none but itself.
-        """
-        policy = self.policy
-        total = len(self.connections) + len(self._expected)
-        if len(self.unauthenticated) < policy.maxUnauthenticated and total < policy.maxConnections:
-            return True
-        longest = self.unauthenticated.longestWaiting()
-        if longest is None:
-            return False
-        # It is over a turn of the reactor later.
-        self.unauthenticated.discard(longest)
-        longest.abort("made room for others")
-        return True
-
-    def expect(self, waiting: Any) -> bool:
-        """
-        A connection is open whose PROXY header has not come yet.
-
-        @param waiting: has an C{address}, and can be told to C{abort} with a reason.
-        @return: is there room?
-        """
-        if self._stopping or not self._hasRoom():
-            return False
-        self._expected.add(waiting)
-        self.unauthenticated.add(waiting)
-        return True
-
-    def expectNoMore(self, waiting: Any) -> None:
-        """
-        The header has come, or the connection is over.
-        """
-        self._expected.discard(waiting)
-        self.unauthenticated.discard(waiting)
-
-    @property
-    def inUse(self) -> tuple[int, int]:
-        """
-        How many connections there are, and how many sessions that are not asleep.
-        """
-        return len(self.connections) + len(self._expected), self._awakeInAll
-
-    def _acquireSlot(self, name: str, isLogin: bool) -> Callable[[bool], None]:
-        if self._awake[name] >= self.policy.maxAwakePerUser:
-            raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
-        if not self.mayServe():
-            raise POP3ResponseError("Too many sessions, try again later.", "SYS/TEMP")
-        if isLogin:
-            self._delayLogins(name)
-        self._awake[name] += 1
-        self._awakeInAll += 1
-
-        def releaseSlot(isIn: bool) -> None:
-            self._awake[name] -= 1
-            self._awakeInAll -= 1
-            if not self._awake[name]:
-                del self._awake[name]
-            if not isIn and self._logins.pop(name, None) is not None:
-                # What came to nothing delays no other login.
-                self.loginDelayed(name, False)
-
-        return releaseSlot
-
-    def _delayLogins(self, name: str) -> None:
-        delay = self.policy.loginDelay
-        if not delay:
-            return
-        self._forgetLogins()
-        if name in self._logins:
-            raise POP3ResponseError(
-                f"Log in again not before {delay} seconds have passed.", "LOGIN-DELAY"
-            )
-        self._logins[name] = self.clock.seconds()
-        self.loginDelayed(name, True)
-
-    def _forgetLogins(self) -> None:
-        now, delay = self.clock.seconds(), self.policy.loginDelay
-        # Whoever is at the front of the table may log in again first.
-        while self._logins and now - next(iter(self._logins.values())) >= delay:
-            self._logins.popitem(last=False)
-
-    def heardLogin(self, name: str, isDelayed: bool) -> None:
-        """
-        Another process has called its L{loginDelayed}.
-        """
-        self._forgetLogins()
-        self._logins.pop(name, None)
-        if isDelayed:
-            self._logins[name] = self.clock.seconds()
 
     def _makeSession(
         self, transport: Any, address: str | None, policy: Policy, connectionCreator: Any
@@ -313,18 +199,14 @@ class POP3Factory(ServerFactory):
             commands=tuple(self.commands.values()),
             mayStartTLS=connectionCreator is not None,
             throttle=self.throttle,
-            acquireSlot=self._acquireSlot,
+            acquireSlot=self.admission.acquireSlot,
         )
 
     def _ended(self, connection: POP3Connection) -> None:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        self.unauthenticated.discard(connection)
-        network = networkOf(connection.address)
-        self._addresses[network] -= 1
-        if not self._addresses[network]:
-            del self._addresses[network]
+        self.admission.disconnected(connection)
         if not self.connections:
             waiting, self._waiting = self._waiting, []
             for waiter in waiting:
@@ -338,6 +220,7 @@ class POP3Factory(ServerFactory):
         deletions under way waited for, C{policy.answerTimeout} seconds at most.
         """
         self._stopping = True
+        self.admission.stop()
         for connection in list(self.connections):
             connection.stop()
         if not self.connections:

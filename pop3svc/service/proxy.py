@@ -100,15 +100,15 @@ class ProxyFactory(ServerFactory):
 
     noisy = False
 
-    def __init__(self, factory: Any, trusted: Networks, clock: Any, counting: Any) -> None:
+    def __init__(self, factory: Any, trusted: Networks, clock: Any, admission: Any) -> None:
         """
         @param factory: the wrapped factory, with TLS if the endpoint has it.
         @param trusted: the networks of proxies.
-        @param counting: the L{POP3Factory} whose limits also apply to connections that have
-            not sent their header.
+        @param admission: L{pop3svc.service.admission.Admission}, whose limits also apply to
+            connections that have not sent their header.
         """
         self._factory = factory
-        self._counting = counting
+        self._admission = admission
         self._trusted = trusted
         self._clock = clock
 
@@ -134,7 +134,7 @@ class ProxyFactory(ServerFactory):
         if isinstance(host, str):
             address = addressOf(host)
             if any(address in network for network in self._trusted):
-                return _Header(self._factory, self._clock, self._counting, host)
+                return _Header(self._factory, self._clock, self._admission, host)
         return self._factory.buildProtocol(addr)
 
 
@@ -143,18 +143,18 @@ class _Header(Protocol):
     Reads the header, and then replaces itself by the protocol of the wrapped factory.
     """
 
-    def __init__(self, factory: Any, clock: Any, counting: Any, address: str) -> None:
+    def __init__(self, factory: Any, clock: Any, admission: Any, address: str) -> None:
         self._factory = factory
         self._clock = clock
-        self._counting = counting
+        self._admission = admission
         # UnauthenticatedConnections counts by this attribute.
         self.address = address
         self._data = b""
         self._timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
-        self._counting.accepted()
-        if not self._counting.expect(self):
+        self._admission.accepted()
+        if not self._admission.expect(self):
             transport: Any = self.transport
             transport.abortConnection()
             return
@@ -204,7 +204,7 @@ class _Header(Protocol):
         self._stop()
 
     def _stop(self) -> None:
-        self._counting.expectNoMore(self)
+        self._admission.expectNoMore(self)
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():
             timer.cancel()

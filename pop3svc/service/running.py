@@ -57,9 +57,11 @@ class POP3Service(Operated):
         # In a worker: takes the text of a configuration file that the parent has read again.
         self.takeConfig: Callable[[str], object] = lambda text: None
         raiseLimit()
-        self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=lambda: factory.inUse)
-        factory.accepted = self._accepting.accepted
-        factory.mayServe = self._accepting.mayServe
+        self._accepting = AcceptLimiter(
+            reactor, takesTurns=takesTurns, inUse=lambda: factory.admission.inUse
+        )
+        factory.admission.accepted = self._accepting.accepted
+        factory.admission.mayServe = self._accepting.mayServe
 
     def listen(self, where: str, endpoint: Any, factory: Any) -> list[Any]:
         """

@@ -144,7 +144,7 @@ class _Parent(Lines):
         if kind == STRIKE:
             self.service.throttle.heard(*what)
         elif kind == DELAY:
-            self.service.factory.heardLogin(*what)
+            self.service.factory.admission.heardLogin(*what)
         elif kind == RELOAD:
             if what is not None:
                 # The parent has read it, and has found no fault in it.

@@ -804,13 +804,13 @@ def test_unauthenticated() -> None:
     """
     factory = makeFactory()
     client = Client(factory)
-    assert factory.unauthenticated == {client.protocol}
+    assert factory.admission.unauthenticated == {client.protocol}
     client.logIn()
-    assert factory.unauthenticated == set()
+    assert factory.admission.unauthenticated == set()
     client.say(b"QAUT")
-    assert factory.unauthenticated == {client.protocol}
+    assert factory.admission.unauthenticated == {client.protocol}
     client.vanish()
-    assert factory.unauthenticated == set()
+    assert factory.admission.unauthenticated == set()
 
 
 def test_whyItStopped() -> None:

@@ -91,9 +91,9 @@ def test_unauthenticated() -> None:
     for _ in range(50):
         come(factory, "192.0.2.1")
         assert isOpen(other) and isOpen(flood6[1]) and isOpen(owner)
-    assert len(factory.unauthenticated) == 4
+    assert len(factory.admission.unauthenticated) == 4
     owner.say(b"QAUT")
-    assert isOpen(owner) and len(factory.unauthenticated) == 5
+    assert isOpen(owner) and len(factory.admission.unauthenticated) == 5
     come(factory, "192.0.2.1")
     assert isOpen(owner)
 
@@ -150,18 +150,18 @@ def test_mayServe() -> None:
     first.logIn()
     first.say(b"SLEE")
     second.received()
-    assert factory.inUse == (2, 0)
-    factory.mayServe = lambda: False
+    assert factory.admission.inUse == (2, 0)
+    factory.admission.mayServe = lambda: False
     refused = b"-ERR [SYS/TEMP] Too many sessions, try again later.\r\n"
     assert second.say(b"XLOG bob secret") == refused
     assert first.say(b"WAKE") == refused
-    factory.mayServe = lambda: True
+    factory.admission.mayServe = lambda: True
     second.logIn(b"bob")
-    assert factory.inUse == (2, 1)
-    factory.mayServe = lambda: False
+    assert factory.admission.inUse == (2, 1)
+    factory.admission.mayServe = lambda: False
     assert second.say(b"RETR 1").startswith(b"+OK")
     second.say(b"QUIT")
-    assert factory.inUse[1] == 0
+    assert factory.admission.inUse[1] == 0
 
 
 def test_perAddress() -> None:
@@ -187,7 +187,7 @@ def test_perAddress() -> None:
     for connection in list(factory.connections):
         connection.abort("test")
         connection.connectionLost()
-    assert not factory._addresses
+    assert not factory.admission._addresses
 
 
 def test_awakePerUser(monkeypatch: Any) -> None:
@@ -237,7 +237,7 @@ def test_loginDelay() -> None:
     clock.advance(31)
     client.say(b"QAUT")
     client.logIn(b"bob")
-    assert len(factory._logins) == 1
+    assert len(factory.admission._logins) == 1
     assert b"LOGIN-DELAY" not in come(make()).say(b"CAPA")
 
 
@@ -267,7 +267,7 @@ def test_neverMade() -> None:
     for _ in range(5):
         made: Any = factory.buildProtocol(IPv4Address("TCP", "192.0.2.1", 1))
     made.connectionLost()
-    assert (factory.connections, dict(factory._addresses)) == (set(), {})
+    assert (factory.connections, dict(factory.admission._addresses)) == (set(), {})
     first = come(factory)
     assert isTaken(first)
     assert isTaken(come(factory))

@@ -87,7 +87,7 @@ def test_malformed(header: bytes) -> None:
 def connect(address: str) -> tuple[Any, MemoryTransport, Any]:
     clock = Clock()
     factory = POP3Factory(MemoryProvider({"alice": "secret"}), clock=clock)
-    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory)
+    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory.admission)
     peer = IPv4Address("TCP", address, 1)
     protocol = proxy.buildProtocol(peer)
     transport: Any = MemoryTransport(peer, False)
@@ -146,7 +146,7 @@ def test_beforeTheHeader() -> None:
     factory = POP3Factory(
         MemoryProvider({"alice": "secret"}), Policy(maxUnauthenticated=3), clock=clock
     )
-    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory)
+    proxy = ProxyFactory(factory, [ip_network("10.0.0.0/8")], clock, factory.admission)
     peer = IPv4Address("TCP", "10.1.2.3", 1)
 
     def come() -> tuple[Any, Any]:
@@ -157,18 +157,18 @@ def test_beforeTheHeader() -> None:
 
     came = [come() for _ in range(5)]
     assert [transport.aborted for _, transport in came] == [True, True, False, False, False]
-    assert factory.inUse[0] == 3 and len(factory.unauthenticated) == 3
+    assert factory.admission.inUse[0] == 3 and len(factory.admission.unauthenticated) == 3
     came[2][0].dataReceived(GOOD[0][0])
-    assert {each.address for each in factory.unauthenticated} == {"10.1.2.3", "192.0.2.7"}
-    assert len(factory.unauthenticated) == 3
+    assert {each.address for each in factory.admission.unauthenticated} == {"10.1.2.3", "192.0.2.7"}
+    assert len(factory.admission.unauthenticated) == 3
     # Strangers before the header are the most, and go first.
     came.append(come())
     assert came[3][1].aborted and not came[2][1].aborted
     for protocol, _ in came[3:]:
         protocol.connectionLost()
     clock.advance(11)
-    assert {each.address for each in factory.unauthenticated} == {"192.0.2.7"}
-    assert factory.inUse[0] == 1
+    assert {each.address for each in factory.admission.unauthenticated} == {"192.0.2.7"}
+    assert factory.admission.inUse[0] == 1
 
 
 def test_beforeTLS(site: Path, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""
+Who may come in: connections counted by address, sessions counted by user, and the delay
+between logins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.networks import isLoopback, networkOf
+from pop3svc.policy import Policy
+from pop3svc.service.unauthenticated import UnauthenticatedConnections
+
+__all__ = ["Admission"]
+
+
+class Admission:
+    """
+    Counts the connections and the sessions of a service, and refuses those that are too many.
+
+    @ivar policy: the limits.
+    @ivar unauthenticated: the connections on which nobody is logged in.
+    @ivar accepted: called when a port has accepted a connection.
+    @ivar mayServe: called at each login; returns whether there are resources for another
+        session.
+    @ivar loginDelayed: called with a user's name and True when a login delays the next one of
+        that user, and with False when it no longer does.
+    """
+
+    def __init__(self, clock: IReactorTime, policy: Policy) -> None:
+        self.policy = policy
+        self.unauthenticated = UnauthenticatedConnections()
+        self.accepted: Callable[[], object] = lambda: None
+        self.mayServe: Callable[[], bool] = lambda: True
+        self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
+        self._clock = clock
+        # Once the service stops nothing new comes in.
+        self._stopping = False
+        self._connections = 0
+        # Connections whose PROXY header has not come yet.
+        self._expected: set[Any] = set()
+        self._addresses: Counter[str] = Counter()
+        # Sessions that are not asleep, in all and by user.
+        self._awakeInAll = 0
+        self._awake: Counter[str] = Counter()
+        # When users logged in last, the earliest first.
+        self._logins: OrderedDict[str, float] = OrderedDict()
+
+    def stop(self) -> None:
+        """
+        Admit nothing any more.
+        """
+        self._stopping = True
+
+    # --- connections ----------------------------------------------------------
+
+    @property
+    def inUse(self) -> tuple[int, int]:
+        """
+        The number of connections, and the number of sessions that are not asleep.
+        """
+        return self._connections + len(self._expected), self._awakeInAll
+
+    def mayConnect(self, address: str | None) -> bool:
+        """
+        @return: whether a connection from an address may begin.
+        """
+        if self._stopping:
+            return False
+        count = self._addresses[networkOf(address)]
+        if count >= self.policy.maxPerAddress and not isLoopback(address):
+            return False
+        return self._hasRoom()
+
+    def _hasRoom(self) -> bool:
+        """
+        Make room at a limit: the network with the most connections before login loses its
+        oldest one, so that a client that opens many takes room from itself alone.
+        """
+        policy = self.policy
+        total = self._connections + len(self._expected)
+        if len(self.unauthenticated) < policy.maxUnauthenticated and total < policy.maxConnections:
+            return True
+        longest = self.unauthenticated.longestWaiting()
+        if longest is None:
+            return False
+        # It is over a turn of the reactor later.
+        self.unauthenticated.discard(longest)
+        longest.abort("made room for others")
+        return True
+
+    def connected(self, address: str | None) -> None:
+        """
+        A connection has begun.
+        """
+        self._connections += 1
+        self._addresses[networkOf(address)] += 1
+
+    def disconnected(self, connection: Any) -> None:
+        """
+        A connection is over.
+
+        @param connection: has an C{address}.
+        """
+        self._connections -= 1
+        self.unauthenticated.discard(connection)
+        network = networkOf(connection.address)
+        self._addresses[network] -= 1
+        if not self._addresses[network]:
+            del self._addresses[network]
+
+    def expect(self, waiting: Any) -> bool:
+        """
+        Count a connection whose PROXY header has not come yet.
+
+        @param waiting: has an C{address}, and a method C{abort} that takes a reason.
+        @return: whether there is room.
+        """
+        if self._stopping or not self._hasRoom():
+            return False
+        self._expected.add(waiting)
+        self.unauthenticated.add(waiting)
+        return True
+
+    def expectNoMore(self, waiting: Any) -> None:
+        """
+        The header has come, or the connection is over.
+        """
+        self._expected.discard(waiting)
+        self.unauthenticated.discard(waiting)
+
+    # --- sessions ---------------------------------------------------------------
+
+    def acquireSlot(self, name: str, isLogin: bool) -> Callable[[bool], None]:
+        """
+        Count a session of a user that logs in, or wakes up.
+
+        @return: call it once when the session is no longer awake, with whether it has begun.
+        @raise POP3ResponseError: there are too many sessions, or it is too soon.
+        """
+        if self._awake[name] >= self.policy.maxAwakePerUser:
+            raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
+        if not self.mayServe():
+            raise POP3ResponseError("Too many sessions, try again later.", "SYS/TEMP")
+        if isLogin:
+            self._delayLogins(name)
+        self._awake[name] += 1
+        self._awakeInAll += 1
+
+        def releaseSlot(isIn: bool) -> None:
+            self._awake[name] -= 1
+            self._awakeInAll -= 1
+            if not self._awake[name]:
+                del self._awake[name]
+            if not isIn and self._logins.pop(name, None) is not None:
+                # A login that failed delays no other login.
+                self.loginDelayed(name, False)
+
+        return releaseSlot
+
+    def _delayLogins(self, name: str) -> None:
+        delay = self.policy.loginDelay
+        if not delay:
+            return
+        self._forgetLogins()
+        if name in self._logins:
+            raise POP3ResponseError(
+                f"Log in again not before {delay} seconds have passed.", "LOGIN-DELAY"
+            )
+        self._logins[name] = self._clock.seconds()
+        self.loginDelayed(name, True)
+
+    def _forgetLogins(self) -> None:
+        now, delay = self._clock.seconds(), self.policy.loginDelay
+        while self._logins and now - next(iter(self._logins.values())) >= delay:
+            self._logins.popitem(last=False)
+
+    def heardLogin(self, name: str, isDelayed: bool) -> None:
+        """
+        Take the news of another process, whose C{loginDelayed} was called.
+        """
+        self._forgetLogins()
+        self._logins.pop(name, None)
+        if isDelayed:
+            self._logins[name] = self._clock.seconds()
