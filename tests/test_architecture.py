@@ -40,6 +40,8 @@ RANKS = {
     "protocol.sasl": 6,
     "protocol.commands": 7,
     "protocol.sender": 7,
+    "protocol.framing": 0,
+    "protocol.closing": 2,
     "protocol.connection": 8,
     "accounts.credentials": 3,
     "accounts.knownnetworks": 3,
@@ -111,6 +113,7 @@ APART = ("protocol", "accounts", "providers")
 NEVER = {
     "protocol": ["os", "pathlib"],
     "protocol.grammar": ["twisted"],
+    "protocol.framing": ["twisted", "transport"],
     "protocol.maildrop": ["twisted", "await "],
     "protocol.wire": ["twisted"],
     "protocol.replies": ["twisted"],

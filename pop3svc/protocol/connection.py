@@ -10,28 +10,27 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
-    IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
     IReactorTime,
-    ISSLTransport,
 )
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
-from twisted.protocols.tls import TLSMemoryBIOProtocol
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pop3svc.awaiting import SharedTimeout, TimeSlice, startNow
 from pop3svc.policy import Policy
+from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
+from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.protocol.session import Session, State, refuseRelease
 
-__all__ = ["Limits", "POP3Connection", "isTLS"]
+__all__ = ["Limits", "POP3Connection"]
 
 log = Logger(namespace="pop3svc")
 
@@ -40,40 +39,32 @@ log = Logger(namespace="pop3svc")
 _HANDSHAKE_RECORD = 0x16
 
 
-def isTLS(transport: object) -> bool:
-    """
-    Is what is written to this transport encrypted?
-    """
-    return ISSLTransport.providedBy(transport) or isinstance(transport, TLSMemoryBIOProtocol)
-
-
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class POP3Connection(LineReceiver):
     """
-    The server's end of one POP3 connection.
+    The server's end of one POP3 connection: one command at a time, TLS, time limits.  Of
+    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.
 
-    @ivar session: what is remembered about the client.
+    @ivar session: the state of the client.
     """
 
     # Most connections are idle; a dictionary for so many names is large.
     __slots__ = (
         "_clock",
+        "_closing",
         "_connectionCreator",
         "_ended",
         "_ending",
-        "_givingUp",
         "_handshaking",
         "_heardNothing",
-        "_held",
+        "_input",
         "_isEnding",
         "_isLate",
         "_isTaking",
         "_isUnauthenticated",
         "_limit",
         "_limits",
-        "_lines",
         "_makeSession",
-        "_partial",
         "_policy",
         "_quietSince",
         "_readEnded",
@@ -87,9 +78,6 @@ class POP3Connection(LineReceiver):
         "address",
         "session",
     )
-
-    # CRLF is what clients send; a bare LF is taken, too: some send that.
-    delimiter = b"\n"
 
     def __init__(
         self,
@@ -122,7 +110,8 @@ class POP3Connection(LineReceiver):
         self._limits = limits
         # That of them which runs now.
         self._limit: SharedTimeout | None = None
-        self._givingUp: IDelayedCall | None = None
+        # Made when the connection ends.
+        self._closing: Closing | None = None
         self._isUnauthenticated = False
         self._isLate = False
         self._isEnding = False
@@ -130,12 +119,7 @@ class POP3Connection(LineReceiver):
         self._reason = ""
         self._readEnded = False
         self._turns = TimeSlice(clock)
-        # Lines that wait for those before them, the last first (an empty deque takes
-        # ten times the memory of a list); the octets of one whose end has not come
-        # yet; and the number of octets of all that waits.
-        self._lines: list[bytes] = []
-        self._partial = b""
-        self._held = 0
+        self._input = LineBuffer()
         self._isTaking = False
         self._stopping = False
 
@@ -207,14 +191,10 @@ class POP3Connection(LineReceiver):
             if data[0] == _HANDSHAKE_RECORD and not self.session.info.isSecure:
                 self._close("TLS handshake on plaintext port")
                 return
-        self._held += len(data)
-        if self._held > self._policy.maxInputHeld:
+        self._input.feed(data)
+        if self._input.held > self._policy.maxInputHeld:
             self._abort("pipelined too much input")
             return
-        lines = (self._partial + data).split(b"\n")
-        self._partial = lines.pop()
-        lines.reverse()
-        self._lines[:0] = lines
         if self._running is not None:
             # It stays where it is, in the kernel.
             if not self.paused:
@@ -224,14 +204,11 @@ class POP3Connection(LineReceiver):
 
     def clearLineBuffer(self) -> bytes:
         """
-        Drop what came in and was not looked at.
+        Drop the input that waits.
 
-        @return: that.
+        @return: the octets that were dropped.
         """
-        dropped = b"\n".join([*reversed(self._lines), self._partial])
-        self._lines.clear()
-        self._partial, self._held = b"", 0
-        return dropped
+        return self._input.clear()
 
     def _takeLines(self) -> None:
         """
@@ -241,12 +218,10 @@ class POP3Connection(LineReceiver):
             return
         self._isTaking = True
         try:
-            lines, turns, isNew = self._lines, self._turns, bool(self._lines)
+            lines, turns, isNew = self._input, self._turns, bool(self._input)
             turns.restart()
             while lines and self._running is None and not self.paused:
-                line = lines.pop()
-                self._held -= len(line) + 1
-                self.lineReceived(line)
+                self.lineReceived(lines.next())
                 if turns.isOver() and not self._reason and self._running is None:
                     # Others wait; the rest is for the next turn.
                     self.pauseProducing()
@@ -255,8 +230,8 @@ class POP3Connection(LineReceiver):
             self._isTaking = False
         if self._running is not None or self._reason:
             return
-        if not lines and len(self._partial) >= self._policy.maxAuthLineLength:
-            self.lineLengthExceeded(self._partial)
+        if not lines and len(lines.partial) >= self._policy.maxAuthLineLength:
+            self.lineLengthExceeded(lines.partial)
             return
         if self._sender.hasGathered and not self._sender.flushShort():
             # All that came in is answered, or has had its turn.
@@ -564,7 +539,7 @@ class POP3Connection(LineReceiver):
         if self._reason:
             transport: Any = self.transport
             transport.loseConnection()
-        elif self._running is None and not self._lines:
+        elif self._running is None and not self._input:
             self._close("closed by the client")
 
     def writeConnectionLost(self) -> None:
@@ -586,34 +561,21 @@ class POP3Connection(LineReceiver):
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
-        # Before it may be over at once.
+        # Before the connection may be over at once.
         self._setLimit(self._limits.closing)
-        transport: Any = self.transport
-        closeWrite = getattr(transport, "loseWriteConnection", None)
-        if isTLS(transport) or closeWrite is None:
-            # Over TLS our close_notify is what ends our half.
-            transport.loseConnection()
-        else:
-            closeWrite()
-            # A wrapper may pass on what it does not know to what it wraps.
-            if not self._sender.isFull and hasattr(type(transport), "doWrite"):
-                # Nothing is to be written before it.
-                transport.doWrite()
+        self._closingNow().inOrder(self._sender.isFull)
+
+    def _closingNow(self) -> Closing:
+        if self._closing is None:
+            self._closing = Closing(self.transport, self._clock)
+        return self._closing
 
     def closeFully(self) -> None:
         """
         The client has had its time to close its own end.
         """
-        transport: Any = self.transport
         self._stopTimers()
-        self._givingUp = self._clock.callLater(self._policy.stallTimeout, self._giveUp)
-        if isTLS(transport):
-            transport = _below(transport)
-        transport.loseConnection()
-
-    def _giveUp(self) -> None:
-        transport: Any = self.transport
-        transport.abortConnection()
+        self._closingNow().fully(self._policy.stallTimeout)
 
     def _abort(self, reason: str) -> None:
         """
@@ -623,8 +585,7 @@ class POP3Connection(LineReceiver):
             self._reason = reason
         self._stopTimers()
         self.clearLineBuffer()
-        transport: Any = self.transport
-        transport.abortConnection()
+        self._closingNow().abort()
 
     def _cancelRunning(self) -> None:
         running = self._running
@@ -634,9 +595,8 @@ class POP3Connection(LineReceiver):
 
     def _stopTimers(self) -> None:
         self._setLimit(None)
-        timer, self._givingUp = self._givingUp, None
-        if timer is not None and timer.active():
-            timer.cancel()
+        if self._closing is not None:
+            self._closing.stopTimer()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
@@ -710,13 +670,3 @@ def _versionOfTLS(transport: Any) -> str:
     getHandle = getattr(transport, "getHandle", None)
     name = getattr(getHandle() if getHandle else None, "get_protocol_version_name", None)
     return str(name()) if name is not None else "TLS"
-
-
-def _below(transport: Any) -> Any:
-    """
-    What carries the TLS of a transport.
-    """
-    if isinstance(transport, TLSMemoryBIOProtocol):
-        return transport.transport
-    protocol = getattr(transport, "protocol", None)
-    return protocol.transport if isinstance(protocol, TLSMemoryBIOProtocol) else transport

@@ -17,8 +17,9 @@ from twisted.logger import Logger
 
 from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.policy import Policy
+from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
-from pop3svc.protocol.connection import Limits, POP3Connection, isTLS
+from pop3svc.protocol.connection import Limits, POP3Connection
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.session import ConnectionInfo, Session
 from pop3svc.service.admission import Admission

@@ -24,7 +24,8 @@ from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.python.failure import Failure
 from zope.interface import alsoProvides, directlyProvides, implementer, providedBy
 
-from pop3svc.protocol.connection import POP3Connection, isTLS
+from pop3svc.protocol.closing import isTLS
+from pop3svc.protocol.connection import POP3Connection
 from pop3svc.protocol.sender import IReplyByReply
 from pop3svc.protocol.session import State
 from pop3svc.protocol.wire import splitLine
