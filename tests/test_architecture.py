@@ -5,6 +5,7 @@ The architecture: allowed imports, and words that a module must not contain.
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,26 @@ def code(path: Path) -> str:
 @pytest.mark.smoke
 def test_everyModuleHasItsRank() -> None:
     assert set(modules()) == set(RANKS)
+
+
+@pytest.mark.smoke
+def test_thePageHasTheSameRanks() -> None:
+    """
+    The table of C{docs/architecture.rst} has every module.
+    """
+    page = (PACKAGE.parent / "docs" / "architecture.rst").read_text()
+    rows = re.findall(r"^``([\w/]+(?:, \w+)*)``(?: and others)? +(\d+) ", page, re.M)
+    documented = {}
+    for names, rank in rows:
+        first, *others = names.replace("/", ".").split(", ")
+        folder = first.rpartition(".")[0]
+        for name in (first, *(f"{folder}.{each}" for each in others)):
+            documented[name] = int(rank)
+    # A row stands for all rules of the check, and __main__ is a form of service.command.
+    together = {name for name in RANKS if name.startswith("check.") and RANKS[name] == 3}
+    expected = {name: rank for name, rank in RANKS.items() if name not in together}
+    del expected["__main__"]
+    assert {each: rank for each, rank in documented.items() if each not in together} == expected
 
 
 @pytest.mark.smoke
