@@ -75,8 +75,8 @@ class Policy:
     )
     takeoverMarked: int = _number(
         600,
-        "The same for a session with messages marked for deletion, because it means to delete "
-        "them.",
+        "The same for a session with messages marked for deletion.  It is longer because the "
+        "marks are lost when the session ends.",
     )
     stallTimeout: int = _number(
         600,
