@@ -386,7 +386,7 @@ class Assembly:
         ]:
             who = openTo(path)
             if who is not None:
-                self._warnings.append(f"{name} {path} can be {who}; chmod 600 keeps it")
+                self._warnings.append(f"{name} {path} can be {who}; run chmod 600 on it")
 
     def _knownNetworks(self) -> KnownNetworks:
         """

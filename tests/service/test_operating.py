@@ -338,8 +338,8 @@ def test_warnings(site: Path, tmp_path: Path) -> None:
             assert running.end(signal.SIGTERM) == 0
     log = "\n".join(running.lines)
     said = [
-        f"the private key {own}/key.pem can be read by everybody; chmod 600 keeps it",
-        f"the password file {own}/users can be read by everybody; chmod 600 keeps it",
+        f"the private key {own}/key.pem can be read by everybody; run chmod 600 on it",
+        f"the password file {own}/users can be read by everybody; run chmod 600 on it",
         "--auth memory: shows its passwords to everybody who may list processes",
     ]
     if os.geteuid() == 0:
