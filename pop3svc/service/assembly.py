@@ -219,7 +219,7 @@ class Assembly:
         if self._data is None:
             path = self.settings.data
             if path is None and self._owner() is not None:
-                raise SettingError("--data is needed with --uid, a directory for the user it names")
+                raise SettingError("--uid requires --data, a directory that belongs to that user")
             self._data = DataDirectory(path or defaultDataDirectory(), self._owner())
         return self._data
 
@@ -352,8 +352,8 @@ class Assembly:
                 )
             else:
                 raise SettingError(
-                    f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that a "
-                    "removed user would stay in; let that user read it"
+                    f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that "
+                    "removed accounts could still log in; let that user read it"
                 )
         if not kept:
             return None

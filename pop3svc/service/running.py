@@ -171,8 +171,8 @@ def lookAfter(creator: RenewableCertificate) -> TimerService:
 
 def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
     """
-    Exit with status 0 on SIGTERM and SIGINT, because twistd raises a signal again that the
-    reactor's own handlers took, once everything has ended in order.
+    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers would not do, because
+    twistd sends itself the signal again after the reactor has stopped.
     """
 
     def stop(*_: object) -> None:

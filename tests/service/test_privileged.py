@@ -168,7 +168,7 @@ def test_refused(place: Path) -> None:
     assert (refused.returncode, refused.stdout) == (1, "")
     assert refused.stderr == (
         f"pop3svc: --auth passwd:{place}/own/users: user 65534 of --uid cannot read it, so that "
-        "a removed user would stay in; let that user read it\n"
+        "removed accounts could still log in; let that user read it\n"
     )
 
 

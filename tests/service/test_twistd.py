@@ -504,7 +504,7 @@ def dropsPrivileges(site: Path, path: Path) -> None:
     ended = run([script("twistd"), "-n", "--pidfile=", "--uid=65534", "pop3svc"], home)
     assert (ended.returncode, ended.stderr) == (
         1,
-        "pop3svc: --data is needed with --uid, a directory for the user it names\n",
+        "pop3svc: --uid requires --data, a directory that belongs to that user\n",
     )
     data = path / "data"
     with Running(
