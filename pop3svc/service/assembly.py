@@ -17,7 +17,7 @@ from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import InvalidAuthType, makeChecker
 from twisted.logger import Logger
-from twisted.python.reflect import namedAny
+from twisted.python.reflect import ObjectNotFound, namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
@@ -67,7 +67,10 @@ def makeProvider(store: Store) -> Any:
         if plugin is None:
             if "." not in kind:
                 known = ", ".join(sorted(providerPlugins()))
-                raise ValueError(f"there is no provider {kind}; there are {known}")
+                raise ValueError(
+                    f"there is no provider {kind}; there are {known}, "
+                    "and classes of your own, such as module.Class"
+                )
             plugin = _named(kind)
             if not IPOP3ProviderPlugin.providedBy(plugin):
                 if callable(plugin) and not (
@@ -85,6 +88,9 @@ def makeProvider(store: Store) -> Any:
 def _named(name: str) -> Any:
     try:
         return namedAny(name)
+    except ObjectNotFound:
+        module = name.partition(".")[0]
+        raise ValueError(f"there is no module {module}; PYTHONPATH names directories to search")
     except Exception as error:
         raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
 

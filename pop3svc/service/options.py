@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from twisted.cred.credentials import IUsernamePassword
@@ -174,7 +175,9 @@ class Options(usage.Options, AuthOptionMixin):
         name, equals, value = text.partition("=")
         setting = next((each for each in LIMITS if each.name == name), None)
         if not equals or setting is None:
-            refuse(f"--set {text}: use NAME=VALUE with a name from --help-settings")
+            near = get_close_matches(name, [each.name for each in LIMITS], 1) if equals else []
+            hint = f"; did you mean {near[0]}?" if near else ""
+            refuse(f"--set {text}: use NAME=VALUE with a name from --help-settings{hint}")
         try:
             self._limits[name] = setting.kind.fromText(value)
         except ValueError as error:

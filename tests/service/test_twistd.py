@@ -361,6 +361,10 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         "--cleartext-login maybe: must be one of",
     ),
     "setting": (lambda site: ["--set", "x=1"], "--set x=1: use NAME=VALUE with a name"),
+    "misspelled setting": (
+        lambda site: ["--set", "idletimeout=700"],
+        "from --help-settings; did you mean idleTimeout?",
+    ),
     "setting's value": (
         lambda site: ["--set", "idleTimeout=x"],
         "--set idleTimeout must be a whole number",
@@ -373,7 +377,8 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "provider": (lambda site: ["--provider", "nonsense:x"], "there is no provider nonsense"),
     "provider's path": (lambda site: ["--provider", "maildir:/nowhere/x"], "is not a directory"),
     "provider's argument": (lambda site: ["--provider", "maildir:/:x=y"], "x is not known"),
-    "dotted name": (lambda site: ["--provider", "no.such.thing"], "cannot be imported"),
+    "dotted name": (lambda site: ["--provider", "no.such.thing"], "no module no; PYTHONPATH"),
+    "class": (lambda site: ["--provider", "os.Nothing"], "cannot be imported (AttributeError"),
     "no provider": (lambda site: ["--provider", "os.path.join:x"], "neither a provider nor a"),
     "auth": (lambda site: ["--auth", "nonsense:x"], "--auth nonsense"),
     "auth's file": (lambda site: ["--auth", "passwd:/nowhere"], "/nowhere: No such file"),
