@@ -392,7 +392,9 @@ class Assembly:
         ]:
             who = openTo(path)
             if who is not None:
-                self._warnings.append(f"{name} {path} can be {who}; run chmod 600 on it")
+                isReplaceable = who.startswith("replaced")
+                remedy = "chmod o-w on its directory" if isReplaceable else "chmod 600 on it"
+                self._warnings.append(f"{name} {path} can be {who}; run {remedy}")
 
     def _knownNetworks(self) -> KnownNetworks:
         """

@@ -84,7 +84,9 @@ def openTo(path: str) -> str | None:
     if not all(each & stat.S_IXOTH for each in directories):
         # Other users cannot reach the file.
         return None
-    if mode & stat.S_IWOTH or directories[0] & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+    if directories[0] & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+        return "replaced by everybody"
+    if mode & stat.S_IWOTH:
         return "changed by everybody"
     if mode & stat.S_IROTH:
         return "read by everybody"

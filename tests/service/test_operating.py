@@ -359,7 +359,8 @@ def test_warnings(site: Path, tmp_path: Path) -> None:
         (0o644, 0o755, 0o750, None),
         (0o666, 0o755, 0o755, "changed by everybody"),
         (0o660, 0o755, 0o755, "changed by a group"),
-        (0o600, 0o777, 0o755, "changed by everybody"),
+        (0o600, 0o777, 0o755, "replaced by everybody"),
+        (0o644, 0o777, 0o755, "replaced by everybody"),
         (0o600, 0o1777, 0o755, None),
     ],
 )
