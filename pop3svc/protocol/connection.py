@@ -43,7 +43,8 @@ _HANDSHAKE_RECORD = 0x16
 class POP3Connection(LineReceiver):
     """
     The server's end of one POP3 connection: one command at a time, TLS, time limits.  Of
-    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.
+    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.  It is long because
+    Twisted calls all of these methods on one object.
 
     @ivar session: the state of the client.
     """

@@ -10,9 +10,8 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from pop3svc.awaiting import CallTimeout, Shielded, TimeSlice, isAwaitable
+from pop3svc.awaiting import CallTimeout, Shielded, isAwaitable
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -24,46 +23,18 @@ from pop3svc.interfaces import (
     ISleepingMailbox,
 )
 from pop3svc.listings import BadListing, UniqueIDList, isUniqueID
-from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.grammar import MessageNumber, Reference
 from pop3svc.protocol.maildrop import Maildrop, MessageRef
+from pop3svc.protocol.messages import Messages
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
-from pop3svc.protocol.remarks import nameOf, warnOnce
+from pop3svc.protocol.remarks import nameOf
 from pop3svc.protocol.replies import Body, Lines, Pieces
 
 __all__ = ["Transaction"]
 
 log = Logger(namespace="pop3svc")
-
-
-# Messages of a mailbox for which a step over all of them is a turn of its own.
-_MANY = 100_000
-
-
-def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
-    """
-    @return: makes a list of what a method returned, under its name: it may be a generator.
-    """
-
-    def make() -> list[Any]:
-        return list(values)
-
-    make.__qualname__ = nameOf(call)
-    return make
-
-
-def _octets(call: Any, size: object) -> int:
-    """
-    @param size: what a method returned for the size of a message.
-    @return: the size, octets.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise ProviderMistake(
-            f"{nameOf(call)} returned {type(size).__name__} for a size: return the octets of "
-            "the message as an int, 0 or more"
-        )
-    return size
 
 
 class Transaction:
@@ -83,6 +54,7 @@ class Transaction:
         "_endWatch",
         "_known",
         "_locked",
+        "_messages",
         "_record",
         "_requestRelease",
         "_takesUniqueIDs",
@@ -115,6 +87,7 @@ class Transaction:
         self.info = info
         self.mailbox = mailbox
         self._user = user
+        self._messages = Messages(calls, info, mailbox, user)
         self._record = record
         self._requestRelease = requestRelease
         self._takesUniqueIDs = takesUniqueIDs
@@ -226,7 +199,7 @@ class Transaction:
         maildrop = self._drop()
         octets = maildrop.size(found)
         if octets is None:
-            octets = await self._size(found.uniqueID)
+            octets = await self._messages.size(found.uniqueID)
             maildrop.setSizes([found], [octets])
         return octets
 
@@ -259,79 +232,9 @@ class Transaction:
             if not unknown:
                 return
             uniqueIDs = [each.uniqueID for each in unknown]
-        sizes = await self._manySizes(mailbox, uniqueIDs) if isBulk else None
-        if sizes is None:
-            sizes = await self._sizesOneByOne(uniqueIDs)
+        sizes = await self._messages.sizes(uniqueIDs)
         # Of one that is gone nothing is known, and nothing remembered.
         maildrop.setSizes(unknown, sizes)
-
-    async def _manySizes(self, mailbox: Any, uniqueIDs: list[str]) -> list[int | None] | None:
-        """
-        @return: a size for each message, L{None} for one that has gone; L{None} if
-            the mailbox cannot tell many sizes at once after all.
-        """
-        call = mailbox.messageSizes
-        try:
-            answer = await self._calls.ask(call, self.info, uniqueIDs)
-        except NotImplementedError:
-            return None
-        if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
-                "each message, or None for one that has gone"
-            )
-        sizes: list[int | None] = self._calls.start(_listOf(call, answer))
-        isLarge = len(sizes) > _MANY
-        if isLarge:
-            # Of very many each step takes long.
-            await TimeSlice(self._calls.clock).next()
-        if len(sizes) != len(uniqueIDs):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
-                "return one for each, in the order asked"
-            )
-        for octets in set(sizes):
-            if octets is not None:
-                _octets(call, octets)
-        if isLarge:
-            await TimeSlice(self._calls.clock).next()
-        return sizes
-
-    async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
-        """
-        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
-        trouble with one message shows when that one is asked for.
-
-        @return: a size for each message, L{None} where there is none to be had.
-        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
-        """
-        sizes: list[int | None] = []
-        faults: list[POP3ResponseError] = []
-        turns = TimeSlice(self._calls.clock)
-        for uniqueID in uniqueIDs:
-            octets = None
-            try:
-                octets = await self._size(uniqueID)
-            except POP3ResponseError as error:
-                if error.critical:
-                    raise
-                faults.append(error)
-            except (CancelledError, ProviderMistake):
-                raise
-            except Exception:
-                call = self.mailbox.messageSize
-                warnOnce(
-                    call,
-                    "{call} or what reads a message failed for a message of {user}; STAT and "
-                    "LIST count none of its octets",
-                    user=self._user,
-                    log_failure=Failure(),
-                )
-            sizes.append(octets)
-            await turns.yieldIfDue()
-        if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
-            raise faults[0]
-        return sizes
 
     async def total(self) -> tuple[int, int]:
         """
@@ -348,50 +251,13 @@ class Transaction:
                 octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
         return maildrop.count(), octets
 
-    async def _size(self, uniqueID: str) -> int:
-        call = self.mailbox.messageSize
-        try:
-            octets = await self._calls.ask(call, self.info, uniqueID)
-        except NotImplementedError:
-            octets = None
-        if octets is None:
-            return await countByReading(await self._content(uniqueID), self._calls.clock)
-        return _octets(call, octets)
-
-    async def _content(self, uniqueID: str) -> MessageBody:
-        call = self.mailbox.messageContent
-        content = self._calls.start(call, self.info, uniqueID)
-        if isAwaitable(content):
-            content = await self._calls.wait(call, content)
-        body = MessageBody(content, self._calls.clock, self._calls.timeout, call)
-        if self._calls.isOver:
-            body.close()
-            raise CancelledError()
-        return body
-
     async def open(self, found: MessageRef) -> MessageBody:
         """
         @return: the message, to be closed by whoever gets it.
         """
-        body = await self._content(found.uniqueID)
-        body.expects(self._drop().size(found), self._saidOtherwise)
+        body = await self._messages.content(found.uniqueID)
+        body.expects(self._drop().size(found), self._messages.warnOfOtherSize)
         return body
-
-    def _saidOtherwise(self, said: int, sent: int) -> None:
-        """
-        A whole message had another size than the mailbox said.
-        """
-        mailbox = self.mailbox
-        isBulk = IBulkMessageSizes.providedBy(mailbox)
-        warnOnce(
-            mailbox.messageSizes if isBulk else mailbox.messageSize,
-            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
-            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
-            "counted",
-            said=said,
-            sent=sent,
-            user=self._user,
-        )
 
     # --- deleting -----------------------------------------------------------
 
@@ -471,7 +337,7 @@ class Transaction:
         """
         # One that is gone counts as deleted for messageDelete; here it is
         # an error, and opening it tells.
-        (await self._content(found.uniqueID)).close()
+        (await self._messages.content(found.uniqueID)).close()
         await self._delete([found.uniqueID])
         self._drop().setGone([found.uniqueID])
 

@@ -35,6 +35,7 @@ from pop3svc.interfaces import (
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
+from pop3svc.service.certificates import Certificates
 from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
@@ -45,7 +46,6 @@ from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.running import KnownNetworksService, POP3Service, exitInOrder, lookAfter
 from pop3svc.service.settings import Faults, Listener, SettingError, Settings, Store
-from pop3svc.service.tls import RenewableCertificate
 from pop3svc.service.workers import Shared, Supervisor
 from pop3svc.state import State
 
@@ -122,6 +122,19 @@ def makeAccounts(store: Store) -> list[Any]:
             }
         checkers.append(checker)
     return checkers
+
+
+def _checkUse(store: Store, provider: Any, hasAccounts: bool) -> None:
+    if IPOP3MailboxProvider.providedBy(provider):
+        if hasAccounts:
+            raise SettingError(
+                f"{store.where} authenticates users itself, so {store.authWhere} cannot be "
+                "combined with it"
+            )
+    elif not IMailboxStore.providedBy(provider):
+        raise SettingError(f"{store.where} is neither a provider nor a store")
+    elif not hasAccounts:
+        raise SettingError(f"{store.where} needs {store.authWhere}, such as passwd:FILE")
 
 
 class Configured:
@@ -215,9 +228,9 @@ class Assembly:
         self._on: Any = reactor
         if shared is not None:
             self._on = InheritedPortReactor(reactor, shared.ports)
-        # By the paths of the certificate and its key, in the order in which they were asked
-        # for; None stands for the service's own.
-        self._certificates: dict[tuple[str, str | None] | None, RenewableCertificate] = {}
+        self._certificates = Certificates(
+            settings, self._dataDirectory, None if shared is None else shared.certificates
+        )
 
     # --- parts --------------------------------------------------------------------
 
@@ -269,7 +282,7 @@ class Assembly:
             checkers = checkers or [PasswordFile(data.passwordFile)]
         else:
             provider = makeProvider(store)
-            self._checkUse(store, provider, bool(checkers))
+            _checkUse(store, provider, bool(checkers))
         try:
             checkName(provider.name)
         except ValueError as error:
@@ -279,56 +292,6 @@ class Assembly:
             return provider
         self._checkers += checkers
         return AccountsProvider(provider, checkers, self.settings.policy.loginWait)
-
-    @staticmethod
-    def _checkUse(store: Store, provider: Any, hasAccounts: bool) -> None:
-        if IPOP3MailboxProvider.providedBy(provider):
-            if hasAccounts:
-                raise SettingError(
-                    f"{store.where} authenticates users itself, so {store.authWhere} cannot be "
-                    "combined with it"
-                )
-        elif not IMailboxStore.providedBy(provider):
-            raise SettingError(f"{store.where} is neither a provider nor a store")
-        elif not hasAccounts:
-            raise SettingError(f"{store.where} needs {store.authWhere}, such as passwd:FILE")
-
-    def _certificate(self, listener: Listener | None = None) -> RenewableCertificate:
-        """
-        @return: the certificate of a listener, or the service's, for STLS if for nothing
-            else.  A self-signed one is made if none is named.
-        """
-        key = None
-        if listener is not None and listener.certificate is not None:
-            key = (listener.certificate, listener.privateKey)
-        if key not in self._certificates:
-            handed = None
-            if self._shared is not None:
-                chain, itsKey = self._shared.certificates[len(self._certificates)]
-                handed = chain.encode("latin-1"), itsKey.encode("latin-1")
-            if key is None:
-                where = self.settings.where("certificate")
-                path, privateKey = self._ownCertificate()
-            else:
-                assert listener is not None
-                where = listener.where.removesuffix("endpoint") + "certificate"
-                path, privateKey = key[0], key[1] or key[0]
-            try:
-                self._certificates[key] = RenewableCertificate(path, privateKey, handed)
-            except ValueError as error:
-                raise SettingError(f"{where}: {error}")
-        return self._certificates[key]
-
-    def _ownCertificate(self) -> tuple[str, str]:
-        path, privateKey = self.settings.certificate, self.settings.privateKey
-        if path is None:
-            path, privateKey, isNew = self._dataDirectory().makeCertificate()
-            if isNew:
-                self._announcements.append(f"made a self-signed certificate: {path}")
-        return path, privateKey or path
-
-    def _pairs(self) -> list[tuple[bytes, bytes]]:
-        return [each.pair() for each in self._certificates.values()]
 
     def _passwordFiles(self) -> list[str]:
         return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
@@ -342,7 +305,7 @@ class Assembly:
         if self._shared is not None or owner is None or os.geteuid() != 0:
             return None
         uid, gid = owner[0], None if owner[1] == -1 else owner[1]
-        renewed = [path for each in self._certificates.values() for path in each.files]
+        renewed = [path for each in self._certificates.all() for path in each.files]
         if self._options.configFile is not None:
             renewed.append(self._options.configFile)
         kept = []
@@ -387,7 +350,7 @@ class Assembly:
                 "--auth memory: shows its passwords to everybody who may list processes"
             )
         for name, path in [
-            *(("the private key", each.files[-1]) for each in self._certificates.values()),
+            *(("the private key", each.files[-1]) for each in self._certificates.all()),
             *(("the password file", each) for each in self._passwordFiles()),
         ]:
             who = openTo(path)
@@ -500,9 +463,9 @@ class Assembly:
         try:
             observer = self._log()
             provider = self._provider()
-            self._certificate()
+            self._certificates.of()
             for listener in self.settings.listeners:
-                self._certificate(listener)
+                self._certificates.of(listener)
             opener = self._opener()
             self._warn()
             known = self._knownNetworks()
@@ -518,7 +481,9 @@ class Assembly:
             for port in self._listen(service, listener)
         ]
         if self._usesEmbeddedDefault:
-            self._announcements += self._howToRead(opened)
+            self._announcements += _howToRead(
+                self._dataDirectory(), self._certificates.of().certificate, opened
+            )
         exitInOrder(
             self._reactor,
             [signal.SIGTERM] if self._shared is not None else [signal.SIGTERM, signal.SIGINT],
@@ -532,7 +497,7 @@ class Assembly:
         factory = POP3Factory(
             provider,
             self._shareOf(self.settings.policy),
-            connectionCreator=self._certificate(),
+            connectionCreator=self._certificates.of(),
             throttle=LoginGuard(self._reactor, throttle),
         )
         if self._shared is not None:
@@ -547,7 +512,7 @@ class Assembly:
 
     def _listen(self, service: POP3Service, listener: Listener) -> list[Any]:
         factory: Any = service.factory
-        creator = self._certificate(listener)
+        creator = self._certificates.of(listener)
         if listener.certificate is not None or listener.cleartextLogin is not None:
             factory = ListenerFactory(service.factory, creator, listener.cleartextLogin)
         trusted = self.settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
@@ -568,40 +533,16 @@ class Assembly:
             self._sockets.append(_socketOf(listener.where, ports))
         return ports
 
-    def _howToRead(self, opened: list[tuple[Any, bool]]) -> list[str]:
-        """
-        @return: how the first user's message is read with curl.
-        """
-        data = self._dataDirectory()
-        if not os.path.exists(data.demoLogin):
-            return []
-        lines = [f"the user demo has a message; the login stands in {data.demoLogin}"]
-        certificate = self._certificate().certificate
-        for port, isSecure in opened:
-            number = getattr(port.getHost(), "port", None)
-            if number is None:
-                continue
-            if isSecure:
-                lines.append(
-                    f"read it over TLS:  curl --netrc-file {data.demoLogin} "
-                    f"--cacert {certificate} pop3s://127.0.0.1:{number}/1"
-                )
-            else:
-                lines.append(
-                    f"read it:  curl --netrc-file {data.demoLogin} pop3://127.0.0.1:{number}/1"
-                )
-        return lines
-
     def _reloads(self, service: Operated) -> None:
         if self._shared is None and self._options.configFile is not None:
             service.reloads("the configuration", self._configured.reload)
-        for each in self._certificates.values():
+        for each in self._certificates.all():
             service.reloads("the certificate", each.reload)
 
     def _operated(self, service: Operated) -> None:
-        service.announcements += self._announcements
+        service.announcements += self._certificates.announcements + self._announcements
         service.warnings += self._warnings
-        for each in self._certificates.values():
+        for each in self._certificates.all():
             _add(lookAfter(each), service)
         service.hear(self._reactor)
 
@@ -642,7 +583,7 @@ class Assembly:
                 opened=[] if opener is None else opener.paths,
                 state=self._stateOfWorkers(),
             ),
-            self._pairs,
+            self._certificates.pairs,
             lambda: self._configured.text,
             observer,
             opener,
@@ -653,6 +594,29 @@ class Assembly:
         self._operated(supervisor)
         _add(KnownNetworksService(known), supervisor)
         return supervisor
+
+
+def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bool]]) -> list[str]:
+    """
+    @return: how the first user's message is read with curl.
+    """
+    if not os.path.exists(data.demoLogin):
+        return []
+    lines = [f"the user demo has a message; the login stands in {data.demoLogin}"]
+    for port, isSecure in opened:
+        number = getattr(port.getHost(), "port", None)
+        if number is None:
+            continue
+        if isSecure:
+            lines.append(
+                f"read it over TLS:  curl --netrc-file {data.demoLogin} "
+                f"--cacert {certificate} pop3s://127.0.0.1:{number}/1"
+            )
+        else:
+            lines.append(
+                f"read it:  curl --netrc-file {data.demoLogin} pop3://127.0.0.1:{number}/1"
+            )
+    return lines
 
 
 def _socketOf(where: str, ports: list[Any]) -> Any:

@@ -512,7 +512,7 @@ def test_veryMany(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Each step over all messages of a large mailbox has a time slice of its own.
     """
-    monkeypatch.setattr("pop3svc.protocol.transaction._MANY", 2)
+    monkeypatch.setattr("pop3svc.protocol.messages._MANY", 2)
     sizes = lambda self, info, uniqueIDs: [5, 6, 7]  # noqa: E731
     clock = Clock()
     client = loggedIn(mailbox(IPOP3Mailbox, IBulkMessageSizes, messageSizes=sizes), clock)

@@ -1,0 +1,193 @@
+"""
+The sizes and the contents of the messages of one mailbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
+
+from pop3svc.awaiting import TimeSlice, isAwaitable
+from pop3svc.errors import POP3ResponseError, ProviderMistake
+from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo
+from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.providercalls import ProviderCalls
+from pop3svc.protocol.remarks import nameOf, warnOnce
+
+__all__ = ["Messages"]
+
+# Messages of a mailbox for which a step over all of them is a turn of its own.
+_MANY = 100_000
+
+
+def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
+    """
+    @return: makes a list of what a method returned, under its name: it may be a generator.
+    """
+
+    def make() -> list[Any]:
+        return list(values)
+
+    make.__qualname__ = nameOf(call)
+    return make
+
+
+def _octets(call: Any, size: object) -> int:
+    """
+    @param size: what a method returned for the size of a message.
+    @return: the size, octets.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {type(size).__name__} for a size: return the octets of "
+            "the message as an int, 0 or more"
+        )
+    return size
+
+
+class Messages:
+    """
+    Asks a mailbox for sizes and contents, for one session, and checks what it returns.
+    """
+
+    __slots__ = ("_calls", "_info", "_mailbox", "_user")
+
+    def __init__(
+        self, calls: ProviderCalls, info: IPOP3ConnectionInfo, mailbox: Any, user: str
+    ) -> None:
+        """
+        @param user: the user's name for the log.
+        """
+        self._calls = calls
+        self._info = info
+        self._mailbox = mailbox
+        self._user = user
+
+    async def sizes(self, uniqueIDs: list[str]) -> list[int | None]:
+        """
+        @return: a size for each message, octets; L{None} if there is none to be had.
+        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        """
+        sizes = None
+        if IBulkMessageSizes.providedBy(self._mailbox):
+            sizes = await self._manySizes(uniqueIDs)
+        return await self._sizesOneByOne(uniqueIDs) if sizes is None else sizes
+
+    async def _manySizes(self, uniqueIDs: list[str]) -> list[int | None] | None:
+        """
+        @return: a size for each message, L{None} for one that has gone; L{None} if
+            the mailbox cannot tell many sizes at once after all.
+        """
+        call = self._mailbox.messageSizes
+        try:
+            answer = await self._calls.ask(call, self._info, uniqueIDs)
+        except NotImplementedError:
+            return None
+        if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
+                "each message, or None for one that has gone"
+            )
+        sizes: list[int | None] = self._calls.start(_listOf(call, answer))
+        isLarge = len(sizes) > _MANY
+        if isLarge:
+            # Of very many each step takes long.
+            await TimeSlice(self._calls.clock).next()
+        if len(sizes) != len(uniqueIDs):
+            raise ProviderMistake(
+                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
+                "return one for each, in the order asked"
+            )
+        for octets in set(sizes):
+            if octets is not None:
+                _octets(call, octets)
+        if isLarge:
+            await TimeSlice(self._calls.clock).next()
+        return sizes
+
+    async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
+        """
+        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
+        trouble with one message shows when that one is asked for.
+
+        @return: a size for each message, L{None} where there is none to be had.
+        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        """
+        sizes: list[int | None] = []
+        faults: list[POP3ResponseError] = []
+        turns = TimeSlice(self._calls.clock)
+        for uniqueID in uniqueIDs:
+            octets = None
+            try:
+                octets = await self.size(uniqueID)
+            except POP3ResponseError as error:
+                if error.critical:
+                    raise
+                faults.append(error)
+            except (CancelledError, ProviderMistake):
+                raise
+            except Exception:
+                call = self._mailbox.messageSize
+                warnOnce(
+                    call,
+                    "{call} or what reads a message failed for a message of {user}; STAT and "
+                    "LIST count none of its octets",
+                    user=self._user,
+                    log_failure=Failure(),
+                )
+            sizes.append(octets)
+            await turns.yieldIfDue()
+        if len(faults) == len(uniqueIDs) > 1 and all(each.code == "SYS/TEMP" for each in faults):
+            raise faults[0]
+        return sizes
+
+    async def size(self, uniqueID: str) -> int:
+        """
+        @return: octets of a message as RETR sends it, without dot-stuffing.
+        """
+        call = self._mailbox.messageSize
+        try:
+            octets = await self._calls.ask(call, self._info, uniqueID)
+        except NotImplementedError:
+            octets = None
+        if octets is None:
+            return await countByReading(await self.content(uniqueID), self._calls.clock)
+        return _octets(call, octets)
+
+    async def content(self, uniqueID: str) -> MessageBody:
+        """
+        Open a message.
+
+        @return: its content; the caller closes it.
+        """
+        call = self._mailbox.messageContent
+        content = self._calls.start(call, self._info, uniqueID)
+        if isAwaitable(content):
+            content = await self._calls.wait(call, content)
+        body = MessageBody(content, self._calls.clock, self._calls.timeout, call)
+        if self._calls.isOver:
+            body.close()
+            raise CancelledError()
+        return body
+
+    def warnOfOtherSize(self, said: int, sent: int) -> None:
+        """
+        Warn once of a mailbox that said another size than a whole message had.
+
+        @param said: octets that the mailbox said.
+        @param sent: octets that were sent.
+        """
+        mailbox = self._mailbox
+        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        warnOnce(
+            mailbox.messageSizes if isBulk else mailbox.messageSize,
+            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
+            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
+            "counted",
+            said=said,
+            sent=sent,
+            user=self._user,
+        )
