@@ -43,7 +43,8 @@ def send(port: int, data: bytes) -> None:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)
-        except ConnectionError:
+        except OSError:
+            # It was reset, because it was too much.
             pass
 
 

@@ -47,13 +47,16 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+# Copied here, because pytest changes it while the threads below run.  Coverage would open
+# files itself, which adds calls.
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("COV_")}
+
+
 def swept(shim: Path, place: Path, scenario: str, how: str, code: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.proofs.everycall", place, scenario, how, code],
         cwd=HERE.parent.parent,
-        # Coverage would open files itself, which adds calls.
-        env={key: value for key, value in os.environ.items() if not key.startswith("COV_")}
-        | {"LD_PRELOAD": str(shim)},
+        env=ENVIRONMENT | {"LD_PRELOAD": str(shim)},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
