@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import poplib
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -81,6 +82,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            # A shell that starts the tests in the background ignores SIGINT, and so would this.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -92,13 +95,13 @@ class Program:
                 self._lines.put(line)
         self._lines.put("")
 
-    def end(self, signal: int) -> tuple[int, str]:
+    def end(self, number: int) -> tuple[int, str]:
         """
         Send a signal.
 
         @return: the exit status, and all that was printed.
         """
-        self.process.send_signal(signal)
+        self.process.send_signal(number)
         status = self.process.wait(PATIENCE)
         said = []
         while line := self._lines.get(timeout=PATIENCE):
