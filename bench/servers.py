@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.mail import NOBODY, Mail
 from bench.measure import Failed, Group, makeGroup
-from tests.running import checkCopy
+from tests.support.running import checkCopy
 
 __all__ = ["SERVERS", "CannotRun", "Server", "Site"]
 

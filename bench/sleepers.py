@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pop3svc.service.datadirectory import _selfSigned
-from tests.running import environment, freePort, script
+from tests.support.running import environment, freePort, script
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

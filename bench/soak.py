@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.sleepers import resident, site
 from pop3svc.providers.maildir import MaildirStore
-from tests.running import environment, freePort, script
+from tests.support.running import environment, freePort, script
 
 AT_ONCE = 50
 # What a process may have grown from the first round to the last: the allocator

@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 
 import pop3svc
 from pop3svc import files
-from tests.running import CHECKOUT, withCheckout
+from tests.support.running import CHECKOUT, withCheckout
 
 # Child processes have to run this checkout, not an installed copy.
 os.environ["PYTHONPATH"] = withCheckout()

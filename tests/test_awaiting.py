@@ -25,13 +25,7 @@ from pop3svc.awaiting import (
     useMonotonicClock,
 )
 from pop3svc.errors import POP3ResponseError
-
-
-def start(coroutine: Any) -> tuple[Deferred[Any], list[Any]]:
-    deferred = Deferred.fromCoroutine(coroutine)
-    got: list[Any] = []
-    deferred.addBoth(got.append)
-    return deferred, got
+from tests.support.coroutines import start
 
 
 class AskTests(TestCase):

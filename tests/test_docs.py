@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pop3svc.testing import POP3Server, faults
-from tests.running import PATIENCE
-from tests.test_readme import block
+from tests.support.pages import block
+from tests.support.running import PATIENCE
 
 PAGE = (Path(__file__).parent.parent / "docs" / "testing.rst").read_text()
 

@@ -4,25 +4,12 @@ Line ends and counts, at every split of the input.
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pop3svc.lineendings import CRLFNormalizer, WireSizeCounter
-
-NASTY = st.lists(
-    st.sampled_from([b"\r", b"\n", b".", b"x", b"\0", b"\xff", b"\r\n"]), max_size=30
-).map(b"".join)
-
-
-def asSent(message: bytes) -> bytes:
-    """
-    An independent implementation of CRLFNormalizer.
-    """
-    sent = re.sub(rb"(?<!\r)\n", b"\r\n", message)
-    return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"
+from tests.support.messages import NASTY, asSent
 
 
 def through(message: bytes, cuts: list[int]) -> tuple[bytes, int]:

@@ -8,7 +8,6 @@ import poplib
 import re
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,8 @@ import pytest
 
 from pop3svc.service.tap import Options
 from pop3svc.testing import conversation
-from tests.running import PATIENCE, environment, freePort
-
-CHECKOUT = Path(__file__).parent.parent
-
-
-def block(page: str, marker: str) -> str:
-    """
-    @param page: the path of a page in the checkout.
-    @return: the only block of Python in the page that contains the marker.
-    """
-    text = (CHECKOUT / page).read_text()
-    blocks = re.findall(r"\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text)
-    (found,) = (each for each in blocks if marker in each)
-    return textwrap.dedent(found)
+from tests.support.pages import CHECKOUT, block
+from tests.support.running import PATIENCE, environment, freePort
 
 
 @pytest.mark.smoke

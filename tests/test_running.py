@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import CHECKOUT, PATIENCE, checkCopy, environment, forEverybody, freePort
+from tests.support.running import CHECKOUT, PATIENCE, checkCopy, environment, forEverybody, freePort
 
 
 def test_portIsKept() -> None:

@@ -30,8 +30,8 @@ from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop, MemoryProvider
 from pop3svc.testing import Inline, MailboxContract, conversation
 from pop3svc.threads import InThreads, _Mailbox
-from tests.protocol.test_commands import ALICE
-from tests.protocol.test_content import LINES, MESSAGE, Chunks, Lines
+from tests.support.contents import LINES, MESSAGE, Chunks, Lines
+from tests.support.conversations import ALICE
 
 
 class Contract(MailboxContract, PlainTestCase):

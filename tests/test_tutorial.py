@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import PATIENCE, SCRIPTS, Running, environment, freePort
+from tests.support.running import PATIENCE, SCRIPTS, Running, environment, freePort
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial.rst").read_text()
 # What starts the service, up to its own options.

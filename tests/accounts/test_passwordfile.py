@@ -37,6 +37,7 @@ from pop3svc.accounts.passwordfile import (
 from pop3svc.awaiting import BoundedThreadPool
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
+from tests.support.passwords import ask, isGood
 
 
 def scrypt(password: bytes) -> str:
@@ -56,23 +57,6 @@ HASHES = {
     "scrypt": scrypt(b"two words"),
     "plain": "{PLAIN}two words",
 }
-
-
-def ask(checker: PasswordFile, name: str, password: str) -> Any:
-    got: list[Any] = []
-    credentials = UsernamePassword(
-        name.encode("utf-8", "surrogateescape"), password.encode("utf-8", "surrogateescape")
-    )
-    maybeDeferred(checker.requestAvatarId, credentials).addBoth(got.append)
-    return got[0]
-
-
-def isGood(checker: PasswordFile, name: str, password: str) -> bool:
-    answer = ask(checker, name, password)
-    if answer == name.encode():
-        return True
-    assert answer.check(UnauthorizedLogin), answer
-    return False
 
 
 @pytest.fixture

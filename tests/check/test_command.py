@@ -15,7 +15,7 @@ import pytest
 
 from tests.interop.hard_messages import HARD_MESSAGES
 from tests.interop.service import HOST, PASSWORD, Service
-from tests.running import script
+from tests.support.running import script
 
 WAYS = ("plain", "stls", "tls")
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.running import CHECKOUT, PATIENCE, Running, environment, freePort, script
+from tests.support.running import CHECKOUT, PATIENCE, Running, environment, freePort, script
 
 EXAMPLES = CHECKOUT / "examples"
 

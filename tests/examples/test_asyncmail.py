@@ -17,7 +17,7 @@ from asyncmail import Mailbox, Maildrop
 
 from pop3svc.testing import MailboxContract
 from tests.examples.serving import logIn, messages, program, untilOpen
-from tests.running import PATIENCE, freePort
+from tests.support.running import PATIENCE, freePort
 
 
 class MailboxTests(MailboxContract, unittest.TestCase):

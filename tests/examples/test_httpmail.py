@@ -21,7 +21,7 @@ from twisted.web.server import NOT_DONE_YET
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import MailboxContract
 from tests.examples.serving import logIn, messages, program, service, untilOpen
-from tests.running import freePort
+from tests.support.running import freePort
 
 URL = "http://127.0.0.1"
 

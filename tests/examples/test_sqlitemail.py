@@ -18,7 +18,7 @@ from sqlitemail import SQLiteMailbox, SQLiteStore, deliver
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import MailboxContract
 from tests.examples.serving import EXAMPLES, addUser, logIn, messages, service
-from tests.running import environment
+from tests.support.running import environment
 
 
 class SQLiteMailboxTests(MailboxContract, unittest.TestCase):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.examples.serving import logIn, messages, program, untilOpen
-from tests.running import PATIENCE, freePort
+from tests.support.running import PATIENCE, freePort
 
 
 def send(port: int, **fields: str) -> str:

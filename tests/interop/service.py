@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pop3svc.accounts.passwordfile import addUser, readPasswordFile
 from tests.interop.hard_messages import HardMessage
-from tests.running import environment, freePort, script
+from tests.support.running import environment, freePort, script
 
 __all__ = ["HOST", "PASSWORD", "Maildir", "Service"]
 

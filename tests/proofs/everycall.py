@@ -29,8 +29,7 @@ from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
 from tests.anybody import Anybody
-from tests.protocol.test_wire import stuffed
-from tests.test_lineendings import asSent
+from tests.support.messages import asSent, stuffed
 
 # Actions of the shim at a call; as in shim.c.
 COUNT, FAIL, FAIL_ON, KILL, KILL_AFTER, HALF, HALF_KILL = range(7)

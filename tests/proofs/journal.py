@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.test_lineendings import asSent
+from tests.support.messages import asSent
 
 __all__ = ["Journal", "Message", "tokenIn"]
 

@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 
 from tests.proofs.journal import Journal, Message, tokenIn
-from tests.running import freePort, script
+from tests.support.running import freePort, script
 
 __all__ = ["Limits", "Run"]
 

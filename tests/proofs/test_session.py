@@ -47,8 +47,7 @@ from pop3svc.interfaces import (
 from pop3svc.policy import Policy
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-from tests.protocol.test_wire import stuffed, topOf
-from tests.test_lineendings import NASTY, asSent
+from tests.support.messages import NASTY, asSent, stuffed, topOf
 
 # Environment variable that asks for many more examples.
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))

@@ -25,8 +25,7 @@ from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
 from tests.anybody import Anybody
-from tests.protocol.test_wire import stuffed
-from tests.test_lineendings import NASTY, asSent
+from tests.support.messages import NASTY, asSent, stuffed
 
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 # Names by the conventions of delivery agents, and others; the second is no unique-id.

@@ -36,9 +36,9 @@ from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-from tests.protocol.test_connection import advance, events, loggedIn, makeFactory, reason
-from tests.protocol.test_session import later
-from tests.test_awaiting import start
+from tests.support.connections import advance, events, loggedIn, makeFactory, reason
+from tests.support.coroutines import start
+from tests.support.mailboxes import later
 
 AUTHORIZATION = frozenset([State.AUTHORIZATION])
 

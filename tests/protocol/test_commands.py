@@ -20,23 +20,9 @@ from pop3svc.protocol.session import Password, Proven, State
 from pop3svc.providers.memory import MemoryProvider, MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, conversation
+from tests.support.conversations import ALICE, loggedIn, provider
 
 pytestmark = pytest.mark.smoke
-
-MESSAGES = [
-    b"Subject: one\n\nfirst\n.\n.dot\n",
-    b"Subject: two\r\n\r\n" + b"line\r\n" * 5,
-    b"only a header: yes",
-]
-ALICE = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: +OK…\n"
-
-
-def provider(messages: Any = MESSAGES) -> MemoryProvider:
-    return MemoryProvider({"alice": "secret", "bob": " two words "}, messages)
-
-
-def loggedIn(script: str, messages: Any = MESSAGES, **options: Any) -> Any:
-    return conversation(provider(messages), ALICE + script, **options)
 
 
 @pytest.mark.parametrize("octetAtATime", [False, True])

@@ -27,46 +27,11 @@ from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-from tests.protocol.test_sender import Plain, Region
-from tests.protocol.test_session import later, logged
-from tests.test_awaiting import start
-from tests.test_lineendings import asSent
-
-BIG = b"Subject: big\n\n" + b"0123456789abcdef\n" * 50_000
-
-
-def makeFactory(messages: Any = (b"a: b\n\nc\n", BIG), **options: Any) -> POP3Factory:
-    provider = MemoryProvider({"alice": "secret"}, messages)
-    return POP3Factory(provider, clock=Clock(), **options)
-
-
-def loggedIn(**options: Any) -> Client:
-    client = Client(makeFactory(**options))
-    client.logIn()
-    return client
-
-
-def reason(client: Client, act: Any) -> str:
-    """
-    @return: the reason in the last log line of the connection.
-    """
-    (event,) = events("close", act)
-    return str(event["reason"])
-
-
-def events(kind: str, act: Any) -> list[Any]:
-    """
-    @return: the events of this kind during C{act}.
-    """
-    return [event for event in logged(act) if event.get("pop3Event") == kind]
-
-
-def advance(client: Client, seconds: float) -> None:
-    factory = client.protocol.factory
-    assert isinstance(factory, POP3Factory)
-    factory.clock.advance(seconds)  # type: ignore[attr-defined]
-    client._pump()
-
+from tests.support.bodies import Plain, Region
+from tests.support.connections import BIG, advance, events, loggedIn, makeFactory, reason
+from tests.support.coroutines import start
+from tests.support.mailboxes import later
+from tests.support.messages import asSent
 
 SCRIPT = b"USER alice\r\nPASS secret\r\nSTAT\r\nLIST\r\nUIDL 1\r\nTOP 1 0\r\nRETR 1\r\nFOO\r\nDELE 1\nNOOP\nQUIT\r\n"
 

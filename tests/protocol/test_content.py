@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -25,38 +25,8 @@ from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.testing import Inline
-from tests.test_awaiting import start
-
-MESSAGE = b"a: b\r\n\r\n" + b"0123456789\r\n" * 20000
-LINES = MESSAGE.split(b"\r\n")[:-1]
-
-
-@implementer(IMessageContent)
-class Lines:
-    def __init__(self, lines: list[bytes], late: bool = False) -> None:
-        self.lines = iter(lines)
-        self.late = late
-        self.closed = 0
-
-    def nextLine(self) -> Any:
-        line = next(self.lines, None)
-        return succeed(line) if self.late else line
-
-    def close(self) -> None:
-        self.closed += 1
-
-
-@implementer(IChunkedContent)
-class Chunks:
-    def __init__(self, chunks: list[Any]) -> None:
-        self.chunks = iter(chunks)
-        self.closed = 0
-
-    async def nextChunk(self) -> Any:
-        return next(self.chunks, None)
-
-    def close(self) -> None:
-        self.closed += 1
+from tests.support.contents import LINES, MESSAGE, Chunks, Lines
+from tests.support.coroutines import start
 
 
 @implementer(IFileContent)

@@ -22,7 +22,7 @@ from pop3svc.protocol.maildrop import Maildrop
 from pop3svc.protocol.replies import After, Reply, challenge, err, ok
 from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryProvider
-from tests.test_awaiting import start
+from tests.support.coroutines import start
 
 
 def makeSession(state: State = State.AUTHORIZATION, isSecure: bool = True) -> Session:

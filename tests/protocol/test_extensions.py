@@ -18,9 +18,9 @@ from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, conversation
-from tests.protocol.test_commands import ALICE, loggedIn, provider
-from tests.protocol.test_connection import advance, reason
-from tests.protocol.test_session import LEAVE, LOGIN, Provider, later
+from tests.support.connections import advance, reason
+from tests.support.conversations import ALICE, loggedIn, provider
+from tests.support.mailboxes import LEAVE, LOGIN, Provider, later
 
 
 def failing(mail: MemoryProvider, error: Exception) -> MemoryProvider:

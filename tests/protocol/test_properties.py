@@ -16,8 +16,7 @@ from pop3svc.interfaces import IChunkedContent
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
-from tests.protocol.test_wire import stuffed, topOf
-from tests.test_lineendings import NASTY, asSent
+from tests.support.messages import NASTY, asSent, stuffed, topOf
 
 
 class Model:

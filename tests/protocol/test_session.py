@@ -18,64 +18,17 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IBulkMessageSizes,
     ILoginThrottle,
-    IMailboxLogout,
-    INewMailNotifier,
     IPOP3ConnectionInfo,
-    IPOP3MailboxProvider,
     ISleepingMailbox,
 )
 from pop3svc.policy import Policy
 from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
-from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Async, Client, Delayed, Recording, conversation
-from tests.protocol.test_commands import ALICE
-from tests.protocol.test_content import Chunks
-from tests.test_awaiting import start
-
-LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
-LEAVE = ["unlock", "watch ended", "logout"]
-
-
-@implementer(INewMailNotifier, IMailboxLogout)
-class Mailbox(MemoryMailbox):
-    """
-    A mailbox with all optional interfaces.
-    """
-
-    def __init__(self, maildrop: MemoryMaildrop, calls: list[str]) -> None:
-        super().__init__(maildrop)
-        self._calls = calls
-
-    def watchMailbox(self, info: object, changed: object) -> Callable[[], None]:
-        return lambda: self._calls.append("watch ended")
-
-    def logout(self) -> None:
-        pass
-
-
-@implementer(IPOP3MailboxProvider)
-class Provider:
-    """
-    A provider that accepts the password "secret", with recording mailboxes.
-    """
-
-    name = "recording"
-
-    def __init__(self, wrap: Callable[[Any], Any] = lambda mailbox: mailbox) -> None:
-        self.calls: list[str] = []
-        self.maildrop = MemoryMaildrop([b"one\n", b"two\n"])
-        self.wrap = wrap
-        self.info: Any = None
-
-    def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
-        verifyObject(IPOP3ConnectionInfo, info)
-        self.calls.append("authenticate")
-        self.info = info
-        assert info.userNameAtLogin is None
-        if password != "secret":
-            return None
-        return self.wrap(Recording(Mailbox(self.maildrop, self.calls), self.calls))
+from pop3svc.testing import Async, Client, Delayed, conversation
+from tests.support.contents import Chunks
+from tests.support.conversations import ALICE
+from tests.support.coroutines import start
+from tests.support.mailboxes import LEAVE, LOGIN, Provider, later, logged
 
 
 def test_session() -> None:
@@ -182,22 +135,6 @@ def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
     assert provider.calls.count("watchMailbox") == provider.calls.count("watch ended")
     assert provider.calls.count("logout") == 1
     assert not provider.maildrop.isHeld
-
-
-def later(script: bytes) -> tuple[Provider, Client, Delayed]:
-    wrapped: list[Delayed] = []
-
-    def wrap(mailbox: Any) -> Delayed:
-        wrapped.append(Delayed(mailbox))
-        return wrapped[0]
-
-    provider = Provider(wrap)
-    client = Client(POP3Factory(provider, clock=Clock()))
-    client.send(b"USER alice\r\nPASS secret\r\n")
-    wrapped[0].answerAll()
-    client.received()
-    client.send(script)
-    return provider, client, wrapped[0]
 
 
 def test_lostDuringTheDeletion() -> None:
@@ -492,16 +429,6 @@ def test_lostWhileFallingAsleep() -> None:
     late[0].answerAll()
     assert provider.calls[-3:] == LEAVE
     assert not provider.maildrop.isHeld and not factory.connections
-
-
-def logged(act: Callable[[], object]) -> list[Any]:
-    seen: list[Any] = []
-    globalLogPublisher.addObserver(seen.append)
-    try:
-        act()
-    finally:
-        globalLogPublisher.removeObserver(seen.append)
-    return seen
 
 
 def test_failedLoginsInTheLog() -> None:

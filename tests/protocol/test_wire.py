@@ -4,34 +4,13 @@ First lines, dot-stuffing and TOP, at every split of the input.
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pop3svc.protocol.replies import After, Body, Lines, Pieces, challenge, err, ok
 from pop3svc.protocol.wire import MultiLine, firstLine, hasControl, splitLine
-from tests.test_lineendings import NASTY, asSent
-
-
-def stuffed(sent: bytes) -> bytes:
-    """
-    An independent implementation of dot-stuffing (RFC 1939 section 3).
-    """
-    lines = sent.split(b"\r\n")
-    return b"\r\n".join(b"." + line if line.startswith(b".") else line for line in lines)
-
-
-def topOf(sent: bytes, lines: int) -> bytes:
-    """
-    An independent implementation of TOP.
-    """
-    blank = re.search(rb"\A\r\n|\r\n\r\n", sent)
-    if blank is None:
-        return sent
-    body = sent[blank.end() :].split(b"\r\n")
-    return sent[: blank.end()] + b"".join(line + b"\r\n" for line in body[:-1][:lines])
+from tests.support.messages import NASTY, asSent, stuffed, topOf
 
 
 def through(message: bytes, cuts: list[int], topLines: int | None = None) -> bytes:

@@ -15,9 +15,9 @@ from zope.interface.verify import verifyObject
 
 from pop3svc.interfaces import IMailboxStore
 from pop3svc.providers.folder import FolderStore
-from pop3svc.testing import Inline, MailboxContract
+from pop3svc.testing import Inline, MailboxContract, conversation
 from tests.anybody import Anybody
-from tests.providers.test_maildir import conversation, failMoving
+from tests.support.maildirs import failMoving
 
 
 class FolderTests(MailboxContract, TestCase):

@@ -16,7 +16,7 @@ from pop3svc.providers import maildir as maildirs
 from pop3svc.providers.maildir import MaildirStore, separatorOf
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
-from tests.providers.test_maildir import ALICE
+from tests.support.conversations import ALICE
 
 BASE = "1700000000.M1P1.h"
 ONE, TWO = b"Subject: ONE\n\n1\n", b"Subject: TWO\n\ntwo two two\n"

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
-from unittest import TestCase, mock
+from unittest import TestCase
 
 import pytest
 from twisted.internet.task import Clock
@@ -33,31 +33,14 @@ from pop3svc.providers.maildir import ListingCache, MaildirMailbox, MaildirStore
 from pop3svc.providers.sizes import SharedSizes
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
-from tests.protocol.test_commands import ALICE
+from tests.support.conversations import ALICE
+from tests.support.maildirs import deliver, failMoving
 
 
-def deliver(maildir: Path, name: str, message: bytes = b"a: b\n\nc\n", folder: str = "new") -> Path:
-    for each in ("tmp", "new", "cur"):
-        (maildir / each).mkdir(parents=True, exist_ok=True)
-    path = maildir / folder / name
-    path.write_bytes(message)
-    return path
-
-
-def failMoving(test: TestCase, part: str) -> None:
-    """
-    Make moving files fail whose names contain C{part}.
-    """
-    rename = os.rename
-
-    def stubborn(source: Any, target: Any, **directories: Any) -> None:
-        if part in str(source):
-            raise OSError(errno.EIO, "Input/output error")
-        rename(source, target, **directories)
-
-    patch = mock.patch("os.rename", stubborn)
-    patch.start()
-    test.addCleanup(patch.stop)
+@pytest.fixture
+def maildir(tmp_path: Path) -> Path:
+    (tmp_path / "alice").mkdir()
+    return tmp_path / "alice"
 
 
 class Contract(MailboxContract, TestCase):
@@ -107,12 +90,6 @@ class ReadOnlyContract(Contract):
         self._listed(mailbox)
         names = sorted(each.name for each in Path(self.directory.name, "alice").iterdir())
         assert names == ["cur", "new", "tmp"]
-
-
-@pytest.fixture
-def maildir(tmp_path: Path) -> Path:
-    (tmp_path / "alice").mkdir()
-    return tmp_path / "alice"
 
 
 def served(maildir: Path, script: str = "", **options: Any) -> Client:

@@ -18,7 +18,8 @@ from pop3svc.providers import sizes
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.testing import Inline, conversation
 from tests.anybody import Anybody
-from tests.providers.test_maildir import ALICE, deliver
+from tests.support.conversations import ALICE
+from tests.support.maildirs import deliver
 
 MESSAGE = b"Subject: x\r\n\r\n"
 

@@ -27,8 +27,8 @@ from pop3svc.providers.maildir import MaildirStore
 from pop3svc.state import State
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
-from tests.protocol.test_commands import ALICE
-from tests.providers.test_maildir import deliver
+from tests.support.conversations import ALICE
+from tests.support.maildirs import deliver
 
 LOGIN = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
 REFUSED = "S: -ERR [SYS/TEMP] Mailbox is not available now.\n"

@@ -19,7 +19,7 @@ from pop3svc import PortalProvider
 from pop3svc.interfaces import IPOP3Mailbox, IPOP3MailboxProvider
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.testing import MailboxContract, conversation
-from tests.protocol.test_commands import ALICE
+from tests.support.conversations import ALICE
 
 
 @implementer(IMailboxPOP3)

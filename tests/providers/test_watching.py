@@ -20,7 +20,8 @@ from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.watching import DirectoryWatcher, Inotify
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
-from tests.providers.test_maildir import ALICE, deliver
+from tests.support.conversations import ALICE
+from tests.support.maildirs import deliver
 
 NEW, NONE = "+OK [ACTIVITY/NEW]", "+OK [ACTIVITY/NONE]"
 

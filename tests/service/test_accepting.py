@@ -15,8 +15,8 @@ from twisted.internet.task import Clock
 
 from pop3svc.service import accepting
 from pop3svc.service.accepting import AcceptLimiter
-from tests.providers.test_maildir import deliver
-from tests.running import Connection, Running, freePort
+from tests.support.maildirs import deliver
+from tests.support.running import Connection, Running, freePort
 
 
 class Port:

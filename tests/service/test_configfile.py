@@ -12,11 +12,9 @@ from pathlib import Path
 import pytest
 
 from pop3svc.accounts.passwordfile import addUser
-from tests.providers.test_maildir import deliver
-from tests.running import PATIENCE, Connection, Running, freePort, script
-from tests.service.test_twistd import renew, run, site, trusting
-
-__all__ = ["site"]
+from tests.support.maildirs import deliver
+from tests.support.running import PATIENCE, Connection, Running, freePort, script
+from tests.support.site import renew, run, trusting
 
 
 def write(path: Path, site: Path, ports: list[int], more: str = "") -> Path:

@@ -261,7 +261,7 @@ def test_neverMade() -> None:
     A connection whose TLS could not be set up is not counted, and keeps
     nothing from ending.
     """
-    from tests.test_awaiting import start
+    from tests.support.coroutines import start
 
     factory = make(maxUnauthenticated=1, maxConnections=2)
     for _ in range(5):

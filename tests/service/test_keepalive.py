@@ -20,10 +20,8 @@ from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.testing import MemoryTransport
-from tests.running import PATIENCE, Running, freePort
-from tests.service.test_twistd import options, site
-
-__all__ = ["site"]
+from tests.support.running import PATIENCE, Running, freePort
+from tests.support.site import options
 
 HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 110\r\n"
 

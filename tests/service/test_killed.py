@@ -11,8 +11,8 @@ import threading
 import time
 from pathlib import Path
 
-from tests.providers.test_maildir import deliver
-from tests.running import Connection, Running, freePort
+from tests.support.maildirs import deliver
+from tests.support.running import Connection, Running, freePort
 
 COUNT = 200
 # Fifty by hand: POP3SVC_KILLS=50.

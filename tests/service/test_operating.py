@@ -26,7 +26,7 @@ from pop3svc.accounts.passwordfile import addUser, removeUser
 from pop3svc.logs import Log
 from pop3svc.service.operating import Operated, Signals, makeLog
 from pop3svc.service.privileged import openTo
-from tests.running import (
+from tests.support.running import (
     CHECKOUT,
     PATIENCE,
     Connection,
@@ -36,10 +36,8 @@ from tests.running import (
     freePort,
     script,
 )
-from tests.service.test_twistd import options, run, served, site
-from tests.service.test_workers import begun
-
-__all__ = ["site"]
+from tests.support.site import options, run, served
+from tests.support.workers import begun
 
 # A provider that is hung up on while it is made, as early as anything of ours runs.
 HUNG_UP = """

@@ -16,11 +16,9 @@ import pytest
 from pop3svc.accounts.passwordfile import addUser
 from pop3svc.service import privileged
 from pop3svc.service.privileged import Opener, changeableBy, startOpener, unreadable
-from tests.running import Connection, Running, forEverybody, freePort, script
-from tests.service.test_twistd import renew, run, served, site
-from tests.service.test_workers import mayRunHere
-
-__all__ = ["site"]
+from tests.support.running import Connection, Running, forEverybody, freePort, script
+from tests.support.site import renew, run, served
+from tests.support.workers import mayRunHere
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 forWorkers = pytest.mark.skipif(not mayRunHere(), reason="another user cannot run this Python")

@@ -21,10 +21,8 @@ from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.proxy import ProxyFactory, parseHeader
 from pop3svc.testing import MemoryTransport
-from tests.running import PATIENCE, Running, freePort
-from tests.service.test_twistd import options, site, trusting
-
-__all__ = ["site"]
+from tests.support.running import PATIENCE, Running, freePort
+from tests.support.site import options, trusting
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pop3svc.service.datadirectory import _selfSigned
-from tests.running import PATIENCE, Running, freePort
+from tests.support.running import PATIENCE, Running, freePort
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 

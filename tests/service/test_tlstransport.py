@@ -27,7 +27,7 @@ from pop3svc.service.datadirectory import _selfSigned
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.tlstransport import TLSTransport
 from tests.anybody import Anybody
-from tests.running import Connection, Running, freePort
+from tests.support.running import Connection, Running, freePort
 
 # More than the kernel takes at once.
 MESSAGE = b"Subject: large\r\n\r\n" + b"".join(b"%070d\r\n" % line for line in range(100_000))

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,44 +18,17 @@ import pytest
 
 from pop3svc.accounts.passwordfile import addUser
 from pop3svc.service.datadirectory import _selfSigned
-from tests.providers.test_maildir import deliver
-from tests.running import (
+from tests.support.maildirs import deliver
+from tests.support.running import (
     CHECKOUT,
     PATIENCE,
     Connection,
     Running,
-    environment,
     forEverybody,
     freePort,
     script,
 )
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """
-    A mail host: accounts, mail, a certificate.
-    """
-    path = tmp_path_factory.mktemp("site")
-    for name in ("alice", "bob"):
-        addUser(str(path / "users"), name, "secret word")
-        (path / "mail" / name).mkdir(parents=True)
-    renew(path)
-    return path
-
-
-def renew(path: Path) -> None:
-    certificate, key = _selfSigned()
-    (path / "cert.pem").write_bytes(certificate)
-    (path / "key.pem").write_bytes(key)
-
-
-def options(site: Path, *more: str) -> list[str]:
-    return [
-        *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{site / 'users'}"),
-        *("--certificate", str(site / "cert.pem"), "--private-key", str(site / "key.pem")),
-        *more,
-    ]
+from tests.support.site import options, renew, run, served, trusting
 
 
 @pytest.fixture
@@ -71,10 +43,6 @@ def service(site: Path, tmp_path: Path) -> Iterator[tuple[Running, int, int]]:
         ),
     ) as running:
         yield running.up(), plain, secure
-
-
-def trusting(site: Path) -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(site / "cert.pem"))
 
 
 @pytest.mark.smoke
@@ -207,14 +175,6 @@ def test_unauthenticated(service: tuple[Running, int, int]) -> None:
     assert not any("Traceback" in line for line in running.lines)
 
 
-def served(port: int) -> bytes:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
-        with context.wrap_socket(raw) as wrapped:
-            return wrapped.getpeercert(True) or b""
-
-
 def servedAfterSTLS(port: int) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -291,19 +251,6 @@ def test_tlsEndpoint(site: Path, tmp_path: Path) -> None:
             while local.recv(1000):
                 pass
         running.waitFor("alice from this machine (no TLS")
-
-
-def run(arguments: list[str], home: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    home.mkdir(exist_ok=True)
-    return subprocess.run(
-        arguments,
-        cwd=home,
-        env=environment(home),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
 
 
 @pytest.mark.smoke

@@ -14,9 +14,9 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.service import usercommand
 from pop3svc.service.command import main
 from pop3svc.testing import Inline
-from tests.accounts.test_passwordfile import isGood
-from tests.running import script
-from tests.service.test_twistd import run
+from tests.support.passwords import isGood
+from tests.support.running import script
+from tests.support.site import run
 
 
 def test_fromAPipe(tmp_path: Path) -> None:

@@ -11,8 +11,6 @@ import select
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,96 +27,17 @@ from pop3svc.policy import Policy
 from pop3svc.service.worker import _Parent
 from pop3svc.service.workers import EVENT, UP, Lines, Outbox, Shared, Supervisor
 from pop3svc.service.workers import PATIENCE as MORE
-from tests.providers.test_maildir import deliver
-from tests.running import PATIENCE, Connection, Running, environment, forEverybody, freePort
-from tests.service.test_twistd import options, run, script, served, site, trusting
-
-__all__ = ["site"]
-
-SERVES = re.compile(r"worker (\d+) \(process (\d+)\) serves")
-
-
-class Site:
-    """
-    A service with two workers.
-
-    @ivar pids: of the workers, by number.
-    """
-
-    def __init__(self, running: Running, port: int) -> None:
-        self.running = running
-        self.port = port
-        self.pids: dict[int, int] = {}
-        self.open: list[Connection] = []
-        running.up()
-        for _ in range(2):
-            self.waitForWorker()
-        assert set(self.pids) == {1, 2}
-
-    def waitForWorker(self) -> int:
-        found = SERVES.search(self.running.waitFor("serves"))
-        assert found is not None
-        self.pids[int(found[1])] = int(found[2])
-        return int(found[1])
-
-    def workersOf(self, *connections: Connection) -> list[int]:
-        """
-        Which workers have accepted connections.
-        """
-        sockets: dict[str, int] = {}
-        for number, pid in self.pids.items():
-            for each in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    sockets[os.readlink(each)] = number
-                except FileNotFoundError:
-                    pass
-        local = {each.socket.getsockname()[1]: each for each in connections}
-        found = {}
-        with open("/proc/net/tcp") as table:
-            next(table)
-            for row in table:
-                words = row.split()
-                client = int(words[2].split(":")[1], 16)
-                if client in local and f"socket:[{words[9]}]" in sockets:
-                    found[client] = sockets[f"socket:[{words[9]}]"]
-        return [found[each] for each in local]
-
-    def connect(self, header: bytes = b"") -> tuple[int, Connection]:
-        """
-        @return: a connection whose greeting was read, and which worker has it.
-        """
-        connection = Connection(self.port)
-        self.open.append(connection)
-        connection.socket.sendall(header)
-        assert connection.line().startswith(b"+OK")
-        return self.workersOf(connection)[0], connection
-
-    def connectTo(self, number: int, header: bytes = b"") -> Connection:
-        """
-        @return: a connection to a certain worker.
-        """
-        for _ in range(500):
-            found, connection = self.connect(header)
-            if found == number:
-                return connection
-        raise AssertionError(f"worker {number} accepts nothing")
-
-    def end(self) -> int:
-        """
-        End it; the clients have gone, so that nobody waits for them.
-        """
-        for each in self.open:
-            each.socket.close()
-        return self.running.end(signal.SIGTERM)
-
-
-def begun(site: Path, home: Path, *more: str) -> Iterator[Site]:
-    port = freePort()
-    with Running(
-        home,
-        *options(site, "--workers", "2", "--endpoint", f"tcp:{port}:interface=127.0.0.1", *more),
-    ) as running:
-        yield Site(running, port)
+from tests.support.maildirs import deliver
+from tests.support.running import (
+    PATIENCE,
+    Connection,
+    Running,
+    forEverybody,
+    freePort,
+    script,
+)
+from tests.support.site import options, run, served, trusting
+from tests.support.workers import Site, begun, mayRunHere
 
 
 @pytest.fixture
@@ -391,21 +310,6 @@ def test_keyThatCannotBeRead(site: Path, tmp_path: Path) -> None:
         assert connection.say(b"STLS").startswith(b"+OK")
         connection.startTLS(trusting(site))
         assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
-
-
-def mayRunHere() -> bool:
-    """
-    May nobody, the user, run this Python with this package?
-    """
-    if os.geteuid() != 0:
-        return False
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", "import pop3svc"], user=65534, cwd="/", env=environment("/")
-        )
-    except PermissionError:
-        return False
-    return done.returncode == 0
 
 
 @pytest.mark.skipif(not mayRunHere(), reason="another user cannot run this Python")

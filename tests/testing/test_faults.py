@@ -25,27 +25,12 @@ from pop3svc.testing import (
     WrongNameCertificate,
     WrongSize,
 )
-from tests.running import PATIENCE
+from tests.support.running import PATIENCE
+from tests.support.servers import MESSAGE, connected, loggedIn, served
 
-MESSAGE = b"Subject: hello\r\n\r\n" + b"A line of text.\r\n" * 100
 # Seconds after which a client gives up waiting.  The tests assert that there is no answer, however
 # long the client waits.
 SOON = 0.5
-
-
-def served(*faults: Any, **options: Any) -> POP3Server:
-    return POP3Server({"alice": "secret"}, faults=faults, **options)
-
-
-def connected(server: POP3Server) -> poplib.POP3:
-    return poplib.POP3(server.host, server.port, PATIENCE)
-
-
-def loggedIn(server: POP3Server) -> poplib.POP3:
-    client = connected(server)
-    client.user("alice")
-    client.pass_("secret")
-    return client
 
 
 def impatient(client: poplib.POP3) -> poplib.POP3:

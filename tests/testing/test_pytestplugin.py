@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from tests.running import PATIENCE
+from tests.support.running import PATIENCE
 
 
 def run(directory: Path, program: str, *options: str) -> tuple[int, str]:

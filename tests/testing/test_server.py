@@ -20,8 +20,8 @@ from pop3svc.policy import EXTENSIONS
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.testing import POP3Server, Slow
 from pop3svc.testing.reactorthread import ReactorThread
-from tests.running import PATIENCE, Connection
-from tests.testing.test_faults import MESSAGE, connected, loggedIn, served
+from tests.support.running import PATIENCE, Connection
+from tests.support.servers import MESSAGE, connected, loggedIn, served
 
 
 def capa(server: POP3Server) -> list[str]:

@@ -34,7 +34,7 @@ __all__ = [
     "withCheckout",
 ]
 
-CHECKOUT = Path(__file__).parent.parent.absolute()
+CHECKOUT = Path(__file__).parent.parent.parent.absolute()
 SCRIPTS = Path(sys.executable).parent
 # Seconds that any step may take; a busy machine needs long.
 PATIENCE = 60
