@@ -4,9 +4,10 @@ Remember logged messages, so that each is logged once instead of at every poll.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
+
+from pop3svc.bounded import BoundedDict
 
 __all__ = ["Once"]
 
@@ -20,8 +21,7 @@ class Once:
         """
         @param bound: number of keys that are remembered; some 100 octets each.
         """
-        self._bound = bound
-        self._seen: OrderedDict[Hashable, None] = OrderedDict()
+        self._seen: BoundedDict[Hashable, None] = BoundedDict(bound)
         self._lock = Lock()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -35,10 +35,7 @@ class Once:
         """
         with self._lock:
             isNew = key not in self._seen
-            self._seen[key] = None
-            self._seen.move_to_end(key)
-            if len(self._seen) > self._bound:
-                self._seen.popitem(last=False)
+            self._seen.put(key, None)
             return isNew
 
     def forget(self, key: Hashable) -> bool:

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "pop3svc"
 # A module imports from lower ranks only.
 RANKS = {
     "lazyimports": 0,
-    "once": 0,
+    "bounded": 0,
+    "once": 1,
     "errors": 0,
     "interfaces": 0,
     "policy": 0,

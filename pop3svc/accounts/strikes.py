@@ -4,7 +4,6 @@ Count failed logins by address and by user, and limit them.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_network
@@ -15,6 +14,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.bounded import BoundedDict
 from pop3svc.interfaces import ILoginAttempt
 from pop3svc.networks import LOOPBACK, addressOf, networkOf
 
@@ -152,7 +152,7 @@ class Strikes:
         self.seconds = seconds
         self._filled = filled
         self._refused = refused
-        self._records: OrderedDict[Any, _Record] = OrderedDict()
+        self._records: BoundedDict[Any, _Record] = BoundedDict(self.BOUND)
         # Guesses under way, by key: the number of attempts with that guess, and the time of
         # the last one.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
@@ -233,9 +233,8 @@ class Strikes:
         record = self._record(key)
         now = self._clock.seconds()
         if record is None:
-            record = self._records[key] = _Record(now)
-            if len(self._records) > self.BOUND:
-                self._records.popitem(last=False)
+            record = _Record(now)
+            self._records.put(key, record)
         size = self.limit * GUESS
         if len(record.guesses) >= size or record.holds(guess):
             return False

@@ -5,7 +5,6 @@ Throttling of logins: refuse attempts over the limits, and delay the answer to e
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
@@ -19,6 +18,7 @@ from zope.interface import implementer
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.strikes import GUESS, Attempt, BanEngine, Strikes, UserThrottle
 from pop3svc.awaiting import isAwaitable
+from pop3svc.bounded import BoundedDict
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import networkOf
@@ -53,7 +53,7 @@ class _Logged:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._when: OrderedDict[tuple[str, bytes], float] = OrderedDict()
+        self._when: BoundedDict[tuple[str, bytes], float] = BoundedDict(self.BOUND)
 
     def add(self, place: str, guess: bytes) -> bool:
         """
@@ -65,10 +65,7 @@ class _Logged:
         last = self._when.get(key)
         if last is not None and now - last < self.AGAIN:
             return True
-        self._when[key] = now
-        self._when.move_to_end(key)
-        if len(self._when) > self.BOUND:
-            self._when.popitem(last=False)
+        self._when.put(key, now)
         return False
 
 
@@ -414,7 +411,7 @@ class LoginGuard:
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         # For each address: the number of refusals, the time at which the last one was
         # recorded, and the time at which it is due.
-        self._refusals: OrderedDict[str, tuple[int, float, float]] = OrderedDict()
+        self._refusals: BoundedDict[str, tuple[int, float, float]] = BoundedDict(self.BOUND)
 
     def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """
@@ -490,10 +487,7 @@ class LoginGuard:
             dueBefore + min(self.STEP * max(count, 1), self.LONGEST),
         )
         due = min(due, now + self.PATIENCE)
-        self._refusals[key] = count + 1, now, due
-        self._refusals.move_to_end(key)
-        if len(self._refusals) > self.BOUND:
-            self._refusals.popitem(last=False)
+        self._refusals.put(key, (count + 1, now, due))
         later: Deferred[Any] = Deferred(lambda _: timer.cancel())
         timer = self._clock.callLater(max(due - now, 0), later.callback, answer)
         return later

@@ -8,7 +8,6 @@ import errno
 import fcntl
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.awaiting import Executor, isAwaitable, isCancelled
+from pop3svc.bounded import BoundedDict
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import (
     FileBlocks,
@@ -213,7 +213,7 @@ class SizeCache:
     BOUND = 200_000
 
     def __init__(self) -> None:
-        self._sizes: OrderedDict[tuple[int, ...], int] = OrderedDict()
+        self._sizes: BoundedDict[tuple[int, ...], int] = BoundedDict(self.BOUND)
         self._lock = Lock()
 
     def sizeOf(self, descriptor: int) -> int:
@@ -231,9 +231,7 @@ class SizeCache:
                 return self._sizes[key]
         octets = countOctets(descriptor)
         with self._lock:
-            self._sizes[key] = octets
-            if len(self._sizes) > self.BOUND:
-                self._sizes.popitem(last=False)
+            self._sizes.put(key, octets)
         return octets
 
 

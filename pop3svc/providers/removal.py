@@ -14,12 +14,12 @@ import errno
 import os
 import stat
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
+from pop3svc.bounded import BoundedDict
 from pop3svc.files import closeQuietly, isStampTrustworthy, openDirectory
 from pop3svc.providers.paths import openBelow
 
@@ -158,7 +158,7 @@ class CleanCache:
     BOUND = 10_000
 
     def __init__(self) -> None:
-        self._stamps: OrderedDict[tuple[int, int], _Stamp] = OrderedDict()
+        self._stamps: BoundedDict[tuple[int, int], _Stamp] = BoundedDict(self.BOUND)
 
     def isClean(self, root: int, status: os.stat_result, folders: Sequence[str]) -> bool:
         """
@@ -173,9 +173,7 @@ class CleanCache:
         if stamp is None or not isClean(root, folders):
             return False
         if isOld:
-            self._stamps[key] = stamp
-            if len(self._stamps) > self.BOUND:
-                self._stamps.popitem(last=False)
+            self._stamps.put(key, stamp)
         return True
 
 
