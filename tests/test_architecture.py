@@ -231,3 +231,113 @@ def test_docstrings() -> None:
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 if not node.name.startswith("_"):
                     assert ast.get_docstring(node), f"{name}.{node.name}"
+
+
+FIELD = re.compile(r"^\s*@(ivar|cvar|param) (\w+):", re.M)
+
+
+def attributes(node: ast.ClassDef) -> set[str]:
+    """
+    @return: the names that a class defines in its body, in C{__slots__}, or by assignment to
+        an attribute of C{self}.
+    """
+    names = set()
+    for each in node.body:
+        if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(each.name)
+        elif isinstance(each, ast.Assign):
+            for target in each.targets:
+                names |= {leaf.id for leaf in ast.walk(target) if isinstance(leaf, ast.Name)}
+                if isinstance(target, ast.Name) and target.id == "__slots__":
+                    names |= set(ast.literal_eval(each.value))
+        elif isinstance(each, ast.AnnAssign) and isinstance(each.target, ast.Name):
+            names.add(each.target.id)
+    for each in ast.walk(node):
+        if (
+            isinstance(each, ast.Attribute)
+            and isinstance(each.ctx, ast.Store)
+            and isinstance(each.value, ast.Name)
+            and each.value.id == "self"
+        ):
+            names.add(each.attr)
+    return names
+
+
+def parameters(node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """
+    @return: the names of the parameters of a function.
+    """
+    given = node.args
+    found = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+    return {each.arg for each in found if each is not None}
+
+
+def wrongFields(tree: ast.Module) -> list[str]:
+    """
+    @return: the fields of docstrings that name no attribute of the class, and no parameter of
+        the function or of the constructor of the class.
+    """
+    found = []
+    classes = {each.name: each for each in ast.walk(tree) if isinstance(each, ast.ClassDef)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            known = {"ivar": attributes(node), "cvar": attributes(node), "param": set[str]()}
+            for base in node.bases:
+                if isinstance(base, ast.Name) and base.id in classes:
+                    known["ivar"] |= attributes(classes[base.id])
+            for each in node.body:
+                if isinstance(each, ast.FunctionDef) and each.name == "__init__":
+                    known["param"] = parameters(each)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            known = {"ivar": set(), "cvar": set(), "param": parameters(node)}
+        else:
+            continue
+        for kind, name in FIELD.findall(ast.get_docstring(node, clean=False) or ""):
+            if name not in known[kind]:
+                found.append(f"{node.name}: @{kind} {name}")
+    return found
+
+
+def test_wrongFields() -> None:
+    """
+    The search below finds a field of each kind that names nothing.
+    """
+    source = '''
+class One:
+    """
+    @ivar slot: right.
+    @ivar field: right.
+    @ivar assigned: right.
+    @ivar other: wrong.
+    @param number: right.
+    """
+    __slots__ = ("slot",)
+    field: int
+
+    def __init__(self, number):
+        self.assigned, self.more = number
+
+def work(first, *rest, last, **others):
+    """
+    @param first: right.
+    @param rest: right.
+    @param last: right.
+    @param others: right.
+    @param more: wrong.
+    @ivar first: wrong.
+    """
+'''
+    assert wrongFields(ast.parse(source)) == [
+        "One: @ivar other",
+        "work: @param more",
+        "work: @ivar first",
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_fieldsOfDocstrings(path: Path) -> None:
+    """
+    Each C{@ivar}, C{@cvar} and C{@param} of a docstring names an attribute or a parameter that
+    exists.
+    """
+    assert wrongFields(ast.parse(path.read_text())) == []
