@@ -42,14 +42,14 @@ _HANDSHAKE_RECORD = 0x16
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class POP3Connection(LineReceiver):
     """
-    The server's end of one POP3 connection: one command at a time, TLS, time limits.  Of
-    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.  It is long because
-    Twisted calls all of these methods on one object.
+    The server's end of one POP3 connection: one command at a time, TLS, time limits.  It uses
+    C{paused} of L{LineReceiver}, and its methods that pause and resume.  The class is long
+    because Twisted calls all of these methods on one object.
 
     @ivar session: the state of the client.
     """
 
-    # Most connections are idle; a dictionary for so many names is large.
+    # Slots take less memory than a dictionary, and a service has many idle connections.
     __slots__ = (
         "_clock",
         "_closing",
@@ -91,10 +91,10 @@ class POP3Connection(LineReceiver):
         limits: Limits,
     ) -> None:
         """
-        @param makeSession: takes the transport.
-        @param connectionCreator: for STLS: what C{startTLS} takes, or L{None}.
-        @param ended: called once, when all of this is over.
-        @param unauthenticated: holds this connection until somebody logs in.
+        @param makeSession: takes the transport, returns the session.
+        @param connectionCreator: the argument of C{transport.startTLS} for STLS, or L{None}.
+        @param ended: called once, when the connection and its session have ended.
+        @param unauthenticated: the set that holds this connection while nobody is logged in.
         @param limits: the time limits of all connections.
         """
         self._makeSession = makeSession
@@ -103,13 +103,13 @@ class POP3Connection(LineReceiver):
         self._connectionCreator = connectionCreator
         self._ended = ended
         self._unauthenticated = unauthenticated
-        # Set by the factory, for its counting.
+        # The factory sets the client's address, and counts connections by it.
         self.address: str | None = None
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
         self._limits = limits
-        # That of them which runs now.
+        # The time limit that is running, if any.
         self._limit: SharedTimeout | None = None
         # Made when the connection ends.
         self._closing: Closing | None = None
@@ -127,7 +127,7 @@ class POP3Connection(LineReceiver):
     @property
     def isAnswering(self) -> bool:
         """
-        Is something under way that has to be waited for?
+        Whether a command is running, or more input waits for its turn.
         """
         return self._running is not None or self.paused
 
@@ -135,11 +135,11 @@ class POP3Connection(LineReceiver):
 
     def connectionMade(self) -> None:
         """
-        Greet (RFC 1939 section 4).
+        Send the greeting (RFC 1939 section 4).
         """
         transport: Any = self.transport
         self.session = self._makeSession(transport)
-        # It refers to this connection: what goes in a circle is freed late.
+        # The function refers to this connection, and reference cycles are freed late.
         del self._makeSession
         self._policy = self.session.policy
         self._sender = ReplySender(
@@ -155,8 +155,7 @@ class POP3Connection(LineReceiver):
         self._handshaking = isTLS(transport)
         setNoDelay = getattr(transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
-            # A reply that goes out in two parts must not wait for the
-            # acknowledgement of the first.
+            # The second part of a reply must not wait for the acknowledgement of the first.
             setNoDelay(True)
         info = self.session.info
         if self._policy.verboseEvents:
@@ -181,11 +180,11 @@ class POP3Connection(LineReceiver):
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Some octets came in.
+        Take octets of the client, and answer the lines among them.
         """
         if self._reason:
-            # Whatever a client still sends is read, so that its end of the
-            # connection closes in order, and dropped.
+            # The connection is closing.  Read and drop further input, so that the client can
+            # close its end in order.
             return
         if self._heardNothing and data:
             self._heardNothing = False
@@ -197,7 +196,7 @@ class POP3Connection(LineReceiver):
             self._abort("pipelined too much input")
             return
         if self._running is not None:
-            # It stays where it is, in the kernel.
+            # Leave further input in the kernel while a command is running.
             if not self.paused:
                 self.pauseProducing()
         elif not self.paused:
@@ -205,15 +204,15 @@ class POP3Connection(LineReceiver):
 
     def clearLineBuffer(self) -> bytes:
         """
-        Drop the input that waits.
+        Drop the buffered input.
 
-        @return: the octets that were dropped.
+        @return: the dropped octets.
         """
         return self._input.clear()
 
     def _takeLines(self) -> None:
         """
-        Answer what came in, as far as it goes without waiting.
+        Answer the buffered lines, until a command has to wait or the time slice is over.
         """
         if self._isTaking:
             return
@@ -224,7 +223,7 @@ class POP3Connection(LineReceiver):
             while lines and self._running is None and not self.paused:
                 self.lineReceived(lines.next())
                 if turns.isOver() and not self._reason and self._running is None:
-                    # Others wait; the rest is for the next turn.
+                    # Other connections wait, so answer the rest in the next time slice.
                     self.pauseProducing()
                     self._turns.callNext(self._nextTurn)
         finally:
@@ -235,19 +234,19 @@ class POP3Connection(LineReceiver):
             self.lineLengthExceeded(lines.partial)
             return
         if self._sender.hasGathered and not self._sender.flushShort():
-            # All that came in is answered, or has had its turn.
+            # All buffered lines are answered, or the time slice is over.
             self._run(self._sender.flush())
             if self._running is not None or self._reason:
                 return
         if self._readEnded and not lines:
             self._close("closed by the client")
         elif isNew or self._limit is None:
-            # Octets that end no line renew no limit.
+            # Octets without a line end do not restart the time limit.
             self._awaitLine()
 
     def lineReceived(self, line: bytes) -> None:
         """
-        One line came in: answer it before the next is looked at.
+        Answer one line.  If its command has to wait, later lines wait for it.
         """
         if self._reason:
             return
@@ -274,7 +273,7 @@ class POP3Connection(LineReceiver):
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """
-        Do something to the end before another line is looked at.
+        Run a coroutine.  If it has to wait, no line is answered until it ends.
         """
         try:
             running = startNow(work)
@@ -282,24 +281,24 @@ class POP3Connection(LineReceiver):
             self._failed(Failure())
             return
         if isinstance(running, Deferred):
-            # What was answered before does not wait for it.
+            # Earlier replies do not wait for this work.
             self._sender.flushNow()
             self._running = running
             if not self._isUnauthenticated:
-                # The clock stops meanwhile.
+                # No time limit runs while a command is running.
                 self._setLimit(None)
             running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
-        A line is too long (RFC 2449 section 4).
+        Refuse a line that is too long (RFC 2449 section 4), and close.
         """
         self._sender.say(err("Line is too long."))
         self._close("sent a line that is too long")
 
     async def _watched(self, line: bytes) -> Reply:
         """
-        Answer a line, and tell of it.
+        Answer a line, and log the command.
         """
         session = self.session
         verb = verbOf(session, line, self._table)
@@ -328,7 +327,7 @@ class POP3Connection(LineReceiver):
 
     def _sent(self, reply: Reply) -> None:
         """
-        A reply is on its way.
+        Carry out the action after a reply, and adapt the time limits to the new state.
         """
         if reply.then is not After.GO_ON:
             if reply.then is After.START_TLS:
@@ -341,7 +340,7 @@ class POP3Connection(LineReceiver):
             if self._isUnauthenticated:
                 self._endLoginLimit()
         elif not self._isUnauthenticated:
-            # Logged in and out again: the connection begins anew.
+            # The user has logged out, so the limit for a login runs again.
             self._tell("logged out")
             self._limitLogin()
         elif self._isLate:
@@ -352,7 +351,7 @@ class POP3Connection(LineReceiver):
 
     def _goOn(self, _: object) -> None:
         """
-        What had to be waited for is over.
+        Go on with the input after a command that had to wait.
         """
         self._running = None
         if self.paused:
@@ -361,7 +360,7 @@ class POP3Connection(LineReceiver):
             transport.resumeProducing()
         if self._reason:
             return
-        # If it was no command, _sent() has not looked.
+        # Check again, because _sent() is not called after a flush.
         if self._isLate:
             self._sayTooLate()
         elif self._stopping:
@@ -377,7 +376,7 @@ class POP3Connection(LineReceiver):
         if failure.check(Stalled):
             self._abort("stopped reading")
         elif self._reason or failure.check(ConnectionLost):
-            # The client is gone; what it asked for was cut short.
+            # The client is gone.
             self._abort("lost")
         else:
             log.failure(
@@ -386,7 +385,7 @@ class POP3Connection(LineReceiver):
                 pop3Event="error",
                 connectionID=self.session.info.connectionID,
             )
-            # Those before it are whole.
+            # Send the earlier replies, because they are whole.
             self._sender.flushNow()
             self._abort("a reply failed midway")
 
@@ -395,8 +394,8 @@ class POP3Connection(LineReceiver):
         self._sender.flushNow()
         self._sender.startTLS()
         if self.clearLineBuffer():
-            # Somebody put plain text behind STLS to have it run inside TLS.
-            self._abort("sent plain text behind STLS")
+            # An attacker may have injected plain text, so that it runs inside TLS.
+            self._abort("sent plain text after STLS")
             return
         self._handshaking = True
         self.session.info.isSecure = True
@@ -406,8 +405,7 @@ class POP3Connection(LineReceiver):
 
     def _awaitLine(self) -> None:
         """
-        Limit the wait for the next line.  Before login the login's own limit
-        does that.
+        Limit the wait for the next line.  Before a login only the limit for the login runs.
         """
         self._quietSince = self._clock.seconds()
         state = self.session.state
@@ -418,7 +416,9 @@ class POP3Connection(LineReceiver):
 
     def _setLimit(self, limit: SharedTimeout | None) -> None:
         """
-        Begin one limit, whatever ran before.
+        Begin a time limit, and end the one that was running.
+
+        @param limit: the time limit, or L{None} for none.
         """
         before, self._limit = self._limit, limit
         if before is not None and before is not limit:
@@ -428,8 +428,8 @@ class POP3Connection(LineReceiver):
 
     def idleTooLong(self) -> None:
         """
-        The wait for a command was too long.  Without a word (RFC 1939 section
-        3); the mailbox is free at once, whenever the client closes its end.
+        Close without a reply (RFC 1939 section 3), because the client has sent no command for
+        too long.  The mailbox is unlocked now, even if the client does not close its end yet.
         """
         self._close("idle for too long")
         self._endSession()
@@ -446,11 +446,11 @@ class POP3Connection(LineReceiver):
 
     def loginTooLate(self) -> None:
         """
-        The time for a login is over.
+        Close, because nobody has logged in in time.
         """
         if self._running is not None:
-            # What is under way may yet be the login; _sent() looks again, or
-            # _goOn().
+            # The running command may be the login itself, so _sent() or _goOn() checks
+            # again when it ends.
             self._isLate = True
         else:
             self._sayTooLate()
@@ -466,11 +466,11 @@ class POP3Connection(LineReceiver):
 
     def stop(self) -> None:
         """
-        The service stops: end as soon as no command is running.
+        Close as soon as no command is running, because the service stops.
         """
         self._stopping = True
         if self._reason:
-            # It has been told good-bye; what is written still goes out.
+            # The connection is closing.  Do not wait for the client to close its end.
             self.closeFully()
         elif self._running is None:
             self._sayStopping()
@@ -485,21 +485,26 @@ class POP3Connection(LineReceiver):
 
     def abort(self, reason: str) -> None:
         """
-        End now, whatever is under way.
+        Close at once, even if a command is running.
+
+        @param reason: for the log.
         """
         self._abort(reason)
 
     def _tryRelease(self, isMarked: bool) -> bool:
         """
-        Another session of the user wants the mailbox: end this one if it has
-        been idle long enough.  Nothing of it is deleted.
+        End the session if it has been idle long enough, because another session of the user
+        wants the mailbox.  No message is deleted.
+
+        @param isMarked: whether any message is marked.
+        @return: whether the session ends.
         """
         if self._reason:
             return False
         policy = self._policy
         enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
         if self._running is not None:
-            # A client that takes nothing of a reply may be gone.
+            # A client that has not read its reply for long may be gone.
             if self._sender.stalledFor() < enough:
                 return False
             self._abort("made room for another session of the user")
@@ -514,9 +519,9 @@ class POP3Connection(LineReceiver):
 
     def _endSession(self) -> Deferred[None] | None:
         """
-        Let go of everything, once.
+        End the session, which releases the mailbox.  Further calls do nothing.
 
-        @return: a Deferred, if that takes time.
+        @return: a Deferred that fires at the end, or L{None} if the session has ended already.
         """
         if not self._isEnding:
             self._isEnding = True
@@ -533,7 +538,7 @@ class POP3Connection(LineReceiver):
 
     def readConnectionLost(self) -> None:
         """
-        The client has closed its half: it gets the answers to what it sent.
+        Answer the remaining lines and then close, because the client has closed its half.
         See L{IHalfCloseableProtocol}.
         """
         self._readEnded = True
@@ -545,7 +550,7 @@ class POP3Connection(LineReceiver):
 
     def writeConnectionLost(self) -> None:
         """
-        Our half is closed.  See L{IHalfCloseableProtocol}.
+        Close the connection if both halves are closed.  See L{IHalfCloseableProtocol}.
         """
         if self._readEnded:
             transport: Any = self.transport
@@ -553,8 +558,10 @@ class POP3Connection(LineReceiver):
 
     def _close(self, reason: str) -> None:
         """
-        Close our end in order: what is written still arrives, and what the
-        client still sends is read, or a reset might overtake our last words.
+        Close our end in order.  Written data still arrives, and data that the client still
+        sends is read, because otherwise a reset might overtake our last reply.
+
+        @param reason: for the log.
         """
         if self._reason:
             return
@@ -562,7 +569,8 @@ class POP3Connection(LineReceiver):
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
-        # Before the connection may be over at once.
+        # Begin the time limit first, because connectionLost(), which ends it, may be called
+        # within the next call.
         self._setLimit(self._limits.closing)
         self._closingNow().inOrder(self._sender.isFull)
 
@@ -573,14 +581,16 @@ class POP3Connection(LineReceiver):
 
     def closeFully(self) -> None:
         """
-        The client has had its time to close its own end.
+        Close both ends, because the client has had its time to close its own.
         """
         self._stopTimers()
         self._closingNow().fully(self._policy.stallTimeout)
 
     def _abort(self, reason: str) -> None:
         """
-        Close at once, so that nothing that was cut short looks whole.
+        Close at once, so that no reply that was cut short looks whole.
+
+        @param reason: for the log.
         """
         if not self._reason:
             self._reason = reason
@@ -601,10 +611,10 @@ class POP3Connection(LineReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        The connection is gone, for whatever reason.
+        End the session, because the connection is gone.
         """
         if not hasattr(self, "_policy"):
-            # It never came to be a session.
+            # connectionMade() made no session.
             self._ended(self)
             return
         if not self._reason:
@@ -623,14 +633,14 @@ class POP3Connection(LineReceiver):
             ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
-        # See connectionMade().
+        # The method refers to this connection, and reference cycles are freed late.
         self.session.tryRelease = refuseRelease
         self._tell(self._reason)
         self._ended(self)
 
     def _tell(self, reason: str) -> None:
         """
-        One line for what is over, and begin to count anew.
+        Log the end of the connection or of a login, and restart the counters.
         """
         session = self.session
         tls = _versionOfTLS(self.transport) if session.info.isSecure else None
@@ -641,10 +651,10 @@ class Limits:
     """
     The time limits of the connections of one service.
 
-    @ivar login: from the beginning to a login.
-    @ivar idle: waiting for a command.
-    @ivar sleep: the same, asleep.
-    @ivar closing: until a client closes its end.
+    @ivar login: limits the time until somebody has logged in.
+    @ivar idle: limits the wait for a command.
+    @ivar sleep: limits the wait for a command of a session that is asleep.
+    @ivar closing: limits the wait until the client closes its end.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
@@ -666,7 +676,7 @@ def _whyClosed(session: Session, reply: Reply) -> str:
 
 def _versionOfTLS(transport: Any) -> str:
     """
-    @return: such as C{TLSv1.3}.
+    @return: the version, such as C{TLSv1.3}; C{TLS} if it is not known.
     """
     getHandle = getattr(transport, "getHandle", None)
     name = getattr(getHandle() if getHandle else None, "get_protocol_version_name", None)

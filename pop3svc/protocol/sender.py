@@ -22,32 +22,32 @@ from pop3svc.protocol.wire import MultiLine, firstLine
 
 __all__ = ["IReplyByReply", "ReplySender", "Stalled"]
 
-# Pieces smaller than this wait for the next, so that a short reply is one
-# write, and one segment, and so are many short ones.
+# Gathered octets from which they are written.  Fewer octets wait, so that a short reply, or
+# several, are one write and one segment.
 _PIECE = 65536
 # The octets of a TLS record (RFC 8446 section 5.1), and the fewest that the last record of
 # a large reply holds.
 _RECORD, _LAST = 16384, 512
-# Seconds from one look at what a slow client has taken to the next.
+# Seconds between two checks whether a slow client has read anything.
 _LOOK = 15
 
 
 class IReplyByReply(Interface):
     """
-    Marker.  A transport that wants to know where each reply begins and ends:
-    the sender is its producer for one reply at a time, and gathers none.
+    Marker of a transport that needs to know where each reply begins and ends.  The sender
+    registers as its producer for each reply anew, and gathers no replies.
     """
 
 
 class Stalled(Exception):
     """
-    The client takes nothing of what it asked for.
+    The client has read nothing of its replies for too long.
     """
 
 
 def _queued(transport: Any) -> int | None:
     """
-    @return: octets that the kernel holds for the client, if it tells.
+    @return: octets in the kernel's send buffer, or L{None} if the kernel does not tell.
     """
     try:
         buffer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0" * 4)
@@ -59,13 +59,13 @@ def _queued(transport: Any) -> int | None:
 @implementer(IPushProducer)
 class ReplySender:
     """
-    Sends the replies of one connection, one at a time.  Short ones are gathered
-    until L{flush}.
+    Sends the replies of one connection, one at a time.  Short replies are gathered until
+    L{flush}.
 
-    @ivar hasGathered: is there anything that was not written yet?
-    @ivar isCrowded: is there so much of it, or so little room for it, that it is
-        to be waited for before there is more?
-    @ivar isFull: does the transport still have something to write?
+    @ivar hasGathered: whether octets were gathered and not yet written.
+    @ivar isCrowded: whether the gathered octets must be flushed before the next reply,
+        because there are many of them, or because the transport is full.
+    @ivar isFull: whether the transport still has octets to write.
     """
 
     def __init__(
@@ -80,10 +80,11 @@ class ReplySender:
     ) -> None:
         """
         @param transport: L{twisted.internet.interfaces.IConsumer}
-        @param turns: of all work for the connection.
+        @param turns: limits the time of all work for the connection.
         @param stallTimeout: seconds without progress until L{Stalled}.
-        @param marksMultiLine: is MULTI-LINE-IND on?
-        @param isTLS: is what is written encrypted?
+        @param marksMultiLine: whether first lines of multi-line replies are marked
+            (docs/extensions, MULTI-LINE-IND).
+        @param isTLS: whether the transport encrypts the octets.
         @param record: counts the octets.
         """
         self._marksMultiLine = marksMultiLine
@@ -95,30 +96,30 @@ class ReplySender:
         self._stopped = False
         self._resumed: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
-        # Counts the octets that are written to the transport.
         self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
-        # Octets written since the transport was asked whether there is room.
+        # Octets written since the last L{flush}, which waits until the transport has room.
         self._unasked = 0
         self._isRegistered = False
         self._byReply = IReplyByReply.providedBy(transport)
-        # What goes out at once need not wait until the reactor comes round again.  A
-        # wrapper may pass on what it does not know to the transport that it wraps.
+        # Writes to the socket at once, without waiting for the next iteration of the reactor.
+        # The class is asked, because a wrapper may pass on attributes that it does not have
+        # to the transport that it wraps.
         self._writeSome: Callable[[Any], Any] | None = None
         if not self._byReply and hasattr(type(transport), "writeSomeData"):
             self._writeSome = transport.writeSomeData
-        # May a body write to the transport's descriptor itself?
+        # Whether a body may write to the transport's descriptor itself.
         self._maySendTo = self._writeSome is not None and not isTLS
         self._isTLS = isTLS
-        # While there is no room: when the client last took anything, and what the kernel
-        # held for it then.
+        # While the transport is full: when the client last read anything, and the octets in
+        # the kernel's send buffer then.
         self._progress = 0.0
         self._queuedThen: int | None = None
 
     def startTLS(self) -> None:
         """
-        What is written from here on is encrypted.
+        Adapt to a transport that encrypts everything from now on.
         """
         self.release()
         self._paused = False
@@ -130,7 +131,7 @@ class ReplySender:
 
     def gather(self, reply: Reply) -> None:
         """
-        Take a reply without a body.
+        Gather a reply without a body.
         """
         self._gather(firstLine(reply, self._marksMultiLine))
 
@@ -149,12 +150,11 @@ class ReplySender:
 
     async def send(self, reply: Reply) -> bool:
         """
-        Gather a reply's octets, write them when they are many, and close the
-        body.
+        Gather the octets of a reply, flush them when there are many, and close the body.
 
-        @return: was the body, if any, sent to its end?
-        @raise Stalled: the client took nothing for too long.
-        @raise ConnectionLost: the transport stopped us.
+        @return: whether the whole body, if any, was sent.
+        @raise Stalled: the client has read nothing for too long.
+        @raise ConnectionLost: the connection is lost.
         """
         if self._byReply:
             self._register(True)
@@ -189,8 +189,9 @@ class ReplySender:
                     chunk = await chunk
                 if chunk is None:
                     break
-                # Not before there is more, so that the end goes out with the last piece:
-                # some clients look for it at the end of what they read.
+                # Flush only when another piece has come, so that the last piece and the
+                # final dot are one write, because some clients expect the dot at the end
+                # of what they read.
                 if self._octets >= _PIECE and (len(chunk) >= _LAST or self._octets >= 4 * _PIECE):
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))
@@ -206,7 +207,7 @@ class ReplySender:
             if self._isTLS and self._octets > _RECORD:
                 self._splitRecords()
         except BaseException:
-            # Only whole ones before it are still to be sent.
+            # Keep only the replies before this one, because they are whole.
             del self._gathered[kept if self._gathered is before else 0 :]
             self._octets = sum(map(len, self._gathered))
             raise
@@ -216,8 +217,8 @@ class ReplySender:
 
     def _splitRecords(self) -> None:
         """
-        TLS cuts what is written at once into records.  Have the last one hold more than
-        the end of a reply.
+        Write the gathered octets in two parts if TLS would leave only a few for the last
+        record, so that the last record has more than the end of the reply.
         """
         if 0 < self._octets % _RECORD < _LAST:
             octets = b"".join(self._gathered)
@@ -227,9 +228,9 @@ class ReplySender:
 
     async def _sendTo(self, sendTo: Callable[[int], int]) -> None:
         """
-        Let a body send its octets itself, as far as it can.
+        Let a body send as many of its octets as it can.
         """
-        # What stands before them goes first.
+        # The first line of the reply is gathered, and must precede them.
         await self.flush()
         while True:
             try:
@@ -248,8 +249,8 @@ class ReplySender:
 
     def say(self, reply: Reply) -> None:
         """
-        Write a short single-line reply that answers nothing: the greeting, a
-        last word.
+        Write a short single-line reply that answers no command: the greeting, or the reason
+        why the service closes the connection.
         """
         self.gather(reply)
         self.flushNow()
@@ -268,7 +269,7 @@ class ReplySender:
 
     def flushNow(self) -> None:
         """
-        Write what was gathered, however full the transport is.
+        Write the gathered octets, even if the transport is full.
         """
         if not self._octets:
             return
@@ -283,28 +284,30 @@ class ReplySender:
 
     def _writeAtOnce(self, octets: bytes) -> None:
         """
-        Write what goes out now; the transport has the rest, and tells when it
-        has it no more.
+        Write as many octets as the socket accepts.  Hand the rest to the transport, and
+        register as its producer to learn when it has written them.
         """
         assert self._writeSome is not None
         done, length = 0, len(octets)
         while done < length:
             written = self._writeSome(memoryview(octets)[done:] if done else octets)
             if not isinstance(written, int) or written <= 0:
-                # Full, or broken, which the transport will find out, too.
+                # The socket is full or broken.  If it is broken, the transport finds out
+                # when it writes.
                 self._transport.write(octets[done:])
                 self._register(False)
-                # It asks for more as soon as it is told of us.
+                # Set this after registering, because the transport calls resumeProducing
+                # at once when a pull producer registers.
                 self._paused = True
                 return
             done += written
 
     def flushShort(self) -> bool:
         """
-        Write what was gathered if it is little, and there is surely room for
-        more.
+        Write the gathered octets if they are few and the transport is not full.
 
-        @return: False: it takes L{flush}.
+        @return: False if L{flush} must be called, because there are many octets, or the
+            transport is full.
         """
         if self._octets + self._unasked >= _PIECE or self.isFull:
             return False
@@ -313,10 +316,10 @@ class ReplySender:
 
     async def flush(self) -> None:
         """
-        Write what was gathered, and wait until there is room for more.
+        Write the gathered octets, and wait until the transport has room for more.
 
-        @raise Stalled: the client took nothing for too long.
-        @raise ConnectionLost: the transport stopped us.
+        @raise Stalled: the client has read nothing for too long.
+        @raise ConnectionLost: the connection is lost.
         """
         isOurs = self._writeSome is None and not self._isRegistered
         if isOurs:
@@ -324,12 +327,13 @@ class ReplySender:
         try:
             if not self._stopped:
                 self.flushNow()
-            # It has told by now.
+            # If the transport is full, it has called pauseProducing by now.
             self._unasked = 0
             if self._paused and not self._stopped:
                 await self._room()
             else:
-                # A transport that takes everything may be one that drops it.
+                # A transport that is never full may drop the octets, because the connection
+                # is lost.  Give the reactor a chance to notice.
                 await self._turns.yieldIfDue()
             if self._stopped:
                 raise ConnectionLost()
@@ -343,7 +347,7 @@ class ReplySender:
 
     def release(self) -> None:
         """
-        The connection is to be closed: the transport need not ask for more.
+        Unregister from the transport, because the connection is to be closed.
         """
         self._unregister()
 
@@ -367,7 +371,7 @@ class ReplySender:
 
     def _look(self, resumed: Deferred[None]) -> None:
         """
-        Does the client take anything?
+        Fail the wait if the client has read nothing for too long.
         """
         if self.stalledFor() >= self._stallTimeout:
             resumed.errback(Stalled())
@@ -376,12 +380,12 @@ class ReplySender:
 
     def stalledFor(self) -> float:
         """
-        @return: seconds for which the client has taken nothing of what waits for it; 0 if
-            nothing waits.
+        @return: seconds since the client last read anything; 0 if no octets wait for it.
         """
         if self._resumed is None:
             return 0.0
-        # The kernel may hold megabytes for a client that is slow.
+        # The send buffer may hold megabytes, so a slow client may read for minutes before the
+        # transport can write again.
         queued = _queued(self._transport)
         if queued is not None and self._queuedThen is not None and queued < self._queuedThen:
             self._progress = self._clock.seconds()

@@ -411,7 +411,7 @@ def test_plainTextBehindSTLS(behind: bytes) -> None:
     client = Client(makeFactory(connectionCreator=object()))
     client.received()
     why = reason(client, lambda: client.send(b"STLS\r\n" + behind))
-    assert why == "sent plain text behind STLS"
+    assert why == "sent plain text after STLS"
     assert not client.transport.startedTLS
     assert client.wasAborted
     assert client.received() == b"+OK Begin TLS negotiation.\r\n"

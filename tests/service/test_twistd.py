@@ -136,7 +136,7 @@ def test_plainTextBehindSTLS(service: tuple[Running, int, int], site: Path) -> N
     except ConnectionResetError:
         pass
     assert received in (b"", b"+OK Begin TLS negotiation.\r\n")
-    running.waitFor("sent plain text behind STLS")
+    running.waitFor("sent plain text after STLS")
 
 
 def test_oldTLS(service: tuple[Running, int, int], site: Path) -> None:
