@@ -41,19 +41,19 @@ class Command:
     Declaration of one command.
 
     @ivar verb: the verb in upper case.
-    @ivar states: the states in which it is valid; in others it is refused without calling
-        its body.
-    @ivar run: the body: takes C{(session, *arguments)}, returns a L{Reply}, or a Deferred
-        or coroutine of one.
+    @ivar states: the states in which the command is valid.  In other states the service
+        refuses it without calling C{run}.
+    @ivar run: the body of the command.  Takes C{(session, *arguments)}, and returns a L{Reply},
+        or a Deferred or coroutine of one.
     @ivar arguments: parses the octets after the verb into the arguments of the body.
     @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If
-        it is CLOSED, the connection is closed after an error, too.
-    @ivar capability: its lines of CAPA, or a function of the session that returns them.
+        it is CLOSED, the connection is closed after an error as well.
+    @ivar capability: its lines of CAPA, or a function that takes the session and returns them.
     @ivar announced: the states in which CAPA shows these lines.
-    @ivar unavailable: a function of the session that returns the error if the command is
-        not available now, or L{None}.  CAPA does not show an unavailable command.
-    @ivar extension: the one of L{pop3svc.policy.EXTENSIONS} that it belongs to; it does
-        not exist when that is switched off.
+    @ivar unavailable: a function that takes the session and returns the error if the command
+        is not available now, or L{None}.  CAPA does not show an unavailable command.
+    @ivar extension: the extension in L{pop3svc.policy.EXTENSIONS} that the command belongs to.
+        The command does not exist when that extension is switched off.
     @ivar longLine: whether its line may be as long as a line inside AUTH, because it holds
         a password or a token.
     """
@@ -101,7 +101,7 @@ def verbOf(session: Session, line: bytes, table: Table) -> str:
 
 def lineLimit(session: Session, line: bytes, table: Table) -> int:
     """
-    @return: the maximum length of this line, octets, line end included.
+    @return: the maximum length of this line in octets, including the line end.
     """
     if session.exchange is None:
         command = table.get(splitLine(line)[0])
@@ -115,8 +115,8 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     Answer one line.
 
     @param line: octets without the line end.
-    @return: the reply, or a coroutine of it if the command has to wait.  Errors are turned
-        into replies; only a cancellation is raised.
+    @return: the reply, or a coroutine of it if the command has to wait.  Errors become
+        replies, except for a cancellation.
     """
     exchange = session.exchange
     body: Callable[..., Any]

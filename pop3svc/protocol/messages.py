@@ -19,13 +19,16 @@ from pop3svc.protocol.remarks import nameOf, warnOnce
 
 __all__ = ["Messages"]
 
-# Messages of a mailbox for which a step over all of them is a turn of its own.
+# In a mailbox with more messages, each step over all of them gets a time slice of its own.
 _MANY = 100_000
 
 
 def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     """
-    @return: makes a list of what a method returned, under its name: it may be a generator.
+    @param call: the method of the mailbox that returned the values.
+    @param values: may be a generator, which runs code of the mailbox.
+    @return: a function that makes a list of the values.  It has the name of the method, for
+        messages about errors.
     """
 
     def make() -> list[Any]:
@@ -37,8 +40,10 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
 
 def _octets(call: Any, size: object) -> int:
     """
-    @param size: what a method returned for the size of a message.
-    @return: the size, octets.
+    @param call: the method of the mailbox that returned the size.
+    @param size: the value that it returned.
+    @return: the size in octets.
+    @raise ProviderMistake: the value is not a size.
     """
     if isinstance(size, bool) or not isinstance(size, int) or size < 0:
         raise ProviderMistake(
@@ -50,7 +55,7 @@ def _octets(call: Any, size: object) -> int:
 
 class Messages:
     """
-    Asks a mailbox for sizes and contents, for one session, and checks what it returns.
+    Asks a mailbox for sizes and contents, for one session, and checks the returned values.
     """
 
     __slots__ = ("_calls", "_info", "_mailbox", "_user")
@@ -68,7 +73,7 @@ class Messages:
 
     async def sizes(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        @return: a size for each message, octets; L{None} if there is none to be had.
+        @return: the size of each message in octets; L{None} if it cannot be determined.
         @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
         """
         sizes = None
@@ -78,8 +83,8 @@ class Messages:
 
     async def _manySizes(self, uniqueIDs: list[str]) -> list[int | None] | None:
         """
-        @return: a size for each message, L{None} for one that has gone; L{None} if
-            the mailbox cannot tell many sizes at once after all.
+        @return: the size of each message, L{None} for one that has gone; or L{None} instead
+            of the list if C{messageSizes} is not implemented.
         """
         call = self._mailbox.messageSizes
         try:
@@ -94,7 +99,7 @@ class Messages:
         sizes: list[int | None] = self._calls.start(_listOf(call, answer))
         isLarge = len(sizes) > _MANY
         if isLarge:
-            # Of very many each step takes long.
+            # Each step over this many messages takes long.
             await TimeSlice(self._calls.clock).next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
@@ -110,10 +115,11 @@ class Messages:
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        STAT and LIST without argument have no C{-ERR} of their own (RFC 1939 section 5):
-        trouble with one message shows when that one is asked for.
+        Ask for one size after the other.  An error for one message is not raised, because STAT
+        and LIST without argument have no C{-ERR} (RFC 1939 section 5).  The client gets the
+        error when it asks for that message.
 
-        @return: a size for each message, L{None} where there is none to be had.
+        @return: the size of each message, L{None} if it cannot be determined.
         @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
         """
         sizes: list[int | None] = []
@@ -133,8 +139,8 @@ class Messages:
                 call = self._mailbox.messageSize
                 warnOnce(
                     call,
-                    "{call} or what reads a message failed for a message of {user}; STAT and "
-                    "LIST count none of its octets",
+                    "{call}, or reading the message, failed for a message of {user}; STAT and "
+                    "LIST count its size as 0",
                     user=self._user,
                     log_failure=Failure(),
                 )
@@ -146,7 +152,7 @@ class Messages:
 
     async def size(self, uniqueID: str) -> int:
         """
-        @return: octets of a message as RETR sends it, without dot-stuffing.
+        @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
         call = self._mailbox.messageSize
         try:
@@ -175,18 +181,17 @@ class Messages:
 
     def warnOfOtherSize(self, said: int, sent: int) -> None:
         """
-        Warn once of a mailbox that said another size than a whole message had.
+        Warn once that a mailbox returned a wrong size for a message.
 
-        @param said: octets that the mailbox said.
-        @param sent: octets that were sent.
+        @param said: the size that the mailbox returned.
+        @param sent: the octets of the message that were sent.
         """
         mailbox = self._mailbox
         isBulk = IBulkMessageSizes.providedBy(mailbox)
         warnOnce(
             mailbox.messageSizes if isBulk else mailbox.messageSize,
-            "{call} said {said} octets for a message of {user} that has {sent} when it is sent: "
-            "return the octets with CRLF line ends, or raise NotImplementedError to have them "
-            "counted",
+            "{call} returned {said} octets for a message of {user}, but {sent} were sent: return "
+            "the size with CRLF line ends, or raise NotImplementedError to have it counted",
             said=said,
             sent=sent,
             user=self._user,

@@ -29,9 +29,9 @@ class Body(Protocol):
     """
     The octets after the first line of a reply, before dot-stuffing.
 
-    @ivar hasLineEnds: whether they are whole lines that all end with CRLF.
-    @ivar isWireReady: whether, in addition, no line begins with a dot, so that they are
-        sent unchanged.
+    @ivar hasLineEnds: whether the octets are whole lines that all end with CRLF.
+    @ivar isWireReady: whether, in addition, no line begins with a dot, so that the octets
+        are sent unchanged.
     @ivar sendTo: an optional zero-copy path, or L{None}.  Takes the descriptor of a socket,
         sends the next octets to it, and returns their number, 0 if they have to be read
         with C{next}.  Raises C{BlockingIOError} if the socket's buffer is full.
@@ -51,7 +51,7 @@ class Body(Protocol):
         """
         Called after the whole body was sent.
 
-        @param octets: its size, without dot-stuffing and without the final line.
+        @param octets: the size of the body, without dot-stuffing and the final dot.
         """
 
     def close(self) -> None:
@@ -139,17 +139,18 @@ class Reply(NamedTuple):
     """
     The reply to a command.
 
-    @ivar positive: whether it is C{+OK} or C{-ERR}.
+    @ivar positive: whether it is C{+OK}, not C{-ERR}.
     @ivar text: the rest of the first line, printable ASCII.
     @ivar code: a response code without its brackets, or L{None}.
     @ivar body: the body of a multi-line reply.
     @ivar topLines: send only the header of the body, the blank line and this many lines
         (RFC 1939, TOP); L{None} to send all.
-    @ivar then: the action after it was sent.
-    @ivar isChallenge: a C{+ } line inside AUTH; C{text} is its base64.
-    @ivar keepsState: a positive reply without the command's transition.
-    @ivar isBadCommand: the command was unknown, not valid in the state, or malformed.
-    @ivar fault: the reply is due to a bug in the service or the provider.
+    @ivar then: the action of the connection after the reply was sent.
+    @ivar isChallenge: whether it is a C{+ } line inside AUTH; C{text} is its base64.
+    @ivar keepsState: whether a positive reply leaves the state as it is, although its
+        command has a C{nextState}.
+    @ivar isBadCommand: whether the command was unknown, not valid in the state, or malformed.
+    @ivar fault: whether a bug in the service or the provider caused the reply.
     """
 
     positive: bool
@@ -173,7 +174,7 @@ def ok(
     keepsState: bool = False,
 ) -> Reply:
     """
-    Make a positive reply; it is multi-line if it has a body.
+    Make a positive reply.  A reply with a body is multi-line.
     """
     return Reply(True, text, code, body, topLines, then, keepsState=keepsState)
 

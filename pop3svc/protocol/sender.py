@@ -47,7 +47,7 @@ class Stalled(Exception):
 
 def _queued(transport: Any) -> int | None:
     """
-    @return: octets in the kernel's send buffer, or L{None} if the kernel does not tell.
+    @return: octets in the kernel's send buffer, or L{None} if that is not known.
     """
     try:
         buffer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0" * 4)
@@ -191,7 +191,7 @@ class ReplySender:
                     break
                 # Flush only when another piece has come, so that the last piece and the
                 # final dot are one write, because some clients expect the dot at the end
-                # of what they read.
+                # of a read.
                 if self._octets >= _PIECE and (len(chunk) >= _LAST or self._octets >= 4 * _PIECE):
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))

@@ -1,5 +1,5 @@
 """
-All that is remembered about one client; the only caller of mailbox methods.
+The session of one client: its state, its identity and its login.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ log = Logger(namespace="pop3svc")
 
 class State(Enum):
     """
-    Where a session stands (RFC 1939 section 3; SLEEPING: docs/extensions, SLEE).
-    UPDATE is a moment inside QUIT, not a place to stay.
+    The state of a session (RFC 1939 section 3; for SLEEPING see docs/extensions, SLEE).  The
+    UPDATE state has no value here, because it exists only while QUIT runs.
     """
 
-    # By identity: it is looked up at each command.
+    # The hash of the identity is cheaper, and each command looks a state up in a set.
     __hash__ = object.__hash__
 
     AUTHORIZATION = "AUTHORIZATION"
@@ -62,8 +62,8 @@ class State(Enum):
 def _verified(call: Any, mailbox: Any) -> Any:
     """
     @param call: the method that returned a mailbox.
-    @return: the mailbox, or what adapts it.
-    @raise ProviderMistake: it is no mailbox.
+    @return: the mailbox, or its adapter.
+    @raise ProviderMistake: the method returned no mailbox.
     """
     adapted = IPOP3Mailbox(mailbox, None)
     if adapted is None:
@@ -78,7 +78,7 @@ def _verified(call: Any, mailbox: Any) -> Any:
             try:
                 verifyObject(interface, adapted)
             except IndexError:
-                # zope.interface does not get along with "*arguments" alone.
+                # zope.interface fails for a method whose only parameter is "*arguments".
                 continue
             except Invalid as error:
                 faults = getattr(error, "exceptions", [error])
@@ -92,7 +92,7 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-# There are few, and classes stay.
+# Holding the classes leaks no memory, because there are few, and they are not unloaded.
 _verifiedClasses: set[type] = set()
 
 
@@ -102,14 +102,17 @@ def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
 
 def refuseRelease(isMarked: bool) -> bool:
     """
-    What a session answers to L{Session.tryRelease} that does not end itself.
+    The value of L{Session.tryRelease} for a session that does not end itself.
+
+    @param isMarked: whether any message is marked.
+    @return: False.
     """
     return False
 
 
 def _printable(name: str) -> str:
     """
-    A name for events: what a log cannot show is escaped.
+    @return: the name for the log, escaped if it has unprintable characters.
     """
     return name if name.isprintable() else ascii(name)[1:-1]
 
@@ -117,7 +120,7 @@ def _printable(name: str) -> str:
 @implementer(IPOP3ConnectionInfo)
 class ConnectionInfo:
     """
-    What a provider may know of the client.
+    The client, as a provider sees it.
     """
 
     def __init__(self, connectionID: int, clientIP: str | None, isSecure: bool) -> None:
@@ -131,7 +134,7 @@ class ConnectionInfo:
     @property
     def isLoopback(self) -> bool:
         """
-        Did the client come from this machine?  A UNIX socket has no address.
+        Whether the client is on this machine.  A client of a UNIX socket has no address.
         """
         return isLoopback(self.clientIP)
 
@@ -158,16 +161,18 @@ class Proven:
 
 class Exchange(Protocol):
     """
-    An unfinished conversation inside one command: its next line is not a
-    command.
+    An unfinished exchange inside one command.  The client's next line belongs to it, and is
+    not a command.
     """
 
     command: Any
 
     async def respond(self, line: bytes) -> Any:
         """
-        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a
-            challenge, the exchange is over.
+        Answer the client's next line.
+
+        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a challenge, the exchange is
+            over.
         """
 
 
@@ -180,10 +185,10 @@ class Session:
     @ivar exchange: the unfinished AUTH, or L{None}.
     @ivar badCommands: how many commands in a row were invalid.
     @ivar mayStartTLS: whether there is a certificate for STLS.
-    @ivar tryRelease: called with whether any message is marked, when another session of the
-        user wants the mailbox; returns whether this session ends itself now.  The connection
-        sets it.
-    @ivar transaction: what exists between login and logout only.
+    @ivar tryRelease: called when another session of the user wants the mailbox.  Takes whether
+        any message is marked, and returns whether this session ends itself now.  The
+        connection sets it.
+    @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
     @ivar calls: makes calls to the provider.
     """
@@ -200,14 +205,14 @@ class Session:
         acquireSlot: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
     ) -> None:
         """
-        @param commands: every L{pop3svc.protocol.dispatch.Command} there is,
-            for CAPA.
+        @param commands: every L{pop3svc.protocol.dispatch.Command} of the service, for CAPA.
         @param provider: L{IPOP3MailboxProvider}
         @param throttle: L{ILoginThrottle} or L{None}
-        @param acquireSlot: called before a session of a user awakes, with whether that
-            is by a login; raises L{POP3ResponseError} if there are too many,
-            or if it is too soon.  What it returns is called once when the
-            session is awake no longer, with whether it has come to be.
+        @param acquireSlot: called before a login and before WAKE.  Takes the user's name, and
+            whether this is a login.  Raises L{POP3ResponseError} if there are too many
+            sessions, or the user logs in again too soon.  Otherwise it returns a function.  The
+            session calls that function once, when it falls asleep or ends, with whether the
+            login had succeeded.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -244,7 +249,7 @@ class Session:
 
     def enter(self, state: State) -> None:
         """
-        The one transition; only the dispatcher makes it.
+        Set the state.  Only the dispatcher calls this.
         """
         transaction = self.transaction
         if state is State.TRANSACTION and (transaction is None or transaction.maildrop is None):
@@ -256,7 +261,7 @@ class Session:
     @property
     def mayLogInHere(self) -> bool:
         """
-        May a password be sent on this connection (RFC 2595 section 2.2)?
+        Whether the client may send a password on this connection (RFC 2595 section 2.2).
         """
         if self.info.isSecure or self.policy.cleartextLogin == "always":
             return True
@@ -264,10 +269,10 @@ class Session:
 
     async def logIn(self, credentials: Password | Proven, method: str = "") -> None:
         """
-        Check credentials and open the mailbox: the one way in for every command that logs in.
+        Check credentials and open the mailbox.  Every command that logs in calls this.
 
         @param method: the command, and the mechanism of AUTH, for the log.
-        @raise POP3ResponseError: refused, or the mailbox cannot be had.
+        @raise POP3ResponseError: the login is refused, or the mailbox is not available.
         """
         name = credentials.name
         try:
@@ -293,8 +298,8 @@ class Session:
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
-        # Stable, for fail2ban: contrib/fail2ban reads it.  Other refusals are no failed
-        # guesses: the throttle has lines of its own for those that it does not let through.
+        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are not
+        # wrong guesses.  The throttle itself logs the attempts that it refuses.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self.policy.verboseEvents:
@@ -421,7 +426,7 @@ class Session:
         try:
             return await self.active.wake()
         except CancelledError:
-            # end() returns it.
+            # end() returns the slot.
             raise
         except Exception:
             self._returnSlot()
@@ -448,7 +453,8 @@ class Session:
         try:
             return await transaction.commit()
         finally:
-            # A deletion that is not over yet keeps the lock; end() releases it.
+            # A deletion that is not over yet needs the lock, and end() releases the lock
+            # after it.
             if transaction.deletion is None:
                 await self._leave()
 
@@ -464,8 +470,8 @@ class Session:
 
     async def end(self) -> None:
         """
-        Release everything, after a deletion that is under way, because the client is lost,
-        timed out or done.  Nothing else is deleted.
+        Wait for a deletion that is under way, and release everything, because the client is
+        lost, timed out or done.  Marked messages are not deleted.
         """
         self.isOver = True
         if self.transaction is not None:
@@ -481,8 +487,8 @@ class Session:
         self.state = State.CLOSED
 
     async def _leave(self) -> None:
-        # The attributes are cleared before the first await, so that a second call releases
-        # nothing twice; the release is shielded, so that it always completes.
+        # Clear the attributes before the first await, so that a second call releases nothing
+        # twice.  Shield the release from cancellation, so that it always completes.
         transaction, self.transaction = self.transaction, None
         self._credentialsVersion = ""
         self._returnSlot()

@@ -39,8 +39,8 @@ log = Logger(namespace="pop3svc")
 
 class Transaction:
     """
-    What a session has between login and logout: a mailbox with its lock, its watch and its
-    listing.  While the session is asleep there is no lock and no listing.
+    The mailbox of a session between login and logout, with its lock, its watch and its
+    listing.  A session that is asleep has no lock and no listing.
 
     @ivar mailbox: L{pop3svc.interfaces.IPOP3Mailbox}
     @ivar maildrop: the listing; L{None} while the session is asleep.
@@ -80,8 +80,8 @@ class Transaction:
         @param user: the user's name for the log.
         @param record: counts deleted messages.
         @param requestRelease: see L{IExclusiveMailbox.lock}.
-        @param takesUniqueIDs: commands may name a message by C{UID:...} (docs/extensions,
-            UID-PARAM).
+        @param takesUniqueIDs: whether commands may name a message by C{UID:...}
+            (docs/extensions, UID-PARAM).
         """
         self._calls = calls
         self.info = info
@@ -96,7 +96,7 @@ class Transaction:
         self._locked = False
         self._unlocking: Shielded | None = None
         self._endWatch: Callable[[], object] | None = None
-        # How often the watch has called, now and when the listing was asked for.
+        # The number of calls of L{_changed}, until now and until the last listing.
         self._changes = self._changesListed = 0
         # The hashes of the unique-ids that were listed before SLEE, eight octets each.
         self._known: array[int] | None = None
@@ -107,7 +107,8 @@ class Transaction:
         """
         Watch the mailbox, lock it and list it.
 
-        @raise POP3ResponseError: it cannot be had; L{end} releases what was taken.
+        @raise POP3ResponseError: the mailbox is not available.  Call L{end} in this case as
+            well, to release the watch and the lock.
         """
         if INewMailNotifier.providedBy(self.mailbox):
             self._endWatch = await self._calls.ask(
@@ -157,7 +158,7 @@ class Transaction:
 
     def count(self) -> int:
         """
-        @return: how many messages there are that are not deleted.
+        @return: the number of messages that are not deleted.
         """
         return self._drop().count()
 
@@ -172,9 +173,9 @@ class Transaction:
 
     async def find(self, reference: Reference) -> MessageRef:
         """
-        @return: the message that an argument names; number 0 if it arrived
-            after the listing (docs/extensions, UID-PARAM).
-        @raise POP3ResponseError: there is none, or it is deleted.
+        @return: the message that an argument names.  Its number is 0 if it arrived after the
+            listing (docs/extensions, UID-PARAM).
+        @raise POP3ResponseError: there is no such message, or it is deleted.
         """
         maildrop = self._drop()
         if isinstance(reference, MessageNumber):
@@ -194,7 +195,7 @@ class Transaction:
 
     async def size(self, found: MessageRef) -> int:
         """
-        @return: octets of a message as RETR sends it, without dot-stuffing.
+        @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
         maildrop = self._drop()
         octets = maildrop.size(found)
@@ -216,7 +217,7 @@ class Transaction:
 
     async def _learnSizes(self, maildrop: Maildrop) -> None:
         """
-        Ask for the sizes that are not known.
+        Ask for the sizes that are not known yet.
         """
         mailbox, known = self.mailbox, maildrop.sizes()
         if known and None not in known:
@@ -233,13 +234,13 @@ class Transaction:
                 return
             uniqueIDs = [each.uniqueID for each in unknown]
         sizes = await self._messages.sizes(uniqueIDs)
-        # Of one that is gone nothing is known, and nothing remembered.
+        # A message that has gone has no size, so the next STAT or LIST asks again.
         maildrop.setSizes(unknown, sizes)
 
     async def total(self) -> tuple[int, int]:
         """
-        @return: how many messages there are that are not deleted, and their
-            octets (RFC 1939, STAT).
+        @return: the number of messages that are not deleted, and their octets together
+            (RFC 1939, STAT).
         """
         maildrop = self._drop()
         octets = maildrop.octets()
@@ -253,7 +254,7 @@ class Transaction:
 
     async def open(self, found: MessageRef) -> MessageBody:
         """
-        @return: the message, to be closed by whoever gets it.
+        @return: the content of a message; the caller closes it.
         """
         body = await self._messages.content(found.uniqueID)
         body.expects(self._drop().size(found), self._messages.warnOfOtherSize)
@@ -264,7 +265,7 @@ class Transaction:
     @property
     def isReadOnly(self) -> bool:
         """
-        Is nothing deleted in this mailbox?
+        Whether messages of this mailbox cannot be deleted.
         """
         return IReadOnlyMailbox.providedBy(self.mailbox)
 
@@ -283,14 +284,14 @@ class Transaction:
 
     def unmark(self) -> None:
         """
-        Take all marks back.
+        Remove all marks.
         """
         self._drop().unmark()
 
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
-        Delete all of these or none.  Once begun it is finished, whether or not
-        a client waits; L{end} waits for it.
+        Delete all of these messages or none.  A deletion that has begun is finished even if
+        the client is lost, and L{end} waits for it.
         """
         if not uniqueIDs:
             return
@@ -318,9 +319,9 @@ class Transaction:
 
     async def commit(self) -> int:
         """
-        Delete what is marked, all or none.
+        Delete the marked messages, all or none.
 
-        @return: how many messages that were.
+        @return: the number of deleted messages.
         @raise POP3ResponseError: nothing was deleted.
         """
         maildrop = self._drop()
@@ -333,10 +334,10 @@ class Transaction:
         """
         Delete one message without waiting for QUIT (docs/extensions, DELI).
 
-        @raise POP3ResponseError: it has gone, or was not deleted.
+        @raise POP3ResponseError: the message has gone, or was not deleted.
         """
-        # One that is gone counts as deleted for messageDelete; here it is
-        # an error, and opening it tells.
+        # Open the message first, because messageDelete accepts one that has gone, and DELI
+        # has to refuse it.
         (await self._messages.content(found.uniqueID)).close()
         await self._delete([found.uniqueID])
         self._drop().setGone([found.uniqueID])
@@ -415,12 +416,13 @@ class Transaction:
 
     async def end(self) -> None:
         """
-        Release the lock, the watch and the mailbox.  Call it once, and shielded.
+        Release the lock, the watch and the mailbox.  Call this once, shielded from
+        cancellation.
         """
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        # SLEE may be releasing the lock still.
+        # SLEE may still be releasing the lock.
         if self._unlocking is not None:
             await self._unlocking.outcome()
         if locked:
@@ -429,5 +431,5 @@ class Transaction:
             await self._calls.release(endWatch)
         if IMailboxLogout.providedBy(self.mailbox):
             await self._calls.release(self.mailbox.logout)
-        # The mailbox may have kept data there until now.
+        # Clear this last, because the methods of the mailbox may use it.
         self.info.providerTag = None

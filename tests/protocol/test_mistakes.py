@@ -205,7 +205,7 @@ def test_wrongSizes(bulk: bool) -> None:
             client.say(b"TOP " + number + b" 0")
     method = "messageSizes" if bulk else "messageSize"
     assert len(log.lines) == 1
-    assert log.has(f"Mailbox.{method} said 1 octets for a message of alice that has 5")
+    assert log.has(f"Mailbox.{method} returned 1 octets for a message of alice, but 5")
 
 
 def test_rightSizes() -> None:
