@@ -1,5 +1,5 @@
 """
-Build connections; count them and close them all.
+Build connections, count them, and close them when the service stops.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def checkName(name: object) -> str:
     Check a provider's name, which the greeting and CAPA show.
 
     @return: the name.
-    @raise ValueError: with a sentence that says what is wrong.
+    @raise ValueError: the name is not allowed; the text says which names are.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
         raise ValueError(
@@ -51,8 +51,8 @@ def checkName(name: object) -> str:
 
 def clientIP(address: IAddress) -> str | None:
     """
-    @return: the IP address of a client; an IPv4 client of an IPv6 socket is an
-        IPv4 client.  L{None} where there is no address.
+    @return: the IP address of a client, in its IPv4 form for an IPv4 client of an IPv6 socket;
+        L{None} if the client has no address.
     """
     host = getattr(address, "host", None)
     if not isinstance(host, str):
@@ -64,7 +64,7 @@ def clientIP(address: IAddress) -> str | None:
 
 class RejectingProtocol(Protocol):
     """
-    Says that there are too many connections, and closes.
+    Refuses a connection, because there are too many.
     """
 
     def connectionMade(self) -> None:
@@ -73,7 +73,7 @@ class RejectingProtocol(Protocol):
         """
         transport: Any = self.transport
         if isTLS(transport):
-            # A handshake for this would cost more than it tells.
+            # A reply would need a TLS handshake, which costs too much CPU time for a refusal.
             transport.abortConnection()
         else:
             transport.write(b"-ERR [SYS/TEMP] Too many connections.\r\n")
@@ -84,8 +84,8 @@ class POP3Factory(ServerFactory):
     """
     Serves POP3 from a provider on any stream endpoint.
 
-    A connection that comes over an C{ssl:} endpoint is secure from the start;
-    on a plain one STLS is offered if there is a C{connectionCreator}.
+    A connection of an C{ssl:} endpoint is secure from the start.  On other connections the
+    service offers STLS if there is a C{connectionCreator}.
     """
 
     noisy = False
@@ -103,13 +103,13 @@ class POP3Factory(ServerFactory):
         """
         @param provider: L{IPOP3MailboxProvider}
         @param policy: the limits; the defaults if not given.
-        @param connectionCreator: for STLS, what C{transport.startTLS} takes,
-            such as L{twisted.internet.ssl.CertificateOptions}.
+        @param connectionCreator: the argument of C{transport.startTLS} for STLS, such as
+            L{twisted.internet.ssl.CertificateOptions}.
         @param commands: the table of commands.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
         @param clock: the reactor if not given.
         @raise TypeError: C{provider} is no provider.
-        @raise ValueError: its name cannot be shown.
+        @raise ValueError: the name of the provider is not allowed; see L{checkName}.
         """
         if not IPOP3MailboxProvider.providedBy(provider):
             raise TypeError(f"{provider!r} does not provide IPOP3MailboxProvider")
@@ -127,14 +127,14 @@ class POP3Factory(ServerFactory):
         self.admission = Admission(clock, policy)
         self.usePolicy(policy)
         self.connections: set[POP3Connection] = set()
-        # Whether the ports hand keepalive on to the connections that they accept.
+        # Whether accepted connections inherit the keepalive options of their ports.
         self.portsKeepAlive = False
         self._stopping = False
         self._waiting: list[Deferred[None]] = []
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Take other limits for the connections that come from now on.
+        Use other limits for new connections.
         """
         self.policy = self.admission.policy = policy
         self.commands = {
@@ -150,7 +150,8 @@ class POP3Factory(ServerFactory):
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
 
-        @param listener: the listener with settings of its own that the connection comes to.
+        @param listener: the listener that accepted the connection, if it has settings of its
+            own.
         """
         admission = self.admission
         admission.accepted()
@@ -165,8 +166,8 @@ class POP3Factory(ServerFactory):
 
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address, policy, connectionCreator)
-            # Counted from here on: one that never came to be made, as its TLS
-            # could not be set up, is none.
+            # Count the connection only now, because connectionMade() is not called if TLS
+            # cannot be set up, and then nothing would end the counting.
             self.connections.add(connection)
             admission.connected(address)
             return session
@@ -216,9 +217,9 @@ class POP3Factory(ServerFactory):
 
     async def shutdown(self) -> None:
         """
-        End all sessions: running commands may finish for
-        C{policy.shutdownTimeout} seconds; then the connections are cut, and
-        deletions under way waited for, C{policy.answerTimeout} seconds at most.
+        End all sessions.  Running commands have C{policy.shutdownTimeout} seconds to finish.
+        Then the connections are aborted, and deletions under way have another
+        C{policy.answerTimeout} seconds.
         """
         self._stopping = True
         self.admission.stop()
@@ -255,9 +256,8 @@ class POP3Factory(ServerFactory):
 
 class ListenerFactory(ServerFactory):
     """
-    Makes the connections of a listener that has a certificate or a rule for logins without
-    TLS of its own.  Everything else, the counting of connections included, is the main
-    factory's.
+    Makes the connections of a listener that has its own certificate, or its own rule for
+    logins without TLS.  The main factory does everything else, such as counting connections.
     """
 
     noisy = False
@@ -272,7 +272,7 @@ class ListenerFactory(ServerFactory):
         self._factory = factory
         self.connectionCreator = connectionCreator
         self._cleartextLogin = cleartextLogin
-        # The main factory's policy, and the same with our rule.
+        # The main factory's policy, and a copy of it with the rule of this listener.
         self._policies: tuple[Policy, Policy] | None = None
 
     @property

@@ -1,5 +1,5 @@
 """
-What makes the bundled providers and the checker from command-line strings.
+Plugins that make the bundled providers and the checker from command-line strings.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ def _manners(lock: str, wait: str | None) -> LockPolicy:
 
 def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, Any]:
     """
-    @param switches: more that is known, by name: the keyword, the word that
-        turns it on, and the one that stands for its default.
+    Parse the argument of a kind of provider that has a path.
+
+    @param switches: further options by name, each with the keyword for the provider, the word
+        that turns the option on, and the word for its default.
+    @return: the keyword arguments for the provider.
+    @raise ValueError: the argument is not valid; the text says why.
     """
     positional, named = parseArguments(argument)
     path = named.pop("path", None)
@@ -89,8 +93,10 @@ def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, A
 
 def makeMaildir(argument: str) -> MaildirStore:
     """
-    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]
-    [:separator=;]}
+    Make a store of Maildirs.
+
+    @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes]
+        [:sizes=names][:separator=;]}
     """
     return MaildirStore(
         **_pathAndMore(
@@ -104,14 +110,18 @@ def makeMaildir(argument: str) -> MaildirStore:
 
 def makeFolder(argument: str) -> FolderStore:
     """
-    C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
+    Make a store of folders.
+
+    @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
     """
     return FolderStore(**_pathAndMore(argument))
 
 
 def makeMemory(argument: str) -> MemoryStore:
     """
-    C{[messages=N]}
+    Make a store of generated messages in memory.
+
+    @param argument: C{[messages=N]}
     """
     positional, named = parseArguments(argument)
     number = named.pop("messages", "1")
@@ -130,7 +140,7 @@ def makeMemory(argument: str) -> MemoryStore:
 @implementer(IPlugin, ICheckerFactory)
 class PasswordFileMaker:
     """
-    C{--auth passwd:FILE}.
+    The kind C{passwd:FILE} for C{--auth}.
     """
 
     authType = "passwd"

@@ -22,7 +22,7 @@ from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
 __all__ = ["addParser", "run"]
 
-# A line of a pipe; longer is a mistake.
+# Octets that are read from a pipe at most.  No valid password is longer.
 _LONGEST = 65536
 
 
@@ -30,7 +30,7 @@ def addParser(commands: Any) -> None:
     """
     Add C{user} to the commands of C{pop3svc}.
 
-    @param commands: what C{add_subparsers} has returned.
+    @param commands: the object that C{add_subparsers} returned.
     """
     user = commands.add_parser("user", help="manage the accounts of a password file")
     actions = user.add_subparsers(dest="action", required=True, metavar="add|password|remove|list")
@@ -50,7 +50,10 @@ def addParser(commands: Any) -> None:
 
 def _askPassword() -> str:
     """
-    From a terminal without an echo, twice; from a pipe its first line.
+    Ask for a password twice, without echo, if the input is a terminal.  Otherwise read the
+    first line of the input.
+
+    @raise ValueError: the two passwords are not the same.
     """
     if not sys.stdin.isatty():
         line = sys.stdin.buffer.readline(_LONGEST).removesuffix(b"\n").removesuffix(b"\r")
@@ -63,7 +66,7 @@ def _askPassword() -> str:
 
 def _complain(path: str, accounts: Accounts) -> None:
     """
-    Say what is wrong in the file, whatever was done with it.
+    Print a warning for each bad line of the file.
     """
     for sentence in accounts.complaints():
         print(f"pop3svc: {path}, {sentence}", file=sys.stderr)
@@ -71,9 +74,9 @@ def _complain(path: str, accounts: Accounts) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """
-    Do what the command line asks for.
+    Carry out the command.
 
-    @raise ValueError: with a sentence; nothing was changed.
+    @raise ValueError: the file was not changed; the text says why.
     """
     path = arguments.file
     if path is None:
@@ -94,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         addUser(path, arguments.name, _askPassword())
     else:
         accounts = readPasswordFile(path)
-        # Whoever a bad line shuts out gets in again by a new password.
+        # A user with a bad line cannot log in.  A new password replaces that line.
         named = {each.name for each in accounts.badLines}
         isThere = arguments.name in accounts.hashes or arguments.name in named
         if not isThere and accounts.badCount == len(accounts.badLines):
@@ -102,5 +105,5 @@ def run(arguments: argparse.Namespace) -> None:
         setPassword(path, arguments.name, _askPassword())
     _complain(path, readPasswordFile(path))
     if arguments.file is None and arguments.action != "list":
-        # It may not be the one that a service reads.
+        # Name the file, because a service may read another one.
         print(f"changed {escaped(path)}")

@@ -1,8 +1,8 @@
 """
 Start, supervise and stop worker processes that share the listening ports.
 
-The process that twistd has started opens the ports, and starts workers that run the same
-command line on them.  The parent sends lines to a worker's standard input, and the worker
+The parent process opens the ports, and starts workers that run the same command line on
+them.  The parent sends lines to a worker's standard input, and the worker
 sends lines to the parent over another pipe.  A line begins with a letter for its kind, and
 JSON follows.  When the parent is gone, both pipes close.
 """
@@ -48,13 +48,13 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Kinds of lines: an event for the log with plain values only, any other event; a login
-# attempt that counts; a login that delays other logins of its user; a worker has begun to
-# serve; a worker must read its configuration again.
+# Kinds of lines, in this order: an event for the log with plain values only; any other event;
+# a login attempt that counts; a login that delays other logins of its user; a worker has
+# begun to serve; a worker must read its configuration again.
 EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
 
-# Seconds that a process has to send its last lines of the log, in addition to the time
-# that sessions have to end.
+# Seconds that a process has to send its last log events, in addition to the time that its
+# sessions have to end.
 PATIENCE = 5
 
 # Descriptor in a worker of the pipe to the parent; those of the ports follow.
@@ -207,7 +207,7 @@ class Lines(LineReceiver):
 
 class _Worker(ProcessProtocol):
     """
-    A worker, as seen by its parent.
+    The parent's view of one worker.
     """
 
     def __init__(self, supervisor: Supervisor, number: int) -> None:
@@ -496,7 +496,7 @@ class Supervisor(Operated):
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
-        # The workers close their copies, too; a port closes when all copies are closed.
+        # A port closes when the parent and all workers have closed their copies of the socket.
         for each in self._sockets:
             each.close()
         for worker in self._workers.values():
