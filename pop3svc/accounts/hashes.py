@@ -65,7 +65,7 @@ def hashPassword(password: str) -> str:
     """
     Hash a password with argon2.  Takes about 0.1 s of CPU time.
 
-    @return: the hash, as it stands in a password file.
+    @return: the hash, in the form for a password file.
     """
     return _hasher.hash(password.encode("utf-8", "surrogateescape"))
 
@@ -244,8 +244,8 @@ def costOf(stored: str) -> float:
     Check that a hash is usable, and estimate the CPU time of a comparison.
 
     @return: milliseconds.
-    @raise ValueError: the hash is malformed or out of bounds; a short reason, without the
-        hash itself.
+    @raise ValueError: the hash is malformed or out of bounds.  The text is a short reason, and
+        does not contain the hash.
     """
     if len(stored) > _LONGEST:
         raise ValueError(f"a hash of more than {_LONGEST} characters")

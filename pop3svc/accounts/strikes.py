@@ -40,7 +40,7 @@ class Attempt:
     @ivar user: a keyed digest of the name.  The client chooses the name, so only a digest
         bounds the size of a table's keys.
     @ivar guess: a keyed digest of name and password.
-    @ivar place: the client's address, as bans count it.
+    @ivar place: the client's address, or its /64 for IPv6, to which a ban applies.
     @ivar pair: the digest of the name, and the client's network.
     @ivar counted: the tables that count the attempt, each with its key.
     @ivar waitsFor: the table and the key that delay the attempt, or L{None}.
@@ -126,8 +126,8 @@ class Strikes:
     """
     Counts different failed guesses for each key.  Attempts under way count as well.
 
-    After C{limit} strikes, attempts are refused for C{seconds} after the last strike.  A
-    refused attempt restarts that period, until one day after the first strike.
+    After C{limit} strikes, attempts are refused for C{seconds} from the last strike on.  A
+    refused attempt restarts that period during the first day after the first strike.
     """
 
     # Seconds after the first strike during which a refused attempt restarts the period.

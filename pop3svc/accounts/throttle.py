@@ -42,7 +42,7 @@ class _Waiter:
 
 class _Logged:
     """
-    Wrong guesses that the log has named, by address.  The log names a repeated guess once
+    Wrong guesses that the log has named, for each address.  The log names a repeated guess once
     an hour.  Otherwise fail2ban would ban an address with many users because one program
     there repeats a wrong password every few minutes.
     """
@@ -75,8 +75,8 @@ class SharedThrottle:
     Applies limits whose counts several processes share.  Each process sends the events that
     change its counts to the others, which apply them to their own.
 
-    An attempt counts from the moment it is admitted.  If it would exceed a limit in case
-    all attempts under way fail, it waits for them.
+    An attempt counts from the moment it is admitted.  It waits for the other attempts under
+    way if it would exceed a limit after all of them had failed.
     """
 
     def __init__(
