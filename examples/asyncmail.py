@@ -1,8 +1,8 @@
 r"""
-An asyncio program that serves POP3 beside its other work, a server that takes messages.
+An asyncio program with two servers: one takes messages, the other serves them over POP3.
 
-Run it with C{python asyncmail.py 1025 1110}.  It delivers to alice what a client sends to
-the first port, and serves alice's messages on the second::
+Run it with C{python asyncmail.py 1025 1110}.  A message that a client sends to the first port
+is delivered to alice.  The second port serves alice's messages::
 
     printf 'Subject: milk\n\nTwo bottles.\n' | nc -N 127.0.0.1 1025
     curl -u alice:secret pop3://127.0.0.1:1110/1
@@ -39,7 +39,7 @@ PASSWORDS = {"alice": "secret"}
 
 class Maildrop:
     """
-    The messages of one user by unique-id, and who wants to know of changes.
+    The messages of one user by unique-id, and the functions to call when they change.
     """
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class Provider:
 
 async def take(maildrop: Maildrop, reader: StreamReader, writer: StreamWriter) -> None:
     """
-    Deliver what a client sends.
+    Deliver the message that a client sends.
     """
     message = bytearray()
     try:

@@ -180,6 +180,6 @@ class FeedStore:
 
 def serve(place: str) -> InThreads:
     """
-    @return: what C{--provider feedmail.serve:PLACE} serves.
+    @return: the provider for C{--provider feedmail.serve:PLACE}.
     """
     return InThreads(FeedStore(place))

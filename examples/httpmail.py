@@ -1,5 +1,5 @@
 """
-Mail behind an HTTP API, which also checks the logins.
+Mail that an HTTP API serves; the API also checks the logins.
 
 It needs C{pip install treq}.  Start the API in C{httpmailapi.py}, and serve its messages::
 
@@ -143,7 +143,7 @@ class HTTPMail:
 
     def __init__(self, url: str, http: Any = treq) -> None:
         """
-        @param http: what has the functions of treq.
+        @param http: an object with the functions of treq.
         @raise ValueError: a sentence for the operator.
         """
         found = urlsplit(url)

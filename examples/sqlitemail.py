@@ -134,7 +134,7 @@ class SQLiteStore:
 
 def serve(path: str) -> InThreads:
     """
-    @return: what C{--provider sqlitemail.serve:PATH} serves.
+    @return: the provider for C{--provider sqlitemail.serve:PATH}.
     """
     return InThreads(SQLiteStore(path))
 

@@ -1,5 +1,5 @@
 """
-POP3 beside a web server, in one program: the page in a browser delivers a message, and a
+A POP3 server and a web server in one program: a page in a browser delivers a message, and a
 mail program fetches it.
 
 Run it with C{python webmail.py 8080 1110}, open http://127.0.0.1:8080/, and read the mail with

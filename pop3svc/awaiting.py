@@ -72,8 +72,8 @@ def isAwaitable(answer: object) -> bool:
 
 def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     """
-    Run a coroutine until it waits.  Most coroutines never wait, and a Deferred costs more
-    than they do.
+    Run a coroutine until it waits.  Most coroutines never wait, and making a Deferred
+    costs more time than running them.
 
     @return: the result of the coroutine, if it has ended; else a Deferred.
     """
@@ -222,7 +222,7 @@ class _Steps:
 def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
     """
     Drive an awaitable in a task of its own, because much of asyncio requires a task.  The
-    awaitable may await Deferreds, too.
+    awaitable may also await Deferreds.
     """
 
     def step(waitsFor: Any) -> Generator[Any, Any, Any]:

@@ -200,7 +200,7 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     """
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:
-        # Check the size of what was read, because the file may grow meanwhile.
+        # Limit the octets read, not the size of the file, because the file may grow meanwhile.
         data = bytearray()
         while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(data))):
             data += block
@@ -263,7 +263,7 @@ def isStampTrustworthy(latest: int) -> bool:
     """
     # The clock of most file systems counts ticks, that of some one or two seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
-    # A time ahead of the clock is trusted, too, because a change would set it to now.
+    # Trust a time in the future as well, because a change would set the time to now.
     return abs(time.time_ns() - latest) > tick
 
 

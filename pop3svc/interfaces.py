@@ -281,7 +281,7 @@ class INewMailNotifier(Interface):
         """
 
 
-# --- optional: provided by what messageContent returns -----------------------
+# --- optional: provided by the content that messageContent returns -----------
 
 
 class IChunkedContent(Interface):
@@ -371,7 +371,7 @@ class ILoginAttempt(Interface):
     )
     wasRefused: bool = Attribute(
         "bool, settable: the password was compared and was wrong.  The attempt counts as "
-        "failed, whatever error ends it."
+        "failed even if it ends with another error."
     )
 
 

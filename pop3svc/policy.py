@@ -162,8 +162,8 @@ class Policy:
     )
     maxPerAddress: int = _number(
         100,
-        "Number of connections from one address (IPv6: one /64).  Loopback is exempt.  An "
-        "office behind one address fits in.",
+        "Number of connections from one address (IPv6: one /64).  Loopback is exempt.  The "
+        "default is enough for an office that shares one address.",
     )
     keepaliveIdle: int = _number(
         300,

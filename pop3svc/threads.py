@@ -45,8 +45,8 @@ class InThreads:
     """
     Wraps a provider or a store whose methods block, such as one that uses a database driver
     or a library that reads the network.  Its methods return values, not Deferreds.  No two
-    methods of one mailbox run at the same time.  The content of a message is read in
-    threads, too.
+    methods of one mailbox run at the same time.  Threads also read the
+    content of messages.
     """
 
     def __init__(

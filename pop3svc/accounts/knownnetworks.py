@@ -256,8 +256,8 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # The error is in the log; the next call tries again.  A user who has come
-                # back meanwhile is not deleted.
+                # The error is in the log, and the next call tries again.  Do not delete a user
+                # who has logged in again meanwhile.
                 self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
             self._writing = {}

@@ -63,7 +63,8 @@ class BadLine(NamedTuple):
     A line that cannot be used.
 
     @ivar number: the line number, from 1.
-    @ivar name: the user who cannot log in because of it; empty if it has no valid name.
+    @ivar name: the user who cannot log in because of this line; empty if the line has no
+        valid name.
     @ivar fault: a short reason, without the content of the line.
     """
 

@@ -68,7 +68,7 @@ def expect(condition: bool, seen: str) -> None:
 
 def _redacted(command: bytes) -> str:
     """
-    @return: a command for messages, without secret arguments.
+    @return: a command without secret arguments, for error messages.
     """
     verb = command[:4].upper()
     return show(verb + b" ..." if verb in _SECRET and len(command) > 4 else command)

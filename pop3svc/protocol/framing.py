@@ -9,10 +9,10 @@ __all__ = ["LineBuffer"]
 
 class LineBuffer:
     """
-    Cuts input into lines, and keeps the lines that wait for those before them.  CRLF ends a
-    line; a bare LF does, too, because some clients send that.
+    Cuts input into lines, and keeps lines until they are answered.  A line ends with CRLF, or
+    with a bare LF, because some clients send only that.
 
-    @ivar held: the octets that wait.
+    @ivar held: the octets that are kept.
     """
 
     __slots__ = ("_lines", "_partial", "held")

@@ -694,9 +694,9 @@ class _Maildir(FileMailbox):
 
     def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
         """
-        @return: whether a file was delivered after the listing, and has got the inode of
-            the listed one.  A rename changes only the time of change, a write changes the
-            time of modification, too.
+        @return: whether a file was delivered after the listing, and has the inode of the
+            listed file.  A rename changes only the time of change.  A write also changes the
+            time of modification.
         """
         listing = self._listing
         if not listing.time or uniqueID not in listing:

@@ -203,7 +203,7 @@ class MaildirSizes:
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Mark the messages that were listed and not counted to be written, too.
+        Queue the listed messages whose size was not counted for writing as well.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """

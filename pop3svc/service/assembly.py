@@ -58,7 +58,7 @@ def makeProvider(store: Store) -> Any:
     """
     Make the provider or the store of mailboxes that a setting names.
 
-    @return: L{IPOP3MailboxProvider} or L{IMailboxStore}, checked by nobody yet.
+    @return: L{IPOP3MailboxProvider} or L{IMailboxStore}; the caller has to check that.
     @raise SettingError: it cannot be made.
     """
     kind, argument = store.kind or "", store.argument
@@ -139,7 +139,7 @@ def _checkUse(store: Store, provider: Any, hasAccounts: bool) -> None:
 
 class Configured:
     """
-    The settings that a running service has, and what the configuration file says when it is
+    The settings of a running service, and those that its configuration file has when it is
     read again.
     """
 
@@ -198,7 +198,7 @@ class Assembly:
     ) -> None:
         """
         @param shared: in a worker, the values that its parent gave it.
-        @param parent: in a worker, passes on what the other workers have to know.
+        @param parent: in a worker, sends events to the other workers through the parent.
         @raise SettingError: the settings cannot be used.
         """
         text = None if shared is None else shared.config
@@ -432,8 +432,9 @@ class Assembly:
     def _shareOf(self, policy: Policy) -> Policy:
         """
         @return: the policy of this process.  A worker gets its share of the connections.
-            Counts by address and by user are not divided, because clients come to whichever
-            worker has time, and some would be refused who are within the limits.
+            Counts by address and by user are not divided, because chance decides which
+            worker accepts a connection.  With divided counts a worker would refuse clients
+            that are within the limits.
         """
         if self._shared is None:
             return policy

@@ -97,7 +97,7 @@ def _check(path: str) -> None:
 
 def _try(faults: Faults, settings: Settings) -> None:
     """
-    Make what can be made without serving.
+    Make all parts of the service that can be made without serving.
     """
     from twisted.internet import reactor
 

@@ -54,7 +54,7 @@ class Configuration:
         Take the settings of a file.
 
         @param text: the file's text.
-        @param faults: is told what cannot be used.
+        @param faults: collects the settings that cannot be used.
         """
         try:
             document = tomllib.loads(text)
@@ -139,8 +139,8 @@ class Configuration:
 
 def _argument(where: str, keys: Mapping[str, Any], faults: Faults) -> str:
     """
-    @return: keys of a store as the argument of its provider, as it would stand on the command
-        line: C{path=/srv/mail:readonly=yes}.
+    @return: the keys of a store in the form of a provider's argument on the command line:
+        C{path=/srv/mail:readonly=yes}.
     """
     parts, isSecret = [], False
     for key, value in keys.items():
@@ -184,8 +184,8 @@ def readConfiguration(path: str, faults: Faults, text: str | None = None) -> Con
     """
     Read a configuration file.
 
-    @param text: its text, if somebody has read it already.
-    @raise SettingError: it cannot be read at all.
+    @param text: the text of the file, if it has been read already.
+    @raise SettingError: the file cannot be read.
     """
     configuration = Configuration(path)
     configuration.read(readText(path) if text is None else text, faults)

@@ -163,7 +163,7 @@ class Operated(MultiService):
         """
         Add a part of the configuration that is read again after SIGHUP.
 
-        @param what: its name, for the log.
+        @param what: the name of the part, for the log.
         @param call: reads it.  It may return a Deferred or a coroutine, and raises
             L{ValueError} with a sentence if it keeps the previous configuration.
         """

@@ -91,7 +91,7 @@ class POP3Service(Operated):
         self._accepting.add(port)
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)
-        # All ports have to, because a connection does not tell from which one it came.
+        # True only if all ports do, because a connection does not know its port.
         self.factory.portsKeepAlive = handsOn and (
             len(self.ports) == 1 or self.factory.portsKeepAlive
         )
@@ -105,14 +105,14 @@ class POP3Service(Operated):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()
-        # Start the threads now, because there may be none to be had later.
+        # Start the threads now, because starting one may fail later.
         disk().start()
         longWork().start()
         startHashing()
 
     def stopService(self) -> Deferred[Any]:
         """
-        Accept no more connections; let sessions finish what they do; then stop the rest.
+        Stop accepting connections, wait for running commands, and stop all other parts.
         See L{twisted.application.service.IService.stopService}.
         """
         self._accepting.stop()

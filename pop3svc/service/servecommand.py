@@ -42,7 +42,7 @@ def _number(option: str, text: str) -> str:
 def serve(argv: list[str]) -> None:
     """
     Serve until SIGTERM or SIGINT.  C{--uid}, C{--gid}, C{--logfile} and other options of
-    twistd are taken, too, wherever they stand.
+    twistd may stand anywhere among the options of pop3svc.
 
     @raise SystemExit: at the end, or with one sentence if it cannot serve.
     """

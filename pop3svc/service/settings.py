@@ -356,7 +356,7 @@ class Listener:
 @dataclass(frozen=True)
 class Store:
     """
-    Mailboxes, and who may open them.
+    A store of mailboxes, and the checker of its logins.
 
     @ivar where: the option or the key that asked for it, for messages.
     @ivar kind: L{None} for the embedded default's Maildirs.
@@ -473,7 +473,7 @@ def readTable(
     Read the keys of a table of the configuration file.
 
     @param where: the place of a key, for messages.
-    @param others: keys that somebody else reads.
+    @param others: further keys that are allowed, and that the caller reads.
     @return: the values, by the names of the settings.
     """
     byName = {each.name: each for each in known}

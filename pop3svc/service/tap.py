@@ -20,7 +20,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     Make the service and open its ports.
 
     @param shared: in a worker, the values that its parent gave it.
-    @param parent: in a worker, passes on what the other workers have to know.
+    @param parent: in a worker, sends events to the other workers through the parent.
     @return: L{pop3svc.service.running.POP3Service}, or with workers the
         L{pop3svc.service.workers.Supervisor} that starts them.
     @raise SystemExit: with one sentence, if anything is wrong.

@@ -92,7 +92,7 @@ class _Parent(Lines):
         if self._outbox is None or not (event.get("log_format") or "pop3Event" in event):
             return
         if get_ident() != main_thread().ident:
-            # Threads log, too, but only the reactor's thread may write to a transport.
+            # Other threads log events, but only the reactor's thread may write to a transport.
             self._reactor.callFromThread(self.observe, event)
             return
         # A fast path, because there is an event for each session, and eventAsJSON takes
@@ -169,8 +169,8 @@ def main() -> None:
     """
     Serve until SIGTERM or until the parent is gone.
     """
-    # Ignore Ctrl-C and signals of the operator: the terminal sends SIGINT to the parent, too,
-    # and the parent stops the workers.
+    # Ignore Ctrl-C and signals of the operator, because the parent gets them as well, and stops
+    # the workers.
     for number in (signal.SIGINT, *Signals.NUMBERS):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, Signals.NUMBERS)
