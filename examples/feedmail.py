@@ -104,7 +104,7 @@ def asMessage(entry: Element) -> bytes:
 
 def parse(data: bytes) -> dict[str, bytes]:
     """
-    @return: messages by unique-id, in the order of their numbers: a feed begins with the newest.
+    @return: messages by unique-id, the oldest first, although a feed begins with the newest.
     """
     parser = XMLParser(target=_Builder())
     parser.feed(data)

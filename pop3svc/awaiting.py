@@ -418,7 +418,7 @@ class Executor(Protocol):
             tuple, its first element names the resource that it is on, such as a file
             system, which has a limit of its own.
         @return: a Deferred that fires with the result of C{work}.
-        @raise POP3ResponseError: C{SYS/TEMP}, too much work is waiting, or a thread hangs
+        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or a thread hangs
             in earlier work of the same group.
         """
 
@@ -454,8 +454,8 @@ def reportProgress() -> None:
 class TimeSlice:
     """
     Limits how long work occupies the reactor's thread before the reactor serves others.
-    All work that waits for its next slice shares the time of one slice, so that a new
-    client waits for one slice instead of one for each of them.
+    All work that waits for its next slice shares the time of one slice.  A new client
+    therefore waits for the time of one slice, however much work is waiting.
     """
 
     # Seconds of a slice: short enough that no client notices; and the shortest.
@@ -699,7 +699,7 @@ class BoundedThreadPool:
         """
         Start one more thread, if there are fewer than allowed.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, there is no thread, and none can be started.
+        @raise POP3ResponseError: C{SYS/TEMP} if there is no thread, and none can be started.
         """
         lost = len(self._lost())
         if self._threads >= self._most + min(lost, self.LOST):

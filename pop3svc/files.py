@@ -303,9 +303,9 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     Read a file and count its octets on the wire.  Blocks; call it in a thread.
 
     @param size: size of the file, octets.
-    @return: the size on the wire; whether the file is sent unchanged (all line ends are
-        CRLF, the last line has one, and no line begins with a dot); and the first 1,024
-        octets.
+    @return: the size on the wire, whether the file is sent unchanged, and the first 1,024
+        octets.  A file is sent unchanged if all lines end with CRLF and no line begins with a
+        dot.
     @raise OSError: the work was cancelled, or the file cannot be read.
     """
     if isCancelled():

@@ -176,8 +176,7 @@ class IPOP3ConnectionInfo(Interface):
         "Settable, for the provider's own data.  The service does not read it."
     )
     loginAttempt: Any = Attribute(
-        "L{ILoginAttempt} while a provider checks a login that a throttle has let through, "
-        "else None."
+        "L{ILoginAttempt} while a provider checks a login that a throttle has admitted, else None."
     )
 
 
@@ -358,7 +357,7 @@ class IAccountStatus(Interface):
 
 class ILoginAttempt(Interface):
     """
-    A login that a throttle has let through, while a provider checks it.
+    A login that a throttle has admitted, while a provider checks it.
     """
 
     isFromKnownNetwork: bool = Attribute(

@@ -94,7 +94,7 @@ class WireSizeCounter:
         """
         Count NULs, such as a hole in a sparse file.
 
-        @param octets: their number.
+        @param octets: the number of NULs.
         """
         if octets:
             self._octets += octets

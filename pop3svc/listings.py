@@ -145,8 +145,8 @@ class UniqueIDList:
 
     def hasOthersThan(self, hashes: array[int]) -> bool:
         """
-        @param hashes: L{hashes} of another list or of this one.
-        @return: whether this list contains a unique-id that the other one does not.
+        @param hashes: the value of L{hashes} of another list.
+        @return: whether this list contains a unique-id that the other list does not contain.
         """
         own = self.hashes()
         return own is not hashes and not set(own).issubset(hashes)

@@ -28,9 +28,9 @@ _AT_ONCE = 512
 
 def escaped(text: str) -> str:
     """
-    Escape text for one line of the log.  A character that is not printable (a control
-    character, any line end, one that changes the direction of writing, an octet that is not
-    UTF-8) becomes an escape sequence of Python.
+    Escape text for one line of the log.  Characters that are not printable
+    become escape sequences of Python: control characters, line ends, marks that change the
+    direction of writing, and octets that are not UTF-8.
 
     @return: printable text that can be encoded in any encoding of Unicode.
     """
@@ -112,7 +112,8 @@ class Sink(Protocol):
 
 class FileSink:
     """
-    A file in append mode, so that a program that copies and truncates it leaves no hole.
+    A log file.  It is open in append mode, because logrotate may copy and truncate it, and the
+    next write must then begin at the start of the file.
     """
 
     hasTime = True

@@ -135,8 +135,8 @@ class Policy:
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Number of failed logins for one user from all networks that the user never came "
-        "from, after which the service refuses the user on these networks, and on no others.",
+        "Number of failed logins for one user from all networks without a login of that user.  "
+        "After these the service refuses the user on these networks only.",
         isLive=False,
     )
     strikesTime: int = _number(

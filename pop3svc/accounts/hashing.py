@@ -91,7 +91,7 @@ class HashQueue:
             L{POP3ResponseError}, C{SYS/TEMP}, if it waited longer than C{patience}.
             Cancelling the Deferred removes work that has not begun.  Work that has begun
             keeps its thread to the end, because a hash cannot be interrupted.
-        @raise POP3ResponseError: C{SYS/TEMP}, because the queue is full.
+        @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
         if len(self._urgent) + len(self._others) >= self.MAX_WAITING:
             raise _busy()

@@ -363,7 +363,7 @@ class PasswordFile:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the user name in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP}, the check would have to wait too long, or the
+        @raise POP3ResponseError: C{SYS/TEMP} if the check would have to wait too long, or the
             comparison failed, for example for lack of memory.
         """
         return startNow(self._checked(credentials))

@@ -14,8 +14,8 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# For retrEndsWithItsLastOctets: the number of messages that it reads, the reads of each, and
-# the number of messages whose last line has to come apart for the rule to fail.
+# Numbers for retrEndsWithItsLastOctets: the messages that it reads; the reads of each message;
+# the messages whose last line arrives alone before the rule fails.
 _LARGEST = 4
 _READS = 3
 _APART = 2

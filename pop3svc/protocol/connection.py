@@ -103,7 +103,7 @@ class POP3Connection(LineReceiver):
         self._connectionCreator = connectionCreator
         self._ended = ended
         self._unauthenticated = unauthenticated
-        # The factory sets the client's address, and counts connections by it.
+        # The client's address.  The factory sets it, and counts the connections of each address.
         self.address: str | None = None
         self._heardNothing = True
         self._handshaking = False

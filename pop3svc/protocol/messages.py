@@ -19,7 +19,7 @@ from pop3svc.protocol.remarks import nameOf, warnOnce
 
 __all__ = ["Messages"]
 
-# In a mailbox with more messages, each step over all of them gets a time slice of its own.
+# Messages of a large mailbox.  Each loop over its messages has a time slice of its own.
 _MANY = 100_000
 
 
@@ -74,7 +74,7 @@ class Messages:
     async def sizes(self, uniqueIDs: list[str]) -> list[int | None]:
         """
         @return: the size of each message in octets; L{None} if it cannot be determined.
-        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
         """
         sizes = None
         if IBulkMessageSizes.providedBy(self._mailbox):
@@ -99,7 +99,7 @@ class Messages:
         sizes: list[int | None] = self._calls.start(_listOf(call, answer))
         isLarge = len(sizes) > _MANY
         if isLarge:
-            # Each step over this many messages takes long.
+            # Each loop over so many messages takes long.
             await TimeSlice(self._calls.clock).next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
@@ -120,7 +120,7 @@ class Messages:
         error when it asks for that message.
 
         @return: the size of each message, L{None} if it cannot be determined.
-        @raise POP3ResponseError: C{SYS/TEMP}, none of several messages has a size now.
+        @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
         """
         sizes: list[int | None] = []
         faults: list[POP3ResponseError] = []

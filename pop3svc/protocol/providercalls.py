@@ -1,6 +1,8 @@
 """
-Calls to a provider, a mailbox or a throttle, for one session: each has a time limit, one that
-holds the reactor is named in the log, and one that releases something never fails.
+Calls to a provider, a mailbox or a throttle, for one session.
+
+Each call has a time limit.  The log names calls that block the reactor.  A call that releases
+something never fails.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class ProviderCalls:
         """
         Call a method and wait for its value.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, it did not return in time.
+        @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
         @raise CancelledError: the session is over, and the method returned although it was
             cancelled.
         """
@@ -83,7 +85,7 @@ class ProviderCalls:
         """
         Wait for the value of a call that L{start} has made.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, it did not return in time.
+        @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
         """
         try:
             return await awaitWithTimeout(answer, self.clock, self.timeout)

@@ -106,10 +106,9 @@ class MailboxSnapshot(dict[str, Place]):
 
 class Presence:
     """
-    Registry of the mailboxes of a store that have existed.  A mailbox that existed before
-    and is missing now is not shown as an empty maildrop, because its file system may not
-    be mounted, and a client that is shown an empty maildrop forgets which messages it has
-    downloaded.
+    Registry of the mailboxes of a store that have existed.  The store refuses a mailbox that
+    existed before and is missing now, because its file system may not be mounted.  If a client
+    got an empty maildrop instead, it would forget which messages it has downloaded.
     """
 
     # Paths; some 100 octets each.
@@ -177,7 +176,7 @@ class Presence:
         """
         Handle a mailbox that does not exist.  Blocks.
 
-        @raise POP3ResponseError: C{SYS/TEMP}, the mailbox existed before, or the database
+        @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before, or the database
             cannot be read.
         """
         if self._unwritten:
@@ -551,7 +550,7 @@ class FileMailbox:
 
         @param root: a descriptor of the root, L{None} if there is none.
         @return: whether the root is a mailbox; an empty directory may be a mount point.
-        @raise POP3ResponseError: C{SYS/TEMP}, the mailbox existed before.
+        @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before.
         """
         isThere = root is not None and self._isThere(root)
         if self._presence is not None:
@@ -817,9 +816,9 @@ class LockRegistry:
     @ivar cleanCache: cache of the mailboxes that need no recovery before they are locked.
     """
 
-    # Seconds: the interval of polling where inotify does not work; the age from which a
-    # session is watched; the time within which a session that was asked must release its
-    # lock.
+    # All times are in seconds.  POLL is the interval of polling if inotify does not work.  A
+    # session is watched from the age WATCH_AFTER on.  After a request to release its lock, a
+    # session has RELEASE_TIMEOUT to do it.
     POLL = 0.25
     WATCH_AFTER = 0.5
     RELEASE_TIMEOUT = 1.0
@@ -869,7 +868,8 @@ class LockRegistry:
         """
         Ask the session that holds a lock to release it.
 
-        @return: whether it does; L{None} if no session of this process holds the lock.
+        @return: whether that session releases the lock; L{None} if no session of this process
+            holds it.
         """
         held = self._held.get(path)
         return None if held is None else held[1]()

@@ -76,14 +76,14 @@ _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 # How often a directory is read at most until it did not change meanwhile, and the pause
 # (seconds) between two reads.
 _SCANS, _PAUSE = 10, 0.02
-# How often a listing is repeated at most because a message was renamed before its stat().
+# The most repetitions of a listing because a message was renamed before its stat().
 _LOOKS = 10
-# Up to so many messages are counted outside the threads for long work, and after so many
-# the sizes are saved.
+# The most messages that are counted outside the threads for long work, and the number of
+# counted messages after which the sizes are saved.
 _FEW, _KEPT = 200, 5000
-# Up to so many files, a listing calls stat() for each, because a new file may have got the
-# inode of the file that it replaced.  With more files, that would cost more than the rest
-# of the listing.
+# The most files for which a listing calls stat() for each, because a new file may have the
+# inode of the file that it replaced.  With more files, these calls would cost more than the
+# rest of the listing.
 _STATTED = 100
 # Size of the directories, octets, from which a Maildir counts as large.
 _LARGE = 1_000_000
@@ -261,8 +261,9 @@ def _scanPlaces(root: int) -> tuple[Sequence[Place], dict[Place, int], bool, Sta
     List the places of messages.  A message that is moved while a directory is read may be
     missed or seen twice, so read again until the directories do not change.
 
-    @return: the places; if one read was not enough, the number of the read that saw each
-        place last; whether the last read is reliable; and the directories' times then.
+    @return: the places; for each place the number of the last read that saw it, empty if one
+        read was enough; whether the last read is reliable; the times of the directories
+        then, empty if it is not reliable.
     """
     seen: dict[Place, int] = {}
     for look in range(_SCANS):

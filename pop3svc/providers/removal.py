@@ -72,8 +72,8 @@ def removeAll(
     @param folders: the directories below it that may hold the files.
     @param locate: takes a message and the number of searches that failed; returns the
         place of its file, or L{None} if it no longer exists.
-    @param isRight: takes a message, a place, the status of the file at that place and a
-        descriptor of its directory; returns whether it is the file of that message.
+    @param isRight: returns whether a file belongs to a message.  Takes the message, the place
+        of the file, its status, and a descriptor of its directory.
     @return: the removed messages, each with the place and the status of its file.
     @raise OSError: nothing was removed.
     """

@@ -36,14 +36,14 @@ _LINE = 208
 # Superfluous entries after which the file is replaced.
 _SPARE = 1000
 # Unique-ids of former messages that are remembered, so that no other message gets one of
-# them.  A name returns when a clock was set back or a backup restored: soon, or never.
+# them.  A name returns soon or never, when a clock was set back or a backup was restored.
 _GONE = 2000
 
 # The inode of files of a Maildir that was copied, and the kind of messages that are gone.
 COPIED, GONE = 0, "g"
 
-# Up to so many messages whose size was not counted are read for a checksum of their first
-# octets.  To read more would cost more than the rest of the session.
+# The most messages whose first octets are read for a checksum because their size was not
+# counted.  Reading more would take longer than the rest of the session.
 _READ = 20
 
 # (device, inode) of a Maildir

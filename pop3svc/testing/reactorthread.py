@@ -20,9 +20,9 @@ _PATIENCE = 30
 
 class ReactorThread:
     """
-    Runs the reactor for programs that do not run it themselves.  It runs from the first
-    L{hold} to the last L{release}, so that another program may run it in the main thread at
-    other times, as trial does for each of its tests.
+    Runs the reactor in a thread, for programs that do not run it themselves.  The reactor runs
+    from the first L{hold} to the last L{release}.  At other times the program may run it in the
+    main thread, as trial does for each of its tests.
     """
 
     def __init__(self) -> None:
