@@ -40,7 +40,7 @@ PAGE = """<!DOCTYPE html>
 
 def makeMessage(subject: str, text: str) -> bytes:
     """
-    @raise ValueError: they cannot stand in a message.
+    @raise ValueError: the subject or the text is not allowed in a message.
     """
     message = EmailMessage(SMTP)
     message["From"] = message["To"] = "alice@localhost"

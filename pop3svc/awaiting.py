@@ -156,8 +156,8 @@ def ensureStarted(answer: Any) -> Any:
     """
     Start an awaitable of Twisted, or of asyncio if an asyncio event loop runs the reactor.
 
-    @return: its result, if it ends at once; else a Deferred.
-    @raise ProviderMistake: it awaits an asyncio object, and no asyncio event loop runs.
+    @return: the result if the awaitable ends at once; else a Deferred.
+    @raise ProviderMistake: the awaitable needs an asyncio event loop, and none runs.
     """
     if isinstance(answer, Deferred):
         return answer
@@ -632,7 +632,7 @@ class _Job:
         """
         Do the work, in a thread.
 
-        @return: its result, a L{Failure}, or L{_Skipped}.
+        @return: the result of the work, a L{Failure}, or L{_Skipped}.
         """
         if self.isCancelled:
             return _Skipped()

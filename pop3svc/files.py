@@ -97,7 +97,7 @@ def openRegular(name: str, directory: int | None = None) -> int:
 
     @param directory: an open directory that C{name} is relative to.
     @return: a descriptor.
-    @raise OSError: it does not exist, or is not a regular file.
+    @raise OSError: the file does not exist, or is not a regular file.
     """
     return openFile(name, directory)[0]
 
@@ -131,7 +131,7 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     Open a directory, without following a link in the last part of its name.
 
     @return: a descriptor.
-    @raise OSError: it does not exist, or is not a directory.
+    @raise OSError: C{name} does not exist, or is not a directory.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
@@ -164,7 +164,7 @@ def openReplaceable(path: str) -> int:
     waited for.
 
     @return: a descriptor of a regular file.
-    @raise OSError: it cannot be opened, or is not a regular file.
+    @raise OSError: the file cannot be opened, or is not a regular file.
     """
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     try:
@@ -196,7 +196,7 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     Blocks while the disk is read.
 
     @param most: largest size, octets.
-    @raise OSError: it cannot be read, is not a regular file, or is larger.
+    @raise OSError: the file cannot be read, is not a regular file, or is larger.
     """
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:

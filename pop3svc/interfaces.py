@@ -50,7 +50,7 @@ T = TypeVar("T")
 # A value, or an awaitable of it: a Deferred, or a coroutine.
 Eventual: TypeAlias = T | Awaitable[T]
 
-# What messageContent may return, apart from objects that can be adapted to one of these.
+# Values that messageContent may return, apart from objects that can be adapted to one of them.
 MessageContent: TypeAlias = (
     "IMessageContent | IChunkedContent | IFileContent | bytes | IO[bytes] | Iterable[bytes]"
 )

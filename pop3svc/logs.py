@@ -68,9 +68,9 @@ def eventText(event: LogEvent) -> list[str]:
     """
     Format an event.
 
-    @return: its lines; none if it has no text.  The first is C{[system] text}.  Lines of
-        a traceback begin with a tab and a bar, so that none looks like the first line of
-        an event.
+    @return: the lines of the event; none if it has no text.  The first is C{[system] text}.
+        Lines of a traceback begin with a tab and a bar, so that none looks like the first
+        line of an event.
     """
     text = formatEvent(event)
     failure = event.get("log_failure")
@@ -106,7 +106,7 @@ class Sink(Protocol):
         """
         Open the output again, because the file may have been renamed or replaced.
 
-        @raise OSError: it cannot be opened; the old one is still used.
+        @raise OSError: the output cannot be opened; the old one is still used.
         """
 
 
@@ -121,7 +121,7 @@ class FileSink:
     def __init__(self, path: str, owner: tuple[int, int] | None = None) -> None:
         """
         @param owner: user and group of a new file.
-        @raise OSError: it cannot be opened.
+        @raise OSError: the file cannot be opened.
         """
         self.path = os.path.abspath(path)
         self._descriptor = self._opened(owner)

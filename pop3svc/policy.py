@@ -34,7 +34,7 @@ def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -
 @dataclass(frozen=True)
 class Policy:
     """
-    What the service allows.  Times are in seconds, sizes in octets.
+    The limits of the service.  Times are in seconds, sizes in octets.
 
     @raise ValueError: a value is out of bounds; one sentence that names it.
     """

@@ -58,7 +58,7 @@ class InThreads:
         @param threads: number of calls that run at once.
         @param waiting: number of further calls that may wait; beyond that, calls are
             refused with C{[SYS/TEMP]}.
-        @raise TypeError: it provides neither interface.
+        @raise TypeError: the provider provides neither interface.
         """
         abilities = [each for each in _ABILITIES if each.providedBy(provider)]
         if not set(abilities) & {IPOP3MailboxProvider, IMailboxStore}:

@@ -397,7 +397,7 @@ class Client(Protocol):
         Wait until the server closes the connection.
 
         @return: the octets that it sends before that.
-        @raise Silent: it does not close the connection in time.
+        @raise Silent: the server does not close the connection in time.
         """
         while self.lost is None:
             had = len(self._buffer)

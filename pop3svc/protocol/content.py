@@ -149,8 +149,8 @@ class MessageBody:
         @param content: provides L{IMessageContent}, L{IChunkedContent} or
             L{IFileContent}, or can be adapted to L{IChunkedContent}.
         @param timeout: seconds that reading one piece may take.
-        @param call: the method that returned it, for the log.
-        @raise ProviderMistake: it is none of these.
+        @param call: the method that returned the content, for the log.
+        @raise ProviderMistake: the content is none of these.
         """
         self._call = call
         self._clock = clock

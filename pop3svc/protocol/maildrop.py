@@ -17,7 +17,7 @@ class MessageRef(NamedTuple):
     """
     A message of this session.
 
-    @ivar number: its number, 0 if it arrived after the listing.
+    @ivar number: the message-number, 0 if the message arrived after the listing.
     """
 
     number: int
@@ -57,7 +57,7 @@ class Maildrop:
     def byUniqueID(self, uniqueID: str) -> MessageRef | None:
         """
         @return: the message, or L{None} if it was not listed.
-        @raise POP3ResponseError: it is deleted.
+        @raise POP3ResponseError: the message is deleted.
         """
         self.refuseDeleted(uniqueID)
         number = self.listed.number(uniqueID)
@@ -67,7 +67,7 @@ class Maildrop:
         """
         Check that a message is not deleted.
 
-        @raise POP3ResponseError: it is marked for deletion or deleted.
+        @raise POP3ResponseError: the message is marked for deletion or deleted.
         """
         if uniqueID in self._marked or uniqueID in self._gone:
             raise POP3ResponseError("Message is deleted.")

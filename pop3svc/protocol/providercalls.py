@@ -48,7 +48,7 @@ class ProviderCalls:
         """
         Call a method, and warn once if it held the reactor.
 
-        @return: its value, or a Deferred.
+        @return: the value of the method, or a Deferred.
         """
         seconds = self._seconds
         late = seconds() + HELD

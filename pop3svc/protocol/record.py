@@ -15,13 +15,13 @@ log = Logger(namespace="pop3svc")
 
 class SessionRecord:
     """
-    What the log says of a session at its end.
+    The figures of one session for the line of the log at its end.
 
     @ivar began: when the connection, or the last logout, was; seconds of the clock.
     @ivar user: the name of the user for the log; L{None} if nobody has logged in.
     @ivar loginMethod: the command, and the mechanism of AUTH.
     @ivar messagesSent: whole messages that were sent.
-    @ivar messageOctets: their octets as LIST counts them.
+    @ivar messageOctets: octets of these messages, as LIST counts them.
     @ivar octetsSent: octets of all replies.
     """
 

@@ -33,8 +33,8 @@ class Body(Protocol):
     @ivar isWireReady: whether, in addition, no line begins with a dot, so that the octets
         are sent unchanged.
     @ivar sendTo: an optional zero-copy path, or L{None}.  Takes the descriptor of a socket,
-        sends the next octets to it, and returns their number, 0 if they have to be read
-        with C{next}.  Raises C{BlockingIOError} if the socket's buffer is full.
+        sends the next octets to it, and returns their number.  Returns 0 if the next octets
+        have to be read with C{next}.  Raises C{BlockingIOError} if the socket's buffer is full.
     """
 
     hasLineEnds: bool

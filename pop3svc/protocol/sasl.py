@@ -33,7 +33,7 @@ class Mechanism:
     """
     A SASL mechanism (RFC 4422).
 
-    @ivar name: its registered name.
+    @ivar name: the registered name of the mechanism.
     @ivar needs: the interface that the provider must provide.
     @ivar cleartext: whether it sends the password unencrypted.
     @ivar converse: takes C{(session, initial response or None)}, returns the conversation.

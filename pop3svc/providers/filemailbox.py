@@ -791,7 +791,7 @@ def _closeAll(sought: tuple[dict[str, tuple[int, os.stat_result]], bool]) -> Non
 @dataclass(frozen=True, slots=True)
 class LockPolicy:
     """
-    How a session acts when another session has locked the mailbox.
+    The behaviour of a login when another session has locked the mailbox.
 
     @ivar takeover: ask the other session to release its lock.
     @ivar wait: seconds to wait for the lock.

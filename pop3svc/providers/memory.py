@@ -47,7 +47,7 @@ class MemoryMaildrop:
         """
         Add a message.
 
-        @return: its unique-id.
+        @return: the unique-id of the message.
         """
         uniqueID = f"message-{next(self._serial)}"
         self.messages[uniqueID] = message

@@ -230,7 +230,7 @@ def recover(root: int, folders: Iterable[str]) -> None:
     Finish or undo an interrupted removal, and create the staging directories for the next
     one.  Blocks.
 
-    @raise OSError: it failed.
+    @raise OSError: the recovery failed.
     """
     try:
         _purge(root, folders)

@@ -59,7 +59,7 @@ def makeProvider(store: Store) -> Any:
     Make the provider or the store of mailboxes that a setting names.
 
     @return: L{IPOP3MailboxProvider} or L{IMailboxStore}; the caller has to check that.
-    @raise SettingError: it cannot be made.
+    @raise SettingError: the provider or store cannot be made.
     """
     kind, argument = store.kind or "", store.argument
     plugin = providerPlugins().get(kind)
@@ -100,7 +100,7 @@ def makeAccounts(store: Store) -> list[Any]:
     Make the checkers of a store's sources of accounts.
 
     @return: L{twisted.cred.checkers.ICredentialsChecker}s
-    @raise SettingError: one cannot be made.
+    @raise SettingError: a checker cannot be made.
     """
     checkers = []
     for description in store.auth:

@@ -40,10 +40,10 @@ class Certificates:
 
     def of(self, listener: Listener | None = None) -> RenewableCertificate:
         """
-        Load the certificate of a listener, or the service's own, which STLS needs if nothing
-        else does.  If none is named, a self-signed one is made.
+        Load the certificate of a listener, or that of the service, which STLS uses.  Make a
+        self-signed certificate if the settings name none.
 
-        @raise SettingError: it cannot be used.
+        @raise SettingError: the certificate cannot be used.
         """
         key = None
         if listener is not None and listener.certificate is not None:

@@ -165,7 +165,7 @@ def _argument(where: str, keys: Mapping[str, Any], faults: Faults) -> str:
 def readText(path: str) -> str:
     """
     @return: the text of a configuration file.
-    @raise SettingError: it cannot be read.
+    @raise SettingError: the file cannot be read.
     """
     try:
         with open(openReplaceable(path), "rb") as file:

@@ -119,7 +119,7 @@ class DataDirectory:
         """
         Create the directory.
 
-        @raise ValueError: it cannot be created; a sentence for the operator.
+        @raise ValueError: the directory cannot be created; a sentence for the operator.
         """
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)

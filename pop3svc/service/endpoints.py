@@ -225,7 +225,7 @@ def tlsEndpoint(reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | No
     @param text: any endpoint string.
     @param wrap: wraps the factory, outside of TLS.
     @return: an endpoint with implicit TLS by the service's certificate.
-    @raise ValueError: it is not a valid endpoint string.
+    @raise ValueError: C{text} is not a valid endpoint string.
     """
     return _TLSEndpoint(reactor, serverEndpoint(reactor, text, None, wrap), connectionCreator)
 
@@ -238,7 +238,7 @@ def serverEndpoint(
         certificate, and listens on IPv4 and IPv6 if it names no interface.
     @param wrap: wraps the factory, outside of TLS.
     @return: an L{IStreamServerEndpoint}.
-    @raise ValueError: it is not a valid endpoint string.
+    @raise ValueError: C{text} is not a valid endpoint string.
     """
     if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
         # systemd's variables are for the process that has opened the ports; any endpoint

@@ -157,7 +157,7 @@ class Opener:
     def open(self, path: str) -> int:
         """
         @return: a descriptor of the file, for reading.
-        @raise OSError: it cannot be opened.
+        @raise OSError: the file cannot be opened.
         """
         number = self._numbers.get(path)
         if number is None or time.monotonic() < self._restsUntil:

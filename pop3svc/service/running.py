@@ -65,12 +65,12 @@ class POP3Service(Operated):
 
     def listen(self, where: str, endpoint: Any, factory: Any) -> list[Any]:
         """
-        Open a port now, while there are the privileges to.
+        Open a port now, while the process has the privileges for it.
 
         @param where: for the operator: the option or the key that asks for it.
         @param factory: makes the protocols of its connections.
         @return: the port, if it is open already.
-        @raise SettingError: it cannot be opened.
+        @raise SettingError: the port cannot be opened.
         """
         before = len(self.ports)
         listening: Deferred[Any] = endpoint.listen(factory)

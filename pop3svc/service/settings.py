@@ -60,7 +60,7 @@ class Kind:
     """
     A kind of value.
 
-    @ivar name: its name for help texts, such as C{FILE}.
+    @ivar name: the name of a value in help texts, such as C{FILE}.
     @ivar fromText: read it from the command line.
     @ivar fromFile: read it from the configuration file.
     Both raise L{ValueError} with the rest of a sentence that begins with the setting's name.
@@ -195,7 +195,7 @@ class Setting:
 
     @ivar name: the key in the configuration file, and the option after C{--}.
     @ivar help: one sentence.
-    @ivar reason: why the default is as it is, if there is more to say.
+    @ivar reason: the reason for the default, if the help does not give it.
     @ivar isLive: a running service takes a new value (SIGHUP); sessions that exist keep
         the old one.
     @ivar isRepeated: the option may be given more than once.
@@ -375,7 +375,7 @@ class Store:
 @dataclass(frozen=True)
 class Settings:
     """
-    What a service is to be.
+    All settings of a service.
     """
 
     data: str | None = None

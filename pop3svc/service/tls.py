@@ -135,8 +135,8 @@ class RenewableCertificate:
     """
     Serves a certificate with its chain, and a renewed one from the next handshake on.
     While only one of the two files is replaced, the old pair is served.  A client can
-    resume a session for two hours, until the certificate is renewed or the daily change of
-    the ticket key.
+    resume a session for two hours.  A renewed certificate, and the daily change of the ticket
+    key, end that time earlier.
 
     Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
     """
@@ -156,7 +156,7 @@ class RenewableCertificate:
             process cannot read them.
         @param seconds: a monotonic clock, seconds.
         @param now: the wall clock, seconds since the epoch.
-        @raise ValueError: they cannot be used; a sentence for the operator.
+        @raise ValueError: the files cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self._privateKey = os.path.abspath(privateKey)
