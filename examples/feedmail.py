@@ -167,7 +167,7 @@ class FeedStore:
                 try:
                     self._messages = parse(fetch(self._place))
                 except (OSError, ValueError, HTTPException, ParseError) as error:
-                    # The messages of the last time serve until the feed is back.
+                    # Serve the messages fetched before until the feed is available again.
                     log.error("{place}: {error}", place=self._place, error=error)
                 self._until = time.monotonic() + INTERVAL
             if self._messages is None:

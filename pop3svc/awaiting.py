@@ -699,7 +699,7 @@ class BoundedThreadPool:
         """
         Start one more thread, if there are fewer than allowed.
 
-        @raise POP3ResponseError: C{SYS/TEMP} if there is no thread, and none can be started.
+        @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread and cannot start one.
         """
         lost = len(self._lost())
         if self._threads >= self._most + min(lost, self.LOST):

@@ -137,8 +137,8 @@ class KnownNetworks:
         """
         Record that the user has logged in from the address.
 
-        @return: whether anything was recorded: at most once a day for each user and
-            network.
+        @return: whether anything was recorded.  A user and a network are recorded at most once
+            a day.
         """
         now = self._now()
         network, address = networkOf(clientIP, 24), networkOf(clientIP)

@@ -75,8 +75,8 @@ class SharedThrottle:
     Applies limits whose counts several processes share.  Each process sends the events that
     change its counts to the others, which apply them to their own.
 
-    An attempt counts from the moment it is admitted.  It waits for the other attempts under
-    way if it would exceed a limit after all of them had failed.
+    An attempt counts from the moment it is admitted.  If the failure of all attempts under way
+    would reach a limit, further attempts wait for their outcome.
     """
 
     def __init__(
@@ -210,8 +210,11 @@ class SharedThrottle:
 
     def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
-        Decide again about the attempts that wait for ended attempts.  This happens in the
-        reactor's next iteration, because an attempt that goes on may end others at once.
+        Decide again about the attempts that have waited for an attempt that has ended now.  Do
+        this in the reactor's next iteration, because an admitted attempt may end at once, and
+        call this method again.
+
+        @param keys: the tables and keys that counted the ended attempt.
         """
         if not self._waiting:
             return

@@ -21,10 +21,10 @@ from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 
 __all__ = ["MessageBody", "countByReading"]
 
-# Lines are joined into pieces of about this size, octets.
+# Octets of a piece into which lines are joined.
 _PIECE = 16384
 _BLOCK = 65536
-# Messages of at least so many octets are sent by sendfile().
+# Octets of a message from which it is sent by sendfile().
 _LARGE = 262144
 
 

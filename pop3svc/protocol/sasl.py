@@ -130,7 +130,7 @@ class SASLExchange:
         finish: Callable[[Password | Proven], Awaitable[Reply]],
     ) -> None:
         """
-        @param command: the L{pop3svc.protocol.dispatch.Command} that began it.
+        @param command: the L{pop3svc.protocol.dispatch.Command} AUTH.
         @param finish: takes the result of the mechanism, returns the final reply.
         """
         self.command = command

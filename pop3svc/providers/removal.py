@@ -1,11 +1,11 @@
 """
-Remove a set of files all or none, also across a kill or a power failure.
+Remove all files of a set or none, even if the process is killed or the power fails.
 
 The files are first moved into a staging directory C{pop3svc-removing} beside them.  The
-staging directory is then renamed to C{pop3svc-removed}, and that one step decides.  Before
-it a recovery puts all files back, after it a recovery removes all of them.  The next
-recovery renames the empty staging directory back and keeps it, because on a full disk it
-could not be created.
+staging directory is then renamed to C{pop3svc-removed}, and this step decides.  If the
+process ends before it, the next recovery puts all files back; otherwise the recovery removes
+all of them.  The recovery then renames the empty staging directory back and keeps it, because
+a full disk may have no room for a new one.
 """
 
 from __future__ import annotations

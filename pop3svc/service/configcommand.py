@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     """
     parser = _Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
-    check = actions.add_parser("check", help="say what a configuration would run, or its faults")
+    check = actions.add_parser("check", help="summarise a configuration, or list its faults")
     check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT)
     actions.add_parser(
         "show", add_help=False, help="print the effective settings of a command line as TOML"
