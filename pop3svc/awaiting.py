@@ -747,10 +747,13 @@ class BoundedThreadPool:
         """
         for _ in range(self._threads):
             self._jobs.put(None)
+        end = time.monotonic() + self.PATIENCE
         with self._over:
-            self._over.wait_for(
-                lambda: max(self._jobs.qsize(), self._active) <= len(self._lost()), self.PATIENCE
-            )
+            while max(self._jobs.qsize(), self._active) > len(self._lost()):
+                # Look again soon, because nothing is notified when a thread counts as lost.
+                if time.monotonic() >= end:
+                    break
+                self._over.wait(0.1)
         self._threads = 0
         self._jobs = SimpleQueue()
 

@@ -281,6 +281,16 @@ class WorkersTests(TestCase):
         self.workers.stop()
         self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
 
+    async def test_stopNoticesThreadsThatAreLostMeanwhile(self) -> None:
+        """
+        Nothing is notified when the grace of cancelled work is over.
+        """
+        self.patch(BoundedThreadPool, "GRACE", 0.3)
+        await self.hang(self.workers, "a")
+        began = reactor.seconds()
+        self.workers.stop()
+        self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
+
 
 class MonotonicTests(TestCase):
     """
