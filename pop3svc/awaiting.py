@@ -36,6 +36,7 @@ __all__ = [
     "isAwaitable",
     "isCancelled",
     "maybeAwait",
+    "mustStop",
     "reportProgress",
     "startNow",
     "useMonotonicClock",
@@ -449,6 +450,19 @@ def reportProgress() -> None:
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
         job.reportProgress()
+
+
+def mustStop() -> bool:
+    """
+    Report progress and check for cancellation, in one step for work on each of many messages.
+
+    @return: whether the work was cancelled.
+    """
+    job: _Job | None = getattr(_running, "job", None)
+    if job is None:
+        return False
+    job.reportProgress()
+    return job.isCancelled
 
 
 class TimeSlice:

@@ -15,7 +15,7 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.awaiting import BoundedThreadPool, Executor, isCancelled, reportProgress
+from pop3svc.awaiting import BoundedThreadPool, Executor, mustStop
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
@@ -308,9 +308,8 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         dot.
     @raise OSError: the work was cancelled, or the file cannot be read.
     """
-    if isCancelled():
+    if mustStop():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-    reportProgress()
     if size <= _BLOCK:
         # A fast path, because nearly all messages are small.
         block = os.pread(descriptor, size, 0)
@@ -320,7 +319,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     offset, last, hasDots = 0, b"\n", False
     first = b""
     while offset < size:
-        if isCancelled():
+        if mustStop():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         # A hole in a sparse file is NULs, which need not be read.
         data = _nextData(descriptor, offset, size)
@@ -330,7 +329,6 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
             break
         if not data:
             first = block[:1024]
-        reportProgress()
         count.feed(block)
         hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
         last = block[-1:]

@@ -293,7 +293,7 @@ def listFolder(root: int, folder: str) -> Iterator[Place]:
         with os.scandir(directory) as entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith(".") or not entry.is_file(follow_symlinks=False):
+                if name[0] == "." or not entry.is_file(follow_symlinks=False):
                     continue
                 if isReliable is None:
                     isReliable = _areInodesReliable(entry)
