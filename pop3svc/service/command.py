@@ -5,29 +5,19 @@ server.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from pop3svc.logs import escaped
 from pop3svc.service import usercommand
+from pop3svc.service.parser import Parser
 from pop3svc.service.versions import versions
 
 __all__ = ["main"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """
-    A bad option is one sentence.
-    """
-
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"pop3svc: {escaped(message)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pop3svc", description="A POP3 service.")
+def _parser() -> Parser:
+    parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="serve|user|config|check")
     # The options of these are their own; main() hands them on.

@@ -4,14 +4,13 @@ C{pop3svc serve}: serve in the foreground, with the options of C{twistd pop3svc}
 
 from __future__ import annotations
 
-import argparse
 import grp
 import os
 import pwd
 import sys
-from typing import NoReturn
 
 from pop3svc.logs import escaped
+from pop3svc.service.parser import Parser
 
 __all__ = ["serve"]
 
@@ -19,16 +18,11 @@ __all__ = ["serve"]
 _TWISTD = ("uid", "gid", "umask", "logfile", "prefix", "chroot", "reactor")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"pop3svc: {escaped(message)}")
-
-
 def _number(option: str, text: str) -> str:
     """
     @return: the number of a user or a group.
     """
-    if text.isascii() and text.isdigit():
+    if text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32 - 1:
         return text
     try:
         if option == "uid":
@@ -46,7 +40,7 @@ def serve(argv: list[str]) -> None:
 
     @raise SystemExit: at the end, or with one sentence if it cannot serve.
     """
-    parser = _Parser(prog="pop3svc serve", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="pop3svc serve", add_help=False, allow_abbrev=False)
     for name in _TWISTD:
         parser.add_argument(f"--{name}")
     parser.add_argument("--syslog", action="store_true")
@@ -65,9 +59,6 @@ def serve(argv: list[str]) -> None:
             ):
                 raise SystemExit(f"pop3svc: --{name} {value}: only root can become another user")
         command.append(f"--{name}={value}")
-    # A provider of one's own is looked for here, as by twistd and python -m.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     sys.argv = [*command, "pop3svc", *rest]
     from twisted.scripts.twistd import run
 

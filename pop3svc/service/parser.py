@@ -1,0 +1,24 @@
+"""
+The parser of the command C{pop3svc} and of its parts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from pop3svc.logs import escaped
+
+__all__ = ["Parser"]
+
+
+class Parser(argparse.ArgumentParser):
+    """
+    Exits with one sentence if an option is wrong, instead of a page of help.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        """
+        See L{argparse.ArgumentParser.error}.
+        """
+        raise SystemExit(f"pop3svc: {escaped(message)}")
