@@ -45,11 +45,11 @@ from pop3svc.service.options import Options, providerPlugins
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.running import KnownNetworksService, POP3Service, exitInOrder, lookAfter
-from pop3svc.service.settings import Faults, Listener, SettingError, Settings, Store
+from pop3svc.service.settings import Listener, SettingError, Settings, Store
 from pop3svc.service.workers import Shared, Supervisor
 from pop3svc.state import State
 
-__all__ = ["Assembly", "Configured", "makeAccounts", "makeProvider"]
+__all__ = ["Assembly", "Configured", "makeAccounts", "makeEndpoint", "makeProvider", "makeStore"]
 
 log = Logger(namespace="pop3svc")
 
@@ -124,17 +124,56 @@ def makeAccounts(store: Store) -> list[Any]:
     return checkers
 
 
-def _checkUse(store: Store, provider: Any, hasAccounts: bool) -> None:
+def makeStore(store: Store) -> tuple[Any, list[Any]]:
+    """
+    Make a provider or a store of mailboxes, and the checkers of its accounts, and check that
+    they go together.
+
+    @param store: its C{kind} is not L{None}.
+    @return: as L{makeProvider} and L{makeAccounts}.
+    @raise SettingError: they cannot be made, or cannot be used together.
+    """
+    checkers, provider = makeAccounts(store), makeProvider(store)
     if IPOP3MailboxProvider.providedBy(provider):
-        if hasAccounts:
+        if checkers:
             raise SettingError(
                 f"{store.where} authenticates users itself, so {store.authWhere} cannot be "
                 "combined with it"
             )
     elif not IMailboxStore.providedBy(provider):
         raise SettingError(f"{store.where} is neither a provider nor a store")
-    elif not hasAccounts:
+    elif not checkers:
         raise SettingError(f"{store.where} needs {store.authWhere}, such as passwd:FILE")
+    try:
+        checkName(provider.name)
+    except ValueError as error:
+        raise SettingError(f"{store.where}: {error}")
+    return provider, checkers
+
+
+def makeEndpoint(
+    reactor: Any,
+    listener: Listener,
+    settings: Settings,
+    creator: Any,
+    wrap: Callable[[Any], Any] | None,
+) -> Any:
+    """
+    Make the endpoint of a listener.  It does not listen yet.
+
+    @param creator: the listener's certificate.
+    @param wrap: makes a factory that reads PROXY headers, if there are trusted proxies.
+    @return: L{twisted.internet.interfaces.IStreamServerEndpoint}
+    @raise SettingError: the endpoint cannot be made, or cannot be used with other settings.
+    """
+    make = tlsEndpoint if listener.tls else serverEndpoint
+    try:
+        endpoint = make(reactor, listener.endpoint, creator, wrap)
+    except ValueError as error:
+        raise SettingError(f"{listener.where}: {error}")
+    if settings.workers > 1 and listener.endpoint.startswith("unix:"):
+        raise SettingError(f"{listener.where}: it cannot be shared by workers")
+    return endpoint
 
 
 class Configured:
@@ -176,10 +215,7 @@ class Configured:
         @return: the names of the settings that need a restart.
         @raise SettingError: the text cannot be used; nothing has changed.
         """
-        faults = Faults()
-        other = self._options.read(faults, text)
-        faults.check()
-        assert other is not None
+        other = self._options.settings(text)
         policy, rest = self.settings.changesTo(other)
         self.text = text
         if policy != self.settings.policy:
@@ -204,10 +240,7 @@ class Assembly:
         text = None if shared is None else shared.config
         if text is None and options.configFile is not None:
             text = readText(options.configFile)
-        faults = Faults()
-        settings = options.read(faults, text)
-        faults.check()
-        assert settings is not None
+        settings = options.settings(text)
         self._reactor = reactor
         self._options = options
         self._twistd: Mapping[str, Any] | None = options.parent
@@ -273,25 +306,22 @@ class Assembly:
         return DomainProvider(providers, next(iter(providers.values())).name)
 
     def _providerOf(self, store: Store) -> Any:
-        checkers = makeAccounts(store)
-        provider: Any
         if store.kind is None:
             data = self._dataDirectory()
             data.makeAccounts()
-            provider = MaildirStore(data.mail)
-            checkers = checkers or [PasswordFile(data.passwordFile)]
+            provider: Any = MaildirStore(data.mail)
+            checkers = makeAccounts(store) or [PasswordFile(data.passwordFile)]
         else:
-            provider = makeProvider(store)
-            _checkUse(store, provider, bool(checkers))
-        try:
-            checkName(provider.name)
-        except ValueError as error:
-            raise SettingError(f"{store.where}: {error}")
+            provider, checkers = makeStore(store)
         self._started.append(provider)
         if IPOP3MailboxProvider.providedBy(provider):
             return provider
         self._checkers += checkers
         return AccountsProvider(provider, checkers, self.settings.policy.loginWait)
+
+    def _configurationFiles(self) -> list[str]:
+        path = self._options.configFile
+        return [] if path is None else [path, *self.settings.secretFiles]
 
     def _passwordFiles(self) -> list[str]:
         return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
@@ -306,8 +336,7 @@ class Assembly:
             return None
         uid, gid = owner[0], None if owner[1] == -1 else owner[1]
         renewed = [path for each in self._certificates.all() for path in each.files]
-        if self._options.configFile is not None:
-            renewed.append(self._options.configFile)
+        renewed += self._configurationFiles()
         kept = []
         for path in unreadable([*renewed, *self._passwordFiles()], uid, gid):
             others = changeableBy(path)
@@ -352,9 +381,13 @@ class Assembly:
         for name, path in [
             *(("the private key", each.files[-1]) for each in self._certificates.all()),
             *(("the password file", each) for each in self._passwordFiles()),
+            *(("the secret", each) for each in self.settings.secretFiles),
+            *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:
             who = openTo(path)
-            if who is not None:
+            # A configuration may be read, because its secrets can stand in files of their own.
+            isFine = who is None or (who.startswith("read") and path == self._options.configFile)
+            if who is not None and not isFine:
                 isReplaceable = who.startswith("replaced")
                 remedy = "chmod o-w on its directory" if isReplaceable else "chmod 600 on it"
                 self._warnings.append(f"{name} {path} can be {who}; run {remedy}")
@@ -522,13 +555,7 @@ class Assembly:
             wrap = lambda inner: ProxyFactory(  # noqa: E731
                 inner, list(trusted), self._reactor, service.factory.admission
             )
-        make = tlsEndpoint if listener.tls else serverEndpoint
-        try:
-            endpoint = make(self._on, listener.endpoint, creator, wrap)
-        except ValueError as error:
-            raise SettingError(f"{listener.where}: {error}")
-        if self.isSupervisor and listener.endpoint.startswith("unix:"):
-            raise SettingError(f"{listener.where}: it cannot be shared by workers")
+        endpoint = makeEndpoint(self._on, listener, self.settings, creator, wrap)
         ports = service.listen(listener.where, endpoint, factory)
         if self.isSupervisor:
             self._sockets.append(_socketOf(listener.where, ports))
@@ -590,6 +617,7 @@ class Assembly:
             opener,
         )
         supervisor.kept = self
+        self._configured.apply = supervisor.usePolicy
         self._reloads(supervisor)
         supervisor.reloads("the workers", supervisor.reloadWorkers)
         self._operated(supervisor)

@@ -4,7 +4,6 @@ C{pop3svc config check} and C{pop3svc config show}.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,9 +11,9 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
-from pop3svc.service.assembly import makeAccounts, makeProvider
-from pop3svc.service.endpoints import serverEndpoint
+from pop3svc.service.assembly import makeEndpoint, makeStore
 from pop3svc.service.options import Options
+from pop3svc.service.parser import Parser
 from pop3svc.service.settings import (
     LIMITS,
     LISTENER,
@@ -36,18 +35,13 @@ _LEFT_OUT = "(left out)"
 _PATHS = ("passwd", "file")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"pop3svc: {escaped(message)}")
-
-
 def main(argv: Sequence[str]) -> None:
     """
     The command C{pop3svc config}.
 
     @raise SystemExit: 1 if there is a fault.
     """
-    parser = _Parser(prog="pop3svc config")
+    parser = Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
     check = actions.add_parser("check", help="summarise a configuration, or list its faults")
     check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT)
@@ -73,7 +67,6 @@ def _read(options: Options) -> Settings:
         faults.add(str(error))
     if faults.sentences:
         _end(faults)
-    assert settings is not None
     return settings
 
 
@@ -105,11 +98,15 @@ def _try(faults: Faults, settings: Settings) -> None:
     for listener in settings.listeners:
         where = listener.where.removesuffix("endpoint") + "certificate"
         pairs.append((where, listener.certificate, listener.privateKey))
+        trusted = settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
+        if listener.endpoint.startswith("systemd:"):
+            # systemd passes its sockets to the service alone.
+            continue
         try:
-            # Any certificate will do, because none is used.
-            serverEndpoint(reactor, listener.endpoint, object())
-        except ValueError as error:
-            faults.add(f"{listener.where}: {error}")
+            # Any certificate and any wrapper will do, because the endpoint does not listen.
+            makeEndpoint(reactor, listener, settings, object(), str if trusted else None)
+        except SettingError as error:
+            faults.add(str(error))
     for where, certificate, privateKey in pairs:
         if certificate is None:
             continue
@@ -118,13 +115,11 @@ def _try(faults: Faults, settings: Settings) -> None:
         except ValueError as error:
             faults.add(f"{where}: {error}")
     for store in settings.stores:
-        for make in (makeProvider, makeAccounts):
-            if make is makeProvider and store.kind is None:
-                continue
-            try:
-                make(store)
-            except SettingError as error:
-                faults.add(str(error))
+        try:
+            if store.kind is not None:
+                makeStore(store)
+        except SettingError as error:
+            faults.add(str(error))
 
 
 def _summary(settings: Settings) -> Iterable[str]:

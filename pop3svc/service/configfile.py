@@ -5,7 +5,7 @@ The configuration file: TOML in, settings out.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pop3svc.files import openReplaceable
@@ -21,12 +21,14 @@ from pop3svc.service.settings import (
     SettingError,
     Store,
     readTable,
+    secretPath,
 )
 
 __all__ = ["Configuration", "readConfiguration", "readText"]
 
-# Octets; a configuration is a page of text.
-_LARGEST = 1_048_576
+# Octets.  A configuration is a page of text, and in JSON it has to fit into one line for a
+# worker (L{pop3svc.service.workers.Lines}), where an octet takes six at most.
+_LARGEST = 131_072
 
 
 class Configuration:
@@ -35,6 +37,7 @@ class Configuration:
 
     @ivar values: by the names of L{SERVICE}.
     @ivar limits: by the names of L{LIMITS}.
+    @ivar secretFiles: the paths of files with secrets of their own.
     @ivar origins: the file and the key of each, for messages.
     """
 
@@ -47,6 +50,7 @@ class Configuration:
         self.limits: dict[str, int] = {}
         self.listeners: list[Listener] = []
         self.stores: list[Store] = []
+        self.secretFiles: list[str] = []
         self.origins: dict[str, str] = {}
 
     def read(self, text: str, faults: Faults) -> None:
@@ -61,6 +65,10 @@ class Configuration:
         except tomllib.TOMLDecodeError as error:
             faults.add(f"{self.path}: not valid TOML: {error}")
             return
+        except RecursionError:
+            faults.add(f"{self.path}: not valid TOML: too many nested arrays or tables")
+            return
+        self.secretFiles = list(_secretFiles(document))
         tables = ("limits", "listener", "store")
         self.values = readTable(document, SERVICE, self._where, faults, tables)
         limits = document.get("limits", {})
@@ -135,6 +143,21 @@ class Configuration:
                 domain.lower() if isinstance(domain, str) else None,
             )
         )
+
+
+def _secretFiles(value: Any) -> Iterator[str]:
+    """
+    Find the tables C{{ file = "..." }} and C{{ credential = "..." }}, wherever they stand.
+    """
+    if isinstance(value, list):
+        for each in value:
+            yield from _secretFiles(each)
+    elif isinstance(value, dict):
+        try:
+            yield secretPath(value)
+        except ValueError:
+            for each in value.values():
+                yield from _secretFiles(each)
 
 
 def _argument(where: str, keys: Mapping[str, Any], faults: Faults) -> str:

@@ -4,6 +4,7 @@ The command line: options in, settings out; and the one place that exits with a 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -21,18 +22,16 @@ from pop3svc.service.operating import signals
 from pop3svc.service.settings import (
     LIMITS,
     SERVICE,
-    STORE,
     Faults,
     Listener,
     Setting,
-    SettingError,
     Settings,
     Store,
     makeSettings,
 )
 from pop3svc.service.versions import versions
 
-__all__ = ["Options", "loadSettings", "providerPlugins", "refuse"]
+__all__ = ["Options", "providerPlugins", "refuse"]
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -66,14 +65,9 @@ class Options(usage.Options, AuthOptionMixin):
     )
     supportedInterfaces = (IUsernamePassword,)
 
-    def __init__(self, configText: str | None = None) -> None:
-        """
-        @param configText: the text of the configuration file, if it has been read already.
-        """
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.arguments: list[str] = []
-        self._configText = configText
-        self._faults = Faults()
         self._values: dict[str, Any] = {}
         self._origins: dict[str, str] = {}
         self._limits: dict[str, int] = {}
@@ -91,8 +85,7 @@ class Options(usage.Options, AuthOptionMixin):
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]
-            self._faults.check()
-        except (usage.UsageError, SettingError) as error:
+        except usage.UsageError as error:
             refuse(str(error))
 
     def parseArgs(self, *arguments: str) -> None:
@@ -102,16 +95,16 @@ class Options(usage.Options, AuthOptionMixin):
         if arguments:
             refuse(f"{arguments[0]!r} is not an option")
 
-    def settings(self) -> Settings:
+    def settings(self, text: str | None = None) -> Settings:
         """
         Put the command line and the configuration file together; the command line wins.
 
+        @param text: the text of the file, if it has been read already.
         @raise SettingError: the file cannot be used.
         """
         faults = Faults()
-        settings = self.read(faults)
+        settings = self.read(faults, text)
         faults.check()
-        assert settings is not None
         return settings
 
     @property
@@ -121,19 +114,16 @@ class Options(usage.Options, AuthOptionMixin):
         """
         return self._config
 
-    def read(self, faults: Faults, text: str | None = None) -> Settings | None:
+    def read(self, faults: Faults, text: str | None = None) -> Settings:
         """
         As L{settings}, with all faults of the file.
 
-        @param text: the text of the file, if it was read again.
         @raise SettingError: the file cannot be read.
         """
         if self._config is None:
             configuration = Configuration("")
         else:
-            configuration = readConfiguration(
-                self._config, faults, self._configText if text is None else text
-            )
+            configuration = readConfiguration(self._config, faults, text)
         stores = configuration.stores
         if self._provider is not None or self._auth:
             kind, colon, argument = (self._provider or "").partition(":")
@@ -146,13 +136,15 @@ class Options(usage.Options, AuthOptionMixin):
             configuration.limits | self._limits,
             self._listeners or configuration.listeners,
             stores,
+            configuration.secretFiles,
             configuration.origins | self._origins,
             faults,
         )
 
     def opt_config(self, path: str) -> None:
         """Configuration file (TOML); options of the command line win over it."""
-        self._config = path
+        # Absolute, because the process may change its directory before it reads the file again.
+        self._config = os.path.abspath(path)
 
     def opt_tls_endpoint(self, text: str) -> None:
         """Like --endpoint, with implicit TLS by the service's certificate around it."""
@@ -226,17 +218,3 @@ def _option(setting: Setting) -> Callable[[Options, str], None]:
 
 for _setting in SERVICE:
     setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))
-
-
-def loadSettings(options: Options) -> Settings:
-    """
-    @return: the settings of a command line and its configuration file.
-    @raise SystemExit: with one sentence, if they cannot be used.
-    """
-    try:
-        return options.settings()
-    except SettingError as error:
-        refuse(str(error))
-
-
-assert {each.name for each in STORE if each.isOption} == {"auth"}

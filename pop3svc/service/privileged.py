@@ -29,6 +29,8 @@ _PATIENCE = 2.0
 # Seconds without another request after one that was not answered.
 _REST = 60.0
 _MOST_LINKS = 40
+# Octets of the number of a file in a request.
+_NUMBER = 4
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
@@ -44,26 +46,27 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     ours, theirs = os.pipe()
     child = os.fork()
     if not child:
-        denied = b""
+        denied: list[str] = []
         try:
             switchUID(uid, gid)
             for number, path in enumerate(paths):
                 try:
                     os.close(openReplaceable(path))
                 except PermissionError:
-                    denied += bytes([number])
+                    denied.append(str(number))
                 except OSError:
                     pass
-            os.write(theirs, denied + b"\xff")
+            with open(theirs, "w") as answer:
+                answer.write(" ".join(denied))
         finally:
             os._exit(0)
     os.close(theirs)
-    with open(ours, "rb") as answer:
-        found = answer.read()
+    with open(ours) as answer:
+        found = answer.read().split()
     os.waitpid(child, 0)
     # If the child could not become this user, twistd reports that later.
     named = list(paths)
-    return [named[number] for number in found.removesuffix(b"\xff")]
+    return [named[int(number)] for number in found]
 
 
 def openTo(path: str) -> str | None:
@@ -168,7 +171,7 @@ class Opener:
             try:
                 # Each request has a socket pair of its own, so that processes that share
                 # the request socket do not read each other's answers.
-                socket.send_fds(self._asking, [bytes([number])], [theirs.fileno()])
+                socket.send_fds(self._asking, [number.to_bytes(_NUMBER, "big")], [theirs.fileno()])
                 theirs.close()
                 answer, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
             except OSError:
@@ -185,7 +188,7 @@ def startOpener(paths: Sequence[str]) -> Opener:
     """
     Start the privileged process.  It ends when all its clients have ended.
 
-    @param paths: the files it may open, absolute; at most 255.
+    @param paths: the files it may open, absolute.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
@@ -211,12 +214,12 @@ def _serve(descriptor: int, paths: Sequence[str]) -> NoReturn:
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         asked = socket.socket(fileno=3)
         while True:
-            request, descriptors, _, _ = socket.recv_fds(asked, 1, 1)
+            request, descriptors, _, _ = socket.recv_fds(asked, _NUMBER, 1)
             if not request:
                 break
             for each in descriptors:
                 with socket.socket(fileno=each) as answering:
-                    _answer(answering, paths[request[0]])
+                    _answer(answering, paths[int.from_bytes(request, "big")])
     except BaseException:
         os._exit(1)
     os._exit(0)

@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
+from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import CLEARTEXT_LOGIN, EXTENSIONS, Policy
 
@@ -34,6 +35,7 @@ __all__ = [
     "defaultListeners",
     "makeSettings",
     "readTable",
+    "secretPath",
 ]
 
 _Network = IPv4Network | IPv6Network
@@ -44,6 +46,10 @@ class SettingError(ValueError):
     A setting cannot be used: one sentence for the operator, which names the option or the
     file and its key.
     """
+
+
+# Octets of a secret that stands in a file of its own.
+_LARGEST_SECRET = 65_536
 
 
 class Secret(str):
@@ -76,21 +82,28 @@ def _string(value: Any) -> str:
     A string, or a table that says where a secret is.
     """
     if isinstance(value, dict):
-        path = _secretPath(value)
+        path = secretPath(value)
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                text = file.read(65536)
+            with open(openReplaceable(path), "rb") as file:
+                data = file.read(_LARGEST_SECRET + 1)
         except OSError as error:
             raise ValueError(f"{path}: {error.strerror}")
-        return Secret(text.removesuffix("\n"))
+        if len(data) > _LARGEST_SECRET:
+            raise ValueError(f"{path} is larger than {_LARGEST_SECRET} octets")
+        return Secret(data.removesuffix(b"\n").decode("utf-8", "surrogateescape"))
     if not isinstance(value, str):
         raise ValueError("must be a string")
     return value
 
 
-def _secretPath(value: dict[str, Any]) -> str:
+def secretPath(value: dict[str, Any]) -> str:
+    """
+    @param value: a table in place of a string.
+    @return: the path of the file that it names.
+    @raise ValueError: the table names no file.
+    """
     if set(value) == {"file"} and isinstance(value["file"], str):
-        return value["file"]
+        return os.path.abspath(value["file"])
     if set(value) == {"credential"} and isinstance(value["credential"], str):
         name, directory = value["credential"], os.environ.get("CREDENTIALS_DIRECTORY")
         if not directory:
@@ -102,7 +115,7 @@ def _secretPath(value: dict[str, Any]) -> str:
 
 
 def _path(value: Any) -> str:
-    return _secretPath(value) if isinstance(value, dict) else _string(value)
+    return secretPath(value) if isinstance(value, dict) else _string(value)
 
 
 def _boolean(value: Any) -> bool:
@@ -387,6 +400,8 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     listeners: tuple[Listener, ...] = ()
     stores: tuple[Store, ...] = ()
+    # Files with secrets of their own.
+    secretFiles: tuple[str, ...] = field(default=(), compare=False)
     # By the name of a setting: the option or key that gave it.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -413,9 +428,8 @@ class Settings:
             if getattr(policy, each.name) != getattr(other.policy, each.name)
         ]
         for item in fields(self):
-            if item.name not in ("policy", "origins") and getattr(self, item.name) != getattr(
-                other, item.name
-            ):
+            isCompared = item.compare and item.name != "policy"
+            if isCompared and getattr(self, item.name) != getattr(other, item.name):
                 rest.append(_NAMES.get(item.name, item.name))
         return policy, rest
 
@@ -499,6 +513,7 @@ def makeSettings(
     limits: Mapping[str, int],
     listeners: Iterable[Listener],
     stores: Iterable[Store],
+    secretFiles: Iterable[str],
     origins: Mapping[str, str],
     faults: Faults,
 ) -> Settings:
@@ -517,7 +532,8 @@ def makeSettings(
     )
     if "private-key" in values and "certificate" not in values:
         where = origins.get("private-key", "--private-key")
-        faults.add(f"{where} requires {where.replace('private-key', 'certificate')}")
+        needed = "--certificate" if where.startswith("--") else "certificate"
+        faults.add(f"{where} requires {needed}")
     own = {
         each.attribute: values[each.name]
         for each in SERVICE
@@ -537,5 +553,6 @@ def makeSettings(
         policy=policy,
         listeners=tuple(listeners) or defaultListeners(),
         stores=stores,
+        secretFiles=tuple(secretFiles),
         origins=dict(origins),
     )

@@ -12,12 +12,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
-from twisted.logger import LogEvent, eventAsJSON, globalLogBeginner
+from twisted.logger import LogEvent, Logger, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
 from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
 from pop3svc.service.operating import Signals
+from pop3svc.service.settings import SettingError
 from pop3svc.service.workers import (
     DELAY,
     EVENT,
@@ -32,6 +33,8 @@ from pop3svc.service.workers import (
 )
 
 __all__ = ["main"]
+
+log = Logger(namespace="pop3svc")
 
 # Types that JSON preserves, and keys of each event whose values have other types.
 _PLAIN = (str, int, float, type(None))
@@ -147,8 +150,11 @@ class _Parent(Lines):
             self.service.factory.admission.heardLogin(*what)
         elif kind == RELOAD:
             if what is not None:
-                # The parent has read it, and has found no fault in it.
-                self.service.takeConfig(what)
+                # The parent has found no fault in it, but a secret may be unreadable here.
+                try:
+                    self.service.takeConfig(what)
+                except SettingError as error:
+                    log.error("keeping the previous configuration: {error}", error=str(error))
             Deferred.fromCoroutine(self.service.reload())
 
     def leave(self) -> Deferred[None]:

@@ -348,6 +348,12 @@ class Supervisor(Operated):
             config=self._config(),
         )
 
+    def usePolicy(self, policy: Policy) -> None:
+        """
+        Take other limits: the time that workers are given to end depends on those of sessions.
+        """
+        self._policy = policy
+
     def startService(self) -> None:
         """
         See L{twisted.application.service.IService.startService}.

@@ -4,6 +4,7 @@ The configuration file from outside: a real twistd, real sockets, SIGHUP.
 
 from __future__ import annotations
 
+import os
 import poplib
 import signal
 import ssl
@@ -13,7 +14,7 @@ import pytest
 
 from pop3svc.accounts.passwordfile import addUser
 from tests.support.maildirs import deliver
-from tests.support.running import PATIENCE, Connection, Running, freePort, script
+from tests.support.running import PATIENCE, Connection, Running, forEverybody, freePort, script
 from tests.support.site import renew, run, trusting
 
 
@@ -135,6 +136,45 @@ def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> N
         assert running.end(signal.SIGTERM) == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_secretsAfterPrivilegesAreGivenUp(site: Path) -> None:
+    """
+    A secret that only root may read is read again at SIGHUP; files that everybody may change
+    are named.
+    """
+    with forEverybody() as path:
+        port = freePort()
+        (path / "data").mkdir()
+        os.chown(path / "data", 65534, 65534)
+        (path / "auth").write_text("memory:alice:secret")
+        (path / "auth").chmod(0o600)
+        file = path / "pop3svc.toml"
+        text = f"""
+            data = "{path}/data"
+            [[listener]]
+            endpoint = "tcp:{port}:interface=127.0.0.1"
+            [[store]]
+            kind = "memory"
+            auth = [{{ file = "{path}/auth" }}]
+            """
+        file.write_text(text)
+        file.chmod(0o666)
+        with Running(
+            path / "home", "--config", str(file), twistd=("--uid=65534", "--gid=65534")
+        ) as running:
+            running.waitFor(f"the configuration file {file} can be changed by everybody")
+            file.write_text('without = ["CORE"]\n' + text)
+            running.process.send_signal(signal.SIGHUP)
+            running.waitFor("reloaded after SIGHUP")
+            assert not any("Permission denied" in each for each in running.lines)
+            client = Connection(port)
+            client.line()
+            client.say(b"CAPA")
+            assert b"CORE\r\n" not in client.lines()
+            client.logIn(b"alice", b"secret")
+            assert running.end(signal.SIGTERM) == 0
+
+
 def test_serve(site: Path, tmp_path: Path, ports: list[int]) -> None:
     """
     The command in the foreground: the same service.
@@ -159,11 +199,16 @@ def test_serve(site: Path, tmp_path: Path, ports: list[int]) -> None:
         (["serve", "--config", "/nowhere"], "--config /nowhere: No such file or directory"),
         (["config", "check", "/nowhere"], "--config /nowhere: No such file or directory"),
         (["config", "check", "a", "b"], "'b' is not an option"),
+        (["serve", "--uid", "99999999999"], "--uid 99999999999: there is no such user"),
+        (["serve", "--provider", "mine.Mine"], "there is no module mine"),
         ([], "a command is needed: serve, user, config or check"),
         (["nonsense"], "argument serve|user|config|check: invalid choice: 'nonsense'"),
     ],
 )
 def test_badCommand(tmp_path: Path, arguments: list[str], says: str) -> None:
+    # Whoever can write into the working directory must not run code in the service.
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "mine.py").write_text("raise SystemExit('this was run')\n")
     ended = run([script("pop3svc"), *arguments], tmp_path / "home")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("pop3svc: ") and says in ended.stderr

@@ -286,3 +286,19 @@ def test_userOfTheFile(place: Path) -> None:
     """
     addUser(str(place / "made"), "alice", "secret")
     assert unreadable([str(place / "made")], NOBODY, NOBODY) == [str(place / "made")]
+
+
+def test_manyFiles() -> None:
+    """
+    A configuration may name more files than one octet can count.
+    """
+    with forEverybody() as path:
+        for name in ("secret", "open"):
+            (path / name).write_text(name)
+        (path / "secret").chmod(0o600)
+        names = [str(path / "open")] * 299 + [str(path / "secret")]
+        assert unreadable(names, 65534, 65534) == [str(path / "secret")]
+        opener = startOpener([f"/nowhere/{number}" for number in range(299)] + names[-1:])
+        descriptor = opener.open(names[-1])
+        assert os.read(descriptor, 10) == b"secret"
+        os.close(descriptor)

@@ -4,6 +4,8 @@ Settings: declared once, read from a file and from the command line.
 
 from __future__ import annotations
 
+import json
+import os
 import textwrap
 import tomllib
 from pathlib import Path
@@ -22,6 +24,7 @@ from pop3svc.service.settings import (
     SettingError,
     Settings,
 )
+from pop3svc.service.workers import Lines
 
 FULL = """
 data = "/var/lib/pop3svc"
@@ -141,7 +144,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("ban-exempt = ['10.0.0.0/33']", "ban-exempt: must be networks"),
         ("ban-exempt = [1]", "ban-exempt: must be an array of networks"),
         ("data = 1", "data: must be a string"),
-        ("private-key = 'x'", "private-key requires"),
+        ("private-key = 'x'", "private-key requires certificate"),
         ("private-key = {}", "private-key: must be a string, { file"),
         ("certificate = { credential = 'x' }", "CREDENTIALS_DIRECTORY is not set"),
         ("listener = 1", "listener: must be an array of tables, [[listener]]"),
@@ -152,6 +155,8 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("[[store]]\nkind = 'x'\nargument = 'x'\npath = '/'", "store[1].path: cannot be combined"),
         ("[[store]]\nkind = 'x'\npath = 1.5", "store[1].path: must be a string"),
         ("[[store]]\nkind = 'x'\nauth = [{ file = '/nowhere' }]", "/nowhere: No such file"),
+        ("x = " + "[" * 5000, "not valid TOML: "),
+        ("[[store]]\nkind = 'x'\nauth = [{ file = '/dev/null' }]", "/dev/null: Not a regular file"),
         ("[[store]]\nkind = 'x'\n[[store]]\nkind = 'x'", "a second store for all other users"),
     ],
 )
@@ -211,6 +216,60 @@ def test_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.stores[0].auth == ("memory:a:b",)
     with pytest.raises(SettingError, match="must not be empty or contain"):
         load(tmp_path, "certificate = { credential = '../x' }")
+
+
+def test_secrets(tmp_path: Path) -> None:
+    """
+    A secret that is too large is refused, not cut; nothing waits for a FIFO.
+    """
+    text = f"[[store]]\nkind = 'memory'\nauth = [{{ file = '{tmp_path}/secret' }}]\n"
+    (tmp_path / "secret").write_text("memory:a:" + "b" * 65_527)
+    settings = load(tmp_path, text)
+    assert len(settings.stores[0].auth[0]) == 65_536
+    assert settings.secretFiles == (str(tmp_path / "secret"),)
+    (tmp_path / "secret").write_text("memory:a:" + "b" * 65_528)
+    with pytest.raises(SettingError, match="secret is larger than 65536 octets"):
+        load(tmp_path, text)
+    (tmp_path / "secret").unlink()
+    os.mkfifo(tmp_path / "secret")
+    with pytest.raises(SettingError, match="Not a regular file|Illegal seek|No such device"):
+        load(tmp_path, text)
+
+
+def test_largeFile(tmp_path: Path) -> None:
+    """
+    It has to fit into one line for a worker.
+    """
+    text = "# " + "x" * (131_072 - 3) + "\n"
+    load(tmp_path, text)
+    assert len(json.dumps("\x7f" * 131_072)) < Lines.MAX_LENGTH
+    with pytest.raises(SettingError, match="is larger than 131072 octets"):
+        load(tmp_path, text + "#")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[store]]\nkind = 'maildir'\npath = '/tmp'", "store[1] needs "),
+        ("[[store]]\nkind = 'os.path.join'\nargument = 'x'", "store[1] is neither a provider"),
+        ("workers = 2\n[[listener]]\nendpoint = 'unix:/x'", "endpoint: it cannot be shared by"),
+        (
+            "proxy-from = ['::1']\n[[listener]]\nendpoint = 'ssl:1:privateKey=/x'",
+            "listener[1].endpoint: an endpoint with its own TLS",
+        ),
+    ],
+)
+def test_checkedAsAtTheStart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
+) -> None:
+    """
+    A configuration that a service would refuse is refused by the check.
+    """
+    (tmp_path / "pop3svc.toml").write_text(text)
+    with pytest.raises(SystemExit) as raised:
+        main(["check", str(tmp_path / "pop3svc.toml")])
+    assert raised.value.code == 1
+    assert says in capsys.readouterr().err
 
 
 def test_changes() -> None:

@@ -566,6 +566,21 @@ def test_stubborn() -> None:
     assert len(reactor.started) == 3 and not reactor.getDelayedCalls()
 
 
+def test_otherLimitsWhileItRuns() -> None:
+    """
+    Workers get the time that the new limits give to sessions.
+    """
+    reactor = Reactor()
+    made = supervisor(reactor)
+    (only,) = reactor.started
+    made.usePolicy(Policy(shutdownTimeout=500))
+    made.stopService()
+    reactor.advance(500 + Policy().answerTimeout)
+    assert only.transport.signals == ["TERM"]
+    reactor.advance(MORE)
+    assert only.transport.signals == ["TERM", "KILL"]
+
+
 def test_pipeHeldByAnother() -> None:
     """
     The end does not wait for ever for the last words of a worker.
