@@ -19,6 +19,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """
-        See L{argparse.ArgumentParser.error}.
+        Exit with a sentence.
+
+        @raise SystemExit: always.
         """
         raise SystemExit(f"pop3svc: {escaped(message)}")
