@@ -30,6 +30,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NAME = "pop3svc-sizes"
+# The file that replaces it.  The name is always the same, so that services that are killed
+# leave at most one such file behind.
+_NEXT = "pop3svc-sizes.new"
 _VERSION = "pop3svc-sizes 4"
 # Octets of a line: a unique-id of 70 and six numbers.
 _LINE = 208
@@ -393,22 +396,23 @@ class MaildirSizes:
         self._stamp = _stampOf(root)
 
     def _replaceFile(self, root: int, unwritten: Mapping[str, MessageInfo]) -> None:
-        temporary = f"{_NAME}.{os.getpid()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
+            descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         except FileExistsError:
-            os.unlink(temporary, dir_fd=root)
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
+            # A service was killed while it wrote.  No other one writes now, because the
+            # mailbox is locked.
+            os.unlink(_NEXT, dir_fd=root)
+            descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}
         try:
             device, inode = _keyOf(root)
             _writeAll(descriptor, f"{_VERSION} {device} {inode}\n".encode("ascii"))
             for block in _blocks(entries):
                 _writeAll(descriptor, block)
-            os.rename(temporary, _NAME, src_dir_fd=root, dst_dir_fd=root)
+            os.rename(_NEXT, _NAME, src_dir_fd=root, dst_dir_fd=root)
         except OSError:
-            os.unlink(temporary, dir_fd=root)
+            os.unlink(_NEXT, dir_fd=root)
             raise
         finally:
             closeQuietly(descriptor)

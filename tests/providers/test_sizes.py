@@ -113,6 +113,21 @@ def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     stat(maildir, *LISTED)
 
 
+def test_killedWhileWriting(maildir: Path, tmp_path: Path) -> None:
+    """
+    A service that is killed leaves one file behind at most, which the next write replaces.
+    """
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"whole")
+    left = maildir / "pop3svc-sizes.new"
+    for make in (left.touch, lambda: left.write_bytes(b"half"), lambda: left.symlink_to(victim)):
+        make()
+        stat(maildir, *LISTED)
+        assert [each.name for each in maildir.glob("pop3svc-sizes*")] == ["pop3svc-sizes"]
+        (maildir / "pop3svc-sizes").unlink()
+    assert victim.read_bytes() == b"whole"
+
+
 def test_nonsense(maildir: Path) -> None:
     """
     A block with a valid checksum and malformed entries is ignored.
