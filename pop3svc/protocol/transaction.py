@@ -404,7 +404,8 @@ class Transaction:
         except Exception:
             if self._locked:
                 self._locked = False
-                await Shielded(self._calls.release, self.mailbox.unlock, self.info).outcome()
+                self._unlocking = Shielded(self._calls.release, self.mailbox.unlock, self.info)
+                await self._unlocking.outcome()
             raise
         known, self._known = self._known or array("Q"), None
         self.maildrop = maildrop
@@ -422,7 +423,7 @@ class Transaction:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        # SLEE may still be releasing the lock.
+        # SLEE, or WAKE that failed, may still be releasing the lock.
         if self._unlocking is not None:
             await self._unlocking.outcome()
         if locked:

@@ -431,6 +431,36 @@ def test_lostWhileFallingAsleep() -> None:
     assert not provider.maildrop.isHeld and not factory.connections
 
 
+def test_lostAfterAWakeThatFails() -> None:
+    """
+    A client is lost while a WAKE that could not list the mailbox releases the lock: there is
+    no other call meanwhile.
+    """
+    late: list[Delayed] = []
+
+    def wrap(mailbox: Any) -> Any:
+        late.append(Delayed(mailbox))
+        return late[0]
+
+    provider = Provider(wrap)
+    factory = POP3Factory(provider, clock=Clock())
+    client = Client(factory)
+    client.say(b"USER alice")
+    client.say(b"PASS secret")
+    late[0].answerAll()
+    client.say(b"SLEE")
+    late[0].answerAll()
+    provider.maildrop.messages["_"] = b""
+    client.say(b"WAKE")
+    while "unlock" not in [name for name, _, _ in late[0].waiting]:
+        late[0].answer()
+    client.vanish()
+    assert [name for name, _, _ in late[0].waiting] == ["unlock"]
+    assert factory.connections
+    late[0].answerAll()
+    assert not provider.maildrop.isHeld and not factory.connections
+
+
 def test_failedLoginsInTheLog() -> None:
     """
     The lines for fail2ban: one for each wrong guess, and none for other refusals.
