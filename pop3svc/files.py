@@ -10,7 +10,7 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from zope.interface import implementer
@@ -22,11 +22,11 @@ from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
 
 __all__ = [
     "FileBlocks",
-    "Stamp",
+    "FileStamp",
+    "areStampsTrustworthy",
     "closeQuietly",
     "countOctets",
     "disk",
-    "isStampTrustworthy",
     "longWork",
     "measure",
     "openDirectory",
@@ -36,6 +36,7 @@ __all__ = [
     "peek",
     "readReplaceable",
     "setPrivileged",
+    "stampFrom",
     "stampOf",
     "writeWhole",
 ]
@@ -137,7 +138,9 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     return os.open(name, flags, dir_fd=directory)
 
 
-Stamp = tuple[int, ...]
+# Inode, size, time of modification and time of change of a file or directory.  The time of
+# change cannot be set back.
+FileStamp = tuple[int, int, int, int]
 
 # Octets of a file that is read whole; enough for a password file of two million users.
 _LARGEST = 268_435_456
@@ -209,7 +212,7 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     return bytes(data)
 
 
-def stampOf(path: str) -> Stamp | None:
+def stampOf(path: str) -> FileStamp | None:
     """
     @return: a value that changes whenever a file is changed or replaced; L{None} if the
         file does not exist, or its status cannot be read.
@@ -222,20 +225,23 @@ def stampOf(path: str) -> Stamp | None:
         return _stampOfPrivileged(path, _privileged)
     except OSError:
         return None
-    return _stamp(status)
+    return stampFrom(status)
 
 
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
+def stampFrom(status: os.stat_result) -> FileStamp:
+    """
+    @return: a value that changes whenever the file is changed or replaced.
+    """
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 # Seconds for which a stamp from the privileged process is cached, because logins are more
 # frequent than changes of the files.
 _STAMP_LIFE = 0.1
-_stamps: dict[str, tuple[float, Stamp | None]] = {}
+_stamps: dict[str, tuple[float, FileStamp | None]] = {}
 
 
-def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
+def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> FileStamp | None:
     now = time.monotonic()
     when, stamp = _stamps.get(path, (-1.0, None))
     if when < 0 or now - when > _STAMP_LIFE:
@@ -245,7 +251,7 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
             stamp = None
         else:
             try:
-                stamp = _stamp(os.fstat(descriptor))
+                stamp = stampFrom(os.fstat(descriptor))
             finally:
                 closeQuietly(descriptor)
         # The cache is small: only files that were configured at the start have an entry.
@@ -253,14 +259,14 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> Stamp | None:
     return stamp
 
 
-def isStampTrustworthy(latest: int) -> bool:
+def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     """
-    Tell whether the times of a file are old enough to show any later change.  A file that
+    Tell whether the times of files are old enough to show any later change.  A file that
     changes twice within one tick of its file system's clock may keep its times.
 
-    @param latest: the latest of the file's times, nanoseconds.
-    @return: whether each later change will change the times.
+    @return: whether each later change will change the stamps.
     """
+    latest = max((max(stamp[2:]) for stamp in stamps), default=0)
     # The clock of most file systems counts ticks, that of some one or two seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
     # Trust a time in the future as well, because a change would set the time to now.

@@ -36,7 +36,7 @@ def noTimersInTheReactor(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Give stores without a clock a L{Clock}, so that they leave no timers in the reactor.
     """
-    monkeypatch.setattr("pop3svc.providers.filemailbox._reactor", Clock)
+    monkeypatch.setattr("pop3svc.providers.files.takeover._reactor", Clock)
 
 
 def pytest_sessionfinish() -> None:

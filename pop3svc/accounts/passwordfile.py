@@ -33,7 +33,7 @@ from pop3svc.accounts.hashes import (
 from pop3svc.accounts.hashing import HashQueue, hashing
 from pop3svc.awaiting import BoundedThreadPool, CallTimeout, Executor, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import Stamp, openReplaceable, stampOf, writeWhole
+from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReloading
 
 __all__ = [
@@ -199,7 +199,7 @@ def readPasswordFile(path: str) -> Accounts:
     return _parse(_linesOf(path))
 
 
-def _readStamped(path: str) -> tuple[Stamp | None, Accounts | str]:
+def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
     """
     Read a file and its stamp.
 

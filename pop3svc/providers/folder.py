@@ -5,53 +5,62 @@ Serve a folder of C{.eml} files as one mailbox, for the tutorial and for demos.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 
 from pop3svc.awaiting import Executor
-from pop3svc.files import disk
-from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo, IReadOnlyMailbox
-from pop3svc.providers.filemailbox import (
-    ExclusiveFileMailbox,
-    FileMailbox,
-    LockPolicy,
-    LockRegistry,
-    MailboxSnapshot,
-    SizeCache,
-    listFolder,
-)
+from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.providers.files.deletion import OWN_NAMES, Place
+from pop3svc.providers.files.folders import MessageRef, identify
+from pop3svc.providers.files.listing import Caches
+from pop3svc.providers.files.lock import LockPolicy
+from pop3svc.providers.files.mailbox import FileMailbox
+from pop3svc.providers.files.scanning import scanPlaces, sortRefs
+from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, SizeCache, UnsavedSizes
+from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, Stamp
+from pop3svc.providers.files.store import MailboxMaker
+from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.paths import Root, uniqueIDFor
-from pop3svc.providers.removal import OWN_NAMES
 
-__all__ = ["FolderMailbox", "FolderStore"]
+__all__ = ["FolderStore"]
 
 
-class _Folder(FileMailbox):
+class _FolderFormat:
     """
-    A folder: the listing.
+    Files whose name ends with C{.eml}, in the order of their names.
     """
 
     folders = (".",)
 
-    def scan(self, root: int) -> MailboxSnapshot:
+    def scan(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp]:
         """
-        See L{FileMailbox.scan}.  The order is that of the names.
+        See L{Format.scan<pop3svc.providers.files.snapshot.Format.scan>}.
         """
-        places = sorted(
-            place
-            for place in listFolder(root, ".")
+        scan = scanPlaces(root, self.folders)
+        found: list[MessageRef] = [
+            (0, 0, place[1], uniqueIDFor(place[1]), place)
+            for place in scan.places
             if place[1].lower().endswith(".eml") and not place[1].startswith(OWN_NAMES)
-        )
-        listing = MailboxSnapshot()
-        listing.update({uniqueIDFor(place[1]): place for place in places})
-        return listing
+        ]
+        doubts: list[Place] = []
+        sizes.load(root, len(found))
+        identify(root, self.folders, found, sizes, doubts, comparesAll=True)
+        return scan.snapshot(sortRefs(found), not doubts), scan.stamp
 
+    def sizesInNames(
+        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
+    ) -> dict[str, MessageInfo]:
+        """
+        Return nothing, because the names give no sizes.
+        """
+        return {}
 
-class FolderMailbox(_Folder, ExclusiveFileMailbox):
-    """
-    The folder, as one session sees it.
-    """
+    def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
+        """
+        Do nothing, because no other file depends on the messages.
+        """
 
 
 @implementer(IMailboxStore)
@@ -79,20 +88,15 @@ class FolderStore:
         if not os.path.isdir(path):
             raise ValueError(f"{path or 'the path'} is not a directory")
         self._place = Root(os.path.abspath(path))
-        self._readOnly = readOnly
-        self._runner = runner
-        self._policy = manners
-        self._registry = LockRegistry(disk() if runner is None else runner, clock)
-        self._sizes = SizeCache()
+        self._maker = MailboxMaker(
+            _FolderFormat(),
+            # People edit files, and that does not change the times of the folder.
+            Caches(NoListingCache(), SizeCache(UnsavedSizes), Inotify(isOff=True)),
+            *(readOnly, False, runner, manners, clock),
+        )
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        if not self._readOnly:
-            return FolderMailbox(
-                self._place, self._sizes, self._runner, self._registry, self._policy
-            )
-        mailbox = _Folder(self._place, self._sizes, self._runner)
-        alsoProvides(mailbox, IReadOnlyMailbox)
-        return mailbox
+        return self._maker.mailbox(self._place)

@@ -14,7 +14,7 @@ from zope.interface import implementer
 
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderPlugin
-from pop3svc.providers.filemailbox import LockPolicy
+from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore

@@ -26,7 +26,7 @@ from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.files import Stamp, readReplaceable, stampOf
+from pop3svc.files import FileStamp, readReplaceable, stampOf
 
 __all__ = ["WARNINGS", "RenewableCertificate"]
 
@@ -191,7 +191,7 @@ class RenewableCertificate:
         """
         return list(dict.fromkeys([self.certificate, self._privateKey]))
 
-    def _stamps(self) -> tuple[Stamp, Stamp] | None:
+    def _stamps(self) -> tuple[FileStamp, FileStamp] | None:
         certificate, key = stampOf(self.certificate), stampOf(self._privateKey)
         return None if certificate is None or key is None else (certificate, key)
 

@@ -67,6 +67,28 @@ def test_folder(tmp_path: Path) -> None:
     ]
 
 
+def test_edited(tmp_path: Path) -> None:
+    """
+    A file that was edited is another message, with another unique-id and size.
+    """
+    file = tmp_path / "note.eml"
+    store = FolderStore(str(tmp_path), runner=Inline())
+    unique = []
+    for text in ("x\r\n", "longer\r\n", "y\r\n"):
+        file.write_text(text, newline="")
+        os.utime(file, (1000 + len(unique), 1000 + len(unique)))
+        client = conversation(
+            Anybody(store),
+            "S: +OK…\nC: USER x\nS: +OK…\nC: PASS y\nS: +OK…\n"
+            f"C: LIST 1\nS: +OK 1 {len(text)}\nC: RETR 1\nS: +OK…\nS: {text.strip()}\nS: .",
+        )
+        unique.append(client.say(b"UIDL 1").split()[2])
+        client.say(b"QUIT")
+    assert unique[0] == b"note.eml" and len(set(unique)) == 3
+    # The folder holds nothing else.
+    assert [each.name for each in tmp_path.glob("pop3svc-s*")] == []
+
+
 def test_noFolder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a directory"):
         FolderStore(str(tmp_path / "nowhere"))

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from pop3svc.providers import maildir as maildirs
-from pop3svc.providers.maildir import MaildirStore, separatorOf
+from pop3svc.providers.files import folders
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.maildir.names import separatorOf
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
@@ -64,6 +65,21 @@ def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[
         found[uniqueID] = body.split(b"\r\n")[0].removeprefix(b"Subject: ")
     client.say(b"QUIT")
     return found
+
+
+def test_otherLineEnds(maildir: Path) -> None:
+    """
+    A program has written other line ends into a file, with the same length.  It is the same
+    message, and its size is counted again.
+    """
+    head = b"Subject: ONE\n\n" + b"x" * 1024
+    place = f"new/{BASE}"
+    put(maildir, place, head + b"\r\ny\r\n")
+    assert listed(maildir) == {BASE: b"ONE"}
+    assert len(head + b"\n\ny\n\n") == (maildir / place).stat().st_size
+    put(maildir, place, head + b"\n\ny\n\n")
+    for _ in range(2):
+        assert listed(maildir) == {BASE: b"ONE"}
 
 
 def test_anotherOfTheSameName(maildir: Path) -> None:
@@ -118,7 +134,7 @@ def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, 
     """
     A file that was not listed is neither sent nor deleted, in small and large mailboxes.
     """
-    monkeypatch.setattr(maildirs, "_STATTED", stats)
+    monkeypatch.setattr(folders, "_STATTED", stats)
     for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
         path = put(maildir, f"cur/{BASE}:2,", ONE)
         os.utime(path)
@@ -216,7 +232,7 @@ def test_renamedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch) -
     """
     A renamed file is the same message, also if its time is ahead of the clock.
     """
-    monkeypatch.setattr(maildirs, "_STATTED", 0)
+    monkeypatch.setattr(folders, "_STATTED", 0)
     path = put(maildir, f"cur/{BASE}:2,", ONE)
     for when in (None, (9_000_000_000, 9_000_000_000)):
         os.utime(path, when)

@@ -21,16 +21,18 @@ from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import alsoProvides
 from zope.interface.verify import verifyObject
 
-from pop3svc.files import isStampTrustworthy
+from pop3svc.files import areStampsTrustworthy
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
     IReadOnlyMailbox,
 )
-from pop3svc.providers import maildir as maildirs
-from pop3svc.providers.filemailbox import LockPolicy
-from pop3svc.providers.maildir import ListingCache, MaildirMailbox, MaildirStore, _stampOf
-from pop3svc.providers.sizes import SharedSizes
+from pop3svc.providers.files import counting
+from pop3svc.providers.files.lock import LockPolicy
+from pop3svc.providers.files.sizes import SizeCache
+from pop3svc.providers.files.snapshot import ListingCache, stampOf
+from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
@@ -434,7 +436,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> Any:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("pop3svc.providers.filemailbox.openFile", broken)
+    monkeypatch.setattr("pop3svc.providers.files.lock.openFile", broken)
     for _ in range(3):
         assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] Mailbox unavailable.\r\n"
     monkeypatch.undo()
@@ -479,13 +481,13 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     A file is read once to count its size, unless it changes; the cache is bounded.
     """
     counted: list[int] = []
-    count = maildirs.measure
+    measure = counting.measure
 
-    def counting(descriptor: int, size: int) -> Any:
+    def measuring(descriptor: int, size: int) -> Any:
         counted.append(descriptor)
-        return count(descriptor, size)
+        return measure(descriptor, size)
 
-    monkeypatch.setattr(maildirs, "measure", counting)
+    monkeypatch.setattr(counting, "measure", measuring)
     for number in range(4):
         deliver(maildir, f"{number}.x")
     store = MaildirStore(str(maildir.parent), runner=Inline())
@@ -496,12 +498,12 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     store = MaildirStore(str(maildir.parent), runner=Inline())
     conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
-    monkeypatch.setattr(SharedSizes, "BOUND", 20)
+    monkeypatch.setattr(SizeCache, "BOUND", 20)
     for user in ("a", "b", "c"):
         for number in range(4):
             deliver(maildir.parent / user, f"{number}.x")
         conversation(Anybody(store), ALICE.replace("alice", user) + "C: STAT\nS: +OK 4 44")
-    assert len(store._shared.sizes._mailboxes) == 1
+    assert len(store.caches.sizes._mailboxes) == 1
 
 
 def test_refusesMarker(maildir: Path) -> None:
@@ -691,13 +693,13 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
     its own view.
     """
     scans: list[int] = []
-    original = MaildirMailbox._scan
+    original = MaildirFormat.scan
 
-    def counting(self: Any, root: int) -> Any:
+    def scan(self: Any, root: int, sizes: Any) -> Any:
         scans.append(root)
-        return original(self, root)
+        return original(self, root, sizes)
 
-    monkeypatch.setattr(MaildirMailbox, "_scan", counting)
+    monkeypatch.setattr(MaildirFormat, "scan", scan)
     for name in ("1.x", "2.y", "3.z"):
         deliver(maildir, name)
     store = MaildirStore(str(maildir.parent), runner=Inline())
@@ -725,7 +727,7 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
     assert client.say(b"RETR UID:4.new").startswith(b"+OK")
     # A sleeping session keeps no listing.
     client.say(b"SLEE")
-    assert client.protocol.session.transaction.mailbox._listing == {}
+    assert client.protocol.session.transaction.mailbox.listing.current == {}
 
 
 def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -739,7 +741,7 @@ def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch
             Anybody(store),
             ALICE.replace("alice", user) + "C: QUIT\nS: +OK…\nS: (closed)",
         )
-    shared = store._shared.listings
+    shared = store.caches.listings
     # Empty mailboxes count against the bound, too.
     assert (shared._messages, len(shared._listings)) == (10, 2)
 
@@ -754,7 +756,7 @@ def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPat
     changed = (maildir / "new").stat().st_ctime_ns
     for later, isOld in ((1_000_000, False), (50_000_000, True)):
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
-        assert _stampOf(root)[1] is isOld
+        assert stampOf(root, ("new", "cur"))[1] is isOld
     os.close(root)
 
 
@@ -765,7 +767,7 @@ def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
     changed = 1_700_000_000_000_000_000
     for later, settled in ((50_000_000, False), (1_999_999_999, False), (2_100_000_000, True)):
         monkeypatch.setattr(time, "time_ns", lambda later=later: changed + later)
-        assert isStampTrustworthy(changed) is settled
+        assert areStampsTrustworthy([(1, 1, changed, changed)]) is settled
 
 
 def test_listedAfterTheRestHasGone(maildir: Path) -> None:

@@ -13,8 +13,7 @@ from zlib import crc32
 
 import pytest
 
-from pop3svc.providers import maildir as maildirs
-from pop3svc.providers import sizes
+from pop3svc.providers.files import counting, sizes
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.testing import Inline, conversation
 from tests.anybody import Anybody
@@ -37,13 +36,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     Record the sizes of files that are read to count them.
     """
     found: list[int] = []
-    measure = maildirs.measure
+    measure = counting.measure
 
     def examining(descriptor: int, size: int) -> Any:
         found.append(size)
         return measure(descriptor, size)
 
-    monkeypatch.setattr(maildirs, "measure", examining)
+    monkeypatch.setattr(counting, "measure", examining)
     return found
 
 
@@ -219,13 +218,13 @@ def test_sizesInNames(maildir: Path, counted: list[int]) -> None:
 
 WRITER = """
 import os, sys
-from pop3svc.providers.sizes import MessageInfo, MaildirSizes
+from pop3svc.providers.files.sizes import MessageInfo, MailboxSizes
 name, root = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
 listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
 for number in range(400):
     # As a process does that has forgotten the mailbox meanwhile, or has not.
     if number % 7 == 0:
-        known = MaildirSizes()
+        known = MailboxSizes()
         known.load(root, len(listed))
     if number % 50 == 0:
         known._written = -1
@@ -243,7 +242,7 @@ def test_twoProcesses(tmp_path: Path) -> None:
     ]
     assert [each.wait(60) for each in writers] == [0, 0]
     listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
-    known = sizes.MaildirSizes()
+    known = sizes.MailboxSizes()
     root = os.open(tmp_path, os.O_RDONLY)
     try:
         known.load(root, len(listed))

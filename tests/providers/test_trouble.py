@@ -20,10 +20,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.providers import maildir as maildirs
-from pop3svc.providers import quota, removal, unpacking
-from pop3svc.providers.filemailbox import Presence
-from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers import unpacking
+from pop3svc.providers.files import counting, deletion
+from pop3svc.providers.files.lock import LockPolicy
+from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.maildir import MaildirStore, quota
 from pop3svc.state import State
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
@@ -217,14 +218,14 @@ def test_fullDiskKilled(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 for each in ("rename", "unlink", "fsync"):
                     patch.setattr(os, each, stopping(getattr(os, each)))
                 root = os.open(maildir, os.O_RDONLY)
-                removal.removeAll(
+                deletion.removeAll(
                     *(root, ("new", "cur"), wanted),
                     lambda name, looks: None if looks else ("new", name, 0),
                 )
                 os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         root = os.open(maildir, os.O_RDONLY)
-        removal.recover(root, ("new", "cur"))
+        deletion.recover(root, ("new", "cur"))
         os.close(root)
         left = sorted(each.name for each in (maildir / "new").iterdir())
         assert left in (names, ["0.x", "4.x"]), (step, left)
@@ -270,7 +271,7 @@ def test_manyFilesInTheStagingDirectory(maildir: Path) -> None:
     root = os.open(maildir, os.O_RDONLY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "scandir", counting)
-        assert not removal.isClean(root, ("new", "cur"))
+        assert not deletion.isClean(root, ("new", "cur"))
     os.close(root)
     assert len(looked) == 1
 
@@ -339,15 +340,15 @@ def test_unreadable(
     """
     All other messages are listed and sent at each poll; the log names the file once.
     """
-    openFile = maildirs.openFile
+    openFile = counting.openFile
 
     def opening(name: str, directory: int | None = None) -> Any:
         if name == "2.x":
             raise OSError(code, os.strerror(code))
         return openFile(name, directory)
 
-    for place in ("maildir.openFile", "filemailbox.openFile"):
-        monkeypatch.setattr(f"pop3svc.providers.{place}", opening)
+    for place in ("counting.openFile", "lock.openFile", "directory.openFile"):
+        monkeypatch.setattr(f"pop3svc.providers.files.{place}", opening)
     for _ in range(3):
         client = begin(maildir)
         assert client.say(b"STAT") == b"+OK 5 56\r\n"
@@ -453,7 +454,7 @@ def test_clientLostWhileItIsCounted(maildir: Path) -> None:
     client.vanish()
     runner.isHeld = False
     # The lock is still held.
-    other = MaildirStore(str(maildir.parent), runner=Inline(), manners=maildirs.LockPolicy(False))
+    other = MaildirStore(str(maildir.parent), runner=Inline(), manners=LockPolicy(False))
     conversation(Anybody(other), LOGIN + "S: -ERR [IN-USE] …")
     for goOn in runner.waiting:
         goOn()
@@ -466,13 +467,13 @@ def examinations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     @return: a list that records the sizes of files that are read to count them.
     """
     examined: list[int] = []
-    measure = maildirs.measure
+    measure = counting.measure
 
-    def counting(descriptor: int, size: int) -> Any:
+    def measuring(descriptor: int, size: int) -> Any:
         examined.append(size)
         return measure(descriptor, size)
 
-    monkeypatch.setattr(maildirs, "measure", counting)
+    monkeypatch.setattr(counting, "measure", measuring)
     return examined
 
 
@@ -480,10 +481,10 @@ def test_countedInSteps(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A cancelled count saves its sizes, and the next count continues from there.
     """
-    monkeypatch.setattr(maildirs, "_KEPT", 2)
+    monkeypatch.setattr(counting, "_KEPT", 2)
     examined = examinations(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(maildirs, "isCancelled", lambda: len(examined) >= 4)
+        patch.setattr(counting, "isCancelled", lambda: len(examined) >= 4)
         client = begin(maildir)
         assert client.say(b"STAT").startswith(b"-ERR [SYS/TEMP]")
         client.vanish()
@@ -496,7 +497,7 @@ def test_countedOnceForAll(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """
     A session waits for the count of another session instead of counting again.
     """
-    monkeypatch.setattr(maildirs, "_FEW", 0)
+    monkeypatch.setattr(counting, "_FEW", 0)
     examined = examinations(monkeypatch)
     runner = Threads()
     store = MaildirStore(str(maildir.parent), readOnly=True, runner=runner)

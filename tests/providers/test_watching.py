@@ -15,9 +15,9 @@ from twisted.internet.interfaces import IReactorFDSet
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
-from pop3svc.providers import maildir as maildirs
+from pop3svc.providers.files import listing, scanning
+from pop3svc.providers.files.watching import DirectoryWatcher, Inotify
 from pop3svc.providers.maildir import MaildirStore
-from pop3svc.providers.watching import DirectoryWatcher, Inotify
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
@@ -61,8 +61,10 @@ def test_unchangedIsNotLookedAt(
 ) -> None:
     client, _ = awake(maildir, readOnly)
     looks: list[int] = []
-    settled = maildirs._stampOf
-    monkeypatch.setattr(maildirs, "_stampOf", lambda root: looks.append(root) or settled(root))
+    stampOf = listing.stampOf
+    monkeypatch.setattr(
+        listing, "stampOf", lambda root, folders: looks.append(root) or stampOf(root, folders)
+    )
     says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "SLEE", "+OK")
     assert not looks
     deliver(maildir, "3.x")
@@ -127,18 +129,12 @@ def test_lostEvents(maildir: Path) -> None:
     The kernel's queue is bounded; after an overflow any mailbox may have changed.
     """
     client, store = awake(maildir)
-    watches = store._shared.watches
-    watches.process(maildirs_overflow())
+    watches = store.caches.watches
+    watches.process([(-1, 0x4000)])
     before = [each.changes for each in watches._watches.values()]
     assert before and all(before)
     deliver(maildir, "3.x")
     says(client, "WAKE", NEW)
-
-
-def maildirs_overflow() -> bytes:
-    import struct
-
-    return struct.pack("=iIII", -1, 0x4000, 0, 0)
 
 
 def test_shared(maildir: Path) -> None:
@@ -153,7 +149,7 @@ def test_shared(maildir: Path) -> None:
         other.logIn()
         says(other, "SLEE", "+OK")
         others.append(other)
-    watches = store._shared.watches
+    watches = store.caches.watches
     assert len(watches._watches) == 1 and len(watches._byNumber) == 2
     for each in others:
         says(each, "WAKE", NONE, "SLEE", "+OK")
@@ -174,11 +170,11 @@ def test_withoutWatches(maildir: Path, monkeypatch: pytest.MonkeyPatch, broken: 
         raise OSError(28, "no more watches")
 
     if broken == "off":
-        monkeypatch.setattr("pop3svc.providers.watching.inotify", None)
+        monkeypatch.setattr("pop3svc.providers.files.watching._inotify", None)
     else:
         monkeypatch.setattr("twisted.python._inotify.add", full)
     client, store = awake(maildir)
-    assert not store._shared.watches._watches
+    assert not store.caches.watches._watches
     says(client, "WAKE", NONE, "SLEE", "+OK")
     deliver(maildir, "3.x")
     says(client, "WAKE", NEW)
@@ -190,7 +186,7 @@ def test_aLinkIsNotFollowed(maildir: Path) -> None:
     root = os.open(maildir, os.O_RDONLY)
     watches = Inotify()
     assert watches.watch(root, ("new", "cur"), lambda: None) is None
-    assert not watches._byNumber and watches._descriptor < 0
+    assert not watches._byNumber and watches._reader.descriptor < 0
     os.close(root)
 
 
@@ -291,7 +287,7 @@ def test_anotherWatch(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client.say(b"QUIT")
     deliver(maildir, "3.x")
     # The mailbox changes all the time while it is listed, and not afterwards.
-    monkeypatch.setattr(maildirs, "_SCANS", 1)
+    monkeypatch.setattr(scanning, "_SCANS", 1)
     other = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
     old(maildir)
     says(other, "WAKE", NONE, "STAT", "+OK 3 ", "UIDL 3", "+OK 3 3.x")
@@ -300,15 +296,15 @@ def test_anotherWatch(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = MaildirStore(str(maildir.parent), runner=Inline())
     client = conversation(Anybody(store), ALICE)
-    shared = maildirs.MaildirMailbox._sharedListing
+    stampOf = listing.stampOf
 
-    def sharedListing(mailbox: Any, root: int, key: Any) -> Any:
-        listing = shared(mailbox, root, key)
+    def stampBeforeDelivery(root: int, folders: Any) -> Any:
+        stamp = stampOf(root, folders)
         deliver(maildir, "3.x")
-        return listing
+        return stamp
 
     with monkeypatch.context() as patched:
-        patched.setattr(maildirs.MaildirMailbox, "_sharedListing", sharedListing)
+        patched.setattr(listing, "stampOf", stampBeforeDelivery)
         client.say(b"SLEE")
     old(maildir)
     says(client, "WAKE", NEW, "STAT", "+OK 3 ")

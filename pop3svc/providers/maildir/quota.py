@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from pop3svc.files import closeQuietly
-from pop3svc.providers.removal import Place
+from pop3svc.providers.files.deletion import Place
 
 __all__ = ["recordDeletion"]
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
-from pop3svc.files import closeQuietly, isStampTrustworthy, openDirectory
+from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, openDirectory, stampFrom
 from pop3svc.providers.paths import openBelow
 
 __all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "recover", "removeAll"]
@@ -86,39 +86,7 @@ def removeAll(
                 raise
             # A removal on a full disk must not need space.
             return _removeByNames(root, wanted, locate, isRight)
-    removed: list[tuple[Message, Place, os.stat_result]] = []
-    opened: dict[str, tuple[int, int]] = {}
-    staging = openDirectory(_STAGING, root)
-    try:
-        try:
-
-            def move(message: Message, place: Place) -> bool:
-                status = _moveAway(root, staging, opened, place, partial(isRight, message, place))
-                if status is not None:
-                    removed.append((message, place, status))
-                return status is not None
-
-            _moveAll(wanted, locate, move)
-            # Sync the name of the staging directory first: under the other name, which it
-            # may have had before, a recovery after a power failure would remove all files.
-            os.fsync(root)
-            for source, target in opened.values():
-                os.fsync(target)
-                os.fsync(source)
-            os.fsync(staging)
-            # This step decides.
-            os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
-            try:
-                os.fsync(root)
-            except OSError:
-                os.rename(_REMOVED, _STAGING, src_dir_fd=root, dst_dir_fd=root)
-                raise
-        except OSError:
-            _putBack(root, folders)
-            raise
-    finally:
-        for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
-            closeQuietly(descriptor)
+    removed = _stageAll(root, folders, wanted, locate, isRight)
     # The removal is decided.  Files that are left here are unlinked by the next recovery,
     # so this needs no sync and may fail.
     with suppress(OSError):
@@ -127,6 +95,54 @@ def removeAll(
                 _unlinkAll(directory)
             finally:
                 closeQuietly(directory)
+    return removed
+
+
+def _stageAll(
+    root: int,
+    folders: Iterable[str],
+    wanted: Iterable[Message],
+    locate: Callable[[Message, int], Place | None],
+    isRight: Callable[[Message, Place, os.stat_result, int], bool],
+) -> list[tuple[Message, Place, os.stat_result]]:
+    """
+    Move the files into the staging directory, and decide that they are removed.
+
+    @return: as L{removeAll}.
+    @raise OSError: nothing was removed.
+    """
+    removed: list[tuple[Message, Place, os.stat_result]] = []
+    opened: dict[str, tuple[int, int]] = {}
+    staging = openDirectory(_STAGING, root)
+
+    def move(message: Message, place: Place) -> bool:
+        status = _moveAway(root, staging, opened, place, partial(isRight, message, place))
+        if status is not None:
+            removed.append((message, place, status))
+        return status is not None
+
+    try:
+        _moveAll(wanted, locate, move)
+        # Sync the name of the staging directory first: under the other name, which it
+        # may have had before, a recovery after a power failure would remove all files.
+        os.fsync(root)
+        for source, target in opened.values():
+            os.fsync(target)
+            os.fsync(source)
+        os.fsync(staging)
+        # This step decides.
+        os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
+        try:
+            os.fsync(root)
+        except OSError:
+            os.rename(_REMOVED, _STAGING, src_dir_fd=root, dst_dir_fd=root)
+            raise
+    except OSError:
+        _putBack(root, folders)
+        raise
+    finally:
+        for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
+            closeQuietly(descriptor)
     return removed
 
 
@@ -144,8 +160,7 @@ def _moveAll(
             raise OSError(errno.EBUSY, "a message is renamed all the time")
 
 
-# Inode, time of modification and time of change of each directory.
-_Stamp = tuple[tuple[int, int, int], ...]
+_Stamp = tuple[FileStamp, ...]
 
 
 class CleanCache:
@@ -184,16 +199,13 @@ def _stampOf(
     @return: the times of the root and of the staging directories, L{None} if one of those
         does not exist; and whether the times are old enough to be trusted.
     """
-    # The time of change cannot be set back.
-    stamp = [(status.st_ino, status.st_mtime_ns, status.st_ctime_ns)]
+    stamp = [stampFrom(status)]
     try:
         for folder in folders:
-            status = os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)
-            stamp.append((status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
+            stamp.append(stampFrom(os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)))
     except OSError:
         return None, False
-    latest = max(max(mtime, ctime) for _, mtime, ctime in stamp)
-    return tuple(stamp), isStampTrustworthy(latest)
+    return tuple(stamp), areStampsTrustworthy(stamp)
 
 
 def isClean(root: int, folders: Iterable[str]) -> bool:

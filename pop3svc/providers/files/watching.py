@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -17,11 +17,10 @@ from twisted.python.filepath import FilePath
 from zope.interface import implementer
 
 try:
-    from twisted.internet import inotify
     from twisted.python import _inotify
     from twisted.python._inotify import INotifyError
 except ImportError:  # pragma: no cover (another kernel)
-    inotify = None  # type: ignore[assignment]
+    _inotify = None  # type: ignore[assignment]
 
 __all__ = ["DirectoryWatcher", "Inotify", "MailboxWatch"]
 
@@ -36,15 +35,91 @@ _READ = 65536
 _OVERFLOW = 0x4000
 # IN_ONLYDIR and IN_DONT_FOLLOW
 _FLAGS = 0x01000000 | 0x02000000
+# IN_DELETE_SELF, IN_MOVE_SELF and IN_IGNORED: the watch has ended, or will soon.
+_GONE = 0x0400 | 0x0800 | 0x8000
+# IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF and IN_MOVE_SELF
+_CHANGES = 0x0040 | 0x0080 | 0x0100 | 0x0200 | 0x0400 | 0x0800
+# IN_ATTRIB and IN_DELETE_SELF
+_TOUCHES = 0x0004 | 0x0400
 
 _changes = count(1)
 
 
-def _begunInotify() -> int:
-    descriptor = _inotify.init()
-    os.set_blocking(descriptor, False)
-    os.set_inheritable(descriptor, False)
-    return descriptor
+class _Reader:
+    """
+    An inotify descriptor, and its events.  It is open while there is a watch.
+
+    @ivar descriptor: the descriptor; -1 if it is not open.
+    """
+
+    def __init__(self, isOff: bool) -> None:
+        """
+        @param isOff: watch nothing.
+        """
+        self.descriptor = -1
+        self._isOff = isOff or _inotify is None
+
+    def add(self, path: str, mask: int) -> int | None:
+        """
+        Watch a directory, whose last part must not be a link.
+
+        @return: the number of the watch, which is the same for a directory that is watched
+            already; L{None} if the directory does not exist, or there are too many watches.
+        """
+        if self._isOff:
+            return None
+        try:
+            if self.descriptor < 0:
+                self.descriptor = _inotify.init()
+                os.set_blocking(self.descriptor, False)
+                os.set_inheritable(self.descriptor, False)
+            number: int = _inotify.add(self.descriptor, FilePath(path), mask | _FLAGS)
+        except (OSError, INotifyError):
+            return None
+        return number
+
+    def remove(self, number: int) -> None:
+        """
+        End a watch.
+        """
+        try:
+            _inotify.remove(self.descriptor, number)
+        except INotifyError:
+            # The directory was removed just now.
+            pass
+
+    def read(self) -> Iterator[tuple[int, int]] | None:
+        """
+        Read what the kernel has queued.
+
+        @return: number and mask of each event; L{None} if there is none.
+        """
+        if self.descriptor < 0:
+            return None
+        try:
+            return eventsIn(os.read(self.descriptor, _READ))
+        except (BlockingIOError, InterruptedError):
+            return None
+
+    def close(self) -> None:
+        """
+        Close the descriptor, which ends all watches.
+        """
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def eventsIn(data: bytes) -> Iterator[tuple[int, int]]:
+    """
+    @param data: a block of inotify events (inotify(7)).
+    @return: number and mask of each.
+    """
+    offset = 0
+    while offset + _EVENT.size <= len(data):
+        number, mask, _, length = _EVENT.unpack_from(data, offset)
+        offset += _EVENT.size + length
+        yield number, mask
 
 
 class MailboxWatch:
@@ -91,9 +166,11 @@ class Inotify:
     the kernel reports when it overflows.
     """
 
-    def __init__(self) -> None:
-        self._descriptor = -1
-        self._isOff = inotify is None
+    def __init__(self, isOff: bool = False) -> None:
+        """
+        @param isOff: watch nothing.
+        """
+        self._reader = _Reader(isOff)
         self._watches: dict[Key, MailboxWatch] = {}
         self._byNumber: dict[int, MailboxWatch] = {}
 
@@ -128,26 +205,16 @@ class Inotify:
         return watch, end
 
     def _begun(self, watch: MailboxWatch, root: int, folders: Iterable[str]) -> MailboxWatch | None:
-        if self._isOff:
-            return None
-        try:
-            if self._descriptor < 0:
-                self._descriptor = _begunInotify()
-            mask = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO | inotify.IN_CREATE
-            mask |= inotify.IN_DELETE | inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | _FLAGS
-            for folder in folders:
-                # Watch the directory that is open, because its path may name another one.
-                path = FilePath(f"/proc/self/fd/{root}/{folder}")
-                number = _inotify.add(self._descriptor, path, mask)
-                if number in self._byNumber:
-                    raise FileExistsError(f"another mailbox has this {folder}, too")
-                watch.numbers.append(number)
-                self._byNumber[number] = watch
-        except (OSError, INotifyError):
-            # The directory does not exist, or there are too many watches.  The mailbox
-            # then compares the times of its directories.
-            self._drop(watch)
-            return None
+        for folder in folders:
+            # Watch the directory that is open, because its path may name another one.
+            number = self._reader.add(f"/proc/self/fd/{root}/{folder}", _CHANGES)
+            # A number that is known belongs to another mailbox that has this folder, too.
+            if number is None or number in self._byNumber:
+                # The mailbox then compares the times of its directories.
+                self._drop(watch)
+                return None
+            watch.numbers.append(number)
+            self._byNumber[number] = watch
         return watch
 
     def _drop(self, watch: MailboxWatch) -> None:
@@ -157,7 +224,7 @@ class Inotify:
             del self._watches[watch.key]
         for number in watch.numbers:
             if self._byNumber.pop(number, None) is not None:
-                _inotify.remove(self._descriptor, number)
+                self._reader.remove(number)
         if not self._byNumber:
             self.stop()
 
@@ -165,40 +232,28 @@ class Inotify:
         """
         Process all events that the kernel has queued.
         """
-        while self._descriptor >= 0:
-            try:
-                data = os.read(self._descriptor, _READ)
-            except (BlockingIOError, InterruptedError):
-                return
-            self.process(data)
+        while (events := self._reader.read()) is not None:
+            self.process(events)
 
-    def process(self, data: bytes) -> None:
+    def process(self, events: Iterable[tuple[int, int]]) -> None:
         """
-        Process a block of inotify events.
+        @param events: number and mask of each event.
         """
-        offset = 0
-        while offset + _EVENT.size <= len(data):
-            number, mask, _, length = _EVENT.unpack_from(data, offset)
-            offset += _EVENT.size + length
+        for number, mask in events:
+            known = self._byNumber.get(number)
             if mask & _OVERFLOW:
                 for watch in list(self._watches.values()):
                     watch.changed()
-                continue
-            known = self._byNumber.get(number)
-            if known is None:
-                continue
-            if mask & (inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF | inotify.IN_IGNORED):
+            elif known is not None and mask & _GONE:
                 self._drop(known)
-            else:
+            elif known is not None:
                 known.changed()
 
     def stop(self) -> None:
         """
         Close the inotify descriptor.
         """
-        descriptor, self._descriptor = self._descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        self._reader.close()
 
 
 @implementer(IReadDescriptor)
@@ -209,8 +264,7 @@ class DirectoryWatcher:
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
-        self._isOff = inotify is None or not IReactorFDSet.providedBy(reactor)
-        self._descriptor = -1
+        self._reader = _Reader(not IReactorFDSet.providedBy(reactor))
         self._watched: dict[int, Callable[[bool], object]] = {}
 
     def watch(self, path: str, touched: Callable[[bool], object]) -> int | None:
@@ -221,15 +275,11 @@ class DirectoryWatcher:
             directory was removed and the watch has ended, with L{True}.
         @return: a number for L{end}; L{None} if inotify cannot watch the directory.
         """
-        if self._isOff:
-            return None
-        try:
-            if self._descriptor < 0:
-                self._descriptor = _begunInotify()
-                self._reactor.addReader(self)
-            mask = inotify.IN_ATTRIB | inotify.IN_DELETE_SELF | _FLAGS
-            number: int = _inotify.add(self._descriptor, FilePath(path), mask)
-        except (OSError, INotifyError):
+        wasOpen = self._reader.descriptor >= 0
+        number = self._reader.add(path, _TOUCHES)
+        if not wasOpen and self._reader.descriptor >= 0:
+            self._reactor.addReader(self)
+        if number is None:
             self._stopIfIdle()
             return None
         self._watched[number] = touched
@@ -240,24 +290,19 @@ class DirectoryWatcher:
         End the watch of a directory.
         """
         if self._watched.pop(number, None) is not None:
-            try:
-                _inotify.remove(self._descriptor, number)
-            except INotifyError:
-                # The directory was removed just now.
-                pass
+            self._reader.remove(number)
             self._stopIfIdle()
 
     def _stopIfIdle(self) -> None:
-        if not self._watched and self._descriptor >= 0:
+        if not self._watched and self._reader.descriptor >= 0:
             self._reactor.removeReader(self)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._reader.close()
 
     def fileno(self) -> int:
         """
         See L{twisted.internet.interfaces.IFileDescriptor.fileno}.
         """
-        return self._descriptor
+        return self._reader.descriptor
 
     def logPrefix(self) -> str:
         """
@@ -277,17 +322,10 @@ class DirectoryWatcher:
         """
         See L{twisted.internet.interfaces.IReadDescriptor.doRead}.
         """
-        try:
-            data = os.read(self._descriptor, _READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        offset = 0
-        while offset + _EVENT.size <= len(data):
-            number, mask, _, length = _EVENT.unpack_from(data, offset)
-            offset += _EVENT.size + length
+        for number, mask in self._reader.read() or ():
             # After an overflow, any directory may have been touched.
             for each in list(self._watched) if mask & _OVERFLOW else [number]:
-                self._dispatch(each, bool(mask & (inotify.IN_DELETE_SELF | inotify.IN_IGNORED)))
+                self._dispatch(each, bool(mask & _GONE))
 
     def _dispatch(self, number: int, isGone: bool) -> None:
         touched = self._watched.get(number)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pop3svc.files import openDirectory
-from pop3svc.providers.removal import recover, removeAll
+from pop3svc.providers.files.deletion import recover, removeAll
 
 FOLDERS = ("new", "cur")
 PLACES = [("new", "a"), ("cur", "b:2,S"), ("cur", "c")]

@@ -1,9 +1,9 @@
 """
-Keep the sizes of a Maildir's messages, and the file that each unique-id belongs to, in a
-file of the Maildir.
+Keep the sizes of a mailbox's messages, and the file that each unique-id belongs to, in a
+file of the mailbox.
 
 The file C{pop3svc-sizes} begins with a line that gives its version and the device and
-inode of the Maildir.  Blocks follow: a line with length and checksum, then a line for each
+inode of the mailbox.  Blocks follow: a line with length and checksum, then a line for each
 message.  The file is appended to or replaced as a whole.  A damaged block is ignored, and
 the file is then replaced.
 """
@@ -21,10 +21,22 @@ from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
 from pop3svc.awaiting import Progress
-from pop3svc.files import closeQuietly, openRegular
+from pop3svc.files import FileStamp, closeQuietly, openFile, openRegular, stampFrom
 from pop3svc.listings import areUniqueIDs
 
-__all__ = ["COPIED", "GONE", "Key", "MaildirSizes", "MessageInfo", "SharedSizes"]
+__all__ = [
+    "COPIED",
+    "GONE",
+    "Key",
+    "MailboxSizes",
+    "MessageInfo",
+    "SizeCache",
+    "UnsavedSizes",
+    "checksumOf",
+    "headIn",
+    "headOf",
+    "keyOf",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,15 +54,61 @@ _SPARE = 1000
 # them.  A name returns soon or never, when a clock was set back or a backup was restored.
 _GONE = 2000
 
-# The inode of files of a Maildir that was copied, and the kind of messages that are gone.
+# The inode of files of a mailbox that was copied, and the kind of messages that are gone.
 COPIED, GONE = 0, "g"
 
 # The most messages whose first octets are read for a checksum because their size was not
 # counted.  Reading more would take longer than the rest of the session.
 _READ = 20
 
-# (device, inode) of a Maildir
+# (device, inode) of a mailbox
 Key = tuple[int, int]
+
+
+def keyOf(root: int) -> Key:
+    """
+    @param root: a descriptor.
+    @return: device and inode.
+    """
+    status = os.fstat(root)
+    return status.st_dev, status.st_ino
+
+
+# Octets at the beginning of a message that distinguish it from others, because they hold
+# its trace fields.
+_HEAD = 1024
+
+
+def checksumOf(first: bytes) -> int:
+    """
+    @param first: the first octets of a message; more than needed are ignored.
+    @return: a checksum that distinguishes the message from others.
+    """
+    return crc32(first[:_HEAD])
+
+
+def headOf(descriptor: int) -> int:
+    """
+    @return: a checksum of the first octets of a message's file.  Reads them.
+    """
+    try:
+        return checksumOf(os.pread(descriptor, _HEAD, 0))
+    except OSError:
+        return 0
+
+
+def headIn(directory: int, name: str) -> int:
+    """
+    Open a file in a directory and return its L{headOf}, 0 if it cannot be opened.
+    """
+    try:
+        descriptor, _ = openFile(name, directory)
+    except OSError:
+        return 0
+    try:
+        return headOf(descriptor)
+    finally:
+        closeQuietly(descriptor)
 
 
 class MessageInfo(NamedTuple):
@@ -101,22 +159,22 @@ class MessageInfo(NamedTuple):
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
-def _guarded(method: Callable[Concatenate[MaildirSizes, P], T]) -> Callable[..., T]:
+def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[..., T]:
     """
     Let one thread at a time change the sizes.
     """
 
     @wraps(method)
-    def guarded(self: MaildirSizes, *arguments: P.args, **named: P.kwargs) -> T:
+    def guarded(self: MailboxSizes, *arguments: P.args, **named: P.kwargs) -> T:
         with self._guard:
             return method(self, *arguments, **named)
 
     return guarded
 
 
-class MaildirSizes:
+class MailboxSizes:
     """
-    L{MessageInfo} of the messages of one Maildir, by unique-id.  One session at a time uses
+    L{MessageInfo} of the messages of one mailbox, by unique-id.  One session at a time uses
     it while the mailbox is locked.
 
     @ivar known: messages whose size was counted.
@@ -135,8 +193,8 @@ class MaildirSizes:
         self._isSeenWritten = True
         # Sessions of a read-only store share this object from several threads.
         self._guard = RLock()
-        # Inode, size and time of the file when it was last read or written.
-        self._stamp: tuple[int, ...] | None = None
+        # The stamp of the file when it was last read or written.
+        self._stamp: FileStamp | None = None
         self.isCounting = False
         self.waiters: list[Progress[None]] = []
         # Number of entries in the file, several for some messages; -1 if it is damaged,
@@ -219,14 +277,6 @@ class MaildirSizes:
         self._isSeenWritten = True
 
     @_guarded
-    def keepNothing(self) -> None:
-        """
-        Discard unwritten entries because this store never writes.
-        """
-        self._unwritten.clear()
-        self._isSeenWritten = True
-
-    @_guarded
     def claim(self, uniqueID: str, info: MessageInfo) -> None:
         """
         Assign a unique-id to a file.
@@ -298,8 +348,8 @@ class MaildirSizes:
         """
         Read the file, if it was not read yet or has changed.  Blocks.
 
-        @param root: a descriptor of the Maildir.
-        @param messages: number of messages in the Maildir.
+        @param root: a descriptor of the mailbox.
+        @param messages: number of messages in the mailbox.
         """
         stamp = _stampOf(root)
         if self.isLoaded and stamp == self._stamp:
@@ -317,7 +367,7 @@ class MaildirSizes:
         self.isLoaded = True
 
     def _readFile(self, root: int, messages: int) -> None:
-        # The owner of the Maildir may put any file there; limit its size by the number of
+        # The owner of the mailbox may put any file there; limit its size by the number of
         # messages.
         longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
         try:
@@ -336,8 +386,8 @@ class MaildirSizes:
         first = line.decode("ascii").split()
         if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
             return
-        # In a Maildir that was copied, all files have other inodes.
-        isOwn = first[2:] == [str(each) for each in _keyOf(root)]
+        # In a mailbox that was copied, all files have other inodes.
+        isOwn = first[2:] == [str(each) for each in keyOf(root)]
         self._written = 0
         while line := file.readline(_LINE):
             length, checksum = (int(word, 16) for word in line.split())
@@ -406,7 +456,7 @@ class MaildirSizes:
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}
         try:
-            device, inode = _keyOf(root)
+            device, inode = keyOf(root)
             _writeAll(descriptor, f"{_VERSION} {device} {inode}\n".encode("ascii"))
             for block in _blocks(entries):
                 _writeAll(descriptor, block)
@@ -433,21 +483,41 @@ class MaildirSizes:
         self._written += len(added)
 
 
+class UnsavedSizes(MailboxSizes):
+    """
+    Sizes that are kept in memory only, because the store changes nothing in the mailbox.
+    A file that another service has written is read.
+    """
+
+    @property
+    def hasUnwritten(self) -> bool:
+        return False
+
+    def keep(self, root: int, added: Mapping[str, MessageInfo], listed: Collection[str]) -> None:
+        """
+        Add sizes.
+        """
+        with self._guard:
+            self.learn(added)
+            self._unwritten.clear()
+
+    def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
+        """
+        Discard the entries that a saved mailbox would write.
+        """
+        with self._guard:
+            self._unwritten.clear()
+
+
 # Entries of one block, so that at most some MiB are read or written at once.
 _BLOCK = 20_000
 
 
-def _stampOf(root: int) -> tuple[int, ...] | None:
+def _stampOf(root: int) -> FileStamp | None:
     try:
-        status = os.stat(_NAME, dir_fd=root, follow_symlinks=False)
+        return stampFrom(os.stat(_NAME, dir_fd=root, follow_symlinks=False))
     except OSError:
         return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _keyOf(root: int) -> Key:
-    status = os.fstat(root)
-    return status.st_dev, status.st_ino
 
 
 def _entries(block: bytes) -> Iterator[tuple[str, MessageInfo]]:
@@ -482,27 +552,31 @@ def _writeAll(descriptor: int, data: bytes) -> None:
         left = left[os.write(descriptor, left) :]
 
 
-class SharedSizes:
+class SizeCache:
     """
-    Cache of the L{MaildirSizes} of one store; it drops the least recently used mailboxes.
+    Cache of the L{MailboxSizes} of one store; it drops the least recently used mailboxes.
     Thread-safe.
     """
 
     # Messages in all; some 300 octets each.
     BOUND = 500_000
 
-    def __init__(self) -> None:
-        self._mailboxes: OrderedDict[Key, MaildirSizes] = OrderedDict()
+    def __init__(self, make: Callable[[], MailboxSizes] = MailboxSizes) -> None:
+        """
+        @param make: L{MailboxSizes}, or L{UnsavedSizes} for a store that writes nothing.
+        """
+        self._make = make
+        self._mailboxes: OrderedDict[Key, MailboxSizes] = OrderedDict()
         self._lock = Lock()
 
-    def of(self, key: Key) -> MaildirSizes:
+    def of(self, key: Key) -> MailboxSizes:
         """
         @return: the sizes of a mailbox.
         """
         with self._lock:
             sizes = self._mailboxes.get(key)
             if sizes is None:
-                sizes = self._mailboxes[key] = MaildirSizes()
+                sizes = self._mailboxes[key] = self._make()
             self._mailboxes.move_to_end(key)
             return sizes
 
@@ -517,5 +591,5 @@ class SharedSizes:
                 total -= _weight(dropped)
 
 
-def _weight(sizes: MaildirSizes) -> int:
+def _weight(sizes: MailboxSizes) -> int:
     return len(sizes.known) + len(sizes.claims) + len(sizes.seen) + 10

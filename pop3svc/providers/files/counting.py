@@ -1,0 +1,290 @@
+"""
+Find the sizes of messages, and read each message once to count its octets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from pop3svc.awaiting import Progress, isCancelled
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import closeQuietly, measure, openFile
+from pop3svc.interfaces import Eventual
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.directory import Directory
+from pop3svc.providers.files.finder import Finder
+from pop3svc.providers.files.folders import OpenFolders
+from pop3svc.providers.files.listing import Caches, Listing
+from pop3svc.providers.files.lock import LockedDirectory
+from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, checksumOf, headIn, headOf
+from pop3svc.providers.files.snapshot import MailboxSnapshot
+from pop3svc.providers.paths import openBelow
+from pop3svc.providers.unpacking import CannotUnpack, countUnpacked, packedAs
+
+__all__ = ["SizeCounter"]
+
+# The most messages that are counted outside the threads for long work, and the number of
+# counted messages after which the sizes are saved.
+_FEW, _KEPT = 200, 5000
+# The sizes of messages, -1 for one that cannot be read, None for one that no longer exists;
+# and whether those are certainly gone.
+_Measured = tuple[Sequence[int | None], bool]
+
+
+class SizeCounter:
+    """
+    The sizes of the messages that a session has listed.
+    """
+
+    def __init__(
+        self, directory: Directory, listing: Listing, finder: Finder, caches: Caches
+    ) -> None:
+        self._directory = directory
+        self._listing = listing
+        self._finder = finder
+        self._caches = caches
+
+    # --- in the reactor's thread --------------------------------------------------
+
+    def sizeOf(self, uniqueID: str) -> Eventual[int]:
+        """
+        See L{IPOP3Mailbox.messageSize}.
+        """
+        sizes = self._listing.sizes
+        known = None if sizes is None else sizes.known.get(uniqueID)
+        if known is not None:
+            return known.octets
+        return self._directory.run(self._measured, [uniqueID]).addCallback(self._one)
+
+    def _one(self, measured: _Measured) -> int:
+        [octets], isSure = measured
+        if octets is None:
+            raise self._finder.missing(isSure)
+        if octets < 0:
+            raise POP3ResponseError("Message cannot be read.", "SYS/PERM")
+        return octets
+
+    def sizesOf(self, uniqueIDs: Sequence[str]) -> Eventual[Sequence[int | None]]:
+        """
+        See L{IBulkMessageSizes.messageSizes}.
+        """
+        known = self._listing.sizes
+        if known is not None:
+            octets = known.octetsOf(uniqueIDs)
+            if octets is not None:
+                return octets
+            if known.isCounting:
+                return self._afterOthers(known, uniqueIDs)
+        return self._count(uniqueIDs).addCallback(self._all)
+
+    def _afterOthers(self, known: MailboxSizes, uniqueIDs: Sequence[str]) -> Deferred[Any]:
+        """
+        Wait for the result of another session, which is counting these messages.
+        """
+        waiter: Progress[None] = Progress(known.waiters.remove)
+        known.waiters.append(waiter)
+
+        def ask(_: None) -> Any:
+            sizes = self.sizesOf(uniqueIDs)
+            if isinstance(sizes, Progress):
+                sizes.listeners.append(waiter.progressed)
+            return sizes
+
+        return waiter.addCallback(ask)
+
+    def _count(self, uniqueIDs: Sequence[str]) -> Deferred[_Measured]:
+        known = self._listing.sizes
+        unknown = len(uniqueIDs)
+        if known is not None and known.isLoaded:
+            unknown -= sum(map(known.known.__contains__, uniqueIDs))
+        if known is None or unknown <= _FEW:
+            return self._directory.run(self._measured, uniqueIDs)
+        known.isCounting = True
+
+        def over(outcome: Any) -> Any:
+            known.isCounting = False
+            waiters, known.waiters = known.waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+            return outcome
+
+        try:
+            work = self._directory.runLong(self._measured, uniqueIDs)
+        except POP3ResponseError:
+            over(None)
+            raise
+        if isinstance(work, Progress):
+            work.listeners.append(known.progressed)
+        return work.addBoth(over)
+
+    def _all(self, measured: _Measured) -> Sequence[int | None]:
+        sizes, isSure = measured
+        if not isSure:
+            raise self._finder.missing(False)
+        # One unreadable file must not hide the sizes of all others.
+        return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
+
+    # --- in a thread ----------------------------------------------------------------
+
+    def _measured(self, uniqueIDs: Sequence[str]) -> _Measured:
+        """
+        Find the sizes of messages; read those whose size is not known.  Blocks.
+        """
+        try:
+            measured = self._directory.use(partial(self._measuredIn, uniqueIDs))
+        except OSError as error:
+            raise self._directory.fault("read a message of", error)
+        return ([None] * len(uniqueIDs), True) if measured is None else measured
+
+    def _measuredIn(self, uniqueIDs: Sequence[str], root: int) -> _Measured:
+        # The session may drop its listing while this runs.
+        listing = self._listing.current
+        sizes = self._listing.sizesIn(root)
+        sizes.load(root, len(listing))
+        unknown = [each for each in uniqueIDs if each not in sizes.known]
+        if unknown:
+            sizes.learn(self._listing.sizesInNames(unknown))
+            unknown = [each for each in unknown if each not in sizes.known]
+        unreadable: dict[str, MessageInfo] = {}
+        allSure = True
+        for first in range(0, len(unknown), _KEPT):
+            # Save the sizes after each part, and also when this is cancelled, so that no
+            # message is counted again.
+            added: dict[str, MessageInfo] = {}
+            try:
+                isSure = self._read(root, unknown[first : first + _KEPT], added)
+            finally:
+                readable = {each: found for each, found in added.items() if found.octets >= 0}
+                sizes.keep(root, readable, listing)
+            allSure = allSure and isSure
+            unreadable.update(added)
+            if isCancelled():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        self._caches.sizes.trim()
+        try:
+            return [sizes.known[each].octets for each in uniqueIDs], allSure
+        except KeyError:
+            found = (sizes.known.get(each) or unreadable.get(each) for each in uniqueIDs)
+            return [None if each is None else each.octets for each in found], allSure
+
+    def _read(self, root: int, uniqueIDs: list[str], added: dict[str, MessageInfo]) -> bool:
+        """
+        Read messages.  Blocks.
+
+        @param added: filled with the results, also if this is cancelled.
+        @return: whether the messages that are missing are certainly gone.
+        """
+        # A file that was not changed since the listing is the listed one.
+        before = self._listing.current.time or sys.maxsize
+        with OpenFolders(root) as folders:
+
+            def measureAt(uniqueID: str, place: Place) -> MessageInfo | None:
+                measured = self._measureAt(folders, uniqueID, place, before)
+                if measured is not None:
+                    added[uniqueID] = measured
+                return measured
+
+            return self._finder.seek(uniqueIDs, measureAt)[1]
+
+    def _measureAt(
+        self, folders: Mapping[str, int], uniqueID: str, place: Place, before: int
+    ) -> MessageInfo | None:
+        """
+        Read a message.  Blocks.
+
+        @param before: a file whose time of change (nanoseconds) is not after this is the
+            listed one if it has the listed inode.
+        @return: L{None} if it is not at that place; with a size of -1 octets if it cannot
+            be read.
+        """
+        folder, name, _ = place
+        try:
+            descriptor, status = openFile(name, folders[folder])
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._directory.fault("read", error, name)
+            return MessageInfo(-1, 0)
+        try:
+            # The usual case of a first login, where no unique-id has an owner, takes a third of
+            # the steps of isSame().
+            known = self._listing.sizes
+            isUsual = (
+                place[2] == status.st_ino
+                and status.st_ctime_ns <= before
+                and (known is None or not (known.claims or known.seen or uniqueID in known.known))
+            )
+            if not isUsual and not self._listing.isSame(
+                uniqueID, place, status, lambda: headOf(descriptor)
+            ):
+                return None
+            octets, isWireReady, first = measure(descriptor, status.st_size)
+            kind = "=" if isWireReady else "."
+            packing = packedAs(first)
+            if packing is not None:
+                octets, kind = countUnpacked(descriptor, packing), "z"
+        except CannotUnpack as error:
+            self._directory.fault("unpack", OSError(errno.EIO, str(error)), name)
+            return MessageInfo(-1, 0)
+        except OSError as error:
+            if error.errno == errno.ECANCELED:
+                raise
+            self._directory.fault("read", error, name)
+            return MessageInfo(-1, 0)
+        finally:
+            closeQuietly(descriptor)
+        return MessageInfo(
+            octets, status.st_ino, status.st_size, status.st_mtime_ns, kind, checksumOf(first)
+        )
+
+    # --- at the end of a session ----------------------------------------------------------
+
+    def save(self, listing: MailboxSnapshot, held: LockedDirectory) -> None:
+        """
+        Begin to write which files the unique-ids belong to that a session has listed, because
+        its client has seen them.
+
+        @param listing: the session's last listing.
+        @param held: the mailbox, which stays locked until that is done.
+        """
+        sizes = self._listing.sizes
+        if sizes is None or not sizes.hasUnwritten:
+            return
+        known = sizes
+
+        def write() -> None:
+            root = held.root()
+            if root is None:
+                return
+            try:
+                known.claimSeen(partial(_headListed, root, listing))
+                known.write(root)
+            finally:
+                closeQuietly(root)
+
+        try:
+            self._directory.run(write).addErrback(lambda _: None)
+        except POP3ResponseError:
+            # Too much work is waiting; the next session writes them.
+            pass
+
+
+def _headListed(root: int, listing: MailboxSnapshot, uniqueID: str) -> int:
+    place = listing.get(uniqueID)
+    if place is None:
+        return 0
+    try:
+        directory = openBelow(place[0], root)
+    except OSError:
+        return 0
+    try:
+        return headIn(directory, place[1])
+    finally:
+        closeQuietly(directory)

@@ -1,0 +1,224 @@
+"""
+The root directory of one mailbox, and how its files are opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from pop3svc.awaiting import Executor
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import closeQuietly, openFile
+from pop3svc.once import Once
+from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.files.sizes import Key, keyOf
+from pop3svc.providers.paths import Root, openBelow
+
+__all__ = ["Directory", "Opened", "SlowDirectory"]
+
+log = Logger(namespace="pop3svc")
+
+# Errors of files that were logged already.
+_faults = Once()
+
+# Errors that last until the operator repairs something; all others may be temporary.
+_PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+
+T = TypeVar("T")
+
+# A descriptor of an open file, and its status.
+Opened = tuple[int, os.stat_result]
+
+
+class Directory:
+    """
+    The root directory of a mailbox that any number of sessions read at the same time.
+
+    @ivar path: the path, for messages to the operator.
+    @ivar folders: the directories in it that hold messages.
+    @ivar executor: runs work that reads directories or whole files.
+    @ivar group: see L{Executor.run}: the file system, and this mailbox on it.
+    """
+
+    def __init__(
+        self,
+        place: Root,
+        folders: Sequence[str],
+        executor: Executor,
+        longExecutor: Executor,
+        presence: Presence | None = None,
+    ) -> None:
+        """
+        @param place: the directory; it need not exist.
+        @param longExecutor: runs work that may take minutes.
+        @param presence: records which mailboxes have existed.
+        """
+        self.path = place.path
+        self.folders = folders
+        self.executor = executor
+        self.group = place.base, self.path
+        self._place = place
+        self._longExecutor = longExecutor
+        self._presence = presence
+
+    # --- in threads -------------------------------------------------------------
+
+    def run(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
+        """
+        Run work on this mailbox in a thread; see L{Executor.run}.
+        """
+        return self._runBy(self.executor, work, *arguments, **named)
+
+    def runLong(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
+        """
+        Run work that may take minutes in a thread; see L{Executor.run}.
+        """
+        return self._runBy(self._longExecutor, work, *arguments, **named)
+
+    def _runBy(
+        self, executor: Executor, work: Callable[..., T], *arguments: Any, **named: Any
+    ) -> Deferred[T]:
+        return executor.run(work, *arguments, group=self.group, **named)
+
+    def isLost(self) -> bool:
+        """
+        @return: whether a thread hangs that works on this mailbox.
+        """
+        return self.executor.isLost(self.group) or self._longExecutor.isLost(self.group)
+
+    def open(self) -> int | None:
+        """
+        Open the directory.  Blocks.
+
+        @return: a descriptor, which the caller closes; L{None} if the directory does not
+            exist.
+        @raise OSError: it cannot be opened.
+        """
+        return self._place.open()
+
+    def use(self, work: Callable[[int], T]) -> T | None:
+        """
+        Call C{work} with a descriptor of the directory.  Blocks.
+
+        @return: the result of C{work}; L{None} if the directory does not exist.
+        @raise OSError: it cannot be opened.
+        """
+        root = self.open()
+        if root is None:
+            return None
+        try:
+            return work(root)
+        finally:
+            closeQuietly(root)
+
+    def openFile(self, folder: str, name: str) -> Opened | None:
+        """
+        Open a file in a folder of the mailbox.  Blocks.
+
+        @return: L{None} if the directory does not exist.
+        @raise OSError: the file does not exist, or is not a regular file.
+        """
+
+        def opened(root: int) -> Opened:
+            directory = openBelow(folder, root)
+            try:
+                return openFile(name, directory)
+            finally:
+                closeQuietly(directory)
+
+        return self.use(opened)
+
+    def checkPresence(self, root: int | None) -> None:
+        """
+        Record that a mailbox exists.  If it does not exist, log or refuse that.  Blocks.
+
+        @param root: a descriptor of the directory, L{None} if there is none.
+        @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before.
+        """
+        presence, path = self._presence, self.path
+        if presence is None:
+            return
+        if root is None or not self._isWhole(root):
+            presence.isMissing(path)
+        elif not presence.isKnown(path):
+            presence.isThere(path, isInThread=True)
+
+    def _isWhole(self, root: int) -> bool:
+        """
+        @return: whether all directories that hold messages exist.  A directory without them
+            may be a mount point.
+        """
+        try:
+            for folder in self.folders:
+                os.stat(folder, dir_fd=root, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    # --- in the reactor's thread --------------------------------------------------
+
+    def attempt(self, work: Callable[[int, Key], T]) -> T | None:
+        """
+        Call C{work} with a descriptor of the directory and its key, in the reactor's
+        thread.
+
+        @return: the result of C{work}; L{None} if the directory does not exist, or must be
+            opened in a thread.
+        @raise OSError: it cannot be opened.
+        """
+        return self.use(lambda root: work(root, keyOf(root)))
+
+    def attemptFile(self, folder: str, name: str) -> Opened | None:
+        """
+        Open a file in a folder of the mailbox, in the reactor's thread.
+
+        @return: L{None} if the directory does not exist, or if the file must be opened in a
+            thread.
+        @raise OSError: the file does not exist, or is not a regular file.
+        """
+        return self.openFile(folder, name)
+
+    # --- in any thread --------------------------------------------------------------
+
+    def fault(self, action: str, error: OSError, name: str = "") -> POP3ResponseError:
+        """
+        Log an error of a file, once instead of at each poll.
+
+        @param action: the words after "cannot" in the log.
+        @param name: the name of a file in the mailbox.
+        @return: the error for the client.
+        """
+        if error.errno != errno.ECANCELED and _faults.isFirst((self.path, name, str(error))):
+            log.error(
+                "cannot {what} {path}: {error}",
+                what=action,
+                path=f"{self.path}/{name}" if name else self.path,
+                error=error.strerror,
+            )
+        code = "SYS/PERM" if error.errno in _PERMANENT else "SYS/TEMP"
+        return POP3ResponseError("Mailbox unavailable.", code)
+
+
+class SlowDirectory(Directory):
+    """
+    A L{Directory} on a file system where opening a file may block for long, such as a
+    network file system.  All work is done in threads.
+    """
+
+    def attempt(self, work: Callable[[int, Key], T]) -> T | None:
+        """
+        See L{Directory.attempt}.
+        """
+        return None
+
+    def attemptFile(self, folder: str, name: str) -> Opened | None:
+        """
+        See L{Directory.attemptFile}.
+        """
+        return None

@@ -1,0 +1,169 @@
+"""
+Open the file of a message, also when another program renames it.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from pop3svc.awaiting import isCancelled
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import closeQuietly
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.directory import Directory, Opened
+from pop3svc.providers.files.listing import Listing
+from pop3svc.providers.files.sizes import headOf
+from pop3svc.providers.files.snapshot import MailboxSnapshot, listFolder
+
+__all__ = ["Finder"]
+
+# Seconds after which the search for a message that is renamed all the time ends.
+_SEEK = 2.0
+
+T = TypeVar("T")
+
+
+class Finder:
+    """
+    Finds the files of the messages that a session has listed.
+    """
+
+    def __init__(self, directory: Directory, listing: Listing) -> None:
+        self._directory = directory
+        self._listing = listing
+
+    def attempt(self, uniqueID: str) -> Opened | None:
+        """
+        Open a message where it was seen last, in the reactor's thread.
+
+        @return: L{None} if there is no file at that place, or another file, or if it must be
+            opened in a thread.
+        """
+        place = self._listing.placeOf(uniqueID)
+        return None if place is None else self._open(uniqueID, place, self._directory.attemptFile)
+
+    def open(self, uniqueID: str, place: Place) -> Opened | None:
+        """
+        Open a message.  Blocks.
+
+        @return: L{None} if there is no file at that place, or another file.
+        """
+        return self._open(uniqueID, place, self._directory.openFile)
+
+    def _open(
+        self, uniqueID: str, place: Place, opener: Callable[[str, str], Opened | None]
+    ) -> Opened | None:
+        folder, name, _ = place
+        try:
+            opened = opener(folder, name)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._directory.fault("open a message of", error, name)
+        if opened is None:
+            return None
+        descriptor, status = opened
+        listing = self._listing
+        if not listing.isUntouched(uniqueID, place, status) and not listing.isSame(
+            uniqueID, place, status, lambda: headOf(descriptor)
+        ):
+            closeQuietly(descriptor)
+            return None
+        return opened
+
+    def seek(
+        self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
+    ) -> tuple[dict[str, T], bool]:
+        """
+        Call C{look} for each message.  If another program has renamed the file, search for
+        it.  Blocks.
+
+        @param look: takes a unique-id and a place, returns L{None} if the file is not at
+            that place.
+        @return: the results of C{look} by unique-id, and whether all other messages
+            certainly no longer exist.  If not, they were renamed during the whole search.
+        """
+        found: dict[str, T] = {}
+        listing = self._listing
+
+        def lookFor(uniqueID: str, place: Place | None) -> bool:
+            got = None if place is None else look(uniqueID, place)
+            if got is not None:
+                found[uniqueID] = got
+            return got is not None
+
+        missing = [each for each in uniqueIDs if not lookFor(each, listing.placeOf(each))]
+        end = time.monotonic() + _SEEK
+        while missing:
+            now = listing.scanned()
+            for uniqueID in missing:
+                place = now.get(uniqueID)
+                if place is not None and lookFor(uniqueID, place):
+                    listing.move(uniqueID, place)
+            missing = [
+                each for each in missing if each not in found and (each in now or not now.isSure)
+            ]
+            if missing and (time.monotonic() > end or isCancelled()):
+                return found, False
+            if missing:
+                self._seekDuringScan(set(missing), now, lookFor)
+                missing = [each for each in missing if each not in found]
+        return found, True
+
+    def _seekDuringScan(
+        self, wanted: set[str], now: MailboxSnapshot, lookFor: Callable[[str, Place], bool]
+    ) -> None:
+        """
+        Open messages while their directory is read, so that another program has little
+        time to rename them.
+        """
+
+        def seekIn(root: int) -> None:
+            for folder in self._directory.folders:
+                for place in listFolder(root, folder):
+                    uniqueID = now.uniqueIDOf(place)
+                    if uniqueID in wanted and lookFor(uniqueID, place):
+                        wanted.discard(uniqueID)
+                        self._listing.move(uniqueID, place)
+
+        try:
+            self._directory.use(seekIn)
+        except OSError as error:
+            raise self._directory.fault("list", error)
+
+    def locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
+        """
+        @return: a function for L{removeAll<pop3svc.providers.files.deletion.removeAll>} that
+            returns the place of a message: first the place where it was listed, then the
+            place in a new scan.
+        """
+        now: MailboxSnapshot | None = None
+
+        def locate(message: tuple[str, Place | None], looks: int) -> Place | None:
+            nonlocal now
+            uniqueID, link = message
+            if link is not None:
+                return None if looks else link
+            if not looks:
+                return self._listing.placeOf(uniqueID)
+            if looks > 1 or now is None:
+                now = self._listing.scan(root)
+            if uniqueID not in now and not now.isSure:
+                # The message may have been renamed during the scan.
+                raise OSError(errno.EBUSY, "messages are renamed all the time")
+            return now.get(uniqueID)
+
+        return locate
+
+    @staticmethod
+    def missing(isSure: bool) -> POP3ResponseError:
+        """
+        @param isSure: see L{seek}.
+        @return: the error for a message that was not found.
+        """
+        if isSure:
+            return POP3ResponseError("Message no longer exists.")
+        return POP3ResponseError("Message is in use, try again later.", "SYS/TEMP")

@@ -1,0 +1,166 @@
+"""
+Open the folders of a mailbox once for work on many of its files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from pop3svc.awaiting import isCancelled
+from pop3svc.files import closeQuietly
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.sizes import GONE, MailboxSizes, MessageInfo, headIn
+from pop3svc.providers.files.snapshot import listFolder
+from pop3svc.providers.paths import openBelow, uniqueIDFor
+
+__all__ = ["MessageRef", "OpenFolders", "identify", "identityOf"]
+
+# The most files for which a listing calls stat() for each, because a new file may have the
+# inode of the file that it replaced.  With more files, these calls would cost more than the
+# rest of the listing.
+_STATTED = 100
+# The most searches for messages that were renamed before their stat().
+_LOOKS = 10
+
+# Seconds and microseconds of delivery, base name, unique-id and place of a message.
+MessageRef = tuple[int, int, str, str, Place]
+
+
+class OpenFolders(dict[str, int]):
+    """
+    Descriptors of the folders of a mailbox, each opened when it is first asked for.  A
+    folder that does not exist raises L{FileNotFoundError}.
+    """
+
+    def __init__(self, root: int) -> None:
+        """
+        @param root: a descriptor of the mailbox.
+        """
+        super().__init__()
+        self._root = root
+
+    def __missing__(self, folder: str) -> int:
+        descriptor = self[folder] = openBelow(folder, self._root)
+        return descriptor
+
+    def __enter__(self) -> OpenFolders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for descriptor in self.values():
+            closeQuietly(descriptor)
+
+    def status(self, place: Place) -> os.stat_result | None:
+        """
+        @return: the status of a file; L{None} if it does not exist.
+        """
+        try:
+            return os.lstat(place[1], dir_fd=self[place[0]])
+        except FileNotFoundError:
+            return None
+
+    def head(self, place: Place) -> int:
+        """
+        @return: see L{headIn}.
+        """
+        return headIn(self[place[0]], place[1])
+
+
+def identityOf(status: os.stat_result) -> str:
+    """
+    @return: a text that distinguishes a file from all others, now and later.
+    """
+    return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}"
+
+
+def identify(
+    root: int,
+    folders: Sequence[str],
+    found: list[MessageRef],
+    sizes: MailboxSizes,
+    doubts: list[Place],
+    comparesAll: bool = False,
+) -> None:
+    """
+    Give a file that has the name of an earlier file another unique-id.  Blocks.
+
+    @param folders: the directories below C{root} that may hold the files.
+    @param found: the messages; changed in place.
+    @param sizes: the file that each unique-id belongs to.
+    @param doubts: extended by the places of messages that could not be identified.
+    @param comparesAll: call stat() for each file, however many there are.
+    """
+    areFew = comparesAll or len(found) <= _STATTED
+    if not areFew and not (sizes.known or sizes.claims or sizes.seen):
+        return
+    ownerOf = sizes.ownerOf
+    suspects = []
+    for index, (_, _, _, uniqueID, place) in enumerate(found):
+        owner = ownerOf(uniqueID)
+        if areFew or (owner is not None and (owner.inode != place[2] or owner.kind == GONE)):
+            suspects.append((index, owner))
+    renamed: dict[int, tuple[int, MessageInfo | None]] = {}
+    with OpenFolders(root) as opened:
+        check = partial(_identifyOne, opened, found, sizes)
+        for index, owner in suspects:
+            place = found[index][4]
+            if not check(index, owner, place):
+                renamed[place[2] or -index - 1] = index, owner
+        _seekRenamed(root, folders, renamed, check)
+    # The next scan identifies the others.
+    doubts += [found[index][4] for index, _ in renamed.values()]
+
+
+def _identifyOne(
+    opened: OpenFolders,
+    found: list[MessageRef],
+    sizes: MailboxSizes,
+    index: int,
+    owner: MessageInfo | None,
+    place: Place,
+) -> bool:
+    """
+    @param owner: the file that the unique-id of C{found[index]} belongs to.
+    @return: whether the message was at that place.
+    """
+    seconds, microseconds, base, uniqueID, _ = found[index]
+    status = opened.status(place)
+    if status is None or place[2] not in (0, status.st_ino):
+        return False
+    if owner is not None and not owner.isFile(status, partial(opened.head, place)):
+        uniqueID = uniqueIDFor(base, identityOf(status))
+        owner = sizes.ownerOf(uniqueID)
+    if owner is not None and owner.octets >= 0 and not owner.isUnchanged(status):
+        # The same message was written anew, perhaps with other line ends; count it again.
+        sizes.forget(uniqueID)
+        owner = sizes.ownerOf(uniqueID)
+    found[index] = seconds, microseconds, base, uniqueID, place
+    if owner is None:
+        sizes.see(uniqueID, status)
+    elif owner.inode != status.st_ino or owner.kind == GONE:
+        sizes.adopt(uniqueID, status.st_ino)
+    return True
+
+
+def _seekRenamed(
+    root: int,
+    folders: Sequence[str],
+    renamed: dict[int, tuple[int, MessageInfo | None]],
+    check: Callable[[int, MessageInfo | None, Place], bool],
+) -> None:
+    """
+    Find messages by their inodes, because their names have changed.
+
+    @param renamed: index and owner of each message, by inode; those that are found are
+        removed.
+    """
+    for _ in range(_LOOKS if renamed else 0):
+        for folder in folders:
+            for place in listFolder(root, folder):
+                at = renamed.get(place[2])
+                if at is not None and check(*at, place):
+                    del renamed[place[2]]
+        if not renamed or isCancelled():
+            break

@@ -1,0 +1,385 @@
+"""
+The listing of a mailbox, as one session sees it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pop3svc.files import closeQuietly
+from pop3svc.interfaces import Eventual
+from pop3svc.listings import UniqueIDList
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.directory import Directory
+from pop3svc.providers.files.sizes import GONE, Key, MailboxSizes, MessageInfo, SizeCache, keyOf
+from pop3svc.providers.files.snapshot import (
+    EMPTY,
+    Format,
+    ListingCache,
+    MailboxSnapshot,
+    isLarge,
+    stampOf,
+)
+from pop3svc.providers.files.watching import Inotify, MailboxWatch
+
+__all__ = ["Caches", "Listing"]
+
+
+@dataclass
+class Caches:
+    """
+    Caches that the mailboxes of one store share.
+    """
+
+    listings: ListingCache
+    sizes: SizeCache
+    watches: Inotify
+
+
+class _Watching:
+    """
+    The watch of a mailbox for one session.  The inotify watch begins at the first SLEE, so
+    that a session that never sleeps does not pay for it.
+    """
+
+    def __init__(self, directory: Directory, caches: Caches, changed: Callable[[], object]) -> None:
+        """
+        @param changed: called after each change of the mailbox, and when a change may have
+            gone unnoticed.
+        """
+        self.changed = changed
+        self._directory = directory
+        self._caches = caches
+        # While there is a watch: the watch, and a function that ends it.
+        self._watch: MailboxWatch | None = None
+        self._end: Callable[[], None] | None = None
+
+    def look(self) -> int | None:
+        """
+        @return: see L{MailboxWatch.look}; L{None} without a watch.
+        """
+        return None if self._watch is None else self._watch.look()
+
+    def holds(self, key: Key | None) -> bool:
+        """
+        @return: whether the watch reports each change of the directory with this key.
+        """
+        watch = self._watch
+        return watch is not None and not watch.isBroken and watch.key == key
+
+    def begin(self) -> None:
+        """
+        Begin the inotify watch.
+        """
+        self.end()
+        # Changes before the beginning of the watch have gone unnoticed.
+        self.changed()
+
+        def begin(root: int, key: Key) -> None:
+            caches, folders = self._caches, self._directory.folders
+            watching = caches.watches.watch(root, folders, self.changed)
+            if watching is None:
+                return
+            watch, self._end = watching
+            self._watch = watch
+            changes = watch.look()
+            stamp, isOld = stampOf(root, folders)
+            listing = caches.listings.get(key, stamp) if isOld else None
+            if listing is not None:
+                caches.listings.setWatched(watch.key, listing, changes)
+
+        try:
+            self._directory.attempt(begin)
+        except OSError:
+            # Without a watch, the times of the directories are compared.
+            self.end()
+
+    def end(self) -> None:
+        """
+        End the inotify watch.
+        """
+        end, self._end = self._end, None
+        self._watch = None
+        if end is not None:
+            end()
+
+
+class Listing:
+    """
+    The messages of a mailbox as one session has listed them, and where they moved since.
+
+    @ivar current: the latest listing.
+    @ivar sizes: the sizes of the messages of the directory that was listed; L{None} if
+        nothing was listed.
+    """
+
+    def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
+        """
+        @param format: finds the messages in the directory.
+        """
+        self.current = EMPTY
+        self.sizes: MailboxSizes | None = None
+        self._directory = directory
+        self._format = format
+        self._caches = caches
+        # Device and inode of the directory that was listed.
+        self._key: Key | None = None
+        # Places of messages that moved or arrived after the listing, and other names of them.
+        self._moved: dict[str, Place] = {}
+        self._movedLinks: dict[str, list[Place]] = {}
+        self._watching: _Watching | None = None
+
+    # --- in the reactor's thread --------------------------------------------------
+
+    def refresh(self) -> Eventual[UniqueIDList]:
+        """
+        List the messages for the session.
+
+        @return: the unique-ids.
+        """
+        watching = self._watching
+        changes = None if watching is None else watching.look()
+        # No thread is needed if another session's listing is still valid.
+        listing = self._listedBefore(changes)
+        if watching is not None and not watching.holds(self._key):
+            # Without a valid watch, changes may have gone unnoticed.
+            watching.changed()
+        if listing is not None:
+            return self._use(listing)
+        return self._directory.run(self.scanned).addCallback(self._listedNow, changes)
+
+    def _listedBefore(self, changes: int | None) -> MailboxSnapshot | None:
+        self._key = None
+
+        def look(root: int, key: Key) -> MailboxSnapshot | None:
+            self._key = key
+            self.sizes = self._caches.sizes.of(key)
+            watching = self._watching
+            if watching is not None and watching.holds(key):
+                listing = self._caches.listings.getWatched(key, changes)
+                if listing is not None:
+                    return listing
+            return self._shared(root, key)
+
+        try:
+            return self._directory.attempt(look)
+        except OSError as error:
+            raise self._directory.fault("list", error)
+
+    def _listedNow(self, listing: MailboxSnapshot, changes: int | None) -> UniqueIDList:
+        watching, key = self._watching, self._key
+        if watching is not None and key is not None and listing.isSure:
+            isUnchanged = watching.look() == changes and watching.holds(key)
+            if isUnchanged:
+                self._caches.listings.setWatched(key, listing, changes)
+        return self._use(listing)
+
+    def _use(self, listing: MailboxSnapshot) -> UniqueIDList:
+        self._set(listing)
+        return listing.listed()
+
+    def _set(self, listing: MailboxSnapshot) -> None:
+        self.current = listing
+        self._moved = {}
+        self._movedLinks = {}
+
+    def clear(self) -> MailboxSnapshot:
+        """
+        Forget the listing.
+
+        @return: the listing.
+        """
+        listing = self.current
+        self._set(EMPTY)
+        return listing
+
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+        """
+        Notify a session of changes; see L{INewMailNotifier.watchMailbox}.
+
+        @return: a function that ends that.
+        """
+        watching = self._watching = _Watching(self._directory, self._caches, changed)
+
+        def end() -> None:
+            watching.end()
+            if self._watching is watching:
+                self._watching = None
+
+        return end
+
+    def onSleep(self) -> None:
+        """
+        Begin the inotify watch, and forget the listing, so that a session that sleeps needs
+        little memory.
+        """
+        if self._watching is not None and not self._watching.holds(self._key):
+            self._watching.begin()
+        self.clear()
+        self.sizes = None
+
+    # --- in a thread ----------------------------------------------------------------
+
+    def scanned(self) -> MailboxSnapshot:
+        """
+        List the messages as they are now.  The session's listing stays.
+
+        @raise POP3ResponseError: the directory cannot be read.
+        """
+        directory = self._directory
+        try:
+            root = directory.open()
+            if root is None:
+                directory.checkPresence(None)
+                return MailboxSnapshot()
+            try:
+                directory.checkPresence(root)
+                return self.scan(root)
+            finally:
+                closeQuietly(root)
+        except OSError as error:
+            raise directory.fault("list", error)
+
+    def scan(self, root: int) -> MailboxSnapshot:
+        """
+        List the messages as they are now, if the shared listing is not valid.
+
+        @param root: a descriptor of the directory.
+        @raise OSError: the directory cannot be read.
+        """
+        key = self._key = keyOf(root)
+        sizes = self.sizes = self._caches.sizes.of(key)
+        shared = self._shared(root, key)
+        if shared is not None:
+            return shared
+        listing, stamp = self._format.scan(root, sizes)
+        if listing.isSure:
+            sizes.markOthersGone(listing)
+        sizes.keep(root, {}, listing)
+        # Prepare the unique-ids here, because this runs in a thread.
+        listing.listed().prepare()
+        if listing.isSure and stamp:
+            self._caches.listings.put(key, stamp, listing)
+        return listing
+
+    def scanIfSmall(self, root: int) -> None:
+        """
+        Scan the directory so that L{refresh} finds the listing without another call in a thread.
+        A large one is left out, because the session would wait for it.
+        """
+        folders = self._directory.folders
+        with suppress(OSError):
+            if stampOf(root, folders)[1] and not isLarge(root, folders):
+                self.scan(root)
+
+    def sizesIn(self, root: int) -> MailboxSizes:
+        """
+        @param root: a descriptor of the directory.
+        @return: the sizes of its messages.
+        """
+        sizes = self.sizes = self._caches.sizes.of(keyOf(root))
+        return sizes
+
+    def _shared(self, root: int, key: Key) -> MailboxSnapshot | None:
+        stamp, isOld = stampOf(root, self._directory.folders)
+        return self._caches.listings.get(key, stamp) if isOld else None
+
+    # --- places -----------------------------------------------------------------------
+
+    def placeOf(self, uniqueID: str) -> Place | None:
+        """
+        @return: the place where a message was seen last; L{None} if it was not listed.
+        """
+        return self._moved.get(uniqueID) or self.current.get(uniqueID)
+
+    def move(self, uniqueID: str, place: Place) -> None:
+        """
+        Record the new place of a message.
+        """
+        self._moved[uniqueID] = place
+
+    def adopt(self, uniqueID: str, now: MailboxSnapshot) -> None:
+        """
+        Record the place and the other names that a message has in another listing.
+        """
+        self._moved[uniqueID] = now[uniqueID]
+        if uniqueID in now.links:
+            self._movedLinks[uniqueID] = now.links[uniqueID]
+
+    def linksOf(self, uniqueIDs: Iterable[str]) -> Iterator[tuple[str, Place]]:
+        """
+        @return: the other names of the files of messages.
+        """
+        links = self.current.links | self._movedLinks
+        for uniqueID in uniqueIDs:
+            for link in links.get(uniqueID, ()):
+                yield uniqueID, link
+
+    def sizesInNames(self, uniqueIDs: list[str]) -> dict[str, MessageInfo]:
+        """
+        @return: see L{Format.sizesInNames}.
+        """
+        places = map(self.placeOf if self._moved else self.current.get, uniqueIDs)
+        return self._format.sizesInNames(uniqueIDs, places)
+
+    # --- identity ---------------------------------------------------------------------
+
+    def isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
+        """
+        Check cheaply whether a file is the one that was listed.
+
+        @return: L{True} if it certainly is; L{False} if L{isSame} has to decide.
+        """
+        known = None if self.sizes is None else self.sizes.known.get(uniqueID)
+        return (
+            known is not None and known.modified == status.st_mtime_ns and place[2] == status.st_ino
+        )
+
+    def isSame(
+        self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
+    ) -> bool:
+        """
+        @param head: reads the file's first octets; see
+            L{headOf<pop3svc.providers.files.sizes.headOf>}.
+        @return: whether the file at a place is the one that was listed there.
+        """
+        sizes = self.sizes
+        known = None if sizes is None else sizes.ownerOf(uniqueID)
+        if sizes is None or known is None:
+            if place[2] not in (0, status.st_ino):
+                return False
+            if not self._isLater(uniqueID, status):
+                return True
+            if sizes is not None:
+                # The unique-id belongs to the file that is gone.
+                sizes.claim(uniqueID, MessageInfo(-1, status.st_ino, kind=GONE))
+                self._drop()
+            return False
+        if place[2] not in (0, status.st_ino):
+            # Another file has the name.  A copy with the same time is the same message.
+            return known.modified == status.st_mtime_ns
+        if known.isFile(status, head):
+            return True
+        # A program has changed the file in place, which the rules of a Maildir forbid; it is
+        # another message now.
+        sizes.forget(uniqueID)
+        self._drop()
+        return False
+
+    def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
+        """
+        @return: whether a file was delivered after the listing, and has the inode of the
+            listed file.  A rename changes only the time of change.  A write also changes the
+            time of modification.
+        """
+        listing = self.current
+        if not listing.time or uniqueID not in listing:
+            return False
+        return min(status.st_ctime_ns, status.st_mtime_ns) > listing.time
+
+    def _drop(self) -> None:
+        if self._key is not None:
+            self._caches.listings.drop(self._key)

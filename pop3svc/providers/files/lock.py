@@ -1,0 +1,434 @@
+"""
+Lock the directory of a mailbox for one session, across all processes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred
+
+from pop3svc.awaiting import Executor
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import closeQuietly, openDirectory, openFile
+from pop3svc.interfaces import Eventual
+from pop3svc.providers.files.deletion import nameOfStaging, recover
+from pop3svc.providers.files.directory import Directory, Opened
+from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.files.sizes import Key
+from pop3svc.providers.files.takeover import LockRegistry
+from pop3svc.providers.paths import Root, openBelow
+
+__all__ = [
+    "ExclusiveDirectory",
+    "LockBusy",
+    "LockPolicy",
+    "LockedDirectory",
+    "SlowExclusiveDirectory",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class LockPolicy:
+    """
+    The behaviour of a login when another session has locked the mailbox.
+
+    @ivar takeover: ask the other session to release its lock.
+    @ivar wait: seconds to wait for the lock.
+    """
+
+    takeover: bool = True
+    wait: float = 0.0
+
+
+class LockedDirectory:
+    """
+    A mailbox's directory, open and locked.  The lock is on the directory itself, because
+    users could create, remove or own a lock file.
+    """
+
+    def __init__(self, root: int, key: Key) -> None:
+        self.key = key
+        self._root: int | None = root
+        # The folder that was opened last stays open for the next message in it.
+        self._folder: tuple[str, int] | None = None
+        # A thread whose call has timed out may still use the descriptor.
+        self._guard = Lock()
+
+    def root(self) -> int | None:
+        """
+        @return: another descriptor of the directory, which the caller closes; L{None} if
+            the lock was released.
+        """
+        with self._guard:
+            # dup() would share the lock.
+            return None if self._root is None else openDirectory(".", self._root)
+
+    def descriptor(self) -> int | None:
+        """
+        Return the descriptor itself.  Only for use in the reactor's thread, and only until
+        the caller returns to the reactor.
+
+        @return: the descriptor of the directory; L{None} if the lock was released.
+        """
+        return self._root
+
+    def openIn(self, folder: str, name: str) -> tuple[int, os.stat_result] | None:
+        """
+        Open a file in a folder of the mailbox.  Only for use in the reactor's thread.
+
+        @return: a descriptor and its status; L{None} if the lock was released.
+        @raise OSError: the file does not exist, or is not a regular file.
+        """
+        if self._root is None:
+            return None
+        if self._folder is None or self._folder[0] != folder:
+            self._closeFolder()
+            self._folder = folder, openBelow(folder, self._root)
+        return openFile(name, self._folder[1])
+
+    def _closeFolder(self) -> None:
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            closeQuietly(folder[1])
+
+    def close(self) -> None:
+        """
+        Release the lock.
+        """
+        self._closeFolder()
+        with self._guard:
+            root, self._root = self._root, None
+            if root is not None:
+                closeQuietly(root)
+
+
+class LockBusy:
+    """
+    The result of an attempt to lock a mailbox that another session has locked.
+    """
+
+
+class ExclusiveDirectory(Directory):
+    """
+    A L{Directory} that one session at a time can lock, across all processes.  The kernel
+    releases the lock when the process dies.  Without the lock it is shown as one that does
+    not exist.
+    """
+
+    def __init__(
+        self,
+        place: Root,
+        folders: Sequence[str],
+        executor: Executor,
+        longExecutor: Executor,
+        presence: Presence | None,
+        registry: LockRegistry,
+        policy: LockPolicy,
+    ) -> None:
+        """
+        @param registry: the registry that the mailboxes of one store share.
+        @param policy: how a session acts when the mailbox is locked.
+        """
+        super().__init__(place, folders, executor, longExecutor, presence)
+        # Number of calls still running in threads, and the lock to release after the last.
+        self._working = 0
+        self._releasing: LockedDirectory | None = None
+        self._registry = registry
+        self._policy = policy
+        self._held: LockedDirectory | None = None
+
+    # --- access while it is locked ------------------------------------------------
+
+    def _runBy(
+        self, executor: Executor, work: Callable[..., T], *arguments: Any, **named: Any
+    ) -> Deferred[T]:
+        self._working += 1
+        ended = named.pop("ended", None)
+
+        def worked() -> None:
+            if ended is not None:
+                ended()
+            self._worked()
+
+        try:
+            return super()._runBy(executor, work, *arguments, ended=worked, **named)
+        except BaseException:
+            self._working -= 1
+            raise
+
+    def _worked(self) -> None:
+        self._working -= 1
+        held = self._releasing
+        if held is not None and not self._working:
+            self._releasing = None
+            held.close()
+
+    def open(self) -> int | None:
+        """
+        See L{Directory.open}.
+        """
+        # A mailbox that did not exist when it was locked is shown as empty.
+        held = self._held
+        return None if held is None else held.root()
+
+    def checkPresence(self, root: int | None) -> None:
+        """
+        Do nothing, because L{lock} has checked that the mailbox exists.
+        """
+
+    def attempt(self, work: Callable[[int, Key], T]) -> T | None:
+        """
+        See L{Directory.attempt}.
+        """
+        held = self._held
+        root = None if held is None else held.descriptor()
+        return None if held is None or root is None else work(root, held.key)
+
+    def attemptFile(self, folder: str, name: str) -> Opened | None:
+        """
+        See L{Directory.attemptFile}.
+        """
+        return None if self._held is None else self._held.openIn(folder, name)
+
+    # --- locking ------------------------------------------------------------------
+
+    def lock(
+        self, requestRelease: Callable[[], bool], prepare: Callable[[int], object]
+    ) -> Eventual[None]:
+        """
+        Lock the directory; see L{IExclusiveMailbox.lock}.
+
+        @param prepare: called in a thread with a descriptor of the locked directory, if a
+            thread is needed to lock it.
+        """
+        if self.isLost():
+            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
+        held = self._tryAtOnce()
+        if isinstance(held, LockBusy):
+            return self._waitForLock(requestRelease, prepare)
+        self._hold(held, requestRelease)
+        return None
+
+    def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
+        return self._tryLock(None)
+
+    async def _waitForLock(
+        self, requestRelease: Callable[[], bool], prepare: Callable[[int], object]
+    ) -> None:
+        held = await self._tryInThread(prepare)
+        if isinstance(held, LockBusy):
+            held = await self._waitUntilFree(prepare)
+        self._hold(held, requestRelease)
+
+    def _hold(self, held: LockedDirectory | None, requestRelease: Callable[[], bool]) -> None:
+        self._held = held
+        if held is not None:
+            self._registry.add(self.path, self, requestRelease)
+
+    async def _tryInThread(
+        self, prepare: Callable[[int], object]
+    ) -> LockedDirectory | LockBusy | None:
+        return await self.run(self._tryLock, prepare, abandoned=_release)
+
+    async def _waitUntilFree(self, prepare: Callable[[int], object]) -> LockedDirectory | None:
+        """
+        Ask the other session to release its lock, and wait for that.
+
+        @raise POP3ResponseError: C{IN-USE}, the lock was not released in time.
+        """
+        clock, policy = self._registry.clock, self._policy
+        end = clock.seconds() + policy.wait
+        wanted: int | None = None
+        try:
+            if policy.takeover:
+                gives = self._registry.ask(self.path)
+                if gives:
+                    end = clock.seconds() + LockRegistry.RELEASE_TIMEOUT
+                elif gives is None:
+                    end = max(end, clock.seconds() + LockRegistry.RELEASE_TIMEOUT)
+                    wanted = await self.run(self._signalWaiting, abandoned=_closeOne)
+            while True:
+                held = await self._tryInThread(prepare)
+                if not isinstance(held, LockBusy):
+                    return held
+                if clock.seconds() >= end:
+                    raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
+                if wanted is not None:
+                    # The other session may have become idle by now.
+                    await self.run(_touch, wanted)
+                await _pause(clock, LockRegistry.POLL / 2)
+        finally:
+            _closeOne(wanted)
+
+    def _signalWaiting(self) -> int | None:
+        """
+        Signal to other processes that this one waits for the mailbox.
+
+        @return: a descriptor to be closed to end that; L{None} if it is not possible.
+        """
+        try:
+            root = self._place.open()
+            if root is None:
+                return None
+            try:
+                wanted = openDirectory(nameOfStaging(root), root)
+            finally:
+                closeQuietly(root)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(wanted, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _touch(wanted)
+        except OSError:
+            closeQuietly(wanted)
+            return None
+        return wanted
+
+    def stagingPath(self) -> str | None:
+        """
+        See L{Lockable.stagingPath}.
+        """
+        root = None if self._held is None else self._held.descriptor()
+        return None if root is None else f"/proc/self/fd/{root}/{nameOfStaging(root)}"
+
+    def isWaitedFor(self) -> bool:
+        """
+        See L{Lockable.isWaitedFor}.
+        """
+        try:
+            root = self.open()
+            if root is None:
+                return False
+            try:
+                wanted = openDirectory(nameOfStaging(root), root)
+            finally:
+                closeQuietly(root)
+            try:
+                fcntl.flock(wanted, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                closeQuietly(wanted)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    def _tryLock(
+        self, prepare: Callable[[int], object] | None
+    ) -> LockedDirectory | LockBusy | None:
+        """
+        Lock the mailbox if it is free.
+
+        @param prepare: in a thread: called with a descriptor after an interrupted removal
+            was finished or undone.  L{None} in the reactor's thread: a mailbox that needs
+            such a recovery is reported as L{LockBusy}.
+        @return: L{None} if the mailbox does not exist.
+        """
+        presence = self._presence
+        try:
+            root = self._place.open()
+            if root is None:
+                if prepare is None and presence is not None:
+                    # The database may be read in a thread only.
+                    return LockBusy()
+                super().checkPresence(None)
+                return None
+            try:
+                if prepare is not None:
+                    super().checkPresence(root)
+                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                status = os.fstat(root)
+                if prepare is not None:
+                    recover(root, self.folders)
+                    prepare(root)
+                elif not self._registry.cleanCache.isClean(root, status, self.folders):
+                    closeQuietly(root)
+                    return LockBusy()
+            except BaseException:
+                closeQuietly(root)
+                raise
+        except BlockingIOError:
+            return LockBusy()
+        except OSError as error:
+            raise self.fault("lock", error)
+        # A mailbox with staging directories is one that pop3svc has used.
+        if prepare is None and presence is not None and not presence.isKnown(self.path):
+            presence.isThere(self.path, isInThread=False)
+        return LockedDirectory(root, (status.st_dev, status.st_ino))
+
+    def unlock(self, before: Callable[[LockedDirectory], object]) -> None:
+        """
+        Release the lock.
+
+        @param before: called before that, if there is a lock to release.  Work that it
+            starts in threads still runs under the lock.
+        """
+        held, self._held = self._held, None
+        if held is None:
+            return
+        self._registry.remove(self.path)
+        before(held)
+        if self._working:
+            # A thread still works on the mailbox; keep the lock until it is done.
+            self._releasing = held
+        else:
+            held.close()
+
+
+class SlowExclusiveDirectory(ExclusiveDirectory):
+    """
+    An L{ExclusiveDirectory} on a file system where opening a file may block for long, such
+    as a network file system.  All work is done in threads.
+    """
+
+    def attempt(self, work: Callable[[int, Key], T]) -> T | None:
+        """
+        See L{Directory.attempt}.
+        """
+        return None
+
+    def attemptFile(self, folder: str, name: str) -> Opened | None:
+        """
+        See L{Directory.attemptFile}.
+        """
+        return None
+
+    def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
+        return LockBusy()
+
+    def stagingPath(self) -> str | None:
+        """
+        See L{Lockable.stagingPath}.
+        """
+        # Inotify does not report changes that another machine makes.
+        return None
+
+
+def _pause(clock: Any, seconds: float) -> Deferred[None]:
+    pause: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = clock.callLater(seconds, pause.callback, None)
+    return pause
+
+
+def _touch(directory: int) -> None:
+    with suppress(OSError):
+        os.utime(directory)
+
+
+def _closeOne(descriptor: int | None) -> None:
+    if descriptor is not None:
+        closeQuietly(descriptor)
+
+
+def _release(held: LockedDirectory | LockBusy | None) -> None:
+    if isinstance(held, LockedDirectory):
+        held.close()

@@ -1,0 +1,201 @@
+"""
+A mailbox that keeps each message in a file of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+from zope.interface import implementer
+
+from pop3svc.awaiting import isAwaitable
+from pop3svc.files import closeQuietly
+from pop3svc.interfaces import (
+    Eventual,
+    IBulkMessageSizes,
+    IChunkedContent,
+    IExclusiveMailbox,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    IReadOnlyMailbox,
+    ISleepingMailbox,
+)
+from pop3svc.listings import UniqueIDList
+from pop3svc.providers.files.contents import contentOf
+from pop3svc.providers.files.counting import SizeCounter
+from pop3svc.providers.files.deletion import Place, removeAll
+from pop3svc.providers.files.directory import Directory, Opened
+from pop3svc.providers.files.finder import Finder
+from pop3svc.providers.files.listing import Caches, Listing
+from pop3svc.providers.files.lock import ExclusiveDirectory
+from pop3svc.providers.files.sizes import headIn
+from pop3svc.providers.files.snapshot import Format
+
+__all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
+
+
+@implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox)
+class FileMailbox:
+    """
+    A mailbox as one session sees it.  It is built of parts: the directory opens files and
+    locks them, the format names them, the listing, the finder and the counter do the work.
+    """
+
+    def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
+        """
+        @param directory: the mailbox's directory.
+        @param format: how the directory holds messages.
+        @param caches: shared by the mailboxes of one store.
+        """
+        self._directory = directory
+        self._format = format
+        self.listing = Listing(directory, format, caches)
+        self._finder = Finder(directory, self.listing)
+        self._counter = SizeCounter(directory, self.listing, self._finder, caches)
+
+    def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Eventual[UniqueIDList]:
+        """
+        See L{IPOP3Mailbox.listMessageUniqueIDs}.
+        """
+        return self.listing.refresh()
+
+    async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
+        """
+        See L{IPOP3Mailbox.messageExists}.
+        """
+        now = await self._directory.run(self.listing.scanned)
+        if uniqueID in now:
+            self.listing.adopt(uniqueID, now)
+            return True
+        if not now.isSure:
+            raise self._finder.missing(False)
+        return False
+
+    def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[int]:
+        """
+        See L{IPOP3Mailbox.messageSize}.
+        """
+        return self._counter.sizeOf(uniqueID)
+
+    def messageSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Eventual[Sequence[int | None]]:
+        """
+        See L{IBulkMessageSizes.messageSizes}.
+        """
+        return self._counter.sizesOf(uniqueIDs)
+
+    def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[IChunkedContent]:
+        """
+        See L{IPOP3Mailbox.messageContent}.
+        """
+        opened = self._finder.attempt(uniqueID)
+        if opened is None:
+            return self._contentAfterSearch(uniqueID)
+        return self._content(uniqueID, opened)
+
+    def _content(self, uniqueID: str, opened: Opened) -> Eventual[IChunkedContent]:
+        sizes = self.listing.sizes
+        known = None if sizes is None else sizes.known.get(uniqueID)
+        return contentOf(self._directory, opened, known)
+
+    async def _contentAfterSearch(self, uniqueID: str) -> IChunkedContent:
+        found, isSure = await self._directory.run(
+            self._finder.seek, [uniqueID], self._finder.open, abandoned=_closeAll
+        )
+        if uniqueID not in found:
+            raise self._finder.missing(isSure)
+        content: Any = self._content(uniqueID, found[uniqueID])
+        if isAwaitable(content):
+            content = await content
+        return cast(IChunkedContent, content)
+
+    async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{IPOP3Mailbox.messageDelete}.
+        """
+        await self._directory.run(self._remove, list(uniqueIDs))
+
+    def _remove(self, uniqueIDs: list[str]) -> None:
+        try:
+            self._directory.use(partial(self._removeIn, uniqueIDs))
+        except OSError as error:
+            raise self._directory.fault("delete from", error)
+
+    def _removeIn(self, uniqueIDs: list[str], root: int) -> None:
+        listing = self.listing
+        wanted: list[tuple[str, Place | None]] = [(each, None) for each in uniqueIDs]
+        wanted += listing.linksOf(uniqueIDs)
+
+        def isRight(
+            message: tuple[str, Place | None], place: Place, status: os.stat_result, folder: int
+        ) -> bool:
+            return listing.isSame(message[0], place, status, lambda: headIn(folder, place[1]))
+
+        folders = self._directory.folders
+        done = removeAll(root, folders, wanted, self._finder.locator(root), isRight)
+        self._format.afterDeletion(root, [(place, status) for _, place, status in done])
+        sizes = listing.sizes
+        if sizes is None:
+            sizes = listing.sizesIn(root)
+            sizes.load(root, len(listing.current))
+        places = {each: listing.placeOf(each) for each in uniqueIDs}
+        sizes.markGone(uniqueIDs, {each: place[2] for each, place in places.items() if place})
+        sizes.write(root)
+
+    def watchMailbox(
+        self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
+    ) -> Callable[[], None]:
+        """
+        See L{INewMailNotifier.watchMailbox}.
+        """
+        return self.listing.watch(changed)
+
+    def onSleep(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{ISleepingMailbox.onSleep}.
+        """
+        self.listing.onSleep()
+
+
+@implementer(IReadOnlyMailbox)
+class ReadOnlyFileMailbox(FileMailbox):
+    """
+    A L{FileMailbox} of a store that deletes, locks and writes nothing.
+    """
+
+
+@implementer(IExclusiveMailbox)
+class ExclusiveFileMailbox(FileMailbox):
+    """
+    A L{FileMailbox} that one session at a time can lock, across all processes.
+    """
+
+    _directory: ExclusiveDirectory
+
+    def __init__(self, directory: ExclusiveDirectory, format: Format, caches: Caches) -> None:
+        """
+        See L{FileMailbox.__init__}.
+        """
+        super().__init__(directory, format, caches)
+
+    def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
+        """
+        See L{IExclusiveMailbox.lock}.
+        """
+        return self._directory.lock(requestRelease, self.listing.scanIfSmall)
+
+    def unlock(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{IExclusiveMailbox.unlock}.
+        """
+        self._directory.unlock(partial(self._counter.save, self.listing.clear()))
+
+
+def _closeAll(sought: tuple[dict[str, Opened], bool]) -> None:
+    for descriptor, _ in sought[0].values():
+        closeQuietly(descriptor)

@@ -1,0 +1,257 @@
+"""
+List the files of a mailbox, and keep the listings for its sessions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from threading import Lock
+from typing import Protocol
+
+from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, stampFrom
+from pop3svc.listings import UniqueIDList
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.sizes import Key, MailboxSizes, MessageInfo
+from pop3svc.providers.paths import openBelow, uniqueIDFor
+
+__all__ = [
+    "EMPTY",
+    "Format",
+    "ListingCache",
+    "MailboxSnapshot",
+    "NoListingCache",
+    "Stamp",
+    "isLarge",
+    "listFolder",
+    "stampOf",
+]
+
+# Size of the directories, octets, from which a mailbox counts as large.
+_LARGE = 1_000_000
+
+
+class MailboxSnapshot(dict[str, Place]):
+    """
+    Unique-ids in message-number order, and the place of each message.  A snapshot never
+    changes once it is made, because sessions share it.
+
+    @ivar links: other names of the same file, by unique-id.
+    @ivar isSure: whether no file moved during the scan, so that a message that is not
+        listed no longer exists.
+    @ivar time: time of the scan, nanoseconds, or the latest time of change of the
+        directories if that is ahead of the clock; 0 if nothing was scanned.  A file that
+        was written later is not listed.
+    @ivar separator: the separator before the flags in the names of files; empty if the
+        names have no flags.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: dict[str, list[Place]] = {}
+        self.isSure = True
+        self.time = 0
+        self.separator = ""
+        self._listed: UniqueIDList | None = None
+
+    def listed(self) -> UniqueIDList:
+        """
+        @return: the unique-ids, for sessions to share.
+        """
+        if self._listed is None:
+            self._listed = UniqueIDList(self)
+        return self._listed
+
+    def uniqueIDOf(self, place: Place) -> str:
+        """
+        @return: the unique-id that the file's name gives.
+        """
+        name = place[1]
+        return uniqueIDFor(name.partition(self.separator)[0] if self.separator else name)
+
+
+# The listing of a session that has listed nothing.
+EMPTY = MailboxSnapshot()
+
+# The stamp of each directory.
+Stamp = tuple[FileStamp, ...]
+_NO_DIRECTORY = (0, 0, 0, 0)
+
+
+class Format(Protocol):
+    """
+    How a kind of mailbox names and orders the files of its messages.
+
+    """
+
+    @property
+    def folders(self) -> Sequence[str]:
+        """
+        The directories below the root that may hold messages.
+        """
+
+    def scan(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp]:
+        """
+        List the messages.  Blocks.
+
+        @param root: a descriptor of the root directory.
+        @param sizes: the file that each unique-id belongs to.
+        @return: the listing, and the times of the directories for which it holds; they are
+            used if the listing is sure.
+        """
+
+    def sizesInNames(
+        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
+    ) -> dict[str, MessageInfo]:
+        """
+        @return: the sizes of messages that the names of their files give, if names are
+            believed.
+        """
+
+    def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
+        """
+        Called after messages were deleted, to update other files.  Blocks, and must not
+        raise.
+        """
+
+
+def stampOf(root: int, folders: Sequence[str]) -> tuple[Stamp, bool]:
+    """
+    @return: the times of the directories, and whether they are old enough to be trusted.
+    """
+    stamp: list[FileStamp] = []
+    for folder in folders:
+        try:
+            stamp.append(stampFrom(os.stat(folder, dir_fd=root, follow_symlinks=False)))
+        except FileNotFoundError:
+            stamp.append(_NO_DIRECTORY)
+    return tuple(stamp), areStampsTrustworthy(stamp)
+
+
+def isLarge(root: int, folders: Sequence[str]) -> bool:
+    """
+    @return: whether a mailbox has so many messages that listing them takes long.
+    """
+    octets = 0
+    for folder in folders:
+        with suppress(OSError):
+            octets += os.stat(folder, dir_fd=root, follow_symlinks=False).st_size
+    # A directory has some 70 octets for each file, on most file systems.
+    return octets > _LARGE
+
+
+class ListingCache:
+    """
+    Cache of the latest listing of each mailbox, shared by its sessions, so that WAKE of an
+    unchanged mailbox needs no scan.  Thread-safe.
+    """
+
+    # Messages in all; the latest mailbox is kept even if it has more.  Some 300 octets
+    # each.  A mailbox counts as EACH further messages.
+    BOUND, EACH = 300_000, 5
+
+    def __init__(self) -> None:
+        self._listings: OrderedDict[Key, tuple[Stamp, MailboxSnapshot]] = OrderedDict()
+        self._watched: dict[Key, tuple[int, MailboxSnapshot]] = {}
+        self._messages = 0
+        self._lock = Lock()
+
+    def get(self, key: Key, stamp: Stamp) -> MailboxSnapshot | None:
+        """
+        @return: the listing, if it was made with the same times of the directories.
+        """
+        with self._lock:
+            known = self._listings.get(key)
+            if known is None or known[0] != stamp:
+                return None
+            self._listings.move_to_end(key)
+            return known[1]
+
+    def getWatched(self, key: Key, changes: int | None) -> MailboxSnapshot | None:
+        """
+        @param changes: the present count of changes of the mailbox's watch.
+        @return: the listing, if it was made with the same count.
+        """
+        with self._lock:
+            known = self._watched.get(key)
+            return known[1] if known is not None and known[0] == changes else None
+
+    def setWatched(self, key: Key, listing: MailboxSnapshot, changes: int | None) -> None:
+        """
+        Record the watch's count of changes with a listing, if it is still the latest.
+        """
+        with self._lock:
+            known = self._listings.get(key)
+            if known is not None and known[1] is listing and changes is not None:
+                self._watched[key] = changes, listing
+
+    def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:
+        """
+        Store a listing that is sure.
+        """
+        with self._lock:
+            self._drop(key)
+            self._listings[key] = stamp, listing
+            self._messages += len(listing) + self.EACH
+            while self._messages > self.BOUND and len(self._listings) > 1:
+                self._drop(next(iter(self._listings)))
+
+    def drop(self, key: Key) -> None:
+        """
+        Discard the listing of a mailbox because it is out of date.
+        """
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        known = self._listings.pop(key, None)
+        self._watched.pop(key, None)
+        if known is not None:
+            self._messages -= len(known[1]) + self.EACH
+
+
+class NoListingCache(ListingCache):
+    """
+    A cache that keeps nothing, for a store whose listings change while the times of the
+    directories do not.
+    """
+
+    def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:
+        """
+        Do nothing.
+        """
+
+
+def listFolder(root: int, folder: str) -> Iterator[Place]:
+    """
+    Yield the regular files of a directory that are not hidden, while it is read.
+    """
+    try:
+        directory = openBelow(folder, root)
+    except FileNotFoundError:
+        return
+    try:
+        isReliable: bool | None = None
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == "." or not entry.is_file(follow_symlinks=False):
+                    continue
+                if isReliable is None:
+                    isReliable = _areInodesReliable(entry)
+                yield folder, name, entry.inode() if isReliable else 0
+    finally:
+        closeQuietly(directory)
+
+
+def _areInodesReliable(entry: os.DirEntry[str]) -> bool:
+    """
+    @return: whether a directory reports the same inodes as stat().  On an overlay file
+        system they may differ.
+    """
+    try:
+        return entry.inode() == entry.stat(follow_symlinks=False).st_ino
+    except OSError:
+        return False

@@ -1,0 +1,160 @@
+"""
+Ask the session that has locked a mailbox to release its lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.interfaces import IDelayedCall
+
+from pop3svc.awaiting import Executor
+from pop3svc.errors import POP3ResponseError
+from pop3svc.providers.files.deletion import CleanCache
+from pop3svc.providers.files.watching import DirectoryWatcher
+
+__all__ = ["LockRegistry", "Lockable"]
+
+
+class Lockable(Protocol):
+    """
+    A directory that this process has locked.
+    """
+
+    def stagingPath(self) -> str | None:
+        """
+        @return: the present path of the directory whose times a waiting process sets;
+            L{None} if inotify would not report that.
+        """
+
+    def isWaitedFor(self) -> bool:
+        """
+        @return: whether another process waits for the lock.  Blocks.
+        """
+
+
+def _reactor() -> Any:
+    from twisted.internet import reactor
+
+    return reactor
+
+
+class LockRegistry:
+    """
+    Registry of the mailboxes of a store that this process has locked.  Another process
+    that waits for a mailbox takes a shared lock on the staging directory in it; the
+    registry watches for that.
+
+    @ivar cleanCache: cache of the mailboxes that need no recovery before they are locked.
+    """
+
+    # All times are in seconds.  POLL is the interval of polling if inotify does not work.  A
+    # session is watched from the age WATCH_AFTER on.  After a request to release its lock, a
+    # session has RELEASE_TIMEOUT to do it.
+    POLL = 0.25
+    WATCH_AFTER = 0.5
+    RELEASE_TIMEOUT = 1.0
+
+    def __init__(self, runner: Executor, clock: Any = None) -> None:
+        self._runner = runner
+        self._clock = clock
+        self.cleanCache = CleanCache()
+        # By path: directory, its requestRelease, and the time of locking.
+        self._held: dict[str, tuple[Lockable, Callable[[], bool], float]] = {}
+        self._timer: IDelayedCall | None = None
+        self._watcher: DirectoryWatcher | None = None
+        # Held mailboxes that inotify watches, so that polling can skip them.
+        self._watched: dict[str, int] = {}
+
+    @property
+    def clock(self) -> Any:
+        """
+        The reactor, unless a test has passed another clock.
+        """
+        if self._clock is None:
+            self._clock = _reactor()
+        return self._clock
+
+    def add(self, path: str, directory: Lockable, requestRelease: Callable[[], bool]) -> None:
+        """
+        Register a mailbox that a session of this process has locked.
+        """
+        self._held[path] = directory, requestRelease, self.clock.seconds()
+        self._pollLater()
+
+    def remove(self, path: str) -> None:
+        """
+        Forget a mailbox whose lock was released.
+        """
+        self._held.pop(path, None)
+        number = self._watched.pop(path, None)
+        if number is not None and self._watcher is not None:
+            self._watcher.end(number)
+        if not self._held and self._timer is not None and self._timer.active():
+            self._timer.cancel()
+            self._timer = None
+
+    def ask(self, path: str) -> bool | None:
+        """
+        Ask the session that holds a lock to release it.
+
+        @return: whether that session releases the lock; L{None} if no session of this process
+            holds it.
+        """
+        held = self._held.get(path)
+        return None if held is None else held[1]()
+
+    def _pollLater(self) -> None:
+        if self._timer is None and len(self._held) > len(self._watched):
+            self._timer = self.clock.callLater(self.POLL, self._poll)
+
+    def _poll(self) -> None:
+        self._timer = None
+        old = self.clock.seconds() - self.WATCH_AFTER
+        # Most sessions end before they are WATCH_AFTER seconds old.  The others are watched by
+        # inotify from now on; this poll sees requests from before.
+        paths = [
+            path
+            for path, (_, _, since) in self._held.items()
+            if since <= old and path not in self._watched
+        ]
+        for path in paths:
+            self._watch(path)
+        if paths:
+            self._findWaiting(paths)
+        else:
+            self._pollLater()
+
+    def _watch(self, path: str) -> None:
+        if self._watcher is None:
+            self._watcher = DirectoryWatcher(self.clock)
+        place = self._held[path][0].stagingPath()
+
+        def touched(isGone: bool) -> None:
+            if isGone:
+                del self._watched[path]
+                self._pollLater()
+            else:
+                self._findWaiting([path])
+
+        number = None if place is None else self._watcher.watch(place, touched)
+        if number is not None:
+            self._watched[path] = number
+
+    def _findWaiting(self, paths: list[str]) -> None:
+        directories = {path: self._held[path][0] for path in paths}
+        try:
+            looking = self._runner.run(
+                lambda: [path for path, each in directories.items() if each.isWaitedFor()]
+            )
+        except POP3ResponseError:
+            # All threads are busy; the next poll may get one.
+            self._askToRelease([])
+            return
+        looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))
+
+    def _askToRelease(self, wanted: list[str]) -> None:
+        for path in wanted:
+            self.ask(path)
+        self._pollLater()

@@ -1,0 +1,79 @@
+"""
+Parse the names of a Maildir's files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+from pop3svc.providers.files.deletion import Place
+
+__all__ = ["SEPARATORS", "ParsedName", "parseNames", "separatorOf", "sizeIn"]
+
+# Separators before the flags of a file name: ":" by the Maildir specification, another one
+# on file systems that do not allow ":".
+SEPARATORS = ":;!-_+"
+_FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
+# The size with CRLF, which Dovecot and maildrop write after the size on disk.
+_SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
+
+# The part of a name before the flags, and the seconds and microseconds of delivery in it;
+# empty if it has none.
+ParsedName = tuple[str, str, str]
+
+
+@lru_cache(len(SEPARATORS))
+def _nameWith(separator: str) -> re.Pattern[str]:
+    """
+    @return: a pattern for names such as "1600000000.M123456P789.host:2,S", joined by "/"
+        because one call matches many.  Its groups: the part before the flags, and in it
+        the seconds and microseconds, if present.
+    """
+    no = f"[^{re.escape(separator)}/]"
+    seconds = rf"([0-9]{{1,20}})\.(?:[^.{re.escape(separator)}/]*?M([0-9]{{1,20}}))?"
+    return re.compile(rf"((?:{seconds})?{no}*)[^/]*/")
+
+
+# Names that one call parses, so that it holds the interpreter lock for some milliseconds
+# only.
+_SLICE = 10_000
+
+
+def parseNames(places: Sequence[Place], separator: str) -> list[ParsedName]:
+    """
+    @param separator: the separator before the flags.
+    @return: the parsed name of the file at each place.
+    """
+    findAll = _nameWith(separator).findall
+    found: list[ParsedName] = []
+    for first in range(0, len(places), _SLICE):
+        names = [place[1] for place in places[first : first + _SLICE]]
+        # No file name contains a slash.
+        found += findAll("/".join([*names, ""]))
+    return found
+
+
+def separatorOf(places: Iterable[Place]) -> str:
+    """
+    @return: the separator before the flags: C{:}, unless all names in C{cur} have the
+        same other separator.
+    """
+    found = ""
+    for folder, name, _ in places:
+        if folder != "cur":
+            continue
+        flags = _FLAGS.fullmatch(name, max(name.rfind("2,") - 1, 0))
+        if flags is None or ":2," in name or flags[1] == ":" or found not in ("", flags[1]):
+            return ":"
+        found = flags[1]
+    return found or ":"
+
+
+def sizeIn(name: str) -> int | None:
+    """
+    @return: the size in octets, as the message is sent, that a file's name gives.
+    """
+    found = _SIZE.search(name)
+    return None if found is None else int(found[1])

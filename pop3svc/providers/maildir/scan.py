@@ -1,0 +1,228 @@
+"""
+List the messages of a Maildir.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from pop3svc.awaiting import isCancelled
+from pop3svc.listings import areUniqueIDs, countDistinct
+from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.files.folders import MessageRef, OpenFolders, identify, identityOf
+from pop3svc.providers.files.scanning import scanPlaces, sortRefs
+from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo
+from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp
+from pop3svc.providers.maildir.names import parseNames, separatorOf, sizeIn
+from pop3svc.providers.maildir.quota import recordDeletion
+from pop3svc.providers.paths import uniqueIDFor
+
+__all__ = ["MaildirFormat"]
+
+# The most repetitions of a listing because a message was renamed before its stat().
+_LOOKS = 10
+
+
+class MaildirFormat:
+    """
+    The directories C{new} and C{cur}, and names such as C{1600000000.M123456P789.host:2,S}.
+    The order is that of delivery, by the time in the name, or the file's time of
+    modification if the name has none.
+    """
+
+    # new before cur: a message that moves during a scan is seen twice instead of missed.
+    folders = ("new", "cur")
+
+    def __init__(self, believesNames: bool = False, separator: str = "") -> None:
+        """
+        @param believesNames: take C{,W=} in a file's name for its size.
+        @param separator: the separator before the flags in file names, one of
+            L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty: found in the
+            names.
+        """
+        self._believesNames = believesNames
+        self._separator = separator
+
+    def scan(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp]:
+        """
+        See L{Format.scan<pop3svc.providers.files.snapshot.Format.scan>}.
+        """
+        for _ in range(_LOOKS):
+            listing, stamp, isDoubtful = self._scanOnce(root, sizes)
+            if not isDoubtful or isCancelled():
+                break
+        return listing, stamp
+
+    def _scanOnce(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp, bool]:
+        """
+        @return: the listing, the directories' times, and whether the listing is unsure
+            only because a message was renamed before its stat().
+        """
+        scan = scanPlaces(root, self.folders)
+        places = scan.places
+        separator = self._separator or separatorOf(places)
+        named = list(zip(parseNames(places, separator), places, strict=True))
+        bases = [base for (base, _, _), _ in named]
+        several: set[str] = set()
+        if countDistinct(bases) != len(bases):
+            several.update(base for base, times in Counter(bases).items() if times > 1)
+        sizes.load(root, len(places))
+        # Check all names at once, because a call for each of many messages costs too much.
+        # None of these names looks like a derived unique-id.
+        areLegal = areUniqueIDs(bases)
+        found: list[MessageRef] = [
+            (
+                *(int(seconds), int(microseconds or 0), base),
+                *(base if areLegal else uniqueIDFor(base), place),
+            )
+            for (base, seconds, microseconds), place in named
+            if seconds and base not in several
+        ]
+        # Messages that were renamed before their stat(); they make the listing unsure.
+        doubts: list[Place] = []
+        links: dict[str, list[Place]] = {}
+        if len(found) < len(named):
+            others: dict[str, list[Place]] = {}
+            for (base, seconds, _), place in named:
+                if not seconds or base in several:
+                    others.setdefault(base, []).append(place)
+            with OpenFolders(root) as opened:
+                irregular = _Irregular(opened, separator, scan.seen, sizes, doubts, links)
+                found += irregular.refs(others)
+        identify(root, self.folders, found, sizes, doubts)
+        listing = scan.snapshot(sortRefs(found), not doubts)
+        listing.links = links
+        listing.separator = separator
+        return listing, scan.stamp, scan.isSure and bool(doubts)
+
+    def sizesInNames(
+        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
+    ) -> dict[str, MessageInfo]:
+        """
+        See L{Format.sizesInNames<pop3svc.providers.files.snapshot.Format.sizesInNames>}.
+        """
+        if not self._believesNames:
+            return {}
+        return {
+            uniqueID: MessageInfo(size, place[2])
+            for uniqueID, place in zip(uniqueIDs, places, strict=True)
+            if place is not None and (size := sizeIn(place[1])) is not None
+        }
+
+    def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
+        """
+        Update the Maildir++ quota file.
+        """
+        recordDeletion(root, files)
+
+
+class _Irregular:
+    """
+    Messages whose name has no time of delivery, or whose base name occurs more than once.
+    """
+
+    def __init__(
+        self,
+        opened: OpenFolders,
+        separator: str,
+        seen: Mapping[Place, int],
+        sizes: MailboxSizes,
+        doubts: list[Place],
+        links: dict[str, list[Place]],
+    ) -> None:
+        """
+        @param seen: see L{Scan<pop3svc.providers.files.scanning.Scan>}.
+        @param doubts: extended by the places of messages that could not be identified.
+        @param links: filled with the other names of each message, by unique-id.
+        """
+        self._opened = opened
+        self._separator = separator
+        self._seen = seen
+        self._sizes = sizes
+        self._doubts = doubts
+        self._links = links
+
+    def refs(self, byBase: Mapping[str, list[Place]]) -> list[MessageRef]:
+        """
+        @param byBase: places by base name.
+        @return: the messages.
+        """
+        found: list[MessageRef] = []
+        for base, places in byBase.items():
+            # The place that was seen last comes first.
+            places.sort(key=lambda each: (-self._seen.get(each, 0), each))
+            files = [(places, "")]
+            if len(places) > 1 or not base:
+                files = self._distinct(base, places)
+            for names, more in files:
+                order = self._order(names[0])
+                if order is None:
+                    self._doubts.append(names[0])
+                else:
+                    uniqueID = uniqueIDFor(base, more)
+                    found.append((*order, uniqueID, names[0]))
+                    if len(names) > 1:
+                        self._links[uniqueID] = names[1:]
+        return found
+
+    def _distinct(self, base: str, places: list[Place]) -> list[tuple[list[Place], str]]:
+        """
+        Group places with the same base name by message.
+
+        @return: for each message its places, and a text that distinguishes it from the
+            first message of that name; empty for the first one.
+        """
+        files: dict[tuple[int, int], list[Place]] = {}
+        statuses: dict[tuple[int, int], os.stat_result] = {}
+        for place in places:
+            status = self._opened.status(place)
+            if status is None:
+                self._doubts.append(place)
+            else:
+                key = status.st_dev, status.st_ino
+                files.setdefault(key, []).append(place)
+                statuses[key] = status
+        if not files:
+            # It was renamed again; the search begins at the place where it was seen last.
+            return [(places[:1], "")]
+        first = self._first(uniqueIDFor(base), files, statuses) if base else None
+        return [
+            (names, "" if key == first else identityOf(statuses[key]))
+            for key, names in files.items()
+        ]
+
+    def _first(
+        self,
+        uniqueID: str,
+        files: Mapping[tuple[int, int], list[Place]],
+        statuses: Mapping[tuple[int, int], os.stat_result],
+    ) -> tuple[int, int] | None:
+        """
+        @param files: places of the messages that have the same name, by device and inode.
+        @return: the message that keeps the unique-id of that name, if there is one.
+        """
+        owner = self._sizes.ownerOf(uniqueID)
+        if owner is not None:
+            for key, status in statuses.items():
+                if owner.isFile(status, partial(self._opened.head, files[key][0])):
+                    return key
+            return None
+        first = min(statuses, key=lambda key: (statuses[key].st_mtime_ns, key))
+        oldest = statuses[first]
+        if not self._doubts:
+            claimed = MessageInfo(-1, oldest.st_ino, oldest.st_size, oldest.st_mtime_ns)
+            self._sizes.claim(uniqueID, claimed)
+        return first
+
+    def _order(self, place: Place) -> tuple[int, int, str] | None:
+        [(name, seconds, microseconds)] = parseNames([place], self._separator)
+        if seconds:
+            return int(seconds), int(microseconds or 0), name
+        status = self._opened.status(place)
+        if status is None:
+            return None
+        nanoseconds = status.st_mtime_ns
+        return nanoseconds // 1_000_000_000, nanoseconds // 1000 % 1_000_000, name

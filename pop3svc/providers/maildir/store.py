@@ -1,0 +1,100 @@
+"""
+Serve a Maildir for each user.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zope.interface import implementer
+
+from pop3svc.awaiting import Executor
+from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.providers.files.listing import Caches
+from pop3svc.providers.files.lock import LockPolicy
+from pop3svc.providers.files.mailbox import FileMailbox
+from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.files.sizes import MailboxSizes, SizeCache, UnsavedSizes
+from pop3svc.providers.files.snapshot import ListingCache
+from pop3svc.providers.files.store import MailboxMaker
+from pop3svc.providers.files.watching import Inotify
+from pop3svc.providers.maildir.names import SEPARATORS
+from pop3svc.providers.maildir.scan import MaildirFormat
+from pop3svc.providers.paths import PathTemplate
+from pop3svc.state import State
+
+__all__ = ["MaildirStore"]
+
+
+@implementer(IMailboxStore)
+class MaildirStore:
+    """
+    A store that finds a Maildir by the user's name.
+
+    @ivar caches: the caches that its mailboxes share.
+    """
+
+    name = "pop3svc"
+
+    def __init__(
+        self,
+        path: str,
+        readOnly: bool = False,
+        runner: Executor | None = None,
+        manners: LockPolicy = LockPolicy(),  # noqa: B008 (it is frozen)
+        clock: Any = None,
+        isSlow: bool = False,
+        believesNames: bool = False,
+        separator: str = "",
+    ) -> None:
+        """
+        @param path: the directory that holds a Maildir for each user, or a
+            path with placeholders; see L{PathTemplate}.
+        @param readOnly: delete, lock and write nothing.
+        @param manners: how a session acts when a mailbox is locked.
+        @param isSlow: whether opening a file may block for long, as on a network file
+            system.  All work is then done in threads.
+        @param believesNames: take C{,W=} in a file's name for its size, instead of
+            counting once.
+        @param separator: the separator before the flags in file names, one of
+            L{SEPARATORS}; empty: found in the names.
+        @raise ValueError: a sentence for the operator.
+        """
+        self._template = PathTemplate(path)
+        if separator and separator not in SEPARATORS:
+            raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
+        self._presence = Presence(runner=runner)
+        sizes = UnsavedSizes if readOnly else MailboxSizes
+        self.caches = Caches(ListingCache(), SizeCache(sizes), Inotify())
+        self._maker = MailboxMaker(
+            MaildirFormat(believesNames, separator),
+            self.caches,
+            *(readOnly, isSlow, runner, manners, clock, self._presence),
+        )
+
+    def useState(self, state: State) -> None:
+        """
+        @param state: the database that survives a restart.
+        """
+        self._presence.useState(state)
+
+    def looksUnmounted(self) -> str | None:
+        """
+        @return: a sentence for the operator if no mailbox exists; else L{None}.
+        """
+        if self._template.hasAny():
+            return None
+        return (
+            f"there is no mailbox below {self._template.base}: is its file system mounted, and "
+            "is the path right?"
+        )
+
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
+        """
+        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.
+        A name that is not safe in a path is refused.
+        """
+        place = self._template.placeFor(username)
+        if place is None:
+            return None
+        return self._maker.mailbox(place)
