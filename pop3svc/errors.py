@@ -1,12 +1,22 @@
 """
-The exception a provider or a command raises to answer C{-ERR}.
+The exceptions that answer a client, a provider's author, or a sender of mail.
 """
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["BadArguments", "POP3ResponseError", "ProviderMistake"]
+__all__ = [
+    "BadArguments",
+    "DeliveryError",
+    "DeliveryRefused",
+    "MessageTooLarge",
+    "NoSuchUser",
+    "OverQuota",
+    "POP3ResponseError",
+    "ProviderMistake",
+    "StoreUnavailable",
+]
 
 # A first line holds 512 octets (RFC 2449 section 4): "-ERR [", "] " and CRLF
 # are ten of them.
@@ -60,3 +70,67 @@ class ProviderMistake(Exception):
     author's class and method, and explains the correction.  It contains no part of a
     message.
     """
+
+
+class DeliveryError(Exception):
+    """
+    A message was not delivered.
+
+    @ivar text: one sentence of printable ASCII for the sender, without paths and names.
+    @ivar status: the enhanced status code (RFC 3463).
+    @ivar exitStatus: the exit status of a program that delivers mail (sysexits.h).
+    """
+
+    status = "5.3.0"
+    exitStatus = 65
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    @property
+    def isTemporary(self) -> bool:
+        """
+        Whether the sender should try again.
+        """
+        return self.status.startswith("4")
+
+
+class NoSuchUser(DeliveryError):
+    """
+    Nobody has this name.
+    """
+
+    status, exitStatus = "5.1.1", 67
+
+
+class OverQuota(DeliveryError):
+    """
+    The mailbox is full.  The user may make room, so the sender tries again.
+    """
+
+    status, exitStatus = "4.2.2", 75
+
+
+class MessageTooLarge(DeliveryError):
+    """
+    The message is larger than a mailbox or the service takes.
+    """
+
+    status, exitStatus = "5.3.4", 65
+
+
+class DeliveryRefused(DeliveryError):
+    """
+    The message is not allowed, such as one that loops.
+    """
+
+    status, exitStatus = "5.4.6", 77
+
+
+class StoreUnavailable(DeliveryError):
+    """
+    The store cannot take the message now.
+    """
+
+    status, exitStatus = "4.3.0", 75

@@ -17,16 +17,21 @@ Rules for every method of these interfaces, unless its docstring says otherwise:
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import IO, Any, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import IO, Any, BinaryIO, TypeAlias, TypeVar
 
 from zope.interface import Attribute, Interface
 
+from pop3svc.errors import DeliveryError
+
 __all__ = [
+    "DeliveryCopy",
     "Eventual",
     "IAccountStatus",
     "IBulkMessageSizes",
     "IChunkedContent",
+    "IDelivery",
     "IExclusiveMailbox",
     "IFileContent",
     "ILoginAttempt",
@@ -409,6 +414,53 @@ class ILoginThrottle(Interface):
 
         @param isLost: bool.  True if the client disconnected before it got an answer; False
             if there was a fault.
+        """
+
+
+@dataclass(frozen=True)
+class DeliveryCopy:
+    """
+    The copy of a new message for one user.
+
+    @ivar username: the name with which the user logs in.
+    @ivar header: whole lines with CRLF that are put before the message, such as
+        C{Delivered-To}.
+    @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has
+        or had a message with it, nothing is stored, so that an import can be repeated.  None:
+        the store gives the message a unique-id.
+    @ivar arrival: when the message arrived, seconds since the epoch; None: now.
+    @ivar order: the place among messages of the same arrival.
+    """
+
+    username: str
+    header: bytes = b""
+    uniqueID: str | None = None
+    arrival: float | None = None
+    order: int = 0
+
+
+class IDelivery(Interface):
+    """
+    A store that takes new messages: from C{pop3svc deliver}, LMTP and C{pop3svc import}.
+    """
+
+    def hasMailbox(username: str) -> Eventual[bool]:
+        """
+        @return: bool.  Whether the user has had mail in this store, or has a mailbox that was
+            made for mail.
+        """
+
+    def deliver(
+        copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> Eventual[Sequence[DeliveryError | None]]:
+        """
+        Store one message for some users.
+
+        @param content: a file in binary mode that can be read from any position, such as
+            L{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last may
+            have no end.  A method that runs in a thread may read it; the caller closes it.
+        @return: for each copy None if the message is durable, that is written to disk or
+            committed; else the error.  A copy with an error was not stored.
         """
 
 

@@ -5,6 +5,7 @@ The architecture: allowed imports, and words that a module must not contain.
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 from pathlib import Path
 
@@ -18,7 +19,7 @@ RANKS = {
     "bounded": 0,
     "once": 1,
     "errors": 0,
-    "interfaces": 0,
+    "interfaces": 1,
     "policy": 0,
     "lineendings": 0,
     "networks": 0,
@@ -356,3 +357,17 @@ def test_fieldsOfDocstrings(path: Path) -> None:
     exists.
     """
     assert wrongFields(ast.parse(path.read_text())) == []
+
+
+def test_everyPackageIsInstalled() -> None:
+    """
+    setup.cfg names each directory with modules.
+    """
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg")
+    named = set(setup["options"]["packages"].split()) - {"twisted.plugins"}
+    found = {
+        ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+        for path in PACKAGE.rglob("__init__.py")
+    }
+    assert named == found
