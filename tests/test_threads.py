@@ -28,7 +28,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop, MemoryProvider
-from pop3svc.testing import Inline, MailboxContract, conversation
+from pop3svc.testing import Inline, MailboxContract, StubProvider, conversation
 from pop3svc.threads import InThreads, _Mailbox
 from tests.support.contents import LINES, MESSAGE, Chunks, Lines
 from tests.support.conversations import ALICE
@@ -143,19 +143,8 @@ def test_contentOfAnyKind() -> None:
     chunks.nextChunk = iter([MESSAGE, None]).__next__
     kinds = [MESSAGE, io.BytesIO(MESSAGE), LINES, iter(LINES), Lines(list(LINES)), chunks]
     for content in kinds:
-
-        class Mailbox(MemoryMailbox):
-            def messageContent(self, info: Any, uniqueID: str, it: Any = content) -> Any:
-                return it
-
-        @implementer(IPOP3MailboxProvider)
-        class Provider:
-            name = "kinds"
-
-            def authenticate(self, info: Any, username: str, password: str) -> Any:
-                return Mailbox(MemoryMaildrop([b"x"]))
-
-        client = conversation(InThreads(Provider(), runner=Inline()), ALICE)
+        provider = StubProvider([b"x"], messageContent=content)
+        client = conversation(InThreads(provider, runner=Inline()), ALICE)
         said = client.say(b"RETR 1").partition(b"\r\n")[2]
         assert said == MESSAGE + b".\r\n", content
 
@@ -174,16 +163,16 @@ class RealThreads(TestCase):
         most: list[int] = []
         gate = threading.Event()
 
-        class Mailbox(MemoryMailbox):
-            def listMessageUniqueIDs(self, info: Any) -> list[str]:
-                assert threading.current_thread() is not threading.main_thread()
-                inside.append(1)
-                most.append(len(inside))
-                gate.wait(30)
-                inside.pop()
-                return []
+        def listMessageUniqueIDs(info: Any) -> list[str]:
+            assert threading.current_thread() is not threading.main_thread()
+            inside.append(1)
+            most.append(len(inside))
+            gate.wait(30)
+            inside.pop()
+            return []
 
-        mailbox: Any = _Mailbox(Mailbox(MemoryMaildrop()), self.workers, ("test", "alice"))
+        listing = StubProvider(listMessageUniqueIDs=listMessageUniqueIDs).mailbox()
+        mailbox: Any = _Mailbox(listing, self.workers, ("test", "alice"))
         info = ConnectionInfo(1, None, False)
         first = mailbox.listMessageUniqueIDs(info)
         first.addErrback(lambda _: None)

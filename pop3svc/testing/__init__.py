@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         WrongSize,
     )
     from pop3svc.testing.server import POP3Server
+    from pop3svc.testing.stubs import StubProvider
     from pop3svc.testing.wrappers import Async, Delayed, Recording
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "POP3Server",
     "Recording",
     "Slow",
+    "StubProvider",
     "TempFail",
     "WrongNameCertificate",
     "WrongSize",
@@ -61,6 +63,7 @@ __getattr__ = onDemand(
         "POP3Server": "pop3svc.testing.server",
         "Recording": "pop3svc.testing.wrappers",
         "Slow": "pop3svc.testing.faults",
+        "StubProvider": "pop3svc.testing.stubs",
         "TempFail": "pop3svc.testing.faults",
         "WrongNameCertificate": "pop3svc.testing.faults",
         "WrongSize": "pop3svc.testing.faults",

@@ -158,9 +158,13 @@ class Client:
         self.isOpen = True
         self.wasAborted = False
         protocol.makeConnection(self.transport)
-        self._pump()
+        self.pump()
 
-    def _pump(self) -> None:
+    def pump(self) -> None:
+        """
+        Pass on the octets that either side has written, and the end of the connection.
+        C{send}, C{received} and the other methods do this themselves.
+        """
         while True:
             if self._coming and not self.transport.isPaused and self.isOpen:
                 data, self._coming = self._coming, b""
@@ -190,13 +194,13 @@ class Client:
         Send octets unchanged.
         """
         self._coming += data
-        self._pump()
+        self.pump()
 
     def received(self) -> bytes:
         """
         @return: the octets received since the last call.
         """
-        self._pump()
+        self.pump()
         received = bytes(self._received)
         self._received.clear()
         return received
@@ -230,7 +234,7 @@ class Client:
         Read some octets while stalled.
         """
         taken = self.transport.take(octets)
-        self._pump()
+        self.pump()
         return taken
 
     def vanish(self) -> None:
@@ -239,14 +243,14 @@ class Client:
         """
         if self.isOpen:
             self._lost(ConnectionLost())
-            self._pump()
+            self.pump()
 
     def endSending(self) -> None:
         """
         Close the client's half.
         """
         self.protocol.readConnectionLost()
-        self._pump()
+        self.pump()
 
 
 def conversation(

@@ -24,7 +24,7 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountStatus, IMailboxStore, IPOP3MailboxProvider
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore
-from pop3svc.testing import Inline, conversation
+from pop3svc.testing import Inline, StubProvider, conversation
 
 
 def database(**users: str) -> Any:
@@ -116,19 +116,12 @@ def test_whatCountsAsAGuess(tmp_path: Path) -> None:
     assert checked("carol", passwords, fault) == (True, False)
     assert checked("carol", Odd(UnhandledCredentials()), fault) == (True, False)
 
-    class InUse(MemoryStore):
-        def openMailbox(self, info: Any, username: str) -> Any:
-            raise POP3ResponseError("Wait.", "IN-USE")
-
-    assert checked("bob", database(bob="other"), passwords, store=InUse()) == (False, False)
+    inUse = StubProvider(openMailbox=POP3ResponseError("Wait.", "IN-USE"))
+    assert checked("bob", database(bob="other"), passwords, store=inUse) == (False, False)
 
 
 def test_storeRefuses() -> None:
-    class Refusing(MemoryStore):
-        def openMailbox(self, info: Any, username: str) -> Any:
-            return None
-
-    provider = AccountsProvider(Refusing(), [database(alice="one")])
+    provider = AccountsProvider(StubProvider(openMailbox=None), [database(alice="one")])
     conversation(provider, f"S: +OK…\nC: USER alice\nS: +OK…\nC: PASS one\nS: {REFUSED}")
 
 

@@ -25,9 +25,8 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginAttempt, ILoginThrottle
 from pop3svc.networks import networkOf
 from pop3svc.protocol.session import ConnectionInfo
-from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client
+from pop3svc.testing import Client, StubProvider
 
 
 @pytest.mark.parametrize(
@@ -497,15 +496,13 @@ def test_theLogOfUsers(clock: Clock, lines: list[str]) -> None:
 def guarded() -> tuple[POP3Factory, list[str]]:
     clock = Clock()
     clock.advance(1e6)
-    provider = MemoryProvider({"alice": "secret"}, [b"x"])
     asked: list[str] = []
-    authenticate = provider.authenticate
 
-    def recording(who: Any, username: str, password: str) -> Any:
+    def authenticate(info: Any, username: str, password: str) -> Any:
         asked.append(username)
-        return authenticate(who, username, password)
+        return provider.mailbox() if (username, password) == ("alice", "secret") else None
 
-    provider.authenticate = recording  # type: ignore[method-assign]
+    provider = StubProvider([b"x"], authenticate=authenticate)
     guard = LoginGuard(clock, SharedThrottle(clock))
     verifyObject(ILoginThrottle, guard)
     return POP3Factory(provider, throttle=guard, clock=clock), asked

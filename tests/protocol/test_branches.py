@@ -22,10 +22,6 @@ from zope.interface import alsoProvides, implementer
 
 from pop3svc.interfaces import (
     IChunkedContent,
-    IExclusiveMailbox,
-    INewMailNotifier,
-    IPOP3Mailbox,
-    ISleepingMailbox,
 )
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
@@ -35,7 +31,7 @@ from pop3svc.protocol.sender import IReplyByReply
 from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client
+from pop3svc.testing import Client, StubProvider
 from tests.support.connections import advance, events, loggedIn, makeFactory, reason
 from tests.support.coroutines import start
 from tests.support.mailboxes import later
@@ -105,18 +101,12 @@ def test_commandThatLogsInWithNothing() -> None:
 
 
 def test_finelyToldOfALateCommand() -> None:
-    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
     waiting: Deferred[Any] = Deferred()
-    open_ = provider.authenticate
-
-    def authenticate(info: Any, username: str, password: str) -> Any:
-        return waiting.addCallback(lambda _: open_(info, username, password))
-
-    provider.authenticate = authenticate  # type: ignore[method-assign]
+    provider = StubProvider(authenticate=waiting)
     client = Client(POP3Factory(provider, Policy(verboseEvents=True), clock=Clock()))
     client.say(b"USER alice")
     assert client.say(b"PASS secret") == b""
-    waiting.callback(None)
+    waiting.callback(provider.mailbox())
     assert client.received().startswith(b"+OK")
 
 
@@ -236,7 +226,7 @@ def test_stoppedWhileClosing() -> None:
         _, over = start(factory.shutdown())
         assert client.isOpen
         advance(client, 6)
-        client._pump()
+        client.pump()
         assert not client.isOpen and over == [None]
 
 
@@ -360,19 +350,8 @@ def served(**methods: Any) -> tuple[Client, list[str]]:
     @return: a client that has sent USER, and the calls of the mailbox.
     """
     calls: list[str] = []
-    provider = MemoryProvider({"alice": "secret"}, [b"x\n", b"y\n"])
-    open_ = provider.authenticate
-
-    def authenticate(info: Any, username: str, password: str) -> Any:
-        mailbox: Any = open_(info, username, password)
-        for name, method in methods.items():
-            setattr(mailbox, name, method)
-        if not IExclusiveMailbox.providedBy(mailbox):
-            alsoProvides(mailbox, IExclusiveMailbox)
-        mailbox.unlock = lambda asked: calls.append("unlock" if asked is info else "wrong")
-        return mailbox
-
-    provider.authenticate = authenticate  # type: ignore[method-assign]
+    methods = {"lock": None, "unlock": lambda info: calls.append("unlock"), **methods}
+    provider = StubProvider([b"x\n", b"y\n"], **methods)
     client = Client(POP3Factory(provider, clock=Clock()))
     client.say(b"USER alice")
     return client, calls
@@ -390,7 +369,6 @@ def test_lockThatComesTooLate() -> None:
 
 def test_listingThatComesTooLate() -> None:
     client, calls = served(
-        lock=lambda info, requestRelease: None,
         listMessageUniqueIDs=lambda info: _stubborn(lambda: ["a"]),
     )
     assert client.say(b"PASS secret") == b""
@@ -420,7 +398,7 @@ def test_listedAgainInVain(error: Exception) -> None:
             return answers.pop()
         raise error
 
-    client, calls = served(lock=lambda info, requestRelease: None, listMessageUniqueIDs=listed)
+    client, calls = served(listMessageUniqueIDs=listed)
     client.say(b"PASS secret")
     (event,) = events("error", lambda: client.send(b"CORE\r\n"))
     assert client.received().startswith(b"-ERR [SYS/TEMP]")
@@ -432,10 +410,8 @@ def test_deletionThatOutlastsItsClient() -> None:
     """
     When the client is lost, the deletion goes on.
     """
-    client, calls = served(
-        lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
-    )
     waiting: Deferred[None] = Deferred()
+    client, calls = served(messageDelete=waiting)
     client.say(b"PASS secret")
     client.say(b"DELE 1")
     assert client.say(b"QUIT") == b""
@@ -463,7 +439,6 @@ def test_fileThatIsNoBinaryOne() -> None:
 
     file = File()
     client, _ = served(
-        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _BinaryFile(file),
     )
     client.say(b"PASS secret")
@@ -490,14 +465,13 @@ def test_chunkThatIsNone(isLate: bool) -> None:
     """
     waiting: Deferred[Any] = Deferred()
     client, _ = served(
-        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _Late([waiting if isLate else "text"]),
     )
     client.say(b"PASS secret")
     client.say(b"RETR 1")
     if isLate:
         waiting.callback("text")
-    client._pump()
+    client.pump()
     assert client.wasAborted
 
 
@@ -535,8 +509,7 @@ def test_silenceInTheLog(method: str, lines: list[bytes]) -> None:
     """
     unnamed = partial(_silent)
     for silent, name in ((_silent, "_silent"), (unnamed, repr(unnamed))):
-        methods: dict[str, Any] = {"lock": lambda info, requestRelease: None, method: silent}
-        client, _ = served(**methods)
+        client, _ = served(**{method: silent})
         for line in lines:
             client.say(line)
         seen: list[Any] = []
@@ -552,10 +525,8 @@ def test_deletionThatIsNotOver() -> None:
     """
     The client is told that the result is not known; the lock is kept until the deletion ends.
     """
-    client, calls = served(
-        lock=lambda info, requestRelease: None, messageDelete=lambda info, uniqueIDs: waiting
-    )
     waiting: Deferred[None] = Deferred()
+    client, calls = served(messageDelete=waiting)
     client.say(b"PASS secret")
     client.say(b"DELE 1")
     assert client.say(b"QUIT") == b""
@@ -574,7 +545,6 @@ def test_contentThatComesTooLate() -> None:
     closed: list[bool] = []
     content.close = lambda: closed.append(True)  # type: ignore[method-assign]
     client, _ = served(
-        lock=lambda info, requestRelease: None,
         messageContent=lambda info, uniqueID: _stubborn(lambda: content),
     )
     client.say(b"PASS secret")
@@ -583,44 +553,25 @@ def test_contentThatComesTooLate() -> None:
     assert closed == [True]
 
 
-@implementer(IPOP3Mailbox, INewMailNotifier, ISleepingMailbox)
-class Simple:
-    """
-    A mailbox without a lock, with new-mail notification and C{onSleep}.
-    """
-
-    def __init__(self, calls: list[str]) -> None:
-        self.calls = calls
-        self.listed = ["a"]
-
-    def listMessageUniqueIDs(self, info: Any) -> list[str]:
-        return self.listed
-
-    def watchMailbox(self, info: Any, changed: Callable[[], None]) -> Callable[[], None]:
-        self.changed = changed
-        return lambda: self.calls.append("watch ended")
-
-    def onSleep(self, info: Any) -> None:
-        self.calls.append("onSleep")
-
-
 def test_newMailWhileAsleep() -> None:
     """
     A session that was not notified does not compare listings.
     """
     calls: list[str] = []
-    mailbox = Simple(calls)
-    provider = MemoryProvider({"alice": "secret"}, [])
-    provider.authenticate = (  # type: ignore[method-assign]
-        lambda info, username, password: mailbox
-    )
+    watching: list[Callable[[], None]] = []
+
+    def watchMailbox(info: Any, changed: Callable[[], None]) -> Callable[[], None]:
+        watching.append(changed)
+        return lambda: calls.append("watch ended")
+
+    provider = StubProvider(watchMailbox=watchMailbox, onSleep=lambda info: calls.append("onSleep"))
     client = Client(POP3Factory(provider, clock=Clock()))
     client.logIn()
     for isTold in (False, True, True):
         assert client.say(b"SLEE").startswith(b"+OK")
-        mailbox.listed = [*mailbox.listed, f"new-{len(mailbox.listed)}"]
+        provider.maildrop.add(b"new")
         if isTold:
-            mailbox.changed()
+            watching[0]()
         code = b"ACTIVITY/NEW" if isTold else b"ACTIVITY/NONE"
         assert client.say(b"WAKE").startswith(b"+OK [%s]" % code)
     client.say(b"QUIT")
@@ -682,7 +633,7 @@ def test_stoppedBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     factory: Any = client.protocol.factory
     _, over = start(factory.shutdown())
     advance(client, 0)
-    client._pump()
+    client.pump()
     assert not client.isOpen and over == [None]
 
 
@@ -727,7 +678,7 @@ def test_fullOfShortReplies() -> None:
     factory: Any = client.protocol.factory
     _, over = start(factory.shutdown())
     advance(client, 6)
-    client._pump()
+    client.pump()
     assert over == [None]
 
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
-from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IReadOnlyMailbox
+from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS, command
 from pop3svc.protocol.sasl import MECHANISMS, Mechanism, mechanism
 from pop3svc.protocol.session import Password, Proven, State
-from pop3svc.providers.memory import MemoryProvider, MemoryStore
+from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client, conversation
-from tests.support.conversations import ALICE, loggedIn, provider
+from pop3svc.testing import Client, StubProvider, conversation
+from tests.support.conversations import ALICE, MESSAGES, loggedIn, provider
 
 pytestmark = pytest.mark.smoke
 
@@ -254,23 +253,10 @@ def test_deletionFails() -> None:
         (NotImplementedError(), "S: -ERR Command not available."),
         (OSError("a secret"), "S: -ERR [SYS/TEMP] Internal error."),
     ):
-        mail = provider()
-        drop = mail.store.maildrop("alice")
-
-        def fail(*_: object, error: Exception = error) -> None:
-            raise error
-
-        authenticate = mail.authenticate
-
-        def broken(*arguments: Any, authenticate: Any = authenticate, fail: Any = fail) -> Any:
-            mailbox = authenticate(*arguments)
-            mailbox.messageDelete = fail
-            return mailbox
-
-        mail.authenticate = broken  # type: ignore[method-assign]
+        mail = StubProvider(MESSAGES, isExclusive=True, messageDelete=error)
         conversation(mail, ALICE + f"C: DELE 1\nS: +OK…\nC: QUIT\n{said}\nS: (closed)")
-        assert len(drop.messages) == 3
-        assert not drop.isHeld
+        assert len(mail.maildrop.messages) == 3
+        assert not mail.maildrop.isHeld
 
 
 def test_goneMeanwhile() -> None:
@@ -553,17 +539,8 @@ def test_uniqueIDArguments() -> None:
 
 
 def test_readOnly() -> None:
-    mail = provider()
-    authenticate = mail.authenticate
-
-    def readOnly(*arguments: Any) -> Any:
-        mailbox = authenticate(*arguments)
-        alsoProvides(mailbox, IReadOnlyMailbox)
-        return mailbox
-
-    mail.authenticate = readOnly  # type: ignore[method-assign]
     conversation(
-        mail,
+        StubProvider(MESSAGES, isReadOnly=True),
         ALICE + "C: DELE 1\nS: -ERR [READ-ONLY] …\nC: RETR 3\nS: +OK…\nS: only a header: yes\nS: .",
     )
 
@@ -620,12 +597,10 @@ def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
     """
     A malformed name or password is refused like a wrong one, without calling the provider.
     """
-    mail = provider()
     asked: list[object] = []
-    mail.authenticate = lambda *arguments: asked.append(arguments)  # type: ignore[method-assign]
     said = b64encode(name).decode() or "="
     conversation(
-        mail,
+        StubProvider(authenticate=lambda *arguments: asked.append(arguments)),
         f"S: +OK…\nC: AUTH LOGIN {said}\nS: + UGFzc3dvcmQ6\nC: {b64encode(password).decode()}\n"
         "S: -ERR [AUTH] Wrong name or password.",
     )
@@ -636,11 +611,8 @@ def test_authNamesOfAnyOctets() -> None:
     """
     Octets that are not UTF-8 reach the provider as surrogate escapes.
     """
-    mail = provider()
     asked: list[tuple[str, str]] = []
-    mail.authenticate = (  # type: ignore[method-assign]
-        lambda info, name, password: asked.append((name, password))
-    )
+    mail = StubProvider(authenticate=lambda info, *credentials: asked.append(credentials))
     said = b64encode(b"\0a\xff\0b\xfe").decode()
     conversation(mail, f"S: +OK…\nC: AUTH PLAIN {said}\nS: -ERR [AUTH] Wrong name or password.")
     assert asked == [("a\udcff", "b\udcfe")]
@@ -675,15 +647,12 @@ def test_aMechanismThatProvesTheName(name: str, says: str) -> None:
     There is no password: openMailbox opens the mailbox, or refuses.
     """
 
-    @implementer(IPOP3MailboxProvider, IMailboxStore)
-    class Opening:
-        name = "opening"
+    async def openMailbox(info: Any, username: str) -> Any:
+        return None if username == "nobody" else opening.mailbox()
 
-        def authenticate(self, info: Any, username: str, password: str) -> Any:
-            raise AssertionError("there is no password")
-
-        async def openMailbox(self, info: Any, username: str) -> Any:
-            return None if username == "nobody" else MemoryStore([b"x"]).openMailbox(info, username)
+    opening = StubProvider(
+        [b"x"], openMailbox=openMailbox, authenticate=AssertionError("there is no password")
+    )
 
     async def converse(session: Any, initial: bytes | None) -> Any:
         yield Proven((initial or b"").decode("ascii"))
@@ -691,7 +660,7 @@ def test_aMechanismThatProvesTheName(name: str, says: str) -> None:
     try:
         mechanism("X-TEST", needs=IMailboxStore)(converse)
         initial = b64encode(name.encode("ascii")).decode("ascii")
-        client = conversation(Opening(), f"S: +OK…\nC: AUTH X-TEST {initial}\nS: {says}")
+        client = conversation(opening, f"S: +OK…\nC: AUTH X-TEST {initial}\nS: {says}")
         assert client.protocol.session.info.userNameAtLogin == (
             name if says.startswith("+OK") else None
         )

@@ -26,7 +26,7 @@ from pop3svc.protocol.replies import After, err, ok
 from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client
+from pop3svc.testing import Client, StubProvider
 from tests.support.bodies import Plain, Region
 from tests.support.connections import BIG, advance, events, loggedIn, makeFactory, reason
 from tests.support.coroutines import start
@@ -114,7 +114,7 @@ def test_inputIsBounded() -> None:
         lambda: [
             client.protocol.dataReceived(b"NOOP\r\n" * 5000),
             client.protocol.dataReceived(b"NOOP\r\n" * 50_000),
-            client._pump(),
+            client.pump(),
         ],
     )
     assert why == "pipelined too much input"
@@ -217,29 +217,18 @@ def test_loginTimeoutWhileLoggingIn() -> None:
     """
     The login timeout waits for a running login.
     """
-    from pop3svc.interfaces import IPOP3MailboxProvider
-
-    answers: list[Deferred[Any]] = []
-
-    @implementer(IPOP3MailboxProvider)
-    class Slow:
-        name = "slow"
-
-        def authenticate(self, *arguments: Any) -> Any:
-            answers.append(Deferred())
-            return answers[-1]
-
     for answer, said in (
         (None, b"-ERR [AUTH] Wrong name or password.\r\n-ERR Login timed out.\r\n"),
-        (MemoryProvider({}).store.openMailbox(None, "x"), b"+OK Logged in.\r\n"),
-    ):  # type: ignore[arg-type]
-        client = Client(POP3Factory(Slow(), clock=Clock()))
+        (StubProvider().mailbox(), b"+OK Logged in.\r\n"),
+    ):
+        waiting: Deferred[Any] = Deferred()
+        client = Client(POP3Factory(StubProvider(authenticate=waiting), clock=Clock()))
         client.say(b"USER alice")
         advance(client, 100)
         client.say(b"PASS secret")
         advance(client, 100)
         assert client.isOpen
-        answers[-1].callback(answer)
+        waiting.callback(answer)
         assert client.received() == said
         assert client.isOpen is (answer is not None)
 
@@ -335,12 +324,21 @@ class Failing:
         self.closed += 1
 
 
+def loggedInWith(content: Failing) -> Client:
+    """
+    @return: a client whose message has this content.
+    """
+    client = Client(POP3Factory(StubProvider([b"x\n"], messageContent=content), clock=Clock()))
+    client.logIn()
+    return client
+
+
 def test_bodyFailsMidway() -> None:
     """
     If a body fails, no final dot is sent, and the reply never looks complete.
     """
-    client, content = loggedIn(), Failing()
-    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
+    content = Failing()
+    client = loggedInWith(content)
     whys: list[str] = []
     (event,) = events(
         "error", lambda: whys.append(reason(client, lambda: client.send(b"RETR 1\r\nNOOP\r\n")))
@@ -353,13 +351,13 @@ def test_bodyFailsMidway() -> None:
     assert content.closed == 1
     # Complete replies before it are still sent, the rest is not.
     assert client.received() == b""
-    client, content = loggedIn(), Failing()
-    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
+    content = Failing()
+    client = loggedInWith(content)
     client.send(b"NOOP\r\nRETR 1\r\nNOOP\r\n")
     assert client.wasAborted and client.received() == b"+OK Done.\r\n"
-    client, content = loggedIn(), Failing()
+    content = Failing()
     content.pieces = [b"x" * 70_000 + b"\r\n", b"y" * 1000 + b"\r\n"]
-    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
+    client = loggedInWith(content)
     client.send(b"RETR 1\r\nNOOP\r\n")
     assert client.wasAborted
     received = client.received()
@@ -376,11 +374,9 @@ def test_bodyIsClosed() -> None:
         lambda client: client.send(b"TOP 1 0\r\n"),
         lambda client: (client.stall(), client.send(b"RETR 1\r\n"), client.vanish()),
     ):
-        client, content = loggedIn(), Failing()
+        content = Failing()
         content.pieces = [b"a: b\r\n\r\n"] + [b"x" * 20_000 + b"\r\n"] * 20
-        client.protocol.session.transaction.mailbox.messageContent = (
-            lambda info, uniqueID, it=content: it
-        )
+        client = loggedInWith(content)
         act(client)
         assert content.closed == 1
         assert len(content.pieces) > 10
@@ -452,7 +448,7 @@ def test_shutdown() -> None:
     busy.send(b"USER alice\r\n")
     _, over = start(factory.shutdown())
     for each in (idle, strange, busy, client):
-        each._pump()
+        each.pump()
     assert strange.received().endswith(b"-ERR [SYS/TEMP] Server is shutting down.\r\n")
     assert idle.received() == b""
     assert client.wasAborted
@@ -693,7 +689,7 @@ def test_heldInputIsCountedRight(more: int, isTLS: bool) -> None:
     client.send(b"USER a\r\nUSER b\r\nX\r\n")
     for octets in (100_000, 100_000, 62_144 + more):
         client.protocol.dataReceived(b"N" * (octets - 1) + b"\n")
-    client._pump()
+    client.pump()
     assert client.isOpen is not bool(more)
     assert client.wasAborted is bool(more)
     client.vanish()
@@ -785,7 +781,7 @@ def test_whyItStopped() -> None:
         (lambda it: it.abort("no reason"), False, "no reason"),
     ):
         client = Client(makeFactory(), isSecure=isSecure)
-        assert reason(client, lambda it=client, so=end: (so(it.protocol), it._pump())) == why  # type: ignore[misc,no-untyped-call]
+        assert reason(client, lambda it=client, so=end: (so(it.protocol), it.pump())) == why  # type: ignore[misc,no-untyped-call]
 
 
 @pytest.mark.parametrize(
@@ -813,7 +809,7 @@ def test_givesWay() -> None:
         advance(client, 100)
         assert tryRelease(isMarked) is False
         mailbox.answerAll()
-        client._pump()
+        client.pump()
         advance(client, seconds - 1)
         if client.isOpen:
             assert tryRelease(isMarked) is False
@@ -957,11 +953,11 @@ def test_bodyFailsLate() -> None:
     """
     The log contains the error of a body, at whatever time it fails.
     """
-    client, content, late = loggedIn(), Failing(), Deferred[bytes]()
+    content, late = Failing(), Deferred[bytes]()
     content.nextChunk = lambda: late  # type: ignore[method-assign,assignment,return-value]
-    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
+    client = loggedInWith(content)
     client.send(b"RETR 1\r\n")
     (event,) = events("error", lambda: late.errback(OSError("disk")))
-    client._pump()
+    client.pump()
     assert event["log_failure"].check(OSError)
     assert client.wasAborted

@@ -8,38 +8,21 @@ from typing import Any
 
 import pytest
 from twisted.internet.task import Clock
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReadOnlyMailbox
+from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo
 from pop3svc.policy import EXTENSIONS, Policy
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client, conversation
+from pop3svc.testing import Client, StubProvider, conversation
 from tests.support.connections import advance, reason
-from tests.support.conversations import ALICE, loggedIn, provider
+from tests.support.conversations import ALICE, MESSAGES, loggedIn, provider
 from tests.support.mailboxes import LEAVE, LOGIN, Provider, later
 
-
-def failing(mail: MemoryProvider, error: Exception) -> MemoryProvider:
-    """
-    Make deletions fail.
-    """
-    authenticate = mail.authenticate
-
-    def fail(*_: object) -> None:
-        raise error
-
-    def broken(*arguments: Any) -> Any:
-        mailbox: Any = authenticate(*arguments)
-        if mailbox is not None:
-            mailbox.messageDelete = fail
-        return mailbox
-
-    mail.authenticate = broken  # type: ignore[method-assign]
-    return mail
+FULL = POP3ResponseError("Disk full.", "SYS/TEMP")
 
 
 def test_deli() -> None:
@@ -85,24 +68,15 @@ def test_deli() -> None:
 
 
 def test_deliFails() -> None:
-    mail = failing(provider(), POP3ResponseError("Disk full.", "SYS/TEMP"))
     conversation(
-        mail,
+        StubProvider(MESSAGES, messageDelete=FULL),
         ALICE
         + "C: DELI 1\nS: -ERR [SYS/TEMP] Disk full.\nC: STAT\nS: +OK 3 98\nC: DELE 1\nS: +OK…",
     )
 
 
 def test_deliReadOnly() -> None:
-    mail = provider()
-    authenticate = mail.authenticate
-
-    def readOnly(*arguments: Any) -> Any:
-        mailbox = authenticate(*arguments)
-        alsoProvides(mailbox, IReadOnlyMailbox)
-        return mailbox
-
-    mail.authenticate = readOnly  # type: ignore[method-assign]
+    mail = StubProvider(MESSAGES, isReadOnly=True)
     client = conversation(mail, ALICE + "C: DELI 1\nS: -ERR [READ-ONLY] …")
     assert b"DELI" not in client.say(b"CAPA")
 
@@ -129,7 +103,7 @@ def test_deletionFails(verb: str) -> None:
     After a failed deletion the session is in TRANSACTION with the same listing, marks, lock
     and messages.
     """
-    mail = failing(provider(), POP3ResponseError("Disk full.", "SYS/TEMP"))
+    mail = StubProvider(MESSAGES, isExclusive=True, messageDelete=FULL)
     conversation(
         mail,
         ALICE
@@ -149,8 +123,8 @@ def test_deletionFails(verb: str) -> None:
         S: +OK 3 98
         """,
     )
-    assert mail.store.maildrop("alice").isHeld
-    assert len(mail.store.maildrop("alice").messages) == 3
+    assert mail.maildrop.isHeld
+    assert len(mail.maildrop.messages) == 3
 
 
 @pytest.mark.parametrize("verb", ["CORE", "SLEE", "QAUT", "QUIT"])
@@ -165,13 +139,9 @@ def test_coreCannotList() -> None:
     """
     If CORE deletes but cannot list, the connection is closed.
     """
-    mail = provider()
+    mail = StubProvider(MESSAGES)
     client = conversation(mail, ALICE + "C: DELE 1\nS: +OK…")
-
-    def broken(info: object) -> Any:
-        raise POP3ResponseError("No.", "SYS/PERM")
-
-    client.protocol.session.transaction.mailbox.listMessageUniqueIDs = broken
+    mail.maildrop.messages["_"] = b""
     assert client.say(b"CORE") == b"-ERR [SYS/TEMP] Mailbox cannot be listed.\r\n"
     assert not client.isOpen
 
@@ -222,6 +192,15 @@ def test_sleepAndWake() -> None:
     client.say(b"SLEE")
     assert client.say(b"QUIT") == b"+OK Bye.\r\n"
     assert not client.isOpen
+
+
+def test_sleepHoldingNothing() -> None:
+    """
+    SLEE and WAKE work for a mailbox with neither a lock nor C{onSleep}.
+    """
+    client = conversation(StubProvider([b"x"]), ALICE + "C: DELE 1\nS: +OK…\nC: SLEE\nS: +OK…")
+    assert client.say(b"WAKE") == b"+OK [ACTIVITY/NONE] Awake.\r\n"
+    assert client.say(b"STAT") == b"+OK 0 0\r\n"
 
 
 def test_pipelinedBehindSlee() -> None:
@@ -503,7 +482,7 @@ def test_markCannotBeForged() -> None:
     """
     A provider's text that ends like the mark loses it.
     """
-    mail = failing(provider(), POP3ResponseError("Odd _"))
+    mail = StubProvider(MESSAGES, messageDelete=POP3ResponseError("Odd _"))
     conversation(mail, ALICE + "C: DELI 1\nS: -ERR Odd")
 
 
@@ -532,7 +511,7 @@ def test_takeOver() -> None:
     conversation(mail, refused)
     advance(first, 2)
     seen = []
-    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first._pump())
+    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first.pump())
     assert why == "made room for another session of the user"
     assert not first.isOpen
     assert seen[0].say(b"STAT")[:5] == b"+OK 2"
@@ -548,7 +527,7 @@ def test_takesNothingOfAReply() -> None:
     first.send(b"RETR 1\r\n")
     advance(first, 61)
     seen = []
-    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first._pump())
+    why = reason(first, lambda: seen.append(conversation(mail, ALICE)) or first.pump())
     assert why == "made room for another session of the user"
     assert first.wasAborted
     assert seen[0].say(b"STAT")[:5] == b"+OK 2"

@@ -22,10 +22,9 @@ from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMessageContent,
     IPOP3Mailbox,
-    IPOP3MailboxProvider,
 )
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client
+from pop3svc.testing import Client, StubProvider
 
 SECRET = "nobody but alice reads this"
 MAIL = {"a": b"one\n", "b": f"{SECRET}\n".encode(), "c": b"three\n"}
@@ -88,19 +87,10 @@ class Log:
         return any(all(word in line for word in words) for line in self.lines)
 
 
-@implementer(IPOP3MailboxProvider)
-class Provider:
-    name = "test"
-
-    def __init__(self, box: Any) -> None:
-        self.box = box
-
-    def authenticate(self, info: Any, username: str, password: str) -> Any:
-        return self.box
-
-
 def loggedIn(box: Any, clock: Clock | None = None) -> Client:
-    client = Client(POP3Factory(Provider(box), clock=Clock() if clock is None else clock))
+    client = Client(
+        POP3Factory(StubProvider(authenticate=box), clock=Clock() if clock is None else clock)
+    )
     client.say(b"USER alice")
     client.answer = client.say(b"PASS secret")  # type: ignore[attr-defined]
     return client

@@ -5,8 +5,6 @@ cut at random positions.
 
 from __future__ import annotations
 
-from typing import Any
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
@@ -15,7 +13,7 @@ from zope.interface import implementer
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client
+from pop3svc.testing import Client, StubProvider
 from tests.support.messages import NASTY, asSent, stuffed, topOf
 
 
@@ -166,10 +164,9 @@ class Cut:
 @settings(max_examples=200, deadline=None)
 @given(NASTY, st.lists(st.integers(0, 60), max_size=6), st.integers(0, 4))
 def test_messagesAtAnyBorder(message: bytes, cuts: list[int], lines: int) -> None:
-    client = Client(POP3Factory(MemoryProvider({"alice": "secret"}, [message]), clock=Clock()))
+    provider = StubProvider([message], messageContent=lambda info, uniqueID: Cut(message, cuts))
+    client = Client(POP3Factory(provider, clock=Clock()))
     client.logIn()
-    mailbox: Any = client.protocol.session.transaction.mailbox
-    mailbox.messageContent = lambda info, uniqueID: Cut(message, cuts)
     sent = asSent(message)
     assert client.say(b"LIST 1") == b"+OK 1 %d\r\n" % len(sent)
     assert client.say(b"RETR 1") == b"+OK Message follows _\r\n" + stuffed(sent) + b".\r\n"

@@ -11,20 +11,18 @@ import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
-from zope.interface import alsoProvides, implementer
+from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
-    IBulkMessageSizes,
     ILoginThrottle,
     IPOP3ConnectionInfo,
-    ISleepingMailbox,
 )
 from pop3svc.policy import Policy
 from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Async, Client, Delayed, conversation
+from pop3svc.testing import Async, Client, Delayed, StubProvider, conversation
 from tests.support.contents import Chunks
 from tests.support.conversations import ALICE
 from tests.support.coroutines import start
@@ -78,10 +76,7 @@ def test_loginFailsAfterTheLock() -> None:
     A listing breaks a rule: the log names the rule, the reply does not.
     """
     for listing, rule in ((["a", "a"], "listed twice"), (["_"], "not a well-formed")):
-        provider = Provider()
-        provider.maildrop.messages = dict.fromkeys(listing, b"")
-        if len(set(listing)) < len(listing):
-            provider.wrap = lambda mailbox: _listing(mailbox, ["a", "a"])
+        provider = Provider(listMessageUniqueIDs=listing)
         seen: list[Any] = []
         globalLogPublisher.addObserver(seen.append)
         conversation(
@@ -93,11 +88,6 @@ def test_loginFailsAfterTheLock() -> None:
         assert any(rule in event.get("rule", "") for event in seen)
         assert [each for each in provider.calls if each in LEAVE] == LEAVE
         assert provider.info.userNameAtLogin is None
-
-
-def _listing(mailbox: Any, listing: list[str]) -> Any:
-    mailbox.inside.listMessageUniqueIDs = lambda info: listing
-    return mailbox
 
 
 def test_wrongObjects() -> None:
@@ -212,26 +202,15 @@ def test_lettingGoFails() -> None:
     """
     A failed release is logged, and the other resources are released.
     """
-    provider = Provider()
+    provider = Provider(unlock=lambda info: fail(ValueError("x")))
     client = conversation(provider, ALICE)
-    client.protocol.session.transaction.mailbox.inside.unlock = lambda info: fail(ValueError("x"))
     provider.calls.clear()
     assert client.say(b"QUIT") == b"+OK Bye.\r\n"
     assert provider.calls == LEAVE
 
 
-def sized(answer: Any) -> Provider:
-    def wrap(mailbox: Any) -> Any:
-        alsoProvides(mailbox, IBulkMessageSizes)
-        mailbox.inside.messageSizes = lambda info, uniqueIDs: answer
-        mailbox.inside.messageSize = lambda info, uniqueID: answer
-        return mailbox
-
-    return Provider(wrap)
-
-
 def test_bulkSizes() -> None:
-    provider = sized(iter([5, 6]))
+    provider = Provider(messageSizes=iter([5, 6]))
     conversation(
         provider,
         ALICE
@@ -243,7 +222,8 @@ def test_bulkSizes() -> None:
 
 @pytest.mark.parametrize("answer", [[5], [5, 6, 7], [5, -1], [5, "6"], None])
 def test_badSizes(answer: Any) -> None:
-    conversation(sized(answer), ALICE + "C: STAT\nS: -ERR [SYS/TEMP] Internal error.\nS: (closed)")
+    provider = StubProvider([b"one\n", b"two\n"], messageSizes=answer)
+    conversation(provider, ALICE + "C: STAT\nS: -ERR [SYS/TEMP] Internal error.\nS: (closed)")
 
 
 @implementer(ILoginThrottle)
@@ -311,12 +291,6 @@ def test_inUseIsNoFailure() -> None:
 
 
 def test_otherRefusals() -> None:
-    class Refusing(Provider):
-        def authenticate(self, info: Any, username: str, password: str) -> Any:
-            if username == "bug":
-                raise KeyError(password)
-            raise POP3ResponseError("Come later.", username)
-
     script = (
         "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] {1}\nC: USER alice\nS: +OK…"
     )
@@ -324,11 +298,12 @@ def test_otherRefusals() -> None:
         throttle = Throttle()
         # The text is the same for a wrong name and a wrong password.
         text = "Wrong name or password." if failures else "Come later."
-        conversation(Refusing(), script.format(code, text), throttle=throttle)
+        provider = StubProvider(authenticate=POP3ResponseError("Come later.", code))
+        conversation(provider, script.format(code, text), throttle=throttle)
         assert throttle.calls == [f"may {code}", f"{'failed' if failures else 'fault'} {code}"]
     throttle = Throttle()
     conversation(
-        Refusing(),
+        StubProvider(authenticate=KeyError("secret")),
         "S: +OK…\nC: USER bug\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP]…\nS: (closed)",
         throttle=throttle,
     )
@@ -339,13 +314,9 @@ def test_lostWhileBeingChecked() -> None:
     """
     The throttle gets C{loginAbandoned} for an attempt without a result.
     """
-
-    class Slow(Provider):
-        def authenticate(self, info: Any, username: str, password: str) -> Any:
-            return Deferred()
-
     throttle = Throttle()
-    client = Client(POP3Factory(Slow(), clock=Clock(), throttle=throttle))
+    provider = StubProvider(authenticate=Deferred())
+    client = Client(POP3Factory(provider, clock=Clock(), throttle=throttle))
     client.send(b"XLOG alice secret\r\n")
     client.vanish()
     assert throttle.calls == ["may alice", "lost alice"]
@@ -475,10 +446,7 @@ def test_failedLoginsInTheLog() -> None:
     assert lines(refused) == ["failed login from 127.0.0.1: bob"]
     assert lines(ALICE) == []
 
-    def refusing(info: Any, name: str, password: str) -> Any:
-        raise POP3ResponseError("Not now.")
-
-    provider.authenticate = refusing  # type: ignore[method-assign]
+    provider = Provider(authenticate=POP3ResponseError("Not now."))
     script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR Not now."
     assert lines(script) == []
     told = logged(lambda: conversation(provider, script, Policy(verboseEvents=True)))
@@ -523,14 +491,13 @@ def test_whoAsks() -> None:
         return asked
 
     def wrap(mailbox: Any) -> Any:
-        alsoProvides(mailbox, IBulkMessageSizes, ISleepingMailbox)
-        mailbox.inside.onSleep = lambda info: None
-        mailbox.inside.messageSizes = lambda info, uniqueIDs: [4] * len(uniqueIDs)
         for name in names:
             setattr(mailbox.inside, name, telling(name, getattr(mailbox.inside, name)))
         return mailbox
 
-    provider = Provider(wrap)
+    provider = Provider(
+        wrap, onSleep=None, messageSizes=lambda info, uniqueIDs: [4] * len(uniqueIDs)
+    )
     client = conversation(provider, ALICE)
     late = provider.maildrop.add(b"late")
     for line in ("STAT", f"LIST UID:{late}", "RETR 1", "DELI 1", "SLEE", "WAKE", "QUIT"):
@@ -546,25 +513,18 @@ def test_sizesAreAskedForOnce() -> None:
     for isBulk in (True, False):
         asked: list[Any] = []
 
-        def wrap(mailbox: Any, bulk: bool = isBulk, them: Any = asked) -> Any:
-            if bulk:
-                alsoProvides(mailbox, IBulkMessageSizes)
+        def messageSizes(info: Any, uniqueIDs: Any, them: Any = asked) -> Any:
+            them.append(list(uniqueIDs))
+            return [sizes[each] for each in uniqueIDs]
 
-            def messageSizes(info: Any, uniqueIDs: Any) -> Any:
-                them.append(list(uniqueIDs))
-                return [sizes[each] for each in uniqueIDs]
+        def messageSize(info: Any, uniqueID: str, them: Any = asked) -> Any:
+            them.append(uniqueID)
+            if sizes[uniqueID] is None:
+                raise POP3ResponseError("Message no longer exists.")
+            return sizes[uniqueID]
 
-            def messageSize(info: Any, uniqueID: str) -> Any:
-                them.append(uniqueID)
-                if sizes[uniqueID] is None:
-                    raise POP3ResponseError("Message no longer exists.")
-                return sizes[uniqueID]
-
-            mailbox.inside.messageSizes = messageSizes
-            mailbox.inside.messageSize = messageSize
-            return mailbox
-
-        provider = Provider(wrap)
+        bulk = {"messageSizes": messageSizes} if isBulk else {}
+        provider = Provider(messageSize=messageSize, **bulk)
         provider.maildrop.add(b"three\n")
         client = conversation(provider, ALICE)
         # The second message is gone, so its size is never known.
@@ -583,7 +543,7 @@ def test_sizesAreAskedForOnce() -> None:
 
 
 def test_badListingInTheLog() -> None:
-    provider = Provider(lambda mailbox: _listing(mailbox, ["a", "a"]))
+    provider = Provider(listMessageUniqueIDs=["a", "a"])
     clients: list[Client] = []
     script = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [SYS/PERM]…"
     told = logged(lambda: clients.append(conversation(provider, script)))
@@ -596,17 +556,16 @@ def test_contentNeverComes() -> None:
     """
     The time limit of calls applies to each piece of a message.
     """
-    client = conversation(Provider(), ALICE)
     content = Chunks([])
     content.nextChunk = Deferred  # type: ignore[method-assign]
-    client.protocol.session.transaction.mailbox.messageContent = lambda info, uniqueID: content
+    client = conversation(Provider(messageContent=content), ALICE)
     clock: Any = client.protocol.factory.clock  # type: ignore[union-attr]
     client.say(b"RETR 1")
     clock.advance(119)
-    client._pump()
+    client.pump()
     assert client.isOpen
     clock.advance(2)
-    client._pump()
+    client.pump()
     assert client.wasAborted
 
 
@@ -642,19 +601,15 @@ def test_unlockFailsAsleep() -> None:
     """
     A failed unlock is logged, and the session goes on asleep, awake or lost.
     """
-    provider = Provider()
-    client = conversation(provider, ALICE)
-    inside = client.protocol.session.transaction.mailbox.inside
-    unlock = inside.unlock
-
     infos: list[Any] = []
 
     def failing(info: Any) -> Any:
         infos.append(info)
-        unlock(info)
+        provider.maildrop.holder = None
         raise ValueError("x")
 
-    inside.unlock = failing
+    provider = Provider(unlock=failing)
+    client = conversation(provider, ALICE)
     assert client.say(b"SLEE").startswith(b"+OK")
     messages = dict(provider.maildrop.messages)
     provider.maildrop.messages["_"] = b""
@@ -760,15 +715,11 @@ def test_lateLockCannotBeGivenBack() -> None:
     """
     The failed release of a late lock is logged, even after the client is gone.
     """
-
-    def wrap(mailbox: Any) -> Any:
-        mailbox.inside.lock = lambda info, requestRelease: Deferred(
-            lambda late: late.callback(None)
-        )
-        mailbox.inside.unlock = lambda info: fail(ValueError("x"))
-        return mailbox
-
-    client = Client(POP3Factory(Provider(wrap), clock=Clock()))
+    provider = StubProvider(
+        lock=Deferred(lambda late: late.callback(None)),
+        unlock=lambda info: fail(ValueError("x")),
+    )
+    client = Client(POP3Factory(provider, clock=Clock()))
     client.say(b"USER alice")
     client.say(b"PASS secret")
     told = [each for each in logged(client.vanish) if "log_failure" in each]

@@ -46,4 +46,4 @@ def advance(client: Client, seconds: float) -> None:
     factory = client.protocol.factory
     assert isinstance(factory, POP3Factory)
     factory.clock.advance(seconds)  # type: ignore[attr-defined]
-    client._pump()
+    client.pump()

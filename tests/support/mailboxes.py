@@ -5,22 +5,16 @@ A provider whose answers come when a test says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.interfaces import (
-    IMailboxLogout,
-    INewMailNotifier,
-    IPOP3ConnectionInfo,
-    IPOP3MailboxProvider,
-)
-from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
+from pop3svc.interfaces import IPOP3ConnectionInfo
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client, Delayed, Recording
+from pop3svc.testing import Client, Delayed, Recording, StubProvider
 
 LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
 
@@ -28,34 +22,25 @@ LOGIN = ["authenticate", "watchMailbox", "lock", "listMessageUniqueIDs"]
 LEAVE = ["unlock", "watch ended", "logout"]
 
 
-@implementer(INewMailNotifier, IMailboxLogout)
-class Mailbox(MemoryMailbox):
+class Provider(StubProvider):
     """
-    A mailbox with all optional interfaces.
-    """
-
-    def __init__(self, maildrop: MemoryMaildrop, calls: list[str]) -> None:
-        super().__init__(maildrop)
-        self._calls = calls
-
-    def watchMailbox(self, info: object, changed: object) -> Callable[[], None]:
-        return lambda: self._calls.append("watch ended")
-
-    def logout(self) -> None:
-        pass
-
-
-@implementer(IPOP3MailboxProvider)
-class Provider:
-    """
-    A provider that accepts the password "secret", with recording mailboxes.
+    A provider that accepts the password "secret", with recording mailboxes that provide
+    L{IExclusiveMailbox}, L{INewMailNotifier} and L{IMailboxLogout}.
     """
 
     name = "recording"
 
-    def __init__(self, wrap: Callable[[Any], Any] = lambda mailbox: mailbox) -> None:
+    def __init__(
+        self, wrap: Callable[[Any], Any] = lambda mailbox: mailbox, **methods: Any
+    ) -> None:
+        """
+        @param wrap: returns the mailbox for the service, from a recording one.
+        @param methods: see L{StubProvider}.
+        """
         self.calls: list[str] = []
-        self.maildrop = MemoryMaildrop([b"one\n", b"two\n"])
+        ended = partial(self.calls.append, "watch ended")
+        methods = {"watchMailbox": lambda info, changed: ended, "logout": None, **methods}
+        super().__init__([b"one\n", b"two\n"], isExclusive=True, **methods)
         self.wrap = wrap
         self.info: Any = None
 
@@ -66,7 +51,7 @@ class Provider:
         assert info.userNameAtLogin is None
         if password != "secret":
             return None
-        return self.wrap(Recording(Mailbox(self.maildrop, self.calls), self.calls))
+        return self.wrap(Recording(self.mailbox(), self.calls))
 
 
 def later(script: bytes) -> tuple[Provider, Client, Delayed]:

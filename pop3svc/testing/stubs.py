@@ -1,0 +1,154 @@
+"""
+A provider whose methods a test gives by keyword.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zope.interface import Interface, alsoProvides, implementer, implementer_only
+
+from pop3svc.interfaces import (
+    IAccountStatus,
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    IMailboxLogout,
+    IMailboxStore,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    IPOP3MailboxProvider,
+    IReadOnlyMailbox,
+    IReloading,
+    ISleepingMailbox,
+)
+from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
+
+__all__ = ["StubMailbox", "StubProvider"]
+
+
+def _byMethod(*interfaces: type[Interface]) -> dict[str, type[Interface]]:
+    """
+    @return: the interface of each method of these interfaces.
+    """
+    return {
+        method: interface
+        for interface in interfaces
+        for method in interface.names()
+        if method != "name"
+    }
+
+
+_OF_PROVIDERS = _byMethod(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IReloading)
+_OF_MAILBOXES = _byMethod(
+    IPOP3Mailbox,
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    IMailboxLogout,
+    INewMailNotifier,
+    ISleepingMailbox,
+)
+
+
+def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
+    """
+    @return: the function that was given as a method; for another value, a function that
+        returns the value, or raises it if it is an exception.
+    """
+    if callable(answer):
+        function: Callable[..., Any] = answer
+        return function
+
+    def given(*arguments: object) -> Any:
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    # The log names a method by this.
+    given.__qualname__ = qualifiedName
+    return given
+
+
+def _give(stub: Any, methods: dict[str, Any], known: dict[str, type[Interface]]) -> None:
+    """
+    Give an object those methods that are known for its kind, and the interfaces of these.
+    """
+    for name, answer in methods.items():
+        if name in known:
+            setattr(stub, name, _method(f"{type(stub).__qualname__}.{name}", answer))
+            alsoProvides(stub, known[name])
+
+
+@implementer_only(IPOP3Mailbox)
+class StubMailbox(MemoryMailbox):
+    """
+    A mailbox of a L{StubProvider}.  It provides L{IPOP3Mailbox}, and the interfaces of the
+    methods that the provider was given.
+    """
+
+
+@implementer(IPOP3MailboxProvider)
+class StubProvider:
+    """
+    A provider for tests.  Its methods and those of its mailboxes are given by keyword: as a
+    function with the arguments of the method, or as the value that the method returns.  If
+    the value is an exception, the method raises it.
+
+    Besides L{IPOP3MailboxProvider} and L{IPOP3Mailbox}, provider and mailboxes provide the
+    interfaces of the given methods only.  The other methods are those of a
+    L{MemoryMailbox}.  Without a C{authenticate} of its own, the provider accepts every name
+    with the password "secret".
+
+    @ivar maildrop: the messages, shared by all mailboxes of this provider.
+    """
+
+    name = "stub"
+
+    def __init__(
+        self,
+        messages: Sequence[bytes] = (),
+        *,
+        isExclusive: bool = False,
+        isReadOnly: bool = False,
+        **methods: Any,
+    ) -> None:
+        """
+        @param messages: the messages at first.  Their unique-ids are C{"message-1"},
+            C{"message-2"} and so on.
+        @param isExclusive: whether the mailboxes provide L{IExclusiveMailbox} even if neither
+            C{lock} nor C{unlock} is given.  The lock is that of L{maildrop}.
+        @param isReadOnly: whether the mailboxes provide L{IReadOnlyMailbox}.
+        @param methods: methods of the provider and of its mailboxes, by name.
+        @raise TypeError: no interface has a method of such a name.
+        """
+        unknown = sorted(methods.keys() - _OF_PROVIDERS.keys() - _OF_MAILBOXES.keys())
+        if unknown:
+            raise TypeError(f"providers and mailboxes have no method {', '.join(unknown)}")
+        self.maildrop = MemoryMaildrop(messages)
+        self._methods = methods
+        self._marks = [
+            *([IExclusiveMailbox] if isExclusive else []),
+            *([IReadOnlyMailbox] if isReadOnly else []),
+        ]
+        _give(self, methods, _OF_PROVIDERS)
+
+    def mailbox(self) -> StubMailbox:
+        """
+        @return: a new mailbox, as for another session.
+        """
+        mailbox = StubMailbox(self.maildrop)
+        _give(mailbox, self._methods, _OF_MAILBOXES)
+        alsoProvides(mailbox, *self._marks)
+        return mailbox
+
+    def authenticate(
+        self, info: IPOP3ConnectionInfo, username: str, password: str
+    ) -> StubMailbox | None:
+        return self.mailbox() if password == "secret" else None
+
+    def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
+        return ""
+
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> bool:
+        return True
