@@ -1004,6 +1004,67 @@ def test_deliversTheSameTwice() -> None:
     assert all("deliver() returned 'late' twice" in text for _, text in caught)
 
 
+def test_hooksThatAreCoroutines() -> None:
+    """
+    Each hook except C{goOn} may be a coroutine, of asyncio or not.
+    """
+
+    class Case(MailboxContract, unittest.TestCase):
+        async def makeMailbox(self, messages: list[bytes]) -> Any:
+            self.store = Store()
+            for each in messages:
+                self.store.add(each)
+            await asyncio.sleep(0)
+            return await self.again()
+
+        async def again(self) -> Any:
+            return await succeed(Good(self.store))
+
+        async def deliver(self, message: bytes) -> str:
+            return self.store.add(message)
+
+        async def remove(self, uniqueID: str) -> None:
+            del self.store.messages[uniqueID]
+
+        async def failDeletion(self) -> None:
+            self.store.failing = True
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert result.failures + result.errors == []
+    assert names(result.skipped) == {"test_readOnly"}
+
+
+@pytest.mark.filterwarnings("ignore:coroutine '.*goOn' was never awaited")
+def test_hooksThatReturnNoMailbox() -> None:
+    """
+    A hook that returns L{None} instead of a mailbox, or a C{goOn} that nothing awaits, is
+    named in the failure.
+    """
+
+    class Forgetful(MailboxContract, unittest.TestCase):
+        made: Any = None
+
+        def makeMailbox(self, messages: list[bytes]) -> Any:
+            return self.made
+
+        def again(self) -> Any:
+            pass
+
+        async def goOn(self) -> None:
+            pass
+
+    for made, said in (
+        (None, "makeMailbox() returned None"),
+        (Good(Store()), "again() returned None"),
+        (Deferred(), "goOn() is a plain function"),
+    ):
+        case, result = Forgetful("test_lock"), unittest.TestResult()
+        case.made = made
+        case.run(result)
+        assert [said in text for _, text in result.failures] == [True]
+
+
 def test_unknownSizes() -> None:
     """
     A mailbox may leave the counting of sizes to the service.

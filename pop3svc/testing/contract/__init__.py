@@ -1,0 +1,38 @@
+"""
+The contract of mailboxes, as tests for an author to inherit.
+"""
+
+from __future__ import annotations
+
+from pop3svc.testing.contract.deletion import DeletionContract
+from pop3svc.testing.contract.listing import ListingContract
+from pop3svc.testing.contract.locking import LockContract
+from pop3svc.testing.contract.messages import MessageContract
+from pop3svc.testing.contract.results import ResultContract
+from pop3svc.testing.contract.sizes import SizeContract
+from pop3svc.testing.contract.sleeping import SleepContract
+
+__all__ = ["MailboxContract"]
+
+
+class MailboxContract(
+    ListingContract,
+    MessageContract,
+    SizeContract,
+    ResultContract,
+    DeletionContract,
+    LockContract,
+    SleepContract,
+):
+    """
+    The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
+
+    Mix this into a C{unittest.TestCase}, and implement C{makeMailbox} and C{again}, which make
+    the mailboxes.  The other hooks, C{deliver}, C{remove}, C{failDeletion} and C{goOn}, are
+    optional; tests that need a missing one are skipped.
+
+    The tests run without a reactor.  Give a store with threads a L{pop3svc.testing.Inline}
+    instead of them.  If results come later, implement C{goOn}, which has to make them
+    available.  Methods may be coroutines that await Deferreds, and tasks and futures of
+    asyncio.  So may the hooks, except C{goOn}.
+    """
