@@ -32,12 +32,12 @@ from bench.twistedmail import POP3Factory as TwistedMailFactory
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
-from pop3svc.awaiting import TimeSlice
 from pop3svc.protocol import connection
 from pop3svc.protocol.connection import POP3Connection
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
+from pop3svc.timing import TimeSlice
 
 reactor: Any = installed
 DONE = Failure(ConnectionDone())

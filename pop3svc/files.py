@@ -15,10 +15,10 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.awaiting import BoundedThreadPool, Executor, mustStop
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
+from pop3svc.threadpool import BoundedThreadPool, Executor, mustStop
 
 __all__ = [
     "FileBlocks",

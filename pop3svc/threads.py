@@ -13,7 +13,6 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import blockingCallFromThread
 from zope.interface import directlyProvides, implementer, providedBy
 
-from pop3svc.awaiting import BoundedThreadPool, Executor
 from pop3svc.interfaces import (
     IAccountStatus,
     IChunkedContent,
@@ -26,6 +25,7 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
     IReloading,
 )
+from pop3svc.threadpool import BoundedThreadPool, Executor
 
 __all__ = ["InThreads"]
 

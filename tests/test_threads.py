@@ -17,7 +17,7 @@ from zope.interface import classImplements, implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.awaiting import BoundedThreadPool, startNow
+from pop3svc.awaiting import startNow
 from pop3svc.interfaces import (
     IExclusiveMailbox,
     IMailboxStore,
@@ -29,6 +29,7 @@ from pop3svc.interfaces import (
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop, MemoryProvider
 from pop3svc.testing import Inline, MailboxContract, StubProvider, conversation
+from pop3svc.threadpool import BoundedThreadPool
 from pop3svc.threads import InThreads, _Mailbox
 from tests.support.contents import LINES, MESSAGE, Chunks, Lines
 from tests.support.conversations import ALICE

@@ -11,9 +11,9 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.python.failure import Failure
 
-from pop3svc.awaiting import BoundedThreadPool, Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
+from pop3svc.threadpool import BoundedThreadPool, Executor
 
 __all__ = ["HashQueue", "hashing", "startHashing"]
 

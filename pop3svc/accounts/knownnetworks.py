@@ -12,10 +12,10 @@ from typing import Any
 
 from twisted.internet.defer import DeferredLock
 
-from pop3svc.awaiting import Executor
 from pop3svc.files import disk
 from pop3svc.networks import networkOf
 from pop3svc.state import State
+from pop3svc.threadpool import Executor
 
 __all__ = ["KnownNetworks"]
 

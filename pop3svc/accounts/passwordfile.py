@@ -31,10 +31,11 @@ from pop3svc.accounts.hashes import (
     verify,
 )
 from pop3svc.accounts.hashing import HashQueue, hashing
-from pop3svc.awaiting import BoundedThreadPool, CallTimeout, Executor, Shielded, startNow
+from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
 from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReloading
+from pop3svc.threadpool import BoundedThreadPool, Executor
 
 __all__ = [
     "Accounts",

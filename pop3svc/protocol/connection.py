@@ -20,7 +20,7 @@ from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.awaiting import SharedTimeout, TimeSlice, startNow
+from pop3svc.awaiting import startNow
 from pop3svc.policy import Policy
 from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
@@ -29,6 +29,7 @@ from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender, Stalled
 from pop3svc.protocol.session import Session, State, refuseRelease
+from pop3svc.timing import SharedTimeout, TimeSlice
 
 __all__ = ["Limits", "POP3Connection"]
 

@@ -12,12 +12,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.python.components import registerAdapter
 from zope.interface import implementer
 
-from pop3svc.awaiting import TimeSlice, awaitWithTimeout, isAwaitable
+from pop3svc.awaiting import awaitWithTimeout, isAwaitable
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.lineendings import WireSizeCounter
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
+from pop3svc.timing import TimeSlice
 
 __all__ = ["MessageBody", "countByReading"]
 

@@ -10,12 +10,13 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 from twisted.python.failure import Failure
 
-from pop3svc.awaiting import TimeSlice, isAwaitable
+from pop3svc.awaiting import isAwaitable
 from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.remarks import nameOf, warnOnce
+from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages"]
 

@@ -15,10 +15,11 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
 from zope.interface import Interface, implementer
 
-from pop3svc.awaiting import TimeSlice, isAwaitable
+from pop3svc.awaiting import isAwaitable
 from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
+from pop3svc.timing import TimeSlice
 
 __all__ = ["IReplyByReply", "ReplySender", "Stalled"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.awaiting import Executor
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.deletion import OWN_NAMES, Place
 from pop3svc.providers.files.folders import MessageRef, identify
@@ -23,6 +22,7 @@ from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, St
 from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.paths import Root, uniqueIDFor
+from pop3svc.threadpool import Executor
 
 __all__ = ["FolderStore"]
 

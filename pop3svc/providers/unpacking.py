@@ -15,10 +15,10 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
-from pop3svc.awaiting import Executor, isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import WireSizeCounter
+from pop3svc.threadpool import Executor, isCancelled
 
 __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pop3svc.awaiting import useMonotonicClock
 from pop3svc.service.assembly import Assembly
 from pop3svc.service.options import Options, refuse
 from pop3svc.service.settings import SettingError
 from pop3svc.service.workers import Shared
+from pop3svc.timing import useMonotonicClock
 
 __all__ = ["Options", "makeService"]
 

@@ -28,7 +28,7 @@ _BUFFER_LIMIT = 65536
 
 class Inline:
     """
-    A L{pop3svc.awaiting.Executor} that runs its work at once in the caller's thread.
+    A L{pop3svc.threadpool.Executor} that runs its work at once in the caller's thread.
     """
 
     def run(

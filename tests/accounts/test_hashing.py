@@ -12,9 +12,9 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from pop3svc.accounts.hashing import HashQueue
-from pop3svc.awaiting import BoundedThreadPool
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
+from pop3svc.threadpool import BoundedThreadPool
 
 
 class Threads(Inline):

@@ -34,9 +34,9 @@ from pop3svc.accounts.passwordfile import (
     removeUser,
     setPassword,
 )
-from pop3svc.awaiting import BoundedThreadPool
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
+from pop3svc.threadpool import BoundedThreadPool
 from tests.support.passwords import ask, isGood
 
 

@@ -612,7 +612,7 @@ def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Input that arrives between two time slices waits for the next one.
     """
-    from pop3svc.awaiting import TimeSlice
+    from pop3svc.timing import TimeSlice
 
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -625,7 +625,7 @@ def test_moreComesInBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stoppedBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pop3svc.awaiting import TimeSlice
+    from pop3svc.timing import TimeSlice
 
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -737,7 +737,7 @@ def test_turnThatHasToWait(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The next time slice does not begin while the client reads nothing.
     """
-    from pop3svc.awaiting import TimeSlice
+    from pop3svc.timing import TimeSlice
 
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
     client = Client(withCommand(lambda session: ok("x" * 500)))

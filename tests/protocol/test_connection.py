@@ -17,7 +17,6 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
 from zope.interface import alsoProvides, implementer
 
-from pop3svc.awaiting import TimeSlice
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
@@ -27,6 +26,7 @@ from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, StubProvider
+from pop3svc.timing import TimeSlice
 from tests.support.bodies import Plain, Region
 from tests.support.connections import BIG, advance, events, loggedIn, makeFactory, reason
 from tests.support.coroutines import start

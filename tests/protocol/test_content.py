@@ -19,12 +19,13 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
-from pop3svc.awaiting import CallTimeout, TimeSlice, maybeAwait
+from pop3svc.awaiting import CallTimeout, maybeAwait
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.testing import Inline
+from pop3svc.timing import TimeSlice
 from tests.support.contents import LINES, MESSAGE, Chunks, Lines
 from tests.support.coroutines import start
 

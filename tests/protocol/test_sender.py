@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
-from pop3svc.awaiting import TimeSlice
 from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender, Stalled, _queued
 from pop3svc.testing import MemoryTransport
+from pop3svc.timing import TimeSlice
 from tests.support.bodies import Body, Plain, Region
 from tests.support.coroutines import start
 

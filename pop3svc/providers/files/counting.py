@@ -13,7 +13,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from pop3svc.awaiting import Progress, isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly, measure, openFile
 from pop3svc.interfaces import Eventual
@@ -27,6 +26,8 @@ from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, checksumOf,
 from pop3svc.providers.files.snapshot import MailboxSnapshot
 from pop3svc.providers.paths import openBelow
 from pop3svc.providers.unpacking import CannotUnpack, countUnpacked, packedAs
+from pop3svc.threadpool import isCancelled
+from pop3svc.timing import Progress
 
 __all__ = ["SizeCounter"]
 

@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from pop3svc.awaiting import Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly, openFile
 from pop3svc.once import Once
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key, keyOf
 from pop3svc.providers.paths import Root, openBelow
+from pop3svc.threadpool import Executor
 
 __all__ = ["Directory", "Opened", "SlowDirectory"]
 

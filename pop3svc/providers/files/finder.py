@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from pop3svc.awaiting import isCancelled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly
 from pop3svc.providers.files.deletion import Place
@@ -17,6 +16,7 @@ from pop3svc.providers.files.directory import Directory, Opened
 from pop3svc.providers.files.listing import Listing
 from pop3svc.providers.files.sizes import headOf
 from pop3svc.providers.files.snapshot import MailboxSnapshot, listFolder
+from pop3svc.threadpool import isCancelled
 
 __all__ = ["Finder"]
 

@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from pop3svc.awaiting import isCancelled
 from pop3svc.files import closeQuietly
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.sizes import GONE, MailboxSizes, MessageInfo, headIn
 from pop3svc.providers.files.snapshot import listFolder
 from pop3svc.providers.paths import openBelow, uniqueIDFor
+from pop3svc.threadpool import isCancelled
 
 __all__ = ["MessageRef", "OpenFolders", "identify", "identityOf"]
 

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
 
-from pop3svc.awaiting import Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly, openDirectory, openFile
 from pop3svc.interfaces import Eventual
@@ -24,6 +23,7 @@ from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.paths import Root, openBelow
+from pop3svc.threadpool import Executor
 
 __all__ = [
     "ExclusiveDirectory",

@@ -10,11 +10,11 @@ from threading import Lock
 
 from twisted.logger import Logger
 
-from pop3svc.awaiting import Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import disk
 from pop3svc.once import Once
 from pop3svc.state import State
+from pop3svc.threadpool import Executor
 
 __all__ = ["Presence"]
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from pop3svc.awaiting import isCancelled
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.folders import MessageRef
 from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp, listFolder, stampOf
+from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortRefs"]
 

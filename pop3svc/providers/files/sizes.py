@@ -20,9 +20,9 @@ from threading import Lock, RLock
 from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
-from pop3svc.awaiting import Progress
 from pop3svc.files import FileStamp, closeQuietly, openFile, openRegular, stampFrom
 from pop3svc.listings import areUniqueIDs
+from pop3svc.timing import Progress
 
 __all__ = [
     "COPIED",

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from pop3svc.awaiting import Executor
 from pop3svc.files import disk, longWork
 from pop3svc.providers.files.directory import Directory, SlowDirectory
 from pop3svc.providers.files.listing import Caches
@@ -21,6 +20,7 @@ from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.snapshot import Format
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.paths import Root
+from pop3svc.threadpool import Executor
 
 __all__ = ["MailboxMaker"]
 

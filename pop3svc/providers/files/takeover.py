@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
-from pop3svc.awaiting import Executor
 from pop3svc.errors import POP3ResponseError
 from pop3svc.providers.files.deletion import CleanCache
 from pop3svc.providers.files.watching import DirectoryWatcher
+from pop3svc.threadpool import Executor
 
 __all__ = ["LockRegistry", "Lockable"]
 

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
-from pop3svc.awaiting import isCancelled
 from pop3svc.listings import areUniqueIDs, countDistinct
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.folders import MessageRef, OpenFolders, identify, identityOf
@@ -19,6 +18,7 @@ from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp
 from pop3svc.providers.maildir.names import parseNames, separatorOf, sizeIn
 from pop3svc.providers.maildir.quota import recordDeletion
 from pop3svc.providers.paths import uniqueIDFor
+from pop3svc.threadpool import isCancelled
 
 __all__ = ["MaildirFormat"]
 

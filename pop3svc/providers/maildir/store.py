@@ -8,7 +8,6 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.awaiting import Executor
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.listing import Caches
 from pop3svc.providers.files.lock import LockPolicy
@@ -22,6 +21,7 @@ from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.providers.paths import PathTemplate
 from pop3svc.state import State
+from pop3svc.threadpool import Executor
 
 __all__ = ["MaildirStore"]
 

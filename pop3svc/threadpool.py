@@ -1,0 +1,367 @@
+"""
+Run blocking work in a bounded pool of threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.timing import Progress
+
+__all__ = [
+    "BoundedThreadPool",
+    "Executor",
+    "isCancelled",
+    "mustStop",
+    "reportProgress",
+]
+
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """
+    Runs blocking work outside the reactor's thread.
+    """
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
+        group: Hashable = None,
+    ) -> Deferred[T]:
+        """
+        Run C{work}.
+
+        @param abandoned: called in the reactor's thread with the result of C{work} if the
+            Deferred was cancelled, to release that result.
+        @param ended: called in the reactor's thread when C{work} has ended or will never
+            begin: before the Deferred fires, or long after it was cancelled.
+        @param group: names the object that C{work} is for, such as a mailbox.  If it is a
+            tuple, its first element names the resource that it is on, such as a file
+            system, which has a limit of its own.
+        @return: a Deferred that fires with the result of C{work}.
+        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or a thread hangs
+            in earlier work of the same group.
+        """
+
+    def isLost(self, group: Hashable) -> bool:
+        """
+        @return: whether a thread hangs in work of a group.
+        """
+
+
+_running = threading.local()
+
+
+def isCancelled() -> bool:
+    """
+    Check for cancellation.  Long work in a thread of a L{BoundedThreadPool} calls this
+    regularly.
+
+    @return: whether the work was cancelled.
+    """
+    job: _Job | None = getattr(_running, "job", None)
+    return job is not None and job.isCancelled
+
+
+def reportProgress() -> None:
+    """
+    Report progress.  Long work in a thread of a L{BoundedThreadPool} calls this regularly.
+    """
+    job: _Job | None = getattr(_running, "job", None)
+    if job is not None:
+        job.reportProgress()
+
+
+def mustStop() -> bool:
+    """
+    Report progress and check for cancellation, in one step for work on each of many messages.
+
+    @return: whether the work was cancelled.
+    """
+    job: _Job | None = getattr(_running, "job", None)
+    if job is None:
+        return False
+    job.reportProgress()
+    return job.isCancelled
+
+
+class _Skipped:
+    """
+    The result of work that was cancelled before it began.
+    """
+
+
+class _Job:
+    """
+    One piece of work, from L{BoundedThreadPool.run} to its end.
+
+    @ivar isCancelled: whether its Deferred was cancelled.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "arguments",
+        "ended",
+        "group",
+        "hasBegun",
+        "isCancelled",
+        "lastReport",
+        "reactor",
+        "result",
+        "work",
+    )
+
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        abandoned: Callable[[Any], object] | None,
+        ended: Callable[[], object] | None,
+        group: Hashable,
+        reactor: Any,
+    ) -> None:
+        self.reactor = reactor
+        self.lastReport = 0.0
+        self.work = work
+        self.arguments = arguments
+        self.abandoned = abandoned
+        self.ended = ended
+        self.group = group
+        self.isCancelled = False
+        self.hasBegun = False
+        self.result: Progress[Any] | None = None
+
+    def reportProgress(self) -> None:
+        """
+        Report progress to the reactor's thread, at most four times a second.
+        """
+        now = time.monotonic()
+        if now - self.lastReport >= 0.25:
+            self.lastReport = now
+            self.reactor.callFromThread(self._progressed)
+
+    def _progressed(self) -> None:
+        if self.result is not None:
+            self.result.progressed()
+
+    def perform(self) -> Any:
+        """
+        Do the work, in a thread.
+
+        @return: the result of the work, a L{Failure}, or L{_Skipped}.
+        """
+        if self.isCancelled:
+            return _Skipped()
+        self.hasBegun = True
+        _running.job = self
+        try:
+            return self.work(*self.arguments)
+        except BaseException:
+            return Failure()
+        finally:
+            _running.job = None
+
+
+class BoundedThreadPool:
+    """
+    A few threads for blocking work, with a bounded queue.
+
+    A thread that hangs in cancelled work is I{lost}.  Another thread takes its place, so
+    that one dead disk does not stop all other work.  While a group has a lost thread, its
+    further work is refused.
+    """
+
+    # Seconds within which cancelled work ends, because it checks isCancelled(); and within
+    # which other work ends or reports progress, longer than the limit of any call.
+    GRACE, LATE = 1.0, 150.0
+    # Threads that one file system may lose.
+    EACH = 16
+
+    # Threads that may be lost in all; each costs some 100 KiB and no processor time.
+    LOST = 32
+    # Seconds that L{stop} waits for running work.  Sessions have ended by then, with time
+    # limits of their own, and the process must end.
+    PATIENCE = 5.0
+
+    def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
+        """
+        @param threads: number of threads.
+        @param waiting: bound of the queue.
+        """
+        self._name = name
+        self._most = threads
+        self._bound = threads + waiting
+        self._underWay = 0
+        self._reactor = reactor
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._threads = 0
+        self._hasTrigger = False
+        # Work that runs in a thread, changed by the threads; and cancelled work that still
+        # runs, with the time of the cancellation (seconds).
+        self._begun: dict[_Job, None] = {}
+        self._cancelled: dict[_Job, float] = {}
+        # Notified when a piece of work has ended, for stop().
+        self._over = threading.Condition()
+        self._active = 0
+
+    def start(self) -> None:
+        """
+        Start the first thread, so that there is one even if the system refuses more later.
+        """
+        if not self._threads:
+            self._grow()
+
+    def _grow(self) -> None:
+        """
+        Start one more thread, if there are fewer than allowed.
+
+        @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread and cannot start one.
+        """
+        lost = len(self._lost())
+        if self._threads >= self._most + min(lost, self.LOST):
+            return
+        if self._reactor is None:
+            from twisted.internet import reactor
+
+            self._reactor = reactor
+        if not self._hasTrigger:
+            self._hasTrigger = True
+            self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
+        name = f"{self._name}-{self._threads + 1}"
+        try:
+            # A daemon, because a thread that hangs must not keep the process alive.
+            threading.Thread(target=self._serve, name=name, daemon=True).start()
+        except RuntimeError:
+            # The system refuses another thread.  The existing ones do the work later.
+            if self._threads <= lost:
+                raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
+            return
+        self._threads += 1
+
+    def _serve(self) -> None:
+        jobs, reactor = self._jobs, self._reactor
+        while (job := jobs.get()) is not None:
+            with self._over:
+                self._active += 1
+            job.lastReport = time.monotonic()
+            self._begun[job] = None
+            outcome = job.perform()
+            del self._begun[job]
+            with self._over:
+                self._active -= 1
+                self._over.notify_all()
+            reactor.callFromThread(self._ended, job, outcome)
+            # Drop the references, because the result may be large.
+            del job, outcome
+        with self._over:
+            self._over.notify_all()
+
+    def stop(self) -> None:
+        """
+        Wait for running work, at most L{PATIENCE} and not for lost threads, and end the
+        threads.
+        """
+        for _ in range(self._threads):
+            self._jobs.put(None)
+        end = time.monotonic() + self.PATIENCE
+        with self._over:
+            while max(self._jobs.qsize(), self._active) > len(self._lost()):
+                # Look again soon, because nothing is notified when a thread counts as lost.
+                if time.monotonic() >= end:
+                    break
+                self._over.wait(0.1)
+        self._threads = 0
+        self._jobs = SimpleQueue()
+
+    def _lost(self) -> list[_Job]:
+        """
+        @return: the work whose threads are lost.
+        """
+        now = time.monotonic()
+        lost = [job for job, since in self._cancelled.items() if now - since > self.GRACE]
+        if self._underWay >= self._most:
+            # Work that is never cancelled, such as a deletion, may hang as well.
+            lost += [
+                job
+                for job in list(self._begun)
+                if job not in self._cancelled and now - job.lastReport > self.LATE
+            ]
+        return lost
+
+    def isLost(self, group: Hashable) -> bool:
+        """
+        See L{Executor.isLost}.
+        """
+        return bool(self._cancelled) and any(job.group == group for job in self._lost())
+
+    def _isRefused(self, group: Hashable, lost: list[_Job]) -> bool:
+        if any(job.group == group for job in lost):
+            return True
+        if not isinstance(group, tuple):
+            return False
+        # The first element of a tuple names the file system.
+        same = [job for job in lost if isinstance(job.group, tuple) and job.group[0] == group[0]]
+        return len(same) >= self.EACH
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
+        group: Hashable = None,
+    ) -> Deferred[T]:
+        """
+        Run C{work} in a thread; see L{Executor.run}.
+
+        @return: a Deferred.  Cancelling it skips work that has not begun.
+        """
+        lost = self._lost() if self._cancelled or self._underWay >= self._most else []
+        if self._underWay - len(lost) >= self._bound:
+            raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
+        if lost and group is not None and self._isRefused(group, lost):
+            raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
+        if self._threads <= self._underWay:
+            self._grow()
+        job = _Job(work, arguments, abandoned, ended, group, self._reactor)
+
+        def cancel(_: object) -> None:
+            job.isCancelled = True
+            if job.hasBegun:
+                self._cancelled[job] = time.monotonic()
+
+        result: Progress[T] = Progress(cancel)
+        job.result = result
+        self._underWay += 1
+        self._jobs.put(job)
+        return result
+
+    def _ended(self, job: _Job, outcome: Any) -> None:
+        self._underWay -= 1
+        self._cancelled.pop(job, None)
+        if self._threads > self._most + len(self._lost()):
+            self._threads -= 1
+            self._jobs.put(None)
+        result, job.result = job.result, None
+        assert result is not None
+        if job.ended is not None:
+            job.ended()
+        if not job.isCancelled:
+            if isinstance(outcome, Failure):
+                result.errback(outcome)
+            else:
+                result.callback(outcome)
+        elif job.abandoned is not None and not isinstance(outcome, Failure | _Skipped):
+            job.abandoned(outcome)
