@@ -117,6 +117,8 @@ RANKS = {
     "service.options": 5,
     "service.running": 11,
     "service.certificates": 6,
+    "service.storage": 6,
+    "service.stores": 11,
     "service.assembly": 12,
     "service.tap": 13,
     "service.worker": 14,

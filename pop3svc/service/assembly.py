@@ -7,17 +7,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import IService
-from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
-from twisted.cred.credentials import IUsernamePassword
-from twisted.cred.strcred import InvalidAuthType, makeChecker
 from twisted.logger import Logger
-from twisted.python.reflect import ObjectNotFound, namedAny
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
@@ -26,129 +21,28 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.files import setPrivileged
-from pop3svc.interfaces import (
-    IMailboxStore,
-    IPOP3MailboxProvider,
-    IPOP3ProviderPlugin,
-    IReloading,
-)
+from pop3svc.interfaces import IPOP3MailboxProvider, IReloading
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.certificates import Certificates
 from pop3svc.service.configfile import readText
-from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
-from pop3svc.service.factory import ListenerFactory, POP3Factory, checkName
+from pop3svc.service.factory import ListenerFactory, POP3Factory
 from pop3svc.service.operating import Operated, makeLog
-from pop3svc.service.options import Options, providerPlugins
+from pop3svc.service.options import Options
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.running import KnownNetworksService, POP3Service, exitInOrder, lookAfter
 from pop3svc.service.settings import Listener, SettingError, Settings, Store
+from pop3svc.service.storage import Storage
+from pop3svc.service.stores import makeAccounts, makeStore
 from pop3svc.service.workers import Shared, Supervisor
-from pop3svc.state import State
 
-__all__ = ["Assembly", "Configured", "makeAccounts", "makeEndpoint", "makeProvider", "makeStore"]
+__all__ = ["Assembly", "Configured", "makeEndpoint"]
 
 log = Logger(namespace="pop3svc")
-
-
-def makeProvider(store: Store) -> Any:
-    """
-    Make the provider or the store of mailboxes that a setting names.
-
-    @return: L{IPOP3MailboxProvider} or L{IMailboxStore}; the caller has to check that.
-    @raise SettingError: the provider or store cannot be made.
-    """
-    kind, argument = store.kind or "", store.argument
-    plugin = providerPlugins().get(kind)
-    try:
-        if plugin is None:
-            if "." not in kind:
-                known = ", ".join(sorted(providerPlugins()))
-                raise ValueError(
-                    f"there is no provider {kind}; there are {known}, "
-                    "and classes of your own, such as module.Class"
-                )
-            plugin = _named(kind)
-            if not IPOP3ProviderPlugin.providedBy(plugin):
-                if callable(plugin) and not (
-                    IPOP3MailboxProvider.providedBy(plugin) or IMailboxStore.providedBy(plugin)
-                ):
-                    plugin = plugin() if argument is None else plugin(argument)
-                return plugin
-        return plugin.makeProvider(argument or "")
-    except Exception as error:
-        if isinstance(error, ValueError | OSError):
-            raise SettingError(f"{store.where}: {error}")
-        raise SettingError(f"{store.where}: {type(error).__name__}: {error}")
-
-
-def _named(name: str) -> Any:
-    try:
-        return namedAny(name)
-    except ObjectNotFound:
-        module = name.partition(".")[0]
-        raise ValueError(f"there is no module {module}; PYTHONPATH names directories to search")
-    except Exception as error:
-        raise ValueError(f"cannot be imported ({type(error).__name__}: {error})")
-
-
-def makeAccounts(store: Store) -> list[Any]:
-    """
-    Make the checkers of a store's sources of accounts.
-
-    @return: L{twisted.cred.checkers.ICredentialsChecker}s
-    @raise SettingError: a checker cannot be made.
-    """
-    checkers = []
-    for description in store.auth:
-        kind = description.partition(":")[0]
-        where = f"{store.authWhere} {kind}"
-        try:
-            checker = makeChecker(description)
-        except InvalidAuthType:
-            raise SettingError(f"{where}: unknown kind")
-        except Exception as error:
-            raise SettingError(f"{where}: {error or type(error).__name__}")
-        if IUsernamePassword not in checker.credentialInterfaces:
-            raise SettingError(f"{where} does not check passwords")
-        if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
-            # Names and passwords are octets; the plugin of Twisted keeps text.
-            users: Any = checker.users
-            checker.users = {
-                each.encode("utf-8"): password.encode("utf-8") for each, password in users.items()
-            }
-        checkers.append(checker)
-    return checkers
-
-
-def makeStore(store: Store) -> tuple[Any, list[Any]]:
-    """
-    Make a provider or a store of mailboxes, and the checkers of its accounts, and check that
-    they go together.
-
-    @param store: its C{kind} is not L{None}.
-    @return: as L{makeProvider} and L{makeAccounts}.
-    @raise SettingError: they cannot be made, or cannot be used together.
-    """
-    checkers, provider = makeAccounts(store), makeProvider(store)
-    if IPOP3MailboxProvider.providedBy(provider):
-        if checkers:
-            raise SettingError(
-                f"{store.where} authenticates users itself, so {store.authWhere} cannot be "
-                "combined with it"
-            )
-    elif not IMailboxStore.providedBy(provider):
-        raise SettingError(f"{store.where} is neither a provider nor a store")
-    elif not checkers:
-        raise SettingError(f"{store.where} needs {store.authWhere}, such as passwd:FILE")
-    try:
-        checkName(provider.name)
-    except ValueError as error:
-        raise SettingError(f"{store.where}: {error}")
-    return provider, checkers
 
 
 def makeEndpoint(
@@ -248,8 +142,10 @@ class Assembly:
         self._parent = parent
         self.settings: Settings = settings
         self._configured = Configured(options, settings, text)
-        self._data: DataDirectory | None = None
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._owner = _ownerOf(self._twistd)
+        self._storage = Storage(
+            settings.data, self._owner, None if shared is None else shared.state
+        )
         self._announcements: list[str] = []
         self._warnings: list[str] = []
         self._usesEmbeddedDefault = False
@@ -262,27 +158,10 @@ class Assembly:
         if shared is not None:
             self._on = InheritedPortReactor(reactor, shared.ports)
         self._certificates = Certificates(
-            settings, self._dataDirectory, None if shared is None else shared.certificates
+            settings, self._storage.directory, None if shared is None else shared.certificates
         )
 
     # --- parts --------------------------------------------------------------------
-
-    def _dataDirectory(self) -> DataDirectory:
-        if self._data is None:
-            path = self.settings.data
-            if path is None and self._owner() is not None:
-                raise SettingError("--uid requires --data, a directory that belongs to that user")
-            self._data = DataDirectory(path or defaultDataDirectory(), self._owner())
-        return self._data
-
-    def _hasDataDirectory(self) -> bool:
-        return self._data is not None or self.settings.data is not None
-
-    def _owner(self) -> tuple[int, int] | None:
-        if self._twistd is None or self._twistd.get("uid") is None:
-            return None
-        gid = self._twistd.get("gid")
-        return self._twistd["uid"], -1 if gid is None else gid
 
     def _log(self) -> Log | None:
         """
@@ -290,7 +169,7 @@ class Assembly:
         """
         if self._shared is not None or self._twistd is None:
             return None
-        return makeLog(self._twistd, self._reactor, self._owner())
+        return makeLog(self._twistd, self._reactor, self._owner)
 
     def _provider(self) -> Any:
         """
@@ -307,7 +186,7 @@ class Assembly:
 
     def _providerOf(self, store: Store) -> Any:
         if store.kind is None:
-            data = self._dataDirectory()
+            data = self._storage.directory()
             data.makeAccounts()
             provider: Any = MaildirStore(data.mail)
             checkers = makeAccounts(store) or [PasswordFile(data.passwordFile)]
@@ -331,7 +210,7 @@ class Assembly:
         Keep open the way to files that the service may not read after it has given up its
         privileges, or say that they will not be read again.
         """
-        owner = self._owner()
+        owner = self._owner
         if self._shared is not None or owner is None or os.geteuid() != 0:
             return None
         uid, gid = owner[0], None if owner[1] == -1 else owner[1]
@@ -363,7 +242,7 @@ class Assembly:
         """
         Warn of settings that work and are not safe.
         """
-        owner = self._owner()
+        owner = self._owner
         if self._shared is not None:
             return
         if os.geteuid() == 0 and (owner is None or owner[0] == 0):
@@ -397,44 +276,15 @@ class Assembly:
         @return: the networks that users have logged in from, which are kept if there is a
             data directory, and written by the process that twistd has started.
         """
-        if not self._hasDataDirectory():
+        if not self._storage.isPermanent:
             self._announcements.append(
                 "the networks that users have logged in from are forgotten at a restart, because "
                 "there is no --data"
             )
             return KnownNetworks()
-        state = self._state()
+        state = self._storage.state()
         assert state is not None
         return KnownNetworks(state, isWriter=self._shared is None)
-
-    def _state(self) -> State | None:
-        """
-        @return: facts that survive a restart, in the data directory, or that survive a worker,
-            in a directory that lives as long as the workers; L{None} without either.
-        """
-        if self._hasDataDirectory():
-            data = self._dataDirectory()
-            data.make()
-            return State(data.state, self._owner())
-        if self._shared is not None and self._shared.state is not None:
-            return State(self._shared.state)
-        return None
-
-    def _stateOfWorkers(self) -> str | None:
-        """
-        @return: the path of the facts that all workers have to know, if there is no data
-            directory.
-        """
-        if self._hasDataDirectory():
-            return None
-        # It is removed at the end of this process.
-        self._temporary = tempfile.TemporaryDirectory(prefix="pop3svc-", ignore_cleanup_errors=True)
-        path = os.path.join(self._temporary.name, "state.db")
-        owner = self._owner()
-        State(path, owner)
-        if owner is not None:
-            os.chown(self._temporary.name, *owner)
-        return path
 
     def _rememberMailboxes(self) -> None:
         """
@@ -443,7 +293,7 @@ class Assembly:
         for store in self._started:
             if not isinstance(store, MaildirStore):
                 continue
-            state = self._state()
+            state = self._storage.state()
             if state is not None:
                 store.useState(state)
             warning = None if self._shared is not None else store.looksUnmounted()
@@ -516,7 +366,7 @@ class Assembly:
         ]
         if self._usesEmbeddedDefault:
             self._announcements += _howToRead(
-                self._dataDirectory(), self._certificates.of().certificate, opened
+                self._storage.directory(), self._certificates.of().certificate, opened
             )
         exitInOrder(
             self._reactor,
@@ -609,20 +459,32 @@ class Assembly:
                 certificates=[],
                 strikes=None,
                 opened=[] if opener is None else opener.paths,
-                state=self._stateOfWorkers(),
+                state=self._storage.stateOfWorkers(),
             ),
             self._certificates.pairs,
             lambda: self._configured.text,
             observer,
             opener,
         )
-        supervisor.kept = self
+        # Its temporary directory lives as long as the supervisor.
+        supervisor.kept = self._storage
         self._configured.apply = supervisor.usePolicy
         self._reloads(supervisor)
         supervisor.reloads("the workers", supervisor.reloadWorkers)
         self._operated(supervisor)
         _add(KnownNetworksService(known), supervisor)
         return supervisor
+
+
+def _ownerOf(twistd: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """
+    @return: the user and the group that twistd's options name, -1 for the user's group;
+        L{None} if the service keeps its user.
+    """
+    if twistd is None or twistd.get("uid") is None:
+        return None
+    gid = twistd.get("gid")
+    return twistd["uid"], -1 if gid is None else gid
 
 
 def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bool]]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
-from pop3svc.service.assembly import makeEndpoint, makeStore
+from pop3svc.service.assembly import makeEndpoint
 from pop3svc.service.options import Options
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import (
@@ -25,6 +25,7 @@ from pop3svc.service.settings import (
     SettingError,
     Settings,
 )
+from pop3svc.service.stores import makeStore
 from pop3svc.service.tls import RenewableCertificate
 
 __all__ = ["DEFAULT", "main", "toTOML"]
