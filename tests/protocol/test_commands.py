@@ -14,11 +14,13 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS, command
+from pop3svc.protocol.replies import ok
 from pop3svc.protocol.sasl import MECHANISMS, Mechanism, mechanism
-from pop3svc.protocol.session import Password, Proven, State
+from pop3svc.protocol.session import Password, Proven, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, StubProvider, conversation
+from tests.support.connections import makeFactory, withCommand
 from tests.support.conversations import ALICE, MESSAGES, loggedIn, provider
 
 pytestmark = pytest.mark.smoke
@@ -707,3 +709,22 @@ def test_noFullStopBeforeTheEnd() -> None:
     client.logIn()
     for line in ("CAPA", "LIST", "UIDL", "RETR 1", "TOP 1 0"):
         assert b"." not in client.say(line.encode()).split(b"\r\n")[0]
+
+
+def test_capabilityOfTwoCommandsIsListedOnce() -> None:
+    """
+    A capability of two commands is listed once.
+    """
+
+    async def run(session: Session) -> Any:
+        return ok("Done.")
+
+    client = Client(withCommand(run, capability=["UIDL"]))
+    client.received()
+    assert client.say(b"CAPA").split(b"\r\n").count(b"UIDL") == 1
+
+
+def test_loginDelayIsAnnounced() -> None:
+    client = Client(makeFactory(policy=Policy(loginDelay=7)))
+    client.received()
+    assert b"\r\nLOGIN-DELAY 7\r\n" in client.say(b"CAPA")

@@ -961,3 +961,11 @@ def test_bodyFailsLate() -> None:
     client.pump()
     assert event["log_failure"].check(OSError)
     assert client.wasAborted
+
+
+def test_isAnswering() -> None:
+    _, client, mailbox = later(b"LIST 1\r\n")
+    assert client.protocol.isAnswering
+    mailbox.answerAll()
+    client.received()
+    assert not client.protocol.isAnswering

@@ -23,11 +23,12 @@ from pop3svc.awaiting import CallTimeout, maybeAwait
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
-from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.content import MessageBody, _BinaryFile, countByReading
 from pop3svc.testing import Inline
 from pop3svc.timing import TimeSlice
 from tests.support.contents import LINES, MESSAGE, Chunks, Lines
 from tests.support.coroutines import start
+from tests.support.mailboxes import served
 
 
 @implementer(IFileContent)
@@ -287,3 +288,65 @@ def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = MessageBody(Region(path, 0, 64), Clock(), 10)
     assert small.isWireReady and small.sendTo is None
     small.close()
+
+
+@implementer(IChunkedContent)
+class Late:
+    def __init__(self, answers: list[Any]) -> None:
+        self.answers = answers
+
+    def nextChunk(self) -> Any:
+        return self.answers.pop(0)
+
+    def close(self) -> None:
+        pass
+
+
+def test_fileOfTextIsABug() -> None:
+    class File:
+        """
+        A file object whose C{read} returns text.
+        """
+
+        closed = False
+
+        def read(self, octets: int) -> str:
+            return "text"
+
+        def close(self) -> None:
+            self.closed = True
+
+    file = File()
+    client, _ = served(messageContent=_BinaryFile(file))
+    client.say(b"PASS secret")
+    assert client.say(b"RETR 1") == b""
+    assert client.wasAborted and file.closed
+
+
+@pytest.mark.parametrize("isLate", [False, True])
+def test_chunkOfTextIsABug(isLate: bool) -> None:
+    """
+    A chunk that is neither bytes nor None is a bug, at once or from a Deferred.
+    """
+    waiting: Deferred[Any] = Deferred()
+    client, _ = served(messageContent=Late([waiting if isLate else "text"]))
+    client.say(b"PASS secret")
+    client.say(b"RETR 1")
+    if isLate:
+        waiting.callback("text")
+    client.pump()
+    assert client.wasAborted
+
+
+def test_lateContentIsClosed() -> None:
+    """
+    Content that arrives after its cancellation is closed.
+    """
+    content = Late([b"x"])
+    closed: list[bool] = []
+    content.close = lambda: closed.append(True)  # type: ignore[method-assign]
+    client, _ = served(messageContent=Deferred(lambda late: late.callback(content)))
+    client.say(b"PASS secret")
+    assert client.say(b"RETR 1") == b""
+    client.vanish()
+    assert closed == [True]

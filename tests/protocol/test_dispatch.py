@@ -22,6 +22,8 @@ from pop3svc.protocol.maildrop import Maildrop
 from pop3svc.protocol.replies import After, Reply, challenge, err, ok
 from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryProvider
+from pop3svc.testing import Client
+from tests.support.connections import withCommand
 from tests.support.coroutines import start
 
 
@@ -237,3 +239,19 @@ def test_linesAndVerbs() -> None:
     # A password may be as long as in AUTH.
     assert lineLimit(session, b"PASS x", COMMANDS) == 12288
     assert lineLimit(session, b"xlog x y", COMMANDS) == 12288
+
+
+def test_commandMayReturnItsReplyAtOnce() -> None:
+    client = Client(withCommand(lambda session: ok("At once.")))
+    client.received()
+    assert client.say(b"X") == b"+OK At once.\r\n"
+
+
+def test_commandWithoutReplyIsABug() -> None:
+    """
+    A command that returns no reply is a bug, which the log names.
+    """
+    client = Client(withCommand(lambda session: None))
+    client.received()
+    assert client.say(b"X") == b""
+    assert client.wasAborted

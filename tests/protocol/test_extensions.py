@@ -4,9 +4,11 @@ The extensions, case by case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -18,9 +20,9 @@ from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, StubProvider, conversation
-from tests.support.connections import advance, reason
+from tests.support.connections import advance, events, reason
 from tests.support.conversations import ALICE, MESSAGES, loggedIn, provider
-from tests.support.mailboxes import LEAVE, LOGIN, Provider, later
+from tests.support.mailboxes import LEAVE, LOGIN, Provider, later, served
 
 FULL = POP3ResponseError("Disk full.", "SYS/TEMP")
 
@@ -553,3 +555,72 @@ def test_idleFreesTheMailboxAtOnce() -> None:
     assert not mail.store.maildrop("alice").isHeld
     assert first.isOpen
     first.vanish()
+
+
+def test_idleTimeoutAfterWake() -> None:
+    """
+    After WAKE, the idle timeout is ten minutes again, not an hour.
+    """
+    client = loggedIn("")
+    client.say(b"SLEE")
+    advance(client, 601)
+    assert client.say(b"WAKE").startswith(b"+OK")
+    advance(client, 599)
+    assert client.isOpen
+    advance(client, 2)
+    assert not client.isOpen
+
+
+def test_sleepingSessionIsNotAskedToRelease() -> None:
+    asked: list[Callable[[], bool]] = []
+    client, _ = served(lock=lambda info, requestRelease: asked.append(requestRelease))
+    client.say(b"PASS secret")
+    assert client.say(b"SLEE").startswith(b"+OK")
+    advance(client, 100)
+    assert not asked[0]()
+    assert client.isOpen
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), CancelledError()])
+def test_coreFailsToListByABug(error: Exception) -> None:
+    """
+    The deletion of CORE succeeds, but the new listing fails.
+    """
+    answers: list[Any] = [["message-1", "message-2"]]
+
+    def listed(info: Any) -> Any:
+        if answers:
+            return answers.pop()
+        raise error
+
+    client, calls = served(listMessageUniqueIDs=listed)
+    client.say(b"PASS secret")
+    (event,) = events("error", lambda: client.send(b"CORE\r\n"))
+    assert client.received().startswith(b"-ERR [SYS/TEMP]")
+    assert event["log_failure"].check(type(error))
+    assert (client.isOpen, calls) == (False, ["unlock"])
+
+
+def test_newMailWhileAsleep() -> None:
+    """
+    A session that was not notified does not compare listings.
+    """
+    calls: list[str] = []
+    watching: list[Callable[[], None]] = []
+
+    def watchMailbox(info: Any, changed: Callable[[], None]) -> Callable[[], None]:
+        watching.append(changed)
+        return lambda: calls.append("watch ended")
+
+    provider = StubProvider(watchMailbox=watchMailbox, onSleep=lambda info: calls.append("onSleep"))
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.logIn()
+    for isTold in (False, True, True):
+        assert client.say(b"SLEE").startswith(b"+OK")
+        provider.maildrop.add(b"new")
+        if isTold:
+            watching[0]()
+        code = b"ACTIVITY/NEW" if isTold else b"ACTIVITY/NONE"
+        assert client.say(b"WAKE").startswith(b"+OK [%s]" % code)
+    client.say(b"QUIT")
+    assert calls == ["onSleep"] * 3 + ["watch ended"]

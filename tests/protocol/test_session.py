@@ -21,8 +21,10 @@ from pop3svc.interfaces import (
 )
 from pop3svc.policy import Policy
 from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
+from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Async, Client, Delayed, StubProvider, conversation
+from tests.support.connections import loggedIn, withCommand
 from tests.support.contents import Chunks
 from tests.support.conversations import ALICE
 from tests.support.coroutines import start
@@ -725,3 +727,72 @@ def test_lateLockCannotBeGivenBack() -> None:
     told = [each for each in logged(client.vanish) if "log_failure" in each]
     assert [each["log_failure"].type for each in told] == [ValueError]
     assert formatEvent(told[0]).startswith("failed to release mailbox")
+
+
+def test_providerIsNotAskedAboutEmptyCredentials() -> None:
+    """
+    A provider is not called for an empty name or password.
+    """
+    for name, password in (("", "secret"), ("alice", "")):
+
+        async def run(session: Session, who: str = name, what: str = password) -> Any:
+            await session.logIn(Password(who, what))
+
+        client = Client(withCommand(run))
+        client.received()
+        assert client.say(b"X") == b"-ERR [AUTH] A user name and a password are required.\r\n"
+
+
+def test_lateLoginWithVerboseEvents() -> None:
+    waiting: Deferred[Any] = Deferred()
+    provider = StubProvider(authenticate=waiting)
+    client = Client(POP3Factory(provider, Policy(verboseEvents=True), clock=Clock()))
+    client.say(b"USER alice")
+    assert client.say(b"PASS secret") == b""
+    waiting.callback(provider.mailbox())
+    assert client.received().startswith(b"+OK")
+
+
+def test_sessionWithoutAFactory() -> None:
+    """
+    A session without a factory is not counted.
+    """
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
+    session = Session(ConnectionInfo(1, None, False), provider, Policy(), Clock())
+    _, over = start(session.logIn(Password("alice", "secret")))
+    assert over == [None]
+    session.enter(State.TRANSACTION)
+    _, over = start(session.end())
+    assert over == [None]
+    assert not provider.store.maildrop("alice").isHeld
+    with pytest.raises(AssertionError):
+        session.enter(State.TRANSACTION)
+
+
+def test_errorAtTheEndIsLogged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An error while a session ends is logged, and the connection is closed.
+    """
+    for isLate in (False, True):
+        client = loggedIn()
+        waiting: Deferred[None] = Deferred()
+
+        async def end(session: Session, late: bool = isLate, wait: Any = waiting) -> None:
+            if late:
+                await wait
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(Session, "end", end)
+        seen: list[Any] = []
+        globalLogPublisher.addObserver(seen.append)
+        client.vanish()
+        waiting.callback(None)
+        globalLogPublisher.removeObserver(seen.append)
+        factory: Any = client.protocol.factory
+        assert not factory.connections
+        assert ["ending a session failed"] == [
+            event["log_format"] for event in seen if "log_failure" in event
+        ]
+        assert [event for event in seen if "log_failure" in event][0]["log_failure"].check(
+            RuntimeError
+        )

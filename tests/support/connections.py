@@ -4,10 +4,15 @@ Connections in memory, their time, their events and how they end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.address import IPv4Address
 from twisted.internet.task import Clock
 
+from pop3svc.protocol.commands import COMMANDS
+from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.session import State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
@@ -47,3 +52,18 @@ def advance(client: Client, seconds: float) -> None:
     assert isinstance(factory, POP3Factory)
     factory.clock.advance(seconds)  # type: ignore[attr-defined]
     client.pump()
+
+
+def withCommand(run: Callable[..., Any], **fields: Any) -> POP3Factory:
+    """
+    @return: a factory with one more command, X.
+    """
+    command = Command("X", frozenset([State.AUTHORIZATION]), run, **fields)
+    provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
+    return POP3Factory(provider, clock=Clock(), commands={**COMMANDS, "X": command})
+
+
+def connected(factory: POP3Factory, transport: Any) -> Any:
+    protocol: Any = factory.buildProtocol(IPv4Address("TCP", "127.0.0.1", 40000))
+    protocol.makeConnection(transport)
+    return protocol

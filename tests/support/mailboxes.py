@@ -78,3 +78,16 @@ def logged(act: Callable[[], object]) -> list[Any]:
     finally:
         globalLogPublisher.removeObserver(seen.append)
     return seen
+
+
+def served(**methods: Any) -> tuple[Client, list[str]]:
+    """
+    @return: a client that has sent USER to a L{StubProvider} with these methods, and the
+        calls of C{unlock}.
+    """
+    calls: list[str] = []
+    methods = {"lock": None, "unlock": lambda info: calls.append("unlock"), **methods}
+    provider = StubProvider([b"x\n", b"y\n"], **methods)
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.say(b"USER alice")
+    return client, calls

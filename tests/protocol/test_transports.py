@@ -1,0 +1,143 @@
+"""
+Transports with few abilities, and transports that call the connection back at once.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+from twisted.internet.testing import StringTransport
+from zope.interface import alsoProvides
+
+from pop3svc.protocol.sender import IReplyByReply
+from pop3svc.testing import Client
+from tests.support.connections import advance, connected, loggedIn, makeFactory
+from tests.support.mailboxes import later
+
+
+def test_withoutNoDelayAndHalfClose() -> None:
+    """
+    A transport without TCP_NODELAY and half-close.
+    """
+    transport = StringTransport()
+    protocol = connected(makeFactory(), transport)
+    protocol.dataReceived(b"QUIT\r\n")
+    assert transport.value().endswith(b"+OK Bye.\r\n")
+    assert transport.disconnecting
+    protocol.connectionLost()
+
+
+def test_inputInsideResumeProducing() -> None:
+    """
+    A transport delivers its buffered input inside C{resumeProducing}.
+    """
+    provider, client, mailbox = later(b"LIST 1\r\n")
+    transport: Any = client.transport
+    coming = [b"NOOP\r\nNOOP\r\n", b"NOOP\r\n"]
+
+    def resumeProducing() -> None:
+        transport.isPaused = False
+        while coming:
+            client.protocol.dataReceived(coming.pop(0))
+
+    transport.resumeProducing = resumeProducing
+    # While a command runs, input is paused; input that still arrives is kept.
+    client.protocol.dataReceived(b"NOOP\r\n")
+    client.protocol.dataReceived(b"NOOP\r\n")
+    mailbox.answerAll()
+    assert client.received() == b"+OK 1 5\r\n" + b"+OK Done.\r\n" * 5
+
+
+def test_replyByReply() -> None:
+    """
+    A transport that provides L{IReplyByReply} gets each reply by itself.
+    """
+    client = Client(makeFactory(messages=[b"a\n"]))
+    spoken: list[str] = []
+
+    class Transport(StringTransport):
+        def write(self, data: bytes) -> None:
+            spoken.append("write")
+            super().write(data)
+
+        def registerProducer(self, producer: Any, streaming: bool) -> None:
+            spoken.append("begin" if streaming else "pull")
+            super().registerProducer(producer, streaming)
+
+        def unregisterProducer(self) -> None:
+            spoken.append("end")
+            super().unregisterProducer()
+
+    transport = Transport()
+    alsoProvides(transport, IReplyByReply)
+    protocol = connected(client.protocol.factory, transport)
+    protocol.dataReceived(b"USER alice\r\nFOO\r\n")
+    assert spoken == ["write"] + ["begin", "write", "end"] * 2
+    client.vanish()
+    protocol.connectionLost()
+
+
+def test_slowReaderIsNotStalled() -> None:
+    """
+    A slow client that reads something is not stalled.
+    """
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        for _ in range(5):
+            ours.send(b"x" * 100)
+        client = loggedIn()
+        client.transport.fileno = ours.fileno  # type: ignore[attr-defined]
+        client.stall()
+        client.send(b"RETR 2\r\n")
+        for _ in range(3):
+            theirs.recv(100)
+            advance(client, 600)
+            assert client.isOpen
+        advance(client, 601)
+        assert client.wasAborted
+
+
+def test_peerSendsDuringAReply() -> None:
+    """
+    A peer in the same process may send input while it receives a reply.
+    """
+    coming = [b"FOO\r\n", b"QUIT\r\n"]
+
+    class Transport(StringTransport):
+        protocol: Any = None
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if self.protocol is not None and coming:
+                self.protocol.dataReceived(coming.pop(0))
+
+    transport = Transport()
+    protocol = connected(makeFactory(), transport)
+    transport.protocol = protocol
+    protocol.dataReceived(b"USER alice\r\n")
+    assert transport.value().count(b"\r\n") == 4
+    assert transport.disconnecting
+    protocol.connectionLost()
+
+
+def test_peerSendsDuringALargeReply() -> None:
+    """
+    A peer in the same process may send input while it receives a large message.
+    """
+    coming = [b"NOOP\r\n", b"QUIT\r\n"]
+
+    class Transport(StringTransport):
+        protocol: Any = None
+
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            if len(data) > 30_000 and coming:
+                self.protocol.dataReceived(coming.pop(0))
+
+    transport = Transport()
+    protocol = connected(makeFactory(), transport)
+    transport.protocol = protocol
+    protocol.dataReceived(b"USER alice\r\nPASS secret\r\nRETR 2\r\n")
+    assert transport.value().endswith(b"\r\n.\r\n+OK Done.\r\n+OK Bye.\r\n")
+    protocol.connectionLost()
