@@ -14,7 +14,7 @@ from pop3svc.awaiting import CallTimeout, Shielded, callWithTimeout, maybeAwait
 from tests.support.coroutines import start
 
 
-class AskTests(TestCase):
+class CallTests(TestCase):
     """
     Values, Deferreds and coroutines, handled alike.
     """
@@ -73,7 +73,7 @@ class AskTests(TestCase):
         answer.errback(ValueError("x"))
         self.assertTrue(got[0].check(ValueError))
 
-    def test_noAnswer(self) -> None:
+    def test_timeout(self) -> None:
         cancelled: list[object] = []
         _, got = self.ask(lambda: Deferred(cancelled.append))
         self.clock.advance(9.9)
@@ -82,7 +82,7 @@ class AskTests(TestCase):
         self.assertTrue(got[0].check(CallTimeout))
         self.assertEqual(len(cancelled), 1)
 
-    def test_noAnswerEvenWhenCancelled(self) -> None:
+    def test_timeoutOfACallThatIgnoresCancellation(self) -> None:
         async def stubborn() -> int:
             try:
                 await Deferred()
@@ -105,11 +105,11 @@ class AskTests(TestCase):
         self.assertTrue(got[0].check(CancelledError))
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_settle(self) -> None:
+    def test_maybeAwait(self) -> None:
         for call in (lambda: 5, lambda: succeed(5)):
             self.assertEqual(start(maybeAwait(call))[1], [5])
 
-    def test_carriedThrough(self) -> None:
+    def test_shieldedCallGoesOn(self) -> None:
         """
         A cancelled waiter does not stop the call.
         """
@@ -129,6 +129,6 @@ class AskTests(TestCase):
         self.assertTrue(carried.done)
         self.assertEqual(start(carried.outcome())[1], [5])
 
-    def test_carriedThroughFails(self) -> None:
+    def test_shieldedCallFails(self) -> None:
         _, got = start(Shielded(fail, ValueError("x")).outcome())
         self.assertTrue(got[0].check(ValueError))

@@ -100,7 +100,7 @@ def test_octets() -> None:
     ]
 
 
-def test_long() -> None:
+def test_longTextIsCut() -> None:
     (line,) = told(lambda log: log.info("{name}", name="x" * 10_000_000))
     assert len(line) < 9000 and line.endswith("(9992000 more characters)")
 
@@ -119,7 +119,7 @@ def test_traceback() -> None:
     assert lines[-1] == "\t| two"
 
 
-def test_nothing() -> None:
+def test_eventsWithoutText() -> None:
     assert told(lambda log: log.debug(pop3Event="command", seconds=1)) == []
     assert eventText({"log_format": "x"}) == ["[-#-] x"]
 
@@ -133,7 +133,7 @@ class Broken:
         raise RuntimeError
 
 
-def test_unshown() -> None:
+def test_tracebackThatCannotBeFormatted() -> None:
     lines = eventText({"log_format": "x", "log_failure": Broken(), "log_level": LogLevel.error})
     assert lines == ["[-#error] x", "\t| (cannot format the traceback: RuntimeError)"]
 
@@ -195,7 +195,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
             each.close()
 
 
-def test_nobodyReads(reader: Any) -> None:
+def test_bufferIsBounded(reader: Any) -> None:
     """
     If the log is not read, lines are buffered up to a bound; further ones are dropped and
     counted.  Every line is complete.

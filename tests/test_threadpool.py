@@ -14,7 +14,7 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import BoundedThreadPool
 
 
-class WorkersTests(TestCase):
+class BoundedThreadPoolTests(TestCase):
     """
     The bounded thread pool.
     """
@@ -23,13 +23,13 @@ class WorkersTests(TestCase):
         self.workers = BoundedThreadPool("test", threads=1, waiting=1)
         self.addCleanup(self.workers.stop)
 
-    async def test_run(self) -> None:
+    async def test_runsInAThread(self) -> None:
         thread = await self.workers.run(threading.get_ident)
         self.assertNotEqual(thread, threading.get_ident())
         with self.assertRaises(ZeroDivisionError):
             await self.workers.run(divmod, 1, 0)
 
-    async def test_bound(self) -> None:
+    async def test_queueIsBounded(self) -> None:
         gate = threading.Event()
         first = self.workers.run(gate.wait, 30)
         second = self.workers.run(int)

@@ -15,7 +15,7 @@ from pop3svc.timing import SharedTimeout, TimeSlice, useMonotonicClock
 from tests.support.coroutines import start
 
 
-class MonotonicTests(TestCase):
+class MonotonicClockTests(TestCase):
     """
     Timers do not depend on the wall clock.
     """
@@ -35,7 +35,7 @@ class MonotonicTests(TestCase):
         self.assertIs(own.seconds, time.monotonic)
 
 
-class DeadlinesTests(TestCase):
+class SharedTimeoutTests(TestCase):
     """
     Time limits of one length with one timer.
     """
@@ -43,12 +43,12 @@ class DeadlinesTests(TestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.passed: list[str] = []
-        self.deadlines = SharedTimeout(self.clock, 10, self.passed.append)
+        self.timeouts = SharedTimeout(self.clock, 10, self.passed.append)
 
-    def test_each(self) -> None:
-        self.deadlines.begin("a")
+    def test_oneTimerForAll(self) -> None:
+        self.timeouts.begin("a")
         self.clock.advance(4)
-        self.deadlines.begin("b")
+        self.timeouts.begin("b")
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
         self.clock.advance(6)
         self.assertEqual(self.passed, ["a"])
@@ -58,28 +58,28 @@ class DeadlinesTests(TestCase):
         self.assertEqual(self.passed, ["a", "b"])
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def test_anew(self) -> None:
-        self.deadlines.begin("a")
-        self.deadlines.begin("b")
+    def test_beginsAnew(self) -> None:
+        self.timeouts.begin("a")
+        self.timeouts.begin("b")
         self.clock.advance(9)
-        self.deadlines.begin("a")
+        self.timeouts.begin("a")
         self.clock.advance(1)
         self.assertEqual(self.passed, ["b"])
         self.clock.advance(9)
         self.assertEqual(self.passed, ["b", "a"])
 
-    def test_ended(self) -> None:
-        self.deadlines.begin("a")
-        self.deadlines.begin("b")
-        self.deadlines.end("a")
-        self.deadlines.end("nobody")
+    def test_endStopsTheTimer(self) -> None:
+        self.timeouts.begin("a")
+        self.timeouts.begin("b")
+        self.timeouts.end("a")
+        self.timeouts.end("nobody")
         self.assertEqual(len(self.clock.getDelayedCalls()), 1)
-        self.deadlines.end("b")
+        self.timeouts.end("b")
         self.assertEqual(self.clock.getDelayedCalls(), [])
         self.clock.advance(20)
         self.assertEqual(self.passed, [])
 
-    def test_errors(self) -> None:
+    def test_errorOfOneHandler(self) -> None:
         """
         An error of one handler does not affect the others; an object that begins again
         meanwhile gets a new limit.
@@ -88,12 +88,12 @@ class DeadlinesTests(TestCase):
         def passed(each: str) -> None:
             self.passed.append(each)
             if each == "a":
-                self.deadlines.begin("a")
+                self.timeouts.begin("a")
                 raise ValueError
 
-        self.deadlines = SharedTimeout(self.clock, 10, passed)
-        self.deadlines.begin("a")
-        self.deadlines.begin("b")
+        self.timeouts = SharedTimeout(self.clock, 10, passed)
+        self.timeouts.begin("a")
+        self.timeouts.begin("b")
         self.clock.advance(10)
         self.assertEqual(self.passed, ["a", "b"])
         self.clock.advance(10)
@@ -101,12 +101,12 @@ class DeadlinesTests(TestCase):
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
 
-class TurnsTests(TestCase):
+class TimeSliceTests(TestCase):
     """
     Waiters for their next slice share the time of one slice.
     """
 
-    def test_shared(self) -> None:
+    def test_waitersShareASlice(self) -> None:
         clock = Clock()
         mine = TimeSlice(clock)
         clock.advance(TimeSlice.SLICE / 2)
@@ -123,7 +123,7 @@ class TurnsTests(TestCase):
         clock.advance(TimeSlice.SLICE / 2)
         self.assertFalse(mine.isOver())
 
-    def test_gone(self) -> None:
+    def test_cancelledWaiterDoesNotCount(self) -> None:
         """
         A waiter that is cancelled no longer counts.
         """

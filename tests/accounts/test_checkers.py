@@ -125,7 +125,7 @@ def test_storeRefuses() -> None:
     conversation(provider, f"S: +OK…\nC: USER alice\nS: +OK…\nC: PASS one\nS: {REFUSED}")
 
 
-def test_mayStay(tmp_path: Any) -> None:
+def test_isStillValid(tmp_path: Any) -> None:
     """
     A sleeping session does not wake up if its account is gone or has a new password; other
     sessions do.

@@ -78,7 +78,7 @@ def test_slowAndFastCommands() -> None:
     )
 
 
-def test_commandsBehindALongMessage() -> None:
+def test_commandsAfterALongMessage() -> None:
     client = loggedIn()
     client.stall()
     client.send(b"RETR 2\r\nNOOP\r\nSTAT\r\nQUIT\r\n")
@@ -92,7 +92,7 @@ def test_commandsBehindALongMessage() -> None:
     assert rest == b"+OK Done.\r\n+OK 2 %d\r\n+OK Bye.\r\n" % octets
 
 
-def test_outputIsHeldBack() -> None:
+def test_outputIsBounded() -> None:
     """
     The service buffers little for a client that sends commands and never reads.
     """
@@ -188,7 +188,7 @@ def test_tlsOnThePlainPort(hello: bytes) -> None:
     assert client.isOpen
 
 
-def test_http() -> None:
+def test_httpRequestCloses() -> None:
     client = Client(makeFactory())
     client.received()
     why = reason(client, lambda: client.send(b"GET / HTTP/1.1\r\nUSER alice\r\n\r\n"))
@@ -196,7 +196,7 @@ def test_http() -> None:
     assert client.received() == b"-ERR This is a POP3 service.\r\n"
 
 
-def test_senseless() -> None:
+def test_tooManyBadCommandsClose() -> None:
     client = Client(makeFactory())
     client.received()
     assert reason(client, lambda: client.send(b"\r\n" * 30)) == "sent too many bad commands"
@@ -400,7 +400,7 @@ def test_stls() -> None:
 
 
 @pytest.mark.parametrize("behind", [b"N", b"NOOP\r\n", b"\n", b"\x16\x03\x01"])
-def test_plainTextBehindSTLS(behind: bytes) -> None:
+def test_plainTextAfterSTLSAborts(behind: bytes) -> None:
     """
     A plaintext command after STLS never runs, and there is no handshake (RFC 2595 section 4).
     """
@@ -515,7 +515,7 @@ def test_closeEvent() -> None:
     assert formatEvent(event).startswith("nobody from this machine (TLS): 0 messages of 0 octets ")
 
 
-def test_addresses() -> None:
+def test_clientIP() -> None:
     for address, wanted in (
         (IPv6Address("TCP", "::ffff:192.0.2.7", 1), "192.0.2.7"),
         (IPv6Address("TCP", "::FFFF:192.0.2.7", 1), "192.0.2.7"),
@@ -528,7 +528,7 @@ def test_addresses() -> None:
     assert Client(makeFactory()).transport.noDelay
 
 
-def test_state() -> None:
+def test_stateOfTheSession() -> None:
     client = Client(makeFactory())
     assert client.protocol.session.state is State.AUTHORIZATION
     client.logIn()
@@ -547,7 +547,7 @@ def test_providersAreChecked() -> None:
             POP3Factory(provider, clock=Clock())
 
 
-def test_octetsRenewNoLimit() -> None:
+def test_onlyACommandRestartsTheIdleTimeout() -> None:
     """
     Only a command restarts the idle timeout; a client that sends a line octet by octet is
     idle.
@@ -563,7 +563,7 @@ def test_octetsRenewNoLimit() -> None:
     assert reason(client, lambda: advance(client, 100)) == "idle for too long"
 
 
-def test_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_floodOfCommandsYields(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A flood of quick commands does not block the reactor.
     """
@@ -611,7 +611,7 @@ def test_statIsRemembered() -> None:
     assert client.say(b"STAT") == b"+OK 1 4\r\n"
 
 
-def test_loginTimeoutWhileNothingIsTaken() -> None:
+def test_loginTimeoutOfAClientThatDoesNotRead() -> None:
     """
     A client that does not log in and does not read gets only the replies to its commands.
     """
@@ -629,7 +629,7 @@ def test_loginTimeoutWhileNothingIsTaken() -> None:
     assert not client.isOpen
 
 
-def test_shutdownWhileNothingIsTaken() -> None:
+def test_shutdownWithAClientThatDoesNotRead() -> None:
     factory = makeFactory()
     client = Client(factory)
     client.stall()
@@ -644,7 +644,7 @@ def test_shutdownWhileNothingIsTaken() -> None:
     assert (client.isOpen, over) == (False, [None])
 
 
-def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clientEndsItsHalfBetweenTimeSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Commands that wait for their time slice are answered, too.
     """
@@ -658,7 +658,7 @@ def test_endsItsHalfBetweenTurns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not client.isOpen
 
 
-def test_outputIsHeldBackBehindWhatIsLate() -> None:
+def test_outputIsBoundedBehindALateReply() -> None:
     """
     The service buffers little for a client that does not read, whether replies are
     immediate or late.
@@ -676,7 +676,7 @@ def test_outputIsHeldBackBehindWhatIsLate() -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 @pytest.mark.parametrize("isTLS", [False, True])
-def test_heldInputIsCountedRight(more: int, isTLS: bool) -> None:
+def test_waitingInputIsCounted(more: int, isTLS: bool) -> None:
     """
     All waiting input counts against the limit, and answered or dropped input does not.
     """
@@ -702,7 +702,7 @@ def test_clearLineBuffer() -> None:
     assert client.protocol.clearLineBuffer() == b""
 
 
-def test_finelyTold() -> None:
+def test_verboseEvents() -> None:
     """
     Verbose events report the client, and each command with its result and duration.
     """
@@ -741,7 +741,7 @@ def test_finelyTold() -> None:
     ]
 
 
-def test_lostMeanwhile() -> None:
+def test_cancelledCommandLogsNoError() -> None:
     """
     A command that is cancelled because its client is gone logs no error.
     """
@@ -774,7 +774,7 @@ def test_unauthenticated() -> None:
     assert factory.admission.unauthenticated == set()
 
 
-def test_whyItStopped() -> None:
+def test_reasonOfAStopOrAbort() -> None:
     for end, isSecure, why in (
         (lambda it: it.stop(), False, "the service is stopping"),
         (lambda it: it.stop(), True, "the service is stopping"),
@@ -792,13 +792,13 @@ def test_whyItStopped() -> None:
         (err("Oh.", then=After.CLOSE, fault=True), "an error of the service"),
     ],
 )
-def test_whyACommandCloses(reply: Any, why: str) -> None:
+def test_reasonOfALastReply(reply: Any, why: str) -> None:
     command = Command("X", frozenset(State), lambda session: reply)
     client = Client(makeFactory(commands={**COMMANDS, "X": command}))
     assert reason(client, lambda: client.say(b"X")) == why
 
 
-def test_givesWay() -> None:
+def test_idleSessionReleasesItsLock() -> None:
     """
     A session releases its lock when it has been idle for exactly the time, and not while a
     command runs.
@@ -865,7 +865,7 @@ def test_closedByTheClientFirst() -> None:
 
 
 @pytest.mark.parametrize("isSecure", [False, True])
-def test_howItCloses(isSecure: bool) -> None:
+def test_halfCloseOrCloseAlert(isSecure: bool) -> None:
     """
     A plain connection is half-closed at once; a TLS connection ends with a close alert.
     """
@@ -892,7 +892,7 @@ def test_howItCloses(isSecure: bool) -> None:
 
 
 @pytest.mark.parametrize("isSecure", [False, True])
-def test_nothingPassesTLSBy(isSecure: bool) -> None:
+def test_noSendfileOverTLS(isSecure: bool) -> None:
     """
     A body is sent by sendfile() on a plain connection only.
     """
@@ -910,7 +910,7 @@ def test_nothingPassesTLSBy(isSecure: bool) -> None:
     assert (transport.written + transport.waiting).endswith(b"rest\r\n.\r\n")
 
 
-def test_shortRepliesRegisterNobody() -> None:
+def test_shortRepliesNeedNoProducer() -> None:
     """
     Short replies are written without registering a producer.
     """
@@ -931,7 +931,7 @@ def test_shortRepliesRegisterNobody() -> None:
 
 
 @pytest.mark.parametrize("isStalled", [False, True])
-def test_timeAfterMuch(isStalled: bool) -> None:
+def test_idleTimeoutWaitsForUnsentReplies(isStalled: bool) -> None:
     """
     The idle timeout does not run while replies wait for room, and begins again after them.
     """

@@ -80,13 +80,13 @@ def test_everyVerbInEveryState(verb: str, state: State) -> None:
         assert answer.isBadCommand == (state not in command.states)
 
 
-def test_unknown() -> None:
+def test_unknownVerbs() -> None:
     for line in (b"", b" ", b"FOO", b"DO\xff", b"\xff", b" DO", b"DO\tx", b"D\0O", b"\x7f"):
         answer = reply(makeSession(), line, tableOf(run=None))
         assert (answer.positive, answer.isBadCommand, answer.then) == (False, True, After.GO_ON)
 
 
-def test_senselessCommandsClose() -> None:
+def test_badCommandsInARowClose() -> None:
     async def run(session: Session) -> Reply:
         return ok("Done.")
 
@@ -100,7 +100,7 @@ def test_senselessCommandsClose() -> None:
     assert (last.then, last.text) == (After.CLOSE, "Too many bad commands.")
 
 
-def test_refusalsAreNotSenseless() -> None:
+def test_refusalsAreNoBadCommands() -> None:
     async def run(session: Session) -> Reply:
         raise POP3ResponseError("No such message.")
 
@@ -110,7 +110,7 @@ def test_refusalsAreNotSenseless() -> None:
 
 
 @pytest.mark.parametrize("verb", [b"GET / HTTP/1.1", b"post /", b"PRI * HTTP/2.0", b"OPTIONS *"])
-def test_http(verb: bytes) -> None:
+def test_httpRequest(verb: bytes) -> None:
     assert reply(makeSession(), verb, COMMANDS).then is After.CLOSE
 
 
@@ -125,7 +125,7 @@ def test_errorMap() -> None:
     assert raising(POP3ResponseError("No."), nextState=State.CLOSED).then is After.CLOSE
 
 
-def test_bug() -> None:
+def test_bugIsLoggedAndHidden() -> None:
     """
     A bug is logged with its traceback, and the client gets no detail.
     """
@@ -162,7 +162,7 @@ def test_cancellationPassesThrough() -> None:
         assert raising(error).fault
 
 
-def test_withheld() -> None:
+def test_unavailableCommands() -> None:
     async def run(session: Session) -> Reply:
         return ok("Done.")
 
@@ -203,7 +203,7 @@ def test_noTransactionWithoutAListing() -> None:
         session.enter(State.TRANSACTION)
 
 
-def test_exchange() -> None:
+def test_linesOfAnExchangeAreNotCommands() -> None:
     """
     During an exchange, lines are not parsed as commands.
     """

@@ -205,7 +205,7 @@ def test_sleepHoldingNothing() -> None:
     assert client.say(b"STAT") == b"+OK 0 0\r\n"
 
 
-def test_pipelinedBehindSlee() -> None:
+def test_pipelinedAfterSlee() -> None:
     client = loggedIn("")
     client.send(b"SLEE\r\nSTAT\r\nNOOP\r\nWAKE\r\nSTAT\r\n")
     said = [line.split(b" ")[0] for line in client.received().split(b"\r\n")]
@@ -260,7 +260,7 @@ def test_wakeOfAnAccountThatChanged(change: dict[str, str]) -> None:
     assert client.say(b"WAKE").startswith(b"+OK")
 
 
-def test_asleep() -> None:
+def test_sleepingSessionHoldsLittle() -> None:
     """
     A sleeping session has no listing, no sizes and no lock, can be lost without further
     calls, and has a time-out of its own.
@@ -280,7 +280,7 @@ def test_asleep() -> None:
     assert reason(client, lambda: advance(client, 601)) == "idle for too long"
 
 
-def test_orderOfCalls() -> None:
+def test_callsOfEachCommand() -> None:
     prov = Provider()
     client = conversation(prov, ALICE)
     for verb, calls in (
@@ -519,7 +519,7 @@ def test_takeOver() -> None:
     assert seen[0].say(b"STAT")[:5] == b"+OK 2"
 
 
-def test_takesNothingOfAReply() -> None:
+def test_takeOverFromAClientThatDoesNotRead() -> None:
     """
     A client that stops reading in the middle of a message counts as idle.
     """
@@ -535,7 +535,7 @@ def test_takesNothingOfAReply() -> None:
     assert seen[0].say(b"STAT")[:5] == b"+OK 2"
 
 
-def test_markedIsTakenOverLate() -> None:
+def test_marksDelayTheTakeOver() -> None:
     policy = Policy(idleTimeout=2000)
     mail = provider()
     first = conversation(mail, ALICE + "C: DELE 1\nS: +OK…", policy=policy)

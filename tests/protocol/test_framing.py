@@ -29,7 +29,7 @@ def test_everySplit(size: int) -> None:
         lines.next()
 
 
-def test_whatWaits() -> None:
+def test_waitingLinesKeepTheirOrder() -> None:
     """
     Lines that are not taken wait in their order; clear() returns them all.
     """

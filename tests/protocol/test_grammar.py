@@ -81,7 +81,7 @@ def test_lines() -> None:
             grammar.messageAndLines(rest)
 
 
-def test_nothing() -> None:
+def test_noArguments() -> None:
     for rest in (None, b"", b"    "):
         assert grammar.nothing(rest) == ()
     with pytest.raises(BadArguments):

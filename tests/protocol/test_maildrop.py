@@ -12,19 +12,19 @@ from pop3svc.protocol.maildrop import Maildrop, MessageRef
 
 
 @pytest.mark.parametrize("text", ["!", "~", "__", "x" * 70, ".", "../..", "UID:a", "a_"])
-def test_legal(text: str) -> None:
+def test_wellFormedUniqueIDs(text: str) -> None:
     assert isUniqueID(text)
     assert list(Maildrop(UniqueIDList([text])).present()) == [MessageRef(1, text)]
 
 
 @pytest.mark.parametrize("text", ["", "_", "x" * 71, "a b", "ä", "a\n", "\x7f", "_\n", b"a", None])
-def test_illegal(text: str) -> None:
+def test_malformedUniqueIDs(text: str) -> None:
     assert not isUniqueID(text)
     with pytest.raises(BadListing, match="not a well-formed"):
         Maildrop(UniqueIDList(["a", text]))
 
 
-def test_twice() -> None:
+def test_listedTwice() -> None:
     with pytest.raises(BadListing, match="listed twice: 'b'"):
         Maildrop(UniqueIDList(["a", "b", "c", "b"]))
 
@@ -46,7 +46,7 @@ def test_numbersNeverShift() -> None:
     assert maildrop.byNumber(2) == MessageRef(2, "b")
 
 
-def test_gone() -> None:
+def test_deletedMessagesAreGone() -> None:
     maildrop = Maildrop(UniqueIDList(["a", "b"]))
     maildrop.mark(MessageRef(1, "a"))
     maildrop.mark(MessageRef(0, "late"))
@@ -87,7 +87,7 @@ def test_lines() -> None:
     assert b"".join(listed.lines()) == lines
 
 
-def test_others() -> None:
+def test_hasOthersThan() -> None:
     before = UniqueIDList(["a", "b"])
     assert not before.hasOthersThan(before.hashes())
     assert not UniqueIDList(["b"]).hasOthersThan(before.hashes())

@@ -160,7 +160,7 @@ def test_noneHasASize() -> None:
     assert client.say(b"STAT") == b"-ERR [SYS/TEMP] The database is away.\r\n"
 
 
-def test_bulkThatIsNotThere() -> None:
+def test_bulkSizesAreNotImplemented() -> None:
     def messageSizes(self: Any, info: Any, uniqueIDs: Any) -> Any:
         raise NotImplementedError
 
@@ -168,7 +168,7 @@ def test_bulkThatIsNotThere() -> None:
     assert loggedIn(box).say(b"STAT") == b"+OK 3 41\r\n"
 
 
-def test_noneIsCountedByReading() -> None:
+def test_sizeNoneIsCountedByReading() -> None:
     client = loggedIn(mailbox(IPOP3Mailbox, messageSize=lambda self, info, uniqueID: None))
     assert client.say(b"LIST") == b"+OK 3 messages _\r\n1 5\r\n2 29\r\n3 7\r\n.\r\n"
     assert client.say(b"LIST 2") == b"+OK 2 29\r\n"
@@ -231,7 +231,7 @@ def test_rightSizes() -> None:
         ({"messageSize": lambda self, info, uniqueID: -1}, [b"LIST 1"], ["as an int"]),
     ],
 )
-def test_oneSentence(methods: Any, commands: list[bytes], words: list[str]) -> None:
+def test_eachMistakeIsExplained(methods: Any, commands: list[bytes], words: list[str]) -> None:
     with Log() as log:
         client = loggedIn(mailbox(IPOP3Mailbox, **methods))
         for each in commands:
@@ -267,7 +267,7 @@ def test_verifiedAtTheFirstLogin() -> None:
 
 
 @pytest.mark.parametrize("isCoroutine", [False, True])
-def test_holdsTheReactor(isCoroutine: bool) -> None:
+def test_slowCallIsNamed(isCoroutine: bool) -> None:
     clock = Clock()
 
     def blocks(self: Any, info: Any) -> Any:
@@ -498,7 +498,7 @@ def test_tagUntilUnlock() -> None:
     assert seen == ["mine"] and client.protocol.session.info.providerTag is None
 
 
-def test_veryMany(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_largeMailboxYields(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Each step over all messages of a large mailbox has a time slice of its own.
     """

@@ -275,7 +275,7 @@ def test_plainTakesLittle() -> None:
 @pytest.mark.parametrize("more", [0, 1])
 @pytest.mark.parametrize("isFlushed", [False, True])
 @pytest.mark.parametrize("isWritten", [False, True])
-def test_crowded(more: int, isFlushed: bool, isWritten: bool) -> None:
+def test_gatheringIsBounded(more: int, isFlushed: bool, isWritten: bool) -> None:
     """
     Up to 65,535 octets are gathered, or written without waiting for room.
     """
@@ -304,7 +304,7 @@ def test_fullBeforeTLS() -> None:
     assert not sender.isFull and transport.producer is None
 
 
-def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsentOctetsOfTheKernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The kernel returns the size of its queue in native byte order.
     """

@@ -31,7 +31,7 @@ from tests.support.coroutines import start
 from tests.support.mailboxes import LEAVE, LOGIN, Provider, later, logged
 
 
-def test_session() -> None:
+def test_orderOfCalls() -> None:
     provider = Provider()
     client = conversation(provider, ALICE)
     assert provider.calls == LOGIN
@@ -47,7 +47,7 @@ def test_session() -> None:
     assert list(provider.maildrop.messages) == ["message-2"]
 
 
-def test_nothingMarked() -> None:
+def test_quitWithoutMarksDeletesNothing() -> None:
     provider = Provider()
     client = conversation(provider, ALICE)
     provider.calls.clear()
@@ -57,7 +57,7 @@ def test_nothingMarked() -> None:
     assert provider.calls == LEAVE
 
 
-def test_lost() -> None:
+def test_lostClientDeletesNothing() -> None:
     provider = Provider()
     client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…")
     provider.calls.clear()
@@ -66,7 +66,7 @@ def test_lost() -> None:
     assert len(provider.maildrop.messages) == 2
 
 
-def test_coroutines() -> None:
+def test_mailboxOfCoroutines() -> None:
     provider = Provider(Async)
     client = conversation(provider, ALICE + "C: DELE 1\nS: +OK…\nC: QUIT\nS: +OK…\nS: (closed)")
     assert not client.isOpen
@@ -92,7 +92,7 @@ def test_loginFailsAfterTheLock() -> None:
         assert provider.info.userNameAtLogin is None
 
 
-def test_wrongObjects() -> None:
+def test_loginReturnsNoMailbox() -> None:
     """
     A result that is no mailbox is a bug of the provider.
     """
@@ -154,7 +154,7 @@ def test_lostDuringTheUnlock() -> None:
     assert provider.calls[-4:] == ["messageDelete", *LEAVE]
 
 
-def test_deletionTakesTooLong() -> None:
+def test_deletionTimesOut() -> None:
     """
     The client is told that the result is not known; the lock is kept until the deletion ends.
     """
@@ -172,7 +172,7 @@ def test_deletionTakesTooLong() -> None:
     assert not provider.maildrop.isHeld
 
 
-def test_deletionFailsWithNobodyThere() -> None:
+def test_deletionFailsWithoutItsClient() -> None:
     provider, client, mailbox = later(b"DELE 1\r\nQUIT\r\n")
     client.vanish()
     _, answer, _ = mailbox.waiting.pop()
@@ -181,7 +181,7 @@ def test_deletionFailsWithNobodyThere() -> None:
     assert provider.calls[-3:] == LEAVE
 
 
-def test_neverAnswers() -> None:
+def test_callTimesOut() -> None:
     """
     A call that takes too long is cancelled and the connection closed.
     """
@@ -200,7 +200,7 @@ def test_neverAnswers() -> None:
     assert provider.calls[-3:] == LEAVE
 
 
-def test_lettingGoFails() -> None:
+def test_failedReleaseIsLogged() -> None:
     """
     A failed release is logged, and the other resources are released.
     """
@@ -255,7 +255,7 @@ class Throttle:
         self.calls.append(f"{'lost' if isLost else 'fault'} {username}")
 
 
-def test_throttle() -> None:
+def test_throttleSeesEachAttempt() -> None:
     """
     PASS and AUTH use the same throttle.
     """
@@ -270,7 +270,7 @@ def test_throttle() -> None:
     assert throttle.calls == ["may alice", "failed alice", "may alice", "succeeded alice"]
 
 
-def test_throttled() -> None:
+def test_throttleRefuses() -> None:
     throttle, provider = Throttle(False), Provider()
     conversation(
         provider,
@@ -280,7 +280,7 @@ def test_throttled() -> None:
     assert (provider.calls, throttle.calls) == ([], ["may alice"])
 
 
-def test_inUseIsNoFailure() -> None:
+def test_inUseIsNoFailedLogin() -> None:
     throttle, provider = Throttle(), Provider()
     provider.maildrop.holder = lambda: False
     conversation(
@@ -292,7 +292,7 @@ def test_inUseIsNoFailure() -> None:
     assert provider.maildrop.isHeld
 
 
-def test_otherRefusals() -> None:
+def test_onlyWrongCredentialsAreFailures() -> None:
     script = (
         "S: +OK…\nC: USER {0}\nS: +OK…\nC: PASS secret\nS: -ERR [{0}] {1}\nC: USER alice\nS: +OK…"
     )
@@ -312,7 +312,7 @@ def test_otherRefusals() -> None:
     assert throttle.calls == ["may bug", "fault bug"]
 
 
-def test_lostWhileBeingChecked() -> None:
+def test_lostClientAbandonsTheAttempt() -> None:
     """
     The throttle gets C{loginAbandoned} for an attempt without a result.
     """
@@ -378,7 +378,7 @@ def test_namesInEvents() -> None:
     )
 
 
-def test_lostWhileFallingAsleep() -> None:
+def test_lostWhileUnlockingForSleep() -> None:
     """
     A client is lost while SLEE releases the lock: there is no other call meanwhile, and the
     connection ends after it.
@@ -475,7 +475,7 @@ def test_tooManyFailedLogins() -> None:
             assert client.isOpen
 
 
-def test_whoAsks() -> None:
+def test_everyCallGetsTheInfo() -> None:
     """
     Every call passes the connection's information to the mailbox.
     """
@@ -554,7 +554,7 @@ def test_badListingInTheLog() -> None:
     assert event["connectionID"] == clients[0].protocol.session.info.connectionID
 
 
-def test_contentNeverComes() -> None:
+def test_pieceOfAMessageTimesOut() -> None:
     """
     The time limit of calls applies to each piece of a message.
     """
@@ -571,7 +571,7 @@ def test_contentNeverComes() -> None:
     assert client.wasAborted
 
 
-def test_deliTakesTooLong() -> None:
+def test_deliTimesOut() -> None:
     """
     If DELI times out, the state of the mailbox is not known, and the connection is closed.
     """
@@ -624,7 +624,7 @@ def test_unlockFailsAsleep() -> None:
     assert provider.calls == ["watch ended", "logout"]
 
 
-def test_unlocksOnlyItsOwn() -> None:
+def test_failedLoginUnlocksNothing() -> None:
     """
     After QAUT, a login that finds the mailbox locked does not release the other lock.
     """
@@ -640,7 +640,7 @@ def test_unlocksOnlyItsOwn() -> None:
     assert provider.maildrop.isHeld
 
 
-def test_admission() -> None:
+def test_slotIsReleasedOnce() -> None:
     """
     The counter of sessions is called at the beginning and once at the end of each session.
     """
@@ -705,7 +705,7 @@ def test_requestRelease() -> None:
     assert session.isOver is True
 
 
-def test_strangersLeaveNoFailure() -> None:
+def test_endBeforeLoginLogsNoError() -> None:
     """
     A connection that never logged in ends without an error.
     """
@@ -713,7 +713,7 @@ def test_strangersLeaveNoFailure() -> None:
     assert [event for event in logged(client.vanish) if "log_failure" in event] == []
 
 
-def test_lateLockCannotBeGivenBack() -> None:
+def test_failedReleaseOfALateLockIsLogged() -> None:
     """
     The failed release of a late lock is logged, even after the client is gone.
     """

@@ -37,7 +37,7 @@ def test_parseArguments(text: str, positional: list[str], named: dict[str, str])
     assert parseArguments(text) == (positional, named)
 
 
-def test_twice() -> None:
+def test_argumentGivenTwice() -> None:
     with pytest.raises(ValueError, match="a is given twice"):
         parseArguments("a=1:a=2")
 
@@ -84,7 +84,7 @@ def test_backlog(text: str, backlog: int) -> None:
     assert [each[2] for each in reactor.tcpServers] == [backlog]
 
 
-def test_handedOver() -> None:
+def test_inheritedPorts() -> None:
     """
     Whatever an endpoint would listen on, it is given the next port.
     """
@@ -140,7 +140,7 @@ def test_badPaths(argument: str) -> None:
             make(argument)
 
 
-def test_makers(tmp_path: Any) -> None:
+def test_pluginArguments(tmp_path: Any) -> None:
     assert makeMaildir(f"{tmp_path}:readonly=yes")._readOnly
     assert not makeFolder(f"path={tmp_path}:readonly=no")._readOnly
     makeMaildir(f"{tmp_path}:lock=wait:wait=5")

@@ -43,7 +43,7 @@ def isOpen(client: Client) -> bool:
     return client.isOpen
 
 
-def test_inAll(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maxConnections(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     Those who have logged in are never closed for others.
     """
@@ -256,7 +256,7 @@ def test_loginDelayAfterInUse() -> None:
     assert client.say(b"XLOG alice secret").startswith(b"+OK")
 
 
-def test_neverMade() -> None:
+def test_failedTLSIsNotCounted() -> None:
     """
     A connection whose TLS could not be set up is not counted, and keeps
     nothing from ending.

@@ -382,7 +382,7 @@ class FromThread:
         self.calls.append(call)
 
 
-def test_held() -> None:
+def test_earlySignalsAreKept() -> None:
     """
     What came before is done once, and what comes after at once.
     """

@@ -911,7 +911,7 @@ def names(outcomes: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", (Good, Late, AwaitsFired, AwaitsFutures))
-def test_good(kind: type[Good]) -> None:
+def test_goodMailboxKeepsTheContract(kind: type[Good]) -> None:
     result = contract(kind)
     assert result.failures + result.errors == []
     assert names(result.skipped) == {"test_readOnly"}
@@ -931,7 +931,7 @@ def test_readOnly() -> None:
     }
 
 
-def test_least() -> None:
+def test_mailboxWithoutOptionalInterfaces() -> None:
     """
     A mailbox without optional interfaces, with the minimum of hooks.
     """
@@ -1077,7 +1077,7 @@ def test_unknownSizes() -> None:
 @pytest.mark.parametrize(
     ("kind", "rule", "saying"), BROKEN, ids=lambda value: getattr(value, "__name__", "")
 )
-def test_broken(kind: type[Good], rule: str, saying: str) -> None:
+def test_eachBrokenMailboxIsCaught(kind: type[Good], rule: str, saying: str) -> None:
     result = contract(kind)
     caught = result.failures + result.errors
     assert rule in names(caught)

@@ -42,7 +42,7 @@ def lastSaid(server: POP3Server) -> tuple[str, str]:
     return server.transcript[-1][-1]
 
 
-def test_none() -> None:
+def test_withoutFaults() -> None:
     """
     A server without faults works.
     """
@@ -343,7 +343,7 @@ def test_certificates(fault: Any, complaint: str, way: str) -> None:
         assert secure().user("alice") == b"+OK Password required."
 
 
-def test_several() -> None:
+def test_faultsCombine() -> None:
     """
     Several faults apply together.
     """
