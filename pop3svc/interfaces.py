@@ -457,7 +457,7 @@ class IDelivery(Interface):
         Store one message for some users.
 
         @param content: a file in binary mode that can be read from any position, such as
-            L{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last may
+            C{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last may
             have no end.  A method that runs in a thread may read it; the caller closes it.
         @return: for each copy None if the message is durable, that is written to disk or
             committed; else the error.  A copy with an error was not stored.

@@ -26,6 +26,8 @@ RANKS = {
     "listings": 0,
     "logs": 0,
     "timing": 0,
+    "drivers": 0,
+    "database": 1,
     "awaiting": 1,
     "threadpool": 1,
     "files": 2,

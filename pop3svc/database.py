@@ -1,0 +1,647 @@
+"""
+Run transactions in threads, with a bounded queue and a limit on every wait.
+
+Connections are in the threads of L{twisted.enterprise.adbapi}.  A connection that is lost is
+replaced.  A transaction that met another one is repeated.  The socket of a server that does not
+answer is cut, because no setting of the driver ends the wait for a frozen server.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from twisted.enterprise import adbapi
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pop3svc.drivers import Driver, Link, isRetryable, isUnavailable
+
+__all__ = [
+    "Database",
+    "DatabaseRefused",
+    "DatabaseUnavailable",
+    "Health",
+    "OutcomeUnknown",
+    "Transaction",
+]
+
+log = Logger(namespace="pop3svc")
+
+T = TypeVar("T")
+
+
+class DatabaseUnavailable(Exception):
+    """
+    The database cannot work now.  Nothing of the transaction is committed.  The text is one
+    sentence for the operator.
+    """
+
+
+class DatabaseRefused(DatabaseUnavailable):
+    """
+    The database refuses connections, and goes on doing so until a setting changes: a wrong
+    password, no such database, a certificate that does not verify.
+    """
+
+
+class OutcomeUnknown(DatabaseUnavailable):
+    """
+    The answer to COMMIT is missing.  The transaction is committed, or will be, or is not; only
+    the tables can tell.
+    """
+
+
+class Health:
+    """
+    Whether a database works.  The log says when that begins and when it ends.  Several
+    L{Database}s on one server may share one object.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        @param name: of the database, for the log.
+        """
+        self._name = name
+        self.isAvailable = True
+
+    def failed(self, reason: str) -> None:
+        """
+        The database did not work.
+        """
+        if self.isAvailable:
+            self.isAvailable = False
+            log.error("{name} is not available: {reason}", name=self._name, reason=reason)
+
+    def succeeded(self) -> None:
+        """
+        The database has worked.
+        """
+        if not self.isAvailable:
+            self.isAvailable = True
+            log.info("{name} is available again", name=self._name)
+
+
+class Transaction:
+    """
+    A transaction that runs in a thread.  A statement has named parameters, C{:name}, whose values
+    are bound.
+
+    @ivar dialect: C{"sqlite"} or C{"postgresql"}, for statements that differ.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.dialect = link.dialect
+
+    def execute(self, statement: str, **values: Any) -> Any:
+        """
+        Execute a statement.
+
+        @return: a cursor of the DB-API: C{fetchone}, C{fetchmany}, C{rowcount}, C{description}.
+        """
+        return self._link.execute(statement, values, False)
+
+    def executeBinary(self, statement: str, **values: Any) -> Any:
+        """
+        As L{execute}, for a query of large values of octets: PostgreSQL's text form of octets
+        takes twice as long.
+        """
+        return self._link.execute(statement, values, True)
+
+    def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        """
+        Execute a statement with each of some sets of values.
+
+        @return: the number of changed rows.
+        """
+        return self._link.executeMany(statement, rows)
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+class _Again(Exception):
+    """
+    The transaction met another one, and is to be repeated after a pause.
+    """
+
+
+class _Job:
+    """
+    A transaction from L{Database.run} to its end.
+
+    @ivar result: L{None} when the caller has its answer.
+    @ivar isCommitting: COMMIT has been sent.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., Any],
+        isReading: bool,
+        mayRepeat: bool,
+        abandoned: Callable[[Any], object] | None = None,
+    ) -> None:
+        self.work = work
+        self.isReading = isReading
+        self.mayRepeat = mayRepeat or isReading
+        self.abandoned = abandoned
+        self.result: Deferred[Any] | None = None
+        self.timer: IDelayedCall | None = None
+        self.tries = 0
+        self.isCommitting = False
+        self.isCut = False
+        self._link: Link | None = None
+        # So that no other transaction of the same thread is cut.
+        self._lock = threading.Lock()
+
+    def attach(self, link: Link) -> None:
+        """
+        Begin to use a connection.
+        """
+        with self._lock:
+            if self.isCut:
+                raise DatabaseUnavailable("no answer in time")
+            self._link = link
+            self.isCommitting = False
+
+    def detach(self) -> None:
+        """
+        Stop using the connection.  It cannot be cut any more.
+        """
+        with self._lock:
+            self._link = None
+
+    def beginCommit(self) -> None:
+        """
+        From now on the outcome of a cut is unknown.
+        """
+        with self._lock:
+            if self.isCut:
+                raise DatabaseUnavailable("no answer in time")
+            self.isCommitting = True
+
+    def cut(self) -> bool:
+        """
+        Let the statement that runs fail, and let no further statement begin.
+
+        @return: whether the outcome is unknown.
+        """
+        with self._lock:
+            self.isCut = True
+            if self._link is not None:
+                self._link.cut()
+            return self.isCommitting and not self.isReading
+
+    def attempt(self, link: Link) -> Any:
+        """
+        Run the transaction once.  Blocks.
+
+        @raise OutcomeUnknown: the answer to COMMIT is missing.
+        """
+        self.attach(link)
+        try:
+            link.begin(self.isReading)
+            answer = self.work(Transaction(link))
+            self.beginCommit()
+            try:
+                isDurable = link.commit()
+            except BaseException as error:
+                if self.isReading or link.isRefusedCommit(error):
+                    raise
+                raise OutcomeUnknown(_sentence(error)) from error
+            if not isDurable and not self.isReading:
+                raise OutcomeUnknown("the standby has not confirmed the COMMIT")
+            return answer
+        finally:
+            self.detach()
+
+
+class _Access(adbapi.Connection):
+    """
+    What adbapi hands to a call in a thread.  It connects when the call asks for it, and leaves
+    the transaction to the call.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self.pool = pool
+
+    def commit(self) -> None:
+        pass
+
+    def rollback(self) -> None:
+        pass
+
+
+class _Pool(adbapi.ConnectionPool):
+    """
+    The threads, each with a connection.
+    """
+
+    connectionFactory = _Access
+
+    def __init__(self, driver: Driver, size: int, limit: float, reactor: Any) -> None:
+        name = "pop3svc-database"
+        super().__init__(  # type: ignore[no-untyped-call]
+            driver.module, cp_min=0, cp_max=size, cp_reactor=reactor, cp_name=name
+        )
+        self._driver = driver
+        self._limit = limit
+        # Daemons, because a thread that hangs must not keep the process alive.
+        threads: Any = self.threadpool
+        threads.threadFactory = partial(threading.Thread, daemon=True)
+        # Set by the database: the shutdown trigger of adbapi would wait for the threads.
+        self.closing: Callable[[], Any] = lambda: None
+
+    def finalClose(self) -> Any:
+        """
+        Called when the reactor stops.
+        """
+        self.shutdownID = None
+        return self.closing()
+
+    def link(self) -> tuple[Link, bool]:
+        """
+        @return: the connection of this thread, and whether it is new.
+        """
+        thread = threading.get_ident()
+        found = self.connections.get(thread)
+        if found is not None and found.isLost:
+            self.drop()
+            found = None
+        if found is not None:
+            return found, False
+        made = self.connections[thread] = self._driver.connect(self._limit)
+        return made, True
+
+    def drop(self) -> None:
+        """
+        Close the connection of this thread.
+        """
+        found = self.connections.pop(threading.get_ident(), None)
+        if found is not None:
+            _closeQuietly(found)
+
+    def end(self, finished: Callable[[], object]) -> None:
+        """
+        Wait for the threads, and close all connections, in another thread, because the reactor
+        must not wait.
+
+        @param finished: called in the reactor's thread at the end.
+        """
+        reactor: Any = self._reactor
+        if self.shutdownID is not None:
+            reactor.removeSystemEventTrigger(self.shutdownID)
+            self.shutdownID = None
+
+        def wait() -> None:
+            self.threadpool.stop()
+            while self.connections:
+                _closeQuietly(self.connections.popitem()[1])
+            reactor.callFromThread(finished)
+
+        threading.Thread(target=wait, name="pop3svc-database-end", daemon=True).start()
+
+
+def _closeQuietly(link: Link) -> None:
+    try:
+        link.close()
+    except Exception as error:
+        log.debug("closing a connection failed: {error}", error=_sentence(error))
+
+
+class Database:
+    """
+    Runs transactions in a few threads.
+
+    No method blocks except L{check}.  Nothing is connected and no thread is started before the
+    first transaction, so an object survives a fork.
+    """
+
+    # Seconds that a transaction may take, its wait in the queue included: shorter than the
+    # time limit of a provider's call, so that a client gets an answer.
+    LIMIT = 10.0
+    # Transactions that may wait.
+    WAITING = 1000
+    # How often a transaction that meets others is tried, and the longest first pause (seconds),
+    # which doubles.  Eight tries were enough under stress.
+    TRIES, PAUSE = 8, 0.02
+    # Seconds that running transactions have to end when the database is closed.
+    GRACE = 2.0
+
+    def __init__(
+        self,
+        driver: Driver,
+        threads: int = 4,
+        waiting: int = WAITING,
+        limit: float = LIMIT,
+        health: Health | None = None,
+        clock: IReactorTime | None = None,
+        pool: Any = None,
+    ) -> None:
+        """
+        @param driver: see L{pop3svc.drivers.makeDriver}.
+        @param threads: number of transactions that run at once, and of connections.
+        @param waiting: number of transactions that may wait; further ones are refused.
+        @param limit: how many seconds a transaction may take, with its wait.
+        @param health: shared with other databases on the same server.
+        @param clock: the reactor if not given.
+        @param pool: for tests: has C{runWithConnection}.
+        """
+        self.name = driver.name
+        self.health = Health(driver.name) if health is None else health
+        self._driver = driver
+        self._threads = threads
+        self._bound = waiting
+        self._limit = limit
+        self._clock = clock
+        self._pool = pool
+        self._waiting: dict[_Job, None] = {}
+        # Those that pause before they are tried again.
+        self._pausing: dict[_Job, IDelayedCall] = {}
+        self._running: dict[_Job, None] = {}
+        self._isStarting = False
+        self._isClosed = False
+        self._closing: Deferred[None] | None = None
+        self._graces: list[IDelayedCall] = []
+
+    # --- for callers ----------------------------------------------------------------
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        isReading: bool = False,
+        mayRepeat: bool = False,
+        abandoned: Callable[[T], object] | None = None,
+    ) -> Deferred[T]:
+        """
+        Run C{work} in a thread, in a transaction, and commit.  If it meets another transaction,
+        or finds before COMMIT that the connection is lost, it is run again from its beginning, so
+        it must have no other effects.
+
+        @param work: gets a L{Transaction} and C{arguments}.
+        @param isReading: whether C{work} only reads; the database refuses changes.
+        @param mayRepeat: whether C{work} may be done twice, as a deletion may.  It is then run
+            again, once, if the connection is lost during COMMIT.
+        @param abandoned: called in the reactor's thread with the result of C{work} if the Deferred
+            was cancelled or has failed for lack of time, to undo what was committed.
+        @return: a Deferred with the result of C{work}; or with the exception of C{work} or of the
+            driver, after a rollback; or with L{DatabaseUnavailable} or L{OutcomeUnknown}.
+            Cancelling it skips work that has not begun; other work goes on.
+        """
+        if self._isClosed:
+            return fail(DatabaseUnavailable(f"{self.name}: closed"))
+        if len(self._waiting) + len(self._pausing) >= self._bound:
+            self.health.failed("too many transactions wait")
+            return fail(DatabaseUnavailable(f"{self.name}: too many transactions wait"))
+        job = _Job(partial(_apply, work, arguments), isReading, mayRepeat, abandoned)
+        result: Deferred[T] = Deferred(lambda _: self._cancelled(job))
+        job.result = result
+        job.timer = self._callLater(self._limit, self._late, job)
+        self._waiting[job] = None
+        self._startNext()
+        return result
+
+    def check(self, work: Callable[..., T], *arguments: Any, isReading: bool = True) -> T:
+        """
+        Connect, run C{work} in a transaction, and disconnect, without the reactor.  Blocks, for a
+        limited time.
+
+        @param work: as for L{run}.
+        @raise DatabaseRefused: a setting has to be changed.
+        @raise DatabaseUnavailable: another try may succeed.
+        """
+        job = _Job(partial(_apply, work, arguments), isReading, False)
+        timer = threading.Timer(self._limit, job.cut)
+        timer.daemon = True
+        timer.start()
+        link = None
+        try:
+            link = self._driver.connect(self._limit)
+            answer: T = job.attempt(link)
+            return answer
+        except Exception as error:
+            explained = self._explained(error, job)
+            if isinstance(explained, _Again):
+                explained = DatabaseUnavailable(f"{self.name}: {explained}")
+            raise explained
+        finally:
+            timer.cancel()
+            if link is not None:
+                _closeQuietly(link)
+
+    def close(self) -> Deferred[None]:
+        """
+        Close the connections.  Transactions that wait fail; those that run have L{GRACE} seconds
+        until they are cut.
+
+        @return: a Deferred that fires when the threads have ended, or twice that time is over.
+        """
+        if self._closing is not None:
+            return self._closing
+        self._isClosed = True
+        self._closing = Deferred()
+        for job in [*self._waiting, *self._pausing]:
+            self._settle(job, Failure(DatabaseUnavailable(f"{self.name}: closed")))
+        self._waiting.clear()
+        for timer in self._pausing.values():
+            timer.cancel()
+        self._pausing.clear()
+        if self._pool is None:
+            self._closing.callback(None)
+        elif self._running:
+            self._graces = [
+                self._callLater(self.GRACE, self._cutAll),
+                self._callLater(2 * self.GRACE, self._finished),
+            ]
+        else:
+            self._end()
+        return self._closing
+
+    # --- the queue ------------------------------------------------------------------
+
+    def _callLater(self, seconds: float, call: Callable[..., Any], *arguments: Any) -> IDelayedCall:
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = IReactorTime(reactor)
+        return self._clock.callLater(seconds, call, *arguments)
+
+    def _threadsWithConnections(self) -> Any:
+        if self._pool is None:
+            from twisted.internet import reactor
+
+            self._pool = _Pool(self._driver, self._threads, self._limit, reactor)
+            self._pool.closing = self.close
+            self._pool.start()
+        return self._pool
+
+    def _startNext(self) -> None:
+        if self._isStarting:
+            # Work that the loop below has just started has ended already.
+            return
+        self._isStarting = True
+        try:
+            while len(self._running) < self._threads and self._waiting:
+                job = next(iter(self._waiting))
+                del self._waiting[job]
+                self._running[job] = None
+                job.tries += 1
+                pool = self._threadsWithConnections()
+                pool.runWithConnection(self._perform, job).addBoth(self._ended, job)
+        finally:
+            self._isStarting = False
+
+    def _cancelled(self, job: _Job) -> None:
+        self._forget(job)
+        self._dequeue(job)
+
+    def _forget(self, job: _Job) -> Deferred[Any] | None:
+        result, job.result = job.result, None
+        if job.timer is not None and job.timer.active():
+            job.timer.cancel()
+        return result
+
+    def _dequeue(self, job: _Job) -> None:
+        self._waiting.pop(job, None)
+        pause = self._pausing.pop(job, None)
+        if pause is not None and pause.active():
+            pause.cancel()
+
+    def _settle(self, job: _Job, outcome: Any) -> None:
+        result = self._forget(job)
+        if result is None:
+            if job.abandoned is not None and not isinstance(outcome, Failure):
+                job.abandoned(outcome)
+        elif isinstance(outcome, Failure):
+            result.errback(outcome)
+        else:
+            result.callback(outcome)
+
+    def _late(self, job: _Job) -> None:
+        """
+        The time limit of a transaction has passed.
+        """
+        isRunning = job in self._running
+        reason = f"no answer within {self._limit:g} s"
+        self._dequeue(job)
+        kind: type[DatabaseUnavailable] = DatabaseUnavailable
+        if isRunning and job.cut():
+            kind = OutcomeUnknown
+        if isRunning:
+            self.health.failed(reason)
+        self._settle(job, Failure(kind(f"{self.name}: {reason}")))
+
+    def _ended(self, outcome: Any, job: _Job) -> None:
+        del self._running[job]
+        error = outcome.value if isinstance(outcome, Failure) else None
+        mayTry = job.result is not None and not self._isClosed and job.tries < self.TRIES
+        if isinstance(error, _Again) and mayTry:
+            pause = self.PAUSE * 2 ** (job.tries - 1) * random.uniform(0.5, 1)
+            self._pausing[job] = self._callLater(pause, self._again, job)
+            self._startNext()
+            return
+        if isinstance(error, _Again):
+            outcome = Failure(DatabaseUnavailable(f"{self.name}: {error}"))
+        elif isinstance(error, DatabaseUnavailable):
+            self.health.failed(str(error).removeprefix(f"{self.name}: "))
+        elif not job.isCut:
+            self.health.succeeded()
+        self._settle(job, outcome)
+        if self._isClosed:
+            self._ready()
+        else:
+            self._startNext()
+
+    def _again(self, job: _Job) -> None:
+        del self._pausing[job]
+        # It has waited already, so it goes first.
+        self._waiting = {job: None} | self._waiting
+        self._startNext()
+
+    # --- in a thread ------------------------------------------------------------------
+
+    def _perform(self, access: Any, job: _Job) -> Any:
+        """
+        Run a transaction, and once more if the connection was lost while it was idle.
+        """
+        pool = access.pool
+        isFirst = True
+        while True:
+            link, isNew = None, True
+            try:
+                link, isNew = pool.link()
+                return job.attempt(link)
+            except BaseException as error:
+                isBroken = link is None or self._isBroken(link, job, error)
+                if isBroken:
+                    pool.drop()
+                isLost = job.mayRepeat if isinstance(error, OutcomeUnknown) else not isNew
+                if isFirst and isBroken and isLost and not job.isCut:
+                    isFirst = False
+                    continue
+                raise self._explained(error, job)
+
+    def _isBroken(self, link: Link, job: _Job, error: BaseException) -> bool:
+        """
+        Roll back.
+
+        @return: whether the connection cannot be used any more.
+        """
+        if job.isCut or link.isLost or isinstance(error, OutcomeUnknown):
+            return True
+        try:
+            link.rollback()
+        except Exception:
+            return True
+        return link.isLost or (isUnavailable(error) and not isRetryable(error))
+
+    def _explained(self, error: BaseException, job: _Job) -> BaseException:
+        """
+        @return: the error for the caller.
+        """
+        explained: BaseException = error
+        if isinstance(error, OutcomeUnknown):
+            explained = OutcomeUnknown(f"{self.name}: {error}")
+        elif job.isCut:
+            explained = DatabaseUnavailable(f"{self.name}: no answer within {self._limit:g} s")
+        elif isRetryable(error):
+            explained = _Again(_sentence(error))
+        elif self._driver.isWrongSetting(error):
+            explained = DatabaseRefused(f"{self.name}: {_sentence(error)}")
+        elif isUnavailable(error):
+            explained = DatabaseUnavailable(f"{self.name}: {_sentence(error)}")
+        if explained is not error:
+            explained.__cause__ = error
+        return explained
+
+    # --- the end ----------------------------------------------------------------------
+
+    def _cutAll(self) -> None:
+        for job in self._running:
+            job.cut()
+
+    def _ready(self) -> None:
+        if not self._running and self._closing is not None and not self._closing.called:
+            self._end()
+
+    def _end(self) -> None:
+        self._pool.end(self._finished)
+
+    def _finished(self) -> None:
+        for each in self._graces:
+            if each.active():
+                each.cancel()
+        if self._closing is not None and not self._closing.called:
+            self._closing.callback(None)
+
+
+def _apply(work: Callable[..., T], arguments: tuple[Any, ...], transaction: Transaction) -> T:
+    return work(transaction, *arguments)

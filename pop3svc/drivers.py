@@ -1,0 +1,595 @@
+"""
+Connections to SQLite and PostgreSQL that differ in nothing that their user has to know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+__all__ = [
+    "Driver",
+    "Link",
+    "PostgreSQL",
+    "SQLite",
+    "isRetryable",
+    "isUnavailable",
+    "makeDriver",
+    "parametersOf",
+    "placeholders",
+]
+
+
+# --- statements ---------------------------------------------------------------
+
+# A named parameter is ":name" outside of texts, quoted names and comments, and "::" is a cast
+# of PostgreSQL.
+_TOKEN = re.compile(
+    r"""
+    (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'      # E'text' of PostgreSQL, with backslashes
+    | '(?:[^']|'')*'                     # 'text'
+    | "(?:[^"]|"")*"                     # "name"
+    | --[^\n]*                           # a comment to the end of the line
+    | /\*.*?\*/                          # a comment
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$    # $tag$text$tag$ of PostgreSQL
+    | ::
+    | :(?P<name>[A-Za-z_]\w*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def parametersOf(statement: str) -> set[str]:
+    """
+    @return: the names of the parameters of a statement.
+    """
+    return {found["name"] for found in _TOKEN.finditer(statement) if found["name"]}
+
+
+@lru_cache(maxsize=512)
+def placeholders(statement: str) -> str:
+    """
+    Translate named parameters to those of psycopg.
+
+    @param statement: with parameters C{:name}.
+    @return: the statement with parameters C{%(name)s}.
+    """
+    parts, last = [], 0
+    for found in _TOKEN.finditer(statement):
+        if found["name"]:
+            parts += [statement[last : found.start()].replace("%", "%%"), f"%({found['name']})s"]
+            last = found.end()
+    return "".join([*parts, statement[last:].replace("%", "%%")])
+
+
+# --- errors ---------------------------------------------------------------------
+
+# PostgreSQL: serialization failure, deadlock, no lock in time.
+_RETRYABLE = ("40001", "40P01", "55P03")
+# Nothing is committed if COMMIT fails with one of these classes: wrong data, a constraint, a
+# serialization failure (but not 40003, "completion unknown"), a state, a lock.
+_REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
+# The server cannot work now: connection, resources, an operator, the system, a timeout.
+_UNAVAILABLE = ("08", "53", "57", "58")
+_IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
+# The server has answered, and another try will not help.
+_WRONG_SETTINGS = re.compile(
+    r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|certificate"
+    r"|invalid \S+ value|invalid port|invalid integer|does not support SSL|SSL error"
+    r"|permission denied for database|not permitted to log in"
+)
+
+
+def _codeOf(error: BaseException) -> int:
+    """
+    @return: SQLite's primary result code; 0 if there is none.
+    """
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def _stateOf(error: BaseException) -> str | None:
+    """
+    @return: PostgreSQL's SQLSTATE; L{None} if there is none.
+    """
+    state: str | None = getattr(error, "sqlstate", None)
+    return state
+
+
+def _isFromPostgreSQL(error: BaseException) -> bool:
+    return any(each.__module__.startswith("psycopg") for each in type(error).__mro__)
+
+
+def isRetryable(error: BaseException) -> bool:
+    """
+    @return: whether the whole transaction may succeed if it is repeated after a pause, because it
+        met another transaction.
+    """
+    if isinstance(error, sqlite3.Error):
+        return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _stateOf(error) in _RETRYABLE
+
+
+_AWAY = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_NOTADB,
+)
+
+
+def isUnavailable(error: BaseException) -> bool:
+    """
+    @return: whether an error of a driver means that the database cannot work now, in contrast to
+        a statement that is wrong.
+    """
+    if isinstance(error, sqlite3.Error):
+        return _codeOf(error) in _AWAY
+    if not _isFromPostgreSQL(error):
+        return False
+    state = _stateOf(error)
+    if state is None:
+        # The server has not answered: psycopg knows no SQLSTATE for a connection that is lost.
+        return "OperationalError" in [each.__name__ for each in type(error).__mro__]
+    return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
+
+
+# --- what both kinds of database provide ----------------------------------------------
+
+
+class Link(ABC):
+    """
+    A connection.  One thread uses it at a time.
+    """
+
+    dialect: str
+
+    @property
+    @abstractmethod
+    def isLost(self) -> bool:
+        """
+        Whether the connection cannot be used any more.
+        """
+
+    @abstractmethod
+    def begin(self, isReading: bool) -> None:
+        """
+        Begin a transaction.
+
+        @param isReading: whether it changes nothing.
+        """
+
+    @abstractmethod
+    def commit(self) -> bool:
+        """
+        Commit the transaction.
+
+        @return: whether it is as durable as the database promises.
+        """
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """
+        Undo the transaction.
+        """
+
+    @abstractmethod
+    def isRefusedCommit(self, error: BaseException) -> bool:
+        """
+        @return: whether an error of C{commit} says that nothing was committed.
+        """
+
+    @abstractmethod
+    def cut(self) -> None:
+        """
+        Let the running statement fail.  Any thread may call this, and it does not block.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """
+        Close the connection.
+        """
+
+    @abstractmethod
+    def execute(self, statement: str, values: Mapping[str, Any], isBinary: bool) -> Any:
+        """
+        Execute a statement.
+
+        @param isBinary: whether PostgreSQL sends the result in binary form.
+        @return: a cursor of the DB-API.
+        """
+
+    @abstractmethod
+    def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        """
+        Execute a statement with each of some sets of values.
+
+        @return: the number of changed rows.
+        """
+
+
+class Driver(ABC):
+    """
+    Makes connections to one database.
+
+    @ivar name: the database, for the operator, without user and password.
+    @ivar module: the DB-API module.
+    """
+
+    name: str
+    module: str
+
+    @abstractmethod
+    def connect(self, limit: float) -> Link:
+        """
+        Connect.  Blocks.
+
+        @param limit: how many seconds a statement may take.
+        """
+
+    def isWrongSetting(self, error: BaseException) -> bool:
+        """
+        @return: whether the database refuses the connection, and goes on doing so until the
+            operator changes a setting.
+        """
+        return False
+
+
+# --- SQLite ---------------------------------------------------------------------
+
+
+class _SQLiteLink(Link):
+    dialect = "sqlite"
+
+    def __init__(self, path: str, patience: float, isReadOnly: bool) -> None:
+        self._path = path
+        self._connection = sqlite3.connect(
+            f"file:{quote(path)}?mode=rw",
+            # Seconds to wait for another writer, who may be frozen.
+            patience,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+        self._isClosed = False
+        try:
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            if isReadOnly:
+                self._connection.execute("PRAGMA query_only = ON")
+            else:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                # A commit survives a power failure.
+                self._connection.execute("PRAGMA synchronous = FULL")
+            # Read from the file, because the statements above may have done without.
+            self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            self._file = self._identity()
+        except BaseException:
+            self.close()
+            raise
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    @property
+    def isLost(self) -> bool:
+        # Another file at the same path is a database that was restored.
+        return self._isClosed or self._identity() != self._file
+
+    def begin(self, isReading: bool) -> None:
+        # A transaction that reads first and writes later would fail at once, whatever the
+        # timeout, if another one has written meanwhile.
+        self._connection.execute("BEGIN" if isReading else "BEGIN IMMEDIATE")
+
+    def commit(self) -> bool:
+        self._connection.execute("COMMIT")
+        return True
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def isRefusedCommit(self, error: BaseException) -> bool:
+        return not isinstance(error, sqlite3.Error) or _codeOf(error) in (
+            sqlite3.SQLITE_BUSY,
+            sqlite3.SQLITE_LOCKED,
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_CONSTRAINT,
+        )
+
+    def cut(self) -> None:
+        if not self._isClosed:
+            self._connection.interrupt()
+
+    def close(self) -> None:
+        self._isClosed = True
+        self._connection.close()
+
+    def execute(self, statement: str, values: Mapping[str, Any], isBinary: bool) -> Any:
+        return self._connection.execute(statement, values)
+
+    def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        return self._connection.executemany(statement, rows).rowcount
+
+
+class SQLite(Driver):
+    """
+    A database in a file of this machine.
+    """
+
+    module = "sqlite3"
+    # Seconds that a transaction waits for another writer.  Half of the time limit of the work at
+    # most, because the wait cannot be interrupted.
+    PATIENCE = 5.0
+
+    def __init__(
+        self,
+        path: str,
+        isReadOnly: bool = False,
+        mayCreate: bool = False,
+        owner: tuple[int, int] | None = None,
+    ) -> None:
+        """
+        @param isReadOnly: nothing is changed; the journal mode stays as it is, because the
+            database belongs to another program.
+        @param mayCreate: whether a file that does not exist is created.
+        @param owner: user and group of a new file.
+        """
+        if not path or "\0" in path:
+            raise ValueError("sqlite: needs the path of a file")
+        self.path = os.path.abspath(path)
+        self.name = f"sqlite:{self.path}"
+        self._isReadOnly = isReadOnly
+        self._mayCreate = mayCreate
+        self._owner = owner
+
+    def connect(self, limit: float) -> Link:
+        """
+        See L{Driver.connect}.
+        """
+        if self._mayCreate and not os.path.exists(self.path):
+            self._create()
+        return _SQLiteLink(self.path, min(self.PATIENCE, limit / 2), self._isReadOnly)
+
+    def _create(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.path, flags, 0o600)
+            try:
+                if self._owner is not None:
+                    os.fchown(descriptor, *self._owner)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise sqlite3.OperationalError(error.strerror)
+
+    def isWrongSetting(self, error: BaseException) -> bool:
+        """
+        See L{Driver.isWrongSetting}; a file that is missing, is unreadable or is no database.
+        """
+        return _codeOf(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB)
+
+
+# --- PostgreSQL -----------------------------------------------------------------
+
+# Settings of a connection if the DSN does not have them: times to connect (seconds), and to find
+# that the network is cut (milliseconds; seconds).
+_CLIENT = {
+    "application_name": "pop3svc",
+    "connect_timeout": 3,
+    "tcp_user_timeout": 5000,
+    "keepalives_idle": 2,
+    "keepalives_interval": 1,
+    "keepalives_count": 3,
+}
+# The same on the server, so that a connection that is cut frees its locks.
+_SERVER = {
+    "tcp_user_timeout": "5000",
+    "tcp_keepalives_idle": "2",
+    "tcp_keepalives_interval": "1",
+    "tcp_keepalives_count": "3",
+    "lock_timeout": "1000",
+    "timezone": "UTC",
+}
+
+
+class _PostgreSQLLink(Link):
+    dialect = "postgresql"
+
+    def __init__(self, connection: Any, limit: float, prepares: bool) -> None:
+        self._connection = connection
+        # A duplicate, because libpq closes its own, and the number may then be another file's.
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._warnings: list[str] = []
+        self._isReading = False
+        self._isUseless = False
+        connection.add_notice_handler(self._noticed)
+        if not prepares:
+            connection.prepare_threshold = None
+        try:
+            self._set(limit)
+        except BaseException:
+            self.close()
+            raise
+
+    def _set(self, limit: float) -> None:
+        """
+        Set the limits of the server.  An engine that does not know one of them goes without.
+        """
+        import psycopg
+
+        connection = self._connection
+        connection.autocommit = True
+        times = {
+            "statement_timeout": str(int(limit * 1000)),
+            "idle_in_transaction_session_timeout": str(int(limit * 1000)),
+        }
+        for setting, value in (times | _SERVER).items():
+            try:
+                connection.execute("SELECT set_config(%s, %s, false)", [setting, value])
+            except psycopg.Error:
+                if connection.closed:
+                    raise
+        connection.autocommit = False
+
+    def _noticed(self, notice: Any) -> None:
+        self._warnings.append(notice.sqlstate or "")
+
+    @property
+    def isLost(self) -> bool:
+        return bool(self._connection.closed) or self._isUseless
+
+    def begin(self, isReading: bool) -> None:
+        # psycopg sends BEGIN with the first statement.
+        if isReading != self._isReading:
+            self._connection.read_only = isReading
+            self._isReading = isReading
+
+    def commit(self) -> bool:
+        self._warnings.clear()
+        self._connection.commit()
+        # 01000: "canceling wait for synchronous replication".
+        return "01000" not in self._warnings
+
+    def rollback(self) -> None:
+        self._connection.rollback()
+
+    def isRefusedCommit(self, error: BaseException) -> bool:
+        state = _stateOf(error)
+        if not _isFromPostgreSQL(error):
+            return True
+        return state is not None and state[:2] in _REFUSED_COMMIT and state != "40003"
+
+    def cut(self) -> None:
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            # The server has closed it already.
+            pass
+
+    def close(self) -> None:
+        # Closing sends a farewell, and does not wait for an answer.
+        with closing(self._socket):
+            self._connection.close()
+
+    def _checked(self, error: BaseException) -> None:
+        # After a failover the old leader takes no writes; a new connection finds the new one.
+        self._isUseless = _stateOf(error) == _READ_ONLY and not self._isReading
+
+    def execute(self, statement: str, values: Mapping[str, Any], isBinary: bool) -> Any:
+        cursor = self._connection.cursor(binary=isBinary)
+        try:
+            return cursor.execute(placeholders(statement), values)
+        except BaseException as error:
+            self._checked(error)
+            raise
+
+    def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
+        cursor = self._connection.cursor()
+        try:
+            cursor.executemany(placeholders(statement), rows)
+        except BaseException as error:
+            self._checked(error)
+            raise
+        return int(cursor.rowcount)
+
+
+class PostgreSQL(Driver):
+    """
+    A server of PostgreSQL, or of an engine that speaks its protocol.
+    """
+
+    module = "psycopg"
+
+    def __init__(self, dsn: str, prepares: bool = True) -> None:
+        """
+        @param dsn: a connection URI of libpq.
+        @param prepares: whether statements are prepared on the server, which not every connection
+            pooler can do.
+        @raise ValueError: the URI is wrong, or the driver is missing; a sentence without the
+            password.
+        """
+        try:
+            import psycopg
+            from psycopg.conninfo import conninfo_to_dict
+            from psycopg.pq import Conninfo
+        except ImportError:
+            raise ValueError("postgresql: needs psycopg: pip install 'pop3svc[postgresql]'")
+        known = {each.keyword.decode() for each in Conninfo.get_defaults()} | {"ssl"}
+        for key, _ in parse_qsl(dsn.partition("?")[2], keep_blank_values=True):
+            if key not in known:
+                raise ValueError(f"postgresql: {key} is no parameter of a connection")
+        try:
+            given: dict[str, Any] = dict(conninfo_to_dict(dsn))
+        except psycopg.Error:
+            # The text of the error may have a part of the password.
+            raise ValueError("postgresql: the DSN is no connection URI")
+        if "@" in str(given.get("host", "")):
+            raise ValueError('postgresql: a "@" in the user or the password is written %40')
+        # The user's own, not the process's environment, decides what is shown.
+        host, port = given.get("host") or "", given.get("port")
+        place = f"{host}:{port}" if port and "," not in host else host
+        self.name = f"postgresql://{place}/{given.get('dbname') or ''}"
+        self._prepares = prepares
+        self._parameters: dict[str, Any] = _CLIENT | given
+
+    def connect(self, limit: float) -> Link:
+        """
+        See L{Driver.connect}.
+        """
+        import psycopg
+
+        connection = psycopg.connect(**self._parameters)
+        try:
+            return _PostgreSQLLink(connection, limit, self._prepares)
+        except BaseException:
+            connection.close()
+            raise
+
+    def isWrongSetting(self, error: BaseException) -> bool:
+        """
+        See L{Driver.isWrongSetting}.  There is no SQLSTATE for a connection that was refused, so
+        the text of the error decides.
+        """
+        return _stateOf(error) is None and _WRONG_SETTINGS.search(str(error)) is not None
+
+
+def makeDriver(
+    dsn: str,
+    isReadOnly: bool = False,
+    mayCreate: bool = False,
+    prepares: bool = True,
+    owner: tuple[int, int] | None = None,
+) -> Driver:
+    """
+    Make the driver for a DSN.
+
+    @param dsn: C{sqlite:PATH} or C{postgresql://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS}.
+    @param isReadOnly: see L{SQLite}; also C{mayCreate} and C{owner}.
+    @param prepares: see L{PostgreSQL}.
+    @raise ValueError: the DSN is wrong, or the driver is missing; a sentence without the password.
+    """
+    scheme, colon, rest = dsn.partition(":")
+    if colon and scheme == "sqlite":
+        return SQLite(rest, isReadOnly, mayCreate, owner)
+    if colon and scheme in ("postgresql", "postgres") and rest.startswith("//"):
+        return PostgreSQL(dsn, prepares)
+    raise ValueError("a DSN is sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE")
