@@ -16,6 +16,8 @@ from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTim
 from zope.interface import Interface, implementer
 
 from pop3svc.awaiting import TimeSlice, isAwaitable
+from pop3svc.files import FileRegion
+from pop3svc.lineendings import WireForm
 from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
@@ -28,6 +30,8 @@ _PIECE = 65536
 # The octets of a TLS record (RFC 8446 section 5.1), and the fewest that the last record of
 # a large reply holds.
 _RECORD, _LAST = 16384, 512
+# Octets of a region of a file from which sendfile() saves more than it costs.
+_LARGE = 262144
 # Seconds between two checks whether a slow client has read anything.
 _LOOK = 15
 
@@ -54,6 +58,13 @@ def _queued(transport: Any) -> int | None:
     except (AttributeError, OSError, TypeError, ValueError):
         return None
     return int.from_bytes(buffer, sys.byteorder)
+
+
+def _sendable(region: object) -> FileRegion | None:
+    """
+    @return: the region if sendfile() saves more than it costs.
+    """
+    return region if isinstance(region, FileRegion) and region.left >= _LARGE else None
 
 
 @implementer(IPushProducer)
@@ -178,12 +189,14 @@ class ReplySender:
         try:
             self.gather(reply)
             octetsBefore = self._record.octetsSent
-            if not body.isWireReady or reply.topLines is not None:
-                encoder = MultiLine(reply.topLines, body.hasLineEnds)
-            sendTo = body.sendTo if encoder is None and self._maySendTo else None
+            region = None
+            if body.form is not WireForm.READY or reply.topLines is not None:
+                encoder = MultiLine(reply.topLines, body.form)
+            elif self._maySendTo:
+                region = _sendable(body.region)
             while encoder is None or not encoder.done:
-                if sendTo is not None:
-                    await self._sendTo(sendTo)
+                if region is not None:
+                    await self._sendTo(region)
                 chunk = body.next()
                 if isAwaitable(chunk):
                     chunk = await chunk
@@ -226,15 +239,15 @@ class ReplySender:
             self.flushNow()
             self._gathered, self._octets = [octets[-_LAST:]], _LAST
 
-    async def _sendTo(self, sendTo: Callable[[int], int]) -> None:
+    async def _sendTo(self, region: FileRegion) -> None:
         """
-        Let a body send as many of its octets as it can.
+        Send as many octets of a file as are in the page cache.
         """
         # The first line of the reply is gathered, and must precede them.
         await self.flush()
         while True:
             try:
-                sent = sendTo(self._transport.fileno())
+                sent = region.sendTo(self._transport.fileno())
             except BlockingIOError:
                 self._register(False)
                 self._paused = True

@@ -17,7 +17,7 @@ from pop3svc.awaiting import TimeSlice
 from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender, Stalled, _queued
 from pop3svc.testing import MemoryTransport
-from tests.support.bodies import Body, Plain, Region
+from tests.support.bodies import Body, InFile, Plain
 from tests.support.coroutines import start
 
 
@@ -227,7 +227,7 @@ def test_plainReleased() -> None:
 
 def test_sendsItself() -> None:
     _, transport, sender = setUpPlain(100, 100, 100, 100)
-    body = Region([5, BlockingIOError(), 7, 0, 0], b"rest\r\n")
+    body = InFile([5, BlockingIOError(), 7, 0, 0], b"rest\r\n")
     _, got = start(whole(sender, ok("", body=body)))
     # Earlier octets were sent first.
     assert (transport.written, got) == (b"+OK\r\n", [])
@@ -235,13 +235,13 @@ def test_sendsItself() -> None:
     transport.drain()
     assert got == [True]
     assert transport.written == b"+OK\r\nrest\r\n.\r\n"
-    assert (body.closed, body.sockets, body.steps) == (1, {7}, [])
+    assert (body.closed, body.region.sockets, body.region.steps) == (1, {7}, [])
     assert sender._record.octetsSent == 5 + 12 + 9
 
 
 def test_sendsItselfNowhere() -> None:
     _, _, sender = setUpPlain(100)
-    body = Region([BrokenPipeError()])
+    body = InFile([BrokenPipeError()])
     _, got = start(whole(sender, ok("", body=body)))
     assert got[0].check(ConnectionLost)
     assert body.closed == 1
@@ -249,18 +249,22 @@ def test_sendsItselfNowhere() -> None:
 
 def test_topDoesNotSendItself() -> None:
     _, transport, sender = setUpPlain(100, 100)
-    body = Region([], b"a: b\r\n\r\nbody\r\n")
+    body = InFile([], b"a: b\r\n\r\nbody\r\n")
     start(whole(sender, ok("", body=body, topLines=0)))
     assert transport.written == b"+OK\r\na: b\r\n\r\n.\r\n"
     # It is not used inside TLS.
     _, transport, sender = setUpPlain(100, 100)
     sender.startTLS()
-    start(whole(sender, ok("", body=Region([], b"x\r\n"))))
+    start(whole(sender, ok("", body=InFile([], b"x\r\n"))))
     assert transport.waiting == b"+OK\r\nx\r\n.\r\n"
     # It is not used if the transport is no plain socket.
     _, memory, sender = setUp()
-    start(whole(sender, ok("", body=Region([], b"x\r\n"))))
+    start(whole(sender, ok("", body=InFile([], b"x\r\n"))))
     assert memory.written == b"+OK\r\nx\r\n.\r\n"
+    # It would cost more than it saves for a small file.
+    _, transport, sender = setUpPlain(100, 100)
+    start(whole(sender, ok("", body=InFile([], b"x\r\n", length=262_143))))
+    assert transport.written == b"+OK\r\nx\r\n.\r\n"
 
 
 def test_plainTakesLittle() -> None:
