@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from zope.interface import Interface, implementer
+from zope.interface import implementer
 
 from pop3svc.awaiting import TimeSlice, isAwaitable
 from pop3svc.files import FileRegion
@@ -22,7 +22,7 @@ from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
 
-__all__ = ["IReplyByReply", "ReplySender", "Stalled"]
+__all__ = ["ReplySender", "Stalled"]
 
 # Gathered octets from which they are written.  Fewer octets wait, so that a short reply, or
 # several, are one write and one segment.
@@ -34,13 +34,6 @@ _RECORD, _LAST = 16384, 512
 _LARGE = 262144
 # Seconds between two checks whether a slow client has read anything.
 _LOOK = 15
-
-
-class IReplyByReply(Interface):
-    """
-    Marker of a transport that needs to know where each reply begins and ends.  The sender
-    registers as its producer for each reply anew, and gathers no replies.
-    """
 
 
 class Stalled(Exception):
@@ -113,12 +106,11 @@ class ReplySender:
         # Octets written since the last L{flush}, which waits until the transport has room.
         self._unasked = 0
         self._isRegistered = False
-        self._byReply = IReplyByReply.providedBy(transport)
         # Writes to the socket at once, without waiting for the next iteration of the reactor.
         # The class is asked, because a wrapper may pass on attributes that it does not have
         # to the transport that it wraps.
         self._writeSome: Callable[[Any], Any] | None = None
-        if not self._byReply and hasattr(type(transport), "writeSomeData"):
+        if hasattr(type(transport), "writeSomeData"):
             self._writeSome = transport.writeSomeData
         # Whether a body may write to the transport's descriptor itself.
         self._maySendTo = self._writeSome is not None and not isTLS
@@ -157,7 +149,7 @@ class ReplySender:
 
     @property
     def isCrowded(self) -> bool:
-        return self._octets + self._unasked >= _PIECE or self._paused or self._byReply
+        return self._octets + self._unasked >= _PIECE or self._paused
 
     async def send(self, reply: Reply) -> bool:
         """
@@ -167,15 +159,9 @@ class ReplySender:
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
-        if self._byReply:
-            self._register(True)
-        try:
-            isWhole = await self._send(reply)
-            if self.isCrowded:
-                await self.flush()
-        finally:
-            if self._byReply:
-                self._unregister()
+        isWhole = await self._send(reply)
+        if self.isCrowded:
+            await self.flush()
         return isWhole
 
     async def _send(self, reply: Reply) -> bool:
