@@ -4,7 +4,6 @@ Pause, resume, stop, failing bodies, and bodies that are never read.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import pytest
@@ -14,8 +13,9 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
 from pop3svc.awaiting import TimeSlice
+from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import Lines, Reply, ok
-from pop3svc.protocol.sender import ReplySender, Stalled, _queued
+from pop3svc.protocol.sender import ReplySender
 from pop3svc.testing import MemoryTransport
 from tests.support.bodies import Body, InFile, Plain
 from tests.support.coroutines import start
@@ -24,7 +24,7 @@ from tests.support.coroutines import start
 def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    return clock, transport, ReplySender(transport, TimeSlice(clock), clock, 60)
+    return clock, transport, ReplySender(outletTo(transport, TimeSlice(clock), clock, 60))
 
 
 async def whole(sender: ReplySender, reply: Reply) -> bool:
@@ -169,7 +169,7 @@ def test_listings() -> None:
 
 def setUpPlain(*takes: int) -> tuple[Clock, Plain, ReplySender]:
     clock, transport = Clock(), Plain(*takes)
-    return clock, transport, ReplySender(transport, TimeSlice(clock), clock, 60)
+    return clock, transport, ReplySender(outletTo(transport, TimeSlice(clock), clock, 60))
 
 
 def test_plainAtOnce() -> None:
@@ -308,14 +308,6 @@ def test_fullBeforeTLS() -> None:
     assert not sender.isFull and transport.producer is None
 
 
-def test_queued(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    The kernel returns the size of its queue in native byte order.
-    """
-    monkeypatch.setattr("fcntl.ioctl", lambda *arguments: (300).to_bytes(4, sys.byteorder))
-    assert _queued(Plain()) == 300
-
-
 @pytest.mark.parametrize(
     ("chunks", "said"),
     [
@@ -352,7 +344,7 @@ def test_stalledFor(monkeypatch: pytest.MonkeyPatch) -> None:
     reply.
     """
     clock, transport, sender = setUp()
-    monkeypatch.setattr("pop3svc.protocol.sender._queued", lambda _: Slow.queued)
+    monkeypatch.setattr("pop3svc.protocol.outlets._queued", lambda _: Slow.queued)
     assert sender.stalledFor() == 0
     transport.isStalled = True
     _, got = start(whole(sender, ok("", body=Body(*[b"x" * 20000] * 20))))
@@ -394,7 +386,7 @@ def test_lastRecordOfTLS() -> None:
     """
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    sender = ReplySender(transport, TimeSlice(clock), clock, 60, isTLS=True)
+    sender = ReplySender(outletTo(transport, TimeSlice(clock), clock, 60, isTLS=True))
     for more in range(-8, 8):
         pieces: list[bytes] = []
         transport.write = pieces.append  # type: ignore[method-assign,assignment]
