@@ -17,11 +17,12 @@ from zope.interface import implementer
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
-from pop3svc.lineendings import DOT_LINE, WireSizeCounter, countBareLF
+from pop3svc.lineendings import DOT_LINE, WireForm, WireSizeCounter, countBareLF
 from pop3svc.threadpool import BoundedThreadPool, Executor, mustStop
 
 __all__ = [
     "FileBlocks",
+    "FileRegion",
     "FileStamp",
     "areStampsTrustworthy",
     "closeQuietly",
@@ -378,104 +379,88 @@ def _nextData(descriptor: int, offset: int, size: int) -> int:
         return offset
 
 
-@implementer(IChunkedContent)
-class FileBlocks:
+class FileRegion:
     """
-    The content of a file, read block by block: directly if a block is in the page cache,
-    otherwise in a thread.
+    The octets of an open file that are still to be sent.  L{FileBlocks} reads them, and an
+    outlet (L{pop3svc.protocol.outlets}) may send some of them without reading them.  They are
+    read and sent here only as far as they are in the page cache, so that nothing blocks.
+
+    @ivar descriptor: a descriptor of the file.
+    @ivar offset: offset of the next octet.
+    @ivar left: octets after the offset.
     """
 
-    def __init__(
-        self,
-        descriptor: int,
-        closing: Callable[[], object],
-        runner: Executor | None = None,
-        offset: int = 0,
-        length: int | None = None,
-        hasLineEnds: bool = False,
-        isWireReady: bool = False,
-        group: Hashable = None,
-    ) -> None:
+    __slots__ = ("descriptor", "left", "offset")
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
         """
-        @param descriptor: a descriptor of the file.
-        @param closing: called once, when the descriptor is no longer read.
         @param offset: offset of the first octet.
-        @param length: octets to read, L{None} for all up to the present end of the file.
-            If fewer can be read, that is an error.
-        @param hasLineEnds: whether the content is whole lines that end with CRLF.
-        @param isWireReady: whether, in addition, no line begins with a dot.
-        @param group: see L{Executor.run}.
+        @param length: octets of the region.
         """
-        self._group = group
-        self.hasLineEnds = hasLineEnds
-        self.isWireReady = isWireReady
-        self._descriptor = descriptor
-        self._closing = closing
-        self._runner = disk() if runner is None else runner
-        self._offset = offset
-        if length is None:
-            length = max(os.fstat(descriptor).st_size - offset, 0)
-        self.length = self._left = length
-        self._reading = False
-        self._closed = False
+        self.descriptor = descriptor
+        self.offset = offset
+        self.left = length
 
-    def nextChunk(self) -> Any:
+    def advance(self, octets: int) -> None:
         """
-        See L{IChunkedContent.nextChunk}.
+        Go on after the next octets, because they were read or sent.
+
+        @param octets: their number.
+        @raise EOFError: the number is 0, because the file has become shorter.
         """
-        size = min(_BLOCK, self._left)
-        if not size:
+        if not octets:
+            raise EOFError("the file is shorter than expected")
+        self.offset += octets
+        self.left -= octets
+
+    def readCached(self, size: int) -> bytes | None:
+        """
+        Read the next octets if they are in the page cache.
+
+        @param size: octets to read at most.
+        @return: L{None} if they have to be read in a thread.
+        @raise OSError: the file cannot be read.
+        """
+        if _NOWAIT is None:
             return None
-        if _NOWAIT is not None:
-            buffer = bytearray(size)
-            try:
-                read = os.preadv(self._descriptor, [buffer], self._offset, _NOWAIT)
-            except OSError as error:
-                if error.errno not in _NOT_CACHED:
-                    raise
-            else:
-                # Some kernels return 0 before the end; then read in a thread.
-                if read:
-                    return self._advance(bytes(memoryview(buffer)[:read]))
-        self._reading = True
+        buffer = bytearray(size)
         try:
-            work = self._runner.run(
-                *(os.pread, self._descriptor, size, self._offset),
-                ended=self._haveRead,
-                group=self._group,
-            )
-        except POP3ResponseError:
-            self._reading = False
-            raise
-        return work.addCallback(self._advance)
+            read = os.preadv(self.descriptor, [buffer], self.offset, _NOWAIT)
+        except OSError as error:
+            if error.errno not in _NOT_CACHED:
+                raise
+            return None
+        if not read:
+            # Some kernels return 0 before the end; then read in a thread.
+            return None
+        self.offset += read
+        self.left -= read
+        return bytes(memoryview(buffer)[:read])
 
     def sendTo(self, socket: int) -> int:
         """
         Send the next octets unchanged to a socket, as far as they are in the page cache.
 
         @param socket: a descriptor.
-        @return: the number of octets sent; 0 if they have to be read by L{nextChunk}.
+        @return: the number of octets sent; 0 if they have to be read.
         @raise BlockingIOError: the socket's buffer is full.
         @raise ConnectionError: the client is gone.
         @raise OSError: the file cannot be read.
         """
         # Keep back the last octets, so that they share a packet with the end of the reply.
-        size = min(_REGION, self._left - _LAST)
+        size = min(_REGION, self.left - _LAST)
         size = self._cached(size) if size > 0 else 0
         if not size:
             return 0
         try:
-            sent = os.sendfile(socket, self._descriptor, self._offset, size)
+            sent = os.sendfile(socket, self.descriptor, self.offset, size)
         except (BlockingIOError, ConnectionError):
             raise
         except OSError:
             # The file system does not support sendfile(), or there is an error that
-            # nextChunk() or a write to the socket raises again.
+            # reading or a write to the socket raises again.
             return 0
-        if not sent:
-            raise EOFError("the file is shorter than expected")
-        self._offset += sent
-        self._left -= sent
+        self.advance(sent)
         return sent
 
     def _cached(self, size: int) -> int:
@@ -487,7 +472,7 @@ class FileBlocks:
         octet = bytearray(1)
         for distance in range(0, size, _PROBE):
             try:
-                read = os.preadv(self._descriptor, [octet], self._offset + distance, _NOWAIT)
+                read = os.preadv(self.descriptor, [octet], self.offset + distance, _NOWAIT)
             except OSError as error:
                 if error.errno not in _NOT_CACHED:
                     raise
@@ -496,16 +481,76 @@ class FileBlocks:
                 return distance
         return size
 
+
+@implementer(IChunkedContent)
+class FileBlocks:
+    """
+    The content of a file, read block by block: directly if a block is in the page cache,
+    otherwise in a thread.
+
+    @ivar region: the octets that are not read yet.
+    @ivar form: see L{WireForm}.
+    """
+
+    def __init__(
+        self,
+        descriptor: int,
+        closing: Callable[[], object],
+        runner: Executor | None = None,
+        offset: int = 0,
+        length: int | None = None,
+        form: WireForm = WireForm.RAW,
+        group: Hashable = None,
+    ) -> None:
+        """
+        @param descriptor: a descriptor of the file.
+        @param closing: called once, when the descriptor is no longer read.
+        @param offset: offset of the first octet.
+        @param length: octets to read, L{None} for all up to the present end of the file.
+            If fewer can be read, that is an error.
+        @param form: the form of the content.
+        @param group: see L{Executor.run}.
+        """
+        self._group = group
+        self.form = form
+        self._closing = closing
+        self._runner = disk() if runner is None else runner
+        if length is None:
+            length = max(os.fstat(descriptor).st_size - offset, 0)
+        self.region = FileRegion(descriptor, offset, length)
+        self._reading = False
+        self._closed = False
+
+    def nextChunk(self) -> Any:
+        """
+        See L{IChunkedContent.nextChunk}.
+        """
+        region = self.region
+        size = min(_BLOCK, region.left)
+        if not size:
+            return None
+        block = region.readCached(size)
+        if block is not None:
+            return block
+        self._reading = True
+        try:
+            work = self._runner.run(
+                *(os.pread, region.descriptor, size, region.offset),
+                ended=self._haveRead,
+                group=self._group,
+            )
+        except POP3ResponseError:
+            self._reading = False
+            raise
+        return work.addCallback(self._haveBlock)
+
     def _haveRead(self) -> None:
         self._reading = False
         if self._closed:
             self._closing()
 
-    def _advance(self, block: bytes) -> bytes:
-        self._offset += len(block)
-        if not block:
-            raise EOFError("the file is shorter than expected")
-        self._left -= len(block)
+    def _haveBlock(self, block: bytes) -> bytes:
+        self.region.advance(len(block))
         return block
 
     def close(self) -> None:

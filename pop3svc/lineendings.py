@@ -1,16 +1,31 @@
 """
-Convert the line ends of a message to CRLF, and count its octets on the wire.
+The forms in which a message may be stored: convert line ends to CRLF, and count the octets on
+the wire.
 """
 
 from __future__ import annotations
 
 import re
+from enum import Enum
 
-__all__ = ["DOT_LINE", "CRLFNormalizer", "WireSizeCounter", "countBareLF"]
+__all__ = ["DOT_LINE", "CRLFNormalizer", "WireForm", "WireSizeCounter", "countBareLF"]
 
 # The beginning of a line with a dot, after LF or CRLF.
 DOT_LINE = re.compile(rb"\n\.")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
+
+
+class WireForm(Enum):
+    """
+    How close stored octets are to those that are sent as the body of a multi-line reply.
+    """
+
+    # Line ends may be LF, the last line may have none, and lines may begin with a dot.
+    RAW = "raw"
+    # Whole lines that all end with CRLF; lines may begin with a dot.
+    LINES = "lines"
+    # Whole lines that all end with CRLF and do not begin with a dot, sent unchanged.
+    READY = "ready"
 
 
 def countBareLF(data: bytes) -> int:

@@ -47,6 +47,7 @@ RANKS = {
     "protocol.dispatch": 7,
     "protocol.sasl": 7,
     "protocol.commands": 8,
+    "protocol.outlets": 3,
     "protocol.sender": 8,
     "protocol.framing": 0,
     "protocol.closing": 2,
@@ -149,6 +150,7 @@ NEVER = {
     "protocol.dispatch": ["transport"],
     "protocol.commands": ["transport", "zope"],
     "protocol.sasl": ["transport"],
+    "protocol.sender": ["transport"],
     "errors": ["twisted"],
     "policy": ["twisted"],
     "providers": ["transport", "Reply", "Session"],
@@ -240,6 +242,19 @@ def test_walls(name: str) -> None:
                 assert word not in names, f"{name} imports {word}"
             else:
                 assert word not in code(path), f"{name} says {word!r}"
+
+
+# The page cache and sendfile() are known to these modules only.
+ZERO_COPY = ("files", "protocol.outlets")
+
+
+@pytest.mark.parametrize("word", ["RWF_NOWAIT", "sendfile", ".sendTo(", ".left"])
+def test_whoKnowsThePageCache(word: str) -> None:
+    """
+    Other modules pass a C{FileRegion} on without looking into it.
+    """
+    found = {name for name, path in modules().items() if word in code(path)}
+    assert found and found <= set(ZERO_COPY)
 
 
 def test_docstrings() -> None:

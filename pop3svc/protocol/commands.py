@@ -12,7 +12,7 @@ from pop3svc.protocol import grammar
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
 from pop3svc.protocol.replies import After, Lines, Reply, ok
-from pop3svc.protocol.sasl import MECHANISMS, SASLExchange, offered
+from pop3svc.protocol.sasl import SASLExchange, offered
 from pop3svc.protocol.session import Password, Proven, Session, State
 
 __all__ = ["COMMANDS", "capabilities", "command"]
@@ -284,7 +284,7 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
     session.claimedName = None
     if name is None:
         return ok("Mechanisms follow", body=Lines(offered(session)), keepsState=True)
-    chosen = MECHANISMS.get(name)
+    chosen = session.mechanisms.get(name)
     if chosen is None or not chosen.isUsable(session):
         raise POP3ResponseError("No such mechanism.")
 

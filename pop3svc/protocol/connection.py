@@ -26,8 +26,9 @@ from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
 from pop3svc.protocol.framing import LineBuffer
+from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import After, Reply, err, ok
-from pop3svc.protocol.sender import ReplySender, Stalled
+from pop3svc.protocol.sender import ReplySender
 from pop3svc.protocol.session import Session, State, refuseRelease
 from pop3svc.timing import SharedTimeout, TimeSlice
 
@@ -143,17 +144,14 @@ class POP3Connection(LineReceiver):
         # The function refers to this connection, and reference cycles are freed late.
         del self._makeSession
         self._policy = self.session.policy
+        clock, isSecure = self._clock, isTLS(transport)
         self._sender = ReplySender(
-            transport,
-            self._turns,
-            self._clock,
-            self._policy.stallTimeout,
+            outletTo(transport, self._turns, clock, self._policy.stallTimeout, isSecure),
             "MULTI-LINE-IND" not in self._policy.without,
-            isTLS(transport),
             self.session.record,
         )
-        self._quietSince = self.session.record.began = self._clock.seconds()
-        self._handshaking = isTLS(transport)
+        self._quietSince = self.session.record.began = clock.seconds()
+        self._handshaking = isSecure
         setNoDelay = getattr(transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
             # The second part of a reply must not wait for the acknowledgement of the first.

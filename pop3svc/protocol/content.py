@@ -16,7 +16,7 @@ from pop3svc.awaiting import awaitWithTimeout, isAwaitable
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
 from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
-from pop3svc.lineendings import WireSizeCounter
+from pop3svc.lineendings import WireForm, WireSizeCounter
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 from pop3svc.timing import TimeSlice
 
@@ -25,8 +25,6 @@ __all__ = ["MessageBody", "countByReading"]
 # Octets of a piece into which lines are joined.
 _PIECE = 16384
 _BLOCK = 65536
-# Octets of a message from which it is sent by sendfile().
-_LARGE = 262144
 
 
 @implementer(IChunkedContent)
@@ -125,8 +123,7 @@ def _fromRegion(region: Any) -> FileBlocks:
         region.close,
         offset=region.offset,
         length=region.length,
-        hasLineEnds=True,
-        isWireReady=True,
+        form=WireForm.READY,
     )
 
 
@@ -137,8 +134,8 @@ class MessageBody:
     @ivar octets: size of the whole message, set after it was sent.
     """
 
-    hasLineEnds = isWireReady = False
-    sendTo: Callable[[int], int] | None = None
+    form = WireForm.RAW
+    region: object = None
     _expected: int | None = None
     _differs: Callable[[int, int], object] | None = None
     octets = 0
@@ -163,9 +160,7 @@ class MessageBody:
             if IFileContent.providedBy(content):
                 content = _fromRegion(content)
             if isinstance(content, FileBlocks):
-                self.hasLineEnds, self.isWireReady = content.hasLineEnds, content.isWireReady
-                if content.isWireReady and content.length >= _LARGE:
-                    self.sendTo = content.sendTo
+                self.form, self.region = content.form, content.region
             else:
                 content = self._adapted(content)
             self._content = content

@@ -4,9 +4,11 @@ The values that a command returns, and the actions after a reply.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
+
+from pop3svc.lineendings import WireForm
 
 __all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
@@ -29,17 +31,14 @@ class Body(Protocol):
     """
     The octets after the first line of a reply, before dot-stuffing.
 
-    @ivar hasLineEnds: whether the octets are whole lines that all end with CRLF.
-    @ivar isWireReady: whether, in addition, no line begins with a dot, so that the octets
-        are sent unchanged.
-    @ivar sendTo: an optional zero-copy path, or L{None}.  Takes the descriptor of a socket,
-        sends the next octets to it, and returns their number.  Returns 0 if the next octets
-        have to be read with C{next}.  Raises C{BlockingIOError} if the socket's buffer is full.
+    @ivar form: how close the octets are to those that are sent.
+    @ivar region: the part of a file that C{next} has not read yet
+        (L{pop3svc.files.FileRegion}), or L{None} if the octets are in no file.  Only the
+        outlet examines it.
     """
 
-    hasLineEnds: bool
-    isWireReady: bool
-    sendTo: Callable[[int], int] | None
+    form: WireForm
+    region: object
 
     def next(self) -> Any:
         """
@@ -65,9 +64,8 @@ class Lines:
     A L{Body} of short lines that are generated while it is sent.
     """
 
-    hasLineEnds = True
-    isWireReady = False
-    sendTo: Callable[[int], int] | None = None
+    form = WireForm.LINES
+    region: object = None
 
     def __init__(self, lines: Iterable[str]) -> None:
         """
@@ -108,8 +106,8 @@ class Pieces:
     A L{Body} of prepared pieces.
     """
 
-    hasLineEnds = isWireReady = True
-    sendTo: Callable[[int], int] | None = None
+    form = WireForm.READY
+    region: object = None
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         """

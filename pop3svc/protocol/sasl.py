@@ -57,19 +57,28 @@ MECHANISMS: dict[str, Mechanism] = {}
 
 
 def mechanism(
-    name: str, needs: InterfaceClass, cleartext: bool = False
+    name: str,
+    needs: InterfaceClass,
+    cleartext: bool = False,
+    *,
+    table: dict[str, Mechanism] = MECHANISMS,
 ) -> Callable[
     [Callable[[Session, bytes | None], Conversation]],
     Callable[[Session, bytes | None], Conversation],
 ]:
     """
     Declare the decorated async generator as a mechanism; see L{Mechanism}.
+
+    @param table: the table to add it to; the package's own if not given.
+    @raise ValueError: the table has a mechanism with this name.
     """
+    if name in table:
+        raise ValueError(f"{name} is declared already")
 
     def declare(
         converse: Callable[[Session, bytes | None], Conversation],
     ) -> Callable[[Session, bytes | None], Conversation]:
-        MECHANISMS[name] = Mechanism(name, needs, cleartext, converse)
+        table[name] = Mechanism(name, needs, cleartext, converse)
         return converse
 
     return declare
@@ -79,7 +88,7 @@ def offered(session: Session) -> list[str]:
     """
     @return: the names of the mechanisms with which this session may log in.
     """
-    return [each.name for each in MECHANISMS.values() if each.isUsable(session)]
+    return [each.name for each in session.mechanisms.values() if each.isUsable(session)]
 
 
 def _text(data: bytes) -> str:

@@ -1,27 +1,18 @@
 """
-Write one reply to a consumer, at the consumer's pace.
+Encode one reply after the other, and pass the octets to the outlet of the connection.
 """
 
 from __future__ import annotations
 
-import fcntl
-import sys
-import termios
-from collections.abc import Callable
-from typing import Any
-
-from twisted.internet.defer import Deferred
-from twisted.internet.error import ConnectionLost
-from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
-from zope.interface import Interface, implementer
-
 from pop3svc.awaiting import isAwaitable
+from pop3svc.files import FileRegion
+from pop3svc.lineendings import WireForm
+from pop3svc.protocol.outlets import Outlet
 from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
 from pop3svc.protocol.wire import MultiLine, firstLine
-from pop3svc.timing import TimeSlice
 
-__all__ = ["IReplyByReply", "ReplySender", "Stalled"]
+__all__ = ["ReplySender"]
 
 # Gathered octets from which they are written.  Fewer octets wait, so that a short reply, or
 # several, are one write and one segment.
@@ -29,35 +20,8 @@ _PIECE = 65536
 # The octets of a TLS record (RFC 8446 section 5.1), and the fewest that the last record of
 # a large reply holds.
 _RECORD, _LAST = 16384, 512
-# Seconds between two checks whether a slow client has read anything.
-_LOOK = 15
 
 
-class IReplyByReply(Interface):
-    """
-    Marker of a transport that needs to know where each reply begins and ends.  The sender
-    registers as its producer for each reply anew, and gathers no replies.
-    """
-
-
-class Stalled(Exception):
-    """
-    The client has read nothing of its replies for too long.
-    """
-
-
-def _queued(transport: Any) -> int | None:
-    """
-    @return: octets in the kernel's send buffer, or L{None} if that is not known.
-    """
-    try:
-        buffer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0" * 4)
-    except (AttributeError, OSError, TypeError, ValueError):
-        return None
-    return int.from_bytes(buffer, sys.byteorder)
-
-
-@implementer(IPushProducer)
 class ReplySender:
     """
     Sends the replies of one connection, one at a time.  Short replies are gathered until
@@ -69,64 +33,29 @@ class ReplySender:
     @ivar isFull: whether the transport still has octets to write.
     """
 
+    # Slots take less memory than a dictionary, and a service has many idle connections.
+    __slots__ = ("_gathered", "_marksMultiLine", "_octets", "_outlet", "_record")
+
     def __init__(
-        self,
-        transport: Any,
-        turns: TimeSlice,
-        clock: IReactorTime,
-        stallTimeout: float,
-        marksMultiLine: bool = False,
-        isTLS: bool = False,
-        record: SessionRecord | None = None,
+        self, outlet: Outlet, marksMultiLine: bool = False, record: SessionRecord | None = None
     ) -> None:
         """
-        @param transport: L{twisted.internet.interfaces.IConsumer}
-        @param turns: limits the time of all work for the connection.
-        @param stallTimeout: seconds without progress until L{Stalled}.
+        @param outlet: takes the octets.
         @param marksMultiLine: whether first lines of multi-line replies are marked
             (docs/extensions, MULTI-LINE-IND).
-        @param isTLS: whether the transport encrypts the octets.
         @param record: counts the octets.
         """
+        self._outlet = outlet
         self._marksMultiLine = marksMultiLine
-        self._transport = transport
-        self._turns = turns
-        self._clock = clock
-        self._stallTimeout = stallTimeout
-        self._paused = False
-        self._stopped = False
-        self._resumed: Deferred[None] | None = None
-        self._timer: IDelayedCall | None = None
         self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
-        # Octets written since the last L{flush}, which waits until the transport has room.
-        self._unasked = 0
-        self._isRegistered = False
-        self._byReply = IReplyByReply.providedBy(transport)
-        # Writes to the socket at once, without waiting for the next iteration of the reactor.
-        # The class is asked, because a wrapper may pass on attributes that it does not have
-        # to the transport that it wraps.
-        self._writeSome: Callable[[Any], Any] | None = None
-        if not self._byReply and hasattr(type(transport), "writeSomeData"):
-            self._writeSome = transport.writeSomeData
-        # Whether a body may write to the transport's descriptor itself.
-        self._maySendTo = self._writeSome is not None and not isTLS
-        self._isTLS = isTLS
-        # While the transport is full: when the client last read anything, and the octets in
-        # the kernel's send buffer then.
-        self._progress = 0.0
-        self._queuedThen: int | None = None
 
     def startTLS(self) -> None:
         """
         Adapt to a transport that encrypts everything from now on.
         """
-        self.release()
-        self._paused = False
-        self._writeSome = None
-        self._maySendTo = False
-        self._isTLS = True
+        self._outlet = self._outlet.encrypted()
 
     # --- gathering --------------------------------------------------------------
 
@@ -147,7 +76,8 @@ class ReplySender:
 
     @property
     def isCrowded(self) -> bool:
-        return self._octets + self._unasked >= _PIECE or self._paused or self._byReply
+        outlet = self._outlet
+        return self._octets + outlet.unasked >= _PIECE or outlet.isFull
 
     async def send(self, reply: Reply) -> bool:
         """
@@ -157,15 +87,9 @@ class ReplySender:
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
-        if self._byReply:
-            self._register(True)
-        try:
-            isWhole = await self._send(reply)
-            if self.isCrowded:
-                await self.flush()
-        finally:
-            if self._byReply:
-                self._unregister()
+        isWhole = await self._send(reply)
+        if self.isCrowded:
+            await self.flush()
         return isWhole
 
     async def _send(self, reply: Reply) -> bool:
@@ -179,12 +103,14 @@ class ReplySender:
         try:
             self.gather(reply)
             octetsBefore = self._record.octetsSent
-            if not body.isWireReady or reply.topLines is not None:
-                encoder = MultiLine(reply.topLines, body.hasLineEnds)
-            sendTo = body.sendTo if encoder is None and self._maySendTo else None
+            region = None
+            if body.form is not WireForm.READY or reply.topLines is not None:
+                encoder = MultiLine(reply.topLines, body.form)
+            else:
+                region = self._outlet.sendable(body.region)
             while encoder is None or not encoder.done:
-                if sendTo is not None:
-                    await self._sendTo(sendTo)
+                if region is not None:
+                    await self._sendUnread(region)
                 chunk = body.next()
                 if isAwaitable(chunk):
                     chunk = await chunk
@@ -205,7 +131,7 @@ class ReplySender:
             isWhole = encoder is None or not encoder.done
             if isWhole:
                 body.wasSent(octets)
-            if self._isTLS and self._octets > _RECORD:
+            if self._octets > _RECORD and self._outlet.isTLS:
                 self._splitRecords()
         except BaseException:
             # Keep only the replies before this one, because they are whole.
@@ -227,25 +153,14 @@ class ReplySender:
             self.flushNow()
             self._gathered, self._octets = [octets[-_LAST:]], _LAST
 
-    async def _sendTo(self, sendTo: Callable[[int], int]) -> None:
+    async def _sendUnread(self, region: FileRegion) -> None:
         """
-        Let a body send as many of its octets as it can.
+        Send as many octets of a body as the outlet takes without reading them.
         """
         # The first line of the reply is gathered, and must precede them.
         await self.flush()
-        while True:
-            try:
-                sent = sendTo(self._transport.fileno())
-            except BlockingIOError:
-                self._register(False)
-                self._paused = True
-                self._transport.startWriting()
-            except ConnectionError:
-                raise ConnectionLost()
-            else:
-                if not sent:
-                    return
-                self._record.octetsSent += sent
+        while sent := await self._outlet.send(region):
+            self._record.octetsSent += sent
             await self.flush()
 
     def say(self, reply: Reply) -> None:
@@ -258,50 +173,21 @@ class ReplySender:
 
     # --- writing ----------------------------------------------------------------
 
-    def _register(self, isStreaming: bool) -> None:
-        self._isRegistered = True
-        self._paused = self._stopped = False
-        self._transport.registerProducer(self, isStreaming)
-
-    def _unregister(self) -> None:
-        if self._isRegistered:
-            self._isRegistered = False
-            self._transport.unregisterProducer()
+    def _taken(self) -> bytes:
+        """
+        @return: the gathered octets, which are not gathered any more.
+        """
+        gathered = self._gathered
+        octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)
+        self._gathered, self._octets = [], 0
+        return octets
 
     def flushNow(self) -> None:
         """
         Write the gathered octets, even if the transport is full.
         """
-        if not self._octets:
-            return
-        gathered = self._gathered
-        octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)
-        self._gathered, self._octets = [], 0
-        if self._writeSome is None or self._paused:
-            self._unasked += len(octets)
-            self._transport.write(octets)
-        else:
-            self._writeAtOnce(octets)
-
-    def _writeAtOnce(self, octets: bytes) -> None:
-        """
-        Write as many octets as the socket accepts.  Hand the rest to the transport, and
-        register as its producer to learn when it has written them.
-        """
-        assert self._writeSome is not None
-        done, length = 0, len(octets)
-        while done < length:
-            written = self._writeSome(memoryview(octets)[done:] if done else octets)
-            if not isinstance(written, int) or written <= 0:
-                # The socket is full or broken.  If it is broken, the transport finds out
-                # when it writes.
-                self._transport.write(octets[done:])
-                self._register(False)
-                # Set this after registering, because the transport calls resumeProducing
-                # at once when a pull producer registers.
-                self._paused = True
-                return
-            done += written
+        if self._octets:
+            self._outlet.write(self._taken())
 
     def flushShort(self) -> bool:
         """
@@ -310,10 +196,10 @@ class ReplySender:
         @return: False if L{flush} must be called, because there are many octets, or the
             transport is full.
         """
-        if self._octets + self._unasked >= _PIECE or self.isFull:
+        if self.isCrowded:
             return False
         self.flushNow()
-        return not self._paused
+        return not self._outlet.isFull
 
     async def flush(self) -> None:
         """
@@ -322,101 +208,20 @@ class ReplySender:
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
-        isOurs = self._writeSome is None and not self._isRegistered
-        if isOurs:
-            self._register(True)
-        try:
-            if not self._stopped:
-                self.flushNow()
-            # If the transport is full, it has called pauseProducing by now.
-            self._unasked = 0
-            if self._paused and not self._stopped:
-                await self._room()
-            else:
-                # A transport that is never full may drop the octets, because the connection
-                # is lost.  Give the reactor a chance to notice.
-                await self._turns.yieldIfDue()
-            if self._stopped:
-                raise ConnectionLost()
-        finally:
-            if isOurs:
-                self._unregister()
+        await self._outlet.flush(self._taken())
 
     @property
     def isFull(self) -> bool:
-        return self._paused
-
-    def release(self) -> None:
-        """
-        Unregister from the transport, because the connection is to be closed.
-        """
-        self._unregister()
-
-    async def _room(self) -> None:
-        resumed: Deferred[None] = Deferred()
-        self._resumed = resumed
-        self._progress, self._queuedThen = self._clock.seconds(), _queued(self._transport)
-        self._lookLater(resumed)
-        try:
-            await resumed
-        finally:
-            self._resumed = None
-            if self._timer is not None and self._timer.active():
-                self._timer.cancel()
-            self._timer = None
-        self._turns.restart()
-
-    def _lookLater(self, resumed: Deferred[None]) -> None:
-        wait = min(_LOOK, self._stallTimeout - self.stalledFor())
-        self._timer = self._clock.callLater(max(wait, 0), self._look, resumed)
-
-    def _look(self, resumed: Deferred[None]) -> None:
-        """
-        Fail the wait if the client has read nothing for too long.
-        """
-        if self.stalledFor() >= self._stallTimeout:
-            resumed.errback(Stalled())
-        else:
-            self._lookLater(resumed)
+        return self._outlet.isFull
 
     def stalledFor(self) -> float:
         """
-        @return: seconds since the client last read anything; 0 if no octets wait for it.
+        See L{Outlet.stalledFor}.
         """
-        if self._resumed is None:
-            return 0.0
-        # The send buffer may hold megabytes, so a slow client may read for minutes before the
-        # transport can write again.
-        queued = _queued(self._transport)
-        if queued is not None and self._queuedThen is not None and queued < self._queuedThen:
-            self._progress = self._clock.seconds()
-        self._queuedThen = queued
-        return self._clock.seconds() - self._progress
+        return self._outlet.stalledFor()
 
-    def _wake(self) -> None:
-        resumed, self._resumed = self._resumed, None
-        if resumed is not None:
-            resumed.callback(None)
-
-    def pauseProducing(self) -> None:
+    def release(self) -> None:
         """
-        See L{IPushProducer}.
+        See L{Outlet.release}.
         """
-        self._paused = True
-
-    def resumeProducing(self) -> None:
-        """
-        See L{IPushProducer}.
-        """
-        if self._paused:
-            self._paused = False
-            if self._writeSome is not None:
-                self._unregister()
-            self._wake()
-
-    def stopProducing(self) -> None:
-        """
-        See L{twisted.internet.interfaces.IProducer}.
-        """
-        self._stopped = True
-        self._wake()
+        self._outlet.release()

@@ -4,7 +4,7 @@ The session of one client: its state, its identity and its login.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -94,6 +94,9 @@ def _verified(call: Any, mailbox: Any) -> Any:
 
 # Holding the classes leaks no memory, because there are few, and they are not unloaded.
 _verifiedClasses: set[type] = set()
+
+
+_NO_MECHANISMS: Mapping[str, Any] = {}
 
 
 def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
@@ -200,12 +203,15 @@ class Session:
         policy: Policy,
         clock: IReactorTime,
         commands: Sequence[Any] = (),
+        mechanisms: Mapping[str, Any] = _NO_MECHANISMS,
         mayStartTLS: bool = False,
         throttle: Any = None,
         acquireSlot: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} of the service, for CAPA.
+        @param mechanisms: every L{pop3svc.protocol.sasl.Mechanism} of the service by name, for
+            CAPA and AUTH.
         @param provider: L{IPOP3MailboxProvider}
         @param throttle: L{ILoginThrottle} or L{None}
         @param acquireSlot: called before a login and before WAKE.  Takes the user's name, and
@@ -218,6 +224,7 @@ class Session:
         self.provider = IPOP3MailboxProvider(provider)
         self.policy = policy
         self.commands = commands
+        self.mechanisms = mechanisms
         self.mayStartTLS = mayStartTLS
         self.calls = ProviderCalls(info.connectionID, clock, policy.answerTimeout)
         self.record = SessionRecord()

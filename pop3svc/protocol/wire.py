@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from pop3svc.lineendings import DOT_LINE, CRLFNormalizer
+from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 from pop3svc.protocol.replies import Reply
 
 __all__ = ["MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
@@ -128,14 +128,15 @@ class MultiLine:
     anywhere.
     """
 
-    def __init__(self, topLines: int | None = None, hasLineEnds: bool = False) -> None:
+    def __init__(self, topLines: int | None = None, form: WireForm = WireForm.RAW) -> None:
         """
         @param topLines: see L{Reply.topLines}.
-        @param hasLineEnds: see L{pop3svc.protocol.replies.Body.hasLineEnds}.
+        @param form: the form of the octets.
         """
         # Top needs whole line ends, and a block may end inside one, so it always gets the
         # output of a CRLFNormalizer.
-        self._lineEnds = None if hasLineEnds and topLines is None else CRLFNormalizer()
+        isRaw = form is WireForm.RAW or topLines is not None
+        self._lineEnds = CRLFNormalizer() if isRaw else None
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
         # Octets returned so far, without the dots that were added.

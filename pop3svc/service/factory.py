@@ -21,6 +21,7 @@ from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import Limits, POP3Connection
 from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.sasl import MECHANISMS, Mechanism
 from pop3svc.protocol.session import ConnectionInfo, Session
 from pop3svc.service.admission import Admission
 from pop3svc.service.keepalive import keepAlive, socketOf
@@ -97,6 +98,7 @@ class POP3Factory(ServerFactory):
         *,
         connectionCreator: Any = None,
         commands: Mapping[str, Command] = COMMANDS,
+        mechanisms: Mapping[str, Mechanism] = MECHANISMS,
         throttle: Any = None,
         clock: IReactorTime | None = None,
     ) -> None:
@@ -106,6 +108,7 @@ class POP3Factory(ServerFactory):
         @param connectionCreator: the argument of C{transport.startTLS} for STLS, such as
             L{twisted.internet.ssl.CertificateOptions}.
         @param commands: the table of commands.
+        @param mechanisms: the table of SASL mechanisms.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
         @param clock: the reactor if not given.
         @raise TypeError: C{provider} is no provider.
@@ -123,6 +126,7 @@ class POP3Factory(ServerFactory):
         self.throttle = throttle
         self.clock = clock
         self._allCommands = commands
+        self._mechanisms = mechanisms
         policy = Policy() if policy is None else policy
         self.admission = Admission(clock, policy)
         self.usePolicy(policy)
@@ -199,6 +203,7 @@ class POP3Factory(ServerFactory):
             policy,
             self.clock,
             commands=tuple(self.commands.values()),
+            mechanisms=self._mechanisms,
             mayStartTLS=connectionCreator is not None,
             throttle=self.throttle,
             acquireSlot=self.admission.acquireSlot,

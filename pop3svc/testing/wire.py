@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import (
     IAddress,
-    IDelayedCall,
     IHalfCloseableProtocol,
     IHandshakeListener,
     IPushProducer,
@@ -26,115 +24,25 @@ from zope.interface import alsoProvides, directlyProvides, implementer, provided
 
 from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.connection import POP3Connection
-from pop3svc.protocol.sender import IReplyByReply
 from pop3svc.protocol.session import State
 from pop3svc.protocol.wire import splitLine
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing.faults import (
-    GREETING,
-    CutOff,
-    Fault,
-    Faults,
-    NoAnswer,
-    NoFinalDot,
-    Slow,
-    TempFail,
-    WrongSize,
-)
+from pop3svc.testing.faults import GREETING, Fault, Faults, NoAnswer, TempFail
+from pop3svc.testing.outbox import Action, Outbox
+from pop3svc.testing.replies import FaultyReply, ReplySplitter, isMultiLine
 from pop3svc.testing.transcript import Transcript
 
 __all__ = ["Wire", "WireFactory"]
 
 # Octets held back before the engine is paused.
 _BUFFER_LIMIT = 65536
-# The minimum of seconds between two pieces of a slow reply.
-_TICK = 0.05
-# The commands that the engine gets instead of a command that must not be carried out.  They
-# are harmless and have a single reply; one for before and one for after login.
+# The lines that the engine gets instead of a line that must not be carried out.  They are
+# harmless and have a single reply; one for inside AUTH, one for before and one for after login.
+_INSIDE_AUTH = b"*\r\n"
 _BEFORE_LOGIN = b"CAPA\r\n"
 _AFTER_LOGIN = b"NOOP\r\n"
 # The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).
 _HANDSHAKE_RECORD = b"\x16"
-_END = b"\r\n.\r\n"
-
-_SIZES = re.compile(rb"(\+OK )?([0-9]+) ([0-9]+)(?=\r\n| _\r\n)")
-_CODE = re.compile(rb"(\+OK|-ERR) \[([^\]]*)\]")
-
-
-class _Reply:
-    """
-    A reply of the engine on its way to the transport.
-    """
-
-    def __init__(self, verb: str, faults: list[Fault], codes: re.Pattern[bytes] | None) -> None:
-        """
-        @param codes: the response codes to remove, or L{None}.
-        """
-        self._isStat = verb == "STAT"
-        self._codes = codes
-        self._atFirstLine = True
-        self._tail = b""
-        self._partial = b""
-        self._wrongBy = sum(each.by for each in faults if isinstance(each, WrongSize))
-        self._left: int | None = min(
-            (each.after for each in faults if isinstance(each, CutOff)), default=None
-        )
-        self._hasDot = not any(isinstance(each, NoFinalDot) for each in faults)
-        self._fails = any(isinstance(each, TempFail) for each in faults)
-        slow = [each for each in faults if isinstance(each, Slow)]
-        self.seconds = sum(each.seconds for each in slow)
-        self.rate: float | None = min(
-            (each.octetsPerSecond for each in slow if each.octetsPerSecond is not None),
-            default=None,
-        )
-        self.isSilent = any(isinstance(each, NoAnswer) for each in faults)
-        self.isCut = False
-
-    def feed(self, data: bytes) -> bytes:
-        """
-        @param data: octets of the engine, beginning with a whole first line.
-        @return: octets to send.
-        """
-        if self._atFirstLine:
-            self._atFirstLine = False
-            if self._fails:
-                data = b"-ERR [SYS/TEMP] Try again later.\r\n"
-            if self._codes is not None:
-                code = _CODE.match(data)
-                if code is not None and self._codes.fullmatch(code[2]):
-                    data = code[1] + data[code.end() :]
-        elif self._fails:
-            return b""
-        if self._wrongBy:
-            data = self._partial + data
-            end = data.rfind(b"\n") + 1
-            data, self._partial = data[:end], data[end:]
-            data = b"".join(_SIZES.sub(self._wrong, line) for line in data.splitlines(True))
-        if not self._hasDot:
-            data = self._tail + data
-            data, self._tail = data[: -len(_END)], data[-len(_END) :]
-        return self._upToCut(data)
-
-    def finish(self) -> bytes:
-        """
-        @return: the remaining octets to send.
-        """
-        tail, self._tail = self._tail, b""
-        return self._upToCut(tail.removesuffix(b".\r\n") if tail == _END else tail)
-
-    def _wrong(self, found: re.Match[bytes]) -> bytes:
-        number, octets = int(found[2]), int(found[3])
-        messages = number if self._isStat else 1
-        wrong = max(0, octets + messages * self._wrongBy)
-        return b"%s%d %d" % (found[1] or b"", number, wrong)
-
-    def _upToCut(self, data: bytes) -> bytes:
-        if self._left is None:
-            return data
-        data = data[: self._left]
-        self._left -= len(data)
-        self.isCut = not self._left
-        return data
 
 
 @implementer(IPushProducer)
@@ -159,35 +67,38 @@ class _FlowControl:
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class Wire(ProtocolWrapper):
     """
-    A connection: the protocol of the transport, and the transport of the engine.  The octets
-    that the engine writes between registering and unregistering as a producer are one reply,
-    and answer one line.  Other octets (a greeting, a last line) answer none.
+    A connection: the protocol of the transport, and the transport of the engine.  It gives the
+    engine one line at a time, and the next when it has the whole reply, because a fault strikes
+    one reply, and commands after the fault may have to be dropped.
     """
 
     def __init__(self, factory: WireFactory, wrapped: Any) -> None:
         super().__init__(factory, wrapped)
         self._faults = factory.faults
-        self._clock = factory.clock
         self._codes = factory.codes
         self._oneAtATime = factory.oneAtATime
         self._talk = factory.transcript.begin()
+        # Input that the engine has not got yet: lines with their line ends, octets that are too
+        # long for a line, and the beginning of a line.
+        self._coming: deque[bytes] = deque()
         self._partial = b""
-        self._asked: deque[tuple[str, list[Fault]]] = deque()
-        self._reply: _Reply | None = None
+        # The line that the engine is answering: its verb and the faults that strike it.
+        self._asked: tuple[str, list[Fault]] | None = None
+        self._isPassing = False
+        self._hasReadEnded = False
+        self._isClosing = False
+        self._splitter = ReplySplitter()
+        self._reply: FaultyReply | None = None
         self._ignoresInput = False
         self._isSilenced = False
         self._isLost = False
-        # Actions to do in this order: octets to write at a rate, seconds to wait, functions
-        # to call.
-        self._held: deque[tuple[bytes, float | None] | float | Callable[[], object]] = deque()
-        self._heldOctets = 0
-        self._timer: IDelayedCall | None = None
-        self._isFlushing = False
-        self._isPaused = False
+        self._outbox = Outbox(factory.clock, self._send, self._balance)
         self._isRegistered = False
         self._producer: Any = None
         self._isEnginePaused = False
+        self._pausesInput = False
         self._isTLSWaiting = False
+        self._isInputHeld = False
 
     # --- the protocol of the transport ----------------------------------------
 
@@ -195,16 +106,16 @@ class Wire(ProtocolWrapper):
         """
         See L{ProtocolWrapper.makeConnection}.
         """
-        directlyProvides(self, providedBy(transport), IReplyByReply)
+        directlyProvides(self, providedBy(transport))
         if isTLS(transport):
             alsoProvides(self, ISSLTransport)
         Protocol.makeConnection(self, transport)
         self.factory.registerProtocol(self)
-        self._begin(GREETING, self._faults.striking(GREETING))
-        self._ignoresInput = self._isSilenced
+        faults = self._faults.striking(GREETING)
+        self._asked = GREETING, faults
+        self._ignoresInput = _isUnanswered(faults)
         engine: Any = self.wrappedProtocol
         engine.makeConnection(self)
-        self._end()
 
     def handshakeCompleted(self) -> None:
         """
@@ -220,42 +131,84 @@ class Wire(ProtocolWrapper):
         if self._ignoresInput:
             return
         *lines, partial = (self._partial + data).split(b"\n")
-        passed = b""
         for line in lines:
             self._talk.client(line)
-            isAhead = bool(self._asked) or self._reply is not None
+            isAhead = bool(self._coming) or self._asked is not None
             if self._oneAtATime and isAhead:
                 self._cut(b"-ERR This server takes one command at a time.\r\n")
                 return
-            verb = self._verbOf(line)
-            faults = self._faults.striking(verb)
-            self._asked.append((verb, faults))
-            if any(isinstance(each, NoAnswer | TempFail) for each in faults):
-                passed += self._harmless()
-            else:
-                passed += line + b"\n"
-            if any(isinstance(each, NoAnswer) for each in faults):
-                self._ignoresInput = True
-                partial = b""
-                break
+            self._coming.append(line + b"\n")
         if len(partial) > self.factory.maxLine or partial.startswith(_HANDSHAKE_RECORD):
             # Too long for a line, or TLS; the engine handles both.
-            passed, partial = passed + partial, b""
+            self._coming.append(partial)
+            partial = b""
         self._partial = partial
-        if passed:
-            self.wrappedProtocol.dataReceived(passed)
+        if self._isClosing:
+            self._dropInput()
+        self._passOn()
 
-    def _verbOf(self, line: bytes) -> str:
+    def _passOn(self) -> None:
+        """
+        Give lines to the engine, until it has to wait before it answers one.
+        """
+        if self._isPassing:
+            return
+        self._isPassing = True
+        try:
+            while self._coming and self._asked is None:
+                self._ask(self._coming.popleft())
+        finally:
+            self._isPassing = False
+        self._holdInput()
+        if self._hasReadEnded and not self._coming:
+            self._hasReadEnded = False
+            engine: Any = self.wrappedProtocol
+            engine.readConnectionLost()
+
+    def _ask(self, line: bytes) -> None:
+        """
+        Give a line to the engine, or a harmless one instead.
+        """
+        if line.endswith(b"\n"):
+            exchange = self._exchange()
+            verb = splitLine(line.rstrip(b"\r\n"))[0] if exchange is None else exchange.command.verb
+            faults = self._faults.striking(verb)
+            self._asked = verb, faults
+            if _isUnanswered(faults):
+                self._ignoresInput = True
+                self._dropInput()
+            if any(isinstance(each, NoAnswer | TempFail) for each in faults):
+                line = self._harmless()
+            self._splitter.isMultiLine = exchange is None and isMultiLine(line)
+        self.wrappedProtocol.dataReceived(line)
+
+    def _exchange(self) -> Any:
         session = getattr(self.wrappedProtocol, "session", None)
-        if session is not None and session.exchange is not None:
-            verb: str = session.exchange.command.verb
-            return verb
-        return splitLine(line.removesuffix(b"\r"))[0]
+        return None if session is None else session.exchange
 
     def _harmless(self) -> bytes:
+        if self._exchange() is not None:
+            return _INSIDE_AUTH
         session = getattr(self.wrappedProtocol, "session", None)
         isBefore = session is not None and session.state is State.AUTHORIZATION
         return _BEFORE_LOGIN if isBefore else _AFTER_LOGIN
+
+    def _dropInput(self) -> None:
+        self._coming.clear()
+        self._partial = b""
+        self._holdInput()
+
+    def _holdInput(self) -> None:
+        """
+        Pause or resume input, because lines wait here or the engine wants no more.
+        """
+        isHeld = bool(self._coming) or self._pausesInput or self._isTLSWaiting
+        if isHeld != self._isInputHeld:
+            self._isInputHeld = isHeld
+            if isHeld:
+                self._transport.pauseProducing()
+            else:
+                self._transport.resumeProducing()
 
     def readConnectionLost(self) -> None:
         """
@@ -265,8 +218,8 @@ class Wire(ProtocolWrapper):
             # The engine gets no more input, so close the whole connection here.
             self.abortConnection()
         else:
-            engine: Any = self.wrappedProtocol
-            engine.readConnectionLost()
+            self._hasReadEnded = True
+            self._passOn()
 
     def writeConnectionLost(self) -> None:
         """
@@ -280,7 +233,8 @@ class Wire(ProtocolWrapper):
         See L{ProtocolWrapper.connectionLost}.
         """
         self._isLost = True
-        self._drop()
+        self._coming.clear()
+        self._outbox.drop()
         self.stopEngine()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
@@ -288,21 +242,19 @@ class Wire(ProtocolWrapper):
 
     def registerProducer(self, producer: Any, streaming: bool) -> None:
         """
-        See L{twisted.internet.interfaces.ITransport}; begins a reply.
+        See L{twisted.internet.interfaces.ITransport}.
         """
         self._producer = producer
         self._isEnginePaused = False
         if self._isLost:
             self.stopEngine()
             return
-        self._begin(*(self._asked.popleft() if self._asked else ("", [])))
         self._do(self._register)
 
     def unregisterProducer(self) -> None:
         """
-        See L{twisted.internet.interfaces.ITransport}; ends a reply.
+        See L{twisted.internet.interfaces.ITransport}.
         """
-        self._end()
         self._producer = None
         self._do(self._unregister)
 
@@ -310,12 +262,14 @@ class Wire(ProtocolWrapper):
         """
         See L{twisted.internet.interfaces.ITransport}.
         """
-        if self._reply is None:
-            self._begin("", [])
-            self._write(data)
-            self._end()
-        else:
-            self._write(data)
+        for octets, isLast in self._splitter.feed(data):
+            if self._reply is None:
+                # Octets that answer no line are a last line of the engine.
+                self._begin(*(self._asked or ("", [])))
+            self._write(octets)
+            if isLast:
+                self._end()
+        self._passOn()
 
     def writeSequence(self, data: Any) -> None:
         """
@@ -329,18 +283,30 @@ class Wire(ProtocolWrapper):
         """
         self.disconnecting = 1
         self._do(self._transport.loseConnection)
+        self._endInput()
 
     def loseWriteConnection(self) -> None:
         """
         See L{twisted.internet.interfaces.ITCPTransport}.
         """
         self._do(self._transport.loseWriteConnection)
+        self._endInput()
+
+    def _endInput(self) -> None:
+        """
+        Drop the lines that wait and those that still arrive, because the engine is closing and
+        answers none of them.
+        """
+        self._isClosing = True
+        self._dropInput()
+        self._passOn()
 
     def abortConnection(self) -> None:
         """
         See L{twisted.internet.interfaces.ITCPTransport}.
         """
-        self._drop()
+        self._outbox.drop()
+        self._dropInput()
         self._ignoresInput = self._isSilenced = True
         self._transport.abortConnection()
 
@@ -348,16 +314,19 @@ class Wire(ProtocolWrapper):
         """
         See L{twisted.internet.interfaces.ITLSTransport}.
         """
-        if self._held:
+        if self._coming or self._partial:
+            # Plain text after STLS, which the engine has not seen and must not see inside TLS.
+            self.abortConnection()
+            return
+        if self._outbox.isBusy:
             # Input that arrives meanwhile is TLS, so leave it in the kernel.
             self._isTLSWaiting = True
-            self._transport.pauseProducing()
+            self._holdInput()
 
         def start() -> None:
             self._transport.startTLS(connectionCreator)
-            if self._isTLSWaiting:
-                self._isTLSWaiting = False
-                self._transport.resumeProducing()
+            self._isTLSWaiting = False
+            self._holdInput()
 
         alsoProvides(self, ISSLTransport)
         self._do(start)
@@ -366,14 +335,15 @@ class Wire(ProtocolWrapper):
         """
         Pause input for the engine.
         """
-        self._transport.pauseProducing()
+        self._pausesInput = True
+        self._holdInput()
 
     def resumeProducing(self) -> None:
         """
         Resume input for the engine.
         """
-        if not self._isTLSWaiting:
-            self._transport.resumeProducing()
+        self._pausesInput = False
+        self._holdInput()
 
     # --- between both ----------------------------------------------------------
 
@@ -382,7 +352,7 @@ class Wire(ProtocolWrapper):
         return self.transport
 
     def _begin(self, verb: str, faults: list[Fault]) -> None:
-        reply = _Reply(verb, faults, self._codes)
+        reply = FaultyReply(verb, faults, self._codes)
         self._reply = reply
         if reply.isSilent:
             self._isSilenced = True
@@ -401,6 +371,8 @@ class Wire(ProtocolWrapper):
 
     def _end(self) -> None:
         reply, self._reply = self._reply, None
+        self._asked = None
+        self._splitter.isMultiLine = False
         if reply is not None and not self._isSilenced:
             self._put(reply.finish(), reply.rate)
 
@@ -408,7 +380,6 @@ class Wire(ProtocolWrapper):
         if self._reply is not None:
             rate = self._reply.rate
         if octets:
-            self._heldOctets += len(octets)
             self._do((octets, rate))
 
     def _cut(self, lastOctets: bytes) -> None:
@@ -420,6 +391,7 @@ class Wire(ProtocolWrapper):
         self._do(self._transport.loseConnection)
         self._ignoresInput = self._isSilenced = True
         # Drop the commands that were sent ahead as well.
+        self._dropInput()
         engine = self.wrappedProtocol
         if isinstance(engine, POP3Connection):
             engine.clearLineBuffer()
@@ -430,15 +402,15 @@ class Wire(ProtocolWrapper):
 
     def _unregister(self) -> None:
         if self._isRegistered:
-            self._isRegistered = self._isPaused = False
+            self._isRegistered = self._outbox.isPaused = False
             self._transport.unregisterProducer()
 
     def setPaused(self, isPaused: bool) -> None:
         """
         Pause or resume output because the transport's buffer is full or has room.
         """
-        self._isPaused = isPaused
-        self._flush()
+        self._outbox.isPaused = isPaused
+        self._outbox.flush()
 
     def stopEngine(self) -> None:
         """
@@ -448,53 +420,13 @@ class Wire(ProtocolWrapper):
         if producer is not None:
             producer.stopProducing()
 
-    def _do(self, what: tuple[bytes, float | None] | float | Callable[[], object]) -> None:
+    def _do(self, action: Action) -> None:
         if not self._isSilenced and not self._isLost:
-            self._held.append(what)
-            self._flush()
+            self._outbox.do(action)
 
-    def _drop(self) -> None:
-        self._held.clear()
-        self._heldOctets = 0
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        self._timer = None
-
-    def _flush(self) -> None:
-        if self._isFlushing:
-            return
-        self._isFlushing = True
-        try:
-            while self._held and self._timer is None and not self._isPaused:
-                what = self._held.popleft()
-                if isinstance(what, tuple):
-                    self._send(*what)
-                elif callable(what):
-                    what()
-                else:
-                    self._wait(what)
-        finally:
-            self._isFlushing = False
-        self._balance()
-
-    def _send(self, octets: bytes, rate: float | None) -> None:
-        if rate is not None:
-            piece = max(1, int(rate * _TICK))
-            if len(octets) > piece:
-                self._held.appendleft((octets[piece:], rate))
-            self._held.appendleft((octets[:piece], None))
-            self._wait(min(piece, len(octets)) / rate)
-            return
-        self._heldOctets -= len(octets)
+    def _send(self, octets: bytes) -> None:
         self._talk.server(octets)
         self._transport.write(octets)
-
-    def _wait(self, seconds: float) -> None:
-        self._timer = self._clock.callLater(seconds, self._resume)
-
-    def _resume(self) -> None:
-        self._timer = None
-        self._flush()
 
     def _balance(self) -> None:
         """
@@ -503,13 +435,20 @@ class Wire(ProtocolWrapper):
         producer = self._producer
         if producer is None:
             return
-        if self._isPaused or self._heldOctets >= _BUFFER_LIMIT:
+        if self._outbox.isPaused or self._outbox.octets >= _BUFFER_LIMIT:
             if not self._isEnginePaused:
                 self._isEnginePaused = True
                 producer.pauseProducing()
-        elif self._isEnginePaused and not self._heldOctets:
+        elif self._isEnginePaused and not self._outbox.octets:
             self._isEnginePaused = False
             producer.resumeProducing()
+
+
+def _isUnanswered(faults: list[Fault]) -> bool:
+    """
+    @return: whether the server sends nothing more.
+    """
+    return any(isinstance(each, NoAnswer) for each in faults)
 
 
 class WireFactory(WrappingFactory[Wire]):

@@ -630,14 +630,38 @@ def test_aMechanismOfOnesOwn() -> None:
         told.extend([session, initial])
         yield Password("alice", "secret")
 
-    try:
-        assert mechanism("X-TEST", needs=IPOP3MailboxProvider)(converse) is converse
-        made = MECHANISMS["X-TEST"]
-        assert made == Mechanism("X-TEST", IPOP3MailboxProvider, False, converse)
-        client = conversation(provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: +OK Logged in.")
-        assert told == [client.protocol.session, b"x"]
-    finally:
-        MECHANISMS.pop("X-TEST", None)
+    table = dict(MECHANISMS)
+    assert mechanism("X-TEST", needs=IPOP3MailboxProvider, table=table)(converse) is converse
+    assert table["X-TEST"] == Mechanism("X-TEST", IPOP3MailboxProvider, False, converse)
+    client = conversation(
+        provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: +OK Logged in.", mechanisms=table
+    )
+    assert told == [client.protocol.session, b"x"]
+    with pytest.raises(ValueError, match="X-TEST is declared already"):
+        mechanism("X-TEST", needs=IPOP3MailboxProvider, table=table)
+
+
+def test_mechanismsOfAFactory() -> None:
+    """
+    CAPA, AUTH and its list know the mechanisms of the connection's factory, and no others.
+    """
+    table: dict[str, Mechanism] = {}
+
+    @mechanism("X-TEST", needs=IPOP3MailboxProvider, table=table)
+    async def converse(session: Any, initial: bytes | None) -> Any:
+        yield Password("alice", "secret")
+
+    assert "X-TEST" not in MECHANISMS
+    mail = provider()
+    for mechanisms, isOurs in ((table, True), (MECHANISMS, False)):
+        client = Client(POP3Factory(mail, clock=Clock(), mechanisms=mechanisms))
+        client.received()
+        names = b"X-TEST" if isOurs else b"PLAIN LOGIN"
+        assert b"\r\nSASL " + names + b"\r\n" in client.say(b"CAPA")
+        assert client.say(b"AUTH").split(b"\r\n")[1:-2] == names.split()
+        theirs = b"AUTH PLAIN AGFsaWNlAHNlY3JldA==" if isOurs else b"AUTH X-TEST eA=="
+        assert client.say(theirs) == b"-ERR No such mechanism.\r\n"
+    conversation(mail, "S: +OK…\nC: AUTH\nS: -ERR Use TLS to log in.", mechanisms={})
 
 
 @pytest.mark.parametrize(
@@ -659,19 +683,18 @@ def test_aMechanismThatProvesTheName(name: str, says: str) -> None:
     async def converse(session: Any, initial: bytes | None) -> Any:
         yield Proven((initial or b"").decode("ascii"))
 
-    try:
-        mechanism("X-TEST", needs=IMailboxStore)(converse)
-        initial = b64encode(name.encode("ascii")).decode("ascii")
-        client = conversation(opening, f"S: +OK…\nC: AUTH X-TEST {initial}\nS: {says}")
-        assert client.protocol.session.info.userNameAtLogin == (
-            name if says.startswith("+OK") else None
-        )
-        if says.startswith("+OK"):
-            assert client.say(b"STAT") == b"+OK 1 3\r\n"
-        # A provider that opens no mailbox by name alone does not offer it.
-        conversation(provider(), "S: +OK…\nC: AUTH X-TEST eA==\nS: -ERR No such mechanism.")
-    finally:
-        MECHANISMS.pop("X-TEST", None)
+    table: dict[str, Mechanism] = {}
+    mechanism("X-TEST", needs=IMailboxStore, table=table)(converse)
+    initial = b64encode(name.encode("ascii")).decode("ascii")
+    script = f"S: +OK…\nC: AUTH X-TEST {initial}\nS: {says}"
+    client = conversation(opening, script, mechanisms=table)
+    isIn = says.startswith("+OK")
+    assert client.protocol.session.info.userNameAtLogin == (name if isIn else None)
+    if isIn:
+        assert client.say(b"STAT") == b"+OK 1 3\r\n"
+    # A provider that opens no mailbox by name alone does not offer it.
+    script = "S: +OK…\nC: AUTH X-TEST eA==\nS: -ERR No such mechanism."
+    conversation(provider(), script, mechanisms={**MECHANISMS, **table})
 
 
 def test_emptyMessages() -> None:

@@ -27,7 +27,7 @@ from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, StubProvider
 from pop3svc.timing import TimeSlice
-from tests.support.bodies import Plain, Region
+from tests.support.bodies import InFile, Plain
 from tests.support.connections import BIG, advance, events, loggedIn, makeFactory, reason
 from tests.support.coroutines import start
 from tests.support.mailboxes import later
@@ -899,14 +899,14 @@ def test_noSendfileOverTLS(isSecure: bool) -> None:
     transport = Plain(*[1000] * 9)
     if isSecure:
         alsoProvides(transport, ISSLTransport)
-    body = Region([3, 0, 0], b"rest\r\n")
+    body = InFile([3, 0, 0], b"rest\r\n")
     command = Command("X", frozenset(State), lambda session: ok("", body=body))
     protocol: Any = makeFactory(commands={**COMMANDS, "X": command}).buildProtocol(
         UNIXAddress("/tmp/x")
     )
     protocol.makeConnection(transport)
     protocol.dataReceived(b"X\r\n")
-    assert body.sockets == (set() if isSecure else {7})
+    assert body.region.sockets == (set() if isSecure else {7})
     assert (transport.written + transport.waiting).endswith(b"rest\r\n.\r\n")
 
 

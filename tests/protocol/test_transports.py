@@ -8,10 +8,7 @@ import socket
 from typing import Any
 
 from twisted.internet.testing import StringTransport
-from zope.interface import alsoProvides
 
-from pop3svc.protocol.sender import IReplyByReply
-from pop3svc.testing import Client
 from tests.support.connections import advance, connected, loggedIn, makeFactory
 from tests.support.mailboxes import later
 
@@ -47,35 +44,6 @@ def test_inputInsideResumeProducing() -> None:
     client.protocol.dataReceived(b"NOOP\r\n")
     mailbox.answerAll()
     assert client.received() == b"+OK 1 5\r\n" + b"+OK Done.\r\n" * 5
-
-
-def test_replyByReply() -> None:
-    """
-    A transport that provides L{IReplyByReply} gets each reply by itself.
-    """
-    client = Client(makeFactory(messages=[b"a\n"]))
-    spoken: list[str] = []
-
-    class Transport(StringTransport):
-        def write(self, data: bytes) -> None:
-            spoken.append("write")
-            super().write(data)
-
-        def registerProducer(self, producer: Any, streaming: bool) -> None:
-            spoken.append("begin" if streaming else "pull")
-            super().registerProducer(producer, streaming)
-
-        def unregisterProducer(self) -> None:
-            spoken.append("end")
-            super().unregisterProducer()
-
-    transport = Transport()
-    alsoProvides(transport, IReplyByReply)
-    protocol = connected(client.protocol.factory, transport)
-    protocol.dataReceived(b"USER alice\r\nFOO\r\n")
-    assert spoken == ["write"] + ["begin", "write", "end"] * 2
-    client.vanish()
-    protocol.connectionLost()
 
 
 def test_slowReaderIsNotStalled() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pop3svc.lineendings import WireForm
 from pop3svc.protocol.replies import After, Body, Lines, Pieces, challenge, err, ok
 from pop3svc.protocol.wire import MultiLine, firstLine, hasControl, splitLine
 from tests.support.messages import NASTY, asSent, stuffed, topOf
@@ -124,7 +125,7 @@ def test_topOfWhatHasLineEnds(lines: int) -> None:
     whole = MultiLine(lines)
     wanted = whole.feed(message) + whole.finish()
     for cut in range(len(message)):
-        top = MultiLine(lines, hasLineEnds=True)
+        top = MultiLine(lines, WireForm.LINES)
         got = top.feed(message[:cut])
         assert got + top.feed(message[cut:]) + top.finish() == wanted, cut
 

@@ -12,6 +12,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import MemoryReactor
 
+from pop3svc.interfaces import IReadOnlyMailbox
 from pop3svc.service.endpoints import (
     InheritedPortReactor,
     _isBareSSL,
@@ -141,8 +142,13 @@ def test_badPaths(argument: str) -> None:
 
 
 def test_pluginArguments(tmp_path: Any) -> None:
-    assert makeMaildir(f"{tmp_path}:readonly=yes")._readOnly
-    assert not makeFolder(f"path={tmp_path}:readonly=no")._readOnly
+    stores: list[tuple[Any, bool]] = [
+        (makeMaildir(f"{tmp_path}:readonly=yes"), True),
+        (makeFolder(f"path={tmp_path}:readonly=no"), False),
+    ]
+    for store, isReadOnly in stores:
+        mailbox = store.openMailbox(None, "alice")
+        assert IReadOnlyMailbox.providedBy(mailbox) is isReadOnly
     makeMaildir(f"{tmp_path}:lock=wait:wait=5")
     makeMaildir(f"{tmp_path}:lock=wait")
     assert len(makeMemory("messages=3").maildrop("x").messages) == 3

@@ -8,10 +8,13 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
+from pop3svc.files import FileRegion
+from pop3svc.lineendings import WireForm
+
 
 class Body:
-    hasLineEnds = isWireReady = False
-    sendTo = None
+    form = WireForm.RAW
+    region: object = None
 
     def __init__(self, *chunks: Any) -> None:
         self.chunks = list(chunks)
@@ -77,22 +80,36 @@ class Plain:
             self.producer.resumeProducing()
 
 
-class Region(Body):
+class Steps(FileRegion):
     """
-    A body with C{sendTo}, for a given number of octets.
+    A region of a file whose calls of C{sendTo} return or raise the given values.
+
+    @ivar sockets: the descriptors that it was sent to.
     """
 
-    hasLineEnds = isWireReady = True
+    __slots__ = ("sockets", "steps")
 
-    def __init__(self, steps: list[Any], *chunks: Any) -> None:
-        super().__init__(*chunks)
+    def __init__(self, steps: list[Any], length: int) -> None:
+        super().__init__(-1, 0, length)
         self.steps = steps
         self.sockets: set[int] = set()
-        self.sendTo = self._sendTo  # type: ignore[assignment]
 
-    def _sendTo(self, socket: int) -> int:
+    def sendTo(self, socket: int) -> int:
         self.sockets.add(socket)
         step = self.steps.pop(0)
         if isinstance(step, Exception):
             raise step
-        return step
+        sent: int = step
+        return sent
+
+
+class InFile(Body):
+    """
+    A body that needs no change, in a file.
+    """
+
+    form = WireForm.READY
+
+    def __init__(self, steps: list[Any], *chunks: Any, length: int = 262_144) -> None:
+        super().__init__(*chunks)
+        self.region: Steps = Steps(steps, length)

@@ -4,9 +4,11 @@ The layer between the engine and its transport bounds its buffer and keeps the o
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from pop3svc import POP3Factory
@@ -199,6 +201,86 @@ def test_cutInAFlood() -> None:
         assert reply.endswith(b"\r\n+OK") and not client.isOpen
         left = len(client.provider.store.maildrop("alice").messages)
         assert left == (0 if command == "QUIT" else 1)
+
+
+def test_linesInsideAUTH() -> None:
+    """
+    The lines inside AUTH count as AUTH, even if they are sent ahead.
+    """
+    client = clientOf(CutOff(4, command="AUTH", nth=2))
+    client.received()
+    client.send(b"AUTH PLAIN\r\n" + b64encode(b"\0alice\0secret") + b"\r\n")
+    assert client.received() == b"+ \r\n+OK " and not client.isOpen
+
+
+def test_failInsideAUTH() -> None:
+    """
+    A line inside AUTH that fails by a fault ends AUTH.
+    """
+    client = clientOf(TempFail(command="AUTH", nth=2))
+    client.received()
+    client.send(b"AUTH LOGIN\r\nYQ==\r\nNOOP\r\n")
+    assert client.received() == (
+        b"+ VXNlcm5hbWU6\r\n-ERR [SYS/TEMP] Try again later.\r\n"
+        b"-ERR Command is not valid in this state.\r\n"
+    )
+
+
+@pytest.mark.parametrize("more", [b"NOOP\r\n", b"NO"])
+def test_plainTextAfterSTLS(more: bytes) -> None:
+    """
+    Plain text that was sent after STLS is not run inside TLS.
+    """
+    client: Any = clientOf()
+    client.received()
+    client.send(b"STLS\r\n" + more)
+    assert client.wasAborted and not client.transport.startedTLS
+
+
+def test_laterLinesWait() -> None:
+    """
+    While the engine works on a command, input is paused.  Each fault strikes its
+    own line, and after the last one the engine learns that the client has closed its half.
+    """
+    client: Any = clientOf(TempFail(command="DELE"), messages=[b"x"])
+    client.logIn()
+    waiting: Deferred[bytes] = Deferred()
+    mailbox = client.protocol.wrappedProtocol.session.transaction.mailbox
+    mailbox.messageContent = lambda info, uniqueID: waiting
+    client.send(b"RETR 1\r\nDELE 1\r\nNOOP\r\n")
+    assert client.transport.isPaused and client.received() == b""
+    client.endSending()
+    assert client.isOpen
+    waiting.callback(b"x")
+    assert client.received() == (
+        b"+OK Message follows _\r\nx\r\n.\r\n-ERR [SYS/TEMP] Try again later.\r\n+OK Done.\r\n"
+    )
+    assert not client.isOpen
+
+
+def test_inputAfterTheEnd() -> None:
+    """
+    Input that arrives after QUIT is dropped, so that the end of the connection is noticed.
+    """
+    client: Any = clientOf(Slow(2, command="QUIT"))
+    client.received()
+    client.send(b"QUIT\r\nNOOP\r\n")
+    assert not client.transport.isPaused
+    client.send(b"NOOP\r\n" * 3)
+    assert not client.transport.isPaused
+    client.clock.advance(2.1)
+    assert client.received() == b"+OK Bye.\r\n" and not client.isOpen
+    assert not client.wasAborted
+
+
+def test_lastLineAnswersNothing() -> None:
+    """
+    A last line of the engine, which answers no command, is struck by no fault.
+    """
+    client: Any = clientOf(TempFail())
+    client.received()
+    client.clock.advance(3600)
+    assert client.received() == b"-ERR Login timed out.\r\n" and not client.isOpen
 
 
 def test_tooLong() -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileBlocks, closeQuietly, peek
 from pop3svc.interfaces import Eventual, IChunkedContent
+from pop3svc.lineendings import WireForm
 from pop3svc.providers.files.directory import Directory, Opened
 from pop3svc.providers.files.sizes import MessageInfo
 from pop3svc.providers.unpacking import CannotUnpack, PackedBlocks, countUnpacked, packedAs
@@ -42,14 +43,16 @@ def contentOf(
 
 def _blocks(directory: Directory, opened: Opened, known: MessageInfo | None) -> FileBlocks:
     descriptor, status = opened
+    form = WireForm.RAW
+    # Each bare line end would make the message longer on the wire.
+    if known is not None and known.octets == status.st_size:
+        form = WireForm.READY if known.kind == "=" else WireForm.LINES
     return FileBlocks(
         descriptor,
         partial(closeQuietly, descriptor),
         directory.executor,
         length=status.st_size,
-        # Each bare line end would make the message longer on the wire.
-        hasLineEnds=known is not None and known.octets == status.st_size,
-        isWireReady=known is not None and known.kind == "=",
+        form=form,
         group=directory.group,
     )
 
