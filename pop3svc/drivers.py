@@ -379,7 +379,9 @@ class SQLite(Driver):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise sqlite3.OperationalError(error.strerror)
+            refused = sqlite3.OperationalError(error.strerror)
+            refused.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise refused
 
     def isWrongSetting(self, error: BaseException) -> bool:
         """

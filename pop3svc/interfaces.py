@@ -47,6 +47,7 @@ __all__ = [
     "IReadOnlyMailbox",
     "IReloading",
     "ISleepingMailbox",
+    "IWireContent",
     "MessageContent",
 ]
 
@@ -303,6 +304,16 @@ class IChunkedContent(Interface):
         """
         See L{IMessageContent.close}.
         """
+
+
+class IWireContent(IChunkedContent):
+    """
+    A message whose octets are stored as they are sent.
+    """
+
+    form: Any = Attribute(
+        "L{pop3svc.lineendings.WireForm}: what the pieces are.  The service relies on it."
+    )
 
 
 class IFileContent(Interface):

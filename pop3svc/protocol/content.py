@@ -15,7 +15,7 @@ from zope.interface import implementer
 from pop3svc.awaiting import awaitWithTimeout, isAwaitable
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks
-from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
+from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent, IWireContent
 from pop3svc.lineendings import WireForm, WireSizeCounter
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 from pop3svc.timing import TimeSlice
@@ -163,6 +163,8 @@ class MessageBody:
                 self.form, self.region = content.form, content.region
             else:
                 content = self._adapted(content)
+                if IWireContent.providedBy(content):
+                    self.form = content.form
             self._content = content
             self._next = content.nextChunk
 

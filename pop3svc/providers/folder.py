@@ -14,13 +14,13 @@ from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.deletion import OWN_NAMES, Place
 from pop3svc.providers.files.folders import MessageRef, identify
 from pop3svc.providers.files.listing import Caches
-from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.files.mailbox import FileMailbox
 from pop3svc.providers.files.scanning import scanPlaces, sortRefs
 from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, Stamp
 from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.paths import Root, uniqueIDFor
 from pop3svc.threadpool import Executor
 

@@ -19,10 +19,11 @@ __all__ = ["main"]
 def _parser() -> Parser:
     parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
-    commands = parser.add_subparsers(dest="command", metavar="serve|user|config|check")
+    commands = parser.add_subparsers(dest="command", metavar="serve|user|config|sql|check")
     # The options of these are their own; main() hands them on.
     commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
     commands.add_parser("config", help="check or show a configuration")
+    commands.add_parser("sql", help="make and migrate the tables of a database")
     commands.add_parser("check", help="check that a POP3 server keeps to the RFCs")
     usercommand.addParser(commands)
     return parser
@@ -48,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pop3svc.service.configcommand import main as config
 
         config(argv[1:])
+    elif argv[:1] == ["sql"]:
+        from pop3svc.service.sqlcommand import main as sql
+
+        sql(argv[1:])
     else:
         _user(argv)
 
@@ -59,7 +64,7 @@ def _user(argv: Sequence[str]) -> None:
         print(versions())
         return
     if arguments.command is None:
-        parser.error("a command is needed: serve, user, config or check")
+        parser.error("a command is needed: serve, user, config, sql or check")
     try:
         usercommand.run(arguments)
     except (ValueError, OSError) as error:

@@ -9,18 +9,28 @@ from typing import Any
 
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import ICheckerFactory
+from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderPlugin
-from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.folder import FolderStore
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.endpoints import parseArguments
 
-__all__ = ["PasswordFileMaker", "ProviderPlugin", "makeFolder", "makeMaildir", "makeMemory"]
+__all__ = [
+    "PasswordFileMaker",
+    "ProviderPlugin",
+    "makeFolder",
+    "makeMaildir",
+    "makeMemory",
+    "makeSQL",
+]
+
+log = Logger(namespace="pop3svc")
 
 
 @implementer(IPlugin, IPOP3ProviderPlugin)
@@ -115,6 +125,73 @@ def makeFolder(argument: str) -> FolderStore:
     @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS]}
     """
     return FolderStore(**_pathAndMore(argument))
+
+
+# What begins the argument of the kind "sql" if it is a DSN and nothing else.
+_DSN = ("sqlite:", "postgresql:", "postgres:")
+
+
+def optionsOfSQL(argument: str) -> dict[str, str]:
+    """
+    @param argument: see L{makeSQL}.
+    @return: the options by name; C{dsn} is one of them.
+    @raise ValueError: there is no DSN.
+    """
+    if argument.startswith(_DSN):
+        return {"dsn": argument}
+    positional, named = parseArguments(argument)
+    if positional or not named.get("dsn"):
+        raise ValueError("a DSN is needed, such as sqlite:PATH")
+    return named
+
+
+def makeSQL(argument: str) -> Any:
+    """
+    Make a store of mailboxes in a database.
+
+    @param argument: C{DSN} or C{dsn=DSN[:readonly=yes][:lock=refuse|wait|takeover]
+        [:wait=SECONDS][:lease=SECONDS][:quota=OCTETS][:messages=NUMBER][:required=yes]}, with
+        C{\\:} and C{\\=} in the DSN
+    """
+    # These are imported for those who use them only.
+    from pop3svc.database import DatabaseUnavailable
+    from pop3svc.drivers import makeDriver
+    from pop3svc.providers.sql.delivery import Quota
+    from pop3svc.providers.sql.store import SQLStore
+
+    named = optionsOfSQL(argument)
+    manners = _manners(named.pop("lock", "takeover"), named.pop("wait", None))
+    switches = {}
+    for name in ("readonly", "required"):
+        switches[name] = named.pop(name, "no")
+        if switches[name] not in ("yes", "no"):
+            raise ValueError(f"{name} is yes or no")
+    numbers = {}
+    for name, default in (("lease", 30), ("quota", 0), ("messages", 0)):
+        text = named.pop(name, str(default))
+        if not (text.isascii() and text.isdigit() and len(text) < 16):
+            raise ValueError(f"{name} is a number")
+        numbers[name] = int(text)
+    if not 5 <= numbers["lease"] <= 3600:
+        raise ValueError("lease is a number of seconds, from 5 to 3600")
+    dsn = named.pop("dsn")
+    if named:
+        raise ValueError(f"{sorted(named)[0]} is not known")
+    isReadOnly = switches["readonly"] == "yes"
+    store = SQLStore(
+        makeDriver(dsn, isReadOnly, mayCreate=not isReadOnly),
+        isReadOnly,
+        manners,
+        numbers["lease"],
+        Quota(numbers["quota"], numbers["messages"]),
+    )
+    try:
+        store.check()
+    except DatabaseUnavailable as error:
+        if switches["required"] == "yes":
+            raise ValueError(str(error))
+        log.warn("{error}; logins get [SYS/TEMP] until it is back", error=str(error))
+    return store
 
 
 def makeMemory(argument: str) -> MemoryStore:

@@ -28,9 +28,9 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
 )
 from pop3svc.providers.files import counting
-from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.files.sizes import SizeCache
 from pop3svc.providers.files.snapshot import ListingCache, stampOf
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.testing import Client, Inline, MailboxContract, conversation

@@ -22,8 +22,8 @@ from twisted.logger import formatEvent, globalLogPublisher
 from pop3svc.errors import POP3ResponseError
 from pop3svc.providers import unpacking
 from pop3svc.providers.files import counting, deletion
-from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore, quota
 from pop3svc.state import State
 from pop3svc.testing import Client, Inline, conversation

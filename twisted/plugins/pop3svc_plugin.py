@@ -10,6 +10,7 @@ from pop3svc.service.plugins import (
     makeFolder,
     makeMaildir,
     makeMemory,
+    makeSQL,
 )
 
 service = ServiceMaker(
@@ -32,6 +33,16 @@ folder = ProviderPlugin(
 )
 memory = ProviderPlugin(
     "memory", "[messages=N]", "Made-up messages for whoever logs in; for tests.", makeMemory
+)
+
+sql = ProviderPlugin(
+    "sql",
+    "DSN, or dsn=DSN[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:lease=SECONDS]"
+    "[:quota=OCTETS][:messages=NUMBER][:required=yes]",
+    "Mailboxes in a database: sqlite:PATH, or postgresql://HOST/DATABASE for any number of nodes.  "
+    "lease: seconds after which the mailboxes of a node that is gone are free.  quota, messages: "
+    "limits of each mailbox.  required=yes: do not start while the database is away.",
+    makeSQL,
 )
 
 passwd = PasswordFileMaker()

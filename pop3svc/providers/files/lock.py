@@ -8,7 +8,6 @@ import fcntl
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -22,31 +21,18 @@ from pop3svc.providers.files.directory import Directory, Opened
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key
 from pop3svc.providers.files.takeover import LockRegistry
+from pop3svc.providers.locking import LockPolicy, pause
 from pop3svc.providers.paths import Root, openBelow
 from pop3svc.threadpool import Executor
 
 __all__ = [
     "ExclusiveDirectory",
     "LockBusy",
-    "LockPolicy",
     "LockedDirectory",
     "SlowExclusiveDirectory",
 ]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class LockPolicy:
-    """
-    The behaviour of a login when another session has locked the mailbox.
-
-    @ivar takeover: ask the other session to release its lock.
-    @ivar wait: seconds to wait for the lock.
-    """
-
-    takeover: bool = True
-    wait: float = 0.0
 
 
 class LockedDirectory:
@@ -265,7 +251,7 @@ class ExclusiveDirectory(Directory):
                 if wanted is not None:
                     # The other session may have become idle by now.
                     await self.run(_touch, wanted)
-                await _pause(clock, LockRegistry.POLL / 2)
+                await pause(clock, LockRegistry.POLL / 2)
         finally:
             _closeOne(wanted)
 
@@ -411,12 +397,6 @@ class SlowExclusiveDirectory(ExclusiveDirectory):
         """
         # Inotify does not report changes that another machine makes.
         return None
-
-
-def _pause(clock: Any, seconds: float) -> Deferred[None]:
-    pause: Deferred[None] = Deferred(lambda _: timer.cancel())
-    timer = clock.callLater(seconds, pause.callback, None)
-    return pause
 
 
 def _touch(directory: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pop3svc.files import disk, longWork
 from pop3svc.providers.files.directory import Directory, SlowDirectory
 from pop3svc.providers.files.listing import Caches
-from pop3svc.providers.files.lock import ExclusiveDirectory, LockPolicy, SlowExclusiveDirectory
+from pop3svc.providers.files.lock import ExclusiveDirectory, SlowExclusiveDirectory
 from pop3svc.providers.files.mailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
@@ -19,6 +19,7 @@ from pop3svc.providers.files.mailbox import (
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.snapshot import Format
 from pop3svc.providers.files.takeover import LockRegistry
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.paths import Root
 from pop3svc.threadpool import Executor
 

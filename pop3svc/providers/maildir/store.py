@@ -10,13 +10,13 @@ from zope.interface import implementer
 
 from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.listing import Caches
-from pop3svc.providers.files.lock import LockPolicy
 from pop3svc.providers.files.mailbox import FileMailbox
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import MailboxSizes, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import ListingCache
 from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
+from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.providers.paths import PathTemplate

@@ -1,0 +1,3 @@
+"""
+Mailboxes in a database.
+"""

@@ -1,0 +1,149 @@
+"""
+The content of a message in the database, read piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from zope.interface import implementer
+
+from pop3svc.database import Database, Transaction
+from pop3svc.interfaces import Eventual, IWireContent
+from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
+
+__all__ = ["PIECE", "Damaged", "FormFinder", "StoredContent", "piecesOf", "readPiece"]
+
+# Octets of a piece.  Larger pieces are not faster, and each session holds one.
+PIECE = 262_144
+
+
+class Damaged(Exception):
+    """
+    The content of a message is not whole.
+    """
+
+
+def piecesOf(content: BinaryIO) -> Iterator[bytes]:
+    """
+    Read a message and yield it as it is sent, in pieces of L{PIECE} octets: with CRLF as line
+    ends, and one at the end, without dot-stuffing.  Blocks.
+    """
+    normalizer = CRLFNormalizer()
+    waiting = bytearray()
+    content.seek(0)
+    while block := content.read(PIECE):
+        waiting += normalizer.feed(block)
+        while len(waiting) >= PIECE:
+            yield bytes(waiting[:PIECE])
+            del waiting[:PIECE]
+    waiting += normalizer.finish()
+    while waiting:
+        yield bytes(waiting[:PIECE])
+        del waiting[:PIECE]
+
+
+class FormFinder:
+    """
+    Finds whether a line of a message begins with a dot, piece by piece.
+    """
+
+    def __init__(self) -> None:
+        self.octets = 0
+        self._hasDots = False
+        self._last = b"\n"
+
+    def feed(self, piece: bytes) -> None:
+        """
+        @param piece: the next octets, as L{piecesOf} yields them.
+        """
+        self.octets += len(piece)
+        if not self._hasDots:
+            starts = self._last == b"\n" and piece.startswith(b".")
+            self._hasDots = starts or DOT_LINE.search(piece) is not None
+        self._last = piece[-1:]
+
+    @property
+    def form(self) -> WireForm:
+        """
+        What the octets need before they are sent.
+        """
+        return WireForm.LINES if self._hasDots else WireForm.READY
+
+
+@implementer(IWireContent)
+class StoredContent:
+    """
+    The content of a message: a header of the mailbox's own, and pieces.  A piece that is
+    missing or has another length raises L{Damaged}, so that the reply never ends with the
+    final dot.
+
+    @ivar form: see L{WireForm}.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        content: int,
+        pieces: int,
+        octets: int,
+        form: WireForm,
+        first: Sequence[bytes],
+    ) -> None:
+        """
+        @param content: the number of the content.
+        @param pieces: the number of its pieces.
+        @param octets: its size without the header.
+        @param first: the header, and the pieces that were read already.
+        """
+        self.form = form
+        self._database = database
+        self._content = content
+        self._pieces = pieces
+        self._left = octets - sum(map(len, first[1:]))
+        self._next = len(first) - 1
+        self._read = [each for each in reversed(first) if each]
+
+    def nextChunk(self) -> Eventual[bytes | None]:
+        """
+        See L{IChunkedContent.nextChunk}.
+        """
+        if self._read:
+            return self._read.pop()
+        if self._next < self._pieces:
+            number, self._next = self._next, self._next + 1
+            return self._database.run(readPiece, self._content, number, isReading=True).addCallback(
+                self._checked
+            )
+        if self._left:
+            raise Damaged(f"content {self._content} is too short")
+        return None
+
+    def _checked(self, piece: bytes) -> bytes:
+        self._left -= len(piece)
+        if self._left < 0:
+            raise Damaged(f"content {self._content} is too long")
+        return piece
+
+    def close(self) -> None:
+        """
+        See L{IChunkedContent.close}.
+        """
+        self._read.clear()
+
+
+def readPiece(transaction: Transaction, content: int, number: int) -> bytes:
+    """
+    Read a piece.  Blocks.
+
+    @raise Damaged: it is missing.
+    """
+    row = transaction.executeBinary(
+        "SELECT data FROM piece WHERE content = :content AND number = :number",
+        content=content,
+        number=number,
+    ).fetchone()
+    if row is None:
+        raise Damaged(f"piece {number} of content {content} is missing")
+    return bytes(row[0])

@@ -1,0 +1,246 @@
+"""
+Store new messages in the database.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from twisted.internet.defer import Deferred
+
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.errors import DeliveryError, OverQuota, StoreUnavailable
+from pop3svc.interfaces import DeliveryCopy
+from pop3svc.lineendings import WireForm
+from pop3svc.providers.sql.content import FormFinder, piecesOf
+from pop3svc.providers.sql.statements import execute, now, one
+from pop3svc.threadpool import Executor
+
+__all__ = ["Delivery", "Quota", "mailboxOf"]
+
+
+@dataclass(frozen=True)
+class Quota:
+    """
+    The limits of each mailbox of a store.
+
+    @ivar octets: the most octets; 0: no limit.
+    @ivar messages: the most messages; 0: no limit.
+    """
+
+    octets: int = 0
+    messages: int = 0
+
+
+def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, int] | None:
+    """
+    @param makes: make the mailbox if it does not exist.
+    @return: the mailbox's number and its number of changes; L{None} if it does not exist.
+    """
+    row = one(transaction, "SELECT id, changes FROM mailbox WHERE name = :name", name=name)
+    if row is not None or not makes:
+        return None if row is None else (int(row[0]), int(row[1]))
+    number = secrets.randbits(63)
+    made = execute(
+        transaction,
+        "INSERT INTO mailbox (id, name, nextposition, messages, octets, changes) "
+        "VALUES (:id, :name, 1, 0, 0, 0) ON CONFLICT (name) DO NOTHING",
+        id=number,
+        name=name,
+    )
+    if made:
+        execute(
+            transaction,
+            "INSERT INTO lease (mailbox, node, epoch, token) VALUES (:mailbox, '', 0, 0)",
+            mailbox=number,
+        )
+        return number, 0
+    # Another transaction has made it meanwhile.
+    return mailboxOf(transaction, name, False)
+
+
+class Delivery:
+    """
+    One message for some users.  Each step may be repeated, because a commit whose answer was
+    lost may have happened.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        executor: Executor,
+        quota: Quota,
+        copies: Sequence[DeliveryCopy],
+        content: BinaryIO,
+    ) -> None:
+        """
+        @param executor: reads the message.
+        @param quota: of each mailbox.
+        """
+        self._database = database
+        self._executor = executor
+        self._quota = quota
+        self._copies = copies
+        self._file = content
+        self._number = secrets.randbits(63)
+        self._uniqueIDs = [each.uniqueID or secrets.token_hex(16) for each in copies]
+        self._now = time.time()
+
+    async def run(self) -> list[DeliveryError | None]:
+        """
+        Store the message.
+
+        @return: see L{IDelivery.deliver<pop3svc.interfaces.IDelivery.deliver>}.
+        """
+        pieces = piecesOf(self._file)
+        found = FormFinder()
+        number = 0
+        try:
+            piece = await self._read(pieces)
+            while piece is not None:
+                found.feed(piece)
+                following = await self._read(pieces)
+                if following is None and not number:
+                    # The usual case: one transaction stores all of a small message.
+                    break
+                await self._database.run(self._writePiece, number, piece, mayRepeat=True)
+                number, piece = number + 1, following
+            last = [] if piece is None else [piece]
+            return await self._database.run(self._store, found, number, last, mayRepeat=True)
+        except DatabaseUnavailable:
+            return [StoreUnavailable("Mailbox is not available now.") for _ in self._copies]
+
+    def _read(self, pieces: Iterator[bytes]) -> Deferred[bytes | None]:
+        return self._executor.run(next, pieces, None)
+
+    def _writePiece(self, transaction: Transaction, number: int, piece: bytes) -> None:
+        """
+        Write a piece of a large message.  Until the message is stored, the content has no
+        uses, and is removed after a day.
+        """
+        if not number:
+            self._writeContent(transaction, 0, 0, WireForm.LINES, 0)
+        self._insertPiece(transaction, number, piece)
+
+    def _insertPiece(self, transaction: Transaction, number: int, piece: bytes) -> None:
+        execute(
+            transaction,
+            "INSERT INTO piece (content, number, data) VALUES (:content, :number, :data) "
+            "ON CONFLICT (content, number) DO NOTHING",
+            content=self._number,
+            number=number,
+            data=piece,
+        )
+
+    def _writeContent(
+        self, transaction: Transaction, octets: int, pieces: int, form: WireForm, uses: int
+    ) -> None:
+        execute(
+            transaction,
+            "INSERT INTO content (id, octets, pieces, form, uses, made) "
+            f"VALUES (:id, :octets, :pieces, :form, :uses, {now(transaction)}) "
+            "ON CONFLICT (id) DO UPDATE SET octets = :octets, pieces = :pieces, form = :form, "
+            "uses = :uses",
+            id=self._number,
+            octets=octets,
+            pieces=pieces,
+            form=form.value,
+            uses=uses,
+        )
+
+    def _store(
+        self, transaction: Transaction, found: FormFinder, pieces: int, last: Sequence[bytes]
+    ) -> list[DeliveryError | None]:
+        """
+        Add the message to the mailboxes.
+
+        @param pieces: the pieces that were written already.
+        @param last: the piece that was not.
+        """
+        results: list[DeliveryError | None] = [None] * len(self._copies)
+        stored = 0
+        # Lock the mailboxes in the same order in all transactions.
+        order = sorted(range(len(self._copies)), key=lambda each: self._copies[each].username)
+        for index in order:
+            results[index], isNew = self._add(transaction, index, found.octets)
+            stored += isNew
+        if stored:
+            count = pieces + len(last)
+            self._writeContent(transaction, found.octets, count, found.form, stored)
+            for number, piece in enumerate(last, pieces):
+                self._insertPiece(transaction, number, piece)
+        return results
+
+    def _add(
+        self, transaction: Transaction, index: int, octets: int
+    ) -> tuple[DeliveryError | None, bool]:
+        """
+        @return: the result for a copy, and whether it was added now.
+        """
+        copy, uniqueID = self._copies[index], self._uniqueIDs[index]
+        mailbox = mailboxOf(transaction, copy.username, makes=True)
+        assert mailbox is not None
+        number = mailbox[0]
+        size = octets + len(copy.header)
+        quota = self._quota
+        row = one(
+            transaction,
+            "UPDATE mailbox SET nextposition = nextposition + 1, messages = messages + 1, "
+            "octets = octets + :size, changes = changes + 1 WHERE id = :id "
+            "AND (messages < :messages OR :messages = 0) "
+            "AND (octets + :size <= :octets OR :octets = 0) RETURNING nextposition - 1",
+            size=size,
+            id=number,
+            messages=quota.messages,
+            octets=quota.octets,
+        )
+        # The row is locked now, so no other transaction adds the same unique-id.
+        if self._isKnown(transaction, number, uniqueID, copy.uniqueID is not None):
+            if row is not None:
+                execute(
+                    transaction,
+                    "UPDATE mailbox SET messages = messages - 1, octets = octets - :size "
+                    "WHERE id = :id",
+                    size=size,
+                    id=number,
+                )
+            return None, False
+        if row is None:
+            return OverQuota("The mailbox is full."), False
+        arrival = self._now if copy.arrival is None else copy.arrival
+        execute(
+            transaction,
+            "INSERT INTO message (mailbox, position, uniqueid, octets, arrival, isforeign, "
+            "header, content) VALUES (:mailbox, :position, :uniqueid, :octets, :arrival, "
+            ":isforeign, :header, :content)",
+            mailbox=number,
+            position=row[0],
+            uniqueid=uniqueID,
+            octets=size,
+            arrival=int(arrival * 1000),
+            isforeign=int(copy.uniqueID is not None),
+            header=copy.header,
+            content=self._number,
+        )
+        return None, True
+
+    def _isKnown(
+        self, transaction: Transaction, mailbox: int, uniqueID: str, isForeign: bool
+    ) -> bool:
+        """
+        @return: whether the mailbox has or had a message with a unique-id.
+        """
+        tables = ("message", "formerid") if isForeign else ("message",)
+        return any(
+            one(
+                transaction,
+                f"SELECT 1 FROM {table} WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
+                mailbox=mailbox,
+                uniqueid=uniqueID,
+            )
+            for table in tables
+        )

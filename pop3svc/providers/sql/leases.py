@@ -1,0 +1,380 @@
+"""
+Leases of mailboxes, so that one session at a time has a mailbox, on any number of nodes.
+
+A node is a process of the service.  It has a row with an expiry, which one write per interval
+renews for all its sessions.  The lease of a mailbox names the node that holds it, and has a
+token that grows whenever the lease is taken.  A deletion locks the lease's row in its own
+transaction and checks node and token.  A node that was cut off and comes back therefore deletes
+nothing from a mailbox that another node has taken.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from pop3svc.bounded import BoundedDict
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.errors import POP3ResponseError
+from pop3svc.providers.sql.statements import execute, forUpdate, now, one, query
+
+__all__ = ["Lease", "LeaseHeld", "Node"]
+
+log = Logger(namespace="pop3svc")
+
+# Leases that one statement looks for, because databases bound the parameters of one.
+_CHUNK = 500
+# Milliseconds after which the row of a node that is gone is removed.
+_FORGET = 86_400_000
+
+
+class LeaseHeld:
+    """
+    The result of an attempt to take a lease that a session holds.
+    """
+
+    def __init__(self, mailbox: int) -> None:
+        """
+        @param mailbox: the number of the mailbox.
+        """
+        self.mailbox = mailbox
+
+
+@dataclass
+class Lease:
+    """
+    The lease of a mailbox that a session of this process holds.
+
+    @ivar mailbox: the number of the mailbox.
+    @ivar token: grows whenever the lease is taken.
+    @ivar changes: the mailbox's number of changes when the lease was taken.
+    @ivar requestRelease: asks the session to release the mailbox; L{None} before it may be
+        asked.
+    @ivar isLost: whether another node has taken the lease.
+    """
+
+    mailbox: int
+    epoch: int
+    token: int
+    changes: int
+    requestRelease: Callable[[], bool] | None = None
+    isLost: bool = False
+
+    def check(self) -> None:
+        """
+        @raise POP3ResponseError: the lease is lost; the session must end.
+        """
+        if self.isLost:
+            raise POP3ResponseError(
+                "Mailbox was taken by another session.", "IN-USE", critical=True
+            )
+
+
+class Node:
+    """
+    This process among those that use the database.
+
+    @ivar name: a name that no other process has or had.
+    """
+
+    # Seconds.  INTERVAL passes between two looks at the leases that others want.
+    INTERVAL = 0.5
+    # Mailboxes whose last token is remembered until their session is registered.
+    LATEST = 10_000
+
+    def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
+        """
+        @param renewals: the same database, with a thread of its own, so that other work does
+            not keep the node from renewing its row.
+        @param duration: seconds until the mailboxes of a node that is gone are free.
+        """
+        host = socket.gethostname()[:32]
+        self.name = f"{host}.{os.getpid()}.{secrets.token_hex(8)}"
+        self._database = database
+        self._renewals = renewals
+        self._duration = int(duration * 1000)
+        self._clock = clock
+        # By number of the mailbox: the lease of the session that is registered, and the token
+        # of the lease that a thread has taken last.
+        self._held: dict[int, Lease] = {}
+        self._latest: BoundedDict[int, int] = BoundedDict(self.LATEST)
+        self._unreleased: dict[int, Lease] = {}
+        self._guard = Lock()
+        self._timer: IDelayedCall | None = None
+        self._beat: Deferred[Any] | None = None
+        self._renewed = -1e9
+        self._isStopped = False
+
+    # --- in a thread -----------------------------------------------------------------
+
+    def ensure(self, transaction: Transaction) -> int:
+        """
+        Renew the node's row, or make it.
+
+        @return: the epoch of the node: the time when the row was made.
+        """
+        time = now(transaction)
+        renewed = one(
+            transaction,
+            f"UPDATE node SET expires = {time} + :duration WHERE name = :name RETURNING epoch",
+            duration=self._duration,
+            name=self.name,
+        )
+        if renewed is None:
+            # The first time, or the row was removed because it was very old.
+            execute(
+                transaction,
+                "INSERT INTO node (name, epoch, expires) "
+                f"VALUES (:name, {time}, {time} + :duration) ON CONFLICT (name) DO NOTHING",
+                duration=self._duration,
+                name=self.name,
+            )
+            return self.ensure(transaction)
+        return int(renewed[0])
+
+    def take(
+        self, transaction: Transaction, mailbox: int, changes: int, wants: bool
+    ) -> Lease | LeaseHeld:
+        """
+        Take the lease of a mailbox if it is free.
+
+        @param changes: the mailbox's number of changes.
+        @param wants: ask another node that holds it to release it.
+        """
+        lock = forUpdate(transaction)
+        row = one(
+            transaction,
+            f"SELECT node, epoch, token FROM lease WHERE mailbox = :mailbox {lock}",
+            mailbox=mailbox,
+        )
+        assert row is not None, "a lease is made with its mailbox"
+        holder, epoch, token = row
+        own = self._epochOf(transaction, self.name)
+        if own is None:
+            own = self.ensure(transaction)
+        if holder == self.name:
+            # If no session is registered, that session is gone and could not release it.
+            held = self._held.get(mailbox)
+            if held is not None and held.token == token:
+                return LeaseHeld(mailbox)
+        elif holder and self._epochOf(transaction, holder) == epoch:
+            if wants:
+                execute(
+                    transaction,
+                    "UPDATE lease SET wantedby = :name WHERE mailbox = :mailbox "
+                    "AND wantedby IS NULL",
+                    name=self.name,
+                    mailbox=mailbox,
+                )
+            return LeaseHeld(mailbox)
+        execute(
+            transaction,
+            "UPDATE lease SET node = :name, epoch = :epoch, token = :token, wantedby = NULL "
+            "WHERE mailbox = :mailbox",
+            name=self.name,
+            epoch=own,
+            token=token + 1,
+            mailbox=mailbox,
+        )
+        with self._guard:
+            self._latest.put(mailbox, token + 1)
+        return Lease(mailbox, own, token + 1, changes)
+
+    @staticmethod
+    def _epochOf(transaction: Transaction, name: str) -> int | None:
+        """
+        @return: the epoch of a node whose row has not expired; L{None} if the node is gone.
+        """
+        row = one(
+            transaction,
+            f"SELECT epoch FROM node WHERE name = :name AND expires > {now(transaction)}",
+            name=name,
+        )
+        return None if row is None else int(row[0])
+
+    def fence(self, transaction: Transaction, lease: Lease) -> None:
+        """
+        Lock the lease's row for a change of the mailbox, and check that the lease holds.
+        While the row has the token, nobody else has taken the lease, also if the node has
+        expired.
+
+        @raise POP3ResponseError: another node has taken the lease.
+        """
+        holds = execute(
+            transaction,
+            "UPDATE lease SET token = token WHERE mailbox = :mailbox AND node = :name "
+            "AND epoch = :epoch AND token = :token",
+            mailbox=lease.mailbox,
+            name=self.name,
+            epoch=lease.epoch,
+            token=lease.token,
+        )
+        if not holds:
+            lease.isLost = True
+            lease.check()
+
+    def _release(self, transaction: Transaction, leases: Sequence[Lease]) -> None:
+        for lease in leases:
+            execute(
+                transaction,
+                "UPDATE lease SET node = '', wantedby = NULL WHERE mailbox = :mailbox "
+                "AND node = :name AND epoch = :epoch AND token = :token",
+                mailbox=lease.mailbox,
+                name=self.name,
+                epoch=lease.epoch,
+                token=lease.token,
+            )
+
+    def _look(
+        self, transaction: Transaction, isDue: bool, unreleased: Sequence[Lease]
+    ) -> tuple[list[int], dict[int, int] | None]:
+        """
+        @param isDue: whether the node's row has to be renewed.
+        @return: the mailboxes that other nodes want; and, if it was renewed, the token of
+            each lease that the node holds.
+        """
+        tokens = None
+        if isDue:
+            self.ensure(transaction)
+            rows = query(
+                transaction, "SELECT mailbox, token FROM lease WHERE node = :name", name=self.name
+            )
+            tokens = dict(rows)
+        self._release(transaction, unreleased)
+        wanted = query(
+            transaction,
+            "SELECT mailbox FROM lease WHERE node = :name AND wantedby IS NOT NULL",
+            name=self.name,
+        )
+        if wanted:
+            # Those that still wait ask again, so that nobody gives way to one that is gone.
+            execute(
+                transaction,
+                "UPDATE lease SET wantedby = NULL WHERE node = :name AND wantedby IS NOT NULL",
+                name=self.name,
+            )
+        return [mailbox for (mailbox,) in wanted], tokens
+
+    # --- in the reactor's thread ---------------------------------------------------------
+
+    def hold(self, lease: Lease, requestRelease: Callable[[], bool]) -> bool:
+        """
+        Register the session that has taken a lease.
+
+        @return: whether it is registered; L{False} if another session of this process has
+            taken the lease meanwhile.
+        """
+        with self._guard:
+            if self._latest.get(lease.mailbox, 0) > lease.token:
+                return False
+        lease.requestRelease = requestRelease
+        self._held[lease.mailbox] = lease
+        self._later()
+        return True
+
+    def ask(self, mailbox: int) -> bool | None:
+        """
+        Ask the session of this process that holds a mailbox to release it.
+
+        @return: whether it does; L{None} if no session of this process holds the mailbox.
+        """
+        lease = self._held.get(mailbox)
+        if lease is None or lease.requestRelease is None:
+            return None
+        return lease.requestRelease()
+
+    async def release(self, lease: Lease) -> None:
+        """
+        Release a lease.  If the database is away, that is done when it is back.
+        """
+        if self._held.get(lease.mailbox) is lease:
+            del self._held[lease.mailbox]
+        if lease.isLost:
+            return
+        try:
+            await self._database.run(self._release, [lease], mayRepeat=True)
+        except DatabaseUnavailable:
+            # The node goes on to renew its row, so nobody else could take the lease.
+            self._unreleased[lease.mailbox] = lease
+            self._later()
+
+    def _later(self) -> None:
+        isIdle = self._timer is None and self._beat is None and not self._isStopped
+        if isIdle and (self._held or self._unreleased):
+            self._timer = self._clock.callLater(self.INTERVAL, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        isDue = self._clock.seconds() >= self._renewed + self._duration / 4000
+        unreleased = [
+            each for mailbox, each in self._unreleased.items() if mailbox not in self._held
+        ][:_CHUNK]
+        beat = self._renewals.run(self._look, isDue, unreleased, mayRepeat=True)
+        self._beat = beat
+        beat.addCallbacks(
+            self._looked,
+            self._failed,
+            callbackArgs=(isDue, dict(self._held), unreleased),
+        )
+        beat.addErrback(lambda failure: log.failure("cannot renew the node", failure))
+        beat.addBoth(self._ended)
+
+    def _looked(
+        self,
+        result: tuple[list[int], dict[int, int] | None],
+        isDue: bool,
+        before: dict[int, Lease],
+        unreleased: Sequence[Lease],
+    ) -> None:
+        wanted, tokens = result
+        for lease in unreleased:
+            if self._unreleased.get(lease.mailbox) is lease:
+                del self._unreleased[lease.mailbox]
+        if isDue:
+            self._renewed = self._clock.seconds()
+        for mailbox, lease in before.items() if tokens is not None else ():
+            isHeld = self._held.get(mailbox) is lease
+            if isHeld and tokens is not None and tokens.get(mailbox) != lease.token:
+                log.warn("the lease of mailbox number {mailbox} is lost", mailbox=mailbox)
+                lease.isLost = True
+                self.ask(mailbox)
+        for mailbox in wanted:
+            self.ask(mailbox)
+
+    def _failed(self, failure: Any) -> None:
+        # The database logs that it is away.
+        if failure.check(DatabaseUnavailable) is None:
+            log.failure("cannot renew the node", failure)
+
+    def _ended(self, _: Any) -> None:
+        self._beat = None
+        self._later()
+
+    async def stop(self) -> None:
+        """
+        Release what the node holds, and remove its row.
+        """
+        self._isStopped = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        leases = [*self._held.values(), *self._unreleased.values()]
+
+        def leave(transaction: Transaction) -> None:
+            self._release(transaction, leases)
+            execute(transaction, "DELETE FROM node WHERE name = :name", name=self.name)
+
+        try:
+            await self._database.run(leave, mayRepeat=True)
+        except DatabaseUnavailable:
+            # The leases end when the node expires.
+            pass

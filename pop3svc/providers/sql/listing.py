@@ -1,0 +1,100 @@
+"""
+The listings of mailboxes in a database, which the sessions of a mailbox share.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from pop3svc.database import Transaction
+from pop3svc.listings import UniqueIDList
+from pop3svc.providers.sql.statements import one, query
+
+__all__ = ["ListingCache", "MailboxListing", "listIn"]
+
+# Messages of one query, so that neither side holds the rows of a large mailbox.
+_PAGE = 2000
+
+
+@dataclass(frozen=True)
+class MailboxListing:
+    """
+    The messages of a mailbox.
+
+    @ivar changes: the mailbox's number of changes.
+    @ivar sizes: the octets of each message.
+    """
+
+    changes: int
+    uniqueIDs: UniqueIDList
+    sizes: array[int]
+
+
+def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
+    """
+    List a mailbox.  Blocks.
+    """
+    # The number comes first: if a message arrives between two of these queries, the number
+    # does not hold for the listing, and the next session lists again.
+    row = one(transaction, "SELECT changes FROM mailbox WHERE id = :id", id=mailbox)
+    changes = -1 if row is None else int(row[0])
+    uniqueIDs: list[str] = []
+    sizes = array("Q")
+    last = 0
+    while True:
+        rows = query(
+            transaction,
+            "SELECT position, uniqueid, octets FROM message WHERE mailbox = :mailbox "
+            f"AND position > :last ORDER BY position LIMIT {_PAGE}",
+            mailbox=mailbox,
+            last=last,
+        )
+        uniqueIDs += [row[1] for row in rows]
+        sizes.extend(row[2] for row in rows)
+        if len(rows) < _PAGE:
+            break
+        last = rows[-1][0]
+    listed = UniqueIDList(uniqueIDs)
+    listed.prepare()
+    return MailboxListing(changes, listed, sizes)
+
+
+class ListingCache:
+    """
+    Cache of the latest listing of each mailbox.  Only for use in the reactor's thread.
+    """
+
+    # Messages in all; the latest mailbox is kept even if it has more.  Some 150 octets each.
+    # A mailbox counts as EACH further messages.
+    BOUND, EACH = 300_000, 5
+
+    def __init__(self) -> None:
+        self._listings: OrderedDict[int, MailboxListing] = OrderedDict()
+        self._messages = 0
+
+    def get(self, mailbox: int, changes: int) -> MailboxListing | None:
+        """
+        @return: the listing of a mailbox, if it holds for this number of changes.
+        """
+        known = self._listings.get(mailbox)
+        if known is None or known.changes != changes:
+            return None
+        self._listings.move_to_end(mailbox)
+        return known
+
+    def put(self, mailbox: int, listing: MailboxListing) -> None:
+        """
+        Keep a listing.
+        """
+        self._drop(mailbox)
+        self._listings[mailbox] = listing
+        self._messages += len(listing.sizes) + self.EACH
+        while self._messages > self.BOUND and len(self._listings) > 1:
+            self._drop(next(iter(self._listings)))
+
+    def _drop(self, mailbox: int) -> None:
+        known = self._listings.pop(mailbox, None)
+        if known is not None:
+            self._messages -= len(known.sizes) + self.EACH

@@ -1,0 +1,454 @@
+"""
+A mailbox in a database, as one session sees it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    Eventual,
+    IBulkMessageSizes,
+    IExclusiveMailbox,
+    INewMailNotifier,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    IReadOnlyMailbox,
+    ISleepingMailbox,
+)
+from pop3svc.lineendings import WireForm
+from pop3svc.listings import UniqueIDList
+from pop3svc.once import Once
+from pop3svc.providers.locking import LockPolicy, pause
+from pop3svc.providers.sql.content import Damaged, StoredContent, readPiece
+from pop3svc.providers.sql.delivery import mailboxOf
+from pop3svc.providers.sql.leases import Lease, LeaseHeld, Node
+from pop3svc.providers.sql.listing import ListingCache, MailboxListing, listIn
+from pop3svc.providers.sql.statements import execute, names, one, query
+
+__all__ = ["ExclusiveSQLMailbox", "ReadOnlySQLMailbox", "SQLMailbox"]
+
+log = Logger(namespace="pop3svc")
+
+# Damaged messages that were logged already.
+_damaged = Once()
+# Unique-ids of one statement, because databases bound its parameters.
+_CHUNK = 500
+_NO_SIZES: array[int] = array("Q")
+
+
+@implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox)
+class SQLMailbox:
+    """
+    A mailbox that any number of sessions read at the same time.
+    """
+
+    def __init__(self, database: Database, name: str, listings: ListingCache) -> None:
+        """
+        @param name: the user's name.
+        @param listings: shared by the mailboxes of a store.
+        """
+        self._database = database
+        self._name = name
+        self._listings = listings
+        # The number of the mailbox, 0 if it does not exist.
+        self._number = 0
+        self._listing: MailboxListing | None = None
+        # Sizes of messages that arrived after the listing, and messages that the session has
+        # deleted since.
+        self._later: dict[str, int] = {}
+        self._gone: set[str] = set()
+
+    def _check(self) -> None:
+        """
+        @raise POP3ResponseError: the session must end.
+        """
+
+    # --- the listing --------------------------------------------------------------------
+
+    def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Eventual[UniqueIDList]:
+        """
+        See L{IPOP3Mailbox.listMessageUniqueIDs}.
+        """
+        self._check()
+        return self._read(self._listIfChanged).addCallback(self._listed)
+
+    def _listIfChanged(self, transaction: Transaction) -> tuple[int, MailboxListing]:
+        found = mailboxOf(transaction, self._name, makes=False)
+        if found is None:
+            return 0, MailboxListing(-1, UniqueIDList(()), _NO_SIZES)
+        number, changes = found
+        known = self._listings.get(number, changes)
+        return number, listIn(transaction, number) if known is None else known
+
+    def _listed(self, result: tuple[int, MailboxListing]) -> UniqueIDList:
+        self._number, listing = result
+        if self._number:
+            self._listings.put(self._number, listing)
+        return self._use(listing)
+
+    def _use(self, listing: MailboxListing) -> UniqueIDList:
+        self._listing = listing
+        self._later = {}
+        self._gone = set()
+        return listing.uniqueIDs
+
+    def _read(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        return self._database.run(work, *arguments, isReading=True).addErrback(self._unavailable)
+
+    def _unavailable(self, failure: Any) -> Any:
+        error = failure.value
+        if isinstance(error, Damaged):
+            if _damaged.isFirst(str(error)):
+                log.error(
+                    "message of {name} is damaged: {error}", name=self._name, error=str(error)
+                )
+            raise POP3ResponseError("Message cannot be read.", "SYS/PERM")
+        failure.trap(DatabaseUnavailable)
+        # The database has logged that it is away.
+        raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+
+    async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
+        """
+        See L{IPOP3Mailbox.messageExists}.
+        """
+        self._check()
+        row = await self._read(_find, self._number, uniqueID)
+        if row is None:
+            return False
+        self._later[uniqueID] = int(row[0])
+        return True
+
+    # --- sizes ----------------------------------------------------------------------------
+
+    def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
+        """
+        See L{IPOP3Mailbox.messageSize}.
+        """
+        size = self._sizeOf(uniqueID)
+        if size is None:
+            raise POP3ResponseError("Message no longer exists.")
+        return size
+
+    def _sizeOf(self, uniqueID: str) -> int | None:
+        if uniqueID in self._gone:
+            return None
+        listing = self._listing
+        number = None if listing is None else listing.uniqueIDs.number(uniqueID)
+        if listing is None or number is None:
+            return self._later.get(uniqueID)
+        return listing.sizes[number - 1]
+
+    def messageSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Sequence[int | None]:
+        """
+        See L{IBulkMessageSizes.messageSizes}.
+        """
+        listing = self._listing
+        if listing is not None and uniqueIDs is listing.uniqueIDs.uniqueIDs and not self._gone:
+            return listing.sizes
+        return [self._sizeOf(each) for each in uniqueIDs]
+
+    # --- contents -------------------------------------------------------------------------
+
+    def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Deferred[StoredContent]:
+        """
+        See L{IPOP3Mailbox.messageContent}.
+        """
+        self._check()
+        return self._read(self._open, uniqueID).addCallback(self._content)
+
+    def _open(self, transaction: Transaction, uniqueID: str) -> tuple[Any, ...] | None:
+        """
+        Find a message, check that its content is whole, and read its beginning.
+
+        @raise Damaged: it is not whole.
+        """
+        row = _find(transaction, self._number, uniqueID)
+        if row is None:
+            return None
+        size, header, content, octets, pieces, form = row
+        if octets is None or size != octets + len(header):
+            raise Damaged(f"content {content} of {uniqueID} is missing or has another size")
+        first = [bytes(header)]
+        if pieces == 1:
+            first.append(readPiece(transaction, content, 0))
+            if len(first[1]) != octets:
+                raise Damaged(f"content {content} of {uniqueID} has another length")
+        elif pieces:
+            whole = one(
+                transaction,
+                "SELECT COUNT(*), SUM(LENGTH(data)) FROM piece WHERE content = :content",
+                content=content,
+            )
+            if whole is None or (whole[0], int(whole[1] or 0)) != (pieces, octets):
+                raise Damaged(f"content {content} of {uniqueID} is not whole")
+        return content, pieces, octets, WireForm(form), first
+
+    def _content(self, found: tuple[Any, ...] | None) -> StoredContent:
+        if found is None:
+            raise POP3ResponseError("Message no longer exists.")
+        return StoredContent(self._database, *found)
+
+    def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> Eventual[None]:
+        """
+        See L{IPOP3Mailbox.messageDelete}.
+        """
+        raise NotImplementedError
+
+    def onSleep(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{ISleepingMailbox.onSleep}.
+        """
+        self._listing = None
+        self._later = {}
+        self._gone = set()
+
+
+def _find(transaction: Transaction, mailbox: int, uniqueID: str) -> tuple[Any, ...] | None:
+    """
+    @return: size, header, and number, octets, pieces and form of the content of a message.
+    """
+    return one(
+        transaction,
+        "SELECT message.octets, header, content, content.octets, pieces, form "
+        "FROM message LEFT JOIN content ON content.id = message.content "
+        "WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
+        mailbox=mailbox,
+        uniqueid=uniqueID,
+    )
+
+
+@implementer(IReadOnlyMailbox)
+class ReadOnlySQLMailbox(SQLMailbox):
+    """
+    A mailbox of a store that changes nothing.
+    """
+
+
+@implementer(IExclusiveMailbox, INewMailNotifier)
+class ExclusiveSQLMailbox(SQLMailbox):
+    """
+    A mailbox that one session at a time can lock, on any number of nodes.
+    """
+
+    # Seconds.  POLL passes between two attempts to take a lease.  After a request to release
+    # it, a session has RELEASE_TIMEOUT: its node has to see the request first.
+    POLL = 0.2
+    RELEASE_TIMEOUT = 2.0
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        listings: ListingCache,
+        node: Node,
+        policy: LockPolicy,
+        clock: Any,
+    ) -> None:
+        """
+        @param node: this process.
+        @param policy: how a session acts when the mailbox is locked.
+        """
+        super().__init__(database, name, listings)
+        self._node = node
+        self._policy = policy
+        self._clock = clock
+        self._lease: Lease | None = None
+        # Whether the number of changes was read just now, together with the lease.
+        self._isFresh = False
+        self._changed: Callable[[], object] = lambda: None
+
+    def _check(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    # --- the lock -------------------------------------------------------------------------
+
+    async def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> None:
+        """
+        See L{IExclusiveMailbox.lock}.
+        """
+        clock, policy, node = self._clock, self._policy, self._node
+        end: float | None = None
+        while True:
+            taken = await self._take(policy.takeover)
+            if isinstance(taken, Lease) and node.hold(taken, requestRelease):
+                break
+            if end is None:
+                end = clock.seconds() + policy.wait
+                isGiven = node.ask(taken.mailbox) if policy.takeover else False
+                if isGiven is not False:
+                    end = max(end, clock.seconds() + self.RELEASE_TIMEOUT)
+                if isGiven:
+                    continue
+            if clock.seconds() >= end:
+                raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
+            await pause(clock, self.POLL)
+        self._lease = taken
+        self._number = taken.mailbox
+        self._isFresh = True
+
+    def _take(self, wants: bool) -> Deferred[Lease | LeaseHeld]:
+        def take(transaction: Transaction) -> Lease | LeaseHeld:
+            found = mailboxOf(transaction, self._name, makes=True)
+            assert found is not None
+            return self._node.take(transaction, *found, wants)
+
+        taking = self._database.run(take, mayRepeat=True, abandoned=self._abandon)
+        return taking.addErrback(self._unavailable)
+
+    def _abandon(self, taken: Lease | LeaseHeld) -> None:
+        """
+        Release a lease that was taken after the session was gone.
+        """
+        if isinstance(taken, Lease):
+            Deferred.fromCoroutine(self._node.release(taken))
+
+    def unlock(self, info: IPOP3ConnectionInfo) -> Deferred[None] | None:
+        """
+        See L{IExclusiveMailbox.unlock}.  The next session of this process may lock the mailbox
+        as soon as this returns.
+        """
+        lease, self._lease = self._lease, None
+        self._listing = None
+        return None if lease is None else Deferred.fromCoroutine(self._node.release(lease))
+
+    # --- the listing ------------------------------------------------------------------------
+
+    def watchMailbox(
+        self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
+    ) -> Callable[[], None]:
+        """
+        See L{INewMailNotifier.watchMailbox}.  The number of changes, which is read with the
+        lease, shows whether the list differs.
+        """
+        self._changed = changed
+
+        def end() -> None:
+            self._changed = lambda: None
+
+        return end
+
+    def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> Eventual[UniqueIDList]:
+        """
+        See L{IPOP3Mailbox.listMessageUniqueIDs}.
+        """
+        isFresh, self._isFresh = self._isFresh, False
+        if isFresh and self._lease is not None:
+            listing = self._listings.get(self._number, self._lease.changes)
+            if listing is not None:
+                return self._use(listing)
+        return super().listMessageUniqueIDs(info)
+
+    def _use(self, listing: MailboxListing) -> UniqueIDList:
+        if listing.changes != self._changesUsed:
+            self._changed()
+        self._changesUsed = listing.changes
+        return super()._use(listing)
+
+    _changesUsed = -1
+
+    # --- deleting ---------------------------------------------------------------------------
+
+    async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{IPOP3Mailbox.messageDelete}.
+        """
+        lease = self._lease
+        if lease is None:
+            raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+        lease.check()
+        deleting = self._database.run(self._delete, lease, list(uniqueIDs), mayRepeat=True)
+        await deleting.addErrback(self._unavailable)
+        self._gone.update(uniqueIDs)
+
+    def _delete(self, transaction: Transaction, lease: Lease, uniqueIDs: list[str]) -> None:
+        """
+        Delete messages.  It may be repeated, because a commit whose answer was lost may have
+        happened.
+        """
+        self._node.fence(transaction, lease)
+        deleteIn(transaction, lease.mailbox, uniqueIDs)
+
+
+def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -> None:
+    """
+    Delete messages of a mailbox.  Blocks.  One that is gone counts as deleted.
+
+    @param mailbox: the number of the mailbox, whose lease is locked.
+    """
+    count = octets = 0
+    contents: list[int] = []
+    for first in range(0, len(uniqueIDs), _CHUNK):
+        some = names(uniqueIDs[first : first + _CHUNK])
+        where = f"WHERE mailbox = :mailbox AND uniqueid IN ({some.sql})"
+        rows = query(
+            transaction,
+            f"SELECT octets, content FROM message {where}",
+            mailbox=mailbox,
+            **some.values,
+        )
+        execute(
+            transaction,
+            "INSERT INTO formerid (mailbox, uniqueid) SELECT mailbox, uniqueid FROM message "
+            f"{where} AND isforeign = 1 ON CONFLICT (mailbox, uniqueid) DO NOTHING",
+            mailbox=mailbox,
+            **some.values,
+        )
+        execute(transaction, f"DELETE FROM message {where}", mailbox=mailbox, **some.values)
+        count += len(rows)
+        octets += sum(row[0] for row in rows)
+        contents += [row[1] for row in rows]
+    if not count:
+        return
+    execute(
+        transaction,
+        "UPDATE mailbox SET messages = messages - :count, octets = octets - :octets, "
+        "changes = changes + 1 WHERE id = :id",
+        count=count,
+        octets=octets,
+        id=mailbox,
+    )
+    _releaseContents(transaction, contents)
+
+
+def _releaseContents(transaction: Transaction, contents: Sequence[int]) -> None:
+    """
+    Remove the contents that no message uses any more.
+
+    @param contents: the content of each deleted message.
+    """
+    counts = Counter(contents)
+    for content, count in counts.items():
+        if count > 1:
+            # Several copies of one message in one mailbox.
+            execute(
+                transaction,
+                "UPDATE content SET uses = uses - :more WHERE id = :id",
+                more=count - 1,
+                id=content,
+            )
+    contents = sorted(counts)
+    for first in range(0, len(contents), _CHUNK):
+        some = names(contents[first : first + _CHUNK])
+        execute(
+            transaction,
+            f"UPDATE content SET uses = uses - 1 WHERE id IN ({some.sql})",
+            **some.values,
+        )
+        unused = f"SELECT id FROM content WHERE uses < 1 AND id IN ({some.sql})"
+        execute(transaction, f"DELETE FROM piece WHERE content IN ({unused})", **some.values)
+        execute(
+            transaction, f"DELETE FROM content WHERE uses < 1 AND id IN ({some.sql})", **some.values
+        )

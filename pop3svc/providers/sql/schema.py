@@ -1,0 +1,139 @@
+"""
+The tables of a store, and how one version of them becomes the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pop3svc.database import Transaction
+from pop3svc.providers.sql.statements import execute, hasTable, octetsType, one
+
+__all__ = ["VERSION", "SchemaError", "migrate", "requireCurrent", "requireNoNewer", "versionOf"]
+
+_TABLE = "pop3svc_schema"
+
+
+class SchemaError(Exception):
+    """
+    The tables cannot be used: one sentence for the operator.
+    """
+
+
+# Times are milliseconds since the epoch, sizes octets.  The table "message" is one mailbox's
+# copy of a message: a header of its own, such as Delivered-To, and content that several
+# copies may share.  The column "form" is a WireForm; "isForeign" is 1 if the unique-id was
+# given by another server.  A piece holds at most PIECE octets, as they are sent.
+_FIRST = (
+    f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
+    """CREATE TABLE mailbox (
+        id BIGINT PRIMARY KEY,
+        name VARCHAR(320) NOT NULL UNIQUE,
+        nextposition BIGINT NOT NULL,
+        messages BIGINT NOT NULL,
+        octets BIGINT NOT NULL,
+        changes BIGINT NOT NULL)""",
+    """CREATE TABLE content (
+        id BIGINT PRIMARY KEY,
+        octets BIGINT NOT NULL,
+        pieces INTEGER NOT NULL,
+        form VARCHAR(8) NOT NULL,
+        uses BIGINT NOT NULL,
+        made BIGINT NOT NULL)""",
+    """CREATE TABLE piece (
+        content BIGINT NOT NULL,
+        number INTEGER NOT NULL,
+        data {octets} NOT NULL,
+        PRIMARY KEY (content, number))""",
+    """CREATE TABLE message (
+        mailbox BIGINT NOT NULL,
+        position BIGINT NOT NULL,
+        uniqueid VARCHAR(70) NOT NULL,
+        octets BIGINT NOT NULL,
+        arrival BIGINT NOT NULL,
+        isforeign INTEGER NOT NULL,
+        header {octets} NOT NULL,
+        content BIGINT NOT NULL,
+        PRIMARY KEY (mailbox, position),
+        UNIQUE (mailbox, uniqueid))""",
+    "CREATE INDEX message_content ON message (content)",
+    "CREATE INDEX message_arrival ON message (arrival)",
+    "CREATE INDEX content_unused ON content (uses, made)",
+    """CREATE TABLE formerid (
+        mailbox BIGINT NOT NULL,
+        uniqueid VARCHAR(70) NOT NULL,
+        PRIMARY KEY (mailbox, uniqueid))""",
+    """CREATE TABLE node (
+        name VARCHAR(64) PRIMARY KEY,
+        epoch BIGINT NOT NULL,
+        expires BIGINT NOT NULL)""",
+    """CREATE TABLE lease (
+        mailbox BIGINT PRIMARY KEY,
+        node VARCHAR(64) NOT NULL,
+        epoch BIGINT NOT NULL,
+        token BIGINT NOT NULL,
+        wantedby VARCHAR(64))""",
+    "CREATE INDEX lease_node ON lease (node)",
+)
+
+# The statements that lead to each version from the one before.
+_MIGRATIONS: Sequence[Sequence[str]] = (_FIRST,)
+VERSION = len(_MIGRATIONS)
+
+
+def versionOf(transaction: Transaction) -> int:
+    """
+    @return: the version of the tables; 0 if there are none.
+    """
+    if not hasTable(transaction, _TABLE):
+        return 0
+    row = one(transaction, f"SELECT MAX(version) FROM {_TABLE}")
+    return int(row[0] or 0) if row else 0
+
+
+def migrate(transaction: Transaction) -> tuple[int, int]:
+    """
+    Bring the tables to the version that this code knows.  Blocks.
+
+    @return: the version before and after.
+    @raise SchemaError: the tables are newer than the code.
+    """
+    before = versionOf(transaction)
+    if before > VERSION:
+        raise SchemaError(_newer(before))
+    for version, statements in enumerate(_MIGRATIONS[before:], before + 1):
+        for statement in statements:
+            execute(transaction, statement.replace("{octets}", octetsType(transaction)))
+        execute(transaction, f"DELETE FROM {_TABLE}")
+        execute(transaction, f"INSERT INTO {_TABLE} (version) VALUES (:version)", version=version)
+    return before, VERSION
+
+
+def requireNoNewer(transaction: Transaction) -> None:
+    """
+    @raise SchemaError: the tables are newer than the code.
+    """
+    version = versionOf(transaction)
+    if version > VERSION:
+        raise SchemaError(_newer(version))
+
+
+def requireCurrent(transaction: Transaction) -> None:
+    """
+    @raise SchemaError: the tables have another version than the code knows.
+    """
+    version = versionOf(transaction)
+    if version > VERSION:
+        raise SchemaError(_newer(version))
+    if version < VERSION:
+        what = "has no tables of pop3svc" if not version else f"has tables of version {version}"
+        raise SchemaError(
+            f"the database {what}, and version {VERSION} is needed: run 'pop3svc sql migrate'"
+        )
+
+
+def _newer(version: int) -> str:
+    return (
+        f"the database has tables of version {version}, and this pop3svc knows version {VERSION}: "
+        "install a newer pop3svc"
+    )

@@ -1,0 +1,107 @@
+"""
+Run statements, and write those parts of them that differ between databases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pop3svc.database import Transaction
+
+__all__ = [
+    "Names",
+    "execute",
+    "forUpdate",
+    "hasTable",
+    "names",
+    "now",
+    "octetsType",
+    "one",
+    "query",
+]
+
+# Milliseconds since the epoch by the database's clock at this moment.  Other functions stand
+# still from the beginning of a transaction, and it may have waited for a lock since.
+_NOW = {
+    "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
+    "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
+}
+_TABLES = {
+    "sqlite": "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = :name",
+    "postgresql": "SELECT 1 FROM information_schema.tables "
+    "WHERE table_schema = current_schema() AND table_name = :name",
+}
+
+
+def one(transaction: Transaction, statement: str, **values: Any) -> tuple[Any, ...] | None:
+    """
+    @return: the first row of a query; L{None} if there is none.
+    """
+    row: tuple[Any, ...] | None = transaction.execute(statement, **values).fetchone()
+    return row
+
+
+def query(transaction: Transaction, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    """
+    @return: the rows of a query that has few of them.
+    """
+    found: list[tuple[Any, ...]] = transaction.execute(statement, **values).fetchall()
+    return found
+
+
+def execute(transaction: Transaction, statement: str, **values: Any) -> int:
+    """
+    @return: the number of rows that a statement has changed.
+    """
+    return int(transaction.execute(statement, **values).rowcount)
+
+
+def now(transaction: Transaction) -> str:
+    """
+    @return: an expression for the time by the database's clock, milliseconds since the epoch.
+    """
+    return _NOW[transaction.dialect]
+
+
+def forUpdate(transaction: Transaction) -> str:
+    """
+    @return: the end of a query that locks its rows.  SQLite has one writer, and no such words.
+    """
+    return "" if transaction.dialect == "sqlite" else "FOR UPDATE"
+
+
+def octetsType(transaction: Transaction) -> str:
+    """
+    @return: the type of a column of octets.
+    """
+    return "BLOB" if transaction.dialect == "sqlite" else "BYTEA"
+
+
+def hasTable(transaction: Transaction, name: str) -> bool:
+    """
+    @return: whether the database has a table.
+    """
+    return one(transaction, _TABLES[transaction.dialect], name=name) is not None
+
+
+@dataclass(frozen=True)
+class Names:
+    """
+    A list of values for C{IN (...)}.
+
+    @ivar sql: the parameters.
+    @ivar values: the value of each.
+    """
+
+    sql: str
+    values: dict[str, Any]
+
+
+def names(values: Sequence[Any]) -> Names:
+    """
+    @param values: some hundreds at most, because databases bound the parameters of a statement.
+    """
+    named = {f"v{number}": value for number, value in enumerate(values)}
+    return Names(", ".join(f":{name}" for name in named), named)

@@ -1,0 +1,201 @@
+"""
+A store of mailboxes in a database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Transaction
+from pop3svc.drivers import Driver, SQLite
+from pop3svc.errors import DeliveryError, POP3ResponseError, StoreUnavailable
+from pop3svc.files import disk
+from pop3svc.interfaces import DeliveryCopy, Eventual, IDelivery, IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.providers.locking import LockPolicy
+from pop3svc.providers.sql.delivery import Delivery, Quota, mailboxOf
+from pop3svc.providers.sql.leases import Node
+from pop3svc.providers.sql.listing import ListingCache
+from pop3svc.providers.sql.mailbox import ExclusiveSQLMailbox, ReadOnlySQLMailbox, SQLMailbox
+from pop3svc.providers.sql.schema import SchemaError, migrate, requireCurrent, requireNoNewer
+from pop3svc.threadpool import Executor
+
+__all__ = ["SQLStore"]
+
+log = Logger(namespace="pop3svc")
+
+# Characters of a name; the local part and the domain of an address (RFC 5321 section 4.5.3.1).
+_LONGEST = 320
+
+
+@implementer(IMailboxStore, IDelivery)
+class SQLStore(Service):
+    """
+    Mailboxes in a database, for any number of nodes.
+    """
+
+    name = "pop3svc"
+
+    def __init__(
+        self,
+        driver: Driver,
+        readOnly: bool = False,
+        policy: LockPolicy = LockPolicy(),  # noqa: B008 (it is frozen)
+        lease: float = 30.0,
+        quota: Quota = Quota(),  # noqa: B008 (it is frozen)
+        clock: Any = None,
+        pool: Any = None,
+        executor: Executor | None = None,
+    ) -> None:
+        """
+        @param driver: the database; see L{pop3svc.drivers.makeDriver}.
+        @param readOnly: delete, lock and write nothing.
+        @param policy: how a session acts when a mailbox is locked.
+        @param lease: seconds until the mailboxes of a node that is gone are free.
+        @param quota: the limits of each mailbox.
+        @param pool: see L{Database}.
+        @param executor: reads new messages.
+        """
+        if clock is None:
+            from twisted.internet import reactor as clock
+        self._driver = driver
+        self._executor = disk() if executor is None else executor
+        self._database = Database(driver, clock=clock, pool=pool)
+        self._renewals = Database(
+            driver, threads=1, health=self._database.health, clock=clock, pool=pool
+        )
+        self._readOnly = readOnly
+        self._policy = policy
+        self._quota = quota
+        self._clock = clock
+        self._listings = ListingCache()
+        self._isPrepared = self._isRefused = False
+        self.node = Node(self._database, self._renewals, lease, clock)
+
+    def check(self) -> None:
+        """
+        Check the database without changing anything.  Blocks, for a limited time.
+
+        @raise ValueError: it cannot be used until the operator changes something: a sentence.
+        @raise DatabaseUnavailable: the database is away.
+        """
+        try:
+            if isinstance(self._driver, SQLite) and not os.path.exists(self._driver.path):
+                self._checkDirectory(self._driver.path)
+            else:
+                self._database.check(self._checkTables)
+        except DatabaseRefused as error:
+            raise ValueError(str(error))
+        except SchemaError as error:
+            raise ValueError(f"{self._database.name}: {error}")
+
+    def _checkDirectory(self, path: str) -> None:
+        if self._readOnly:
+            raise ValueError(f"{path} does not exist")
+        directory = os.path.dirname(path)
+        if not os.path.isdir(directory):
+            raise ValueError(f"{directory} is not a directory")
+
+    def _checkTables(self, transaction: Transaction) -> None:
+        if self._migrates:
+            requireNoNewer(transaction)
+        else:
+            requireCurrent(transaction)
+
+    @property
+    def _migrates(self) -> bool:
+        # One service uses a file, so nobody else depends on the older tables.
+        return isinstance(self._driver, SQLite) and not self._readOnly
+
+    async def prepare(self) -> None:
+        """
+        Check the tables of the database, and make or migrate those of SQLite.  This is done
+        before the first use, and again as long as it has failed.
+
+        @raise POP3ResponseError: they cannot be used now.
+        """
+        try:
+            if self._migrates:
+                await self._database.run(migrate)
+            else:
+                await self._database.run(requireCurrent, isReading=True)
+        except SchemaError as error:
+            if not self._isRefused:
+                self._isRefused = True
+                log.error("{database}: {error}", database=self._database.name, error=str(error))
+            raise POP3ResponseError("Mailbox is not available now.", "SYS/PERM")
+        except DatabaseUnavailable:
+            raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+        self._isPrepared = True
+
+    def stopService(self) -> Deferred[None]:
+        """
+        Release the leases, and close the connections.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.node.stop()
+        await self._renewals.close()
+        await self._database.close()
+
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[SQLMailbox | None]:
+        """
+        See L{IMailboxStore.openMailbox}.  A user without a mailbox has an empty maildrop.
+        """
+        if not _isName(username):
+            return None
+        if not self._isPrepared:
+            return self._openLater(username)
+        return self._open(username)
+
+    async def _openLater(self, username: str) -> SQLMailbox:
+        await self.prepare()
+        return self._open(username)
+
+    def _open(self, username: str) -> SQLMailbox:
+        if self._readOnly:
+            return ReadOnlySQLMailbox(self._database, username, self._listings)
+        return ExclusiveSQLMailbox(
+            *(self._database, username, self._listings),
+            *(self.node, self._policy, self._clock),
+        )
+
+    async def hasMailbox(self, username: str) -> bool:
+        """
+        See L{IDelivery.hasMailbox}.
+        """
+        if not self._isPrepared:
+            await self.prepare()
+        try:
+            found = await self._database.run(mailboxOf, username, False, isReading=True)
+        except DatabaseUnavailable:
+            raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+        return found is not None
+
+    async def deliver(
+        self, copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> Sequence[DeliveryError | None]:
+        """
+        See L{IDelivery.deliver}.
+        """
+        if not self._isPrepared:
+            try:
+                await self.prepare()
+            except POP3ResponseError:
+                return [StoreUnavailable("Mailbox is not available now.") for _ in copies]
+        return await Delivery(self._database, self._executor, self._quota, copies, content).run()
+
+
+def _isName(name: str) -> bool:
+    """
+    @return: whether a user may have this name: printable, without spaces.
+    """
+    return 0 < len(name) <= _LONGEST and name.isprintable() and " " not in name

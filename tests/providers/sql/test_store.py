@@ -1,0 +1,502 @@
+"""
+A store in a database: what is stored, refused, shared and found damaged.
+"""
+
+from __future__ import annotations
+
+import io
+import sqlite3
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytest
+from twisted.internet.defer import fail
+from twisted.internet.task import Clock
+
+from pop3svc.database import Database, DatabaseUnavailable
+from pop3svc.drivers import Driver, SQLite
+from pop3svc.errors import OverQuota, POP3ResponseError, StoreUnavailable
+from pop3svc.interfaces import DeliveryCopy
+from pop3svc.policy import Policy
+from pop3svc.providers.sql import content, mailbox
+from pop3svc.providers.sql.delivery import Quota
+from pop3svc.providers.sql.schema import VERSION, SchemaError, migrate
+from pop3svc.providers.sql.statements import execute, query
+from pop3svc.providers.sql.store import SQLStore
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, Inline, conversation
+from tests.anybody import Anybody
+from tests.support.conversations import ALICE
+from tests.support.databases import InlinePool, finish
+
+
+@pytest.fixture
+def makeStore(driver: Driver) -> Iterator[Callable[..., SQLStore]]:
+    pools = []
+
+    def make(**options: Any) -> SQLStore:
+        pool = InlinePool(driver)
+        pools.append(pool)
+        options.setdefault("clock", Clock())
+        return SQLStore(driver, pool=pool, executor=Inline(), **options)
+
+    yield make
+    for each in pools:
+        each.drop()
+
+
+def deliver(store: SQLStore, message: bytes, *copies: DeliveryCopy | str) -> list[Any]:
+    made = [DeliveryCopy(each) if isinstance(each, str) else each for each in copies]
+    result: list[Any] = finish(store.deliver(made, io.BytesIO(message)))
+    return result
+
+
+def ask(driver: Driver, statement: str, **values: Any) -> list[tuple[Any, ...]]:
+    """
+    @return: the rows of a query.
+    """
+    pool = InlinePool(driver)
+    try:
+        rows: list[tuple[Any, ...]] = finish(
+            Database(driver, pool=pool).run(
+                lambda transaction: query(transaction, statement, **values)
+            )
+        )
+        return rows
+    finally:
+        pool.drop()
+
+
+def change(driver: Driver, statement: str) -> None:
+    """
+    Change the tables behind the store's back.
+    """
+    pool = InlinePool(driver)
+    try:
+        finish(Database(driver, pool=pool).run(lambda transaction: execute(transaction, statement)))
+    finally:
+        pool.drop()
+
+
+def logIn(store: SQLStore, user: str = "alice") -> Client:
+    return conversation(Anybody(store), ALICE.replace("alice", user))
+
+
+def uidl(client: Client) -> list[str]:
+    return [line.split()[1].decode() for line in client.say(b"UIDL").split(b"\r\n")[1:-2]]
+
+
+# --- delivery ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        (b"", b""),
+        (b"a", b"a\r\n"),
+        (b"a\n\nb\n", b"a\r\n\r\nb\r\n"),
+        (b"a\r\nb\r\n", b"a\r\nb\r\n"),
+        (b".a\n..b\n.", b".a\r\n..b\r\n.\r\n"),
+        (b"\0\xff\rx\n", b"\0\xff\rx\r\n"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1, 2, 3, 262_144])
+def test_whatIsSentIsWhatWasDelivered(
+    makeStore: Callable[..., SQLStore],
+    monkeypatch: pytest.MonkeyPatch,
+    message: bytes,
+    sent: bytes,
+    piece: int,
+) -> None:
+    """
+    With pieces of any size, the octets of LIST are those of RETR.
+    """
+    monkeypatch.setattr(content, "PIECE", piece)
+    store = makeStore()
+    header = b"Delivered-To: alice\r\n"
+    assert deliver(store, message, DeliveryCopy("alice", header)) == [None]
+    client = logIn(store)
+    assert client.say(b"LIST 1") == b"+OK 1 %d\r\n" % len(header + sent)
+    stuffed = (header + sent).replace(b"\r\n.", b"\r\n..")
+    assert client.say(b"RETR 1").partition(b"\r\n")[2] == stuffed + b".\r\n"
+    assert client.say(b"TOP 1 0").endswith(b".\r\n")
+
+
+def test_oneContentForMany(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    """
+    Copies share their content, which goes with the last of them.
+    """
+    store = makeStore()
+    assert deliver(store, b"x\n", "alice", "bob", "alice") == [None] * 3
+    assert ask(driver, "SELECT COUNT(*), MAX(uses) FROM content") == [(1, 3)]
+    for user, left in (("alice", 1), ("bob", 0)):
+        client = logIn(store, user)
+        for number in range(len(uidl(client))):
+            client.say(b"DELE %d" % (number + 1))
+        assert client.say(b"QUIT").startswith(b"+OK")
+        assert ask(driver, "SELECT COUNT(*) FROM content") == [(left,)]
+        assert ask(driver, "SELECT COUNT(*) FROM piece") == [(left,)]
+    assert ask(driver, "SELECT SUM(messages), SUM(octets) FROM mailbox") == [(0, 0)]
+
+
+def test_quota(makeStore: Callable[..., SQLStore]) -> None:
+    """
+    A full mailbox refuses; the other recipients get the message, and deleting makes room.
+    """
+    store = makeStore(quota=Quota(octets=10, messages=2))
+    assert deliver(store, b"12345678\r\n", "alice", "bob") == [None, None]
+    refused, taken = deliver(store, b"", "alice", "bob")
+    assert (refused, taken) == (None, None)
+    refused, _ = deliver(store, b"x", "alice", "carol")
+    assert isinstance(refused, OverQuota) and refused.isTemporary
+    refused, _ = deliver(store, b"", "bob", "carol")
+    assert isinstance(refused, OverQuota)
+    client = logIn(store)
+    assert client.say(b"STAT") == b"+OK 2 10\r\n"
+    client.say(b"DELE 1")
+    client.say(b"QUIT")
+    assert deliver(store, b"x", "alice") == [None]
+
+
+def test_importedOnce(makeStore: Callable[..., SQLStore]) -> None:
+    """
+    A message with a unique-id of another server is stored once, also after it was deleted.
+    """
+    store = makeStore()
+    copy = DeliveryCopy("alice", uniqueID="old-1", arrival=1000.0)
+    for _ in range(2):
+        assert deliver(store, b"x\n", copy) == [None]
+    client = logIn(store)
+    assert uidl(client) == ["old-1"]
+    assert client.say(b"STAT") == b"+OK 1 3\r\n"
+    client.say(b"DELE 1")
+    client.say(b"QUIT")
+    assert deliver(store, b"x\n", copy) == [None]
+    assert logIn(store).say(b"STAT") == b"+OK 0 0\r\n"
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_anUnknownCommitIsRepeated(
+    makeStore: Callable[..., SQLStore], driver: Driver, losses: int
+) -> None:
+    """
+    The answer to COMMIT is lost, and the transaction runs again: nothing is stored twice.
+    After the second loss the sender has to try again.
+    """
+    store = makeStore()
+    link = driver.connect(5)
+    kind = type(link)
+    link.close()
+    commit = kind.commit
+    lost: list[bool] = []
+
+    def losing(self: Any) -> Any:
+        done = commit(self)
+        if len(lost) < losses:
+            lost.append(True)
+            self.close()
+            raise lostConnection(driver)
+        return done
+
+    assert finish(store.hasMailbox("alice")) is False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kind, "commit", losing)
+        (result,) = deliver(store, b"x\n", "alice")
+    assert isinstance(result, StoreUnavailable) is (losses == 2) and len(lost) == losses
+    assert logIn(store).say(b"STAT") == b"+OK 1 3\r\n"
+
+
+def lostConnection(driver: Driver) -> Exception:
+    if isinstance(driver, SQLite):
+        error: Any = sqlite3.OperationalError("lost")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+        return cast(Exception, error)
+    import psycopg
+
+    return psycopg.OperationalError("lost")
+
+
+# --- damage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM piece WHERE number = 1",
+        "DELETE FROM piece",
+        "DELETE FROM content",
+        "UPDATE content SET octets = octets + 1",
+        "UPDATE content SET pieces = pieces + 1",
+        "UPDATE message SET octets = octets - 1",
+    ],
+)
+def test_damageIsSeenBeforeTheReply(
+    makeStore: Callable[..., SQLStore],
+    monkeypatch: pytest.MonkeyPatch,
+    driver: Driver,
+    statement: str,
+) -> None:
+    monkeypatch.setattr(content, "PIECE", 4)
+    store = makeStore()
+    deliver(store, b"damaged\n", "alice")
+    deliver(store, b"whole\n", "bob")
+    client = logIn(store)
+    change(driver, statement)
+    for command in (b"RETR 1", b"TOP 1 0"):
+        assert client.say(command) == b"-ERR [SYS/PERM] Message cannot be read.\r\n"
+    assert client.say(b"NOOP").startswith(b"+OK")
+
+
+def test_damageOfASmallMessage(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    store = makeStore()
+    deliver(store, b"small\n", "alice")
+    client = logIn(store)
+    change(driver, "DELETE FROM piece")
+    assert client.say(b"RETR 1") == b"-ERR [SYS/PERM] Message cannot be read.\r\n"
+
+
+def test_damageInTheMiddle(
+    makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch, driver: Driver
+) -> None:
+    """
+    A piece that vanishes while the message is sent ends the connection without a dot.
+    """
+    monkeypatch.setattr(content, "PIECE", 4)
+    store = makeStore()
+    deliver(store, b"0123456789\n", "alice")
+    client = logIn(store)
+    read = content.readPiece
+
+    def vanishing(transaction: Any, number: int, piece: int) -> bytes:
+        if piece == 1:
+            raise content.Damaged("gone")
+        return read(transaction, number, piece)
+
+    monkeypatch.setattr(content, "readPiece", vanishing)
+    said = client.say(b"RETR 1")
+    assert not said.endswith(b".\r\n") and client.wasAborted
+
+
+# --- nodes ------------------------------------------------------------------------------------
+
+
+class Nodes:
+    """
+    Two services at one database, each with its own clock.
+    """
+
+    def __init__(self, makeStore: Callable[..., SQLStore]) -> None:
+        self.clocks = Clock(), Clock()
+        self.stores = [makeStore(clock=each, lease=30.0) for each in self.clocks]
+        deliver(self.stores[0], b"one\n", "alice")
+        deliver(self.stores[0], b"two\n", "alice")
+
+    def advance(self, seconds: float, *nodes: int) -> None:
+        for _ in range(round(seconds * 10)):
+            for each in nodes or (0, 1):
+                self.clocks[each].advance(0.1)
+
+    def client(self, node: int) -> Client:
+        """
+        Log in, without waiting for the answer to the password.
+        """
+        client = Client(POP3Factory(Anybody(self.stores[node]), clock=self.clocks[node]))
+        assert client.say(b"USER alice").startswith(b"+OK")
+        client.send(b"PASS x\r\n")
+        return client
+
+
+@pytest.fixture
+def nodes(makeStore: Callable[..., SQLStore]) -> Nodes:
+    return Nodes(makeStore)
+
+
+def test_idleSessionGivesWay(nodes: Nodes) -> None:
+    """
+    A session of another node releases the mailbox when it is asked, as with a Maildir.
+    """
+    first = nodes.client(0)
+    assert first.received().startswith(b"+OK")
+    nodes.advance(1)
+    busy = nodes.client(1)
+    nodes.advance(3)
+    assert busy.received().startswith(b"-ERR [IN-USE]")
+    nodes.advance(Policy().takeoverIdle, 0)
+    second = nodes.client(1)
+    assert second.received() == b""
+    nodes.advance(2)
+    assert second.received().startswith(b"+OK")
+    first.received()
+    assert not first.isOpen
+    assert second.say(b"STAT") == b"+OK 2 10\r\n"
+
+
+def test_nodeThatIsGone(nodes: Nodes, driver: Driver) -> None:
+    """
+    A node that does not renew its row: its mailboxes are free when the row has expired.
+    """
+    assert nodes.client(0).received().startswith(b"+OK")
+    second = nodes.client(1)
+    nodes.advance(3, 1)
+    assert second.received().startswith(b"-ERR [IN-USE]")
+    change(driver, "UPDATE node SET expires = expires - 31000")
+    assert nodes.client(1).received().startswith(b"+OK")
+
+
+def test_nodeThatComesBack(nodes: Nodes, driver: Driver) -> None:
+    """
+    A node that was cut off deletes nothing from a mailbox that another node has taken.
+    """
+    first = nodes.client(0)
+    assert first.received().startswith(b"+OK")
+    assert first.say(b"DELE 1").startswith(b"+OK")
+    change(driver, "UPDATE node SET expires = expires - 31000")
+    second = nodes.client(1)
+    assert second.received().startswith(b"+OK")
+    second.say(b"QUIT")
+    assert first.say(b"QUIT").startswith(b"-ERR [IN-USE]")
+    assert ask(driver, "SELECT COUNT(*) FROM message") == [(2,)]
+
+
+def test_leaseThatWasNotTaken(nodes: Nodes, driver: Driver) -> None:
+    """
+    A session goes on after the database was away, if nobody has taken its mailbox.
+    """
+    first = nodes.client(0)
+    assert first.received().startswith(b"+OK")
+    change(driver, "UPDATE node SET expires = expires - 31000")
+    first.say(b"DELE 1")
+    assert first.say(b"QUIT").startswith(b"+OK")
+    assert ask(driver, "SELECT COUNT(*) FROM message") == [(1,)]
+
+
+def test_lostLeaseEndsTheSession(nodes: Nodes, driver: Driver) -> None:
+    """
+    A session whose lease is lost gets one -ERR, and is ended.
+    """
+    first = nodes.client(0)
+    assert first.received().startswith(b"+OK")
+    change(driver, "UPDATE node SET expires = expires - 31000")
+    assert nodes.client(1).received().startswith(b"+OK")
+    nodes.advance(9, 0)
+    said = first.received() + (first.say(b"RETR 1") if first.isOpen else b"")
+    assert b"-ERR" in said
+    assert not first.isOpen
+
+
+def test_oneWriteForAllSessions(nodes: Nodes, driver: Driver) -> None:
+    """
+    A node renews one row for all its sessions.
+    """
+    for user in ("b", "c", "d"):
+        deliver(nodes.stores[0], b"x\n", user)
+        logIn(nodes.stores[0], user)
+    before = ask(driver, "SELECT name, expires FROM node")
+    change(driver, "UPDATE node SET expires = expires - 20000")
+    nodes.advance(9, 0)
+    ((name, expires),) = ask(driver, "SELECT name, expires FROM node")
+    assert before[0][0] == name and expires > before[0][1] - 20000
+    assert ask(driver, "SELECT COUNT(*) FROM lease WHERE node <> ''") == [(3,)]
+
+
+def test_stop(nodes: Nodes, driver: Driver) -> None:
+    """
+    A node that stops frees its mailboxes at once.
+    """
+    assert nodes.client(0).received().startswith(b"+OK")
+    finish(nodes.stores[0].node.stop())
+    assert ask(driver, "SELECT COUNT(*) FROM node WHERE expires > 0") == [(0,)]
+    assert nodes.client(1).received().startswith(b"+OK")
+
+
+# --- unique-ids and listings -------------------------------------------------------------------
+
+
+def test_noUniqueIDTwice(makeStore: Callable[..., SQLStore]) -> None:
+    """
+    Also not after the last message was deleted.
+    """
+    store = makeStore()
+    seen: set[str] = set()
+    for _ in range(5):
+        deliver(store, b"x\n", "alice")
+        client = logIn(store)
+        (uniqueID,) = uidl(client)
+        assert uniqueID not in seen
+        seen.add(uniqueID)
+        client.say(b"DELE 1")
+        assert client.say(b"QUIT").startswith(b"+OK")
+
+
+def test_sharedListing(makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    An unchanged mailbox is listed once for all its sessions.
+    """
+    listings: list[int] = []
+    listIn = mailbox.listIn
+    monkeypatch.setattr(mailbox, "listIn", lambda *each: listings.append(1) or listIn(*each))
+    store = makeStore()
+    deliver(store, b"x\n", "alice")
+    for _ in range(3):
+        client = logIn(store)
+        assert client.say(b"STAT") == b"+OK 1 3\r\n"
+        client.say(b"SLEE")
+        assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+        client.say(b"QUIT")
+    assert len(listings) == 1
+    client = logIn(store)
+    client.say(b"SLEE")
+    deliver(store, b"y\n", "alice")
+    assert client.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
+    assert client.say(b"STAT") == b"+OK 2 6\r\n"
+    assert len(listings) == 2
+
+
+@pytest.mark.parametrize("name", ["", "a b", "x" * 321, "a\0b", "\udcff"])
+def test_namesThatNobodyHas(makeStore: Callable[..., SQLStore], name: str) -> None:
+    store = makeStore()
+    finish(store.prepare())
+    assert store.openMailbox(None, name) is None
+
+
+# --- the schema -------------------------------------------------------------------------------
+
+
+def test_otherVersions(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    change(driver, f"UPDATE pop3svc_schema SET version = {VERSION + 1}")
+    store = makeStore()
+    with pytest.raises(ValueError, match="install a newer pop3svc"):
+        store.check()
+    with pytest.raises(POP3ResponseError):
+        finish(store.prepare())
+    assert isinstance(deliver(store, b"x", "alice")[0], StoreUnavailable)
+    change(driver, "DROP TABLE pop3svc_schema")
+    reader = makeStore(readOnly=True)
+    with pytest.raises(ValueError, match="run 'pop3svc sql migrate'"):
+        reader.check()
+
+
+def test_migrateTwice(driver: Driver) -> None:
+    pool = InlinePool(driver)
+    database = Database(driver, pool=pool)
+    assert finish(database.run(migrate)) == (VERSION, VERSION)
+    change(driver, f"UPDATE pop3svc_schema SET version = {VERSION + 1}")
+    with pytest.raises(SchemaError):
+        finish(database.run(migrate))
+    pool.drop()
+
+
+def test_databaseAway(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    """
+    A session gets [SYS/TEMP] while the database is away, and goes on when it is back.
+    """
+    store = makeStore()
+    deliver(store, b"x\n", "alice")
+    client = logIn(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "run", lambda *_, **__: fail(DatabaseUnavailable("away")))
+        assert client.say(b"RETR 1") == b"-ERR [SYS/TEMP] Mailbox is not available now.\r\n"
+        client.say(b"DELE 1")
+        assert client.say(b"CORE").startswith(b"-ERR [SYS/TEMP]")
+    assert client.say(b"RSET").startswith(b"+OK")
+    assert client.say(b"RETR 1").startswith(b"+OK")
