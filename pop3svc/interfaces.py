@@ -33,6 +33,7 @@ __all__ = [
     "IChunkedContent",
     "IDelivery",
     "IExclusiveMailbox",
+    "IExpiry",
     "IFileContent",
     "ILoginAttempt",
     "ILoginThrottle",
@@ -473,6 +474,17 @@ class IDelivery(Interface):
         @return: for each copy None if the message is durable, that is written to disk or
             committed; else the error.  A copy with an error was not stored.
         """
+
+
+class IExpiry(Interface):
+    """
+    A provider or a store that deletes old messages.
+    """
+
+    expireDays: int = Attribute(
+        "int: the age from which the server may delete messages, in days; 0: never.  The "
+        "capability EXPIRE shows it (RFC 2449 section 6.7)."
+    )
 
 
 class IReloading(Interface):

@@ -91,6 +91,8 @@ RANKS = {
     "providers.sql.schema": 4,
     "providers.sql.content": 3,
     "providers.sql.delivery": 4,
+    "providers.sql.deletion": 4,
+    "providers.sql.housekeeping": 5,
     "providers.sql.leases": 4,
     "providers.sql.listing": 4,
     "providers.sql.mailbox": 5,

@@ -16,6 +16,7 @@ from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
     IAccountStatus,
+    IExpiry,
     IMailboxStore,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
@@ -25,11 +26,13 @@ from pop3svc.policy import Policy
 __all__ = ["AccountsProvider"]
 
 
-@implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus)
+@implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IExpiry)
 class AccountsProvider:
     """
     Authenticates a user with the first checker that accepts the password, and opens the
     user's mailbox in the store.
+
+    @ivar expireDays: see L{IExpiry}.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class AccountsProvider:
         # info.providerTag, because that belongs to the store.
         self._acceptedBy: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
         self.name: str = store.name
+        self.expireDays: int = store.expireDays if IExpiry.providedBy(store) else 0
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
         """

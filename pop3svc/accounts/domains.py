@@ -9,16 +9,19 @@ from typing import Any
 
 from zope.interface import implementer
 
-from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IPOP3MailboxProvider
+from pop3svc.interfaces import IAccountStatus, IExpiry, IPOP3ConnectionInfo, IPOP3MailboxProvider
 
 __all__ = ["DomainProvider"]
 
 
-@implementer(IPOP3MailboxProvider, IAccountStatus)
+@implementer(IPOP3MailboxProvider, IAccountStatus, IExpiry)
 class DomainProvider:
     """
     Passes each login to the provider of the user's domain: the part of the name after its
     last C{@}, in lower case.  The name itself is passed on as the client sent it.
+
+    @ivar expireDays: see L{IExpiry}; the shortest time of the providers, because a client asks
+        before it has told its name.
     """
 
     def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
@@ -31,6 +34,8 @@ class DomainProvider:
             domain: IPOP3MailboxProvider(provider) for domain, provider in providers.items()
         }
         self.name = name
+        days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
+        self.expireDays: int = min((each for each in days if each), default=0)
 
     def _of(self, username: str) -> Any:
         _, at, domain = username.rpartition("@")

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.interfaces import IExpiry
 from pop3svc.protocol import grammar
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
@@ -218,7 +219,9 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
     yield "RESP-CODES"
     yield "AUTH-RESP-CODE"
     yield "PIPELINING"
-    yield "EXPIRE NEVER"
+    provider = session.provider
+    days = provider.expireDays if IExpiry.providedBy(provider) else 0
+    yield f"EXPIRE {days}" if days else "EXPIRE NEVER"
     yield f"IMPLEMENTATION {session.provider.name}"
 
 

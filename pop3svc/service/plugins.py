@@ -167,7 +167,7 @@ def makeSQL(argument: str) -> Any:
         if switches[name] not in ("yes", "no"):
             raise ValueError(f"{name} is yes or no")
     numbers = {}
-    for name, default in (("lease", 30), ("quota", 0), ("messages", 0)):
+    for name, default in (("lease", 30), ("quota", 0), ("messages", 0), ("expire", 0)):
         text = named.pop(name, str(default))
         if not (text.isascii() and text.isdigit() and len(text) < 16):
             raise ValueError(f"{name} is a number")
@@ -184,6 +184,8 @@ def makeSQL(argument: str) -> Any:
         manners,
         numbers["lease"],
         Quota(numbers["quota"], numbers["messages"]),
+        numbers["expire"],
+        numbers["expire"],
     )
     try:
         store.check()

@@ -38,10 +38,11 @@ memory = ProviderPlugin(
 sql = ProviderPlugin(
     "sql",
     "DSN, or dsn=DSN[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:lease=SECONDS]"
-    "[:quota=OCTETS][:messages=NUMBER][:required=yes]",
+    "[:quota=OCTETS][:messages=NUMBER][:expire=DAYS][:required=yes]",
     "Mailboxes in a database: sqlite:PATH, or postgresql://HOST/DATABASE for any number of nodes.  "
     "lease: seconds after which the mailboxes of a node that is gone are free.  quota, messages: "
-    "limits of each mailbox.  required=yes: do not start while the database is away.",
+    "limits of each mailbox.  expire: delete older "
+    "messages.  required=yes: do not start while the database is away.",
     makeSQL,
 )
 

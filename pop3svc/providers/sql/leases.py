@@ -201,6 +201,22 @@ class Node:
         )
         return None if row is None else int(row[0])
 
+    def isFree(self, transaction: Transaction, mailbox: int) -> bool:
+        """
+        Lock the lease's row of a mailbox.
+
+        @return: whether no session has the mailbox.
+        """
+        row = one(
+            transaction,
+            f"SELECT node, epoch FROM lease WHERE mailbox = :mailbox {forUpdate(transaction)}",
+            mailbox=mailbox,
+        )
+        if row is None or not row[0]:
+            return row is not None
+        isAlive: bool = self._epochOf(transaction, row[0]) == row[1]
+        return not isAlive
+
     def fence(self, transaction: Transaction, lease: Lease) -> None:
         """
         Lock the lease's row for a change of the mailbox, and check that the lease holds.

@@ -17,9 +17,17 @@ from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Tra
 from pop3svc.drivers import Driver, SQLite
 from pop3svc.errors import DeliveryError, POP3ResponseError, StoreUnavailable
 from pop3svc.files import disk
-from pop3svc.interfaces import DeliveryCopy, Eventual, IDelivery, IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.interfaces import (
+    DeliveryCopy,
+    Eventual,
+    IDelivery,
+    IExpiry,
+    IMailboxStore,
+    IPOP3ConnectionInfo,
+)
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.sql.delivery import Delivery, Quota, mailboxOf
+from pop3svc.providers.sql.housekeeping import Housekeeping
 from pop3svc.providers.sql.leases import Node
 from pop3svc.providers.sql.listing import ListingCache
 from pop3svc.providers.sql.mailbox import ExclusiveSQLMailbox, ReadOnlySQLMailbox, SQLMailbox
@@ -34,10 +42,12 @@ log = Logger(namespace="pop3svc")
 _LONGEST = 320
 
 
-@implementer(IMailboxStore, IDelivery)
+@implementer(IMailboxStore, IDelivery, IExpiry)
 class SQLStore(Service):
     """
     Mailboxes in a database, for any number of nodes.
+
+    @ivar expireDays: see L{IExpiry}.
     """
 
     name = "pop3svc"
@@ -49,6 +59,7 @@ class SQLStore(Service):
         policy: LockPolicy = LockPolicy(),  # noqa: B008 (it is frozen)
         lease: float = 30.0,
         quota: Quota = Quota(),  # noqa: B008 (it is frozen)
+        expireDays: int = 0,
         clock: Any = None,
         pool: Any = None,
         executor: Executor | None = None,
@@ -59,6 +70,7 @@ class SQLStore(Service):
         @param policy: how a session acts when a mailbox is locked.
         @param lease: seconds until the mailboxes of a node that is gone are free.
         @param quota: the limits of each mailbox.
+        @param expireDays: age from which messages are deleted, in days; 0: never.
         @param pool: see L{Database}.
         @param executor: reads new messages.
         """
@@ -77,6 +89,8 @@ class SQLStore(Service):
         self._listings = ListingCache()
         self._isPrepared = self._isRefused = False
         self.node = Node(self._database, self._renewals, lease, clock)
+        self.expireDays = expireDays
+        self._housekeeping = Housekeeping(self._database, self.node, expireDays, clock)
 
     def check(self) -> None:
         """
@@ -134,10 +148,19 @@ class SQLStore(Service):
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         self._isPrepared = True
 
+    def startService(self) -> None:
+        """
+        Begin to delete old messages.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        if not self._readOnly:
+            self._housekeeping.start()
+
     def stopService(self) -> Deferred[None]:
         """
         Release the leases, and close the connections.
         """
+        self._housekeeping.stop()
         super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._stop())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import io
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -13,6 +14,8 @@ import pytest
 from twisted.internet.defer import fail
 from twisted.internet.task import Clock
 
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.domains import DomainProvider
 from pop3svc.database import Database, DatabaseUnavailable
 from pop3svc.drivers import Driver, SQLite
 from pop3svc.errors import OverQuota, POP3ResponseError, StoreUnavailable
@@ -500,3 +503,50 @@ def test_databaseAway(makeStore: Callable[..., SQLStore], driver: Driver) -> Non
         assert client.say(b"CORE").startswith(b"-ERR [SYS/TEMP]")
     assert client.say(b"RSET").startswith(b"+OK")
     assert client.say(b"RETR 1").startswith(b"+OK")
+
+
+# --- old messages ------------------------------------------------------------------------------
+
+
+def test_expiry(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    """
+    Old messages are deleted, but not in a mailbox that a session has locked.
+    """
+    store = makeStore(expireDays=30)
+    for user in ("alice", "bob"):
+        deliver(store, b"old\n", DeliveryCopy(user, arrival=time.time() - 31 * 86400))
+        deliver(store, b"new\n", DeliveryCopy(user, arrival=time.time() - 29 * 86400))
+    client = logIn(store)
+    house = store._housekeeping
+    finish(house.run())
+    assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(3,)]
+    assert client.say(b"RETR 1").startswith(b"+OK")
+    client.say(b"QUIT")
+    # Another node has done it in this hour.
+    finish(makeStore(expireDays=30)._housekeeping.run())
+    assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(3,)]
+    change(driver, "UPDATE lease SET epoch = 0 WHERE mailbox = 0")
+    finish(house.run())
+    assert logIn(store).say(b"STAT") == b"+OK 1 5\r\n"
+
+
+def test_expireCapability(makeStore: Callable[..., SQLStore]) -> None:
+    for days, says in ((30, b"\r\nEXPIRE 30\r\n"), (0, b"\r\nEXPIRE NEVER\r\n")):
+        store = makeStore(expireDays=days)
+        provider = AccountsProvider(store, [])
+        client = Client(POP3Factory(provider, clock=Clock()))
+        assert says in client.say(b"CAPA")
+        client = Client(POP3Factory(DomainProvider({None: provider}, "x"), clock=Clock()))
+        assert says in client.say(b"CAPA")
+
+
+def test_unfinishedDeliveries(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    store = makeStore()
+    deliver(store, b"x\n", "alice")
+    change(driver, "INSERT INTO content VALUES (1, 0, 0, 'lines', 0, 5)")
+    change(driver, "INSERT INTO piece VALUES (1, 0, 'x')")
+    change(driver, "INSERT INTO node VALUES ('gone', 1, 1)")
+    finish(store._housekeeping.run())
+    assert ask(driver, "SELECT COUNT(*), MIN(uses) FROM content") == [(1, 1)]
+    assert ask(driver, "SELECT COUNT(*) FROM piece") == [(1,)]
+    assert ask(driver, "SELECT COUNT(*) FROM node WHERE name = 'gone'") == [(0,)]

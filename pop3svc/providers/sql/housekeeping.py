@@ -1,0 +1,185 @@
+"""
+Delete old messages, and remove what nobody uses any more; one node at a time does it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.providers.sql.deletion import deleteIn
+from pop3svc.providers.sql.leases import Node
+from pop3svc.providers.sql.statements import execute, names, now, one, query
+
+__all__ = ["Housekeeping"]
+
+log = Logger(namespace="pop3svc")
+
+# Milliseconds.
+_DAY = 86_400_000
+# Messages or contents that one transaction looks for, so that it is short.
+_BATCH = 500
+# The number of the row that says when the work was done last; no mailbox has it.
+_JOB = 0
+
+
+class Housekeeping:
+    """
+    Deletes the messages of a store that are older than a number of days, the contents of
+    deliveries that were never finished, and the rows of nodes that are gone.
+    """
+
+    # Seconds between two rounds of all nodes together, and the longest first wait.
+    INTERVAL, FIRST = 3600.0, 60.0
+
+    def __init__(self, database: Database, node: Node, expireDays: int, clock: Any) -> None:
+        """
+        @param expireDays: age from which messages are deleted; 0: never.
+        """
+        self._database = database
+        self._node = node
+        self._expireDays = expireDays
+        self._clock = clock
+        self._timer: IDelayedCall | None = None
+
+    def start(self) -> None:
+        """
+        Begin the rounds.
+        """
+        # Nodes that start together do not begin together.
+        first = random.uniform(1, self.FIRST)
+        self._timer = self._clock.callLater(first, self._begin)
+
+    def stop(self) -> None:
+        """
+        End the rounds.
+        """
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        self._timer = None
+
+    def _begin(self) -> None:
+        self._timer = self._clock.callLater(self.INTERVAL, self._begin)
+        Deferred.fromCoroutine(self.run()).addErrback(
+            lambda failure: log.failure("cleaning up a database failed", failure)
+        )
+
+    async def run(self) -> None:
+        """
+        Do one round, unless another node has done it.
+        """
+        try:
+            if not await self._database.run(self._isDue):
+                return
+            await self._expire()
+            while await self._database.run(_removeUnused, mayRepeat=True):
+                pass
+            await self._database.run(_forgetNodes, mayRepeat=True)
+        except DatabaseUnavailable:
+            # The database has logged that it is away; the next round goes on.
+            pass
+
+    def _isDue(self, transaction: Transaction) -> bool:
+        execute(
+            transaction,
+            "INSERT INTO lease (mailbox, node, epoch, token) VALUES (:job, '', 0, 0) "
+            "ON CONFLICT (mailbox) DO NOTHING",
+            job=_JOB,
+        )
+        time = now(transaction)
+        return bool(
+            execute(
+                transaction,
+                f"UPDATE lease SET epoch = {time} WHERE mailbox = :job "
+                f"AND epoch < {time} - :interval",
+                job=_JOB,
+                # A little less, because the clocks of the nodes differ.
+                interval=int(self.INTERVAL * 900),
+            )
+        )
+
+    async def _expire(self) -> None:
+        if not self._expireDays:
+            return
+        count = 0
+        # Mailboxes that a session has locked are looked at in the next round.
+        skipped: set[int] = set()
+        while True:
+            mailbox = await self._database.run(self._nextWithOld, sorted(skipped)[:_BATCH])
+            if mailbox is None or len(skipped) >= _BATCH:
+                break
+            deleted = await self._database.run(self._expireIn, mailbox, mayRepeat=True)
+            count += deleted or 0
+            if not deleted:
+                skipped.add(mailbox)
+        if count:
+            log.info(
+                "{count} messages older than {days} days were deleted",
+                count=count,
+                days=self._expireDays,
+            )
+
+    def _nextWithOld(self, transaction: Transaction, skipped: Sequence[int]) -> int | None:
+        some = names(skipped or [_JOB])
+        row = one(
+            transaction,
+            f"SELECT mailbox FROM message WHERE arrival < {now(transaction)} - :age "
+            f"AND mailbox NOT IN ({some.sql}) LIMIT 1",
+            age=self._expireDays * _DAY,
+            **some.values,
+        )
+        return None if row is None else int(row[0])
+
+    def _expireIn(self, transaction: Transaction, mailbox: int) -> int:
+        """
+        Delete the old messages of a mailbox that no session has locked.
+
+        @return: the number of deleted messages.
+        """
+        if not self._node.isFree(transaction, mailbox):
+            return 0
+        rows = query(
+            transaction,
+            "SELECT uniqueid FROM message WHERE mailbox = :mailbox "
+            f"AND arrival < {now(transaction)} - :age LIMIT {_BATCH}",
+            mailbox=mailbox,
+            age=self._expireDays * _DAY,
+        )
+        deleteIn(transaction, mailbox, [uniqueID for (uniqueID,) in rows])
+        return len(rows)
+
+
+def _removeUnused(transaction: Transaction) -> int:
+    """
+    Remove contents of deliveries that were never finished.
+
+    @return: the number of contents.
+    """
+    rows = query(
+        transaction,
+        f"SELECT id FROM content WHERE uses < 1 AND made < {now(transaction)} - :age "
+        f"LIMIT {_BATCH}",
+        age=_DAY,
+    )
+    if rows:
+        some = names([number for (number,) in rows])
+        execute(transaction, f"DELETE FROM piece WHERE content IN ({some.sql})", **some.values)
+        execute(transaction, f"DELETE FROM content WHERE id IN ({some.sql})", **some.values)
+    return len(rows)
+
+
+def _forgetNodes(transaction: Transaction) -> None:
+    """
+    Remove the rows of nodes that have been gone for a day.
+    """
+    execute(
+        transaction,
+        f"DELETE FROM node WHERE expires < {now(transaction)} - :age",
+        age=_DAY,
+    )
