@@ -10,6 +10,7 @@ __all__ = [
     "BadArguments",
     "DeliveryError",
     "DeliveryRefused",
+    "MalformedMessage",
     "MessageTooLarge",
     "NoSuchUser",
     "OverQuota",
@@ -126,6 +127,14 @@ class DeliveryRefused(DeliveryError):
     """
 
     status, exitStatus = "5.4.6", 77
+
+
+class MalformedMessage(DeliveryError):
+    """
+    The message is no mail, such as one with line ends that programs disagree about.
+    """
+
+    status, exitStatus = "5.6.0", 65
 
 
 class StoreUnavailable(DeliveryError):

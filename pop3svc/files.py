@@ -18,7 +18,7 @@ from zope.interface import implementer
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import DOT_LINE, WireForm, WireSizeCounter, countBareLF
-from pop3svc.threadpool import BoundedThreadPool, Executor, mustStop
+from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor, mustStop
 
 __all__ = [
     "FileBlocks",
@@ -39,6 +39,7 @@ __all__ = [
     "setPrivileged",
     "stampFrom",
     "stampOf",
+    "useNoThreads",
     "writeWhole",
 ]
 
@@ -62,20 +63,33 @@ _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 # The queue is long, because each connection has one read at most, and the number of
 # connections is limited elsewhere.
-_disk = BoundedThreadPool("pop3svc-disk", threads=8, waiting=100_000)
+_disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
+    "pop3svc-disk", threads=8, waiting=100_000
+)
 # Work that may take minutes has threads of its own, so that short work finds a free one.
 # There are two, because more are not faster.
-_longWork = BoundedThreadPool("pop3svc-long", threads=2, waiting=10_000)
+_longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
+    "pop3svc-long", threads=2, waiting=10_000
+)
 
 
-def disk() -> BoundedThreadPool:
+def useNoThreads() -> None:
+    """
+    Read and write files in the calling thread from now on, for a program without a reactor.
+    Call it before a store is made.
+    """
+    global _disk, _longWork
+    _disk = _longWork = InlineExecutor()
+
+
+def disk() -> BoundedThreadPool | InlineExecutor:
     """
     @return: the threads that read and write files.
     """
     return _disk
 
 
-def longWork() -> BoundedThreadPool:
+def longWork() -> BoundedThreadPool | InlineExecutor:
     """
     @return: the threads for work that may take long, such as counting a large mailbox.
     """

@@ -28,6 +28,7 @@ from pop3svc.errors import DeliveryError
 __all__ = [
     "DeliveryCopy",
     "Eventual",
+    "IAccountNames",
     "IAccountStatus",
     "IBulkMessageSizes",
     "IChunkedContent",
@@ -366,6 +367,17 @@ class IAccountStatus(Interface):
         """
         @param version: the value that C{credentialsVersion} returned at login.
         @return: bool: True if the account exists and its credentials have not changed.
+        """
+
+
+class IAccountNames(Interface):
+    """
+    A source of accounts that knows the names of its users.
+    """
+
+    def hasAccount(username: str) -> Eventual[bool]:
+        """
+        @return: bool.  Whether there is an account of this name.
         """
 
 

@@ -8,11 +8,20 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-__all__ = ["DOT_LINE", "CRLFNormalizer", "WireForm", "WireSizeCounter", "countBareLF"]
+__all__ = [
+    "DOT_LINE",
+    "CRLFNormalizer",
+    "LFNormalizer",
+    "WireForm",
+    "WireSizeCounter",
+    "countBareLF",
+]
 
 # The beginning of a line with a dot, after LF or CRLF.
 DOT_LINE = re.compile(rb"\n\.")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
+# A line end that is not the end of several carriage returns.
+_LINE_END = re.compile(rb"(?<!\r)\r\n")
 
 
 class WireForm(Enum):
@@ -83,6 +92,49 @@ class CRLFNormalizer:
         if self._heldCR:
             return b"\r\r\n"
         return b"" if self._atLineStart else b"\r\n"
+
+
+class LFNormalizer:
+    """
+    Converts the line ends of one message to LF, block by block, for a file of a Maildir.
+
+    L{CRLFNormalizer} makes the same octets of the result as of the message itself.  A line
+    that ends with several carriage returns therefore stays, and a last line without a line
+    end gets one.  Blocks may be cut anywhere.
+    """
+
+    def __init__(self) -> None:
+        # A carriage return that may be half a line end; whether another one is before it.
+        self._held = b""
+        self._isAfterCR = False
+        self._atLineStart = True
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        @param data: the next octets of the message.
+        @return: octets to store; possibly none yet.
+        """
+        data = self._held + data
+        self._held = b""
+        if data.endswith(b"\r"):
+            data, self._held = data[:-1], b"\r"
+        if not data:
+            return b""
+        before = b"\r" if self._isAfterCR else b""
+        self._isAfterCR = data.endswith(b"\r")
+        self._atLineStart = data.endswith(b"\n")
+        if before or b"\r\r\n" in data:
+            return _LINE_END.sub(b"\n", before + data)[len(before) :]
+        return data.replace(b"\r\n", b"\n")
+
+    def finish(self) -> bytes:
+        """
+        @return: octets to store after the last block.
+        """
+        if self._held:
+            # These are the octets of a line without an end.
+            return self._held + b"\r\n"
+        return b"" if self._atLineStart else b"\n"
 
 
 class WireSizeCounter:

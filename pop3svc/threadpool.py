@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from pop3svc.errors import POP3ResponseError
@@ -19,6 +19,7 @@ from pop3svc.timing import Progress
 __all__ = [
     "BoundedThreadPool",
     "Executor",
+    "InlineExecutor",
     "isCancelled",
     "mustStop",
     "reportProgress",
@@ -95,6 +96,42 @@ def mustStop() -> bool:
         return False
     job.reportProgress()
     return job.isCancelled
+
+
+class InlineExecutor:
+    """
+    Runs work at once in the calling thread, for a program without a reactor.
+    """
+
+    def start(self) -> None:
+        """
+        Do nothing, because there are no threads.
+        """
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
+        group: Hashable = None,
+    ) -> Deferred[T]:
+        """
+        See L{Executor.run}.
+        """
+        try:
+            return succeed(work(*arguments))
+        except Exception:
+            return fail()
+        finally:
+            if ended is not None:
+                ended()
+
+    def isLost(self, group: Hashable) -> bool:
+        """
+        See L{Executor.isLost}.
+        """
+        return False
 
 
 class _Skipped:

@@ -14,8 +14,10 @@ from twisted.internet.threads import blockingCallFromThread
 from zope.interface import directlyProvides, implementer, providedBy
 
 from pop3svc.interfaces import (
+    IAccountNames,
     IAccountStatus,
     IChunkedContent,
+    IDelivery,
     IFileContent,
     IMailboxLogout,
     IMailboxStore,
@@ -36,7 +38,9 @@ _PIECE = 65536
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
+    IAccountNames,
     IAccountStatus,
+    IDelivery,
     IReloading,
 )
 

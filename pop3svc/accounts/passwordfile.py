@@ -34,13 +34,19 @@ from pop3svc.accounts.hashing import HashQueue, hashing
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
-from pop3svc.interfaces import IAccountStatus, IPOP3ConnectionInfo, IReloading
+from pop3svc.interfaces import (
+    IAccountNames,
+    IAccountStatus,
+    IPOP3ConnectionInfo,
+    IReloading,
+)
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
 __all__ = [
     "Accounts",
     "BadLine",
     "PasswordFile",
+    "PasswordFileNames",
     "addUser",
     "checkUserName",
     "readPasswordFile",
@@ -225,7 +231,7 @@ def _compare(stored: str, password: bytes) -> bool | str:
         return type(error).__name__
 
 
-@implementer(ICredentialsChecker, IAccountStatus, IReloading)
+@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading)
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  The file is read again, in
@@ -441,6 +447,36 @@ class PasswordFile:
             await self._refresh()
         now = self.credentialsVersion(info, username)
         return username in self._accounts.hashes and hmac.compare_digest(now, version)
+
+    async def hasAccount(self, username: str) -> bool:
+        """
+        See L{IAccountNames.hasAccount}.
+        """
+        if self._isStale():
+            await self._refresh()
+        return username in self._accounts.hashes
+
+
+@implementer(IAccountNames)
+class PasswordFileNames:
+    """
+    The names in a password file, for a program that ends soon and compares no passwords.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def hasAccount(self, username: str) -> bool:
+        """
+        See L{IAccountNames.hasAccount}.  Blocks.
+
+        @raise ValueError: the file cannot be read; a sentence that names it.
+        """
+        for line in _linesOf(self._path):
+            # The first line of a user counts, if it can be used; see _parse.
+            if line.startswith(username) and line[len(username) : len(username) + 1] == ":":
+                return username in _parse([line]).hashes
+        return False
 
 
 # --- changing the file --------------------------------------------------------

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
-from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.errors import DeliveryError, POP3ResponseError, StoreUnavailable
+from pop3svc.files import closeQuietly, disk
+from pop3svc.interfaces import DeliveryCopy, IDelivery, IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.deletion import OWN_NAMES, Place
 from pop3svc.providers.files.folders import MessageRef, identify
 from pop3svc.providers.files.listing import Caches
@@ -19,6 +21,7 @@ from pop3svc.providers.files.scanning import scanPlaces, sortRefs
 from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, Stamp
 from pop3svc.providers.files.store import MailboxMaker
+from pop3svc.providers.files.storing import nameOfDelivery, publish, refusalFor, writeMessage
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.paths import Root, uniqueIDFor
@@ -66,7 +69,8 @@ class _FolderFormat:
 @implementer(IMailboxStore)
 class FolderStore:
     """
-    A store that opens the same folder for every user.
+    A store that opens the same folder for every user.  It provides
+    L{IDelivery<pop3svc.interfaces.IDelivery>} unless it is read-only.
     """
 
     name = "pop3svc"
@@ -88,6 +92,9 @@ class FolderStore:
         if not os.path.isdir(path):
             raise ValueError(f"{path or 'the path'} is not a directory")
         self._place = Root(os.path.abspath(path))
+        self._executor = disk() if runner is None else runner
+        if not readOnly:
+            alsoProvides(self, IDelivery)
         self._maker = MailboxMaker(
             _FolderFormat(),
             # People edit files, and that does not change the times of the folder.
@@ -100,3 +107,49 @@ class FolderStore:
         See L{IMailboxStore.openMailbox}.
         """
         return self._maker.mailbox(self._place)
+
+    def hasMailbox(self, username: str) -> bool:
+        """
+        See L{IDelivery.hasMailbox}.  The folder is everybody's.
+        """
+        return True
+
+    async def deliver(
+        self, copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> list[DeliveryError | None]:
+        """
+        See L{IDelivery.deliver}.  A message with a unique-id of its own gets that as its name,
+        if a file can have it.
+        """
+        results: list[DeliveryError | None] = []
+        for copy in copies:
+            error: DeliveryError | None = None
+            try:
+                await self._executor.run(
+                    self._store, copy, content, group=(self._place.base, self._place.path)
+                )
+            except OSError as failure:
+                error = refusalFor(failure)
+            except POP3ResponseError:
+                error = StoreUnavailable("The mailbox is not available now.")
+            results.append(error)
+        return results
+
+    def _store(self, copy: DeliveryCopy, content: BinaryIO) -> None:
+        arrival = None if copy.arrival is None else int(copy.arrival * 1_000_000) + copy.order
+        name = nameOfDelivery(arrival)
+        newName = f"{name}.eml"
+        if copy.uniqueID is not None:
+            stem = copy.uniqueID.removesuffix(".eml")
+            isName = stem and not stem.startswith(".") and "/" not in stem
+            newName = f"{stem if isName else uniqueIDFor(stem, 'name')}.eml"
+        root = self._place.open()
+        if root is None:
+            raise FileNotFoundError
+        try:
+            # Sessions do not list a name that ends otherwise.
+            hidden = f".{name}.new"
+            writeMessage(root, hidden, copy.header, content)
+            publish(root, hidden, root, newName, mayExist=copy.uniqueID is not None)
+        finally:
+            closeQuietly(root)

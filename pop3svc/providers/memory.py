@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import BinaryIO
 
 from zope.interface import implementer
 
-from pop3svc.errors import POP3ResponseError
+from pop3svc.errors import DeliveryError, POP3ResponseError
 from pop3svc.interfaces import (
+    DeliveryCopy,
+    IDelivery,
     IExclusiveMailbox,
     IMailboxStore,
     IPOP3ConnectionInfo,
@@ -32,6 +35,7 @@ class MemoryMaildrop:
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
         self.messages: dict[str, bytes] = {}
         self._serial = count(1)
+        self._imported: set[str] = set()
         self.holder: Callable[[], bool] | None = None
         for message in messages:
             self.add(message)
@@ -50,8 +54,18 @@ class MemoryMaildrop:
         @return: the unique-id of the message.
         """
         uniqueID = f"message-{next(self._serial)}"
+        while uniqueID in self._imported:
+            uniqueID = f"message-{next(self._serial)}"
         self.messages[uniqueID] = message
         return uniqueID
+
+    def addImported(self, uniqueID: str, message: bytes) -> None:
+        """
+        Add a message that has a unique-id already, unless there is or was one with it.
+        """
+        if uniqueID not in self._imported and uniqueID not in self.messages:
+            self._imported.add(uniqueID)
+            self.messages[uniqueID] = message
 
 
 @implementer(IPOP3Mailbox, IExclusiveMailbox)
@@ -93,7 +107,7 @@ class MemoryMailbox:
             self._maildrop.messages.pop(uniqueID, None)
 
 
-@implementer(IMailboxStore)
+@implementer(IMailboxStore, IDelivery)
 class MemoryStore:
     """
     A store that creates a maildrop for every user name.
@@ -118,6 +132,22 @@ class MemoryStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> MemoryMailbox:
         return MemoryMailbox(self.maildrop(username))
+
+    def hasMailbox(self, username: str) -> bool:
+        return username in self.maildrops
+
+    def deliver(
+        self, copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> list[DeliveryError | None]:
+        content.seek(0)
+        message = content.read()
+        for copy in copies:
+            maildrop = self.maildrop(copy.username)
+            if copy.uniqueID is None:
+                maildrop.add(copy.header + message)
+            else:
+                maildrop.addImported(copy.uniqueID, copy.header + message)
+        return [None] * len(copies)
 
 
 @implementer(IPOP3MailboxProvider)

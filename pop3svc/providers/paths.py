@@ -14,7 +14,7 @@ from hashlib import sha256
 
 from pop3svc.files import closeQuietly, openDirectory
 
-__all__ = ["PathTemplate", "Root", "isSafeName", "openBelow", "uniqueIDFor"]
+__all__ = ["PathTemplate", "Root", "isSafeName", "openBelow", "openOrMake", "uniqueIDFor"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
@@ -154,6 +154,53 @@ class Root:
             return _walk(base, self.parts)
         except FileNotFoundError:
             return None
+
+    def make(self) -> int:
+        """
+        Open the directory.  Create it, and those above it, if they do not exist: private
+        (0700), and with the owner of the directory around them if this process is root's.
+        Blocks.
+
+        @return: a descriptor.
+        @raise OSError: it cannot be opened or created.
+        """
+        directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        for part in self.parts:
+            try:
+                below = openOrMake(part, directory)
+            finally:
+                closeQuietly(directory)
+            directory = below
+        return directory
+
+
+def openOrMake(name: str, directory: int) -> int:
+    """
+    Open a directory in another one as L{openBelow} does, and create it if it does not exist;
+    see L{Root.make}.  Blocks.
+
+    @return: a descriptor.
+    @raise OSError: it cannot be opened or created.
+    """
+    try:
+        return openBelow(name, directory)
+    except FileNotFoundError:
+        pass
+    try:
+        os.mkdir(name, 0o700, dir_fd=directory)
+    except FileExistsError:
+        # Another delivery has made it, or it is a link that leads nowhere.
+        return openBelow(name, directory)
+    below = openDirectory(name, directory)
+    try:
+        if os.geteuid() == 0:
+            around = os.fstat(directory)
+            os.fchown(below, around.st_uid, around.st_gid)
+        os.fsync(directory)
+    except OSError:
+        closeQuietly(below)
+        raise
+    return below
 
 
 def openBelow(name: str, directory: int) -> int:

@@ -20,7 +20,7 @@ from pop3svc.providers.files.sizes import Key, keyOf
 from pop3svc.providers.paths import Root, openBelow
 from pop3svc.threadpool import Executor
 
-__all__ = ["Directory", "Opened", "SlowDirectory"]
+__all__ = ["PERMANENT", "Directory", "Opened", "SlowDirectory"]
 
 log = Logger(namespace="pop3svc")
 
@@ -28,7 +28,7 @@ log = Logger(namespace="pop3svc")
 _faults = Once()
 
 # Errors that last until the operator repairs something; all others may be temporary.
-_PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
+PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
 
@@ -201,7 +201,7 @@ class Directory:
                 path=f"{self.path}/{name}" if name else self.path,
                 error=error.strerror,
             )
-        code = "SYS/PERM" if error.errno in _PERMANENT else "SYS/TEMP"
+        code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
         return POP3ResponseError("Mailbox unavailable.", code)
 
 

@@ -56,6 +56,17 @@ class Presence:
         """
         return path in self._there
 
+    def mayBeMade(self, path: str) -> bool:
+        """
+        Decide whether a mailbox that does not exist may be created.  Blocks.
+
+        @return: whether no mailbox was there before.  If one was, its file system may not be
+            mounted.
+        """
+        if self._unwritten:
+            self._write()
+        return self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path)) == []
+
     def isThere(self, path: str, isInThread: bool) -> None:
         """
         Record that a mailbox exists.

@@ -1,5 +1,5 @@
 """
-Record deletions in the Maildir++ quota file, for the programs that deliver mail.
+The Maildir++ quota file: its limit for new messages, and what deliveries and deletions change.
 """
 
 from __future__ import annotations
@@ -7,18 +7,28 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
-from pop3svc.files import closeQuietly
+from pop3svc.errors import OverQuota
+from pop3svc.files import closeQuietly, openDirectory, openRegular
 from pop3svc.providers.files.deletion import Place
 
-__all__ = ["recordDeletion"]
+__all__ = ["checkQuota", "recordDeletion", "recordDelivery"]
 
 _NAME = "maildirsize"
 # The first line: octets, messages, or both.
 _QUOTA = re.compile(rb"[0-9]+[SC](?:,[0-9]+[SC])?\n")
 _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
+_LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
+# Each other line: octets and messages, which may be padded with blanks.
+_CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
+# Octets and seconds after which the use is counted anew, as the specification of Maildir++
+# says.  A mailbox that is full is counted anew sooner, because the file may be wrong.
+_LONGEST = 5120
+_OLDEST = 900
 
 
 def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
@@ -56,3 +66,159 @@ def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> 
                 os.unlink(_NAME, dir_fd=root)
         finally:
             closeQuietly(descriptor)
+
+
+class _Use(NamedTuple):
+    """
+    The content of C{maildirsize}.
+
+    @ivar first: the first line, with the limits.
+    @ivar octets: the sum of all changes; L{None} if the file has to be written anew.
+    @ivar isFresh: whether the use was counted lately, and did not change since.
+    """
+
+    first: bytes
+    octets: int | None
+    messages: int
+    isFresh: bool
+
+    def admits(self, size: int) -> bool:
+        """
+        @return: whether there is room for a message of C{size} octets.
+        """
+        limits = {kind: int(number) for number, kind in _LIMIT.findall(self.first)}
+        # A limit of zero is none.
+        octets, messages = limits.get(b"S", 0), limits.get(b"C", 0)
+        used = self.octets or 0
+        return (not octets or used + size <= octets) and (
+            not messages or self.messages + 1 <= messages
+        )
+
+
+def checkQuota(root: int, size: int) -> None:
+    """
+    Check that there is room for another message, if the Maildir has a C{maildirsize}.  Count
+    the messages if that file is damaged, too long, or says that the mailbox is full.  Blocks.
+
+    @param root: a descriptor of the Maildir.
+    @param size: octets of the message's file.
+    @raise OverQuota: there is no room.
+    @raise OSError: the messages cannot be counted.
+    """
+    use = _read(root)
+    if use is None:
+        return
+    if use.octets is None or not (use.admits(size) or use.isFresh):
+        use = _count(root, use.first)
+    if not use.admits(size):
+        raise OverQuota("The mailbox is full.")
+
+
+def recordDelivery(root: int, size: int) -> None:
+    """
+    Add a line for a new message to C{maildirsize}, if the Maildir has one.  If the line cannot
+    be written, nothing else happens: the message is stored, and the use is counted anew when
+    the mailbox seems full.  Blocks.
+
+    @param root: a descriptor of the Maildir.
+    @param size: octets of the message's file.
+    """
+    with suppress(OSError):
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(_NAME, flags, dir_fd=root)
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+                os.write(descriptor, b"%d 1\n" % size)
+        finally:
+            closeQuietly(descriptor)
+
+
+def _read(root: int) -> _Use | None:
+    """
+    @return: L{None} if there is no file, or none with a limit.
+    """
+    try:
+        descriptor = openRegular(_NAME, root)
+    except OSError:
+        return None
+    with open(descriptor, "rb") as file:
+        data = file.read(_LONGEST + 1)
+        age = time.time() - os.fstat(descriptor).st_mtime
+    if _QUOTA.match(data) is None:
+        # The limit is nowhere else.
+        return None
+    first, *changes, rest = data.split(b"\n")
+    octets = messages = 0
+    for line in changes:
+        found = _CHANGE.fullmatch(line)
+        if found is None:
+            return _Use(first, None, 0, False)
+        octets += int(found[1])
+        messages += int(found[2])
+    if rest or octets < 0 or messages < 0 or len(data) > _LONGEST:
+        return _Use(first, None, 0, False)
+    return _Use(first, octets, messages, len(changes) <= 1 and age < _OLDEST)
+
+
+def _count(root: int, first: bytes) -> _Use:
+    """
+    Count the messages of the Maildir and its folders, and write that to the file.
+    """
+    octets = messages = 0
+    folders = [".", *(each.name for each in _entries(root, ".") if each.name[:1] == ".")]
+    for folder in folders:
+        for part in ("new", "cur"):
+            for entry in _entries(root, f"{folder}/{part}"):
+                if entry.name.startswith("."):
+                    continue
+                found = _SIZE.search(entry.name)
+                with suppress(FileNotFoundError):
+                    octets += (
+                        entry.stat(follow_symlinks=False).st_size
+                        if found is None
+                        else int(found[1])
+                    )
+                    messages += 1
+    _write(root, first + b"\n%d %d\n" % (octets, messages))
+    return _Use(first, octets, messages, True)
+
+
+def _entries(root: int, path: str) -> Iterator[os.DirEntry[str]]:
+    """
+    List a directory in the Maildir; links are not followed.
+    """
+    descriptor = openDirectory(".", root)
+    try:
+        for part in path.split("/"):
+            below = openDirectory(part, descriptor)
+            closeQuietly(descriptor)
+            descriptor = below
+        with os.scandir(descriptor) as entries:
+            yield from entries
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    finally:
+        closeQuietly(descriptor)
+
+
+def _write(root: int, data: bytes) -> None:
+    """
+    Replace the file.  A failure leaves the previous one, which the next delivery counts anew.
+    """
+    temporary = f"tmp/{_NAME}.{os.getpid()}.{time.time_ns()}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(OSError):
+        around = os.fstat(root)
+        descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
+        try:
+            try:
+                if os.geteuid() == 0:
+                    os.fchown(descriptor, around.st_uid, around.st_gid)
+                if os.write(descriptor, data) != len(data):
+                    raise OSError
+            finally:
+                closeQuietly(descriptor)
+            os.rename(temporary, _NAME, src_dir_fd=root, dst_dir_fd=root)
+        except OSError:
+            os.unlink(temporary, dir_fd=root)

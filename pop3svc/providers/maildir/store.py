@@ -4,11 +4,14 @@ Serve a Maildir for each user.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, BinaryIO
 
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
-from pop3svc.interfaces import IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.errors import DeliveryError
+from pop3svc.files import disk
+from pop3svc.interfaces import DeliveryCopy, IDelivery, IMailboxStore, IPOP3ConnectionInfo
 from pop3svc.providers.files.listing import Caches
 from pop3svc.providers.files.mailbox import FileMailbox
 from pop3svc.providers.files.presence import Presence
@@ -17,6 +20,7 @@ from pop3svc.providers.files.snapshot import ListingCache
 from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.locking import LockPolicy
+from pop3svc.providers.maildir.delivery import MaildirDelivery
 from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.providers.paths import PathTemplate
@@ -29,7 +33,8 @@ __all__ = ["MaildirStore"]
 @implementer(IMailboxStore)
 class MaildirStore:
     """
-    A store that finds a Maildir by the user's name.
+    A store that finds a Maildir by the user's name.  It provides
+    L{IDelivery<pop3svc.interfaces.IDelivery>} unless it is read-only.
 
     @ivar caches: the caches that its mailboxes share.
     """
@@ -72,6 +77,12 @@ class MaildirStore:
             *(readOnly, isSlow, runner, manners, clock, self._presence),
         )
 
+        self._delivery = MaildirDelivery(
+            self._template, disk() if runner is None else runner, self._presence, separator
+        )
+        if not readOnly:
+            alsoProvides(self, IDelivery)
+
     def useState(self, state: State) -> None:
         """
         @param state: the database that survives a restart.
@@ -98,3 +109,17 @@ class MaildirStore:
         if place is None:
             return None
         return self._maker.mailbox(place)
+
+    async def hasMailbox(self, username: str) -> bool:
+        """
+        See L{IDelivery.hasMailbox}.
+        """
+        return await self._delivery.hasMailbox(username)
+
+    async def deliver(
+        self, copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> list[DeliveryError | None]:
+        """
+        See L{IDelivery.deliver}.  A Maildir that does not exist is created.
+        """
+        return await self._delivery.deliver(copies, content)

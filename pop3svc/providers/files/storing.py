@@ -1,0 +1,194 @@
+"""
+Write new messages to files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import time
+from functools import lru_cache
+from itertools import count
+from typing import BinaryIO, NamedTuple
+
+from pop3svc.errors import DeliveryError, OverQuota, StoreUnavailable
+from pop3svc.files import closeQuietly
+from pop3svc.lineendings import LFNormalizer, WireSizeCounter
+from pop3svc.providers.files.directory import PERMANENT
+from pop3svc.threadpool import mustStop
+
+__all__ = ["Written", "nameOfDelivery", "publish", "refusalFor", "removeQuietly", "writeMessage"]
+
+# Octets that are read at once.
+_BLOCK = 262_144
+
+# The deliveries of this process.
+_deliveries = count(1)
+_UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
+
+# Errors of file systems without hard links.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+class Written(NamedTuple):
+    """
+    Sizes of a message that was written, octets.
+
+    @ivar size: of the file.
+    @ivar wireSize: of the message as RETR sends it, without dot-stuffing.
+    """
+
+    size: int
+    wireSize: int
+
+
+@lru_cache(1)
+def _host() -> str:
+    """
+    @return: the name of this machine as a part of a file's name, without the characters that
+        have a meaning there.
+    """
+    name = socket.gethostname() or "localhost"
+    return _UNSAFE.sub(lambda found: "".join(f"\\{octet:03o}" for octet in found[0].encode()), name)
+
+
+def nameOfDelivery(microseconds: int | None = None) -> str:
+    """
+    @param microseconds: when the message arrived, since the epoch; L{None}: now.
+    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  Names
+        sort in the order of arrival.
+    """
+    if microseconds is None:
+        microseconds = time.time_ns() // 1000
+    seconds, rest = divmod(max(microseconds, 0), 1_000_000)
+    return f"{seconds}.M{rest:06}P{os.getpid()}Q{next(_deliveries)}.{_host()}"
+
+
+def writeMessage(
+    directory: int,
+    name: str,
+    header: bytes,
+    content: BinaryIO,
+    owner: tuple[int, int] | None = None,
+    modified: int | None = None,
+) -> Written:
+    """
+    Write a message with LF line ends to a new private file (0600), durably.  Blocks.
+
+    @param directory: a descriptor.
+    @param header: whole lines that are put before the message.
+    @param content: see L{pop3svc.interfaces.IDelivery.deliver}.
+    @param owner: user and group of the file.
+    @param modified: time of modification of the file, nanoseconds since the epoch.
+    @raise OSError: the message was not written, and there is no file.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            lines, wire = LFNormalizer(), WireSizeCounter()
+            size = 0
+            content.seek(0)
+            data = lines.feed(header)
+            while True:
+                file.write(data)
+                wire.feed(data)
+                size += len(data)
+                block = content.read(_BLOCK)
+                if not block:
+                    break
+                if mustStop():
+                    raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+                data = lines.feed(block)
+            data = lines.finish()
+            file.write(data)
+            wire.feed(data)
+        if modified is not None:
+            os.utime(descriptor, ns=(modified, modified))
+        os.fsync(descriptor)
+        # Close it here, because some file systems report only then that they are full.
+        descriptor, closing = -1, descriptor
+        os.close(closing)
+    except BaseException:
+        removeQuietly(directory, name)
+        if descriptor >= 0:
+            closeQuietly(descriptor)
+        raise
+    return Written(size + len(data), wire.total())
+
+
+def publish(source: int, name: str, target: int, newName: str, mayExist: bool = False) -> bool:
+    """
+    Move a written message to where sessions list it, and make that durable.  Blocks.
+
+    @param source: a descriptor of the directory that holds the file C{name}.
+    @param target: a descriptor of the other directory.
+    @param mayExist: whether there may be a message called C{newName} already, which then
+        stays.
+    @return: whether the message was moved; if there is another message, it was removed.
+    @raise OSError: the message is in neither directory.
+    """
+    try:
+        if mayExist:
+            try:
+                _link(source, name, target, newName)
+            except FileExistsError:
+                removeQuietly(source, name)
+                return False
+        else:
+            os.rename(name, newName, src_dir_fd=source, dst_dir_fd=target)
+    except BaseException:
+        removeQuietly(source, name)
+        raise
+    try:
+        os.fsync(target)
+    except OSError:
+        # The message may be lost at a crash, and so its sender has to send it again.
+        removeQuietly(target, newName)
+        raise
+    return True
+
+
+def _link(source: int, name: str, target: int, newName: str) -> None:
+    """
+    @raise FileExistsError: there is a file called C{newName}.
+    """
+    try:
+        os.link(name, newName, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            os.stat(newName, dir_fd=target, follow_symlinks=False)
+        except FileNotFoundError:
+            os.rename(name, newName, src_dir_fd=source, dst_dir_fd=target)
+            return
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.unlink(name, dir_fd=source)
+
+
+def removeQuietly(directory: int, name: str) -> None:
+    """
+    Remove a file of this delivery, and ignore errors.
+    """
+    try:
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        pass
+
+
+def refusalFor(error: OSError) -> DeliveryError:
+    """
+    @return: the error for the sender.
+    """
+    if error.errno == errno.EDQUOT:
+        return OverQuota("The mailbox is full.")
+    if error.errno == errno.ENOSPC:
+        return StoreUnavailable("There is no room for the message now.")
+    if error.errno in PERMANENT:
+        return StoreUnavailable("The mailbox cannot be written.")
+    return StoreUnavailable("The mailbox is not available now.")

@@ -1,0 +1,303 @@
+"""
+Store new messages in Maildirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from hashlib import sha256
+from threading import Lock
+from typing import BinaryIO
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from pop3svc.bounded import BoundedDict
+from pop3svc.errors import (
+    DeliveryError,
+    NoSuchUser,
+    POP3ResponseError,
+    StoreUnavailable,
+)
+from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, stampFrom
+from pop3svc.interfaces import DeliveryCopy
+from pop3svc.once import Once
+from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.files.sizes import Key, UnsavedSizes, keyOf
+from pop3svc.providers.files.storing import (
+    nameOfDelivery,
+    publish,
+    refusalFor,
+    removeQuietly,
+    writeMessage,
+)
+from pop3svc.providers.maildir.names import SEPARATORS, parseNames
+from pop3svc.providers.maildir.quota import checkQuota, recordDelivery
+from pop3svc.providers.paths import PathTemplate, Root, openBelow, openOrMake, uniqueIDFor
+from pop3svc.threadpool import Executor, isCancelled
+
+__all__ = ["MaildirDelivery"]
+
+log = Logger(namespace="pop3svc")
+
+# Errors that were logged already.
+_faults = Once()
+
+# Messages of a mailbox that are assumed for the bound of its file of sizes: the file of a
+# larger mailbox is not read, and an import then relies on the names alone.
+_MOST_MESSAGES = 500_000
+
+
+class MaildirDelivery:
+    """
+    Stores messages in the Maildirs of one store.
+    """
+
+    # Mailboxes whose unique-ids are remembered while messages are imported to them.
+    BOUND = 16
+
+    def __init__(
+        self, template: PathTemplate, executor: Executor, presence: Presence, separator: str = ""
+    ) -> None:
+        """
+        @param executor: runs work in threads.
+        @param presence: records which mailboxes have existed.
+        @param separator: see L{MaildirStore<pop3svc.providers.maildir.store.MaildirStore>}.
+        """
+        self._template = template
+        self._executor = executor
+        self._presence = presence
+        self._separator = separator
+        self._imported: BoundedDict[Key, _KnownIDs] = BoundedDict(self.BOUND)
+        self._lock = Lock()
+
+    async def hasMailbox(self, username: str) -> bool:
+        """
+        See L{pop3svc.interfaces.IDelivery.hasMailbox}.
+        """
+        place = self._template.placeFor(username)
+        if place is None:
+            return False
+        return await self._executor.run(self._exists, place, group=(place.base, place.path))
+
+    def _exists(self, place: Root) -> bool:
+        root = place.open()
+        if root is None:
+            return False
+        try:
+            for folder in ("new", "cur"):
+                try:
+                    closeQuietly(openBelow(folder, root))
+                except FileNotFoundError:
+                    continue
+                return True
+        finally:
+            closeQuietly(root)
+        return False
+
+    async def deliver(
+        self, copies: Sequence[DeliveryCopy], content: BinaryIO
+    ) -> list[DeliveryError | None]:
+        """
+        See L{pop3svc.interfaces.IDelivery.deliver}.  The copies are stored one after the other,
+        because each reads the same file.  If the call is cancelled, the copies that were not
+        stored get an error.
+        """
+        results: list[DeliveryError | None] = []
+        isOver = False
+        for copy in copies:
+            if isOver:
+                results.append(StoreUnavailable("The delivery was interrupted."))
+                continue
+            try:
+                results.append(await self._deliver(copy, content))
+            except CancelledError:
+                isOver = True
+                results.append(StoreUnavailable("The delivery was interrupted."))
+        return results
+
+    async def _deliver(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
+        place = self._template.placeFor(copy.username)
+        if place is None:
+            return NoSuchUser("There is no such user.")
+        try:
+            await self._executor.run(
+                self._store, place, copy, content, group=(place.base, place.path)
+            )
+        except DeliveryError as error:
+            return error
+        except POP3ResponseError:
+            # No thread is free, or one that works on this mailbox hangs.
+            return StoreUnavailable("The mailbox is not available now.")
+        except OSError as error:
+            if error.errno != errno.ECANCELED and _faults.isFirst((place.path, str(error))):
+                log.error(
+                    "cannot store a message in {path}: {error}",
+                    path=place.path,
+                    error=error.strerror or str(error),
+                )
+            return refusalFor(error)
+        return None
+
+    # --- in a thread ------------------------------------------------------------------
+
+    def _store(self, place: Root, copy: DeliveryCopy, content: BinaryIO) -> None:
+        """
+        @raise DeliveryError: the message was not stored.
+        @raise OSError: as well.
+        """
+        root = self._open(place)
+        try:
+            source = openOrMake("tmp", root)
+            try:
+                target = openBelow("new", root)
+                try:
+                    self._storeIn(root, source, target, copy, content)
+                finally:
+                    closeQuietly(target)
+            finally:
+                closeQuietly(source)
+        finally:
+            closeQuietly(root)
+        if not self._presence.isKnown(place.path):
+            self._presence.isThere(place.path, isInThread=True)
+
+    def _open(self, place: Root) -> int:
+        """
+        @return: a descriptor of the Maildir, which is created if it does not exist.
+        """
+        root = place.open()
+        try:
+            if root is not None and all(_has(root, each) for each in ("new", "cur")):
+                return root
+            # A directory without the two may be a mount point.
+            if not self._presence.mayBeMade(place.path):
+                if _faults.isFirst((place.path, "missing")):
+                    log.error(
+                        "mailbox {path} is missing: is its file system mounted?  Its mail has to "
+                        "wait",
+                        path=place.path,
+                    )
+                raise StoreUnavailable("The mailbox is not available now.")
+            if root is None:
+                root = place.make()
+            for folder in ("tmp", "new", "cur"):
+                closeQuietly(openOrMake(folder, root))
+        except BaseException:
+            if root is not None:
+                closeQuietly(root)
+            raise
+        return root
+
+    def _storeIn(
+        self, root: int, source: int, target: int, copy: DeliveryCopy, content: BinaryIO
+    ) -> None:
+        """
+        @param source: a descriptor of C{tmp}.
+        @param target: a descriptor of C{new}.
+        """
+        base, microseconds = None, None
+        if copy.uniqueID is not None:
+            base = self._baseFor(copy.uniqueID)
+            with self._lock:
+                if self._knownIn(root).has(root, target, base):
+                    return
+        if copy.arrival is not None:
+            microseconds = int(copy.arrival * 1_000_000) + copy.order
+        name = nameOfDelivery(microseconds)
+        owner = None
+        if os.geteuid() == 0:
+            around = os.fstat(root)
+            owner = around.st_uid, around.st_gid
+        # A name without a time is in the order of the file's time.
+        modified = None if microseconds is None else microseconds * 1000
+        written = writeMessage(source, name, copy.header, content, owner, modified)
+        try:
+            checkQuota(root, written.size)
+            if isCancelled():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        except BaseException:
+            removeQuietly(source, name)
+            raise
+        newName = base or f"{name},S={written.size},W={written.wireSize}"
+        if publish(source, name, target, newName, mayExist=base is not None):
+            recordDelivery(root, written.size)
+
+    def _baseFor(self, uniqueID: str) -> str:
+        """
+        @return: the name of a file that has this unique-id; or, if no name has it, one that
+            the same unique-id always gets.
+        """
+        separators = self._separator or ":"
+        isName = not uniqueID.startswith(".") and "/" not in uniqueID
+        isPlain = isName and not any(each in uniqueID for each in separators)
+        # The service finds out the separator, and it may be one of these.
+        mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
+        if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
+            return uniqueID
+        return f"uid-{sha256(uniqueID.encode('utf-8', 'surrogateescape')).hexdigest()}"
+
+    def _knownIn(self, root: int) -> _KnownIDs:
+        key = keyOf(root)
+        known = self._imported.get(key)
+        if known is None:
+            known = _KnownIDs(self._separator or ":")
+            self._imported.put(key, known)
+        return known
+
+
+class _KnownIDs:
+    """
+    The names that messages of one mailbox have or had.
+    """
+
+    def __init__(self, separator: str) -> None:
+        self._separator = separator
+        self._stamp: FileStamp | None = None
+        self._bases: set[str] = set()
+        self._sizes = UnsavedSizes()
+
+    def has(self, root: int, new: int, base: str) -> bool:
+        """
+        @param root: a descriptor of the Maildir.
+        @param new: a descriptor of C{new}.
+        @return: whether there is or was a message of this name.
+        """
+        try:
+            # In "new" no name has flags.
+            os.stat(base, dir_fd=new, follow_symlinks=False)
+        except FileNotFoundError:
+            pass
+        else:
+            return True
+        self._look(root)
+        if base in self._bases:
+            return True
+        self._sizes.load(root, _MOST_MESSAGES)
+        return self._sizes.ownerOf(uniqueIDFor(base)) is not None
+
+    def _look(self, root: int) -> None:
+        """
+        List C{cur}, if it has changed.
+        """
+        current = openBelow("cur", root)
+        try:
+            stamp = stampFrom(os.fstat(current))
+            if stamp == self._stamp:
+                return
+            places = [("cur", name, 0) for name in os.listdir(current)]
+        finally:
+            closeQuietly(current)
+        self._bases = {base for base, _, _ in parseNames(places, self._separator)}
+        # Do not keep times that would not show the next change.
+        self._stamp = stamp if areStampsTrustworthy([stamp]) else None
+
+
+def _has(root: int, folder: str) -> bool:
+    try:
+        os.stat(folder, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
