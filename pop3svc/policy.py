@@ -204,6 +204,29 @@ class Policy:
         5,
         "Number of failed logins on one connection.  A person gives up sooner; a program does not.",
     )
+    maxMessageSize: int = _number(
+        268_435_456,
+        "Octets of a message that is delivered, by LMTP or by pop3svc deliver.  Mail servers "
+        "allow 10 to 150 MB, and should refuse a message before pop3svc does.",
+        least=65536,
+        isLive=False,
+    )
+    maxRecipients: int = _number(
+        100,
+        "Number of recipients of one message over LMTP (RFC 5321 section 4.5.3.1.8).  Postfix "
+        "sends 50 at most.",
+        isLive=False,
+    )
+    maxLMTPConnections: int = _number(
+        100,
+        "Number of LMTP connections of each process.  Postfix opens 20.",
+        isLive=False,
+    )
+    lmtpTimeout: int = _number(
+        300,
+        "Time that an LMTP client may send nothing (RFC 5321 section 4.5.3.2.7).",
+        isLive=False,
+    )
     verboseEvents: int = _number(
         0,
         "1 adds an event for each connection, login and command to the events for failures "

@@ -99,6 +99,11 @@ RANKS = {
     "providers.sql.listing": 4,
     "providers.sql.mailbox": 5,
     "providers.sql.store": 6,
+    "delivery.dataphase": 0,
+    "delivery.envelope": 1,
+    "delivery.recipients": 2,
+    "delivery.serial": 2,
+    "delivery.lmtp": 3,
     "check.client": 0,
     "check.target": 1,
     "check.table": 2,
@@ -114,6 +119,7 @@ RANKS = {
     "check.command": 4,
     "service.tls": 3,
     "service.tlstransport": 2,
+    "service.arguments": 0,
     "service.endpoints": 3,
     "service.proxy": 2,
     "service.keepalive": 2,
@@ -132,6 +138,7 @@ RANKS = {
     "service.configfile": 4,
     "service.options": 5,
     "service.running": 11,
+    "service.mailin": 4,
     "service.certificates": 6,
     "service.storage": 6,
     "service.stores": 11,
@@ -149,7 +156,7 @@ RANKS = {
 # other.
 ALONE = "check"
 # These packages use each other only through the interfaces.
-APART = ("protocol", "accounts", "providers")
+APART = ("protocol", "accounts", "providers", "delivery")
 # Words that show that a module uses another layer.
 NEVER = {
     "protocol": ["os", "pathlib"],

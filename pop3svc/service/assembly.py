@@ -20,6 +20,7 @@ from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.files import setPrivileged
 from pop3svc.interfaces import IPOP3MailboxProvider, IReloading
 from pop3svc.logs import Log
@@ -30,6 +31,12 @@ from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import ListenerFactory, POP3Factory
+from pop3svc.service.mailin import (
+    UNIXPorts,
+    destinationOf,
+    makeMailEndpoints,
+    makeRecipients,
+)
 from pop3svc.service.operating import Operated, makeLog
 from pop3svc.service.options import Options
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
@@ -48,7 +55,6 @@ log = Logger(namespace="pop3svc")
 def makeEndpoint(
     reactor: Any,
     listener: Listener,
-    settings: Settings,
     creator: Any,
     wrap: Callable[[Any], Any] | None,
 ) -> Any:
@@ -65,8 +71,6 @@ def makeEndpoint(
         endpoint = make(reactor, listener.endpoint, creator, wrap)
     except ValueError as error:
         raise SettingError(f"{listener.where}: {error}")
-    if settings.workers > 1 and listener.endpoint.startswith("unix:"):
-        raise SettingError(f"{listener.where}: it cannot be shared by workers")
     return endpoint
 
 
@@ -151,8 +155,11 @@ class Assembly:
         self._usesEmbeddedDefault = False
         self._checkers: list[Any] = []
         self._started: list[Any] = []
+        # Where the mail of each domain goes.
+        self._destinations: dict[str | None, Destination] = {}
         # With workers, the ports that they share.
         self._sockets: list[Any] = []
+        self._unixPorts: list[Any] = []
         # Opens the ports.
         self._on: Any = reactor
         if shared is not None:
@@ -193,6 +200,7 @@ class Assembly:
         else:
             provider, checkers = makeStore(store)
         self._started.append(provider)
+        self._destinations[store.domain] = destinationOf(provider, checkers)
         if IPOP3MailboxProvider.providedBy(provider):
             return provider
         self._checkers += checkers
@@ -347,6 +355,7 @@ class Assembly:
         try:
             observer = self._log()
             provider = self._provider()
+            recipients = makeRecipients(self._destinations, self.settings)
             self._certificates.of()
             for listener in self.settings.listeners:
                 self._certificates.of(listener)
@@ -364,6 +373,8 @@ class Assembly:
             for listener in self.settings.listeners
             for port in self._listen(service, listener)
         ]
+        if recipients is not None:
+            self._listenForMail(service, recipients)
         if self._usesEmbeddedDefault:
             self._announcements += _howToRead(
                 self._storage.directory(), self._certificates.of().certificate, opened
@@ -405,10 +416,29 @@ class Assembly:
             wrap = lambda inner: ProxyFactory(  # noqa: E731
                 inner, list(trusted), self._reactor, service.factory.admission
             )
-        endpoint = makeEndpoint(self._on, listener, self.settings, creator, wrap)
-        ports = service.listen(listener.where, endpoint, factory)
+        endpoint = makeEndpoint(self._on, listener, creator, wrap)
+        return self._open(service, listener.where, endpoint, factory)
+
+    def _listenForMail(self, service: POP3Service, recipients: Recipients) -> None:
+        """
+        Open the ports for LMTP.
+        """
+        # Twisted's SMTP asks the DNS for the name of this machine when it is imported.
+        from pop3svc.delivery.lmtp import LMTPFactory
+
+        factory = LMTPFactory(recipients, self.settings.policy, clock=self._reactor)
+        service.takeMail(factory)
+        creator = self._certificates.of()
+        for where, endpoint in makeMailEndpoints(self._on, self.settings, creator):
+            self._open(service, where, endpoint, factory)
+
+    def _open(self, service: POP3Service, where: str, endpoint: Any, factory: Any) -> list[Any]:
+        ports = service.listen(where, endpoint, factory)
         if self.isSupervisor:
-            self._sockets.append(_socketOf(listener.where, ports))
+            found = _socketOf(where, ports)
+            self._sockets.append(found)
+            if found.family == socket.AF_UNIX:
+                self._unixPorts += ports
         return ports
 
     def _reloads(self, service: Operated) -> None:
@@ -473,6 +503,7 @@ class Assembly:
         supervisor.reloads("the workers", supervisor.reloadWorkers)
         self._operated(supervisor)
         _add(KnownNetworksService(known), supervisor)
+        _add(UNIXPorts(self._unixPorts), supervisor)
         return supervisor
 
 
@@ -514,7 +545,7 @@ def _socketOf(where: str, ports: list[Any]) -> Any:
     """
     @return: the socket of a port that workers are to share; this process accepts nothing.
     """
-    families = (socket.AF_INET, socket.AF_INET6)
+    families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if (
         len(ports) != 1
         or getattr(getattr(ports[0], "socket", None), "family", None) not in families

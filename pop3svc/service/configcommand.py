@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
 from pop3svc.service.assembly import makeEndpoint
+from pop3svc.service.mailin import destinationOf, makeMailEndpoints, makeRecipients
 from pop3svc.service.options import Options
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import (
@@ -105,7 +106,7 @@ def _try(faults: Faults, settings: Settings) -> None:
             continue
         try:
             # Any certificate and any wrapper will do, because the endpoint does not listen.
-            makeEndpoint(reactor, listener, settings, object(), str if trusted else None)
+            makeEndpoint(reactor, listener, object(), str if trusted else None)
         except SettingError as error:
             faults.add(str(error))
     for where, certificate, privateKey in pairs:
@@ -115,10 +116,21 @@ def _try(faults: Faults, settings: Settings) -> None:
             RenewableCertificate(certificate, privateKey or certificate)
         except ValueError as error:
             faults.add(f"{where}: {error}")
+    try:
+        others = tuple(each for each in settings.lmtp if not each.startswith("systemd:"))
+        makeMailEndpoints(reactor, replace(settings, lmtp=others), object())
+    except SettingError as error:
+        faults.add(str(error))
+    destinations = {}
     for store in settings.stores:
         try:
             if store.kind is not None:
-                makeStore(store)
+                destinations[store.domain] = destinationOf(*makeStore(store))
+        except SettingError as error:
+            faults.add(str(error))
+    if destinations and not faults.sentences:
+        try:
+            makeRecipients(destinations, settings)
         except SettingError as error:
             faults.add(str(error))
 
@@ -129,6 +141,8 @@ def _summary(settings: Settings) -> Iterable[str]:
         rule = listener.cleartextLogin or policy.cleartextLogin
         tls = " with implicit TLS" if listener.tls or listener.endpoint.startswith("ssl:") else ""
         yield f"listen on {listener.endpoint}{tls}; logins without TLS: {rule}"
+    for text in settings.lmtp:
+        yield f"take mail by LMTP on {text}"
     for store in settings.stores:
         users = f"users of {store.domain}" if store.domain else "all other users"
         accounts = ", ".join(_auth(each) for each in store.auth) or "the provider's own"

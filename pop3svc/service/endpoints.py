@@ -13,50 +13,24 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.unix import Port as UNIXPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from pop3svc.service.arguments import parseArguments
 from pop3svc.service.tlstransport import TLSTransport
 
-__all__ = ["InheritedPortReactor", "parseArguments", "serverEndpoint", "tlsEndpoint"]
+__all__ = [
+    "InheritedPortReactor",
+    "lmtpEndpoint",
+    "serverEndpoint",
+    "tlsEndpoint",
+]
 
 # Connections that wait to be accepted; the kernel may limit it further.
 _BACKLOG = 1024
 
 Wrap = Callable[[Any], Any]
-
-
-def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
-    """
-    Parse the arguments of an endpoint string: separated by colons, with C{key=value} for
-    named ones, and a backslash as the escape character.
-
-    @return: the positional and the named arguments.
-    @raise ValueError: a name is given twice.
-    """
-    fields: list[tuple[str, str | None]] = []
-    key: str | None = None
-    current = ""
-    characters = iter(text)
-    for character in characters:
-        if character == "\\":
-            current += next(characters, "\\")
-        elif character == ":":
-            fields.append((current, key))
-            current, key = "", None
-        elif character == "=" and key is None:
-            key, current = current, ""
-        else:
-            current += character
-    fields.append((current, key))
-    positional = [value for value, name in fields if name is None]
-    named: dict[str, str] = {}
-    for value, name in fields:
-        if name is not None:
-            if name in named:
-                raise ValueError(f"{name} is given twice")
-            named[name] = value
-    return positional, named
 
 
 class InheritedPortReactor:
@@ -78,7 +52,10 @@ class InheritedPortReactor:
 
     def _next(self, factory: Any) -> Any:
         descriptor, family = next(self._ports)
-        port = self._reactor.adoptStreamPort(descriptor, family, factory)
+        if family == socket.AF_UNIX:
+            port: Any = _InheritedUNIXPort.adopted(self._reactor, descriptor, factory)
+        else:
+            port = self._reactor.adoptStreamPort(descriptor, family, factory)
         # The port has duplicated the descriptor.
         os.close(descriptor)
         return port
@@ -103,6 +80,41 @@ class InheritedPortReactor:
         See L{twisted.internet.interfaces.IReactorSSL.listenSSL}.
         """
         return self._next(TLSMemoryBIOFactory(contextFactory, False, factory))
+
+    def listenUNIX(
+        self,
+        address: object,
+        factory: Any,
+        backlog: object = 50,
+        mode: object = 0o666,
+        wantPID: object = 0,
+    ) -> Any:
+        """
+        See L{twisted.internet.interfaces.IReactorUNIX.listenUNIX}.
+        """
+        return self._next(factory)
+
+
+class _InheritedUNIXPort(UNIXPort):
+    """
+    A port on a socket in the file system that another process has made and will remove.
+    Twisted's class would set the socket's mode, shut it down for all processes, and remove its
+    file.
+    """
+
+    @classmethod
+    def adopted(cls, reactor: Any, descriptor: int, factory: Any) -> Any:
+        """
+        @return: a port that listens.
+        """
+        made: Any = cls
+        port = made._fromListeningDescriptor(reactor, descriptor, factory)
+        # Like the address of an abstract socket, which has no file.
+        port._bindPath = b"\0" + port._bindPath
+        # As Twisted does for TCP.
+        port._shouldShutdown = False
+        port.startListening()
+        return port
 
 
 def _withBacklog(text: str) -> str:
@@ -254,3 +266,21 @@ def serverEndpoint(
         raise
     except Exception as error:
         raise ValueError(f"not a valid endpoint string ({error or type(error).__name__})")
+
+
+def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> Any:
+    """
+    @param text: any endpoint string.
+    @param mode: the octal mode of a C{unix:} socket, unless C{text} has one.
+    @return: an endpoint for LMTP.
+    @raise ValueError: C{text} is not a valid endpoint string, or has port 25.
+    """
+    positional, named = parseArguments(text)
+    kind = positional[0] if positional else ""
+    if kind == "unix" and "mode" not in named and len(positional) < 3:
+        text = f"{text}:mode={mode}"
+    port = named.get("port", positional[1] if len(positional) > 1 else "")
+    if kind in ("tcp", "tcp6", "ssl") and port == "25":
+        # RFC 2033 section 5: a mail server that took it for SMTP would lose replies.
+        raise ValueError("LMTP must not use port 25")
+    return serverEndpoint(reactor, text, connectionCreator)

@@ -19,7 +19,7 @@ from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore
-from pop3svc.service.endpoints import parseArguments
+from pop3svc.service.arguments import parseArguments
 
 __all__ = [
     "PasswordFileMaker",

@@ -5,8 +5,9 @@ The service that runs: ports that listen, the networks of users that are kept, a
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.internet import TimerService
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
@@ -25,6 +26,9 @@ from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.operating import Operated
 from pop3svc.service.settings import SettingError
 from pop3svc.service.tls import RenewableCertificate
+
+if TYPE_CHECKING:
+    from pop3svc.delivery.lmtp import LMTPFactory
 
 __all__ = ["KnownNetworksService", "POP3Service", "exitInOrder", "lookAfter"]
 
@@ -54,14 +58,27 @@ class POP3Service(Operated):
         self.factory = factory
         self.throttle = throttle
         self.ports: list[Any] = []
+        self._lmtp: LMTPFactory | None = None
+        self._isFirst = True
         # In a worker: takes the text of a configuration file that the parent has read again.
         self.takeConfig: Callable[[str], object] = lambda text: None
         raiseLimit()
-        self._accepting = AcceptLimiter(
-            reactor, takesTurns=takesTurns, inUse=lambda: factory.admission.inUse
-        )
+        self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=self._inUse)
         factory.admission.accepted = self._accepting.accepted
         factory.admission.mayServe = self._accepting.mayServe
+
+    def takeMail(self, lmtp: LMTPFactory) -> None:
+        """
+        @param lmtp: receives mail; its connections count and end with the service.
+        """
+        self._lmtp = lmtp
+        lmtp.accepted = self._accepting.accepted
+
+    def _inUse(self) -> tuple[int, int]:
+        connections, awake = self.factory.admission.inUse
+        # One that delivers has as many descriptors open as a session.
+        mail = 0 if self._lmtp is None else len(self._lmtp.connections)
+        return connections + mail, awake + mail
 
     def listen(self, where: str, endpoint: Any, factory: Any) -> list[Any]:
         """
@@ -89,12 +106,14 @@ class POP3Service(Operated):
     def _opened(self, port: Any) -> None:
         self.ports.append(port)
         self._accepting.add(port)
+        if getattr(getattr(port, "socket", None), "family", None) == socket.AF_UNIX:
+            # Its connections need no keepalive.
+            return
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)
         # True only if all ports do, because a connection does not know its port.
-        self.factory.portsKeepAlive = handsOn and (
-            len(self.ports) == 1 or self.factory.portsKeepAlive
-        )
+        self.factory.portsKeepAlive = handsOn and (self._isFirst or self.factory.portsKeepAlive)
+        self._isFirst = False
 
     def _lateFailure(self, failure: Failure, where: str) -> None:
         log.failure("{where}: cannot listen", failure, where=where)
@@ -122,6 +141,8 @@ class POP3Service(Operated):
             if isinstance(stopped, Deferred):
                 stopping.append(stopped)
         stopping.append(Deferred.fromCoroutine(self.factory.shutdown()))
+        if self._lmtp is not None:
+            stopping.append(Deferred.fromCoroutine(self._lmtp.shutdown()))
 
         def others(_: object) -> Any:
             return super(POP3Service, self).stopService()  # type: ignore[no-untyped-call]

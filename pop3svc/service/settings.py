@@ -8,6 +8,7 @@ error messages and the page of the documentation are all made from these declara
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -196,6 +197,32 @@ TEXTS = Kind(
     lambda text: (text,),
     lambda value: tuple(_string(each) for each in _array(value)),
 )
+ENDPOINTS = replace(TEXTS, name="STRING")
+
+
+def _mode(value: Any) -> str:
+    isMode = isinstance(value, str) and re.fullmatch("0?[0-7]{3}", value)
+    if not isMode:
+        raise ValueError("must be an octal mode in quotation marks, such as 660")
+    return str(value)
+
+
+def _delimiter(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[!#$%&*+/=?^_|~.-]{0,3}", value):
+        raise ValueError("must be up to three characters such as + and -, or empty")
+    return value
+
+
+def _domains(value: Any) -> tuple[str, ...]:
+    for each in value:
+        if not isinstance(each, str) or not re.fullmatch(r"[^\s@]{1,255}", each):
+            raise ValueError("must be domains, such as example.org")
+    return tuple(each.lower() for each in value)
+
+
+MODE = Kind("MODE", _mode, _mode)
+DELIMITER = Kind("CHARACTERS", _delimiter, _delimiter)
+DOMAINS = Kind("DOMAIN", lambda text: _domains([text]), lambda value: _domains(_array(value)))
 
 
 # --- declarations ---------------------------------------------------------------
@@ -283,6 +310,37 @@ SERVICE = (
         _networks(LOOPBACK),
     ),
     _PROXY_FROM,
+    Setting(
+        "lmtp",
+        ENDPOINTS,
+        "Endpoint string at which a mail server delivers by LMTP, such as "
+        "unix:/run/pop3svc/lmtp; repeatable.",
+        (),
+        "Who can connect there can send mail to every user: name a unix: socket or a loopback "
+        "address.",
+        isRepeated=True,
+    ),
+    Setting(
+        "lmtp-mode",
+        MODE,
+        "Mode of the unix: sockets for LMTP (default: 666).",
+        "666",
+        "Every program of this machine can send mail anyway; let the directory keep others out.",
+    ),
+    Setting(
+        "recipient-delimiter",
+        DELIMITER,
+        "Characters that begin an extension in a recipient: with + (the default), mail to "
+        "alice+work is alice's, unless there is a user alice+work.",
+        "+",
+    ),
+    Setting(
+        "local-domain",
+        DOMAINS,
+        "Domain of mail for users whose names have no domain; repeatable.",
+        (),
+        isRepeated=True,
+    ),
 )
 
 LISTENER = (
@@ -397,6 +455,10 @@ class Settings:
     privateKey: str | None = None
     banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
     proxyFrom: tuple[_Network, ...] = ()
+    lmtp: tuple[str, ...] = ()
+    lmtpMode: str = "666"
+    recipientDelimiter: str = "+"
+    localDomain: tuple[str, ...] = ()
     policy: Policy = field(default_factory=Policy)
     listeners: tuple[Listener, ...] = ()
     stores: tuple[Store, ...] = ()

@@ -12,7 +12,7 @@ from twisted.internet.protocol import Factory
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.testing import MemoryReactor
 
-from pop3svc.interfaces import IReadOnlyMailbox
+from pop3svc.interfaces import IDelivery, IReadOnlyMailbox
 from pop3svc.service.endpoints import (
     InheritedPortReactor,
     _isBareSSL,
@@ -97,7 +97,7 @@ def test_inheritedPorts() -> None:
             return descriptor
 
     texts = ["tcp:110", "ssl:995", "ssl:995:interface=\\:\\:1", "systemd:domain=INET6:name=x"]
-    ports = [(os.open(os.devnull, os.O_RDONLY), number) for number in range(len(texts))]
+    ports = [(os.open(os.devnull, os.O_RDONLY), number) for number in range(10, 14)]
     on = InheritedPortReactor(Reactor(), ports)
     for text, (descriptor, _) in zip(texts, ports, strict=True):
         listening: list[Any] = []
@@ -149,6 +149,7 @@ def test_pluginArguments(tmp_path: Any) -> None:
     for store, isReadOnly in stores:
         mailbox = store.openMailbox(None, "alice")
         assert IReadOnlyMailbox.providedBy(mailbox) is isReadOnly
+        assert IDelivery.providedBy(store) is not isReadOnly
     makeMaildir(f"{tmp_path}:lock=wait:wait=5")
     makeMaildir(f"{tmp_path}:lock=wait")
     assert len(makeMemory("messages=3").maildrop("x").messages) == 3

@@ -35,6 +35,10 @@ cleartext-login = "never"
 without = ["deli", "XLOG"]
 ban-exempt = ["192.0.2.0/24"]
 proxy-from = ["2001:db8::/32"]
+lmtp = ["unix:/run/lmtp", "tcp:24:interface=127.0.0.1"]
+lmtp-mode = "660"
+recipient-delimiter = "+-"
+local-domain = ["Example.ORG"]
 
 [limits]
 idleTimeout = 700
@@ -88,6 +92,9 @@ def test_everything(tmp_path: Path, full: str) -> None:
     assert (plain.endpoint, plain.tls, plain.cleartextLogin) == ("tcp:110", False, "always")
     assert (plain.proxyFrom, plain.certificate) == ((), None)
     assert (secure.tls, secure.certificate, secure.proxyFrom) == (True, "/etc/other.pem", None)
+    assert settings.lmtp == ("unix:/run/lmtp", "tcp:24:interface=127.0.0.1")
+    assert (settings.lmtpMode, settings.recipientDelimiter) == ("660", "+-")
+    assert settings.localDomain == ("example.org",)
     maildir, memory = settings.stores
     assert (maildir.domain, maildir.kind) == ("example.org", "maildir")
     assert maildir.argument == "path=/srv/a\\:b:readonly=yes"
@@ -112,6 +119,8 @@ def test_theCommandLineWins(tmp_path: Path, full: str) -> None:
 def test_repeated(tmp_path: Path) -> None:
     settings = load(tmp_path, "", "--without", "CORE", "--without", "deli")
     assert settings.policy.without == {"CORE", "DELI"}
+    settings = load(tmp_path, "", "--lmtp", "unix:/a", "--lmtp", "unix:/b")
+    assert settings.lmtp == ("unix:/a", "unix:/b")
     settings = load(tmp_path, "", "--proxy-from", "10.0.0.0/8", "--proxy-from", "::1,::2")
     assert len(settings.proxyFrom) == 3
 
@@ -145,6 +154,12 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("ban-exempt = [1]", "ban-exempt: must be an array of networks"),
         ("data = 1", "data: must be a string"),
         ("private-key = 'x'", "private-key requires certificate"),
+        ("lmtp = 'tcp:24'", "lmtp: must be an array"),
+        ("lmtp-mode = 660", "lmtp-mode: must be an octal mode"),
+        ("lmtp-mode = '888'", "lmtp-mode: must be an octal mode"),
+        ("recipient-delimiter = 'ab'", "recipient-delimiter: must be up to three characters"),
+        ("recipient-delimiter = 1", "recipient-delimiter: must be up to three characters"),
+        ("local-domain = ['a b']", "local-domain: must be domains"),
         ("private-key = {}", "private-key: must be a string, { file"),
         ("certificate = { credential = 'x' }", "CREDENTIALS_DIRECTORY is not set"),
         ("listener = 1", "listener: must be an array of tables, [[listener]]"),
@@ -252,7 +267,13 @@ def test_largeFile(tmp_path: Path) -> None:
     [
         ("[[store]]\nkind = 'maildir'\npath = '/tmp'", "store[1] needs "),
         ("[[store]]\nkind = 'os.path.join'\nargument = 'x'", "store[1] is neither a provider"),
-        ("workers = 2\n[[listener]]\nendpoint = 'unix:/x'", "endpoint: it cannot be shared by"),
+        ("lmtp = ['nonsense']", "lmtp nonsense: Unknown endpoint type"),
+        ("lmtp = ['tcp:25']", "lmtp tcp:25: LMTP must not use port 25"),
+        (
+            "lmtp = ['tcp:24']\n[[store]]\nkind = 'maildir'\npath = '/tmp'\nreadonly = true\n"
+            "auth = ['memory:a:b']",
+            "lmtp: no store takes mail",
+        ),
         (
             "proxy-from = ['::1']\n[[listener]]\nendpoint = 'ssl:1:privateKey=/x'",
             "listener[1].endpoint: an endpoint with its own TLS",

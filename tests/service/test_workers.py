@@ -350,7 +350,6 @@ BAD: dict[str, tuple[list[str], list[str], str]] = {
     "none": ([], ["--workers", "0"], "--workers 0: must be a whole number"),
     "no number": ([], ["--workers", "x"], "--workers x: must be a whole number"),
     "too many": ([], ["--workers", "1000"], "--workers 1000: must be a whole number"),
-    "UNIX": ([], ["--workers", "2", "--endpoint", "unix:x"], "cannot be shared by workers"),
     "chroot": (["--chroot=."], ["--workers", "2"], "--workers cannot be used with --chroot"),
     "another": ([], ["--workers", "2", "--provider", "nonsense:x"], "there is no provider"),
 }

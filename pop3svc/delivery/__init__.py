@@ -1,0 +1,3 @@
+"""
+How mail gets in: the command C{pop3svc deliver}, and LMTP.
+"""

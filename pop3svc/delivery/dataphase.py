@@ -1,0 +1,52 @@
+"""
+The octets between DATA and the final dot (RFC 5321 section 4.5.2), block by block.
+"""
+
+from __future__ import annotations
+
+__all__ = ["DataPhase"]
+
+_END = b"\r\n.\r\n"
+
+
+class DataPhase:
+    """
+    Finds the end of a message, and takes away the dots that were added to its lines.
+
+    Only CRLF ends a line.  Programs disagree about bare CR and LF, and a message that one of
+    them takes for two is how mail is smuggled.
+
+    @ivar hasBareLineEnd: whether a CR or an LF that is not a part of CRLF has come.
+    """
+
+    def __init__(self) -> None:
+        self.hasBareLineEnd = False
+        # Octets that may be the beginning of the end.  The message begins like a line.
+        self._held = b"\r\n"
+        self._isFirst = True
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
+        """
+        @param data: the next octets from the client.
+        @return: the next octets of the message, whole lines at its end; and L{None}, or the
+            octets after the final dot if it has come.
+        """
+        data = self._held + data
+        end = data.find(_END)
+        rest = None
+        if end >= 0:
+            data, rest = data[: end + 2], data[end + len(_END) :]
+        else:
+            kept = next(size for size in (4, 3, 2, 1, 0) if data.endswith(_END[:size]))
+            data, self._held = data[: len(data) - kept], data[len(data) - kept :]
+        if not data:
+            return b"", rest
+        ends = data.count(b"\r\n")
+        if data.count(b"\r") != ends or data.count(b"\n") != ends:
+            self.hasBareLineEnd = True
+        data = data.replace(b"\r\n.", b"\r\n")
+        if self._isFirst:
+            # The line end before the first line, which is not the message's.
+            self._isFirst = False
+            data = data[2:]
+        return data, rest

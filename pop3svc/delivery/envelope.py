@@ -1,0 +1,153 @@
+"""
+Addresses of senders and recipients, and the lines that a delivery adds to a message.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pop3svc.errors import DeliveryRefused
+
+__all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "traceLine"]
+
+# Octets of an address: 64 of the local part, 255 of the domain (RFC 5321 section 4.5.3.1),
+# and some more, because systems differ.
+_LONGEST = 512
+# A path: text without brackets, or a local part in quotation marks.
+_PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
+_ROUTE = re.compile(r"@[^:]*:")
+_QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
+
+# Received fields of a message that goes in circles.  The longest real ways have some thirty.
+_MOST_HOPS = 100
+# Octets of a header that are searched: more than 100 Received fields.
+_SEARCHED = 262_144
+_RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
+_DELIVERED = re.compile(rb"^delivered-to[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)
+_HEADER_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
+
+
+class BadPath(ValueError):
+    """
+    The argument of MAIL or RCPT does not match its grammar.
+    """
+
+
+class Path(NamedTuple):
+    """
+    An address of an envelope.
+
+    @ivar text: as it stood between the brackets, without a source route.
+    @ivar name: the address without quotation marks; empty for the empty path.
+    @ivar parameters: the words after the path.
+    """
+
+    text: str
+    name: str
+    parameters: Sequence[str]
+
+
+def isPrintable(text: str) -> bool:
+    """
+    @return: whether a text can stand in a line of a header: no control characters, no octets
+        that are not UTF-8, and not too long.
+    """
+    return text.isprintable() and len(text.encode("utf-8", "surrogateescape")) <= _LONGEST
+
+
+def parsePath(argument: str, keyword: str) -> Path:
+    """
+    Parse the argument of MAIL or RCPT (RFC 5321 section 4.1.2).
+
+    @param keyword: C{"FROM"} or C{"TO"}.
+    @raise BadPath: it is not valid.
+    """
+    found = None
+    if argument[: len(keyword) + 1].upper() == f"{keyword}:":
+        found = _PATH.fullmatch(argument[len(keyword) + 1 :])
+    if found is None or not isPrintable(found[1]):
+        raise BadPath(argument)
+    text = _ROUTE.sub("", found[1], count=1) if found[1].startswith("@") else found[1]
+    local, at, domain = text.rpartition("@")
+    if not at:
+        local, domain = domain, ""
+    if (at and not domain) or (text and not local):
+        raise BadPath(argument)
+    quoted = _QUOTED.fullmatch(local)
+    if quoted is not None:
+        local = re.sub(r"\\(.)", r"\1", quoted[1])
+    return Path(text, local + at + domain, (found[2] or "").split())
+
+
+def namesFor(recipient: str, delimiter: str, localDomains: Sequence[str] = ()) -> list[str]:
+    """
+    @param recipient: an address, or the name of a user.
+    @param delimiter: the characters that begin an extension: C{alice+work} is alice.
+    @param localDomains: domains, in lower case, whose users have names without a domain.
+    @return: the names that a user with this address may have, the likeliest first; none if
+        no name is safe.
+    """
+    if not recipient or not isPrintable(recipient) or "%(" in recipient:
+        return []
+    local, at, domain = recipient.rpartition("@")
+    if not at:
+        local, domain = domain, ""
+    if not local:
+        return []
+    locals = [local]
+    places = [place for each in delimiter if (place := local.find(each)) > 0]
+    if places:
+        locals.append(local[: min(places)])
+    names = []
+    for each in locals:
+        names += [each + at + domain, (each + at + domain).lower()]
+        if domain.lower() in localDomains:
+            names += [each, each.lower()]
+    return list(dict.fromkeys(names))
+
+
+def traceLine(name: str, value: str) -> bytes:
+    """
+    @param value: printable text.
+    @return: a field of a header.
+    """
+    return f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
+
+
+class Trace:
+    """
+    Reads the beginning of a message for fields that show that the message goes in circles.
+    """
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._isOver = False
+
+    def feed(self, data: bytes) -> None:
+        """
+        @param data: the next octets of the message.
+        """
+        if self._isOver:
+            return
+        looked = max(len(self._head) - 3, 0)
+        self._head += data[: _SEARCHED - len(self._head)]
+        end = _HEADER_END.search(self._head, looked)
+        if end is not None:
+            del self._head[end.end() :]
+        self._isOver = end is not None or len(self._head) >= _SEARCHED
+
+    def check(self, deliveredTo: str | None = None) -> None:
+        """
+        @param deliveredTo: the recipient that C{Delivered-To} will name; L{None} if the
+            delivery adds no such field.
+        @raise DeliveryRefused: the message goes in circles.
+        """
+        if len(_RECEIVED.findall(self._head)) > _MOST_HOPS:
+            raise DeliveryRefused("The message has been on its way too often.")
+        if deliveredTo is None:
+            return
+        own = deliveredTo.encode("utf-8", "surrogateescape").lower()
+        if any(each.strip().lower() == own for each in _DELIVERED.findall(self._head)):
+            raise DeliveryRefused("The message was delivered to this recipient already.")

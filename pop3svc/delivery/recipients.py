@@ -1,0 +1,136 @@
+"""
+Find the users that mail is for, and hand it to their stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+
+from pop3svc.awaiting import maybeAwait
+from pop3svc.delivery.envelope import namesFor
+from pop3svc.errors import DeliveryError, NoSuchUser, POP3ResponseError, StoreUnavailable
+from pop3svc.interfaces import DeliveryCopy, IAccountNames, IDelivery
+
+__all__ = ["Destination", "Recipient", "Recipients"]
+
+log = Logger(namespace="pop3svc")
+
+
+class Destination(NamedTuple):
+    """
+    A store, and the sources of the accounts of its users.
+
+    @ivar store: if it does not provide L{IDelivery}, its users get no mail here.
+    @ivar accounts: the checkers of their logins.
+    """
+
+    store: Any
+    accounts: Sequence[Any]
+
+    async def has(self, name: str) -> bool:
+        """
+        @return: whether a user has this name.  Where a source of accounts does not know its
+            names, those exist who have a mailbox.
+        """
+        known = [each for each in self.accounts if IAccountNames.providedBy(each)]
+        for each in known:
+            if await maybeAwait(each.hasAccount, name):
+                return True
+        if known and len(known) == len(self.accounts):
+            return False
+        return bool(await maybeAwait(self.store.hasMailbox, name))
+
+
+class Recipient(NamedTuple):
+    """
+    A user that mail is for.
+    """
+
+    username: str
+    store: Any
+
+
+class Recipients:
+    """
+    The users of all stores of a service.
+    """
+
+    def __init__(
+        self,
+        destinations: Mapping[str | None, Destination],
+        delimiter: str = "+",
+        localDomains: Sequence[str] = (),
+    ) -> None:
+        """
+        @param destinations: by domain, in lower case; that of L{None} has the users of all
+            other domains, and those without one.
+        @param delimiter: see L{namesFor}.
+        @param localDomains: see L{namesFor}.
+        """
+        self._destinations = destinations
+        self._delimiter = delimiter
+        self._localDomains = [each.lower() for each in localDomains]
+
+    async def find(self, recipient: str) -> Recipient:
+        """
+        @param recipient: an address, or the name of a user.
+        @raise DeliveryError: nobody has it, or that cannot be found out now.
+        """
+        for name in namesFor(recipient, self._delimiter, self._localDomains):
+            _, at, domain = name.rpartition("@")
+            destination = self._destinations.get(domain.lower()) if at else None
+            if destination is None:
+                destination = self._destinations.get(None)
+            if destination is None:
+                continue
+            if not IDelivery.providedBy(destination.store):
+                raise StoreUnavailable("The mailbox takes no mail now.")
+            try:
+                isThere = await destination.has(name)
+            except POP3ResponseError:
+                raise StoreUnavailable("The accounts are not available now.")
+            if isThere:
+                return Recipient(name, destination.store)
+        raise NoSuchUser("There is no such user.")
+
+    async def deliver(
+        self, copies: Sequence[tuple[Recipient, bytes]], content: BinaryIO
+    ) -> list[DeliveryError | None]:
+        """
+        Store a message.  Each store is called once, for all its users.
+
+        @param copies: the users, each once, with the lines that are put before the message.
+        @param content: see L{IDelivery.deliver}.
+        @return: for each copy L{None} if the message is durable; else the error.  If the call
+            is cancelled, copies that were not stored get an error.
+        """
+        results: list[DeliveryError | None] = [None] * len(copies)
+        stores = {id(recipient.store): recipient.store for recipient, _ in copies}
+        isCancelled = False
+        for key, store in stores.items():
+            places = [
+                place for place, (recipient, _) in enumerate(copies) if id(recipient.store) == key
+            ]
+            found: Sequence[DeliveryError | None]
+            error: DeliveryError = StoreUnavailable("The mailbox is not available now.")
+            found = [error] * len(places)
+            if not isCancelled:
+                own = [DeliveryCopy(copies[each][0].username, copies[each][1]) for each in places]
+                try:
+                    answer = list(await maybeAwait(store.deliver, own, content))
+                    if len(answer) != len(own):
+                        raise ValueError("deliver() must return one result for each copy")
+                    found = answer
+                except CancelledError:
+                    isCancelled = True
+                except POP3ResponseError:
+                    pass
+                except Exception:
+                    log.failure("{store} cannot store a message", store=type(store).__name__)
+            for place, each in zip(places, found, strict=True):
+                results[place] = each
+        return results
