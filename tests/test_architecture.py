@@ -147,6 +147,7 @@ RANKS = {
     "service.worker": 14,
     "service.parser": 1,
     "service.servecommand": 2,
+    "service.delivercommand": 13,
     "service.configcommand": 13,
     "service.sqlcommand": 13,
     "service.command": 14,

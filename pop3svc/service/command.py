@@ -1,6 +1,6 @@
 """
-The command C{pop3svc}: serve in the foreground, manage accounts, check a configuration or a
-server.
+The command C{pop3svc}: serve in the foreground, deliver mail, manage accounts, check a
+configuration or a server.
 """
 
 from __future__ import annotations
@@ -8,10 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from pop3svc.logs import escaped
-from pop3svc.service import usercommand
 from pop3svc.service.parser import Parser
-from pop3svc.service.versions import versions
 
 __all__ = ["main"]
 
@@ -19,13 +16,16 @@ __all__ = ["main"]
 def _parser() -> Parser:
     parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
-    commands = parser.add_subparsers(dest="command", metavar="serve|user|config|sql|check")
+    commands = parser.add_subparsers(dest="command", metavar="serve|deliver|user|config|sql|check")
     # The options of these are their own; main() hands them on.
     commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
+    commands.add_parser("deliver", help="store a message from the standard input")
     commands.add_parser("config", help="check or show a configuration")
     commands.add_parser("sql", help="make and migrate the tables of a database")
     commands.add_parser("check", help="check that a POP3 server keeps to the RFCs")
-    usercommand.addParser(commands)
+    from pop3svc.service.usercommand import addParser
+
+    addParser(commands)
     return parser
 
 
@@ -53,20 +53,36 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pop3svc.service.sqlcommand import main as sql
 
         sql(argv[1:])
+    elif argv[:1] == ["deliver"]:
+        _deliver(argv[1:])
     else:
         _user(argv)
 
 
+def _deliver(argv: Sequence[str]) -> None:
+    try:
+        from pop3svc.service.delivercommand import main as deliver
+    except Exception:
+        # The installation is damaged.  A mail server that sees another number returns the
+        # message to its sender.
+        raise SystemExit(75)
+    deliver(argv)
+
+
 def _user(argv: Sequence[str]) -> None:
+    from pop3svc.logs import escaped
+    from pop3svc.service.usercommand import run
+    from pop3svc.service.versions import versions
+
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.version:
         print(versions())
         return
     if arguments.command is None:
-        parser.error("a command is needed: serve, user, config, sql or check")
+        parser.error("a command is needed: serve, deliver, user, config, sql or check")
     try:
-        usercommand.run(arguments)
+        run(arguments)
     except (ValueError, OSError) as error:
         raise SystemExit(f"pop3svc: {escaped(str(error))}")
     except KeyboardInterrupt:

@@ -12,11 +12,6 @@ import socket
 import time
 from ipaddress import ip_address
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from platformdirs import user_data_dir
 
 from pop3svc.accounts.passwordfile import addUser
@@ -177,6 +172,13 @@ class DataDirectory:
 
 
 def _selfSigned() -> tuple[bytes, bytes]:
+    # These take long to import, and only the first start needs them.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
     key = ec.generate_private_key(ec.SECP256R1())
     host = socket.gethostname() or "localhost"
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host[:64])])

@@ -1,0 +1,417 @@
+"""
+C{pop3svc deliver}: store one message from the standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import syslog
+from collections.abc import Iterator, Mapping, Sequence
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, NoReturn
+
+from twisted.internet.defer import Deferred
+from twisted.logger import LogEvent, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
+
+from pop3svc.awaiting import startNow
+from pop3svc.delivery.envelope import Trace, isPrintable, traceLine
+from pop3svc.delivery.recipients import Destination, Recipients
+from pop3svc.errors import (
+    DeliveryError,
+    MalformedMessage,
+    MessageTooLarge,
+    NoSuchUser,
+    StoreUnavailable,
+)
+from pop3svc.files import useNoThreads
+from pop3svc.logs import escaped
+from pop3svc.service.configfile import Configuration, readConfiguration
+from pop3svc.service.parser import Parser
+from pop3svc.service.settings import Faults, SettingError, Settings, Store, makeSettings
+
+__all__ = ["deliver", "main"]
+
+# Octets that are kept in memory, and that are read at once.
+_SPOOLED = 262_144
+# Octets of the envelope line that some programs put first.
+_LINE = 65_536
+
+_TEMPORARY = 75
+# Seconds that a store which was cancelled has to end.
+_PATIENCE = 10
+
+
+class _NotNow(Exception):
+    """
+    The delivery has to be tried again; a sentence for the operator.
+    """
+
+
+def main(argv: Sequence[str]) -> NoReturn:
+    """
+    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h: 0
+    if the message is durable, 67 if nobody has the name, 77 and 65 if the message will never be
+    taken, and 75 for everything else, because mail servers return a message for other numbers.
+    """
+    status = _TEMPORARY
+    try:
+        signal.signal(signal.SIGTERM, _interrupted)
+        signal.signal(signal.SIGINT, _interrupted)
+        # The caller sees the exit status, not a broken pipe.
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        status = deliver(argv, sys.stdin.buffer, os.environ)
+    except BaseException as error:
+        _report(f"deliver has a fault: {_placeOf(error)}", "4.3.0 The service has a fault.")
+    # Nothing may change the status any more, such as a stream that cannot be flushed.
+    os._exit(status)
+
+
+def _interrupted(number: int, frame: object) -> None:
+    raise _NotNow("deliver was interrupted")
+
+
+def _placeOf(error: BaseException) -> str:
+    """
+    @return: the kind of an error, and where it happened.
+    """
+    trace = error.__traceback__
+    place = ""
+    while trace is not None:
+        place = f" in {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return f"{type(error).__name__}{place}"
+
+
+def _report(detail: str, text: str) -> None:
+    """
+    Say why the message was not stored.
+
+    @param detail: for the operator.  Mail servers put the output of a command into the mail
+        that they return, so only a terminal and the system's log get it.
+    @param text: for the sender.
+    """
+    try:
+        if sys.stderr.isatty():
+            print(f"pop3svc: {escaped(detail)}", file=sys.stderr, flush=True)
+            return
+        syslog.openlog("pop3svc", syslog.LOG_PID, syslog.LOG_MAIL)
+        syslog.syslog(syslog.LOG_ERR, escaped(detail))
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError, AttributeError):
+        # There is nobody to tell.
+        pass
+
+
+def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str]) -> int:
+    """
+    Store a message.
+
+    @param argv: the arguments of the command.
+    @param source: the message.
+    @return: the exit status.
+    """
+    try:
+        observer: Any = _observe
+        globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
+        arguments = _arguments(argv, source)
+        if arguments is None:
+            return 0
+        settings = _settings(arguments)
+        recipient = _recipient(arguments.user, environment)
+        with SpooledTemporaryFile(_SPOOLED) as spool:
+            trace = _read(source, spool, settings.policy.maxMessageSize)
+            # From here on it ends soon, and an interruption would hide whether it is stored.
+            _holdSignals()
+            trace.check(recipient if arguments.delivered_to else None)
+            header = _header(arguments, recipient)
+            _complete(_store(settings, recipient, header, spool), settings.policy.answerTimeout)
+    except DeliveryError as error:
+        _report(error.text, f"{error.status} {error.text}")
+        return error.exitStatus
+    except _NotNow as error:
+        _report(str(error), "4.3.0 The delivery was interrupted.")
+        return _TEMPORARY
+    except SettingError as error:
+        _report(str(error), "4.3.5 The configuration cannot be used.")
+        return _TEMPORARY
+    except (OSError, ValueError) as error:
+        _report(str(error), "4.3.0 The message cannot be stored now.")
+        return _TEMPORARY
+    return 0
+
+
+def _observe(event: LogEvent) -> None:
+    """
+    Send warnings and errors to the system's log.
+    """
+    if event["log_level"].name in ("warn", "error", "critical"):
+        syslog.openlog("pop3svc", syslog.LOG_PID, syslog.LOG_MAIL)
+        syslog.syslog(syslog.LOG_ERR, escaped(formatEvent(event)))
+
+
+def _holdSignals() -> None:
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+    except ValueError:
+        # Not in the main thread, as in a test.
+        pass
+
+
+# --- the command line ------------------------------------------------------------------
+
+
+def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
+    """
+    @return: L{None} if help was asked for and given.
+    @raise SettingError: an argument is not valid.
+    """
+    parser = Parser(
+        prog="pop3svc deliver",
+        description="Store a message from the standard input in a user's mailbox.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--help", action="store_true", help="show this and exit")
+    parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
+    parser.add_argument("--provider", metavar="KIND:ARGUMENTS", help="as of pop3svc serve")
+    parser.add_argument(
+        "--auth", metavar="KIND:ARGUMENTS", action="append", default=[], help="as of pop3svc serve"
+    )
+    parser.add_argument("--data", metavar="DIRECTORY", help="as of pop3svc serve")
+    parser.add_argument(
+        "--return-path", metavar="ADDRESS", help="add the sender as Return-Path; empty: <>"
+    )
+    parser.add_argument(
+        "--delivered-to",
+        action="store_true",
+        help="add Delivered-To, and refuse a message that has the same already",
+    )
+    parser.add_argument(
+        "user",
+        metavar="USER",
+        nargs="?",
+        help="name or address (default: RECIPIENT, LOCAL_PART and DOMAIN, USER or LOGNAME of the "
+        "environment)",
+    )
+    try:
+        arguments = parser.parse_args(list(argv))
+    except SystemExit as error:
+        raise SettingError(str(error.code).removeprefix("pop3svc: "))
+    if not arguments.help:
+        return arguments
+    if not source.isatty():
+        # A message would be lost.
+        raise SettingError("deliver --help needs a terminal")
+    parser.print_help()
+    return None
+
+
+def _settings(arguments: Any) -> Settings:
+    """
+    @raise SettingError: the configuration cannot be used.
+    """
+    faults = Faults()
+    configuration = Configuration("")
+    if arguments.config is not None:
+        configuration = readConfiguration(os.path.abspath(arguments.config), faults)
+    stores = configuration.stores
+    if arguments.provider is not None or arguments.auth:
+        kind, colon, argument = (arguments.provider or "").partition(":")
+        where = f"--provider {kind}" if kind else "--auth"
+        auth = tuple(arguments.auth)
+        stores = [Store(where, "--auth", kind or None, argument if colon else None, auth)]
+    values = dict(configuration.values)
+    if arguments.data is not None:
+        values["data"] = arguments.data
+    settings = makeSettings(
+        *(values, configuration.limits, configuration.listeners, stores),
+        *(configuration.secretFiles, configuration.origins, faults),
+    )
+    faults.check()
+    return settings
+
+
+def _recipient(user: str | None, environment: Mapping[str, str]) -> str:
+    """
+    @raise NoSuchUser: there is no name.
+    """
+    found = user
+    if found is None:
+        found = environment.get("RECIPIENT")
+    if not found and user is None:
+        local, domain = environment.get("LOCAL_PART"), environment.get("DOMAIN")
+        found = f"{local}@{domain}" if local and domain else local
+    if not found and user is None:
+        found = environment.get("USER") or environment.get("LOGNAME")
+    if not found or not isPrintable(found):
+        raise NoSuchUser("There is no such user.")
+    return found
+
+
+def _header(arguments: Any, recipient: str) -> bytes:
+    header = b""
+    if arguments.return_path is not None:
+        sender = arguments.return_path.removeprefix("<").removesuffix(">")
+        if not isPrintable(sender):
+            raise MalformedMessage("The address of the sender is not valid.")
+        header += traceLine("Return-Path", f"<{sender}>")
+    if arguments.delivered_to:
+        header += traceLine("Delivered-To", recipient)
+    return header
+
+
+# --- the message -----------------------------------------------------------------------
+
+
+def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
+    """
+    Read the message without its envelope line.
+
+    @param most: octets of the largest message.
+    @return: its header.
+    @raise MessageTooLarge: it has more.
+    """
+    trace = Trace()
+    size = 0
+    line = source.readline(_LINE)
+    if line.startswith((b"From ", b">From ")):
+        while line and not line.endswith(b"\n"):
+            line = source.readline(_LINE)
+        line = b""
+    block = line or source.read(_SPOOLED)
+    while block:
+        size += len(block)
+        if size <= most:
+            trace.feed(block)
+            spool.write(block)
+        elif size > 2 * most:
+            break
+        # Read on, because some callers take a pipe that breaks for an error of their own.
+        block = source.read(_SPOOLED)
+    if size > most:
+        raise MessageTooLarge("The message is too large.")
+    return trace
+
+
+# --- storing ---------------------------------------------------------------------------
+
+
+class _Destinations(Mapping[str | None, Destination]):
+    """
+    The stores of a configuration.  One is made when a recipient needs it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stores: dict[str | None, Store] = {
+            each.domain: each for each in settings.stores or (Store("--provider", "--auth", None),)
+        }
+        self._made: dict[str | None, Destination] = {}
+
+    def __getitem__(self, domain: str | None) -> Destination:
+        if domain not in self._made:
+            self._made[domain] = _destination(self._stores[domain], self._settings)
+        return self._made[domain]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._stores)
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+
+def _destination(store: Store, settings: Settings) -> Destination:
+    """
+    @raise SettingError: the store or its accounts cannot be made.
+    """
+    from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+
+    data = DataDirectory(settings.data or defaultDataDirectory())
+    auth = store.auth
+    if store.kind is None:
+        store = Store(store.where, store.authWhere, "maildir", f"path={_escape(data.mail)}")
+        auth = auth or (f"passwd:{data.passwordFile}",)
+    provider: Any
+    if store.kind in ("maildir", "folder"):
+        # Without looking for plugins, which takes longer than all else.
+        from pop3svc.service.plugins import makeFolder, makeMaildir
+
+        make = makeMaildir if store.kind == "maildir" else makeFolder
+        try:
+            provider = make(store.argument or "")
+        except (ValueError, OSError) as error:
+            raise SettingError(f"{store.where}: {error}")
+    else:
+        from pop3svc.service.stores import makeProvider
+
+        provider = makeProvider(store)
+    hasState = store.kind == "maildir" and os.access(data.state, os.R_OK | os.W_OK)
+    if hasState and (settings.data or not settings.stores):
+        from pop3svc.state import State
+
+        provider.useState(State(data.state))
+    accounts = [_accounts(store, each) for each in auth]
+    return Destination(provider, accounts or [provider])
+
+
+def _escape(text: str) -> str:
+    for special in ("\\", ":", "="):
+        text = text.replace(special, f"\\{special}")
+    return text
+
+
+def _accounts(store: Store, description: str) -> Any:
+    from pop3svc.accounts.passwordfile import PasswordFileNames
+
+    kind, _, argument = description.partition(":")
+    if kind == "passwd":
+        return PasswordFileNames(argument)
+    from pop3svc.service.stores import makeAccounts
+
+    [checker] = makeAccounts(Store(store.where, store.authWhere, None, None, (description,)))
+    return checker
+
+
+async def _store(settings: Settings, recipient: str, header: bytes, content: Any) -> None:
+    """
+    @raise DeliveryError: the message was not stored.
+    """
+    recipients = Recipients(
+        _Destinations(settings), settings.recipientDelimiter, settings.localDomain
+    )
+    found = await recipients.find(recipient)
+    [error] = await recipients.deliver([(found, header)], content)
+    if error is not None:
+        raise error
+
+
+def _complete(work: Any, timeout: float) -> None:
+    """
+    Run a coroutine to its end: without a reactor, if it needs none.
+
+    @param timeout: seconds until it is cancelled.
+    @raise StoreUnavailable: it did not end.
+    """
+    useNoThreads()
+    result: Any = startNow(work)
+    if not isinstance(result, Deferred):
+        return
+    outcome: list[Any] = []
+    result.addBoth(outcome.append)
+    if not outcome:
+        from twisted.internet import reactor as installed
+
+        reactor: Any = installed
+        result.addBoth(lambda _: reactor.stop())
+        reactor.callLater(timeout, result.cancel)
+        # It may ignore that.
+        reactor.callLater(timeout + _PATIENCE, reactor.stop)
+        reactor.run(installSignalHandlers=False)
+    if not outcome:
+        raise StoreUnavailable("The mailbox is not available now.")
+    if isinstance(outcome[0], Failure):
+        outcome[0].raiseException()
