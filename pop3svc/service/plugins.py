@@ -182,10 +182,9 @@ def makeSQL(argument: str) -> Any:
         makeDriver(dsn, isReadOnly, mayCreate=not isReadOnly),
         isReadOnly,
         manners,
-        numbers["lease"],
-        Quota(numbers["quota"], numbers["messages"]),
-        numbers["expire"],
-        numbers["expire"],
+        lease=numbers["lease"],
+        quota=Quota(numbers["quota"], numbers["messages"]),
+        expireDays=numbers["expire"],
     )
     try:
         store.check()

@@ -1,0 +1,572 @@
+"""
+Three nodes at one PostgreSQL behind HAProxy, with clients, deliveries and faults.
+
+    python bench/nodes.py [--minutes 30] [--clients 300] [--seed N] [--report FILE]
+
+Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Nodes are killed
+and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut.  A
+judge compares what was confirmed to whom with what there is.  Exit status 1 if a message was
+lost, given to somebody else, has come back after C{+OK} to its deletion, or if a unique-id was
+given twice.  Needs Debian's packages postgresql and haproxy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.support.postgresql import PostgreSQL
+from tests.support.running import environment, freePort, script
+
+# Seconds of a lease: the shortest, so that many of them end.
+LEASE = 5
+# Seconds that a client waits for an answer.  The service answers within twenty.
+PATIENCE = 40
+_ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
+
+
+# --- the site ---------------------------------------------------------------------------
+
+
+class Node:
+    """
+    A service of two workers, in a session of its own so that all of it can be killed.
+    """
+
+    def __init__(self, home: Path, dsn: str, name: str) -> None:
+        self.name = name
+        self.port, self.lmtp = freePort(), freePort()
+        self._home = home / name
+        self._home.mkdir(mode=0o700)
+        users = self._home / "users"
+        users.write_text("".join(f"user{number}:{{PLAIN}}secret\n" for number in range(1000)))
+        users.chmod(0o600)
+        self._config = self._home / "pop3svc.toml"
+        self._config.write_text(
+            f'data = "{self._home}/data"\nworkers = 2\nproxy-from = ["127.0.0.0/8"]\n'
+            f'lmtp = ["tcp:{self.lmtp}:interface=127.0.0.1"]\n'
+            'ban-exempt = ["127.0.0.0/8"]\n'
+            f'[[listener]]\nendpoint = "tcp:{self.port}:interface=127.0.0.1"\n'
+            f'[[store]]\nkind = "sql"\ndsn = "{dsn}"\nlease = {LEASE}\n'
+            f'auth = ["passwd:{users}"]\n'
+            "[limits]\ntakeoverIdle = 1\ntakeoverMarked = 2\n"
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with open(self._home / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                [script("pop3svc"), "serve", "--config", str(self._config)],
+                env=environment(self._home),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def end(self, number: int) -> None:
+        assert self.process is not None
+        self.signal(number)
+        self.process.wait()
+
+
+class Proxy:
+    """
+    HAProxy before the nodes.  The mail port itself is checked, with a PROXY header.
+    """
+
+    def __init__(self, home: Path, nodes: list[Node]) -> None:
+        self.port = freePort()
+        servers = "".join(
+            f"    server {each.name} 127.0.0.1:{each.port} send-proxy-v2 check-send-proxy check\n"
+            for each in nodes
+        )
+        self._config = home / "haproxy.cfg"
+        self._config.write_text(
+            "global\n    hard-stop-after 5s\n"
+            "defaults\n    mode tcp\n    timeout connect 2s\n    timeout client 15m\n"
+            "    timeout server 15m\n    timeout check 2s\n    option redispatch 1\n    retries 2\n"
+            f"frontend pop3\n    bind 127.0.0.1:{self.port}\n    default_backend nodes\n"
+            "backend nodes\n    balance leastconn\n    option tcp-check\n"
+            "    tcp-check expect rstring ^.OK\n"
+            "    default-server inter 1s fastinter 300ms downinter 1s fall 2 rise 1 "
+            "on-marked-down shutdown-sessions\n" + servers
+        )
+        self._process = subprocess.Popen(
+            ["haproxy", "-db", "-f", str(self._config)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+# --- what was confirmed -------------------------------------------------------------------
+
+
+@dataclass
+class Journal:
+    """
+    What was confirmed, and what clients saw.
+
+    @ivar accepted: owner by number of the message, for each that LMTP confirmed.
+    @ivar tried: the same, for each that was sent.
+    @ivar fetched: numbers that their owner has received whole.
+    @ivar deleting: numbers whose deletion was asked for.
+    @ivar deleted: numbers whose deletion was confirmed, and when.
+    @ivar numbers: the number of the message that a unique-id of a user belongs to.
+    """
+
+    accepted: dict[str, str] = field(default_factory=dict)
+    tried: dict[str, str] = field(default_factory=dict)
+    fetched: set[str] = field(default_factory=set)
+    deleting: set[str] = field(default_factory=set)
+    deleted: dict[str, float] = field(default_factory=dict)
+    numbers: dict[tuple[str, str], str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    slowest: float = 0.0
+
+    def saw(self, user: str, uniqueID: str, message: bytes) -> str | None:
+        """
+        A client has received a message.
+
+        @return: its number.
+        """
+        found = _ID.search(message)
+        if found is None:
+            self.wrong.append(f"{user} received a message that nobody sent: {uniqueID}")
+            return None
+        number, owner = found[1].decode(), found[2].decode()
+        if owner != user:
+            self.wrong.append(f"{user} received message {number} of {owner}")
+        if not message.endswith(b"end " + found[1] + b"\r\n"):
+            self.wrong.append(f"message {number} was cut, and ended with a dot")
+        known = self.numbers.setdefault((user, uniqueID), number)
+        if known != number:
+            self.wrong.append(f"unique-id {uniqueID} of {user} is {known} and {number}")
+        self.fetched.add(number)
+        return number
+
+
+# --- clients --------------------------------------------------------------------------------
+
+
+class Lost(Exception):
+    """
+    The connection has ended.
+    """
+
+
+class POP3:
+    """
+    A connection of a client.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, journal: Journal
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._journal = journal
+
+    async def _line(self) -> bytes:
+        began = time.monotonic()
+        try:
+            line = await asyncio.wait_for(self._reader.readline(), PATIENCE)
+        except (TimeoutError, OSError, ValueError):
+            raise Lost("no answer")
+        self._journal.slowest = max(self._journal.slowest, time.monotonic() - began)
+        if not line.endswith(b"\n"):
+            raise Lost("closed")
+        return line
+
+    async def say(self, command: str) -> bytes:
+        """
+        @return: the first line of the reply.
+        """
+        try:
+            self._writer.write(command.encode() + b"\r\n")
+            await self._writer.drain()
+        except OSError:
+            raise Lost("closed")
+        return await self._line()
+
+    async def greeting(self) -> None:
+        if not (await self._line()).startswith(b"+OK"):
+            raise Lost("refused")
+
+    async def body(self) -> bytes:
+        lines = []
+        while (line := await self._line()) != b".\r\n":
+            lines.append(line[1:] if line.startswith(b".") else line)
+        return b"".join(lines)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class User:
+    """
+    A user who polls for mail.  Two clients of one user contend for the mailbox.
+    """
+
+    def __init__(self, name: str, port: int, journal: Journal, choose: random.Random) -> None:
+        self._name = name
+        self._port = port
+        self._journal = journal
+        self._choose = choose
+
+    async def poll(self) -> None:
+        """
+        One session, to its end or to its loss.
+        """
+        try:
+            streams = await asyncio.wait_for(
+                asyncio.open_connection("127.0.0.1", self._port, limit=1 << 20), PATIENCE
+            )
+        except (TimeoutError, OSError):
+            self._journal.counts["not connected"] += 1
+            await asyncio.sleep(0.5)
+            return
+        connection = POP3(*streams, self._journal)
+        try:
+            await connection.greeting()
+            await connection.say(f"USER {self._name}")
+            began = time.monotonic()
+            if not (await connection.say("PASS secret")).startswith(b"+OK"):
+                self._journal.counts["login refused"] += 1
+                return
+            self._journal.counts["login"] += 1
+            await self._session(connection, began)
+        except Lost as why:
+            self._journal.counts[f"lost: {why}"] += 1
+        finally:
+            connection.close()
+
+    async def _session(self, connection: POP3, began: float) -> None:
+        """
+        @param began: when the listing was asked for.  A session sees its listing to its end, also
+            if another node has taken the mailbox.
+        """
+        for _ in range(self._choose.randint(1, 4)):
+            marked = await self._transaction(connection, began)
+            if marked is None:
+                return
+            verb = self._choose.choice(["QUIT", "QUIT", "SLEE", "CORE", "gone"])
+            if verb == "gone":
+                return
+            self._journal.deleting.update(marked)
+            began = time.monotonic()
+            said = await connection.say(verb)
+            if not said.startswith(b"+OK"):
+                self._journal.counts[f"{verb} refused"] += 1
+                return
+            now = time.monotonic()
+            self._journal.deleted.update(dict.fromkeys(marked, now))
+            self._journal.counts[f"{verb} confirmed"] += 1
+            if verb == "QUIT":
+                return
+            if verb == "SLEE":
+                await asyncio.sleep(self._choose.uniform(0, 2))
+                began = time.monotonic()
+                if not (await connection.say("WAKE")).startswith(b"+OK"):
+                    self._journal.counts["WAKE refused"] += 1
+                    return
+
+    async def _transaction(self, connection: POP3, began: float) -> set[str] | None:
+        """
+        @return: the numbers of the marked messages; None if the session has ended.
+        """
+        if not (await connection.say("UIDL")).startswith(b"+OK"):
+            return None
+        marked = set()
+        for line in (await connection.body()).decode().splitlines():
+            place, uniqueID = line.split()
+            known = self._journal.numbers.get((self._name, uniqueID))
+            if known in self._journal.deleted and self._journal.deleted[known] < began:
+                self._journal.wrong.append(f"message {known} is back after +OK to its deletion")
+            if known is None or self._choose.random() < 0.1:
+                said = await connection.say(f"RETR {place}")
+                if not said.startswith(b"+OK"):
+                    self._journal.counts["RETR refused"] += 1
+                    continue
+                known = self._journal.saw(self._name, uniqueID, await connection.body())
+                self._journal.counts["RETR"] += 1
+            isWanted = known is not None and self._choose.random() < 0.5
+            if isWanted and (await connection.say(f"DELE {place}")).startswith(b"+OK"):
+                marked.add(str(known))
+        return marked
+
+
+async def _lmtp(port: int, number: str, owner: str) -> bool:
+    """
+    Deliver a message.
+
+    @return: whether it was confirmed.
+    """
+    reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), PATIENCE)
+
+    async def reply() -> bytes:
+        while True:
+            line = await asyncio.wait_for(reader.readline(), PATIENCE)
+            if line[3:4] != b"-":
+                return line
+
+    try:
+        await reply()
+        size = 50 if hash(number) % 20 else 400_000
+        text = f"Subject: x\r\nX-Id: {number} {owner}\r\n\r\n" + "y" * 70 + "\r\n"
+        text += ("z" * 70 + "\r\n") * (size // 72) + f"end {number}\r\n.\r\n"
+        for command in ("LHLO x", "MAIL FROM:<>", f"RCPT TO:<{owner}>", "DATA"):
+            writer.write(command.encode() + b"\r\n")
+            if (await reply())[:1] not in (b"2", b"3"):
+                return False
+        writer.write(text.encode())
+        return (await reply()).startswith(b"250")
+    finally:
+        writer.close()
+
+
+# --- the run ----------------------------------------------------------------------------------
+
+
+class Trial:
+    """
+    The site, its clients and its faults.
+    """
+
+    def __init__(self, home: Path, server: PostgreSQL, clients: int, choose: random.Random) -> None:
+        self.journal = Journal()
+        self._server = server
+        self._choose = choose
+        self.nodes = [Node(home, server.dsn, name) for name in ("a", "b", "c")]
+        self._proxy = Proxy(home, self.nodes)
+        self._clients = clients
+        self._users = max(clients // 2, 1)
+        self._isOver = False
+        self._sent = 0
+        # One fault at a time changes a node or the database.
+        self._busy: set[str] = set()
+
+    async def run(self, seconds: float, faults: bool = True) -> None:
+        for each in self.nodes:
+            each.start()
+        await self._answering()
+        tasks = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
+        tasks += [asyncio.create_task(self._deliver()) for _ in range(4)]
+        if faults:
+            tasks.append(asyncio.create_task(self._faults()))
+        await asyncio.sleep(seconds)
+        self._isOver = True
+        await asyncio.gather(*tasks)
+        await self._answering()
+
+    async def _answering(self) -> None:
+        end = time.monotonic() + 60
+        user = User("user999", self._proxy.port, Journal(), self._choose)
+        while time.monotonic() < end:
+            await user.poll()
+            if user._journal.counts["login"]:
+                return
+            await asyncio.sleep(0.3)
+        raise AssertionError("the site does not answer")
+
+    async def _client(self, number: int) -> None:
+        user = User(f"user{number % self._users}", self._proxy.port, self.journal, self._choose)
+        await asyncio.sleep(self._choose.uniform(0, 3))
+        while not self._isOver:
+            await user.poll()
+            await asyncio.sleep(self._choose.uniform(0.1, 3))
+
+    async def _deliver(self) -> None:
+        while not self._isOver:
+            self._sent += 1
+            number, owner = f"m{self._sent}", f"user{self._choose.randrange(self._users)}"
+            self.journal.tried[number] = owner
+            node = self._choose.choice(self.nodes)
+            try:
+                isAccepted = await _lmtp(node.lmtp, number, owner)
+            except (TimeoutError, OSError, ValueError):
+                isAccepted = False
+            if isAccepted:
+                self.journal.accepted[number] = owner
+            else:
+                self.journal.counts["not accepted"] += 1
+            await asyncio.sleep(self._choose.uniform(0, 0.2))
+
+    async def _faults(self) -> None:
+        faults: list[Callable[[], Any]] = [self._kill, self._freeze, self._restart, self._cut]
+        while not self._isOver:
+            await asyncio.sleep(self._choose.uniform(2, 5))
+            fault = self._choose.choice(faults)
+            await fault()
+            self.journal.counts[f"fault: {fault.__name__[1:]}"] += 1
+
+    async def _kill(self) -> None:
+        node = self._choose.choice(self.nodes)
+        node.end(signal.SIGKILL)
+        await asyncio.sleep(self._choose.uniform(0, 2))
+        node.start()
+
+    async def _freeze(self) -> None:
+        node = self._choose.choice(self.nodes)
+        node.signal(signal.SIGSTOP)
+        await asyncio.sleep(LEASE * self._choose.uniform(1.2, 2.0))
+        node.signal(signal.SIGCONT)
+
+    async def _restart(self) -> None:
+        end = self._choose.choice([self._server.kill, self._server.stop])
+        await asyncio.to_thread(end)
+        await asyncio.sleep(self._choose.uniform(0, 2))
+        await asyncio.to_thread(self._server.start)
+
+    async def _cut(self) -> None:
+        for _ in range(5):
+            await asyncio.to_thread(self._server.terminateBackends)
+            await asyncio.sleep(self._choose.uniform(0, 0.5))
+
+    def end(self) -> None:
+        for each in self.nodes:
+            if each.process is not None and each.process.poll() is None:
+                each.signal(signal.SIGCONT)
+                each.end(signal.SIGKILL)
+        self._proxy.end()
+
+    async def judge(self) -> None:
+        """
+        Fetch all that is left, and compare.
+        """
+        journal = self.journal
+        left = set()
+        for number in range(self._users):
+            left |= await self._left(f"user{number}")
+        for number, owner in journal.accepted.items():
+            wasDeleted = number in journal.deleting
+            if number not in journal.fetched:
+                journal.wrong.append(f"message {number} of {owner} was confirmed and is lost")
+            elif not wasDeleted and number not in left:
+                journal.wrong.append(f"message {number} of {owner} is gone, and nobody deleted it")
+        for number in journal.deleted:
+            if number in left:
+                journal.wrong.append(f"message {number} is back after +OK to its deletion")
+
+    async def _left(self, name: str) -> set[str]:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            try:
+                streams = await asyncio.open_connection(
+                    "127.0.0.1", self._proxy.port, limit=1 << 20
+                )
+            except OSError:
+                await asyncio.sleep(0.5)
+                continue
+            connection = POP3(*streams, self.journal)
+            try:
+                await connection.greeting()
+                await connection.say(f"USER {name}")
+                if not (await connection.say("PASS secret")).startswith(b"+OK"):
+                    await asyncio.sleep(1)
+                    continue
+                found = set()
+                await connection.say("UIDL")
+                for line in (await connection.body()).decode().splitlines():
+                    place, uniqueID = line.split()
+                    if not (await connection.say(f"RETR {place}")).startswith(b"+OK"):
+                        self.journal.wrong.append(f"{uniqueID} of {name} cannot be read")
+                        continue
+                    number = self.journal.saw(name, uniqueID, await connection.body())
+                    found.add(number or "")
+                await connection.say("QUIT")
+                return found
+            except Lost:
+                await asyncio.sleep(0.5)
+            finally:
+                connection.close()
+        raise AssertionError(f"{name} cannot log in at the end")
+
+
+def report(trial: Trial, seconds: float) -> str:
+    """
+    @return: what was done and found.
+    """
+    journal = trial.journal
+    groups: dict[str, list[str]] = defaultdict(list)
+    for what, count in sorted(journal.counts.items()):
+        groups["faults" if what.startswith("fault") else "clients"].append(f"{what} {count}")
+    lines = [
+        f"{seconds:.0f} s, {len(journal.tried)} messages sent by LMTP, {len(journal.accepted)} "
+        f"confirmed, {len(journal.fetched)} received, {len(journal.deleted)} deletions confirmed",
+        f"slowest answer to a client: {journal.slowest:.1f} s",
+        *(f"{name}: {', '.join(each)}" for name, each in sorted(groups.items())),
+        f"wrong: {len(journal.wrong)}",
+        *journal.wrong[:20],
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--clients", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--keep", action="store_true", help="keep the directory with the logs")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    choose = random.Random(arguments.seed)
+    home = Path(tempfile.mkdtemp(prefix="pop3svc-nodes-"))
+    seconds = arguments.minutes * 60
+    try:
+        with PostgreSQL() as server:
+            subprocess.run(
+                [script("pop3svc"), "sql", "migrate", server.dsn], env=environment(home), check=True
+            )
+            trial = Trial(home, server, arguments.clients, choose)
+
+            async def all() -> None:
+                await trial.run(seconds)
+                await trial.judge()
+
+            try:
+                asyncio.run(all())
+            finally:
+                trial.end()
+        text = report(trial, seconds)
+        print(text)
+        if arguments.report is not None:
+            arguments.report.write_text(text + "\n")
+    finally:
+        if arguments.keep:
+            print(home)
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+    raise SystemExit(bool(trial.journal.wrong))
+
+
+if __name__ == "__main__":
+    main()
