@@ -8,11 +8,20 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 
-__all__ = ["BadListing", "UniqueIDList", "areUniqueIDs", "countDistinct", "isUniqueID", "slices"]
+__all__ = [
+    "BadListing",
+    "UniqueIDList",
+    "areUniqueIDs",
+    "countDistinct",
+    "isDerived",
+    "isUniqueID",
+    "slices",
+]
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
+_DERIVED = re.compile(r"H-[0-9a-f]{64}")
 # Lines that are formatted at a time; some tens of KiB.
 _LINES = 1000
 
@@ -28,6 +37,14 @@ def isUniqueID(text: object) -> bool:
     @return: whether this is a well-formed unique-id (RFC 1939 section 7).
     """
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
+
+
+def isDerived(uniqueID: str) -> bool:
+    """
+    @return: whether a unique-id has the form that this service derives from the name of a
+        file if the name itself cannot be used.
+    """
+    return uniqueID.startswith("H-") and _DERIVED.fullmatch(uniqueID) is not None
 
 
 # Unique-ids that one call processes, so that it holds the interpreter lock for some

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from pop3svc.files import closeQuietly, openDirectory
+from pop3svc.listings import isDerived
 
 __all__ = ["PathTemplate", "Root", "isSafeName", "openBelow", "openOrMake", "uniqueIDFor"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
-_DERIVED = re.compile(r"H-[0-9a-f]{64}")
 _LONGEST = 200
 # Symbolic links that are followed on the path of one mailbox.
 _LINKS = 10
@@ -44,8 +44,7 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
     @param more: a text that distinguishes the message from others of the same name.
     """
-    mayBeDerived = name.startswith("H-") and _DERIVED.fullmatch(name)
-    if not more and not mayBeDerived and _LEGAL.fullmatch(name):
+    if not more and not isDerived(name) and _LEGAL.fullmatch(name):
         return name
     return "H-" + sha256(os.fsencode(f"{name}\0{more}")).hexdigest()
 

@@ -1,0 +1,161 @@
+"""
+Read Dovecot's file C{dovecot-uidlist}.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pop3svc.migration.formats import MessageNames, UIDLFormat
+from pop3svc.migration.records import DamagedFile, OldMessage
+
+__all__ = ["FILE", "UIDList", "UIDRecord", "readUIDList"]
+
+FILE = "dovecot-uidlist"
+# UIDs and UIDVALIDITY have 32 bits (RFC 3501 section 9, nz-number).
+_NUMBER = re.compile(rb"[0-9]{1,10}")
+_LARGEST = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class UIDRecord:
+    """
+    A message in C{dovecot-uidlist}.
+
+    @ivar base: base name of its file.
+    @ivar saved: the saved unique-id (field C{P}); L{None} if there is none.
+    @ivar order: its number in the order of POP3 (field C{O}); L{None} if there is none.
+    @ivar guid: its GUID (field C{G}); L{None} if there is none.
+    """
+
+    uid: int
+    base: str
+    saved: str | None = None
+    order: int | None = None
+    guid: str | None = None
+
+
+@dataclass(frozen=True)
+class UIDList:
+    """
+    The content of C{dovecot-uidlist}.
+
+    @ivar nextUID: no message had this UID or a larger one.
+    @ivar records: the messages by rising UID; files of some of them may be gone.
+    """
+
+    uidValidity: int
+    nextUID: int
+    records: list[UIDRecord]
+
+    def messages(
+        self, format: UIDLFormat, inHeader: Callable[[str], str | None] | None = None
+    ) -> list[OldMessage]:
+        """
+        @param inHeader: takes a base name and returns the value of the header C{X-UIDL}, if
+            Dovecot had C{pop3_reuse_xuidl = yes}.
+        @return: the messages with their unique-ids, by rising UID.
+        """
+        found = []
+        for record in self.records:
+            uniqueID = record.saved
+            if uniqueID is None and inHeader is not None:
+                uniqueID = inHeader(record.base)
+            if uniqueID is None:
+                octets = _octets(record.base)
+                guid = octets if record.guid is None else _octets(record.guid)
+                names = MessageNames(record.uid, self.uidValidity, octets, guid)
+                uniqueID = format.expand(names)
+            # A field P without a value stands for the base name.
+            uniqueID = uniqueID or record.base
+            # Messages with an order come first.
+            hasNone = record.order is None
+            rank = hasNone, 0 if record.order is None else record.order, record.uid
+            found.append(OldMessage(record.base, uniqueID, rank))
+        return found
+
+
+def _octets(name: str) -> str:
+    return os.fsencode(name).decode("latin-1")
+
+
+def _number(word: bytes) -> int | None:
+    number = int(word) if _NUMBER.fullmatch(word) else 0
+    return number if 0 < number <= _LARGEST else None
+
+
+def readUIDList(data: bytes) -> UIDList:
+    """
+    Parse a file of version 1 (Dovecot 1.0) or 3 (Dovecot 1.1 and later).
+
+    @param data: the whole file.
+    @raise DamagedFile: it is damaged, or has another version.
+    """
+    lines = data.split(b"\n")
+    if lines.pop():
+        raise DamagedFile("it ends in the middle of a line")
+    header = lines[0].split(b" ") if lines else [b""]
+    if header[0] == b"1" and len(header) == 3:
+        uidValidity, nextUID = _number(header[1]), _number(header[2])
+        read = _readOld
+    elif header[0] == b"3":
+        fields = {each[:1]: each[1:] for each in reversed(header[1:]) if each}
+        uidValidity, nextUID = _number(fields.get(b"V", b"")), _number(fields.get(b"N", b""))
+        read = _readNew
+    else:
+        raise DamagedFile("its first line is not that of a version that is known")
+    if uidValidity is None or nextUID is None:
+        raise DamagedFile("its first line has no UIDVALIDITY or no next UID")
+    records: dict[str, UIDRecord] = {}
+    last = 0
+    for number, line in enumerate(lines[1:], 2):
+        uid, separator, rest = line.partition(b" ")
+        value = _number(uid)
+        record = read(value, rest) if separator and value is not None and value > last else None
+        if record is None:
+            raise DamagedFile(f"line {number} is damaged")
+        last = record.uid
+        # Of two lines for one file the later one holds.
+        records.pop(record.base, None)
+        records[record.base] = record
+    # The header may lag behind, because Dovecot appends lines without changing it.
+    return UIDList(uidValidity, max(nextUID, last + 1), list(records.values()))
+
+
+def _baseOf(name: bytes) -> str | None:
+    base = name.partition(b":")[0]
+    return os.fsdecode(base) if base and b"/" not in name and b"\0" not in name else None
+
+
+def _readOld(uid: int, rest: bytes) -> UIDRecord | None:
+    base = _baseOf(rest)
+    return None if base is None else UIDRecord(uid, base)
+
+
+def _readNew(uid: int, rest: bytes) -> UIDRecord | None:
+    if rest[:1] == b":":
+        # The usual case: no fields.
+        base = _baseOf(rest[1:])
+        return None if base is None else UIDRecord(uid, base)
+    words, separator, name = rest.partition(b" :")
+    base = _baseOf(name)
+    if not separator or base is None:
+        return None
+    fields: dict[bytes, bytes] = {}
+    for word in words.split(b" "):
+        # A value ends at its first blank, so other words may be the rest of one.
+        fields.setdefault(word[:1], word[1:])
+    order = fields.get(b"O")
+    if order is not None and not _NUMBER.fullmatch(order):
+        return None
+    saved, guid = fields.get(b"P"), fields.get(b"G")
+    return UIDRecord(
+        uid,
+        base,
+        None if saved is None else os.fsdecode(saved),
+        None if order is None else int(order),
+        None if guid is None else os.fsdecode(guid),
+    )

@@ -1,0 +1,97 @@
+"""
+The messages that another server has recorded, and the unique-ids that can be kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pop3svc.listings import isDerived, isUniqueID
+
+__all__ = ["DamagedFile", "Kept", "OldMessage", "keep"]
+
+
+class DamagedFile(ValueError):
+    """
+    The file of another server is damaged.  The text is a sentence for the operator without
+    the name of the file.
+    """
+
+
+class OldMessage(NamedTuple):
+    """
+    A message in the records of another server.
+
+    @ivar base: the name of its file up to the first C{:}.
+    @ivar uniqueID: the unique-id that the server told its clients; not checked yet.
+    @ivar rank: sorts the messages as the server numbered them.
+    """
+
+    base: str
+    uniqueID: str
+    rank: Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """
+    The unique-ids of another server that stay.
+
+    @ivar uniqueIDs: unique-ids by base name, in the order of message numbers.
+    @ivar illegal: number of messages whose unique-id RFC 1939 section 7 does not allow, or
+        which has the form that this service derives from file names.
+    @ivar repeated: number of messages whose unique-id another message has as well.
+    """
+
+    uniqueIDs: dict[str, str]
+    illegal: int = 0
+    repeated: int = 0
+
+
+def keep(
+    messages: Sequence[OldMessage], present: Container[str] | None = None, renames: bool = False
+) -> Kept:
+    """
+    Choose the unique-ids that stay.  No unique-id is chosen twice.
+
+    @param messages: in the order in which the server gave them unique-ids.
+    @param present: base names of the messages whose files exist; L{None} for all.  They
+        come first, because only their unique-ids are known to clients, and only these are
+        counted if they cannot stay.
+    @param renames: the server appended C{-2} to the second of several equal unique-ids, and
+        so on (C{pop3_uidl_duplicates = rename} of Dovecot).
+    """
+    taken: set[str] = set()
+    kept: list[OldMessage] = []
+    illegal = repeated = 0
+    occurrences: Counter[str] = Counter()
+    there = [each for each in messages if present is None or each.base in present]
+    gone = [] if present is None else [each for each in messages if each.base not in present]
+    for message in there:
+        uniqueID = message.uniqueID
+        if renames:
+            occurrences[uniqueID] += 1
+            if occurrences[uniqueID] > 1:
+                uniqueID = f"{uniqueID}-{occurrences[uniqueID]}"
+        if not _isLegal(uniqueID):
+            illegal += 1
+        elif uniqueID in taken:
+            repeated += 1
+        else:
+            taken.add(uniqueID)
+            kept.append(message._replace(uniqueID=uniqueID))
+    for message in gone:
+        if _isLegal(message.uniqueID) and message.uniqueID not in taken:
+            taken.add(message.uniqueID)
+            kept.append(message)
+    kept.sort(key=lambda each: each.rank)
+    return Kept({each.base: each.uniqueID for each in kept}, illegal, repeated)
+
+
+def _isLegal(uniqueID: str) -> bool:
+    # This service derives unique-ids of that form from file names, so that an old one could
+    # equal that of another message.
+    return isUniqueID(uniqueID) and not isDerived(uniqueID)
