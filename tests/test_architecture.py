@@ -84,6 +84,7 @@ RANKS = {
     "providers.files.store": 10,
     "providers.maildir.names": 5,
     "providers.maildir.quota": 5,
+    "providers.maildir.migrated": 7,
     "providers.maildir.scan": 8,
     "providers.maildir.delivery": 6,
     "providers.maildir.store": 11,

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pop3svc.migration.formats import MessageNames, UIDLFormat
 from pop3svc.migration.records import DamagedFile, OldMessage
@@ -16,12 +17,12 @@ __all__ = ["FILE", "UIDList", "UIDRecord", "readUIDList"]
 
 FILE = "dovecot-uidlist"
 # UIDs and UIDVALIDITY have 32 bits (RFC 3501 section 9, nz-number).
-_NUMBER = re.compile(rb"[0-9]{1,10}")
+_NUMBER = re.compile(r"[0-9]{1,10}")
+_LINE = re.compile(r"([0-9]{1,10}) ")
 _LARGEST = 0xFFFFFFFF
 
 
-@dataclass(frozen=True, slots=True)
-class UIDRecord:
+class UIDRecord(NamedTuple):
     """
     A message in C{dovecot-uidlist}.
 
@@ -79,10 +80,10 @@ class UIDList:
 
 
 def _octets(name: str) -> str:
-    return os.fsencode(name).decode("latin-1")
+    return name if name.isascii() else os.fsencode(name).decode("latin-1")
 
 
-def _number(word: bytes) -> int | None:
+def _number(word: str) -> int | None:
     number = int(word) if _NUMBER.fullmatch(word) else 0
     return number if 0 < number <= _LARGEST else None
 
@@ -94,16 +95,16 @@ def readUIDList(data: bytes) -> UIDList:
     @param data: the whole file.
     @raise DamagedFile: it is damaged, or has another version.
     """
-    lines = data.split(b"\n")
+    lines = os.fsdecode(data).split("\n")
     if lines.pop():
         raise DamagedFile("it ends in the middle of a line")
-    header = lines[0].split(b" ") if lines else [b""]
-    if header[0] == b"1" and len(header) == 3:
+    header = lines[0].split(" ") if lines else [""]
+    if header[0] == "1" and len(header) == 3:
         uidValidity, nextUID = _number(header[1]), _number(header[2])
         read = _readOld
-    elif header[0] == b"3":
+    elif header[0] == "3":
         fields = {each[:1]: each[1:] for each in reversed(header[1:]) if each}
-        uidValidity, nextUID = _number(fields.get(b"V", b"")), _number(fields.get(b"N", b""))
+        uidValidity, nextUID = _number(fields.get("V", "")), _number(fields.get("N", ""))
         read = _readNew
     else:
         raise DamagedFile("its first line is not that of a version that is known")
@@ -112,12 +113,12 @@ def readUIDList(data: bytes) -> UIDList:
     records: dict[str, UIDRecord] = {}
     last = 0
     for number, line in enumerate(lines[1:], 2):
-        uid, separator, rest = line.partition(b" ")
-        value = _number(uid)
-        record = read(value, rest) if separator and value is not None and value > last else None
+        found = _LINE.match(line)
+        uid = 0 if found is None else int(found[1])
+        record = read(uid, line[found.end() :]) if found and last < uid <= _LARGEST else None
         if record is None:
             raise DamagedFile(f"line {number} is damaged")
-        last = record.uid
+        last = uid
         # Of two lines for one file the later one holds.
         records.pop(record.base, None)
         records[record.base] = record
@@ -125,37 +126,31 @@ def readUIDList(data: bytes) -> UIDList:
     return UIDList(uidValidity, max(nextUID, last + 1), list(records.values()))
 
 
-def _baseOf(name: bytes) -> str | None:
-    base = name.partition(b":")[0]
-    return os.fsdecode(base) if base and b"/" not in name and b"\0" not in name else None
+def _baseOf(name: str) -> str | None:
+    base = name.partition(":")[0]
+    return base if base and "/" not in name and "\0" not in name else None
 
 
-def _readOld(uid: int, rest: bytes) -> UIDRecord | None:
+def _readOld(uid: int, rest: str) -> UIDRecord | None:
     base = _baseOf(rest)
     return None if base is None else UIDRecord(uid, base)
 
 
-def _readNew(uid: int, rest: bytes) -> UIDRecord | None:
-    if rest[:1] == b":":
+def _readNew(uid: int, rest: str) -> UIDRecord | None:
+    if rest[:1] == ":":
         # The usual case: no fields.
-        base = _baseOf(rest[1:])
-        return None if base is None else UIDRecord(uid, base)
-    words, separator, name = rest.partition(b" :")
+        return _readOld(uid, rest[1:])
+    words, separator, name = rest.partition(" :")
     base = _baseOf(name)
     if not separator or base is None:
         return None
-    fields: dict[bytes, bytes] = {}
-    for word in words.split(b" "):
+    fields: dict[str, str] = {}
+    for word in words.split(" "):
         # A value ends at its first blank, so other words may be the rest of one.
         fields.setdefault(word[:1], word[1:])
-    order = fields.get(b"O")
+    order = fields.get("O")
     if order is not None and not _NUMBER.fullmatch(order):
         return None
-    saved, guid = fields.get(b"P"), fields.get(b"G")
     return UIDRecord(
-        uid,
-        base,
-        None if saved is None else os.fsdecode(saved),
-        None if order is None else int(order),
-        None if guid is None else os.fsdecode(guid),
+        uid, base, fields.get("P"), None if order is None else int(order), fields.get("G")
     )

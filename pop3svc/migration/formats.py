@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from hashlib import md5
+from operator import attrgetter
 from typing import NamedTuple
 
 __all__ = ["DEFAULT", "MessageNames", "UIDLFormat"]
@@ -44,6 +45,10 @@ _VALUES: dict[str, _Piece] = {
     "uidvalidity": lambda names: str(names.uidValidity),
     "filename": lambda names: names.fileName,
     "guid": lambda names: names.guid,
+}
+_NUMBERS: dict[str, Callable[[MessageNames], int]] = {
+    "u": attrgetter("uid"),
+    "v": attrgetter("uidValidity"),
 }
 _LETTERS = {"u": "uid", "v": "uidvalidity", "f": "filename", "g": "guid"}
 
@@ -157,10 +162,11 @@ class UIDLFormat:
         if len(text) > _LONGEST:
             raise ValueError("the format of unique-ids is too long")
         self._pieces: list[_Piece] = []
+        self._variables = 0
         position = 0
         while position < len(text):
             position = self._parse(position)
-        if not any(isinstance(each, _Variable) for each in self._pieces):
+        if not self._variables:
             raise ValueError(f"{text}: the format holds nothing that differs between messages")
 
     def _parse(self, position: int) -> int:
@@ -168,45 +174,32 @@ class UIDLFormat:
         if text[position] != "%":
             end = text.find("%", position)
             literal = text[position:] if end < 0 else text[position:end]
-            self._pieces.append(_Literal(literal))
+            self._pieces.append(lambda names: literal)
             return position + len(literal)
         long = _LONG.match(text, position)
         if long is not None:
-            self._pieces.append(_Variable(_parseLong(long[1], text)))
+            self._pieces.append(_parseLong(long[1], text))
+            self._variables += 1
             return long.end()
         short = _SHORT.match(text, position)
         if short is None:
             raise ValueError(f"{text}: the format is not known from {text[position:]} on")
-        self._pieces.append(_parseShort(short, text))
+        if short["letter"] == "%":
+            self._pieces.append(lambda names: "%")
+        else:
+            self._pieces.append(_parseShort(short, text))
+            self._variables += 1
         return short.end()
 
     def expand(self, names: MessageNames) -> str:
         """
         @return: the unique-id that Dovecot gives to a message; it need not be legal.
         """
-        return "".join(piece(names) for piece in self._pieces)
-
-
-@dataclass(frozen=True)
-class _Literal:
-    text: str
-
-    def __call__(self, names: MessageNames) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class _Variable:
-    piece: _Piece
-
-    def __call__(self, names: MessageNames) -> str:
-        return self.piece(names)
+        return "".join([piece(names) for piece in self._pieces])
 
 
 def _parseShort(found: re.Match[str], text: str) -> _Piece:
     letter = found["letter"]
-    if letter == "%":
-        return _Literal("%")
     if letter == "m":
         raise ValueError(f"{text}: %m is for mbox files only, a Maildir has no such value")
     if letter not in _LETTERS:
@@ -220,8 +213,13 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     if found["sign"] and found["skip"] is not None:
         # Without a number to skip, Dovecot ignores the sign.
         width = -width
-    value = _VALUES[_LETTERS[letter]]
-    return _Variable(_ShortPiece(value, found["modifiers"], skip, width, bool(found["zero"])))
+    value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
+    number = _NUMBERS.get(letter)
+    if number is not None and isPadded and found["modifiers"] == "X" and not skip and width > 0:
+        # The usual case, in a quicker form.
+        specification = f"0{width}x"
+        return lambda names: format(number(names), specification)
+    return _ShortPiece(value, found["modifiers"], skip, width, isPadded)
 
 
 def _hexFilter(width: int, text: str) -> str:

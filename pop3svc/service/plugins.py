@@ -4,7 +4,7 @@ Plugins that make the bundled providers and the checker from command-line string
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.cred.credentials import IUsernamePassword
@@ -66,10 +66,13 @@ def _manners(lock: str, wait: str | None) -> LockPolicy:
     return LockPolicy(lock == "takeover", float(wait) if lock == "wait" else 0.0)
 
 
-def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, Any]:
+def _pathAndMore(
+    argument: str, texts: Sequence[str] = (), **switches: tuple[str, str, str]
+) -> dict[str, Any]:
     """
     Parse the argument of a kind of provider that has a path.
 
+    @param texts: names of further options that are keyword arguments of the provider as well.
     @param switches: further options by name, each with the keyword for the provider, the word
         that turns the option on, and the word for its default.
     @return: the keyword arguments for the provider.
@@ -84,9 +87,9 @@ def _pathAndMore(argument: str, **switches: tuple[str, str, str]) -> dict[str, A
     if not path:
         raise ValueError("a path is needed")
     chosen: dict[str, Any] = {}
-    if "separator" in switches and "separator" in named:
-        chosen["separator"] = named.pop("separator")
-    switches.pop("separator", None)
+    for name in texts:
+        if name in named:
+            chosen[name] = named.pop(name)
     readOnly = named.pop("readonly", "no")
     manners = _manners(named.pop("lock", "takeover"), named.pop("wait", None))
     for name, (keyword, on, off) in switches.items():
@@ -106,14 +109,16 @@ def makeMaildir(argument: str) -> MaildirStore:
     Make a store of Maildirs.
 
     @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes]
-        [:sizes=names][:separator=;]}
+        [:sizes=names][:separator=;][:uidl=dovecot|courier|FORMAT][:control=DIR]
+        [:duplicates=rename][:xuidl=yes]}
     """
     return MaildirStore(
         **_pathAndMore(
             argument,
+            ("separator", "uidl", "control", "duplicates"),
             slow=("isSlow", "yes", "no"),
             sizes=("believesNames", "names", "counted"),
-            separator=("separator", "", ""),
+            xuidl=("usesHeaders", "yes", "no"),
         )
     )
 

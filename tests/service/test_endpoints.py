@@ -5,6 +5,7 @@ Endpoint strings and arguments quoted as in them.
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -141,6 +142,24 @@ def test_badPaths(argument: str) -> None:
             make(argument)
 
 
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("uidl=cyrus", "uidl is dovecot, courier or a format such as %v.%u"),
+        ("uidl=%q", "%q is not known"),
+        ("uidl=courier:duplicates=rename", "uidl=courier has neither"),
+        ("uidl=dovecot:duplicates=yes", "duplicates is allow or rename"),
+        ("uidl=dovecot:xuidl=maybe", "xuidl is yes or no"),
+        ("uidl=dovecot:control=/a/../b", "control: "),
+        ("control=/", "require uidl"),
+        ("xuidl=yes", "require uidl"),
+    ],
+)
+def test_badMigrations(options: str, part: str, tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=re.escape(part)):
+        makeMaildir(f"{tmp_path}:{options}")
+
+
 def test_pluginArguments(tmp_path: Any) -> None:
     stores: list[tuple[Any, bool]] = [
         (makeMaildir(f"{tmp_path}:readonly=yes"), True),
@@ -152,6 +171,9 @@ def test_pluginArguments(tmp_path: Any) -> None:
         assert IDelivery.providedBy(store) is not isReadOnly
     makeMaildir(f"{tmp_path}:lock=wait:wait=5")
     makeMaildir(f"{tmp_path}:lock=wait")
+    for uidl in ("dovecot", "courier", "%v.%u", "%{uid | hex(8)}", r"%u\:%v"):
+        makeMaildir(f"{tmp_path}:uidl={uidl}")
+    makeMaildir(f"{tmp_path}:uidl=dovecot:control={tmp_path}/{{user}}:duplicates=rename:xuidl=yes")
     assert len(makeMemory("messages=3").maildrop("x").messages) == 3
     assert len(makeMemory("").maildrop("x").messages) == 1
     for argument in ("x", "messages=x", "messages=-1", "y=1"):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from threading import Lock
 from typing import Protocol
@@ -46,6 +46,8 @@ class MailboxSnapshot(dict[str, Place]):
         was written later is not listed.
     @ivar separator: the separator before the flags in the names of files; empty if the
         names have no flags.
+    @ivar uniqueIDFor: takes the part of a file's name before the separator, and returns the
+        unique-id that it gives.
     """
 
     def __init__(self) -> None:
@@ -54,6 +56,7 @@ class MailboxSnapshot(dict[str, Place]):
         self.isSure = True
         self.time = 0
         self.separator = ""
+        self.uniqueIDFor: Callable[[str], str] = uniqueIDFor
         self._listed: UniqueIDList | None = None
 
     def listed(self) -> UniqueIDList:
@@ -69,7 +72,7 @@ class MailboxSnapshot(dict[str, Place]):
         @return: the unique-id that the file's name gives.
         """
         name = place[1]
-        return uniqueIDFor(name.partition(self.separator)[0] if self.separator else name)
+        return self.uniqueIDFor(name.partition(self.separator)[0] if self.separator else name)
 
 
 # The listing of a session that has listed nothing.

@@ -29,9 +29,6 @@ __all__ = ["MailboxMaker"]
 class MailboxMaker:
     """
     Makes the mailboxes of one store.
-
-    @ivar mailbox: takes the directory of a mailbox, which need not exist; returns the mailbox
-        for one session.
     """
 
     def __init__(
@@ -56,20 +53,25 @@ class MailboxMaker:
         @param presence: records which mailboxes have existed.
         """
         self._format = format
-        self._caches = caches
         short, long = (disk(), longWork()) if runner is None else (runner, runner)
         arguments = format.folders, short, long, presence
-        self.mailbox: Callable[[Root], FileMailbox]
+        self._make: Callable[[Root, Format], FileMailbox]
         if readOnly:
             opened = SlowDirectory if isSlow else Directory
-            self.mailbox = lambda place: self._readOnly(opened(place, *arguments))
+            self._make = lambda place, format: ReadOnlyFileMailbox(
+                opened(place, *arguments), format, caches
+            )
         else:
             shared = LockRegistry(short, clock), manners
             locked = SlowExclusiveDirectory if isSlow else ExclusiveDirectory
-            self.mailbox = lambda place: self._exclusive(locked(place, *arguments, *shared))
+            self._make = lambda place, format: ExclusiveFileMailbox(
+                locked(place, *arguments, *shared), format, caches
+            )
 
-    def _readOnly(self, directory: Directory) -> FileMailbox:
-        return ReadOnlyFileMailbox(directory, self._format, self._caches)
-
-    def _exclusive(self, directory: ExclusiveDirectory) -> FileMailbox:
-        return ExclusiveFileMailbox(directory, self._format, self._caches)
+    def mailbox(self, place: Root, format: Format | None = None) -> FileMailbox:
+        """
+        @param place: the directory of a mailbox, which need not exist.
+        @param format: a format with the same folders that replaces the one of all mailboxes.
+        @return: the mailbox for one session.
+        """
+        return self._make(place, format or self._format)

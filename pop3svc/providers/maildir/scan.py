@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 
 from pop3svc.listings import areUniqueIDs, countDistinct
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.folders import MessageRef, OpenFolders, identify, identityOf
-from pop3svc.providers.files.scanning import scanPlaces, sortRefs
+from pop3svc.providers.files.scanning import Scan, scanPlaces, sortRefs
 from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo
 from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp
-from pop3svc.providers.maildir.names import parseNames, separatorOf, sizeIn
+from pop3svc.providers.maildir.migrated import KeptIDs, MigratedMaildir
+from pop3svc.providers.maildir.names import ParsedName, parseNames, separatorOf, sizeIn
 from pop3svc.providers.maildir.quota import recordDeletion
 from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.threadpool import isCancelled
@@ -36,13 +37,20 @@ class MaildirFormat:
     # new before cur: a message that moves during a scan is seen twice instead of missed.
     folders = ("new", "cur")
 
-    def __init__(self, believesNames: bool = False, separator: str = "") -> None:
+    def __init__(
+        self,
+        believesNames: bool = False,
+        separator: str = "",
+        migrated: MigratedMaildir | None = None,
+    ) -> None:
         """
         @param believesNames: take C{,W=} in a file's name for its size.
         @param separator: the separator before the flags in file names, one of
             L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty: found in the
             names.
+        @param migrated: finds the unique-ids that the former server of one Maildir has told.
         """
+        self._migrated = migrated
         self._believesNames = believesNames
         self._separator = separator
 
@@ -73,30 +81,51 @@ class MaildirFormat:
         # Check all names at once, because a call for each of many messages costs too much.
         # None of these names looks like a derived unique-id.
         areLegal = areUniqueIDs(bases)
-        found: list[MessageRef] = [
-            (
-                *(int(seconds), int(microseconds or 0), base),
-                *(base if areLegal else uniqueIDFor(base), place),
-            )
-            for (base, seconds, microseconds), place in named
-            if seconds and base not in several
-        ]
+        kept = self._kept(root, scan, bases)
+        found: list[MessageRef]
+        if kept is None:
+            found = [
+                (
+                    *(int(seconds), int(microseconds or 0), base),
+                    *(base if areLegal else uniqueIDFor(base), place),
+                )
+                for (base, seconds, microseconds), place in named
+                if seconds and base not in several
+            ]
+        else:
+            found = _withKept(kept, named, several)
+        idOf = uniqueIDFor if kept is None else kept.uniqueIDFor
         # Messages that were renamed before their stat(); they make the listing unsure.
         doubts: list[Place] = []
         links: dict[str, list[Place]] = {}
         if len(found) < len(named):
             others: dict[str, list[Place]] = {}
+            isKept = () if kept is None else kept.heads
             for (base, seconds, _), place in named:
-                if not seconds or base in several:
+                if base in several or not (seconds or base in isKept):
                     others.setdefault(base, []).append(place)
             with OpenFolders(root) as opened:
-                irregular = _Irregular(opened, separator, scan.seen, sizes, doubts, links)
+                irregular = _Irregular(*(opened, separator, scan.seen, sizes, doubts, links, kept))
                 found += irregular.refs(others)
         identify(root, self.folders, found, sizes, doubts)
         listing = scan.snapshot(sortRefs(found), not doubts)
         listing.links = links
         listing.separator = separator
+        listing.uniqueIDFor = idOf
         return listing, scan.stamp, scan.isSure and bool(doubts)
+
+    def _kept(self, root: int, scan: Scan, bases: Sequence[str]) -> KeptIDs | None:
+        """
+        @param bases: the base name of the message at each of the scanned places.
+        @return: the unique-ids of a former server, if there was one.
+        """
+        if self._migrated is None:
+            return None
+
+        def places() -> dict[str, Place]:
+            return dict(zip(bases, scan.places, strict=True))
+
+        return self._migrated.kept(root, places, scan.isSure)
 
     def sizesInNames(
         self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
@@ -119,6 +148,23 @@ class MaildirFormat:
         recordDeletion(root, files)
 
 
+def _withKept(
+    kept: KeptIDs, named: Sequence[tuple[ParsedName, Place]], several: Container[str]
+) -> list[MessageRef]:
+    """
+    @param several: base names that occur more than once.
+    @return: the messages that the former server knew, and others with a time in the name.
+    """
+    heads, uniqueIDFor = kept.heads, kept.uniqueIDFor
+    return [
+        (*heads[base], place)
+        if base in heads
+        else (int(seconds), int(microseconds or 0), base, uniqueIDFor(base), place)
+        for (base, seconds, microseconds), place in named
+        if (seconds or base in heads) and base not in several
+    ]
+
+
 class _Irregular:
     """
     Messages whose name has no time of delivery, or whose base name occurs more than once.
@@ -132,12 +178,15 @@ class _Irregular:
         sizes: MailboxSizes,
         doubts: list[Place],
         links: dict[str, list[Place]],
+        kept: KeptIDs | None,
     ) -> None:
         """
         @param seen: see L{Scan<pop3svc.providers.files.scanning.Scan>}.
         @param doubts: extended by the places of messages that could not be identified.
         @param links: filled with the other names of each message, by unique-id.
+        @param kept: the unique-ids of a former server.
         """
+        self._kept = kept
         self._opened = opened
         self._separator = separator
         self._seen = seen
@@ -162,11 +211,14 @@ class _Irregular:
                 if order is None:
                     self._doubts.append(names[0])
                 else:
-                    uniqueID = uniqueIDFor(base, more)
+                    uniqueID = uniqueIDFor(base, more) if more else self._idOf(base)
                     found.append((*order, uniqueID, names[0]))
                     if len(names) > 1:
                         self._links[uniqueID] = names[1:]
         return found
+
+    def _idOf(self, base: str) -> str:
+        return uniqueIDFor(base) if self._kept is None else self._kept.uniqueIDFor(base)
 
     def _distinct(self, base: str, places: list[Place]) -> list[tuple[list[Place], str]]:
         """
@@ -188,7 +240,7 @@ class _Irregular:
         if not files:
             # It was renamed again; the search begins at the place where it was seen last.
             return [(places[:1], "")]
-        first = self._first(uniqueIDFor(base), files, statuses) if base else None
+        first = self._first(self._idOf(base), files, statuses) if base else None
         return [
             (names, "" if key == first else identityOf(statuses[key]))
             for key, names in files.items()
@@ -219,6 +271,8 @@ class _Irregular:
 
     def _order(self, place: Place) -> tuple[int, int, str] | None:
         [(name, seconds, microseconds)] = parseNames([place], self._separator)
+        if self._kept is not None and name in self._kept.heads:
+            return self._kept.heads[name][:3]
         if seconds:
             return int(seconds), int(microseconds or 0), name
         status = self._opened.status(place)

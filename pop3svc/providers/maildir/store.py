@@ -12,6 +12,7 @@ from zope.interface import alsoProvides, implementer
 from pop3svc.errors import DeliveryError
 from pop3svc.files import disk
 from pop3svc.interfaces import DeliveryCopy, IDelivery, IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.migration.schemes import parseScheme
 from pop3svc.providers.files.listing import Caches
 from pop3svc.providers.files.mailbox import FileMailbox
 from pop3svc.providers.files.presence import Presence
@@ -21,6 +22,7 @@ from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir.delivery import MaildirDelivery
+from pop3svc.providers.maildir.migrated import FormerServer
 from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
 from pop3svc.providers.paths import PathTemplate
@@ -51,6 +53,10 @@ class MaildirStore:
         isSlow: bool = False,
         believesNames: bool = False,
         separator: str = "",
+        uidl: str = "",
+        control: str = "",
+        duplicates: str = "allow",
+        usesHeaders: bool = False,
     ) -> None:
         """
         @param path: the directory that holds a Maildir for each user, or a
@@ -63,16 +69,29 @@ class MaildirStore:
             counting once.
         @param separator: the separator before the flags in file names, one of
             L{SEPARATORS}; empty: found in the names.
+        @param uidl: where the unique-ids of the former server come from; see
+            L{parseScheme<pop3svc.migration.schemes.parseScheme>}; empty: there was none.
+        @param control: the directory that holds the former server's file, with placeholders;
+            empty if that is the Maildir.
+        @param duplicates: see C{parseScheme}.
+        @param usesHeaders: whether the former server used headers C{X-UIDL}.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path)
         if separator and separator not in SEPARATORS:
             raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
+        self._former = None
+        if uidl:
+            scheme = parseScheme(uidl, duplicates, usesHeaders)
+            self._former = FormerServer(scheme, control, readOnly)
+        elif control or duplicates != "allow" or usesHeaders:
+            raise ValueError("control, duplicates and xuidl require uidl")
+        self._names = believesNames, separator
         self._presence = Presence(runner=runner)
         sizes = UnsavedSizes if readOnly else MailboxSizes
         self.caches = Caches(ListingCache(), SizeCache(sizes), Inotify())
         self._maker = MailboxMaker(
-            MaildirFormat(believesNames, separator),
+            MaildirFormat(*self._names),
             self.caches,
             *(readOnly, isSlow, runner, manners, clock, self._presence),
         )
@@ -108,7 +127,10 @@ class MaildirStore:
         place = self._template.placeFor(username)
         if place is None:
             return None
-        return self._maker.mailbox(place)
+        if self._former is None:
+            return self._maker.mailbox(place)
+        migrated = self._former.maildirOf(username, place)
+        return self._maker.mailbox(place, MaildirFormat(*self._names, migrated))
 
     async def hasMailbox(self, username: str) -> bool:
         """
