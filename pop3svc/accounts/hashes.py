@@ -1,271 +1,299 @@
 """
-Kinds of password hashes: their syntax and bounds, their costs, and verification.
+Read stored passwords of all kinds: syntax and bounds, costs, and verification.
+
+Every source of accounts uses this module.  A stored password is a hash with its kind in front
+(C{$argon2id$}, C{$6$} and others), or has a scheme of Dovecot's or Courier's in front:
+C{{SSHA256}...}, C{{SHA512.HEX}...}.
 """
 
 from __future__ import annotations
 
 import binascii
-import hashlib
 import hmac
 import re
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
-from argon2 import PasswordHasher
-from argon2.exceptions import VerifyMismatchError
+from pop3svc.accounts.digests import (
+    FIXED,
+    SALTED,
+    DigestScheme,
+    cramMD5,
+    digestMD5,
+    pbkdf2,
+    plainMD4,
+    scram,
+)
+from pop3svc.accounts.modular import ModularHash, findModular, hashPassword
 
-__all__ = [
-    "KINDS",
-    "LONGEST_PASSWORD",
-    "PLAIN",
-    "costOf",
-    "hashPassword",
-    "isPlain",
-    "verify",
-]
-
-_hasher = PasswordHasher()
+__all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 
 # Octets of a password.  Every kind of hash takes this many.
 LONGEST_PASSWORD = 1024
 # Characters of a hash.  The longest legitimate entry is a {PLAIN} password.
 _LONGEST = 2048
+# Milliseconds of CPU time of a digest, which the reactor's thread can spare.
+_QUICK = 0.05
 
-# Bounds on the cost of one comparison, because clients that are not logged in can cause
-# comparisons.  Each bound is about five seconds of CPU time or one GiB of memory, ten times
-# the usual cost.
-_MOST_MEMORY = 1 << 30
-_MOST_ARGON2_PASSES = 64
-_MOST_ARGON2_LANES = 64
-# KiB written by all passes together.
-_MOST_ARGON2_WORK = 4 << 20
-_MOST_BCRYPT_COST = 16
-_MOST_SHA512_ROUNDS = 5_000_000
-# Blocks of 128 octets in all lanes together, so this bounds the memory as well.
-_MOST_SCRYPT_WORK = _MOST_MEMORY // 128
-
-PLAIN = "{PLAIN}"
-
-
-class _Kind(NamedTuple):
-    """
-    @ivar name: the name shown to the operator.
-    @ivar cost: takes a hash, returns the approximate CPU time of a comparison in
-        milliseconds; raises L{ValueError} if the hash is malformed or out of bounds.
-    @ivar verify: takes a hash and a password, returns whether they match.
-    """
-
-    name: str
-    cost: Callable[[str], float]
-    verify: Callable[[str, bytes], bool]
-
-
-def hashPassword(password: str) -> str:
-    """
-    Hash a password with argon2.  Takes about 0.1 s of CPU time.
-
-    @return: the hash, in the form for a password file.
-    """
-    return _hasher.hash(password.encode("utf-8", "surrogateescape"))
-
-
-def _decoded(text: str) -> bytes:
-    """
-    @raise ValueError: the text is not canonical base64 without padding.
-    """
-    octets = b64decode(text + "=" * (-len(text) % 4))
-    if b64encode(octets).rstrip(b"=") != text.encode("ascii"):
-        raise ValueError("not canonical")
-    return octets
-
-
-_ARGON2 = re.compile(
-    r"\$argon2(?:id|i|d)(?:\$v=(?:16|19))?\$m=([0-9]{1,10}),t=([0-9]{1,10}),p=([0-9]{1,8})"
-    r"\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)"
+# For messages to the operator.
+KINDS = (
+    "argon2, bcrypt ($2b$), sha512-crypt ($6$), sha256-crypt ($5$), md5-crypt ($1$), scrypt, "
+    "yescrypt, and {SCHEME} of Dovecot"
 )
 
 
-def _costArgon2(stored: str) -> float:
-    found = _ARGON2.fullmatch(stored)
-    if found is None:
-        raise ValueError("a malformed argon2 hash")
-    memory, passes, lanes = int(found[1]), int(found[2]), int(found[3])
+class _Scheme(NamedTuple):
+    """
+    A scheme.
+
+    @ivar decode: takes the text after the scheme and its suffix (C{""}, C{"b64"} or C{"hex"}),
+        returns what the others take; raises L{ValueError}.
+    @ivar cost: milliseconds of a comparison; raises L{ValueError} if the hash is malformed or
+        out of bounds.
+    @ivar verify: takes that, a password and the user's name.
+    """
+
+    decode: Callable[[str, str], Any]
+    cost: Callable[[Any], float]
+    verify: Callable[[Any, bytes, str], bool]
+    isPlain: bool = False
+
+
+# --- forms of the text ----------------------------------------------------------------
+
+
+def _fromBase64(text: str) -> bytes:
     try:
-        isWhole = len(_decoded(found[4])) >= 8 and len(_decoded(found[5])) >= 4
+        return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (ValueError, binascii.Error):
-        isWhole = False
-    if not isWhole:
-        raise ValueError("a malformed argon2 hash")
-    if (
-        not (1 <= passes <= _MOST_ARGON2_PASSES and 1 <= lanes <= _MOST_ARGON2_LANES)
-        or not 8 * lanes <= memory <= _MOST_MEMORY // 1024
-        or memory * passes > _MOST_ARGON2_WORK
-    ):
-        raise ValueError(
-            f"an argon2 hash with parameters out of bounds (m from 8 for each lane to "
-            f"{_MOST_MEMORY // 1024}, t at most {_MOST_ARGON2_PASSES}, p at most "
-            f"{_MOST_ARGON2_LANES}, m times t at most {_MOST_ARGON2_WORK})"
-        )
-    return memory * passes / 1500
+        raise ValueError("malformed base64")
 
 
-def _verifyArgon2(stored: str, password: bytes) -> bool:
-    # Other errors, such as a lack of memory, do not mean that the password is wrong.
-    try:
-        return _hasher.verify(stored, password)
-    except VerifyMismatchError:
-        return False
+def _fromHex(text: str) -> bytes:
+    if not re.fullmatch("(?:[0-9A-Fa-f]{2})*", text):
+        raise ValueError("malformed hexadecimal digits")
+    return bytes.fromhex(text)
 
 
-def _missing(package: str) -> ValueError:
-    return ValueError(f"a hash that needs {package}: pip install 'pop3svc[hashes]'")
+def _asText(text: str, suffix: str) -> str:
+    """
+    Decode a text, which stands as it is unless a suffix says otherwise.
+    """
+    if suffix == "":
+        return text
+    data = _fromHex(text) if suffix == "hex" else _fromBase64(text)
+    return data.decode("utf-8", "surrogateescape")
 
 
-# The last character of the salt holds two bits only.
-_BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+def _asDigest(size: int, text: str, suffix: str) -> bytes:
+    """
+    Decode octets in base64, or in hexadecimal digits if the text is twice as long as the octets.
+    """
+    isHex = suffix == "hex" or (suffix == "" and len(text) == 2 * size)
+    return _fromHex(text) if isHex else _fromBase64(text)
 
 
-def _costBcrypt(stored: str) -> float:
-    try:
-        import bcrypt  # noqa: F401
-    except ImportError:
-        raise _missing("bcrypt")
-    found = _BCRYPT.fullmatch(stored)
-    if found is None:
-        raise ValueError("a malformed bcrypt hash")
-    cost = int(found[1])
-    if not 4 <= cost <= _MOST_BCRYPT_COST:
-        raise ValueError(f"a bcrypt hash with a cost out of bounds (from 4 to {_MOST_BCRYPT_COST})")
-    return float(1 << cost) / 16
+def _asSalted(text: str, suffix: str) -> bytes:
+    return _fromHex(text) if suffix == "hex" else _fromBase64(text)
 
 
-def _verifyBcrypt(stored: str, password: bytes) -> bool:
-    import bcrypt
-
-    # bcrypt has always ignored octets after the 72nd; bcrypt 5 raises an error for them.
-    return bcrypt.checkpw(password[:72], stored.encode("ascii"))
+# --- schemes --------------------------------------------------------------------------
 
 
-def _costSHA512(stored: str) -> float:
-    try:
-        from passlib.hash import sha512_crypt
-    except ImportError:
-        raise _missing("libpass")
-    try:
-        parsed = sha512_crypt.from_string(stored)
-        isWhole = parsed.checksum is not None
-    except ValueError:
-        isWhole = False
-    if not isWhole:
-        raise ValueError("a malformed sha512-crypt hash")
-    if parsed.rounds > _MOST_SHA512_ROUNDS:
-        raise ValueError(
-            f"a sha512-crypt hash with rounds out of bounds (at most {_MOST_SHA512_ROUNDS})"
-        )
-    return float(parsed.rounds) / 800
-
-
-def _verifySHA512(stored: str, password: bytes) -> bool:
-    from passlib.hash import sha512_crypt
-
-    return bool(sha512_crypt.verify(password, stored))
-
-
-_SCRYPT = re.compile(
-    r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})"
-    r"\$([A-Za-z0-9+/]{2,88})\$([A-Za-z0-9+/]{22,88})"
-)
-
-
-def _scryptFields(stored: str) -> tuple[int, int, int, bytes, bytes]:
-    found = _SCRYPT.fullmatch(stored)
-    if found is None:
-        raise ValueError("a malformed scrypt hash")
-    ln, r, p = (int(found[index]) for index in (1, 2, 3))
-    if not (1 <= ln <= 20 and 1 <= r <= 32 and 1 <= p <= 16) or r * p << ln > _MOST_SCRYPT_WORK:
-        raise ValueError(
-            "a scrypt hash with parameters out of bounds (ln at most 20, r at most 32, p at "
-            f"most 16, 2**ln times r times p at most {_MOST_SCRYPT_WORK})"
-        )
-    try:
-        salt, key = (b64decode(text + "=" * (-len(text) % 4)) for text in (found[4], found[5]))
-    except binascii.Error:
-        raise ValueError("a malformed scrypt hash")
-    return ln, r, p, salt, key
-
-
-def _costScrypt(stored: str) -> float:
-    ln, r, p, _, _ = _scryptFields(stored)
-    return (r * p << ln) / 2500
-
-
-def _verifyScrypt(stored: str, password: bytes) -> bool:
-    ln, r, p, salt, key = _scryptFields(stored)
-    memory = 128 * r * ((1 << ln) + p + 2)
-    made = hashlib.scrypt(
-        password, salt=salt, n=1 << ln, r=r, p=p, maxmem=memory + 1048576, dklen=len(key)
-    )
-    return hmac.compare_digest(made, key)
-
-
-def _costPlain(stored: str) -> float:
-    if stored == PLAIN:
+def _costPlain(text: str) -> float:
+    if not text:
         raise ValueError("an empty password")
     return 0.0
 
 
-def _verifyPlain(stored: str, password: bytes) -> bool:
-    known = stored.removeprefix(PLAIN).encode("utf-8", "surrogateescape")
-    return hmac.compare_digest(known, password)
+def _verifyPlain(text: str, password: bytes, _: str) -> bool:
+    return hmac.compare_digest(text.encode("utf-8", "surrogateescape"), password)
 
 
-_PREFIXES = {
-    "$argon2": _Kind("argon2", _costArgon2, _verifyArgon2),
-    "$2": _Kind("bcrypt ($2b$)", _costBcrypt, _verifyBcrypt),
-    "$6$": _Kind("sha512-crypt ($6$)", _costSHA512, _verifySHA512),
-    "$scrypt$": _Kind("scrypt", _costScrypt, _verifyScrypt),
-    PLAIN: _Kind("{PLAIN}", _costPlain, _verifyPlain),
-}
-
-# For messages to the operator.
-KINDS = ", ".join(kind.name for kind in _PREFIXES.values())
+_PLAIN = _Scheme(_asText, _costPlain, _verifyPlain, isPlain=True)
 
 
-def _kindOf(stored: str) -> _Kind:
-    for prefix, kind in _PREFIXES.items():
-        if stored.startswith(prefix):
-            return kind
-    raise ValueError("unknown kind of hash")
-
-
-def costOf(stored: str) -> float:
+def _crypt(*prefixes: str) -> _Scheme:
     """
-    Check that a hash is usable, and estimate the CPU time of a comparison.
+    Make the scheme of hashes with their kind in front.
 
-    @return: milliseconds.
-    @raise ValueError: the hash is malformed or out of bounds.  The text is a short reason, and
-        does not contain the hash.
+    @param prefixes: of the kinds that are allowed; none: all.
     """
-    if len(stored) > _LONGEST:
-        raise ValueError(f"a hash of more than {_LONGEST} characters")
-    if not stored.isascii() and not stored.startswith(PLAIN):
-        raise ValueError("unknown kind of hash")
-    return _kindOf(stored).cost(stored)
+
+    def kindOf(text: str) -> ModularHash:
+        found = findModular(text)
+        if found is None or (prefixes and found[0] not in prefixes):
+            raise ValueError("unknown kind of hash")
+        return found[1]
+
+    return _Scheme(
+        _asText,
+        lambda text: kindOf(text).cost(text),
+        lambda text, password, _: kindOf(text).verify(text, password),
+    )
 
 
-def isPlain(stored: str) -> bool:
+def _digest(scheme: DigestScheme) -> _Scheme:
+    def cost(data: bytes) -> float:
+        scheme.check(data)
+        return _QUICK / 10
+
+    decode = _asSalted if scheme.isSalted else partial(_asDigest, scheme.size)
+    return _Scheme(decode, cost, lambda data, password, _: scheme.verify(data, password))
+
+
+def _octets(size: int, milliseconds: float, verify: Callable[[bytes, bytes, str], bool]) -> _Scheme:
+    def cost(data: bytes) -> float:
+        if len(data) != size:
+            raise ValueError("a digest of the wrong length")
+        return milliseconds
+
+    return _Scheme(partial(_asDigest, size), cost, verify)
+
+
+def _plainMD4() -> _Scheme:
+    def cost(data: bytes) -> float:
+        try:
+            import passlib.crypto.digest  # noqa: F401
+        except ImportError:
+            raise ValueError("a hash that needs libpass: pip install 'pop3svc[hashes]'")
+        if len(data) != 16:
+            raise ValueError("a digest of the wrong length")
+        return 0.1
+
+    return _Scheme(partial(_asDigest, 16), cost, lambda data, password, _: plainMD4(data, password))
+
+
+def _rounds(scheme: Any) -> _Scheme:
+    return _Scheme(
+        _asText, scheme.cost, lambda text, password, _: bool(scheme.verify(text, password))
+    )
+
+
+def _md5() -> _Scheme:
     """
-    @return: whether the password is in the clear.  Comparing it needs no thread.
+    Dovecot's MD5: C{$1$}, or the digest of the password.
     """
-    return stored.startswith(PLAIN)
+    text, digest = _crypt("$1$"), _digest(FIXED["PLAIN-MD5"])
+
+    def decode(stored: str, suffix: str) -> Any:
+        return (text if stored.startswith("$1$") else digest).decode(stored, suffix)
+
+    def kindOf(data: Any) -> _Scheme:
+        return text if isinstance(data, str) else digest
+
+    return _Scheme(
+        decode,
+        lambda data: kindOf(data).cost(data),
+        lambda data, password, name: kindOf(data).verify(data, password, name),
+    )
 
 
-def verify(stored: str, password: bytes) -> bool:
-    """
-    Compare a password with a hash for which L{costOf} has returned a number.  Blocks.
+_CRYPT = _crypt()
+_CRAM = _octets(32, 0.2, lambda data, password, _: cramMD5(data, password))
+_SCHEMES = (
+    {
+        "PLAIN": _PLAIN,
+        "CLEAR": _PLAIN,
+        "CLEARTEXT": _PLAIN,
+        "CRYPT": _CRYPT,
+        "DES-CRYPT": _crypt(""),
+        "MD5-CRYPT": _crypt("$1$"),
+        "SHA256-CRYPT": _crypt("$5$"),
+        "SHA512-CRYPT": _crypt("$6$"),
+        "BLF-CRYPT": _crypt("$2"),
+        "ARGON2": _crypt("$argon2"),
+        "ARGON2I": _crypt("$argon2"),
+        "ARGON2ID": _crypt("$argon2"),
+        "PBKDF2": _rounds(pbkdf2),
+        "SCRAM-SHA-1": _rounds(scram("sha1")),
+        "SCRAM-SHA-256": _rounds(scram("sha256")),
+        "MD5": _md5(),
+        "PLAIN-MD4": _plainMD4(),
+        "CRAM-MD5": _CRAM,
+        "HMAC-MD5": _CRAM,
+        "DIGEST-MD5": _octets(16, 0.01, digestMD5),
+    }
+    | {name: _digest(scheme) for name, scheme in FIXED.items()}
+    | {name: _digest(scheme) for name, scheme in SALTED.items()}
+)
+# What Courier's authentication library calls otherwise.
+_COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
+_PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 
-    @return: whether they match.
-    @raise Exception: the comparison failed, for example for lack of memory.
+
+class HashReader:
     """
-    return _kindOf(stored).verify(stored, password)
+    Reads stored passwords.
+
+    A scheme that is not known lets nobody in.
+    """
+
+    def __init__(self, default: str = "CRYPT", isCourier: bool = False) -> None:
+        """
+        @param default: the scheme of a stored password without one.
+        @param isCourier: whether C{{MD5}} is the digest of the password and C{{MD5RAW}} is known,
+            as in Courier.
+        @raise ValueError: there is no such scheme.
+        """
+        self._schemes = _COURIER if isCourier else _SCHEMES
+        known = self._schemes.get(default.upper())
+        if known is None:
+            raise ValueError(f"there is no scheme {default}; there are {', '.join(self._schemes)}")
+        self._default = known
+
+    def _read(self, stored: str) -> tuple[_Scheme, Any]:
+        if len(stored) > _LONGEST:
+            raise ValueError(f"a hash of more than {_LONGEST} characters")
+        found = _PREFIX.match(stored)
+        scheme, text, suffix = self._default, stored, ""
+        if found is not None:
+            known = self._schemes.get(found[1].upper())
+            if known is None:
+                raise ValueError("unknown kind of hash")
+            scheme, text = known, stored[found.end() :]
+            suffix = (found[2] or "").lower().replace("base64", "b64")
+        if not text.isascii() and not scheme.isPlain:
+            raise ValueError("unknown kind of hash")
+        return scheme, scheme.decode(text, suffix)
+
+    def costOf(self, stored: str) -> float:
+        """
+        Check that a stored password is usable, and estimate the CPU time of a comparison.
+
+        @return: milliseconds.
+        @raise ValueError: it is malformed or out of bounds.  The text is a short reason, and
+            does not contain the hash.
+        """
+        scheme, data = self._read(stored)
+        return scheme.cost(data)
+
+    def isPlain(self, stored: str) -> bool:
+        """
+        @return: whether the password is in the clear.
+        """
+        return self._read(stored)[0].isPlain
+
+    def isQuick(self, stored: str) -> bool:
+        """
+        @return: whether a comparison takes so little time that it needs no thread.
+        """
+        scheme, data = self._read(stored)
+        return scheme.cost(data) <= _QUICK
+
+    def verify(self, stored: str, password: bytes, username: str) -> bool:
+        """
+        Compare a password with a hash for which L{costOf} has returned a number.  Blocks.
+
+        @param username: some schemes need it.
+        @return: whether they match.
+        @raise Exception: the comparison failed, for example for lack of memory.
+        """
+        scheme, data = self._read(stored)
+        return scheme.verify(data, password, username)
+
+
+# For sources of accounts without options.
+HASHES = HashReader()

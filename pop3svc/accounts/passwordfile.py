@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
@@ -21,16 +21,9 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
-from pop3svc.accounts.hashes import (
-    KINDS,
-    LONGEST_PASSWORD,
-    costOf,
-    hashPassword,
-    isPlain,
-    verify,
-)
-from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.accounts.comparison import PasswordComparison
+from pop3svc.accounts.credentials import IPasswordAttempt
+from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
@@ -172,7 +165,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 # The first line counts, as in Dovecot.
                 valid = ""
                 raise ValueError("the user name is listed twice")
-            cost = costOf(stored)
+            cost = HASHES.costOf(stored)
         except ValueError as error:
             badCount += 1
             if valid:
@@ -182,7 +175,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
             continue
         hashes[name] = stored
         costs.add(cost, stored)
-        plainCount += isPlain(stored)
+        plainCount += HASHES.isPlain(stored)
     return Accounts(hashes, bad, badCount, plainCount, costs.usual() or "")
 
 
@@ -220,17 +213,6 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
         return stamp, str(error)
 
 
-def _compare(stored: str, password: bytes) -> bool | str:
-    """
-    @return: whether the password matches, or the name of the error if the comparison
-        failed.
-    """
-    try:
-        return verify(stored, password)
-    except Exception as error:
-        return type(error).__name__
-
-
 @implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading)
 class PasswordFile:
     """
@@ -238,8 +220,7 @@ class PasswordFile:
     a thread, when it has changed.  A line that cannot be used affects only the user it
     names.  If the file cannot be read, the previous accounts stay.
 
-    Hashes: argon2, C{$2b$} and C{$6$} with the extra C{hashes}, C{$scrypt$}
-    (C{$scrypt$ln=,r=,p=$salt$key}), and C{{PLAIN}} followed by the password.
+    L{pop3svc.accounts.hashes} has the kinds of hashes.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -259,7 +240,7 @@ class PasswordFile:
         @raise ValueError: the file cannot be read; a sentence that names it.
         """
         self._path = os.path.abspath(path)
-        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._comparison = PasswordComparison(self._path, HASHES, runner, clock)
         self._reader = _reading if runner is None else runner
         self._clock = clock
         self._rereading: Shielded | None = None
@@ -268,7 +249,6 @@ class PasswordFile:
         self._reported: set[tuple[str, str]] = set()
         self._plainReported = 0
         self._secret = secrets.token_bytes(16)
-        self._standIn = hashPassword(secrets.token_hex(16))
         self._seen, accounts = _readStamped(self._path)
         if isinstance(accounts, str):
             raise ValueError(accounts)
@@ -306,6 +286,7 @@ class PasswordFile:
             if ("", str(more)) not in self._reported:
                 log.error("{path}: {count} more lines cannot be used", path=self._path, count=more)
         self._reported = reported
+        self._comparison.forget()
         if accounts.plainCount and accounts.plainCount != self._plainReported:
             log.warn(
                 "{path} contains {count} passwords that are not hashed",
@@ -379,50 +360,12 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         username: bytes = credentials.username
-        password: bytes = credentials.password
-        name = username.decode("utf-8", "surrogateescape")
-        known = self._accounts.hashes.get(name)
+        known = self._accounts.hashes.get(username.decode("utf-8", "surrogateescape"))
         # For an unknown user, a comparison of the median cost hides that there is no such
         # user.
-        stored = known or self._accounts.standIn or self._standIn
-        # Some kinds of hashes do not take NUL.
-        isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
-        password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
-        # providedBy() is slow, so isinstance() is tried first.
-        if not isinstance(credentials, PasswordAttempt) and not IPasswordAttempt.providedBy(
-            credentials
-        ):
-            credentials = PasswordAttempt(username, password)
-        if isPlain(stored):
-            # Comparing needs no thread.
-            credentials.comparing()
-            matches = _compare(stored, password)
-        else:
-            matches = await self._queue.run(
-                _compare,
-                stored,
-                password,
-                isUrgent=credentials.isFromKnownNetwork,
-                patience=credentials.patience,
-                begun=credentials.comparing,
-            )
-        if isinstance(matches, str):
-            self._cannotCompare(matches)
-        if not (matches and known is not None and isUsable):
-            if known is not None:
-                credentials.refused()
+        if not await self._comparison.isRight(credentials, known, self._accounts.standIn):
             raise UnauthorizedLogin()
         return username
-
-    def _cannotCompare(self, error: str) -> NoReturn:
-        # Logged once for each kind of error, until the file is read again.
-        key = "", error
-        if key not in self._reported:
-            self._reported.add(key)
-            log.error(
-                "comparing a password of {path} failed: {error}", path=self._path, error=error
-            )
-        raise POP3ResponseError("Password check is not available now.", "SYS/TEMP")
 
     def _digest(self, text: str) -> bytes:
         octets = text.encode("utf-8", "surrogateescape")

@@ -1,0 +1,117 @@
+"""
+Compare the password of a login with a stored one, in the queue that all sources of accounts share.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
+from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashPassword
+from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.errors import POP3ResponseError
+from pop3svc.threadpool import Executor
+
+__all__ = ["PasswordComparison"]
+
+log = Logger(namespace="pop3svc")
+
+
+class PasswordComparison:
+    """
+    Compares passwords for one source of accounts.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        reader: HashReader = HASHES,
+        runner: Executor | None = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param source: the source, for the log.
+        @param runner: compares passwords; the shared threads if not given.
+        @param clock: the reactor if not given.
+        """
+        self._source = source
+        self._reader = reader
+        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._reported: set[str] = set()
+        # For unknown users as long as the source has no hash of its own to compare with.
+        self._standIn = hashPassword(secrets.token_hex(16))
+
+    def forget(self) -> None:
+        """
+        Log an error again that has been logged before.
+        """
+        self._reported.clear()
+
+    async def isRight(self, credentials: Any, stored: str | None, standIn: str = "") -> bool:
+        """
+        Compare the password of a login.
+
+        @param credentials: of twisted.cred, with C{username} and C{password}.
+        @param stored: a usable stored password; L{None} if there is no such user.
+        @param standIn: a usable one for a comparison that hides that there is no such user.
+        @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
+            failed, for example for lack of memory.
+        """
+        username: bytes = credentials.username
+        password: bytes = credentials.password
+        name = username.decode("utf-8", "surrogateescape")
+        compared = stored or standIn or self._standIn
+        # Some kinds of hashes do not take NUL.
+        isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
+        password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
+        # providedBy() is slow, so isinstance() is tried first.
+        if not isinstance(credentials, PasswordAttempt) and not IPasswordAttempt.providedBy(
+            credentials
+        ):
+            credentials = PasswordAttempt(username, password)
+        if self._reader.isQuick(compared):
+            # Comparing needs no thread.
+            credentials.comparing()
+            matches = self._compare(compared, password, name)
+        else:
+            matches = await self._queue.run(
+                self._compare,
+                compared,
+                password,
+                name,
+                isUrgent=credentials.isFromKnownNetwork,
+                patience=credentials.patience,
+                begun=credentials.comparing,
+            )
+        if isinstance(matches, str):
+            self._failed(matches)
+        if matches and stored is not None and isUsable:
+            return True
+        if stored is not None:
+            credentials.refused()
+        return False
+
+    def _compare(self, stored: str, password: bytes, name: str) -> bool | str:
+        """
+        @return: whether the password matches, or the name of the error if the comparison
+            failed.
+        """
+        try:
+            return self._reader.verify(stored, password, name)
+        except Exception as error:
+            return type(error).__name__
+
+    def _failed(self, error: str) -> None:
+        # Logged once for each kind of error, until the source is read again.
+        if error not in self._reported:
+            self._reported.add(error)
+            log.error(
+                "comparing a password of {source} failed: {error}",
+                source=self._source,
+                error=error,
+            )
+        raise POP3ResponseError("Password check is not available now.", "SYS/TEMP")

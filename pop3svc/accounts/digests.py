@@ -1,0 +1,208 @@
+"""
+Digests of passwords as Dovecot and Courier keep them, compared without a work factor to speak of.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hashlib
+import hmac
+import math
+import re
+import struct
+from base64 import b64decode
+from collections.abc import Callable
+from typing import NamedTuple
+
+__all__ = ["FIXED", "SALTED", "DigestScheme", "cramMD5", "digestMD5", "pbkdf2", "plainMD4", "scram"]
+
+# Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  Clients that are not
+# logged in can cause comparisons.
+_MOST_ROUNDS = 5_000_000
+_ROUNDS_PER_MILLISECOND = 2500
+
+
+class DigestScheme(NamedTuple):
+    """
+    A digest of the password, and of a salt behind it.
+
+    @ivar algorithm: its name in C{hashlib}.
+    @ivar size: of the digest, octets.
+    @ivar isSalted: whether a salt follows the digest.
+    """
+
+    algorithm: str
+    size: int
+    isSalted: bool
+
+    def check(self, data: bytes) -> None:
+        """
+        @raise ValueError: the digest has another length.
+        """
+        isWhole = len(data) > self.size if self.isSalted else len(data) == self.size
+        if not isWhole:
+            raise ValueError("a digest of the wrong length")
+
+    def verify(self, data: bytes, password: bytes) -> bool:
+        """
+        @return: whether the password has this digest.
+        """
+        known, salt = data[: self.size], data[self.size :]
+        made = hashlib.new(self.algorithm, password + salt, usedforsecurity=False).digest()
+        return hmac.compare_digest(made, known)
+
+
+FIXED = {
+    "SHA": DigestScheme("sha1", 20, False),
+    "SHA1": DigestScheme("sha1", 20, False),
+    "SHA256": DigestScheme("sha256", 32, False),
+    "SHA512": DigestScheme("sha512", 64, False),
+    "PLAIN-MD5": DigestScheme("md5", 16, False),
+    "LDAP-MD5": DigestScheme("md5", 16, False),
+}
+SALTED = {
+    "SMD5": DigestScheme("md5", 16, True),
+    "SSHA": DigestScheme("sha1", 20, True),
+    "SSHA256": DigestScheme("sha256", 32, True),
+    "SSHA512": DigestScheme("sha512", 64, True),
+}
+
+
+# --- with rounds ------------------------------------------------------------------------
+
+
+class _Rounds(NamedTuple):
+    """
+    A scheme with rounds.
+
+    @ivar cost: takes the text, returns milliseconds; raises L{ValueError}.
+    @ivar verify: takes the text and a password.
+    """
+
+    cost: Callable[[str], float]
+    verify: Callable[[str, bytes], bool]
+
+
+def _roundsOf(text: str) -> int:
+    rounds = int(text)
+    if not 1 <= rounds <= _MOST_ROUNDS:
+        raise ValueError(f"a hash with rounds out of bounds (at most {_MOST_ROUNDS})")
+    return rounds
+
+
+_PBKDF2 = re.compile(r"\$1\$([^$]{1,64})\$([0-9]{1,10})\$([0-9A-Fa-f]{40})")
+
+
+def _costPBKDF2(text: str) -> float:
+    found = _PBKDF2.fullmatch(text)
+    if found is None:
+        raise ValueError("a malformed PBKDF2 hash")
+    return _roundsOf(found[2]) / _ROUNDS_PER_MILLISECOND
+
+
+def _verifyPBKDF2(text: str, password: bytes) -> bool:
+    found = _PBKDF2.fullmatch(text)
+    assert found is not None
+    salt = found[1].encode("utf-8", "surrogateescape")
+    made = hashlib.pbkdf2_hmac("sha1", password, salt, int(found[2]), 20)
+    return hmac.compare_digest(made, bytes.fromhex(found[3]))
+
+
+pbkdf2 = _Rounds(_costPBKDF2, _verifyPBKDF2)
+
+_SCRAM = re.compile(
+    r"([0-9]{1,10}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{1,128}),[A-Za-z0-9+/=]{1,128}"
+)
+
+
+def scram(algorithm: str) -> _Rounds:
+    """
+    Make the scheme of SCRAM's verifiers (RFC 5802 section 3): C{rounds,salt,StoredKey,ServerKey},
+    the last three in base64.
+    """
+    size = hashlib.new(algorithm).digest_size
+
+    def fields(text: str) -> tuple[int, bytes, bytes]:
+        found = _SCRAM.fullmatch(text)
+        try:
+            if found is None:
+                raise ValueError("no verifier")
+            salt, stored = (b64decode(each, validate=True) for each in (found[2], found[3]))
+        except (ValueError, binascii.Error):
+            raise ValueError("a malformed SCRAM verifier")
+        if not salt or len(stored) != size:
+            raise ValueError("a malformed SCRAM verifier")
+        return _roundsOf(found[1]), salt, stored
+
+    def verify(text: str, password: bytes) -> bool:
+        rounds, salt, stored = fields(text)
+        salted = hashlib.pbkdf2_hmac(algorithm, password, salt, rounds)
+        key = hmac.digest(salted, b"Client Key", algorithm)
+        return hmac.compare_digest(hashlib.new(algorithm, key).digest(), stored)
+
+    return _Rounds(lambda text: fields(text)[0] / _ROUNDS_PER_MILLISECOND, verify)
+
+
+# --- MD4 and MD5 in other forms ---------------------------------------------------------
+
+
+def plainMD4(data: bytes, password: bytes) -> bool:
+    """
+    Compare a password with its MD4, which OpenSSL no longer has.
+    """
+    from passlib.crypto.digest import lookup_hash
+
+    made: bytes = lookup_hash("md4").const(password).digest()
+    return hmac.compare_digest(made, data)
+
+
+def digestMD5(data: bytes, password: bytes, username: str) -> bool:
+    """
+    Compare a password with the MD5 of C{user:realm:password} (RFC 2831 section 2.1.2.1).
+
+    @param username: the realm is the part after the first C{@}, and empty without.
+    """
+    user, _, realm = username.encode("utf-8", "surrogateescape").partition(b"@")
+    made = hashlib.md5(b":".join((user, realm, password)), usedforsecurity=False).digest()
+    return hmac.compare_digest(made, data)
+
+
+_SHIFTS = (7, 12, 17, 22) * 4 + (5, 9, 14, 20) * 4 + (4, 11, 16, 23) * 4 + (6, 10, 15, 21) * 4
+_SINES = [int(abs(math.sin(each + 1)) * (1 << 32)) for each in range(64)]
+_START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
+
+
+def _stateMD5(block: bytes) -> bytes:
+    """
+    @param block: 64 octets.
+    @return: the state of MD5 (RFC 1321 section 3.4) after the block, which C{hashlib} does not
+        show.
+    """
+    words = struct.unpack("<16I", block)
+    a, b, c, d = _START
+    for step, (shift, sine) in enumerate(zip(_SHIFTS, _SINES, strict=True)):
+        if step < 16:
+            mixed, index = (b & c) | (~b & d), step
+        elif step < 32:
+            mixed, index = (d & b) | (~d & c), (5 * step + 1) % 16
+        elif step < 48:
+            mixed, index = b ^ c ^ d, (3 * step + 5) % 16
+        else:
+            mixed, index = c ^ (b | (~d & 0xFFFFFFFF)), 7 * step % 16
+        total = (a + mixed + sine + words[index]) & 0xFFFFFFFF
+        a, d, c, b = d, c, b, (b + (total << shift | total >> (32 - shift))) & 0xFFFFFFFF
+    ended = zip(_START, (a, b, c, d), strict=True)
+    return struct.pack("<4I", *((old + new) & 0xFFFFFFFF for old, new in ended))
+
+
+def cramMD5(data: bytes, password: bytes) -> bool:
+    """
+    Compare a password with the two states of MD5 that HMAC-MD5 (RFC 2104) has after the padded
+    key, the outer one first.
+    """
+    key = password
+    if len(key) > 64:
+        key = hashlib.md5(key, usedforsecurity=False).digest()
+    key = key.ljust(64, b"\0")
+    outer, inner = (bytes(octet ^ pad for octet in key) for pad in (0x5C, 0x36))
+    return hmac.compare_digest(_stateMD5(outer) + _stateMD5(inner), data)
