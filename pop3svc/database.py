@@ -355,6 +355,8 @@ class Database:
         @param pool: for tests: has C{runWithConnection}.
         """
         self.name = driver.name
+        # The file of a SQLite database.
+        self.path: str | None = getattr(driver, "path", None)
         self.health = Health(driver.name) if health is None else health
         self._driver = driver
         self._threads = threads

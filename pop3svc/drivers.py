@@ -22,6 +22,7 @@ __all__ = [
     "SQLite",
     "isRetryable",
     "isUnavailable",
+    "isUnencodable",
     "makeDriver",
     "parametersOf",
     "placeholders",
@@ -146,6 +147,13 @@ def isUnavailable(error: BaseException) -> bool:
         # The server has not answered: psycopg knows no SQLSTATE for a connection that is lost.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
+
+
+def isUnencodable(error: BaseException) -> bool:
+    """
+    @return: whether a value has a character that the database's encoding does not have.
+    """
+    return _stateOf(error) in ("22021", "22P05")
 
 
 # --- what both kinds of database provide ----------------------------------------------

@@ -64,6 +64,7 @@ RANKS = {
     "accounts.hashing": 2,
     "accounts.comparison": 3,
     "accounts.passwordfile": 4,
+    "accounts.sqlaccounts": 4,
     "providers.paths": 3,
     "providers.memory": 3,
     "providers.twistedmail": 3,

@@ -68,6 +68,7 @@ class AccountsProvider:
             password.encode("utf-8", "surrogateescape"),
             attempt,
             self._patience,
+            info.clientIP,
         )
         if attempt is not None:
             attempt.isGuess = False

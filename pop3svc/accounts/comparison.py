@@ -16,9 +16,44 @@ from pop3svc.accounts.hashing import HashQueue, hashing
 from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import Executor
 
-__all__ = ["PasswordComparison"]
+__all__ = ["PasswordComparison", "UsualCost"]
 
 log = Logger(namespace="pop3svc")
+
+
+class UsualCost:
+    """
+    The costs of the hashes that a source has, with an example of each.
+    """
+
+    # Different costs that are counted.  A source has a few kinds of hashes.
+    MOST = 1000
+
+    def __init__(self) -> None:
+        self._counts: dict[float, int] = {}
+        self._examples: dict[float, str] = {}
+
+    def add(self, cost: float, stored: str) -> None:
+        """
+        Count a hash.
+
+        @param cost: milliseconds.
+        """
+        if cost in self._counts or len(self._counts) < self.MOST:
+            self._counts[cost] = self._counts.get(cost, 0) + 1
+            self._examples.setdefault(cost, stored)
+
+    def example(self) -> str | None:
+        """
+        @return: a hash of the median cost, because a few extreme hashes do not change the
+            median; L{None} if there are no hashes.
+        """
+        rest = (sum(self._counts.values()) + 1) // 2
+        for cost in sorted(self._counts):
+            rest -= self._counts[cost]
+            if rest <= 0:
+                return self._examples[cost]
+        return None
 
 
 class PasswordComparison:

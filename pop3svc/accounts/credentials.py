@@ -26,6 +26,7 @@ class IPasswordAttempt(IUsernamePassword):
         "bool: the user has logged in from the client's network before."
     )
     patience: float = Attribute("How many seconds the login may wait for its check to begin.")
+    clientIP: str | None = Attribute("str: the client's address; None if it is unknown.")
 
     def comparing() -> None:
         """
@@ -52,6 +53,7 @@ class PasswordAttempt(UsernamePassword):
         password: bytes,
         attempt: Any = None,
         patience: float = Policy.loginWait,
+        clientIP: str | None = None,
     ) -> None:
         """
         @param attempt: L{pop3svc.interfaces.ILoginAttempt} or L{None}.
@@ -60,6 +62,7 @@ class PasswordAttempt(UsernamePassword):
         self._attempt = attempt
         self.isFromKnownNetwork = attempt is not None and bool(attempt.isFromKnownNetwork)
         self.patience = patience
+        self.clientIP = clientIP
 
     def comparing(self) -> None:
         """

@@ -21,7 +21,7 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.accounts.comparison import PasswordComparison
+from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
@@ -119,38 +119,12 @@ def checkUserName(name: str) -> str:
     return name
 
 
-class _Costs:
-    """
-    The costs of the hashes of a file, with an example of each.
-    """
-
-    def __init__(self) -> None:
-        self._counts: dict[float, int] = {}
-        self._examples: dict[float, str] = {}
-
-    def add(self, cost: float, stored: str) -> None:
-        self._counts[cost] = self._counts.get(cost, 0) + 1
-        self._examples.setdefault(cost, stored)
-
-    def usual(self) -> str | None:
-        """
-        @return: a hash of the median cost, because a few extreme hashes do not change the
-            median; L{None} if there are no hashes.
-        """
-        rest = (sum(self._counts.values()) + 1) // 2
-        for cost in sorted(self._counts):
-            rest -= self._counts[cost]
-            if rest <= 0:
-                return self._examples[cost]
-        return None
-
-
 def _parse(lines: Iterable[str]) -> Accounts:
     hashes: dict[str, str] = {}
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
-    costs = _Costs()
+    costs = UsualCost()
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\n").removesuffix("\r")
         if not line.strip() or line.startswith("#"):
@@ -176,7 +150,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
         hashes[name] = stored
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
-    return Accounts(hashes, bad, badCount, plainCount, costs.usual() or "")
+    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "")
 
 
 def _linesOf(path: str) -> Iterator[str]:

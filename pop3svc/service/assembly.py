@@ -5,6 +5,7 @@ Settings to a service: each part is made when it is needed, and put together.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -50,6 +51,8 @@ from pop3svc.service.workers import Shared, Supervisor
 __all__ = ["Assembly", "Configured", "makeEndpoint"]
 
 log = Logger(namespace="pop3svc")
+
+_DSN_WITH_PASSWORD = re.compile(r"sql:\w+://(?:[^/@]*:[^/@]*@|[^?]*\?(?:.*&)?password=)")
 
 
 def makeEndpoint(
@@ -213,6 +216,11 @@ class Assembly:
     def _passwordFiles(self) -> list[str]:
         return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
 
+    def _accountDatabases(self) -> list[str]:
+        # SQLAccounts is not imported here, because few services need it.
+        found = [getattr(each, "databasePath", None) for each in self._checkers]
+        return [path for path in found if path is not None]
+
     def _opener(self) -> Opener | None:
         """
         Keep open the way to files that the service may not read after it has given up its
@@ -224,8 +232,14 @@ class Assembly:
         uid, gid = owner[0], None if owner[1] == -1 else owner[1]
         renewed = [path for each in self._certificates.all() for path in each.files]
         renewed += self._configurationFiles()
+        databases = self._accountDatabases()
         kept = []
-        for path in unreadable([*renewed, *self._passwordFiles()], uid, gid):
+        for path in unreadable([*databases, *renewed, *self._passwordFiles()], uid, gid):
+            if path in databases:
+                raise SettingError(
+                    f"--auth sql:sqlite:{path}: user {uid} of --uid cannot read it; let that user "
+                    "read it"
+                )
             others = changeableBy(path)
             if others is None:
                 kept.append(path)
@@ -255,19 +269,25 @@ class Assembly:
             return
         if os.geteuid() == 0 and (owner is None or owner[0] == 0):
             self._warnings.append("the service runs as root; twistd's --uid names another user")
-        kinds = {
-            text.partition(":")[0]
+        given = [
+            text
             for each in self.settings.stores
             if each.authWhere == "--auth"
             for text in each.auth
-        }
-        if "memory" in kinds:
+        ]
+        if any(text.startswith("memory:") for text in given):
             self._warnings.append(
                 "--auth memory: shows its passwords to everybody who may list processes"
+            )
+        if any(_DSN_WITH_PASSWORD.match(text) for text in given):
+            self._warnings.append(
+                "--auth sql: shows the password of its database to everybody who may list "
+                "processes; write it into the configuration file"
             )
         for name, path in [
             *(("the private key", each.files[-1]) for each in self._certificates.all()),
             *(("the password file", each) for each in self._passwordFiles()),
+            *(("the database of accounts", each) for each in self._accountDatabases()),
             *(("the secret", each) for each in self.settings.secretFiles),
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:

@@ -4,6 +4,7 @@ Plugins that make the bundled providers and the checker from command-line string
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.providers.folder import FolderStore
@@ -24,6 +26,7 @@ from pop3svc.service.arguments import parseArguments
 __all__ = [
     "PasswordFileMaker",
     "ProviderPlugin",
+    "SQLAccountsMaker",
     "makeFolder",
     "makeMaildir",
     "makeMemory",
@@ -241,3 +244,58 @@ class PasswordFileMaker:
         if not argstring:
             raise ValueError("a file is needed")
         return PasswordFile(argstring)
+
+
+# Connections of a process for its logins: each login needs one for a few milliseconds.
+_CONNECTIONS = 2
+_SQL_OPTION = re.compile(r":(scheme|courier|required)=([^:=]*)\Z")
+
+
+@implementer(IPlugin, ICheckerFactory)
+class SQLAccountsMaker:
+    """
+    The kind C{sql:DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY} for C{--auth}.
+    """
+
+    authType = "sql"
+    authHelp = (
+        "Accounts in a database: sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE.  The "
+        "query has the parameters :user, :local and :domain.  It returns one row or none, with a "
+        "column password, and if need be user, nologin and allow_nets.  It comes last, and "
+        "colons in it stay as they are.  scheme= is the scheme of passwords without one; "
+        "courier=yes: {MD5} is that of Courier; required=yes: do not start while the database is "
+        "away."
+    )
+    argStringFormat = "DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY"
+    credentialInterfaces = (IUsernamePassword,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        # These are imported for those who use them only.
+        from pop3svc.accounts.sqlaccounts import SQLAccounts
+        from pop3svc.database import Database, DatabaseUnavailable
+        from pop3svc.drivers import makeDriver
+
+        rest, found, query = argstring.partition(":query=")
+        if not found or not query.strip():
+            raise ValueError("a query is needed, as in sql:DSN:query=SELECT ...")
+        options: dict[str, str] = {}
+        while (option := _SQL_OPTION.search(rest)) is not None:
+            if option[1] in options:
+                raise ValueError(f"{option[1]} is given twice")
+            options[option[1]] = option[2]
+            rest = rest[: option.start()]
+        for name in ("courier", "required"):
+            if options.setdefault(name, "no") not in ("yes", "no"):
+                raise ValueError(f"{name} is yes or no")
+        driver = makeDriver(rest, isReadOnly=True, prepares=False)
+        reader = HashReader(options.get("scheme", "CRYPT"), options["courier"] == "yes")
+        accounts = SQLAccounts(Database(driver, threads=_CONNECTIONS), query, reader)
+        try:
+            accounts.check()
+        except DatabaseUnavailable as error:
+            if options["required"] == "yes":
+                raise ValueError(str(error))
+        return accounts

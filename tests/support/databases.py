@@ -8,9 +8,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred, fail, succeed
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from pop3svc.drivers import Driver, Link
+from pop3svc.database import Database
+from pop3svc.drivers import Driver, Link, makeDriver
 
 
 class InlinePool:
@@ -39,6 +41,14 @@ class InlinePool:
             return succeed(call(self, *arguments))
         except Exception:
             return fail()
+
+
+def inlineDatabase(dsn: str, **options: Any) -> Database:
+    """
+    @param options: of L{makeDriver}.
+    """
+    driver = makeDriver(dsn, **options)
+    return Database(driver, clock=Clock(), pool=InlinePool(driver))
 
 
 def emptyPostgreSQL(driver: Driver) -> None:

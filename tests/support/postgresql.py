@@ -202,15 +202,17 @@ class PostgreSQL:
         """
         self._signalAll(signal.SIGCONT)
 
-    def execute(self, statement: str, values: Any = None) -> list[Any]:
+    def execute(self, statement: str, values: Any = None, dsn: str | None = None) -> list[Any]:
         """
         Execute a statement in a connection of its own.
+
+        @param dsn: of another database.
 
         @return: the rows, if there are any.
         """
         import psycopg
 
-        with psycopg.connect(self.dsn, autocommit=True) as connection:
+        with psycopg.connect(dsn or self.dsn, autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), values)
             return cursor.fetchall() if cursor.description else []
 

@@ -7,6 +7,7 @@ from twisted.application.service import ServiceMaker
 from pop3svc.service.plugins import (
     PasswordFileMaker,
     ProviderPlugin,
+    SQLAccountsMaker,
     makeFolder,
     makeMaildir,
     makeMemory,
@@ -50,3 +51,4 @@ sql = ProviderPlugin(
 )
 
 passwd = PasswordFileMaker()
+sqlAccounts = SQLAccountsMaker()

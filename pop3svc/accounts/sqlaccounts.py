@@ -1,0 +1,391 @@
+"""
+Accounts in a database, found by a query of the operator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, NamedTuple
+
+from twisted.cred.checkers import ICredentialsChecker
+from twisted.cred.credentials import IUsernamePassword
+from twisted.cred.error import UnauthorizedLogin
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.accounts.comparison import PasswordComparison, UsualCost
+from pop3svc.accounts.credentials import IPasswordAttempt
+from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
+from pop3svc.awaiting import startNow
+from pop3svc.bounded import BoundedDict
+from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Health, Transaction
+from pop3svc.drivers import isUnencodable, parametersOf
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IAccountNames, IAccountStatus, IPOP3ConnectionInfo, IReloading
+from pop3svc.networks import addressOf
+from pop3svc.once import Once
+from pop3svc.threadpool import Executor
+
+__all__ = ["COLUMNS", "PARAMETERS", "SQLAccounts"]
+
+log = Logger(namespace="pop3svc")
+
+PARAMETERS = ("user", "local", "domain")
+COLUMNS = ("password", "user", "nologin", "allow_nets")
+# Octets of a name that is looked up: an address has 254 at most (RFC 5321 section 4.5.3.1).
+_LONGEST_NAME = 512
+# Users whose last successful login is remembered until its session asks for the version.
+_VERSIONS = 10_000
+# Values of the column nologin that mean that a user may log in.
+_MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
+_IS_BARRED = ("1", "t", "true", "y", "yes", "on")
+_REASON = re.compile(r"[ -Z\\^-~]{1,200}")
+
+
+class _BadQuery(Exception):
+    """
+    The query does not give what it must; a sentence for the operator.
+    """
+
+
+class _BadAccount(Exception):
+    """
+    A row that cannot be used; the reason, without the stored password.
+    """
+
+
+class _Row(NamedTuple):
+    """
+    The row of a user.
+
+    @ivar user: the name of the mailbox; L{None} if it is the name of the login.
+    @ivar nologin: the reason why the user may not log in; L{None} if the user may.
+    @ivar networks: from which the user may log in; empty: from everywhere.
+    """
+
+    password: str
+    user: str | None
+    nologin: str | None
+    networks: Sequence[IPv4Network | IPv6Network]
+
+
+# --- the query ------------------------------------------------------------------
+
+
+def _values(name: str) -> dict[str, str]:
+    local, at, domain = name.rpartition("@")
+    return {"user": name, "local": local if at else name, "domain": domain if at else ""}
+
+
+def _columnsOf(cursor: Any) -> list[str]:
+    """
+    @return: the names of the columns.
+    @raise _BadQuery: they are not those that the query must have.
+    """
+    if cursor.description is None:
+        raise _BadQuery("the query returns no rows")
+    columns = [str(each[0]).lower() for each in cursor.description]
+    allowed = f"a query returns password, and may return {', '.join(COLUMNS[1:])}"
+    if len(set(columns)) != len(columns):
+        raise _BadQuery(f"the query returns a column twice; {allowed}")
+    if "password" not in columns:
+        raise _BadQuery(f"the query returns no column password; {allowed}")
+    others = sorted(set(columns) - set(COLUMNS))
+    if others:
+        raise _BadQuery(f"the query returns a column {others[0]}; {allowed}")
+    return columns
+
+
+def _look(transaction: Transaction, query: str, name: str) -> list[dict[str, Any]]:
+    """
+    @return: the rows of a user, two at most.
+    """
+    cursor = transaction.execute(query, **_values(name))
+    columns = _columnsOf(cursor)
+    return [dict(zip(columns, each, strict=True)) for each in cursor.fetchmany(2)]
+
+
+def _textOf(value: Any) -> str:
+    """
+    @raise _BadAccount: the value is no text.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, int):
+        # SQLite makes a number of a text in a column of numbers.
+        return str(value)
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode("utf-8", "surrogateescape")
+    if isinstance(value, str):
+        return value
+    raise _BadAccount("a column that is no text")
+
+
+def _networksOf(text: str) -> list[IPv4Network | IPv6Network]:
+    try:
+        return [ip_network(each) for each in re.split(r"[\s,]+", text) if each]
+    except ValueError:
+        raise _BadAccount("allow_nets is no list of networks")
+
+
+def _rowOf(values: dict[str, Any]) -> _Row:
+    nologin = _textOf(values.get("nologin")).strip()
+    reason: str | None = None
+    if nologin.lower() not in _MAY_LOG_IN:
+        isText = nologin.lower() not in _IS_BARRED and _REASON.fullmatch(nologin)
+        reason = nologin if isText else "Login is disabled."
+    return _Row(
+        _textOf(values["password"]),
+        _textOf(values.get("user")) or None,
+        reason,
+        _networksOf(_textOf(values.get("allow_nets"))),
+    )
+
+
+# --- the checker ------------------------------------------------------------------
+
+
+@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading)
+class SQLAccounts:
+    """
+    A checker that finds each account by a query.  The query has one or more of the parameters
+    C{:user}, C{:local} and C{:domain}, whose values are bound.  It returns one row or none, with
+    these columns:
+
+      - C{password}: a stored password of L{pop3svc.accounts.hashes}.
+      - C{user}: the name of the mailbox, if it is not the name of the login.
+      - C{nologin}: not empty and not 0: the user may not log in; a text is the reason, for the
+        client.
+      - C{allow_nets}: networks, separated by commas, from which the user may log in.
+
+    The transaction only reads.  An account that cannot be used lets nobody in, and the log names
+    it once.
+    """
+
+    credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
+
+    def __init__(
+        self,
+        database: Database,
+        query: str,
+        reader: HashReader = HASHES,
+        runner: Executor | None = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param reader: reads stored passwords.
+        @param runner: compares passwords.
+        @param clock: the reactor if not given.
+        @raise ValueError: the query has none of the parameters, or another; a sentence for the
+            operator.
+        """
+        used = parametersOf(query)
+        others = sorted(used - set(PARAMETERS))
+        if others:
+            raise ValueError(
+                f"the query has a parameter :{others[0]}; there are :user, :local and :domain"
+            )
+        if not used & {"user", "local"}:
+            raise ValueError("the query has no parameter :user or :local, so it finds no user")
+        self._database = database
+        self._query = query
+        self._reader = reader
+        self._name = f"accounts in {database.name}"
+        self._comparison = PasswordComparison(self._name, reader, runner, clock)
+        self._usual = UsualCost()
+        # Of the query, in contrast to that of the database.
+        self._health = Health(f"the query for {self._name}")
+        self._reported = Once()
+        self._secret = secrets.token_bytes(16)
+        self._versions: BoundedDict[str, str] = BoundedDict(_VERSIONS)
+
+    def check(self) -> None:
+        """
+        Try the query.  Blocks, for a limited time.
+
+        @raise DatabaseUnavailable: the database cannot work now.
+        @raise ValueError: the query cannot work, or a setting of the database is wrong; a sentence
+            for the operator.
+        """
+        try:
+            self._database.check(_look, self._query, "nobody@example.invalid")
+        except _BadQuery as error:
+            raise ValueError(str(error))
+        except DatabaseRefused as error:
+            raise ValueError(str(error))
+        except DatabaseUnavailable as error:
+            self._database.health.failed(str(error).removeprefix(f"{self._database.name}: "))
+            raise
+        except Exception as error:
+            raise ValueError(f"the query fails: {' '.join(str(error).split())}")
+
+    @property
+    def databasePath(self) -> str | None:
+        """
+        The path of a SQLite database; L{None} for another database.
+        """
+        return self._database.path
+
+    # --- asking the database ------------------------------------------------------------
+
+    async def _rows(self, name: str) -> list[dict[str, Any]]:
+        """
+        @return: the rows of a user, two at most.
+        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query does not work.
+        """
+        if "\0" in name or len(name) > _LONGEST_NAME or not _isUTF8(name):
+            return []
+        try:
+            rows = await self._database.run(_look, self._query, name, isReading=True)
+        except DatabaseUnavailable:
+            # The database has logged it.
+            raise _unavailable()
+        except Exception as error:
+            if isUnencodable(error):
+                # The database's encoding does not have a character of the name.
+                return []
+            self._health.failed(" ".join(str(error).split()) or type(error).__name__)
+            raise _unavailable()
+        self._health.succeeded()
+        return rows
+
+    async def _find(self, name: str) -> _Row | None:
+        """
+        @return: the row of a user; L{None} if there is none that can be used.
+        """
+        rows = await self._rows(name)
+        if not rows:
+            return None
+        try:
+            if len(rows) > 1:
+                raise _BadAccount("the query returns more than one row")
+            row = _rowOf(rows[0])
+            self._usual.add(self._costOf(row), row.password)
+        except _BadAccount as error:
+            self._report(name, str(error))
+            return None
+        return row
+
+    def _costOf(self, row: _Row) -> float:
+        try:
+            return self._reader.costOf(row.password)
+        except ValueError as error:
+            raise _BadAccount(f"{error} (supported kinds: {KINDS})")
+
+    def _report(self, name: str, fault: str) -> None:
+        if self._reported.isFirst((name, fault)):
+            log.error(
+                "{source}: {name} cannot log in: {fault}", source=self._name, name=name, fault=fault
+            )
+
+    # --- what others ask ------------------------------------------------------------------
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        """
+        See L{ICredentialsChecker.requestAvatarId}.
+
+        @return: the name of the mailbox in UTF-8.
+        @raise POP3ResponseError: C{SYS/TEMP} if the database or the comparison does not work;
+            C{SYS/PERM} if the password is right and the user may not log in.
+        """
+        return startNow(self._checked(credentials))
+
+    async def _checked(self, credentials: Any) -> bytes:
+        username: bytes = credentials.username
+        name = username.decode("utf-8", "surrogateescape")
+        row = await self._find(name)
+        # For an unknown user, a comparison of the usual cost hides that there is no such user.
+        stored = None if row is None else row.password
+        isRight = await self._comparison.isRight(credentials, stored, self._usual.example() or "")
+        if row is None or not isRight or not _isAllowed(row, credentials):
+            raise UnauthorizedLogin()
+        if row.nologin is not None:
+            # Not AUTH, because that would count as a wrong guess, and would not show the reason.
+            raise POP3ResponseError(row.nologin, "SYS/PERM")
+        self._versions.put(name, self._versionOf(row))
+        return username if row.user is None else row.user.encode("utf-8", "surrogateescape")
+
+    def _versionOf(self, row: _Row) -> str:
+        fields = "\0".join(str(each) for each in row)
+        octets = fields.encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(octets, key=self._secret, digest_size=16).hexdigest()
+
+    def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's row at the login.
+        """
+        name = info.userNameAtLogin or username
+        known = self._versions.pop(name, None)
+        return startNow(self._currentVersion(name)) if known is None else known
+
+    async def _currentVersion(self, name: str) -> str:
+        row = await self._find(name)
+        return "" if row is None or row.nologin is not None else self._versionOf(row)
+
+    def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
+        """
+        See L{IAccountStatus.isStillValid}.
+        """
+        # The query knows the name of the login, and the mailbox may have another.
+        return startNow(self._isStillValid(info.userNameAtLogin or username, version))
+
+    async def _isStillValid(self, name: str, version: str) -> bool:
+        now = await self._currentVersion(name)
+        return now != "" and hmac.compare_digest(now, version)
+
+    def hasAccount(self, username: str) -> Any:
+        """
+        See L{IAccountNames.hasAccount}.  A name whose mailbox has another name is no account,
+        because nobody would read its mail.  A user who may not or cannot log in has an account.
+        """
+        return startNow(self._hasAccount(username))
+
+    async def _hasAccount(self, username: str) -> bool:
+        for each in await self._rows(username):
+            try:
+                user = _textOf(each.get("user"))
+            except _BadAccount:
+                continue
+            if user in ("", username):
+                return True
+        return False
+
+    def reload(self) -> None:
+        """
+        See L{IReloading.reload}.  Errors that were logged are logged again.
+        """
+        self._reported = Once()
+        self._comparison.forget()
+
+
+def _unavailable() -> POP3ResponseError:
+    return POP3ResponseError("Accounts are not available now.", "SYS/TEMP")
+
+
+def _isUTF8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _isAllowed(row: _Row, credentials: Any) -> bool:
+    """
+    @return: whether the user may log in from the client's address.
+    """
+    if not row.networks:
+        return True
+    clientIP: str | None = getattr(credentials, "clientIP", None)
+    if clientIP is None:
+        return False
+    address = addressOf(clientIP)
+    return any(address in each for each in row.networks)
