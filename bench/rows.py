@@ -261,7 +261,7 @@ def hugeWarm(bench: Bench, server: Server) -> list[Measure]:
 def _hugeFirst(user: str) -> Callable[[Bench, Server], list[Measure]]:
     def run(bench: Bench, server: Server) -> list[Measure]:
         server.stop()
-        server.site.mail.forget(server.mail, user)
+        server.forget(user)
         server.believesNames = user == "sized"
         server.restart()
         # What is loaded once only is not the mailbox's.
@@ -281,14 +281,14 @@ def fetching(bench: Bench, server: Server) -> list[Measure]:
     Row 14.
     """
     sizes = server.site.mail.sizes
-    server.site.mail.remakeFetched(server.mail)
+    server.remakeFetched()
     first = sizes.fetched - sizes.messages + 1
     steps = [*LOGIN, f"list\t{sizes.fetched}\tUIDL", f"retr\t{first}\t{sizes.messages}\t1"]
     steps += ["say\t+OK\tDELE 1", "say\t+OK\tDELE 2", "quit"]
     users = sizes.users
     (span,) = bench.run(server, ("del", users), steps, slots=users, sessions=users, seconds=NO_END)
     for number in range(users):
-        left = sum(1 for each in (server.mail / f"del{number}").glob("[cn]*/*P1.bench*"))
+        left = server.left(f"del{number}")
         if left != sizes.fetched - 2:
             raise Failed(f"wrong bytes: {left} messages are left of {sizes.fetched}")
     return [

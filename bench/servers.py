@@ -4,6 +4,7 @@ The servers that are measured: how each is configured and started, and what it i
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
 import re
@@ -17,6 +18,9 @@ from pathlib import Path
 
 from bench.mail import NOBODY, Mail
 from bench.measure import Failed, Group, makeGroup
+from bench.sqlmail import SQLMail
+from pop3svc.drivers import makeDriver
+from tests.support.postgresql import PostgreSQL, whyNoPostgreSQL
 from tests.support.running import checkCopy
 
 __all__ = ["SERVERS", "CannotRun", "Server", "Site"]
@@ -139,6 +143,24 @@ class Server:
         clean = {key: each for key, each in os.environ.items() if not key.startswith("XDG_")}
         return clean | {"HOME": str(self.home)}
 
+    def remakeFetched(self) -> None:
+        """
+        Make the mailboxes anew from which messages are deleted.
+        """
+        self.site.mail.remakeFetched(self.mail)
+
+    def forget(self, user: str) -> None:
+        """
+        Remove what the server has written beside the mail of a user.
+        """
+        self.site.mail.forget(self.mail, user)
+
+    def left(self, user: str) -> int:
+        """
+        @return: the number of messages in a mailbox.
+        """
+        return sum(1 for _ in (self.mail / user).glob("[cn]*/*P1.bench*"))
+
     def start(self) -> None:
         """
         Start it; L{waitUntilUp} waits until it serves.
@@ -236,6 +258,12 @@ class Pop3svc(Server):
         checkCopy(str(CHECKOUT))
         return super().environment() | {"PYTHONPATH": str(CHECKOUT)}
 
+    def provider(self) -> str:
+        """
+        @return: the value of --provider.
+        """
+        return f"maildir:{self.mail}{':sizes=names' * self.believesNames}"
+
     def command(self) -> list[str]:
         """
         See L{Server.command}.
@@ -244,7 +272,7 @@ class Pop3svc(Server):
             *(*self._twistd, "-n", "--pidfile=", f"--logfile={self.home / 'log'}", "pop3svc"),
             *("--endpoint", f"tcp:{self.plain}:interface=127.0.0.1"),
             *("--endpoint", f"ssl:{self.tls}:interface=127.0.0.1"),
-            *("--provider", f"maildir:{self.mail}{':sizes=names' * self.believesNames}"),
+            *("--provider", self.provider()),
             *("--auth", f"passwd:{self.site.users}"),
             *("--certificate", str(self.site.certificate), "--private-key", str(self.site.key)),
             *("--data", str(self.home / "data")),
@@ -262,6 +290,72 @@ class Pop3svcWorkers(Pop3svc):
     title = "pop3svc, 2 workers"
     rows = frozenset([1, 2, 3, 14])
     options = ("--workers", "2")
+
+
+class Pop3svcSQLite(Pop3svc):
+    """
+    The same with mailboxes in SQLite.
+    """
+
+    name = "sqlite"
+    title = "pop3svc, SQLite"
+    rows = frozenset([1, 4, 5, 6, 11, 12, 14])
+    hasMail = False
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        super().__init__(site, mail)
+        self._contents = SQLMail(makeDriver(self.dsn(), mayCreate=True), site.mail)
+
+    def dsn(self) -> str:
+        """
+        @return: the database.
+        """
+        return f"sqlite:{self.home}/mail.db"
+
+    def provider(self) -> str:
+        """
+        See L{Pop3svc.provider}.
+        """
+        return f"sql:{self.dsn()}"
+
+    def remakeFetched(self) -> None:
+        """
+        See L{Server.remakeFetched}.
+        """
+        self._contents.remakeFetched()
+
+    def forget(self, user: str) -> None:
+        """
+        Do nothing, because the server keeps nothing beside the mail.
+        """
+
+    def left(self, user: str) -> int:
+        """
+        See L{Server.left}.
+        """
+        return self._contents.left(user)
+
+
+class Pop3svcPostgreSQL(Pop3svcSQLite):
+    """
+    The same with mailboxes in a PostgreSQL of its own.
+    """
+
+    name = "postgresql"
+    title = "pop3svc, PostgreSQL"
+
+    def __init__(self, site: Site, mail: Path | None = None) -> None:
+        if whyNoPostgreSQL():
+            raise CannotRun(whyNoPostgreSQL())
+        self._server = PostgreSQL().__enter__()
+        atexit.register(self._server.__exit__, None, None, None)
+        super().__init__(site, mail)
+
+    def dsn(self) -> str:
+        """
+        See L{Pop3svcSQLite.dsn}.
+        """
+        return self._server.dsn
 
 
 class Dovecot(Server):
@@ -522,7 +616,10 @@ class Limit(Server):
 
 SERVERS: dict[str, type[Server]] = {
     each.name: each
-    for each in (Pop3svc, Pop3svcWorkers, Dovecot, TunedDovecot, Courier, TwistedMail, Limit)
+    for each in (
+        *(Pop3svc, Pop3svcWorkers, Pop3svcSQLite, Pop3svcPostgreSQL),
+        *(Dovecot, TunedDovecot, Courier, TwistedMail, Limit),
+    )
 }
 
 

@@ -96,6 +96,7 @@ RANKS = {
     "providers.locking": 3,
     "providers.sql.statements": 3,
     "providers.sql.schema": 4,
+    "providers.sql.readahead": 2,
     "providers.sql.content": 3,
     "providers.sql.delivery": 4,
     "providers.sql.deletion": 4,

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.running import freePort
 
-__all__ = ["PostgreSQL", "needsPostgreSQL"]
+__all__ = ["PostgreSQL", "needsPostgreSQL", "whyNoPostgreSQL"]
 
 # Seconds that a step may take; a busy machine needs long.
 PATIENCE = 60
@@ -38,7 +38,7 @@ def _programs() -> Path | None:
     return None if found is None else Path(found).resolve().parent
 
 
-def _why() -> str:
+def whyNoPostgreSQL() -> str:
     """
     @return: why there can be no server; empty if there can.
     """
@@ -56,7 +56,9 @@ def _why() -> str:
     return ""
 
 
-needsPostgreSQL = pytest.mark.skipif(bool(_why()), reason=_why() or "there is a PostgreSQL")
+needsPostgreSQL = pytest.mark.skipif(
+    bool(whyNoPostgreSQL()), reason=whyNoPostgreSQL() or "there is a PostgreSQL"
+)
 
 
 class PostgreSQL:

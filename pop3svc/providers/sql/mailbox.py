@@ -28,11 +28,12 @@ from pop3svc.lineendings import WireForm
 from pop3svc.listings import UniqueIDList
 from pop3svc.once import Once
 from pop3svc.providers.locking import LockPolicy, pause
-from pop3svc.providers.sql.content import Damaged, StoredContent, readPiece
+from pop3svc.providers.sql.content import Damaged, StoredContent
 from pop3svc.providers.sql.deletion import deleteIn
 from pop3svc.providers.sql.delivery import mailboxOf
 from pop3svc.providers.sql.leases import Lease, LeaseHeld, Node
 from pop3svc.providers.sql.listing import ListingCache, MailboxListing, listIn
+from pop3svc.providers.sql.readahead import Found, ReadAhead, findMessage
 from pop3svc.providers.sql.statements import one
 
 __all__ = ["ExclusiveSQLMailbox", "ReadOnlySQLMailbox", "SQLMailbox"]
@@ -65,6 +66,7 @@ class SQLMailbox:
         # deleted since.
         self._later: dict[str, int] = {}
         self._gone: set[str] = set()
+        self._ahead = ReadAhead()
 
     def _check(self) -> None:
         """
@@ -106,21 +108,22 @@ class SQLMailbox:
     def _unavailable(self, failure: Any) -> Any:
         error = failure.value
         if isinstance(error, Damaged):
-            if _damaged.isFirst(str(error)):
-                log.error(
-                    "message of {name} is damaged: {error}", name=self._name, error=str(error)
-                )
-            raise POP3ResponseError("Message cannot be read.", "SYS/PERM")
+            raise self._damaged(error)
         failure.trap(DatabaseUnavailable)
         # The database has logged that it is away.
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+
+    def _damaged(self, error: Damaged) -> POP3ResponseError:
+        if _damaged.isFirst(str(error)):
+            log.error("message of {name} is damaged: {error}", name=self._name, error=str(error))
+        return POP3ResponseError("Message cannot be read.", "SYS/PERM")
 
     async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
         """
         See L{IPOP3Mailbox.messageExists}.
         """
         self._check()
-        row = await self._read(_find, self._number, uniqueID)
+        row = await self._read(findMessage, self._number, uniqueID)
         if row is None:
             return False
         self._later[uniqueID] = int(row[0])
@@ -159,12 +162,18 @@ class SQLMailbox:
 
     # --- contents -------------------------------------------------------------------------
 
-    def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Deferred[StoredContent]:
+    def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[StoredContent]:
         """
         See L{IPOP3Mailbox.messageContent}.
         """
         self._check()
-        return self._read(self._open, uniqueID).addCallback(self._content)
+        found = self._ahead.take(uniqueID)
+        if found is None:
+            return self._read(self._open, uniqueID).addCallback(self._content)
+        try:
+            return self._content(_checked(None, uniqueID, found))
+        except Damaged as error:
+            raise self._damaged(error)
 
     def _open(self, transaction: Transaction, uniqueID: str) -> tuple[Any, ...] | None:
         """
@@ -172,26 +181,8 @@ class SQLMailbox:
 
         @raise Damaged: it is not whole.
         """
-        row = _find(transaction, self._number, uniqueID)
-        if row is None:
-            return None
-        size, header, content, octets, pieces, form = row
-        if octets is None or size != octets + len(header):
-            raise Damaged(f"content {content} of {uniqueID} is missing or has another size")
-        first = [bytes(header)]
-        if pieces == 1:
-            first.append(readPiece(transaction, content, 0))
-            if len(first[1]) != octets:
-                raise Damaged(f"content {content} of {uniqueID} has another length")
-        elif pieces:
-            whole = one(
-                transaction,
-                "SELECT COUNT(*), SUM(LENGTH(data)) FROM piece WHERE content = :content",
-                content=content,
-            )
-            if whole is None or (whole[0], int(whole[1] or 0)) != (pieces, octets):
-                raise Damaged(f"content {content} of {uniqueID} is not whole")
-        return content, pieces, octets, WireForm(form), first
+        row = self._ahead.find(transaction, self._number, uniqueID)
+        return None if row is None else _checked(transaction, uniqueID, row)
 
     def _content(self, found: tuple[Any, ...] | None) -> StoredContent:
         if found is None:
@@ -211,20 +202,35 @@ class SQLMailbox:
         self._listing = None
         self._later = {}
         self._gone = set()
+        self._ahead.clear()
 
 
-def _find(transaction: Transaction, mailbox: int, uniqueID: str) -> tuple[Any, ...] | None:
+def _checked(transaction: Transaction | None, uniqueID: str, found: Found) -> tuple[Any, ...]:
     """
-    @return: size, header, and number, octets, pieces and form of the content of a message.
+    Check that the content of a message is whole.
+
+    @param transaction: L{None} for a message of at most one piece.
+    @return: the arguments of L{StoredContent}.
+    @raise Damaged: it is not whole.
     """
-    return one(
-        transaction,
-        "SELECT message.octets, header, content, content.octets, pieces, form "
-        "FROM message LEFT JOIN content ON content.id = message.content "
-        "WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
-        mailbox=mailbox,
-        uniqueid=uniqueID,
-    )
+    size, header, content, octets, pieces, form, data = found[:7]
+    if octets is None or size != octets + len(header):
+        raise Damaged(f"content {content} of {uniqueID} is missing or has another size")
+    first = [bytes(header)]
+    if data is not None:
+        first.append(bytes(data))
+    if pieces < 2:
+        if sum(map(len, first[1:])) != octets or len(first) != pieces + 1:
+            raise Damaged(f"content {content} of {uniqueID} has another length")
+    elif transaction is not None:
+        whole = one(
+            transaction,
+            "SELECT COUNT(*), SUM(LENGTH(data)) FROM piece WHERE content = :content",
+            content=content,
+        )
+        if whole is None or (whole[0], int(whole[1] or 0)) != (pieces, octets) or data is None:
+            raise Damaged(f"content {content} of {uniqueID} is not whole")
+    return content, pieces, octets, WireForm(form), first
 
 
 @implementer(IReadOnlyMailbox)
@@ -320,6 +326,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         """
         lease, self._lease = self._lease, None
         self._listing = None
+        self._ahead.clear()
         return None if lease is None else Deferred.fromCoroutine(self._node.release(lease))
 
     # --- the listing ------------------------------------------------------------------------
@@ -370,6 +377,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         deleting = self._database.run(self._delete, lease, list(uniqueIDs), mayRepeat=True)
         await deleting.addErrback(self._unavailable)
         self._gone.update(uniqueIDs)
+        self._ahead.clear()
 
     def _delete(self, transaction: Transaction, lease: Lease, uniqueIDs: list[str]) -> None:
         """

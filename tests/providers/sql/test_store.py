@@ -550,3 +550,52 @@ def test_unfinishedDeliveries(makeStore: Callable[..., SQLStore], driver: Driver
     assert ask(driver, "SELECT COUNT(*), MIN(uses) FROM content") == [(1, 1)]
     assert ask(driver, "SELECT COUNT(*) FROM piece") == [(1,)]
     assert ask(driver, "SELECT COUNT(*) FROM node WHERE name = 'gone'") == [(0,)]
+
+
+# --- reading ahead -------------------------------------------------------------------------------
+
+
+def test_readAhead(makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A client that retrieves one message after the other makes few queries; what it gets is
+    always what was delivered.
+    """
+    queries: list[str] = []
+    run = Database.run
+
+    def counted(self: Any, *arguments: Any, **options: Any) -> Any:
+        queries.append(getattr(arguments[0], "__name__", ""))
+        return run(self, *arguments, **options)
+
+    store = makeStore()
+    messages = [b"%d" % each * (20_000 if each == 7 else 10) + b"\r\n" for each in range(40)]
+    for message in messages:
+        deliver(store, message, "alice")
+    client = logIn(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "run", counted)
+        for number, message in enumerate(messages, 1):
+            said = client.say(b"RETR %d" % number)
+            assert said.partition(b"\r\n")[2] == message + b".\r\n"
+    assert 4 <= len(queries) <= 8
+    # A message that was deleted meanwhile is refused, also if it was read ahead.
+    client.say(b"DELI 2")
+    assert client.say(b"RETR 1").startswith(b"+OK")
+    assert client.say(b"RETR 3").startswith(b"+OK")
+    assert client.say(b"RETR 2").startswith(b"-ERR")
+    for command in (b"TOP 40 0", b"RETR 5", b"RETR 6", b"RETR 30", b"RETR 7"):
+        assert client.say(command).startswith(b"+OK")
+
+
+def test_damageThatWasReadAhead(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    store = makeStore()
+    for _ in range(4):
+        deliver(store, b"x\n", "alice")
+    change(
+        driver,
+        "UPDATE message SET octets = octets + 1 WHERE position = 3",
+    )
+    client = logIn(store)
+    for number in (1, 2, 4):
+        assert client.say(b"RETR %d" % number).startswith(b"+OK")
+    assert client.say(b"RETR 3") == b"-ERR [SYS/PERM] Message cannot be read.\r\n"

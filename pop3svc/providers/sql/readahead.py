@@ -1,0 +1,86 @@
+"""
+Read the messages that a client is about to retrieve together with the one that it retrieves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pop3svc.database import Transaction
+
+__all__ = ["Found", "ReadAhead", "findMessage"]
+
+# Messages and octets of each that are read ahead, so that a session holds 256 KiB at most.
+_MESSAGES, _OCTETS = 16, 16_384
+
+# Size, header, and number, size, pieces and form of the content of a message, and its first
+# piece.
+Found = tuple[Any, ...]
+
+_COLUMNS = (
+    "message.octets, header, message.content, content.octets, pieces, form, data, position, uniqueid "
+    "FROM message LEFT JOIN content ON content.id = message.content "
+    "LEFT JOIN piece ON piece.content = message.content AND piece.number = 0"
+)
+
+
+def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
+    """
+    Find a message.  Blocks.
+
+    @return: L{None} if it does not exist.
+    """
+    row: Found | None = transaction.executeBinary(
+        f"SELECT {_COLUMNS} WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
+        mailbox=mailbox,
+        uniqueid=uniqueID,
+    ).fetchone()
+    return row
+
+
+class ReadAhead:
+    """
+    The next messages of a session that retrieves one message after the other.  A trip to the
+    database's thread takes longer than all else that RETR of a small message does.
+    """
+
+    def __init__(self) -> None:
+        self._read: dict[str, Found] = {}
+        self._last = -1
+
+    def take(self, uniqueID: str) -> Found | None:
+        """
+        @return: a message that was read ahead.
+        """
+        found = self._read.pop(uniqueID, None)
+        if found is not None:
+            self._last = found[7]
+        return found
+
+    def clear(self) -> None:
+        """
+        Forget what was read.
+        """
+        self._read = {}
+        self._last = -1
+
+    def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
+        """
+        Find a message, and read ahead if it follows the one that was found last.  Blocks.
+
+        @return: L{None} if it does not exist.
+        """
+        found = findMessage(transaction, mailbox, uniqueID)
+        if found is None:
+            return None
+        last, self._last = self._last, found[7]
+        if last == found[7] - 1:
+            rows = transaction.executeBinary(
+                f"SELECT {_COLUMNS} WHERE mailbox = :mailbox AND position > :first "
+                f"AND position <= :last AND content.octets <= {_OCTETS} AND pieces < 2",
+                mailbox=mailbox,
+                first=found[7],
+                last=found[7] + _MESSAGES,
+            ).fetchall()
+            self._read = {row[8]: row for row in rows}
+        return found
