@@ -570,6 +570,7 @@ def test_sqliteReadFirst(sqlite: Real) -> None:
     Transactions that read first and write later do not fail each other.
     """
     sqlite.execute("INSERT INTO t VALUES (1, '0')")
+    sqlite.database.TRIES = 1
 
     def increment(transaction: Transaction) -> None:
         (value,) = transaction.execute("SELECT b FROM t WHERE a = 1").fetchone()

@@ -423,7 +423,8 @@ def test_postgresql() -> None:
         accounts.check()
         assert logIn(accounts, "ann", "one") == "ann"
         assert logIn(accounts, "ann", "two") is None
-        assert logIn(accounts, "nobody' --", "two") is None
+        for name in ("nobody' --", "ann\0", "\udcff"):
+            assert logIn(accounts, name, "one") is None
         assert logIn(accounts, "j%", "x") == "jo"
         assert logIn(accounts, "dan", "four").code == "SYS/PERM"
         for bad, fault in (
