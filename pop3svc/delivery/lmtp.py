@@ -152,7 +152,7 @@ class LMTPProtocol(SerialSMTP):
 
     def lookupMethod(self, command: bytes) -> Any:
         """
-        See L{SMTP.lookupMethod}.
+        See L{SerialSMTP.lookupMethod}.
         """
         found = _COMMANDS.get(command.upper())
         return None if found is None else found.__get__(self)

@@ -78,7 +78,7 @@ class SerialSMTP(SMTP):
 
     def lookupMethod(self, command: bytes) -> Any:
         """
-        See L{SMTP.lookupMethod}.
+        See L{SMTP.lookupMethod<twisted.mail.smtp.SMTP.lookupMethod>}.
 
         @return: takes the argument of a command (str), and may return a coroutine; L{None} if
             the command is not known.
