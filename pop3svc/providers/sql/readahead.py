@@ -18,8 +18,8 @@ _MESSAGES, _OCTETS = 16, 16_384
 Found = tuple[Any, ...]
 
 _COLUMNS = (
-    "message.octets, header, message.content, content.octets, pieces, form, data, position, uniqueid "
-    "FROM message LEFT JOIN content ON content.id = message.content "
+    "message.octets, header, message.content, content.octets, pieces, form, data, position, "
+    "uniqueid FROM message LEFT JOIN content ON content.id = message.content "
     "LEFT JOIN piece ON piece.content = message.content AND piece.number = 0"
 )
 
