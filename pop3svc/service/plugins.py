@@ -20,6 +20,7 @@ from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.mbox import MboxStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.arguments import parseArguments
 
@@ -29,6 +30,7 @@ __all__ = [
     "SQLAccountsMaker",
     "makeFolder",
     "makeMaildir",
+    "makeMbox",
     "makeMemory",
     "makeSQL",
 ]
@@ -124,6 +126,16 @@ def makeMaildir(argument: str) -> MaildirStore:
             xuidl=("usesHeaders", "yes", "no"),
         )
     )
+
+
+def makeMbox(argument: str) -> MboxStore:
+    """
+    Make a store of mbox files.
+
+    @param argument: C{PATH[:variant=mboxo|mboxrd|mboxcl2][:uidl=x-uidl][:readonly=yes]
+        [:lock=refuse|wait|takeover][:wait=SECONDS]}
+    """
+    return MboxStore(**_pathAndMore(argument, ("variant",), uidl=("usesXUIDL", "x-uidl", "digest")))
 
 
 def makeFolder(argument: str) -> FolderStore:

@@ -10,6 +10,7 @@ from pop3svc.service.plugins import (
     SQLAccountsMaker,
     makeFolder,
     makeMaildir,
+    makeMbox,
     makeMemory,
     makeSQL,
 )
@@ -28,6 +29,15 @@ maildir = ProviderPlugin(
     "unique-ids of Dovecot (FORMAT is its pop3_uidl_format) or Courier; control: its CONTROL "
     "directory.",
     makeMaildir,
+)
+mbox = ProviderPlugin(
+    "mbox",
+    "PATH[:variant=mboxo|mboxrd|mboxcl2][:uidl=x-uidl][:readonly=yes]"
+    "[:lock=refuse|wait|takeover][:wait=SECONDS]",
+    "An mbox file for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
+    "variant: how lines that begin with From are kept, mboxo by default.  uidl=x-uidl: take "
+    "the field X-UIDL for the unique-id of a message.",
+    makeMbox,
 )
 folder = ProviderPlugin(
     "folder",

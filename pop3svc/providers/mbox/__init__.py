@@ -1,0 +1,7 @@
+"""
+Mailboxes in mbox files.
+"""
+
+from pop3svc.providers.mbox.store import MboxStore
+
+__all__ = ["MboxStore"]

@@ -1,0 +1,194 @@
+"""
+Add a message to an mbox.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from pop3svc.errors import DeliveryError
+from pop3svc.files import closeQuietly
+from pop3svc.interfaces import DeliveryCopy
+from pop3svc.listings import isUniqueID
+from pop3svc.providers.mbox.gone import loadGone
+from pop3svc.providers.mbox.locks import LockedMbox, MboxBusy
+from pop3svc.providers.mbox.mailbox import MboxFormat
+from pop3svc.providers.mbox.rewriting import append
+from pop3svc.providers.mbox.text import makeEnvelope
+
+__all__ = ["addCopy", "createMbox"]
+
+_LINE = 65_536
+_PIECE = 131_072
+_FROM = b"From "
+_RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
+_OWN_FIELD = re.compile(rb"Content-Length:", re.I)
+
+
+def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: BinaryIO) -> None:
+    """
+    Add a message for one user, durably.  Blocks.
+
+    @param content: the message; it is read twice.
+    @raise DeliveryError: the unique-id cannot be kept.
+    @raise OSError: nothing was added.
+    """
+    header = copy.header
+    if copy.uniqueID is not None:
+        if not format.usesXUIDL or not isUniqueID(copy.uniqueID):
+            raise DeliveryError(
+                "An mbox keeps the unique-ids of another server only with uidl=x-uidl."
+            )
+        gone = loadGone(mbox.own, mbox.status().st_ino)
+        if copy.uniqueID in gone.uniqueIDs:
+            return
+        if copy.uniqueID in format.scan(mbox.descriptor, gone).messages:
+            return
+        header = f"X-UIDL: {copy.uniqueID}\r\n".encode("ascii") + header
+    sender = _RETURN_PATH.search(copy.header)
+    arrival = time.time() if copy.arrival is None else copy.arrival
+    envelope = makeEnvelope(b"" if sender is None else sender[1], arrival)
+    length = _bodyLength(content) if format.variant == "mboxcl2" else None
+
+    def pieces() -> Iterator[bytes]:
+        yield envelope
+        lines = _lines(content) if length is None else _withLength(_lines(content), length)
+        yield header.replace(b"\r\n", b"\n")
+        yield from _joined(_quoted(lines, content, format.variant))
+        yield b"\n"
+
+    append(mbox, sum(map(len, pieces())), pieces())
+
+
+def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """
+    @return: the lines with LF, and whether each begins a line: a long one comes in pieces.  The
+        last has an end as well.
+    """
+    content.seek(0)
+    isStart, end = True, b""
+    while line := content.readline(_LINE):
+        if line.endswith(b"\r"):
+            line += content.read(1)
+        wasStart, isStart = isStart, line.endswith(b"\n")
+        if line.endswith(b"\r\n") and not line.endswith(b"\r\r\n"):
+            line = line[:-2] + b"\n"
+        # A return before the line end is text; it must not become a part of the line end.
+        end = b"\r\n" if line.endswith(b"\r") else b"\n"
+        yield line, wasStart
+    if not isStart:
+        yield end, False
+
+
+def _bodyLength(content: BinaryIO) -> int:
+    """
+    @return: octets of the body with LF as line ends.
+    """
+    octets, isBody = 0, False
+    for line, isStart in _lines(content):
+        if isBody:
+            octets += len(line)
+        elif isStart and line == b"\n":
+            isBody = True
+    return octets
+
+
+def _withLength(lines: Iterator[tuple[bytes, bool]], length: int) -> Iterator[tuple[bytes, bool]]:
+    """
+    Give a message the field Content-Length with the right value.
+    """
+    isBody = isDropped = False
+    for line, isStart in lines:
+        if not isBody and isStart:
+            if line == b"\n":
+                isBody, isDropped = True, False
+                yield f"Content-Length: {length}\n".encode("ascii"), True
+            elif line[:1] not in (b" ", b"\t"):
+                isDropped = _OWN_FIELD.match(line) is not None
+        if not isDropped:
+            yield line, isStart
+    if not isBody:
+        yield b"Content-Length: 0\n\n", True
+
+
+def _quoted(
+    lines: Iterator[tuple[bytes, bool]], content: BinaryIO, variant: str
+) -> Iterator[bytes]:
+    for line, isStart in lines:
+        if isStart and _needsQuote(line, content, variant):
+            yield b">"
+        yield line
+
+
+def _needsQuote(line: bytes, content: BinaryIO, variant: str) -> bool:
+    if variant == "mboxcl2":
+        return False
+    if variant == "mboxo":
+        return line.startswith(_FROM)
+    rest = line.lstrip(b">")
+    if line.endswith(b"\n") or len(rest) >= len(_FROM):
+        return rest.startswith(_FROM)
+    if rest:
+        return (rest + _peek(content, len(_FROM))).startswith(_FROM)
+    # More of ">" than a piece holds: look at what follows, and go back.
+    offset = content.tell()
+    try:
+        while block := content.read(_LINE):
+            rest = block.lstrip(b">")
+            if rest:
+                return (rest + content.read(len(_FROM))).startswith(_FROM)
+        return False
+    finally:
+        content.seek(offset)
+
+
+def _peek(content: BinaryIO, octets: int) -> bytes:
+    offset = content.tell()
+    try:
+        return content.read(octets)
+    finally:
+        content.seek(offset)
+
+
+def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """
+    @return: the pieces, put together so that each is written by one call.
+    """
+    parts: list[bytes] = []
+    octets = 0
+    for each in pieces:
+        parts.append(each)
+        octets += len(each)
+        if octets >= _PIECE:
+            yield b"".join(parts)
+            parts, octets = [], 0
+    yield b"".join(parts)
+
+
+def createMbox(name: str, directory: int) -> int:
+    """
+    Create an empty mbox for its first message.  Blocks.
+
+    @return: a descriptor.
+    @raise OSError: it cannot be created.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    except FileExistsError:
+        # Another program was faster; the next attempt opens its file.
+        raise MboxBusy
+    try:
+        if not os.geteuid():
+            # In a user's directory the mbox has to belong to the user.
+            status = os.fstat(directory)
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+        os.fsync(directory)
+    except OSError:
+        closeQuietly(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,142 @@
+"""
+Remember the unique-ids of messages that were deleted from an mbox.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from pop3svc.files import closeQuietly, openFile
+from pop3svc.listings import isUniqueID
+from pop3svc.providers.mbox.scan import readExactly
+
+__all__ = ["NEW", "Gone", "loadGone", "writeGone"]
+
+# The prefix of a file that replaces the mbox; see L{rewriting}.
+NEW = "new-"
+_FILE = "gone"
+_MAGIC = "pop3svc-mbox-1"
+# Unique-ids that are kept.  An older one can be used again only by a message with the same
+# octets and the same time of arrival in its envelope line, so a bound is enough.
+BOUND = 20_000
+# Octets of the largest file that is read.
+_LARGEST = 8_388_608
+
+
+@dataclass(frozen=True)
+class Gone:
+    """
+    The unique-ids of deleted messages.
+
+    @ivar uniqueIDs: the unique-ids, the latest last.
+    @ivar latest: how many of them were deleted by the latest rewriting.
+    @ivar inode: the inode of the file that it made.
+    """
+
+    uniqueIDs: Sequence[str] = ()
+    latest: int = 0
+    inode: int = 0
+
+    def withMore(self, uniqueIDs: Sequence[str], inode: int, keep: Iterable[str]) -> Gone:
+        """
+        @param uniqueIDs: unique-ids of messages that are deleted now.
+        @param inode: the inode of the new file.
+        @param keep: digests of the messages in the file; unique-ids made of these are kept.
+        @return: all unique-ids to remember.
+        """
+        before = list(self.uniqueIDs)
+        excess = len(before) + len(uniqueIDs) - BOUND
+        if excess > 0:
+            used = set(keep)
+            old = [each for each in before[:excess] if each.partition(".")[0] in used]
+            before = old + before[excess:]
+        return Gone([*before, *uniqueIDs], len(uniqueIDs), inode)
+
+    def withoutLatest(self) -> Gone:
+        """
+        @return: the unique-ids before the latest rewriting.
+        """
+        return Gone(self.uniqueIDs[: len(self.uniqueIDs) - self.latest])
+
+
+def loadGone(own: int, inode: int) -> Gone:
+    """
+    Read the unique-ids.  Blocks.
+
+    @param own: a descriptor of the service's directory.
+    @param inode: the inode of the mbox.
+    @raise OSError: the file cannot be read, or is damaged.
+    """
+    try:
+        descriptor, status = openFile(_FILE, own)
+    except FileNotFoundError:
+        return Gone()
+    try:
+        if status.st_size > _LARGEST:
+            raise OSError(errno.EFBIG, "the list of deleted unique-ids is too large")
+        data = readExactly(descriptor, status.st_size, 0)
+    finally:
+        closeQuietly(descriptor)
+    gone = _parsed(data)
+    if gone.latest and gone.inode != inode and _isUnused(own, gone.inode):
+        return gone.withoutLatest()
+    return gone
+
+
+def _parsed(data: bytes) -> Gone:
+    try:
+        head, *lines = data.decode("ascii").split("\n")
+        magic, total, latest, inode = head.split(" ")
+        uniqueIDs = lines[:-1]
+        if (
+            magic != _MAGIC
+            or int(total) != len(uniqueIDs)
+            or not 0 <= int(latest) <= len(uniqueIDs)
+            or not all(map(isUniqueID, uniqueIDs))
+        ):
+            raise ValueError
+        return Gone(uniqueIDs, int(latest), int(inode))
+    except ValueError:
+        raise OSError(errno.EIO, "the list of deleted unique-ids is damaged")
+
+
+def _isUnused(own: int, inode: int) -> bool:
+    """
+    @return: whether the file of the latest rewriting is still there, unused.
+    """
+    for name in os.listdir(own):
+        if name.startswith(NEW):
+            with suppress(FileNotFoundError):
+                if os.stat(name, dir_fd=own, follow_symlinks=False).st_ino == inode:
+                    return True
+    return False
+
+
+def writeGone(own: int, gone: Gone) -> None:
+    """
+    Replace the file, atomically and durably.  Blocks.
+
+    @raise OSError: nothing was written.
+    """
+    head = f"{_MAGIC} {len(gone.uniqueIDs)} {gone.latest} {gone.inode}"
+    data = "\n".join([head, *gone.uniqueIDs, ""]).encode("ascii")
+    temporary = f"{_FILE}-{os.getpid()}"
+    with suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=own)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o600, dir_fd=own)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, _FILE, src_dir_fd=own, dst_dir_fd=own)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=own)
+        raise
+    os.fsync(own)

@@ -1,0 +1,294 @@
+"""
+Find the messages of an mbox file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pop3svc.files import FileStamp
+from pop3svc.lineendings import WireSizeCounter
+from pop3svc.listings import UniqueIDList, isUniqueID
+from pop3svc.providers.mbox.text import (
+    LONGEST_ENVELOPE,
+    MessageDigest,
+    Unquoter,
+    headerEnd,
+    isEnvelope,
+    unquoted,
+)
+from pop3svc.threadpool import mustStop
+
+__all__ = ["NotMbox", "Scan", "Stored", "nameMessages", "readExactly", "scanMessages"]
+
+# Octets that are read at a time, and of a message that is examined in one piece.
+_BLOCK = 1_048_576
+_SMALL = 262_144
+# Octets of a header in which Content-Length is looked for.
+_HEADER = 65_536
+_CONTENT_LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
+_X_UIDL = re.compile(rb"^X-UIDL:[ \t]*([!-~]{1,70})[ \t]*\r?$", re.I | re.M)
+# The first message of a file of the c-client library is no mail.
+_INTERNAL = re.compile(
+    rb"^Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\r?$", re.I | re.M
+)
+
+
+class NotMbox(OSError):
+    """
+    A file that does not begin with an envelope line.
+    """
+
+
+class Stored(NamedTuple):
+    """
+    A message in an mbox file.
+
+    @ivar start: offset of its envelope line.
+    @ivar content: offset of the message.
+    @ivar end: offset after the message; an empty line may follow.
+    @ivar following: offset of the next envelope line, or the size of the file.
+    @ivar octets: size of the message as RETR sends it.
+    @ivar digest: see L{MessageDigest}.
+    @ivar xUIDL: the value of its field X-UIDL; empty if there is none.
+    @ivar isInternal: whether it is data of another program instead of mail.
+    """
+
+    start: int
+    content: int
+    end: int
+    following: int
+    octets: int
+    digest: str
+    xUIDL: str
+    isInternal: bool
+
+
+@dataclass
+class Scan:
+    """
+    The messages of a file at one time.  A scan never changes, because sessions share it.
+
+    @ivar stamp: the times of the file.
+    @ivar messages: messages by unique-id, in the order of the file.
+    """
+
+    stamp: FileStamp
+    messages: dict[str, Stored] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.listed = UniqueIDList(self.messages)
+
+
+def readExactly(descriptor: int, octets: int, offset: int) -> bytes:
+    """
+    Read a part of a file.  Blocks.
+
+    @raise OSError: the file is shorter.
+    """
+    parts: list[bytes] = []
+    while octets:
+        part = os.pread(descriptor, min(octets, _BLOCK), offset)
+        if not part:
+            raise OSError(errno.EIO, "the file is shorter than expected")
+        parts.append(part)
+        offset += len(part)
+        octets -= len(part)
+    return b"".join(parts)
+
+
+class _Window:
+    """
+    A part of a file in memory, which moves through the file.
+    """
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._descriptor = descriptor
+        self.size = size
+        self._base = 0
+        self._data = b""
+
+    def _load(self, offset: int) -> None:
+        # Three octets before it show whether an empty line precedes.
+        self._base = max(offset - 3, 0)
+        octets = min(_BLOCK, self.size - self._base)
+        self._data = readExactly(self._descriptor, octets, self._base)
+
+    def octets(self, start: int, end: int) -> bytes:
+        """
+        @return: the octets of the file from C{start} to C{end} or the end of the file; at most
+            half a block.
+        """
+        end = min(end, self.size)
+        if start < self._base or end > self._base + len(self._data):
+            self._load(start)
+        return self._data[start - self._base : end - self._base]
+
+    def line(self, start: int) -> bytes:
+        """
+        @return: the line with its end, as far as an envelope line may reach.
+        """
+        data = self.octets(start, start + LONGEST_ENVELOPE + 1)
+        return data[: data.find(b"\n") + 1] or data
+
+    def nextEnvelope(self, start: int) -> int:
+        """
+        @param start: offset after an envelope line.
+        @return: offset of the next envelope line that follows an empty line; the size of the
+            file if there is none.
+        """
+        at = start - 1
+        while True:
+            if at < self._base + 3 or at >= self._base + len(self._data):
+                self._load(at)
+            found = self._data.find(b"\nFrom ", at - self._base)
+            loaded = self._base + len(self._data)
+            if found < 0:
+                if loaded >= self.size:
+                    return self.size
+                at = max(at, loaded - 5)
+                self._load(at)
+                continue
+            envelope = self._base + found + 1
+            if self.emptyLineBefore(envelope, start) and isEnvelope(self.line(envelope)):
+                return envelope
+            at = envelope
+
+    def emptyLineBefore(self, offset: int, start: int) -> int:
+        """
+        @param start: offset of the message that ends here.
+        @return: octets of the empty line before C{offset}; 0 if there is none.
+        """
+        before = self.octets(max(start - 1, offset - 3), offset)
+        if before.endswith(b"\n\r\n"):
+            return 2
+        return 1 if before.endswith(b"\n\n") else 0
+
+
+def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
+    """
+    Believe C{Content-Length} if the end of the file, or an empty line and an envelope line,
+    follow the octets that it counts.
+
+    @return: the end of the message, and the offset of what follows; L{None} if it is not
+        believed.
+    """
+    header = window.octets(content, content + _HEADER)
+    length = headerEnd(header)
+    if length is None:
+        return None
+    found = _CONTENT_LENGTH.search(header, 0, length)
+    if found is None:
+        return None
+    end = content + length + int(found[1])
+    if end > window.size:
+        return None
+    after = window.octets(end, end + LONGEST_ENVELOPE + 3)
+    empty = 2 if after.startswith(b"\r\n") else 1 if after.startswith(b"\n") else 0
+    if not after or end + empty == window.size:
+        return end, window.size
+    if empty and isEnvelope(window.line(end + empty)):
+        return end, end + empty
+    return None
+
+
+def scanMessages(descriptor: int, size: int, variant: str) -> list[Stored]:
+    """
+    Find all messages.  Blocks; memory is bounded by the number of messages.
+
+    @param size: octets to read.
+    @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
+    @raise NotMbox: the file does not begin with an envelope line.
+    @raise OSError: the file cannot be read, or the work was cancelled.
+    """
+    window = _Window(descriptor, size)
+    start = _firstEnvelope(window)
+    found: list[Stored] = []
+    while start < size:
+        if mustStop():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        content = start + len(window.line(start))
+        ends = _endByLength(window, content) if variant == "mboxcl2" else None
+        if ends is None:
+            following = window.nextEnvelope(content)
+            end = following - window.emptyLineBefore(following, content)
+            ends = max(end, content), following
+        found.append(_examined(window, descriptor, (start, content, *ends), variant, not found))
+        start = ends[1]
+    return found
+
+
+def _firstEnvelope(window: _Window) -> int:
+    # A program that removed the first message may have left empty lines.
+    first = window.octets(0, _HEADER)
+    start = len(first) - len(first.lstrip(b"\r\n"))
+    if start == window.size:
+        return start
+    if not isEnvelope(window.line(start)):
+        raise NotMbox(errno.EINVAL, "it is no mbox: it does not begin with an envelope line")
+    return start
+
+
+def _examined(
+    window: _Window,
+    descriptor: int,
+    place: tuple[int, int, int, int],
+    variant: str,
+    isFirst: bool,
+) -> Stored:
+    start, content, end, _ = place
+    digest = MessageDigest(window.octets(start, content))
+    count = WireSizeCounter()
+    if end - content <= _SMALL:
+        head = window.octets(content, end)
+        digest.feed(head)
+        count.feed(unquoted(head) if variant == "mboxrd" else head)
+    else:
+        unquoter = Unquoter()
+        head = readExactly(descriptor, _HEADER, content)
+        for offset in range(content, end, _BLOCK):
+            if mustStop():
+                raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+            block = readExactly(descriptor, min(_BLOCK, end - offset), offset)
+            digest.feed(block)
+            count.feed(unquoter.feed(block) if variant == "mboxrd" else block)
+        count.feed(unquoter.finish())
+    length = headerEnd(head[:_HEADER]) or len(head[:_HEADER])
+    known = _X_UIDL.search(head, 0, length)
+    isInternal = isFirst and _INTERNAL.search(head, 0, length) is not None
+    xUIDL = "" if known is None else known[1].decode("ascii")
+    return Stored(*place, count.total(), digest.digest(), xUIDL, isInternal)
+
+
+def nameMessages(
+    stored: Iterable[Stored], gone: frozenset[str], usesXUIDL: bool
+) -> dict[str, Stored]:
+    """
+    Give each message its unique-id: its digest, with a number if an earlier message has or had
+    the same one.
+
+    @param gone: unique-ids of messages that were deleted.
+    @param usesXUIDL: take the field X-UIDL, if the unique-id is not used.
+    @return: the messages by unique-id.
+    """
+    named: dict[str, Stored] = {}
+    numbers: dict[str, int] = {}
+    for each in stored:
+        if each.isInternal:
+            continue
+        uniqueID = each.xUIDL
+        if not usesXUIDL or not isUniqueID(uniqueID) or uniqueID in named or uniqueID in gone:
+            number = numbers.get(each.digest, 0)
+            while True:
+                number += 1
+                uniqueID = each.digest if number == 1 else f"{each.digest}.{number}"
+                if uniqueID not in gone and uniqueID not in named:
+                    break
+            numbers[each.digest] = number
+        named[uniqueID] = each
+    return named

@@ -1,0 +1,178 @@
+"""
+The text of mbox files: envelope lines, quoting, and digests of messages.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from hashlib import blake2b
+
+__all__ = [
+    "LONGEST_ENVELOPE",
+    "VARIANTS",
+    "MessageDigest",
+    "Unquoter",
+    "headerEnd",
+    "isEnvelope",
+    "makeEnvelope",
+    "unquoted",
+]
+
+# mboxo and mboxrd quote lines that begin with "From " in two ways; mboxcl2 counts the octets of
+# the body in Content-Length instead.
+VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
+
+# Octets of an envelope line.  An address has at most 320 octets, and a date some 40.
+LONGEST_ENVELOPE = 1024
+# Octets of a header that is searched for fields; what follows counts as a body.
+_LONGEST_HEADER = 262_144
+_DIGEST = 16
+
+# A date as by asctime(3), perhaps without seconds or with a zone, or as in RFC 5322.
+_ENVELOPE = re.compile(
+    rb"From [^\n]*?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +"
+    rb"(?:(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +[0-9]{1,2}|"
+    rb"[0-9]{1,2} +(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +[0-9]{4}) +"
+    rb"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?: +[A-Za-z0-9+-]{1,8}){0,4}\s*"
+)
+_HEADER_END = re.compile(rb"(?:\A|\n)\r?\n")
+# Fields that programs change in place while the message stays the same.
+_CHANGING = re.compile(
+    rb"^(?:Status|X-Status|X-UID|X-UIDL|X-Keywords|X-IMAP|X-IMAPbase|Content-Length|Lines|"
+    rb"X-Mozilla-Status2?|X-Mozilla-Keys):[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_QUOTED = re.compile(rb"^>(?=>*From )", re.MULTILINE)
+_FROM = b"From "
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+
+
+def isEnvelope(line: bytes) -> bool:
+    """
+    @return: whether a line, with or without its end, is a plausible envelope line: C{From },
+        an address, which may be missing, and a date.
+    """
+    return len(line) <= LONGEST_ENVELOPE and _ENVELOPE.fullmatch(line) is not None
+
+
+def makeEnvelope(sender: bytes, arrival: float) -> bytes:
+    """
+    Make an envelope line.
+
+    @param sender: an address; what is not printable ASCII or is too long is left out.
+    @param arrival: seconds since the epoch.
+    @return: the line with its end.
+    """
+    sender = re.sub(rb"[^!-~]", b"", sender)[:320] or b"MAILER-DAEMON"
+    # asctime() of the C library does not depend on the locale, and strftime() does.
+    when = time.gmtime(arrival)
+    date = (
+        f"{_DAYS[when.tm_wday]} {_MONTHS[when.tm_mon - 1]} {when.tm_mday:2} "
+        f"{when.tm_hour:02}:{when.tm_min:02}:{when.tm_sec:02} {when.tm_year:04}"
+    )
+    return b"From " + sender + b" " + date.encode("ascii") + b"\n"
+
+
+def headerEnd(data: bytes) -> int | None:
+    """
+    @param data: the beginning of a message.
+    @return: offset of the first octet after the empty line that ends the header; L{None} if
+        there is no such line.
+    """
+    found = _HEADER_END.search(data)
+    return None if found is None else found.end()
+
+
+class MessageDigest:
+    """
+    A digest of a message and its envelope line, without the fields that programs change in
+    place.  The same message therefore has the same digest after a program has marked it as
+    read.
+    """
+
+    def __init__(self, envelope: bytes) -> None:
+        """
+        @param envelope: the envelope line.
+        """
+        self._hash = blake2b(envelope.rstrip(b"\r\n") + b"\n", digest_size=_DIGEST)
+        self._header: bytes | None = b""
+
+    def feed(self, data: bytes) -> None:
+        """
+        @param data: the next octets of the message as stored.
+        """
+        if self._header is None:
+            self._hash.update(data)
+            return
+        self._header += data
+        end = headerEnd(self._header)
+        if end is None and len(self._header) > _LONGEST_HEADER:
+            end = _LONGEST_HEADER
+        if end is not None:
+            whole, self._header = self._header, None
+            self._hash.update(_CHANGING.sub(b"", whole[:end]))
+            self._hash.update(whole[end:])
+
+    def digest(self) -> str:
+        """
+        @return: the digest, 32 hexadecimal digits.
+        """
+        header, self._header = self._header, None
+        if header is not None:
+            self._hash.update(_CHANGING.sub(b"", header))
+        return self._hash.hexdigest()
+
+
+def unquoted(data: bytes) -> bytes:
+    """
+    @param data: whole lines of an mboxrd.
+    @return: the lines as they were before C{From } was quoted.
+    """
+    return _QUOTED.sub(b"", data) if b"From " in data else data
+
+
+class Unquoter:
+    """
+    Removes the quoting of mboxrd, block by block.  Blocks may be cut anywhere.
+    """
+
+    def __init__(self) -> None:
+        self._isLineStart = True
+        # The end of the previous block, if a further one decides about it: one ">", of those
+        # that begin a line, and a part of "From ".
+        self._held = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        @param data: the next octets of the stored message.
+        @return: octets of the message; possibly none yet.
+        """
+        if self._isLineStart or self._held:
+            data = self._held + data
+            self._held = b""
+        else:
+            # Hide the beginning of the block from the pattern.
+            end = data.find(b"\n") + 1
+            if not end:
+                return data
+            self._isLineStart = True
+            return data[:end] + self.feed(data[end:])
+        start = data.rfind(b"\n") + 1
+        run = start + len(data[start:]) - len(data[start:].lstrip(b">"))
+        if run > start and _FROM.startswith(data[run:]) and data[run:] != _FROM:
+            # The end of the block begins a line with ">": keep one back, because it is dropped
+            # if "From " follows, however many there are.
+            before, self._held = data[: run - 1], data[run - 1 :]
+            self._isLineStart = True
+            return unquoted(before[:start]) + before[start:]
+        self._isLineStart = not data[start:]
+        return unquoted(data)
+
+    def finish(self) -> bytes:
+        """
+        @return: octets after the last block.
+        """
+        held, self._held = self._held, b""
+        return held
