@@ -212,6 +212,23 @@ for each in (
         setattr(coroutines, each, makeCoroutine(coroutines, each))
 
 
+class AwaitsLate(Late):
+    """
+    Its coroutines return the results of Deferreds that fire later.
+    """
+
+
+def makeLateCoroutine(name: str) -> Any:
+    async def later(self: Any, *arguments: Any) -> Any:
+        return await getattr(super(AwaitsLate, self), name)(*arguments)
+
+    return later
+
+
+for each in ("listMessageUniqueIDs", "messageSize", "messageContent", "messageDelete"):
+    setattr(AwaitsLate, each, makeLateCoroutine(each))
+
+
 class LeavesTheCounting(Good):
     """
     Leaves the counting of sizes to the service.
@@ -910,7 +927,7 @@ def names(outcomes: Any) -> set[str]:
     return {case.id().rpartition(".")[2] for case, _ in outcomes}
 
 
-@pytest.mark.parametrize("kind", (Good, Late, AwaitsFired, AwaitsFutures))
+@pytest.mark.parametrize("kind", (Good, Late, AwaitsFired, AwaitsFutures, AwaitsLate))
 def test_goodMailboxKeepsTheContract(kind: type[Good]) -> None:
     result = contract(kind)
     assert result.failures + result.errors == []

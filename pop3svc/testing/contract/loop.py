@@ -37,8 +37,8 @@ class _DeferredBridge:
                 return over.value
             try:
                 if isinstance(awaited, Deferred):
-                    future = awaited.asFuture(asyncio.get_running_loop())
-                    argument = yield from future.__await__()
+                    yield from _fired(awaited).__await__()
+                    argument = None
                 else:
                     argument = yield awaited
                 step = self._coroutine.send
@@ -47,6 +47,28 @@ class _DeferredBridge:
                 raise
             except BaseException as error:
                 step, argument = self._coroutine.throw, error
+
+
+async def _fired(awaited: Deferred[Any]) -> None:
+    """
+    Wait until a Deferred has a result.  The result stays in the Deferred, because the coroutine
+    that awaits the Deferred takes it from there.
+    """
+    fired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fire(result: Any) -> Any:
+        if not fired.done():
+            fired.set_result(None)
+        return result
+
+    awaited.addBoth(fire)
+    try:
+        await fired
+    except asyncio.CancelledError:
+        awaited.cancel()
+        # The result is not needed; swallow the error of the cancellation.
+        awaited.addErrback(lambda _: None)
+        raise
 
 
 class Loop:
