@@ -18,7 +18,7 @@ from typing import Any
 from unittest import TestCase, mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
@@ -271,11 +271,11 @@ def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     file = mboxOf(b"a: b\n\n" + b"x" * 40 + b"\n", b"c: d\n", b"\n\nFrom\nFrom \n")
     wanted = scanned(file)
     assert len(wanted) == 3
-    for block in range(2200, 2300):
-        monkeypatch.setattr(scanning, "_BLOCK", block)
-        monkeypatch.setattr(scanning, "_SMALL", 20)
-        monkeypatch.setattr(scanning, "_HEADER", 20)
-        data = mboxOf(b"x" * 2100 + b"\n") + file
+    monkeypatch.setattr(scanning, "_BLOCK", 2200)
+    monkeypatch.setattr(scanning, "_SMALL", 20)
+    monkeypatch.setattr(scanning, "_HEADER", 20)
+    for filler in range(1900, 2300):
+        data = mboxOf(b"x" * filler + b"\n") + file
         assert scanned(data)[1:] == wanted
 
 
@@ -339,6 +339,7 @@ LINES = st.lists(
 ).map(b"".join)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.one_of(LINES, NASTY), min_size=1, max_size=4),
     st.sampled_from(["mboxrd", "mboxcl2"]),
@@ -835,6 +836,28 @@ def test_killedWhileDelivering(isAfter: bool, isAppended: bool, tmp_path: Path) 
         assert not left(mbox)
         if isOver:
             assert asSent(large) in found
+            return
+    pytest.fail("the work did not end")
+
+
+@pytest.mark.parametrize("isAfter", [False, True])
+def test_killedWhileMoving(isAfter: bool, tmp_path: Path) -> None:
+    """
+    Whenever a process is killed that moves a message from the replaced file, the message is
+    there once.
+    """
+    for number in range(1, 200):
+        mbox = tmp_path / str(number) / "alice"
+        mbox.parent.mkdir()
+        mbox.write_bytes(mboxOf(ONE, TWO))
+        with mbox.open("ab") as waiting:
+            served(mbox, b"DELE 1\r\nQUIT\r\n")
+            waiting.write(mboxOf(THREE))
+        isOver = killedAt(number, isAfter, lambda: everything(mbox))  # noqa: B023
+        assert everything(mbox) == [asSent(TWO), asSent(THREE)], number
+        assert not left(mbox)
+        if isOver:
+            assert number > 10
             return
     pytest.fail("the work did not end")
 
