@@ -22,6 +22,7 @@ from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.mbox import MboxStore
 from pop3svc.providers.memory import MemoryStore
+from pop3svc.providers.upstream import UpstreamProvider
 from pop3svc.service.arguments import parseArguments
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "makeMbox",
     "makeMemory",
     "makeSQL",
+    "makeUpstream",
 ]
 
 log = Logger(namespace="pop3svc")
@@ -232,6 +234,34 @@ def makeMemory(argument: str) -> MemoryStore:
             f"From: pop3svc\nSubject: message {each}\n\nOne of {number}.\n".encode("ascii")
             for each in range(1, int(number) + 1)
         ]
+    )
+
+
+_UPSTREAM = re.compile(r"((?:[^:]|:(?![a-z]+=))*)(?::([a-z]+=.*))?")
+
+
+def makeUpstream(argument: str) -> UpstreamProvider:
+    """
+    Make a provider that passes logins on to another server.
+
+    @param argument: C{pop3s://HOST[:PORT]} or C{imaps://HOST[:PORT][/MAILBOX]}, or C{pop3://}
+        and C{imap://}, then C{[:ca=FILE][:insecure=yes][:sizes=counted]}
+    """
+    found = _UPSTREAM.fullmatch(argument)
+    address, options = ("", None) if found is None else found.groups()
+    positional, named = parseArguments(options or "")
+    if options is None:
+        positional = []
+    authorities = named.pop("ca", None)
+    chosen: dict[str, str] = {}
+    for name, on, off in (("insecure", "yes", "no"), ("sizes", "counted", "upstream")):
+        chosen[name] = named.pop(name, off)
+        if chosen[name] not in (on, off):
+            raise ValueError(f"{name} is {on} or {off}")
+    if named or positional:
+        raise ValueError(f"{sorted([*named, *positional])[0]} is not known")
+    return UpstreamProvider(
+        address, authorities, chosen["insecure"] == "yes", chosen["sizes"] == "upstream"
     )
 
 

@@ -13,6 +13,7 @@ from pop3svc.service.plugins import (
     makeMbox,
     makeMemory,
     makeSQL,
+    makeUpstream,
 )
 
 service = ServiceMaker(
@@ -58,6 +59,15 @@ sql = ProviderPlugin(
     "limits of each mailbox.  expire: delete older "
     "messages.  required=yes: do not start while the database is away.",
     makeSQL,
+)
+upstream = ProviderPlugin(
+    "upstream",
+    "pop3s://HOST[:PORT] or imaps://HOST[:PORT][/MAILBOX], or pop3:// and imap:// for STARTTLS"
+    "[:ca=FILE][:insecure=yes][:sizes=counted]",
+    "The users and mailboxes of another server, which gets their names and passwords.  ca: "
+    "certificates to trust in place of the system's.  insecure=yes: send passwords without TLS.  "
+    "sizes=counted: read each message to learn its size.",
+    makeUpstream,
 )
 
 passwd = PasswordFileMaker()

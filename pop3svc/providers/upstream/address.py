@@ -1,0 +1,117 @@
+"""
+The address of another server, and how its certificate is verified.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.ssl import (
+    Certificate,
+    optionsForClientTLS,
+    platformTrust,
+    trustRootFromCertificates,
+)
+
+from pop3svc.files import readReplaceable
+
+__all__ = ["CONNECT_TIMEOUT", "Address", "TLSOptions", "endpointFor"]
+
+_PORTS = {"pop3": 110, "pop3s": 995, "imap": 143, "imaps": 993}
+_URL = re.compile(
+    r"(pop3s?|imaps?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/(.*))?"
+)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# Octets of a file of certificates; the roots of a system have some 250 KiB.
+_LARGEST = 16_777_216
+# Seconds until a connection is made.
+CONNECT_TIMEOUT = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """
+    The address of another server.
+
+    @ivar isIMAP: whether it speaks IMAP instead of POP3.
+    @ivar isTLS: whether a connection begins with TLS.
+    @ivar mailbox: the name of the IMAP mailbox.
+    """
+
+    isIMAP: bool
+    isTLS: bool
+    host: str
+    port: int
+    mailbox: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """
+        @param text: such as C{pop3s://host}, C{pop3://host:110} or C{imaps://host/INBOX}.
+        @raise ValueError: a sentence for the operator.
+        """
+        found = _URL.fullmatch(text)
+        if found is None:
+            raise ValueError("an address such as pop3s://HOST or imaps://HOST:PORT/INBOX is needed")
+        scheme, host, port, mailbox = found.groups()
+        number = int(port) if port else _PORTS[scheme]
+        if not 0 < number < 65536:
+            raise ValueError(f"{port} is no port")
+        isIMAP = scheme.startswith("imap")
+        if mailbox and not isIMAP:
+            raise ValueError("POP3 has no mailboxes to choose from: leave out what follows /")
+        if mailbox and not mailbox.isprintable():
+            raise ValueError("the name of the mailbox must be printable")
+        return cls(isIMAP, scheme.endswith("s"), host.strip("[]"), number, mailbox or "INBOX")
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+class TLSOptions:
+    """
+    How the certificate of a server is verified.
+    """
+
+    def __init__(self, host: str, authorities: str | None = None) -> None:
+        """
+        @param host: the name, or the IP address, that the certificate must have.
+        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+            system.
+        @raise ValueError: a sentence for the operator.
+        """
+        trust: Any
+        if authorities is None:
+            trust = platformTrust()
+        else:
+            trust = trustRootFromCertificates(_certificates(authorities))
+        self.creator: Any = optionsForClientTLS(host, trust)
+
+
+def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> Any:
+    """
+    @param options: how to verify the certificate of a connection that begins with TLS.
+    @return: an endpoint that connects to the server.
+    """
+    endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)
+    if address.isTLS and options is not None:
+        return wrapClientTLS(options.creator, endpoint)
+    return endpoint
+
+
+def _certificates(path: str) -> list[Certificate]:
+    try:
+        data = readReplaceable(path, _LARGEST)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}")
+    try:
+        found = [Certificate.loadPEM(each) for each in _CERTIFICATE.findall(data)]
+    except Exception:
+        raise ValueError(f"{path} contains a certificate that cannot be read")
+    if not found:
+        raise ValueError(f"{path} contains no certificate in PEM format")
+    return found

@@ -1,0 +1,209 @@
+"""
+The parts that connections to POP3 and to IMAP servers have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from pop3svc.interfaces import IChunkedContent
+
+__all__ = [
+    "BoundedClient",
+    "CommandRefused",
+    "Connection",
+    "LoginRefused",
+    "MessageRow",
+    "UpstreamAway",
+]
+
+T = TypeVar("T")
+
+# Seconds for a reply, and between two pieces of a message or a long reply; below answerTimeout,
+# so that the reason is known here.
+REPLY_TIMEOUT = 30
+# Messages of one mailbox; some 300 octets each.
+MOST_MESSAGES = 500_000
+
+
+class UpstreamAway(Exception):
+    """
+    The other server cannot be used now.  The text is for the operator: it follows the server's
+    address.
+    """
+
+
+class LoginRefused(Exception):
+    """
+    The other server refused a login.
+
+    @ivar code: a response code of POP3 (RFC 2449, RFC 3206), or L{None} for a wrong password.
+    """
+
+    def __init__(self, code: str | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class CommandRefused(Exception):
+    """
+    The other server refused a command.
+
+    @ivar text: the server's reply; it is not for the client.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__("refused a command")
+        self.text = text
+
+
+class MessageRow(NamedTuple):
+    """
+    A message of the other server.
+
+    @ivar uniqueID: the unique-id for clients.
+    @ivar octets: the size that the server reports.
+    """
+
+    uniqueID: str
+    octets: int
+
+
+class Connection(Protocol):
+    """
+    A connection to the other server after the login.
+
+    @ivar isLost: whether the connection is over, or must not be used.
+    @ivar seesNewMessages: whether a further listing has messages that arrived later.
+    """
+
+    isLost: bool
+    seesNewMessages: bool
+
+    async def listMessages(self) -> list[MessageRow]:
+        """
+        @return: the present messages, in order.
+        """
+
+    async def openMessage(self, uniqueID: str) -> IChunkedContent | None:
+        """
+        @return: the content of a message; L{None} if it does not exist.
+        """
+
+    async def deleteMessages(self, uniqueIDs: Sequence[str]) -> None:
+        """
+        Delete messages.  A message that does not exist counts as deleted.
+
+        @raise CommandRefused: nothing was deleted.
+        @raise UpstreamAway: it is not known which messages were deleted.
+        """
+
+    async def restore(self, uniqueIDs: Sequence[str]) -> None:
+        """
+        Remove what an interrupted deletion has left at messages that exist.
+        """
+
+    def leave(self) -> None:
+        """
+        End the session, without waiting for the server.
+        """
+
+
+class BoundedClient:
+    """
+    Limits the time for each reply.  To be mixed into a protocol.
+
+    @ivar isLost: whether the connection is over, or must not be used.
+    @ivar why: the reason, for the operator.
+    """
+
+    transport: Any
+    isLost = False
+    why = ""
+    _timer: IDelayedCall | None = None
+
+    def __init__(self, clock: Any) -> None:
+        self.clock = clock
+        self._greeted: Deferred[None] | None = Deferred()
+
+    def greetingArrived(self) -> None:
+        """
+        Record that the server has greeted.
+        """
+        greeted, self._greeted = self._greeted, None
+        if greeted is not None:
+            greeted.callback(None)
+
+    async def greeting(self) -> None:
+        """
+        Wait for the greeting.
+        """
+        if self._greeted is not None:
+            await self.within(self._greeted)
+
+    def wasLost(self, reason: Failure) -> None:
+        """
+        Record that the connection is over.
+        """
+        self.isLost = True
+        error = reason.value
+        if isinstance(error, VerificationError):
+            self.why = self.why or "has a certificate for another name"
+        elif isinstance(error, TLSError):
+            self.why = self.why or f"cannot be verified: TLS failed: {_explained(error)}"
+        greeted, self._greeted = self._greeted, None
+        if greeted is not None:
+            greeted.errback(reason)
+
+    def abort(self, why: str) -> None:
+        """
+        End the connection at once, because the server broke the protocol or a limit.
+
+        @param why: follows the server's address in the log.
+        """
+        self.why = self.why or why
+        self.isLost = True
+        self.transport.abortConnection()
+
+    def progressed(self) -> None:
+        """
+        Restart the time limit, because a part of a long reply has arrived.
+        """
+        if self._timer is not None and self._timer.active():
+            self._timer.reset(REPLY_TIMEOUT)
+
+    async def within(self, reply: Deferred[T]) -> T:
+        """
+        Wait for a reply.
+
+        @raise UpstreamAway: the connection is over, or was ended because the reply was late.
+        """
+        late = f"did not answer within {REPLY_TIMEOUT} s"
+        timer = self._timer = self.clock.callLater(REPLY_TIMEOUT, self.abort, late)
+        try:
+            return await reply
+        except CommandRefused:
+            raise
+        except CancelledError:
+            # The reply would be taken for that of the next command.
+            self.abort("was left, because the session ended")
+            raise
+        except Exception as error:
+            raise UpstreamAway(self.why or f"closed the connection ({type(error).__name__})")
+        finally:
+            if timer.active():
+                timer.cancel()
+
+
+def _explained(error: TLSError) -> str:
+    try:
+        return str(error.args[0][0][2])
+    except (IndexError, TypeError):
+        return "no reason is known"

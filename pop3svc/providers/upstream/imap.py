@@ -1,0 +1,469 @@
+"""
+A connection to an IMAP server.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.mail.imap4 import Command, IMAP4Client, IMAP4Exception
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pop3svc.interfaces import IChunkedContent
+from pop3svc.providers.upstream.client import (
+    MOST_MESSAGES,
+    BoundedClient,
+    CommandRefused,
+    LoginRefused,
+    MessageRow,
+    UpstreamAway,
+)
+
+__all__ = ["IMAPUpstream", "uidSets"]
+
+# Octets of a message that one FETCH reads: the client's pace decides when the next is sent.
+_PIECE = 131_072
+# Octets of a line, and lines and octets of a reply apart from the lines of a listing.
+_LONGEST_LINE = 65_536
+_MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
+# Octets of a set of messages in one command; servers accept 8,000 (RFC 7162 section 4).
+_LONGEST_SET = 4000
+_FETCH = re.compile(rb"[0-9]{1,10} FETCH \(", re.IGNORECASE)
+_UID = re.compile(rb"\bUID ([0-9]{1,10})\b", re.IGNORECASE)
+_SIZE = re.compile(rb"\bRFC822\.SIZE ([0-9]{1,15})\b", re.IGNORECASE)
+_BODY = re.compile(rb"\bBODY\[\](?:<[0-9]{1,15}>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
+_VALIDITY = re.compile(rb"OK \[UIDVALIDITY ([0-9]{1,10})\]", re.IGNORECASE)
+_CODE = re.compile(rb"\[([A-Za-z-]{1,30})[\] ]")
+# Response codes (RFC 5530) as those of POP3; with any other, or none, the password is wrong.
+_CODES = {
+    b"UNAVAILABLE": "SYS/TEMP",
+    b"SERVERBUG": "SYS/TEMP",
+    b"LIMIT": "SYS/TEMP",
+    b"INUSE": "IN-USE",
+    b"PRIVACYREQUIRED": "SYS/PERM",
+    b"CONTACTADMIN": "SYS/PERM",
+    b"EXPIRED": "SYS/PERM",
+}
+
+
+@implementer(IChunkedContent)
+class _Pieces:
+    """
+    A message that is fetched piece by piece.
+    """
+
+    def __init__(self, client: IMAPUpstream, uid: int, first: bytes) -> None:
+        self._client = client
+        self._uid = uid
+        self._first: bytes | None = first
+        self._offset = len(first)
+        self._isOver = len(first) < _PIECE
+
+    async def nextChunk(self) -> bytes | None:
+        """
+        See L{IChunkedContent.nextChunk}.
+
+        @raise UpstreamAway: the message is not whole.
+        """
+        piece, self._first = self._first, None
+        if piece is None:
+            if self._isOver:
+                return None
+            piece = await self._client.fetch(self._uid, self._offset)
+            if piece is None:
+                raise UpstreamAway("has removed a message while it was sent")
+            self._offset += len(piece)
+            self._isOver = len(piece) < _PIECE
+        return piece or None
+
+    def close(self) -> None:
+        """
+        See L{IChunkedContent.close}.
+        """
+        self._first = None
+        self._isOver = True
+
+
+class IMAPUpstream(BoundedClient, IMAP4Client):
+    """
+    A session with an IMAP server (RFC 3501), in one mailbox.  Twisted's client sends commands
+    and finds the ends of replies.
+    """
+
+    MAX_LENGTH = _LONGEST_LINE
+    seesNewMessages = True
+
+    def __init__(self, clock: Any, mailbox: str) -> None:
+        """
+        @param clock: measures the time limits.
+        @param mailbox: the name of the mailbox.
+        """
+        BoundedClient.__init__(self, clock)
+        IMAP4Client.__init__(self)
+        self._name = mailbox
+        self._validity = 0
+        self._uids: dict[str, int] = {}
+        self._lines = self._octets = 0
+        self._fetched: Callable[[bytes], object] | None = None
+        self._untagged: list[bytes] = []
+
+    # --- input ----------------------------------------------------------------------
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{IMAP4Client}.
+        """
+        self.progressed()
+        if not self.isLost:
+            try:
+                IMAP4Client.dataReceived(self, data)
+            except Exception:
+                self.abort("sends a malformed reply")
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """
+        End the connection.
+        """
+        self.abort("sends a line that is too long")
+
+    def serverGreeting(self, caps: Any) -> None:
+        """
+        See L{IMAP4Client}.
+        """
+        self.greetingArrived()
+
+    def dispatchCommand(self, tag: bytes, rest: bytes) -> None:
+        """
+        See L{IMAP4Client}.
+        """
+        if self.isLost:
+            return
+        try:
+            if self.state is not None:
+                self._defaultHandler(tag, rest)
+            elif rest[:3].upper() == b"OK ":
+                self.state = "unauth"
+                self.greetingArrived()
+            else:
+                self.abort("refuses the connection")
+        except Exception:
+            self.abort("sends a malformed reply")
+
+    def _setupForLiteral(self, rest: bytes, octets: int) -> None:
+        parts: list[bytes] = vars(self).get("_parts") or []
+        if not 0 <= octets <= _PIECE or sum(map(len, parts)) > 2 * _PIECE:
+            self.abort("sends more than it was asked for")
+            return
+        IMAP4Client._setupForLiteral(self, rest, octets)
+
+    def _defaultHandler(self, tag: bytes, rest: bytes) -> None:
+        if tag != b"*":
+            if tag == b"+" and not self.waiting:
+                raise ValueError
+            IMAP4Client._defaultHandler(self, tag, rest)
+            return
+        if self._fetched is not None and _FETCH.match(rest):
+            self._fetched(rest)
+            return
+        self._lines += 1
+        self._octets += len(rest)
+        if self._lines > _MOST_LINES or self._octets > _MOST_OCTETS:
+            self.abort("sends more than it was asked for")
+        elif self.waiting:
+            self._untagged.append(rest)
+
+    def connectionLost(self, reason: Any = None) -> None:
+        """
+        See L{IMAP4Client}.
+        """
+        self.wasLost(reason)
+        IMAP4Client.connectionLost(self, reason)
+
+    # --- commands -------------------------------------------------------------------
+
+    def _sent(self, command: Command) -> Deferred[Any]:
+        client: Any = self
+        sent: Deferred[Any] = client.sendCommand(command)
+        return sent
+
+    def _sendLine(self, line: bytes) -> None:
+        client: Any = self
+        client.sendLine(line)
+
+    async def _say(
+        self,
+        command: bytes,
+        arguments: bytes | None = None,
+        fetched: Callable[[bytes], object] | None = None,
+        continuation: Callable[[bytes], object] | None = None,
+    ) -> list[bytes]:
+        """
+        Send a command.
+
+        @param fetched: called with each FETCH response.
+        @param continuation: called at each request for more.
+        @return: the other responses without tag, and at last the one with tag.
+        @raise CommandRefused: the server refused it.
+        """
+        if self.isLost:
+            raise UpstreamAway(self.why or "closed the connection")
+        self._lines = self._octets = 0
+        self._untagged = []
+        self._fetched = fetched
+        try:
+            _, line = await self.within(
+                self._sent(Command(command, arguments, (), continuation)).addErrback(_refused)
+            )
+        finally:
+            self._fetched = None
+        return [*self._untagged, line]
+
+    async def _capabilities(self) -> set[bytes]:
+        found: set[bytes] = set()
+        for line in await self._say(b"CAPABILITY"):
+            if line.upper().startswith(b"CAPABILITY "):
+                found.update(line.upper().split()[1:])
+        return found
+
+    async def beginTLS(self, creator: Any) -> None:
+        """
+        Begin TLS by STARTTLS (RFC 3501 section 6.2.1).
+
+        @raise UpstreamAway: the server has no TLS.
+        """
+        if b"STARTTLS" not in await self._capabilities():
+            raise UpstreamAway("offers no TLS: use imaps://, or insecure=yes")
+
+        def begin(result: Any) -> Any:
+            # Here and not later, because input that follows in the same packet has come in plain
+            # text, perhaps from somebody between.
+            client: Any = self
+            if client.clearLineBuffer():
+                self.abort("sends plain text after STARTTLS")
+            else:
+                self.transport.startTLS(creator)
+            return result
+
+        try:
+            await self.within(self._sent(Command(b"STARTTLS")).addCallbacks(begin, _refused))
+        except CommandRefused:
+            raise UpstreamAway("refuses STARTTLS")
+
+    async def logIn(self, username: bytes, password: bytes) -> None:
+        """
+        Log in by AUTHENTICATE PLAIN or LOGIN, and select the mailbox.
+
+        @raise LoginRefused: the server refused it.
+        """
+        capabilities = await self._capabilities()
+        try:
+            if b"AUTH=PLAIN" in capabilities:
+                secret = base64.b64encode(b"\0" + username + b"\0" + password)
+                await self._say(
+                    b"AUTHENTICATE", b"PLAIN", continuation=lambda _: self._sendLine(secret)
+                )
+            elif b"LOGINDISABLED" in capabilities:
+                raise UpstreamAway("accepts no passwords")
+            else:
+                await self._logInByLiterals(username, password)
+        except CommandRefused as error:
+            code = _CODE.match(error.text)
+            raise LoginRefused(None if code is None else _CODES.get(code[1].upper()))
+        self._hasUIDPlus = b"UIDPLUS" in await self._capabilities()
+        await self._select()
+
+    async def _logInByLiterals(self, username: bytes, password: bytes) -> None:
+        # Literals can hold any octets, and cannot end the command early.
+        coming = iter([username + b" {%d}" % len(password), password])
+
+        def more(_: bytes) -> None:
+            self._sendLine(next(coming))
+
+        await self._say(b"LOGIN", b"{%d}" % len(username), continuation=more)
+
+    async def _select(self) -> None:
+        name: bytes = self._name.encode("imap4-utf-7")
+        quoted = name.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        try:
+            lines = await self._say(b"SELECT", b'"' + quoted + b'"')
+        except CommandRefused:
+            raise UpstreamAway(f"does not select the mailbox {self._name}")
+        for line in lines:
+            found = _VALIDITY.match(line)
+            if found is not None:
+                self._validity = int(found[1])
+        if not self._validity:
+            raise UpstreamAway("has no UIDVALIDITY, which the unique-ids need")
+
+    async def listMessages(self) -> list[MessageRow]:
+        """
+        See L{Connection.listMessages<pop3svc.providers.upstream.client.Connection>}.
+        """
+        sizes: dict[int, int] = {}
+
+        def fetched(line: bytes) -> None:
+            uid, size = _UID.search(line), _SIZE.search(line)
+            if uid is not None and size is not None:
+                sizes[int(uid[1])] = int(size[1])
+                if len(sizes) > MOST_MESSAGES:
+                    raise ValueError
+
+        try:
+            # A server reports new messages in the reply to NOOP.
+            await self._say(b"NOOP")
+            await self._say(b"UID FETCH", b"1:* (UID RFC822.SIZE)", fetched)
+        except CommandRefused:
+            raise UpstreamAway("refuses to list the messages")
+        self._uids = {f"{self._validity}.{uid}": uid for uid in sorted(sizes)}
+        return [MessageRow(name, sizes[uid]) for name, uid in self._uids.items()]
+
+    async def fetch(self, uid: int, offset: int) -> bytes | None:
+        """
+        @return: the octets of a message from an offset on, at most L{_PIECE}; L{None} if the
+            message does not exist.
+        """
+        found: list[bytes] = []
+
+        def fetched(line: bytes) -> None:
+            body = _BODY.search(line)
+            if body is None:
+                return
+            length = int(body[1] or 0)
+            around = line[: body.start()] + line[body.end() + length :]
+            number = _UID.search(around)
+            if number is None or int(number[1]) != uid:
+                return
+            if length > _PIECE or len(line) < body.end() + length or found:
+                raise ValueError
+            found.append(line[body.end() : body.end() + length])
+
+        try:
+            await self._say(
+                b"UID FETCH", b"%d (UID BODY.PEEK[]<%d.%d>)" % (uid, offset, _PIECE), fetched
+            )
+        except CommandRefused:
+            return None
+        return found[0] if found else None
+
+    async def openMessage(self, uniqueID: str) -> IChunkedContent | None:
+        """
+        See L{Connection.openMessage<pop3svc.providers.upstream.client.Connection>}.
+        """
+        uid = self._uids.get(uniqueID)
+        if uid is None:
+            return None
+        first = await self.fetch(uid, 0)
+        return None if first is None else _Pieces(self, uid, first)
+
+    async def deleteMessages(self, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{Connection.deleteMessages<pop3svc.providers.upstream.client.Connection>}.
+        """
+        uids = sorted(self._uids[each] for each in uniqueIDs if each in self._uids)
+        if not uids:
+            return
+        others: list[int] = []
+        try:
+            if not self._hasUIDPlus:
+                # EXPUNGE removes what other clients have marked as well (RFC 4549 section 4.2.4).
+                others = sorted(set(await self._marked()) - set(uids))
+                await self._change(others, b"-FLAGS.SILENT")
+            await self._change(uids, b"+FLAGS.SILENT")
+        except (CommandRefused, UpstreamAway, CancelledError):
+            await self._undo(uids, others)
+            raise CommandRefused(b"STORE")
+        try:
+            await self._expunge(uids)
+            await self._change(others, b"+FLAGS.SILENT")
+        except CommandRefused:
+            await self._undo(uids, others)
+            raise UpstreamAway("refuses EXPUNGE")
+
+    async def _expunge(self, uids: list[int]) -> None:
+        if self._hasUIDPlus:
+            for some in uidSets(uids):
+                await self._say(b"UID EXPUNGE", some)
+        else:
+            await self._say(b"EXPUNGE")
+
+    async def _marked(self) -> list[int]:
+        found: list[int] = []
+        for line in await self._say(b"UID SEARCH", b"DELETED"):
+            if line.upper().startswith(b"SEARCH"):
+                found += [int(each) for each in line.split()[1:]]
+        return found
+
+    async def _change(self, uids: list[int], change: bytes) -> None:
+        for some in uidSets(uids):
+            await self._say(b"UID STORE", some + b" " + change + b" (\\Deleted)")
+
+    async def _undo(self, uids: list[int], others: list[int]) -> None:
+        """
+        Remove the marks again, as far as the server lets us.
+        """
+        try:
+            await self._change(uids, b"-FLAGS.SILENT")
+            await self._change(others, b"+FLAGS.SILENT")
+        except (CommandRefused, UpstreamAway):
+            pass
+
+    async def restore(self, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{Connection.restore<pop3svc.providers.upstream.client.Connection>}.
+        """
+        await self._undo(sorted(self._uids[each] for each in uniqueIDs if each in self._uids), [])
+
+    def leave(self) -> None:
+        """
+        See L{Connection.leave<pop3svc.providers.upstream.client.Connection>}.
+        """
+        if self.isLost:
+            return
+        if self.waiting:
+            self.abort("was left")
+            return
+        self.isLost = True
+        self._sent(Command(b"LOGOUT")).addErrback(lambda _: None)
+        self.transport.loseConnection()
+
+
+def uidSets(uids: Iterable[int]) -> Iterator[bytes]:
+    """
+    @param uids: UIDs in ascending order.
+    @return: sets of messages (RFC 3501 section 9), each short enough for one command.
+    """
+    parts: list[str] = []
+    octets = 0
+    for first, last in _ranges(uids):
+        part = str(first) if first == last else f"{first}:{last}"
+        if octets + len(part) > _LONGEST_SET and parts:
+            yield ",".join(parts).encode("ascii")
+            parts, octets = [], 0
+        parts.append(part)
+        octets += len(part) + 1
+    if parts:
+        yield ",".join(parts).encode("ascii")
+
+
+def _ranges(uids: Iterable[int]) -> Iterator[tuple[int, int]]:
+    first = last = -1
+    for uid in uids:
+        if uid != last + 1 or first < 0:
+            if first >= 0:
+                yield first, last
+            first = uid
+        last = uid
+    if first >= 0:
+        yield first, last
+
+
+def _refused(failure: Failure) -> Failure:
+    failure.trap(IMAP4Exception)
+    error: Any = failure.value
+    text = error.args[0] if error.args else b""
+    raise CommandRefused(text if isinstance(text, bytes) else b"")

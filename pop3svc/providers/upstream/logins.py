@@ -1,0 +1,178 @@
+"""
+A provider that passes logins on to another POP3 or IMAP server.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.awaiting import CallTimeout, awaitWithTimeout
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import IPOP3ConnectionInfo, IPOP3MailboxProvider
+from pop3svc.providers.upstream.address import CONNECT_TIMEOUT, Address, TLSOptions, endpointFor
+from pop3svc.providers.upstream.client import Connection, LoginRefused, UpstreamAway
+from pop3svc.providers.upstream.imap import IMAPUpstream
+from pop3svc.providers.upstream.mailbox import UpstreamMailbox
+from pop3svc.providers.upstream.pop3 import POP3Upstream
+
+__all__ = ["UpstreamProvider"]
+
+log = Logger(namespace="pop3svc")
+
+# The texts for the client of the other server's codes.
+_TEXTS = {
+    "IN-USE": "Mailbox is locked by another session.",
+    "LOGIN-DELAY": "Too soon after the previous login.",
+    "SYS/TEMP": "Mail server is not available now.",
+    "SYS/PERM": "Mail server refuses this account.",
+}
+# Attempts to log in again in a session, and seconds between them: the server may not yet have
+# noticed the end of the previous connection, which holds the mailbox.
+_AGAIN, _PAUSE = 4, 0.5
+
+
+@implementer(IPOP3MailboxProvider)
+class UpstreamProvider:
+    """
+    A provider whose users and mailboxes are those of another server.
+    """
+
+    name = "pop3svc"
+
+    def __init__(
+        self,
+        address: str,
+        authorities: str | None = None,
+        isInsecure: bool = False,
+        believesSizes: bool = True,
+        clock: Any = None,
+        endpoint: Any = None,
+    ) -> None:
+        """
+        @param address: see L{Address.parse}.
+        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+            system.
+        @param isInsecure: send passwords without TLS where the address does not begin with TLS.
+        @param believesSizes: take the sizes that the server reports; otherwise each message is
+            read to count its octets.
+        @param endpoint: connects to the server, in tests.
+        @raise ValueError: a sentence for the operator.
+        """
+        self._address = Address.parse(address)
+        if isInsecure and self._address.isTLS:
+            raise ValueError("insecure=yes is for pop3:// and imap:// only")
+        if isInsecure and authorities is not None:
+            raise ValueError("ca cannot be combined with insecure=yes")
+        self._options = None if isInsecure else TLSOptions(self._address.host, authorities)
+        self._believesSizes = believesSizes
+        self._clock = clock
+        self._endpoint = endpoint
+        self._isAway = False
+
+    def _prepare(self) -> None:
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = reactor
+        if self._endpoint is None:
+            self._endpoint = endpointFor(self._clock, self._address, self._options)
+
+    async def authenticate(
+        self, info: IPOP3ConnectionInfo, username: str, password: str
+    ) -> UpstreamMailbox | None:
+        """
+        See L{IPOP3MailboxProvider.authenticate}.
+        """
+        secrets = [each.encode("utf-8", "surrogateescape") for each in (username, password)]
+        if any(not each or set(each) & {0, 10, 13} for each in secrets):
+            return None
+        self._prepare()
+        isFirst = True
+
+        async def connect() -> Connection:
+            nonlocal isFirst
+            attempts, isFirst = (1 if isFirst else _AGAIN), False
+            return await self._logInAgain(secrets, attempts)
+
+        mailbox = UpstreamMailbox(connect, self._report, self._believesSizes)
+        try:
+            await mailbox.logIn()
+        except LoginRefused:
+            return None
+        return mailbox
+
+    async def _logInAgain(self, secrets: list[bytes], attempts: int) -> Connection:
+        """
+        @param attempts: how often to try while the mailbox is in use; more than once after the
+            first login.
+        @raise LoginRefused: the password is wrong.
+        """
+        for attempt in range(1, attempts + 1):
+            try:
+                return await self._logIn(secrets)
+            except LoginRefused as error:
+                if error.code is None:
+                    if attempts == 1:
+                        raise
+                    raise POP3ResponseError("Credentials are no longer valid.", "AUTH")
+                if error.code != "IN-USE" or attempt == attempts:
+                    raise POP3ResponseError(_TEXTS[error.code], error.code)
+            await self._pause()
+        raise AssertionError("unreachable")
+
+    def _pause(self) -> Deferred[None]:
+        pause: Deferred[None] = Deferred(lambda _: timer.cancel())
+        timer = self._clock.callLater(_PAUSE, pause.callback, None)
+        return pause
+
+    async def _logIn(self, secrets: list[bytes]) -> Connection:
+        try:
+            connection = await self._connected()
+            try:
+                await connection.greeting()
+                if not self._address.isTLS and self._options is not None:
+                    await connection.beginTLS(self._options.creator)
+                await connection.logIn(*secrets)
+            except BaseException:
+                connection.abort("was left")
+                raise
+        except UpstreamAway as error:
+            raise self._report(error)
+        usable: Connection = connection
+        if self._isAway:
+            self._isAway = False
+            log.info("the mail server {address} answers again", address=self._address)
+        return usable
+
+    async def _connected(self) -> Any:
+        if self._address.isIMAP:
+            make: Any = partial(IMAPUpstream, self._clock, self._address.mailbox)
+        else:
+            make = partial(POP3Upstream, self._clock)
+        factory = Factory.forProtocol(make)
+        factory.noisy = False
+        try:
+            connecting = self._endpoint.connect(factory)
+            # The endpoint does not limit the time for the name.
+            return await awaitWithTimeout(connecting, self._clock, 2 * CONNECT_TIMEOUT)
+        except CallTimeout:
+            raise UpstreamAway(f"did not accept a connection within {2 * CONNECT_TIMEOUT} s")
+        except Exception as error:
+            raise UpstreamAway(f"cannot be reached ({type(error).__name__})")
+
+    def _report(self, error: UpstreamAway) -> POP3ResponseError:
+        """
+        Log that the server is away, once until it is back.
+
+        @return: the error for the client.
+        """
+        if not self._isAway:
+            self._isAway = True
+            log.error("the mail server {address} {why}", address=self._address, why=str(error))
+        return POP3ResponseError(_TEXTS["SYS/TEMP"], "SYS/TEMP")

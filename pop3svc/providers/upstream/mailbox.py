@@ -1,0 +1,241 @@
+"""
+A mailbox of another server, for one session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from zope.interface import implementer
+
+from pop3svc.errors import POP3ResponseError
+from pop3svc.interfaces import (
+    IBulkMessageSizes,
+    IChunkedContent,
+    IMailboxLogout,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    ISleepingMailbox,
+)
+from pop3svc.lineendings import WireSizeCounter
+from pop3svc.listings import UniqueIDList
+from pop3svc.providers.upstream.client import (
+    CommandRefused,
+    Connection,
+    MessageRow,
+    UpstreamAway,
+)
+
+__all__ = ["UpstreamMailbox"]
+
+
+@implementer(IChunkedContent)
+class _Counted:
+    """
+    A message whose octets are counted while it is read.
+    """
+
+    def __init__(self, content: IChunkedContent, learned: Callable[[int], object], report: Any):
+        """
+        @param learned: called with the size of the whole message.
+        @param report: makes the error for the client of an L{UpstreamAway}.
+        """
+        self._content = content
+        self._learned = learned
+        self._report = report
+        self._count = WireSizeCounter()
+
+    async def nextChunk(self) -> bytes | None:
+        """
+        See L{IChunkedContent.nextChunk}.
+        """
+        try:
+            chunk: bytes | None = await self._content.nextChunk()  # type: ignore[misc]
+        except UpstreamAway as error:
+            raise self._report(error)
+        if chunk is None:
+            self._learned(self._count.total())
+        else:
+            self._count.feed(chunk)
+        return chunk
+
+    def close(self) -> None:
+        """
+        See L{IChunkedContent.close}.
+        """
+        self._content.close()
+
+
+@implementer(IPOP3Mailbox, IBulkMessageSizes, IMailboxLogout, ISleepingMailbox)
+class UpstreamMailbox:
+    """
+    A session's view of a mailbox of another server.  It has one connection at a time, and makes
+    another one when the server has closed it, or to see new messages.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        report: Callable[[UpstreamAway], POP3ResponseError],
+        believesSizes: bool,
+    ) -> None:
+        """
+        @param connect: connects and logs in.
+        @param report: logs that the server is away, and makes the error for the client.
+        @param believesSizes: whether the sizes that the server reports are those of the messages.
+        """
+        self._connect = connect
+        self._report = report
+        self._believesSizes = believesSizes
+        self._connection: Connection | None = None
+        self._present: dict[str, int] = {}
+        # Sizes of messages that were read.
+        self._known: dict[str, int] = {}
+        self._isListed = False
+
+    async def logIn(self) -> None:
+        """
+        Connect and log in.
+        """
+        self._connection = await self._connect()
+
+    async def _ready(self) -> Connection:
+        """
+        @return: a connection that has listed its messages.
+        """
+        connection = self._connection
+        if connection is None or connection.isLost:
+            self._connection = None
+            connection = self._connection = await self._connect()
+            self._isListed = False
+        if not self._isListed:
+            rows = await self._rows(connection)
+            self._present = {each.uniqueID: each.octets for each in rows}
+            self._isListed = True
+        return connection
+
+    async def _rows(self, connection: Connection) -> list[MessageRow]:
+        try:
+            return await connection.listMessages()
+        except UpstreamAway as error:
+            raise self._report(error)
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.leave()
+
+    async def listMessageUniqueIDs(self, info: IPOP3ConnectionInfo) -> UniqueIDList:
+        """
+        See L{IPOP3Mailbox.listMessageUniqueIDs}.
+        """
+        connection = self._connection
+        if self._isListed and connection is not None and not connection.seesNewMessages:
+            self._drop()
+        self._isListed = False
+        await self._ready()
+        self._known = {each: self._known[each] for each in self._known if each in self._present}
+        return UniqueIDList(self._present)
+
+    async def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
+        """
+        See L{IPOP3Mailbox.messageExists}.
+        """
+        connection = await self._ready()
+        if uniqueID not in self._present and connection.seesNewMessages:
+            self._isListed = False
+            await self._ready()
+        return uniqueID in self._present
+
+    async def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
+        """
+        See L{IPOP3Mailbox.messageSize}.
+        """
+        await self._ready()
+        if uniqueID not in self._present:
+            raise POP3ResponseError("Message no longer exists.")
+        known = self._known.get(uniqueID)
+        if known is not None:
+            return known
+        if not self._believesSizes:
+            raise NotImplementedError
+        return self._present[uniqueID]
+
+    async def messageSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Sequence[int | None]:
+        """
+        See L{IBulkMessageSizes.messageSizes}.
+        """
+        await self._ready()
+        if not self._believesSizes:
+            # The service asks for each message.
+            raise NotImplementedError
+        present, known = self._present, self._known
+        return [known.get(each, present[each]) if each in present else None for each in uniqueIDs]
+
+    async def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> IChunkedContent:
+        """
+        See L{IPOP3Mailbox.messageContent}.
+        """
+        connection = await self._ready()
+        try:
+            content = await connection.openMessage(uniqueID)
+        except UpstreamAway as error:
+            raise self._report(error)
+        if content is None:
+            raise POP3ResponseError("Message no longer exists.")
+
+        def learned(octets: int) -> None:
+            self._known[uniqueID] = octets
+
+        return _Counted(content, learned, self._report)
+
+    async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{IPOP3Mailbox.messageDelete}.  Whether all messages are deleted depends on the other
+        server; if its reply does not tell, the mailbox lists the messages again.
+        """
+        for isLast in (False, True):
+            connection = await self._ready()
+            try:
+                await connection.deleteMessages(uniqueIDs)
+                for each in uniqueIDs:
+                    self._present.pop(each, None)
+                return
+            except CommandRefused:
+                if isLast:
+                    raise POP3ResponseError("Messages were not deleted.", "SYS/TEMP")
+                # Another session may have deleted some of them.
+                self._drop()
+            except UpstreamAway as error:
+                await self._verify(uniqueIDs, error)
+                return
+
+    async def _verify(self, uniqueIDs: Sequence[str], error: UpstreamAway) -> None:
+        """
+        Find out whether all messages were deleted.
+
+        @raise POP3ResponseError: some exist, or that cannot be found out.
+        """
+        failure = self._report(error)
+        self._drop()
+        connection = await self._ready()
+        left = [each for each in uniqueIDs if each in self._present]
+        if left:
+            await connection.restore(left)
+            raise failure
+
+    def onSleep(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{ISleepingMailbox.onSleep}.  Another session may use the mailbox meanwhile.
+        """
+        self._drop()
+        self._present = {}
+
+    def logout(self) -> None:
+        """
+        See L{IMailboxLogout.logout}.
+        """
+        self._drop()
