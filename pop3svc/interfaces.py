@@ -465,7 +465,8 @@ class DeliveryCopy:
 
 class IDelivery(Interface):
     """
-    A store that takes new messages: from C{pop3svc deliver}, LMTP and C{pop3svc import}.
+    A store that takes new messages: from C{pop3svc deliver}, LMTP, and programs that move
+    mail.
     """
 
     def hasMailbox(username: str) -> Eventual[bool]:
