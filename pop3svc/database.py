@@ -59,8 +59,8 @@ class OutcomeUnknown(DatabaseUnavailable):
 
 class Health:
     """
-    Whether a database works.  The log says when that begins and when it ends.  Several
-    L{Database}s on one server may share one object.
+    Whether a database works.  The log says when it stops working, and when it works again.
+    The L{Database}s of one server may share their L{Health}.
     """
 
     def __init__(self, name: str) -> None:

@@ -299,9 +299,9 @@ class Node:
 
     def ask(self, mailbox: int) -> bool | None:
         """
-        Ask the session of this process that holds a mailbox to release it.
+        Ask a session to release a mailbox, if a session of this process holds it.
 
-        @return: whether it does; L{None} if no session of this process holds the mailbox.
+        @return: whether the session does; L{None} if none of this process holds the mailbox.
         """
         lease = self._held.get(mailbox)
         if lease is None or lease.requestRelease is None:

@@ -66,8 +66,8 @@ class ListingCache:
     Cache of the latest listing of each mailbox.  Only for use in the reactor's thread.
     """
 
-    # Messages in all; the latest mailbox is kept even if it has more.  Some 150 octets each.
-    # A mailbox counts as EACH further messages.
+    # The cache keeps this many messages, of some 150 octets each.  Each mailbox counts as EACH
+    # further messages.  The latest mailbox stays even if it alone has more.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
