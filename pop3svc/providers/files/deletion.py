@@ -70,8 +70,8 @@ def removeAll(
 
     @param root: a descriptor of the mailbox's root directory.
     @param folders: the directories below it that may hold the files.
-    @param locate: takes a message and the number of searches that failed; returns the
-        place of its file, or L{None} if it no longer exists.
+    @param locate: returns the place of a message's file, or L{None} if it no longer exists.
+        Takes the message, and the number of searches for it that have failed.
     @param isRight: returns whether a file belongs to a message.  Takes the message, the place
         of the file, its status, and a descriptor of its directory.
     @return: the removed messages, each with the place and the status of its file.

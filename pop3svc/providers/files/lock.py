@@ -355,8 +355,8 @@ class ExclusiveDirectory(Directory):
         """
         Release the lock.
 
-        @param before: called before that, if there is a lock to release.  Work that it
-            starts in threads still runs under the lock.
+        @param before: called before the release, if there is a lock.  Work that it starts in
+            threads still runs under the lock.
         """
         held, self._held = self._held, None
         if held is None:

@@ -48,7 +48,7 @@ _NEXT = "pop3svc-sizes.new"
 _VERSION = "pop3svc-sizes 4"
 # Octets of a line: a unique-id of 70 and six numbers.
 _LINE = 208
-# Superfluous entries after which the file is replaced.
+# Entries that the file may have beyond twice the needed number, before it is replaced.
 _SPARE = 1000
 # Unique-ids of former messages that are remembered, so that no other message gets one of
 # them.  A name returns soon or never, when a clock was set back or a backup was restored.
@@ -99,7 +99,8 @@ def headOf(descriptor: int) -> int:
 
 def headIn(directory: int, name: str) -> int:
     """
-    Open a file in a directory and return its L{headOf}, 0 if it cannot be opened.
+    Open a file in a directory, and return the checksum of its first octets (L{headOf}).  It is
+    0 if the file cannot be opened.
     """
     try:
         descriptor, _ = openFile(name, directory)

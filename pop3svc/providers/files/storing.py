@@ -34,7 +34,7 @@ _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 class Written(NamedTuple):
     """
-    Sizes of a message that was written, octets.
+    The sizes, in octets, of a message that was written.
 
     @ivar size: of the file.
     @ivar wireSize: of the message as RETR sends it, without dot-stuffing.
