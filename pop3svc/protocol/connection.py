@@ -587,7 +587,7 @@ class POP3Connection(LineReceiver):
 
     def _abort(self, reason: str) -> None:
         """
-        Close at once, so that no reply that was cut short looks whole.
+        Close at once, because a reply that was cut short must not look whole.
 
         @param reason: for the log.
         """
