@@ -358,7 +358,8 @@ class LMTPProtocol(SerialSMTP):
         self._say(code, f"{error.status} {error.text}")
 
 
-# HELO and EHLO are not among them (RFC 2033 section 4.1).
+# The commands of LMTP.  HELO and EHLO are not among them, because RFC 2033 section 4.1 replaces
+# both by LHLO.
 _COMMANDS: dict[bytes, Any] = {
     b"LHLO": LMTPProtocol._lhlo,
     b"MAIL": LMTPProtocol._mail,
