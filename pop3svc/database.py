@@ -371,6 +371,7 @@ class Database:
         self._isStarting = False
         self._isClosed = False
         self._closing: Deferred[None] | None = None
+        self._isEnding = False
         self._graces: list[IDelayedCall] = []
 
     # --- for callers ----------------------------------------------------------------
@@ -635,6 +636,10 @@ class Database:
             self._end()
 
     def _end(self) -> None:
+        # The result of the last transaction may have closed the database.
+        if self._isEnding:
+            return
+        self._isEnding = True
         self._pool.end(self._finished)
 
     def _finished(self) -> None:

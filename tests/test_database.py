@@ -475,6 +475,19 @@ def test_closes() -> None:
     assert bench.clock.getDelayedCalls() == []
 
 
+def test_closedByTheLastTransaction() -> None:
+    """
+    The threads end once, because a second end fails.
+    """
+    bench = Bench(isInline=False, threads=1)
+    ends: list[Any] = []
+    bench.threads.end = ends.append  # type: ignore[method-assign]
+    result = bench.database.run(add, 1)
+    result.addCallback(lambda _: bench.database.close() and None)
+    bench.threads.held.pop()()
+    assert len(ends) == 1
+
+
 def test_closesWithoutTheThreads() -> None:
     """
     A thread that hangs delays the end by a few seconds.
