@@ -19,7 +19,15 @@ from pop3svc.lineendings import LFNormalizer, WireSizeCounter
 from pop3svc.providers.files.directory import PERMANENT
 from pop3svc.threadpool import mustStop
 
-__all__ = ["Written", "nameOfDelivery", "publish", "refusalFor", "removeQuietly", "writeMessage"]
+__all__ = [
+    "NO_LINKS",
+    "Written",
+    "nameOfDelivery",
+    "publish",
+    "refusalFor",
+    "removeQuietly",
+    "writeMessage",
+]
 
 # Octets that are read at once.
 _BLOCK = 262_144
@@ -29,7 +37,7 @@ _deliveries = count(1)
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 
 # Errors of file systems without hard links.
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Written(NamedTuple):
@@ -160,7 +168,7 @@ def _link(source: int, name: str, target: int, newName: str) -> None:
     try:
         os.link(name, newName, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         try:
             os.stat(newName, dir_fd=target, follow_symlinks=False)

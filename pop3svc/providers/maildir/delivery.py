@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
-from hashlib import sha256
 from threading import Lock
 from typing import BinaryIO
 
@@ -33,7 +32,7 @@ from pop3svc.providers.files.storing import (
     removeQuietly,
     writeMessage,
 )
-from pop3svc.providers.maildir.names import SEPARATORS, parseNames
+from pop3svc.providers.maildir.names import nameWithUniqueID, parseNames
 from pop3svc.providers.maildir.quota import checkQuota, recordDelivery
 from pop3svc.providers.paths import PathTemplate, Root, openBelow, openOrMake, uniqueIDFor
 from pop3svc.threadpool import Executor, isCancelled
@@ -200,7 +199,7 @@ class MaildirDelivery:
         """
         base, microseconds = None, None
         if copy.uniqueID is not None:
-            base = self._baseFor(copy.uniqueID)
+            base = nameWithUniqueID(copy.uniqueID, self._separator)
             with self._lock:
                 if self._knownIn(root).has(root, target, base):
                     return
@@ -224,20 +223,6 @@ class MaildirDelivery:
         newName = base or f"{name},S={written.size},W={written.wireSize}"
         if publish(source, name, target, newName, mayExist=base is not None):
             recordDelivery(root, written.size)
-
-    def _baseFor(self, uniqueID: str) -> str:
-        """
-        @return: the name of a file that has this unique-id; or, if no name has it, one that
-            the same unique-id always gets.
-        """
-        separators = self._separator or ":"
-        isName = not uniqueID.startswith(".") and "/" not in uniqueID
-        isPlain = isName and not any(each in uniqueID for each in separators)
-        # The service finds out the separator, and it may be one of these.
-        mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
-        if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
-            return uniqueID
-        return f"uid-{sha256(uniqueID.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
     def _knownIn(self, root: int) -> _KnownIDs:
         key = keyOf(root)

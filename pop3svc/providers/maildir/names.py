@@ -7,10 +7,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from hashlib import sha256
 
 from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.paths import uniqueIDFor
 
-__all__ = ["SEPARATORS", "ParsedName", "parseNames", "separatorOf", "sizeIn"]
+__all__ = [
+    "SEPARATORS",
+    "ParsedName",
+    "nameWithUniqueID",
+    "parseNames",
+    "separatorOf",
+    "sizeIn",
+]
 
 # Separators before the flags of a file name: ":" by the Maildir specification, another one
 # on file systems that do not allow ":".
@@ -77,3 +86,18 @@ def sizeIn(name: str) -> int | None:
     """
     found = _SIZE.search(name)
     return None if found is None else int(found[1])
+
+
+def nameWithUniqueID(uniqueID: str, separator: str = "") -> str:
+    """
+    @param separator: the separator before the flags; empty: not known.
+    @return: the name of a file that has this unique-id; or, if no name has it, one that the same
+        unique-id always gets.
+    """
+    isName = not uniqueID.startswith(".") and "/" not in uniqueID
+    isPlain = isName and (separator or ":") not in uniqueID
+    # The service finds out the separator, and it may be one of these.
+    mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
+    if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
+        return uniqueID
+    return f"uid-{sha256(uniqueID.encode('utf-8', 'surrogateescape')).hexdigest()}"

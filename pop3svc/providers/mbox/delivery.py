@@ -20,7 +20,7 @@ from pop3svc.providers.mbox.mailbox import MboxFormat
 from pop3svc.providers.mbox.rewriting import append
 from pop3svc.providers.mbox.text import makeEnvelope
 
-__all__ = ["addCopy", "createMbox"]
+__all__ = ["addCopy", "createMbox", "storedText"]
 
 _LINE = 65_536
 _PIECE = 131_072
@@ -52,16 +52,29 @@ def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: B
     sender = _RETURN_PATH.search(copy.header)
     arrival = time.time() if copy.arrival is None else copy.arrival
     envelope = makeEnvelope(b"" if sender is None else sender[1], arrival)
-    length = _bodyLength(content) if format.variant == "mboxcl2" else None
 
     def pieces() -> Iterator[bytes]:
-        yield envelope
-        lines = _lines(content) if length is None else _withLength(_lines(content), length)
-        yield header.replace(b"\r\n", b"\n")
-        yield from _joined(_quoted(lines, content, format.variant))
-        yield b"\n"
+        return storedText(envelope, header, content, format.variant)
 
     append(mbox, sum(map(len, pieces())), pieces())
+
+
+def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) -> Iterator[bytes]:
+    """
+    Make the text of a message in an mbox, with the empty line after it.  Blocks.
+
+    @param envelope: the envelope line.
+    @param header: whole lines that are put before the message.
+    @param content: the message; see L{pop3svc.interfaces.IDelivery.deliver}.
+    @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
+    @return: pieces of bounded size.
+    """
+    length = _bodyLength(content) if variant == "mboxcl2" else None
+    yield envelope
+    lines = _lines(content) if length is None else _withLength(_lines(content), length)
+    yield header.replace(b"\r\n", b"\n")
+    yield from _joined(_quoted(lines, content, variant))
+    yield b"\n"
 
 
 def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
