@@ -179,11 +179,12 @@ RANKS = {
     "service.worker": 14,
     "service.parser": 1,
     "service.servecommand": 2,
-    "service.delivercommand": 13,
+    "service.destinations": 13,
+    "service.delivercommand": 14,
     "service.configcommand": 13,
     "service.sqlcommand": 13,
-    "service.command": 14,
-    "__main__": 15,
+    "service.command": 15,
+    "__main__": 16,
 }
 # The checks of other servers must not share code with this one: these import only each
 # other.

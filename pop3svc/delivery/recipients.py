@@ -42,6 +42,9 @@ class Destination(NamedTuple):
                 return True
         if known and len(known) == len(self.accounts):
             return False
+        if not IDelivery.providedBy(self.store):
+            # The store decides when it opens the mailbox.
+            return True
         return bool(await maybeAwait(self.store.hasMailbox, name))
 
 
@@ -75,9 +78,10 @@ class Recipients:
         self._delimiter = delimiter
         self._localDomains = [each.lower() for each in localDomains]
 
-    async def find(self, recipient: str) -> Recipient:
+    async def find(self, recipient: str, isReading: bool = False) -> Recipient:
         """
         @param recipient: an address, or the name of a user.
+        @param isReading: whether the store need not take mail.
         @raise DeliveryError: nobody has it, or that cannot be found out now.
         """
         for name in namesFor(recipient, self._delimiter, self._localDomains):
@@ -87,7 +91,7 @@ class Recipients:
                 destination = self._destinations.get(None)
             if destination is None:
                 continue
-            if not IDelivery.providedBy(destination.store):
+            if not isReading and not IDelivery.providedBy(destination.store):
                 raise StoreUnavailable("The mailbox takes no mail now.")
             try:
                 isThere = await destination.has(name)

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import syslog
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, NoReturn
 
@@ -18,7 +18,6 @@ from twisted.python.failure import Failure
 
 from pop3svc.awaiting import startNow
 from pop3svc.delivery.envelope import Trace, isPrintable, traceLine
-from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.errors import (
     DeliveryError,
     MalformedMessage,
@@ -28,9 +27,9 @@ from pop3svc.errors import (
 )
 from pop3svc.files import useNoThreads
 from pop3svc.logs import escaped
-from pop3svc.service.configfile import Configuration, readConfiguration
+from pop3svc.service.destinations import addStoreOptions, recipientsOf, settingsFrom
 from pop3svc.service.parser import Parser
-from pop3svc.service.settings import Faults, SettingError, Settings, Store, makeSettings
+from pop3svc.service.settings import SettingError, Settings
 
 __all__ = ["deliver", "main"]
 
@@ -119,7 +118,7 @@ def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str
         arguments = _arguments(argv, source)
         if arguments is None:
             return 0
-        settings = _settings(arguments)
+        settings = settingsFrom(arguments)
         recipient = _recipient(arguments.user, environment)
         with SpooledTemporaryFile(_SPOOLED) as spool:
             trace = _read(source, spool, settings.policy.maxMessageSize)
@@ -176,12 +175,7 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         allow_abbrev=False,
     )
     parser.add_argument("--help", action="store_true", help="show this and exit")
-    parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
-    parser.add_argument("--provider", metavar="KIND:ARGUMENTS", help="as of pop3svc serve")
-    parser.add_argument(
-        "--auth", metavar="KIND:ARGUMENTS", action="append", default=[], help="as of pop3svc serve"
-    )
-    parser.add_argument("--data", metavar="DIRECTORY", help="as of pop3svc serve")
+    addStoreOptions(parser)
     parser.add_argument(
         "--return-path", metavar="ADDRESS", help="add the sender as Return-Path; empty: <>"
     )
@@ -208,31 +202,6 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         raise SettingError("deliver --help needs a terminal")
     parser.print_help()
     return None
-
-
-def _settings(arguments: Any) -> Settings:
-    """
-    @raise SettingError: the configuration cannot be used.
-    """
-    faults = Faults()
-    configuration = Configuration("")
-    if arguments.config is not None:
-        configuration = readConfiguration(os.path.abspath(arguments.config), faults)
-    stores = configuration.stores
-    if arguments.provider is not None or arguments.auth:
-        kind, colon, argument = (arguments.provider or "").partition(":")
-        where = f"--provider {kind}" if kind else "--auth"
-        auth = tuple(arguments.auth)
-        stores = [Store(where, "--auth", kind or None, argument if colon else None, auth)]
-    values = dict(configuration.values)
-    if arguments.data is not None:
-        values["data"] = arguments.data
-    settings = makeSettings(
-        *(values, configuration.limits, configuration.listeners, stores),
-        *(configuration.secretFiles, configuration.origins, faults),
-    )
-    faults.check()
-    return settings
 
 
 def _recipient(user: str | None, environment: Mapping[str, str]) -> str:
@@ -300,89 +269,11 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
 # --- storing ---------------------------------------------------------------------------
 
 
-class _Destinations(Mapping[str | None, Destination]):
-    """
-    The stores of a configuration.  One is made when a recipient needs it.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._stores: dict[str | None, Store] = {
-            each.domain: each for each in settings.stores or (Store("--provider", "--auth", None),)
-        }
-        self._made: dict[str | None, Destination] = {}
-
-    def __getitem__(self, domain: str | None) -> Destination:
-        if domain not in self._made:
-            self._made[domain] = _destination(self._stores[domain], self._settings)
-        return self._made[domain]
-
-    def __iter__(self) -> Iterator[str | None]:
-        return iter(self._stores)
-
-    def __len__(self) -> int:
-        return len(self._stores)
-
-
-def _destination(store: Store, settings: Settings) -> Destination:
-    """
-    @raise SettingError: the store or its accounts cannot be made.
-    """
-    from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
-
-    data = DataDirectory(settings.data or defaultDataDirectory())
-    auth = store.auth
-    if store.kind is None:
-        store = Store(store.where, store.authWhere, "maildir", f"path={_escape(data.mail)}")
-        auth = auth or (f"passwd:{data.passwordFile}",)
-    provider: Any
-    if store.kind in ("maildir", "folder"):
-        # Without looking for plugins, which takes longer than all else.
-        from pop3svc.service.plugins import makeFolder, makeMaildir
-
-        make = makeMaildir if store.kind == "maildir" else makeFolder
-        try:
-            provider = make(store.argument or "")
-        except (ValueError, OSError) as error:
-            raise SettingError(f"{store.where}: {error}")
-    else:
-        from pop3svc.service.stores import makeProvider
-
-        provider = makeProvider(store)
-    hasState = store.kind == "maildir" and os.access(data.state, os.R_OK | os.W_OK)
-    if hasState and (settings.data or not settings.stores):
-        from pop3svc.state import State
-
-        provider.useState(State(data.state))
-    accounts = [_accounts(store, each) for each in auth]
-    return Destination(provider, accounts or [provider])
-
-
-def _escape(text: str) -> str:
-    for special in ("\\", ":", "="):
-        text = text.replace(special, f"\\{special}")
-    return text
-
-
-def _accounts(store: Store, description: str) -> Any:
-    from pop3svc.accounts.passwordfile import PasswordFileNames
-
-    kind, _, argument = description.partition(":")
-    if kind == "passwd":
-        return PasswordFileNames(argument)
-    from pop3svc.service.stores import makeAccounts
-
-    [checker] = makeAccounts(Store(store.where, store.authWhere, None, None, (description,)))
-    return checker
-
-
 async def _store(settings: Settings, recipient: str, header: bytes, content: Any) -> None:
     """
     @raise DeliveryError: the message was not stored.
     """
-    recipients = Recipients(
-        _Destinations(settings), settings.recipientDelimiter, settings.localDomain
-    )
+    recipients = recipientsOf(settings)
     found = await recipients.find(recipient)
     [error] = await recipients.deliver([(found, header)], content)
     if error is not None:

@@ -1,0 +1,137 @@
+"""
+The stores of the commands that deliver, import and export.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pop3svc.delivery.recipients import Destination, Recipients
+from pop3svc.service.configfile import Configuration, readConfiguration
+from pop3svc.service.settings import Faults, SettingError, Settings, Store, makeSettings
+
+__all__ = ["addStoreOptions", "recipientsOf", "settingsFrom"]
+
+
+def addStoreOptions(parser: argparse.ArgumentParser) -> None:
+    """
+    Add the options that choose the stores.
+    """
+    parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
+    parser.add_argument("--provider", metavar="KIND:ARGUMENTS", help="as of pop3svc serve")
+    parser.add_argument(
+        "--auth", metavar="KIND:ARGUMENTS", action="append", default=[], help="as of pop3svc serve"
+    )
+    parser.add_argument("--data", metavar="DIRECTORY", help="as of pop3svc serve")
+
+
+def settingsFrom(arguments: Any) -> Settings:
+    """
+    @param arguments: has the values of L{addStoreOptions}.
+    @raise SettingError: the configuration cannot be used.
+    """
+    faults = Faults()
+    configuration = Configuration("")
+    if arguments.config is not None:
+        configuration = readConfiguration(os.path.abspath(arguments.config), faults)
+    stores = configuration.stores
+    if arguments.provider is not None or arguments.auth:
+        kind, colon, argument = (arguments.provider or "").partition(":")
+        where = f"--provider {kind}" if kind else "--auth"
+        auth = tuple(arguments.auth)
+        stores = [Store(where, "--auth", kind or None, argument if colon else None, auth)]
+    values = dict(configuration.values)
+    if arguments.data is not None:
+        values["data"] = arguments.data
+    settings = makeSettings(
+        *(values, configuration.limits, configuration.listeners, stores),
+        *(configuration.secretFiles, configuration.origins, faults),
+    )
+    faults.check()
+    return settings
+
+
+def recipientsOf(settings: Settings) -> Recipients:
+    """
+    @return: the users of all stores.  A store is made when one of its users is looked up.
+    """
+    return Recipients(_Destinations(settings), settings.recipientDelimiter, settings.localDomain)
+
+
+class _Destinations(Mapping[str | None, Destination]):
+    """
+    The stores of a configuration.  One is made when a recipient needs it.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stores: dict[str | None, Store] = {
+            each.domain: each for each in settings.stores or (Store("--provider", "--auth", None),)
+        }
+        self._made: dict[str | None, Destination] = {}
+
+    def __getitem__(self, domain: str | None) -> Destination:
+        if domain not in self._made:
+            self._made[domain] = _destination(self._stores[domain], self._settings)
+        return self._made[domain]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self._stores)
+
+    def __len__(self) -> int:
+        return len(self._stores)
+
+
+def _destination(store: Store, settings: Settings) -> Destination:
+    """
+    @raise SettingError: the store or its accounts cannot be made.
+    """
+    from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+
+    data = DataDirectory(settings.data or defaultDataDirectory())
+    auth = store.auth
+    if store.kind is None:
+        store = Store(store.where, store.authWhere, "maildir", f"path={_escape(data.mail)}")
+        auth = auth or (f"passwd:{data.passwordFile}",)
+    provider: Any
+    if store.kind in ("maildir", "folder"):
+        # Without looking for plugins, which takes longer than all else.
+        from pop3svc.service.plugins import makeFolder, makeMaildir
+
+        make = makeMaildir if store.kind == "maildir" else makeFolder
+        try:
+            provider = make(store.argument or "")
+        except (ValueError, OSError) as error:
+            raise SettingError(f"{store.where}: {error}")
+    else:
+        from pop3svc.service.stores import makeProvider
+
+        provider = makeProvider(store)
+    hasState = store.kind == "maildir" and os.access(data.state, os.R_OK | os.W_OK)
+    if hasState and (settings.data or not settings.stores):
+        from pop3svc.state import State
+
+        provider.useState(State(data.state))
+    accounts = [_accounts(store, each) for each in auth]
+    return Destination(provider, accounts or [provider])
+
+
+def _escape(text: str) -> str:
+    for special in ("\\", ":", "="):
+        text = text.replace(special, f"\\{special}")
+    return text
+
+
+def _accounts(store: Store, description: str) -> Any:
+    from pop3svc.accounts.passwordfile import PasswordFileNames
+
+    kind, _, argument = description.partition(":")
+    if kind == "passwd":
+        return PasswordFileNames(argument)
+    from pop3svc.service.stores import makeAccounts
+
+    [checker] = makeAccounts(Store(store.where, store.authWhere, None, None, (description,)))
+    return checker
