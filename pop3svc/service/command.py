@@ -1,6 +1,6 @@
 """
-The command C{pop3svc}: serve in the foreground, deliver mail, manage accounts, check a
-configuration or a server.
+The command C{pop3svc}: serve in the foreground, deliver mail, move mailboxes, manage accounts,
+check a configuration or a server.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ __all__ = ["main"]
 def _parser() -> Parser:
     parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
-    commands = parser.add_subparsers(dest="command", metavar="serve|deliver|user|config|sql|check")
+    commands = parser.add_subparsers(
+        dest="command", metavar="serve|deliver|import|export|user|config|sql|check"
+    )
     # The options of these are their own; main() hands them on.
     commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
     commands.add_parser("deliver", help="store a message from the standard input")
+    commands.add_parser("import", help="store the messages of a Maildir, an mbox or a folder")
+    commands.add_parser("export", help="write a mailbox to a Maildir or an mbox")
     commands.add_parser("config", help="check or show a configuration")
     commands.add_parser("sql", help="make and migrate the tables of a database")
     commands.add_parser("check", help="check that a POP3 server keeps to the RFCs")
@@ -53,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         from pop3svc.service.sqlcommand import main as sql
 
         sql(argv[1:])
+    elif argv[:1] in (["import"], ["export"]):
+        from pop3svc.service.transfercommand import main as transfer
+
+        transfer(argv)
     elif argv[:1] == ["deliver"]:
         _deliver(argv[1:])
     else:
@@ -80,7 +88,9 @@ def _user(argv: Sequence[str]) -> None:
         print(versions())
         return
     if arguments.command is None:
-        parser.error("a command is needed: serve, deliver, user, config, sql or check")
+        parser.error(
+            "a command is needed: serve, deliver, import, export, user, config, sql or check"
+        )
     try:
         run(arguments)
     except (ValueError, OSError) as error:

@@ -1,0 +1,172 @@
+"""
+Export a mailbox.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.utils import mktime_tz, parsedate_tz
+from tempfile import SpooledTemporaryFile
+from typing import Any
+
+from pop3svc.providers.maildir.names import parseNames
+from pop3svc.threadpool import Executor
+from pop3svc.transfer.failures import TryAgain, Unreadable
+from pop3svc.transfer.report import Report
+from pop3svc.transfer.session import MailboxSession
+from pop3svc.transfer.target import Target, failureOf
+
+__all__ = ["Export", "arrivalOf"]
+
+# Octets of a message that are kept in memory, and that are searched for dates.
+_SPOOLED = 262_144
+_HEAD = 65_536
+_HEADER_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
+_RECEIVED = re.compile(rb"^Received:[^\n]*(?:\n[ \t][^\n]*)*", re.I | re.M)
+_DATE = re.compile(rb"^Date:[ \t]*([^\r\n]*)", re.I | re.M)
+_RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
+
+
+def arrivalOf(uniqueID: str, head: bytes) -> float | None:
+    """
+    A mailbox does not tell when a message arrived.  Take the time in the name of its file, if
+    that is the unique-id; else that of the latest C{Received}; else C{Date}.
+
+    @param head: the beginning of the message.
+    @return: seconds since the epoch; L{None}: not known.
+    """
+    [(_, seconds, microseconds)] = parseNames([("", uniqueID.replace("/", "_"), 0)], ":")
+    if seconds and 0 < int(seconds) < 2**33 and int(seconds) > 10**8:
+        return int(seconds) + min(int(microseconds or 0), 999_999) / 1_000_000
+    received, date = _RECEIVED.search(head), _DATE.search(head)
+    texts = [] if received is None else [received[0].rpartition(b";")[2]]
+    texts += [] if date is None else [date[1]]
+    for text in texts:
+        try:
+            parsed = parsedate_tz(text.decode("ascii", "replace"))
+            arrival = None if parsed is None else float(mktime_tz(parsed))
+        except (ValueError, OverflowError, IndexError):
+            continue
+        if arrival is not None and 0 < arrival <= time.time():
+            return arrival
+    return None
+
+
+@dataclass(frozen=True)
+class Export:
+    """
+    The messages of a mailbox that are written to a file or a directory.
+
+    @ivar session: the mailbox.
+    @ivar username: whose it is.
+    @ivar executor: runs work in threads.
+    @ivar mustEnd: returns whether the operator wants to end it.
+    """
+
+    session: MailboxSession
+    username: str
+    target: Target
+    executor: Executor
+    report: Report
+    mustEnd: Callable[[], bool] = lambda: False
+
+    async def run(self) -> int:
+        """
+        Export the messages, and read the result back.
+
+        @return: the exit status.
+        @raise NotPossible: it cannot be done.
+        @raise TryAgain: another try may help.
+        """
+        try:
+            await self.session.open()
+            uniqueIDs = self.session.uniqueIDs
+            sizes = await self.session.sizes(uniqueIDs)
+            done = await self._write(self.target.prepare, uniqueIDs)
+            unreadable = await self._copy(uniqueIDs, done)
+            found = await self._write(self.target.finish)
+            there = [each for each in uniqueIDs if found.get(each) == sizes[each] is not None]
+            self._compare(uniqueIDs, sizes, found, unreadable)
+            if self.report.exitStatus != 75:
+                await self._write(self.target.publish)
+        finally:
+            self.target.close()
+            await self.session.close()
+        octets = sum(found[each] for each in there)
+        self.report.conclude(
+            f"{len(there)} of {len(uniqueIDs)} messages of {self.username} are in "
+            f"{self.target.path}, with {octets} octets as sent"
+        )
+        if self.report.exitStatus == 75:
+            raise TryAgain("the export is not complete")
+        return self.report.exitStatus
+
+    def _compare(
+        self,
+        uniqueIDs: Sequence[str],
+        sizes: dict[str, int | None],
+        found: dict[str, int],
+        unreadable: set[int],
+    ) -> None:
+        for number, uniqueID in enumerate(uniqueIDs, 1):
+            if number in unreadable:
+                continue
+            if uniqueID not in found:
+                self.report.failed(number, "it was written, and is not there any more")
+            elif found[uniqueID] != sizes[uniqueID]:
+                self.report.failed(
+                    number,
+                    f"it has {found[uniqueID]} octets, and the mailbox says {sizes[uniqueID]}",
+                )
+
+    async def _write(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return await self.executor.run(work, *arguments)
+        except OSError as error:
+            raise failureOf(error, self.target.path)
+
+    async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
+        """
+        @param done: how many of the first messages are there already.
+        @return: the numbers of messages that cannot be read.
+        """
+        unreadable: set[int] = set()
+        self.report.begin(len(uniqueIDs))
+        latest = 0.0
+        for number, uniqueID in enumerate(uniqueIDs, 1):
+            if self.mustEnd():
+                raise TryAgain("the export was interrupted")
+            if number > done and not await self._write(self.target.keep, uniqueID):
+                try:
+                    latest = await self._copyOne(uniqueID, latest)
+                except Unreadable as error:
+                    self.report.failed(number, str(error))
+                    unreadable.add(number)
+            self.report.advance()
+        return unreadable
+
+    async def _copyOne(self, uniqueID: str, latest: float) -> float:
+        """
+        @param latest: the arrival of the message before.
+        @return: the arrival of this message.
+        """
+        head = bytearray()
+        with SpooledTemporaryFile(_SPOOLED) as spool:
+
+            def write(piece: bytes) -> Any:
+                head.extend(piece[: max(_HEAD - len(head), 0)])
+                return self._write(spool.write, piece)
+
+            await self.session.read(uniqueID, write)
+            end = _HEADER_END.search(head)
+            header = bytes(head if end is None else head[: end.end()])
+            arrival = arrivalOf(uniqueID, header) or latest or time.time()
+            sender = _RETURN_PATH.search(header)
+            await self._write(
+                *(self.target.add, uniqueID, spool),
+                *(arrival, b"" if sender is None else sender[1]),
+            )
+        return arrival

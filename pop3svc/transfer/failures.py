@@ -1,0 +1,42 @@
+"""
+The errors of a transfer.
+"""
+
+from __future__ import annotations
+
+__all__ = ["NotPossible", "TryAgain", "Unreadable", "reasonOf"]
+
+
+class NotPossible(ValueError):
+    """
+    The transfer cannot be done: a sentence for the operator.
+    """
+
+
+class TryAgain(Exception):
+    """
+    Another try may help: a sentence for the operator.
+    """
+
+
+class Unreadable(Exception):
+    """
+    One message cannot be read.
+
+    @ivar isTemporary: whether another try may help, because the message was moved or changed
+        meanwhile.
+    """
+
+    def __init__(self, text: str, isTemporary: bool = False) -> None:
+        """
+        @param text: words after "because".
+        """
+        super().__init__(text)
+        self.isTemporary = isTemporary
+
+
+def reasonOf(error: OSError) -> str:
+    """
+    @return: the words for an error of the system.
+    """
+    return error.strerror or str(error) or type(error).__name__

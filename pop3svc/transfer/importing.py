@@ -1,0 +1,328 @@
+"""
+Import messages to a mailbox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple
+
+from twisted.logger import Logger
+
+from pop3svc.awaiting import CallTimeout, callWithTimeout
+from pop3svc.delivery.recipients import Recipient
+from pop3svc.errors import DeliveryError, POP3ResponseError
+from pop3svc.interfaces import DeliveryCopy
+from pop3svc.listings import isUniqueID
+from pop3svc.providers.paths import uniqueIDFor
+from pop3svc.threadpool import Executor
+from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable, reasonOf
+from pop3svc.transfer.fingerprints import Fingerprint
+from pop3svc.transfer.report import Report
+from pop3svc.transfer.session import MailboxSession
+from pop3svc.transfer.source import Source, SourceMessage, fitArrivals
+
+__all__ = ["SPOOLED", "Import"]
+
+log = Logger(namespace="pop3svc")
+
+# Octets of a message that are kept in memory.
+SPOOLED = 262_144
+_MICROSECONDS = 1_000_000
+
+
+class _Planned(NamedTuple):
+    """
+    A message that is to be imported.
+
+    @ivar arrival: as it is stored, seconds since the epoch.
+    """
+
+    arrival: float
+    source: Source
+    message: SourceMessage
+
+
+class _Stored(NamedTuple):
+    """
+    A message that the store has confirmed.
+
+    @ivar number: its number in the import, from 1.
+    @ivar octets: its size as RETR sends it.
+    @ivar digest: of its L{Fingerprint}.
+    """
+
+    number: int
+    octets: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Import:
+    """
+    Messages that are stored in a user's mailbox.  It can be repeated: what the mailbox has or
+    had is not stored again.
+
+    @ivar recipient: the user, and the store.
+    @ivar sources: the messages.
+    @ivar executor: runs work in threads.
+    @ivar timeout: seconds that one call of the store may take.
+    @ivar largest: octets of the largest message.
+    @ivar mustEnd: returns whether the operator wants to end it.
+    """
+
+    recipient: Recipient
+    sources: Sequence[Source]
+    executor: Executor
+    clock: Any
+    timeout: float
+    largest: int
+    report: Report
+    mustEnd: Callable[[], bool] = lambda: False
+
+    async def run(self) -> int:
+        """
+        Import the messages, and read the mailbox back.
+
+        @return: the exit status.
+        @raise NotPossible: it cannot be done.
+        @raise TryAgain: another try may help.
+        """
+        # A store that cannot be read back is refused before anything is stored.
+        username, store = self.recipient
+        session = MailboxSession(store, username, self.clock, self.timeout)
+        try:
+            planned = await self.executor.run(self._plan)
+            stored = await self._store(planned)
+            hasMore = await self.executor.run(self._hasMore)
+        finally:
+            for each in self.sources:
+                each.close()
+        try:
+            await session.open()
+            there = await _Comparison(session, stored, self.report).run()
+        finally:
+            await session.close()
+        text = f"{there} of {_messages(len(planned))} are in the mailbox of {username}"
+        if there == len(stored):
+            text += f", with {sum(each.octets for each in stored.values())} octets as sent"
+        self.report.conclude(text)
+        if hasMore:
+            raise TryAgain("the source has changed meanwhile")
+        return self.report.exitStatus
+
+    # --- in a thread ------------------------------------------------------------------
+
+    def _plan(self) -> list[_Planned]:
+        """
+        Put the messages of all sources into one order, which is that of each source.
+        """
+        planned: list[_Planned] = []
+        for source in self.sources:
+            try:
+                messages = source.messages()
+            except OSError as error:
+                raise NotPossible(f"{source.path} cannot be read: {reasonOf(error)}")
+            arrivals = fitArrivals([each.arrival for each in messages])
+            planned += [
+                _Planned(arrival, source, message)
+                for arrival, message in zip(arrivals, messages, strict=True)
+            ]
+        planned.sort(key=lambda each: each.arrival)
+        return planned
+
+    def _hasMore(self) -> bool:
+        try:
+            return any(each.hasMore() for each in self.sources)
+        except OSError:
+            return True
+
+    def _read(self, planned: _Planned, spool: Any) -> Fingerprint:
+        """
+        Copy a message to a temporary file.
+
+        @raise Unreadable: the message cannot be read.
+        @raise TryAgain: the temporary file cannot be written.
+        """
+        found = Fingerprint()
+        size = 0
+        pieces = planned.source.pieces(planned.message)
+        while True:
+            try:
+                piece = next(pieces, None)
+            except OSError as error:
+                raise Unreadable(reasonOf(error))
+            if piece is None:
+                return found
+            size += len(piece)
+            if size > self.largest:
+                raise Unreadable(f"it has more than {self.largest} octets (maxMessageSize)")
+            found.feed(piece)
+            try:
+                spool.write(piece)
+            except OSError as error:
+                raise TryAgain(f"a temporary file cannot be written: {reasonOf(error)}")
+
+    # --- storing ----------------------------------------------------------------------
+
+    async def _store(self, planned: Sequence[_Planned]) -> dict[str, _Stored]:
+        """
+        @return: the messages that are durable, by unique-id.
+        """
+        stored: dict[str, _Stored] = {}
+        names = _Names()
+        last = -1
+        self.report.begin(len(planned))
+        for number, each in enumerate(planned, 1):
+            if self.mustEnd():
+                raise TryAgain("the import was interrupted")
+            # Messages that arrived at the same time get an order.
+            at = int(each.arrival * _MICROSECONDS)
+            last = max(at, last + 1)
+            try:
+                with SpooledTemporaryFile(SPOOLED) as spool:
+                    found = await self.executor.run(self._read, each, spool)
+                    digest = found.digest()
+                    uniqueID = names.nameFor(each.message.uniqueID, digest)
+                    await self._deliver(
+                        DeliveryCopy(
+                            self.recipient.username,
+                            uniqueID=uniqueID,
+                            arrival=each.arrival,
+                            order=last - at,
+                        ),
+                        spool,
+                    )
+                stored[uniqueID] = _Stored(number, found.octets(), digest)
+            except Unreadable as error:
+                self.report.failed(number, str(error), error.isTemporary)
+            except DeliveryError as error:
+                if error.isTemporary:
+                    raise TryAgain(f"message {number} cannot be stored now: {error.text}")
+                if type(error) is DeliveryError:
+                    # It would be the same for all messages.
+                    raise NotPossible(error.text.rstrip("."))
+                self.report.failed(number, error.text.rstrip("."))
+            self.report.advance()
+        return stored
+
+    async def _deliver(self, copy: DeliveryCopy, spool: Any) -> None:
+        """
+        @raise DeliveryError: the message was not stored.
+        """
+        try:
+            [error] = await callWithTimeout(
+                *(self.recipient.store.deliver, [copy], spool),
+                clock=self.clock,
+                timeout=self.timeout,
+            )
+        except CallTimeout:
+            raise TryAgain("the store did not answer in time")
+        except POP3ResponseError as refusal:
+            raise TryAgain(f"the store is not available now: {refusal.text}")
+        if error is not None:
+            raise error
+
+
+def _messages(count: int) -> str:
+    return "1 message" if count == 1 else f"{count} messages"
+
+
+class _Names:
+    """
+    Gives each message of one import a unique-id, which is the same when it is repeated.
+    """
+
+    def __init__(self) -> None:
+        self._digests: dict[str, str] = {}
+        self._equal: dict[str, int] = {}
+
+    def nameFor(self, kept: str | None, digest: str) -> str:
+        """
+        @param kept: the unique-id of the source; L{None}: it has none.
+        @param digest: of the message's L{Fingerprint}.
+        """
+        if kept is None:
+            number = self._equal[digest] = self._equal.get(digest, 0) + 1
+            return digest if number == 1 else f"{digest}.{number}"
+        if not isUniqueID(kept) or self._digests.setdefault(kept, digest) != digest:
+            # Another message of another source has the same.
+            return uniqueIDFor(kept, digest)
+        return kept
+
+
+class _Comparison:
+    """
+    Compares a mailbox with the messages that were stored in it.
+    """
+
+    def __init__(self, session: MailboxSession, stored: dict[str, _Stored], report: Report) -> None:
+        self._session = session
+        self._stored = stored
+        self._report = report
+
+    async def run(self) -> int:
+        """
+        @return: how many messages are in the mailbox.
+        """
+        listed = self._session.uniqueIDs
+        places = {uniqueID: place for place, uniqueID in enumerate(listed)}
+        found: dict[str, int] = {}
+        missing: dict[str, _Stored] = {}
+        own = [each for each in listed if each in self._stored]
+        sizes = await self._session.sizes(own)
+        for uniqueID, each in self._stored.items():
+            if sizes.get(uniqueID) is None:
+                missing[uniqueID] = each
+            elif sizes[uniqueID] == each.octets or await self._isEqual(uniqueID, each):
+                found[uniqueID] = places[uniqueID]
+            else:
+                self._report.failed(
+                    each.number, "the mailbox has another message with its unique-id"
+                )
+        for uniqueID, place in (await self._findByContent(missing, places)).items():
+            found[uniqueID] = place
+            del missing[uniqueID]
+        for each in missing.values():
+            self._report.failed(each.number, "the mailbox had it before, and it was deleted")
+        order = [found[each] for each in self._stored if each in found]
+        if order != sorted(order):
+            self._report.note("the store lists the messages in an order of its own")
+        return len(found)
+
+    async def _isEqual(self, uniqueID: str, stored: _Stored) -> bool:
+        # An mbox adds fields, and quotes lines.
+        try:
+            return (await self._session.fingerprint(uniqueID)).digest() == stored.digest
+        except Unreadable:
+            return False
+
+    async def _findByContent(
+        self, missing: dict[str, _Stored], places: dict[str, int]
+    ) -> dict[str, int]:
+        """
+        Find messages in stores that list them with unique-ids of their own.
+
+        @param missing: messages by the unique-ids that were to be kept.
+        @return: the places of those that are there.
+        """
+        if not missing:
+            return {}
+        wanted: dict[str, list[str]] = {}
+        for uniqueID, each in missing.items():
+            wanted.setdefault(each.digest, []).append(uniqueID)
+        octets = {each.octets for each in missing.values()}
+        others = [each for each in places if each not in self._stored]
+        found: dict[str, int] = {}
+        for other, size in (await self._session.sizes(others)).items():
+            if size not in octets:
+                continue
+            try:
+                digest = (await self._session.fingerprint(other)).digest()
+            except Unreadable:
+                continue
+            if wanted.get(digest):
+                found[wanted[digest].pop(0)] = places[other]
+        return found

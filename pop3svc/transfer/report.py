@@ -1,0 +1,93 @@
+"""
+Tell the operator how a transfer goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Report"]
+
+# Messages that are named; of the others only the number is told.
+_NAMED = 20
+
+
+class Report:
+    """
+    Counts the messages of a transfer that were not moved.
+
+    @ivar exitStatus: 0 if there are none; 75 if another try may help for all of them; else 1.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], object],
+        tell: Callable[[str], object],
+        makeBar: Callable[[int], Any] = lambda total: None,
+    ) -> None:
+        """
+        @param say: called with a sentence about something that is wrong.
+        @param tell: called with the sentence at the end.
+        @param makeBar: makes a progress bar of C{tqdm}, or returns L{None}.
+        """
+        self._say = say
+        self._tell = tell
+        self._makeBar = makeBar
+        self._bar: Any = None
+        self.failures = 0
+        self.exitStatus = 0
+
+    def begin(self, total: int) -> None:
+        """
+        Show the progress.
+
+        @param total: the number of messages.
+        """
+        self.end()
+        self._bar = self._makeBar(total)
+
+    def advance(self) -> None:
+        """
+        Show that one message more was handled.
+        """
+        if self._bar is not None:
+            self._bar.update()
+
+    def end(self) -> None:
+        """
+        Show no progress any more.
+        """
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def failed(self, number: int, reason: str, isTemporary: bool = False) -> None:
+        """
+        Name a message that was not moved.
+
+        @param number: its number in the transfer, from 1.
+        @param reason: a sentence without a full stop.
+        """
+        self.failures += 1
+        if self.failures <= _NAMED:
+            self._say(f"message {number} was left out: {reason}")
+        if not isTemporary:
+            self.exitStatus = 1
+        elif not self.exitStatus:
+            self.exitStatus = 75
+
+    def note(self, text: str) -> None:
+        """
+        Tell something that is not wrong.
+        """
+        self._say(text)
+
+    def conclude(self, text: str) -> None:
+        """
+        End with a sentence.
+        """
+        self.end()
+        if self.failures:
+            text += f"; {self.failures} left out"
+        self._tell(text)

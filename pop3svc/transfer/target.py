@@ -1,0 +1,121 @@
+"""
+What an export writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from pop3svc.transfer.failures import NotPossible, TryAgain, reasonOf
+
+__all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
+
+
+class Target:
+    """
+    A file or a directory that gets messages.  What is there can be continued after a kill.
+    All methods block.
+
+    @ivar path: its path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def prepare(self, uniqueIDs: Sequence[str]) -> int:
+        """
+        Create it, or look at what an interrupted export has left.
+
+        @param uniqueIDs: the messages of the mailbox, in order.
+        @return: how many of the first of them need not be written again.
+        @raise NotPossible: the path is used otherwise.
+        @raise TryAgain: another export writes it.
+        @raise OSError: it cannot be written.
+        """
+        raise NotImplementedError
+
+    def keep(self, uniqueID: str) -> bool:
+        """
+        Keep a message that an interrupted export has written.
+
+        @return: whether it is there.
+        @raise OSError: it cannot be read.
+        """
+        return False
+
+    def add(self, uniqueID: str, content: BinaryIO, arrival: float, sender: bytes) -> None:
+        """
+        Write a message.
+
+        @param content: the message as RETR sends it.
+        @param arrival: seconds since the epoch.
+        @param sender: the address in its Return-Path; empty if there is none.
+        @raise OSError: it was not written.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> dict[str, int]:
+        """
+        Make all durable, and read it back.
+
+        @return: for each message the octets that RETR would send of what was written.
+        @raise OSError: it cannot be written or read.
+        """
+        raise NotImplementedError
+
+    def publish(self) -> None:
+        """
+        Mark the export as complete, durably.
+
+        @raise OSError: it was not done.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """
+        Close the files.
+        """
+
+
+def lockOwn(descriptor: int, path: str) -> None:
+    """
+    Lock a file of the export until it is closed.
+
+    @raise TryAgain: another export has it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise TryAgain(f"another export writes {path}")
+        raise
+    if not os.fstat(descriptor).st_nlink:
+        # The other export has ended since the file was opened.
+        raise TryAgain(f"another export has just written {path}")
+
+
+def syncDirectory(path: str) -> None:
+    """
+    Make the names in a directory durable.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Errors that the operator can end, after which the export goes on.
+_TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ESTALE)
+
+
+def failureOf(error: OSError, path: Any) -> Exception:
+    """
+    @return: the error for the operator.
+    """
+    text = f"{path} cannot be written: {reasonOf(error)}"
+    return TryAgain(text) if error.errno in _TEMPORARY else NotPossible(text)
