@@ -59,7 +59,7 @@ def test_badLines(tmp_path: Path) -> None:
     path = tmp_path / "users"
     path.write_text("nonsense\nalice:$1$x\n")
     ignored = f"pop3svc: {path}, line 1: ignored: no colon\n"
-    shutOut = f"pop3svc: {path}, line 2: alice cannot log in: unknown kind of hash\n"
+    shutOut = f"pop3svc: {path}, line 2: alice cannot log in: a malformed md5-crypt hash\n"
 
     def user(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
         command = [script("pop3svc"), "user", *arguments, "--file", str(path)]
