@@ -624,7 +624,7 @@ def test_badLine(site: Path, tmp_path: Path) -> None:
         *options(site, "--endpoint", f"tcp:{port}:interface=127.0.0.1"),
         *("--auth", f"passwd:{users}"),
     ) as running:
-        running.waitFor(f"{users}, line 2: carol cannot log in: unknown kind of hash")
+        running.waitFor(f"{users}, line 2: carol cannot log in: a malformed md5-crypt hash")
         running.up()
         connection = Connection(port)
         connection.line()
