@@ -15,20 +15,20 @@ from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 
 __all__ = ["PIECE", "Damaged", "FormFinder", "StoredContent", "piecesOf", "readPiece"]
 
-# Octets of a piece.  Larger pieces are not faster, and each session holds one.
+# Octets of a piece.  Larger pieces are not faster, and each session holds one in memory.
 PIECE = 262_144
 
 
 class Damaged(Exception):
     """
-    The content of a message is not whole.
+    The content of a message is incomplete.
     """
 
 
 def piecesOf(content: BinaryIO) -> Iterator[bytes]:
     """
-    Read a message and yield it as it is sent, in pieces of L{PIECE} octets: with CRLF as line
-    ends, and one at the end, without dot-stuffing.  Blocks.
+    Read a message, and yield it in pieces of L{PIECE} octets.  Each line ends with CRLF, the last
+    one as well.  Nothing is dot-stuffed.  Blocks.
     """
     normalizer = CRLFNormalizer()
     waiting = bytearray()
@@ -46,7 +46,7 @@ def piecesOf(content: BinaryIO) -> Iterator[bytes]:
 
 class FormFinder:
     """
-    Finds whether a line of a message begins with a dot, piece by piece.
+    Reads a message piece by piece, and finds out whether a line begins with a dot.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class FormFinder:
     @property
     def form(self) -> WireForm:
         """
-        What the octets need before they are sent.
+        How much the octets must be changed before they are sent.
         """
         return WireForm.LINES if self._hasDots else WireForm.READY
 
@@ -75,9 +75,9 @@ class FormFinder:
 @implementer(IWireContent)
 class StoredContent:
     """
-    The content of a message: a header of the mailbox's own, and pieces.  A piece that is
-    missing or has another length raises L{Damaged}, so that the reply never ends with the
-    final dot.
+    The content of a message: a header that only this mailbox's copy has, and pieces that several
+    copies may share.  A missing piece, or one with a wrong length, raises L{Damaged}.  The reply
+    then has no final dot, so that the client does not take the message for complete.
 
     @ivar form: see L{WireForm}.
     """
@@ -94,7 +94,7 @@ class StoredContent:
         """
         @param content: the number of the content.
         @param pieces: the number of its pieces.
-        @param octets: its size without the header.
+        @param octets: the size of the content without the header.
         @param first: the header, and the pieces that were read already.
         """
         self.form = form

@@ -12,13 +12,13 @@ from pop3svc.providers.sql.statements import execute, names, query
 
 __all__ = ["deleteIn"]
 
-# Unique-ids of one statement, because databases bound its parameters.
+# The most unique-ids in one statement, because databases limit the number of parameters.
 _CHUNK = 500
 
 
 def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -> None:
     """
-    Delete messages of a mailbox.  Blocks.  One that is gone counts as deleted.
+    Delete messages of a mailbox.  Blocks.  A message that no longer exists counts as deleted.
 
     @param mailbox: the number of the mailbox, whose lease is locked.
     """
@@ -66,7 +66,7 @@ def _releaseContents(transaction: Transaction, contents: Sequence[int]) -> None:
     counts = Counter(contents)
     for content, count in counts.items():
         if count > 1:
-            # Several copies of one message in one mailbox.
+            # The mailbox had several copies of this message.
             execute(
                 transaction,
                 "UPDATE content SET uses = uses - :more WHERE id = :id",

@@ -65,8 +65,8 @@ def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, in
 
 class Delivery:
     """
-    One message for some users.  Each step may be repeated, because a commit whose answer was
-    lost may have happened.
+    The delivery of one message to some users.  Each step may be repeated without harm.  This is
+    needed because a commit may have succeeded although its answer was lost.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Delivery:
     ) -> None:
         """
         @param executor: reads the message.
-        @param quota: of each mailbox.
+        @param quota: the limits of each mailbox.
         """
         self._database = database
         self._executor = executor
@@ -119,8 +119,8 @@ class Delivery:
 
     def _writePiece(self, transaction: Transaction, number: int, piece: bytes) -> None:
         """
-        Write a piece of a large message.  Until the message is stored, the content has no
-        uses, and is removed after a day.
+        Write a piece of a large message.  Until the message is stored, no mailbox uses the
+        content.  Content without uses is removed after a day.
         """
         if not number:
             self._writeContent(transaction, 0, 0, WireForm.LINES, 0)
@@ -159,7 +159,7 @@ class Delivery:
         Add the message to the mailboxes.
 
         @param pieces: the pieces that were written already.
-        @param last: the piece that was not.
+        @param last: the last piece, if it was not written yet.
         """
         results: list[DeliveryError | None] = [None] * len(self._copies)
         stored = 0
@@ -179,7 +179,7 @@ class Delivery:
         self, transaction: Transaction, index: int, octets: int
     ) -> tuple[DeliveryError | None, bool]:
         """
-        @return: the result for a copy, and whether it was added now.
+        @return: the result for a copy, and whether this call added it.
         """
         copy, uniqueID = self._copies[index], self._uniqueIDs[index]
         mailbox = mailboxOf(transaction, copy.username, makes=True)

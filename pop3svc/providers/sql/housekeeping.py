@@ -1,5 +1,5 @@
 """
-Delete old messages, and remove what nobody uses any more; one node at a time does it.
+Delete old messages, unused contents and the rows of former nodes.  One node at a time does this.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ log = Logger(namespace="pop3svc")
 
 # Milliseconds.
 _DAY = 86_400_000
-# Messages or contents that one transaction looks for, so that it is short.
+# The most messages or contents that one transaction handles, so that it is short.
 _BATCH = 500
-# The number of the row that says when the work was done last; no mailbox has it.
+# The row with this number records the time of the last round.  No mailbox has this number.
 _JOB = 0
 
 
@@ -52,7 +52,7 @@ class Housekeeping:
         """
         Begin the rounds.
         """
-        # Nodes that start together do not begin together.
+        # Wait for a random time, because nodes that start together would all begin at once.
         first = random.uniform(1, self.FIRST)
         self._timer = self._clock.callLater(first, self._begin)
 
@@ -82,7 +82,7 @@ class Housekeeping:
                 pass
             await self._database.run(_forgetNodes, mayRepeat=True)
         except DatabaseUnavailable:
-            # The database has logged that it is away; the next round goes on.
+            # Database has logged that the database is unavailable.  The next round continues.
             pass
 
     def _isDue(self, transaction: Transaction) -> bool:
@@ -99,7 +99,8 @@ class Housekeeping:
                 f"UPDATE lease SET epoch = {time} WHERE mailbox = :job "
                 f"AND epoch < {time} - :interval",
                 job=_JOB,
-                # A little less, because the clocks of the nodes differ.
+                # Nine tenths of the interval, because the clocks of the nodes run at different
+                # speeds.
                 interval=int(self.INTERVAL * 900),
             )
         )
@@ -108,7 +109,7 @@ class Housekeeping:
         if not self._expireDays:
             return
         count = 0
-        # Mailboxes that a session has locked are looked at in the next round.
+        # The next round checks the mailboxes that a session has locked now.
         skipped: set[int] = set()
         while True:
             mailbox = await self._database.run(self._nextWithOld, sorted(skipped)[:_BATCH])

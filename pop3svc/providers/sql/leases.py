@@ -31,7 +31,7 @@ __all__ = ["Lease", "LeaseHeld", "Node"]
 
 log = Logger(namespace="pop3svc")
 
-# Leases that one statement looks for, because databases bound the parameters of one.
+# The most leases in one statement, because databases limit the number of parameters.
 _CHUNK = 500
 # Milliseconds after which the row of a node that is gone is removed.
 _FORGET = 86_400_000
@@ -57,8 +57,8 @@ class Lease:
     @ivar mailbox: the number of the mailbox.
     @ivar token: grows whenever the lease is taken.
     @ivar changes: the mailbox's number of changes when the lease was taken.
-    @ivar requestRelease: asks the session to release the mailbox; L{None} before it may be
-        asked.
+    @ivar requestRelease: asks the session to release the mailbox; L{None} until the session may
+        be asked.
     @ivar isLost: whether another node has taken the lease.
     """
 
@@ -81,20 +81,20 @@ class Lease:
 
 class Node:
     """
-    This process among those that use the database.
+    This process as one of the nodes that use the database.
 
     @ivar name: a name that no other process has or had.
     """
 
-    # Seconds.  INTERVAL passes between two looks at the leases that others want.
+    # Seconds.  Each INTERVAL, the node checks which of its leases other nodes want.
     INTERVAL = 0.5
     # Mailboxes whose last token is remembered until their session is registered.
     LATEST = 10_000
 
     def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
         """
-        @param renewals: the same database, with a thread of its own, so that other work does
-            not keep the node from renewing its row.
+        @param renewals: the same database with a thread of its own, so that other work does not
+            delay the renewal of the node's row.
         @param duration: seconds until the mailboxes of a node that is gone are free.
         """
         host = socket.gethostname()[:32]
@@ -130,7 +130,8 @@ class Node:
             name=self.name,
         )
         if renewed is None:
-            # The first time, or the row was removed because it was very old.
+            # This is the first call, or another node has removed the row because it had expired
+            # long ago.
             execute(
                 transaction,
                 "INSERT INTO node (name, epoch, expires) "
@@ -162,7 +163,8 @@ class Node:
         if own is None:
             own = self.ensure(transaction)
         if holder == self.name:
-            # If no session is registered, that session is gone and could not release it.
+            # This node has the lease.  If no session is registered for the lease, its session
+            # ended without releasing it.
             held = self._held.get(mailbox)
             if held is not None and held.token == token:
                 return LeaseHeld(mailbox)
@@ -219,8 +221,8 @@ class Node:
 
     def fence(self, transaction: Transaction, lease: Lease) -> None:
         """
-        Lock the lease's row for a change of the mailbox, and check that the lease holds.
-        While the row has the token, nobody else has taken the lease, also if the node has
+        Lock the lease's row before a change of the mailbox, and check that the row still has the
+        lease's token.  If it has, no other node has taken the lease, even if this node has
         expired.
 
         @raise POP3ResponseError: another node has taken the lease.
@@ -272,7 +274,8 @@ class Node:
             name=self.name,
         )
         if wanted:
-            # Those that still wait ask again, so that nobody gives way to one that is gone.
+            # Clear the requests.  A node that still waits asks again, so no session ends for a
+            # node that has stopped waiting.
             execute(
                 transaction,
                 "UPDATE lease SET wantedby = NULL WHERE node = :name AND wantedby IS NOT NULL",
@@ -301,7 +304,8 @@ class Node:
         """
         Ask a session to release a mailbox, if a session of this process holds it.
 
-        @return: whether the session does; L{None} if none of this process holds the mailbox.
+        @return: whether the session releases it; L{None} if no session of this process holds the
+            mailbox.
         """
         lease = self._held.get(mailbox)
         if lease is None or lease.requestRelease is None:
@@ -310,7 +314,7 @@ class Node:
 
     async def release(self, lease: Lease) -> None:
         """
-        Release a lease.  If the database is away, that is done when it is back.
+        Release a lease.  If the database is unavailable, try again until the lease is released.
         """
         if self._held.get(lease.mailbox) is lease:
             del self._held[lease.mailbox]
@@ -319,7 +323,8 @@ class Node:
         try:
             await self._database.run(self._release, [lease], mayRepeat=True)
         except DatabaseUnavailable:
-            # The node goes on to renew its row, so nobody else could take the lease.
+            # Try again later.  This node goes on renewing its row, so no other node could take
+            # the lease.
             self._unreleased[lease.mailbox] = lease
             self._later()
 
@@ -367,7 +372,7 @@ class Node:
             self.ask(mailbox)
 
     def _failed(self, failure: Any) -> None:
-        # The database logs that it is away.
+        # Database logs that the database is unavailable.
         if failure.check(DatabaseUnavailable) is None:
             log.failure("cannot renew the node", failure)
 

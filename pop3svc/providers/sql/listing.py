@@ -14,7 +14,8 @@ from pop3svc.providers.sql.statements import one, query
 
 __all__ = ["ListingCache", "MailboxListing", "listIn"]
 
-# Messages of one query, so that neither side holds the rows of a large mailbox.
+# The most messages that one query returns, so that neither the server nor this process holds all
+# rows of a large mailbox.
 _PAGE = 2000
 
 

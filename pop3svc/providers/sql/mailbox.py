@@ -110,7 +110,7 @@ class SQLMailbox:
         if isinstance(error, Damaged):
             raise self._damaged(error)
         failure.trap(DatabaseUnavailable)
-        # The database has logged that it is away.
+        # Database has logged that the database is unavailable.
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
     def _damaged(self, error: Damaged) -> POP3ResponseError:
@@ -177,9 +177,9 @@ class SQLMailbox:
 
     def _open(self, transaction: Transaction, uniqueID: str) -> tuple[Any, ...] | None:
         """
-        Find a message, check that its content is whole, and read its beginning.
+        Find a message, check that its content is complete, and read its beginning.
 
-        @raise Damaged: it is not whole.
+        @raise Damaged: it is incomplete.
         """
         row = self._ahead.find(transaction, self._number, uniqueID)
         return None if row is None else _checked(transaction, uniqueID, row)
@@ -207,11 +207,11 @@ class SQLMailbox:
 
 def _checked(transaction: Transaction | None, uniqueID: str, found: Found) -> tuple[Any, ...]:
     """
-    Check that the content of a message is whole.
+    Check that the content of a message is complete.
 
     @param transaction: L{None} for a message of at most one piece.
     @return: the arguments of L{StoredContent}.
-    @raise Damaged: it is not whole.
+    @raise Damaged: it is incomplete.
     """
     size, header, content, octets, pieces, form, data = found[:7]
     if octets is None or size != octets + len(header):
@@ -381,8 +381,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _delete(self, transaction: Transaction, lease: Lease, uniqueIDs: list[str]) -> None:
         """
-        Delete messages.  It may be repeated, because a commit whose answer was lost may have
-        happened.
+        Delete messages.  The call may be repeated without harm.  This is needed because a commit
+        may have succeeded although its answer was lost.
         """
         self._node.fence(transaction, lease)
         deleteIn(transaction, lease.mailbox, uniqueIDs)

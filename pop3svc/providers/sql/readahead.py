@@ -10,7 +10,8 @@ from pop3svc.database import Transaction
 
 __all__ = ["Found", "ReadAhead", "findMessage"]
 
-# Messages and octets of each that are read ahead, so that a session holds 256 KiB at most.
+# The most messages that are read ahead, and the most octets of each, so that a session holds 256
+# KiB at most.
 _MESSAGES, _OCTETS = 16, 16_384
 
 # Size, header, and number, size, pieces and form of the content of a message, and its first
@@ -40,8 +41,9 @@ def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found 
 
 class ReadAhead:
     """
-    The next messages of a session that retrieves one message after the other.  A trip to the
-    database's thread takes longer than all else that RETR of a small message does.
+    The next messages of a session that retrieves one message after the other.  They are read
+    ahead because for a small message a call in the database's thread takes longer than the rest
+    of RETR.
     """
 
     def __init__(self) -> None:
@@ -66,7 +68,8 @@ class ReadAhead:
 
     def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
         """
-        Find a message, and read ahead if it follows the one that was found last.  Blocks.
+        Find a message.  If it follows the message that was found last, read the next ones ahead.
+        Blocks.
 
         @return: L{None} if it does not exist.
         """

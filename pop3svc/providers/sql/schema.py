@@ -1,5 +1,5 @@
 """
-The tables of a store, and how one version of them becomes the next.
+The tables of a store, and their migration from each version to the next.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _TABLE = "pop3svc_schema"
 
 class SchemaError(Exception):
     """
-    The tables cannot be used: one sentence for the operator.
+    The tables cannot be used.  The text is one sentence for the operator.
     """
 
 
-# Times are milliseconds since the epoch, sizes octets.  The table "message" is one mailbox's
-# copy of a message: a header of its own, such as Delivered-To, and content that several
-# copies may share.  The column "form" is a WireForm; "isForeign" is 1 if the unique-id was
-# given by another server.  A piece holds at most PIECE octets, as they are sent.
+# Times are milliseconds since the epoch, sizes octets.  A row of the table "message" is one
+# mailbox's copy of a message.  Each copy has its own header, such as Delivered-To, and several
+# copies may share one content.  The column "form" is a WireForm; "isForeign" is 1 if the
+# unique-id was given by another server.  A piece holds at most PIECE octets, as they are sent.
 _FIRST = (
     f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
     """CREATE TABLE mailbox (
@@ -76,7 +76,7 @@ _FIRST = (
     "CREATE INDEX lease_node ON lease (node)",
 )
 
-# The statements that lead to each version from the one before.
+# For each version, the statements that migrate the tables from the version before.
 _MIGRATIONS: Sequence[Sequence[str]] = (_FIRST,)
 VERSION = len(_MIGRATIONS)
 

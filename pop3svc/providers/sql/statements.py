@@ -22,8 +22,8 @@ __all__ = [
     "query",
 ]
 
-# Milliseconds since the epoch by the database's clock at this moment.  Other functions stand
-# still from the beginning of a transaction, and it may have waited for a lock since.
+# Milliseconds since the epoch by the database's clock at this moment.  Other functions return the
+# time when the transaction began, but the transaction may have waited for a lock since then.
 _NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
@@ -67,7 +67,8 @@ def now(transaction: Transaction) -> str:
 
 def forUpdate(transaction: Transaction) -> str:
     """
-    @return: the end of a query that locks its rows.  SQLite has one writer, and no such words.
+    @return: the end of a query that locks its rows.  It is empty for SQLite, which has one writer
+        at a time and no such clause.
     """
     return "" if transaction.dialect == "sqlite" else "FOR UPDATE"
 
@@ -91,7 +92,7 @@ class Names:
     """
     A list of values for C{IN (...)}.
 
-    @ivar sql: the parameters.
+    @ivar sql: the placeholders of the parameters.
     @ivar values: the value of each.
     """
 
@@ -101,7 +102,7 @@ class Names:
 
 def names(values: Sequence[Any]) -> Names:
     """
-    @param values: some hundreds at most, because databases bound the parameters of a statement.
+    @param values: some hundreds at most, because databases limit the parameters of a statement.
     """
     named = {f"v{number}": value for number, value in enumerate(values)}
     return Names(", ".join(f":{name}" for name in named), named)

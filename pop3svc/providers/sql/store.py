@@ -38,7 +38,8 @@ __all__ = ["SQLStore"]
 
 log = Logger(namespace="pop3svc")
 
-# Characters of a name; the local part and the domain of an address (RFC 5321 section 4.5.3.1).
+# The most characters of a name: those of an address's local part and domain (RFC 5321 section
+# 4.5.3.1).
 _LONGEST = 320
 
 
@@ -96,8 +97,9 @@ class SQLStore(Service):
         """
         Check the database without changing anything.  Blocks, for a limited time.
 
-        @raise ValueError: it cannot be used until the operator changes something: a sentence.
-        @raise DatabaseUnavailable: the database is away.
+        @raise ValueError: it cannot be used until the operator changes something.  The text is
+            one sentence.
+        @raise DatabaseUnavailable: the database is unavailable.
         """
         try:
             if isinstance(self._driver, SQLite) and not os.path.exists(self._driver.path):
@@ -124,13 +126,13 @@ class SQLStore(Service):
 
     @property
     def _migrates(self) -> bool:
-        # One service uses a file, so nobody else depends on the older tables.
+        # Only one service uses an SQLite file, so no other program depends on the older tables.
         return isinstance(self._driver, SQLite) and not self._readOnly
 
     async def prepare(self) -> None:
         """
-        Check the tables of the database, and make or migrate those of SQLite.  This is done
-        before the first use, and again as long as it has failed.
+        Check the tables of the database, and make or migrate those of SQLite.  This runs before
+        the first use, and again before each use until it has succeeded.
 
         @raise POP3ResponseError: they cannot be used now.
         """
