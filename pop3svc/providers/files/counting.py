@@ -200,8 +200,8 @@ class SizeCounter:
         """
         Read a message.  Blocks.
 
-        @param before: a file whose time of change (nanoseconds) is not after this is the
-            listed one if it has the listed inode.
+        @param before: a time in nanoseconds.  A file with the listed inode is the listed file if
+            it was not changed after this time.
         @return: L{None} if it is not at that place; with a size of -1 octets if it cannot
             be read.
         """
@@ -249,11 +249,11 @@ class SizeCounter:
 
     def save(self, listing: MailboxSnapshot, held: LockedDirectory) -> None:
         """
-        Begin to write which files the unique-ids belong to that a session has listed, because
-        its client has seen them.
+        Begin to save which file each unique-id of a session's listing belongs to, because the
+        client has seen these unique-ids.
 
         @param listing: the session's last listing.
-        @param held: the mailbox, which stays locked until that is done.
+        @param held: the mailbox, which stays locked until they are saved.
         """
         sizes = self._listing.sizes
         if sizes is None or not sizes.hasUnwritten:

@@ -30,7 +30,7 @@ _REMOVED = "pop3svc-removed"
 # A file whose name begins with one of these is no message.
 OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
-# Searches for a file that is renamed each time, before it counts as in use.
+# The most searches for one file.  A file that is renamed during each of them counts as in use.
 _LOOKS = 5
 
 # (name of a directory below the root, name of a file in it, inode of the file or 0 if that
@@ -228,7 +228,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            # One entry is enough, because another program may have put very many there.
+            # Read one entry only, because another program may have put very many there.
             with os.scandir(directory) as entries:
                 if next(entries, None) is not None:
                     return False
@@ -418,7 +418,8 @@ def _recoverByNames(root: int) -> None:
                 finally:
                     closeQuietly(home)
         if decided:
-            # The others must be gone for good first.
+            # The removal of the other files must be durable first, because these files record the
+            # decision.
             os.fsync(tmp)
             for name in decided:
                 os.unlink(name, dir_fd=tmp)

@@ -43,7 +43,7 @@ class Directory:
     @ivar path: the path, for messages to the operator.
     @ivar folders: the directories in it that hold messages.
     @ivar executor: runs work that reads directories or whole files.
-    @ivar group: see L{Executor.run}: the file system, and this mailbox on it.
+    @ivar group: the group of L{Executor.run}: names the file system, and this mailbox on it.
     """
 
     def __init__(

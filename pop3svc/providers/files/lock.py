@@ -105,9 +105,8 @@ class LockBusy:
 
 class ExclusiveDirectory(Directory):
     """
-    A L{Directory} that one session at a time can lock, across all processes.  The kernel
-    releases the lock when the process dies.  Without the lock it is shown as one that does
-    not exist.
+    A L{Directory} that one session at a time can lock, across all processes.  The kernel releases
+    the lock when the process dies.  Without the lock, the directory appears not to exist.
     """
 
     def __init__(
@@ -346,7 +345,7 @@ class ExclusiveDirectory(Directory):
             return LockBusy()
         except OSError as error:
             raise self.fault("lock", error)
-        # A mailbox with staging directories is one that pop3svc has used.
+        # The mailbox has staging directories, so pop3svc has used it before.
         if prepare is None and presence is not None and not presence.isKnown(self.path):
             presence.isThere(self.path, isInThread=False)
         return LockedDirectory(root, (status.st_dev, status.st_ino))
@@ -364,7 +363,7 @@ class ExclusiveDirectory(Directory):
         self._registry.remove(self.path)
         before(held)
         if self._working:
-            # A thread still works on the mailbox; keep the lock until it is done.
+            # A thread still works on the mailbox.  Keep the lock until the thread is done.
             self._releasing = held
         else:
             held.close()

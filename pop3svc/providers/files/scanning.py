@@ -1,5 +1,5 @@
 """
-Read the directories of a mailbox so that no message is missed that moves meanwhile.
+Read the directories of a mailbox without missing a message that moves meanwhile.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortRefs"]
 
-# How often a directory is read at most until it did not change meanwhile, and the pause
-# (seconds) between two reads.
+# The most reads of the directories, which end when the directories did not change during a read;
+# and the seconds between two reads.
 _SCANS, _PAUSE = 10, 0.02
-# Messages that one call sorts, so that it holds the interpreter lock for some milliseconds
-# only.
+# The most messages that one call sorts, so that it holds the interpreter lock for some
+# milliseconds only.
 _SLICE = 10_000
 
 
@@ -34,7 +34,7 @@ class Scan:
     @ivar seen: for each place the number of the last read that saw it, empty if one read
         was enough.
     @ivar isSure: whether the last read was complete.
-    @ivar stamp: the times of the directories then, empty if it was not.
+    @ivar stamp: the times of the directories at the last read, empty if it was not complete.
     @ivar began: when the scan began, nanoseconds.
     """
 

@@ -50,8 +50,9 @@ _VERSION = "pop3svc-sizes 4"
 _LINE = 208
 # Entries that the file may have beyond twice the needed number, before it is replaced.
 _SPARE = 1000
-# Unique-ids of former messages that are remembered, so that no other message gets one of
-# them.  A name returns soon or never, when a clock was set back or a backup was restored.
+# Unique-ids of former messages that are remembered, so that no other message gets one of them.
+# This number is enough: a name returns because a clock was set back or a backup was restored, and
+# then it returns soon.
 _GONE = 2000
 
 # The inode of files of a mailbox that was copied, and the kind of messages that are gone.
@@ -136,8 +137,9 @@ class MessageInfo(NamedTuple):
     def isFile(self, status: os.stat_result, head: Callable[[], int]) -> bool:
         """
         @param head: reads the first octets of the file, and returns their checksum.
-        @return: whether this is still the same message.  A copy that keeps the time is,
-            because backups and programs that compress mail make such copies.
+        @return: whether this is still the same message.  A copy with the same time of
+            modification is the same message, because backups and programs that compress mail make
+            such copies.
         """
         if not self.modified:
             # Only the name and the inode are known.
@@ -265,7 +267,7 @@ class MailboxSizes:
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Queue the listed messages whose size was not counted for writing as well.
+        Queue more messages for writing: those that were listed and whose size was not counted.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
@@ -325,7 +327,7 @@ class MailboxSizes:
     @_guarded
     def markOthersGone(self, listed: Collection[str]) -> None:
         """
-        Record that all messages are gone that were not listed.
+        Record that all messages that were not listed are gone.
         """
         gone = [each for each in self.known if each not in listed]
         gone += [each for each in self.seen if each not in listed]
@@ -451,8 +453,8 @@ class MailboxSizes:
         try:
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         except FileExistsError:
-            # A service was killed while it wrote.  No other one writes now, because the
-            # mailbox is locked.
+            # A service was killed while it wrote this file.  No other service writes it now,
+            # because the mailbox is locked.
             os.unlink(_NEXT, dir_fd=root)
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}

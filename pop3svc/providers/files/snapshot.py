@@ -39,8 +39,8 @@ class MailboxSnapshot(dict[str, Place]):
     changes once it is made, because sessions share it.
 
     @ivar links: other names of the same file, by unique-id.
-    @ivar isSure: whether no file moved during the scan, so that a message that is not
-        listed no longer exists.
+    @ivar isSure: whether no file moved during the scan.  If so, a message that is not listed does
+        not exist any more.
     @ivar time: time of the scan, nanoseconds, or the latest time of change of the
         directories if that is ahead of the clock; 0 if nothing was scanned.  A file that
         was written later is not listed.

@@ -126,8 +126,8 @@ class MailboxWatch:
     """
     A watch of one mailbox.
 
-    @ivar changes: a number that is new after each change in the mailbox, and that no other
-        watch has.
+    @ivar changes: a number that gets a new value after each change in the mailbox.  No other
+        watch has the same number.
     @ivar isBroken: whether the watch has ended and reports no more changes.
     """
 
