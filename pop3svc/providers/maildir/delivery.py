@@ -44,8 +44,8 @@ log = Logger(namespace="pop3svc")
 # Errors that were logged already.
 _faults = Once()
 
-# Messages of a mailbox that are assumed for the bound of its file of sizes: the file of a
-# larger mailbox is not read, and an import then relies on the names alone.
+# The number of messages from which the size limit of a mailbox's file of sizes is computed.  The
+# file of a larger mailbox is not read, and an import then relies on the names alone.
 _MOST_MESSAGES = 500_000
 
 
@@ -145,7 +145,7 @@ class MaildirDelivery:
     def _store(self, place: Root, copy: DeliveryCopy, content: BinaryIO) -> None:
         """
         @raise DeliveryError: the message was not stored.
-        @raise OSError: as well.
+        @raise OSError: the message was not stored.
         """
         root = self._open(place)
         try:

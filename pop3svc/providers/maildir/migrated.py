@@ -1,11 +1,11 @@
 """
 Keep the unique-ids that the former server of a Maildir told its clients.
 
-The first complete listing copies them to the file C{pop3svc-uidl} of the Maildir.  From then
-on the former server's file is not needed, and changes of it have no effect: a unique-id that
-this service has told stays even if the former server goes on to number new mail for IMAP.
-The copy has a line with its version, a checksum and the settings, then a line for each message
-in the order of message numbers: the unique-id, a blank and the base name.
+The first complete listing copies them to the file C{pop3svc-uidl} of the Maildir.  From then on
+the former server's file is not needed, and changes of it have no effect: a unique-id that this
+service has sent to a client stays, even if the former server still numbers new mail for IMAP.
+The copy has a line with its version, a checksum and the settings, then a line for each message in
+the order of message numbers: the unique-id, a blank and the base name.
 """
 
 from __future__ import annotations
@@ -50,29 +50,29 @@ log = Logger(namespace="pop3svc")
 _logged = Once()
 
 COPY = "pop3svc-uidl"
-# The file that replaces it, always of the same name, so that services that are killed leave at
-# most one such file behind.
+# The file that replaces the copy.  The name is always the same, so that services that are killed
+# leave at most one such file.
 _NEXT = "pop3svc-uidl.new"
 _VERSION = "pop3svc-uidl 1"
 # The directories of INBOX below a directory of control files, by Dovecot's layouts Maildir++
 # and fs.  A directory without either holds the file itself.
 _INBOXES = (".INBOX", "INBOX")
-# How often a file is read at most because it changes meanwhile.
+# The most reads of a file that changes while it is read.
 _READS = 5
-# Messages in all whose unique-ids are in memory; the latest mailbox stays even if it has more.
-# Some 400 octets each.
+# The most messages of all mailboxes together whose unique-ids are in memory, some 400 octets
+# each.  The latest mailbox stays even if it alone has more.
 _BOUND = 300_000
 # Sorts before all times of delivery, because messages with an old number come first.
 _FIRST = -(1 << 63)
 
-# What an order by the old numbers needs of a message: the values of a
-# L{MessageRef<pop3svc.providers.files.folders.MessageRef>} but for the place.
+# The values that sort a message by its old number: those of a
+# L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.
 _Head = tuple[int, int, str, str]
 
 
 class KeptIDs:
     """
-    The unique-ids of one Maildir that stay.
+    The unique-ids that the messages of one Maildir keep.
 
     @ivar heads: the first values of the
         L{MessageRef<pop3svc.providers.files.folders.MessageRef>} of each message, by base name.
@@ -204,7 +204,8 @@ class MigratedMaildir:
 
     def kept(self, root: int, places: Callable[[], Mapping[str, Place]], isSure: bool) -> KeptIDs:
         """
-        Find the unique-ids that stay.  Reads files only if their stamps have changed.  Blocks.
+        Find the unique-ids that messages keep.  Reads files only if their stamps have changed.
+        Blocks.
 
         @param root: a descriptor of the Maildir.
         @param places: returns the place of each message, by base name.
@@ -259,7 +260,7 @@ class MigratedMaildir:
             self._logNew(kept)
         ids = KeptIDs(kept.uniqueIDs)
         if self._server.readOnly or not isSure or not places:
-            # Nothing was told yet that has to stay, or not all messages were seen.
+            # Write no copy: no client has got a unique-id yet, or not all messages were seen.
             return _Cached(ids, stamp, former)
         try:
             stamp = _writeCopy(root, self._server.source, kept.uniqueIDs)
@@ -308,7 +309,7 @@ class MigratedMaildir:
     def _readFormer(self, root: int) -> tuple[FileStamp | tuple[()] | None, bytes | None]:
         """
         @return: stamp and content of the former server's file; L{None} if there is none.  The
-            stamp is empty if a later change may leave it as it is.
+            stamp is empty if the file might change again without getting another stamp.
         @raise OSError: it cannot be read.
         """
         try:
@@ -345,7 +346,7 @@ class MigratedMaildir:
             with open(openRegular(COPY, root), "rb") as file:
                 data = file.read(LARGEST + 1)
         except FileNotFoundError:
-            # It is a link, which a user has made.
+            # The copy is a link that a user has made.
             return None
         except OSError as error:
             raise OSError(error.errno, f"{self._path}/{COPY} cannot be read: {error.strerror}")

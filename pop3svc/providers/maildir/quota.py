@@ -25,8 +25,9 @@ _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 _LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
 # Each other line: octets and messages, which may be padded with blanks.
 _CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
-# Octets and seconds after which the use is counted anew, as the specification of Maildir++
-# says.  A mailbox that is full is counted anew sooner, because the file may be wrong.
+# The use is counted anew if the file is longer than this (octets).  If the mailbox seems full,
+# the use is counted anew as well, because the file may be wrong.  This is left out if the file is
+# younger than this (seconds) and did not change since the last count.
 _LONGEST = 5120
 _OLDEST = 900
 
@@ -136,7 +137,7 @@ def recordDelivery(root: int, size: int) -> None:
 
 def _read(root: int) -> _Use | None:
     """
-    @return: L{None} if there is no file, or none with a limit.
+    @return: L{None} if there is no file, or the file has no limit.
     """
     try:
         descriptor = openRegular(_NAME, root)
@@ -146,7 +147,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # The limit is nowhere else.
+        # The limit is stored in this file only.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0
