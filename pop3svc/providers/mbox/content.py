@@ -21,8 +21,8 @@ __all__ = ["MboxContent"]
 @implementer(IChunkedContent)
 class MboxContent:
     """
-    A part of an mbox that is read while other programs may change the file.  The digest of what
-    was read decides at the end whether it was the listed message.
+    A part of an mbox that is read while other programs may change the file.  At the end, the
+    digest of the octets that were read shows whether they were the listed message.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         wasStart, isStart = isStart, line.endswith(b"\n")
         if line.endswith(b"\r\n") and not line.endswith(b"\r\r\n"):
             line = line[:-2] + b"\n"
-        # A return before the line end is text; it must not become a part of the line end.
+        # A CR before the line end is text; it must not become a part of the line end.
         end = b"\r\n" if line.endswith(b"\r") else b"\n"
         yield line, wasStart
     if not isStart:
@@ -147,7 +147,7 @@ def _needsQuote(line: bytes, content: BinaryIO, variant: str) -> bool:
         return rest.startswith(_FROM)
     if rest:
         return (rest + _peek(content, len(_FROM))).startswith(_FROM)
-    # More of ">" than a piece holds: look at what follows, and go back.
+    # The line begins with more ">" than a piece holds.  Look at the text after them, and go back.
     offset = content.tell()
     try:
         while block := content.read(_LINE):
@@ -197,7 +197,7 @@ def createMbox(name: str, directory: int) -> int:
         raise MboxBusy
     try:
         if not os.geteuid():
-            # In a user's directory the mbox has to belong to the user.
+            # An mbox in a user's directory has to belong to the user.
             status = os.fstat(directory)
             os.fchown(descriptor, status.st_uid, status.st_gid)
         os.fsync(directory)

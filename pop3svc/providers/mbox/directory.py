@@ -52,9 +52,9 @@ async def retryWhileBusy(clock: Any, attempt: Callable[[], Deferred[T]]) -> T:
 
 class MboxDirectory(SlowExclusiveDirectory):
     """
-    An mbox that one session at a time can lock.  The session's lock is on the service's
-    directory beside the mbox, and does not keep other programs from the mbox.  L{locked} does,
-    for each access.
+    An mbox that one session at a time can lock.  The session's lock is on the service's directory
+    beside the mbox.  It does not keep other programs from the mbox.  Therefore L{locked} locks
+    the mbox itself during each access.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
         super().__init__(mbox.own, (), executor, longExecutor, presence, registry, policy)
         self.mbox = mbox
-        # The mbox's path is the name of the mailbox for the operator.
+        # Messages to the operator name the mailbox by the mbox's path.
         self.path = mbox.path
 
     def _tryLock(

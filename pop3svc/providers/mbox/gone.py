@@ -20,8 +20,8 @@ __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
-# Unique-ids that are kept.  An older one can be used again only by a message with the same
-# octets and the same time of arrival in its envelope line, so a bound is enough.
+# The most unique-ids that are kept.  A bound is safe, because only a message with the same octets
+# and the same time of arrival in its envelope line could get an older one again.
 BOUND = 20_000
 # Octets of the largest file that is read.
 _LARGEST = 8_388_608

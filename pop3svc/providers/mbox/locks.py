@@ -27,8 +27,8 @@ __all__ = [
 _STALE = 300
 # Octets of a dot-lock that are read; a process id has at most ten digits.
 _CONTENT = 64
-# Locks that belong to a descriptor.  Those of F_SETLK belong to the process, and closing any
-# descriptor of the file would release them.  Both kinds exclude each other.
+# Locks that belong to a descriptor.  A lock by F_SETLK would belong to the process, and closing
+# any descriptor of the file would release it.  A lock of one kind excludes a lock of the other.
 _SET_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 # struct flock of Linux: type, whence, start, length, process id.
 _FLOCK = "@hhqqi0q"
@@ -124,7 +124,8 @@ class DotLock:
         """
         self._directory = directory
         self._name = f"{name}.lock"
-        # A link is atomic on network file systems as well, and open() was not on some.
+        # Link the file instead of creating it by open(), which was not atomic on some network
+        # file systems.
         temporary = f"lock-{os.getpid()}-{id(self)}"
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=own)
@@ -195,8 +196,8 @@ class DotLock:
                 closeQuietly(descriptor)
         number = content.split(b"\n")[0].strip()
         if number.isdigit() and 0 < int(number) < 2**31:
-            # This process holds the lock by fcntl() now, so a dot-lock with its id is left from
-            # an earlier process, such as one of another container.
+            # This process holds the lock by fcntl() now.  A dot-lock with its own process id is
+            # therefore left from an earlier process, such as one of another container.
             isValid = int(number) != os.getpid() and isRunning(int(number))
         else:
             # Compare with a time of the same file system, because its clock may differ.

@@ -69,7 +69,7 @@ class ScanCache:
 
     def put(self, status: os.stat_result, scan: Scan) -> None:
         """
-        Keep a scan, unless the file may change without another stamp.
+        Keep a scan, unless a change of the file might leave its stamp the same.
         """
         key = status.st_dev, status.st_ino
         with self._lock:
@@ -125,7 +125,7 @@ class MboxFormat:
 
 class _Changed(Exception):
     """
-    The mbox is another one than at the scan.
+    The mbox is not the file that was scanned.
     """
 
 

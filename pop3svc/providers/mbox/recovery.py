@@ -21,8 +21,8 @@ __all__ = ["recover"]
 _NEW = re.compile(re.escape(NEW) + r"([0-9]{1,20})-([0-9]{1,19})")
 _APPEND = re.compile(re.escape(APPEND) + r"([0-9]{1,20})-([0-9]{1,19})-([0-9]{1,19})-([0-2])")
 _LEFT = re.compile(r"(?:lock|stale|gone)-([0-9]{1,10}).*")
-# Seconds for which a replaced file is kept where the kernel cannot tell whether a program has
-# it open.  No delivery agent waits that long for a lock.
+# If the kernel cannot tell whether a program has a replaced file open, the file is kept for these
+# seconds.  No delivery agent waits that long for a lock.
 _KEPT = 3600
 _BLOCK = 1_048_576
 
@@ -57,7 +57,7 @@ def _removeLeft(own: int, name: str) -> None:
         return
     with suppress(FileNotFoundError):
         made = os.stat(name, dir_fd=own, follow_symlinks=False).st_mtime
-        # The process may be one of this id in another container.
+        # A process with this id may run in another container.
         if not isRunning(int(left[1])) or time.time() - made > _KEPT:
             os.unlink(name, dir_fd=own)
 
@@ -129,8 +129,8 @@ def _block(old: int, at: int, end: int) -> bytes:
 
 def _endsWith(mbox: LockedMbox, old: int, size: int, end: int) -> bool:
     """
-    @return: whether the mbox ends with that part of the old file already, because a process was
-        killed after it had moved it.
+    @return: whether the mbox ends with that part of the old file already, because a process moved
+        the part and was killed afterwards.
     """
     there = mbox.status().st_size
     if there < end - size:

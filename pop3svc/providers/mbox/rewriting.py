@@ -1,5 +1,6 @@
 """
-Remove parts of an mbox by replacing the file, and add to its end; both all or none.
+Remove parts of an mbox by replacing the file, and add messages to its end.  Each change is made
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -126,9 +127,9 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
     """
     Replace the mbox by one without some parts.  Blocks.
 
-    The new file gets the name of the mbox, and the old file the name of the new one, in one
-    step.  The old file is kept until nobody has it open, because a program that waits for its
-    lock will add a message to it; L{recovery} moves that message.
+    One atomic step exchanges the names of the old and the new file.  The old file is kept until
+    nobody has it open, because a program that waits for its lock will add a message to it;
+    L{recovery} moves that message.
 
     @param removed: parts to remove, in order.
     @param before: the deleted unique-ids.

@@ -97,7 +97,7 @@ class MboxStore:
         )
 
     def _placeFor(self, username: str) -> MboxPlace | None:
-        # A name that ends so could be another user's dot-lock.
+        # A file with such a name could be another user's dot-lock.
         if username.lower().endswith(".lock"):
             return None
         root = self._template.placeFor(username)
@@ -153,7 +153,7 @@ class MboxStore:
 
         directory = self._directory(place)
         try:
-            # The lock is for the file; a session of the user goes on meanwhile.
+            # This locks the file only, so a session of the user may go on meanwhile.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
         except MboxBusy:
             return StoreUnavailable("The mailbox is locked by another program.")

@@ -140,8 +140,8 @@ class Unquoter:
 
     def __init__(self) -> None:
         self._isLineStart = True
-        # The end of the previous block, if a further one decides about it: one ">", of those
-        # that begin a line, and a part of "From ".
+        # The end of the previous block, if only the next block shows whether it is quoted: one of
+        # the ">" that begin a line, and a part of "From ".
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -162,8 +162,8 @@ class Unquoter:
         start = data.rfind(b"\n") + 1
         run = start + len(data[start:]) - len(data[start:].lstrip(b">"))
         if run > start and _FROM.startswith(data[run:]) and data[run:] != _FROM:
-            # The end of the block begins a line with ">": keep one back, because it is dropped
-            # if "From " follows, however many there are.
+            # The block ends with a line of ">" only.  Keep one back, because one is dropped if
+            # "From " follows, however many ">" there are.
             before, self._held = data[: run - 1], data[run - 1 :]
             self._isLineStart = True
             return unquoted(before[:start]) + before[start:]
