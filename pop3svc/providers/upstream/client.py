@@ -26,8 +26,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-# Seconds for a reply, and between two pieces of a message or a long reply; below answerTimeout,
-# so that the reason is known here.
+# Seconds for a reply, and between two pieces of a message or a long reply.  This is less than
+# answerTimeout, so that the log names the server as the reason.
 REPLY_TIMEOUT = 30
 # Messages of one mailbox; some 300 octets each.
 MOST_MESSAGES = 500_000
@@ -107,7 +107,7 @@ class Connection(Protocol):
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
         """
-        Remove what an interrupted deletion has left at messages that exist.
+        Remove the marks that an interrupted deletion has left on messages that exist.
         """
 
     def leave(self) -> None:
@@ -192,7 +192,7 @@ class BoundedClient:
         except CommandRefused:
             raise
         except CancelledError:
-            # The reply would be taken for that of the next command.
+            # Otherwise the late reply would be taken for the reply to the next command.
             self.abort("was left, because the session ended")
             raise
         except Exception as error:

@@ -26,7 +26,7 @@ from pop3svc.providers.upstream.client import (
 
 __all__ = ["IMAPUpstream", "uidSets"]
 
-# Octets of a message that one FETCH reads: the client's pace decides when the next is sent.
+# The most octets that one FETCH reads.  The next FETCH is sent when the client has taken them.
 _PIECE = 131_072
 # Octets of a line, and lines and octets of a reply apart from the lines of a listing.
 _LONGEST_LINE = 65_536
@@ -39,7 +39,8 @@ _SIZE = re.compile(rb"\bRFC822\.SIZE ([0-9]{1,15})\b", re.IGNORECASE)
 _BODY = re.compile(rb"\bBODY\[\](?:<[0-9]{1,15}>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
 _VALIDITY = re.compile(rb"OK \[UIDVALIDITY ([0-9]{1,10})\]", re.IGNORECASE)
 _CODE = re.compile(rb"\[([A-Za-z-]{1,30})[\] ]")
-# Response codes (RFC 5530) as those of POP3; with any other, or none, the password is wrong.
+# The POP3 response codes for those of IMAP (RFC 5530).  Any other code, or none, means a wrong
+# password.
 _CODES = {
     b"UNAVAILABLE": "SYS/TEMP",
     b"SERVERBUG": "SYS/TEMP",
@@ -240,8 +241,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             raise UpstreamAway("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
-            # Here and not later, because input that follows in the same packet has come in plain
-            # text, perhaps from somebody between.
+            # Begin TLS here and not later, because input in the same packet came in plain text,
+            # perhaps from an attacker between.
             client: Any = self
             if client.clearLineBuffer():
                 self.abort("sends plain text after STARTTLS")

@@ -32,8 +32,9 @@ _TEXTS = {
     "SYS/TEMP": "Mail server is not available now.",
     "SYS/PERM": "Mail server refuses this account.",
 }
-# Attempts to log in again in a session, and seconds between them: the server may not yet have
-# noticed the end of the previous connection, which holds the mailbox.
+# How often a session tries to log in again, and the seconds between two attempts.  The mailbox
+# may still be locked, because the server has not noticed yet that the previous connection has
+# ended.
 _AGAIN, _PAUSE = 4, 0.5
 
 
@@ -159,7 +160,7 @@ class UpstreamProvider:
         factory.noisy = False
         try:
             connecting = self._endpoint.connect(factory)
-            # The endpoint does not limit the time for the name.
+            # The endpoint does not limit the time for resolving the host's name.
             return await awaitWithTimeout(connecting, self._clock, 2 * CONNECT_TIMEOUT)
         except CallTimeout:
             raise UpstreamAway(f"did not accept a connection within {2 * CONNECT_TIMEOUT} s")

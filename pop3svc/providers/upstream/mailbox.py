@@ -70,8 +70,8 @@ class _Counted:
 @implementer(IPOP3Mailbox, IBulkMessageSizes, IMailboxLogout, ISleepingMailbox)
 class UpstreamMailbox:
     """
-    A session's view of a mailbox of another server.  It has one connection at a time, and makes
-    another one when the server has closed it, or to see new messages.
+    A session's view of a mailbox of another server.  It has one connection at a time.  It makes a
+    new connection when the server has closed the previous one, or to see new messages.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class UpstreamMailbox:
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
         """
         See L{IPOP3Mailbox.messageDelete}.  Whether all messages are deleted depends on the other
-        server; if its reply does not tell, the mailbox lists the messages again.
+        server; if its reply does not show that, the mailbox lists the messages again.
         """
         for isLast in (False, True):
             connection = await self._ready()

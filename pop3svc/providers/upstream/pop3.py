@@ -32,14 +32,14 @@ __all__ = ["BodyDecoder", "POP3Upstream"]
 _LONGEST_LINE = 4096
 # Octets of a message that may wait for the client, and from which reading goes on.
 _HIGH, _LOW = 262_144, 65_536
-# Octets of a message that nobody needs: so many are read and dropped.  A longer rest costs less
-# time by a new connection.
+# The most octets of an unneeded message that are read and dropped.  If more are left, a new
+# connection takes less time.
 _MOST_DROPPED = 1_048_576
 # Lines of the reply to CAPA.
 _MOST_CAPABILITIES = 1000
 _ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
 _CODE = re.compile(rb"\[([A-Za-z/-]{1,30})\]")
-# Response codes that are passed on; without one, the password is wrong.
+# Response codes that are passed on.  A refusal without one of them means a wrong password.
 _CODES = ("IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM")
 
 
@@ -326,8 +326,8 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
             raise UpstreamAway("offers no TLS: use pop3s://, or insecure=yes")
 
         def begin(_: bytes) -> None:
-            # Here and not later, because input that follows in the same packet has come in plain
-            # text, perhaps from somebody between.
+            # Begin TLS here and not later, because input in the same packet came in plain text,
+            # perhaps from an attacker between.
             if self._input:
                 self.abort("sends plain text after STLS")
             else:
@@ -395,7 +395,8 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
         body = _Body(self, self._sizes[number])
 
         def begin(_: bytes) -> None:
-            # Here and not later, because the message follows in the same packet.
+            # Begin to receive the message here and not later, because it may follow in the same
+            # packet.
             self._body = body
 
         await self._ready()
@@ -463,8 +464,8 @@ def _row(line: bytes) -> tuple[int, bytes]:
 
 def _named(names: dict[int, str]) -> dict[str, int]:
     """
-    @return: the numbers of messages by a unique-id that is well-formed and occurs once, in
-        order.  RFC 1939 section 7 allows servers the same one for equal messages.
+    @return: the numbers of messages by a unique-id that is well-formed and occurs once, in order.
+        RFC 1939 section 7 allows a server to give equal messages the same unique-id.
     """
     named: dict[str, int] = {}
     times: dict[str, int] = {}
