@@ -13,15 +13,16 @@ class DataPhase:
     """
     Finds the end of a message, and takes away the dots that were added to its lines.
 
-    Only CRLF ends a line.  Programs disagree about bare CR and LF, and a message that one of
-    them takes for two is how mail is smuggled.
+    Only CRLF ends a line.  Programs disagree about bare CR and LF.  An attacker smuggles mail by
+    a message that one program takes for one and another program takes for two.
 
     @ivar hasBareLineEnd: whether a CR or an LF that is not a part of CRLF has come.
     """
 
     def __init__(self) -> None:
         self.hasBareLineEnd = False
-        # Octets that may be the beginning of the end.  The message begins like a line.
+        # Octets that may be the beginning of the final line.  The initial value says that the
+        # message begins at the start of a line.
         self._held = b"\r\n"
         self._isFirst = True
 
@@ -46,7 +47,7 @@ class DataPhase:
             self.hasBareLineEnd = True
         data = data.replace(b"\r\n.", b"\r\n")
         if self._isFirst:
-            # The line end before the first line, which is not the message's.
+            # Drop the line end before the first line, which is no part of the message.
             self._isFirst = False
             data = data[2:]
         return data, rest

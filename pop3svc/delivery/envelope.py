@@ -12,15 +12,16 @@ from pop3svc.errors import DeliveryRefused
 
 __all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "traceLine"]
 
-# Octets of an address: 64 of the local part, 255 of the domain (RFC 5321 section 4.5.3.1),
-# and some more, because systems differ.
+# The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 for the local part and 255
+# for the domain.  This limit is higher, because systems differ.
 _LONGEST = 512
 # A path: text without brackets, or a local part in quotation marks.
 _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
 _ROUTE = re.compile(r"@[^:]*:")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-# Received fields of a message that goes in circles.  The longest real ways have some thirty.
+# A message with this many Received fields goes in circles.  The longest real routes have some
+# thirty.
 _MOST_HOPS = 100
 # Octets of a header that are searched: more than 100 Received fields.
 _SEARCHED = 262_144

@@ -41,12 +41,13 @@ log = Logger(namespace="pop3svc")
 
 # Octets of a message that are kept in memory; larger ones go to a temporary file.
 SPOOLED = 262_144
-# Seconds that a delivery which was cancelled has to say what it had stored.
+# Seconds in which a cancelled delivery must report which copies it has stored.
 _PATIENCE = 10
 
 _HELO = re.compile(rb"[!-~]{1,255}")
 
-# Reply codes by enhanced status codes (RFC 3463); others follow from the class.
+# Reply codes by enhanced status codes (RFC 3463).  The class of any other status code determines
+# its reply code.
 _CODES = {"4.2.2": 452, "5.2.2": 552, "5.3.4": 552, "5.1.1": 550, "5.6.0": 550}
 
 _ids = count(1)
@@ -136,8 +137,8 @@ class LMTPProtocol(SerialSMTP):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
-        See L{SerialSMTP.connectionLost}.  A message that has not arrived whole is not stored,
-        and of one that is being stored, no further copies are begun.
+        See L{SerialSMTP.connectionLost}.  A message that has not arrived completely is not
+        stored.  If a message is being stored, no further copies are begun.
         """
         super().connectionLost(reason)
         if self._transfer is not None:
@@ -244,7 +245,7 @@ class LMTPProtocol(SerialSMTP):
         if argument:
             self._refuse(501, "5.5.4 DATA has no arguments.")
         elif not self._accepted:
-            # A client that pipelines sends no message, because 354 has not come.
+            # A client that pipelines sends no message now, because it has not received 354.
             self._refuse(503, "5.5.1 There is no recipient.")
         else:
             self._transfer = _Transfer(self._policy.maxMessageSize, self.factory.executor)
@@ -322,8 +323,8 @@ class LMTPProtocol(SerialSMTP):
         self, delivery: Deferred[list[DeliveryError | None]], copies: int
     ) -> list[DeliveryError | None]:
         """
-        Wait for a delivery.  If it takes too long, cancel it, and take what it says then,
-        because some copies may be stored.
+        Wait for a delivery.  If it takes too long, cancel it, and use the results that it gives
+        then, because some copies may be stored.
         """
         clock, limit = self.factory.clock, self._policy.answerTimeout
         timer = clock.callLater(limit, delivery.cancel)

@@ -33,8 +33,8 @@ class Destination(NamedTuple):
 
     async def has(self, name: str) -> bool:
         """
-        @return: whether a user has this name.  Where a source of accounts does not know its
-            names, those exist who have a mailbox.
+        @return: whether a user has this name.  If a source of accounts does not know its names, a
+            user exists who has a mailbox.
         """
         known = [each for each in self.accounts if IAccountNames.providedBy(each)]
         for each in known:
@@ -69,8 +69,8 @@ class Recipients:
         localDomains: Sequence[str] = (),
     ) -> None:
         """
-        @param destinations: by domain, in lower case; that of L{None} has the users of all
-            other domains, and those without one.
+        @param destinations: by domain, in lower case.  The destination of L{None} has the users
+            of all other domains, and the users without a domain.
         @param delimiter: see L{namesFor}.
         @param localDomains: see L{namesFor}.
         """
@@ -82,7 +82,7 @@ class Recipients:
         """
         @param recipient: an address, or the name of a user.
         @param isReading: whether the store need not take mail.
-        @raise DeliveryError: nobody has it, or that cannot be found out now.
+        @raise DeliveryError: no user has this address, or the user cannot be looked up now.
         """
         for name in namesFor(recipient, self._delimiter, self._localDomains):
             _, at, domain = name.rpartition("@")

@@ -25,8 +25,8 @@ log = Logger(namespace="pop3svc")
 # Octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 asks for 512, and extensions
 # need more.
 _LONGEST = 1000
-# Octets that may wait while a command runs: a few reads of the socket.  Reading is paused
-# after the first.
+# The most octets that may wait while a command runs: a few reads of the socket.  Reading is
+# paused after the first read.
 _HELD = 262_144
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -43,8 +43,8 @@ class SerialSMTP(SMTP):
     """
     The server's side of a connection.
 
-    Twisted's class gives the reply format, the dispatch of commands and the timer.  It is wrong
-    for LMTP in these points, which differ here: the next command waits until the one before is
+    Twisted's class gives the reply format, the dispatch of commands and the timer.  LMTP needs a
+    different behaviour in three points: the next command waits until the previous one is
     answered, a line that is too long stays one line, and a client that reads no replies is not
     served.
     """
@@ -72,7 +72,8 @@ class SerialSMTP(SMTP):
 
     def _receiver(self) -> Callable[[bytes], Coroutine[Any, Any, None]] | None:
         """
-        @return: takes the next octets of a message, if one arrives; L{None} if commands do.
+        @return: a function that takes the next octets of a message; L{None} while commands arrive
+            instead.
         """
         raise NotImplementedError
 
@@ -145,7 +146,7 @@ class SerialSMTP(SMTP):
 
     def _startTimer(self, seconds: float | None) -> None:
         """
-        Wait that long for input; L{None}: for ever, because a command runs.
+        Wait for input for these seconds; L{None}: without a limit, because a command runs.
         """
         self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 
@@ -188,7 +189,7 @@ class SerialSMTP(SMTP):
 
     def _proceed(self) -> None:
         """
-        Handle the input as far as nothing has to be waited for.
+        Handle the input until a command has to wait.
         """
         while self._input and not (self._running or self._isClosing or self._isFull):
             receive = self._receiver()
