@@ -23,7 +23,7 @@ _LONGEST, _WIDEST = 1000, 1000
 
 class MessageNames(NamedTuple):
     """
-    What a format may contain of a message.  Each character of a text is one octet.
+    The values of a message that a format may use.  Each character of a text is one octet.
 
     @ivar uid: unique identifier (RFC 3501 section 2.3.1.1).
     @ivar uidValidity: the mailbox's UIDVALIDITY.
@@ -211,7 +211,7 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     if max(width, abs(skip)) > _WIDEST:
         raise ValueError(f"{text}: the width of %{letter} is too large")
     if found["sign"] and found["skip"] is not None:
-        # Without a number to skip, Dovecot ignores the sign.
+        # If there is no number to skip, Dovecot ignores the sign.
         width = -width
     value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
     number = _NUMBERS.get(letter)

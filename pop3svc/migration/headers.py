@@ -29,9 +29,9 @@ def valueInHeader(data: bytes) -> str | None:
 
 def uniqueIDInHeader(data: bytes) -> str | None:
     """
-    Find the unique-id that qpopper, mailutils, or Dovecot with C{pop3_reuse_xuidl} told its
-    clients.  Use it only where the operator says so, because anybody can send a message with
-    such a header.
+    Find the unique-id that qpopper, mailutils, or Dovecot with C{pop3_reuse_xuidl} gave to its
+    clients.  Use it only where the operator says so, because anybody can send a message with such
+    a header.
 
     @param data: see L{valueInHeader}.
     @return: the value of the first header C{X-UIDL}; L{None} if there is none, or if RFC 1939

@@ -38,7 +38,7 @@ class OldMessage(NamedTuple):
 @dataclass(frozen=True)
 class Kept:
     """
-    The unique-ids of another server that stay.
+    The unique-ids of another server that messages keep.
 
     @ivar uniqueIDs: unique-ids by base name, in the order of message numbers.
     @ivar illegal: number of messages whose unique-id RFC 1939 section 7 does not allow, or
@@ -55,12 +55,12 @@ def keep(
     messages: Sequence[OldMessage], present: Container[str] | None = None, renames: bool = False
 ) -> Kept:
     """
-    Choose the unique-ids that stay.  No unique-id is chosen twice.
+    Choose the unique-ids that messages keep.  No unique-id is chosen twice.
 
     @param messages: in the order in which the server gave them unique-ids.
-    @param present: base names of the messages whose files exist; L{None} for all.  They
-        come first, because only their unique-ids are known to clients, and only these are
-        counted if they cannot stay.
+    @param present: base names of the messages whose files exist; L{None} for all.  These messages
+        come first, because clients know only their unique-ids.  Only these are counted if they
+        cannot keep their unique-ids.
     @param renames: the server appended C{-2} to the second of several equal unique-ids, and
         so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """
@@ -68,7 +68,7 @@ def keep(
     kept: list[OldMessage] = []
     illegal = repeated = 0
     occurrences: Counter[str] = Counter()
-    # One check of all is faster than one of each.
+    # One check of all unique-ids is faster than a check of each.
     areLegal = areUniqueIDs([each.uniqueID for each in messages])
     there = [each for each in messages if present is None or each.base in present]
     gone = [] if present is None else [each for each in messages if each.base not in present]

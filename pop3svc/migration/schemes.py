@@ -1,5 +1,5 @@
 """
-Which file of which server has the unique-ids that stay, as the operator says.
+The operator's settings about the former server: where its unique-ids are found.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Scheme:
     @property
     def text(self) -> str:
         """
-        A text that differs between schemes that give other unique-ids.
+        A text that identifies the scheme: schemes that give different unique-ids have different
+        texts.
         """
         format = "" if self.format is None else self.format.text
         words = ["rename"] if self.renames else []
