@@ -32,8 +32,9 @@ _RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
 
 def arrivalOf(uniqueID: str, head: bytes) -> float | None:
     """
-    A mailbox does not tell when a message arrived.  Take the time in the name of its file, if
-    that is the unique-id; else that of the latest C{Received}; else C{Date}.
+    Guess when a message arrived, because a mailbox does not say that.  If the unique-id is the
+    name of the message's file, take the time in that name; else the time of the latest
+    C{Received}; else that of C{Date}.
 
     @param head: the beginning of the message.
     @return: seconds since the epoch; L{None}: not known.
@@ -61,9 +62,9 @@ class Export:
     The messages of a mailbox that are written to a file or a directory.
 
     @ivar session: the mailbox.
-    @ivar username: whose it is.
+    @ivar username: the user of the mailbox.
     @ivar executor: runs work in threads.
-    @ivar mustEnd: returns whether the operator wants to end it.
+    @ivar mustEnd: returns whether the operator wants to end the export.
     """
 
     session: MailboxSession
@@ -79,7 +80,7 @@ class Export:
 
         @return: the exit status.
         @raise NotPossible: it cannot be done.
-        @raise TryAgain: another try may help.
+        @raise TryAgain: the export may succeed later.
         """
         try:
             await self.session.open()
@@ -130,7 +131,7 @@ class Export:
 
     async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
         """
-        @param done: how many of the first messages are there already.
+        @param done: how many messages at the beginning were exported already.
         @return: the numbers of messages that cannot be read.
         """
         unreadable: set[int] = set()

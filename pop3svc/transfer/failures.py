@@ -15,7 +15,7 @@ class NotPossible(ValueError):
 
 class TryAgain(Exception):
     """
-    Another try may help: a sentence for the operator.
+    The transfer may succeed later: a sentence for the operator.
     """
 
 

@@ -17,7 +17,8 @@ _DIGEST = 16
 _LONGEST = 1_048_576
 # Fields that an mbox adds.
 _OWN_FIELD = re.compile(rb"(?:x-uidl|content-length)[ \t]*:", re.I)
-# What the quoting of an mbox adds, and what cannot be undone for all variants.
+# The characters that the quoting of an mbox adds, because removing the quotes is not possible for
+# all variants.
 _QUOTES = re.compile(rb"^>+(?=From )", re.M)
 
 
@@ -32,7 +33,8 @@ class Fingerprint:
         self._wire = WireSizeCounter()
         self._lines = LFNormalizer()
         self._held = b""
-        # Whether the held octets begin a line, the header goes on, and its field is left out.
+        # Three answers: do the held octets begin a line, is the header unfinished, is the present
+        # field left out?
         self._isStart = self._isHeader = True
         self._isDropped = False
 

@@ -37,7 +37,7 @@ class _Planned(NamedTuple):
     """
     A message that is to be imported.
 
-    @ivar arrival: as it is stored, seconds since the epoch.
+    @ivar arrival: the time of arrival that is stored, seconds since the epoch.
     """
 
     arrival: float
@@ -62,15 +62,15 @@ class _Stored(NamedTuple):
 @dataclass(frozen=True)
 class Import:
     """
-    Messages that are stored in a user's mailbox.  It can be repeated: what the mailbox has or
-    had is not stored again.
+    Messages that are stored in a user's mailbox.  The import can be repeated, because it does not
+    store a message again that the mailbox has or had.
 
     @ivar recipient: the user, and the store.
     @ivar sources: the messages.
     @ivar executor: runs work in threads.
     @ivar timeout: seconds that one call of the store may take.
     @ivar largest: octets of the largest message.
-    @ivar mustEnd: returns whether the operator wants to end it.
+    @ivar mustEnd: returns whether the operator wants to end the import.
     """
 
     recipient: Recipient
@@ -117,7 +117,8 @@ class Import:
 
     def _plan(self) -> list[_Planned]:
         """
-        Put the messages of all sources into one order, which is that of each source.
+        Merge the messages of all sources into one order, in which the messages of each source
+        keep their order.
         """
         planned: list[_Planned] = []
         for source in self.sources:
@@ -202,7 +203,7 @@ class Import:
                 if error.isTemporary:
                     raise TryAgain(f"message {number} cannot be stored now: {error.text}")
                 if type(error) is DeliveryError:
-                    # It would be the same for all messages.
+                    # The same error would come for all messages.
                     raise NotPossible(error.text.rstrip("."))
                 self.report.failed(number, error.text.rstrip("."))
             self.report.advance()
@@ -232,7 +233,7 @@ def _messages(count: int) -> str:
 
 class _Names:
     """
-    Gives each message of one import a unique-id, which is the same when it is repeated.
+    Gives each message of one import a unique-id.  A repeated import gives the same unique-ids.
     """
 
     def __init__(self) -> None:
@@ -248,7 +249,7 @@ class _Names:
             number = self._equal[digest] = self._equal.get(digest, 0) + 1
             return digest if number == 1 else f"{digest}.{number}"
         if not isUniqueID(kept) or self._digests.setdefault(kept, digest) != digest:
-            # Another message of another source has the same.
+            # A different message of another source has the same unique-id.
             return uniqueIDFor(kept, digest)
         return kept
 

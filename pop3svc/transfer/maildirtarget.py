@@ -34,7 +34,7 @@ class MaildirTarget(Target):
 
     def __init__(self, path: str, username: str) -> None:
         """
-        @param username: whose mailbox it is.
+        @param username: the user of the mailbox.
         """
         super().__init__(path)
         self._mark = json.dumps({"user": username}).encode("ascii")

@@ -21,10 +21,10 @@ from pop3svc.transfer.target import Target, lockOwn, syncDirectory
 __all__ = ["MboxTarget"]
 
 _VARIANT = "mboxrd"
-# The directory beside the mbox while it is unfinished, and the files in it.
+# The directory beside an unfinished mbox, and the files in it.
 _UNFINISHED = ".unfinished"
 _MBOX, _JOURNAL = "mbox", "journal"
-# Messages and octets that are written until they are made durable and entered in the journal.
+# After this many messages or octets, the messages are made durable and entered in the journal.
 _MESSAGES, _OCTETS = 200, 16_777_216
 
 
@@ -44,12 +44,12 @@ class _Entry(NamedTuple):
 class MboxTarget(Target):
     """
     An mboxrd.  It is written beside its path, and gets its name when it is complete.  A journal
-    has the messages that are durable.
+    records the messages that are durable.
     """
 
     def __init__(self, path: str, username: str, addsXUIDL: bool = False) -> None:
         """
-        @param username: whose mailbox it is.
+        @param username: the user of the mailbox.
         @param addsXUIDL: add the field X-UIDL to each message.
         """
         super().__init__(path)
@@ -103,7 +103,7 @@ class MboxTarget(Target):
 
     def _resume(self, uniqueIDs: Sequence[str]) -> int:
         """
-        Continue after the messages that the mbox and the mailbox have at their beginning.
+        Continue after those first messages that the mbox and the mailbox have in common.
         """
         with open(self._journal, "rb", closefd=False) as file:
             head = file.readline()
@@ -126,7 +126,7 @@ class MboxTarget(Target):
                 last = entry
             isWhole = not file.readline()
         if self._isPublished and not (isWhole and size == last.end):
-            # What has its name already is not changed any more.
+            # An mbox that has its final name already is not changed any more.
             raise NotPossible(f"{self.path} is not empty")
         os.ftruncate(self._mbox, last.end)
         os.ftruncate(self._journal, last.after)

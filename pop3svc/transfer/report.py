@@ -1,5 +1,5 @@
 """
-Tell the operator how a transfer goes.
+Report the progress and the result of a transfer to the operator.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["Report"]
 
-# Messages that are named; of the others only the number is told.
+# The most messages that are named.  The others are only counted.
 _NAMED = 20
 
 
@@ -79,7 +79,7 @@ class Report:
 
     def note(self, text: str) -> None:
         """
-        Tell something that is not wrong.
+        Report something that is not an error.
         """
         self._say(text)
 

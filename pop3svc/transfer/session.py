@@ -1,5 +1,5 @@
 """
-Open a mailbox as a session of the service has it.
+Open a mailbox in the same way as a session of the service does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SIZES = 1000
 @implementer(IPOP3ConnectionInfo)
 class _Info:
     """
-    A client that is this process.
+    The client's information of a session whose client is this process.
     """
 
     clientIP = None

@@ -54,7 +54,7 @@ class Source:
 
         @return: its octets, in pieces of bounded size.
         @raise Unreadable: the message cannot be read whole; raised by the iterator.
-        @raise OSError: as well.
+        @raise OSError: the message cannot be read; raised by the iterator.
         """
         raise NotImplementedError
 
@@ -72,9 +72,9 @@ class Source:
 
 def fitArrivals(arrivals: Sequence[float]) -> list[float]:
     """
-    Make times of arrival agree with the order of the messages, because some stores list
-    messages by arrival.  As many times as possible stay.  A message whose time does not fit
-    gets the time of the message before it.
+    Make times of arrival agree with the order of the messages, because some stores list messages
+    by arrival.  As many times as possible stay unchanged.  A message whose time does not fit gets
+    the time of the message before it.
 
     @param arrivals: seconds since the epoch, in the order of the messages.
     @return: seconds that never decrease.

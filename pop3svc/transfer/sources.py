@@ -1,5 +1,5 @@
 """
-Find out what the paths of an import are.
+Find out the kind of each path of an import.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def makeSources(paths: Sequence[str], choice: Choice) -> tuple[list[Source], int
         except OSError as error:
             raise NotPossible(f"{error.filename or path} cannot be read: {reasonOf(error)}")
         if choice.folders:
-            # POP3 has told the unique-ids of INBOX only.
+            # POP3 clients know the unique-ids of INBOX only.
             sources += [MaildirSource(each, {}) for each in others]
         else:
             leftOut += len(others)
@@ -80,7 +80,7 @@ def _mbox(path: str, choice: Choice) -> MboxSource:
 
 def _kindOf(path: str) -> str:
     """
-    @raise NotPossible: it is none that is known.
+    @raise NotPossible: the path is of no known kind.
     @raise OSError: it cannot be read.
     """
     if not os.path.isdir(path):

@@ -17,8 +17,8 @@ __all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
 
 class Target:
     """
-    A file or a directory that gets messages.  What is there can be continued after a kill.
-    All methods block.
+    A file or a directory that gets messages.  An export that was killed can be continued.  All
+    methods block.
 
     @ivar path: its path.
     """
@@ -28,11 +28,11 @@ class Target:
 
     def prepare(self, uniqueIDs: Sequence[str]) -> int:
         """
-        Create it, or look at what an interrupted export has left.
+        Create the file or the directory, or continue an interrupted export.
 
         @param uniqueIDs: the messages of the mailbox, in order.
-        @return: how many of the first of them need not be written again.
-        @raise NotPossible: the path is used otherwise.
+        @return: how many messages at the beginning need not be written again.
+        @raise NotPossible: the path is used for something else.
         @raise TryAgain: another export writes it.
         @raise OSError: it cannot be written.
         """
@@ -109,7 +109,7 @@ def syncDirectory(path: str) -> None:
         os.close(descriptor)
 
 
-# Errors that the operator can end, after which the export goes on.
+# Errors whose cause the operator can remove.  The export can be continued afterwards.
 _TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ESTALE)
 
 
