@@ -2,8 +2,8 @@
 Run transactions in threads, with a bounded queue and a limit on every wait.
 
 Connections are in the threads of L{twisted.enterprise.adbapi}.  A connection that is lost is
-replaced.  A transaction that met another one is repeated.  The socket of a server that does not
-answer is cut, because no setting of the driver ends the wait for a frozen server.
+replaced.  A transaction that conflicts with another one is repeated.  The socket of a server that
+does not answer is cut, because no setting of the driver ends the wait for a frozen server.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class DatabaseUnavailable(Exception):
 
 class DatabaseRefused(DatabaseUnavailable):
     """
-    The database refuses connections, and goes on doing so until a setting changes: a wrong
-    password, no such database, a certificate that does not verify.
+    The database refuses all connections until the operator changes a setting.  Examples are a
+    wrong password, a missing database and a certificate that does not verify.
     """
 
 
 class OutcomeUnknown(DatabaseUnavailable):
     """
-    The answer to COMMIT is missing.  The transaction is committed, or will be, or is not; only
-    the tables can tell.
+    The answer to COMMIT is missing.  Nobody knows whether the transaction is or will be
+    committed; only the tables show it.
     """
 
 
@@ -129,7 +129,7 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction met another one, and is to be repeated after a pause.
+    The transaction conflicts with another one.  It is repeated after a pause.
     """
 
 
@@ -158,7 +158,7 @@ class _Job:
         self.isCommitting = False
         self.isCut = False
         self._link: Link | None = None
-        # So that no other transaction of the same thread is cut.
+        # This lock keeps a cut from hitting another transaction of the same thread.
         self._lock = threading.Lock()
 
     def attach(self, link: Link) -> None:
@@ -180,7 +180,8 @@ class _Job:
 
     def beginCommit(self) -> None:
         """
-        From now on the outcome of a cut is unknown.
+        Record that COMMIT is sent next.  If the connection is cut from now on, the outcome is
+        unknown.
         """
         with self._lock:
             if self.isCut:
@@ -225,8 +226,8 @@ class _Job:
 
 class _Access(adbapi.Connection):
     """
-    What adbapi hands to a call in a thread.  It connects when the call asks for it, and leaves
-    the transaction to the call.
+    The object that adbapi passes to a call in a thread.  It connects when the call asks for a
+    connection, and the call itself begins and ends the transaction.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -329,8 +330,8 @@ class Database:
     LIMIT = 10.0
     # Transactions that may wait.
     WAITING = 1000
-    # How often a transaction that meets others is tried, and the longest first pause (seconds),
-    # which doubles.  Eight tries were enough under stress.
+    # How often a transaction that conflicts with others is tried, and the longest first pause
+    # (seconds).  Each further pause may be twice as long.  Eight tries were enough under stress.
     TRIES, PAUSE = 8, 0.02
     # Seconds that running transactions have to end when the database is closed.
     GRACE = 2.0
@@ -365,7 +366,7 @@ class Database:
         self._clock = clock
         self._pool = pool
         self._waiting: dict[_Job, None] = {}
-        # Those that pause before they are tried again.
+        # Transactions that pause before they are tried again.
         self._pausing: dict[_Job, IDelayedCall] = {}
         self._running: dict[_Job, None] = {}
         self._isStarting = False
@@ -385,9 +386,9 @@ class Database:
         abandoned: Callable[[T], object] | None = None,
     ) -> Deferred[T]:
         """
-        Run C{work} in a thread, in a transaction, and commit.  If it meets another transaction,
-        or finds before COMMIT that the connection is lost, it is run again from its beginning, so
-        it must have no other effects.
+        Run C{work} in a thread, in a transaction, and commit.  If it conflicts with another
+        transaction, or the connection is lost before COMMIT, C{work} is run again from its
+        beginning.  It must therefore have no other effects.
 
         @param work: gets a L{Transaction} and C{arguments}.
         @param isReading: whether C{work} only reads; the database refuses changes.

@@ -1,5 +1,5 @@
 """
-Connections to SQLite and PostgreSQL that differ in nothing that their user has to know.
+Connections to SQLite and PostgreSQL with one interface.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _isFromPostgreSQL(error: BaseException) -> bool:
 def isRetryable(error: BaseException) -> bool:
     """
     @return: whether the whole transaction may succeed if it is repeated after a pause, because it
-        met another transaction.
+        conflicts with another one.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -252,8 +252,8 @@ class Driver(ABC):
 
     def isWrongSetting(self, error: BaseException) -> bool:
         """
-        @return: whether the database refuses the connection, and goes on doing so until the
-            operator changes a setting.
+        @return: whether the database refuses all connections until the operator changes a
+            setting.
         """
         return False
 
@@ -283,7 +283,7 @@ class _SQLiteLink(Link):
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 # A commit survives a power failure.
                 self._connection.execute("PRAGMA synchronous = FULL")
-            # Read from the file, because the statements above may have done without.
+            # Read from the file now, because the statements above may not have read it.
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._file = self._identity()
         except BaseException:
@@ -410,7 +410,7 @@ _CLIENT = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-# The same on the server, so that a connection that is cut frees its locks.
+# The same limits on the server, so that it frees the locks of a connection that is cut.
 _SERVER = {
     "tcp_user_timeout": "5000",
     "tcp_keepalives_idle": "2",
@@ -442,7 +442,7 @@ class _PostgreSQLLink(Link):
 
     def _set(self, limit: float) -> None:
         """
-        Set the limits of the server.  An engine that does not know one of them goes without.
+        Set the limits of the server.  A limit that the engine does not know is left out.
         """
         import psycopg
 
