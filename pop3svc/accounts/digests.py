@@ -1,5 +1,5 @@
 """
-Digests of passwords as Dovecot and Courier keep them, compared without a work factor to speak of.
+Digests of passwords as Dovecot and Courier keep them.  Most have no work factor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ROUNDS_PER_MILLISECOND = 2500
 
 class DigestScheme(NamedTuple):
     """
-    A digest of the password, and of a salt behind it.
+    A digest of the password followed by a salt.
 
     @ivar algorithm: its name in C{hashlib}.
     @ivar size: of the digest, octets.

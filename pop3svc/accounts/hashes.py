@@ -79,7 +79,7 @@ def _fromHex(text: str) -> bytes:
 
 def _asText(text: str, suffix: str) -> str:
     """
-    Decode a text, which stands as it is unless a suffix says otherwise.
+    Decode a text.  Without a suffix, the text is taken unchanged.
     """
     if suffix == "":
         return text
@@ -219,7 +219,7 @@ _SCHEMES = (
     | {name: _digest(scheme) for name, scheme in FIXED.items()}
     | {name: _digest(scheme) for name, scheme in SALTED.items()}
 )
-# What Courier's authentication library calls otherwise.
+# Schemes that have another name in Courier's authentication library.
 _COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
 _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 

@@ -201,7 +201,7 @@ class SQLAccounts:
         self._name = f"accounts in {database.name}"
         self._comparison = PasswordComparison(self._name, reader, runner, clock)
         self._usual = UsualCost()
-        # Of the query, in contrast to that of the database.
+        # The health of the query, in contrast to that of the database.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
