@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     @raise SystemExit: with one sentence, if it did not work.
     """
     argv = sys.argv[1:] if argv is None else argv
-    # Each is imported when it is asked for, because the others need none of it.
+    # Import only the module of the requested command, because the other commands do not need it.
     if argv[:1] == ["check"]:
         from pop3svc.check.command import main as check
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         status = deliver(argv, sys.stdin.buffer, os.environ)
     except BaseException as error:
         _report(f"deliver has a fault: {_placeOf(error)}", "4.3.0 The service has a fault.")
-    # Nothing may change the status any more, such as a stream that cannot be flushed.
+    # End without cleanup, because a stream that cannot be flushed would change the exit status.
     os._exit(status)
 
 
@@ -100,7 +100,7 @@ def _report(detail: str, text: str) -> None:
         syslog.syslog(syslog.LOG_ERR, escaped(detail))
         print(text, file=sys.stderr, flush=True)
     except (OSError, ValueError, AttributeError):
-        # There is nobody to tell.
+        # Ignore the error, because there is no other place to report it.
         pass
 
 
@@ -299,7 +299,7 @@ def _complete(work: Any, timeout: float) -> None:
         reactor: Any = installed
         result.addBoth(lambda _: reactor.stop())
         reactor.callLater(timeout, result.cancel)
-        # It may ignore that.
+        # The coroutine may ignore its cancellation.
         reactor.callLater(timeout + _PATIENCE, reactor.stop)
         reactor.run(installSignalHandlers=False)
     if not outcome:

@@ -63,7 +63,7 @@ def recipientsOf(settings: Settings) -> Recipients:
 
 class _Destinations(Mapping[str | None, Destination]):
     """
-    The stores of a configuration.  One is made when a recipient needs it.
+    The stores of a configuration.  Each store is made when a recipient needs it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -98,7 +98,7 @@ def _destination(store: Store, settings: Settings) -> Destination:
         auth = auth or (f"passwd:{data.passwordFile}",)
     provider: Any
     if store.kind in ("maildir", "folder"):
-        # Without looking for plugins, which takes longer than all else.
+        # Do not look for plugins, because that takes longer than everything else.
         from pop3svc.service.plugins import makeFolder, makeMaildir
 
         make = makeMaildir if store.kind == "maildir" else makeFolder

@@ -21,7 +21,7 @@ __all__ = ["UNIXPorts", "destinationOf", "makeMailEndpoints", "makeRecipients"]
 def destinationOf(provider: Any, checkers: Sequence[Any]) -> Destination:
     """
     @param provider: and C{checkers}: as from L{makeStore}.
-    @return: where the mail for their users goes.
+    @return: the destination of mail for their users.
     """
     if not checkers and IAccountNames.providedBy(provider):
         checkers = [provider]
@@ -50,7 +50,7 @@ def makeMailEndpoints(reactor: Any, settings: Settings, creator: Any) -> list[tu
     Make the endpoints for LMTP.  They do not listen yet.
 
     @param creator: the service's certificate.
-    @return: for each the option or key that asks for it, and the endpoint.
+    @return: for each endpoint, the option or key that asks for it, and the endpoint itself.
     @raise SettingError: one cannot be made.
     """
     made = []
