@@ -233,6 +233,14 @@ class Policy:
         "and for sessions that end.  They are off because they cost more than most commands.",
         least=0,
     )
+    collectorThreshold: int = _number(
+        20_000,
+        "Number of new objects after which Python's garbage collector looks for cycles.  "
+        "Python's own number is 700, but sessions make few cycles.  0 leaves the collector as "
+        "Python sets it.",
+        least=0,
+        isLive=False,
+    )
     maxInputHeld: int = _number(
         262144,
         "Octets of input that may wait while a command runs: a few reads of the socket.  The "

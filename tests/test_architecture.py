@@ -186,6 +186,7 @@ RANKS = {
     "service.running": 11,
     "service.mailin": 4,
     "service.certificates": 6,
+    "service.collector": 0,
     "service.storage": 6,
     "service.stores": 11,
     "service.assembly": 12,

@@ -28,6 +28,7 @@ from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.certificates import Certificates
+from pop3svc.service.collector import relieveCollector
 from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
@@ -403,6 +404,7 @@ class Assembly:
             self._reactor,
             [signal.SIGTERM] if self._shared is not None else [signal.SIGTERM, signal.SIGINT],
         )
+        relieveCollector(self._reactor, self.settings.policy.collectorThreshold)
         if not self.isSupervisor:
             return self._serving(service)
         return self._supervising(service, known, observer, opener)
