@@ -48,9 +48,11 @@ __all__ = [
     "IPOP3ProviderPlugin",
     "IReadOnlyMailbox",
     "IReloading",
+    "IScramAccounts",
     "ISleepingMailbox",
     "IWireContent",
     "MessageContent",
+    "ScramKeys",
 ]
 
 T = TypeVar("T")
@@ -353,6 +355,50 @@ class IMailboxStore(Interface):
         """
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class ScramKeys:
+    """
+    The keys of a user for SCRAM (RFC 5802 section 3).
+
+    @ivar salt: octets.
+    @ivar rounds: the iteration count.
+    @ivar storedKey: StoredKey.
+    @ivar serverKey: ServerKey.
+    @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    """
+
+    salt: bytes
+    rounds: int
+    storedKey: bytes
+    serverKey: bytes
+    mailbox: str = ""
+
+
+class IScramAccounts(Interface):
+    """
+    A provider that has keys for SCRAM.  It is an L{IMailboxStore}, too: C{openMailbox} opens
+    the mailbox of a user who has proved the password.
+    """
+
+    def scramKeys(
+        info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
+    ) -> Eventual[ScramKeys | None]:
+        """
+        @param algorithm: C{"sha256"} or C{"sha1"}.
+        @param salt: the salt for keys that are computed from a password in the clear.  It is the
+            same each time for a name.
+        @return: the keys; None if there is no such user, or no keys.  The service then goes on
+            with made-up keys, so that the client does not learn which names exist.
+        @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
+        """
+
+    def usualScramKeys(username: str, algorithm: str) -> ScramKeys | None:
+        """
+        @return: keys of any user whose rounds and salt are like those of most users; None if
+            the accounts have none.  The service makes made-up keys like these.
+        """
+
+
 class IAccountStatus(Interface):
     """
     A provider that knows whether a sleeping user may still wake up.
@@ -409,12 +455,13 @@ class ILoginThrottle(Interface):
     C{loginAbandoned}.
     """
 
-    def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str) -> Eventual[bool]:
+    def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str | None) -> Eventual[bool]:
         """
         Decide whether a provider may check an attempt.  If the result is True, the attempt
         counts, and exactly one of the other methods follows.
 
         @param password: for a keyed digest that tells guesses apart.  It must not be kept.
+            None: a mechanism such as SCRAM does not show it.
         @return: bool.  The service answers False exactly like a wrong password.
         @raise POP3ResponseError: C{SYS/TEMP}: the attempt had to wait for too long.
         """

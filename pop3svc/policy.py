@@ -7,7 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["CLEARTEXT_LOGIN", "EXTENSIONS", "Policy"]
+__all__ = [
+    "CLEARTEXT_LOGIN",
+    "EXTENSIONS",
+    "OPTIONAL_MECHANISMS",
+    "SWITCHES",
+    "Policy",
+]
 
 CLEARTEXT_LOGIN = ("never", "loopback", "always")
 
@@ -22,6 +28,11 @@ EXTENSIONS = (
     "MULTI-LINE-IND",
     "X-TLS",
 )
+
+# SASL mechanisms that the operator has to switch on.
+OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1")
+# Names that an operator can switch off.
+SWITCHES = (*EXTENSIONS, "PLAIN", "LOGIN", *OPTIONAL_MECHANISMS)
 
 
 def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -> Any:
@@ -48,7 +59,16 @@ class Policy:
     )
     without: frozenset[str] = field(
         default=frozenset(),
-        metadata={"reason": "Extensions that are neither announced nor accepted."},
+        metadata={
+            "reason": "Extensions and SASL mechanisms that are neither announced nor accepted."
+        },
+    )
+    enable: frozenset[str] = field(
+        default=frozenset(),
+        metadata={
+            "reason": "SASL mechanisms that are off by default.  A client that finds SCRAM uses "
+            "it, and cannot log in if the accounts have only another hash of the password."
+        },
     )
     loginTimeout: int = _number(
         180,
@@ -251,9 +271,12 @@ class Policy:
     def __post_init__(self) -> None:
         if self.cleartextLogin not in CLEARTEXT_LOGIN:
             raise ValueError(f"cleartextLogin is one of {', '.join(CLEARTEXT_LOGIN)}")
-        unknown = sorted(set(self.without) - set(EXTENSIONS))
+        unknown = sorted(set(self.without) - set(SWITCHES))
         if unknown:
-            raise ValueError(f"without {unknown[0]}: the extensions are {', '.join(EXTENSIONS)}")
+            raise ValueError(f"without {unknown[0]}: there are {', '.join(SWITCHES)}")
+        unknown = sorted(set(self.enable) - set(OPTIONAL_MECHANISMS))
+        if unknown:
+            raise ValueError(f"enable {unknown[0]}: there are {', '.join(OPTIONAL_MECHANISMS)}")
         for item in fields(self):
             least = item.metadata.get("least")
             if least is None:

@@ -5,6 +5,7 @@ Keep data that survives a restart in one SQLite file of the data directory.
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
 from threading import Lock
@@ -31,6 +32,12 @@ _STEPS = (
         seen REAL NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE secret (
+        name TEXT PRIMARY KEY,
+        value BLOB NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 # Seconds that one process waits while another one writes.
 _PATIENCE = 5.0
@@ -38,9 +45,9 @@ _PATIENCE = 5.0
 
 class State:
     """
-    Database of the networks from which users have logged in, and of the mailboxes that
-    have existed.  Several processes may share one file.  The methods block; call them in a
-    thread.  Without a path the database is in memory only.
+    Database of the networks from which users have logged in, of the mailboxes that have
+    existed, and of secrets.  Several processes may share one file.  The methods block; call
+    them in a thread.  Without a path the database is in memory only.
     """
 
     def __init__(self, path: str | None = None, owner: tuple[int, int] | None = None) -> None:
@@ -170,6 +177,16 @@ class State:
             return False
         self._lastFault = ""
         return True
+
+    def secret(self, name: str) -> bytes:
+        """
+        @return: octets that stay the same for this name; other ones each time if the file
+            cannot be used.
+        """
+        made = secrets.token_bytes(32)
+        self.write("INSERT OR IGNORE INTO secret (name, value) VALUES (?, ?)", [(name, made)])
+        rows = self.read("SELECT value FROM secret WHERE name = ?", name)
+        return bytes(rows[0][0]) if rows else made
 
     def _fault(self, error: sqlite3.Error) -> None:
         # Log each error once instead of at each login.

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import LoginFailed, UnhandledCredentials
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
@@ -20,6 +20,8 @@ from pop3svc.interfaces import (
     IMailboxStore,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
+    IScramAccounts,
+    ScramKeys,
 )
 from pop3svc.policy import Policy
 
@@ -51,6 +53,13 @@ class AccountsProvider:
             IPasswordAttempt in each.credentialInterfaces for each in self._checkers
         ]
         self._patience = patience
+        self._scram = [
+            (index, each)
+            for index, each in enumerate(self._checkers)
+            if IScramAccounts.providedBy(each)
+        ]
+        if self._scram:
+            alsoProvides(self, IScramAccounts)
         # For each connection, the index of the checker that accepted the user, and the
         # user's name there: IAccountStatus is asked of that checker.  Not kept in
         # info.providerTag, because that belongs to the store.
@@ -92,6 +101,31 @@ class AccountsProvider:
                     attempt.isGuess = attempt.wasRefused = False
                 self._acceptedBy[info] = index, avatarID
                 return await maybeAwait(self._store.openMailbox, info, avatarID)
+        return None
+
+    async def scramKeys(
+        self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
+    ) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.scramKeys}; of the first checker that has keys.
+        """
+        for index, checker in self._scram:
+            keys: ScramKeys | None = await maybeAwait(
+                checker.scramKeys, info, username, algorithm, salt
+            )
+            if keys is not None:
+                self._acceptedBy[info] = index, keys.mailbox or username
+                return keys
+        return None
+
+    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.usualScramKeys}.
+        """
+        for _, checker in self._scram:
+            found: ScramKeys | None = checker.usualScramKeys(username, algorithm)
+            if found is not None:
+                return found
         return None
 
     def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:

@@ -14,7 +14,19 @@ from base64 import b64decode
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["FIXED", "SALTED", "DigestScheme", "cramMD5", "digestMD5", "pbkdf2", "plainMD4", "scram"]
+from pop3svc.interfaces import ScramKeys
+
+__all__ = [
+    "FIXED",
+    "SALTED",
+    "DigestScheme",
+    "cramMD5",
+    "digestMD5",
+    "pbkdf2",
+    "plainMD4",
+    "readScram",
+    "scram",
+]
 
 # Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  Clients that are not
 # logged in can cause comparisons.
@@ -111,36 +123,58 @@ def _verifyPBKDF2(text: str, password: bytes) -> bool:
 pbkdf2 = _Rounds(_costPBKDF2, _verifyPBKDF2)
 
 _SCRAM = re.compile(
-    r"([0-9]{1,10}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{1,128}),[A-Za-z0-9+/=]{1,128}"
+    r"([0-9]{1,10}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{1,128}),([A-Za-z0-9+/=]{1,128})"
 )
+
+
+def readScram(text: str, algorithm: str) -> ScramKeys:
+    """
+    Read a verifier of SCRAM (RFC 5802 section 3): C{rounds,salt,StoredKey,ServerKey}, the last
+    three in base64.
+
+    @raise ValueError: the verifier is malformed, or its rounds are out of bounds.
+    """
+    size = hashlib.new(algorithm).digest_size
+    found = _SCRAM.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError("no verifier")
+        salt, stored, server = (b64decode(found[each], validate=True) for each in (2, 3, 4))
+    except (ValueError, binascii.Error):
+        raise ValueError("a malformed SCRAM verifier")
+    if not salt or len(stored) != size or len(server) != size:
+        raise ValueError("a malformed SCRAM verifier")
+    return ScramKeys(salt, _roundsOf(found[1]), stored, server)
+
+
+def _prepared(password: bytes) -> bytes:
+    """
+    @return: the password as RFC 5802 section 2.2 has it, or unchanged if SASLprep (RFC 4013)
+        does not allow it.
+    """
+    if password.isascii():
+        return password
+    from scramp import ScramException
+    from scramp.utils import saslprep
+
+    try:
+        return str(saslprep(password.decode("utf-8"))).encode("utf-8")
+    except (ScramException, UnicodeDecodeError):
+        return password
 
 
 def scram(algorithm: str) -> _Rounds:
     """
-    Make the scheme of SCRAM's verifiers (RFC 5802 section 3): C{rounds,salt,StoredKey,ServerKey},
-    the last three in base64.
+    Make the scheme of SCRAM's verifiers; see L{readScram}.
     """
-    size = hashlib.new(algorithm).digest_size
-
-    def fields(text: str) -> tuple[int, bytes, bytes]:
-        found = _SCRAM.fullmatch(text)
-        try:
-            if found is None:
-                raise ValueError("no verifier")
-            salt, stored = (b64decode(each, validate=True) for each in (found[2], found[3]))
-        except (ValueError, binascii.Error):
-            raise ValueError("a malformed SCRAM verifier")
-        if not salt or len(stored) != size:
-            raise ValueError("a malformed SCRAM verifier")
-        return _roundsOf(found[1]), salt, stored
 
     def verify(text: str, password: bytes) -> bool:
-        rounds, salt, stored = fields(text)
-        salted = hashlib.pbkdf2_hmac(algorithm, password, salt, rounds)
+        keys = readScram(text, algorithm)
+        salted = hashlib.pbkdf2_hmac(algorithm, _prepared(password), keys.salt, keys.rounds)
         key = hmac.digest(salted, b"Client Key", algorithm)
-        return hmac.compare_digest(hashlib.new(algorithm, key).digest(), stored)
+        return hmac.compare_digest(hashlib.new(algorithm, key).digest(), keys.storedKey)
 
-    return _Rounds(lambda text: fields(text)[0] / _ROUNDS_PER_MILLISECOND, verify)
+    return _Rounds(lambda text: readScram(text, algorithm).rounds / _ROUNDS_PER_MILLISECOND, verify)
 
 
 # --- MD4 and MD5 in other forms ---------------------------------------------------------

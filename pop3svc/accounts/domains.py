@@ -6,10 +6,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
-from pop3svc.interfaces import IAccountStatus, IExpiry, IPOP3ConnectionInfo, IPOP3MailboxProvider
+from pop3svc.interfaces import (
+    IAccountStatus,
+    IExpiry,
+    IPOP3ConnectionInfo,
+    IPOP3MailboxProvider,
+    IScramAccounts,
+    ScramKeys,
+)
 
 __all__ = ["DomainProvider"]
 
@@ -37,6 +45,12 @@ class DomainProvider:
         days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
         self.expireDays: int = min((each for each in days if each), default=0)
 
+        # For each connection, the provider whose keys a mechanism uses, because the mailbox may
+        # have a name of another domain.
+        self._provedBy: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        if any(IScramAccounts.providedBy(each) for each in self._providers.values()):
+            alsoProvides(self, IScramAccounts)
+
     def _of(self, username: str) -> Any:
         _, at, domain = username.rpartition("@")
         found = self._providers.get(domain.lower()) if at else None
@@ -48,6 +62,35 @@ class DomainProvider:
         """
         provider = self._of(username)
         return None if provider is None else provider.authenticate(info, username, password)
+
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{IMailboxStore.openMailbox}.
+        """
+        provider: Any = self._provedBy.get(info) or self._of(username)
+        return None if provider is None else provider.openMailbox(info, username)
+
+    def scramKeys(
+        self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
+    ) -> Any:
+        """
+        See L{IScramAccounts.scramKeys}.
+        """
+        provider = self._of(username)
+        if not IScramAccounts.providedBy(provider):
+            return None
+        self._provedBy[info] = provider
+        return provider.scramKeys(info, username, algorithm, salt)
+
+    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.usualScramKeys}.
+        """
+        provider: Any = self._of(username)
+        if not IScramAccounts.providedBy(provider):
+            return None
+        found: ScramKeys | None = provider.usualScramKeys(username, algorithm)
+        return found
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

@@ -24,9 +24,11 @@ from pop3svc.accounts.digests import (
     digestMD5,
     pbkdf2,
     plainMD4,
+    readScram,
     scram,
 )
 from pop3svc.accounts.modular import ModularHash, findModular, hashPassword
+from pop3svc.interfaces import ScramKeys
 
 __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 
@@ -219,6 +221,7 @@ _SCHEMES = (
     | {name: _digest(scheme) for name, scheme in FIXED.items()}
     | {name: _digest(scheme) for name, scheme in SALTED.items()}
 )
+_SCRAM = {"sha1": _SCHEMES["SCRAM-SHA-1"], "sha256": _SCHEMES["SCRAM-SHA-256"]}
 # Schemes that have another name in Courier's authentication library.
 _COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
 _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
@@ -275,6 +278,22 @@ class HashReader:
         @return: whether the password is in the clear.
         """
         return self._read(stored)[0].isPlain
+
+    def passwordOf(self, stored: str) -> str | None:
+        """
+        @return: a password in the clear; L{None} if the stored password is a hash.
+        """
+        scheme, data = self._read(stored)
+        return data if scheme.isPlain else None
+
+    def scramKeys(self, stored: str, algorithm: str) -> ScramKeys | None:
+        """
+        @param stored: a stored password for which L{costOf} has returned a number.
+        @param algorithm: C{"sha1"} or C{"sha256"}.
+        @return: the keys of a SCRAM verifier of that algorithm; otherwise L{None}.
+        """
+        scheme, data = self._read(stored)
+        return readScram(data, algorithm) if scheme is _SCRAM[algorithm] else None
 
     def isQuick(self, stored: str) -> bool:
         """

@@ -24,6 +24,7 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
+from pop3svc.accounts.scramkeys import ScramSource, UsualKeys, makeVerifier
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
@@ -32,6 +33,8 @@ from pop3svc.interfaces import (
     IAccountStatus,
     IPOP3ConnectionInfo,
     IReloading,
+    IScramAccounts,
+    ScramKeys,
 )
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
@@ -86,6 +89,7 @@ class Accounts(NamedTuple):
     @ivar badCount: the number of all bad lines.
     @ivar plainCount: the number of passwords that are not hashed.
     @ivar standIn: a hash of the median cost, for comparisons with unknown users.
+    @ivar usualKeys: the form of most SCRAM verifiers.
     """
 
     hashes: Mapping[str, str]
@@ -93,6 +97,7 @@ class Accounts(NamedTuple):
     badCount: int
     plainCount: int
     standIn: str
+    usualKeys: UsualKeys
 
     def complaints(self) -> list[str]:
         """
@@ -124,7 +129,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
-    costs = UsualCost()
+    costs, usualKeys = UsualCost(), UsualKeys()
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\n").removesuffix("\r")
         if not line.strip() or line.startswith("#"):
@@ -150,7 +155,9 @@ def _parse(lines: Iterable[str]) -> Accounts:
         hashes[name] = stored
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
-    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "")
+        if stored.startswith("{"):
+            usualKeys.add(stored)
+    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "", usualKeys)
 
 
 def _linesOf(path: str) -> Iterator[str]:
@@ -187,7 +194,7 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
         return stamp, str(error)
 
 
-@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading)
+@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts)
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  The file is read again, in
@@ -215,6 +222,7 @@ class PasswordFile:
         """
         self._path = os.path.abspath(path)
         self._comparison = PasswordComparison(self._path, HASHES, runner, clock)
+        self._scram = ScramSource(HASHES, runner, clock)
         self._reader = _reading if runner is None else runner
         self._clock = clock
         self._rereading: Shielded | None = None
@@ -261,6 +269,8 @@ class PasswordFile:
                 log.error("{path}: {count} more lines cannot be used", path=self._path, count=more)
         self._reported = reported
         self._comparison.forget()
+        self._scram.forget()
+        self._scram.hasPlain = accounts.plainCount > 0
         if accounts.plainCount and accounts.plainCount != self._plainReported:
             log.warn(
                 "{path} contains {count} passwords that are not hashed",
@@ -340,6 +350,22 @@ class PasswordFile:
         if not await self._comparison.isRight(credentials, known, self._accounts.standIn):
             raise UnauthorizedLogin()
         return username
+
+    async def scramKeys(
+        self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
+    ) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.scramKeys}.
+        """
+        if self._isStale():
+            await self._refresh()
+        return await self._scram.keysOf(self._accounts.hashes.get(username), algorithm, salt)
+
+    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.usualScramKeys}.
+        """
+        return self._accounts.usualKeys.example(algorithm)
 
     def _digest(self, text: str) -> bytes:
         octets = text.encode("utf-8", "surrogateescape")
@@ -454,27 +480,40 @@ def _checkPassword(password: str) -> str:
     return password
 
 
-def addUser(path: str, name: str, password: str, owner: tuple[int, int] | None = None) -> None:
+def _stored(password: str, isForScram: bool) -> str:
+    _checkPassword(password)
+    return makeVerifier(password) if isForScram else hashPassword(password)
+
+
+def addUser(
+    path: str,
+    name: str,
+    password: str,
+    owner: tuple[int, int] | None = None,
+    isForScram: bool = False,
+) -> None:
     """
     Add a user.  If there is no file, it is created.
 
     @param owner: uid and gid for a file that is created.
+    @param isForScram: store a verifier of SCRAM-SHA-256 in place of a hash.
     @raise ValueError: the user cannot be added; a sentence that gives the reason.
     """
-    stored = hashPassword(_checkPassword(password))
+    stored = _stored(password, isForScram)
     with _changing(path, mayBeNew=True, owner=owner) as lines:
         if _find(lines, checkUserName(name)):
             raise ValueError(f"there is a user {name} already")
         lines.append(f"{name}:{stored}\n")
 
 
-def setPassword(path: str, name: str, password: str) -> None:
+def setPassword(path: str, name: str, password: str, isForScram: bool = False) -> None:
     """
     Replace a user's password, and remove further lines of that user.
 
+    @param isForScram: see L{addUser}.
     @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
     """
-    stored = hashPassword(_checkPassword(password))
+    stored = _stored(password, isForScram)
     with _changing(path) as lines:
         found = _find(lines, name)
         if not found:

@@ -9,6 +9,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
@@ -22,12 +23,20 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
+from pop3svc.accounts.scramkeys import ScramSource, UsualKeys
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
 from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Health, Transaction
 from pop3svc.drivers import isUnencodable, parametersOf
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IAccountNames, IAccountStatus, IPOP3ConnectionInfo, IReloading
+from pop3svc.interfaces import (
+    IAccountNames,
+    IAccountStatus,
+    IPOP3ConnectionInfo,
+    IReloading,
+    IScramAccounts,
+    ScramKeys,
+)
 from pop3svc.networks import addressOf
 from pop3svc.once import Once
 from pop3svc.threadpool import Executor
@@ -153,7 +162,7 @@ def _rowOf(values: dict[str, Any]) -> _Row:
 # --- the checker ------------------------------------------------------------------
 
 
-@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading)
+@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts)
 class SQLAccounts:
     """
     A checker that finds each account by a query.  The query has one or more of the parameters
@@ -201,6 +210,8 @@ class SQLAccounts:
         self._name = f"accounts in {database.name}"
         self._comparison = PasswordComparison(self._name, reader, runner, clock)
         self._usual = UsualCost()
+        self._scram = ScramSource(reader, runner, clock)
+        self._usualKeys = UsualKeys(reader)
         # The health of the query, in contrast to that of the database.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
@@ -269,6 +280,8 @@ class SQLAccounts:
                 raise _BadAccount("the query returns more than one row")
             row = _rowOf(rows[0])
             self._usual.add(self._costOf(row), row.password)
+            self._usualKeys.add(row.password)
+            self._scram.hasPlain = self._scram.hasPlain or self._reader.isPlain(row.password)
         except _BadAccount as error:
             self._report(name, str(error))
             return None
@@ -312,6 +325,25 @@ class SQLAccounts:
             raise POP3ResponseError(row.nologin, "SYS/PERM")
         self._versions.put(name, self._versionOf(row))
         return username if row.user is None else row.user.encode("utf-8", "surrogateescape")
+
+    async def scramKeys(
+        self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
+    ) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.scramKeys}.  A user who may not log in has no keys.
+        """
+        row = await self._find(username)
+        stored = None if row is None else row.password
+        keys = await self._scram.keysOf(stored, algorithm, salt)
+        if keys is None or row is None or row.nologin is not None or not _isAllowed(row, info):
+            return None
+        return replace(keys, mailbox=row.user or "")
+
+    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+        """
+        See L{IScramAccounts.usualScramKeys}; of the users who have tried to log in.
+        """
+        return self._usualKeys.example(algorithm)
 
     def _versionOf(self, row: _Row) -> str:
         fields = "\0".join(str(each) for each in row)

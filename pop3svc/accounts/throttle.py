@@ -69,6 +69,37 @@ class _Logged:
         return False
 
 
+class _HiddenGuesses:
+    """
+    Attempts whose password the service does not see.  A mail program that repeats an old
+    password must not have its address banned, so a few attempts in a minute count as one guess.
+    Further attempts in that minute count as different guesses.
+    """
+
+    # Attempts of one user from one address, in a time in seconds, that count as one guess.  A
+    # mail program asks every few minutes; a person tries a few times.
+    SAME, TIME = 3, 60.0
+    # Users and addresses that are remembered.
+    BOUND = 16_384
+
+    def __init__(self, clock: IReactorTime) -> None:
+        self._clock = clock
+        self._begun: BoundedDict[tuple[str | None, str], tuple[float, int]] = BoundedDict(
+            self.BOUND
+        )
+
+    def guess(self, clientIP: str | None, username: str) -> str:
+        """
+        @return: a text that tells guesses apart, and is no password.
+        """
+        now, key = self._clock.seconds(), (clientIP, username)
+        since, count = self._begun.get(key, (now, 0))
+        if now - since >= self.TIME:
+            since, count = now, 0
+        self._begun.put(key, (since, count + 1))
+        return "\0hidden" if count < self.SAME else f"\0{secrets.token_hex(16)}"
+
+
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
@@ -103,6 +134,7 @@ class SharedThrottle:
         self._tell = tell
         self._patience = patience
         self._logged = _Logged(clock)
+        self._hidden = _HiddenGuesses(clock)
         # Key of the digests.  All processes of a service share it.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
@@ -134,10 +166,12 @@ class SharedThrottle:
             b"%d:%b%b" % (len(name), name, secret), key=self._key, digest_size=GUESS
         ).digest()
 
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str | None) -> Any:
         """
         See L{ILoginThrottle.mayLogin}.
         """
+        if password is None:
+            password = self._hidden.guess(info.clientIP, username)
         attempt = self._attempt(info.clientIP, username, self._guess(username, password))
         answer = self._decide(info, attempt)
         return self._wait(info, attempt) if answer is None else answer
@@ -416,7 +450,7 @@ class LoginGuard:
         # recorded, and the time at which it is due.
         self._refusals: BoundedDict[str, tuple[int, float, float]] = BoundedDict(self.BOUND)
 
-    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
+    def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str | None) -> Any:
         """
         See L{ILoginThrottle.mayLogin}.
         """

@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from pop3svc.awaiting import startNow
 from pop3svc.policy import Policy
+from pop3svc.protocol.channelbinding import channelBinding
 from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
@@ -29,7 +30,7 @@ from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender
-from pop3svc.protocol.session import Session, State, refuseRelease
+from pop3svc.protocol.session import Session, State, noBinding, refuseRelease
 from pop3svc.timing import SharedTimeout, TimeSlice
 
 __all__ = ["Limits", "POP3Connection"]
@@ -165,9 +166,13 @@ class POP3Connection(LineReceiver):
                 isSecure=info.isSecure,
             )
         self.session.tryRelease = self._tryRelease
+        self.session.channelBinding = self._channelBinding
         self._limitLogin()
         self._sender.say(ok(f"{self.session.provider.name} ready."))
         self._awaitLine()
+
+    def _channelBinding(self, name: str) -> bytes | None:
+        return channelBinding(self.transport, name) if self.session.info.isSecure else None
 
     def handshakeCompleted(self) -> None:
         """
@@ -634,6 +639,7 @@ class POP3Connection(LineReceiver):
     def _over(self, _: object) -> None:
         # The method refers to this connection, and reference cycles are freed late.
         self.session.tryRelease = refuseRelease
+        self.session.channelBinding = noBinding
         self._tell(self._reason)
         self._ended(self)
 

@@ -13,8 +13,10 @@ from typing import Any
 from zope.interface.interface import InterfaceClass
 
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts
+from pop3svc.policy import OPTIONAL_MECHANISMS
 from pop3svc.protocol.replies import Reply, challenge
+from pop3svc.protocol.scram import ALGORITHMS, BINDING_TYPES, ClientFirst, ScramServer, makeUp
 from pop3svc.protocol.session import Password, Proven, Session
 from pop3svc.protocol.wire import hasControl
 
@@ -36,6 +38,7 @@ class Mechanism:
     @ivar name: the registered name of the mechanism.
     @ivar needs: the interface that the provider must provide.
     @ivar cleartext: whether it sends the password unencrypted.
+    @ivar bindsChannel: whether it needs a TLS connection that it can bind to.
     @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
     """
 
@@ -43,12 +46,20 @@ class Mechanism:
     needs: InterfaceClass
     cleartext: bool
     converse: Callable[[Session, bytes | None], Conversation]
+    bindsChannel: bool = False
 
     def isUsable(self, session: Session) -> bool:
         """
         @return: whether this session may log in with it.
         """
+        policy = session.policy
+        if self.name in policy.without:
+            return False
+        if self.name in OPTIONAL_MECHANISMS and self.name not in policy.enable:
+            return False
         if self.cleartext and not session.mayLogInHere:
+            return False
+        if self.bindsChannel and not any(map(session.channelBinding, BINDING_TYPES)):
             return False
         return bool(self.needs.providedBy(session.provider))
 
@@ -60,6 +71,7 @@ def mechanism(
     name: str,
     needs: InterfaceClass,
     cleartext: bool = False,
+    bindsChannel: bool = False,
     *,
     table: dict[str, Mechanism] = MECHANISMS,
 ) -> Callable[
@@ -78,7 +90,7 @@ def mechanism(
     def declare(
         converse: Callable[[Session, bytes | None], Conversation],
     ) -> Callable[[Session, bytes | None], Conversation]:
-        table[name] = Mechanism(name, needs, cleartext, converse)
+        table[name] = Mechanism(name, needs, cleartext, converse, bindsChannel)
         return converse
 
     return declare
@@ -126,6 +138,64 @@ async def login(session: Session, initial: bytes | None) -> Conversation:
     yield _password(name, password)
 
 
+def _bindingOf(session: Session, first: ClientFirst, bindsChannel: bool) -> bytes:
+    """
+    @return: the octets of the channel binding that the client has chosen; empty for none.
+    @raise POP3ResponseError: the choice is not allowed (RFC 5802 section 6).
+    """
+    if not bindsChannel:
+        plus = session.mechanisms.get("SCRAM-SHA-256-PLUS")
+        if first.flag == "p":
+            raise BadArguments("Channel binding needs a mechanism with -PLUS.")
+        if first.flag == "y" and plus is not None and plus.isUsable(session):
+            # Somebody may have removed -PLUS from the list that the client has read.
+            raise POP3ResponseError("This server supports channel binding.", "AUTH")
+        return b""
+    if first.bindingType is None:
+        raise BadArguments("This mechanism needs channel binding.")
+    known = first.bindingType in BINDING_TYPES
+    octets = session.channelBinding(first.bindingType) if known else None
+    if not octets:
+        raise POP3ResponseError("This connection has no such channel binding.", "AUTH")
+    return octets
+
+
+async def _scram(
+    session: Session, initial: bytes | None, algorithm: str, bindsChannel: bool
+) -> Conversation:
+    first = ClientFirst.parse((yield b"") if initial is None else initial)
+    binding = _bindingOf(session, first, bindsChannel)
+    # Make up keys always, so that the time does not tell whether there is a user.
+    provider: Any = session.provider
+    like = provider.usualScramKeys(first.name, algorithm)
+    madeUp = makeUp(session.secret, first.name, algorithm, like)
+    keys = await session.calls.ask(
+        provider.scramKeys, session.info, first.name, algorithm, madeUp.salt
+    )
+    server = ScramServer(algorithm, first, keys or madeUp, binding)
+    isRight, final = server.check((yield server.challenge))
+    proven = Proven(first.name, "" if keys is None else keys.mailbox)
+    await session.prove(proven, isRight and keys is not None)
+    # The client can check that the server knows the password, too.  Its response is empty.
+    if (yield final):
+        raise BadArguments("Response must be empty.")
+    yield proven
+
+
+def _declareScram(name: str) -> None:
+    bindsChannel = name.endswith("-PLUS")
+
+    @mechanism(name, needs=IScramAccounts, bindsChannel=bindsChannel)
+    def converse(session: Session, initial: bytes | None) -> Conversation:
+        return _scram(session, initial, ALGORITHMS[name], bindsChannel)
+
+
+# The strongest first, because some clients take the first that they know.
+_declareScram("SCRAM-SHA-256-PLUS")
+_declareScram("SCRAM-SHA-256")
+_declareScram("SCRAM-SHA-1")
+
+
 class SASLExchange:
     """
     Drives one mechanism line by line (RFC 5034 section 4).
@@ -169,7 +239,8 @@ class SASLExchange:
         try:
             if line == b"*":
                 raise POP3ResponseError("Cancelled.")
-            response = _decoded(line)
+            # curl sends "=" for an empty response here, too.
+            response = b"" if line == b"=" else _decoded(line)
         except POP3ResponseError:
             await self._conversation.aclose()
             raise
@@ -189,4 +260,7 @@ class SASLExchange:
 def _decoded(line: bytes) -> bytes:
     if _BASE64.fullmatch(line) is None:
         raise BadArguments("Response is not valid base64.")
-    return b64decode(line)
+    data = b64decode(line)
+    if b64encode(data) != line:
+        raise BadArguments("Response is not valid base64.")
+    return data

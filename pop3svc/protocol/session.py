@@ -38,6 +38,7 @@ __all__ = [
     "Proven",
     "Session",
     "State",
+    "noBinding",
     "refuseRelease",
 ]
 
@@ -103,6 +104,15 @@ def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
     return lambda isIn: None
 
 
+def noBinding(name: str) -> bytes | None:
+    """
+    The value of L{Session.channelBinding} for a connection without TLS.
+
+    @return: L{None}
+    """
+    return None
+
+
 def refuseRelease(isMarked: bool) -> bool:
     """
     The value of L{Session.tryRelease} for a session that does not end itself.
@@ -157,9 +167,12 @@ class Proven:
     """
     The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
     L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
+
+    @ivar mailbox: the name of the mailbox; empty if it is the name of the login.
     """
 
     name: str
+    mailbox: str = ""
 
 
 class Exchange(Protocol):
@@ -191,6 +204,9 @@ class Session:
     @ivar tryRelease: called when another session of the user wants the mailbox.  Takes whether
         any message is marked, and returns whether this session ends itself now.  The
         connection sets it.
+    @ivar channelBinding: takes the name of a channel binding, returns its octets, or L{None} if
+        the connection has no such binding.  The connection sets it.
+    @ivar secret: octets that only this service knows.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
     @ivar calls: makes calls to the provider.
@@ -207,6 +223,7 @@ class Session:
         mayStartTLS: bool = False,
         throttle: Any = None,
         acquireSlot: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
+        secret: bytes = b"",
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} of the service, for CAPA.
@@ -236,6 +253,8 @@ class Session:
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
         self.tryRelease = refuseRelease
+        self.channelBinding: Callable[[str], bytes | None] = noBinding
+        self.secret = secret
         self.badCommands = 0
         self._failedLogins = 0
         self._wasChecked = self._isRepeated = False
@@ -325,16 +344,12 @@ class Session:
     async def _authenticate(self, credentials: Password | Proven) -> Transaction:
         self._wasChecked = self._isRepeated = False
         if isinstance(credentials, Proven):
-            return await self._open(credentials.name)
+            return await self._open(credentials)
         name, password = credentials.name, credentials.password
         if not name or not password:
             raise POP3ResponseError("A user name and a password are required.", "AUTH")
         info, throttle = self.info, self._throttle
-        if throttle is not None and not await self.calls.ask(
-            throttle.mayLogin, info, name, password
-        ):
-            raise self._wrong()
-        self._wasChecked = True
+        await self._admit(name, password)
         try:
             mailbox = await self.calls.ask(self.provider.authenticate, info, name, password)
             if mailbox is None:
@@ -345,21 +360,63 @@ class Session:
                 if throttle is not None:
                     throttle.loginAbandoned(info, name, isinstance(error, CancelledError))
                 raise
-            if throttle is not None:
-                self._isRepeated = bool(await self.calls.ask(throttle.loginFailed, info, name))
-            # All refusals of a login have the same text.
-            raise self._wrong()
+            raise await self._refusal(name)
         self.transaction = transaction = self._transaction(name, mailbox)
         if throttle is not None:
             await self.calls.ask(throttle.loginSucceeded, info, name)
         return transaction
 
-    async def _open(self, name: str) -> Transaction:
+    async def _admit(self, name: str, guess: str | None) -> None:
+        """
+        Ask whether a guess may be checked.
+
+        @param guess: the password; L{None} if a mechanism does not show it.
+        @raise POP3ResponseError: the guess is refused.
+        """
+        self._wasChecked = self._isRepeated = False
+        throttle = self._throttle
+        if throttle is not None and not await self.calls.ask(
+            throttle.mayLogin, self.info, name, guess
+        ):
+            raise self._wrong()
+        self._wasChecked = True
+
+    async def _refusal(self, name: str) -> POP3ResponseError:
+        """
+        Count a wrong guess.
+
+        @return: the error to raise.  All refusals of a login have the same text.
+        """
+        throttle = self._throttle
+        if throttle is not None:
+            self._isRepeated = bool(await self.calls.ask(throttle.loginFailed, self.info, name))
+        return self._wrong()
+
+    async def prove(self, proven: Proven, isRight: bool) -> None:
+        """
+        Count the outcome of a mechanism that compares the password itself.
+
+        @param isRight: whether the client has proved that it knows the password.
+        @raise POP3ResponseError: it has not, or the guess is refused.
+        """
+        name, throttle = proven.name, self._throttle
+        try:
+            await self._admit(name, None)
+            if not isRight:
+                raise await self._refusal(name)
+        except POP3ResponseError as error:
+            self._loginEvent(name, error.code or "")
+            raise
+        if throttle is not None:
+            await self.calls.ask(throttle.loginSucceeded, self.info, name)
+
+    async def _open(self, proven: Proven) -> Transaction:
         """
         Open the mailbox of a user whose name a mechanism has proved.
         """
         provider: Any = self.provider
-        mailbox = await self.calls.ask(provider.openMailbox, self.info, name)
+        name = proven.name
+        mailbox = await self.calls.ask(provider.openMailbox, self.info, proven.mailbox or name)
         if mailbox is None:
             raise self._wrong()
         self.transaction = self._transaction(name, _verified(provider.openMailbox, mailbox))

@@ -411,11 +411,17 @@ class Assembly:
 
     def _service(self, provider: Any, known: KnownNetworks, observer: Log | None) -> POP3Service:
         throttle = self._throttle(known)
+        state = self._storage.state()
+        secret = None if state is None else state.secret("scram")
+        if state is not None:
+            # Closed because twistd forks later, and a connection of SQLite does not survive that.
+            state.close()
         factory = POP3Factory(
             provider,
             self._shareOf(self.settings.policy),
             connectionCreator=self._certificates.of(),
             throttle=LoginGuard(self._reactor, throttle),
+            secret=secret,
         )
         if self._shared is not None:
             factory.admission.loginDelayed = self._parent.tellDelay

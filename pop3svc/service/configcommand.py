@@ -159,6 +159,8 @@ def _summary(settings: Settings) -> Iterable[str]:
     ]
     if changed:
         yield f"limits: {', '.join(changed)}"
+    if policy.enable:
+        yield f"enable: {', '.join(sorted(policy.enable))}"
     if policy.without:
         yield f"without: {', '.join(sorted(policy.without))}"
 

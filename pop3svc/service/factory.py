@@ -5,6 +5,7 @@ Build connections, count them, and close them when the service stops.
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import count
@@ -101,6 +102,7 @@ class POP3Factory(ServerFactory):
         mechanisms: Mapping[str, Mechanism] = MECHANISMS,
         throttle: Any = None,
         clock: IReactorTime | None = None,
+        secret: bytes | None = None,
     ) -> None:
         """
         @param provider: L{IPOP3MailboxProvider}
@@ -111,6 +113,8 @@ class POP3Factory(ServerFactory):
         @param mechanisms: the table of SASL mechanisms.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
         @param clock: the reactor if not given.
+        @param secret: octets that only this service knows.  Give the same at each start, so that
+            SCRAM shows the same salt for a name without an account.  New ones if not given.
         @raise TypeError: C{provider} is no provider.
         @raise ValueError: the name of the provider is not allowed; see L{checkName}.
         """
@@ -127,6 +131,7 @@ class POP3Factory(ServerFactory):
         self.clock = clock
         self._allCommands = commands
         self._mechanisms = mechanisms
+        self._secret = secrets.token_bytes(32) if secret is None else secret
         policy = Policy() if policy is None else policy
         self.admission = Admission(clock, policy)
         self.usePolicy(policy)
@@ -207,6 +212,7 @@ class POP3Factory(ServerFactory):
             mayStartTLS=connectionCreator is not None,
             throttle=self.throttle,
             acquireSlot=self.admission.acquireSlot,
+            secret=self._secret,
         )
 
     def _ended(self, connection: POP3Connection) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -17,7 +17,7 @@ from typing import Any
 
 from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
-from pop3svc.policy import CLEARTEXT_LOGIN, EXTENSIONS, Policy
+from pop3svc.policy import CLEARTEXT_LOGIN, OPTIONAL_MECHANISMS, SWITCHES, Policy
 
 __all__ = [
     "LIMITS",
@@ -173,14 +173,20 @@ def _array(value: Any) -> list[Any]:
     return value
 
 
-def _extensions(names: Iterable[Any]) -> frozenset[str]:
-    known = {name.upper(): name for name in EXTENSIONS}
-    found = set()
-    for name in names:
-        if not isinstance(name, str) or name.upper() not in known:
-            raise ValueError(f"must name extensions of {', '.join(EXTENSIONS)}")
-        found.add(known[name.upper()])
-    return frozenset(found)
+def _namesOf(allowed: Sequence[str]) -> Kind:
+    """
+    Make the kind of a set of names.
+    """
+
+    def read(names: Iterable[Any]) -> frozenset[str]:
+        found = set()
+        for name in names:
+            if not isinstance(name, str) or name.upper() not in allowed:
+                raise ValueError(f"must be of {', '.join(allowed)}")
+            found.add(name.upper())
+        return frozenset(found)
+
+    return Kind("NAME", lambda text: read([text]), lambda value: read(_array(value)))
 
 
 TEXT = Kind("TEXT", _string, _string)
@@ -191,7 +197,6 @@ NETWORKS = Kind(
     lambda text: _networks(each for each in text.split(",") if each),
     lambda value: _networks(_array(value)),
 )
-NAMES = Kind("NAME", lambda text: _extensions([text]), lambda value: _extensions(_array(value)))
 TEXTS = Kind(
     "KIND:ARGUMENT",
     lambda text: (text,),
@@ -296,9 +301,19 @@ SERVICE = (
     _CLEARTEXT,
     Setting(
         "without",
-        NAMES,
-        "Switch off an extension: it is neither announced nor accepted.",
+        _namesOf(SWITCHES),
+        "Switch off an extension or a SASL mechanism: it is neither announced nor accepted.",
         frozenset(),
+        isLive=True,
+        isRepeated=True,
+    ),
+    Setting(
+        "enable",
+        _namesOf(OPTIONAL_MECHANISMS),
+        f"Switch on a SASL mechanism that is off by default: {', '.join(OPTIONAL_MECHANISMS)}.",
+        frozenset(),
+        "A client that finds SCRAM uses it, and cannot log in if the accounts have only another "
+        "hash of the password.",
         isLive=True,
         isRepeated=True,
     ),
@@ -483,6 +498,7 @@ class Settings:
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
         live["cleartextLogin"] = other.policy.cleartextLogin
         live["without"] = other.policy.without
+        live["enable"] = other.policy.enable
         policy = replace(self.policy, **live)
         rest = [
             each.name
@@ -496,6 +512,8 @@ class Settings:
         return policy, rest
 
 
+# Settings of the service that are fields of the policy.
+_IN_POLICY = ("cleartext-login", "without", "enable")
 _NAMES = {each.attribute: each.name for each in SERVICE} | {
     "listeners": "listener",
     "stores": "store",
@@ -590,6 +608,7 @@ def makeSettings(
         Policy(),
         cleartextLogin=values.get("cleartext-login", Policy.cleartextLogin),
         without=values.get("without", frozenset()),
+        enable=values.get("enable", frozenset()),
         **limits,
     )
     if "private-key" in values and "certificate" not in values:
@@ -599,7 +618,7 @@ def makeSettings(
     own = {
         each.attribute: values[each.name]
         for each in SERVICE
-        if each.name in values and each.name not in ("cleartext-login", "without")
+        if each.name in values and each.name not in _IN_POLICY
     }
     stores = tuple(stores)
     seen: set[str | None] = set()

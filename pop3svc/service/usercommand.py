@@ -43,6 +43,12 @@ def addParser(commands: Any) -> None:
         action = actions.add_parser(name, help=help)
         if name != "list":
             action.add_argument("name", metavar="NAME")
+        if name in ("add", "password"):
+            action.add_argument(
+                "--scram",
+                action="store_true",
+                help="store a verifier for SCRAM-SHA-256 in place of an argon2id hash",
+            )
         action.add_argument(
             "--file", metavar="FILE", help="the password file (default: the embedded default's)"
         )
@@ -94,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
         removeUser(path, arguments.name)
     elif arguments.action == "add":
         checkUserName(arguments.name)
-        addUser(path, arguments.name, _askPassword())
+        addUser(path, arguments.name, _askPassword(), isForScram=arguments.scram)
     else:
         accounts = readPasswordFile(path)
         # A user with a bad line cannot log in.  A new password replaces that line.
@@ -102,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         isThere = arguments.name in accounts.hashes or arguments.name in named
         if not isThere and accounts.badCount == len(accounts.badLines):
             raise ValueError(f"there is no user {arguments.name}")
-        setPassword(path, arguments.name, _askPassword())
+        setPassword(path, arguments.name, _askPassword(), arguments.scram)
     _complain(path, readPasswordFile(path))
     if arguments.file is None and arguments.action != "list":
         # Name the file, because a service may read another one.

@@ -843,3 +843,23 @@ def test_goesOnElsewhere(clock: Clock) -> None:
     assert afterwards(600, "192.0.2.8", "alice") == "in"
     assert afterwards(0, "192.0.2.8", "bob") == "in"
     assert afterwards(0, "198.51.100.9", "alice") == "in"
+
+
+def test_hiddenGuesses(clock: Clock) -> None:
+    """
+    A mail program that repeats an old password by SCRAM does not have its address banned.
+    Somebody who tries many passwords does.
+    """
+    shared = SharedThrottle(clock)
+    info = ConnectionInfo(1, "192.0.2.7", True)
+
+    def fail() -> bool:
+        if not shared.mayLogin(info, "alice", None):
+            return False
+        shared.loginFailed(info, "alice")
+        return True
+
+    for _ in range(100):
+        assert fail()
+        clock.advance(60)
+    assert sum(fail() for _ in range(100)) == 5

@@ -12,15 +12,11 @@ from __future__ import annotations
 import email.parser
 import functools
 import hashlib
-import os
 import poplib
-import pty
 import re
 import shutil
 import ssl
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,13 +25,12 @@ from typing import BinaryIO
 
 import pytest
 
+from tests.interop.clients import TIMEOUT, environment, program, run, runInTerminal, writePrivately
 from tests.interop.hard_messages import HARD_MESSAGES, HardMessage, normalised
 from tests.interop.service import HOST, PASSWORD, Maildir, Service
 
 pytestmark = pytest.mark.interop
 
-# Seconds that a client may take for all messages.
-_TIMEOUT = 60.0
 # Shorter than the time that the service waits for a client to close its end.
 _PROMPTLY = 3.0
 
@@ -104,109 +99,7 @@ def newAccount(service: Service) -> NewAccount:
     return make
 
 
-# --- running clients ----------------------------------------------------------
-
-
-def program(name: str) -> str:
-    """
-    @return: the path of a client.  If it is not installed, the test is skipped, or fails if all
-        clients are required.
-    """
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail(f"{name} is not installed")
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def environment(home: Path) -> dict[str, str]:
-    """
-    @return: an environment without the user's own settings and without a proxy.
-    """
-    return {
-        "HOME": str(home),
-        "FETCHMAILHOME": str(home),
-        "TMPDIR": str(home),
-        "PATH": os.environ.get("PATH", os.defpath),
-        "LC_ALL": "C.UTF-8",
-        "TERM": "vt100",
-        "LINES": "24",
-        "COLUMNS": "80",
-    }
-
-
-def run(command: Sequence[str], home: Path, input: bytes = b"") -> bytes:
-    """
-    Run a client and expect success.
-
-    @return: its output.
-    """
-    # Files instead of pipes, because some clients write octet by octet.
-    said, complained, given = home / "stdout", home / "stderr", home / "stdin"
-    given.write_bytes(input)
-    with said.open("wb") as stdout, complained.open("wb") as stderr, given.open("rb") as stdin:
-        done = subprocess.run(
-            command,
-            cwd=home,
-            env=environment(home),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            timeout=_TIMEOUT,
-        )
-    written = said.read_bytes()
-    assert done.returncode == 0, (written[-2000:], complained.read_bytes()[-2000:])
-    return written
-
-
-def runInTerminal(command: Sequence[str], home: Path) -> None:
-    """
-    Run a client that needs a terminal.
-    """
-    ours, theirs = pty.openpty()
-    screen = bytearray()
-
-    def read() -> None:
-        try:
-            while octets := os.read(ours, 65536):
-                screen.extend(octets)
-        except OSError:
-            # No process has the terminal open any longer.
-            pass
-
-    process = subprocess.Popen(
-        command,
-        cwd=home,
-        env=environment(home),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        status: int | None = process.wait(_TIMEOUT)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        status = None
-    reader.join()
-    os.close(ours)
-    assert status == 0, (status, bytes(screen[-2000:]))
-
-
-def writePrivately(path: Path, text: str) -> str:
-    """
-    Write a settings file that contains a password.
-    """
-    path.touch(0o600)
-    path.write_text(text)
-    return str(path)
-
+# --- delivering ----------------------------------------------------------------
 
 _DELIVERY_AGENT = """#!/bin/sh
 # Write a message to the next numbered file of a directory.
@@ -369,7 +262,7 @@ class Wire:
         assert self.say(f"USER {name}").startswith(b"+OK")
         assert self.say(f"PASS {PASSWORD}").startswith(b"+OK")
 
-    def rest(self, timeout: float = _TIMEOUT) -> bytes:
+    def rest(self, timeout: float = TIMEOUT) -> bytes:
         """
         @return: all octets up to the end of the connection; over TLS the end needs a close_notify.
         """
@@ -474,7 +367,7 @@ def waitUntilFree(service: Service, name: str) -> None:
     """
     Wait until no session holds a user's mailbox.
     """
-    deadline = time.monotonic() + _TIMEOUT
+    deadline = time.monotonic() + TIMEOUT
     while True:
         wire = Wire(service, "plain")
         try:
@@ -521,10 +414,10 @@ def openPoplib(service: Service, way: str, name: str) -> poplib.POP3:
     """
     if way == "tls":
         pop: poplib.POP3 = poplib.POP3_SSL(
-            HOST, service.tlsPort, timeout=_TIMEOUT, context=service.context()
+            HOST, service.tlsPort, timeout=TIMEOUT, context=service.context()
         )
     else:
-        pop = poplib.POP3(HOST, service.port, timeout=_TIMEOUT)
+        pop = poplib.POP3(HOST, service.port, timeout=TIMEOUT)
     if way == "stls":
         pop.stls(service.context())
     pop.user(name)
@@ -649,7 +542,7 @@ def test_curlDoubtsStrangers(service: Service, newAccount: NewAccount, home: Pat
         [*command, url],
         env=environment(home),
         capture_output=True,
-        timeout=_TIMEOUT,
+        timeout=TIMEOUT,
     )
     # 60: the certificate is not verified; 77: this machine has no certificates at all.
     assert done.returncode in (60, 77)

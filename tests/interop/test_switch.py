@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pop3svc.accounts.passwordfile import addUser
+from tests.interop.clients import program, run, writePrivately
 from tests.interop.oldservers import PASSWORD, Courier, Dovecot, OldServer
-from tests.interop.test_clients import program, run, writePrivately
 from tests.support.pages import block
 from tests.support.running import CHECKOUT, Running, forEverybody
 

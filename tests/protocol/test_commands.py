@@ -458,7 +458,7 @@ def test_authLogin() -> None:
         "C: AUTH LOGIN\nS: + VXNlcm5hbWU6\nC: YWxpY2U=\nS: + UGFzc3dvcmQ6\nC: *\nS: -ERR Cancelled.",
         "C: AUTH PLAIN =\nS: -ERR…",
         "C: AUTH PLAIN\nS: + \nC:\nS: -ERR…",
-        "C: AUTH PLAIN\nS: + \nC: =\nS: -ERR Response is not valid base64.",
+        "C: AUTH PLAIN\nS: + \nC: =\nS: -ERR Response is not valid for PLAIN.",
         "C: AUTH PLAIN !!!!\nS: -ERR Response is not valid base64.",
         "C: AUTH PLAIN =AAA\nS: -ERR Response is not valid base64.",
         "C: AUTH PLAIN AAA=BBBB\nS: -ERR Response is not valid base64.",

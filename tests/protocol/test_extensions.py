@@ -426,7 +426,7 @@ def test_switchedOff(name: str) -> None:
 
 
 def test_unknownExtension() -> None:
-    with pytest.raises(ValueError, match="without NOOP: the extensions are"):
+    with pytest.raises(ValueError, match="without NOOP: there are"):
         Policy(without=frozenset(["NOOP"]))
 
 

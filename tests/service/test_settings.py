@@ -148,7 +148,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("limits = 1", "limits: must be a table, [limits]"),
         ("workers = 0", "workers: must be a whole number, from 1 to 999"),
         ("cleartext-login = 'x'", "cleartext-login: must be one of never, loopback, always"),
-        ("without = ['x']", "without: must name extensions of UID-PARAM"),
+        ("without = ['x']", "without: must be of UID-PARAM"),
         ("without = 'DELI'", "without: must be an array"),
         ("ban-exempt = ['10.0.0.0/33']", "ban-exempt: must be networks"),
         ("ban-exempt = [1]", "ban-exempt: must be an array of networks"),

@@ -1,0 +1,158 @@
+"""
+Keys for SCRAM (RFC 5802) from stored passwords.
+"""
+
+from __future__ import annotations
+
+import secrets
+from base64 import b64encode
+from typing import Any
+
+from twisted.internet.interfaces import IReactorTime
+
+from pop3svc.accounts.hashes import HASHES, HashReader
+from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.bounded import BoundedDict
+from pop3svc.interfaces import ScramKeys
+from pop3svc.threadpool import Executor
+
+__all__ = ["ROUNDS", "ScramSource", "UsualKeys", "deriveKeys", "makeVerifier"]
+
+_MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
+# Rounds for keys of a password in the clear, which are computed at a login: the least that
+# RFC 7677 section 4 allows.
+_LEAST_ROUNDS = 4096
+# Rounds of verifiers that the service makes.  A phone computes as many in a tenth of a second.
+ROUNDS = 65_536
+# Keys of passwords in the clear that are remembered.
+_REMEMBERED = 10_000
+
+
+def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> ScramKeys | None:
+    """
+    Compute keys from a password.  Blocks.
+
+    @return: L{None} if SASLprep (RFC 4013) does not allow the password.
+    """
+    from scramp import ScramException, ScramMechanism
+
+    try:
+        made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
+            password, iteration_count=rounds, salt=salt
+        )
+    except ScramException:
+        return None
+    return ScramKeys(made[0], made[3], made[1], made[2])
+
+
+def makeVerifier(password: str) -> str:
+    """
+    Make a stored password that serves SCRAM-SHA-256, and passwords in the clear.  Blocks.
+
+    @return: in Dovecot's form, C{{SCRAM-SHA-256}rounds,salt,StoredKey,ServerKey}.
+    @raise ValueError: SASLprep (RFC 4013) does not allow the password.
+    """
+    keys = deriveKeys(password, "sha256", secrets.token_bytes(16), ROUNDS)
+    if keys is None:
+        raise ValueError("the password has characters that SCRAM does not allow")
+    salt, stored, server = (
+        b64encode(each).decode("ascii") for each in (keys.salt, keys.storedKey, keys.serverKey)
+    )
+    return f"{{SCRAM-SHA-256}}{keys.rounds},{salt},{stored},{server}"
+
+
+class UsualKeys:
+    """
+    Finds keys whose rounds and salt are like those of most users.
+    """
+
+    # Different forms that are counted.
+    MOST = 100
+
+    def __init__(self, reader: HashReader = HASHES) -> None:
+        self._reader = reader
+        self._counts: dict[tuple[str, int, int], int] = {}
+        self._examples: dict[tuple[str, int, int], ScramKeys] = {}
+
+    def add(self, stored: str) -> None:
+        """
+        Count a stored password that has keys.
+        """
+        for algorithm in _MECHANISMS:
+            keys = self._reader.scramKeys(stored, algorithm)
+            if keys is None:
+                continue
+            form = algorithm, keys.rounds, len(keys.salt)
+            if form in self._counts or len(self._counts) < self.MOST:
+                self._counts[form] = self._counts.get(form, 0) + 1
+                self._examples.setdefault(form, keys)
+
+    def example(self, algorithm: str) -> ScramKeys | None:
+        """
+        @return: keys of the most frequent form; L{None} if there are none.
+        """
+        forms = [each for each in self._counts if each[0] == algorithm]
+        return self._examples[max(forms, key=self._counts.__getitem__)] if forms else None
+
+
+class ScramSource:
+    """
+    Keys for the users of one source of accounts.
+
+    @ivar hasPlain: whether the source has passwords in the clear.
+    """
+
+    def __init__(
+        self,
+        reader: HashReader = HASHES,
+        runner: Executor | None = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param runner: computes keys; the shared threads if not given.
+        @param clock: the reactor if not given.
+        """
+        self._reader = reader
+        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._derived: BoundedDict[tuple[str, str, bytes], ScramKeys | None] = BoundedDict(
+            _REMEMBERED
+        )
+        # The password of users that do not exist.
+        self._nobody = secrets.token_hex(32)
+        self.hasPlain = False
+
+    async def keysOf(self, stored: str | None, algorithm: str, salt: bytes) -> ScramKeys | None:
+        """
+        @param stored: a usable stored password; L{None} if there is no such user.
+        @param salt: see L{pop3svc.interfaces.IScramAccounts.scramKeys}.
+        @return: the keys; L{None} if there are none.
+        @raise POP3ResponseError: C{SYS/TEMP} if the computation would have to wait too long.
+        """
+        password = None if stored is None else self._reader.passwordOf(stored)
+        derived: ScramKeys | None = None
+        if self.hasPlain or password is not None:
+            # Compute also for a user without a password in the clear, because otherwise the
+            # time would tell that there is one.
+            derived = await self._derive(password or self._nobody, algorithm, salt)
+        if stored is None:
+            return None
+        return derived if password else self._reader.scramKeys(stored, algorithm)
+
+    async def _derive(self, password: str, algorithm: str, salt: bytes) -> ScramKeys | None:
+        key = password, algorithm, salt
+        if key not in self._derived:
+            made: Any = await self._queue.run(
+                deriveKeys,
+                password,
+                algorithm,
+                salt,
+                _LEAST_ROUNDS,
+            )
+            self._derived.put(key, made)
+        return self._derived.get(key)
+
+    def forget(self) -> None:
+        """
+        Forget the keys of passwords that may have changed.
+        """
+        self._derived.clear()

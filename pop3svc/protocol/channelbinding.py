@@ -1,0 +1,54 @@
+"""
+Octets that identify a TLS connection (RFC 5056), for mechanisms with channel binding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+__all__ = ["channelBinding"]
+
+
+def channelBinding(transport: Any, name: str) -> bytes | None:
+    """
+    @param name: C{tls-exporter} or C{tls-server-end-point}.
+    @return: the octets; L{None} if this connection has no such binding.
+    """
+    getHandle = getattr(transport, "getHandle", None)
+    handle = getHandle() if getHandle else None
+    if not hasattr(handle, "export_keying_material"):
+        return None
+    if name == "tls-exporter":
+        return _exported(handle)
+    return _ofCertificate(handle) if name == "tls-server-end-point" else None
+
+
+def _exported(handle: Any) -> bytes | None:
+    """
+    C{tls-exporter} (RFC 9266 section 2).  Before TLS 1.3 the octets identify a connection only
+    with the extended master secret, and pyOpenSSL does not tell whether there is one.
+    """
+    if handle.get_protocol_version_name() != "TLSv1.3":
+        return None
+    exported: bytes = handle.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+    return exported
+
+
+def _ofCertificate(handle: Any) -> bytes | None:
+    """
+    C{tls-server-end-point} (RFC 5929 section 4): the hash of the certificate that was sent.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    certificate = handle.get_certificate(as_cryptography=True)
+    try:
+        algorithm = certificate.signature_hash_algorithm
+    except UnsupportedAlgorithm:
+        return None
+    if algorithm is None:
+        # Such as Ed25519, for which the RFC defines no hash.
+        return None
+    name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name
+    return hashlib.new(name, certificate.public_bytes(Encoding.DER)).digest()

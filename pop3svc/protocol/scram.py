@@ -1,0 +1,198 @@
+"""
+The messages of SCRAM (RFC 5802, RFC 7677), as a server reads and writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import secrets
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pop3svc.errors import BadArguments, POP3ResponseError
+from pop3svc.interfaces import ScramKeys
+
+__all__ = ["ALGORITHMS", "BINDING_TYPES", "ClientFirst", "ScramServer", "makeUp"]
+
+# The hash function of each mechanism, by its name in hashlib.
+ALGORITHMS = {
+    "SCRAM-SHA-1": "sha1",
+    "SCRAM-SHA-256": "sha256",
+    "SCRAM-SHA-256-PLUS": "sha256",
+}
+# Channel bindings that a client may choose.
+BINDING_TYPES = ("tls-exporter", "tls-server-end-point")
+
+# Octets of a message of the client, and of a name.  Names are short, and nonces have some 30
+# octets.
+_LONGEST = 2048
+_LONGEST_NAME = 255
+# The salt and the rounds of a made-up user, where the accounts have no keys to imitate.
+_SALT = 16
+_ROUNDS = 4096
+
+# saslname of RFC 5802 section 7, without control characters.
+_NAME = r"(?:[^,=\x00-\x1f\x7f]|=2C|=3D)+"
+_NONCE = r"[\x21-\x2b\x2d-\x7e]+"
+# Extensions are ignored; the mandatory one, "m=", must be refused.
+_MORE = r"(?:,[A-Za-ln-z]=[^,\x00]+)*"
+_FIRST = re.compile(
+    rf"(?P<header>(?P<flag>[ny]|p=(?P<type>[A-Za-z0-9.-]+)),(?:a=(?P<other>{_NAME}))?,)"
+    rf"(?P<bare>n=(?P<name>{_NAME}),r=(?P<nonce>{_NONCE}){_MORE})"
+)
+_FINAL = re.compile(
+    rf"(?P<rest>c=(?P<binding>[A-Za-z0-9+/=]+),r=(?P<nonce>{_NONCE}){_MORE}),"
+    r"p=(?P<proof>[A-Za-z0-9+/=]+)"
+)
+
+
+def _text(message: bytes) -> str:
+    if len(message) > _LONGEST:
+        raise BadArguments("SCRAM message is too long.")
+    try:
+        return message.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _malformed()
+
+
+def _malformed() -> BadArguments:
+    return BadArguments("SCRAM message is not valid.")
+
+
+def _unescaped(name: str) -> str:
+    return name.replace("=2C", ",").replace("=3D", "=")
+
+
+def _encoded(data: bytes) -> str:
+    return b64encode(data).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientFirst:
+    """
+    The first message of a client (RFC 5802 section 7, C{client-first-message}).
+
+    @ivar header: the GS2 header, which the final message repeats.
+    @ivar flag: C{n}, C{y}, or C{p} with a type of channel binding.
+    @ivar bindingType: the type, or L{None}.
+    @ivar bare: the message after the header.
+    @ivar name: the user name.
+    @ivar nonce: the client's nonce.
+    """
+
+    header: str
+    flag: str
+    bindingType: str | None
+    bare: str
+    name: str
+    nonce: str
+
+    @classmethod
+    def parse(cls, message: bytes) -> ClientFirst:
+        """
+        @raise BadArguments: the message is malformed, or asks for a mandatory extension.
+        @raise POP3ResponseError: the client asks for the identity of another user.
+        """
+        found = _FIRST.fullmatch(_text(message))
+        if found is None:
+            raise _malformed()
+        name, other = _unescaped(found["name"]), found["other"]
+        if len(name.encode("utf-8")) > _LONGEST_NAME:
+            raise _malformed()
+        if other is not None and _unescaped(other) != name:
+            raise POP3ResponseError("Authorization identity must be the user name.", "AUTH")
+        return cls(
+            found["header"], found["flag"][0], found["type"], found["bare"], name, found["nonce"]
+        )
+
+
+def makeUp(secret: bytes, name: str, algorithm: str, like: ScramKeys | None) -> ScramKeys:
+    """
+    Make keys that no password has, so that an exchange does not tell whether there is a user.
+
+    @param secret: of the service.  The same name always gets the same keys.
+    @param like: keys of a real user, whose rounds and length of salt the made-up keys have.
+    """
+    octets = name.encode("utf-8", "surrogateescape")
+
+    def make(purpose: bytes) -> bytes:
+        return hmac.digest(secret, purpose + b"\0" + algorithm.encode() + b"\0" + octets, "sha512")
+
+    size = hashlib.new(algorithm).digest_size
+    length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)
+    return ScramKeys(
+        make(b"salt")[: min(length, 64)], rounds, make(b"stored")[:size], make(b"server")[:size]
+    )
+
+
+class ScramServer:
+    """
+    One exchange, as the server sees it.
+    """
+
+    def __init__(
+        self,
+        algorithm: str,
+        first: ClientFirst,
+        keys: ScramKeys,
+        binding: bytes = b"",
+        makeNonce: Callable[[], str] = lambda: secrets.token_urlsafe(24),
+    ) -> None:
+        """
+        @param algorithm: the hash function.
+        @param keys: the user's, or made-up ones.
+        @param binding: the octets of the channel binding that the client has chosen.
+        """
+        self._algorithm = algorithm
+        self._first = first
+        self._keys = keys
+        self._binding = _encoded(first.header.encode("utf-8") + binding)
+        self._nonce = first.nonce + makeNonce()
+        self._challenge = f"r={self._nonce},s={_encoded(keys.salt)},i={keys.rounds}"
+
+    @property
+    def challenge(self) -> bytes:
+        """
+        The server's first message.
+        """
+        return self._challenge.encode("ascii")
+
+    def check(self, message: bytes) -> tuple[bool, bytes]:
+        """
+        Check the client's final message.
+
+        @return: whether the proof is right; the server's final message.
+        @raise BadArguments: the message is malformed, or belongs to another exchange.
+        """
+        found = _FINAL.fullmatch(_text(message))
+        if found is None or found["nonce"] != self._nonce:
+            raise _malformed()
+        proof = _strictly(found["proof"])
+        if len(proof) != hashlib.new(self._algorithm).digest_size:
+            raise _malformed()
+        if not hmac.compare_digest(found["binding"], self._binding):
+            raise POP3ResponseError("Channel binding does not match.", "AUTH")
+        exchange = ",".join((self._first.bare, self._challenge, found["rest"])).encode("utf-8")
+        keys, algorithm = self._keys, self._algorithm
+        signature = hmac.digest(keys.storedKey, exchange, algorithm)
+        clientKey = bytes(a ^ b for a, b in zip(proof, signature, strict=True))
+        stored = hashlib.new(algorithm, clientKey).digest()
+        isRight = hmac.compare_digest(stored, keys.storedKey)
+        final = b"v=" + b64encode(hmac.digest(keys.serverKey, exchange, algorithm))
+        return isRight, final
+
+
+def _strictly(text: str) -> bytes:
+    """
+    Decode base64 that has one form only.
+    """
+    try:
+        data = b64decode(text, validate=True)
+    except ValueError:
+        raise _malformed()
+    if _encoded(data) != text:
+        raise _malformed()
+    return data
