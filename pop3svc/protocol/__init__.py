@@ -1,3 +1,3 @@
 """
-The POP3 protocol, from octets to replies.  It does not know how mail is stored.
+The POP3 protocol, from octets to replies.  This package does not know how mail is stored.
 """

@@ -1,5 +1,5 @@
 """
-How a connection is closed: in order, fully, or at once.
+Close a connection: in order, fully, or at once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def isTLS(transport: object) -> bool:
 
 class Closing:
     """
-    Closes the transport of one connection.  It is made when the connection ends.
+    Closes the transport of one connection.  The connection makes this object when it ends.
     """
 
     __slots__ = ("_clock", "_givingUp", "_transport")
@@ -33,8 +33,8 @@ class Closing:
 
     def inOrder(self, isFull: bool) -> None:
         """
-        Close our end: data that is written still arrives, and data that the client still sends
-        is read, because a reset might overtake our last reply.
+        Close our end.  Written data still arrives.  Data that the client still sends is read,
+        because otherwise a reset might overtake our last reply.
 
         @param isFull: whether the transport still has something to write.
         """
@@ -45,9 +45,10 @@ class Closing:
             transport.loseConnection()
             return
         closeWrite()
-        # A wrapper may pass on attributes that it does not have to the transport that it wraps.
+        # Ask the class, because a wrapper passes on requests for missing attributes to the wrapped
+        # transport.
         if not isFull and hasattr(type(transport), "doWrite"):
-            # Nothing has to be written before the end of our half, so send it now.
+            # All data is written, so send the end of our half now.
             transport.doWrite()
 
     def fully(self, patience: float) -> None:
@@ -64,13 +65,13 @@ class Closing:
 
     def abort(self) -> None:
         """
-        Close at once, so that no reply that was cut short looks whole.
+        Close at once, so that a reply that was cut short does not look complete.
         """
         self._transport.abortConnection()
 
     def stopTimer(self) -> None:
         """
-        The connection is over.
+        Stop the timer, because the connection is over.
         """
         timer, self._givingUp = self._givingUp, None
         if timer is not None and timer.active():

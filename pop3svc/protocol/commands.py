@@ -1,5 +1,5 @@
 """
-All commands: those of RFC 1939 in its order, then those of later RFCs and extensions.
+All commands: first those of RFC 1939 in its order, then those of later RFCs and extensions.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ async def stat(session: Session) -> Reply:
 @command("LIST", states=[TRANSACTION], arguments=grammar.optionalMessage)
 async def list_(session: Session, reference: Reference | None) -> Reply:
     """
-    Return the size of one message or of each (RFC 1939 section 5).
+    Return the size of one message or of each message (RFC 1939 section 5).
     """
     if reference is not None:
         found = await session.active.find(reference)
@@ -154,7 +154,7 @@ async def top(session: Session, reference: Reference, lines: int) -> Reply:
 @command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
 async def uidl(session: Session, reference: Reference | None) -> Reply:
     """
-    Return the unique-id of one message or of each (RFC 1939 section 7).
+    Return the unique-id of one message or of each message (RFC 1939 section 7).
     """
     if reference is not None:
         found = await session.active.find(reference)

@@ -1,5 +1,5 @@
 """
-One connection: lines in, one command at a time, TLS, time-outs, the end.
+Serve one connection: read lines, run one command at a time, begin TLS, limit times, close.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = ["Limits", "POP3Connection"]
 
 log = Logger(namespace="pop3svc")
 
-# The first octet of a TLS record that begins a handshake (RFC 8446 section
-# 5.1); no command begins with it.
+# The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).  No command begins
+# with this octet.
 _HANDSHAKE_RECORD = 0x16
 
 
@@ -184,7 +184,7 @@ class POP3Connection(LineReceiver):
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Take octets of the client, and answer the lines among them.
+        Take octets from the client, and answer the complete lines among them.
         """
         if self._reason:
             # The connection is closing.  Read and drop further input, so that the client can
@@ -331,7 +331,7 @@ class POP3Connection(LineReceiver):
 
     def _sent(self, reply: Reply) -> None:
         """
-        Carry out the action after a reply, and adapt the time limits to the new state.
+        Carry out the action that follows a reply, and adapt the time limits to the new state.
         """
         if reply.then is not After.GO_ON:
             if reply.then is After.START_TLS:
@@ -389,7 +389,7 @@ class POP3Connection(LineReceiver):
                 pop3Event="error",
                 connectionID=self.session.info.connectionID,
             )
-            # Send the earlier replies, because they are whole.
+            # Send the earlier replies, because they are complete.
             self._sender.flushNow()
             self._abort("a reply failed midway")
 
@@ -398,7 +398,7 @@ class POP3Connection(LineReceiver):
         self._sender.flushNow()
         self._sender.startTLS()
         if self.clearLineBuffer():
-            # An attacker may have injected plain text, so that it runs inside TLS.
+            # An attacker may have injected plain text as commands that would run inside TLS.
             self._abort("sent plain text after STLS")
             return
         self._handshaking = True
@@ -470,7 +470,7 @@ class POP3Connection(LineReceiver):
 
     def stop(self) -> None:
         """
-        Close as soon as no command is running, because the service stops.
+        Close when no command is running any more, because the service stops.
         """
         self._stopping = True
         if self._reason:
@@ -508,7 +508,7 @@ class POP3Connection(LineReceiver):
         policy = self._policy
         enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
         if self._running is not None:
-            # A client that has not read its reply for long may be gone.
+            # A client that has not read its reply for a long time may be gone.
             if self._sender.stalledFor() < enough:
                 return False
             self._abort("made room for another session of the user")
@@ -525,7 +525,8 @@ class POP3Connection(LineReceiver):
         """
         End the session, which releases the mailbox.  Further calls do nothing.
 
-        @return: a Deferred that fires at the end, or L{None} if the session has ended already.
+        @return: a Deferred that fires when the session has ended, or L{None} if it has ended
+            already.
         """
         if not self._isEnding:
             self._isEnding = True
@@ -562,8 +563,8 @@ class POP3Connection(LineReceiver):
 
     def _close(self, reason: str) -> None:
         """
-        Close our end in order.  Written data still arrives, and data that the client still
-        sends is read, because otherwise a reset might overtake our last reply.
+        Close our end in order.  Written data still arrives.  Data that the client still sends is
+        read, because otherwise a reset might overtake our last reply.
 
         @param reason: for the log.
         """
@@ -592,7 +593,7 @@ class POP3Connection(LineReceiver):
 
     def _abort(self, reason: str) -> None:
         """
-        Close at once, because a reply that was cut short must not look whole.
+        Close at once, because a reply that was cut short must not look complete.
 
         @param reason: for the log.
         """

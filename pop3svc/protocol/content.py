@@ -22,7 +22,7 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["MessageBody", "countByReading"]
 
-# Octets of a piece into which lines are joined.
+# Least octets of a piece.  Lines are joined to pieces of this size.
 _PIECE = 16384
 _BLOCK = 65536
 
@@ -184,7 +184,7 @@ class MessageBody:
 
     def expects(self, size: int | None, differs: Callable[[int, int], object]) -> None:
         """
-        Compare the octets sent with the size of the message.
+        At the end, compare the octets that were sent with the size of the message.
 
         @param size: the size that LIST shows, octets, or L{None}.
         @param differs: called with that size and the octets sent, if they differ.

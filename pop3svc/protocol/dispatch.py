@@ -29,7 +29,8 @@ _HTTP_VERBS = frozenset(
     ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
 )
 
-# asyncio.CancelledError is not Twisted's cancellation, so it is an error of the provider.
+# asyncio.CancelledError does not come from Twisted's cancellation, so it is an error of the
+# provider.
 _ERRORS = (Exception, asyncio.CancelledError)
 
 Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
@@ -48,14 +49,15 @@ class Command:
     @ivar arguments: parses the octets after the verb into the arguments of the body.
     @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If
         it is CLOSED, the connection is closed after an error as well.
-    @ivar capability: its lines of CAPA, or a function that takes the session and returns them.
+    @ivar capability: the command's lines of CAPA, or a function that takes the session and returns
+        these lines.
     @ivar announced: the states in which CAPA shows these lines.
     @ivar unavailable: a function that takes the session and returns the error if the command
         is not available now, or L{None}.  CAPA does not show an unavailable command.
     @ivar extension: the extension in L{pop3svc.policy.EXTENSIONS} that the command belongs to.
-        The command does not exist when that extension is switched off.
-    @ivar longLine: whether its line may be as long as a line inside AUTH, because it holds
-        a password or a token.
+        The service does not know the command when that extension is switched off.
+    @ivar longLine: whether the command's line may be as long as a line inside AUTH, because the
+        line holds a password or a token.
     """
 
     verb: str
@@ -77,7 +79,7 @@ class Command:
 
     def capabilities(self, session: Session) -> list[str]:
         """
-        @return: its lines of CAPA for this session now.
+        @return: the command's lines of CAPA for this session now.
         """
         if session.state not in self.announced or self.refusal(session) is not None:
             return []
@@ -198,8 +200,8 @@ def _refused(error: POP3ResponseError) -> Reply:
 
 def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     """
-    Map an error of a command's body to a reply.  Call it in the C{except} block, because it
-    logs the traceback.
+    Map an error of a command's body to a reply.  Call this function in the C{except} block, because
+    it logs the traceback.
     """
     if isinstance(error, POP3ResponseError):
         reply = _refused(error)

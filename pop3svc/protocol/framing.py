@@ -1,5 +1,5 @@
 """
-Bytes in, lines out.
+Split input into lines.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class LineBuffer:
 
     def __init__(self) -> None:
         # The first line is the last element, because a list pops its last element without
-        # moving the others.  An empty deque takes ten times the memory of an empty list.
+        # moving the others.  An empty deque takes ten times as much memory as an empty list.
         self._lines: list[bytes] = []
         # A line whose end has not come yet.
         self._partial = b""
@@ -37,14 +37,14 @@ class LineBuffer:
 
     def __bool__(self) -> bool:
         """
-        @return: whether a whole line waits.
+        @return: whether a complete line waits.
         """
         return bool(self._lines)
 
     def next(self) -> bytes:
         """
         @return: the next line, without LF, with CR if there is one.
-        @raise IndexError: there is none.
+        @raise IndexError: no complete line waits.
         """
         line = self._lines.pop()
         self.held -= len(line) + 1
@@ -59,7 +59,7 @@ class LineBuffer:
 
     def clear(self) -> bytes:
         """
-        Drop everything that waits.
+        Drop all buffered input.
 
         @return: the octets that were dropped.
         """

@@ -1,8 +1,8 @@
 """
 Parse the arguments of commands into Python values, or raise L{BadArguments}.
 
-Each parser takes the octets after the verb and one space, L{None} if the line ends with the
-verb, and returns the arguments of the command's body.
+Each parser takes the octets after the verb and one space, or L{None} if the line ends with the
+verb.  It returns the arguments of the command's body.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ __all__ = [
     "words",
 ]
 
-# RFC 1939 sets no bound.  Ten digits are enough for any mailbox, and bound the cost of
-# int().
+# RFC 1939 sets no bound.  Ten digits are enough for any mailbox, and limit the cost of int().
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 
 
@@ -128,7 +127,7 @@ def name(rest: bytes | None) -> tuple[str]:
 
 def password(rest: bytes | None) -> tuple[str]:
     """
-    Parse a password: all octets after the one space, unchanged.
+    Parse a password: all octets after the space that follows the verb, unchanged.
     """
     if not rest:
         raise BadArguments("This command takes a password.")

@@ -44,7 +44,7 @@ class Maildrop:
         """
         Find a message.
 
-        @raise POP3ResponseError: there is no such message, or it is deleted.
+        @raise POP3ResponseError: the message does not exist, or it is deleted.
         """
         uniqueIDs = self.listed.uniqueIDs
         if not 1 <= number <= len(uniqueIDs):
@@ -75,7 +75,7 @@ class Maildrop:
     @property
     def isWhole(self) -> bool:
         """
-        Whether no message is deleted or marked for deletion.
+        Whether all messages are neither deleted nor marked for deletion.
         """
         return not self._marked and not self._gone
 
@@ -136,8 +136,8 @@ class Maildrop:
 
     def octets(self) -> int | None:
         """
-        @return: total octets of the messages that are not deleted, L{None} if a size is
-            not known.
+        @return: total octets of the messages that are not deleted, or L{None} if a size is not
+            known.
         """
         if self._octets is None and self._sizes is not None:
             sizes = self._sizes
@@ -157,8 +157,8 @@ class Maildrop:
 
     def sizes(self) -> Sequence[int | None]:
         """
-        @return: the sizes of all listed messages in octets, in order, L{None} for those
-            that are not known; empty if no size is known.
+        @return: the sizes of all listed messages in octets, in order, with L{None} for an unknown
+            size; empty if no size is known.
         """
         return self._sizes or ()
 
@@ -166,7 +166,7 @@ class Maildrop:
         """
         Store sizes, so that they stay the same during the session.
 
-        @param found: the messages; empty for all listed ones.
+        @param found: the messages; empty for all listed messages.
         @param sizes: the size of each in octets, L{None} if it is not available.
         """
         self._octets = None

@@ -20,7 +20,8 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages"]
 
-# Messages of a large mailbox.  Each loop over its messages has a time slice of its own.
+# The least number of messages in a large mailbox.  Each loop over these messages has its own time
+# slice.
 _MANY = 100_000
 
 
@@ -28,8 +29,8 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     """
     @param call: the method of the mailbox that returned the values.
     @param values: may be a generator, which runs code of the mailbox.
-    @return: a function that makes a list of the values.  It has the name of the method, for
-        messages about errors.
+    @return: a function that makes a list of the values.  The function has the name of the method,
+        which then appears in error messages.
     """
 
     def make() -> list[Any]:
@@ -84,8 +85,8 @@ class Messages:
 
     async def _manySizes(self, uniqueIDs: list[str]) -> list[int | None] | None:
         """
-        @return: the size of each message, L{None} for one that has gone; or L{None} instead
-            of the list if C{messageSizes} is not implemented.
+        @return: the size of each message, with L{None} for a message that no longer exists; or
+            L{None} instead of the list if C{messageSizes} is not implemented.
         """
         call = self._mailbox.messageSizes
         try:
@@ -100,7 +101,7 @@ class Messages:
         sizes: list[int | None] = self._calls.start(_listOf(call, answer))
         isLarge = len(sizes) > _MANY
         if isLarge:
-            # Each loop over so many messages takes long.
+            # Each loop over this many messages takes a long time.
             await TimeSlice(self._calls.clock).next()
         if len(sizes) != len(uniqueIDs):
             raise ProviderMistake(
@@ -116,9 +117,9 @@ class Messages:
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        Ask for one size after the other.  An error for one message is not raised, because STAT
-        and LIST without argument have no C{-ERR} (RFC 1939 section 5).  The client gets the
-        error when it asks for that message.
+        Ask for one size after the other.  Do not raise an error for one message, because STAT and
+        LIST without argument have no C{-ERR} (RFC 1939 section 5).  The client gets the error when
+        it asks for that message.
 
         @return: the size of each message, L{None} if it cannot be determined.
         @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
@@ -184,7 +185,7 @@ class Messages:
         """
         Warn once that a mailbox returned a wrong size for a message.
 
-        @param said: the size that the mailbox returned.
+        @param said: the size that the mailbox returned, octets.
         @param sent: the octets of the message that were sent.
         """
         mailbox = self._mailbox

@@ -20,7 +20,7 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Outlet", "ProducerOutlet", "SocketOutlet", "Stalled", "outletTo"]
 
-# Octets of a region of a file from which sendfile() saves more than it costs.
+# Least octets of a region of a file for which sendfile() saves more time than it costs.
 _LARGE = 262144
 # Seconds between two checks whether a slow client has read anything.
 _LOOK = 15
@@ -43,8 +43,8 @@ def outletTo(
     @param stallTimeout: seconds without progress until L{Stalled}.
     @param isTLS: whether the transport encrypts the octets.
     """
-    # The class is asked, because a wrapper may pass on attributes that it does not have to the
-    # transport that it wraps.
+    # Ask the class, because a wrapper passes on requests for missing attributes to the wrapped
+    # transport.
     kind = SocketOutlet if hasattr(type(transport), "writeSomeData") else ProducerOutlet
     return kind(transport, turns, clock, stallTimeout, isTLS)
 
@@ -63,8 +63,8 @@ def _queued(transport: Any) -> int | None:
 @implementer(IPushProducer)
 class Outlet:
     """
-    The common part of all outlets: wait until the transport has room, and find out whether the
-    client still reads.
+    The common part of all outlets.  It waits until the transport has room, and finds out whether
+    the client still reads.
 
     @ivar isFull: whether the transport still has octets to write.
     @ivar isTLS: whether the transport encrypts the octets.
@@ -111,8 +111,8 @@ class Outlet:
         self._resumed: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
         self._isRegistered = False
-        # While the transport is full: when the client last read anything, and the octets in
-        # the kernel's send buffer then.
+        # While the transport is full: the time when the client last read anything, and the number
+        # of octets in the kernel's send buffer at that time.
         self._progress = 0.0
         self._queuedThen: int | None = None
 
@@ -140,8 +140,8 @@ class Outlet:
         if self.isFull and not self._stopped:
             await self._room()
         else:
-            # A transport that is never full may drop the octets, because the connection is
-            # lost.  Give the reactor a chance to notice.
+            # If the connection is lost, the transport may drop the octets and never become full.
+            # Let the reactor run, so that it can notice the loss.
             await self._turns.yieldIfDue()
         if self._stopped:
             raise ConnectionLost()
@@ -155,11 +155,11 @@ class Outlet:
 
     async def send(self, region: FileRegion) -> int:
         """
-        Send the next octets of a region without reading them.  All earlier octets must be
-        flushed.
+        Send the next octets of a region without reading them.  Flush all earlier octets before this
+        call.
 
         @param region: the result of L{sendable}.
-        @return: the number of octets sent; 0 if the next ones have to be read.
+        @return: the number of octets sent; 0 if the next octets have to be read.
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
@@ -167,7 +167,7 @@ class Outlet:
 
     def encrypted(self) -> Outlet:
         """
-        Release this outlet, because the transport encrypts everything from now on.
+        Release this outlet, because the transport encrypts all octets from now on.
 
         @return: the outlet to use instead.
         """
@@ -218,7 +218,7 @@ class Outlet:
 
     def stalledFor(self) -> float:
         """
-        @return: seconds since the client last read anything; 0 if no octets wait for it.
+        @return: seconds since the client last read anything; 0 if no octets wait for the client.
         """
         if self._resumed is None:
             return 0.0
@@ -259,8 +259,8 @@ class Outlet:
 
 class ProducerOutlet(Outlet):
     """
-    Writes to any transport, and is its push producer while octets are flushed: TLS after STLS,
-    transports in memory.
+    Writes to any transport, and is its push producer while octets are flushed.  It serves TLS after
+    STLS, and transports in memory.
     """
 
     __slots__ = ()

@@ -1,8 +1,8 @@
 """
 Calls to a provider, a mailbox or a throttle, for one session.
 
-Each call has a time limit.  The log names calls that block the reactor.  A call that releases
-something never fails.
+Each call has a time limit.  The log names calls that block the reactor.  A call that releases a
+resource never fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ProviderCalls:
 
     @ivar clock: the reactor's clock.
     @ivar timeout: seconds that one call may take.
-    @ivar isOver: the client is gone, and no result is of use any more.
+    @ivar isOver: whether the client is gone, so that no result is needed any more.
     """
 
     __slots__ = ("_connectionID", "_seconds", "clock", "isOver", "timeout")
@@ -46,7 +46,7 @@ class ProviderCalls:
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """
-        Call a method, and warn once if it held the reactor.
+        Call a method, and warn once if the call blocked the reactor.
 
         @return: the value of the method, or a Deferred.
         """
@@ -76,7 +76,7 @@ class ProviderCalls:
 
     async def finish(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """
-        As L{ask}, for a call whose value is needed even if the session is over.
+        Make a call whose value is needed even if the session is over; see L{ask}.
         """
         answer = self.start(call, *arguments)
         return await self.wait(call, answer) if isAwaitable(answer) else answer
@@ -100,7 +100,7 @@ class ProviderCalls:
 
     async def release(self, call: Callable[..., Any], *arguments: Any) -> None:
         """
-        Call a method that releases something.  An exception is only logged.
+        Call a method that releases a resource.  An exception is only logged.
         """
         try:
             await self.finish(call, *arguments)

@@ -17,7 +17,7 @@ class SessionRecord:
     """
     The figures of one session for the line of the log at its end.
 
-    @ivar began: when the connection, or the last logout, was; seconds of the clock.
+    @ivar began: the time of the connection or of the last logout; seconds of the clock.
     @ivar user: the name of the user for the log; L{None} if nobody has logged in.
     @ivar loginMethod: the command, and the mechanism of AUTH.
     @ivar messagesSent: whole messages that were sent.
@@ -40,7 +40,7 @@ class SessionRecord:
 
     def restart(self, now: float) -> None:
         """
-        Begin to count, at the connection and after a logout.
+        Begin to count at the beginning of the connection, and again after a logout.
 
         @param now: seconds of the clock.
         """
@@ -54,8 +54,8 @@ class SessionRecord:
         Write the line of the log, and count from the start again.
 
         @param info: L{pop3svc.interfaces.IPOP3ConnectionInfo}
-        @param tls: the version of TLS, if there is any.
-        @param reason: why the session is over.
+        @param tls: the version of TLS, or L{None} without TLS.
+        @param reason: the reason why the session is over.
         """
         user = self.user if self.user is not None else "nobody"
         clientIP = info.clientIP or "this machine"
@@ -63,8 +63,8 @@ class SessionRecord:
         if self.loginMethod:
             method += f", {self.loginMethod}"
         messages, seconds = self.messagesSent, now - self.began
-        # The text is made here, because the log would need more time to put so many fields
-        # together than all the rest of a short session takes.
+        # Format the text here, because the log would need more time to format so many fields than
+        # the rest of a short session takes.
         log.info(
             "{summary}",
             summary=f"{user} from {clientIP} ({method}): {messages} "

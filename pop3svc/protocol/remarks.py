@@ -13,8 +13,8 @@ __all__ = ["HELD", "nameOf", "remarkHeld", "warnOnce"]
 
 log = Logger(namespace="pop3svc")
 
-# Seconds of blocking the reactor after which a warning is logged: longer than any call that
-# does not wait, and long enough for every client to notice.
+# A call that blocks the reactor for more than this many seconds causes a warning.  A call that does
+# not wait never takes so long, and every client notices the delay.
 HELD = 0.5
 
 # Warnings that were logged already, by class.

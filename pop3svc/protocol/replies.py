@@ -12,7 +12,7 @@ from pop3svc.lineendings import WireForm
 
 __all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
-# Octets of a piece of a listing: large enough to be cheap, small enough to hold one for
+# Octets of a piece of a listing: large enough to be cheap, and small enough to hold one piece for
 # each of ten thousand clients.
 _PIECE = 16384
 
@@ -31,7 +31,7 @@ class Body(Protocol):
     """
     The octets after the first line of a reply, before dot-stuffing.
 
-    @ivar form: how close the octets are to those that are sent.
+    @ivar form: the form of the octets, which decides how the encoder changes them.
     @ivar region: the part of a file that C{next} has not read yet
         (L{pop3svc.files.FileRegion}), or L{None} if the octets are in no file.  Only the
         outlet examines it.
@@ -138,7 +138,7 @@ class Reply(NamedTuple):
     The reply to a command.
 
     @ivar positive: whether it is C{+OK}, not C{-ERR}.
-    @ivar text: the rest of the first line, printable ASCII.
+    @ivar text: the rest of the first line; printable ASCII.
     @ivar code: a response code without its brackets, or L{None}.
     @ivar body: the body of a multi-line reply.
     @ivar topLines: send only the header of the body, the blank line and this many lines

@@ -1,5 +1,5 @@
 """
-SASL mechanisms, each an async generator, and the class that drives one line by line.
+The SASL mechanisms, each an async generator, and the class that runs a mechanism line by line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
-# A mechanism yields challenges, and at last credentials.
+# A mechanism yields challenges, and at the end it yields credentials.
 Conversation = AsyncGenerator[bytes | Password | Proven, bytes]
 
 
@@ -37,8 +37,8 @@ class Mechanism:
 
     @ivar name: the registered name of the mechanism.
     @ivar needs: the interface that the provider must provide.
-    @ivar cleartext: whether it sends the password unencrypted.
-    @ivar bindsChannel: whether it needs a TLS connection that it can bind to.
+    @ivar cleartext: whether the mechanism sends the password unencrypted.
+    @ivar bindsChannel: whether the mechanism binds to the TLS connection.
     @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
     """
 
@@ -50,7 +50,7 @@ class Mechanism:
 
     def isUsable(self, session: Session) -> bool:
         """
-        @return: whether this session may log in with it.
+        @return: whether this session may log in with this mechanism.
         """
         policy = session.policy
         if self.name in policy.without:

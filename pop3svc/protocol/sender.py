@@ -14,11 +14,11 @@ from pop3svc.protocol.wire import MultiLine, firstLine
 
 __all__ = ["ReplySender"]
 
-# Gathered octets from which they are written.  Fewer octets wait, so that a short reply, or
-# several, are one write and one segment.
+# The number of gathered octets that causes a write.  Fewer octets wait, so that one write and one
+# segment carry one or several short replies.
 _PIECE = 65536
-# The octets of a TLS record (RFC 8446 section 5.1), and the fewest that the last record of
-# a large reply holds.
+# The most octets of a TLS record (RFC 8446 section 5.1), and the least octets of the last record of
+# a large reply.
 _RECORD, _LAST = 16384, 512
 
 
@@ -28,8 +28,8 @@ class ReplySender:
     L{flush}.
 
     @ivar hasGathered: whether octets were gathered and not yet written.
-    @ivar isCrowded: whether the gathered octets must be flushed before the next reply,
-        because there are many of them, or because the transport is full.
+    @ivar isCrowded: whether the gathered octets must be flushed before the next reply, because they
+        are many, or because the transport is full.
     @ivar isFull: whether the transport still has octets to write.
     """
 
@@ -53,7 +53,7 @@ class ReplySender:
 
     def startTLS(self) -> None:
         """
-        Adapt to a transport that encrypts everything from now on.
+        Adapt to a transport that encrypts all octets from now on.
         """
         self._outlet = self._outlet.encrypted()
 
@@ -116,9 +116,8 @@ class ReplySender:
                     chunk = await chunk
                 if chunk is None:
                     break
-                # Flush only when another piece has come, so that the last piece and the
-                # final dot are one write, because some clients expect the dot at the end
-                # of a read.
+                # Flush only when another piece has come.  The last piece and the final dot are then
+                # one write.  Some clients expect the dot at the end of a read.
                 if self._octets >= _PIECE and (len(chunk) >= _LAST or self._octets >= 4 * _PIECE):
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))
@@ -134,7 +133,7 @@ class ReplySender:
             if self._octets > _RECORD and self._outlet.isTLS:
                 self._splitRecords()
         except BaseException:
-            # Keep only the replies before this one, because they are whole.
+            # Keep only the replies before this reply, because they are complete.
             del self._gathered[kept if self._gathered is before else 0 :]
             self._octets = sum(map(len, self._gathered))
             raise
@@ -144,8 +143,8 @@ class ReplySender:
 
     def _splitRecords(self) -> None:
         """
-        Write the gathered octets in two parts if TLS would leave only a few for the last
-        record, so that the last record has more than the end of the reply.
+        If TLS would put only a few octets into the last record, write the gathered octets in two
+        parts.  The last record then has more than the end of the reply.
         """
         if 0 < self._octets % _RECORD < _LAST:
             octets = b"".join(self._gathered)
@@ -175,7 +174,9 @@ class ReplySender:
 
     def _taken(self) -> bytes:
         """
-        @return: the gathered octets, which are not gathered any more.
+        Empty the buffer.
+
+        @return: the gathered octets.
         """
         gathered = self._gathered
         octets = gathered[0] if len(gathered) == 1 else b"".join(gathered)

@@ -51,7 +51,8 @@ class State(Enum):
     UPDATE state has no value here, because it exists only while QUIT runs.
     """
 
-    # The hash of the identity is cheaper, and each command looks a state up in a set.
+    # Use the hash of the identity, because it is cheaper, and each command looks up a state in a
+    # set.
     __hash__ = object.__hash__
 
     AUTHORIZATION = "AUTHORIZATION"
@@ -93,7 +94,7 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-# Holding the classes leaks no memory, because there are few, and they are not unloaded.
+# To hold the classes leaks no memory, because they are few, and Python does not unload them.
 _verifiedClasses: set[type] = set()
 
 
@@ -115,7 +116,7 @@ def noBinding(name: str) -> bytes | None:
 
 def refuseRelease(isMarked: bool) -> bool:
     """
-    The value of L{Session.tryRelease} for a session that does not end itself.
+    The default value of L{Session.tryRelease}: the session does not end itself.
 
     @param isMarked: whether any message is marked.
     @return: False.
@@ -133,7 +134,7 @@ def _printable(name: str) -> str:
 @implementer(IPOP3ConnectionInfo)
 class ConnectionInfo:
     """
-    The client, as a provider sees it.
+    The facts about a client that a provider can read.
     """
 
     def __init__(self, connectionID: int, clientIP: str | None, isSecure: bool) -> None:
@@ -155,7 +156,7 @@ class ConnectionInfo:
 @dataclass(frozen=True, slots=True, repr=False)
 class Password:
     """
-    Credentials that the provider has to check: a name, and the password that should prove it.
+    A name and a password, which the provider has to check.
     """
 
     name: str
@@ -234,8 +235,8 @@ class Session:
         @param acquireSlot: called before a login and before WAKE.  Takes the user's name, and
             whether this is a login.  Raises L{POP3ResponseError} if there are too many
             sessions, or the user logs in again too soon.  Otherwise it returns a function.  The
-            session calls that function once, when it falls asleep or ends, with whether the
-            login had succeeded.
+            session calls that function once, when it falls asleep or ends.  The argument says
+            whether the login succeeded.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -265,7 +266,7 @@ class Session:
     @property
     def isOver(self) -> bool:
         """
-        Whether the client is gone, so that nothing new begins.
+        Whether the client is gone.  No new work begins then.
         """
         return self.calls.isOver
 
@@ -324,8 +325,8 @@ class Session:
         self._loginEvent(name, None)
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
-        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are not
-        # wrong guesses.  The throttle itself logs the attempts that it refuses.
+        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are no wrong
+        # guesses.  The throttle itself logs the attempts that it refuses.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self.policy.verboseEvents:
@@ -443,7 +444,7 @@ class Session:
 
     def _requestRelease(self) -> bool:
         """
-        Another session of the same user waits for the lock.
+        Answer another session of the same user, which waits for the lock.
 
         @return: whether this session ends itself.
         """
@@ -457,7 +458,7 @@ class Session:
     @property
     def active(self) -> Transaction:
         """
-        The transaction, for commands that are valid only while there is one.
+        The transaction, for commands that are valid only inside a transaction.
         """
         assert self.transaction is not None, "commands run in their states only"
         return self.transaction
@@ -478,8 +479,8 @@ class Session:
         """
         Take the mailbox again (docs/extensions, WAKE).
 
-        @return: whether there is a unique-id that was not listed before SLEE.
-        @raise POP3ResponseError: the session is still asleep, and holds nothing.
+        @return: whether the listing has a unique-id that was not listed before SLEE.
+        @raise POP3ResponseError: the session is still asleep, and holds no lock.
         """
         name = self.info.userNameAtLogin
         if IAccountStatus.providedBy(self.provider) and not await self.calls.ask(
@@ -517,8 +518,7 @@ class Session:
         try:
             return await transaction.commit()
         finally:
-            # A deletion that is not over yet needs the lock, and end() releases the lock
-            # after it.
+            # A running deletion still needs the lock.  end() releases the lock after the deletion.
             if transaction.deletion is None:
                 await self._leave()
 
@@ -534,8 +534,8 @@ class Session:
 
     async def end(self) -> None:
         """
-        Wait for a deletion that is under way, and release everything, because the client is
-        lost, timed out or done.  Marked messages are not deleted.
+        Wait for a running deletion, and release everything, because the client is lost, timed out
+        or done.  Do not delete the marked messages.
         """
         self.isOver = True
         if self.transaction is not None:

@@ -44,7 +44,7 @@ class Transaction:
 
     @ivar mailbox: L{pop3svc.interfaces.IPOP3Mailbox}
     @ivar maildrop: the listing; L{None} while the session is asleep.
-    @ivar deletion: a deletion that is under way.
+    @ivar deletion: a running deletion, or L{None}.
     """
 
     __slots__ = (
@@ -96,7 +96,7 @@ class Transaction:
         self._locked = False
         self._unlocking: Shielded | None = None
         self._endWatch: Callable[[], object] | None = None
-        # The number of calls of L{_changed}, until now and until the last listing.
+        # The number of calls of L{_changed} until now, and their number until the last listing.
         self._changes = self._changesListed = 0
         # The hashes of the unique-ids that were listed before SLEE, eight octets each.
         self._known: array[int] | None = None
@@ -175,7 +175,7 @@ class Transaction:
         """
         @return: the message that an argument names.  Its number is 0 if it arrived after the
             listing (docs/extensions, UID-PARAM).
-        @raise POP3ResponseError: there is no such message, or it is deleted.
+        @raise POP3ResponseError: the message does not exist, or it is deleted.
         """
         maildrop = self._drop()
         if isinstance(reference, MessageNumber):
@@ -234,7 +234,7 @@ class Transaction:
                 return
             uniqueIDs = [each.uniqueID for each in unknown]
         sizes = await self._messages.sizes(uniqueIDs)
-        # A message that has gone has no size, so the next STAT or LIST asks again.
+        # A message that no longer exists has no size, so the next STAT or LIST asks again.
         maildrop.setSizes(unknown, sizes)
 
     async def total(self) -> tuple[int, int]:
@@ -290,8 +290,8 @@ class Transaction:
 
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
-        Delete all of these messages or none.  A deletion that has begun is finished even if
-        the client is lost, and L{end} waits for it.
+        Delete all of these messages or none.  A deletion that has begun is finished even if the
+        client is lost.  L{end} waits for its end.
         """
         if not uniqueIDs:
             return
@@ -334,10 +334,10 @@ class Transaction:
         """
         Delete one message without waiting for QUIT (docs/extensions, DELI).
 
-        @raise POP3ResponseError: the message has gone, or was not deleted.
+        @raise POP3ResponseError: the message no longer exists, or was not deleted.
         """
-        # Open the message first, because messageDelete accepts one that has gone, and DELI
-        # has to refuse it.
+        # Open the message first, because messageDelete accepts a message that no longer exists, and
+        # DELI has to refuse such a message.
         (await self._messages.content(found.uniqueID)).close()
         await self._delete([found.uniqueID])
         self._drop().setGone([found.uniqueID])
@@ -349,9 +349,9 @@ class Transaction:
         Delete the marked messages and list the mailbox again; the lock stays
         (docs/extensions, CORE).
 
-        @return: whether there is a unique-id that was not listed before.
-        @raise POP3ResponseError: nothing has changed; or, if critical, the messages are
-            deleted and the mailbox cannot be listed.
+        @return: whether the listing has a unique-id that was not listed before.
+        @raise POP3ResponseError: nothing has changed.  If C{critical} is true, the messages are
+            deleted, and the mailbox cannot be listed.
         """
         await self.commit()
         known = self._drop().listed.hashes()
@@ -392,7 +392,7 @@ class Transaction:
         """
         Take the lock again and list the mailbox (docs/extensions, WAKE).
 
-        @return: whether there is a unique-id that was not listed before SLEE.
+        @return: whether the listing has a unique-id that was not listed before SLEE.
         @raise POP3ResponseError: the session is still asleep, and holds no lock.
         """
         changes = self._changesListed
@@ -423,7 +423,7 @@ class Transaction:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        # SLEE, or WAKE that failed, may still be releasing the lock.
+        # SLEE, or a failed WAKE, may still be releasing the lock.
         if self._unlocking is not None:
             await self._unlocking.outcome()
         if locked:

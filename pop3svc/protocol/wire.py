@@ -51,7 +51,8 @@ def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
     )
 
 
-# Cached, because most replies are the same few: 35 bytecodes instead of 64 for each.
+# Cached, because most replies have one of a few first lines.  A cached line takes 35 bytecodes, a
+# new one 64.
 @lru_cache(512)
 def _statusLine(
     isPositive: bool, code: str | None, text: str, marksMultiLine: bool, isMultiLine: bool
@@ -87,7 +88,7 @@ class Top:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets from L{CRLFNormalizer}.
-        @return: the part of them to send.
+        @return: the octets to send.
         """
         if self.done:
             return b""
@@ -133,13 +134,13 @@ class MultiLine:
         @param topLines: see L{Reply.topLines}.
         @param form: the form of the octets.
         """
-        # Top needs whole line ends, and a block may end inside one, so it always gets the
-        # output of a CRLFNormalizer.
+        # Top needs complete line ends, and a block may end inside a line end.  Top therefore always
+        # gets the output of a CRLFNormalizer.
         isRaw = form is WireForm.RAW or topLines is not None
         self._lineEnds = CRLFNormalizer() if isRaw else None
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
-        # Octets returned so far, without the dots that were added.
+        # Octets returned so far, without the added dots.
         self.octets = 0
 
     @property
@@ -169,8 +170,8 @@ class MultiLine:
         if not data:
             return b""
         self.octets += len(data)
-        # A dot at the beginning of a block begins a line if the last block ended with one;
-        # the pattern finds all others.
+        # A dot at the beginning of a block begins a line if the last block ended with a line end.
+        # The pattern finds all other dots that begin a line.
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")
         if b"." in data and DOT_LINE.search(data):
