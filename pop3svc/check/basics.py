@@ -13,8 +13,8 @@ from pop3svc.check.target import NotApplicable, Target
 __all__: list[str] = []
 
 _TIMESTAMP = re.compile(rb"<[!-;=?-~]+@[!-;=?-~]+>")
-# Numbers that equal 1 modulo 2 to the 8th, 16th, 32nd and 64th.  A server whose integers
-# overflow takes them for 1.
+# Numbers that equal 1 modulo 2 to the 8th, 16th, 32nd and 64th.  If a server's integers overflow,
+# the server reads these numbers as 1.
 _WRAPPED = [b"%d" % (2**bits + 1) for bits in (8, 16, 32, 64)]
 
 
@@ -199,7 +199,7 @@ async def mailboxBeforeLogin(target: Target) -> None:
     STAT, LIST, RETR and RSET are refused before login.
     """
     for command in (b"STAT", b"LIST", b"RETR 1", b"RSET"):
-        # Some servers hang up after a few of these.
+        # Some servers close the connection after a few of these commands.
         client = await target.fresh()
         await client.refused(command)
 
@@ -268,7 +268,7 @@ async def missingMessage(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 sections 3 and 5")
 async def superfluousArguments(target: Target, client: Client) -> None:
     """
-    Arguments of commands that take none are refused.
+    An argument of a command that takes no argument is refused.
     """
     await client.refused(b"STAT 1", b"NOOP 1", b"RSET 1")
 
@@ -309,7 +309,7 @@ async def negativeNumbers(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 5")
 async def numbersBeyond(target: Target, client: Client) -> None:
     """
-    LIST and RETR refuse the number after that of the last message.
+    LIST and RETR refuse a number that is one above the last message's number.
     """
     count = (await client.accepted(b"STAT")).text.split(b" ")[0]
     expect(count.isdigit(), f"the count of STAT is {show(count)}")
@@ -320,7 +320,7 @@ async def numbersBeyond(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 5")
 async def hugeNumbers(target: Target, client: Client) -> None:
     """
-    Numbers too large for any mailbox are refused, and do not overflow to small ones.
+    Numbers too large for any mailbox are refused, and do not overflow to small numbers.
     """
     sizes = await target.sizes(client)
     for number in [*_WRAPPED, b"9" * 30]:
@@ -401,7 +401,7 @@ async def nothingAfterQuit(target: Target, client: Client) -> None:
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 4", given=Given.LOGINS, level=Level.INFORMATION)
 async def secondSession(target: Target) -> str:
     """
-    How a second session of the same user is answered while the first one is open.
+    How a second session of the same user is answered while the first session is open.
     """
     first = await target.loggedIn()
     second = await target.fresh()

@@ -31,8 +31,8 @@ _ARGUMENTS = {
     # RFC 4422 section 3.1.
     "SASL": "[A-Z0-9_-]{1,20}(?: [A-Z0-9_-]{1,20})*",
 }
-# RFC 2449 section 5: by their own RFCs, these may be announced in one state only, or
-# with other arguments there.
+# The RFCs of these capabilities allow a server to announce them in one state only, or with other
+# arguments in each state (RFC 2449 section 5).
 _OF_ONE_STATE = ("STLS", "IMPLEMENTATION", "LOGIN-DELAY", "EXPIRE", "SASL")
 
 
@@ -58,7 +58,7 @@ def _checkForms(reply: Reply) -> None:
 @rule("CAPA", "RFC 2449 sections 3, 5 and 6", given=Given.FRESH)
 async def capaBeforeLogin(target: Target, client: Client) -> None:
     """
-    CAPA before login lists capabilities, each in the form of its RFC, then a dot.
+    CAPA before login lists capabilities, each in the form of its RFC, and ends with a dot.
     """
     _checkForms(await _capa(client))
     await client.accepted(b"QUIT")
@@ -67,10 +67,10 @@ async def capaBeforeLogin(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 sections 3, 5 and 6")
 async def capaAfterLogin(target: Target, client: Client) -> None:
     """
-    CAPA after login lists capabilities, each in the form of its RFC, then a dot.
+    CAPA after login lists capabilities, each in the form of its RFC, and ends with a dot.
     """
     if target.before is None:
-        raise NotApplicable("CAPA is not there before login")
+        raise NotApplicable("CAPA does not work before login")
     reply = await client.fetched(b"CAPA")
     _checkForms(reply)
     await client.accepted(b"NOOP")
@@ -82,7 +82,7 @@ async def capaInBothStates(target: Target, client: Client) -> None:
     Each capability announced before login is announced after it, except STLS.
     """
     if target.before is None:
-        raise NotApplicable("CAPA is not there before login")
+        raise NotApplicable("CAPA does not work before login")
     lost = sorted(set(target.before) - set(target.after or {}) - set(_OF_ONE_STATE))
     # The tags of extensions may follow other rules.
     lost = [tag for tag in lost if tag in _ARGUMENTS]
@@ -208,7 +208,7 @@ async def loginInOneSegment(target: Target) -> None:
 @rule("UTF8 and LANG", "RFC 6856 section 2.1", "UTF8", given=Given.FRESH)
 async def utf8TakesNoArgument(target: Target, client: Client) -> None:
     """
-    UTF8 with a parameter is refused, because it takes none.
+    UTF8 with a parameter is refused, because UTF8 takes no parameter.
     """
     await client.refused(b"UTF8 x")
 

@@ -26,7 +26,7 @@ _MAX_LINE = 65536
 _MAX_SHOWN = 120
 # Octets of the line that ends a multi-line reply.
 _END = len(b".\r\n")
-# Seconds that a server may take to close its end after the client's.
+# Seconds that a server may take to close its end after the client has closed its own.
 _CLOSING = 2.0
 # Commands whose arguments are not shown, because they hold passwords.
 _SECRET = (b"PASS", b"AUTH", b"XLOG", b"APOP")
@@ -34,7 +34,7 @@ _SECRET = (b"PASS", b"AUTH", b"XLOG", b"APOP")
 
 class Broken(Exception):
     """
-    A rule is broken; the text describes the server's behaviour.
+    The server breaks a rule; the text describes the server's behaviour.
     """
 
 
@@ -79,10 +79,10 @@ class Reply:
     """
     One reply, unchanged.
 
-    @ivar command: the command that it answers, in readable form.
+    @ivar command: the command that the reply answers, in readable form.
     @ivar first: the first line with its end.
     @ivar body: for a multi-line reply, the octets after the first line, still
-        dot-stuffed, without the final line of a dot; else L{None}.
+        dot-stuffed, without the line of the final dot; otherwise L{None}.
     @ivar afterLANG: whether a language was chosen before (RFC 6856 section 3.2).
     """
 
@@ -108,8 +108,7 @@ class Reply:
     @property
     def code(self) -> bytes | None:
         """
-        The response code in upper case (RFC 2449 section 8), L{None} if there
-        is none.
+        The response code in upper case (RFC 2449 section 8), or L{None}.
         """
         code, bracket, _ = self.text.partition(b"]")
         return code[1:].upper() if bracket and code.startswith(b"[") else None
@@ -125,7 +124,7 @@ class Reply:
     @property
     def lines(self) -> list[bytes]:
         """
-        The lines of the body without their ends.
+        The lines of the body without their line ends.
         """
         return self.content.removesuffix(b"\r\n").split(b"\r\n") if self.content else []
 
@@ -220,7 +219,7 @@ class Client(Protocol):
 
     async def sendInPieces(self, data: bytes) -> None:
         """
-        Send each octet in a segment of its own.
+        Send each octet in a separate segment.
         """
         for at in range(len(data)):
             self.send(data[at : at + 1])
@@ -231,8 +230,8 @@ class Client(Protocol):
         Begin TLS at once.
 
         @param creator: the argument for C{startTLS} of the transport.
-        @raise Broken: the handshake failed, or the server sent something in the clear
-            before it; the text gives the reason.
+        @raise Broken: the handshake failed, or the server sent unencrypted octets before the
+            handshake; the text gives the reason.
         """
         expect(not self._buffer, f"{show(bytes(self._buffer))} comes in the clear before TLS")
         if self.lost is not None:
@@ -313,10 +312,9 @@ class Client(Protocol):
     @property
     def endedApart(self) -> bool:
         """
-        Whether the last line of a multi-line reply, or the end of that line, came in a piece
-        of its own.  A piece is one read of a plain connection, or one record of TLS.  False
-        if the server cuts the message into equal pieces, because then the last piece is
-        short by chance.
+        Whether the last line of a multi-line reply, or the end of that line, came in a separate
+        piece.  A piece is one read of a plain connection, or one record of TLS.  False if the
+        server cuts the message into equal pieces, because then the last piece is short by chance.
         """
         isCutEvenly = self._before == max(self._pieces) and self._pieces[self._before] > 1
         return 0 < self._last <= _END and not isCutEvenly
@@ -396,7 +394,7 @@ class Client(Protocol):
         """
         Wait until the server closes the connection.
 
-        @return: the octets that it sends before that.
+        @return: the octets that the server sends before it closes.
         @raise Silent: the server does not close the connection in time.
         """
         while self.lost is None:
@@ -411,15 +409,15 @@ class Client(Protocol):
     @property
     def endedInOrder(self) -> bool:
         """
-        Whether the server closed the connection in order; over TLS that needs a close alert
-        (RFC 8314 section 3.4).
+        Whether the server closed the connection in order.  Over TLS a close alert is needed for
+        this (RFC 8314 section 3.4).
         """
         return self.lost is not None and self.lost.check(ConnectionDone) is not None
 
     async def close(self) -> None:
         """
-        Close the client's end, and wait for a short time until the server has closed its
-        own.  By then it has released the mailbox.
+        Close the client's end, and wait for a short time until the server has closed its own end.
+        When the server has closed its end, it has released the mailbox.
         """
         if self.lost is not None:
             return

@@ -107,8 +107,8 @@ def _hostAndPort(text: str) -> tuple[str, int | None]:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pop3svc check",
-        description="Test a POP3 server for conformance to the RFCs.  Messages are deleted with "
-        "--destructive only.  Exit status: 0 no rule failed, 1 the server could not be checked, "
+        description="Test a POP3 server for conformance to the RFCs.  Only --destructive deletes "
+        "messages.  Exit status: 0 no rule failed, 1 the server could not be checked, "
         "2 some rule failed.",
     )
     parser.add_argument(

@@ -56,7 +56,7 @@ async def deleBeforeLogin(target: Target, client: Client) -> None:
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def deleArguments(target: Target) -> None:
     """
-    DELE of no message, of message 0, of one beyond the last and of two is refused.
+    DELE is refused without a number, with 0, with a number beyond the last, and with two.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 1)
@@ -147,7 +147,7 @@ async def deletedByAnotherSession(target: Target) -> None:
     await other.ended()
     stat = await client.accepted(b"STAT")
     left = await target.sizes(client)
-    # The deleted message may be listed, with its size or with 0, or not be listed.
+    # The server may list the deleted message with its size or with 0, or may not list it.
     others = {number: left.get(number) for number in sizes if number != 1}
     expect(
         others == {number: sizes[number] for number in others},

@@ -59,7 +59,7 @@ async def noSuchUniqueID(target: Target, client: Client) -> None:
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE")
 async def sleepAndWake(target: Target, client: Client) -> None:
     """
-    After SLEE only NOOP, WAKE and QUIT are accepted; WAKE lists anew and has [ACTIVITY/...].
+    After SLEE only NOOP, WAKE and QUIT work; WAKE makes a new listing, with [ACTIVITY/...].
     """
     before = await client.fetched(b"UIDL")
     await client.refused(b"WAKE")
@@ -76,7 +76,7 @@ async def sleepAndWake(target: Target, client: Client) -> None:
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE", given=Given.LOGINS)
 async def sleepReleasesTheMailbox(target: Target) -> None:
     """
-    While a session sleeps another one can open the mailbox; QUIT ends a sleeping session.
+    While a session sleeps, another session can open the mailbox; QUIT ends a sleeping session.
     """
     client = await target.loggedIn()
     await client.accepted(b"SLEE")
@@ -90,7 +90,7 @@ async def sleepReleasesTheMailbox(target: Target) -> None:
 @rule("extensions", "CORE", "CORE")
 async def coreRefreshes(target: Target, client: Client) -> None:
     """
-    CORE lists anew, and its answer has [ACTIVITY/...].
+    CORE makes a new listing, and its reply has [ACTIVITY/...].
     """
     before = await client.fetched(b"UIDL")
     reply = await client.accepted(b"CORE")
@@ -103,7 +103,7 @@ async def coreRefreshes(target: Target, client: Client) -> None:
 @rule("extensions", "QAUT", "QAUT", given=Given.LOGINS)
 async def qautLogsOut(target: Target) -> None:
     """
-    QAUT logs the user out, and the session takes another login.
+    QAUT logs the user out, and another login in the same session works.
     """
     client = await target.loggedIn()
     await client.accepted(b"QAUT")
@@ -116,7 +116,7 @@ async def qautLogsOut(target: Target) -> None:
 @rule("extensions", "XLOG", "XLOG", given=Given.LOGINS)
 async def xlogLogsIn(target: Target) -> None:
     """
-    XLOG logs in with user and password in one line; without a password it is refused.
+    XLOG logs in with user and password in one line; XLOG without a password is refused.
     """
     await target.release()
     client = await target.fresh()

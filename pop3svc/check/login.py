@@ -51,7 +51,7 @@ async def wrongPassword(target: Target) -> None:
     """
     A wrong password is refused, with [AUTH] if AUTH-RESP-CODE is announced (RFC 3206).
     """
-    # One attempt serves several expectations, because servers ban clients after few failures.
+    # Test several expectations with one attempt, because servers ban clients after a few failures.
     await target.release()
     client = await target.fresh()
     if target.before is not None and "USER" not in target.before:
@@ -107,7 +107,7 @@ async def _wrong(target: Target, way: str, octets: int) -> Reply:
 )
 async def longPasswords(target: Target) -> None:
     """
-    PASS takes a password of any length that AUTH PLAIN takes, and so does XLOG if announced.
+    PASS accepts passwords as long as AUTH PLAIN does, and so does XLOG if it is announced.
     """
     _needsPLAIN(target)
     if "USER" not in (target.before or {}):
@@ -152,7 +152,7 @@ async def _started(client: Client, name: str) -> bytes:
 @rule("SASL", "RFC 5034 sections 3 and 4", "SASL", given=Given.NOTHING)
 async def mechanismsStart(target: Target) -> str:
     """
-    Each announced mechanism starts, with a base64 challenge or an empty one.
+    Each announced mechanism starts with a challenge, in base64 or empty.
     """
     names = _mechanisms(target)
     for name in names:

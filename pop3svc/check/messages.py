@@ -14,8 +14,8 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# Numbers for retrEndsWithItsLastOctets: the messages that it reads; the reads of each message;
-# the messages whose last line arrives alone before the rule fails.
+# Numbers for retrEndsWithItsLastOctets: the messages to read; the reads of each message; the number
+# of messages whose last line must arrive alone for the rule to fail.
 _LARGEST = 4
 _READS = 3
 _APART = 2
@@ -171,10 +171,10 @@ async def retrTwice(target: Target, client: Client) -> None:
 @rule("RETR", "RFC 1939 section 3", level=Level.SHOULD)
 async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
     """
-    The final dot of a message comes with the message's last octets, not in a piece of its own.
+    The final dot of a message comes with the message's last octets, not in a separate piece.
     """
-    # A piece may end there by chance.  So the rule fails only if one does each time, for two
-    # messages of different sizes.
+    # A piece may end before the final dot by chance.  So the rule fails only if a piece ends there
+    # at each read, for two messages of different sizes.
     looked, apart = 0, []
     for number, size in await target.largest(client, _LARGEST):
         isApart = True
@@ -262,7 +262,7 @@ async def topOfAllLines(target: Target, client: Client) -> None:
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topArguments(target: Target, client: Client) -> None:
     """
-    TOP without a count, or with a count that is not a non-negative number, is refused.
+    TOP refuses a missing count, and a count that is not 0 or a positive number.
     """
     await target.sizes(client)
     await client.refused(b"TOP", b"TOP 1", b"TOP 1 x", b"TOP 1 -1", b"TOP x 1", b"TOP 1 1 1")
@@ -271,7 +271,7 @@ async def topArguments(target: Target, client: Client) -> None:
 @rule("TOP", "RFC 1939 section 7", "TOP")
 async def topBeyond(target: Target, client: Client) -> None:
     """
-    TOP of message 0, and of the number after the last, is refused.
+    TOP refuses message-number 0, and the number after the last message.
     """
     sizes = await target.sizes(client)
     await client.refused(b"TOP 0 0", b"TOP %d 0" % (len(sizes) + 1))
@@ -282,7 +282,7 @@ async def topBeyond(target: Target, client: Client) -> None:
 
 async def _uniqueIDs(client: Client) -> dict[bytes, bytes]:
     """
-    @return: the unique-ids by message number, both as the server sent them.
+    @return: the unique-ids by message number, both as the server has sent them.
     """
     found = {}
     for line in (await client.fetched(b"UIDL")).lines:
@@ -344,7 +344,7 @@ async def uidlOfOneMessage(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL")
 async def uidlBeyond(target: Target, client: Client) -> None:
     """
-    UIDL of message 0, of the number after the last, and of a non-number is refused.
+    UIDL refuses message-number 0, the number after the last message, and a non-number.
     """
     sizes = await target.sizes(client)
     await client.refused(b"UIDL 0", b"UIDL %d" % (len(sizes) + 1), b"UIDL x", b"UIDL 1 1")
@@ -353,7 +353,7 @@ async def uidlBeyond(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL", given=Given.LOGINS)
 async def uidlStays(target: Target) -> None:
     """
-    Unique-ids are the same in the next session, even if this one ended without QUIT.
+    Unique-ids are the same in the next session, even if this session ended without QUIT.
     """
     client = await target.loggedIn()
     before = await _uniqueIDs(client)

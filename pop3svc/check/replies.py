@@ -71,7 +71,7 @@ async def responseCodesHaveTheirForm(target: Target) -> str:
 @rule("replies", "MULTI-LINE-IND", "MULTI-LINE-IND", given=Given.NOTHING)
 async def multiLineRepliesAreMarked(target: Target) -> None:
     """
-    The first line of multi-line replies, and of no others, ends with a space and an underscore.
+    A first line ends with a space and an underscore if and only if the reply is multi-line.
     """
     for reply in target.record:
         isMultiLine = reply.body is not None
@@ -84,7 +84,7 @@ async def multiLineRepliesAreMarked(target: Target) -> None:
 @rule("replies", "RFC 1939 section 3", given=Given.NOTHING, level=Level.SHOULD)
 async def noFullStopBeforeTheLines(target: Target) -> None:
     """
-    The first line of a multi-line reply has no dot, because some clients read up to the first.
+    The first line of a multi-line reply has no dot, because some clients take it for the end.
     """
     for reply in target.record:
         expect(reply.body is None or b"." not in reply.first, str(reply))

@@ -15,7 +15,7 @@ __all__ = ["asJSON", "asLine", "asTable", "summary"]
 
 def asLine(result: Result) -> str:
     """
-    @return: one line, or two for a failed rule.
+    @return: one line, or two lines for a failed rule.
     """
     rule = result.rule
     seen = f": {result.seen}" if result.seen else ""

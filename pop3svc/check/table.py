@@ -1,5 +1,5 @@
 """
-The table of rules: how one is declared, and how they are run.
+The table of rules: declare a rule, and run the rules.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pop3svc.check.target import CannotLogIn, NotApplicable, Target
 
 __all__ = ["Given", "Level", "Outcome", "Result", "Rule", "check", "inOrder", "rule"]
 
-# The groups in the order they are run: the destructive ones late, and last the rules that
-# examine the replies to all others.
+# The groups in the order in which they run.  The destructive groups run late.  The rules that
+# examine the replies to all others run last.
 _GROUPS = (
     "greeting",
     "command lines",
@@ -64,8 +64,8 @@ class Given(Enum):
 
 class Level(Enum):
     """
-    The requirement level of a rule.  RFC 1939 seldom says MUST, so behaviour that it
-    describes without a choice counts as a MUST.
+    The requirement level of a rule.  RFC 1939 seldom says MUST.  If it describes a behaviour and
+    gives no choice, the behaviour counts as a MUST.
     """
 
     MUST = "must"
@@ -94,7 +94,7 @@ class Rule:
     @ivar reference: the RFC and the section with the requirement.
     @ivar given: the arguments of the body.
     @ivar needs: capabilities; the rule does not apply unless all of them are announced.
-    @ivar destructive: whether it deletes messages.
+    @ivar destructive: whether the rule deletes messages.
     @ivar sentence: the requirement.
     @ivar body: the test.
     """
@@ -147,7 +147,7 @@ def rule(
     may return a remark.
 
     @param needs: see L{Rule}.
-    @raise ValueError: there is a rule of that name, or there is no such group.
+    @raise ValueError: the table has a rule of that name, or has no such group.
     """
 
     def declare(body: Body) -> Body:
@@ -198,7 +198,7 @@ async def _result(rule: Rule, target: Target) -> Result:
 
 def _notRun(rule: Rule, target: Target, destructive: bool) -> Result | None:
     """
-    @return: the result of a rule that cannot run, else L{None}.
+    @return: the result of a rule that cannot run, otherwise L{None}.
     """
     if rule.destructive and not destructive:
         return Result(rule, Outcome.SKIPPED, "the rule deletes messages")
@@ -222,8 +222,7 @@ async def check(
     Run the rules on a target after its L{Target.begin}.
 
     @param destructive: whether to run the rules that delete messages.
-    @param only: the names of the rules to run; if empty, all.
-    @param report: called with each result when it is there.
+    @param only: the names of the rules to run; all rules if empty.
     """
     results = []
     for each in inOrder():

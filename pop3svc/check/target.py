@@ -1,5 +1,5 @@
 """
-The server under test: connecting, logging in, and choosing messages.
+The server under test: connect, log in, and choose messages.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ class Target:
 
     @ivar mode: C{"plain"}, C{"stls"} or C{"tls"} (from the first octet).
     @ivar connectionCreator: returns an argument for a client's C{startTLS}.
-    @ivar anyCertificate: the same without verification of the certificate; used only if the
-        password is sent in the clear anyway.
+    @ivar anyCertificate: the same without verification of the certificate.  It is used only if the
+        password is sent unencrypted anyway.
     @ivar timeout: how many seconds to wait for an answer.
     @ivar record: the replies so far, without their bodies.
     @ivar before: the capabilities before login (with C{"stls"}, those inside TLS); L{None}
         if the server has no CAPA.
     @ivar after: the capabilities after login; L{None} if the server has no CAPA then.
     @ivar probed: optional commands that the server accepts without announcing them.
-    @ivar greetingError: the reason why there is no good greeting, else L{None}.
-    @ivar loginError: the reason why the login fails, else L{None}.
+    @ivar greetingError: the reason why the server sent no good greeting, otherwise L{None}.
+    @ivar loginError: the reason why the login fails, otherwise L{None}.
     """
 
     reactor: Any
@@ -119,7 +119,7 @@ class Target:
 
     async def greeted(self) -> Client:
         """
-        @return: a client that has read the greeting; with C{"stls"} still without TLS.
+        @return: a client that has read the greeting.  With C{"stls"} it has not begun TLS yet.
         """
         client = await self.connected()
         await client.reply(b"(the greeting)")
@@ -137,8 +137,8 @@ class Target:
 
     def forSTLS(self) -> Any:
         """
-        @return: an argument for C{startTLS}, for rules that do not test the certificate.  One
-            rule of its own tests the certificate.
+        @return: an argument for C{startTLS}, for rules that do not test the certificate.  A
+            separate rule tests the certificate.
         """
         if self.mode == "plain" and self.anyCertificate is not None:
             return self.anyCertificate()
@@ -168,7 +168,7 @@ class Target:
 
     async def tryLogIn(self, client: Client) -> Reply:
         """
-        Try one login by USER and PASS, or by AUTH PLAIN if only that is announced.
+        Try one login by USER and PASS, or by AUTH PLAIN if the server announces only AUTH PLAIN.
 
         @return: the answer.
         """
@@ -270,8 +270,8 @@ class Target:
 
     async def _checkGreeting(self, client: Client) -> None:
         """
-        Check that the server sends one positive greeting.  Otherwise each later reply would
-        be taken for the answer to the wrong command.
+        Check that the server sends one positive greeting.  Otherwise the client would match each
+        later reply with the wrong command.
         """
         greeting = await client.reply(b"(the greeting)")
         expect(greeting.positive, str(greeting))
@@ -292,8 +292,8 @@ class Target:
 
     def has(self, tag: str) -> bool:
         """
-        @return: whether a capability is announced before or after login, or was found by
-            trying.
+        @return: whether a capability is announced before or after login, or an attempt to use it
+            succeeded.
         """
         return tag in (self.before or {}) or tag in (self.after or {}) or tag in self.probed
 
@@ -301,7 +301,7 @@ class Target:
 
     async def sizes(self, client: Client) -> dict[int, int]:
         """
-        @return: the listing of LIST, sizes in octets by message number.
+        @return: the sizes from LIST in octets, by message number.
         @raise NotApplicable: there are no messages.
         """
         found = {}
