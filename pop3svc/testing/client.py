@@ -136,7 +136,7 @@ class MemoryTransport:
 
 class Client:
     """
-    A client that is connected to a factory in memory.  Its time is the factory's clock.
+    A client that is connected to a factory in memory.  The client uses the factory's clock.
 
     @ivar isOpen: whether the connection is open.
     @ivar wasAborted: whether the service aborted the connection instead of closing it in

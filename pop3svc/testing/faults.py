@@ -25,7 +25,7 @@ __all__ = [
     "WrongSize",
 ]
 
-# Moments at which a fault can strike, in addition to the verbs of commands.
+# Moments at which a fault can happen, in addition to the verbs of commands.
 GREETING = "greeting"
 HANDSHAKE = "handshake"
 
@@ -35,12 +35,12 @@ class Fault:
     """
     Base class of faults.
 
-    @ivar command: the verb of the command that the fault strikes, or C{"greeting"};
-        L{None} for every command that the class of fault applies to, but not the greeting.
-        The lines that follow AUTH count as AUTH.
-    @ivar nth: strike only the nth time, counted from 1 over all connections since the fault
-        was set; L{None} for each time.
-    @raise ValueError: the fault could never strike; a sentence gives the reason.
+    @ivar command: the verb of the command that the fault strikes, or C{"greeting"}.  L{None} means
+        every command that this class of fault applies to, but not the greeting.  The lines that
+        follow AUTH count as AUTH.
+    @ivar nth: strike only at the nth such command, counted from 1 over all connections since the
+        fault was set; L{None} for each command.
+    @raise ValueError: the fault can never strike; a sentence gives the reason.
     """
 
     command: str | None = None
@@ -99,8 +99,8 @@ class Slow(Fault):
 @dataclass(frozen=True)
 class CutOff(Fault):
     """
-    The connection closes in the middle of a reply, after the command was carried out.  A
-    shorter reply is not cut, and the connection stays open.
+    The connection closes in the middle of a reply, after the command was carried out.  If the reply
+    is shorter, it is not cut, and the connection stays open.
 
     @ivar after: how many octets of the reply are sent.
     """
@@ -149,8 +149,8 @@ class TempFail(Fault):
 class NoAnswer(Fault):
     """
     The command is not carried out.  The server sends nothing more, but the connection stays
-    open.  C{command} may also be C{"greeting"}, or C{"handshake"}: then the server does not
-    answer the TLS handshake, on the TLS port and after STLS.
+    open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the server
+    does not answer the TLS handshake, on the TLS port and after STLS.
     """
 
     moments = frozenset([GREETING, HANDSHAKE])
@@ -190,7 +190,7 @@ class _ActiveFault:
 
 class Faults:
     """
-    The faults of one server, with the number of moments that each has seen.
+    The faults of one server, each with the number of moments that it applied to.
     """
 
     def __init__(self, faults: Iterable[Fault]) -> None:

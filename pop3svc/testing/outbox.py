@@ -1,5 +1,5 @@
 """
-What is still to be sent to a client: octets, with waits in between.
+Octets that are still to be sent to a client, with waits in between.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Outbox:
     Carries out actions in their order.
 
     @ivar octets: the number of octets that are not written yet.
-    @ivar isPaused: whether no action begins; call L{flush} after it has become false.
+    @ivar isPaused: whether actions must wait.  Call L{flush} after this has become false.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Outbox:
 
     def do(self, action: Action) -> None:
         """
-        Carry out an action after those before it.
+        Carry out an action after all earlier actions.
         """
         if isinstance(action, tuple):
             self.octets += len(action[0])
@@ -74,7 +74,7 @@ class Outbox:
 
     def flush(self) -> None:
         """
-        Carry out actions until one has to wait.
+        Carry out actions until an action has to wait.
         """
         if self._isFlushing:
             return

@@ -1,5 +1,5 @@
 """
-The Twisted reactor in a thread of its own, while it is needed.
+Run the Twisted reactor in its own thread while it is needed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 __all__ = ["ReactorThread", "reactorThread"]
 
-# Seconds that a call in the reactor's thread may take; a busy machine needs long.
+# Seconds that a call in the reactor's thread may take; long enough for a busy machine.
 _PATIENCE = 30
 
 
@@ -87,8 +87,8 @@ class ReactorThread:
 
     def call(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """
-        Call something in the reactor's thread, and wait for its result, or for that of the
-        Deferred it returns.
+        Call a function in the reactor's thread, and wait for its result.  If the function returns a
+        Deferred, wait for the result of the Deferred.
 
         @raise RuntimeError: called in the reactor's thread.
         @raise TimeoutError: there is no result within 30 seconds.

@@ -1,5 +1,5 @@
 """
-The replies of the engine, one by one, and the faults of a test in them.
+Separate the replies of the engine, and put the faults of a test into them.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ class ReplySplitter:
 
     def __init__(self) -> None:
         self.isMultiLine = False
-        # Octets of a first line that is not whole yet.
+        # Octets of a first line that is not complete yet.
         self._partial = b""
         # The last octets of a body that has not ended yet, otherwise none.
         self._tail = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
         """
-        Set L{isMultiLine} for the next reply after a last piece, before the next one is taken.
+        After the last piece of a reply, set L{isMultiLine} for the next reply before you take its
+        first piece.
 
         @param data: the next octets of the engine.
-        @return: pieces of replies, each with whether it is the last of its reply.  The first
-            piece of a reply is its first line.
+        @return: pieces of replies, each with a bool: whether the piece is the last of its reply.
+            The first piece of a reply is its first line.
         """
         while data:
             if not self._tail:
@@ -82,9 +83,9 @@ class FaultyReply:
     """
     A reply of the engine on its way to the transport.
 
-    @ivar seconds: how long it is delayed.
+    @ivar seconds: how long the reply is delayed.
     @ivar rate: octets each second, L{None} for no limit.
-    @ivar isSilent: whether it and everything after it is dropped.
+    @ivar isSilent: whether the reply and all later replies are dropped.
     @ivar isCut: whether the connection ends after the octets that were returned last.
     """
 

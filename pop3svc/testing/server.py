@@ -43,7 +43,7 @@ from pop3svc.testing.wire import WireFactory
 __all__ = ["POP3Server"]
 
 _HOST = "127.0.0.1"
-# Capabilities of the service itself, without a command of their own.
+# Capabilities of the service itself, which belong to no command.
 _OWN = frozenset(["AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION", "PIPELINING", "RESP-CODES"])
 # Capabilities whose commands have other names.
 _COMMANDS_OF = {"SASL": ("AUTH",), "USER": ("USER", "PASS")}
@@ -122,8 +122,8 @@ class POP3Server:
     on two free ports of the loopback interface, with mailboxes in memory.  It needs neither
     pytest nor a running reactor, and its methods may be called from any thread.
 
-    Twisted's reactor runs in a thread of its own while any of these servers runs.  A program
-    that runs the reactor itself cannot use this class; it serves a L{pop3svc.POP3Factory}.
+    Twisted's reactor runs in its own thread while any of these servers runs.  A program that runs
+    the reactor itself cannot use this class; it serves a L{pop3svc.POP3Factory}.
 
     @ivar host: the address of the ports.
     @ivar port: the port without implicit TLS; it offers STLS.
@@ -144,9 +144,9 @@ class POP3Server:
     ) -> None:
         """
         @param users: passwords by name; see L{addUser}.
-        @param without: features to switch off, neither announced nor accepted, in capitals:
-            verbs (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA (C{"PIPELINING"},
-            C{"SASL"}, C{"RESP-CODES"}) and extensions (C{"SLEE-WAKE"}, C{"UID-PARAM"}).
+        @param without: features that the server neither announces nor accepts, in capitals: verbs
+            (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA (C{"PIPELINING"}, C{"SASL"},
+            C{"RESP-CODES"}) and extensions (C{"SLEE-WAKE"}, C{"UID-PARAM"}).
         @param faults: see L{fault}.
         @param policy: the limits of the service.
         @raise ValueError: C{without} contains an unknown name.
@@ -321,10 +321,10 @@ class POP3Server:
     @property
     def transcript(self) -> list[list[tuple[str, str]]]:
         """
-        The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line
-        ends, unencrypted, the connections in the order in which they were made.  A line is in
-        it before the client can read it.  B{It contains passwords as they were sent,} because
-        they are a test's.  It ends after 16 MiB.
+        The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line ends
+        and unencrypted.  The connections are in the order in which they were made.  The transcript
+        has a line before the client can read the line.  B{The transcript contains passwords
+        unencrypted,} because they belong to a test.  It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]

@@ -1,5 +1,5 @@
 """
-A provider whose methods a test gives by keyword.
+A provider whose methods a test passes as keyword arguments.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ _OF_MAILBOXES = _byMethod(
 
 def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
     """
-    @return: the function that was given as a method; for another value, a function that
-        returns the value, or raises it if it is an exception.
+    @return: the given method if it is a function.  For any other value, a function that returns the
+        value, or raises it if it is an exception.
     """
     if callable(answer):
         function: Callable[..., Any] = answer
@@ -65,14 +65,14 @@ def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
             raise answer
         return answer
 
-    # The log names a method by this.
+    # The log uses this as the name of the method.
     given.__qualname__ = qualifiedName
     return given
 
 
 def _give(stub: Any, methods: dict[str, Any], known: dict[str, type[Interface]]) -> None:
     """
-    Give an object those methods that are known for its kind, and the interfaces of these.
+    Give an object the methods that its kind can have, and the interfaces of these methods.
     """
     for name, answer in methods.items():
         if name in known:
@@ -83,22 +83,21 @@ def _give(stub: Any, methods: dict[str, Any], known: dict[str, type[Interface]])
 @implementer_only(IPOP3Mailbox)
 class StubMailbox(MemoryMailbox):
     """
-    A mailbox of a L{StubProvider}.  It provides L{IPOP3Mailbox}, and the interfaces of the
-    methods that the provider was given.
+    A mailbox of a L{StubProvider}.  It provides L{IPOP3Mailbox}, and the interfaces of the given
+    methods.
     """
 
 
 @implementer(IPOP3MailboxProvider)
 class StubProvider:
     """
-    A provider for tests.  Its methods and those of its mailboxes are given by keyword: as a
-    function with the arguments of the method, or as the value that the method returns.  If
-    the value is an exception, the method raises it.
+    A provider for tests.  A test passes methods of the provider and of its mailboxes as keyword
+    arguments.  A method is a function with the same arguments, or the value that the method
+    returns.  If the value is an exception, the method raises it.
 
     Besides L{IPOP3MailboxProvider} and L{IPOP3Mailbox}, provider and mailboxes provide the
-    interfaces of the given methods only.  The other methods are those of a
-    L{MemoryMailbox}.  Without a C{authenticate} of its own, the provider accepts every name
-    with the password "secret".
+    interfaces of the given methods only.  The other methods are those of a L{MemoryMailbox}.
+    Without a given C{authenticate}, the provider accepts every name with the password "secret".
 
     @ivar maildrop: the messages, shared by all mailboxes of this provider.
     """
@@ -117,7 +116,7 @@ class StubProvider:
         @param messages: the messages at first.  Their unique-ids are C{"message-1"},
             C{"message-2"} and so on.
         @param isExclusive: whether the mailboxes provide L{IExclusiveMailbox} even if neither
-            C{lock} nor C{unlock} is given.  The lock is that of L{maildrop}.
+            C{lock} nor C{unlock} is given.  They then use the lock of L{maildrop}.
         @param isReadOnly: whether the mailboxes provide L{IReadOnlyMailbox}.
         @param methods: methods of the provider and of its mailboxes, by name.
         @raise TypeError: no interface has a method of such a name.

@@ -16,7 +16,7 @@ class Transcript:
     """
     The lines of each connection, unencrypted.
 
-    @ivar talks: one for each connection, in the order in which they were made.
+    @ivar talks: a L{Talk} for each connection, in the order in which the connections were made.
     """
 
     def __init__(self, limit: int = _KEPT) -> None:
@@ -36,7 +36,7 @@ class Transcript:
 
     def room(self, octets: int) -> bool:
         """
-        @return: whether as many further octets may be kept.
+        @return: whether the transcript has room for this number of octets.
         """
         self._left -= octets
         return self._left >= 0

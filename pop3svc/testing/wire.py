@@ -34,10 +34,11 @@ from pop3svc.testing.transcript import Transcript
 
 __all__ = ["Wire", "WireFactory"]
 
-# Octets held back before the engine is paused.
+# When more octets than this wait for the transport, the engine is paused.
 _BUFFER_LIMIT = 65536
-# The lines that the engine gets instead of a line that must not be carried out.  They are
-# harmless and have a single reply; one for inside AUTH, one for before and one for after login.
+# The lines that the engine gets instead of a line that it must not carry out.  They do no harm, and
+# the engine answers each with one reply.  One line is for inside AUTH, one for before and one for
+# after login.
 _INSIDE_AUTH = b"*\r\n"
 _BEFORE_LOGIN = b"CAPA\r\n"
 _AFTER_LOGIN = b"NOOP\r\n"
@@ -68,8 +69,8 @@ class _FlowControl:
 class Wire(ProtocolWrapper):
     """
     A connection: the protocol of the transport, and the transport of the engine.  It gives the
-    engine one line at a time, and the next when it has the whole reply, because a fault strikes
-    one reply, and commands after the fault may have to be dropped.
+    engine one line at a time, and the next line after the whole reply, because a fault strikes one
+    reply, and commands after the fault may have to be dropped.
     """
 
     def __init__(self, factory: WireFactory, wrapped: Any) -> None:
@@ -149,7 +150,7 @@ class Wire(ProtocolWrapper):
 
     def _passOn(self) -> None:
         """
-        Give lines to the engine, until it has to wait before it answers one.
+        Give lines to the engine, until the engine has to wait before it answers a line.
         """
         if self._isPassing:
             return
@@ -167,7 +168,7 @@ class Wire(ProtocolWrapper):
 
     def _ask(self, line: bytes) -> None:
         """
-        Give a line to the engine, or a harmless one instead.
+        Give the engine a line, or a harmless line instead.
         """
         if line.endswith(b"\n"):
             exchange = self._exchange()
@@ -264,7 +265,7 @@ class Wire(ProtocolWrapper):
         """
         for octets, isLast in self._splitter.feed(data):
             if self._reply is None:
-                # Octets that answer no line are a last line of the engine.
+                # Octets that answer no line are a last message of the engine.
                 self._begin(*(self._asked or ("", [])))
             self._write(octets)
             if isLast:
@@ -315,7 +316,8 @@ class Wire(ProtocolWrapper):
         See L{twisted.internet.interfaces.ITLSTransport}.
         """
         if self._coming or self._partial:
-            # Plain text after STLS, which the engine has not seen and must not see inside TLS.
+            # This is plain text after STLS.  The engine has not seen it, and must not see it inside
+            # TLS.
             self.abortConnection()
             return
         if self._outbox.isBusy:
@@ -384,7 +386,7 @@ class Wire(ProtocolWrapper):
 
     def _cut(self, lastOctets: bytes) -> None:
         """
-        Send last octets, close the connection, and ignore further input.
+        Send these last octets, close the connection, and ignore further input.
         """
         self._put(lastOctets)
         self._do(self._unregister)
@@ -446,7 +448,7 @@ class Wire(ProtocolWrapper):
 
 def _isUnanswered(faults: list[Fault]) -> bool:
     """
-    @return: whether the server sends nothing more.
+    @return: whether the server sends no more octets.
     """
     return any(isinstance(each, NoAnswer) for each in faults)
 

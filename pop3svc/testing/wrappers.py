@@ -91,7 +91,7 @@ class Async(Wrapper):
 class Delayed(Wrapper):
     """
     Returns a Deferred from each call, and makes the call in C{answer()}.  If the Deferred is
-    cancelled before that, the call is not made; if the call has begun, it is cancelled.
+    cancelled before that, the call is not made.  If the call has begun, it is cancelled.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -141,7 +141,7 @@ class Delayed(Wrapper):
 
     def answerAll(self) -> None:
         """
-        Make the waiting calls until none is left.
+        Make the waiting calls until no call is left.
         """
         while self.waiting:
             self.answer()

@@ -29,10 +29,10 @@ class MailboxContract(
 
     Mix this into a C{unittest.TestCase}, and implement C{makeMailbox} and C{again}, which make
     the mailboxes.  The other hooks, C{deliver}, C{remove}, C{failDeletion} and C{goOn}, are
-    optional; tests that need a missing one are skipped.
+    optional.  Tests that need a missing hook are skipped.
 
-    The tests run without a reactor.  Give a store with threads a L{pop3svc.testing.Inline}
-    instead of them.  If results come later, implement C{goOn}, which has to make them
-    available.  Methods may be coroutines that await Deferreds, and tasks and futures of
-    asyncio.  So may the hooks, except C{goOn}.
+    The tests run without a reactor.  If a store uses threads, pass it a L{pop3svc.testing.Inline}
+    instead.  If results come later, implement C{goOn}, which has to make them available.  The
+    methods of the mailbox, and the hooks except C{goOn}, may be coroutines.  They may await
+    Deferreds, and tasks and futures of asyncio.
     """

@@ -32,7 +32,7 @@ ARRIVED = b"Subject: five\r\n\r\nIt came later.\r\n"
 
 def nameOf(object_: Any, method: str) -> str:
     """
-    @return: the name of a method with that of its class.
+    @return: the name of a method with the name of its class.
     """
     return f"{type(object_).__qualname__}.{method}"
 
@@ -50,15 +50,15 @@ class ContractCase:
     skipTest: Any
     addCleanup: Any
     _loopOrNone: Loop | None = None
-    # What deliver() has returned in this test.
+    # The unique-ids that deliver() has returned in this test.
     _delivered: Sequence[str | None] = ()
 
     # --- hooks for the author -----------------------------------------------------
 
     def makeMailbox(self, messages: list[bytes]) -> Any:
         """
-        Make a mailbox for a new session, with exactly these messages in this order.  Called
-        once in a test; L{again} makes the mailboxes of further sessions.
+        Make a mailbox for a new session, with exactly these messages in this order.  A test calls
+        this once; L{again} makes the mailboxes of further sessions.
         """
         raise NotImplementedError
 
@@ -72,10 +72,9 @@ class ContractCase:
         """
         Optional: deliver a message as the last one to the mailbox of L{makeMailbox}.  If the
         mailbox provides C{INewMailNotifier}, it has to notice the message after some calls
-        of L{goOn}.  Some tests call this twice, and each call delivers a message of its own.
+        of L{goOn}.  Some tests call this twice.  Each call has to deliver a new message.
 
-        @return: the unique-id of the message, or L{None} if it is not known before the next
-            listing.
+        @return: the unique-id of the message, or L{None} if only the next listing shows it.
         """
         raise NotImplementedError
 
@@ -95,8 +94,8 @@ class ContractCase:
 
     def goOn(self) -> object:
         """
-        Optional: make results available that the mailbox waits for: advance a clock, run
-        queued work, fire a Deferred.  Called repeatedly.
+        Optional: make results available that the mailbox waits for.  For example, advance a clock,
+        run queued work, or fire a Deferred.  Tests call this repeatedly.
         """
 
     @property

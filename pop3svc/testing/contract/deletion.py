@@ -15,12 +15,12 @@ __all__ = ["DeletionContract"]
 
 class DeletionContract(ContractCase):
     """
-    Deletion is all or none, and at the right time.
+    A deletion deletes all messages or none, and at the right time.
     """
 
     def test_delete(self) -> None:
         """
-        Deleted messages are gone in this session and the next; the others stay.
+        Deleted messages do not exist in this session and the next.  The others stay.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -34,7 +34,7 @@ class DeletionContract(ContractCase):
 
     def test_deleteTwice(self) -> None:
         """
-        Deleting a message that has gone already succeeds.
+        Deleting a message that no longer exists succeeds.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -75,7 +75,7 @@ class DeletionContract(ContractCase):
 
     def test_deleteAtQUIT(self) -> None:
         """
-        Marked messages are deleted at QUIT, not before, and neither after RSET nor after a
+        Marked messages are deleted at QUIT and not before.  They are not deleted after RSET or a
         lost connection.
         """
         session = self._session()

@@ -36,7 +36,7 @@ _OPTIONAL = (
 
 class ListingContract(ContractCase):
     """
-    The mailbox declares its interfaces, and its unique-ids are well-formed and stay.
+    The mailbox declares its interfaces.  Its unique-ids are well-formed and do not change.
     """
 
     def test_providesItsInterfaces(self) -> None:

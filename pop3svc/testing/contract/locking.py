@@ -17,7 +17,7 @@ class LockContract(ContractCase):
 
     def test_lock(self) -> None:
         """
-        Only one session can lock an exclusive mailbox; the next one can after the unlock.
+        Only one session can lock an exclusive mailbox.  After the unlock another session can.
         """
         mailbox = self._made()
         self._exclusive(mailbox)
@@ -34,8 +34,8 @@ class LockContract(ContractCase):
 
     def test_requestRelease(self) -> None:
         """
-        A session that is asked to release the mailbox, and does, makes room for another one; a
-        session that refuses keeps the mailbox.
+        If a session is asked to release the mailbox and agrees, another session can lock it.  If
+        the session refuses, it keeps the mailbox.
         """
         mailbox = self._made()
         self._exclusive(mailbox)

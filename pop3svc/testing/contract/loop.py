@@ -52,7 +52,7 @@ class _DeferredBridge:
 async def _fired(awaited: Deferred[Any]) -> None:
     """
     Wait until a Deferred has a result.  The result stays in the Deferred, because the coroutine
-    that awaits the Deferred takes it from there.
+    that awaits the Deferred reads it there.
     """
     fired: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

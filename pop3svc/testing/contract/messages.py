@@ -116,8 +116,8 @@ class MessageContract(ContractCase):
 
     def test_closings(self) -> None:
         """
-        A message is closed once and releases its resources: read to its end, cut short by
-        TOP, abandoned by the client, or never begun.
+        A message is closed once and releases its resources, whether it was read to its end, cut
+        short by TOP, abandoned by the client, or never begun.
         """
         session = self._session()
         session.logIn()

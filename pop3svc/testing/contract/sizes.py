@@ -1,5 +1,5 @@
 """
-Tests of the contract: sizes, and messages that have gone.
+Tests of the contract: sizes, and messages that no longer exist.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ __all__ = ["SizeContract"]
 
 class SizeContract(ContractCase):
     """
-    Sizes are those of RETR, and a message that has gone is refused.
+    Sizes are the numbers of octets that RETR sends, and a message that no longer exists is refused.
     """
 
     def _size(self, mailbox: Any, uniqueID: str) -> int | None:
         """
-        @return: the size that the mailbox gives; L{None} if it leaves the counting to the
-            service.
+        @return: the size that the mailbox returns; L{None} if the service has to count it.
         """
         try:
             size: int | None = self._now(mailbox.messageSize, self._info(), uniqueID)
@@ -63,8 +62,8 @@ class SizeContract(ContractCase):
 
     def test_bulkSizes(self) -> None:
         """
-        Bulk sizes are correct and in the order of the question.  The size of a message that
-        has gone is L{None}.
+        Bulk sizes are correct and in the order of the arguments.  The size of a message that no
+        longer exists is L{None}.
         """
         mailbox, listed = self._opened()
         if not IBulkMessageSizes.providedBy(mailbox):
@@ -104,7 +103,7 @@ class SizeContract(ContractCase):
 
     def test_gone(self) -> None:
         """
-        A message that has gone since it was listed is refused; the others are not.
+        A message that was removed after the listing is refused.  The others are not.
         """
         mailbox, listed = self._opened()
         contents = [self._content(mailbox, each) for each in listed]
@@ -136,8 +135,8 @@ class SizeContract(ContractCase):
 
     def test_goneInASession(self) -> None:
         """
-        A message that goes during a session is refused by LIST, RETR and TOP.  STAT, LIST and
-        the other messages still work.
+        LIST, RETR and TOP refuse a message that was removed during the session.  STAT, LIST and the
+        other messages still work.
         """
         session = self._session()
         session.logIn()

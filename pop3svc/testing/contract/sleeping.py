@@ -75,7 +75,7 @@ class SleepContract(ContractCase):
         name = f"UID:{uniqueID}".encode("ascii")
         reply = session.say(b"RETR " + name)
         if reply.startswith(b"-ERR [UID/NOT-FOUND]"):
-            # messageExists may always return false; then every command refuses.
+            # messageExists may always return false.  Every command then refuses the message.
             self.assertEqual(session.say(b"LIST " + name), reply)
         else:
             self.assertEqual(bodyOf(reply), ARRIVED)
@@ -91,8 +91,8 @@ class SleepContract(ContractCase):
 
     def test_watch(self) -> None:
         """
-        A mailbox with L{INewMailNotifier} reports a new message before it lists it, until the
-        watch is ended.
+        A mailbox with L{INewMailNotifier} reports a new message before it lists the message, until
+        the watch is ended.
         """
         mailbox = self._made()
         if not INewMailNotifier.providedBy(mailbox):
