@@ -51,7 +51,7 @@ def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     Run a coroutine until it waits.  Most coroutines never wait, and making a Deferred
     costs more time than running them.
 
-    @return: the result of the coroutine, if it has ended; else a Deferred.
+    @return: the result of the coroutine if it has ended, otherwise a Deferred of the result.
     """
     try:
         awaited = coroutine.send(None)
@@ -68,7 +68,7 @@ def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any
     """
     Drive the rest of a coroutine that has begun.
 
-    @param awaited: the object that it waits for.
+    @param awaited: the object that the coroutine waits for.
     """
     while True:
         try:
@@ -102,8 +102,8 @@ def _needsLoop(coroutine: Any) -> ProviderMistake:
 
 def _explained(error: RuntimeError, coroutine: Any) -> Exception:
     """
-    @return: a replacement for asyncio's error that no event loop is running, because that
-        error does not say how to solve the problem; all other errors unchanged.
+    @return: another error instead of asyncio's error "no running event loop", because that error
+        does not say how to solve the problem; any other error unchanged.
     """
     return _needsLoop(coroutine) if str(error) == "no running event loop" else error
 
@@ -115,7 +115,7 @@ async def callWithTimeout(
     Call a function that returns a value, a Deferred or a coroutine, and wait for the
     result.
 
-    Cancelling the Deferred that drives this cancels a pending result.
+    If the caller's Deferred is cancelled, this function cancels a pending result.
 
     @param timeout: seconds until L{CallTimeout} is raised and a pending result is
         cancelled.
@@ -152,8 +152,8 @@ def ensureStarted(answer: Any) -> Any:
 
 def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
     """
-    @return: whether a coroutine belongs to this package.  None of those awaits asyncio, and
-        all rely on Twisted's cancellation, where a call never has both a result and a
+    @return: whether a coroutine belongs to this package.  This package's coroutines do not await
+        asyncio.  They rely on Twisted's cancellation: a call never has both a result and a
         cancellation.
     """
     frame = coroutine.cr_frame
@@ -258,8 +258,8 @@ async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
 
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
     """
-    @return: a Deferred with the same result, or with L{CallTimeout} after C{timeout}
-        seconds, also if C{answer} ignores its cancellation.
+    @return: a Deferred with the same result, or with L{CallTimeout} after C{timeout} seconds, even
+        if C{answer} ignores its cancellation.
     """
     if answer.called and not answer.paused:
         return answer

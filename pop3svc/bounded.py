@@ -15,8 +15,8 @@ V = TypeVar("V")
 
 class BoundedDict(OrderedDict[K, V]):
     """
-    A dictionary that drops its oldest entries.  An entry becomes the newest one by L{put}, and by
-    C{move_to_end}.
+    A dictionary that drops its oldest entries.  L{put} and C{move_to_end} make an entry the newest
+    one.
     """
 
     def __init__(self, bound: int) -> None:

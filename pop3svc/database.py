@@ -1,9 +1,9 @@
 """
 Run transactions in threads, with a bounded queue and a limit on every wait.
 
-Connections are in the threads of L{twisted.enterprise.adbapi}.  A connection that is lost is
-replaced.  A transaction that conflicts with another one is repeated.  The socket of a server that
-does not answer is cut, because no setting of the driver ends the wait for a frozen server.
+Each thread of L{twisted.enterprise.adbapi} has a connection.  A lost connection is replaced.  If a
+transaction conflicts with another one, it runs again.  If a server does not answer, its socket is
+shut down, because no setting of the driver ends the wait for a frozen server.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 class DatabaseUnavailable(Exception):
     """
-    The database cannot work now.  Nothing of the transaction is committed.  The text is one
+    The database cannot work now.  No change of the transaction is committed.  The text is one
     sentence for the operator.
     """
 
@@ -109,14 +109,14 @@ class Transaction:
 
     def executeBinary(self, statement: str, **values: Any) -> Any:
         """
-        As L{execute}, for a query of large values of octets: PostgreSQL's text form of octets
-        takes twice as long.
+        Execute a query of large binary values; see L{execute}.  PostgreSQL's text form of such
+        values takes twice as long.
         """
         return self._link.execute(statement, values, True)
 
     def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """
-        Execute a statement with each of some sets of values.
+        Execute a statement once for each set of values.
 
         @return: the number of changed rows.
         """
@@ -129,7 +129,7 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction conflicts with another one.  It is repeated after a pause.
+    The transaction conflicts with another one, and runs again after a pause.
     """
 
 
@@ -173,7 +173,7 @@ class _Job:
 
     def detach(self) -> None:
         """
-        Stop using the connection.  It cannot be cut any more.
+        Stop using the connection.  L{cut} has no effect any more.
         """
         with self._lock:
             self._link = None
@@ -190,7 +190,7 @@ class _Job:
 
     def cut(self) -> bool:
         """
-        Let the statement that runs fail, and let no further statement begin.
+        Make the running statement fail, and start no further statement.
 
         @return: whether the outcome is unknown.
         """
@@ -242,7 +242,7 @@ class _Access(adbapi.Connection):
 
 class _Pool(adbapi.ConnectionPool):
     """
-    The threads, each with a connection.
+    The threads of a database.  Each has a connection.
     """
 
     connectionFactory = _Access
@@ -257,7 +257,7 @@ class _Pool(adbapi.ConnectionPool):
         # Daemons, because a thread that hangs must not keep the process alive.
         threads: Any = self.threadpool
         threads.threadFactory = partial(threading.Thread, daemon=True)
-        # Set by the database: the shutdown trigger of adbapi would wait for the threads.
+        # The database sets this, because the shutdown trigger of adbapi would wait for the threads.
         self.closing: Callable[[], Any] = lambda: None
 
     def finalClose(self) -> Any:
@@ -321,12 +321,12 @@ class Database:
     """
     Runs transactions in a few threads.
 
-    No method blocks except L{check}.  Nothing is connected and no thread is started before the
-    first transaction, so an object survives a fork.
+    No method blocks except L{check}.  The first transaction starts the threads and connects, so an
+    unused object survives a fork.
     """
 
-    # Seconds that a transaction may take, its wait in the queue included: shorter than the
-    # time limit of a provider's call, so that a client gets an answer.
+    # Seconds that a transaction may take, with its wait in the queue: shorter than the time limit
+    # of a provider's call, so that a client gets an answer.
     LIMIT = 10.0
     # Transactions that may wait.
     WAITING = 1000
@@ -349,11 +349,11 @@ class Database:
         """
         @param driver: see L{pop3svc.drivers.makeDriver}.
         @param threads: number of transactions that run at once, and of connections.
-        @param waiting: number of transactions that may wait; further ones are refused.
+        @param waiting: number of transactions that may wait; further transactions are refused.
         @param limit: how many seconds a transaction may take, with its wait.
-        @param health: shared with other databases on the same server.
+        @param health: may be shared with other databases on the same server.
         @param clock: the reactor if not given.
-        @param pool: for tests: has C{runWithConnection}.
+        @param pool: an object with C{runWithConnection}, for tests.
         """
         self.name = driver.name
         # The file of a SQLite database.
@@ -386,19 +386,20 @@ class Database:
         abandoned: Callable[[T], object] | None = None,
     ) -> Deferred[T]:
         """
-        Run C{work} in a thread, in a transaction, and commit.  If it conflicts with another
-        transaction, or the connection is lost before COMMIT, C{work} is run again from its
-        beginning.  It must therefore have no other effects.
+        Run C{work} in a thread, in a transaction, and commit.  If the transaction conflicts with
+        another one, or the connection is lost before COMMIT, C{work} runs again from its beginning.
+        C{work} must therefore have no effects outside the transaction.
 
         @param work: gets a L{Transaction} and C{arguments}.
         @param isReading: whether C{work} only reads; the database refuses changes.
-        @param mayRepeat: whether C{work} may be done twice, as a deletion may.  It is then run
-            again, once, if the connection is lost during COMMIT.
+        @param mayRepeat: whether C{work} may be done twice, as a deletion may.  If the connection
+            is lost during COMMIT, C{work} then runs again once.
         @param abandoned: called in the reactor's thread with the result of C{work} if the Deferred
-            was cancelled or has failed for lack of time, to undo what was committed.
+            was cancelled or timed out.  It undoes the committed changes.
         @return: a Deferred with the result of C{work}; or with the exception of C{work} or of the
             driver, after a rollback; or with L{DatabaseUnavailable} or L{OutcomeUnknown}.
-            Cancelling it skips work that has not begun; other work goes on.
+            If the Deferred is cancelled, work that has not begun is skipped, and other work goes
+            on.
         """
         if self._isClosed:
             return fail(DatabaseUnavailable(f"{self.name}: closed"))
@@ -420,7 +421,7 @@ class Database:
 
         @param work: as for L{run}.
         @raise DatabaseRefused: a setting has to be changed.
-        @raise DatabaseUnavailable: another try may succeed.
+        @raise DatabaseUnavailable: a later attempt may succeed.
         """
         job = _Job(partial(_apply, work, arguments), isReading, False)
         timer = threading.Timer(self._limit, job.cut)
@@ -443,10 +444,10 @@ class Database:
 
     def close(self) -> Deferred[None]:
         """
-        Close the connections.  Transactions that wait fail; those that run have L{GRACE} seconds
-        until they are cut.
+        Close the connections.  Waiting transactions fail.  Running transactions are cut after
+        L{GRACE} seconds.
 
-        @return: a Deferred that fires when the threads have ended, or twice that time is over.
+        @return: a Deferred that fires when the threads have ended, or after twice that time.
         """
         if self._closing is not None:
             return self._closing
@@ -489,7 +490,7 @@ class Database:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # Work that the loop below has just started has ended already.
+            # The work that the loop below has just started may have ended already.
             return
         self._isStarting = True
         try:
@@ -566,7 +567,7 @@ class Database:
 
     def _again(self, job: _Job) -> None:
         del self._pausing[job]
-        # It has waited already, so it goes first.
+        # The transaction has waited already, so it goes first.
         self._waiting = {job: None} | self._waiting
         self._startNext()
 
@@ -574,7 +575,7 @@ class Database:
 
     def _perform(self, access: Any, job: _Job) -> Any:
         """
-        Run a transaction, and once more if the connection was lost while it was idle.
+        Run a transaction.  If its connection was lost while the connection was idle, run it again.
         """
         pool = access.pool
         isFirst = True

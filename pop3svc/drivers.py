@@ -81,7 +81,7 @@ _REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
 # The server cannot work now: connection, resources, an operator, the system, a timeout.
 _UNAVAILABLE = ("08", "53", "57", "58")
 _IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
-# The server has answered, and another try will not help.
+# The server has answered, and a later attempt would not help.
 _WRONG_SETTINGS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|certificate"
     r"|invalid \S+ value|invalid port|invalid integer|does not support SSL|SSL error"
@@ -110,8 +110,8 @@ def _isFromPostgreSQL(error: BaseException) -> bool:
 
 def isRetryable(error: BaseException) -> bool:
     """
-    @return: whether the whole transaction may succeed if it is repeated after a pause, because it
-        conflicts with another one.
+    @return: whether the transaction conflicts with another one, so that it may succeed if all of it
+        is repeated after a pause.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -135,8 +135,8 @@ _AWAY = (
 
 def isUnavailable(error: BaseException) -> bool:
     """
-    @return: whether an error of a driver means that the database cannot work now, in contrast to
-        a statement that is wrong.
+    @return: whether an error of a driver means that the database cannot work now, and not that a
+        statement is wrong.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in _AWAY
@@ -144,7 +144,7 @@ def isUnavailable(error: BaseException) -> bool:
         return False
     state = _stateOf(error)
     if state is None:
-        # The server has not answered: psycopg knows no SQLSTATE for a connection that is lost.
+        # The server has not answered, because psycopg has no SQLSTATE for a lost connection.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
 
@@ -178,7 +178,7 @@ class Link(ABC):
         """
         Begin a transaction.
 
-        @param isReading: whether it changes nothing.
+        @param isReading: whether the transaction changes nothing.
         """
 
     @abstractmethod
@@ -186,7 +186,7 @@ class Link(ABC):
         """
         Commit the transaction.
 
-        @return: whether it is as durable as the database promises.
+        @return: whether the commit is as durable as the database promises.
         """
 
     @abstractmethod
@@ -204,7 +204,7 @@ class Link(ABC):
     @abstractmethod
     def cut(self) -> None:
         """
-        Let the running statement fail.  Any thread may call this, and it does not block.
+        Make the running statement fail.  Any thread may call this method, and it does not block.
         """
 
     @abstractmethod
@@ -225,7 +225,7 @@ class Link(ABC):
     @abstractmethod
     def executeMany(self, statement: str, rows: Iterable[Mapping[str, Any]]) -> int:
         """
-        Execute a statement with each of some sets of values.
+        Execute a statement once for each set of values.
 
         @return: the number of changed rows.
         """
@@ -268,7 +268,7 @@ class _SQLiteLink(Link):
         self._path = path
         self._connection = sqlite3.connect(
             f"file:{quote(path)}?mode=rw",
-            # Seconds to wait for another writer, who may be frozen.
+            # Seconds to wait for another writer, which may be frozen.
             patience,
             isolation_level=None,
             check_same_thread=False,
@@ -299,12 +299,12 @@ class _SQLiteLink(Link):
 
     @property
     def isLost(self) -> bool:
-        # Another file at the same path is a database that was restored.
+        # If the path has another file now, the database was restored from a backup.
         return self._isClosed or self._identity() != self._file
 
     def begin(self, isReading: bool) -> None:
-        # A transaction that reads first and writes later would fail at once, whatever the
-        # timeout, if another one has written meanwhile.
+        # If another transaction has written meanwhile, a transaction that reads first and writes
+        # later would fail at once, whatever the timeout.
         self._connection.execute("BEGIN" if isReading else "BEGIN IMMEDIATE")
 
     def commit(self) -> bool:
@@ -344,8 +344,8 @@ class SQLite(Driver):
     """
 
     module = "sqlite3"
-    # Seconds that a transaction waits for another writer.  Half of the time limit of the work at
-    # most, because the wait cannot be interrupted.
+    # Seconds that a transaction waits for another writer.  At most half of the work's time limit,
+    # because the wait cannot be interrupted.
     PATIENCE = 5.0
 
     def __init__(
@@ -356,9 +356,9 @@ class SQLite(Driver):
         owner: tuple[int, int] | None = None,
     ) -> None:
         """
-        @param isReadOnly: nothing is changed; the journal mode stays as it is, because the
-            database belongs to another program.
-        @param mayCreate: whether a file that does not exist is created.
+        @param isReadOnly: whether the database must not be changed.  The journal mode then stays as
+            it is, because the database belongs to another program.
+        @param mayCreate: whether to create the file if it does not exist.
         @param owner: user and group of a new file.
         """
         if not path or "\0" in path:
@@ -393,7 +393,8 @@ class SQLite(Driver):
 
     def isWrongSetting(self, error: BaseException) -> bool:
         """
-        See L{Driver.isWrongSetting}; a file that is missing, is unreadable or is no database.
+        See L{Driver.isWrongSetting}.  The setting is wrong if the file is missing or unreadable, or
+        is no database.
         """
         return _codeOf(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB)
 
@@ -410,7 +411,7 @@ _CLIENT = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-# The same limits on the server, so that it frees the locks of a connection that is cut.
+# The same limits on the server, so that the server frees the locks if the network is cut.
 _SERVER = {
     "tcp_user_timeout": "5000",
     "tcp_keepalives_idle": "2",
@@ -426,7 +427,8 @@ class _PostgreSQLLink(Link):
 
     def __init__(self, connection: Any, limit: float, prepares: bool) -> None:
         self._connection = connection
-        # A duplicate, because libpq closes its own, and the number may then be another file's.
+        # Duplicate the descriptor, because libpq closes its own, and its number may then belong to
+        # another file.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._warnings: list[str] = []
         self._isReading = False
@@ -442,7 +444,7 @@ class _PostgreSQLLink(Link):
 
     def _set(self, limit: float) -> None:
         """
-        Set the limits of the server.  A limit that the engine does not know is left out.
+        Set the limits on the server.  Skip a limit that the engine does not know.
         """
         import psycopg
 
@@ -492,11 +494,11 @@ class _PostgreSQLLink(Link):
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            # The server has closed it already.
+            # The server has closed the connection already.
             pass
 
     def close(self) -> None:
-        # Closing sends a farewell, and does not wait for an answer.
+        # Closing sends a last message, and does not wait for an answer.
         with closing(self._socket):
             self._connection.close()
 
@@ -532,8 +534,8 @@ class PostgreSQL(Driver):
     def __init__(self, dsn: str, prepares: bool = True) -> None:
         """
         @param dsn: a connection URI of libpq.
-        @param prepares: whether statements are prepared on the server, which not every connection
-            pooler can do.
+        @param prepares: whether to prepare statements on the server.  Some connection poolers do
+            not support this.
         @raise ValueError: the URI is wrong, or the driver is missing; a sentence without the
             password.
         """
@@ -554,7 +556,7 @@ class PostgreSQL(Driver):
             raise ValueError("postgresql: the DSN is no connection URI")
         if "@" in str(given.get("host", "")):
             raise ValueError('postgresql: a "@" in the user or the password is written %40')
-        # The user's own, not the process's environment, decides what is shown.
+        # Show the values of the DSN, and not those of the process's environment.
         host, port = given.get("host") or "", given.get("port")
         place = f"{host}:{port}" if port and "," not in host else host
         self.name = f"postgresql://{place}/{given.get('dbname') or ''}"

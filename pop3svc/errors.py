@@ -19,8 +19,7 @@ __all__ = [
     "StoreUnavailable",
 ]
 
-# A first line holds 512 octets (RFC 2449 section 4): "-ERR [", "] " and CRLF
-# are ten of them.
+# A first line holds 512 octets (RFC 2449 section 4).  "-ERR [", "] " and CRLF take ten of them.
 _MAX_TEXT = 400
 _MAX_CODE = 100
 _TEXT = re.compile(r"[ -Z\\^-~]+")
@@ -99,7 +98,7 @@ class DeliveryError(Exception):
 
 class NoSuchUser(DeliveryError):
     """
-    Nobody has this name.
+    No user has this name.
     """
 
     status, exitStatus = "5.1.1", 67
@@ -107,7 +106,7 @@ class NoSuchUser(DeliveryError):
 
 class OverQuota(DeliveryError):
     """
-    The mailbox is full.  The user may make room, so the sender tries again.
+    The mailbox is full.  The sender tries again, because the user may make room.
     """
 
     status, exitStatus = "4.2.2", 75
@@ -115,7 +114,7 @@ class OverQuota(DeliveryError):
 
 class MessageTooLarge(DeliveryError):
     """
-    The message is larger than a mailbox or the service takes.
+    The message is larger than the mailbox or the service allows.
     """
 
     status, exitStatus = "5.3.4", 65
@@ -123,7 +122,7 @@ class MessageTooLarge(DeliveryError):
 
 class DeliveryRefused(DeliveryError):
     """
-    The message is not allowed, such as one that loops.
+    The message is not allowed, for example because it loops.
     """
 
     status, exitStatus = "5.4.6", 77
@@ -131,7 +130,8 @@ class DeliveryRefused(DeliveryError):
 
 class MalformedMessage(DeliveryError):
     """
-    The message is no mail, such as one with line ends that programs disagree about.
+    The message is not valid mail.  For example, it has line ends that programs interpret
+    differently.
     """
 
     status, exitStatus = "5.6.0", 65
@@ -139,7 +139,7 @@ class MalformedMessage(DeliveryError):
 
 class StoreUnavailable(DeliveryError):
     """
-    The store cannot take the message now.
+    The store cannot accept the message now.
     """
 
     status, exitStatus = "4.3.0", 75

@@ -43,8 +43,8 @@ __all__ = [
     "writeWhole",
 ]
 
-# Large enough that the cost of each block is negligible, small enough to hold one for each
-# of many clients.
+# Large enough that the cost of each block is negligible, and small enough to hold one block for
+# each of many clients.
 _BLOCK = 131072
 # Largest region that one sendfile() sends, and the distance of the probes that test whether
 # it is in the page cache.  The kernel reads ahead by more than that distance.
@@ -66,8 +66,8 @@ _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-disk", threads=8, waiting=100_000
 )
-# Work that may take minutes has threads of its own, so that short work finds a free one.
-# There are two, because more are not faster.
+# Work that may take minutes has its own threads, so that short work finds a free thread.  Two
+# threads are enough, because more threads are not faster.
 _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-long", threads=2, waiting=10_000
 )
@@ -157,9 +157,9 @@ def openDirectory(name: str, directory: int | None = None) -> int:
 # change cannot be set back.
 FileStamp = tuple[int, int, int, int]
 
-# Octets of a file that is read whole; enough for a password file of two million users.
+# The largest file that is read whole, octets; enough for a password file of two million users.
 _LARGEST = 268_435_456
-# Opens a file for which the service has no permission after it gave up its privileges.
+# Opens a file that the service may not open itself after it gave up its privileges.
 _privileged: Callable[[str], int] | None = None
 
 
@@ -178,8 +178,7 @@ def setPrivileged(opener: Callable[[str], int] | None) -> None:
 def openReplaceable(path: str) -> int:
     """
     Open a file for reading that other programs may replace at any time: a certificate, its
-    key, a password file.  Links are followed, because certbot makes some.  A FIFO is not
-    waited for.
+    key, a password file.  Follow links, because certbot makes links.  Do not wait for a FIFO.
 
     @return: a descriptor of a regular file.
     @raise OSError: the file cannot be opened, or is not a regular file.
@@ -229,8 +228,8 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
 
 def stampOf(path: str) -> FileStamp | None:
     """
-    @return: a value that changes whenever a file is changed or replaced; L{None} if the
-        file does not exist, or its status cannot be read.
+    @return: a value that changes whenever a file is changed or replaced; L{None} if the file does
+        not exist or its status cannot be read.
     """
     try:
         status = os.stat(path)
@@ -282,7 +281,7 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     @return: whether each later change will change the stamps.
     """
     latest = max((max(stamp[2:]) for stamp in stamps), default=0)
-    # The clock of most file systems counts ticks, that of some one or two seconds.
+    # The clock of most file systems counts ticks.  The clock of some counts one or two seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
     # Trust a time in the future as well, because a change would set the time to now.
     return abs(time.time_ns() - latest) > tick
@@ -295,7 +294,7 @@ def writeWhole(path: str, data: bytes, owner: tuple[int, int] | None = None) -> 
     @param owner: user and group of the file.
     @raise OSError: nothing was written.
     """
-    # Write to a new file, because another user may have created one of that name.
+    # Write to a new file, because another user may have created a file of that name.
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -342,7 +341,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
     while offset < size:
         if mustStop():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-        # A hole in a sparse file is NULs, which need not be read.
+        # A hole in a sparse file consists of NULs, so it need not be read.
         data = _nextData(descriptor, offset, size)
         count.skip(data - offset)
         block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
@@ -360,7 +359,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
 
 def _measureWhole(whole: bytes) -> tuple[int, bool]:
     """
-    @return: as L{measure}, for a message in memory.
+    @return: the same as L{measure}, for a message in memory.
     """
     octets = len(whole) + countBareLF(whole)
     if not whole.endswith(b"\n") and whole:
@@ -396,8 +395,8 @@ def _nextData(descriptor: int, offset: int, size: int) -> int:
 class FileRegion:
     """
     The octets of an open file that are still to be sent.  L{FileBlocks} reads them, and an
-    outlet (L{pop3svc.protocol.outlets}) may send some of them without reading them.  They are
-    read and sent here only as far as they are in the page cache, so that nothing blocks.
+    outlet (L{pop3svc.protocol.outlets}) may send some of them without reading them.  This class
+    reads and sends only octets that are in the page cache, so that it never blocks.
 
     @ivar descriptor: a descriptor of the file.
     @ivar offset: offset of the next octet.
@@ -432,7 +431,7 @@ class FileRegion:
         Read the next octets if they are in the page cache.
 
         @param size: octets to read at most.
-        @return: L{None} if they have to be read in a thread.
+        @return: the octets; L{None} if they have to be read in a thread.
         @raise OSError: the file cannot be read.
         """
         if _NOWAIT is None:
@@ -520,8 +519,8 @@ class FileBlocks:
         @param descriptor: a descriptor of the file.
         @param closing: called once, when the descriptor is no longer read.
         @param offset: offset of the first octet.
-        @param length: octets to read, L{None} for all up to the present end of the file.
-            If fewer can be read, that is an error.
+        @param length: octets to read, L{None} for all up to the present end of the file.  A file
+            that turns out to be shorter is an error.
         @param form: the form of the content.
         @param group: see L{Executor.run}.
         """

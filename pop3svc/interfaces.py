@@ -10,7 +10,7 @@ Rules for every method of these interfaces, unless its docstring says otherwise:
     connection.
   - The service never calls two methods of one mailbox object at the same time.  A cancelled
     call counts as finished.
-  - If the client disconnects, the service cancels a pending Deferred, except that of
+  - If the client disconnects, the service cancels a pending Deferred, except a Deferred of
     C{messageDelete}.
   - Names and unique-ids are L{str}; messages are L{bytes}.
 """
@@ -101,7 +101,7 @@ class IPOP3Mailbox(Interface):
     """
     The messages of one user, for one session.
 
-    The service passes only unique-ids of the latest list, and those that C{messageExists}
+    The service passes only unique-ids from the latest list, and unique-ids that C{messageExists}
     has confirmed.
     """
 
@@ -111,9 +111,9 @@ class IPOP3Mailbox(Interface):
 
         @return: iterable of str in the order of message numbers.  Each has 1 to 70
             characters from "!" to "~", is not "_" alone, and is different from the others
-            (RFC 1939 section 7).  Anything else is a bug of the provider and ends the login.
-            A L{pop3svc.listings.UniqueIDList} is checked once, when it is made, so a
-            mailbox may return the same list again while nothing has changed.
+            (RFC 1939 section 7).  Any other value is a bug of the provider, and the login fails. A
+            L{pop3svc.listings.UniqueIDList} is checked once, when it is made, so a mailbox may
+            return the same list again while nothing has changed.
         """
 
     def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[bool]:
@@ -165,8 +165,8 @@ class IMessageContent(Interface):
 
     def close() -> None:
         """
-        Release the message.  The service calls this exactly once, also if TOP or a lost
-        client ended the reading early.  It must not raise an exception.
+        Release the message.  The service calls this exactly once, even if TOP or a lost client
+        ended the reading early.  It must not raise an exception.
         """
 
 
@@ -237,7 +237,8 @@ class IExclusiveMailbox(Interface):
 
 class IMailboxLogout(Interface):
     """
-    A mailbox that is told when its session is over (C{logout} of twisted.cred).
+    A mailbox whose C{logout} the service calls when its session is over (C{logout} of
+    twisted.cred).
     """
 
     def logout() -> Eventual[None]:
@@ -256,9 +257,9 @@ class ISleepingMailbox(Interface):
 
     def onSleep(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
-        Release what a sleeping session does not need.  The service calls this at SLEE, after
-        a deletion and before C{unlock}, and passes no unique-id until the next listing.  An
-        exception is only logged.
+        Release the resources that a sleeping session does not need.  The service calls this at
+        SLEE, after a deletion and before C{unlock}, and passes no unique-id until the next listing.
+        An exception is only logged.
         """
 
 
@@ -312,7 +313,7 @@ class IChunkedContent(Interface):
 
 class IWireContent(IChunkedContent):
     """
-    A message whose octets are stored as they are sent.
+    A message whose octets are stored in the form in which they are sent.
     """
 
     form: Any = Attribute(
@@ -343,8 +344,8 @@ class IFileContent(Interface):
 
 class IMailboxStore(Interface):
     """
-    Opens the mailbox of a user whom somebody else has authenticated.  The bundled stores
-    provide this: sources of accounts (C{--auth}) and a store together are a provider.
+    Opens the mailbox of a user whom another object has authenticated.  The bundled stores provide
+    this interface.  A store and sources of accounts (C{--auth}) together are a provider.
     """
 
     name: str = Attribute("str: see IPOP3MailboxProvider.name.")
@@ -423,7 +424,7 @@ class IAccountNames(Interface):
 
     def hasAccount(username: str) -> Eventual[bool]:
         """
-        @return: bool.  Whether there is an account of this name.
+        @return: bool.  Whether an account of this name exists.
         """
 
 
@@ -460,15 +461,15 @@ class ILoginThrottle(Interface):
         Decide whether a provider may check an attempt.  If the result is True, the attempt
         counts, and exactly one of the other methods follows.
 
-        @param password: for a keyed digest that tells guesses apart.  It must not be kept.
-            None: a mechanism such as SCRAM does not show it.
+        @param password: for a keyed digest that distinguishes guesses.  The throttle must not keep
+            the password.  None: a mechanism such as SCRAM does not show the password.
         @return: bool.  The service answers False exactly like a wrong password.
         @raise POP3ResponseError: C{SYS/TEMP}: the attempt had to wait for too long.
         """
 
     def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Eventual[bool]:
         """
-        The credentials were wrong.  ([IN-USE] and faults do not count as wrong.)
+        The credentials were wrong.  (After [IN-USE] or a fault the service calls another method.)
 
         @return: bool.  True if the log has named the same guess from the same address lately
             and need not name it again.
@@ -494,13 +495,13 @@ class DeliveryCopy:
     The copy of a new message for one user.
 
     @ivar username: the name with which the user logs in.
-    @ivar header: whole lines with CRLF that are put before the message, such as
+    @ivar header: whole lines with CRLF that the store puts before the message, such as
         C{Delivered-To}.
-    @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has
-        or had a message with it, nothing is stored, so that an import can be repeated.  None:
-        the store gives the message a unique-id.
+    @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has or had
+        a message with this unique-id, the store does not store the message, so that an import can
+        be repeated.  None: the store makes a unique-id.
     @ivar arrival: when the message arrived, seconds since the epoch; None: now.
-    @ivar order: the place among messages of the same arrival.
+    @ivar order: the place among messages with the same time of arrival.
     """
 
     username: str
@@ -519,7 +520,7 @@ class IDelivery(Interface):
     def hasMailbox(username: str) -> Eventual[bool]:
         """
         @return: bool.  Whether the user has had mail in this store, or has a mailbox that was
-            made for mail.
+            created for mail.
         """
 
     def deliver(
@@ -529,10 +530,10 @@ class IDelivery(Interface):
         Store one message for some users.
 
         @param content: a file in binary mode that can be read from any position, such as
-            C{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last may
-            have no end.  A method that runs in a thread may read it; the caller closes it.
-        @return: for each copy None if the message is durable, that is written to disk or
-            committed; else the error.  A copy with an error was not stored.
+            C{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last line may
+            have no line end.  A method that runs in a thread may read it; the caller closes it.
+        @return: for each copy None if the copy is durable (written to disk or committed), otherwise
+            the error.  A copy with an error was not stored.
         """
 
 

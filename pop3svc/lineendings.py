@@ -26,7 +26,8 @@ _LINE_END = re.compile(rb"(?<!\r)\r\n")
 
 class WireForm(Enum):
     """
-    How close stored octets are to those that are sent as the body of a multi-line reply.
+    The form of stored octets.  It decides how the encoder must change them for the body of a
+    multi-line reply.
     """
 
     # Line ends may be LF, the last line may have none, and lines may begin with a dot.
@@ -55,8 +56,8 @@ class CRLFNormalizer:
     """
     Converts the line ends of one message to CRLF, block by block.
 
-    A bare LF becomes CRLF, a lone CR stays, and a last line without a line end gets one.
-    Blocks may be cut anywhere.  No returned block ends between a CR and its LF.
+    A bare LF becomes CRLF.  A lone CR stays.  A last line without a line end gets CRLF. Blocks may
+    be cut anywhere.  No returned block ends between a CR and its LF.
     """
 
     def __init__(self) -> None:
@@ -98,13 +99,14 @@ class LFNormalizer:
     """
     Converts the line ends of one message to LF, block by block, for a file of a Maildir.
 
-    L{CRLFNormalizer} makes the same octets of the result as of the message itself.  A line
-    that ends with several carriage returns therefore stays, and a last line without a line
-    end gets one.  Blocks may be cut anywhere.
+    L{CRLFNormalizer} makes the same octets from the result as from the message itself.  A line that
+    ends with several carriage returns therefore stays unchanged.  A last line without a line end
+    gets LF.  Blocks may be cut anywhere.
     """
 
     def __init__(self) -> None:
-        # A carriage return that may be half a line end; whether another one is before it.
+        # Whether the input ended with a carriage return, which may be half a line end; whether
+        # another one is before it.
         self._held = b""
         self._isAfterCR = False
         self._atLineStart = True
@@ -132,7 +134,7 @@ class LFNormalizer:
         @return: octets to store after the last block.
         """
         if self._held:
-            # These are the octets of a line without an end.
+            # These octets belong to a line without a line end.
             return self._held + b"\r\n"
         return b"" if self._atLineStart else b"\n"
 

@@ -22,7 +22,7 @@ __all__ = [
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
-# Lines that are formatted at a time; some tens of KiB.
+# Number of lines that are formatted at a time; they take some tens of KiB.
 _LINES = 1000
 
 
@@ -97,9 +97,9 @@ def countDistinct(texts: list[str]) -> int:
 
 class UniqueIDList:
     """
-    Unique-ids in the order of message numbers.  A list never changes.  A mailbox that
-    returns the same list as long as nothing has changed makes its sessions share the list
-    and the data derived from it.
+    Unique-ids in the order of message numbers.  A list never changes.  If a mailbox returns the
+    same list as long as nothing has changed, its sessions share the list and the data derived from
+    it.
 
     @ivar uniqueIDs: the unique-ids; they must not be changed.
     """
@@ -149,8 +149,8 @@ class UniqueIDList:
 
     def prepare(self) -> None:
         """
-        Compute the data that sessions need.  For very many messages that takes long, so
-        call it in a thread.
+        Compute the data that sessions need.  For very many messages this takes long, so call it in
+        a thread.
         """
         if len(self) > _SLICE:
             self.hashes()

@@ -18,7 +18,7 @@ from zope.interface import implementer
 
 __all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "cut", "escaped", "eventText"]
 
-# Characters of a line.  A longer one is a bug, or an attempt to fill the disk.
+# Most characters of a line.  A longer line is a bug, or an attempt to fill the disk.
 _LONGEST = 8000
 # Octets of a syslog datagram; rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
@@ -68,9 +68,9 @@ def eventText(event: LogEvent) -> list[str]:
     """
     Format an event.
 
-    @return: the lines of the event; none if it has no text.  The first is C{[system] text}.
-        Lines of a traceback begin with a tab and a bar, so that none looks like the first
-        line of an event.
+    @return: the lines of the event; none if the event has no text.  The first line is C{[system]
+        text}. Lines of a traceback begin with a tab and a bar, so that no such line looks like the
+        first line of an event.
     """
     text = formatEvent(event)
     failure = event.get("log_failure")
@@ -106,7 +106,7 @@ class Sink(Protocol):
         """
         Open the output again, because the file may have been renamed or replaced.
 
-        @raise OSError: the output cannot be opened; the old one is still used.
+        @raise OSError: the output cannot be opened.  The sink still uses the old output.
         """
 
 
@@ -253,8 +253,8 @@ class SyslogSink:
 class Log:
     """
     An observer that writes events as lines.  If lines cannot be written at once (a pipe
-    that nobody reads, a full disk), it buffers a bounded number of them.  It drops further
-    lines, and writes a line with their number in their place.
+    that nobody reads, a full disk), it buffers a bounded number of them.  It drops further lines,
+    and writes a line with their number instead.
     """
 
     # Octets that are buffered: some thousand lines, or a hundred tracebacks.
@@ -264,7 +264,7 @@ class Log:
 
     def __init__(self, sink: Sink, reactor: Any = None) -> None:
         """
-        @param reactor: schedules attempts to write the buffer; without one, only the next
+        @param reactor: schedules attempts to write the buffer.  Without a reactor, only the next
             event triggers an attempt.
         """
         self._sink = sink

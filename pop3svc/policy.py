@@ -1,5 +1,5 @@
 """
-Every number and switch an operator may set, each with its reason.
+The limits and switches that an operator may set, each with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = [
 
 CLEARTEXT_LOGIN = ("never", "loopback", "always")
 
-# The extensions beyond the RFCs, by the names they are switched off with.
+# The names of the extensions, with which the operator switches them off.
 EXTENSIONS = (
     "UID-PARAM",
     "DELI",
@@ -37,7 +37,7 @@ SWITCHES = (*EXTENSIONS, "PLAIN", "LOGIN", *OPTIONAL_MECHANISMS)
 
 def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -> Any:
     """
-    @param isLive: a running service can take a new value, for sessions that begin then.
+    @param isLive: whether a running service can use a new value, for sessions that begin later.
     """
     return field(default=default, metadata={"reason": reason, "least": least, "isLive": isLive})
 
@@ -47,20 +47,20 @@ class Policy:
     """
     The limits of the service.  Times are in seconds, sizes in octets.
 
-    @raise ValueError: a value is out of bounds; one sentence that names it.
+    @raise ValueError: a value is out of bounds; one sentence that names the value.
     """
 
     cleartextLogin: str = field(
         default="loopback",
         metadata={
-            "reason": "Accept logins without TLS: never, from loopback, or always.  A password "
-            "in clear text crosses no network if the client is on the same machine."
+            "reason": "Accept logins without TLS: never, from loopback, or always.  The default is "
+            "loopback, because a password in clear text then crosses no network."
         },
     )
     without: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "Extensions and SASL mechanisms that are neither announced nor accepted."
+            "reason": "Extensions and SASL mechanisms that the service neither announces nor accepts."
         },
     )
     enable: frozenset[str] = field(
@@ -72,8 +72,8 @@ class Policy:
     )
     loginTimeout: int = _number(
         180,
-        "Time from the connection to the login, the TLS handshake included.  A person types a "
-        "password in less, and no connection without a login lasts longer.",
+        "Time from the connection to the login, with the TLS handshake.  The service closes a "
+        "connection that has not logged in by then.  A person types a password in less time.",
     )
     idleTimeout: int = _number(
         600,
@@ -95,25 +95,25 @@ class Policy:
     )
     takeoverMarked: int = _number(
         600,
-        "The same for a session with messages marked for deletion.  It is longer because the "
-        "marks are lost when the session ends.",
+        "The same time for a session with messages marked for deletion.  It is longer because "
+        "the marks are lost when the session ends.",
     )
     stallTimeout: int = _number(
         600,
-        "Abort when a client has read no data for this long.  Equal to the idle timeout.  The "
-        "kernel gives up an unresponsive client after the same time where it has "
-        "TCP_USER_TIMEOUT, because it cannot tell a client that is gone from one that has no "
-        "room.",
+        "Abort the connection when a client has read no data for this long.  The default is the "
+        "idle timeout.  A kernel with TCP_USER_TIMEOUT closes the connection of an unresponsive "
+        "client after the same time, because it cannot distinguish a lost client from a client "
+        "without room in its buffer.",
     )
     answerTimeout: int = _number(
         120,
-        "Time that one call of a provider may take.  Longer than a slow disk needs, shorter "
-        "than the patience of clients.",
+        "Time that one call of a provider may take.  It is longer than a slow disk needs, and "
+        "shorter than clients wait.",
     )
     closeTimeout: int = _number(
         5,
-        "Time that a client has to close its end after the service has closed its own, "
-        "because a reset would lose data that is on its way.",
+        "Time that a client has to close its end after the service has closed its own end.  An "
+        "immediate reset would lose data on the way to the client.",
     )
     shutdownTimeout: int = _number(
         5,
@@ -133,7 +133,7 @@ class Policy:
     maxBadCommands: int = _number(
         20,
         "Close the connection after this many invalid commands in a row.  POP3 clients never "
-        "reach it; port scanners do.",
+        "reach this limit; port scanners do.",
     )
     banStrikes: int = _number(
         3,
@@ -155,8 +155,8 @@ class Policy:
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Number of failed logins for one user from all networks without a login of that user.  "
-        "After these the service refuses the user on these networks only.",
+        "Number of failed logins for one user from all networks from which the user has not logged "
+        "in.  After these the service refuses the user in these networks only.",
         isLive=False,
     )
     strikesTime: int = _number(
@@ -166,8 +166,9 @@ class Policy:
     )
     loginWait: int = _number(
         30,
-        "Time that a login may wait until its password is compared; then [SYS/TEMP].  Eighty "
-        "hashes at once take ten seconds on two cores, and clients give up after a minute.",
+        "Time that a login may wait until its password is compared.  After this time the client "
+        "gets [SYS/TEMP].  Eighty simultaneous logins take ten seconds on two cores, and clients "
+        "give up after a minute.",
         isLive=False,
     )
     maxConnections: int = _number(
@@ -176,9 +177,9 @@ class Policy:
     )
     maxUnauthenticated: int = _number(
         2_000,
-        "Number of connections before the login.  Clients log in within seconds, scanners "
-        "never.  At the limit, the network (IPv6: /64) with the most such connections loses "
-        "its oldest one.",
+        "Number of connections that have not logged in.  Clients log in within seconds, and "
+        "scanners never do.  At the limit the service closes the oldest such connection of the "
+        "network (IPv6: /64) with the most of them.",
     )
     maxPerAddress: int = _number(
         100,
@@ -188,46 +189,48 @@ class Policy:
     keepaliveIdle: int = _number(
         300,
         "Time without input after which the kernel probes whether a client is still there "
-        "(TCP keepalive), because routers forget a connection after some minutes.  0 switches "
-        "it off.",
+        "(TCP keepalive), because routers forget a connection after some minutes.  0 disables "
+        "the probes.",
         least=0,
         isLive=False,
     )
     keepaliveInterval: int = _number(30, "Time from one keepalive probe to the next.", isLive=False)
     keepaliveProbes: int = _number(
         4,
-        "Number of unanswered keepalive probes after which the kernel gives up the "
+        "Number of unanswered keepalive probes after which the kernel closes the "
         "connection.  Where TCP_USER_TIMEOUT exists, stallTimeout decides instead.",
         isLive=False,
     )
     maxAwakePerUser: int = _number(
-        100, "Number of sessions of one user that are not asleep, because each may hold a listing."
+        100,
+        "Number of sessions of one user that are not asleep.  Each may hold a listing in memory.",
     )
     loginDelay: int = _number(
         0,
-        "Time from one login of a user to the next (RFC 2449 section 6.5).  It is off because "
-        "a client that polls had better sleep.",
+        "Least time from one login of a user to the next (RFC 2449 section 6.5).  0 allows logins "
+        "at any time, because a client can poll at less cost with SLEE and WAKE.",
         least=0,
     )
     maxRestartDelay: int = _number(
         60,
-        "With --workers: a worker that has died restarts after 1, 2, 4, ... seconds, and "
-        "after this time at most.  After a life longer than this the delay is 1 second again.",
+        "Longest delay before a dead worker is restarted (--workers).  The delays are 1, 2, 4, ... "
+        "seconds.  If a worker has lived longer than this limit, the delay is 1 second again.",
         isLive=False,
     )
     workerStartTimeout: int = _number(
         60,
-        "Time that a worker has until it serves.  A worker that does not is restarted.",
+        "Time that a worker has until it serves.  After this time the worker is restarted.",
         isLive=False,
     )
     maxFailedLogins: int = _number(
         5,
-        "Number of failed logins on one connection.  A person gives up sooner; a program does not.",
+        "Number of failed logins on one connection.  A person gives up sooner, but a program does "
+        "not.",
     )
     maxMessageSize: int = _number(
         268_435_456,
-        "Octets of a message that is delivered, by LMTP or by pop3svc deliver.  Mail servers "
-        "allow 10 to 150 MB, and should refuse a message before pop3svc does.",
+        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail servers allow 10 "
+        "to 150 MB, and should refuse a large message before pop3svc has to refuse it.",
         least=65536,
         isLive=False,
     )
@@ -249,8 +252,9 @@ class Policy:
     )
     verboseEvents: int = _number(
         0,
-        "1 adds an event for each connection, login and command to the events for failures "
-        "and for sessions that end.  They are off because they cost more than most commands.",
+        "1 adds an event for each connection, login and command.  By default the log has only "
+        "events for failures and for sessions that end, because the others cost more than most "
+        "commands.",
         least=0,
     )
     collectorThreshold: int = _number(
@@ -263,8 +267,8 @@ class Policy:
     )
     maxInputHeld: int = _number(
         262144,
-        "Octets of input that may wait while a command runs: a few reads of the socket.  The "
-        "service pauses reading after the first.",
+        "Octets of input that may wait while a command runs.  They are a few reads of the socket, "
+        "because the service pauses reading after the first read.",
         least=65536,
     )
 

@@ -70,8 +70,8 @@ class State:
             log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
-            # Close it until it is used, because twistd forks and gives up its privileges
-            # before, and a connection of SQLite does not survive a fork.
+            # Close the file until it is used, because twistd forks and gives up its privileges
+            # before that, and a connection of SQLite does not survive a fork.
             self.close()
 
     def _connection(self) -> sqlite3.Connection:
@@ -141,13 +141,13 @@ class State:
 
     def read(self, statement: str, *arguments: Any) -> list[Any]:
         """
-        @return: the rows; none if the file cannot be read, which this logs.
+        @return: the rows; no rows if the file cannot be read.  A failure is logged.
         """
         return self.ask(statement, *arguments) or []
 
     def ask(self, statement: str, *arguments: Any) -> list[Any] | None:
         """
-        @return: the rows; L{None} if the file cannot be read, which this logs.
+        @return: the rows; L{None} if the file cannot be read.  A failure is logged.
         """
         try:
             with self._lock:

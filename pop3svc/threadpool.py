@@ -48,9 +48,9 @@ class Executor(Protocol):
             Deferred was cancelled, to release that result.
         @param ended: called in the reactor's thread when C{work} has ended or will never
             begin: before the Deferred fires, or long after it was cancelled.
-        @param group: names the object that C{work} is for, such as a mailbox.  If it is a
-            tuple, its first element names the resource that it is on, such as a file
-            system, which has a limit of its own.
+        @param group: names the object that C{work} is for, such as a mailbox.  If the name is a
+            tuple, its first element names the resource that holds the object, such as a file
+            system.  Each resource has its own limit.
         @return: a Deferred that fires with the result of C{work}.
         @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or a thread hangs
             in earlier work of the same group.
@@ -142,7 +142,7 @@ class _Skipped:
 
 class _Job:
     """
-    One piece of work, from L{BoundedThreadPool.run} to its end.
+    A job, from L{BoundedThreadPool.run} to its end.
 
     @ivar isCancelled: whether its Deferred was cancelled.
     """
@@ -216,17 +216,17 @@ class BoundedThreadPool:
     A few threads for blocking work, with a bounded queue.
 
     A thread that hangs in cancelled work is I{lost}.  Another thread takes its place, so
-    that one dead disk does not stop all other work.  While a group has a lost thread, its
-    further work is refused.
+    that one dead disk does not stop all other work.  While a group has a lost thread, the pool
+    refuses further work of the group.
     """
 
-    # Seconds within which cancelled work ends, because it checks isCancelled(); and within
-    # which other work ends or reports progress, longer than the limit of any call.
+    # Seconds within which cancelled work ends, because it checks isCancelled().  Seconds within
+    # which other work ends or reports progress; these are longer than the limit of any call.
     GRACE, LATE = 1.0, 150.0
     # Threads that one file system may lose.
     EACH = 16
 
-    # Threads that may be lost in all; each costs some 100 KiB and no processor time.
+    # Threads of all file systems that may be lost; each costs some 100 KiB and no processor time.
     LOST = 32
     # Seconds that L{stop} waits for running work.  Sessions have ended by then, with time
     # limits of their own, and the process must end.
@@ -245,8 +245,8 @@ class BoundedThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # Work that runs in a thread, changed by the threads; and cancelled work that still
-        # runs, with the time of the cancellation (seconds).
+        # The work that runs in threads; the threads change this set.  The cancelled work that still
+        # runs, with the time of its cancellation (seconds).
         self._begun: dict[_Job, None] = {}
         self._cancelled: dict[_Job, float] = {}
         # Notified when a piece of work has ended, for stop().
@@ -255,14 +255,14 @@ class BoundedThreadPool:
 
     def start(self) -> None:
         """
-        Start the first thread, so that there is one even if the system refuses more later.
+        Start the first thread now, because the system may refuse threads later.
         """
         if not self._threads:
             self._grow()
 
     def _grow(self) -> None:
         """
-        Start one more thread, if there are fewer than allowed.
+        Start one more thread, if the pool has fewer threads than allowed.
 
         @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread and cannot start one.
         """
@@ -315,7 +315,8 @@ class BoundedThreadPool:
         end = time.monotonic() + self.PATIENCE
         with self._over:
             while max(self._jobs.qsize(), self._active) > len(self._lost()):
-                # Look again soon, because nothing is notified when a thread counts as lost.
+                # Look again soon, because no notification follows when a thread begins to count as
+                # lost.
                 if time.monotonic() >= end:
                     break
                 self._over.wait(0.1)

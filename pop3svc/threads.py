@@ -34,7 +34,7 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-# Interfaces of a provider or a store that are passed on.
+# Interfaces of a provider or a store that the wrapper provides as well.
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
@@ -60,8 +60,8 @@ class InThreads:
         @param provider: an L{IPOP3MailboxProvider} or L{IMailboxStore}.  The wrapper
             provides the same interfaces.
         @param threads: number of calls that run at once.
-        @param waiting: number of further calls that may wait; beyond that, calls are
-            refused with C{[SYS/TEMP]}.
+        @param waiting: number of further calls that may wait.  Calls beyond this number are refused
+            with C{[SYS/TEMP]}.
         @raise TypeError: the provider provides neither interface.
         """
         abilities = [each for each in _ABILITIES if each.providedBy(provider)]
@@ -103,8 +103,8 @@ class InThreads:
 
 class _Mailbox:
     """
-    A mailbox whose methods run in threads.  It provides the interfaces of the wrapped
-    mailbox except L{INewMailNotifier}, because a notifier calls back from any thread at any
+    A mailbox whose methods run in threads.  It provides the interfaces of the wrapped mailbox.
+    L{INewMailNotifier} is an exception, because a notifier may call back from any thread at any
     time.
     """
 

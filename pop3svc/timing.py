@@ -1,6 +1,6 @@
 """
-Time in the reactor: fair slices, many time limits with one timer, and progress that restarts
-time limits.
+Share the reactor's time fairly, run many time limits with one timer, and restart time limits after
+progress.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def useMonotonicClock(reactor: Any) -> None:
 
 class Progress(Deferred[T]):
     """
-    A Deferred whose work reports progress.  Each report restarts the time limits of its
-    waiters.
+    A Deferred whose work reports progress.  Each report restarts the time limits of the callers
+    that wait for it.
     """
 
     def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
@@ -59,7 +59,7 @@ class TimeSlice:
     therefore waits for the time of one slice, however much work is waiting.
     """
 
-    # Seconds of a slice: short enough that no client notices; and the shortest.
+    # Seconds of a slice, short enough that no client notices; and the least seconds of a slice.
     SLICE, LEAST = 0.004, 0.0002
 
     # Number of waiters for their next slice, by clock.
@@ -118,8 +118,8 @@ class TimeSlice:
 
 class SharedTimeout:
     """
-    Time limits of one length for many objects, with one timer, because a timer for each
-    would cost more than most of the limited work.
+    Time limits of one length for many objects.  All share one timer, because a timer for each
+    object would cost more time than most of the limited work.
     """
 
     def __init__(
