@@ -1,3 +1,3 @@
 """
-Accounts: checking passwords, and throttling failed logins.
+Accounts: check passwords, and throttle failed logins.
 """

@@ -61,8 +61,8 @@ class AccountsProvider:
         if self._scram:
             alsoProvides(self, IScramAccounts)
         # For each connection, the index of the checker that accepted the user, and the
-        # user's name there: IAccountStatus is asked of that checker.  Not kept in
-        # info.providerTag, because that belongs to the store.
+        # user's name there: IAccountStatus is asked of that checker.  These are not in
+        # info.providerTag, because that attribute belongs to the store.
         self._acceptedBy: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
         self.name: str = store.name
         self.expireDays: int = store.expireDays if IExpiry.providedBy(store) else 0
@@ -94,10 +94,10 @@ class AccountsProvider:
                 continue
             if isinstance(avatarID, bytes):
                 avatarID = avatarID.decode("utf-8", "surrogateescape")
-            # Anything but a name means no user: ANONYMOUS is an empty tuple.
+            # A value that is not a name means no user; ANONYMOUS is an empty tuple.
             if isinstance(avatarID, str) and avatarID:
                 if attempt is not None:
-                    # The password was right: a later failure makes it no wrong guess.
+                    # The password was right, so a later failure does not count as a wrong guess.
                     attempt.isGuess = attempt.wasRefused = False
                 self._acceptedBy[info] = index, avatarID
                 return await maybeAwait(self._store.openMailbox, info, avatarID)

@@ -26,7 +26,7 @@ class UsualCost:
     The costs of the hashes that a source has, with an example of each.
     """
 
-    # Different costs that are counted.  A source has a few kinds of hashes.
+    # The most different costs that are counted.  A source has only a few kinds of hashes.
     MOST = 1000
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class PasswordComparison:
         self._reader = reader
         self._queue = hashing() if runner is None else HashQueue(runner, clock)
         self._reported: set[str] = set()
-        # For unknown users as long as the source has no hash of its own to compare with.
+        # Compared for unknown users while the source has no hash of its own.
         self._standIn = hashPassword(secrets.token_hex(16))
 
     def forget(self) -> None:
         """
-        Log an error again that has been logged before.
+        Forget the logged errors, so that each is logged again.
         """
         self._reported.clear()
 
@@ -90,9 +90,10 @@ class PasswordComparison:
         """
         Compare the password of a login.
 
-        @param credentials: of twisted.cred, with C{username} and C{password}.
-        @param stored: a usable stored password; L{None} if there is no such user.
-        @param standIn: a usable one for a comparison that hides that there is no such user.
+        @param credentials: credentials of twisted.cred, with C{username} and C{password}.
+        @param stored: a usable stored password; L{None} if the user does not exist.
+        @param standIn: a usable stored password.  If the user does not exist, a comparison with it
+            hides this.
         @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
             failed, for example for lack of memory.
         """
@@ -100,7 +101,7 @@ class PasswordComparison:
         password: bytes = credentials.password
         name = username.decode("utf-8", "surrogateescape")
         compared = stored or standIn or self._standIn
-        # Some kinds of hashes do not take NUL.
+        # Some kinds of hashes do not accept NUL.
         isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
         password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
         # providedBy() is slow, so isinstance() is tried first.
@@ -109,7 +110,7 @@ class PasswordComparison:
         ):
             credentials = PasswordAttempt(username, password)
         if self._reader.isQuick(compared):
-            # Comparing needs no thread.
+            # This comparison needs no thread.
             credentials.comparing()
             matches = self._compare(compared, password, name)
         else:

@@ -1,6 +1,6 @@
 """
-Credentials of twisted.cred for a login: they carry its priority, and a checker reports to
-them when it compares the password.
+Credentials of twisted.cred for a login.  They contain the priority of the login, and a checker
+informs them when it compares the password.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Digests of passwords as Dovecot and Courier keep them.  Most have no work factor.
+Digests of passwords, as Dovecot and Courier store them.  Most have no work factor.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ __all__ = [
     "scram",
 ]
 
-# Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  Clients that are not
-# logged in can cause comparisons.
+# Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  The bound is needed
+# because clients that are not logged in can cause comparisons.
 _MOST_ROUNDS = 5_000_000
 _ROUNDS_PER_MILLISECOND = 2500
 
@@ -38,8 +38,8 @@ class DigestScheme(NamedTuple):
     """
     A digest of the password followed by a salt.
 
-    @ivar algorithm: its name in C{hashlib}.
-    @ivar size: of the digest, octets.
+    @ivar algorithm: the name of the digest in C{hashlib}.
+    @ivar size: size of the digest, octets.
     @ivar isSalted: whether a salt follows the digest.
     """
 
@@ -194,7 +194,7 @@ def digestMD5(data: bytes, password: bytes, username: str) -> bool:
     """
     Compare a password with the MD5 of C{user:realm:password} (RFC 2831 section 2.1.2.1).
 
-    @param username: the realm is the part after the first C{@}, and empty without.
+    @param username: the part after the first C{@} is the realm.  Without C{@} the realm is empty.
     """
     user, _, realm = username.encode("utf-8", "surrogateescape").partition(b"@")
     made = hashlib.md5(b":".join((user, realm, password)), usedforsecurity=False).digest()
@@ -209,8 +209,8 @@ _START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 def _stateMD5(block: bytes) -> bytes:
     """
     @param block: 64 octets.
-    @return: the state of MD5 (RFC 1321 section 3.4) after the block, which C{hashlib} does not
-        show.
+    @return: the state of MD5 (RFC 1321 section 3.4) after the block.  C{hashlib} does not return
+        this state.
     """
     words = struct.unpack("<16I", block)
     a, b, c, d = _START

@@ -26,16 +26,17 @@ __all__ = ["DomainProvider"]
 class DomainProvider:
     """
     Passes each login to the provider of the user's domain: the part of the name after its
-    last C{@}, in lower case.  The name itself is passed on as the client sent it.
+    last C{@}, in lower case.  The provider gets the whole name as the client sent it.
 
-    @ivar expireDays: see L{IExpiry}; the shortest time of the providers, because a client asks
-        before it has told its name.
+    @ivar expireDays: see L{IExpiry}; the shortest time of all providers, because a client may ask
+        before it has sent its name.
     """
 
     def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
         """
-        @param providers: L{IPOP3MailboxProvider} by domain, in lower case; the one of L{None}
-            has the users of all other domains, and of none.  Without it they are refused.
+        @param providers: L{IPOP3MailboxProvider} by domain, in lower case.  The provider of L{None}
+            has the users of all other domains, and the users without a domain.  If this provider is
+            missing, their logins are refused.
         @param name: see L{IPOP3MailboxProvider}.
         """
         self._providers = {

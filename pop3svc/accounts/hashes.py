@@ -1,9 +1,9 @@
 """
 Read stored passwords of all kinds: syntax and bounds, costs, and verification.
 
-Every source of accounts uses this module.  A stored password is a hash with its kind in front
-(C{$argon2id$}, C{$6$} and others), or has a scheme of Dovecot's or Courier's in front:
-C{{SSHA256}...}, C{{SHA512.HEX}...}.
+Every source of accounts uses this module.  A stored password begins with the kind of its hash
+(C{$argon2id$}, C{$6$} and others), or with a scheme of Dovecot or Courier (C{{SSHA256}...},
+C{{SHA512.HEX}...}).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pop3svc.interfaces import ScramKeys
 
 __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 
-# Octets of a password.  Every kind of hash takes this many.
+# The most octets of a password.  Every kind of hash accepts this many.
 LONGEST_PASSWORD = 1024
-# Characters of a hash.  The longest legitimate entry is a {PLAIN} password.
+# The most characters of a stored password.  The longest valid one is a {PLAIN} password.
 _LONGEST = 2048
 # Milliseconds of CPU time of a digest, which the reactor's thread can spare.
 _QUICK = 0.05
@@ -51,10 +51,10 @@ class _Scheme(NamedTuple):
     A scheme.
 
     @ivar decode: takes the text after the scheme and its suffix (C{""}, C{"b64"} or C{"hex"}),
-        returns what the others take; raises L{ValueError}.
+        returns the value that C{cost} and C{verify} take; raises L{ValueError}.
     @ivar cost: milliseconds of a comparison; raises L{ValueError} if the hash is malformed or
         out of bounds.
-    @ivar verify: takes that, a password and the user's name.
+    @ivar verify: takes the decoded value, a password and the user's name.
     """
 
     decode: Callable[[str, str], Any]
@@ -119,9 +119,9 @@ _PLAIN = _Scheme(_asText, _costPlain, _verifyPlain, isPlain=True)
 
 def _crypt(*prefixes: str) -> _Scheme:
     """
-    Make the scheme of hashes with their kind in front.
+    Make the scheme of hashes that begin with their kind.
 
-    @param prefixes: of the kinds that are allowed; none: all.
+    @param prefixes: the prefixes of the allowed kinds; empty to allow all kinds.
     """
 
     def kindOf(text: str) -> ModularHash:
@@ -231,15 +231,15 @@ class HashReader:
     """
     Reads stored passwords.
 
-    A scheme that is not known lets nobody in.
+    If a stored password has an unknown scheme, its user cannot log in.
     """
 
     def __init__(self, default: str = "CRYPT", isCourier: bool = False) -> None:
         """
-        @param default: the scheme of a stored password without one.
+        @param default: the scheme of stored passwords that name no scheme.
         @param isCourier: whether C{{MD5}} is the digest of the password and C{{MD5RAW}} is known,
             as in Courier.
-        @raise ValueError: there is no such scheme.
+        @raise ValueError: the scheme does not exist.
         """
         self._schemes = _COURIER if isCourier else _SCHEMES
         known = self._schemes.get(default.upper())
@@ -267,15 +267,15 @@ class HashReader:
         Check that a stored password is usable, and estimate the CPU time of a comparison.
 
         @return: milliseconds.
-        @raise ValueError: it is malformed or out of bounds.  The text is a short reason, and
-            does not contain the hash.
+        @raise ValueError: the stored password is malformed or out of bounds.  The text is a short
+            reason, and does not contain the hash.
         """
         scheme, data = self._read(stored)
         return scheme.cost(data)
 
     def isPlain(self, stored: str) -> bool:
         """
-        @return: whether the password is in the clear.
+        @return: whether the stored password is not hashed.
         """
         return self._read(stored)[0].isPlain
 

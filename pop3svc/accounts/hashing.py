@@ -1,5 +1,5 @@
 """
-A queue for hashing passwords: logins from known networks go first, and each wait is bounded.
+A queue of passwords to hash.  Logins from known networks go first, and each wait is bounded.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class HashQueue:
         """
         Run C{work} in a thread when its turn comes.
 
-        @param isUrgent: whether it goes before entries that are not urgent.
-        @param patience: how many seconds it may wait for its turn.
+        @param isUrgent: whether the work goes before work that is not urgent.
+        @param patience: how many seconds the work may wait for its turn.
         @param begun: called when C{work} begins.
-        @return: a Deferred firing with the result of C{work}, or failing with
-            L{POP3ResponseError}, C{SYS/TEMP}, if it waited longer than C{patience}.
-            Cancelling the Deferred removes work that has not begun.  Work that has begun
-            keeps its thread to the end, because a hash cannot be interrupted.
+        @return: a Deferred that fires with the result of C{work}.  If the work waits longer than
+            C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  If the Deferred
+            is cancelled, work that has not begun is removed.  Work that has begun keeps its thread
+            to the end, because a hash cannot be interrupted.
         @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
         if len(self._urgent) + len(self._others) >= self.MAX_WAITING:
@@ -168,6 +168,6 @@ def hashing() -> HashQueue:
 
 def startHashing() -> None:
     """
-    Start the first thread now, because starting one may fail later.
+    Start the first thread now, because the start of a thread may fail later.
     """
     _workers.start()

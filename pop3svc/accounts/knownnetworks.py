@@ -94,7 +94,7 @@ class KnownNetworks:
         now: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param state: the database; without one everything is forgotten at exit.
+        @param state: the database.  Without a database everything is forgotten at exit.
         @param isWriter: whether this process writes to the database; if not, it only reads.
         @param runner: runs the reading and writing.
         @param now: the wall clock, in seconds, because the stored times outlive the process.
@@ -137,8 +137,8 @@ class KnownNetworks:
         """
         Record that the user has logged in from the address.
 
-        @return: whether anything was recorded.  A user and a network are recorded at most once
-            a day.
+        @return: whether the login was recorded.  A user and a network are recorded at most once a
+            day.
         """
         now = self._now()
         network, address = networkOf(clientIP, 24), networkOf(clientIP)
@@ -167,7 +167,7 @@ class KnownNetworks:
         seen = users.get(username)
         if seen is not None:
             return now - seen >= self.NEWS
-        # A new user replaces one that has not been seen for a day, so that an address stays
+        # A new user replaces a user who has not been seen for a day, so that an address stays
         # shared while its users change.
         return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
 
@@ -241,8 +241,8 @@ class KnownNetworks:
 
     async def save(self) -> None:
         """
-        Write the changes, in a thread.  Rows are deleted at twice the age at which they
-        expire, because the clock may be wrong for a while.
+        Write the changes, in a thread.  Rows are deleted at twice the age at which they expire,
+        because the clock may be wrong for some time.
         """
         if not self._isWriter:
             return

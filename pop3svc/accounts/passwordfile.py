@@ -52,12 +52,12 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Password files have a thread of their own, because a disk with mail may hang.
+# Password files have their own thread, because a disk with mail may hang.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# Octets of a file: enough for two million users, and a bound on memory.
+# The most octets of a file.  They are enough for two million users, and bound the memory.
 _LARGEST = 256 << 20
-# Bad lines that are listed individually.  A file with more has another format.
+# The most bad lines that are listed individually.  A file with more bad lines has another format.
 _MOST_NAMED = 1000
 
 
@@ -198,15 +198,15 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  The file is read again, in
-    a thread, when it has changed.  A line that cannot be used affects only the user it
+    a thread, when it has changed.  A line that cannot be used affects only the user whom the line
     names.  If the file cannot be read, the previous accounts stay.
 
-    L{pop3svc.accounts.hashes} has the kinds of hashes.
+    L{pop3svc.accounts.hashes} defines the kinds of hashes.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
 
-    # Seconds that a login waits until a changed file has been read again.  After that it is
+    # Seconds that a login waits until a changed file has been read again.  After that the login is
     # checked against the old accounts.
     PATIENCE = 5.0
     # Seconds between attempts to read an unreadable file.
@@ -345,8 +345,7 @@ class PasswordFile:
             await self._refresh()
         username: bytes = credentials.username
         known = self._accounts.hashes.get(username.decode("utf-8", "surrogateescape"))
-        # For an unknown user, a comparison of the median cost hides that there is no such
-        # user.
+        # For an unknown user, a comparison of the median cost hides that the user does not exist.
         if not await self._comparison.isRight(credentials, known, self._accounts.standIn):
             raise UnauthorizedLogin()
         return username
@@ -430,8 +429,8 @@ def _changing(
     path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
 ) -> Iterator[list[str]]:
     """
-    A context with the lines of the file, to be changed in place.  At its end they are
-    written back atomically.  A lock admits one writer at a time.
+    A context with the lines of the file.  Change the lines in place; the end of the context writes
+    them back atomically.  A lock admits one writer at a time.
     """
     directory = os.path.dirname(os.path.realpath(path))
     try:
@@ -460,8 +459,8 @@ def _changing(
 
 def _find(lines: list[str], name: str) -> list[int]:
     """
-    @return: the indices of a user's lines; more than one if another program has written
-        the file.
+    @return: the indices of a user's lines.  A file that another program has written may have
+        several.
     """
     return [
         index
@@ -493,9 +492,9 @@ def addUser(
     isForScram: bool = False,
 ) -> None:
     """
-    Add a user.  If there is no file, it is created.
+    Add a user.  Create the file if it does not exist.
 
-    @param owner: uid and gid for a file that is created.
+    @param owner: uid and gid of a new file.
     @param isForScram: store a verifier of SCRAM-SHA-256 in place of a hash.
     @raise ValueError: the user cannot be added; a sentence that gives the reason.
     """

@@ -47,7 +47,8 @@ log = Logger(namespace="pop3svc")
 
 PARAMETERS = ("user", "local", "domain")
 COLUMNS = ("password", "user", "nologin", "allow_nets")
-# Octets of a name that is looked up: an address has 254 at most (RFC 5321 section 4.5.3.1).
+# The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
+# 4.5.3.1).
 _LONGEST_NAME = 512
 # Users whose last successful login is remembered until its session asks for the version.
 _VERSIONS = 10_000
@@ -59,13 +60,13 @@ _REASON = re.compile(r"[ -Z\\^-~]{1,200}")
 
 class _BadQuery(Exception):
     """
-    The query does not give what it must; a sentence for the operator.
+    The query does not return the required columns; a sentence for the operator.
     """
 
 
 class _BadAccount(Exception):
     """
-    A row that cannot be used; the reason, without the stored password.
+    A row cannot be used.  The text is the reason, without the stored password.
     """
 
 
@@ -73,9 +74,9 @@ class _Row(NamedTuple):
     """
     The row of a user.
 
-    @ivar user: the name of the mailbox; L{None} if it is the name of the login.
+    @ivar user: the name of the mailbox; L{None} if it is the login name.
     @ivar nologin: the reason why the user may not log in; L{None} if the user may.
-    @ivar networks: from which the user may log in; empty: from everywhere.
+    @ivar networks: the networks from which the user may log in; empty if from all.
     """
 
     password: str
@@ -95,7 +96,7 @@ def _values(name: str) -> dict[str, str]:
 def _columnsOf(cursor: Any) -> list[str]:
     """
     @return: the names of the columns.
-    @raise _BadQuery: they are not those that the query must have.
+    @raise _BadQuery: a required column is missing, or there is an unknown one.
     """
     if cursor.description is None:
         raise _BadQuery("the query returns no rows")
@@ -129,7 +130,7 @@ def _textOf(value: Any) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, int):
-        # SQLite makes a number of a text in a column of numbers.
+        # In a column of numbers SQLite converts a text to a number.
         return str(value)
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
@@ -175,8 +176,8 @@ class SQLAccounts:
         client.
       - C{allow_nets}: networks, separated by commas, from which the user may log in.
 
-    The transaction only reads.  An account that cannot be used lets nobody in, and the log names
-    it once.
+    The transaction only reads.  If an account cannot be used, its user cannot log in, and the log
+    names the account once.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -212,7 +213,7 @@ class SQLAccounts:
         self._usual = UsualCost()
         self._scram = ScramSource(reader, runner, clock)
         self._usualKeys = UsualKeys(reader)
-        # The health of the query, in contrast to that of the database.
+        # The health of the query, which may fail while the database works.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
@@ -257,7 +258,7 @@ class SQLAccounts:
         try:
             rows = await self._database.run(_look, self._query, name, isReading=True)
         except DatabaseUnavailable:
-            # The database has logged it.
+            # The database has logged the failure.
             raise _unavailable()
         except Exception as error:
             if isUnencodable(error):
@@ -270,7 +271,7 @@ class SQLAccounts:
 
     async def _find(self, name: str) -> _Row | None:
         """
-        @return: the row of a user; L{None} if there is none that can be used.
+        @return: the row of a user; L{None} if no row can be used.
         """
         rows = await self._rows(name)
         if not rows:
@@ -315,7 +316,7 @@ class SQLAccounts:
         username: bytes = credentials.username
         name = username.decode("utf-8", "surrogateescape")
         row = await self._find(name)
-        # For an unknown user, a comparison of the usual cost hides that there is no such user.
+        # For an unknown user, a comparison of the usual cost hides that the user does not exist.
         stored = None if row is None else row.password
         isRight = await self._comparison.isRight(credentials, stored, self._usual.example() or "")
         if row is None or not isRight or not _isAllowed(row, credentials):
@@ -366,7 +367,7 @@ class SQLAccounts:
         """
         See L{IAccountStatus.isStillValid}.
         """
-        # The query knows the name of the login, and the mailbox may have another.
+        # The query needs the login name, and the mailbox may have another name.
         return startNow(self._isStillValid(info.userNameAtLogin or username, version))
 
     async def _isStillValid(self, name: str, version: str) -> bool:
@@ -375,8 +376,9 @@ class SQLAccounts:
 
     def hasAccount(self, username: str) -> Any:
         """
-        See L{IAccountNames.hasAccount}.  A name whose mailbox has another name is no account,
-        because nobody would read its mail.  A user who may not or cannot log in has an account.
+        See L{IAccountNames.hasAccount}.  If the mailbox of a name has another name, the name is no
+        account, because nobody would read its mail.  A user who may not or cannot log in has an
+        account.
         """
         return startNow(self._hasAccount(username))
 

@@ -132,12 +132,12 @@ class Strikes:
 
     # Seconds after the first strike during which a refused attempt restarts the period.
     LONGEST = 86400
-    # Keys; the oldest are evicted first.  A key takes about 600 octets of memory.
+    # The most keys.  The oldest keys are evicted first.  A key takes about 600 octets of memory.
     BOUND = 65536
     # Seconds after which an attempt under way is ignored, because its process may have
     # died.  No login takes this long.
     LAPSE = 300
-    # Keys with attempts under way.  Only processes that died can leave more.
+    # The most keys with attempts under way.  Only dead processes can leave more.
     MAX_PENDING = 50_000
 
     def __init__(
@@ -210,7 +210,7 @@ class Strikes:
 
     def takeBack(self, key: Any, guess: bytes) -> None:
         """
-        Count an attempt as under way no longer.
+        Stop counting an attempt as under way.
         """
         pending = self._pending.get(key)
         if pending is None or guess not in pending:
@@ -245,7 +245,7 @@ class Strikes:
 
     def renew(self, key: Any) -> int:
         """
-        Note that an attempt was refused because the limit is reached.
+        Record that an attempt was refused because the limit is reached.
 
         @return: the number of refused attempts.
         """
@@ -261,7 +261,7 @@ class Strikes:
         """
         Forget the strikes against a key.
 
-        @return: whether there were any.
+        @return: whether the key had strikes.
         """
         return bool(self._records) and self._records.pop(key, None) is not None
 
@@ -361,7 +361,7 @@ class BanEngine:
         self.tables = [self._strikes]
         networks = [ip_network(each) for each in exempt]
 
-        # Cached because the same few clients connect repeatedly.
+        # Cached, because the same few clients connect repeatedly.
         @lru_cache(4096)
         def isExempt(clientIP: str | None) -> bool:
             return clientIP is None or any(addressOf(clientIP) in each for each in networks)

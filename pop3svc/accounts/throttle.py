@@ -103,8 +103,8 @@ class _HiddenGuesses:
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
-    Applies limits whose counts several processes share.  Each process sends the events that
-    change its counts to the others, which apply them to their own.
+    Applies limits whose counts several processes share.  Each process sends the events that change
+    its counts to the other processes.  They apply the events to their own counts.
 
     An attempt counts from the moment it is admitted.  If the failure of all attempts under way
     would reach a limit, further attempts wait for their outcome.
@@ -123,7 +123,7 @@ class SharedThrottle:
         @param known: the same L{KnownNetworks} that the limits were given.
         @param tell: sends an event to the other processes, which pass its arguments to
             L{heard}.
-        @param patience: how many seconds an attempt waits for others.
+        @param patience: how many seconds an attempt waits for other attempts.
         """
         self.known = KnownNetworks() if known is None else known
         self._clock = clock
@@ -180,7 +180,7 @@ class SharedThrottle:
         """
         Admit or refuse an attempt.
 
-        @return: whether it is admitted, or L{None} if it has to wait for others.
+        @return: whether the attempt is admitted, or L{None} if it has to wait for other attempts.
         """
         counts: list[tuple[Strikes, Any]] = []
         for limit in self._limits:
@@ -244,9 +244,9 @@ class SharedThrottle:
 
     def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
-        Decide again about the attempts that have waited for an attempt that has ended now.  Do
-        this in the reactor's next iteration, because an admitted attempt may end at once, and
-        call this method again.
+        Decide again about attempts that have waited for an attempt that has now ended.  Do this in
+        the reactor's next iteration, because an admitted attempt may end at once and call this
+        method again.
 
         @param keys: the tables and keys that counted the ended attempt.
         """
@@ -329,8 +329,8 @@ class SharedThrottle:
         attempt = self._end(info)
         if attempt is None:
             return
-        # A client that disconnects before the refusal has learned that its guess was wrong,
-        # because a right one is answered sooner.
+        # If a client disconnects before the refusal, it has learned that its guess was wrong,
+        # because a right password is answered sooner.
         if attempt.wasRefused or (isLost and attempt.isGuess):
             self._failed(attempt)
         else:
@@ -340,7 +340,7 @@ class SharedThrottle:
         if self._tell is not None:
             wasUnannounced = attempt in self._unannounced
             self._unannounced.pop(attempt, None)
-            # Most logins change nothing, so the other processes need not know of them.
+            # Most logins change no counts, so the other processes need not know of them.
             if event == "succeeded" or not wasUnannounced:
                 self._announce(event, attempt)
         if self._waiting:
@@ -423,8 +423,8 @@ class LoginGuard:
     answered one after the other across all its connections, with growing delays.
     """
 
-    # All times are in seconds.  A refusal is sent no earlier than this after its attempt
-    # arrived; it is longer than a hash takes.
+    # All times are in seconds.  A refusal is sent no earlier than this after its attempt arrived.
+    # A hash takes less time than this.
     AFTER = 1.0
     # The interval between two refusals to an address grows by STEP up to LONGEST.
     STEP = 0.5
@@ -435,7 +435,8 @@ class LoginGuard:
     FORGOTTEN = 600
     # Addresses remembered; the oldest are evicted first.  An address takes about 300 octets.
     BOUND = 65536
-    # Octets of a user name.  No user has a longer one; it is refused without being counted.
+    # The most octets of a user name.  No user has a longer name, so it is refused without being
+    # counted.
     LONGEST_NAME = 255
 
     def __init__(self, clock: IReactorTime, throttle: Any) -> None:
@@ -444,7 +445,7 @@ class LoginGuard:
         """
         self._clock = clock
         self._throttle = ILoginThrottle(throttle)
-        # Weak keys, so that the entry of a lost client goes with its connection.
+        # Weak keys, so that the entry of a lost client disappears with its connection.
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         # For each address: the number of refusals, the time at which the last one was
         # recorded, and the time at which it is due.
