@@ -1,3 +1,3 @@
 """
-How mail gets in: the command C{pop3svc deliver}, and LMTP.
+Receive new mail: by the command C{pop3svc deliver}, and by LMTP.
 """

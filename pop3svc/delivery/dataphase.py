@@ -11,12 +11,12 @@ _END = b"\r\n.\r\n"
 
 class DataPhase:
     """
-    Finds the end of a message, and takes away the dots that were added to its lines.
+    Finds the end of a message, and removes the dots that were added to its lines.
 
-    Only CRLF ends a line.  Programs disagree about bare CR and LF.  An attacker smuggles mail by
-    a message that one program takes for one and another program takes for two.
+    Only CRLF ends a line.  Programs disagree about bare CR and LF.  An attacker could smuggle mail
+    in a message that one program reads as one message, and another program as two.
 
-    @ivar hasBareLineEnd: whether a CR or an LF that is not a part of CRLF has come.
+    @ivar hasBareLineEnd: whether the input had a CR or an LF that is not a part of CRLF.
     """
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class DataPhase:
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """
         @param data: the next octets from the client.
-        @return: the next octets of the message, whole lines at its end; and L{None}, or the
-            octets after the final dot if it has come.
+        @return: the next octets of the message; and the octets after the final dot, or L{None} if
+            the final dot has not come.  At the end of the message, its last line is complete.
         """
         data = self._held + data
         end = data.find(_END)
@@ -47,7 +47,7 @@ class DataPhase:
             self.hasBareLineEnd = True
         data = data.replace(b"\r\n.", b"\r\n")
         if self._isFirst:
-            # Drop the line end before the first line, which is no part of the message.
+            # Drop the line end before the first line, because it is no part of the message.
             self._isFirst = False
             data = data[2:]
         return data, rest

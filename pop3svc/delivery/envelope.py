@@ -20,8 +20,7 @@ _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
 _ROUTE = re.compile(r"@[^:]*:")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-# A message with this many Received fields goes in circles.  The longest real routes have some
-# thirty.
+# A message with this many Received fields loops.  The longest real routes have some thirty.
 _MOST_HOPS = 100
 # Octets of a header that are searched: more than 100 Received fields.
 _SEARCHED = 262_144
@@ -40,7 +39,7 @@ class Path(NamedTuple):
     """
     An address of an envelope.
 
-    @ivar text: as it stood between the brackets, without a source route.
+    @ivar text: the text between the brackets, without a source route.
     @ivar name: the address without quotation marks; empty for the empty path.
     @ivar parameters: the words after the path.
     """
@@ -63,7 +62,7 @@ def parsePath(argument: str, keyword: str) -> Path:
     Parse the argument of MAIL or RCPT (RFC 5321 section 4.1.2).
 
     @param keyword: C{"FROM"} or C{"TO"}.
-    @raise BadPath: it is not valid.
+    @raise BadPath: the argument is not valid.
     """
     found = None
     if argument[: len(keyword) + 1].upper() == f"{keyword}:":
@@ -119,7 +118,7 @@ def traceLine(name: str, value: str) -> bytes:
 
 class Trace:
     """
-    Reads the beginning of a message for fields that show that the message goes in circles.
+    Searches the beginning of a message for fields that show that the message loops.
     """
 
     def __init__(self) -> None:
@@ -143,7 +142,7 @@ class Trace:
         """
         @param deliveredTo: the recipient that C{Delivered-To} will name; L{None} if the
             delivery adds no such field.
-        @raise DeliveryRefused: the message goes in circles.
+        @raise DeliveryRefused: the message loops.
         """
         if len(_RECEIVED.findall(self._head)) > _MOST_HOPS:
             raise DeliveryRefused("The message has been on its way too often.")

@@ -39,7 +39,7 @@ __all__ = ["SPOOLED", "LMTPFactory", "LMTPProtocol"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of a message that are kept in memory; larger ones go to a temporary file.
+# Octets of a message that are kept in memory.  Larger messages go to a temporary file.
 SPOOLED = 262_144
 # Seconds in which a cancelled delivery must report which copies it has stored.
 _PATIENCE = 10
@@ -121,8 +121,8 @@ class _Transfer:
 
 class LMTPProtocol(SerialSMTP):
     """
-    The server's side of a connection: there is a reply for each recipient, bare line ends are
-    refused, and the message goes to a file instead of to objects line by line.
+    The server's side of a connection.  It sends a reply for each recipient, and refuses bare line
+    ends.  It writes the message to a file instead of passing each line to an object.
     """
 
     def __init__(self, factory: LMTPFactory, address: IAddress | None) -> None:
@@ -323,8 +323,8 @@ class LMTPProtocol(SerialSMTP):
         self, delivery: Deferred[list[DeliveryError | None]], copies: int
     ) -> list[DeliveryError | None]:
         """
-        Wait for a delivery.  If it takes too long, cancel it, and use the results that it gives
-        then, because some copies may be stored.
+        Wait for a delivery.  If the delivery takes too long, cancel it, and use the results that it
+        then returns, because some copies may be stored.
         """
         clock, limit = self.factory.clock, self._policy.answerTimeout
         timer = clock.callLater(limit, delivery.cancel)
@@ -375,7 +375,7 @@ _COMMANDS: dict[bytes, Any] = {
 
 class _Rejecting(Protocol):
     """
-    Refuses a connection, because there are too many.
+    Refuses a connection, because too many are open.
     """
 
     def connectionMade(self) -> None:

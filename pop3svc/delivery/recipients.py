@@ -1,5 +1,5 @@
 """
-Find the users that mail is for, and hand it to their stores.
+Find the recipients of a message, and pass the message to their stores.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Destination(NamedTuple):
 
     async def has(self, name: str) -> bool:
         """
-        @return: whether a user has this name.  If a source of accounts does not know its names, a
-            user exists who has a mailbox.
+        @return: whether a user has this name.  If a source of accounts does not know its names,
+            each name that has a mailbox counts as a user.
         """
         known = [each for each in self.accounts if IAccountNames.providedBy(each)]
         for each in known:
@@ -69,8 +69,8 @@ class Recipients:
         localDomains: Sequence[str] = (),
     ) -> None:
         """
-        @param destinations: by domain, in lower case.  The destination of L{None} has the users
-            of all other domains, and the users without a domain.
+        @param destinations: the destinations by domain, in lower case.  The destination of L{None}
+            has the users of all other domains, and the users without a domain.
         @param delimiter: see L{namesFor}.
         @param localDomains: see L{namesFor}.
         """
@@ -81,7 +81,7 @@ class Recipients:
     async def find(self, recipient: str, isReading: bool = False) -> Recipient:
         """
         @param recipient: an address, or the name of a user.
-        @param isReading: whether the store need not take mail.
+        @param isReading: whether the caller only reads, so that the store need not accept mail.
         @raise DeliveryError: no user has this address, or the user cannot be looked up now.
         """
         for name in namesFor(recipient, self._delimiter, self._localDomains):

@@ -66,7 +66,7 @@ class SerialSMTP(SMTP):
         self._running: Deferred[None] | None = None
         self._isFull = False
         self._isClosing = False
-        # Whether the service stops.
+        # Whether the service is stopping.
         self._isStopping = False
         self._bad = 0
 
@@ -204,7 +204,7 @@ class SerialSMTP(SMTP):
 
     def _nextLine(self) -> bytes | None:
         """
-        @return: the next command; L{None} if it has not arrived whole.
+        @return: the next command; L{None} if it has not arrived completely.
         """
         while True:
             line, end, rest = self._input.partition(b"\r\n")
@@ -243,7 +243,7 @@ class SerialSMTP(SMTP):
 
     def _refuse(self, code: int, text: str) -> None:
         """
-        Answer a command that is not valid.
+        Answer an invalid command.
         """
         self._bad += 1
         if self._bad > self._policy.maxBadCommands:
@@ -253,7 +253,7 @@ class SerialSMTP(SMTP):
 
     def _perform(self, work: Coroutine[Any, Any, None]) -> None:
         """
-        Carry out a command, and read nothing meanwhile.
+        Carry out a command, and read no further input meanwhile.
         """
         try:
             result = startNow(work)

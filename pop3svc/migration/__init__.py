@@ -1,5 +1,5 @@
 """
-Read what other POP3 servers have written, so that clients keep the unique-ids they know.
+Read the files of other POP3 servers, so that messages keep the unique-ids that clients know.
 """
 
 from pop3svc.migration.headers import uniqueIDInHeader

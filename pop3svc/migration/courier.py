@@ -32,8 +32,8 @@ def readSizeList(data: bytes) -> list[OldMessage]:
     Parse a file of version 0 (which has no header) to 3.
 
     @param data: the whole file.
-    @return: the messages in the order of the file; files of some of them may be gone.
-    @raise DamagedFile: it is damaged, or has another version.
+    @return: the messages in the order of the file.  The files of some messages may be gone.
+    @raise DamagedFile: the file is damaged, or has another version.
     """
     lines = data.split(b"\n")
     if lines.pop():
@@ -47,7 +47,7 @@ def readSizeList(data: bytes) -> list[OldMessage]:
         raise DamagedFile("it is empty")
     messages: dict[bytes, OldMessage] = {}
     for index, line in enumerate(lines[1:] if version else lines, 2 if version else 1):
-        # The name may hold blanks, so the numbers are those at the end.
+        # The name may contain blanks, so take the numbers at the end of the line.
         found = _LINES[version].fullmatch(line)
         if found is None or b"/" in found[1] or found[1][:1] == b":":
             raise DamagedFile(f"line {index} is damaged")

@@ -26,10 +26,10 @@ class UIDRecord(NamedTuple):
     """
     A message in C{dovecot-uidlist}.
 
-    @ivar base: base name of its file.
-    @ivar saved: the saved unique-id (field C{P}); L{None} if there is none.
-    @ivar order: its number in the order of POP3 (field C{O}); L{None} if there is none.
-    @ivar guid: its GUID (field C{G}); L{None} if there is none.
+    @ivar base: base name of the message's file.
+    @ivar saved: the saved unique-id (field C{P}), or L{None}.
+    @ivar order: the message's number in the order of POP3 (field C{O}), or L{None}.
+    @ivar guid: the message's GUID (field C{G}), or L{None}.
     """
 
     uid: int
@@ -45,7 +45,7 @@ class UIDList:
     The content of C{dovecot-uidlist}.
 
     @ivar nextUID: no message had this UID or a larger one.
-    @ivar records: the messages by rising UID; files of some of them may be gone.
+    @ivar records: the messages by rising UID.  The files of some messages may be gone.
     """
 
     uidValidity: int
@@ -93,7 +93,7 @@ def readUIDList(data: bytes) -> UIDList:
     Parse a file of version 1 (Dovecot 1.0) or 3 (Dovecot 1.1 and later).
 
     @param data: the whole file.
-    @raise DamagedFile: it is damaged, or has another version.
+    @raise DamagedFile: the file is damaged, or has another version.
     """
     lines = os.fsdecode(data).split("\n")
     if lines.pop():
@@ -119,7 +119,7 @@ def readUIDList(data: bytes) -> UIDList:
         if record is None:
             raise DamagedFile(f"line {number} is damaged")
         last = uid
-        # Of two lines for one file the later one holds.
+        # If a file has two lines, use the later line.
         records.pop(record.base, None)
         records[record.base] = record
     # The header may lag behind, because Dovecot appends lines without changing it.
@@ -146,7 +146,7 @@ def _readNew(uid: int, rest: str) -> UIDRecord | None:
         return None
     fields: dict[str, str] = {}
     for word in words.split(" "):
-        # A value ends at its first blank, so other words may be the rest of one.
+        # A value ends at its first blank, so further words may be the rest of a value.
         fields.setdefault(word[:1], word[1:])
     order = fields.get("O")
     if order is not None and not _NUMBER.fullmatch(order):

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 __all__ = ["DEFAULT", "MessageNames", "UIDLFormat"]
 
-# The default of Dovecot 2.3; that of 2.4 gives the same unique-ids.
+# The default of Dovecot 2.3.  The default of 2.4 gives the same unique-ids.
 DEFAULT = "%08Xu%08Xv"
-# The longest format that is accepted, and the largest width in it, so that no unique-id needs
-# much memory; legal ones have at most 70 octets.
+# The longest format that is accepted, and the largest width in a format, so that no unique-id needs
+# much memory.  A legal unique-id has at most 70 octets.
 _LONGEST, _WIDEST = 1000, 1000
 
 
@@ -133,7 +133,7 @@ class _ShortPiece:
             if hashed is None:
                 text = _MODIFIERS[letter](text)
             else:
-                # A hash takes width and skip for itself: modulus and number of digits.
+                # A hash uses the width as its modulus, and the skip as its number of digits.
                 number = hashed(text)
                 text = f"{(number % width if width > 0 else number) & 0xFFFFFFFF:x}"
                 text = text.rjust(max(skip, 0), "0")
@@ -148,8 +148,8 @@ class _ShortPiece:
 
 class UIDLFormat:
     """
-    A format of unique-ids: that of Dovecot 2.3 with letters (C{%08Xu}), or that of Dovecot
-    2.4 with names (C{%{uid | hex(8)}}).
+    A format of unique-ids: of Dovecot 2.3 with letters (C{%08Xu}), or of Dovecot 2.4 with names
+    (C{%{uid | hex(8)}}).
 
     @ivar text: the format.
     """
@@ -193,7 +193,7 @@ class UIDLFormat:
 
     def expand(self, names: MessageNames) -> str:
         """
-        @return: the unique-id that Dovecot gives to a message; it need not be legal.
+        @return: the unique-id that Dovecot gives to a message.  It may be illegal.
         """
         return "".join([piece(names) for piece in self._pieces])
 

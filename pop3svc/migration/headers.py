@@ -10,7 +10,7 @@ from pop3svc.listings import isUniqueID
 
 __all__ = ["HEADER", "uniqueIDInHeader", "valueInHeader"]
 
-# Octets at the beginning of a message in which the header X-UIDL is looked for.
+# The number of octets at the beginning of a message that are searched for the header X-UIDL.
 HEADER = 65_536
 _FIELD = re.compile(rb"^X-UIDL[ \t]*:[ \t]*(.*?)[ \t]*\r?\n(?![ \t])", re.IGNORECASE | re.MULTILINE)
 _END = re.compile(rb"^\r?\n", re.MULTILINE)
@@ -19,8 +19,8 @@ _END = re.compile(rb"^\r?\n", re.MULTILINE)
 def valueInHeader(data: bytes) -> str | None:
     """
     @param data: the beginning of a message, with any line ends; L{HEADER} octets are enough.
-    @return: the value of the first header C{X-UIDL}, one character for each octet; L{None} if
-        there is none.
+    @return: the value of the first header C{X-UIDL}, one character for each octet; L{None} without
+        this header.
     """
     end = _END.search(data)
     found = _FIELD.search(data, 0, len(data) if end is None else end.start())
@@ -30,11 +30,11 @@ def valueInHeader(data: bytes) -> str | None:
 def uniqueIDInHeader(data: bytes) -> str | None:
     """
     Find the unique-id that qpopper, mailutils, or Dovecot with C{pop3_reuse_xuidl} gave to its
-    clients.  Use it only where the operator says so, because anybody can send a message with such
-    a header.
+    clients.  Use it only if the operator has allowed it, because anybody can send a message with
+    such a header.
 
     @param data: see L{valueInHeader}.
-    @return: the value of the first header C{X-UIDL}; L{None} if there is none, or if RFC 1939
+    @return: the value of the first header C{X-UIDL}; L{None} without this header, or if RFC 1939
         section 7 does not allow the value.
     """
     value = valueInHeader(data)

@@ -25,9 +25,9 @@ class OldMessage(NamedTuple):
     """
     A message in the records of another server.
 
-    @ivar base: the name of its file up to the first C{:}.
-    @ivar uniqueID: the unique-id that the server told its clients; not checked yet.
-    @ivar rank: sorts the messages as the server numbered them.
+    @ivar base: the name of the message's file up to the first C{:}.
+    @ivar uniqueID: the unique-id that the server sent to its clients; not checked yet.
+    @ivar rank: a value that sorts the messages in the order in which the server numbered them.
     """
 
     base: str
@@ -59,8 +59,8 @@ def keep(
 
     @param messages: in the order in which the server gave them unique-ids.
     @param present: base names of the messages whose files exist; L{None} for all.  These messages
-        come first, because clients know only their unique-ids.  Only these are counted if they
-        cannot keep their unique-ids.
+        come first, because clients know only their unique-ids.  C{illegal} and C{repeated} count
+        only these messages.
     @param renames: the server appended C{-2} to the second of several equal unique-ids, and
         so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """
@@ -94,6 +94,6 @@ def keep(
 
 
 def _isLegal(uniqueID: str) -> bool:
-    # This service derives unique-ids of that form from file names, so that an old one could
-    # equal that of another message.
+    # This service derives unique-ids of that form from file names, so an old unique-id could equal
+    # the unique-id of another message.
     return isUniqueID(uniqueID) and not isDerived(uniqueID)

@@ -1,5 +1,5 @@
 """
-The operator's settings about the former server: where its unique-ids are found.
+The operator's settings about the former server: where to find its unique-ids.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pop3svc.migration.records import Kept, keep
 
 __all__ = ["LARGEST", "Scheme", "parseScheme"]
 
-# Octets of a file of another server that are read at most: some 800,000 messages.
+# The most octets that are read of another server's file: some 800,000 messages.
 LARGEST = 67_108_864
 
 
 @dataclass(frozen=True)
 class Scheme:
     """
-    How the unique-ids of another server are found.
+    A way to find the unique-ids of another server.
 
     @ivar file: the name of the server's file.
     @ivar format: the format of Dovecot's unique-ids; L{None} for Courier.
     @ivar renames: see L{keep<pop3svc.migration.records.keep>}.
-    @ivar usesHeaders: the headers C{X-UIDL} come before the format, as with Dovecot's
+    @ivar usesHeaders: whether the headers C{X-UIDL} are preferred to the format, as with Dovecot's
         C{pop3_reuse_xuidl = yes}.
     """
 

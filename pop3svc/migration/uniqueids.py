@@ -29,7 +29,7 @@ def uniqueIDsOf(
     xuidl: bool = False,
 ) -> Mapping[str, tuple[str, int]]:
     """
-    Find the unique-ids that another server told its clients.  Blocks.
+    Find the unique-ids that another server sent to its clients.  Blocks.
 
     @param path: the directory of one mailbox.
     @param uidl: C{dovecot}, C{courier} or a format of Dovecot; for a spool directory of Cyrus
@@ -39,8 +39,8 @@ def uniqueIDsOf(
     @param duplicates: C{rename} if Dovecot had C{pop3_uidl_duplicates = rename}.
     @param xuidl: whether Dovecot had C{pop3_reuse_xuidl = yes}.
     @return: for the base name of each file (up to the first C{:}) its unique-id, which is
-        legal and occurs once, and its place in the old order, from 0.  A file that is not in
-        it needs a unique-id of ours.
+        legal and occurs once, and its place in the old order, from 0.  A file that is missing here
+        needs a new unique-id.
     @raise ValueError: C{uidl} is not known, or the server's file is damaged
         (L{DamagedFile}); a sentence for the operator.
     @raise OSError: the server's file cannot be read.
@@ -90,8 +90,8 @@ def _places(path: str) -> Iterator[tuple[str, str]]:
 
 def _valueIn(folder: str, name: str) -> str | None:
     """
-    @return: the value of the header C{X-UIDL} of a file; L{None} if there is none, or if the
-        file is gone.
+    @return: the value of the header C{X-UIDL} of a file; L{None} if the header or the file does not
+        exist.
     """
     try:
         directory = openDirectory(folder)

@@ -21,7 +21,7 @@ from pop3svc.transfer.target import Target, failureOf
 
 __all__ = ["Export", "arrivalOf"]
 
-# Octets of a message that are kept in memory, and that are searched for dates.
+# Octets of a message that are kept in memory, and octets that are searched for dates.
 _SPOOLED = 262_144
 _HEAD = 65_536
 _HEADER_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
@@ -32,9 +32,9 @@ _RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
 
 def arrivalOf(uniqueID: str, head: bytes) -> float | None:
     """
-    Guess when a message arrived, because a mailbox does not say that.  If the unique-id is the
-    name of the message's file, take the time in that name; else the time of the latest
-    C{Received}; else that of C{Date}.
+    Guess when a message arrived, because a mailbox does not report that.  If the unique-id is the
+    name of the message's file, take the time in that name.  Otherwise take the time of the latest
+    C{Received}, or else of C{Date}.
 
     @param head: the beginning of the message.
     @return: seconds since the epoch; L{None}: not known.
@@ -79,7 +79,7 @@ class Export:
         Export the messages, and read the result back.
 
         @return: the exit status.
-        @raise NotPossible: it cannot be done.
+        @raise NotPossible: the export cannot be done.
         @raise TryAgain: the export may succeed later.
         """
         try:
@@ -131,7 +131,7 @@ class Export:
 
     async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
         """
-        @param done: how many messages at the beginning were exported already.
+        @param done: the number of messages at the beginning that were exported already.
         @return: the numbers of messages that cannot be read.
         """
         unreadable: set[int] = set()

@@ -23,7 +23,7 @@ class Unreadable(Exception):
     """
     One message cannot be read.
 
-    @ivar isTemporary: whether another try may help, because the message was moved or changed
+    @ivar isTemporary: whether a later attempt may succeed, because the message was moved or changed
         meanwhile.
     """
 

@@ -11,14 +11,14 @@ from pop3svc.lineendings import LFNormalizer, WireSizeCounter
 
 __all__ = ["Fingerprint"]
 
-# Octets; 16 are enough that no two messages are equal by chance.
+# Octets of a digest; with 16, no two messages have the same digest by chance.
 _DIGEST = 16
-# Octets of a line that are kept until its end.
+# The most octets of a line that are kept until its end.
 _LONGEST = 1_048_576
 # Fields that an mbox adds.
 _OWN_FIELD = re.compile(rb"(?:x-uidl|content-length)[ \t]*:", re.I)
-# The characters that the quoting of an mbox adds, because removing the quotes is not possible for
-# all variants.
+# The characters that the quoting of an mbox adds.  The digest leaves them out, because not all
+# variants allow to remove the quotes.
 _QUOTES = re.compile(rb"^>+(?=From )", re.M)
 
 
@@ -33,8 +33,8 @@ class Fingerprint:
         self._wire = WireSizeCounter()
         self._lines = LFNormalizer()
         self._held = b""
-        # Three answers: do the held octets begin a line, is the header unfinished, is the present
-        # field left out?
+        # Whether the held octets begin a line, whether the header is unfinished, and whether the
+        # present field is left out.
         self._isStart = self._isHeader = True
         self._isDropped = False
 

@@ -22,7 +22,7 @@ def readWhole(descriptor: int, status: os.stat_result) -> Iterator[bytes]:
     Read a file that must not change meanwhile.
 
     @param status: the file's status before.
-    @raise Unreadable: it has changed.
+    @raise Unreadable: the file has changed.
     """
     offset = 0
     while block := os.pread(descriptor, _BLOCK, offset):
@@ -69,7 +69,7 @@ class FolderSource(Source):
             try:
                 arrival = os.stat(os.path.join(self.path, name)).st_mtime
             except FileNotFoundError:
-                # It is gone since the directory was read, or a link that leads nowhere.
+                # The file was removed after the directory was read, or is a link to a missing file.
                 if not os.path.islink(os.path.join(self.path, name)):
                     continue
                 arrival = 0.0

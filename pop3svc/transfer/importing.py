@@ -62,8 +62,8 @@ class _Stored(NamedTuple):
 @dataclass(frozen=True)
 class Import:
     """
-    Messages that are stored in a user's mailbox.  The import can be repeated, because it does not
-    store a message again that the mailbox has or had.
+    Stores messages in a user's mailbox.  An import can be repeated, because it does not store
+    messages that the mailbox has or had.
 
     @ivar recipient: the user, and the store.
     @ivar sources: the messages.
@@ -87,10 +87,10 @@ class Import:
         Import the messages, and read the mailbox back.
 
         @return: the exit status.
-        @raise NotPossible: it cannot be done.
-        @raise TryAgain: another try may help.
+        @raise NotPossible: the import cannot be done.
+        @raise TryAgain: a later attempt may succeed.
         """
-        # A store that cannot be read back is refused before anything is stored.
+        # If the store cannot be read back, it is refused before a message is stored.
         username, store = self.recipient
         session = MailboxSession(store, username, self.clock, self.timeout)
         try:
@@ -203,7 +203,7 @@ class Import:
                 if error.isTemporary:
                     raise TryAgain(f"message {number} cannot be stored now: {error.text}")
                 if type(error) is DeliveryError:
-                    # The same error would come for all messages.
+                    # All further messages would cause the same error.
                     raise NotPossible(error.text.rstrip("."))
                 self.report.failed(number, error.text.rstrip("."))
             self.report.advance()
@@ -242,7 +242,7 @@ class _Names:
 
     def nameFor(self, kept: str | None, digest: str) -> str:
         """
-        @param kept: the unique-id of the source; L{None}: it has none.
+        @param kept: the unique-id of the source, or L{None}.
         @param digest: of the message's L{Fingerprint}.
         """
         if kept is None:
@@ -304,10 +304,10 @@ class _Comparison:
         self, missing: dict[str, _Stored], places: dict[str, int]
     ) -> dict[str, int]:
         """
-        Find messages in stores that list them with unique-ids of their own.
+        Find messages in a store that lists them with other unique-ids.
 
         @param missing: messages by the unique-ids that were to be kept.
-        @return: the places of those that are there.
+        @return: the places of the messages that were found.
         """
         if not missing:
             return {}

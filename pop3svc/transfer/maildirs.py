@@ -19,7 +19,7 @@ from pop3svc.transfer.source import Source, SourceMessage
 __all__ = ["MaildirSource", "foldersOf", "isMaildir"]
 
 _FOLDERS = ("new", "cur")
-# Octets that show whether a file is compressed.
+# The number of octets that show whether a file is compressed.
 _MAGIC = 16
 
 
@@ -55,8 +55,8 @@ class MaildirSource(Source):
 
     def _scan(self) -> dict[str, tuple[str, str, str, str]]:
         """
-        @return: folder, name, and seconds and microseconds in the name, of each file by its
-            base name.
+        @return: for each base name, the folder and the name of the file, and the seconds and
+            microseconds in the name.
         """
         root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -77,8 +77,8 @@ class MaildirSource(Source):
 
     def _refuseTwins(self, base: str, named: Sequence[tuple[str, str]]) -> None:
         """
-        @raise NotPossible: several messages have the same base name.  A message that was
-            renamed while the directory was read is one.
+        @raise NotPossible: several messages have the same base name.  This also happens if a
+            message was renamed while the directory was read.
         """
         files = set()
         for folder, name in named:
@@ -123,7 +123,7 @@ class MaildirSource(Source):
                 if os.path.lexists(os.path.join(self.path, *place)):
                     raise Unreadable("it is not a regular file")
             if not isLast:
-                # Another program has renamed or removed it.
+                # Another program has renamed or removed the file.
                 self._scan()
         raise Unreadable("it is gone", isTemporary=True)
 

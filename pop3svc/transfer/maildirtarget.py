@@ -29,7 +29,7 @@ _MOST = 4096
 
 class MaildirTarget(Target):
     """
-    A Maildir.  The base name of each file is the unique-id, where a name can have it.
+    A Maildir.  The base name of each file is the unique-id, if a file can have this name.
     """
 
     def __init__(self, path: str, username: str) -> None:
@@ -62,7 +62,7 @@ class MaildirTarget(Target):
         syncDirectory(self.path)
         self._descriptors["."] = openDirectory(self.path)
         for name in os.listdir(self._descriptors["tmp"]):
-            # A message that the interrupted export has begun.
+            # The interrupted export has begun this message.
             os.unlink(name, dir_fd=self._descriptors["tmp"])
         self._there = self._scan()
         return 0

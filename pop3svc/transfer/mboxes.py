@@ -21,7 +21,7 @@ __all__ = ["MboxSource", "arrivalIn"]
 
 # Octets that are read at once.
 _BLOCK = 262_144
-# Octets of a header in which Content-Length is looked for.
+# The number of octets of a header that are searched for Content-Length.
 _HEADER = 65_536
 _LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _DATE = re.compile(r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +[A-Za-z0-9: +-]+$")
@@ -51,7 +51,7 @@ class MboxSource(Source):
     def __init__(self, path: str, variant: str, usesXUIDL: bool) -> None:
         """
         @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
-        @param usesXUIDL: take the field X-UIDL for the unique-id.
+        @param usesXUIDL: whether the field X-UIDL is the unique-id.
         """
         super().__init__(path)
         self._variant = variant
@@ -61,14 +61,14 @@ class MboxSource(Source):
 
     def messages(self) -> Sequence[SourceMessage]:
         """
-        See L{Source.messages}.  A message without a unique-id of its own gets one that is made
-        of its octets and its envelope line.
+        See L{Source.messages}.  The unique-id of a message without a field X-UIDL is made from the
+        message's octets and its envelope line.
         """
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotPossible(f"{self.path} is not a regular file")
-        # A second descriptor, because the lock ends with it.
+        # Use a second descriptor, because the lock ends when this descriptor is closed.
         locked = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._lock(locked)

@@ -84,7 +84,7 @@ class MboxTarget(Target):
 
     def _refuseUsedPath(self) -> None:
         """
-        @raise NotPossible: there is a file that this export has not made.
+        @raise NotPossible: the path has a file that this export has not made.
         """
         try:
             there = os.lstat(self.path)
@@ -126,7 +126,7 @@ class MboxTarget(Target):
                 last = entry
             isWhole = not file.readline()
         if self._isPublished and not (isWhole and size == last.end):
-            # An mbox that has its final name already is not changed any more.
+            # Do not change an mbox that already has its final name.
             raise NotPossible(f"{self.path} is not empty")
         os.ftruncate(self._mbox, last.end)
         os.ftruncate(self._journal, last.after)
@@ -147,7 +147,7 @@ class MboxTarget(Target):
                 _writeAll(self._mbox, piece)
                 self._end += len(piece)
         except BaseException:
-            # Only whole messages stay.
+            # Keep only complete messages.
             self._end = start
             os.ftruncate(self._mbox, start)
             os.lseek(self._mbox, start, os.SEEK_SET)
@@ -206,7 +206,7 @@ class MboxTarget(Target):
 
     def close(self) -> None:
         """
-        See L{Target.close}.  What was written stays for the next export.
+        See L{Target.close}.  The written files stay for the next export.
         """
         if self._pending:
             with suppress(OSError):
@@ -220,7 +220,7 @@ class MboxTarget(Target):
 def _parse(line: bytes, before: int) -> _Entry | None:
     """
     @param before: offset of the line in the journal.
-    @return: L{None} if the line is not whole.
+    @return: the entry; L{None} if the line is not complete.
     """
     if not line.endswith(b"\n"):
         return None

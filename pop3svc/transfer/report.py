@@ -17,7 +17,8 @@ class Report:
     """
     Counts the messages of a transfer that were not moved.
 
-    @ivar exitStatus: 0 if there are none; 75 if another try may help for all of them; else 1.
+    @ivar exitStatus: 0 if all messages were moved; 75 if a later attempt may succeed for all
+        others; otherwise 1.
     """
 
     def __init__(
@@ -27,7 +28,7 @@ class Report:
         makeBar: Callable[[int], Any] = lambda total: None,
     ) -> None:
         """
-        @param say: called with a sentence about something that is wrong.
+        @param say: called with a sentence about each failure.
         @param tell: called with the sentence at the end.
         @param makeBar: makes a progress bar of C{tqdm}, or returns L{None}.
         """

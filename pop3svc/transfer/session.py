@@ -35,7 +35,7 @@ _SIZES = 1000
 @implementer(IPOP3ConnectionInfo)
 class _Info:
     """
-    The client's information of a session whose client is this process.
+    The facts about the client of a session.  The client is this process.
     """
 
     clientIP = None
@@ -100,10 +100,10 @@ class MailboxSession:
 
     async def open(self) -> None:
         """
-        Lock and list the mailbox.  If another session has it, wait.
+        Lock and list the mailbox.  If another session has locked the mailbox, wait.
 
-        @raise NotPossible: it cannot be opened.
-        @raise TryAgain: it cannot be opened now.
+        @raise NotPossible: the mailbox cannot be opened.
+        @raise TryAgain: the mailbox cannot be opened now.
         """
         opened = await self._call(
             "open the mailbox", self._store.openMailbox, self._info, self._username
@@ -131,7 +131,8 @@ class MailboxSession:
 
     async def sizes(self, uniqueIDs: Sequence[str]) -> dict[str, int | None]:
         """
-        @return: octets of each message as RETR sends it; L{None} if it is gone.
+        @return: octets of each message as RETR sends it; L{None} for a message that no longer
+            exists.
         """
         found: dict[str, int | None] = {}
         for first in range(0, len(uniqueIDs), _SIZES):
@@ -172,7 +173,7 @@ class MailboxSession:
 
         @param feed: gets the pieces; it may return an awaitable.
         @raise Unreadable: the message cannot be read.
-        @raise TryAgain: the store is out of order.
+        @raise TryAgain: the store does not work now.
         """
         try:
             content = await self._within(self._mailbox.messageContent, self._info, uniqueID)

@@ -1,5 +1,5 @@
 """
-What an import reads: messages in order.
+The source of an import: messages in order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class SourceMessage:
 
     @ivar key: finds the message in its source.
     @ivar arrival: when it arrived, seconds since the epoch.
-    @ivar uniqueID: the unique-id that it keeps; L{None}: one is made of its content.
+    @ivar uniqueID: the unique-id that the message keeps; L{None} if the import makes a unique-id
+        from the content.
     """
 
     key: Any
@@ -43,8 +44,8 @@ class Source:
 
         @return: the messages in order.
         @raise NotPossible: the source cannot be used.
-        @raise TryAgain: it cannot be used now.
-        @raise OSError: it cannot be read.
+        @raise TryAgain: the source cannot be used now.
+        @raise OSError: the source cannot be read.
         """
         raise NotImplementedError
 

@@ -23,10 +23,10 @@ KINDS = ("maildir", "mbox", "mh", "eml")
 @dataclass(frozen=True)
 class Choice:
     """
-    What the operator says about the paths.
+    The operator's options about the paths.
 
-    @ivar kind: one of L{KINDS}; L{None}: find out.
-    @ivar variant: of an mbox.
+    @ivar kind: one of L{KINDS}; L{None} to find out the kind.
+    @ivar variant: the variant of an mbox.
     @ivar uidl: which unique-ids of another server are kept; L{None}: none.
     @ivar folders: whether the other folders of a Maildir++ are imported as well.
     """
@@ -81,10 +81,10 @@ def _mbox(path: str, choice: Choice) -> MboxSource:
 def _kindOf(path: str) -> str:
     """
     @raise NotPossible: the path is of no known kind.
-    @raise OSError: it cannot be read.
+    @raise OSError: the path cannot be read.
     """
     if not os.path.isdir(path):
-        # Does it exist?
+        # Raise an error if the path does not exist.
         os.stat(path)
         return "mbox"
     if isMaildir(path):

@@ -1,5 +1,5 @@
 """
-What an export writes.
+The target of an export.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ __all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
 
 class Target:
     """
-    A file or a directory that gets messages.  An export that was killed can be continued.  All
-    methods block.
+    A file or a directory that an export writes messages to.  An export that was killed can be
+    continued.  All methods block.
 
     @ivar path: its path.
     """
@@ -31,8 +31,8 @@ class Target:
         Create the file or the directory, or continue an interrupted export.
 
         @param uniqueIDs: the messages of the mailbox, in order.
-        @return: how many messages at the beginning need not be written again.
-        @raise NotPossible: the path is used for something else.
+        @return: the number of messages at the beginning that need not be written again.
+        @raise NotPossible: the path has other content.
         @raise TryAgain: another export writes it.
         @raise OSError: it cannot be written.
         """
@@ -42,7 +42,7 @@ class Target:
         """
         Keep a message that an interrupted export has written.
 
-        @return: whether it is there.
+        @return: whether the message was found.
         @raise OSError: it cannot be read.
         """
         return False
@@ -54,15 +54,15 @@ class Target:
         @param content: the message as RETR sends it.
         @param arrival: seconds since the epoch.
         @param sender: the address in its Return-Path; empty if there is none.
-        @raise OSError: it was not written.
+        @raise OSError: the message was not written.
         """
         raise NotImplementedError
 
     def finish(self) -> dict[str, int]:
         """
-        Make all durable, and read it back.
+        Make all messages durable, and read them back.
 
-        @return: for each message the octets that RETR would send of what was written.
+        @return: for each written message, the number of octets that RETR would send.
         @raise OSError: it cannot be written or read.
         """
         raise NotImplementedError
@@ -85,7 +85,7 @@ def lockOwn(descriptor: int, path: str) -> None:
     """
     Lock a file of the export until it is closed.
 
-    @raise TryAgain: another export has it.
+    @raise TryAgain: another export has locked the file.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
