@@ -97,7 +97,7 @@ class FolderStore:
             alsoProvides(self, IDelivery)
         self._maker = MailboxMaker(
             _FolderFormat(),
-            # People edit files, and that does not change the times of the folder.
+            # People edit files, and an edited file does not change the times of the folder.
             Caches(NoListingCache(), SizeCache(UnsavedSizes), Inotify(isOff=True)),
             *(readOnly, False, runner, manners, clock),
         )
@@ -110,7 +110,7 @@ class FolderStore:
 
     def hasMailbox(self, username: str) -> bool:
         """
-        See L{IDelivery.hasMailbox}.  The folder is everybody's.
+        See L{IDelivery.hasMailbox}.  All users share the folder.
         """
         return True
 
@@ -118,8 +118,8 @@ class FolderStore:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{IDelivery.deliver}.  A message with a unique-id of its own gets that as its name,
-        if a file can have it.
+        See L{IDelivery.deliver}.  If the message already has a unique-id, this becomes the file's
+        name, if a file can have it.
         """
         results: list[DeliveryError | None] = []
         for copy in copies:

@@ -61,7 +61,8 @@ class MemoryMaildrop:
 
     def addImported(self, uniqueID: str, message: bytes) -> None:
         """
-        Add a message that has a unique-id already, unless there is or was one with it.
+        Add a message that already has a unique-id.  Do nothing if the mailbox has or had a message
+        with this unique-id.
         """
         if uniqueID not in self._imported and uniqueID not in self.messages:
             self._imported.add(uniqueID)

@@ -39,8 +39,8 @@ def isSafeName(name: str) -> bool:
 def uniqueIDFor(name: str, more: str = "") -> str:
     """
     Derive a unique-id from the name of a message's file: the name itself if it is a legal
-    unique-id (RFC 1939 section 7), else a hash of it.  Different names give different
-    unique-ids, and the same name always gives the same one.
+    unique-id (RFC 1939 section 7), otherwise a hash of the name.  Different names give different
+    unique-ids, and the same name always gives the same unique-id.
 
     @param more: a text that distinguishes the message from others of the same name.
     """
@@ -132,15 +132,15 @@ class Root:
 
     def open(self) -> int | None:
         """
-        Open the directory.  Below the base, a link is followed only if it is the
-        operator's: no other user could have put it into its directory.  The same holds for
-        each link in the path that it points to.
+        Open the directory.  Below the base, a link is followed only if no other user than the
+        operator could have created it.  The same applies to each link in the path that it points
+        to.
 
         @return: a descriptor, or L{None} if the directory does not exist.
         @raise OSError: the directory exists, but cannot be opened.
         """
         if len(self.parts) == 1:
-            # The most frequent case needs one call only.
+            # The usual case needs one call only.
             try:
                 return openDirectory(f"{self.base}/{self.parts[0]}")
             except FileNotFoundError:
@@ -188,7 +188,7 @@ def openOrMake(name: str, directory: int) -> int:
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
-        # Another delivery has made it, or it is a link that leads nowhere.
+        # Another delivery has made the directory, or the name is a link to a missing directory.
         return openBelow(name, directory)
     below = openDirectory(name, directory)
     try:
@@ -223,7 +223,7 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
     """
     Open nested directories one after the other.
 
-    @param directory: a descriptor of the first one; it is closed.
+    @param directory: a descriptor of the first directory; it is closed.
     """
     names = list(reversed(parts))
     links = 0

@@ -5,8 +5,8 @@ An L{IMailboxPOP3} has these limits:
 
   - It does not give the sizes of messages on the wire, so each message is read to count
     its size.
-  - It deletes by marks and C{sync()}, so deletion is all-or-none only if its C{sync()} and
-    C{undeleteMessages()} are.
+  - It deletes by marks and C{sync()}.  A deletion deletes all messages or none only if C{sync()}
+    and C{undeleteMessages()} do so.
   - It has no lock.
   - Its indexes must stay the same between two listings.
   - A message of size 0 counts as deleted, because C{listMessages} reports deleted

@@ -25,8 +25,8 @@ __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacke
 _READ = 65536
 # Octets of an unpacked piece.
 _PIECE = 131072
-# Octets of a whole unpacked message.  Anybody can send a small file that unpacks to
-# gigabytes, and no mail is as large as this.
+# Octets of a whole unpacked message.  The limit is needed because anybody can send a small file
+# that unpacks to gigabytes.  No mail is as large as this limit.
 LARGEST = 536_870_912
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
@@ -65,7 +65,7 @@ def _library(name: str) -> Any:
 
 class _Zlib:
     """
-    zlib's decompressor, with the interface of those of bz2 and lzma.
+    zlib's decompressor, with the interface of the decompressors of bz2 and lzma.
     """
 
     def __init__(self) -> None:
@@ -158,8 +158,8 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
 
 class _Pread:
     """
-    A file object on a descriptor, for libraries that need one.  It does not read ahead, so
-    it reads nothing after the descriptor is closed.
+    A file object on a descriptor, for libraries that need a file object.  It does not read ahead,
+    so it never reads after the descriptor is closed.
     """
 
     def __init__(self, descriptor: int) -> None:

@@ -32,7 +32,7 @@ def contentOf(
     """
     descriptor, status = opened
     if known is not None and not known.isUnchanged(status):
-        # The file was touched or copied, so its line ends are not known any more.
+        # The file was touched or copied, so the form of its line ends is no longer known.
         known = None
     if known is None or known.kind == "z":
         first = peek(descriptor, 16)

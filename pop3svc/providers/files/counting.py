@@ -34,8 +34,8 @@ __all__ = ["SizeCounter"]
 # The most messages that are counted outside the threads for long work, and the number of
 # counted messages after which the sizes are saved.
 _FEW, _KEPT = 200, 5000
-# The sizes of messages, -1 for one that cannot be read, None for one that no longer exists;
-# and whether those are certainly gone.
+# The sizes of messages: -1 if a message cannot be read, None if a message no longer exists; and
+# whether the missing messages certainly no longer exist.
 _Measured = tuple[Sequence[int | None], bool]
 
 
@@ -136,7 +136,7 @@ class SizeCounter:
 
     def _measured(self, uniqueIDs: Sequence[str]) -> _Measured:
         """
-        Find the sizes of messages; read those whose size is not known.  Blocks.
+        Find the sizes of messages.  Read messages whose size is not known.  Blocks.
         """
         try:
             measured = self._directory.use(partial(self._measuredIn, uniqueIDs))
@@ -156,8 +156,8 @@ class SizeCounter:
         unreadable: dict[str, MessageInfo] = {}
         allSure = True
         for first in range(0, len(unknown), _KEPT):
-            # Save the sizes after each part, and also when this is cancelled, so that no
-            # message is counted again.
+            # Save the sizes after each part, and after a cancellation, so that no message is
+            # counted again.
             added: dict[str, MessageInfo] = {}
             try:
                 isSure = self._read(root, unknown[first : first + _KEPT], added)
@@ -179,8 +179,8 @@ class SizeCounter:
         """
         Read messages.  Blocks.
 
-        @param added: filled with the results, also if this is cancelled.
-        @return: whether the messages that are missing are certainly gone.
+        @param added: filled with the results, even if this call is cancelled.
+        @return: whether the missing messages certainly no longer exist.
         """
         # A file that was not changed since the listing is the listed one.
         before = self._listing.current.time or sys.maxsize
@@ -202,8 +202,8 @@ class SizeCounter:
 
         @param before: a time in nanoseconds.  A file with the listed inode is the listed file if
             it was not changed after this time.
-        @return: L{None} if it is not at that place; with a size of -1 octets if it cannot
-            be read.
+        @return: the result; L{None} if the message is not at that place.  If the message cannot be
+            read, the size is -1 octets.
         """
         folder, name, _ = place
         try:
@@ -249,11 +249,11 @@ class SizeCounter:
 
     def save(self, listing: MailboxSnapshot, held: LockedDirectory) -> None:
         """
-        Begin to save which file each unique-id of a session's listing belongs to, because the
-        client has seen these unique-ids.
+        Begin to save the file of each unique-id in a session's listing, because the client has seen
+        these unique-ids.
 
         @param listing: the session's last listing.
-        @param held: the mailbox, which stays locked until they are saved.
+        @param held: the mailbox, which stays locked until the files are saved.
         """
         sizes = self._listing.sizes
         if sizes is None or not sizes.hasUnwritten:
@@ -273,7 +273,7 @@ class SizeCounter:
         try:
             self._directory.run(write).addErrback(lambda _: None)
         except POP3ResponseError:
-            # Too much work is waiting; the next session writes them.
+            # Too much work is waiting, so the next session saves them.
             pass
 
 

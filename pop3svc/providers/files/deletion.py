@@ -1,11 +1,11 @@
 """
 Remove all files of a set or none, even if the process is killed or the power fails.
 
-The files are first moved into a staging directory C{pop3svc-removing} beside them.  The
-staging directory is then renamed to C{pop3svc-removed}, and this step decides.  If the
-process ends before it, the next recovery puts all files back; otherwise the recovery removes
-all of them.  The recovery then renames the empty staging directory back and keeps it, because
-a full disk may have no room for a new one.
+The files are first moved into a staging directory C{pop3svc-removing} beside them.  The staging
+directory is then renamed to C{pop3svc-removed}.  This rename decides.  If the process ends before
+the rename, the next recovery puts all files back.  If it ends after the rename, the recovery
+removes all of them.  The recovery then renames the empty staging directory back and keeps it,
+because a full disk may have no room for a new one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "reco
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
-# A file whose name begins with one of these is no message.
+# A file whose name begins with one of these prefixes is no message.
 OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
-# The most searches for one file.  A file that is renamed during each of them counts as in use.
+# The most searches for one file.  A file that is renamed during each search counts as in use.
 _LOOKS = 5
 
 # (name of a directory below the root, name of a file in it, inode of the file or 0 if that
@@ -196,7 +196,7 @@ def _stampOf(
     root: int, status: os.stat_result, folders: Sequence[str]
 ) -> tuple[_Stamp | None, bool]:
     """
-    @return: the times of the root and of the staging directories, L{None} if one of those
+    @return: the times of the root and of the staging directories, L{None} if a staging directory
         does not exist; and whether the times are old enough to be trusted.
     """
     stamp = [stampFrom(status)]
@@ -210,7 +210,9 @@ def _stampOf(
 
 def isClean(root: int, folders: Iterable[str]) -> bool:
     """
-    @return: whether L{recover} has nothing to do.  Changes nothing.
+    Check a mailbox without changing it.
+
+        @return: whether L{recover} has nothing to do.
     """
     try:
         os.lstat(_REMOVED, dir_fd=root)
@@ -220,7 +222,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
         return False
     try:
         for folder in folders:
-            # A mailbox without one of them may not be mounted.
+            # A mailbox without one of these directories may not be mounted.
             os.stat(folder, dir_fd=root)
     except OSError:
         return False
@@ -228,7 +230,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            # Read one entry only, because another program may have put very many there.
+            # Read one entry only, because another program may have put very many files there.
             with os.scandir(directory) as entries:
                 if next(entries, None) is not None:
                     return False
@@ -247,8 +249,8 @@ def recover(root: int, folders: Iterable[str]) -> None:
     try:
         _purge(root, folders)
     except OSError as error:
-        # On a read-only file system the removed files may stay, because no listing
-        # includes them.
+        # On a read-only file system the removed files may stay, because listings do not include
+        # them.
         if error.errno != errno.EROFS:
             raise
     _putBack(root, folders)
@@ -320,7 +322,7 @@ def _renamed(
 ) -> os.stat_result | None:
     try:
         status = os.lstat(name, dir_fd=source)
-        # A directory or another file of that name is not the message; the message is gone.
+        # If a directory or another file has that name, the message no longer exists.
         if not stat.S_ISREG(status.st_mode) or not isRight(status, source):
             return None
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
@@ -450,7 +452,8 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
             _unlinkAll(directory)
-            # Otherwise a power failure could bring the files back under the old name.
+            # Sync here, because otherwise a power failure could bring the files back under the old
+            # name.
             os.fsync(directory)
         finally:
             closeQuietly(directory)
@@ -512,7 +515,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
             *_FULL,
         ):
             raise
-        # The file system has no hard links, or no space for one.
+        # The file system has no hard links, or has no space for a hard link.
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
         return
     os.unlink(name, dir_fd=source)

@@ -27,7 +27,7 @@ log = Logger(namespace="pop3svc")
 # Errors of files that were logged already.
 _faults = Once()
 
-# Errors that last until the operator repairs something; all others may be temporary.
+# Errors that last until the operator repairs the cause.  All other errors may be temporary.
 PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Directory:
         presence: Presence | None = None,
     ) -> None:
         """
-        @param place: the directory; it need not exist.
+        @param place: the directory, which need not exist.
         @param longExecutor: runs work that may take minutes.
         @param presence: records which mailboxes have existed.
         """
@@ -136,9 +136,10 @@ class Directory:
 
     def checkPresence(self, root: int | None) -> None:
         """
-        Record that a mailbox exists.  If it does not exist, log or refuse that.  Blocks.
+        Record that a mailbox exists.  If the mailbox does not exist, log this or refuse the
+        session.  Blocks.
 
-        @param root: a descriptor of the directory, L{None} if there is none.
+        @param root: a descriptor of the directory, or L{None} if the directory does not exist.
         @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before.
         """
         presence, path = self._presence, self.path

@@ -1,5 +1,5 @@
 """
-Open the file of a message, also when another program renames it.
+Open the file of a message, even if another program renames it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Finder:
         """
         Open a message where it was seen last, in the reactor's thread.
 
-        @return: L{None} if there is no file at that place, or another file, or if it must be
-            opened in a thread.
+        @return: the open file; L{None} if that place has no file or another file, or if the file
+            must be opened in a thread.
         """
         place = self._listing.placeOf(uniqueID)
         return None if place is None else self._open(uniqueID, place, self._directory.attemptFile)
@@ -49,7 +49,7 @@ class Finder:
         """
         Open a message.  Blocks.
 
-        @return: L{None} if there is no file at that place, or another file.
+        @return: the open file; L{None} if that place has no file or another file.
         """
         return self._open(uniqueID, place, self._directory.openFile)
 
@@ -83,8 +83,8 @@ class Finder:
 
         @param look: takes a unique-id and a place, returns L{None} if the file is not at
             that place.
-        @return: the results of C{look} by unique-id, and whether all other messages
-            certainly no longer exist.  If not, they were renamed during the whole search.
+        @return: the results of C{look} by unique-id; and a bool.  It is true if all other messages
+            certainly no longer exist, and false if they were renamed during the whole search.
         """
         found: dict[str, T] = {}
         listing = self._listing

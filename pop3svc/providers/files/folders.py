@@ -17,9 +17,9 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["MessageRef", "OpenFolders", "identify", "identityOf"]
 
-# The most files for which a listing calls stat() for each, because a new file may have the
-# inode of the file that it replaced.  With more files, these calls would cost more than the
-# rest of the listing.
+# If a listing has at most this many files, it calls stat() for each file, because a new file may
+# have the inode of the file that it replaced.  With more files, these calls would cost more than
+# the rest of the listing.
 _STATTED = 100
 # The most searches for messages that were renamed before their stat().
 _LOOKS = 10
@@ -30,8 +30,8 @@ MessageRef = tuple[int, int, str, str, Place]
 
 class OpenFolders(dict[str, int]):
     """
-    Descriptors of the folders of a mailbox, each opened when it is first asked for.  A
-    folder that does not exist raises L{FileNotFoundError}.
+    Descriptors of the folders of a mailbox.  A folder is opened at its first use.  A folder that
+    does not exist raises L{FileNotFoundError}.
     """
 
     def __init__(self, root: int) -> None:
@@ -90,7 +90,7 @@ def identify(
     @param found: the messages; changed in place.
     @param sizes: the file that each unique-id belongs to.
     @param doubts: extended by the places of messages that could not be identified.
-    @param comparesAll: call stat() for each file, however many there are.
+    @param comparesAll: call stat() for each file, even if there are many files.
     """
     areFew = comparesAll or len(found) <= _STATTED
     if not areFew and not (sizes.known or sizes.claims or sizes.seen):
@@ -109,7 +109,7 @@ def identify(
             if not check(index, owner, place):
                 renamed[place[2] or -index - 1] = index, owner
         _seekRenamed(root, folders, renamed, check)
-    # The next scan identifies the others.
+    # The next scan identifies the other messages.
     doubts += [found[index][4] for index, _ in renamed.values()]
 
 
@@ -133,7 +133,7 @@ def _identifyOne(
         uniqueID = uniqueIDFor(base, identityOf(status))
         owner = sizes.ownerOf(uniqueID)
     if owner is not None and owner.octets >= 0 and not owner.isUnchanged(status):
-        # The same message was written anew, perhaps with other line ends; count it again.
+        # The same message was written anew, perhaps with other line ends, so count it again.
         sizes.forget(uniqueID)
         owner = sizes.ownerOf(uniqueID)
     found[index] = seconds, microseconds, base, uniqueID, place
@@ -153,8 +153,7 @@ def _seekRenamed(
     """
     Find messages by their inodes, because their names have changed.
 
-    @param renamed: index and owner of each message, by inode; those that are found are
-        removed.
+    @param renamed: index and owner of each message, by inode.  Found messages are removed from it.
     """
     for _ in range(_LOOKS if renamed else 0):
         for folder in folders:

@@ -1,5 +1,5 @@
 """
-The listing of a mailbox, as one session sees it.
+The listing of a mailbox for one session.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class _Watching:
         self.changed = changed
         self._directory = directory
         self._caches = caches
-        # While there is a watch: the watch, and a function that ends it.
+        # The watch, if it has begun, and a function that ends it.
         self._watch: MailboxWatch | None = None
         self._end: Callable[[], None] | None = None
 
@@ -109,7 +109,7 @@ class _Watching:
 
 class Listing:
     """
-    The messages of a mailbox as one session has listed them, and where they moved since.
+    The messages that one session has listed, and the places that they have moved to since.
 
     @ivar current: the latest listing.
     @ivar sizes: the sizes of the messages of the directory that was listed; L{None} if
@@ -127,7 +127,7 @@ class Listing:
         self._caches = caches
         # Device and inode of the directory that was listed.
         self._key: Key | None = None
-        # Places of messages that moved or arrived after the listing, and other names of them.
+        # Places and other names of messages that moved or arrived after the listing.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
@@ -142,7 +142,7 @@ class Listing:
         """
         watching = self._watching
         changes = None if watching is None else watching.look()
-        # No thread is needed if another session's listing is still valid.
+        # If another session's listing is still valid, this needs no thread.
         listing = self._listedBefore(changes)
         if watching is not None and not watching.holds(self._key):
             # Without a valid watch, changes may have gone unnoticed.
@@ -200,7 +200,7 @@ class Listing:
         """
         Notify a session of changes; see L{INewMailNotifier.watchMailbox}.
 
-        @return: a function that ends that.
+        @return: a function that ends the notifications.
         """
         watching = self._watching = _Watching(self._directory, self._caches, changed)
 
@@ -268,7 +268,7 @@ class Listing:
     def scanIfSmall(self, root: int) -> None:
         """
         Scan the directory so that L{refresh} finds the listing without another call in a thread.
-        A large one is left out, because the session would wait for it.
+        Leave out a large directory, because the session would wait for the scan.
         """
         folders = self._directory.folders
         with suppress(OSError):
@@ -278,7 +278,7 @@ class Listing:
     def sizesIn(self, root: int) -> MailboxSizes:
         """
         @param root: a descriptor of the directory.
-        @return: the sizes of its messages.
+        @return: the sizes of the directory's messages.
         """
         sizes = self.sizes = self._caches.sizes.of(keyOf(root))
         return sizes
@@ -331,7 +331,8 @@ class Listing:
         """
         Check cheaply whether a file is the one that was listed.
 
-        @return: L{True} if it certainly is; L{False} if L{isSame} has to decide.
+        @return: L{True} if the file is certainly the listed file; L{False} if L{isSame} has to
+            decide.
         """
         known = None if self.sizes is None else self.sizes.known.get(uniqueID)
         return (
@@ -344,7 +345,7 @@ class Listing:
         """
         @param head: reads the file's first octets; see
             L{headOf<pop3svc.providers.files.sizes.headOf>}.
-        @return: whether the file at a place is the one that was listed there.
+        @return: whether the file at a place is the file that was listed there.
         """
         sizes = self.sizes
         known = None if sizes is None else sizes.ownerOf(uniqueID)
@@ -363,8 +364,8 @@ class Listing:
             return known.modified == status.st_mtime_ns
         if known.isFile(status, head):
             return True
-        # A program has changed the file in place, which the rules of a Maildir forbid; it is
-        # another message now.
+        # A program has changed the file in place, although the rules of a Maildir forbid this.  The
+        # file is another message now.
         sizes.forget(uniqueID)
         self._drop()
         return False

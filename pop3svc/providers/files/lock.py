@@ -37,8 +37,8 @@ T = TypeVar("T")
 
 class LockedDirectory:
     """
-    A mailbox's directory, open and locked.  The lock is on the directory itself, because
-    users could create, remove or own a lock file.
+    A mailbox's directory, open and locked.  The directory itself is locked, because users could
+    create, remove or own a lock file.
     """
 
     def __init__(self, root: int, key: Key) -> None:
@@ -60,8 +60,8 @@ class LockedDirectory:
 
     def descriptor(self) -> int | None:
         """
-        Return the descriptor itself.  Only for use in the reactor's thread, and only until
-        the caller returns to the reactor.
+        Return the descriptor itself.  Use it only in the reactor's thread, and only until the
+        caller returns to the reactor.
 
         @return: the descriptor of the directory; L{None} if the lock was released.
         """
@@ -124,7 +124,7 @@ class ExclusiveDirectory(Directory):
         @param policy: how a session acts when the mailbox is locked.
         """
         super().__init__(place, folders, executor, longExecutor, presence)
-        # Number of calls still running in threads, and the lock to release after the last.
+        # Number of calls that still run in threads, and the lock to release after the last call.
         self._working = 0
         self._releasing: LockedDirectory | None = None
         self._registry = registry
@@ -226,7 +226,7 @@ class ExclusiveDirectory(Directory):
 
     async def _waitUntilFree(self, prepare: Callable[[int], object]) -> LockedDirectory | None:
         """
-        Ask the other session to release its lock, and wait for that.
+        Ask the other session to release its lock, and wait for the release.
 
         @raise POP3ResponseError: C{IN-USE}, the lock was not released in time.
         """
@@ -256,9 +256,10 @@ class ExclusiveDirectory(Directory):
 
     def _signalWaiting(self) -> int | None:
         """
-        Signal to other processes that this one waits for the mailbox.
+        Signal to other processes that this process waits for the mailbox.
 
-        @return: a descriptor to be closed to end that; L{None} if it is not possible.
+        @return: a descriptor, which the caller closes to end the signal; L{None} if the signal is
+            not possible.
         """
         try:
             root = self._place.open()
@@ -354,8 +355,8 @@ class ExclusiveDirectory(Directory):
         """
         Release the lock.
 
-        @param before: called before the release, if there is a lock.  Work that it starts in
-            threads still runs under the lock.
+        @param before: called before the release of a lock.  Work that it starts in threads still
+            runs under the lock.
         """
         held, self._held = self._held, None
         if held is None:

@@ -41,14 +41,14 @@ __all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
 @implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox)
 class FileMailbox:
     """
-    A mailbox as one session sees it.  It is built of parts: the directory opens files and
-    locks them, the format names them, the listing, the finder and the counter do the work.
+    The mailbox of one session.  It is built of parts.  The directory opens and locks files.  The
+    format names the messages.  The listing, the finder and the counter do the work.
     """
 
     def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
         """
         @param directory: the mailbox's directory.
-        @param format: how the directory holds messages.
+        @param format: the format in which the directory holds messages.
         @param caches: shared by the mailboxes of one store.
         """
         self._directory = directory

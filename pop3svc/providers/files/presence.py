@@ -1,5 +1,5 @@
 """
-Record which mailboxes have existed, so that one that is missing is not taken for empty.
+Record which mailboxes have existed, so that a missing mailbox does not look empty.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Presence:
     got an empty maildrop instead, it would forget which messages it has downloaded.
     """
 
-    # Paths; some 100 octets each.
+    # The most paths; some 100 octets each.
     BOUND = 100_000
 
     def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
-        @param state: the database that survives a restart; the registry is in memory only
-            if it is not given.
+        @param state: the database that survives a restart.  Without it the registry is in memory
+            only.
         """
         self._state = State() if state is None else state
         self._runner = disk() if runner is None else runner
@@ -60,8 +60,8 @@ class Presence:
         """
         Decide whether a mailbox that does not exist may be created.  Blocks.
 
-        @return: whether no mailbox was there before.  If one was, its file system may not be
-            mounted.
+        @return: whether the mailbox never existed.  If it existed before, its file system may not
+            be mounted.
         """
         if self._unwritten:
             self._write()

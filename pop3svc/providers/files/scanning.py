@@ -1,5 +1,5 @@
 """
-Read the directories of a mailbox without missing a message that moves meanwhile.
+Read the directories of a mailbox, and find even messages that move meanwhile.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortRefs"]
 
-# The most reads of the directories, which end when the directories did not change during a read;
-# and the seconds between two reads.
+# The most reads of the directories; fewer are enough if the directories do not change during a
+# read.  The seconds between two reads.
 _SCANS, _PAUSE = 10, 0.02
 # The most messages that one call sorts, so that it holds the interpreter lock for some
 # milliseconds only.
@@ -31,10 +31,10 @@ class Scan:
     The places of a mailbox's messages.
 
     @ivar places: the places.
-    @ivar seen: for each place the number of the last read that saw it, empty if one read
-        was enough.
+    @ivar seen: for each place the number of the last read that found it; empty if one read was
+        enough.
     @ivar isSure: whether the last read was complete.
-    @ivar stamp: the times of the directories at the last read, empty if it was not complete.
+    @ivar stamp: the times of the directories at the last read; empty if that read was not complete.
     @ivar began: when the scan began, nanoseconds.
     """
 

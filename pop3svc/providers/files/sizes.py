@@ -4,8 +4,8 @@ file of the mailbox.
 
 The file C{pop3svc-sizes} begins with a line that gives its version and the device and
 inode of the mailbox.  Blocks follow: a line with length and checksum, then a line for each
-message.  The file is appended to or replaced as a whole.  A damaged block is ignored, and
-the file is then replaced.
+message.  The service only appends to the file, or replaces it as a whole.  It ignores a damaged
+block, and then replaces the file.
 """
 
 from __future__ import annotations
@@ -42,24 +42,24 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NAME = "pop3svc-sizes"
-# The file that replaces it.  The name is always the same, so that services that are killed
-# leave at most one such file behind.
+# The file that replaces the file of sizes.  Its name is always the same, so that killed services
+# leave at most one such file.
 _NEXT = "pop3svc-sizes.new"
 _VERSION = "pop3svc-sizes 4"
 # Octets of a line: a unique-id of 70 and six numbers.
 _LINE = 208
-# Entries that the file may have beyond twice the needed number, before it is replaced.
+# The file is replaced when it has more than twice the needed entries, and this many more.
 _SPARE = 1000
 # Unique-ids of former messages that are remembered, so that no other message gets one of them.
-# This number is enough: a name returns because a clock was set back or a backup was restored, and
-# then it returns soon.
+# This number is enough, because a name returns soon if it returns at all, after a clock was set
+# back or a backup was restored.
 _GONE = 2000
 
 # The inode of files of a mailbox that was copied, and the kind of messages that are gone.
 COPIED, GONE = 0, "g"
 
-# The most messages whose first octets are read for a checksum because their size was not
-# counted.  Reading more would take longer than the rest of the session.
+# The most messages whose first octets are read for a checksum because their size was not counted.
+# To read more messages would take longer than the rest of the session.
 _READ = 20
 
 # (device, inode) of a mailbox
@@ -75,14 +75,14 @@ def keyOf(root: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-# Octets at the beginning of a message that distinguish it from others, because they hold
-# its trace fields.
+# The number of octets at the beginning of a message that distinguish the message from others.  They
+# hold its trace fields.
 _HEAD = 1024
 
 
 def checksumOf(first: bytes) -> int:
     """
-    @param first: the first octets of a message; more than needed are ignored.
+    @param first: the first octets of a message, or more octets.
     @return: a checksum that distinguishes the message from others.
     """
     return crc32(first[:_HEAD])
@@ -90,7 +90,9 @@ def checksumOf(first: bytes) -> int:
 
 def headOf(descriptor: int) -> int:
     """
-    @return: a checksum of the first octets of a message's file.  Reads them.
+    Read the first octets of a message's file.
+
+    @return: their checksum.
     """
     try:
         return checksumOf(os.pread(descriptor, _HEAD, 0))
@@ -150,8 +152,8 @@ class MessageInfo(NamedTuple):
             return False
         if self.inode == COPIED:
             return True
-        # A program may have set the time.  The inode alone is not enough, because a new
-        # file soon gets the inode of one that is gone.
+        # A program may have set the time.  The inode alone is not enough, because a new file soon
+        # gets the inode of a removed file.
         isInode = self.inode == status.st_ino and self.kind != GONE
         return isInode and bool(self.head) and self.head == head()
 
@@ -177,12 +179,12 @@ def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[...,
 
 class MailboxSizes:
     """
-    L{MessageInfo} of the messages of one mailbox, by unique-id.  One session at a time uses
-    it while the mailbox is locked.
+    L{MessageInfo} of the messages of one mailbox, by unique-id.  One session at a time uses this
+    object while the mailbox is locked.
 
     @ivar known: messages whose size was counted.
     @ivar seen: messages that were listed and not counted; in memory only.
-    @ivar claims: other unique-ids: of messages that are gone, or that share a name with
+    @ivar claims: other unique-ids: of removed messages, and of messages that share a name with
         another message.
     @ivar isCounting: whether a session is counting messages.
     @ivar waiters: fire when that count ends.
@@ -205,14 +207,14 @@ class MailboxSizes:
         self._written = -1
         # Claims that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
-        # The sizes of a whole listing, because its sessions all ask for them.
+        # The sizes of a whole listing, because all its sessions ask for them.
         self._whole: tuple[Sequence[str], list[int]] = (), []
 
     def octetsOf(self, uniqueIDs: Sequence[str]) -> list[int] | None:
         """
         @param uniqueIDs: a list that is not changed afterwards.
-        @return: the sizes of the messages, which the caller must not change; L{None} if
-            one of them is not known.
+        @return: the sizes of the messages, which the caller must not change; L{None} if a size is
+            not known.
         """
         if self._whole[0] is not uniqueIDs:
             try:
@@ -235,8 +237,8 @@ class MailboxSizes:
     @_guarded
     def forget(self, uniqueID: str) -> None:
         """
-        Discard the size of a message because its file has changed.  The unique-id still
-        belongs to it.
+        Discard the size of a message because its file has changed.  The unique-id still belongs to
+        the message.
         """
         self._whole = (), []
         info = self.known.pop(uniqueID, None)
@@ -309,9 +311,9 @@ class MailboxSizes:
     @_guarded
     def markGone(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
         """
-        Record that messages are gone, so that no other message gets their unique-ids.
+        Record that messages no longer exist, so that no other message gets their unique-ids.
 
-        @param inodes: the inode of each message, used for those that were never recorded.
+        @param inodes: the inode of each message, for messages that were never recorded.
         """
         self._whole = (), []
         for uniqueID in uniqueIDs:
@@ -327,7 +329,7 @@ class MailboxSizes:
     @_guarded
     def markOthersGone(self, listed: Collection[str]) -> None:
         """
-        Record that all messages that were not listed are gone.
+        Record that all messages that were not listed no longer exist.
         """
         gone = [each for each in self.known if each not in listed]
         gone += [each for each in self.seen if each not in listed]
@@ -389,7 +391,7 @@ class MailboxSizes:
         first = line.decode("ascii").split()
         if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
             return
-        # In a mailbox that was copied, all files have other inodes.
+        # In a copied mailbox all files have other inodes.
         isOwn = first[2:] == [str(each) for each in keyOf(root)]
         self._written = 0
         while line := file.readline(_LINE):
@@ -489,7 +491,7 @@ class MailboxSizes:
 class UnsavedSizes(MailboxSizes):
     """
     Sizes that are kept in memory only, because the store changes nothing in the mailbox.
-    A file that another service has written is read.
+    Reads the file that another service has written.
     """
 
     @property
@@ -561,7 +563,7 @@ class SizeCache:
     Thread-safe.
     """
 
-    # Messages in all; some 300 octets each.
+    # The most messages of all mailboxes; some 300 octets each.
     BOUND = 500_000
 
     def __init__(self, make: Callable[[], MailboxSizes] = MailboxSizes) -> None:

@@ -35,15 +35,15 @@ _LARGE = 1_000_000
 
 class MailboxSnapshot(dict[str, Place]):
     """
-    Unique-ids in message-number order, and the place of each message.  A snapshot never
+    Unique-ids in the order of message numbers, and the place of each message.  A snapshot never
     changes once it is made, because sessions share it.
 
     @ivar links: other names of the same file, by unique-id.
-    @ivar isSure: whether no file moved during the scan.  If so, a message that is not listed does
-        not exist any more.
-    @ivar time: time of the scan, nanoseconds, or the latest time of change of the
-        directories if that is ahead of the clock; 0 if nothing was scanned.  A file that
-        was written later is not listed.
+    @ivar isSure: whether no file moved during the scan.  If no file moved, a message that is not
+        listed no longer exists.
+    @ivar time: time of the scan, nanoseconds; 0 if nothing was scanned.  If the latest time of
+        change of the directories is ahead of the clock, it is that time.  A file that was written
+        later is not listed.
     @ivar separator: the separator before the flags in the names of files; empty if the
         names have no flags.
     @ivar uniqueIDFor: takes the part of a file's name before the separator, and returns the
@@ -101,16 +101,15 @@ class Format(Protocol):
 
         @param root: a descriptor of the root directory.
         @param sizes: the file that each unique-id belongs to.
-        @return: the listing, and the times of the directories for which it holds; they are
-            used if the listing is sure.
+        @return: the listing, and the times of the directories for which the listing is valid.  The
+            caller uses the times only if the listing is sure.
         """
 
     def sizesInNames(
         self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
     ) -> dict[str, MessageInfo]:
         """
-        @return: the sizes of messages that the names of their files give, if names are
-            believed.
+        @return: the sizes of messages from the names of their files, if the operator trusts these.
         """
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
@@ -135,13 +134,13 @@ def stampOf(root: int, folders: Sequence[str]) -> tuple[Stamp, bool]:
 
 def isLarge(root: int, folders: Sequence[str]) -> bool:
     """
-    @return: whether a mailbox has so many messages that listing them takes long.
+    @return: whether a mailbox has so many messages that a listing takes a long time.
     """
     octets = 0
     for folder in folders:
         with suppress(OSError):
             octets += os.stat(folder, dir_fd=root, follow_symlinks=False).st_size
-    # A directory has some 70 octets for each file, on most file systems.
+    # On most file systems a directory has some 70 octets for each file.
     return octets > _LARGE
 
 
@@ -151,8 +150,8 @@ class ListingCache:
     unchanged mailbox needs no scan.  Thread-safe.
     """
 
-    # Messages in all; the latest mailbox is kept even if it has more.  Some 300 octets
-    # each.  A mailbox counts as EACH further messages.
+    # The most messages of all mailboxes.  The latest mailbox is kept even if it alone has more.
+    # Some 300 octets each.  A mailbox counts as EACH further messages.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
@@ -217,8 +216,8 @@ class ListingCache:
 
 class NoListingCache(ListingCache):
     """
-    A cache that keeps nothing, for a store whose listings change while the times of the
-    directories do not.
+    A cache that keeps no listing, for a store whose listings may change while the times of the
+    directories stay the same.
     """
 
     def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:

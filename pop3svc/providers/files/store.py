@@ -43,8 +43,8 @@ class MailboxMaker:
         presence: Presence | None = None,
     ) -> None:
         """
-        @param format: how the directories hold messages.
-        @param caches: what the mailboxes share.
+        @param format: the format in which the directories hold messages.
+        @param caches: the caches that the mailboxes share.
         @param readOnly: delete, lock and write nothing.
         @param isSlow: whether opening a file may block for long, as on a network file
             system.
@@ -71,7 +71,7 @@ class MailboxMaker:
     def mailbox(self, place: Root, format: Format | None = None) -> FileMailbox:
         """
         @param place: the directory of a mailbox, which need not exist.
-        @param format: a format with the same folders that replaces the one of all mailboxes.
+        @param format: a format with the same folders, which replaces the format of all mailboxes.
         @return: the mailbox for one session.
         """
         return self._make(place, format or self._format)

@@ -55,8 +55,8 @@ class Written(NamedTuple):
 @lru_cache(1)
 def _host() -> str:
     """
-    @return: the name of this machine as a part of a file's name, without the characters that
-        have a meaning there.
+    @return: the name of this machine as a part of a file's name, without characters that are
+        special there.
     """
     name = socket.gethostname() or "localhost"
     return _UNSAFE.sub(lambda found: "".join(f"\\{octet:03o}" for octet in found[0].encode()), name)
@@ -90,7 +90,7 @@ def writeMessage(
     @param content: see L{pop3svc.interfaces.IDelivery.deliver}.
     @param owner: user and group of the file.
     @param modified: time of modification of the file, nanoseconds since the epoch.
-    @raise OSError: the message was not written, and there is no file.
+    @raise OSError: the message was not written, and no file is left.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(name, flags, 0o600, dir_fd=directory)
@@ -131,13 +131,14 @@ def writeMessage(
 
 def publish(source: int, name: str, target: int, newName: str, mayExist: bool = False) -> bool:
     """
-    Move a written message to where sessions list it, and make that durable.  Blocks.
+    Move a written message to the directory where sessions list it, and make the move durable.
+    Blocks.
 
     @param source: a descriptor of the directory that holds the file C{name}.
     @param target: a descriptor of the other directory.
-    @param mayExist: whether there may be a message called C{newName} already, which then
-        stays.
-    @return: whether the message was moved; if there is another message, it was removed.
+    @param mayExist: whether a message called C{newName} may exist already.  It then stays.
+    @return: whether the message was moved.  If another message had the name, the new message was
+        removed.
     @raise OSError: the message is in neither directory.
     """
     try:
@@ -163,7 +164,7 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
 
 def _link(source: int, name: str, target: int, newName: str) -> None:
     """
-    @raise FileExistsError: there is a file called C{newName}.
+    @raise FileExistsError: a file called C{newName} exists.
     """
     try:
         os.link(name, newName, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)

@@ -24,8 +24,8 @@ class Lockable(Protocol):
 
     def stagingPath(self) -> str | None:
         """
-        @return: the present path of the directory whose times a waiting process sets;
-            L{None} if inotify would not report that.
+        @return: the present path of the directory whose times a waiting process sets; L{None} if
+            inotify would not report the change.
         """
 
     def isWaitedFor(self) -> bool:
@@ -42,16 +42,16 @@ def _reactor() -> Any:
 
 class LockRegistry:
     """
-    Registry of the mailboxes of a store that this process has locked.  Another process
-    that waits for a mailbox takes a shared lock on the staging directory in it; the
-    registry watches for that.
+    Registry of the mailboxes of a store that this process has locked.  Another process that waits
+    for a mailbox takes a shared lock on the staging directory in that mailbox.  The registry
+    watches for such locks.
 
     @ivar cleanCache: cache of the mailboxes that need no recovery before they are locked.
     """
 
     # All times are in seconds.  POLL is the interval of polling if inotify does not work.  A
     # session is watched from the age WATCH_AFTER on.  After a request to release its lock, a
-    # session has RELEASE_TIMEOUT to do it.
+    # session must release it within RELEASE_TIMEOUT.
     POLL = 0.25
     WATCH_AFTER = 0.5
     RELEASE_TIMEOUT = 1.0

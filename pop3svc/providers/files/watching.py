@@ -47,7 +47,7 @@ _changes = count(1)
 
 class _Reader:
     """
-    An inotify descriptor, and its events.  It is open while there is a watch.
+    An inotify descriptor, and its events.  The descriptor is open while a watch exists.
 
     @ivar descriptor: the descriptor; -1 if it is not open.
     """
@@ -63,8 +63,8 @@ class _Reader:
         """
         Watch a directory, whose last part must not be a link.
 
-        @return: the number of the watch, which is the same for a directory that is watched
-            already; L{None} if the directory does not exist, or there are too many watches.
+        @return: the number of the watch.  A directory that is watched already keeps its number.
+            L{None} if the directory does not exist, or if there are too many watches.
         """
         if self._isOff:
             return None
@@ -90,9 +90,9 @@ class _Reader:
 
     def read(self) -> Iterator[tuple[int, int]] | None:
         """
-        Read what the kernel has queued.
+        Read the events that the kernel has queued.
 
-        @return: number and mask of each event; L{None} if there is none.
+        @return: number and mask of each event; L{None} if there is no event.
         """
         if self.descriptor < 0:
             return None
@@ -113,7 +113,7 @@ class _Reader:
 def eventsIn(data: bytes) -> Iterator[tuple[int, int]]:
     """
     @param data: a block of inotify events (inotify(7)).
-    @return: number and mask of each.
+    @return: number and mask of each event.
     """
     offset = 0
     while offset + _EVENT.size <= len(data):
@@ -159,8 +159,8 @@ class MailboxWatch:
 
 class Inotify:
     """
-    Watches of the mailboxes of one store.  A mailbox has one watch, also if several
-    sessions watch it under different names.  Only for use in the reactor's thread.
+    Watches of the mailboxes of one store.  A mailbox has one watch, even if several sessions watch
+    it under different names.  Only for use in the reactor's thread.
 
     Events are read at WAKE instead of at each delivery.  The kernel's queue is bounded, and
     the kernel reports when it overflows.
@@ -206,9 +206,9 @@ class Inotify:
 
     def _begun(self, watch: MailboxWatch, root: int, folders: Iterable[str]) -> MailboxWatch | None:
         for folder in folders:
-            # Watch the directory that is open, because its path may name another one.
+            # Watch the open directory, because its path may name another directory now.
             number = self._reader.add(f"/proc/self/fd/{root}/{folder}", _CHANGES)
-            # A number that is known belongs to another mailbox that has this folder, too.
+            # A known number belongs to another mailbox that has the same folder.
             if number is None or number in self._byNumber:
                 # The mailbox then compares the times of its directories.
                 self._drop(watch)

@@ -44,8 +44,8 @@ log = Logger(namespace="pop3svc")
 # Errors that were logged already.
 _faults = Once()
 
-# The number of messages from which the size limit of a mailbox's file of sizes is computed.  The
-# file of a larger mailbox is not read, and an import then relies on the names alone.
+# The number of messages from which the size limit of a mailbox's file of sizes is computed.  If a
+# mailbox is larger, its file is not read, and an import relies on the names alone.
 _MOST_MESSAGES = 500_000
 
 
@@ -128,7 +128,7 @@ class MaildirDelivery:
         except DeliveryError as error:
             return error
         except POP3ResponseError:
-            # No thread is free, or one that works on this mailbox hangs.
+            # No thread is free, or a thread that works on this mailbox hangs.
             return StoreUnavailable("The mailbox is not available now.")
         except OSError as error:
             if error.errno != errno.ECANCELED and _faults.isFirst((place.path, str(error))):
@@ -171,7 +171,7 @@ class MaildirDelivery:
         try:
             if root is not None and all(_has(root, each) for each in ("new", "cur")):
                 return root
-            # A directory without the two may be a mount point.
+            # A directory without these two may be a mount point.
             if not self._presence.mayBeMade(place.path):
                 if _faults.isFirst((place.path, "missing")):
                     log.error(
@@ -210,7 +210,7 @@ class MaildirDelivery:
         if os.geteuid() == 0:
             around = os.fstat(root)
             owner = around.st_uid, around.st_gid
-        # A name without a time is in the order of the file's time.
+        # Set the file's time, because it orders messages whose names contain no time.
         modified = None if microseconds is None else microseconds * 1000
         written = writeMessage(source, name, copy.header, content, owner, modified)
         try:
@@ -248,7 +248,7 @@ class _KnownIDs:
         """
         @param root: a descriptor of the Maildir.
         @param new: a descriptor of C{new}.
-        @return: whether there is or was a message of this name.
+        @return: whether the mailbox has or had a message of this name.
         """
         try:
             # In "new" no name has flags.

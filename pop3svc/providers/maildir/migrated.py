@@ -1,11 +1,11 @@
 """
-Keep the unique-ids that the former server of a Maildir told its clients.
+Keep the unique-ids that the former server of a Maildir sent to its clients.
 
-The first complete listing copies them to the file C{pop3svc-uidl} of the Maildir.  From then on
-the former server's file is not needed, and changes of it have no effect: a unique-id that this
-service has sent to a client stays, even if the former server still numbers new mail for IMAP.
-The copy has a line with its version, a checksum and the settings, then a line for each message in
-the order of message numbers: the unique-id, a blank and the base name.
+The first complete listing copies them to the file C{pop3svc-uidl} of the Maildir.  From then on the
+former server's file is not needed, and its changes have no effect.  A unique-id that this service
+has sent to a client stays the same, even if the former server still numbers new mail for IMAP. The
+copy has a line with its version, a checksum and the settings, then a line for each message in the
+order of message numbers: the unique-id, a blank and the base name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from pop3svc.threadpool import mustStop
 __all__ = ["COPY", "FormerServer", "KeptIDs", "MigratedMaildir"]
 
 log = Logger(namespace="pop3svc")
-# What was logged already about a Maildir.
+# The texts that were logged already about a Maildir.
 _logged = Once()
 
 COPY = "pop3svc-uidl"
@@ -55,7 +55,7 @@ COPY = "pop3svc-uidl"
 _NEXT = "pop3svc-uidl.new"
 _VERSION = "pop3svc-uidl 1"
 # The directories of INBOX below a directory of control files, by Dovecot's layouts Maildir++
-# and fs.  A directory without either holds the file itself.
+# and fs.  If a directory has neither, it holds the file itself.
 _INBOXES = (".INBOX", "INBOX")
 # The most reads of a file that changes while it is read.
 _READS = 5
@@ -90,8 +90,8 @@ class KeptIDs:
 
     def uniqueIDFor(self, base: str) -> str:
         """
-        @return: the unique-id of a message: the former server's, or one that it never gave to
-            another message.
+        @return: the unique-id of a message from the former server, or else a unique-id that the
+            former server gave to no message.
         """
         head = self.heads.get(base)
         if head is not None:
@@ -104,8 +104,8 @@ class KeptIDs:
 class _Cached:
     """
     @ivar copy: stamp of the copy when it was read; L{None} if there was none.
-    @ivar former: stamp of the former server's file, if the unique-ids come from it; an empty
-        one if it must be read again.
+    @ivar former: stamp of the former server's file, if the unique-ids come from that file; an empty
+        stamp if it must be read again.
     """
 
     kept: KeptIDs
@@ -116,7 +116,8 @@ class _Cached:
 
 class _Cache:
     """
-    The unique-ids of the Maildirs of one store; drops the least recently used.  Thread-safe.
+    Cache of the unique-ids of a store's Maildirs.  It drops the least recently used Maildirs.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -151,8 +152,8 @@ class FormerServer:
 
     def __init__(self, scheme: Scheme, control: str, readOnly: bool) -> None:
         """
-        @param control: a path with placeholders, of the directory that holds the server's
-            file; empty if that is the Maildir.
+        @param control: the path, with placeholders, of the directory that holds the server's file;
+            empty if the Maildir holds it.
         @param readOnly: write no copies.
         @raise ValueError: a sentence for the operator.
         """
@@ -192,9 +193,9 @@ class MigratedMaildir:
     ) -> None:
         """
         @param path: the Maildir, for messages to the operator.
-        @param place: the directory that holds the server's file; L{None} if there is none for
-            this user.
-        @param isInMaildir: whether that is the Maildir.
+        @param place: the directory that holds the server's file; L{None} if this user has no such
+            directory.
+        @param isInMaildir: whether that directory is the Maildir.
         """
         self._server = server
         self._path = path
@@ -260,7 +261,8 @@ class MigratedMaildir:
             self._logNew(kept)
         ids = KeptIDs(kept.uniqueIDs)
         if self._server.readOnly or not isSure or not places:
-            # Write no copy: no client has got a unique-id yet, or not all messages were seen.
+            # Write no copy, because no client has got a unique-id yet, or not all messages were
+            # found.
             return _Cached(ids, stamp, former)
         try:
             stamp = _writeCopy(root, self._server.source, kept.uniqueIDs)
@@ -308,8 +310,8 @@ class MigratedMaildir:
 
     def _readFormer(self, root: int) -> tuple[FileStamp | tuple[()] | None, bytes | None]:
         """
-        @return: stamp and content of the former server's file; L{None} if there is none.  The
-            stamp is empty if the file might change again without getting another stamp.
+        @return: stamp and content of the former server's file; L{None} if the file does not exist.
+            The stamp is empty if the file might change again without getting another stamp.
         @raise OSError: it cannot be read.
         """
         try:
@@ -422,7 +424,8 @@ def _parseCopy(data: bytes) -> _Copy | None:
 
 def _writeCopy(root: int, source: str, uniqueIDs: Mapping[str, str]) -> FileStamp:
     """
-    Write the copy atomically and durably, because no client may see the unique-ids before.
+    Write the copy atomically and durably, because no client may see the unique-ids before they are
+    durable.
 
     @return: its stamp.
     """

@@ -21,15 +21,15 @@ __all__ = [
     "sizeIn",
 ]
 
-# Separators before the flags of a file name: ":" by the Maildir specification, another one
-# on file systems that do not allow ":".
+# Separators before the flags of a file name: ":" in the Maildir specification, and another
+# character on file systems that do not allow ":".
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
 # The size with CRLF, which Dovecot and maildrop write after the size on disk.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
 
-# The part of a name before the flags, and the seconds and microseconds of delivery in it;
-# empty if it has none.
+# The part of a name before the flags, and the seconds and microseconds of delivery in that part;
+# empty if the part has none.
 ParsedName = tuple[str, str, str]
 
 
@@ -91,12 +91,12 @@ def sizeIn(name: str) -> int | None:
 def nameWithUniqueID(uniqueID: str, separator: str = "") -> str:
     """
     @param separator: the separator before the flags; empty: not known.
-    @return: the name of a file that has this unique-id; or, if no name has it, one that the same
-        unique-id always gets.
+    @return: the name of a file that has this unique-id.  If no name can have it, another name,
+        which is always the same for this unique-id.
     """
     isName = not uniqueID.startswith(".") and "/" not in uniqueID
     isPlain = isName and (separator or ":") not in uniqueID
-    # The service finds out the separator, and it may be one of these.
+    # The service finds out the separator, and one of these characters may be the separator.
     mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
     if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
         return uniqueID

@@ -1,5 +1,5 @@
 """
-The Maildir++ quota file: its limit for new messages, and what deliveries and deletions change.
+The Maildir++ quota file: check its limit for new messages, and record deliveries and deletions.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
 # Each other line: octets and messages, which may be padded with blanks.
 _CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
 # The use is counted anew if the file is longer than this (octets).  If the mailbox seems full,
-# the use is counted anew as well, because the file may be wrong.  This is left out if the file is
-# younger than this (seconds) and did not change since the last count.
+# the use is counted anew as well, because the file may be wrong.  The second count is left out if
+# the file is younger than this (seconds) and did not change since the last count.
 _LONGEST = 5120
 _OLDEST = 900
 
@@ -75,7 +75,7 @@ class _Use(NamedTuple):
 
     @ivar first: the first line, with the limits.
     @ivar octets: the sum of all changes; L{None} if the file has to be written anew.
-    @ivar isFresh: whether the use was counted lately, and did not change since.
+    @ivar isFresh: whether the use was counted recently, and has not changed since.
     """
 
     first: bytes
@@ -88,7 +88,7 @@ class _Use(NamedTuple):
         @return: whether there is room for a message of C{size} octets.
         """
         limits = {kind: int(number) for number, kind in _LIMIT.findall(self.first)}
-        # A limit of zero is none.
+        # A limit of zero means no limit.
         octets, messages = limits.get(b"S", 0), limits.get(b"C", 0)
         used = self.octets or 0
         return (not octets or used + size <= octets) and (
@@ -117,9 +117,9 @@ def checkQuota(root: int, size: int) -> None:
 
 def recordDelivery(root: int, size: int) -> None:
     """
-    Add a line for a new message to C{maildirsize}, if the Maildir has one.  If the line cannot
-    be written, nothing else happens: the message is stored, and the use is counted anew when
-    the mailbox seems full.  Blocks.
+    Add a line for a new message to C{maildirsize}, if the Maildir has one.  If the line cannot be
+    written, ignore the error, because the message is stored, and the use is counted anew when the
+    mailbox seems full.  Blocks.
 
     @param root: a descriptor of the Maildir.
     @param size: octets of the message's file.

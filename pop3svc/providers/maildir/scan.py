@@ -34,7 +34,8 @@ class MaildirFormat:
     modification if the name has none.
     """
 
-    # new before cur: a message that moves during a scan is seen twice instead of missed.
+    # Read new before cur, so that a message that moves during a scan is found twice instead of
+    # missed.
     folders = ("new", "cur")
 
     def __init__(
@@ -48,7 +49,8 @@ class MaildirFormat:
         @param separator: the separator before the flags in file names, one of
             L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty: found in the
             names.
-        @param migrated: finds the unique-ids that the former server of one Maildir has told.
+        @param migrated: finds the unique-ids that the former server of one Maildir gave to
+            messages.
         """
         self._migrated = migrated
         self._believesNames = believesNames
@@ -238,7 +240,7 @@ class _Irregular:
                 files.setdefault(key, []).append(place)
                 statuses[key] = status
         if not files:
-            # It was renamed again; the search begins at the place where it was seen last.
+            # The message was renamed again.  The search begins at its last known place.
             return [(places[:1], "")]
         first = self._first(self._idOf(base), files, statuses) if base else None
         return [

@@ -69,10 +69,10 @@ class MaildirStore:
             counting once.
         @param separator: the separator before the flags in file names, one of
             L{SEPARATORS}; empty: found in the names.
-        @param uidl: where the unique-ids of the former server come from; see
-            L{parseScheme<pop3svc.migration.schemes.parseScheme>}; empty: there was none.
-        @param control: the directory that holds the former server's file, with placeholders;
-            empty if that is the Maildir.
+        @param uidl: where to find the unique-ids of the former server; see
+            L{parseScheme<pop3svc.migration.schemes.parseScheme>}; empty without a former server.
+        @param control: the directory that holds the former server's file, with placeholders; empty
+            if the Maildir holds it.
         @param duplicates: see C{parseScheme}.
         @param usesHeaders: whether the former server used headers C{X-UIDL}.
         @raise ValueError: a sentence for the operator.

@@ -79,8 +79,8 @@ def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) 
 
 def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """
-    @return: the lines with LF, and whether each begins a line: a long one comes in pieces.  The
-        last has an end as well.
+    @return: the lines with LF, and for each whether it begins a line, because a long line comes in
+        pieces.  The last line has a line end as well.
     """
     content.seek(0)
     isStart, end = True, b""
@@ -187,13 +187,13 @@ def createMbox(name: str, directory: int) -> int:
     Create an empty mbox for its first message.  Blocks.
 
     @return: a descriptor.
-    @raise OSError: it cannot be created.
+    @raise OSError: the mbox cannot be created.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     except FileExistsError:
-        # Another program was faster; the next attempt opens its file.
+        # Another program has created the file just now.  The next attempt opens that file.
         raise MboxBusy
     try:
         if not os.geteuid():

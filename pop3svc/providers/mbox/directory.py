@@ -53,8 +53,8 @@ async def retryWhileBusy(clock: Any, attempt: Callable[[], Deferred[T]]) -> T:
 class MboxDirectory(SlowExclusiveDirectory):
     """
     An mbox that one session at a time can lock.  The session's lock is on the service's directory
-    beside the mbox.  It does not keep other programs from the mbox.  Therefore L{locked} locks
-    the mbox itself during each access.
+    beside the mbox.  This lock does not keep other programs from the mbox.  Therefore L{locked}
+    locks the mbox itself during each access.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
         Do work on the locked mbox in a thread.
 
-        @param work: gets the locked mbox, or L{None} if there is none.
+        @param work: gets the locked mbox, or L{None} if the mbox does not exist.
         @param action: the words after "cannot" in the log.
         @param isLong: whether the work may take minutes.
         @raise POP3ResponseError: C{IN-USE} if another program did not release its lock.

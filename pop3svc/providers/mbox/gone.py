@@ -21,9 +21,9 @@ NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
 # The most unique-ids that are kept.  A bound is safe, because only a message with the same octets
-# and the same time of arrival in its envelope line could get an older one again.
+# and the same time of arrival in its envelope line could get an older unique-id again.
 BOUND = 20_000
-# Octets of the largest file that is read.
+# The most octets of a file that is read.
 _LARGEST = 8_388_608
 
 
@@ -33,8 +33,8 @@ class Gone:
     The unique-ids of deleted messages.
 
     @ivar uniqueIDs: the unique-ids, the latest last.
-    @ivar latest: how many of them were deleted by the latest rewriting.
-    @ivar inode: the inode of the file that it made.
+    @ivar latest: the number of unique-ids that the latest rewriting has deleted.
+    @ivar inode: the inode of the file that the latest rewriting made.
     """
 
     uniqueIDs: Sequence[str] = ()
@@ -45,7 +45,8 @@ class Gone:
         """
         @param uniqueIDs: unique-ids of messages that are deleted now.
         @param inode: the inode of the new file.
-        @param keep: digests of the messages in the file; unique-ids made of these are kept.
+        @param keep: digests of the messages in the file.  Unique-ids made from these digests are
+            kept.
         @return: all unique-ids to remember.
         """
         before = list(self.uniqueIDs)
@@ -106,7 +107,7 @@ def _parsed(data: bytes) -> Gone:
 
 def _isUnused(own: int, inode: int) -> bool:
     """
-    @return: whether the file of the latest rewriting is still there, unused.
+    @return: whether the file of the latest rewriting still exists and is unused.
     """
     for name in os.listdir(own):
         if name.startswith(NEW):

@@ -1,5 +1,5 @@
 """
-Lock mbox files as Debian's policy says: fcntl() first, then a dot-lock.
+Lock mbox files as Debian's policy requires: fcntl() first, then a dot-lock.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _CONTENT = 64
 _SET_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 # struct flock of Linux: type, whence, start, length, process id.
 _FLOCK = "@hhqqi0q"
-# The kernel sends it when another program opens a leased file; ignored by default.
+# The signal that the kernel sends when another program opens a leased file.  It is ignored by
+# default.
 _SIGURG = 23
 
 
@@ -44,7 +45,7 @@ class MboxBusy(Exception):
 
 def isSupported() -> bool:
     """
-    @return: whether this system has the locks that are needed.
+    @return: whether this system has the required locks.
     """
     return _SET_LOCK is not None
 
@@ -69,7 +70,8 @@ def lockFile(descriptor: int, isShared: bool = False) -> None:
 
 def isUnopened(descriptor: int) -> bool:
     """
-    Ask the kernel for a lease, which it gives only if nobody else has the file open.
+    Ask the kernel for a lease.  The kernel grants the lease only if no other descriptor of the file
+    is open.
 
     @return: whether no other descriptor of the file is open; L{False} also if the file system
         has no leases.
@@ -89,9 +91,9 @@ class LockedMbox:
     An mbox that is open and locked.
 
     @ivar descriptor: the file, open for reading and writing.
-    @ivar directory: a descriptor of its directory.
-    @ivar own: a descriptor of the service's directory beside it.
-    @ivar name: its name in the directory.
+    @ivar directory: a descriptor of the mbox's directory.
+    @ivar own: a descriptor of the service's directory beside the mbox.
+    @ivar name: the name of the mbox in the directory.
     """
 
     descriptor: int
@@ -156,7 +158,7 @@ class DotLock:
         """
         Remove the present file if it is stale.
 
-        @return: whether there is no file any more.
+        @return: whether the file no longer exists.
         """
         stale = self._findStale()
         if stale is None:
@@ -178,8 +180,8 @@ class DotLock:
 
     def _findStale(self) -> int | None:
         """
-        @return: the inode of the present file if it is stale, 0 if there is no file; L{None} if
-            it is valid.
+        @return: the inode of the present file if the file is stale; 0 if no file exists; L{None} if
+            the file is valid.
         """
         try:
             descriptor, status = openFile(self._name, self._directory)
@@ -206,7 +208,7 @@ class DotLock:
 
     def release(self) -> None:
         """
-        Remove the file, if it is still the one that was created.
+        Remove the file, if it is still the file that this object has created.
         """
         with suppress(OSError):
             status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)

@@ -1,5 +1,5 @@
 """
-An mbox as the mailbox of one session.
+The mailbox of one session, in an mbox.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from pop3svc.providers.mbox.scan import Scan, Stored, nameMessages, readExactly,
 __all__ = ["ExclusiveMboxMailbox", "MboxFormat", "MboxMailbox", "ReadOnlyMboxMailbox", "ScanCache"]
 
 _NOTHING = Scan((0, 0, 0, 0))
-# Octets from which reading a whole mbox takes long.
+# If an mbox has more octets than this, to read it takes a long time.
 _LARGE = 67_108_864
 
 
@@ -46,7 +46,8 @@ class ScanCache:
     Cache of the latest scan of each mbox, shared by its sessions.  Thread-safe.
     """
 
-    # Messages in all; the latest mailbox is kept even if it has more.  Some 500 octets each.
+    # The most messages of all mailboxes.  The latest mailbox is kept even if it alone has more.
+    # Some 500 octets each.
     BOUND, EACH = 200_000, 5
 
     def __init__(self) -> None:
@@ -89,7 +90,7 @@ class ScanCache:
 
 class MboxFormat:
     """
-    How the files of one store are read.
+    Reads the files of one store.
 
     @ivar variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
     @ivar usesXUIDL: whether the field X-UIDL is the unique-id of a message.
@@ -102,7 +103,7 @@ class MboxFormat:
 
     def known(self, status: os.stat_result) -> Scan | None:
         """
-        @return: the messages of an mbox, if it has not changed since they were found.
+        @return: the messages of an mbox, if the mbox has not changed since they were found.
         """
         return self._cache.get(status)
 
@@ -132,8 +133,8 @@ class _Changed(Exception):
 @implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox)
 class MboxMailbox:
     """
-    An mbox as one session sees it.  The session keeps its list while other programs add and
-    remove messages; an access finds the message in the present file.
+    The mailbox of one session in an mbox.  The session keeps its list while other programs add and
+    remove messages.  Each access finds the message in the present file.
     """
 
     def __init__(self, directory: Directory, place: MboxPlace, format: MboxFormat) -> None:
@@ -331,7 +332,7 @@ class ExclusiveMboxMailbox(MboxMailbox):
         if mbox is not None:
             status = mbox.status()
             if status.st_size > _LARGE:
-                # None if it has changed: then another thread reads it.
+                # None if the mbox has changed.  Another thread then reads it.
                 return self._format.known(status)
         return self._scanLocked(mbox)
 

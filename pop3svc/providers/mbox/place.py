@@ -44,19 +44,19 @@ class MboxPlace:
 
     def openDirectory(self) -> int | None:
         """
-        @return: a descriptor of the mbox's directory; L{None} if it does not exist.
+        @return: a descriptor of the mbox's directory; L{None} if this directory does not exist.
         """
         return self._directory.open()
 
     def exists(self) -> bool:
         """
-        @return: whether there is an mbox, or another file of its name.  Blocks.
+        @return: whether the mbox, or another file of its name, exists.  Blocks.
         """
         return self._isThere(self.name)
 
     def isKnown(self) -> bool:
         """
-        @return: whether there is an mbox, or the service's directory.  Blocks.
+        @return: whether the mbox or the service's directory exists.  Blocks.
         """
         return self._isThere(self.name, self.own.parts[-1])
 
@@ -94,9 +94,9 @@ class MboxPlace:
         """
         Open the mbox for reading.  Blocks.
 
-        @return: a descriptor, which is closed at the end, and its status; L{None} if there is no
-            mbox.
-        @raise OSError: it is not a regular file, or cannot be opened.
+        @return: a descriptor, which is closed at the end, and its status; L{None} if the mbox does
+            not exist.
+        @raise OSError: the mbox is not a regular file, or cannot be opened.
         """
         directory = self.openDirectory()
         if directory is None:
@@ -114,7 +114,8 @@ class MboxPlace:
 
     def openForReading(self) -> int | None:
         """
-        @return: a descriptor of the mbox, which the caller closes; L{None} if there is none.
+        @return: a descriptor of the mbox, which the caller closes; L{None} if the mbox does not
+            exist.
         """
         with self.reading() as opened:
             return None if opened is None else os.dup(opened[0])
@@ -135,14 +136,14 @@ class MboxPlace:
     @contextmanager
     def locked(self, create: Callable[[int], int] | None = None) -> Iterator[LockedMbox | None]:
         """
-        Open and lock the mbox, first by fcntl(), then by a dot-lock.  What a killed process has
-        left is put in order.  Blocks, but does not wait for a lock.
+        Open and lock the mbox, first by fcntl(), then by a dot-lock.  Complete or undo the change
+        of a killed process.  Blocks, but does not wait for a lock.
 
-        @param create: creates the mbox if it does not exist: takes a descriptor of the
-            directory, returns one of the file.
-        @return: L{None} if there is no mbox.
+        @param create: creates the mbox if it does not exist.  It takes a descriptor of the
+            directory, and returns a descriptor of the file.
+        @return: the locked mbox; L{None} if the mbox does not exist.
         @raise MboxBusy: another program has locked it.
-        @raise OSError: it cannot be opened or locked.
+        @raise OSError: the mbox cannot be opened or locked.
         """
         descriptors: list[int] = []
         mbox: LockedMbox | None = None
@@ -214,7 +215,7 @@ def readOwn(place: MboxPlace, work: Callable[[int], T]) -> T | None:
     """
     Call C{work} with a descriptor of the service's directory.  Blocks.
 
-    @return: its result; L{None} if there is no such directory.
+    @return: the result of C{work}; L{None} if the directory does not exist.
     """
     directory = place.own.open()
     if directory is None:

@@ -1,6 +1,6 @@
 """
-Put an mbox in order after a process was killed, and move mail that another program has added to
-a replaced file.
+Complete or undo the change of a killed process, and move mail that another program has added to a
+replaced file.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _BLOCK = 1_048_576
 
 def recover(mbox: LockedMbox) -> None:
     """
-    Finish or undo what a killed process has left.  Blocks.
+    Complete or undo the change of a killed process.  Blocks.
 
-    @raise OSError: that is not possible now.
+    @raise OSError: this is not possible now.
     """
     names = sorted(os.listdir(mbox.own))
     for name in names:
@@ -84,7 +84,7 @@ def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: byt
 
 def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
     """
-    Remove the file of a rewriting: a new one that is not used, or an old one.
+    Remove the file of a rewriting: an unused new file, or an old file.
     """
     try:
         descriptor = os.open(
@@ -129,7 +129,7 @@ def _block(old: int, at: int, end: int) -> bytes:
 
 def _endsWith(mbox: LockedMbox, old: int, size: int, end: int) -> bool:
     """
-    @return: whether the mbox ends with that part of the old file already, because a process moved
+    @return: whether the mbox already ends with that part of the old file, because a process moved
         the part and was killed afterwards.
     """
     there = mbox.status().st_size

@@ -63,7 +63,7 @@ def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
     Exchange two files atomically.
 
     @param first: a descriptor of a directory, and a name in it.
-    @param second: the same of the other file.
+    @param second: the same for the other file.
     @raise OSError: nothing was exchanged.
     """
     call: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -77,7 +77,7 @@ def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
 
 def _takeOver(new: int, old: int, status: os.stat_result) -> None:
     """
-    Give a new file the owner, the mode and the attributes of another one.
+    Give a new file the owner, the mode and the attributes of another file.
 
     @raise OSError: the owner cannot be kept.
     """
@@ -94,7 +94,7 @@ def checkOwner(mbox: LockedMbox) -> None:
     """
     Check whether the service may give a file to the owner of the mbox.  Blocks.
 
-    @raise OSError: it may not, so that it could not delete messages.
+    @raise OSError: the service may not do this, and therefore could not delete messages.
     """
     status = mbox.status()
     if not os.geteuid():
@@ -125,10 +125,10 @@ def _create(own: int, name: str) -> int:
 
 def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneOf | None) -> None:
     """
-    Replace the mbox by one without some parts.  Blocks.
+    Replace the mbox by a new file without some parts.  Blocks.
 
-    One atomic step exchanges the names of the old and the new file.  The old file is kept until
-    nobody has it open, because a program that waits for its lock will add a message to it;
+    One atomic step exchanges the names of the old and the new file.  The old file is kept until no
+    program has it open, because a program that waits for its lock will add a message to it.
     L{recovery} moves that message.
 
     @param removed: parts to remove, in order.
@@ -190,8 +190,8 @@ def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
     """
     Add a message with its envelope line, and durably.  Blocks.
 
-    The file gets its new size first, and the beginning of the envelope line is written last, so
-    that L{recovery} can tell whether the message is whole, and where it is.
+    The file gets its new size first, and the beginning of the envelope line is written last.
+    L{recovery} can therefore find the message, and find out whether it is complete.
 
     @param length: octets of all pieces.
     @param pieces: the message; the first piece begins with an envelope line.

@@ -26,14 +26,14 @@ from pop3svc.threadpool import mustStop
 
 __all__ = ["NotMbox", "Scan", "Stored", "nameMessages", "readExactly", "scanMessages"]
 
-# Octets that are read at a time, and of a message that is examined in one piece.
+# Octets that are read at a time, and the most octets of a message that is examined in one piece.
 _BLOCK = 1_048_576
 _SMALL = 262_144
-# Octets of a header in which Content-Length is looked for.
+# The number of octets of a header that are searched for Content-Length.
 _HEADER = 65_536
 _CONTENT_LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _X_UIDL = re.compile(rb"^X-UIDL:[ \t]*([!-~]{1,70})[ \t]*\r?$", re.I | re.M)
-# The first message of a file of the c-client library is no mail.
+# The c-client library puts a first message into its files that is no mail.
 _INTERNAL = re.compile(
     rb"^Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\r?$", re.I | re.M
 )
@@ -55,7 +55,7 @@ class Stored(NamedTuple):
     @ivar following: offset of the next envelope line, or the size of the file.
     @ivar octets: size of the message as RETR sends it.
     @ivar digest: see L{MessageDigest}.
-    @ivar xUIDL: the value of its field X-UIDL; empty if there is none.
+    @ivar xUIDL: the value of the message's field X-UIDL; empty without this field.
     @ivar isInternal: whether it is data of another program instead of mail.
     """
 
@@ -139,8 +139,8 @@ class _Window:
     def nextEnvelope(self, start: int) -> int:
         """
         @param start: offset after an envelope line.
-        @return: offset of the next envelope line that follows an empty line; the size of the
-            file if there is none.
+        @return: offset of the next envelope line after an empty line; the size of the file if no
+            such line follows.
         """
         at = start - 1
         while True:
@@ -162,7 +162,7 @@ class _Window:
     def emptyLineBefore(self, offset: int, start: int) -> int:
         """
         @param start: offset of the message that ends here.
-        @return: octets of the empty line before C{offset}; 0 if there is none.
+        @return: octets of the empty line before C{offset}; 0 without an empty line.
         """
         before = self.octets(max(start - 1, offset - 3), offset)
         if before.endswith(b"\n\r\n"):
@@ -172,11 +172,11 @@ class _Window:
 
 def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
     """
-    Believe C{Content-Length} if the end of the file, or an empty line and an envelope line,
-    follow the octets that it counts.
+    Trust C{Content-Length} if the octets that it counts end at the end of the file, or before an
+    empty line and an envelope line.
 
-    @return: the end of the message, and the offset of what follows; L{None} if it is not
-        believed.
+    @return: the end of the message, and the offset after it; L{None} if C{Content-Length} is not
+        trusted.
     """
     header = window.octets(content, content + _HEADER)
     length = headerEnd(header)
@@ -269,11 +269,11 @@ def nameMessages(
     stored: Iterable[Stored], gone: frozenset[str], usesXUIDL: bool
 ) -> dict[str, Stored]:
     """
-    Give each message its unique-id: its digest, with a number if an earlier message has or had
-    the same one.
+    Give each message its unique-id: its digest, with a number if an earlier message has or had the
+    same unique-id.
 
     @param gone: unique-ids of messages that were deleted.
-    @param usesXUIDL: take the field X-UIDL, if the unique-id is not used.
+    @param usesXUIDL: whether the field X-UIDL is the unique-id, if no other message has or had it.
     @return: the messages by unique-id.
     """
     named: dict[str, Stored] = {}

@@ -83,7 +83,7 @@ class MboxStore:
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if there is no mailbox; else L{None}.
+        @return: a sentence for the operator if no mailbox exists; otherwise L{None}.
         """
         try:
             with os.scandir(self._template.base) as entries:
@@ -153,7 +153,7 @@ class MboxStore:
 
         directory = self._directory(place)
         try:
-            # This locks the file only, so a session of the user may go on meanwhile.
+            # This locks only the file, so a session of the user can continue meanwhile.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
         except MboxBusy:
             return StoreUnavailable("The mailbox is locked by another program.")

@@ -25,7 +25,8 @@ VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
 # Octets of an envelope line.  An address has at most 320 octets, and a date some 40.
 LONGEST_ENVELOPE = 1024
-# Octets of a header that is searched for fields; what follows counts as a body.
+# The most octets of a header that are searched for fields.  The octets after these count as the
+# body.
 _LONGEST_HEADER = 262_144
 _DIGEST = 16
 
@@ -61,12 +62,12 @@ def makeEnvelope(sender: bytes, arrival: float) -> bytes:
     """
     Make an envelope line.
 
-    @param sender: an address; what is not printable ASCII or is too long is left out.
+    @param sender: an address.  It is left out if it is too long or not printable ASCII.
     @param arrival: seconds since the epoch.
     @return: the line with its end.
     """
     sender = re.sub(rb"[^!-~]", b"", sender)[:320] or b"MAILER-DAEMON"
-    # asctime() of the C library does not depend on the locale, and strftime() does.
+    # Use asctime() of the C library, because it does not depend on the locale, and strftime() does.
     when = time.gmtime(arrival)
     date = (
         f"{_DAYS[when.tm_wday]} {_MONTHS[when.tm_mon - 1]} {when.tm_mday:2} "
@@ -140,8 +141,8 @@ class Unquoter:
 
     def __init__(self) -> None:
         self._isLineStart = True
-        # The end of the previous block, if only the next block shows whether it is quoted: one of
-        # the ">" that begin a line, and a part of "From ".
+        # The end of the previous block, if only the next block shows whether the line is quoted:
+        # one of the ">" that begin a line, and a part of "From ".
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -162,8 +163,8 @@ class Unquoter:
         start = data.rfind(b"\n") + 1
         run = start + len(data[start:]) - len(data[start:].lstrip(b">"))
         if run > start and _FROM.startswith(data[run:]) and data[run:] != _FROM:
-            # The block ends with a line of ">" only.  Keep one back, because one is dropped if
-            # "From " follows, however many ">" there are.
+            # The block ends with a line of ">" only.  Keep one ">" back, because one is dropped if
+            # "From " follows, however many there are.
             before, self._held = data[: run - 1], data[run - 1 :]
             self._isLineStart = True
             return unquoted(before[:start]) + before[start:]

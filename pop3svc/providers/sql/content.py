@@ -27,8 +27,8 @@ class Damaged(Exception):
 
 def piecesOf(content: BinaryIO) -> Iterator[bytes]:
     """
-    Read a message, and yield it in pieces of L{PIECE} octets.  Each line ends with CRLF, the last
-    one as well.  Nothing is dot-stuffed.  Blocks.
+    Read a message, and yield it in pieces of L{PIECE} octets.  Each line, also the last line, ends
+    with CRLF.  The lines are not dot-stuffed.  Blocks.
     """
     normalizer = CRLFNormalizer()
     waiting = bytearray()
@@ -67,7 +67,7 @@ class FormFinder:
     @property
     def form(self) -> WireForm:
         """
-        How much the octets must be changed before they are sent.
+        The form of the octets, which says how they must be changed before they are sent.
         """
         return WireForm.LINES if self._hasDots else WireForm.READY
 
@@ -77,7 +77,7 @@ class StoredContent:
     """
     The content of a message: a header that only this mailbox's copy has, and pieces that several
     copies may share.  A missing piece, or one with a wrong length, raises L{Damaged}.  The reply
-    then has no final dot, so that the client does not take the message for complete.
+    then has no final dot, so that the message does not look complete to the client.
 
     @ivar form: see L{WireForm}.
     """
@@ -137,7 +137,7 @@ def readPiece(transaction: Transaction, content: int, number: int) -> bytes:
     """
     Read a piece.  Blocks.
 
-    @raise Damaged: it is missing.
+    @raise Damaged: the piece is missing.
     """
     row = transaction.executeBinary(
         "SELECT data FROM piece WHERE content = :content AND number = :number",

@@ -28,8 +28,8 @@ class Quota:
     """
     The limits of each mailbox of a store.
 
-    @ivar octets: the most octets; 0: no limit.
-    @ivar messages: the most messages; 0: no limit.
+    @ivar octets: the most octets; 0 for no limit.
+    @ivar messages: the most messages; 0 for no limit.
     """
 
     octets: int = 0
@@ -38,8 +38,8 @@ class Quota:
 
 def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, int] | None:
     """
-    @param makes: make the mailbox if it does not exist.
-    @return: the mailbox's number and its number of changes; L{None} if it does not exist.
+    @param makes: whether to create the mailbox if it does not exist.
+    @return: the mailbox's number and its counter of changes; L{None} if the mailbox does not exist.
     """
     row = one(transaction, "SELECT id, changes FROM mailbox WHERE name = :name", name=name)
     if row is not None or not makes:
@@ -59,7 +59,7 @@ def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, in
             mailbox=number,
         )
         return number, 0
-    # Another transaction has made it meanwhile.
+    # Another transaction has created the mailbox meanwhile.
     return mailboxOf(transaction, name, False)
 
 

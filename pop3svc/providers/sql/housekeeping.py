@@ -31,8 +31,8 @@ _JOB = 0
 
 class Housekeeping:
     """
-    Deletes the messages of a store that are older than a number of days, the contents of
-    deliveries that were never finished, and the rows of nodes that are gone.
+    Deletes messages that are older than a number of days, contents of deliveries that were never
+    finished, and rows of dead nodes.
     """
 
     # Seconds between two rounds of all nodes together, and the longest first wait.
@@ -40,7 +40,7 @@ class Housekeeping:
 
     def __init__(self, database: Database, node: Node, expireDays: int, clock: Any) -> None:
         """
-        @param expireDays: age from which messages are deleted; 0: never.
+        @param expireDays: age in days from which messages are deleted; 0 for never.
         """
         self._database = database
         self._node = node
@@ -82,7 +82,7 @@ class Housekeeping:
                 pass
             await self._database.run(_forgetNodes, mayRepeat=True)
         except DatabaseUnavailable:
-            # Database has logged that the database is unavailable.  The next round continues.
+            # The class Database has logged the failure.  The next round continues.
             pass
 
     def _isDue(self, transaction: Transaction) -> bool:

@@ -1,5 +1,5 @@
 """
-Leases of mailboxes, so that one session at a time has a mailbox, on any number of nodes.
+Leases of mailboxes.  They give a mailbox to one session at a time, on any number of nodes.
 
 A node is a process of the service.  It has a row with an expiry, which one write per interval
 renews for all its sessions.  The lease of a mailbox names the node that holds it, and has a
@@ -33,7 +33,7 @@ log = Logger(namespace="pop3svc")
 
 # The most leases in one statement, because databases limit the number of parameters.
 _CHUNK = 500
-# Milliseconds after which the row of a node that is gone is removed.
+# Milliseconds after which the row of a dead node is removed.
 _FORGET = 86_400_000
 
 
@@ -55,8 +55,8 @@ class Lease:
     The lease of a mailbox that a session of this process holds.
 
     @ivar mailbox: the number of the mailbox.
-    @ivar token: grows whenever the lease is taken.
-    @ivar changes: the mailbox's number of changes when the lease was taken.
+    @ivar token: a number that grows whenever the lease is taken.
+    @ivar changes: the mailbox's counter of changes when the lease was taken.
     @ivar requestRelease: asks the session to release the mailbox; L{None} until the session may
         be asked.
     @ivar isLost: whether another node has taken the lease.
@@ -93,9 +93,9 @@ class Node:
 
     def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
         """
-        @param renewals: the same database with a thread of its own, so that other work does not
-            delay the renewal of the node's row.
-        @param duration: seconds until the mailboxes of a node that is gone are free.
+        @param renewals: the same database with its own thread, so that other work does not delay
+            the renewal of the node's row.
+        @param duration: seconds after which another node may take the mailboxes of a dead node.
         """
         host = socket.gethostname()[:32]
         self.name = f"{host}.{os.getpid()}.{secrets.token_hex(8)}"
@@ -148,8 +148,8 @@ class Node:
         """
         Take the lease of a mailbox if it is free.
 
-        @param changes: the mailbox's number of changes.
-        @param wants: ask another node that holds it to release it.
+        @param changes: the mailbox's counter of changes.
+        @param wants: whether to ask another node that holds the lease to release it.
         """
         lock = forUpdate(transaction)
         row = one(
@@ -194,7 +194,7 @@ class Node:
     @staticmethod
     def _epochOf(transaction: Transaction, name: str) -> int | None:
         """
-        @return: the epoch of a node whose row has not expired; L{None} if the node is gone.
+        @return: the epoch of a node whose row has not expired; L{None} if the node is dead.
         """
         row = one(
             transaction,
@@ -222,8 +222,8 @@ class Node:
     def fence(self, transaction: Transaction, lease: Lease) -> None:
         """
         Lock the lease's row before a change of the mailbox, and check that the row still has the
-        lease's token.  If it has, no other node has taken the lease, even if this node has
-        expired.
+        lease's token.  While it has this token, no other node has taken the lease, even if this
+        node has expired.
 
         @raise POP3ResponseError: another node has taken the lease.
         """
@@ -257,8 +257,8 @@ class Node:
     ) -> tuple[list[int], dict[int, int] | None]:
         """
         @param isDue: whether the node's row has to be renewed.
-        @return: the mailboxes that other nodes want; and, if it was renewed, the token of
-            each lease that the node holds.
+        @return: the mailboxes that other nodes want; and, if the row was renewed, the token of each
+            lease that the node holds.
         """
         tokens = None
         if isDue:
@@ -289,7 +289,7 @@ class Node:
         """
         Register the session that has taken a lease.
 
-        @return: whether it is registered; L{False} if another session of this process has
+        @return: whether the session is registered; L{False} if another session of this process has
             taken the lease meanwhile.
         """
         with self._guard:
@@ -382,7 +382,7 @@ class Node:
 
     async def stop(self) -> None:
         """
-        Release what the node holds, and remove its row.
+        Release the node's leases, and remove its row.
         """
         self._isStopped = True
         if self._timer is not None:

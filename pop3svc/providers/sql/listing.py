@@ -24,7 +24,7 @@ class MailboxListing:
     """
     The messages of a mailbox.
 
-    @ivar changes: the mailbox's number of changes.
+    @ivar changes: the mailbox's counter of changes.
     @ivar sizes: the octets of each message.
     """
 
@@ -37,8 +37,8 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
     """
     List a mailbox.  Blocks.
     """
-    # The number comes first: if a message arrives between two of these queries, the number
-    # does not hold for the listing, and the next session lists again.
+    # Read the counter of changes first.  If a message arrives between two of these queries, the
+    # counter no longer matches the listing, and the next session lists again.
     row = one(transaction, "SELECT changes FROM mailbox WHERE id = :id", id=mailbox)
     changes = -1 if row is None else int(row[0])
     uniqueIDs: list[str] = []
@@ -77,7 +77,7 @@ class ListingCache:
 
     def get(self, mailbox: int, changes: int) -> MailboxListing | None:
         """
-        @return: the listing of a mailbox, if it holds for this number of changes.
+        @return: the listing of a mailbox, if it was made with this counter of changes.
         """
         known = self._listings.get(mailbox)
         if known is None or known.changes != changes:

@@ -1,5 +1,5 @@
 """
-A mailbox in a database, as one session sees it.
+The mailbox of one session, in a database.
 """
 
 from __future__ import annotations
@@ -246,8 +246,9 @@ class ExclusiveSQLMailbox(SQLMailbox):
     A mailbox that one session at a time can lock, on any number of nodes.
     """
 
-    # Seconds.  POLL passes between two attempts to take a lease.  After a request to release
-    # it, a session has RELEASE_TIMEOUT: its node has to see the request first.
+    # Seconds.  POLL passes between two attempts to take a lease.  After a request to release its
+    # lease, a session must release it within RELEASE_TIMEOUT.  This time includes the time until
+    # its node sees the request.
     POLL = 0.2
     RELEASE_TIMEOUT = 2.0
 
@@ -269,7 +270,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         self._policy = policy
         self._clock = clock
         self._lease: Lease | None = None
-        # Whether the number of changes was read just now, together with the lease.
+        # Whether the counter of changes was read just now, together with the lease.
         self._isFresh = False
         self._changed: Callable[[], object] = lambda: None
 
@@ -335,8 +336,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
         self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
     ) -> Callable[[], None]:
         """
-        See L{INewMailNotifier.watchMailbox}.  The number of changes, which is read with the
-        lease, shows whether the list differs.
+        See L{INewMailNotifier.watchMailbox}.  The counter of changes, which is read with the lease,
+        shows whether the list differs.
         """
         self._changed = changed
 

@@ -1,5 +1,6 @@
 """
-Read the messages that a client is about to retrieve together with the one that it retrieves.
+Read the message that a client retrieves, and with it the messages that the client will retrieve
+next.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class ReadAhead:
 
     def take(self, uniqueID: str) -> Found | None:
         """
-        @return: a message that was read ahead.
+        @return: the message, if it was read ahead.
         """
         found = self._read.pop(uniqueID, None)
         if found is not None:
@@ -61,15 +62,15 @@ class ReadAhead:
 
     def clear(self) -> None:
         """
-        Forget what was read.
+        Forget the messages that were read ahead.
         """
         self._read = {}
         self._last = -1
 
     def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
         """
-        Find a message.  If it follows the message that was found last, read the next ones ahead.
-        Blocks.
+        Find a message.  If it follows the message that was found last, read the next messages
+        ahead. Blocks.
 
         @return: L{None} if it does not exist.
         """

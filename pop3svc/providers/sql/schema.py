@@ -83,7 +83,7 @@ VERSION = len(_MIGRATIONS)
 
 def versionOf(transaction: Transaction) -> int:
     """
-    @return: the version of the tables; 0 if there are none.
+    @return: the version of the tables; 0 if the tables do not exist.
     """
     if not hasTable(transaction, _TABLE):
         return 0
@@ -120,7 +120,7 @@ def requireNoNewer(transaction: Transaction) -> None:
 
 def requireCurrent(transaction: Transaction) -> None:
     """
-    @raise SchemaError: the tables have another version than the code knows.
+    @raise SchemaError: the tables have another version than the code requires.
     """
     version = versionOf(transaction)
     if version > VERSION:

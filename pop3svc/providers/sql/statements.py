@@ -37,7 +37,7 @@ _TABLES = {
 
 def one(transaction: Transaction, statement: str, **values: Any) -> tuple[Any, ...] | None:
     """
-    @return: the first row of a query; L{None} if there is none.
+    @return: the first row of a query; L{None} if the query returns no row.
     """
     row: tuple[Any, ...] | None = transaction.execute(statement, **values).fetchone()
     return row
@@ -45,7 +45,7 @@ def one(transaction: Transaction, statement: str, **values: Any) -> tuple[Any, .
 
 def query(transaction: Transaction, statement: str, **values: Any) -> list[tuple[Any, ...]]:
     """
-    @return: the rows of a query that has few of them.
+    @return: the rows of a query that returns few rows.
     """
     found: list[tuple[Any, ...]] = transaction.execute(statement, **values).fetchall()
     return found
@@ -93,7 +93,7 @@ class Names:
     A list of values for C{IN (...)}.
 
     @ivar sql: the placeholders of the parameters.
-    @ivar values: the value of each.
+    @ivar values: the value of each parameter.
     """
 
     sql: str

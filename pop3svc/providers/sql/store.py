@@ -69,9 +69,9 @@ class SQLStore(Service):
         @param driver: the database; see L{pop3svc.drivers.makeDriver}.
         @param readOnly: delete, lock and write nothing.
         @param policy: how a session acts when a mailbox is locked.
-        @param lease: seconds until the mailboxes of a node that is gone are free.
+        @param lease: seconds after which another node may take the mailboxes of a dead node.
         @param quota: the limits of each mailbox.
-        @param expireDays: age from which messages are deleted, in days; 0: never.
+        @param expireDays: age in days from which messages are deleted; 0 for never.
         @param pool: see L{Database}.
         @param executor: reads new messages.
         """
@@ -97,8 +97,8 @@ class SQLStore(Service):
         """
         Check the database without changing anything.  Blocks, for a limited time.
 
-        @raise ValueError: it cannot be used until the operator changes something.  The text is
-            one sentence.
+        @raise ValueError: the database cannot be used until the operator changes a setting.  The
+            text is one sentence.
         @raise DatabaseUnavailable: the database is unavailable.
         """
         try:
@@ -134,7 +134,7 @@ class SQLStore(Service):
         Check the tables of the database, and make or migrate those of SQLite.  This runs before
         the first use, and again before each use until it has succeeded.
 
-        @raise POP3ResponseError: they cannot be used now.
+        @raise POP3ResponseError: the tables cannot be used now.
         """
         try:
             if self._migrates:

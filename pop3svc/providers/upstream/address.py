@@ -1,5 +1,5 @@
 """
-The address of another server, and how its certificate is verified.
+The address of another server, and the verification of its certificate.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _URL = re.compile(
     r"(pop3s?|imaps?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/(.*))?"
 )
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# Octets of a file of certificates; the roots of a system have some 250 KiB.
+# The most octets of a file of certificates.  The root certificates of a system have some 250 KiB.
 _LARGEST = 16_777_216
 # Seconds until a connection is made.
 CONNECT_TIMEOUT = 10
@@ -36,7 +36,7 @@ class Address:
     """
     The address of another server.
 
-    @ivar isIMAP: whether it speaks IMAP instead of POP3.
+    @ivar isIMAP: whether the server speaks IMAP instead of POP3.
     @ivar isTLS: whether a connection begins with TLS.
     @ivar mailbox: the name of the IMAP mailbox.
     """
@@ -74,7 +74,7 @@ class Address:
 
 class TLSOptions:
     """
-    How the certificate of a server is verified.
+    Verifies the certificate of a server.
     """
 
     def __init__(self, host: str, authorities: str | None = None) -> None:

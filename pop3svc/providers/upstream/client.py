@@ -29,14 +29,14 @@ T = TypeVar("T")
 # Seconds for a reply, and between two pieces of a message or a long reply.  This is less than
 # answerTimeout, so that the log names the server as the reason.
 REPLY_TIMEOUT = 30
-# Messages of one mailbox; some 300 octets each.
+# The most messages of one mailbox; some 300 octets each.
 MOST_MESSAGES = 500_000
 
 
 class UpstreamAway(Exception):
     """
-    The other server cannot be used now.  The text is for the operator: it follows the server's
-    address.
+    The other server cannot be used now.  The text is for the operator, and follows the server's
+    address in the log.
     """
 
 
@@ -56,7 +56,7 @@ class CommandRefused(Exception):
     """
     The other server refused a command.
 
-    @ivar text: the server's reply; it is not for the client.
+    @ivar text: the server's reply, which is not sent to the client.
     """
 
     def __init__(self, text: bytes) -> None:
@@ -81,7 +81,8 @@ class Connection(Protocol):
     A connection to the other server after the login.
 
     @ivar isLost: whether the connection is over, or must not be used.
-    @ivar seesNewMessages: whether a further listing has messages that arrived later.
+    @ivar seesNewMessages: whether a further listing on this connection has messages that arrived
+        later.
     """
 
     isLost: bool
@@ -102,7 +103,7 @@ class Connection(Protocol):
         Delete messages.  A message that does not exist counts as deleted.
 
         @raise CommandRefused: nothing was deleted.
-        @raise UpstreamAway: it is not known which messages were deleted.
+        @raise UpstreamAway: nobody knows which messages were deleted.
         """
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
@@ -192,7 +193,7 @@ class BoundedClient:
         except CommandRefused:
             raise
         except CancelledError:
-            # Otherwise the late reply would be taken for the reply to the next command.
+            # Otherwise the late reply would look like the reply to the next command.
             self.abort("was left, because the session ended")
             raise
         except Exception as error:

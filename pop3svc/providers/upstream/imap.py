@@ -28,10 +28,11 @@ __all__ = ["IMAPUpstream", "uidSets"]
 
 # The most octets that one FETCH reads.  The next FETCH is sent when the client has taken them.
 _PIECE = 131_072
-# Octets of a line, and lines and octets of a reply apart from the lines of a listing.
+# The most octets of a line, and the most lines and octets of a reply without the lines of a
+# listing.
 _LONGEST_LINE = 65_536
 _MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
-# Octets of a set of messages in one command; servers accept 8,000 (RFC 7162 section 4).
+# The most octets of a set of messages in one command.  Servers accept 8,000 (RFC 7162 section 4).
 _LONGEST_SET = 4000
 _FETCH = re.compile(rb"[0-9]{1,10} FETCH \(", re.IGNORECASE)
 _UID = re.compile(rb"\bUID ([0-9]{1,10})\b", re.IGNORECASE)
@@ -39,8 +40,8 @@ _SIZE = re.compile(rb"\bRFC822\.SIZE ([0-9]{1,15})\b", re.IGNORECASE)
 _BODY = re.compile(rb"\bBODY\[\](?:<[0-9]{1,15}>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
 _VALIDITY = re.compile(rb"OK \[UIDVALIDITY ([0-9]{1,10})\]", re.IGNORECASE)
 _CODE = re.compile(rb"\[([A-Za-z-]{1,30})[\] ]")
-# The POP3 response codes for those of IMAP (RFC 5530).  Any other code, or none, means a wrong
-# password.
+# The POP3 response code for each response code of IMAP (RFC 5530).  Any other code, or a refusal
+# without a code, means a wrong password.
 _CODES = {
     b"UNAVAILABLE": "SYS/TEMP",
     b"SERVERBUG": "SYS/TEMP",
@@ -69,7 +70,7 @@ class _Pieces:
         """
         See L{IChunkedContent.nextChunk}.
 
-        @raise UpstreamAway: the message is not whole.
+        @raise UpstreamAway: the message is not complete.
         """
         piece, self._first = self._first, None
         if piece is None:
@@ -208,7 +209,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
         @param fetched: called with each FETCH response.
         @param continuation: called at each request for more.
-        @return: the other responses without tag, and at last the one with tag.
+        @return: the other responses without a tag, and at the end the response with the tag.
         @raise CommandRefused: the server refused it.
         """
         if self.isLost:
@@ -241,8 +242,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             raise UpstreamAway("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
-            # Begin TLS here and not later, because input in the same packet came in plain text,
-            # perhaps from an attacker between.
+            # Begin TLS here and not later, because further input in the same packet is plain text,
+            # and may come from an attacker in the network.
             client: Any = self
             if client.clearLineBuffer():
                 self.abort("sends plain text after STARTTLS")
@@ -405,7 +406,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def _undo(self, uids: list[int], others: list[int]) -> None:
         """
-        Remove the marks again, as far as the server lets us.
+        Remove the marks again, as far as the server allows it.
         """
         try:
             await self._change(uids, b"-FLAGS.SILENT")

@@ -59,9 +59,10 @@ class UpstreamProvider:
         @param address: see L{Address.parse}.
         @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
             system.
-        @param isInsecure: send passwords without TLS where the address does not begin with TLS.
-        @param believesSizes: take the sizes that the server reports; otherwise each message is
-            read to count its octets.
+        @param isInsecure: whether to send passwords without TLS if the address does not begin with
+            TLS.
+        @param believesSizes: whether to use the sizes that the server reports.  Otherwise each
+            message is read to count its octets.
         @param endpoint: connects to the server, in tests.
         @raise ValueError: a sentence for the operator.
         """
@@ -169,7 +170,7 @@ class UpstreamProvider:
 
     def _report(self, error: UpstreamAway) -> POP3ResponseError:
         """
-        Log that the server is away, once until it is back.
+        Log once that the server cannot be used, until it works again.
 
         @return: the error for the client.
         """

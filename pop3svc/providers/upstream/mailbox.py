@@ -70,8 +70,8 @@ class _Counted:
 @implementer(IPOP3Mailbox, IBulkMessageSizes, IMailboxLogout, ISleepingMailbox)
 class UpstreamMailbox:
     """
-    A session's view of a mailbox of another server.  It has one connection at a time.  It makes a
-    new connection when the server has closed the previous one, or to see new messages.
+    The mailbox of one session, on another server.  It has one connection at a time.  It makes a new
+    connection when the server has closed the previous one, or to see new messages.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class UpstreamMailbox:
             except CommandRefused:
                 if isLast:
                     raise POP3ResponseError("Messages were not deleted.", "SYS/TEMP")
-                # Another session may have deleted some of them.
+                # Another session may have deleted some of these messages.
                 self._drop()
             except UpstreamAway as error:
                 await self._verify(uniqueIDs, error)
@@ -217,7 +217,8 @@ class UpstreamMailbox:
         """
         Find out whether all messages were deleted.
 
-        @raise POP3ResponseError: some exist, or that cannot be found out.
+        @raise POP3ResponseError: some messages exist, or the mailbox cannot find out whether they
+            exist.
         """
         failure = self._report(error)
         self._drop()

@@ -28,18 +28,19 @@ from pop3svc.providers.upstream.client import (
 
 __all__ = ["BodyDecoder", "POP3Upstream"]
 
-# Octets of a line of a reply.  RFC 2449 section 4 allows 512.
+# The most octets of a line of a reply.  RFC 2449 section 4 allows 512.
 _LONGEST_LINE = 4096
-# Octets of a message that may wait for the client, and from which reading goes on.
+# The most octets of a message that may wait for the client, and the number of waiting octets at
+# which reading goes on.
 _HIGH, _LOW = 262_144, 65_536
 # The most octets of an unneeded message that are read and dropped.  If more are left, a new
 # connection takes less time.
 _MOST_DROPPED = 1_048_576
-# Lines of the reply to CAPA.
+# The most lines of the reply to CAPA.
 _MOST_CAPABILITIES = 1000
 _ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
 _CODE = re.compile(rb"\[([A-Za-z/-]{1,30})\]")
-# Response codes that are passed on.  A refusal without one of them means a wrong password.
+# Response codes that are passed on.  A refusal without such a code means a wrong password.
 _CODES = ("IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM")
 
 
@@ -51,7 +52,7 @@ class BodyDecoder:
     """
 
     def __init__(self) -> None:
-        # The beginning of the reply is the beginning of a line.
+        # The reply begins at the beginning of a line.
         self._held = b"\r\n"
         self._isFirst = True
         self.rest: bytes | None = None
@@ -67,7 +68,7 @@ class BodyDecoder:
             self.rest = data[end + 5 :]
             data, self._held = data[: end + 2], b""
         else:
-            # Keep what may begin a line end with a dot.
+            # Keep octets that may begin a line end with a dot.
             keep = data.find(b"\r", max(len(data) - 4, 0))
             keep = len(data) if keep < 0 else keep
             data, self._held = data[:keep], data[keep:]
@@ -99,7 +100,7 @@ class _Body:
     def feed(self, data: bytes) -> bytes | None:
         """
         @param data: the next octets of the connection.
-        @return: octets after the message; L{None} if it goes on.
+        @return: octets after the message; L{None} if the message goes on.
         """
         piece = self._decoder.feed(data)
         self._received += len(piece)
@@ -140,7 +141,7 @@ class _Body:
         """
         See L{IChunkedContent.nextChunk}.
 
-        @raise UpstreamAway: the message is not whole.
+        @raise UpstreamAway: the message is not complete.
         """
         while not self._pieces:
             if self.isOver:
@@ -211,7 +212,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Split the input into lines, and pass a message on as it comes.
+        Split the input into lines, and pass the pieces of a message on as they arrive.
         """
         self.progressed()
         self._input += data
@@ -239,7 +240,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
 
     def state_WAITING(self, line: bytes) -> None:
         """
-        End the connection, because the server sends a line that nobody has asked for.
+        End the connection, because the server sends a line that answers no command.
         """
         self.abort("sends a line that nobody has asked for")
 
@@ -326,8 +327,8 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
             raise UpstreamAway("offers no TLS: use pop3s://, or insecure=yes")
 
         def begin(_: bytes) -> None:
-            # Begin TLS here and not later, because input in the same packet came in plain text,
-            # perhaps from an attacker between.
+            # Begin TLS here and not later, because further input in the same packet is plain text,
+            # and may come from an attacker in the network.
             if self._input:
                 self.abort("sends plain text after STLS")
             else:
@@ -419,7 +420,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
             for number in numbers:
                 await self._say(b"DELE", b"%d" % number)
         except (CommandRefused, UpstreamAway, CancelledError):
-            # Without QUIT nothing is deleted.
+            # Without QUIT the server deletes nothing.
             self.abort("was left, because it refuses DELE")
             raise CommandRefused(b"DELE")
         try:
