@@ -17,14 +17,14 @@ __all__ = ["AcceptLimiter", "raiseLimit"]
 log = Logger(namespace="pop3svc")
 
 
-# Descriptors; more than any configured number of connections needs.
+# A number of descriptors that is higher than any configured number of connections needs.
 _MOST = 1_048_576
 
 
 def _lowestFree() -> int | None:
     """
-    @return: the lowest descriptor that is not in use, which is a lower bound of the number
-        in use; L{None} if all are in use.
+    @return: the lowest descriptor that is not in use; L{None} if all are in use.  At least this
+        many descriptors are in use.
     """
     try:
         descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -62,20 +62,20 @@ def raiseLimit() -> None:
 
 class AcceptLimiter:
     """
-    Stops accepting before all descriptors are in use, because sessions need some for their
-    mailboxes, and resumes when enough are free.  New clients wait in the kernel's queue
+    Stops accepting connections before all descriptors are in use, because sessions need descriptors
+    for their mailboxes.  It resumes when enough are free.  New clients wait in the kernel's queue
     meanwhile.
     """
 
-    # Descriptors reserved for sessions: at most KEPT, and at most 1/SHARE of the limit.  The
-    # free descriptors are checked again after as many connections as 1/UNSEEN of them.
+    # Descriptors reserved for sessions: at most KEPT, and at most 1/SHARE of the limit.  When
+    # 1/UNSEEN of the free descriptors have become connections, they are counted again.
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds between two checks while paused.
     LOOK = 0.25
     # Descriptors of a session that is not asleep: its mailbox, a message that is sent, the
     # directory of that message, and a temporary one.
     EACH = 4
-    # Descriptors reserved for all else: threads that read directories, files of the
+    # Descriptors reserved for other work: threads that read directories, and files of the
     # configuration that are read again.
     SPARE = 32
 
@@ -87,9 +87,9 @@ class AcceptLimiter:
         inUse: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
-        @param limit: limit of descriptors; that of the process if not given.
-        @param takesTurns: accept one connection at a time, because other processes accept
-            from the same sockets, and the next idle one should take the next connection.
+        @param limit: limit of descriptors; the limit of the process if not given.
+        @param takesTurns: whether to accept one connection at a time.  This is for processes that
+            accept from the same sockets: the next idle process should take the next connection.
         @param inUse: returns the number of connections, and the number of sessions that are
             not asleep.
         """
@@ -99,7 +99,7 @@ class AcceptLimiter:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # Descriptors in use without connections; counted at the first connection, because
+        # Descriptors in use without connections.  They are counted at the first connection, because
         # the service opens files until then.
         self._atFirst = -1
         self._refuses = False
@@ -107,8 +107,8 @@ class AcceptLimiter:
         self._spare = min(self.SPARE, limit // 8)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
-        # A port accepts several connections in one turn of the reactor, and cannot be
-        # stopped during that.
+        # A port accepts several connections in one turn of the reactor, and cannot be stopped
+        # during the turn.
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
@@ -141,16 +141,16 @@ class AcceptLimiter:
 
     def _isShort(self, more: int = 0) -> bool:
         """
-        @return: whether there are too few descriptors to accept the connections of one turn
-            of the reactor and to let some of their clients log in.
+        @return: whether too few descriptors are free to accept the connections of one turn of the
+            reactor and to let some of their clients log in.
         """
         logins = max(self.EACH, self._limit // 16)
         return self._needed() + self._burst + more + logins + self._spare > self._limit
 
     def mayServe(self) -> bool:
         """
-        @return: whether there are enough descriptors for another session, in addition to
-            all that the present sessions may need.
+        @return: whether enough descriptors are free for another session, in addition to all that
+            the present sessions may need.
         """
         needed = self._needed() + self.EACH + self._spare
         isEnough = needed <= self._limit

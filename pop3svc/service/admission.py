@@ -1,6 +1,5 @@
 """
-Who may come in: connections counted by address, sessions counted by user, and the delay
-between logins.
+Limit the connections of each address, the sessions of each user, and the time between logins.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ __all__ = ["Admission"]
 
 class Admission:
     """
-    Counts the connections and the sessions of a service, and refuses those that are too many.
+    Counts the connections and the sessions of a service, and refuses connections and sessions above
+    the limits.
 
     @ivar policy: the limits.
     @ivar unauthenticated: the connections on which nobody is logged in.
     @ivar accepted: called when a port has accepted a connection.
     @ivar mayServe: called at each login; returns whether there are resources for another
         session.
-    @ivar loginDelayed: called with a user's name and True when a login delays the next one of
-        that user, and with False when it no longer does.
+    @ivar loginDelayed: called with a user's name and True when a login delays the next login of
+        that user, and with False when the delay has ended.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
@@ -39,13 +39,13 @@ class Admission:
         self.mayServe: Callable[[], bool] = lambda: True
         self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
         self._clock = clock
-        # Once the service stops nothing new comes in.
+        # When the service stops, it admits no new connections and sessions.
         self._stopping = False
         self._connections = 0
         # Connections whose PROXY header has not come yet.
         self._expected: set[Any] = set()
         self._addresses: Counter[str] = Counter()
-        # Sessions that are not asleep, in all and by user.
+        # The number of sessions that are not asleep, and the number of each user.
         self._awakeInAll = 0
         self._awake: Counter[str] = Counter()
         # When users logged in last, the earliest first.
@@ -53,7 +53,7 @@ class Admission:
 
     def stop(self) -> None:
         """
-        Admit nothing any more.
+        Admit no more connections and sessions.
         """
         self._stopping = True
 
@@ -79,8 +79,8 @@ class Admission:
 
     def _hasRoom(self) -> bool:
         """
-        Make room at a limit: the network with the most connections before login loses its
-        oldest one, so that a client that opens many takes room from itself alone.
+        Make room at a limit: close the oldest connection of the network with the most connections
+        before login.  A client that opens many connections therefore takes room only from itself.
         """
         policy = self.policy
         total = self._connections + len(self._expected)
@@ -89,21 +89,21 @@ class Admission:
         longest = self.unauthenticated.longestWaiting()
         if longest is None:
             return False
-        # It is over a turn of the reactor later.
+        # The connection ends one turn of the reactor later.
         self.unauthenticated.discard(longest)
         longest.abort("made room for others")
         return True
 
     def connected(self, address: str | None) -> None:
         """
-        A connection has begun.
+        Count a new connection.
         """
         self._connections += 1
         self._addresses[networkOf(address)] += 1
 
     def disconnected(self, connection: Any) -> None:
         """
-        A connection is over.
+        Stop counting a connection, because it is over.
 
         @param connection: has an C{address}.
         """
@@ -119,7 +119,7 @@ class Admission:
         Count a connection whose PROXY header has not come yet.
 
         @param waiting: has an C{address}, and a method C{abort} that takes a reason.
-        @return: whether there is room.
+        @return: whether the limits allow another connection.
         """
         if self._stopping or not self._hasRoom():
             return False
@@ -129,7 +129,7 @@ class Admission:
 
     def expectNoMore(self, waiting: Any) -> None:
         """
-        The header has come, or the connection is over.
+        Stop counting such a connection, because its header has come, or it is over.
         """
         self._expected.discard(waiting)
         self.unauthenticated.discard(waiting)
@@ -140,8 +140,10 @@ class Admission:
         """
         Count a session of a user that logs in, or wakes up.
 
-        @return: call it once when the session is no longer awake, with whether it has begun.
-        @raise POP3ResponseError: there are too many sessions, or it is too soon.
+        @return: a function.  Call it once when the session is no longer awake, with a bool: whether
+            the session has begun.
+        @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
+            again too soon.
         """
         if self._awake[name] >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
@@ -158,7 +160,7 @@ class Admission:
             if not self._awake[name]:
                 del self._awake[name]
             if not isIn and self._logins.pop(name, None) is not None:
-                # A login that failed delays no other login.
+                # A failed login delays no other login.
                 self.loginDelayed(name, False)
 
         return releaseSlot
@@ -182,7 +184,7 @@ class Admission:
 
     def heardLogin(self, name: str, isDelayed: bool) -> None:
         """
-        Take the news of another process, whose C{loginDelayed} was called.
+        Record a login in another process, whose C{loginDelayed} was called.
         """
         self._forgetLogins()
         self._logins.pop(name, None)

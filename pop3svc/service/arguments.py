@@ -9,8 +9,8 @@ __all__ = ["parseArguments"]
 
 def parseArguments(text: str) -> tuple[list[str], dict[str, str]]:
     """
-    Parse the arguments of an endpoint string: separated by colons, with C{key=value} for
-    named ones, and a backslash as the escape character.
+    Parse the arguments of an endpoint string.  Colons separate them, named arguments have the form
+    C{key=value}, and a backslash is the escape character.
 
     @return: the positional and the named arguments.
     @raise ValueError: a name is given twice.

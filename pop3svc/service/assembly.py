@@ -1,5 +1,5 @@
 """
-Settings to a service: each part is made when it is needed, and put together.
+Build a service from settings.  Each part is made when it is needed.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def makeEndpoint(
 
 class Configured:
     """
-    The settings of a running service, and those that its configuration file has when it is
-    read again.
+    The settings of a running service, and the new settings when its configuration file is read
+    again.
     """
 
     def __init__(self, options: Options, settings: Settings, text: str | None) -> None:
@@ -91,13 +91,13 @@ class Configured:
         self._options = options
         self.settings = settings
         self.text = text
-        # Takes other limits.
+        # The factory, which can change its limits.
         self.apply: Callable[[Policy], object] = lambda policy: None
 
     def reload(self) -> None:
         """
-        Read the file again.  Settings that a running service can take are applied; the log
-        names those that need a restart.
+        Read the file again.  Apply the settings that can change in a running service.  The log
+        names the settings that need a restart.
 
         @raise SettingError: the file cannot be used; nothing has changed.
         """
@@ -159,7 +159,7 @@ class Assembly:
         self._usesEmbeddedDefault = False
         self._checkers: list[Any] = []
         self._started: list[Any] = []
-        # Where the mail of each domain goes.
+        # The destination of the mail of each domain.
         self._destinations: dict[str | None, Destination] = {}
         # With workers, the ports that they share.
         self._sockets: list[Any] = []
@@ -176,7 +176,7 @@ class Assembly:
 
     def _log(self) -> Log | None:
         """
-        @return: the log that twistd's options ask for; a worker's is its parent's.
+        @return: the log that twistd's options name.  A worker uses the log of its parent.
         """
         if self._shared is not None or self._twistd is None:
             return None
@@ -184,7 +184,7 @@ class Assembly:
 
     def _provider(self) -> Any:
         """
-        @return: the provider that the settings of stores and accounts ask for.
+        @return: the provider that the settings of stores and accounts name.
         """
         stores = self.settings.stores
         if not stores:
@@ -224,8 +224,8 @@ class Assembly:
 
     def _opener(self) -> Opener | None:
         """
-        Keep open the way to files that the service may not read after it has given up its
-        privileges, or say that they will not be read again.
+        Prepare to open files that the service may not read after it has given up its privileges.
+        If this is not possible, warn that they will not be read again.
         """
         owner = self._owner
         if self._shared is not None or owner is None or os.geteuid() != 0:
@@ -263,7 +263,7 @@ class Assembly:
 
     def _warn(self) -> None:
         """
-        Warn of settings that work and are not safe.
+        Warn of settings that work but are not safe.
         """
         owner = self._owner
         if self._shared is not None:
@@ -293,7 +293,7 @@ class Assembly:
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:
             who = openTo(path)
-            # A configuration may be read, because its secrets can stand in files of their own.
+            # Other users may read a configuration, because its secrets can stand in separate files.
             isFine = who is None or (who.startswith("read") and path == self._options.configFile)
             if who is not None and not isFine:
                 isReplaceable = who.startswith("replaced")
@@ -302,8 +302,8 @@ class Assembly:
 
     def _knownNetworks(self) -> KnownNetworks:
         """
-        @return: the networks that users have logged in from, which are kept if there is a
-            data directory, and written by the process that twistd has started.
+        @return: the networks that users have logged in from.  They survive a restart if the service
+            has a data directory.  Only the process that twistd has started writes them.
         """
         if not self._storage.isPermanent:
             self._announcements.append(
@@ -317,7 +317,7 @@ class Assembly:
 
     def _rememberMailboxes(self) -> None:
         """
-        Tell stores of Maildirs where they note which mailboxes have existed.
+        Give stores of Maildirs the database in which they record which mailboxes have existed.
         """
         for store in self._started:
             if not isinstance(store, MaildirStore):
@@ -371,7 +371,7 @@ class Assembly:
         Make the service and open its ports.
 
         @return: L{POP3Service}; or the L{Supervisor} of workers.
-        @raise SettingError: anything is wrong.
+        @raise SettingError: a setting is wrong, or a port cannot be opened.
         """
         try:
             observer = self._log()
@@ -524,7 +524,7 @@ class Assembly:
             observer,
             opener,
         )
-        # Its temporary directory lives as long as the supervisor.
+        # The temporary directory exists as long as the supervisor.
         supervisor.kept = self._storage
         self._configured.apply = supervisor.usePolicy
         self._reloads(supervisor)
@@ -548,7 +548,7 @@ def _ownerOf(twistd: Mapping[str, Any] | None) -> tuple[int, int] | None:
 
 def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bool]]) -> list[str]:
     """
-    @return: how the first user's message is read with curl.
+    @return: instructions to read the first user's message with curl.
     """
     if not os.path.exists(data.demoLogin):
         return []
@@ -571,7 +571,8 @@ def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bo
 
 def _socketOf(where: str, ports: list[Any]) -> Any:
     """
-    @return: the socket of a port that workers are to share; this process accepts nothing.
+    @return: the socket of a port that workers will share.  This process accepts no connections on
+        it.
     """
     families = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
     if (
@@ -585,6 +586,6 @@ def _socketOf(where: str, ports: list[Any]) -> Any:
 
 def _add(part: Any, service: Operated) -> None:
     """
-    Start and stop a part with the service.
+    Add a part that starts and stops with the service.
     """
     part.setServiceParent(service)

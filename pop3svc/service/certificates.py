@@ -1,5 +1,5 @@
 """
-The certificates of a service: its own, and those of listeners.
+The certificates of a service and of its listeners.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Certificates:
 
     def of(self, listener: Listener | None = None) -> RenewableCertificate:
         """
-        Load the certificate of a listener, or that of the service, which STLS uses.  Make a
-        self-signed certificate if the settings name none.
+        Load the certificate of a listener, or the certificate of the service, which STLS uses.
+        Make a self-signed certificate if the settings name none.
 
         @raise SettingError: the certificate cannot be used.
         """
@@ -76,7 +76,7 @@ class Certificates:
 
     def all(self) -> list[RenewableCertificate]:
         """
-        @return: the certificates that were loaded, in that order.
+        @return: the loaded certificates, in the order in which they were asked for.
         """
         return list(self._loaded.values())
 

@@ -1,5 +1,5 @@
 """
-Python's garbage collector in a process that serves.
+Relieve Python's garbage collector in a process that serves.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ __all__ = ["relieveCollector"]
 
 def relieveCollector(reactor: Any, threshold: int) -> None:
     """
-    Make the collector examine less.  Sessions make few cycles, and reference counts free
-    everything else.
+    Make the collector examine fewer objects.  Sessions make few cycles, and reference counts free
+    all other objects.
 
     Once the reactor runs, the objects that exist are exempt from collection, because modules
     and settings live until the process ends.

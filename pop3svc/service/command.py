@@ -19,7 +19,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(
         dest="command", metavar="serve|deliver|import|export|user|config|sql|check"
     )
-    # The options of these are their own; main() hands them on.
+    # These commands parse their own options, which main() passes on.
     commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
     commands.add_parser("deliver", help="store a message from the standard input")
     commands.add_parser("import", help="store the messages of a Maildir, an mbox or a folder")
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     The command C{pop3svc}.
 
-    @raise SystemExit: with one sentence, if it did not work.
+    @raise SystemExit: with one sentence, if the command failed.
     """
     argv = sys.argv[1:] if argv is None else argv
     # Import only the module of the requested command, because the other commands do not need it.
@@ -71,8 +71,8 @@ def _deliver(argv: Sequence[str]) -> None:
     try:
         from pop3svc.service.delivercommand import main as deliver
     except Exception:
-        # The installation is damaged.  A mail server that sees another number returns the
-        # message to its sender.
+        # The installation is damaged.  For another number a mail server returns the message to its
+        # sender.
         raise SystemExit(75)
     deliver(argv)
 

@@ -33,7 +33,7 @@ __all__ = ["DEFAULT", "main", "toTOML"]
 
 DEFAULT = "/etc/pop3svc/pop3svc.toml"
 _LEFT_OUT = "(left out)"
-# Sources of accounts whose argument is a path; others may hold passwords.
+# Sources of accounts whose argument is a path.  Other arguments may contain passwords.
 _PATHS = ("passwd", "file")
 
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """
     The command C{pop3svc config}.
 
-    @raise SystemExit: 1 if there is a fault.
+    @raise SystemExit: 1 if the configuration has a fault.
     """
     parser = Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
@@ -102,7 +102,7 @@ def _try(faults: Faults, settings: Settings) -> None:
         pairs.append((where, listener.certificate, listener.privateKey))
         trusted = settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         if listener.endpoint.startswith("systemd:"):
-            # systemd passes its sockets to the service alone.
+            # systemd passes its sockets only to the service.
             continue
         try:
             # Any certificate and any wrapper will do, because the endpoint does not listen.
@@ -194,7 +194,7 @@ def _lines(declared: Iterable[Setting], *values: Any) -> Iterable[str]:
 
 def toTOML(settings: Settings) -> str:
     """
-    @return: settings as a configuration file, secrets left out.
+    @return: settings as a configuration file without secrets.
     """
     lines = list(_lines(SERVICE, settings, settings.policy))
     for listener in settings.listeners:

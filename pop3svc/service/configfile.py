@@ -1,5 +1,5 @@
 """
-The configuration file: TOML in, settings out.
+Read settings from a configuration file in TOML.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from pop3svc.service.settings import (
 
 __all__ = ["Configuration", "readConfiguration", "readText"]
 
-# Octets.  A configuration is a page of text, and in JSON it has to fit into one line for a
-# worker (L{pop3svc.service.workers.Lines}), where an octet takes six at most.
+# The most octets of a configuration file.  A configuration is a page of text.  In JSON it has to
+# fit into one line for a worker (L{pop3svc.service.workers.Lines}), where an octet takes at most
+# six.
 _LARGEST = 131_072
 
 
@@ -35,10 +36,10 @@ class Configuration:
     """
     The settings of one file.
 
-    @ivar values: by the names of L{SERVICE}.
-    @ivar limits: by the names of L{LIMITS}.
-    @ivar secretFiles: the paths of files with secrets of their own.
-    @ivar origins: the file and the key of each, for messages.
+    @ivar values: the values by the names of L{SERVICE}.
+    @ivar limits: the limits by the names of L{LIMITS}.
+    @ivar secretFiles: the paths of files that contain a single secret.
+    @ivar origins: the file and the key of each value, for messages.
     """
 
     def __init__(self, path: str) -> None:

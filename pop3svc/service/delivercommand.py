@@ -33,7 +33,7 @@ from pop3svc.service.settings import SettingError, Settings
 
 __all__ = ["deliver", "main"]
 
-# Octets that are kept in memory, and that are read at once.
+# Octets of a message that are kept in memory, and octets that are read at once.
 _SPOOLED = 262_144
 # Octets of the envelope line that some programs put first.
 _LINE = 65_536
@@ -45,15 +45,15 @@ _PATIENCE = 10
 
 class _NotNow(Exception):
     """
-    The delivery has to be tried again; a sentence for the operator.
+    The delivery has to be tried again.  The text is a sentence for the operator.
     """
 
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h: 0
-    if the message is durable, 67 if nobody has the name, 77 and 65 if the message will never be
-    taken, and 75 for everything else, because mail servers return a message for other numbers.
+    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h: 0 if the
+    message is durable, 67 if no user has the name, 77 and 65 if the message will never be accepted,
+    and 75 in all other cases.  For other numbers mail servers return a message to its sender.
     """
     status = _TEMPORARY
     try:
@@ -86,7 +86,7 @@ def _placeOf(error: BaseException) -> str:
 
 def _report(detail: str, text: str) -> None:
     """
-    Say why the message was not stored.
+    Report why the message was not stored.
 
     @param detail: for the operator.  Mail servers put the output of a command into the mail
         that they return, so only a terminal and the system's log get it.
@@ -122,7 +122,8 @@ def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str
         recipient = _recipient(arguments.user, environment)
         with SpooledTemporaryFile(_SPOOLED) as spool:
             trace = _read(source, spool, settings.policy.maxMessageSize)
-            # From here on it ends soon, and an interruption would hide whether it is stored.
+            # Ignore interruptions from here on, because the command ends soon, and an interruption
+            # would hide whether the message is stored.
             _holdSignals()
             trace.check(recipient if arguments.delivered_to else None)
             header = _header(arguments, recipient)
@@ -156,7 +157,7 @@ def _holdSignals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     except ValueError:
-        # Not in the main thread, as in a test.
+        # This is not the main thread, as in a test.
         pass
 
 
@@ -165,7 +166,7 @@ def _holdSignals() -> None:
 
 def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
     """
-    @return: L{None} if help was asked for and given.
+    @return: the arguments; L{None} if the command has printed its help.
     @raise SettingError: an argument is not valid.
     """
     parser = Parser(
@@ -198,7 +199,7 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
     if not arguments.help:
         return arguments
     if not source.isatty():
-        # A message would be lost.
+        # Without a terminal, the message on the standard input would be lost.
         raise SettingError("deliver --help needs a terminal")
     parser.print_help()
     return None
@@ -206,7 +207,7 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
 
 def _recipient(user: str | None, environment: Mapping[str, str]) -> str:
     """
-    @raise NoSuchUser: there is no name.
+    @raise NoSuchUser: no name is given.
     """
     found = user
     if found is None:
@@ -242,7 +243,7 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
 
     @param most: octets of the largest message.
     @return: its header.
-    @raise MessageTooLarge: it has more.
+    @raise MessageTooLarge: the message has more octets.
     """
     trace = Trace()
     size = 0
@@ -259,7 +260,7 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
             spool.write(block)
         elif size > 2 * most:
             break
-        # Read on, because some callers take a pipe that breaks for an error of their own.
+        # Read to the end, because some callers treat a broken pipe as their own error.
         block = source.read(_SPOOLED)
     if size > most:
         raise MessageTooLarge("The message is too large.")
@@ -282,10 +283,10 @@ async def _store(settings: Settings, recipient: str, header: bytes, content: Any
 
 def _complete(work: Any, timeout: float) -> None:
     """
-    Run a coroutine to its end: without a reactor, if it needs none.
+    Run a coroutine to its end, without a reactor if it needs none.
 
     @param timeout: seconds until it is cancelled.
-    @raise StoreUnavailable: it did not end.
+    @raise StoreUnavailable: the coroutine did not end in time.
     """
     useNoThreads()
     result: Any = startNow(work)

@@ -98,7 +98,7 @@ def _destination(store: Store, settings: Settings) -> Destination:
         auth = auth or (f"passwd:{data.passwordFile}",)
     provider: Any
     if store.kind in ("maildir", "folder"):
-        # Do not look for plugins, because that takes longer than everything else.
+        # Do not search for plugins, because the search takes longer than all other work.
         from pop3svc.service.plugins import makeFolder, makeMaildir
 
         make = makeMaildir if store.kind == "maildir" else makeFolder

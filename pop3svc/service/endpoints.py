@@ -27,7 +27,7 @@ __all__ = [
     "tlsEndpoint",
 ]
 
-# Connections that wait to be accepted; the kernel may limit it further.
+# The most connections that wait to be accepted.  The kernel may set a lower limit.
 _BACKLOG = 1024
 
 Wrap = Callable[[Any], Any]
@@ -111,7 +111,7 @@ class _InheritedUNIXPort(UNIXPort):
         port = made._fromListeningDescriptor(reactor, descriptor, factory)
         # Like the address of an abstract socket, which has no file.
         port._bindPath = b"\0" + port._bindPath
-        # As Twisted does for TCP.
+        # Twisted does the same for TCP.
         port._shouldShutdown = False
         port.startListening()
         return port
@@ -182,7 +182,7 @@ class _DualStackEndpoint:
             return listening
         with listener:
             try:
-                # Set it, because the default depends on the system.
+                # Set the option, because its default depends on the system.
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.setblocking(False)
@@ -281,6 +281,6 @@ def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> 
         text = f"{text}:mode={mode}"
     port = named.get("port", positional[1] if len(positional) > 1 else "")
     if kind in ("tcp", "tcp6", "ssl") and port == "25":
-        # RFC 2033 section 5: a mail server that took it for SMTP would lose replies.
+        # A mail server that mistook LMTP for SMTP would lose replies (RFC 2033 section 5).
         raise ValueError("LMTP must not use port 25")
     return serverEndpoint(reactor, text, connectionCreator)

@@ -41,7 +41,7 @@ def checkName(name: object) -> str:
     Check a provider's name, which the greeting and CAPA show.
 
     @return: the name.
-    @raise ValueError: the name is not allowed; the text says which names are.
+    @raise ValueError: the name is not allowed; the text says which names are allowed.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
         raise ValueError(
@@ -66,7 +66,7 @@ def clientIP(address: IAddress) -> str | None:
 
 class RejectingProtocol(Protocol):
     """
-    Refuses a connection, because there are too many.
+    Refuses a connection, because too many are open.
     """
 
     def connectionMade(self) -> None:
@@ -159,8 +159,7 @@ class POP3Factory(ServerFactory):
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
 
-        @param listener: the listener that accepted the connection, if it has settings of its
-            own.
+        @param listener: the listener that accepted the connection, if it has its own settings.
         """
         admission = self.admission
         admission.accepted()
@@ -175,8 +174,8 @@ class POP3Factory(ServerFactory):
 
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address, policy, connectionCreator)
-            # Count the connection only now, because connectionMade() is not called if TLS
-            # cannot be set up, and then nothing would end the counting.
+            # Count the connection only now.  If TLS cannot be set up, connectionMade() is not
+            # called, and the connection would be counted for ever.
             self.connections.add(connection)
             admission.connected(address)
             return session

@@ -31,9 +31,9 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
     """
     Turn on TCP keepalive, and limit the time without acknowledgement of sent data.
 
-    @param found: the socket of a connection, or a listening one.
-    @return: whether connections that a listening socket accepts inherit the options, as on
-        Linux, so that they need not be set for each.
+    @param found: the socket of a connection, or a listening socket.
+    @return: whether accepted connections inherit the options from a listening socket, as on Linux.
+        The options then need not be set for each connection.
     """
     if not policy.keepaliveIdle:
         return True

@@ -33,7 +33,7 @@ def makeRecipients(
 ) -> Recipients | None:
     """
     @param destinations: by domain.
-    @return: the users who get mail by LMTP; L{None} if there is no such listener.
+    @return: the users who get mail by LMTP; L{None} if no listener receives LMTP.
     @raise SettingError: no store takes mail.
     """
     if not settings.lmtp:
@@ -51,7 +51,7 @@ def makeMailEndpoints(reactor: Any, settings: Settings, creator: Any) -> list[tu
 
     @param creator: the service's certificate.
     @return: for each endpoint, the option or key that asks for it, and the endpoint itself.
-    @raise SettingError: one cannot be made.
+    @raise SettingError: an endpoint cannot be made.
     """
     made = []
     for text in settings.lmtp:

@@ -28,8 +28,8 @@ _STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | None) -> Log | None:
     """
-    Open the log that twistd's options name.  Unlike twistd's own log, it is written in
-    append mode, can be reopened, and never waits for its reader.
+    Open the log that twistd's options name.  Unlike twistd's own log, this log is written in append
+    mode, can be reopened, and never waits for its reader.
 
     @param twistd: twistd's options.
     @param owner: user and group of a new file.
@@ -65,7 +65,7 @@ def giveUp(reactor: Any, sentence: str) -> None:
     """
     log.critical("{sentence}", sentence=sentence)
     print(f"pop3svc: {escaped(sentence)}", file=sys.__stderr__)
-    # twistd exits with status 0 after its reactor was stopped, so change that at exit.
+    # twistd exits with status 0 after its reactor was stopped, so change the status at exit.
     atexit.register(os._exit, 1)
     reactor.stop()
 
@@ -89,7 +89,7 @@ class Signals:
             try:
                 signal.signal(number, self._came)
             except ValueError:
-                # Not in the main thread, as in a test; no signals are expected.
+                # This is not the main thread, as in a test, so no signals arrive.
                 return
 
     def _came(self, number: int, frame: object) -> None:

@@ -1,5 +1,5 @@
 """
-The command line: options in, settings out; and the one place that exits with a sentence.
+Read settings from the command line, and exit with one sentence on an error.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class Options(usage.Options, AuthOptionMixin):
         """
         See L{usage.Options.parseOptions}.  A bad option is one sentence, not a page of help.
         """
-        # Before anything else of ours runs, so that a reload that comes early ends nothing.
+        # Do this before any other part of the service runs, so that an early SIGHUP does not end
+        # the process.
         signals.hold()
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
@@ -90,7 +91,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def parseArgs(self, *arguments: str) -> None:
         """
-        There are no arguments.
+        Refuse arguments, because all settings are options.
         """
         if arguments:
             refuse(f"{arguments[0]!r} is not an option")
@@ -116,7 +117,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def read(self, faults: Faults, text: str | None = None) -> Settings:
         """
-        As L{settings}, with all faults of the file.
+        Read the settings like L{settings}, and collect all faults of the file.
 
         @raise SettingError: the file cannot be read.
         """
@@ -142,12 +143,13 @@ class Options(usage.Options, AuthOptionMixin):
         )
 
     def opt_config(self, path: str) -> None:
-        """Configuration file (TOML); options of the command line win over it."""
-        # Absolute, because the process may change its directory before it reads the file again.
+        """Configuration file (TOML); options on the command line override it."""
+        # Make the path absolute, because the process may change its directory before it reads the
+        # file again.
         self._config = os.path.abspath(path)
 
     def opt_tls_endpoint(self, text: str) -> None:
-        """Like --endpoint, with implicit TLS by the service's certificate around it."""
+        """Like --endpoint, with implicit TLS by the service's certificate."""
         self._listeners.append(Listener(f"--tls-endpoint {text}", text, tls=True))
 
     def opt_endpoint(self, text: str) -> None:
@@ -195,7 +197,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def set(self, setting: Setting, text: str) -> None:
         """
-        An option of the command line was given.
+        Record an option of the command line.
         """
         try:
             value = setting.kind.fromText(text)

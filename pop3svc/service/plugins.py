@@ -149,7 +149,7 @@ def makeFolder(argument: str) -> FolderStore:
     return FolderStore(**_pathAndMore(argument))
 
 
-# What begins the argument of the kind "sql" if it is a DSN and nothing else.
+# The argument of the kind "sql" begins with one of these if it consists of a DSN only.
 _DSN = ("sqlite:", "postgresql:", "postgres:")
 
 
@@ -157,7 +157,7 @@ def optionsOfSQL(argument: str) -> dict[str, str]:
     """
     @param argument: see L{makeSQL}.
     @return: the options by name; C{dsn} is one of them.
-    @raise ValueError: there is no DSN.
+    @raise ValueError: the DSN is missing.
     """
     if argument.startswith(_DSN):
         return {"dsn": argument}

@@ -24,9 +24,9 @@ from pop3svc.files import openReplaceable
 
 __all__ = ["Opener", "changeableBy", "openTo", "startOpener", "unreadable"]
 
-# Seconds to wait for an answer; short, because a login waits for it.
+# Seconds to wait for an answer.  They are few, because a login waits for the answer.
 _PATIENCE = 2.0
-# Seconds without another request after one that was not answered.
+# Seconds without further requests after an unanswered request.
 _REST = 60.0
 _MOST_LINKS = 40
 # Octets of the number of a file in a request.
@@ -35,13 +35,13 @@ _NUMBER = 4
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try to open files as another user, in a child process.  That includes the effect of
-    groups, access control lists and mounts.
+    Try to open files as another user, in a child process.  This test includes the effect of groups,
+    access control lists and mounts.
 
     @return: the paths that the user cannot open.
     """
     if gid is None:
-        # The same default as twistd's.
+        # twistd has the same default.
         gid = getpwuid(uid).pw_gid
     ours, theirs = os.pipe()
     child = os.fork()
@@ -99,12 +99,11 @@ def openTo(path: str) -> str | None:
 
 def changeableBy(path: str) -> str | None:
     """
-    Find a directory in which other users could replace a file or a link.  The opener opens
-    a file for the service only if there is none, so that only root decides which file it
-    is.
+    Find a directory in which other users could replace a file or a link.  The opener opens a file
+    for the service only if no such directory exists, so that only root decides which file is
+    opened.
 
-    @return: a directory on the path, links included, that others may change; L{None} if
-        there is none.
+    @return: a directory on the path, links included, that others may change; or L{None}.
     @raise OSError: the file does not exist.
     """
     here, links = "/", 0
@@ -169,8 +168,8 @@ class Opener:
         with ours, theirs:
             ours.settimeout(_PATIENCE)
             try:
-                # Each request has a socket pair of its own, so that processes that share
-                # the request socket do not read each other's answers.
+                # Each request has its own socket pair, so that processes that share the request
+                # socket do not read each other's answers.
                 socket.send_fds(self._asking, [number.to_bytes(_NUMBER, "big")], [theirs.fileno()])
                 theirs.close()
                 answer, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
@@ -188,7 +187,7 @@ def startOpener(paths: Sequence[str]) -> Opener:
     """
     Start the privileged process.  It ends when all its clients have ended.
 
-    @param paths: the files it may open, absolute.
+    @param paths: the absolute paths of the files that the process may open.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():

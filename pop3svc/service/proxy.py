@@ -26,11 +26,12 @@ log = Logger(namespace="pop3svc")
 Networks = Sequence[IPv4Network | IPv6Network]
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-# Octets with the CRLF, by the specification.
+# The most octets of a header of version 1 with its CRLF, by the specification.
 _LONGEST_V1 = 107
-# Octets.  Other fields may follow the addresses; proxies send a few hundred octets.
+# The most octets of a header of version 2.  Other fields may follow the addresses.  Proxies send a
+# few hundred octets.
 _LONGEST_V2 = 4096
-# Seconds.  A proxy sends its header immediately after it has connected.
+# Seconds to wait for a header.  A proxy sends its header immediately after it has connected.
 _PATIENCE = 10
 
 
@@ -39,9 +40,9 @@ def parseHeader(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
     Parse a header.
 
     @param data: all octets received so far.
-    @return: L{None} if the header is incomplete; else the client's address and port,
-        L{None} for LOCAL and UNKNOWN, and the octets after the header.
-    @raise ValueError: there is no header, or it is malformed.
+    @return: L{None} if the header is incomplete.  Otherwise the client's address and port, which
+        are L{None} for LOCAL and UNKNOWN, and the octets after the header.
+    @raise ValueError: the header is missing or malformed.
     """
     if data.startswith(_SIGNATURE[: len(data)]):
         return _parseV2(data)
@@ -147,7 +148,7 @@ class _Header(Protocol):
         self._factory = factory
         self._clock = clock
         self._admission = admission
-        # UnauthenticatedConnections counts by this attribute.
+        # UnauthenticatedConnections uses this attribute to count by network.
         self.address = address
         self._data = b""
         self._timer: IDelayedCall | None = None
@@ -162,7 +163,7 @@ class _Header(Protocol):
 
     def abort(self, reason: str) -> None:
         """
-        Close the connection because a newer one takes its place.
+        Close the connection because a newer connection takes its place.
         """
         self._stop()
         transport: Any = self.transport

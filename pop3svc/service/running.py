@@ -1,5 +1,5 @@
 """
-The service that runs: ports that listen, the networks of users that are kept, an end in order.
+Start and stop the service: its ports, the known networks, and its end in order.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class POP3Service(Operated):
         self.ports: list[Any] = []
         self._lmtp: LMTPFactory | None = None
         self._isFirst = True
-        # In a worker: takes the text of a configuration file that the parent has read again.
+        # In a worker: a function that takes the text of a configuration file that the parent has
+        # read again.
         self.takeConfig: Callable[[str], object] = lambda text: None
         raiseLimit()
         self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=self._inUse)
@@ -76,7 +77,7 @@ class POP3Service(Operated):
 
     def _inUse(self) -> tuple[int, int]:
         connections, awake = self.factory.admission.inUse
-        # One that delivers has as many descriptors open as a session.
+        # A connection that delivers mail has as many descriptors open as a session.
         mail = 0 if self._lmtp is None else len(self._lmtp.connections)
         return connections + mail, awake + mail
 
@@ -84,7 +85,7 @@ class POP3Service(Operated):
         """
         Open a port now, while the process has the privileges for it.
 
-        @param where: for the operator: the option or the key that asks for it.
+        @param where: the option or the key that names the port, for messages to the operator.
         @param factory: makes the protocols of its connections.
         @return: the port, if it is open already.
         @raise SettingError: the port cannot be opened.
@@ -111,7 +112,8 @@ class POP3Service(Operated):
             return
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)
-        # True only if all ports do, because a connection does not know its port.
+        # True only if the connections of all ports inherit the options, because a connection does
+        # not know its port.
         self.factory.portsKeepAlive = handsOn and (self._isFirst or self.factory.portsKeepAlive)
         self._isFirst = False
 
@@ -124,7 +126,7 @@ class POP3Service(Operated):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()
-        # Start the threads now, because starting one may fail later.
+        # Start the threads now, because the start of a thread may fail later.
         disk().start()
         longWork().start()
         startHashing()
@@ -155,7 +157,8 @@ class KnownNetworksService(TimerService):
     Reads the known networks at the start; writes them once a minute, and at the end.
     """
 
-    # Seconds: only changes are written, and a crash loses no more than this.
+    # Seconds between two writes.  Only changes are written.  A crash loses at most the changes of
+    # this time.
     EVERY = 60
 
     def __init__(self, known: KnownNetworks) -> None:
@@ -185,14 +188,14 @@ class KnownNetworksService(TimerService):
 
 def lookAfter(creator: RenewableCertificate) -> TimerService:
     """
-    Look after a certificate at the start, and every hour.
+    Check a certificate at the start, and every hour.
     """
     return TimerService(3600, creator.look)
 
 
 def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
     """
-    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers would not do, because
+    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers are not enough, because
     twistd sends itself the signal again after the reactor has stopped.
     """
 

@@ -49,7 +49,7 @@ class SettingError(ValueError):
     """
 
 
-# Octets of a secret that stands in a file of its own.
+# The most octets of a secret that stands in a separate file.
 _LARGEST_SECRET = 65_536
 
 
@@ -99,7 +99,7 @@ def _string(value: Any) -> str:
 
 def secretPath(value: dict[str, Any]) -> str:
     """
-    @param value: a table in place of a string.
+    @param value: a table instead of a string.
     @return: the path of the file that it names.
     @raise ValueError: the table names no file.
     """
@@ -241,10 +241,10 @@ class Setting:
     @ivar name: the key in the configuration file, and the option after C{--}.
     @ivar help: one sentence.
     @ivar reason: the reason for the default, if the help does not give it.
-    @ivar isLive: a running service takes a new value (SIGHUP); sessions that exist keep
-        the old one.
-    @ivar isRepeated: the option may be given more than once.
-    @ivar isOption: there is an option of this name.
+    @ivar isLive: whether a running service accepts a new value (SIGHUP).  Existing sessions keep
+        the old value.
+    @ivar isRepeated: whether the option may be given more than once.
+    @ivar isOption: whether an option of this name exists.
     """
 
     name: str
@@ -424,10 +424,10 @@ class Listener:
     A place to listen.
 
     @ivar where: the option or the key that asked for it, for messages.
-    @ivar tls: implicit TLS is added around the endpoint.
+    @ivar tls: whether to add implicit TLS to the endpoint.
     @ivar certificate: and C{privateKey}: L{None} for the service's.
-    @ivar cleartextLogin: L{None} for the service's.
-    @ivar proxyFrom: L{None} for the service's.
+    @ivar cleartextLogin: L{None} for the service's setting.
+    @ivar proxyFrom: L{None} for the service's setting.
     """
 
     where: str
@@ -446,7 +446,7 @@ class Store:
 
     @ivar where: the option or the key that asked for it, for messages.
     @ivar kind: L{None} for the embedded default's Maildirs.
-    @ivar argument: of the provider; L{None} if none is given.
+    @ivar argument: the argument of the provider, or L{None}.
     @ivar auth: descriptions for L{twisted.cred.strcred.makeChecker}.
     """
 
@@ -477,9 +477,9 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     listeners: tuple[Listener, ...] = ()
     stores: tuple[Store, ...] = ()
-    # Files with secrets of their own.
+    # The paths of files that contain a single secret.
     secretFiles: tuple[str, ...] = field(default=(), compare=False)
-    # By the name of a setting: the option or key that gave it.
+    # The option or key that gave each setting, by the name of the setting.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def where(self, name: str) -> str:
@@ -490,10 +490,10 @@ class Settings:
 
     def changesTo(self, other: Settings) -> tuple[Policy, list[str]]:
         """
-        Compare with the settings of a file that was read again.
+        Compare these settings with the settings of a file that was read again.
 
-        @return: the policy that a running service can take, and the names of the settings
-            that need a restart.
+        @return: the policy that a running service can use, and the names of the settings that need
+            a restart.
         """
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
         live["cleartextLogin"] = other.policy.cleartextLogin
@@ -539,7 +539,7 @@ class Faults:
 
     def check(self) -> None:
         """
-        @raise SettingError: there is a fault; the first one.
+        @raise SettingError: the first fault, if there is any.
         """
         if self.sentences:
             raise SettingError(self.sentences[0])
@@ -547,8 +547,8 @@ class Faults:
 
 def defaultListeners() -> tuple[Listener, ...]:
     """
-    @return: where the service listens if nothing else is asked for: on loopback, on ports
-        that need no privileges.
+    @return: the listeners of a service that names none: on loopback, on ports that need no
+        privileges.
     """
     return tuple(
         Listener(f"--endpoint {text}", text)
@@ -602,7 +602,7 @@ def makeSettings(
 
     @param values: by the names of L{SERVICE}.
     @param limits: by the names of L{LIMITS}.
-    @param origins: the option or key of each.
+    @param origins: the option or key of each value.
     """
     policy = replace(
         Policy(),

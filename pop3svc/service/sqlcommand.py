@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     """
     The command C{pop3svc sql}.
 
-    @raise SystemExit: with one sentence, if it did not work.
+    @raise SystemExit: with one sentence, if the command failed.
     """
     parser = Parser(prog="pop3svc sql")
     actions = parser.add_subparsers(dest="action", required=True, metavar="migrate")
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
 def _dsns(path: str) -> Iterator[str]:
     """
     @return: the DSNs of the stores of a configuration file.
-    @raise ValueError: there is none, or the file cannot be read.
+    @raise ValueError: the file names no DSN, or cannot be read.
     """
     faults = Faults()
     stores = [each for each in readConfiguration(path, faults).stores if each.kind == "sql"]

@@ -1,5 +1,5 @@
 """
-Where the service keeps data that outlive a process.
+Find the directory and the database for data that survive a process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Storage"]
 
 class Storage:
     """
-    The data directory of a service and its file of facts, each made when it is needed.
+    The data directory of a service, and its database.  Each is made when it is needed.
     """
 
     def __init__(
@@ -24,9 +24,9 @@ class Storage:
     ) -> None:
         """
         @param path: the data directory that the settings name.
-        @param owner: the user and the group that the files have to belong to; L{None} for
-            those of this process.
-        @param inherited: in a worker, the path of the facts that all workers share.
+        @param owner: the user and the group that must own the files; L{None} for those of this
+            process.
+        @param inherited: in a worker, the path of the database that all workers share.
         """
         self._path = path
         self._owner = owner
@@ -36,7 +36,7 @@ class Storage:
 
     def directory(self) -> DataDirectory:
         """
-        @return: the data directory; by default that of the user, which is then permanent.
+        @return: the data directory; by default the user's data directory, which is then permanent.
         @raise SettingError: the default would belong to the wrong user.
         """
         if self._directory is None:
@@ -48,14 +48,15 @@ class Storage:
     @property
     def isPermanent(self) -> bool:
         """
-        Whether there is a data directory: the settings name one, or a part has needed one.
+        Whether the service has a data directory, because the settings name one, or a part has
+        needed one.
         """
         return self._directory is not None or self._path is not None
 
     def state(self) -> State | None:
         """
-        @return: facts that survive a restart, in the data directory, or that survive a worker,
-            in a directory that lives as long as the workers; L{None} without either.
+        @return: the database in the data directory, which survives a restart; or else the database
+            in a directory that exists as long as the workers; L{None} without either.
         """
         if self.isPermanent:
             data = self.directory()
@@ -65,12 +66,12 @@ class Storage:
 
     def stateOfWorkers(self) -> str | None:
         """
-        @return: the path of the facts that all workers have to know, if there is no data
+        @return: the path of the database that all workers share, if the service has no data
             directory.
         """
         if self.isPermanent:
             return None
-        # It is removed at the end of this process.
+        # The directory is removed at the end of this process.
         self._temporary = tempfile.TemporaryDirectory(prefix="pop3svc-", ignore_cleanup_errors=True)
         path = os.path.join(self._temporary.name, "state.db")
         State(path, self._owner)

@@ -1,5 +1,5 @@
 """
-Settings of stores and accounts to providers, stores and checkers.
+Make providers, stores and checkers from the settings of stores and accounts.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def makeAccounts(store: Store) -> list[Any]:
 
 def makeStore(store: Store) -> tuple[Any, list[Any]]:
     """
-    Make a provider or a store of mailboxes, and the checkers of its accounts, and check that
-    they go together.
+    Make a provider or a store of mailboxes, and the checkers of its accounts, and check that they
+    can be used together.
 
-    @param store: its C{kind} is not L{None}.
-    @return: as L{makeProvider} and L{makeAccounts}.
+    @param store: a setting whose C{kind} is not L{None}.
+    @return: the results of L{makeProvider} and L{makeAccounts}.
     @raise SettingError: they cannot be made, or cannot be used together.
     """
     checkers, provider = makeAccounts(store), makeProvider(store)

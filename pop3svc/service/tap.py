@@ -23,7 +23,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     @param parent: in a worker, sends events to the other workers through the parent.
     @return: L{pop3svc.service.running.POP3Service}, or with workers the
         L{pop3svc.service.workers.Supervisor} that starts them.
-    @raise SystemExit: with one sentence, if anything is wrong.
+    @raise SystemExit: with one sentence, if the service cannot be made.
     """
     from twisted.internet import reactor
 

@@ -32,15 +32,15 @@ __all__ = ["WARNINGS", "RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
-# Seconds for which a session may be resumed.  A client that polls reconnects more often,
-# and for others a full handshake is cheap.
+# Seconds for which a session may be resumed.  A client that polls reconnects more often.  For other
+# clients a full handshake is cheap.
 _SESSION_LIFE = 7200
-# Seconds for which a context, and so the key of its tickets, is used.  A stolen key
-# decrypts the TLS 1.2 sessions resumed with its tickets (RFC 9325 section 3.4 requires a
-# week at most).  A new key costs each client one full handshake a day.
+# Seconds for which a context, and therefore the key of its tickets, is used.  A stolen key decrypts
+# the TLS 1.2 sessions resumed with its tickets (RFC 9325 section 3.4 requires a week at most).  A
+# new key costs each client one full handshake a day.
 _TICKET_KEY_LIFE = 86400
 
-# Octets of a certificate with its chain, or of a key; real ones have a few thousand.
+# The most octets of a certificate with its chain, or of a key.  Real files have a few thousand.
 _LARGEST = 1_048_576
 
 
@@ -133,10 +133,10 @@ def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 @implementer(IOpenSSLServerConnectionCreator)
 class RenewableCertificate:
     """
-    Serves a certificate with its chain, and a renewed one from the next handshake on.
-    While only one of the two files is replaced, the old pair is served.  A client can
-    resume a session for two hours.  A renewed certificate, and the daily change of the ticket
-    key, end that time earlier.
+    Serves a certificate with its chain, and a renewed certificate from the next handshake on. While
+    only one of the two files is replaced, the old pair is served.  A client can resume a session
+    for two hours.  A renewed certificate, and the daily change of the ticket key, end that time
+    earlier.
 
     Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
     """
@@ -198,7 +198,7 @@ class RenewableCertificate:
     def _made(self, handed: tuple[bytes, bytes] | None) -> SSL.Context:
         """
         @param handed: contents of the files, used if they cannot be read.
-        @return: a context for the contents of the files; the present one if they have not
+        @return: a context for the contents of the files; the present context if they have not
             changed.
         """
         try:
@@ -241,8 +241,8 @@ class RenewableCertificate:
 
     def look(self) -> None:
         """
-        Load a renewed certificate, and warn before the certificate ends, once for each of
-        L{WARNINGS}.  Call this regularly.
+        Load a renewed certificate.  Warn before the certificate ends, once for each of L{WARNINGS}.
+        Call this regularly.
         """
         self._refresh()
         if self._stamps() is None and not self._fault:

@@ -13,11 +13,11 @@ from zope.interface import implementer
 
 __all__ = ["TLSTransport"]
 
-# Octets of plaintext in a record (RFC 8446 section 5.1), and an upper bound of the
-# encrypted octets that OpenSSL has to send for one.
+# Octets of plaintext in a record (RFC 8446 section 5.1), and an upper bound of the encrypted octets
+# of a record.
 _RECORD = 2**14
 _SEALED = 2**15
-# Octets that are gathered at most while input is processed.
+# The most octets that are gathered while input is processed.
 _SHORT = 2**14
 
 
@@ -47,8 +47,8 @@ class TLSTransport(TLSMemoryBIOProtocol):
     """
     Encrypts data and writes it to the socket immediately.  While input is processed, up to
     16 KiB are gathered until the processing ends, so that the last reply and the close
-    alert share a segment.  Twisted's default gathers small writes until the next turn of
-    the reactor, which brings nothing for whole replies.
+    alert share a segment.  Twisted's default gathers small writes until the next turn of the
+    reactor.  This has no advantage for whole replies.
     """
 
     # Whether the transport below has buffered data, so that further data must follow it.
@@ -124,7 +124,7 @@ class TLSTransport(TLSMemoryBIOProtocol):
         @return: the number of octets written.
         """
         if self._writeBelow is None:
-            # The transport below cannot tell how much it accepts; the caller uses write().
+            # The transport below cannot report how much it accepts, so the caller uses write().
             return 0
         if not self._handshakeDone:
             self._appSendBuffer.append(bytes(data))

@@ -44,8 +44,8 @@ _isEnding = False
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The commands C{pop3svc import} and C{pop3svc export}.  They end the process: with exit status
-    0 if all messages are there, with 75 if another try may help, else with 1.
+    The commands C{pop3svc import} and C{pop3svc export}.  They end the process with exit status 0
+    if all messages are stored, with 75 if a later attempt may succeed, and otherwise with 1.
 
     @param argv: the arguments, with the name of the command first.
     """
@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> NoReturn:
         _say("the command was interrupted")
         status = _TEMPORARY
     sys.stdout.flush()
-    # A thread that hangs must not keep the process.
+    # A thread that hangs must not keep the process alive.
     os._exit(status)
 
 
@@ -159,7 +159,7 @@ async def _export(arguments: Any, settings: Settings) -> int:
 
 async def _withStore(recipient: Recipient, work: Callable[[Any], Any]) -> int:
     """
-    Work while the service of the store runs, if it has one.
+    Do the work while the service of the store runs, if the store has a service.
     """
     from twisted.internet import reactor
 
@@ -185,7 +185,7 @@ def _report() -> Report:
 
 def _bar(total: int) -> Any:
     """
-    @return: a progress bar; L{None} if nobody would see it, or without the library.
+    @return: a progress bar; L{None} without a terminal or without the library.
     """
     if not sys.stderr.isatty():
         return None
@@ -198,8 +198,8 @@ def _bar(total: int) -> Any:
 
 def _complete(work: Callable[[], Any]) -> int:
     """
-    Run a coroutine in a reactor.  The first signal ends it after the present message, the
-    second at once.
+    Run a coroutine in a reactor.  The first signal ends it after the present message.  The second
+    signal ends it at once.
 
     @return: its result.
     """

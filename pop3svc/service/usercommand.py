@@ -22,7 +22,7 @@ from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
 __all__ = ["addParser", "run"]
 
-# Octets that are read from a pipe at most.  No valid password is longer.
+# The most octets that are read from a pipe.  No valid password is longer.
 _LONGEST = 65536
 
 
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     Carry out the command.
 
-    @raise ValueError: the file was not changed; the text says why.
+    @raise ValueError: the file was not changed; the text gives the reason.
     """
     path = arguments.file
     if path is None:

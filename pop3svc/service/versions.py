@@ -1,5 +1,5 @@
 """
-The versions of pop3svc and of the programs that it rests on.
+The versions of pop3svc and of the software that it needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["versions"]
 
 def versions() -> str:
     """
-    @return: one line for each of pop3svc, Twisted, Python and OpenSSL.
+    @return: a line for each of pop3svc, Twisted, Python and OpenSSL.
     """
     from OpenSSL import SSL
 

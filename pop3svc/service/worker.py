@@ -58,7 +58,7 @@ def _firstLine() -> tuple[Shared, bytes]:
 
 class _Parent(Lines):
     """
-    The parent, as seen by a worker.
+    The parent of a worker.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -98,8 +98,7 @@ class _Parent(Lines):
             # Other threads log events, but only the reactor's thread may write to a transport.
             self._reactor.callFromThread(self.observe, event)
             return
-        # A fast path, because there is an event for each session, and eventAsJSON takes
-        # ten times as long.
+        # A fast path, because each session has an event, and eventAsJSON takes ten times as long.
         plain = {key: value for key, value in event.items() if isinstance(value, _PLAIN)}
         kind, text = EVENT, ""
         if event.keys() - plain.keys() <= _OBJECTS:
@@ -122,13 +121,13 @@ class _Parent(Lines):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Send a login attempt to the other workers.
+        Tell the other workers about a login attempt.
         """
         self._send(STRIKE, [event, clientIP, username, guess])
 
     def tellDelay(self, name: str, isDelayed: bool) -> None:
         """
-        Send a login that delays others to the other workers.
+        Tell the other workers about a login that delays further logins.
         """
         self._send(DELAY, [name, isDelayed])
 
@@ -150,7 +149,8 @@ class _Parent(Lines):
             self.service.factory.admission.heardLogin(*what)
         elif kind == RELOAD:
             if what is not None:
-                # The parent has found no fault in it, but a secret may be unreadable here.
+                # The parent has found no fault in the configuration, but a secret may be unreadable
+                # here.
                 try:
                     self.service.takeConfig(what)
                 except SettingError as error:
@@ -161,7 +161,7 @@ class _Parent(Lines):
         """
         Send buffered lines, and close the pipe to the parent.
 
-        @return: fires when it is closed.
+        @return: a Deferred that fires when the pipe is closed.
         """
         if self._outbox is not None:
             transport: Any = self.transport
@@ -175,8 +175,8 @@ def main() -> None:
     """
     Serve until SIGTERM or until the parent is gone.
     """
-    # Ignore Ctrl-C and signals of the operator, because the parent gets them as well, and stops
-    # the workers.
+    # Ignore Ctrl-C and signals of the operator, because the parent gets them as well and stops the
+    # workers.
     for number in (signal.SIGINT, *Signals.NUMBERS):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, Signals.NUMBERS)

@@ -1,10 +1,10 @@
 """
 Start, supervise and stop worker processes that share the listening ports.
 
-The parent process opens the ports, and starts workers that run the same command line on
-them.  The parent sends lines to a worker's standard input, and the worker
-sends lines to the parent over another pipe.  A line begins with a letter for its kind, and
-JSON follows.  When the parent is gone, both pipes close.
+The parent process opens the ports, and starts workers with the same command line, which serve these
+ports.  The parent sends lines to a worker's standard input, and the worker sends lines to the
+parent over another pipe.  A line consists of a letter for its kind, and JSON.  When the parent is
+gone, both pipes close.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
 # sessions have to end.
 PATIENCE = 5
 
-# Descriptor in a worker of the pipe to the parent; those of the ports follow.
+# Descriptor of a worker's pipe to the parent.  The descriptors of the ports follow.
 _TO_PARENT = 3
 
 
@@ -71,10 +71,10 @@ class Shared(NamedTuple):
     @ivar reactor: short name of the reactor, or L{None} for the default.
     @ivar directory: the directory that paths on the command line are relative to.
     @ivar families: address families of the ports.
-    @ivar certificates: PEM texts of each certificate and its key: the service's, then those
-        of listeners.
+    @ivar certificates: PEM texts of each certificate and its key: first of the service, then of the
+        listeners.
     @ivar strikes: L{SharedThrottle.state}
-    @ivar opened: files that the privileged process opens, because this user may not.  The
+    @ivar opened: files that the privileged process opens, because this user may not open them.  The
         socket to that process is the descriptor after the ports.
     @ivar state: path of the database if there is no data directory; see
         L{pop3svc.state.State}.
@@ -116,8 +116,8 @@ class Shared(NamedTuple):
 @implementer(IPushProducer)
 class Outbox:
     """
-    Sends lines to another process.  If that process does not read, lines are buffered; if
-    there are too many, the oldest are dropped.
+    Sends lines to another process.  If that process does not read, lines are buffered.  If too many
+    lines are buffered, the oldest are dropped.
     """
 
     # Octets that are buffered: some ten thousand lines of some hundred octets each.
@@ -134,8 +134,8 @@ class Outbox:
         """
         Send a line.
 
-        @param kind: its kind.
-        @param text: its JSON.
+        @param kind: the kind of the line.
+        @param text: the JSON of the line.
         """
         line = kind + text.encode("ascii") + b"\n"
         if len(line) > Lines.MAX_LENGTH:
@@ -207,7 +207,7 @@ class Lines(LineReceiver):
 
 class _Worker(ProcessProtocol):
     """
-    The parent's view of one worker.
+    One worker, in the parent.
     """
 
     def __init__(self, supervisor: Supervisor, number: int) -> None:
@@ -217,7 +217,7 @@ class _Worker(ProcessProtocol):
         self.outbox: Outbox | None = None
         self._lines = Lines(self._received)
         self._partialLine = b""
-        # The last line of output that is not an event; the last line of a traceback.
+        # The last line of output that is not an event.  It may be the last line of a traceback.
         self.lastOutput = ""
         self.serves = False
 
@@ -288,7 +288,7 @@ class Supervisor(Operated):
     The parent: keeps a number of workers running, forwards lines among them, and stops
     them.
 
-    @ivar kept: an object that must live as long as the workers.
+    @ivar kept: an object that must exist as long as the workers.
     """
 
     def __init__(
@@ -325,11 +325,11 @@ class Supervisor(Operated):
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
-        # These workers, and those that have ended but whose output is not read yet.
+        # These workers, and the ended workers whose output is not read yet.
         self._reading: set[_Worker] = set()
         self._delays: dict[int, int] = {}
         self._timers: dict[int, IDelayedCall] = {}
-        # Whether any worker has ever served, and the numbers that were started.
+        # Whether any worker has ever served, and the numbers of the started workers.
         self._haveServed = False
         self._tried: set[int] = set()
         self._stopped: Deferred[None] | None = None
@@ -350,7 +350,8 @@ class Supervisor(Operated):
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Take other limits: the time that workers are given to end depends on those of sessions.
+        Change the limits, because the time that workers have to end depends on the limits of
+        sessions.
         """
         self._policy = policy
 
@@ -392,7 +393,7 @@ class Supervisor(Operated):
                 childFDs=descriptors,
             )
         except OSError as error:
-            # There is not enough memory for a process, or there are no descriptors.
+            # The system has not enough memory or descriptors for a process.
             worker.lastOutput = f"cannot be started: {error.strerror}"
             self._restart(worker, worker.lastOutput)
             self._tried.add(number)
@@ -431,7 +432,7 @@ class Supervisor(Operated):
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
-        Called when a worker has ended; start another one, unless the service stops.
+        Called when a worker has ended.  Start another worker, unless the service stops.
         """
         del self._workers[worker.number]
         how = "ended"
@@ -475,7 +476,7 @@ class Supervisor(Operated):
 
     def forward(self, sender: _Worker, kind: bytes, text: str) -> None:
         """
-        Forward a line from one worker to the others.
+        Forward a line from one worker to the other workers.
         """
         if kind == STRIKE:
             self._throttle.heard(*json.loads(text))
