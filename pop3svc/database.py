@@ -137,7 +137,7 @@ class _Job:
     """
     A transaction from L{Database.run} to its end.
 
-    @ivar result: L{None} when the caller has its answer.
+    @ivar result: the Deferred of the caller; L{None} after it has fired.
     @ivar isCommitting: COMMIT has been sent.
     """
 

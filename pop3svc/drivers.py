@@ -595,7 +595,7 @@ def makeDriver(
     Make the driver for a DSN.
 
     @param dsn: C{sqlite:PATH} or C{postgresql://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS}.
-    @param isReadOnly: see L{SQLite}; also C{mayCreate} and C{owner}.
+    @param isReadOnly: like C{mayCreate} and C{owner}, an argument of L{SQLite}.
     @param prepares: see L{PostgreSQL}.
     @raise ValueError: the DSN is wrong, or the driver is missing; a sentence without the password.
     """

@@ -20,7 +20,7 @@ __all__ = [
 # The beginning of a line with a dot, after LF or CRLF.
 DOT_LINE = re.compile(rb"\n\.")
 _LONE_RETURN = re.compile(rb"\r(?!\n)")
-# A line end that is not the end of several carriage returns.
+# A CRLF without another carriage return before it.
 _LINE_END = re.compile(rb"(?<!\r)\r\n")
 
 

@@ -39,7 +39,7 @@ _LONGEST = 2048
 # Milliseconds of CPU time of a digest, which the reactor's thread can spare.
 _QUICK = 0.05
 
-# For messages to the operator.
+# The list of the kinds of hashes in messages to the operator.
 KINDS = (
     "argon2, bcrypt ($2b$), sha512-crypt ($6$), sha256-crypt ($5$), md5-crypt ($1$), scrypt, "
     "yescrypt, and {SCHEME} of Dovecot"

@@ -252,7 +252,7 @@ def _yescryptWork(stored: str) -> tuple[int, int, int] | None:
     @return: log2(N), r and p of a hash; L{None} if it is malformed.
     """
     if (found := _YESCRYPT.fullmatch(stored)) is not None:
-        # A digit stands for a number from 1.
+        # A digit stands for its number plus 1.
         return _number(found[1]) + 1, _number(found[2]) + 1, 1
     if (found := _SCRYPT7.fullmatch(stored)) is not None:
         return _number(found[1]), _number(found[2]), _number(found[3])

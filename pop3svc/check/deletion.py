@@ -16,7 +16,7 @@ __all__: list[str] = []
 async def _mailbox(client: Client, atLeast: int) -> list[bytes]:
     """
     @return: the unique-ids in order, or the sizes if there is no UIDL.
-    @raise NotApplicable: there are too few messages.
+    @raise NotApplicable: the mailbox has too few messages.
     """
     reply = await client.command(b"UIDL", multiLine=True)
     if not reply.positive:

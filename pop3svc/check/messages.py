@@ -14,8 +14,8 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# Numbers for retrEndsWithItsLastOctets: the messages to read; the reads of each message; the number
-# of messages whose last line must arrive alone for the rule to fail.
+# retrEndsWithItsLastOctets reads this many messages, each this many times.  The rule fails if the
+# last line of this many messages arrives alone.
 _LARGEST = 4
 _READS = 3
 _APART = 2

@@ -302,7 +302,7 @@ class Target:
     async def sizes(self, client: Client) -> dict[int, int]:
         """
         @return: the sizes from LIST in octets, by message number.
-        @raise NotApplicable: there are no messages.
+        @raise NotApplicable: the mailbox is empty.
         """
         found = {}
         for line in (await client.fetched(b"LIST")).lines:
@@ -319,7 +319,7 @@ class Target:
         """
         @return: the numbers of at most eight messages of at most a megabyte, among them the
             first, the last, the smallest and the largest.
-        @raise NotApplicable: there are none.
+        @raise NotApplicable: no message is small enough.
         """
         sizes = await self.sizes(client)
         small = [number for number in sorted(sizes) if sizes[number] <= _LARGEST]
@@ -333,7 +333,7 @@ class Target:
         """
         @return: the numbers and sizes of the largest messages of at most a megabyte, all of
             different sizes.
-        @raise NotApplicable: there are no messages.
+        @raise NotApplicable: no message is small enough.
         """
         bySize: dict[int, int] = {}
         for number, size in (await self.sizes(client)).items():
@@ -344,7 +344,7 @@ class Target:
     async def sample(self, client: Client) -> list[int]:
         """
         @return: the L{chosen} messages without those that need UTF8 (RFC 6856 section 5).
-        @raise NotApplicable: there are none.
+        @raise NotApplicable: all messages need UTF8.
         """
         chosen = await self.chosen(client)
         if not self.has("UTF8"):

@@ -22,7 +22,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 # A message with this many Received fields loops.  The longest real routes have some thirty.
 _MOST_HOPS = 100
-# Octets of a header that are searched: more than 100 Received fields.
+# The most octets of a header that are searched.  They hold more than 100 Received fields.
 _SEARCHED = 262_144
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
 _DELIVERED = re.compile(rb"^delivered-to[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)

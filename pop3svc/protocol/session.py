@@ -280,7 +280,7 @@ class Session:
         """
         transaction = self.transaction
         if state is State.TRANSACTION and (transaction is None or transaction.maildrop is None):
-            raise AssertionError("TRANSACTION is entered with a listing only")
+            raise AssertionError("the state TRANSACTION requires a listing")
         self.state = state
 
     # --- logging in ---------------------------------------------------------
@@ -460,7 +460,7 @@ class Session:
         """
         The transaction, for commands that are valid only inside a transaction.
         """
-        assert self.transaction is not None, "commands run in their states only"
+        assert self.transaction is not None, "this command needs another state"
         return self.transaction
 
     async def sleep(self) -> int:

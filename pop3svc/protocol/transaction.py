@@ -153,7 +153,7 @@ class Transaction:
     # --- the listing --------------------------------------------------------
 
     def _drop(self) -> Maildrop:
-        assert self.maildrop is not None, "commands run in their states only"
+        assert self.maildrop is not None, "this command needs another state"
         return self.maildrop
 
     def count(self) -> int:

@@ -14,7 +14,7 @@ __all__ = ["MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNSENDABLE = re.compile(r"[^ -~]")
-# RFC 2449 section 4, with its CRLF.
+# The most octets of a first line with its CRLF (RFC 2449 section 4).
 _FIRST_LINE = 512
 _MARK = " _"
 

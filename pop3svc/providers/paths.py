@@ -161,7 +161,7 @@ class Root:
         Blocks.
 
         @return: a descriptor.
-        @raise OSError: it cannot be opened or created.
+        @raise OSError: the directory cannot be opened or created.
         """
         directory = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         for part in self.parts:
@@ -179,7 +179,7 @@ def openOrMake(name: str, directory: int) -> int:
     see L{Root.make}.  Blocks.
 
     @return: a descriptor.
-    @raise OSError: it cannot be opened or created.
+    @raise OSError: the directory cannot be opened or created.
     """
     try:
         return openBelow(name, directory)

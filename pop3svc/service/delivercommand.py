@@ -35,11 +35,11 @@ __all__ = ["deliver", "main"]
 
 # Octets of a message that are kept in memory, and octets that are read at once.
 _SPOOLED = 262_144
-# Octets of the envelope line that some programs put first.
+# The most octets of the envelope line that some programs put before the message.
 _LINE = 65_536
 
 _TEMPORARY = 75
-# Seconds that a store which was cancelled has to end.
+# Seconds within which a cancelled store must end.
 _PATIENCE = 10
 
 
@@ -157,7 +157,7 @@ def _holdSignals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     except ValueError:
-        # This is not the main thread, as in a test.
+        # A test may call this outside the main thread.
         pass
 
 

@@ -40,7 +40,8 @@ def makeRecipients(
         return None
     if not any(IDelivery.providedBy(each.store) for each in destinations.values()):
         raise SettingError(
-            f"{settings.where('lmtp')}: no store takes mail: it is read-only or only reads mail"
+            f"{settings.where('lmtp')}: no store takes mail, because "
+            "the stores are read-only or cannot store mail"
         )
     return Recipients(destinations, settings.recipientDelimiter, settings.localDomain)
 

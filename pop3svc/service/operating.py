@@ -89,7 +89,7 @@ class Signals:
             try:
                 signal.signal(number, self._came)
             except ValueError:
-                # This is not the main thread, as in a test, so no signals arrive.
+                # A test may call this outside the main thread, where no signals arrive.
                 return
 
     def _came(self, number: int, frame: object) -> None:

@@ -302,11 +302,11 @@ class SQLAccountsMaker:
     authType = "sql"
     authHelp = (
         "Accounts in a database: sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE.  The "
-        "query has the parameters :user, :local and :domain.  It returns one row or none, with a "
-        "column password, and if need be user, nologin and allow_nets.  It comes last, and "
-        "colons in it stay as they are.  scheme= is the scheme of passwords without one; "
-        "courier=yes: {MD5} is that of Courier; required=yes: do not start while the database is "
-        "away."
+        "query has the parameters :user, :local and :domain.  It returns one row or none, with the "
+        "column password, and the optional columns user, nologin and allow_nets.  The query is the "
+        "last option, and colons in it need no backslash.  scheme= names the scheme of passwords "
+        "that name none.  With courier=yes, {MD5} has Courier's form.  With required=yes, the "
+        "service does not start while the database does not answer."
     )
     argStringFormat = "DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY"
     credentialInterfaces = (IUsernamePassword,)

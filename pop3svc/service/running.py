@@ -108,7 +108,7 @@ class POP3Service(Operated):
         self.ports.append(port)
         self._accepting.add(port)
         if getattr(getattr(port, "socket", None), "family", None) == socket.AF_UNIX:
-            # Its connections need no keepalive.
+            # Connections to a UNIX socket need no keepalive.
             return
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)

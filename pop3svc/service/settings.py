@@ -269,7 +269,7 @@ _CERTIFICATE = Setting(
     "certificate", FILE, "PEM file of the TLS certificate and its chain (default: self-signed)."
 )
 _PRIVATE_KEY = Setting(
-    "private-key", FILE, "PEM file of the certificate's key, if it is in a file of its own."
+    "private-key", FILE, "PEM file of the certificate's key, if the key is in a separate file."
 )
 _CLEARTEXT = Setting(
     "cleartext-login",
@@ -331,8 +331,8 @@ SERVICE = (
         "Endpoint string at which a mail server delivers by LMTP, such as "
         "unix:/run/pop3svc/lmtp; repeatable.",
         (),
-        "Who can connect there can send mail to every user: name a unix: socket or a loopback "
-        "address.",
+        "Everybody who can connect can send mail to every user, so use a unix: socket or a "
+        "loopback address.",
         isRepeated=True,
     ),
     Setting(
@@ -340,13 +340,14 @@ SERVICE = (
         MODE,
         "Mode of the unix: sockets for LMTP (default: 666).",
         "666",
-        "Every program of this machine can send mail anyway; let the directory keep others out.",
+        "Every program on this machine can send mail anyway.  To exclude programs, restrict access "
+        "to the socket's directory.",
     ),
     Setting(
         "recipient-delimiter",
         DELIMITER,
-        "Characters that begin an extension in a recipient: with + (the default), mail to "
-        "alice+work is alice's, unless there is a user alice+work.",
+        "Characters that begin an extension in a recipient; with + (the default), alice gets the "
+        "mail for alice+work, unless a user alice+work exists.",
         "+",
     ),
     Setting(
@@ -377,7 +378,7 @@ STORE = (
     Setting(
         "domain",
         TEXT,
-        "Serve the users of this domain from this store; without it, all other users.",
+        "Domain whose users this store serves; a store without a domain serves all other users.",
         isOption=False,
     ),
     Setting(
@@ -389,7 +390,7 @@ STORE = (
     Setting(
         "argument",
         TEXT,
-        "Argument of the provider as on the command line, instead of keys of its own.",
+        "Argument of the provider, as on the command line, instead of separate keys.",
         isOption=False,
     ),
     Setting(

@@ -96,7 +96,7 @@ def makeStore(store: Store) -> tuple[Any, list[Any]]:
 
     @param store: a setting whose C{kind} is not L{None}.
     @return: the results of L{makeProvider} and L{makeAccounts}.
-    @raise SettingError: they cannot be made, or cannot be used together.
+    @raise SettingError: the parts cannot be made, or cannot be used together.
     """
     checkers, provider = makeAccounts(store), makeProvider(store)
     if IPOP3MailboxProvider.providedBy(provider):

@@ -112,7 +112,7 @@ class CutOff(Fault):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.after < 0:
-            raise ValueError("CutOff: after is a number of octets, 0 or more")
+            raise ValueError("CutOff: the argument after must be a number of octets, 0 or more")
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class ReactorThread:
                 self._start(reactor)
             elif self._thread is None or not self._thread.is_alive():
                 raise RuntimeError(
-                    "the thread with the Twisted reactor has ended (a fork, perhaps)"
+                    "the thread with the Twisted reactor has ended, perhaps by a fork"
                 )
             self._holders += 1
         return reactor

@@ -115,7 +115,7 @@ class FaultyReply:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: octets of the engine; at first the whole first line.
+        @param data: octets of the engine.  The first call passes the whole first line.
         @return: octets to send.
         """
         if self._atFirstLine:

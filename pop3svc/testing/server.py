@@ -286,7 +286,7 @@ class POP3Server:
 
         @param message: octets with line ends LF or CRLF.
         @return: the unique-id of the message.
-        @raise ValueError: there is no such user.
+        @raise ValueError: the user does not exist.
         """
         uniqueID: str = self._call(lambda: self._maildrop(user).add(message))
         return uniqueID
@@ -294,7 +294,7 @@ class POP3Server:
     def messages(self, user: str) -> dict[str, bytes]:
         """
         @return: the messages in a mailbox by unique-id, in the order of their arrival.
-        @raise ValueError: there is no such user.
+        @raise ValueError: the user does not exist.
         """
         found: dict[str, bytes] = self._call(lambda: dict(self._maildrop(user).messages))
         return found

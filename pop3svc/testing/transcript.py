@@ -6,7 +6,7 @@ from __future__ import annotations
 
 __all__ = ["Talk", "Transcript"]
 
-# Octets kept of all connections together.
+# The most octets that are kept of all connections together.
 _KEPT = 16 * 1024 * 1024
 
 Line = tuple[str, str]

@@ -34,7 +34,7 @@ class Target:
         @return: the number of messages at the beginning that need not be written again.
         @raise NotPossible: the path has other content.
         @raise TryAgain: another export writes it.
-        @raise OSError: it cannot be written.
+        @raise OSError: the target cannot be written.
         """
         raise NotImplementedError
 
@@ -43,7 +43,7 @@ class Target:
         Keep a message that an interrupted export has written.
 
         @return: whether the message was found.
-        @raise OSError: it cannot be read.
+        @raise OSError: the target cannot be read.
         """
         return False
 
@@ -63,7 +63,7 @@ class Target:
         Make all messages durable, and read them back.
 
         @return: for each written message, the number of octets that RETR would send.
-        @raise OSError: it cannot be written or read.
+        @raise OSError: the target cannot be written or read.
         """
         raise NotImplementedError
 
@@ -71,7 +71,7 @@ class Target:
         """
         Mark the export as complete, durably.
 
-        @raise OSError: it was not done.
+        @raise OSError: the export was not marked.
         """
         raise NotImplementedError
 

@@ -98,7 +98,7 @@ class Directory:
 
         @return: a descriptor, which the caller closes; L{None} if the directory does not
             exist.
-        @raise OSError: it cannot be opened.
+        @raise OSError: the directory cannot be opened.
         """
         return self._place.open()
 
@@ -107,7 +107,7 @@ class Directory:
         Call C{work} with a descriptor of the directory.  Blocks.
 
         @return: the result of C{work}; L{None} if the directory does not exist.
-        @raise OSError: it cannot be opened.
+        @raise OSError: the directory cannot be opened.
         """
         root = self.open()
         if root is None:
@@ -171,7 +171,7 @@ class Directory:
 
         @return: the result of C{work}; L{None} if the directory does not exist, or must be
             opened in a thread.
-        @raise OSError: it cannot be opened.
+        @raise OSError: the directory cannot be opened.
         """
         return self.use(lambda root: work(root, keyOf(root)))
 

@@ -20,7 +20,7 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Finder"]
 
-# Seconds after which the search for a message that is renamed all the time ends.
+# Seconds after which a search ends if other programs rename the message all the time.
 _SEEK = 2.0
 
 T = TypeVar("T")

@@ -46,7 +46,7 @@ _NAME = "pop3svc-sizes"
 # leave at most one such file.
 _NEXT = "pop3svc-sizes.new"
 _VERSION = "pop3svc-sizes 4"
-# Octets of a line: a unique-id of 70 and six numbers.
+# The most octets of a line, which has a unique-id of 70 octets and six numbers.
 _LINE = 208
 # The file is replaced when it has more than twice the needed entries, and this many more.
 _SPARE = 1000
@@ -205,7 +205,7 @@ class MailboxSizes:
         # Number of entries in the file, several for some messages; -1 if it is damaged,
         # does not exist, or was written for another directory.
         self._written = -1
-        # Claims that are not in the file yet.
+        # The unique-ids in C{claims} that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
         # The sizes of a whole listing, because all its sessions ask for them.
         self._whole: tuple[Sequence[str], list[int]] = (), []
@@ -444,7 +444,7 @@ class MailboxSizes:
             else:
                 self._append(root, unwritten)
         except OSError:
-            # The next call replaces the file and writes them again.
+            # The next call replaces the file and writes the entries again.
             self._written = -1
             if len(unwritten) <= _GONE:
                 self._unwritten = {**unwritten, **self._unwritten}

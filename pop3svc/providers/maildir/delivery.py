@@ -276,7 +276,7 @@ class _KnownIDs:
         finally:
             closeQuietly(current)
         self._bases = {base for base, _, _ in parseNames(places, self._separator)}
-        # Do not keep times that would not show the next change.
+        # Forget the times if a later change might leave them the same.
         self._stamp = stamp if areStampsTrustworthy([stamp]) else None
 
 

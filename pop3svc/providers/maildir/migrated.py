@@ -276,7 +276,7 @@ class MigratedMaildir:
         """
         Open the directory that holds the former server's file.
 
-        @raise FileNotFoundError: it does not exist.
+        @raise FileNotFoundError: the directory does not exist.
         """
         if self._isInMaildir:
             yield root
@@ -312,7 +312,7 @@ class MigratedMaildir:
         """
         @return: stamp and content of the former server's file; L{None} if the file does not exist.
             The stamp is empty if the file might change again without getting another stamp.
-        @raise OSError: it cannot be read.
+        @raise OSError: the file cannot be read.
         """
         try:
             with self._formerDirectory(root) as directory:
@@ -342,7 +342,7 @@ class MigratedMaildir:
     def _readCopy(self, root: int) -> _Copy | None:
         """
         @return: L{None} if the copy is damaged.
-        @raise OSError: it cannot be read.
+        @raise OSError: the copy cannot be read.
         """
         try:
             with open(openRegular(COPY, root), "rb") as file:

@@ -37,8 +37,8 @@ ParsedName = tuple[str, str, str]
 def _nameWith(separator: str) -> re.Pattern[str]:
     """
     @return: a pattern for names such as "1600000000.M123456P789.host:2,S", joined by "/"
-        because one call matches many.  Its groups: the part before the flags, and in it
-        the seconds and microseconds, if present.
+        because one call matches many.  Its groups are the part before the flags, and the seconds
+        and microseconds in that part, if present.
     """
     no = f"[^{re.escape(separator)}/]"
     seconds = rf"([0-9]{{1,20}})\.(?:[^.{re.escape(separator)}/]*?M([0-9]{{1,20}}))?"

@@ -103,7 +103,7 @@ def checkQuota(root: int, size: int) -> None:
 
     @param root: a descriptor of the Maildir.
     @param size: octets of the message's file.
-    @raise OverQuota: there is no room.
+    @raise OverQuota: the mailbox has no room.
     @raise OSError: the messages cannot be counted.
     """
     use = _read(root)

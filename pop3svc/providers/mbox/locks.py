@@ -56,7 +56,7 @@ def lockFile(descriptor: int, isShared: bool = False) -> None:
 
     @param isShared: lock for reading; the descriptor need not be open for writing.
     @raise MboxBusy: another program has locked it.
-    @raise OSError: it cannot be locked.
+    @raise OSError: the file cannot be locked.
     """
     assert _SET_LOCK is not None
     kind = fcntl.F_RDLCK if isShared else fcntl.F_WRLCK

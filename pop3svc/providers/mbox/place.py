@@ -77,7 +77,7 @@ class MboxPlace:
         """
         Create the service's directory.  Blocks.
 
-        @raise OSError: it cannot be created.
+        @raise OSError: the directory cannot be created.
         """
         directory = self.openDirectory()
         if directory is None:

@@ -23,7 +23,7 @@ __all__ = [
 # the body in Content-Length instead.
 VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
-# Octets of an envelope line.  An address has at most 320 octets, and a date some 40.
+# The most octets of an envelope line.  An address has at most 320 octets, and a date some 40.
 LONGEST_ENVELOPE = 1024
 # The most octets of a header that are searched for fields.  The octets after these count as the
 # body.

@@ -35,7 +35,7 @@ class Housekeeping:
     finished, and rows of dead nodes.
     """
 
-    # Seconds between two rounds of all nodes together, and the longest first wait.
+    # Seconds between two rounds of all nodes together, and the most seconds before the first round.
     INTERVAL, FIRST = 3600.0, 60.0
 
     def __init__(self, database: Database, node: Node, expireDays: int, clock: Any) -> None:

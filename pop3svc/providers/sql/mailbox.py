@@ -179,7 +179,7 @@ class SQLMailbox:
         """
         Find a message, check that its content is complete, and read its beginning.
 
-        @raise Damaged: it is incomplete.
+        @raise Damaged: the content is incomplete.
         """
         row = self._ahead.find(transaction, self._number, uniqueID)
         return None if row is None else _checked(transaction, uniqueID, row)
@@ -211,7 +211,7 @@ def _checked(transaction: Transaction | None, uniqueID: str, found: Found) -> tu
 
     @param transaction: L{None} for a message of at most one piece.
     @return: the arguments of L{StoredContent}.
-    @raise Damaged: it is incomplete.
+    @raise Damaged: the content is incomplete.
     """
     size, header, content, octets, pieces, form, data = found[:7]
     if octets is None or size != octets + len(header):

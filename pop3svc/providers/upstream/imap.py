@@ -210,7 +210,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         @param fetched: called with each FETCH response.
         @param continuation: called at each request for more.
         @return: the other responses without a tag, and at the end the response with the tag.
-        @raise CommandRefused: the server refused it.
+        @raise CommandRefused: the server refused the command.
         """
         if self.isLost:
             raise UpstreamAway(self.why or "closed the connection")
@@ -260,7 +260,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         """
         Log in by AUTHENTICATE PLAIN or LOGIN, and select the mailbox.
 
-        @raise LoginRefused: the server refused it.
+        @raise LoginRefused: the server refused the login.
         """
         capabilities = await self._capabilities()
         try:

@@ -194,8 +194,8 @@ class UpstreamMailbox:
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
         """
-        See L{IPOP3Mailbox.messageDelete}.  Whether all messages are deleted depends on the other
-        server; if its reply does not show that, the mailbox lists the messages again.
+        See L{IPOP3Mailbox.messageDelete}.  The other server deletes the messages.  If its reply
+        does not show whether all were deleted, the mailbox lists the messages again.
         """
         for isLast in (False, True):
             connection = await self._ready()

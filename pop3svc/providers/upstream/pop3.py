@@ -286,7 +286,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
         """
         Send a command with a reply of one line.
 
-        @raise CommandRefused: the server refused it.
+        @raise CommandRefused: the server refused the command.
         """
         await self._ready()
         return await self.within(self._short(command, argument).addErrback(_refused))
@@ -295,7 +295,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
         """
         Send a command with a reply of many lines.
 
-        @raise CommandRefused: the server refused it.
+        @raise CommandRefused: the server refused the command.
         """
         await self._ready()
         await self.within(self._long(command, consume).addErrback(_refused))
@@ -345,7 +345,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
         """
         Log in by USER and PASS.
 
-        @raise LoginRefused: the server refused it.
+        @raise LoginRefused: the server refused the login.
         """
         try:
             await self._say(b"USER", username)
