@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from twisted.application.service import IService
+from twisted.application.service import IService, MultiService
 from twisted.logger import Logger
 
 from pop3svc.accounts.checkers import AccountsProvider
@@ -430,7 +430,11 @@ class Assembly:
         _add(KnownNetworksService(known), service)
         for each in self._started:
             if IService.providedBy(each):
-                _add(IService(each), service)
+                # Each has a parent of its own, because a service has one part of each name, and
+                # stores have the name that the greeting shows.
+                parent = MultiService()
+                IService(each).setServiceParent(parent)
+                _add(parent, service)
         return service
 
     def _listen(self, service: POP3Service, listener: Listener) -> list[Any]:

@@ -67,6 +67,28 @@ def ports(tmp_path: Path) -> list[int]:
     return [freePort() for _ in range(3)]
 
 
+def test_twoDatabases(tmp_path: Path) -> None:
+    """
+    The databases of two domains have the same name in the greeting.
+    """
+    port = freePort()
+    file = tmp_path / "pop3svc.toml"
+    text = f'[[listener]]\nendpoint = "tcp:{port}:interface=127.0.0.1"\n'
+    for name in ("one", "two"):
+        text += (
+            f'[[store]]\ndomain = "{name}.test"\nkind = "sql"\n'
+            f'dsn = "sqlite:{tmp_path}/{name}.db"\nauth = ["memory:a@{name}.test:secret"]\n'
+        )
+    file.write_text(text)
+    with Running(tmp_path / "home", "--config", str(file)) as running:
+        running.up()
+        for name in (b"one", b"two"):
+            client = Connection(port)
+            client.line()
+            client.logIn(b"a@" + name + b".test", b"secret")
+            assert client.say(b"QUIT").startswith(b"+OK")
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_listenersAndDomains(site: Path, tmp_path: Path, ports: list[int], workers: int) -> None:
     deliver(tmp_path / "mail" / "alice", "1.x", b"Subject: of the domain\n\n")
