@@ -94,6 +94,7 @@ RANKS = {
     "providers.maildir.migrated": 7,
     "providers.maildir.scan": 8,
     "providers.maildir.delivery": 6,
+    "providers.maildir.expiry": 10,
     "providers.maildir.store": 11,
     "providers.mbox.text": 0,
     "providers.mbox.scan": 3,

@@ -8,7 +8,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -81,6 +81,7 @@ class PathTemplate:
         if not os.path.isdir(self.base):
             raise ValueError(f"{self.base} is not a directory")
         self._needsDomain = bool(names & {"local", "domain"})
+        self._tellsUsers = bool({"user"} <= names or {"local", "domain"} <= names or not names)
 
     def hasAny(self) -> bool:
         """
@@ -91,6 +92,61 @@ class PathTemplate:
                 return any(entry.is_dir() for entry in entries)
         except OSError:
             return False
+
+    def requireUsers(self) -> None:
+        """
+        Check that the path of a mailbox tells its user; see L{mailboxes}.
+
+        @raise ValueError: it does not; a sentence for the operator.
+        """
+        areSingle = all(len(_PLACEHOLDER.findall(part)) < 2 for part in self._parts)
+        if not (self._tellsUsers and areSingle):
+            raise ValueError(
+                f"expire requires {{user}}, or {{local}} and {{domain}}, in the path, and each in "
+                f"a directory of its own; {self.base}/{'/'.join(self._parts)} does not tell the "
+                "users"
+            )
+
+    def mailboxes(self, failed: Callable[[Root, OSError], object]) -> Iterator[tuple[str, Root]]:
+        """
+        Yield the users whose directories may exist, each with the directory.  A directory that
+        is not a user's is left out.  Blocks.
+
+        @param failed: called with a directory below the base that cannot be listed.
+        @raise OSError: the base cannot be listed.
+        """
+        return self._mailboxesBelow(Root(self.base), {}, failed)
+
+    def _mailboxesBelow(
+        self, above: Root, values: Mapping[str, str], failed: Callable[[Root, OSError], object]
+    ) -> Iterator[tuple[str, Root]]:
+        """
+        @param values: the values of the placeholders in the path so far.
+        """
+        if len(above.parts) == len(self._parts):
+            user = values.get("user")
+            username = f"{values['local']}@{values['domain']}" if user is None else user
+            # A session of this user would use the same directory.
+            if self.placeFor(username) == above:
+                yield username, above
+            return
+        part = self._parts[len(above.parts)]
+        placeholder = _PLACEHOLDER.search(part)
+        if placeholder is None:
+            yield from self._mailboxesBelow(above.below(part), values, failed)
+            return
+        start, end, key = part[: placeholder.start()], part[placeholder.end() :], placeholder[1]
+        try:
+            for name in above.names():
+                value = name[len(start) : len(name) - len(end)]
+                isMatch = name == f"{start}{value}{end}" and isSafeName(value)
+                if isMatch and values.get(key, value) == value:
+                    more = {**values, key: value}
+                    yield from self._mailboxesBelow(above.below(name), more, failed)
+        except OSError as error:
+            if not above.parts:
+                raise
+            failed(above, error)
 
     def placeFor(self, username: str) -> Root | None:
         """
@@ -129,6 +185,29 @@ class Root:
         The path, for messages to the operator.
         """
         return "/".join([self.base.rstrip("/"), *self.parts]) or "/"
+
+    def below(self, name: str) -> Root:
+        """
+        @return: a directory in this one.
+        """
+        return Root(self.base, (*self.parts, name))
+
+    def names(self) -> Iterator[str]:
+        """
+        Yield the names of the directories in this one, and of links, while it is read.  Blocks.
+
+        @raise OSError: it cannot be listed.
+        """
+        directory = self.open()
+        if directory is None:
+            return
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+                        yield entry.name
+        finally:
+            closeQuietly(directory)
 
     def open(self) -> int | None:
         """

@@ -19,7 +19,7 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.locking import LockPolicy
-from pop3svc.providers.maildir import MaildirStore
+from pop3svc.providers.maildir import ExpiringMaildirStore, MaildirStore
 from pop3svc.providers.mbox import MboxStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.providers.upstream import UpstreamProvider
@@ -117,17 +117,27 @@ def makeMaildir(argument: str) -> MaildirStore:
 
     @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes]
         [:sizes=names][:separator=;][:uidl=dovecot|courier|FORMAT][:control=DIR]
-        [:duplicates=rename][:xuidl=yes]}
+        [:duplicates=rename][:xuidl=yes][:expire=DAYS]}
     """
-    return MaildirStore(
-        **_pathAndMore(
-            argument,
-            ("separator", "uidl", "control", "duplicates"),
-            slow=("isSlow", "yes", "no"),
-            sizes=("believesNames", "names", "counted"),
-            xuidl=("usesHeaders", "yes", "no"),
-        )
+    options = _pathAndMore(
+        argument,
+        ("separator", "uidl", "control", "duplicates", "expire"),
+        slow=("isSlow", "yes", "no"),
+        sizes=("believesNames", "names", "counted"),
+        xuidl=("usesHeaders", "yes", "no"),
     )
+    days = _number(options, "expire", 0)
+    return ExpiringMaildirStore(expireDays=days, **options) if days else MaildirStore(**options)
+
+
+def _number(options: dict[str, Any], name: str, default: int) -> int:
+    """
+    Take a number from the options.
+    """
+    text = options.pop(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 16):
+        raise ValueError(f"{name} is a number")
+    return int(text)
 
 
 def makeMbox(argument: str) -> MboxStore:
@@ -172,8 +182,8 @@ def makeSQL(argument: str) -> Any:
     Make a store of mailboxes in a database.
 
     @param argument: C{DSN} or C{dsn=DSN[:readonly=yes][:lock=refuse|wait|takeover]
-        [:wait=SECONDS][:lease=SECONDS][:quota=OCTETS][:messages=NUMBER][:required=yes]}, with
-        C{\\:} and C{\\=} in the DSN
+        [:wait=SECONDS][:lease=SECONDS][:quota=OCTETS][:messages=NUMBER][:expire=DAYS]
+        [:required=yes]}, with C{\\:} and C{\\=} in the DSN
     """
     # These are imported for those who use them only.
     from pop3svc.database import DatabaseUnavailable
@@ -188,12 +198,8 @@ def makeSQL(argument: str) -> Any:
         switches[name] = named.pop(name, "no")
         if switches[name] not in ("yes", "no"):
             raise ValueError(f"{name} is yes or no")
-    numbers = {}
-    for name, default in (("lease", 30), ("quota", 0), ("messages", 0), ("expire", 0)):
-        text = named.pop(name, str(default))
-        if not (text.isascii() and text.isdigit() and len(text) < 16):
-            raise ValueError(f"{name} is a number")
-        numbers[name] = int(text)
+    defaults = {"lease": 30, "quota": 0, "messages": 0, "expire": 0}
+    numbers = {name: _number(named, name, default) for name, default in defaults.items()}
     if not 5 <= numbers["lease"] <= 3600:
         raise ValueError("lease is a number of seconds, from 5 to 3600")
     dsn = named.pop("dsn")

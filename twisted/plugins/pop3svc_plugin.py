@@ -23,12 +23,12 @@ service = ServiceMaker(
 maildir = ProviderPlugin(
     "maildir",
     "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]"
-    "[:uidl=dovecot|courier|FORMAT][:control=DIR]",
+    "[:uidl=dovecot|courier|FORMAT][:control=DIR][:expire=DAYS]",
     "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
     "slow=yes: on a file system that may make one wait, as over a network.  sizes=names: take "
     "W= in file names for the sizes of messages, in place of counting once.  uidl: keep the "
     "unique-ids of Dovecot (FORMAT is its pop3_uidl_format) or Courier; control: its CONTROL "
-    "directory.",
+    "directory.  expire: delete older messages.",
     makeMaildir,
 )
 mbox = ProviderPlugin(

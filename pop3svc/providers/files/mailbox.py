@@ -30,10 +30,12 @@ from pop3svc.providers.files.counting import SizeCounter
 from pop3svc.providers.files.deletion import Place, removeAll
 from pop3svc.providers.files.directory import Directory, Opened
 from pop3svc.providers.files.finder import Finder
+from pop3svc.providers.files.folders import OpenFolders
 from pop3svc.providers.files.listing import Caches, Listing
 from pop3svc.providers.files.lock import ExclusiveDirectory
 from pop3svc.providers.files.sizes import headIn
 from pop3svc.providers.files.snapshot import Format
+from pop3svc.threadpool import mustStop
 
 __all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
 
@@ -146,6 +148,30 @@ class FileMailbox:
         places = {each: listing.placeOf(each) for each in uniqueIDs}
         sizes.markGone(uniqueIDs, {each: place[2] for each, place in places.items() if place})
         sizes.write(root)
+
+    async def select(self, isWanted: Callable[[Place, OpenFolders], bool]) -> list[str]:
+        """
+        Select messages of the listing by their files.
+
+        @param isWanted: takes the place of a message's file, and the open folders.  Called in a
+            thread.
+        @return: the unique-ids of the messages that are wanted.
+        """
+        return await self._directory.run(self._selected, isWanted)
+
+    def _selected(self, isWanted: Callable[[Place, OpenFolders], bool]) -> list[str]:
+        def select(root: int) -> list[str]:
+            with OpenFolders(root) as opened:
+                return [
+                    uniqueID
+                    for uniqueID, place in self.listing.current.items()
+                    if not mustStop() and isWanted(place, opened)
+                ]
+
+        try:
+            return self._directory.use(select) or []
+        except OSError as error:
+            raise self._directory.fault("read", error)
 
     def watchMailbox(
         self, info: IPOP3ConnectionInfo, changed: Callable[[], object]

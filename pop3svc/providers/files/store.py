@@ -5,6 +5,7 @@ Make the mailboxes of a store from their parts.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from pop3svc.files import disk, longWork
@@ -55,18 +56,24 @@ class MailboxMaker:
         self._format = format
         short, long = (disk(), longWork()) if runner is None else (runner, runner)
         arguments = format.folders, short, long, presence
-        self._make: Callable[[Root, Format], FileMailbox]
-        if readOnly:
-            opened = SlowDirectory if isSlow else Directory
-            self._make = lambda place, format: ReadOnlyFileMailbox(
-                opened(place, *arguments), format, caches
+        opened = SlowDirectory if isSlow else Directory
+        locked = SlowExclusiveDirectory if isSlow else ExclusiveDirectory
+        registry = LockRegistry(short, clock)
+
+        def readOnlyMailbox(place: Root, format: Format) -> ReadOnlyFileMailbox:
+            return ReadOnlyFileMailbox(opened(place, *arguments), format, caches)
+
+        def exclusiveMailbox(
+            place: Root, format: Format, manners: LockPolicy
+        ) -> ExclusiveFileMailbox:
+            return ExclusiveFileMailbox(
+                locked(place, *arguments, registry, manners), format, caches
             )
-        else:
-            shared = LockRegistry(short, clock), manners
-            locked = SlowExclusiveDirectory if isSlow else ExclusiveDirectory
-            self._make = lambda place, format: ExclusiveFileMailbox(
-                locked(place, *arguments, *shared), format, caches
-            )
+
+        self._exclusive = exclusiveMailbox
+        self._make: Callable[[Root, Format], FileMailbox] = readOnlyMailbox
+        if not readOnly:
+            self._make = partial(exclusiveMailbox, manners=manners)
 
     def mailbox(self, place: Root, format: Format | None = None) -> FileMailbox:
         """
@@ -75,3 +82,10 @@ class MailboxMaker:
         @return: the mailbox for one session.
         """
         return self._make(place, format or self._format)
+
+    def patientMailbox(self, place: Root, format: Format | None = None) -> ExclusiveFileMailbox:
+        """
+        @return: like L{mailbox}, a mailbox that asks no other session to release its lock, and
+            does not wait for it.
+        """
+        return self._exclusive(place, format or self._format, LockPolicy(takeover=False))

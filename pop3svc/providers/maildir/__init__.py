@@ -2,6 +2,6 @@
 Maildirs.
 """
 
-from pop3svc.providers.maildir.store import MaildirStore
+from pop3svc.providers.maildir.store import ExpiringMaildirStore, MaildirStore
 
-__all__ = ["MaildirStore"]
+__all__ = ["ExpiringMaildirStore", "MaildirStore"]

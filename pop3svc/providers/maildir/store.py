@@ -7,14 +7,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from twisted.application.service import Service
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import DeliveryError
 from pop3svc.files import disk
-from pop3svc.interfaces import DeliveryCopy, IDelivery, IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.interfaces import (
+    DeliveryCopy,
+    IDelivery,
+    IExpiry,
+    IMailboxStore,
+    IPOP3ConnectionInfo,
+)
 from pop3svc.migration.schemes import parseScheme
 from pop3svc.providers.files.listing import Caches
-from pop3svc.providers.files.mailbox import FileMailbox
+from pop3svc.providers.files.mailbox import ExclusiveFileMailbox, FileMailbox
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import MailboxSizes, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import ListingCache
@@ -22,14 +29,15 @@ from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir.delivery import MaildirDelivery
+from pop3svc.providers.maildir.expiry import Expiry
 from pop3svc.providers.maildir.migrated import FormerServer
 from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
-from pop3svc.providers.paths import PathTemplate
+from pop3svc.providers.paths import PathTemplate, Root
 from pop3svc.state import State
 from pop3svc.threadpool import Executor
 
-__all__ = ["MaildirStore"]
+__all__ = ["ExpiringMaildirStore", "MaildirStore"]
 
 
 @implementer(IMailboxStore)
@@ -127,10 +135,15 @@ class MaildirStore:
         place = self._template.placeFor(username)
         if place is None:
             return None
+        return self._maker.mailbox(place, self._formatFor(username, place))
+
+    def _formatFor(self, username: str, place: Root) -> MaildirFormat | None:
+        """
+        @return: the format of one Maildir; L{None} if it is that of all.
+        """
         if self._former is None:
-            return self._maker.mailbox(place)
-        migrated = self._former.maildirOf(username, place)
-        return self._maker.mailbox(place, MaildirFormat(*self._names, migrated))
+            return None
+        return MaildirFormat(*self._names, self._former.maildirOf(username, place))
 
     async def hasMailbox(self, username: str) -> bool:
         """
@@ -145,3 +158,54 @@ class MaildirStore:
         See L{IDelivery.deliver}.  A Maildir that does not exist is created.
         """
         return await self._delivery.deliver(copies, content)
+
+
+@implementer(IExpiry)
+class ExpiringMaildirStore(Service, MaildirStore):
+    """
+    A L{MaildirStore} that deletes old messages while it runs.
+
+    @ivar expireDays: see L{IExpiry}.
+    """
+
+    # Of both parents.
+    name: str = MaildirStore.name
+
+    def __init__(
+        self,
+        path: str,
+        expireDays: int,
+        readOnly: bool = False,
+        runner: Executor | None = None,
+        clock: Any = None,
+        **options: Any,
+    ) -> None:
+        """
+        @param expireDays: the age from which messages are deleted, in days.
+        @param options: see L{MaildirStore.__init__}.
+        @raise ValueError: a sentence for the operator.
+        """
+        if readOnly:
+            raise ValueError("expire cannot be combined with readonly=yes")
+        MaildirStore.__init__(self, path, runner=runner, clock=clock, **options)
+        self.expireDays = expireDays
+
+        def opened(username: str, place: Root) -> ExclusiveFileMailbox:
+            return self._maker.patientMailbox(place, self._formatFor(username, place))
+
+        executor = disk() if runner is None else runner
+        self.expiry = Expiry(self._template, expireDays, opened, executor, clock)
+
+    def startService(self) -> None:
+        """
+        Begin to delete old messages.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        self.expiry.start()
+
+    def stopService(self) -> None:
+        """
+        End that.
+        """
+        self.expiry.stop()
+        super().stopService()  # type: ignore[no-untyped-call]

@@ -1,0 +1,407 @@
+"""
+Delete the old messages of Maildirs.  One process at a time does this for a directory of Maildirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+
+from pop3svc.awaiting import CallTimeout, callWithTimeout
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import closeQuietly
+from pop3svc.once import Once
+from pop3svc.providers.files.deletion import OWN_NAMES, Place
+from pop3svc.providers.files.folders import OpenFolders
+from pop3svc.providers.files.mailbox import ExclusiveFileMailbox
+from pop3svc.providers.files.snapshot import listFolder
+from pop3svc.providers.locking import pause
+from pop3svc.providers.paths import PathTemplate, Root, openBelow
+from pop3svc.threadpool import Executor, mustStop
+
+__all__ = ["Expiry", "arrivalOf"]
+
+log = Logger(namespace="pop3svc")
+
+# Errors that were logged already.
+_faults = Once()
+
+T = TypeVar("T")
+
+_DAY = 86_400
+# Seconds after which a file in "tmp" belongs to no delivery: 36 hours, as maildir(5) says.
+_UNFINISHED = 129_600
+_FOLDERS = ("new", "cur")
+_SECONDS = re.compile(r"([0-9]{1,15})\.")
+# The file that a round locks.  Its time of modification is the beginning of the latest round.
+MARK = ".pop3svc-expiry"
+_EXPLANATION = b"pop3svc deletes old mail; the time of this file is the start of the last round.\n"
+
+
+def arrivalOf(name: str, modified: float) -> float:
+    """
+    @param name: the name of a message's file.
+    @param modified: the time of modification of the file, seconds since the epoch.
+    @return: the time from which the age of a message counts, seconds since the epoch: the
+        time at the beginning of the name, or that of the modification if it is later.  A
+        program that copies a message to a mailbox writes the present into its name and keeps
+        the time of the file; a message that was restored from a backup has an old name.  The
+        later time is the one since which the message is certainly here, and the capability
+        EXPIRE promises a minimum (RFC 2449 section 6.7).
+    """
+    found = _SECONDS.match(name)
+    return modified if found is None else max(modified, float(found[1]))
+
+
+@dataclass
+class _Round:
+    """
+    The counts of one round.
+
+    @ivar messages: messages that were deleted.
+    @ivar mailboxes: Maildirs that they were deleted from.
+    @ivar files: files that were removed from C{tmp}.
+    @ivar inUse: Maildirs with old messages that a session had locked.
+    @ivar failed: Maildirs that could not be read or changed.
+    @ivar isOver: whether all Maildirs were visited.
+    """
+
+    messages: int = 0
+    mailboxes: int = 0
+    files: int = 0
+    inUse: int = 0
+    failed: int = 0
+    isOver: bool = False
+
+
+class Expiry:
+    """
+    Deletes the messages of the Maildirs of a store that are older than a number of days, and the
+    files in C{tmp} that deliveries have left.
+    """
+
+    # Seconds between the beginnings of two rounds of all processes together; between two looks
+    # whether a round is due; and from the start to the first look.
+    INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
+    # The most Maildirs that a thread visits at once, and the seconds between two visits, so that
+    # sessions find the disk and a thread free.
+    VISITED, PAUSE = 20, 0.05
+    # The most messages that are deleted at once, so that a login waits for the lock only a little.
+    BATCH = 500
+    # Seconds that one step may take: longer than a large mailbox on a slow disk takes.
+    TIMEOUT = 300.0
+
+    def __init__(
+        self,
+        template: PathTemplate,
+        days: int,
+        open: Callable[[str, Root], ExclusiveFileMailbox],
+        executor: Executor,
+        clock: Any = None,
+    ) -> None:
+        """
+        @param days: the age from which messages are deleted.
+        @param open: takes a user and the user's Maildir, and returns the mailbox.  Its lock asks no
+            other session to release it.
+        @raise ValueError: the paths of the Maildirs do not tell the users.
+        """
+        template.requireUsers()
+        self._template = template
+        self._days = days
+        self._open = open
+        self._executor = executor
+        self._clock = clock
+        self._mark = os.path.join(template.base, MARK)
+        self._timer: IDelayedCall | None = None
+        self._running: Deferred[None] | None = None
+
+    def start(self) -> None:
+        """
+        Begin the rounds.
+        """
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = reactor
+        self._timer = self._clock.callLater(self.FIRST, self._begin)
+
+    def stop(self) -> None:
+        """
+        End the rounds.  A deletion that has begun is carried out, or completed at the next login,
+        whatever happens to the process.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._running is not None:
+            self._running.cancel()
+
+    def _begin(self) -> None:
+        self._timer = self._clock.callLater(self.CHECK, self._begin)
+        if self._running is None:
+            running = self._running = Deferred.fromCoroutine(self.run())
+            running.addErrback(self._failed).addBoth(self._ended)
+
+    def _failed(self, failure: Any) -> None:
+        if failure.check(CancelledError) is None:
+            log.failure("deleting old messages failed", failure)
+
+    def _ended(self, _: object) -> None:
+        self._running = None
+
+    async def _call(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await callWithTimeout(call, *arguments, clock=self._clock, timeout=self.TIMEOUT)
+
+    def _inThread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
+        # A dead file system takes no thread from the mailboxes of another one.
+        group = self._template.base, self._mark
+        return self._executor.run(work, *arguments, group=group, **named)
+
+    async def run(self) -> None:
+        """
+        Do one round, unless another process does one or has begun one lately.
+        """
+        try:
+            mark = await self._call(lambda: self._inThread(self._take, abandoned=_close))
+        except OSError as error:
+            if _faults.isFirst((self._mark, str(error))):
+                log.error(
+                    "cannot use {path}, and no old messages are deleted: {error}",
+                    path=self._mark,
+                    error=error.strerror,
+                )
+            return
+        except (POP3ResponseError, CallTimeout):
+            # The file system does not answer, or all threads are busy; look again later.
+            return
+        if mark is None:
+            return
+        round = _Round()
+        try:
+            await self._walk(round)
+        except CallTimeout:
+            log.error("{path} does not answer; old messages stay", path=self._template.base)
+        except OSError as error:
+            log.error(
+                "cannot list {path}, and old messages stay: {error}",
+                path=self._template.base,
+                error=error.strerror,
+            )
+        finally:
+            # This releases the lock.
+            closeQuietly(mark)
+            self._report(round)
+
+    def _report(self, round: _Round) -> None:
+        log.info(
+            "deleted {messages} messages older than {days} days from {mailboxes} Maildirs and "
+            "{files} old files from tmp; {inUse} Maildirs were in use, {failed} had a fault",
+            days=self._days,
+            messages=round.messages,
+            mailboxes=round.mailboxes,
+            files=round.files,
+            inUse=round.inUse,
+            failed=round.failed,
+        )
+
+    async def _walk(self, round: _Round) -> None:
+        def failed(place: Root, error: OSError) -> None:
+            round.failed += 1
+            if _faults.isFirst((place.path, str(error))):
+                log.error("cannot expire {path}: {error}", path=place.path, error=error.strerror)
+
+        mailboxes = self._template.mailboxes(failed)
+        while not round.isOver:
+            found = await self._call(
+                lambda: self._inThread(self._nextWithOld, mailboxes, round, failed)
+            )
+            if found is not None:
+                username, place = found
+                await self._expire(username, place, round)
+            await pause(self._clock, self.PAUSE)
+
+    async def _expire(self, username: str, place: Root, round: _Round) -> None:
+        """
+        Delete the old messages of a Maildir, unless a session has locked it.
+        """
+        isWanted = False
+
+        def requestRelease() -> bool:
+            nonlocal isWanted
+            isWanted = True
+            return True
+
+        mailbox: Any = self._open(username, place)
+        try:
+            await self._call(mailbox.lock, None, requestRelease)
+        except POP3ResponseError as error:
+            if error.code == "IN-USE":
+                round.inUse += 1
+            else:
+                round.failed += 1
+            return
+        except CallTimeout:
+            round.failed += 1
+            return
+        deleted = 0
+        try:
+            await self._call(mailbox.listMessageUniqueIDs, None)
+            old = await self._call(mailbox.select, self._isOld)
+            # If a session waits for the mailbox, the next round deletes the rest.
+            while old and not isWanted:
+                await self._call(mailbox.messageDelete, None, old[: self.BATCH])
+                deleted += len(old[: self.BATCH])
+                del old[: self.BATCH]
+        except (POP3ResponseError, CallTimeout):
+            # The mailbox has logged the error.
+            round.failed += 1
+        finally:
+            mailbox.unlock(None)
+            round.messages += deleted
+            round.mailboxes += deleted > 0
+
+    # --- in a thread ------------------------------------------------------------------
+
+    def _take(self) -> int | None:
+        """
+        Begin a round.
+
+        @return: a descriptor, which has a lock until it is closed; L{None} if no round is due.
+        @raise OSError: the file cannot be used.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        mark = os.open(self._mark, flags, 0o600)
+        try:
+            status = os.fstat(mark)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+                raise OSError(errno.EPERM, "it belongs to another user, or is no regular file")
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                closeQuietly(mark)
+                return None
+            status = os.fstat(mark)
+            age = time.time() - status.st_mtime
+            # A file without content is new.  A time in the future is wrong.
+            if status.st_size and 0 <= age < self.INTERVAL:
+                closeQuietly(mark)
+                return None
+            if not status.st_size:
+                os.write(mark, _EXPLANATION)
+            os.utime(mark)
+        except BaseException:
+            closeQuietly(mark)
+            raise
+        return mark
+
+    def _nextWithOld(
+        self,
+        mailboxes: Iterator[tuple[str, Root]],
+        round: _Round,
+        failed: Callable[[Root, OSError], object],
+    ) -> tuple[str, Root] | None:
+        """
+        Visit the next Maildirs, without locking them, until one has old messages.
+
+        @return: the user and the Maildir; L{None} if the visited Maildirs have none.
+        """
+        visited = 0
+        for username, place in islice(mailboxes, self.VISITED):
+            visited += 1
+            try:
+                if self._visit(place, round):
+                    return username, place
+            except OSError as error:
+                failed(place, error)
+            if mustStop():
+                return None
+        round.isOver = visited < self.VISITED
+        return None
+
+    def _visit(self, place: Root, round: _Round) -> bool:
+        """
+        Remove the files that deliveries have left in C{tmp}.
+
+        @return: whether the Maildir has old messages.
+        """
+        root = place.open()
+        if root is None:
+            return False
+        try:
+            with OpenFolders(root) as opened:
+                try:
+                    for folder in _FOLDERS:
+                        opened[folder]
+                except FileNotFoundError:
+                    # It is no Maildir, or its file system is not mounted.
+                    return False
+                round.files += _removeUnfinished(root)
+                return any(
+                    self._isOld(found, opened)
+                    for folder in _FOLDERS
+                    for found in listFolder(root, folder)
+                    if not mustStop()
+                )
+        finally:
+            closeQuietly(root)
+
+    def _isOld(self, place: Place, opened: OpenFolders) -> bool:
+        """
+        @return: whether a message is to be deleted.
+        """
+        before = time.time() - self._days * _DAY
+        # Most names have a time that is late enough, and need no stat().
+        if arrivalOf(place[1], 0.0) >= before:
+            return False
+        status = opened.status(place)
+        return status is not None and arrivalOf(place[1], status.st_mtime) < before
+
+
+def _close(mark: int | None) -> None:
+    if mark is not None:
+        closeQuietly(mark)
+
+
+def _removeUnfinished(root: int) -> int:
+    """
+    Remove the files from C{tmp} that nobody has read or changed for 36 hours.
+
+    @param root: a descriptor of a Maildir.
+    @return: the number of files.
+    """
+    try:
+        tmp = openBelow("tmp", root)
+    except FileNotFoundError:
+        return 0
+    removed = 0
+    before = time.time() - _UNFINISHED
+    try:
+        for name in os.listdir(tmp):
+            # A removal on a full disk has messages in "tmp".
+            if name.startswith(OWN_NAMES):
+                continue
+            with suppress(FileNotFoundError):
+                status = os.lstat(name, dir_fd=tmp)
+                # A delivery may have set the time of modification to that of the message.
+                latest = max(status.st_atime, status.st_mtime, status.st_ctime)
+                if stat.S_ISREG(status.st_mode) and latest < before:
+                    os.unlink(name, dir_fd=tmp)
+                    removed += 1
+            if mustStop():
+                break
+    finally:
+        closeQuietly(tmp)
+    return removed
