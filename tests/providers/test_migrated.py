@@ -4,6 +4,7 @@ A Maildir that another server has served: clients keep their unique-ids.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import tempfile
@@ -15,14 +16,16 @@ from unittest import TestCase
 import pytest
 from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
+from pop3svc.interfaces import DeliveryCopy
 from pop3svc.migration.schemes import Scheme
-from pop3svc.providers.maildir import MaildirStore, migrated
+from pop3svc.providers.maildir import MaildirStore, delivery, migrated
 from pop3svc.providers.maildir.migrated import COPY
 from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
 from tests.migration.samples import NAMES, baseOf, unpack
 from tests.support.conversations import ALICE
+from tests.support.databases import finish
 from tests.support.maildirs import deliver
 
 A, B, C = "1600000003.M1P1.h", "1600000002.M1P1.h", "1600000001.M1P1.h"
@@ -253,6 +256,54 @@ def test_newMailWithAnOldUniqueID(maildir: Path) -> None:
     derived = [uniqueIDFor(f"170000000{each}.M1P1.h", "new") for each in (0, 1)]
     assert others == [C, B, *derived]
     assert listed(maildir) == [first, *others]
+
+
+def store(maildir: Path, **values: Any) -> None:
+    """
+    Have the service store a message.
+    """
+    copy = DeliveryCopy("alice", **values)
+    [error] = finish(makeStore(maildir).deliver([copy], io.BytesIO(b"a: b\n\nc\n")))
+    assert error is None
+
+
+@pytest.mark.parametrize("isListed", [False, True])
+def test_deliveredByThisService(
+    maildir: Path, isListed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The name that a delivery chooses is the unique-id of an old message.
+    """
+    names = [f"170000000{each}.M1P1.h" for each in range(3)]
+    old = [f"{each},S=8,W=11" for each in names]
+    (maildir / "dovecot-uidlist").write_text(
+        f"3 V10 N9\n1 P{old[0]} :{A}\n2 P{old[1]} :1.gone\n3 :{B}\n"
+    )
+    before = [old[0], "000000030000000a", C]
+    if isListed:
+        assert listed(maildir) == before
+    chosen = iter(names)
+    monkeypatch.setattr(delivery, "nameOfDelivery", lambda _: next(chosen))
+    for _ in names:
+        store(maildir)
+    derived = [uniqueIDFor(each, "new") for each in old[:2]]
+    assert listed(maildir) == [*before, *derived, old[2]]
+    assert listed(maildir) == [*before, *derived, old[2]]
+
+
+@pytest.mark.parametrize("isListed", [False, True])
+def test_importedOldMessage(maildir: Path, isListed: bool) -> None:
+    """
+    A message with the unique-id of an old one is that message, and is not stored again.
+    """
+    if isListed:
+        assert listed(maildir) == KEPT
+    store(maildir, uniqueID=KEPT[1])
+    # A copy is written under the lock only.
+    assert (maildir / COPY).exists() is isListed
+    assert listed(maildir) == KEPT
+    store(maildir, uniqueID="000000080000000a")
+    assert listed(maildir) == [*KEPT, "000000080000000a"]
 
 
 def test_refusedUniqueIDs(maildir: Path, logged: list[str]) -> None:

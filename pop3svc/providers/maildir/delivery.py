@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
 from threading import Lock
 from typing import BinaryIO
 
@@ -25,6 +25,7 @@ from pop3svc.interfaces import DeliveryCopy
 from pop3svc.once import Once
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key, UnsavedSizes, keyOf
+from pop3svc.providers.files.snapshot import Format
 from pop3svc.providers.files.storing import (
     nameOfDelivery,
     publish,
@@ -58,13 +59,21 @@ class MaildirDelivery:
     BOUND = 16
 
     def __init__(
-        self, template: PathTemplate, executor: Executor, presence: Presence, separator: str = ""
+        self,
+        template: PathTemplate,
+        executor: Executor,
+        presence: Presence,
+        separator: str = "",
+        formatFor: Callable[[str, Root], Format | None] = lambda *_: None,
     ) -> None:
         """
         @param executor: runs work in threads.
         @param presence: records which mailboxes have existed.
         @param separator: see L{MaildirStore<pop3svc.providers.maildir.store.MaildirStore>}.
+        @param formatFor: takes a user and the user's Maildir, and returns a format that lists
+            the messages with the unique-ids of a former server; L{None} if there was none.
         """
+        self._formatFor = formatFor
         self._template = template
         self._executor = executor
         self._presence = presence
@@ -153,7 +162,7 @@ class MaildirDelivery:
             try:
                 target = openBelow("new", root)
                 try:
-                    self._storeIn(root, source, target, copy, content)
+                    self._storeIn(place, root, source, target, copy, content)
                 finally:
                     closeQuietly(target)
             finally:
@@ -191,9 +200,16 @@ class MaildirDelivery:
         return root
 
     def _storeIn(
-        self, root: int, source: int, target: int, copy: DeliveryCopy, content: BinaryIO
+        self,
+        place: Root,
+        root: int,
+        source: int,
+        target: int,
+        copy: DeliveryCopy,
+        content: BinaryIO,
     ) -> None:
         """
+        @param root: a descriptor of the Maildir.
         @param source: a descriptor of C{tmp}.
         @param target: a descriptor of C{new}.
         """
@@ -201,7 +217,8 @@ class MaildirDelivery:
         if copy.uniqueID is not None:
             base = nameWithUniqueID(copy.uniqueID, self._separator)
             with self._lock:
-                if self._knownIn(root).has(root, target, base):
+                known = self._knownIn(root, copy.username, place)
+                if copy.uniqueID in known.former or known.has(root, target, base):
                     return
         if copy.arrival is not None:
             microseconds = int(copy.arrival * 1_000_000) + copy.order
@@ -224,11 +241,13 @@ class MaildirDelivery:
         if publish(source, name, target, newName, mayExist=base is not None):
             recordDelivery(root, written.size)
 
-    def _knownIn(self, root: int) -> _KnownIDs:
+    def _knownIn(self, root: int, username: str, place: Root) -> _KnownIDs:
         key = keyOf(root)
         known = self._imported.get(key)
         if known is None:
-            known = _KnownIDs(self._separator or ":")
+            format = self._formatFor(username, place)
+            former = () if format is None else format.scan(root, UnsavedSizes())[0]
+            known = _KnownIDs(self._separator or ":", frozenset(former))
             self._imported.put(key, known)
         return known
 
@@ -236,9 +255,12 @@ class MaildirDelivery:
 class _KnownIDs:
     """
     The names that messages of one mailbox have or had.
+
+    @ivar former: the unique-ids of the messages that a former server has numbered.
     """
 
-    def __init__(self, separator: str) -> None:
+    def __init__(self, separator: str, former: Container[str]) -> None:
+        self.former = former
         self._separator = separator
         self._stamp: FileStamp | None = None
         self._bases: set[str] = set()

@@ -5,6 +5,7 @@ Serve a Maildir for each user.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 from twisted.application.service import Service
@@ -88,10 +89,12 @@ class MaildirStore:
         self._template = PathTemplate(path)
         if separator and separator not in SEPARATORS:
             raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
-        self._former = None
+        self._former = self._formerOfDelivery = None
         if uidl:
             scheme = parseScheme(uidl, duplicates, usesHeaders)
             self._former = FormerServer(scheme, control, readOnly)
+            # A delivery has no lock, and therefore writes no copy of the unique-ids.
+            self._formerOfDelivery = FormerServer(scheme, control, readOnly=True)
         elif control or duplicates != "allow" or usesHeaders:
             raise ValueError("control, duplicates and xuidl require uidl")
         self._names = believesNames, separator
@@ -103,9 +106,12 @@ class MaildirStore:
             self.caches,
             *(readOnly, isSlow, runner, manners, clock, self._presence),
         )
-
         self._delivery = MaildirDelivery(
-            self._template, disk() if runner is None else runner, self._presence, separator
+            self._template,
+            disk() if runner is None else runner,
+            self._presence,
+            separator,
+            partial(self._formatWith, self._formerOfDelivery),
         )
         if not readOnly:
             alsoProvides(self, IDelivery)
@@ -135,15 +141,17 @@ class MaildirStore:
         place = self._template.placeFor(username)
         if place is None:
             return None
-        return self._maker.mailbox(place, self._formatFor(username, place))
+        return self._maker.mailbox(place, self._formatWith(self._former, username, place))
 
-    def _formatFor(self, username: str, place: Root) -> MaildirFormat | None:
+    def _formatWith(
+        self, former: FormerServer | None, username: str, place: Root
+    ) -> MaildirFormat | None:
         """
         @return: the format of one Maildir; L{None} if it is that of all.
         """
-        if self._former is None:
+        if former is None:
             return None
-        return MaildirFormat(*self._names, self._former.maildirOf(username, place))
+        return MaildirFormat(*self._names, former.maildirOf(username, place))
 
     async def hasMailbox(self, username: str) -> bool:
         """
@@ -191,7 +199,9 @@ class ExpiringMaildirStore(Service, MaildirStore):
         self.expireDays = expireDays
 
         def opened(username: str, place: Root) -> ExclusiveFileMailbox:
-            return self._maker.patientMailbox(place, self._formatFor(username, place))
+            return self._maker.patientMailbox(
+                place, self._formatWith(self._former, username, place)
+            )
 
         executor = disk() if runner is None else runner
         self.expiry = Expiry(self._template, expireDays, opened, executor, clock)
