@@ -36,6 +36,7 @@ __all__ = [
     "IExclusiveMailbox",
     "IExpiry",
     "IFileContent",
+    "IHousekeeping",
     "ILoginAttempt",
     "ILoginThrottle",
     "IMailboxLogout",
@@ -546,6 +547,24 @@ class IExpiry(Interface):
         "int: the age from which the server may delete messages, in days; 0: never.  The "
         "capability EXPIRE shows it (RFC 2449 section 6.7)."
     )
+
+
+class IHousekeeping(Interface):
+    """
+    A provider or a store that works by itself while the service runs, such as one that deletes
+    old messages.  Commands that import, export or deliver do not start this work.
+    """
+
+    def startHousekeeping() -> None:
+        """
+        Begin the work.  The service calls this at its start, in each worker.
+        """
+
+    def stopHousekeeping() -> None:
+        """
+        End the work.  The service calls this at its end, before it stops a store that is an
+        L{twisted.application.service.IService}.
+        """
 
 
 class IReloading(Interface):

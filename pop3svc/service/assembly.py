@@ -23,7 +23,7 @@ from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.files import setPrivileged
-from pop3svc.interfaces import IPOP3MailboxProvider, IReloading
+from pop3svc.interfaces import IHousekeeping, IPOP3MailboxProvider, IReloading
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
@@ -43,7 +43,13 @@ from pop3svc.service.operating import Operated, makeLog
 from pop3svc.service.options import Options
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
 from pop3svc.service.proxy import ProxyFactory
-from pop3svc.service.running import KnownNetworksService, POP3Service, exitInOrder, lookAfter
+from pop3svc.service.running import (
+    HousekeepingService,
+    KnownNetworksService,
+    POP3Service,
+    exitInOrder,
+    lookAfter,
+)
 from pop3svc.service.settings import Listener, SettingError, Settings, Store
 from pop3svc.service.storage import Storage
 from pop3svc.service.stores import makeAccounts, makeStore
@@ -435,6 +441,8 @@ class Assembly:
                 parent = MultiService()
                 IService(each).setServiceParent(parent)
                 _add(parent, service)
+            if IHousekeeping.providedBy(each):
+                _add(HousekeepingService(each), service)
         return service
 
     def _listen(self, service: POP3Service, listener: Listener) -> list[Any]:

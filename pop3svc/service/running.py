@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.internet import TimerService
+from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError, ReactorNotRunning
 from twisted.logger import Logger
@@ -19,6 +20,7 @@ from pop3svc.accounts.hashing import startHashing
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.files import disk, longWork
+from pop3svc.interfaces import IHousekeeping
 from pop3svc.logs import Log
 from pop3svc.service.accepting import AcceptLimiter, raiseLimit
 from pop3svc.service.factory import POP3Factory
@@ -30,7 +32,7 @@ from pop3svc.service.tls import RenewableCertificate
 if TYPE_CHECKING:
     from pop3svc.delivery.lmtp import LMTPFactory
 
-__all__ = ["KnownNetworksService", "POP3Service", "exitInOrder", "lookAfter"]
+__all__ = ["HousekeepingService", "KnownNetworksService", "POP3Service", "exitInOrder", "lookAfter"]
 
 log = Logger(namespace="pop3svc")
 
@@ -150,6 +152,32 @@ class POP3Service(Operated):
             return super(POP3Service, self).stopService()  # type: ignore[no-untyped-call]
 
         return gatherResults(stopping).addBoth(others)
+
+
+class HousekeepingService(Service):
+    """
+    Starts and stops the work that a provider or a store does by itself.
+    """
+
+    def __init__(self, part: IHousekeeping) -> None:
+        """
+        @param part: the provider or store.
+        """
+        self._part = part
+
+    def startService(self) -> None:
+        """
+        See L{twisted.application.service.IService.startService}.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        self._part.startHousekeeping()
+
+    def stopService(self) -> None:
+        """
+        See L{twisted.application.service.IService.stopService}.
+        """
+        self._part.stopHousekeeping()
+        super().stopService()  # type: ignore[no-untyped-call]
 
 
 class KnownNetworksService(TimerService):

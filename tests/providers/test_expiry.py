@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.application.service import IService
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
+from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.interfaces import IHousekeeping
 from pop3svc.providers.maildir import ExpiringMaildirStore, MaildirStore
 from pop3svc.providers.maildir import expiry as module
 from pop3svc.providers.maildir.expiry import MARK, Expiry, arrivalOf
@@ -246,6 +249,9 @@ def test_otherPaths(tmp_path: Path, template: str) -> None:
 
 def test_options(tmp_path: Path) -> None:
     assert type(makeMaildir(f"{tmp_path}:expire=0")) is MaildirStore
+    verifyObject(IHousekeeping, makeMaildir(f"{tmp_path}:expire=30"))
+    # A command that imports or exports would start it.
+    assert not IService.providedBy(makeMaildir(f"{tmp_path}:expire=30"))
     assert makeMaildir(f"{tmp_path}:expire=30").expireDays == 30  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="expire is a number"):
         makeMaildir(f"{tmp_path}:expire=soon")
@@ -468,10 +474,10 @@ def test_serviceStartsAndStops(tmp_path: Path) -> None:
     for user in ("alice", "bob"):
         put(tmp_path / user, 31)
     store = Store(tmp_path)
-    store.startService()
+    store.startHousekeeping()
     store.clock.advance(Expiry.FIRST)
     assert len(left(tmp_path / "alice") + left(tmp_path / "bob")) == 1
-    store.stopService()
+    store.stopHousekeeping()
     store.clock.advance(DAY)
     assert len(left(tmp_path / "alice") + left(tmp_path / "bob")) == 1
     assert not store.clock.getDelayedCalls()
@@ -483,7 +489,7 @@ def test_serviceStartsAndStops(tmp_path: Path) -> None:
 def test_laterRounds(tmp_path: Path) -> None:
     put(tmp_path / "alice", 31)
     store = Store(tmp_path)
-    store.startService()
+    store.startHousekeeping()
     store.clock.advance(Expiry.FIRST)
     store.clock.advance(1)
     assert not left(tmp_path / "alice")
@@ -493,7 +499,7 @@ def test_laterRounds(tmp_path: Path) -> None:
     os.utime(tmp_path / MARK, (0, 0))
     store.clock.advance(Expiry.CHECK)
     assert not left(tmp_path / "alice")
-    store.stopService()
+    store.stopHousekeeping()
 
 
 def test_manyMaildirs(tmp_path: Path) -> None:

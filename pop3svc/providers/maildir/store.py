@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
-from twisted.application.service import Service
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import DeliveryError
@@ -17,6 +16,7 @@ from pop3svc.interfaces import (
     DeliveryCopy,
     IDelivery,
     IExpiry,
+    IHousekeeping,
     IMailboxStore,
     IPOP3ConnectionInfo,
 )
@@ -168,16 +168,13 @@ class MaildirStore:
         return await self._delivery.deliver(copies, content)
 
 
-@implementer(IExpiry)
-class ExpiringMaildirStore(Service, MaildirStore):
+@implementer(IExpiry, IHousekeeping)
+class ExpiringMaildirStore(MaildirStore):
     """
     A L{MaildirStore} that deletes old messages while it runs.
 
     @ivar expireDays: see L{IExpiry}.
     """
-
-    # Of both parents.
-    name: str = MaildirStore.name
 
     def __init__(
         self,
@@ -195,7 +192,7 @@ class ExpiringMaildirStore(Service, MaildirStore):
         """
         if readOnly:
             raise ValueError("expire cannot be combined with readonly=yes")
-        MaildirStore.__init__(self, path, runner=runner, clock=clock, **options)
+        super().__init__(path, runner=runner, clock=clock, **options)
         self.expireDays = expireDays
 
         def opened(username: str, place: Root) -> ExclusiveFileMailbox:
@@ -206,16 +203,14 @@ class ExpiringMaildirStore(Service, MaildirStore):
         executor = disk() if runner is None else runner
         self.expiry = Expiry(self._template, expireDays, opened, executor, clock)
 
-    def startService(self) -> None:
+    def startHousekeeping(self) -> None:
         """
-        Begin to delete old messages.
+        See L{IHousekeeping.startHousekeeping}.
         """
-        super().startService()  # type: ignore[no-untyped-call]
         self.expiry.start()
 
-    def stopService(self) -> None:
+    def stopHousekeeping(self) -> None:
         """
-        End that.
+        See L{IHousekeeping.stopHousekeeping}.
         """
         self.expiry.stop()
-        super().stopService()  # type: ignore[no-untyped-call]

@@ -22,6 +22,7 @@ from pop3svc.interfaces import (
     Eventual,
     IDelivery,
     IExpiry,
+    IHousekeeping,
     IMailboxStore,
     IPOP3ConnectionInfo,
 )
@@ -43,7 +44,7 @@ log = Logger(namespace="pop3svc")
 _LONGEST = 320
 
 
-@implementer(IMailboxStore, IDelivery, IExpiry)
+@implementer(IMailboxStore, IDelivery, IExpiry, IHousekeeping)
 class SQLStore(Service):
     """
     Mailboxes in a database, for any number of nodes.
@@ -150,19 +151,23 @@ class SQLStore(Service):
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         self._isPrepared = True
 
-    def startService(self) -> None:
+    def startHousekeeping(self) -> None:
         """
-        Begin to delete old messages.
+        See L{IHousekeeping.startHousekeeping}.
         """
-        super().startService()  # type: ignore[no-untyped-call]
         if not self._readOnly:
             self._housekeeping.start()
+
+    def stopHousekeeping(self) -> None:
+        """
+        See L{IHousekeeping.stopHousekeeping}.
+        """
+        self._housekeeping.stop()
 
     def stopService(self) -> Deferred[None]:
         """
         Release the leases, and close the connections.
         """
-        self._housekeeping.stop()
         super().stopService()  # type: ignore[no-untyped-call]
         return Deferred.fromCoroutine(self._stop())
 

@@ -13,13 +13,14 @@ from typing import Any, cast
 import pytest
 from twisted.internet.defer import fail
 from twisted.internet.task import Clock
+from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.database import Database, DatabaseUnavailable
 from pop3svc.drivers import Driver, SQLite
 from pop3svc.errors import OverQuota, POP3ResponseError, StoreUnavailable
-from pop3svc.interfaces import DeliveryCopy
+from pop3svc.interfaces import DeliveryCopy, IHousekeeping
 from pop3svc.policy import Policy
 from pop3svc.providers.sql import content, mailbox
 from pop3svc.providers.sql.delivery import Quota
@@ -528,6 +529,21 @@ def test_expiry(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
     change(driver, "UPDATE lease SET epoch = 0 WHERE mailbox = 0")
     finish(house.run())
     assert logIn(store).say(b"STAT") == b"+OK 1 5\r\n"
+
+
+def test_housekeeping(makeStore: Callable[..., SQLStore]) -> None:
+    """
+    A command that imports or exports starts the store, and not its housekeeping.
+    """
+    store = makeStore(expireDays=30)
+    verifyObject(IHousekeeping, store)
+    before = list(store._clock.getDelayedCalls())
+    store.startService()
+    assert store._clock.getDelayedCalls() == before
+    store.startHousekeeping()
+    assert len(store._clock.getDelayedCalls()) == len(before) + 1
+    store.stopHousekeeping()
+    assert store._clock.getDelayedCalls() == before
 
 
 def test_expireCapability(makeStore: Callable[..., SQLStore]) -> None:
