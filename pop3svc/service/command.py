@@ -5,6 +5,8 @@ check a configuration or a server.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,11 +37,23 @@ def _parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    The command C{pop3svc}.
+    The command C{pop3svc}.  If nobody reads its output any more, as after C{| head}, it ends by
+    SIGPIPE, as other programs do.
 
     @raise SystemExit: with one sentence, if the command failed.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    try:
+        try:
+            _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            # A command may have reported the broken pipe as its own error.  The flush fails again.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
+
+
+def _run(argv: Sequence[str]) -> None:
     # Import only the module of the requested command, because the other commands do not need it.
     if argv[:1] == ["check"]:
         from pop3svc.check.command import main as check

@@ -5,6 +5,7 @@ C{pop3svc deliver}: store one message from the standard input.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 import syslog
@@ -39,6 +40,8 @@ _SPOOLED = 262_144
 _LINE = 65_536
 
 _TEMPORARY = 75
+# Seconds for which --help looks for a message.  A program that delivers mail writes at once.
+_HELP = 5.0
 # Seconds within which a cancelled store must end.
 _PATIENCE = 10
 
@@ -198,11 +201,24 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         raise SettingError(str(error.code).removeprefix("pop3svc: "))
     if not arguments.help:
         return arguments
-    if not source.isatty():
-        # Without a terminal, the message on the standard input would be lost.
-        raise SettingError("deliver --help needs a terminal")
-    parser.print_help()
+    try:
+        parser.print_help()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads on, as after "| head".
+        pass
+    if not source.isatty() and _hasMessage(source):
+        # The address may be "--help", and exit status 0 would lose the message.
+        raise SettingError("deliver --help takes no message")
     return None
+
+
+def _hasMessage(source: BinaryIO) -> bool:
+    """
+    @return: whether a message comes within L{_HELP} seconds.
+    """
+    isReadable, _, _ = select.select([source], [], [], _HELP)
+    return bool(isReadable and source.read(1))
 
 
 def _recipient(user: str | None, environment: Mapping[str, str]) -> str:

@@ -103,6 +103,17 @@ def test_noSuchUser(site: Site, name: str) -> None:
     assert os.listdir(site.mail) == []
 
 
+def test_help(site: Site) -> None:
+    """
+    No terminal is needed, but a message for the user "--help" is not lost.
+    """
+    done = site.deliver("--help", message=b"")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"usage: pop3svc deliver ")
+    done = site.deliver("--help", message=MESSAGE)
+    assert done.returncode == 75 and done.stderr.startswith(b"4.3.5 ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "status", "says"),
     [
@@ -117,7 +128,6 @@ def test_noSuchUser(site: Site, name: str) -> None:
         (("--provider", "maildir:/no/such:x=y", "--auth", "passwd:users"), b"", 75, "4.3.5 "),
         (("--provider", "maildir:.:readonly=yes", "--auth", "passwd:users"), b"", 75, "4.3.0 "),
         (("bob", "alice"), b"", 75, "4.3.5 The configuration cannot be used."),
-        (("--help",), b"", 75, "4.3.5 The configuration cannot be used."),
     ],
 )
 def test_refused(
