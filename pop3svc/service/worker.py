@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from threading import get_ident, main_thread
 from typing import Any
 
@@ -214,8 +215,14 @@ def main() -> None:
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: service.stopService().addBoth(lambda _: parent.leave())
     )
-    service.privilegedStartService()
-    service.startService()
+    try:
+        service.privilegedStartService()
+        service.startService()
+    except BaseException:
+        # Write the traceback to the pipe that the parent reads, because the log, which has replaced
+        # the standard error, sends nothing before the reactor runs.
+        sys.stderr = sys.__stderr__
+        raise
     reactor.callWhenRunning(parent.tellUp)
     reactor.run()
 

@@ -462,6 +462,31 @@ def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervis
     return made
 
 
+def test_partThatDoesNotStart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The supervisor names the fault of a store that fails when it is started.
+    """
+    (tmp_path / "failing.py").write_text(
+        "from twisted.application.service import Service\n"
+        "from pop3svc.providers.memory import MemoryStore\n"
+        "class Store(Service, MemoryStore):\n"
+        "    name = 'failing'\n"
+        "    def __init__(self):\n"
+        "        MemoryStore.__init__(self, [])\n"
+        "    def startService(self):\n"
+        "        raise RuntimeError('the disk is away')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = (
+        *("--endpoint", f"tcp:{freePort()}:interface=127.0.0.1", "--workers", "2"),
+        *("--provider", "failing.Store", "--auth", "memory:a:b"),
+    )
+    with Running(tmp_path / "home", *options) as running:
+        assert running.end() == 1
+    text = "no worker can serve; last output: RuntimeError: the disk is away"
+    assert f"pop3svc: {text}" in running.lines
+
+
 def test_noneServes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """
     If none of the workers has ever served it ends, when the last has told why.
