@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -370,39 +371,41 @@ class Judge:
 # --- one run ----------------------------------------------------------------------
 
 
-def _play(
-    shim: Shim,
-    begin: Callable[[], object],
-    maildir: Path,
+def keepFailure(failures: list[str], event: Any) -> None:
+    """
+    Observe the log.
+
+    @param failures: gets each exception that is logged and not expected.
+    """
+    failure = event.get("log_failure")
+    text = event.get("log_format") or ""
+    if failure is not None and "a reply failed midway" not in text:
+        failures.append(f"{text}: {failure.value!r}")
+
+
+def converse(
+    client: Client,
+    send: Callable[[bytes], bytes],
     steps: list[Step],
-    tell: Callable[[Any], None],
+    deliver: Callable[[str], object],
+    tell: Callable[[Any], object],
 ) -> None:
     """
-    In the child: run the session, and report the replies.
+    Run a session, and report the replies.
+
+    @param send: sends a line, and returns the reply.
+    @param deliver: delivers a message by its name.
     """
-    failures: list[str] = []
-
-    def logged(event: Any) -> None:
-        failure = event.get("log_failure")
-        if failure is not None:
-            failures.append(f"{event.get('log_format')}: {failure.value!r}")
-
-    globalLogBeginner.beginLoggingTo([logged], discardBuffer=True, redirectStandardIO=False)
-    client = served(maildir)
-    client.received()
-    begin()
 
     def say(line: bytes) -> bytes:
         tell(["C", line.decode()])
-        reply = client.say(line)
+        reply = send(line)
         tell(["S", reply.decode("latin-1"), client.isOpen])
         return reply
 
     for step in steps:
         if isinstance(step, str):
-            shim.pause(1)
-            deliver(maildir, step)
-            shim.pause(0)
+            deliver(step)
             tell(["delivered", step])
         elif client.isOpen:
             reply = say(step)
@@ -415,6 +418,32 @@ def _play(
                 for again in (b"RSET", UNDONE[step]):
                     say(again)
     client.vanish()
+
+
+def _play(
+    shim: Shim,
+    begin: Callable[[], object],
+    maildir: Path,
+    steps: list[Step],
+    tell: Callable[[Any], None],
+) -> None:
+    """
+    In the child: run the session, and report the replies.
+    """
+    failures: list[str] = []
+    globalLogBeginner.beginLoggingTo(
+        [partial(keepFailure, failures)], discardBuffer=True, redirectStandardIO=False
+    )
+    client = served(maildir)
+    client.received()
+    begin()
+
+    def deliverUncounted(name: str) -> None:
+        shim.pause(1)
+        deliver(maildir, name)
+        shim.pause(0)
+
+    converse(client, client.say, steps, deliverUncounted, tell)
     shim.pause(1)
     calls = [shim.name(each) for each in range(1, shim.count() + 1)]
     tell(["end", calls, shim.open(), failures])
@@ -455,17 +484,18 @@ def _run(
     return lines, status == -signal.SIGKILL, maildir
 
 
-def _examine(maildir: Path, judge: Judge) -> None:
+def examine(client: Client, judge: Judge) -> list[str] | None:
     """
-    Check the Maildir with a service that was just started.
+    Check the mailbox with a service that was just started.
+
+    @return: the messages' names, if the client could log in.
     """
-    client = served(maildir)
     client.received()
     client.say(b"USER alice")
     reply = client.say(b"PASS secret")
     if not reply.startswith(b"+OK"):
         judge.wrong.append(f"the next login: {reply!r}")
-        return
+        return None
     found = [line.split()[1] for line in client.say(b"UIDL").decode().split("\r\n")[1:-2]]
     if not judge.mayBe(found):
         judge.wrong.append(f"{found} are left of {judge.there}, all or none of {judge.open}")
@@ -478,6 +508,13 @@ def _examine(maildir: Path, judge: Judge) -> None:
         elif int(size) != len(SENT[name]):
             judge.wrong.append(f"the size of {name} is {size}")
     client.say(b"QUIT")
+    return found
+
+
+def _examine(maildir: Path, judge: Judge) -> None:
+    found = examine(served(maildir), judge)
+    if found is None:
+        return
     files = sorted(
         each.name.partition(":")[0]
         for folder in ("new", "cur")
@@ -497,6 +534,19 @@ def judged(told: list[Any], wasKilled: bool, maildir: Path, deleted: list[str], 
     Compare the replies with the Maildir afterwards.
     """
     judge = Judge(deleted, {FAIL: 1, FAIL_ON: 9}.get(how, 0))
+    isOver = hear(judge, told, how == FAIL_ON)
+    if isOver == wasKilled:
+        judge.wrong.append("it was killed" if wasKilled else "it has ended midway")
+    _examine(maildir, judge)
+    return judge
+
+
+def hear(judge: Judge, told: list[Any], isLasting: bool) -> bool:
+    """
+    Tell a judge what the child has reported.
+
+    @return: whether the session has ended.
+    """
     asked: str | None = None
     isOver = False
     for what, *rest in told:
@@ -505,26 +555,19 @@ def judged(told: list[Any], wasKilled: bool, maildir: Path, deleted: list[str], 
         elif what == "C":
             asked = rest[0]
         elif what == "S" and asked is not None:
-            judge.said(asked, rest[0].encode("latin-1"), rest[1], how == FAIL_ON)
+            judge.said(asked, rest[0].encode("latin-1"), rest[1], isLasting)
             asked = None
         elif what == "end":
             isOver = True
             _, isOpen, failures = rest
             if isOpen:
                 judge.wrong.append(f"{isOpen} descriptors are left open")
-            judge.wrong += [each for each in failures if not _isExpected(each)]
+            judge.wrong += failures
         else:
             judge.wrong.append(f"{what} {rest}")
     if asked is not None:
-        judge.said(asked, None, False, how == FAIL_ON)
-    if isOver == wasKilled:
-        judge.wrong.append("it was killed" if wasKilled else "it has ended midway")
-    _examine(maildir, judge)
-    return judge
-
-
-def _isExpected(failure: str) -> bool:
-    return "a reply failed midway" in failure
+        judge.said(asked, None, False, isLasting)
+    return isOver
 
 
 def sweep(shim: Shim, place: Path, scenario: str, how: int, code: int) -> dict[str, Any]:

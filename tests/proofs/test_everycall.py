@@ -1,6 +1,9 @@
 """
 A Maildir, and a fault or a kill at every file-system call of a session in turn.
 
+This proof stays with files, because the shim counts file-system calls.  For databases see
+C{test_everystatement}.  Kills of an mbox are in C{tests/providers/test_mbox.py}.
+
 C{POP3SVC_TEST_LONG} in the environment: with every kind of fault.
 """
 

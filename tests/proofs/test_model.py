@@ -1,5 +1,8 @@
 """
 The short form of the model; see L{tests.proofs.model}.
+
+The model stays with Maildirs, because its shim injects faults into the files of messages, and its
+other programs are those that use a Maildir.  C{test_nodes} runs services at one database.
 """
 
 from __future__ import annotations

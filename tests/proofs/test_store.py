@@ -1,31 +1,35 @@
 """
-A Maildir against a model, with other activity meanwhile: deliveries, changes of flags,
-removed messages, restarts of the service, and damage to the file of sizes.
+A store of each kind against a model, with other activity meanwhile: deliveries, removed
+messages and restarts of the service; in Maildirs also changes of flags, and damage to the file
+of sizes.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import tempfile
-import time
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.service.factory import POP3Factory
-from pop3svc.testing import Client, Inline
+from pop3svc.testing import Client
 from tests.anybody import Anybody
 from tests.support.messages import NASTY, asSent, stuffed
+from tests.support.stores import InMaildir, StoreUnderTest
 
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 # Names by the conventions of delivery agents, and others; the second is no unique-id.
@@ -48,29 +52,28 @@ _SIZE = re.compile(rb" [0-9]+ (?=[0-9]+ [01]\n)")
 _NEXT = bytes.maketrans(b"0123456789", b"1234567890")
 
 
+@dataclass(frozen=True)
 class Message:
     """
-    A message in the Maildir.
+    A message in the mailbox.
+
+    @ivar key: the place in the order of the messages.
+    @ivar sent: the octets as they are sent.
     """
 
-    def __init__(self, key: tuple[int, int, str], base: str, content: bytes) -> None:
-        self.key = key
-        self.uniqueID = uniqueIDFor(base)
-        self.base = base
-        self.content = content
-        self.sent = asSent(content)
-        self.path = Path()
+    key: tuple[int, int, str]
+    uniqueID: str
+    sent: bytes
 
 
 class Stores(RuleBasedStateMachine):
     """
-    Sessions with a Maildir that other programs use, too.
+    Sessions with a mailbox that other programs use, too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, makeStore: Callable[[], StoreUnderTest]) -> None:
         super().__init__()
-        self.place = Path(tempfile.mkdtemp(prefix="pop3svc-"))
-        self.maildir = self.place / "alice"
+        self.store = makeStore()
         self.there: dict[str, Message] = {}
         self.client: Client | None = None
         self.isAsleep = False
@@ -78,43 +81,32 @@ class Stores(RuleBasedStateMachine):
         self.marked: list[Message] = []
         self.gone: list[Message] = []
         self.arrived = 0
-        self.older = b""
         self.logged: list[Any] = []
         globalLogPublisher.addObserver(self._logged)
-        # Directories count as old at once, and two changes can always be distinguished.
-        now = time.time_ns
-        self.clockAhead = mock.patch("time.time_ns", lambda: now() + 60_000_000_000)
-        self.clockAhead.start()
-        self.stamps = iter(range(1_500_000_000_000_000_000, 2**63, 1_000_003))
 
     def _logged(self, event: Any) -> None:
         if "log_failure" in event:
             self.logged.append(event)
 
     def teardown(self) -> None:
-        self.clockAhead.stop()
         if self.client is not None:
             self.client.vanish()
         globalLogPublisher.removeObserver(self._logged)
-        shutil.rmtree(self.place)
+        self.store.close()
         assert not self.logged, self.logged
 
     @initialize(messages=st.lists(st.tuples(NASTY, st.sampled_from(NAMES)), max_size=4))
     def starts(self, messages: list[tuple[bytes, str]]) -> None:
-        for folder in ("new", "cur", "tmp"):
-            (self.maildir / folder).mkdir(parents=True)
         for content, name in messages:
             self.delivers(content, name, 0)
         self._startAnew()
         self._logIn()
 
     def _startAnew(self) -> None:
-        store = MaildirStore(str(self.place), runner=Inline(), clock=Clock())
-        self.factory = POP3Factory(Anybody(store), clock=Clock())
-
-    def _touched(self, folder: str) -> None:
-        stamp = next(self.stamps)
-        os.utime(self.maildir / folder, ns=(stamp, stamp))
+        if self.client is not None:
+            self.client.vanish()
+        self.store.restart()
+        self.factory = POP3Factory(Anybody(self.store), clock=Clock())
 
     # --- other programs -----------------------------------------------------------
 
@@ -123,66 +115,27 @@ class Stores(RuleBasedStateMachine):
         """
         Deliver a message.
 
-        @param back: seconds by which the clock of the delivering machine is slow.
+        @param name: the name of the message's file, in a Maildir.
+        @param back: seconds by which the clock of the delivering machine is slow, for a Maildir.
         """
         self.arrived += 1
-        seconds, micro = 1_600_000_000 + self.arrived - back, self.arrived
-        base = name.format(seconds, micro)
-        message = Message((seconds, micro, base), base, content)
-        temporary = self.maildir / "tmp" / base
-        temporary.write_bytes(content)
-        message.path = self.maildir / "new" / base
-        temporary.rename(message.path)
-        self._touched("new")
+        message = self._delivered(content, name, back)
         self.there[message.uniqueID] = message
 
-    @precondition(lambda self: self.there)
-    @rule(data=st.data(), flags=st.sampled_from(FLAGS))
-    def isSeen(self, data: st.DataObject, flags: str) -> None:
-        message = self.there[data.draw(st.sampled_from(sorted(self.there)))]
-        before, message.path = message.path, self.maildir / "cur" / (message.base + flags)
-        before.rename(message.path)
-        self._touched(before.parent.name)
-        self._touched("cur")
+    def _delivered(self, content: bytes, name: str, back: int) -> Message:
+        uniqueID, sent = self.store.deliver(content)
+        return Message((self.arrived, 0, ""), uniqueID, sent)
 
-    @precondition(lambda self: self.there)
+    @precondition(lambda self: self.there and (self.store.isShared or not self.isAwake))
     @rule(data=st.data())
     def isRemoved(self, data: st.DataObject) -> None:
-        message = self.there.pop(data.draw(st.sampled_from(sorted(self.there))))
-        message.path.unlink()
-        self._touched(message.path.parent.name)
+        message = self.there.pop(data.draw(st.sampled_from(list(self.there))))
+        self.store.remove(message.uniqueID)
 
-    @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400), isRead=st.booleans())
-    def sizesAreDamaged(self, how: str, at: int, isRead: bool) -> None:
-        """
-        @param isRead: whether a restarted service reads the file next.
-        """
-        path = self.maildir / "pop3svc-sizes"
-        if path.is_dir():
-            path.rmdir()
-        kept = path.read_bytes() if path.exists() else b""
-        at = min(at, max(len(kept) - 1, 0))
-        if how == "cut":
-            path.write_bytes(kept[:at])
-        elif how == "flipped" and kept:
-            path.write_bytes(kept[:at] + bytes([kept[at] ^ (1 << at % 8)]) + kept[at + 1 :])
-        elif how == "numbers":
-            path.write_bytes(_SIZE.sub(lambda found: found[0].translate(_NEXT), kept))
-        elif how == "removed":
-            path.unlink(missing_ok=True)
-        elif how == "directory":
-            path.unlink(missing_ok=True)
-            path.mkdir()
-        elif how == "older":
-            path.write_bytes(self.older)
-        elif how != "flipped":
-            path.write_bytes({"emptied": b"", "text": b"1 2 3\n", "doubled": kept + kept}[how])
-        self.older = kept
-        if isRead:
-            if self.client is not None:
-                self.client.vanish()
-            self._startAnew()
-            self._logIn()
+    @rule()
+    def restarts(self) -> None:
+        self._startAnew()
+        self._logIn()
 
     # --- the session ----------------------------------------------------------------
 
@@ -289,10 +242,11 @@ class Stores(RuleBasedStateMachine):
 
     def _compare(self) -> None:
         """
-        Compare the files with the model.
+        Compare the stored messages with the model.
         """
-        files = {each: each.read_bytes() for each in self.maildir.glob("[nc]*/*")}
-        assert files == {each.path: each.content for each in self.there.values()}
+        messages = sorted(self.there.values(), key=lambda each: each.key)
+        found = self.store.contents()
+        assert list(found.items()) == [(each.uniqueID, each.sent) for each in messages]
 
     @precondition(lambda self: self.isAwake)
     @rule(how=st.sampled_from(["QUIT", "SLEE", "CORE", "CORE", "RSET", "vanishes"]))
@@ -327,10 +281,82 @@ class Stores(RuleBasedStateMachine):
         self.looks()
 
 
-TestStores = Stores.TestCase
-TestStores.settings = settings(
-    max_examples=2000 if LONG else 50,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+class Maildirs(Stores):
+    """
+    A Maildir, which delivery agents and IMAP servers use, too.
+    """
+
+    def __init__(self, makeStore: Callable[[], StoreUnderTest]) -> None:
+        super().__init__(makeStore)
+        assert isinstance(self.store, InMaildir)
+        self.files = self.store
+        self.maildir = self.store.place / "alice"
+        self.older = b""
+
+    def _delivered(self, content: bytes, name: str, back: int) -> Message:
+        seconds, micro = 1_600_000_000 + self.arrived - back, self.arrived
+        base = name.format(seconds, micro)
+        temporary = self.maildir / "tmp" / base
+        temporary.write_bytes(content)
+        temporary.rename(self.maildir / "new" / base)
+        self.files.touch(self.maildir / "new")
+        return Message((seconds, micro, base), uniqueIDFor(base), asSent(content))
+
+    @precondition(lambda self: self.there)
+    @rule(data=st.data(), flags=st.sampled_from(FLAGS))
+    def isSeen(self, data: st.DataObject, flags: str) -> None:
+        before = self.files.files()[data.draw(st.sampled_from(sorted(self.there)))]
+        before.rename(self.maildir / "cur" / (before.name.partition(":")[0] + flags))
+        self.files.touch(before.parent)
+        self.files.touch(self.maildir / "cur")
+
+    @rule(how=st.sampled_from(DAMAGE), at=st.integers(0, 400), isRead=st.booleans())
+    def sizesAreDamaged(self, how: str, at: int, isRead: bool) -> None:
+        """
+        @param isRead: whether a restarted service reads the file next.
+        """
+        path = self.maildir / "pop3svc-sizes"
+        if path.is_dir():
+            path.rmdir()
+        kept = path.read_bytes() if path.exists() else b""
+        at = min(at, max(len(kept) - 1, 0))
+        if how == "cut":
+            path.write_bytes(kept[:at])
+        elif how == "flipped" and kept:
+            path.write_bytes(kept[:at] + bytes([kept[at] ^ (1 << at % 8)]) + kept[at + 1 :])
+        elif how == "numbers":
+            path.write_bytes(_SIZE.sub(lambda found: found[0].translate(_NEXT), kept))
+        elif how == "removed":
+            path.unlink(missing_ok=True)
+        elif how == "directory":
+            path.unlink(missing_ok=True)
+            path.mkdir()
+        elif how == "older":
+            path.write_bytes(self.older)
+        elif how != "flipped":
+            path.write_bytes({"emptied": b"", "text": b"1 2 3\n", "doubled": kept + kept}[how])
+        self.older = kept
+        if isRead:
+            self.restarts()
+
+    def _compare(self) -> None:
+        """
+        Compare the files with the model, too.
+        """
+        super()._compare()
+        files = {each: asSent(path.read_bytes()) for each, path in self.files.files().items()}
+        assert files == {each: message.sent for each, message in self.there.items()}
+
+
+def test_stores(makeStore: Callable[[], StoreUnderTest]) -> None:
+    isMaildir = isinstance(makeStore(), InMaildir)
+    examples = (2000, 50) if isMaildir else (500, 10)
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: (Maildirs if isMaildir else Stores)(makeStore),
+        settings=settings(
+            max_examples=examples[0 if LONG else 1],
+            stateful_step_count=40,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
