@@ -19,13 +19,21 @@ import pytest
 
 from tests.support.running import freePort
 
-__all__ = ["PostgreSQL", "needsPostgreSQL", "whyNoPostgreSQL"]
+__all__ = [
+    "PostgreSQL",
+    "asPostgres",
+    "childrenOf",
+    "needsPostgreSQL",
+    "ownedDirectory",
+    "programs",
+    "whyNoPostgreSQL",
+]
 
 # Seconds that a step may take; a busy machine needs long.
 PATIENCE = 60
 
 
-def _programs() -> Path | None:
+def programs() -> Path | None:
     """
     @return: the directory of PostgreSQL's programs: Debian's newest, or that of the PATH.
     """
@@ -46,7 +54,7 @@ def whyNoPostgreSQL() -> str:
         import psycopg  # noqa: F401
     except ImportError:
         return "psycopg is not installed"
-    if _programs() is None:
+    if programs() is None:
         return "PostgreSQL is not installed (apt-get install postgresql)"
     if os.geteuid() == 0:
         try:
@@ -61,6 +69,46 @@ needsPostgreSQL = pytest.mark.skipif(
 )
 
 
+def asPostgres(*command: str) -> list[str]:
+    """
+    @return: a command that runs as the user postgres if this process is root's, because PostgreSQL
+        refuses root.
+    """
+    # setpriv is replaced by the program, so that the process is the program itself.
+    other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    return [*(other if os.geteuid() == 0 else []), *command]
+
+
+def ownedDirectory(path: str) -> str:
+    """
+    Make a private directory for PostgreSQL.
+
+    @return: its path.
+    """
+    os.mkdir(path, 0o700)
+    if os.geteuid() == 0:
+        user = pwd.getpwnam("postgres")
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return path
+
+
+def childrenOf(parent: int) -> list[int]:
+    """
+    @return: the ids of the processes that a process has started.
+    """
+    found = []
+    for each in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{each}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            # This process has ended meanwhile.
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(each))
+    return found
+
+
 class PostgreSQL:
     """
     A server with an empty database.
@@ -71,19 +119,15 @@ class PostgreSQL:
     def __init__(self) -> None:
         self.port = freePort()
         self.dsn = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
-        self._bin = _programs()
+        self._bin = programs()
         self._directory = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> PostgreSQL:
         self._directory = tempfile.mkdtemp(prefix="pop3svc-postgresql-")
         os.chmod(self._directory, 0o755)
-        data, sockets = os.path.join(self._directory, "data"), os.path.join(self._directory, "run")
-        for each in (data, sockets):
-            os.mkdir(each, 0o700)
-            if os.geteuid() == 0:
-                user = pwd.getpwnam("postgres")
-                os.chown(each, user.pw_uid, user.pw_gid)
+        data = ownedDirectory(os.path.join(self._directory, "data"))
+        sockets = ownedDirectory(os.path.join(self._directory, "run"))
         subprocess.run(
             self._command("initdb", "-D", data, "-A", "trust", "-U", "postgres", "-E", "UTF8")
             + ["--locale=C.UTF-8", "-N", "--no-instructions"],
@@ -111,9 +155,7 @@ class PostgreSQL:
         shutil.rmtree(self._directory)
 
     def _command(self, program: str, *arguments: str) -> list[str]:
-        # setpriv is replaced by the program, so that the process is the server itself.
-        other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
-        return [*(other if os.geteuid() == 0 else []), f"{self._bin}/{program}", *arguments]
+        return asPostgres(f"{self._bin}/{program}", *arguments)
 
     def start(self) -> None:
         """
@@ -173,16 +215,7 @@ class PostgreSQL:
 
     def _children(self) -> list[int]:
         assert self._process is not None
-        found = []
-        for each in os.listdir("/proc"):
-            try:
-                with open(f"/proc/{each}/stat") as file:
-                    parent = int(file.read().rpartition(")")[2].split()[1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if each.isdigit() and parent == self._process.pid:
-                found.append(int(each))
-        return found
+        return childrenOf(self._process.pid)
 
     def _signalAll(self, number: int) -> None:
         assert self._process is not None
