@@ -84,7 +84,9 @@ _IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
 # The server has answered, and a later attempt would not help.
 _WRONG_SETTINGS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|certificate"
-    r"|invalid \S+ value|invalid port|invalid integer|does not support SSL|SSL error"
+    r"|invalid \S+ value|invalid port|invalid integer|does not support SSL"
+    # An end of the connection is no answer.
+    r"|SSL error(?!: unexpected eof)"
     r"|permission denied for database|not permitted to log in"
 )
 

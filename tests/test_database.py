@@ -893,3 +893,26 @@ def test_postgresqlSilent() -> None:
         with pytest.raises(DatabaseUnavailable) as caught:
             database.check(_countOf)
         assert not isinstance(caught.value, DatabaseRefused)
+
+
+@needsPostgreSQL
+def test_postgresqlEndsInTheHandshake() -> None:
+    """
+    A connection that ends while TLS is negotiated is no wrong setting.
+    """
+
+    def serve() -> None:
+        connection = listener.accept()[0]
+        with connection:
+            connection.recv(8)
+            connection.sendall(b"S")
+            connection.recv(10_000)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        port = listener.getsockname()[1]
+        database = Database(makeDriver(f"postgresql://127.0.0.1:{port}/x?sslmode=require"))
+        with pytest.raises(DatabaseUnavailable) as caught:
+            database.check(_countOf)
+        assert "unexpected eof" in str(caught.value)
+        assert not isinstance(caught.value, DatabaseRefused)
