@@ -259,6 +259,21 @@ class PostgreSQL:
         self.execute("SELECT pg_reload_conf()")
         self._waitFor(lambda: self.execute(f"SHOW {name}") == [(value,)])
 
+    def useCertificate(self, file: Path) -> None:
+        """
+        Offer TLS to new connections.
+
+        @param file: a certificate and its key, in PEM.
+        """
+        own = os.path.join(self._directory, "run", f"{time.monotonic_ns()}.pem")
+        os.close(os.open(own, os.O_WRONLY | os.O_CREAT, 0o600))
+        shutil.copyfile(file, own)
+        if os.geteuid() == 0:
+            shutil.chown(own, "postgres", "postgres")
+        self.configure("ssl_cert_file", own)
+        self.configure("ssl_key_file", own)
+        self.configure("ssl", "on")
+
     def terminateBackends(self) -> int:
         """
         End the connections of all clients.
