@@ -162,6 +162,8 @@ class IMessageContent(Interface):
     def nextLine() -> Eventual[bytes | None]:
         """
         @return: the next line: bytes without the line end; None after the last line.
+        @raise POP3ResponseError: the rest cannot be read.  The service ends the connection
+            without the final dot, as after any other exception, but logs no traceback.
         """
 
     def close() -> None:
@@ -304,6 +306,7 @@ class IChunkedContent(Interface):
         """
         @return: the next piece: bytes, cut anywhere, with CRLF or LF as line ends (the
             service sends CRLF); None after the last piece.
+        @raise POP3ResponseError: see L{IMessageContent.nextLine}.
         """
 
     def close() -> None:

@@ -21,6 +21,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pop3svc.awaiting import startNow
+from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
 from pop3svc.protocol.channelbinding import channelBinding
 from pop3svc.protocol.closing import Closing, isTLS
@@ -383,12 +384,14 @@ class POP3Connection(LineReceiver):
             # The client is gone.
             self._abort("lost")
         else:
-            log.failure(
-                "connection {connectionID}: a reply failed midway",
-                failure,
-                pop3Event="error",
-                connectionID=self.session.info.connectionID,
-            )
+            # The provider itself reports an error that it has foreseen.
+            if not failure.check(POP3ResponseError):
+                log.failure(
+                    "connection {connectionID}: a reply failed midway",
+                    failure,
+                    pop3Event="error",
+                    connectionID=self.session.info.connectionID,
+                )
             # Send the earlier replies, because they are complete.
             self._sender.flushNow()
             self._abort("a reply failed midway")

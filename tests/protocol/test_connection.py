@@ -17,6 +17,7 @@ from twisted.internet.testing import StringTransport
 from twisted.logger import formatEvent
 from zope.interface import alsoProvides, implementer
 
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.policy import Policy
 from pop3svc.protocol.commands import COMMANDS
@@ -364,6 +365,27 @@ def test_bodyFailsMidway() -> None:
     assert received.startswith(b"+OK")
     assert b"\r\n.\r\n" not in received
     assert not received.endswith(b"+OK Done.\r\n")
+
+
+def test_bodyReportsItsFailure() -> None:
+    """
+    An error that the provider has foreseen is no error of the service.
+    """
+
+    class Refusing(Failing):
+        def nextChunk(self) -> bytes:
+            if not self.pieces:
+                raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+            return super().nextChunk()
+
+    content = Refusing()
+    client = loggedInWith(content)
+    whys: list[str] = []
+    act = lambda: whys.append(reason(client, lambda: client.send(b"RETR 1\r\n")))  # noqa: E731
+    assert events("error", act) == []
+    assert whys == ["a reply failed midway"]
+    assert client.wasAborted and content.closed == 1
+    assert not client.received().endswith(b".\r\n")
 
 
 def test_bodyIsClosed() -> None:

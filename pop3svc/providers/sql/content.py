@@ -5,11 +5,13 @@ The content of a message in the database, read piece by piece.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from pop3svc.database import Database, Transaction
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import Eventual, IWireContent
 from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 
@@ -113,12 +115,17 @@ class StoredContent:
             return self._read.pop()
         if self._next < self._pieces:
             number, self._next = self._next, self._next + 1
-            return self._database.run(readPiece, self._content, number, isReading=True).addCallback(
-                self._checked
-            )
+            piece = self._database.run(readPiece, self._content, number, isReading=True)
+            return piece.addCallbacks(self._checked, self._unavailable)
         if self._left:
             raise Damaged(f"content {self._content} is too short")
         return None
+
+    @staticmethod
+    def _unavailable(failure: Failure) -> Any:
+        failure.trap(DatabaseUnavailable)
+        # Database has logged that the database is unavailable.
+        raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
     def _checked(self, piece: bytes) -> bytes:
         self._left -= len(piece)

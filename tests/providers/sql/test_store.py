@@ -30,6 +30,7 @@ from pop3svc.providers.sql.store import SQLStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
+from tests.support.connections import events
 from tests.support.conversations import ALICE
 from tests.support.databases import InlinePool, finish
 
@@ -279,6 +280,30 @@ def test_damageInTheMiddle(
     monkeypatch.setattr(content, "readPiece", vanishing)
     said = client.say(b"RETR 1")
     assert not said.endswith(b".\r\n") and client.wasAborted
+
+
+def test_awayInTheMiddle(
+    makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A database that goes away while a message is sent ends the connection without a dot, and
+    without a traceback for each session.
+    """
+    monkeypatch.setattr(content, "PIECE", 4)
+    store = makeStore()
+    deliver(store, b"0123456789\n", "alice")
+    client = logIn(store)
+    run = store._database.run
+
+    def away(work: Any, *arguments: Any, **options: Any) -> Any:
+        if work is content.readPiece:
+            return fail(DatabaseUnavailable("away"))
+        return run(work, *arguments, **options)
+
+    monkeypatch.setattr(store._database, "run", away)
+    said: list[bytes] = []
+    assert events("error", lambda: said.append(client.say(b"RETR 1"))) == []
+    assert not said[0].endswith(b".\r\n") and client.wasAborted
 
 
 # --- nodes ------------------------------------------------------------------------------------
