@@ -2,12 +2,18 @@
 Three nodes at one PostgreSQL behind HAProxy, with clients, deliveries and faults.
 
     python bench/nodes.py [--minutes 30] [--clients 300] [--seed N] [--report FILE]
+    python bench/nodes.py --patroni 3 [--minutes 30] [--clients 300] [--seed N] [--report FILE]
 
 Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Nodes are killed
-and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut.  A
-judge compares what was confirmed to whom with what there is.  Exit status 1 if a message was
+and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut.  With
+C{--patroni} there are two PostgreSQL with synchronous replication.  The leader is killed the given
+number of times, and the minutes are those in which nodes have faults, without the failovers.
+
+A judge compares what was confirmed to whom with what there is.  Exit status 1 if a message was
 lost, given to somebody else, has come back after C{+OK} to its deletion, or if a unique-id was
-given twice.  Needs Debian's packages postgresql and haproxy.
+given twice; also if clients got no answers in L{RECOVERY} seconds after the leader was killed.
+Needs Debian's packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd
+and etcd-server.
 """
 
 from __future__ import annotations
@@ -32,6 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from tests.support.patroni import LOOP_WAIT, TTL, Cluster, whyNoPatroni
 from tests.support.postgresql import PostgreSQL
 from tests.support.running import environment, freePort, script
 
@@ -39,6 +46,9 @@ from tests.support.running import environment, freePort, script
 LEASE = 5
 # Seconds that a client waits for an answer.  The service answers within twenty.
 PATIENCE = 40
+# Seconds from the death of the leader to the first answers: its key in etcd expires, the standby
+# notices that and is promoted, HAProxy notices that, and the service connects.
+RECOVERY = TTL + LOOP_WAIT + 10
 _ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
 
 
@@ -129,6 +139,37 @@ class Proxy:
 
 
 @dataclass
+class Outage:
+    """
+    The time after the death of a leader.
+
+    @ivar died: when the leader was killed.
+    @ivar gone: when no process of the leader was left.
+    @ivar first: seconds from the kill to the first answer that confirms a login, a deletion or a
+        delivery that began after the kill.
+    """
+
+    KINDS = ("login", "deletion", "delivery")
+
+    leader: str
+    died: float
+    gone: float
+    first: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def isOver(self) -> bool:
+        return len(self.first) == len(self.KINDS)
+
+    @property
+    def text(self) -> str:
+        times = ", ".join(
+            f"first {kind} after {self.first[kind]:.1f} s" if kind in self.first else f"no {kind}"
+            for kind in self.KINDS
+        )
+        return f"leader {self.leader} killed: {times}"
+
+
+@dataclass
 class Journal:
     """
     What was confirmed, and what clients saw.
@@ -139,6 +180,7 @@ class Journal:
     @ivar deleting: numbers whose deletion was asked for.
     @ivar deleted: numbers whose deletion was confirmed, and when.
     @ivar numbers: the number of the message that a unique-id of a user belongs to.
+    @ivar outages: one for each death of a leader.
     """
 
     accepted: dict[str, str] = field(default_factory=dict)
@@ -150,6 +192,18 @@ class Journal:
     wrong: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
+    outages: list[Outage] = field(default_factory=list)
+
+    def confirmed(self, kind: str, began: float) -> None:
+        """
+        The service has confirmed a change of the database.
+
+        @param kind: one of L{Outage.KINDS}.
+        @param began: when the client asked for it.
+        """
+        if self.outages and began > self.outages[-1].gone:
+            outage = self.outages[-1]
+            outage.first.setdefault(kind, time.monotonic() - outage.died)
 
     def saw(self, user: str, uniqueID: str, message: bytes) -> str | None:
         """
@@ -262,6 +316,7 @@ class User:
                 self._journal.counts["login refused"] += 1
                 return
             self._journal.counts["login"] += 1
+            self._journal.confirmed("login", began)
             await self._session(connection, began)
         except Lost as why:
             self._journal.counts[f"lost: {why}"] += 1
@@ -289,6 +344,8 @@ class User:
             now = time.monotonic()
             self._journal.deleted.update(dict.fromkeys(marked, now))
             self._journal.counts[f"{verb} confirmed"] += 1
+            if marked:
+                self._journal.confirmed("deletion", began)
             if verb == "QUIT":
                 return
             if verb == "SLEE":
@@ -357,34 +414,38 @@ async def _lmtp(port: int, number: str, owner: str) -> bool:
 
 class Trial:
     """
-    The site, its clients and its faults.
+    The site, and its clients.  A subclass has the faults.
     """
 
-    def __init__(self, home: Path, server: PostgreSQL, clients: int, choose: random.Random) -> None:
+    def __init__(self, home: Path, dsn: str, clients: int, choose: random.Random) -> None:
         self.journal = Journal()
-        self._server = server
+        self.seconds = 0.0
         self._choose = choose
-        self.nodes = [Node(home, server.dsn, name) for name in ("a", "b", "c")]
+        self.nodes = [Node(home, dsn, name) for name in ("a", "b", "c")]
         self._proxy = Proxy(home, self.nodes)
         self._clients = clients
         self._users = max(clients // 2, 1)
         self._isOver = False
         self._sent = 0
-        # One fault at a time changes a node or the database.
-        self._busy: set[str] = set()
 
-    async def run(self, seconds: float, faults: bool = True) -> None:
+    async def run(self) -> None:
         for each in self.nodes:
             each.start()
         await self._answering()
+        began = time.monotonic()
         tasks = [asyncio.create_task(self._client(number)) for number in range(self._clients)]
         tasks += [asyncio.create_task(self._deliver()) for _ in range(4)]
-        if faults:
-            tasks.append(asyncio.create_task(self._faults()))
-        await asyncio.sleep(seconds)
+        await self._disturb()
+        self.seconds = time.monotonic() - began
         self._isOver = True
         await asyncio.gather(*tasks)
         await self._answering()
+
+    async def _disturb(self) -> None:
+        """
+        Cause faults until the end of the run.
+        """
+        raise NotImplementedError
 
     async def _answering(self) -> None:
         end = time.monotonic() + 60
@@ -409,46 +470,31 @@ class Trial:
             number, owner = f"m{self._sent}", f"user{self._choose.randrange(self._users)}"
             self.journal.tried[number] = owner
             node = self._choose.choice(self.nodes)
+            began = time.monotonic()
             try:
                 isAccepted = await _lmtp(node.lmtp, number, owner)
             except (TimeoutError, OSError, ValueError):
                 isAccepted = False
             if isAccepted:
                 self.journal.accepted[number] = owner
+                self.journal.confirmed("delivery", began)
             else:
                 self.journal.counts["not accepted"] += 1
             await asyncio.sleep(self._choose.uniform(0, 0.2))
-
-    async def _faults(self) -> None:
-        faults: list[Callable[[], Any]] = [self._kill, self._freeze, self._restart, self._cut]
-        while not self._isOver:
-            await asyncio.sleep(self._choose.uniform(2, 5))
-            fault = self._choose.choice(faults)
-            await fault()
-            self.journal.counts[f"fault: {fault.__name__[1:]}"] += 1
 
     async def _kill(self) -> None:
         node = self._choose.choice(self.nodes)
         node.end(signal.SIGKILL)
         await asyncio.sleep(self._choose.uniform(0, 2))
         node.start()
+        self.journal.counts["fault: kill"] += 1
 
     async def _freeze(self) -> None:
         node = self._choose.choice(self.nodes)
         node.signal(signal.SIGSTOP)
         await asyncio.sleep(LEASE * self._choose.uniform(1.2, 2.0))
         node.signal(signal.SIGCONT)
-
-    async def _restart(self) -> None:
-        end = self._choose.choice([self._server.kill, self._server.stop])
-        await asyncio.to_thread(end)
-        await asyncio.sleep(self._choose.uniform(0, 2))
-        await asyncio.to_thread(self._server.start)
-
-    async def _cut(self) -> None:
-        for _ in range(5):
-            await asyncio.to_thread(self._server.terminateBackends)
-            await asyncio.sleep(self._choose.uniform(0, 0.5))
+        self.journal.counts["fault: freeze"] += 1
 
     def end(self) -> None:
         for each in self.nodes:
@@ -510,7 +556,87 @@ class Trial:
         raise AssertionError(f"{name} cannot log in at the end")
 
 
-def report(trial: Trial, seconds: float) -> str:
+class OneServer(Trial):
+    """
+    One PostgreSQL.  Nodes and the server have faults, one at a time.
+    """
+
+    def __init__(
+        self, home: Path, server: PostgreSQL, clients: int, choose: random.Random, seconds: float
+    ) -> None:
+        super().__init__(home, server.dsn, clients, choose)
+        self._server = server
+        self._limit = seconds
+
+    async def _disturb(self) -> None:
+        faults: list[Callable[[], Any]] = [self._kill, self._freeze, self._restart, self._cut]
+        end = time.monotonic() + self._limit
+        while time.monotonic() < end:
+            await asyncio.sleep(self._choose.uniform(2, 5))
+            await self._choose.choice(faults)()
+
+    async def _restart(self) -> None:
+        end = self._choose.choice([self._server.kill, self._server.stop])
+        await asyncio.to_thread(end)
+        await asyncio.sleep(self._choose.uniform(0, 2))
+        await asyncio.to_thread(self._server.start)
+        self.journal.counts["fault: restart"] += 1
+
+    async def _cut(self) -> None:
+        for _ in range(5):
+            await asyncio.to_thread(self._server.terminateBackends)
+            await asyncio.sleep(self._choose.uniform(0, 0.5))
+        self.journal.counts["fault: cut"] += 1
+
+
+class Failovers(Trial):
+    """
+    Two PostgreSQL under Patroni.  Nodes have faults, one at a time.  The leader is killed when all
+    nodes are in order, so that the time to the first answer is that of the failover.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        cluster: Cluster,
+        clients: int,
+        choose: random.Random,
+        seconds: float,
+        kills: int,
+    ) -> None:
+        """
+        @param seconds: of the faults of nodes, without the failovers.
+        @param kills: how many times the leader is killed.
+        """
+        super().__init__(home, cluster.dsn, clients, choose)
+        self._cluster = cluster
+        self._limit = seconds
+        self._kills = kills
+
+    async def _disturb(self) -> None:
+        for _ in range(self._kills):
+            end = time.monotonic() + self._limit / self._kills
+            while time.monotonic() < end:
+                await asyncio.sleep(self._choose.uniform(2, 5))
+                await self._choose.choice([self._kill, self._freeze])()
+            await asyncio.sleep(self._choose.uniform(5, 8))
+            await asyncio.to_thread(self._cluster.waitUntilSafe)
+            await self._killLeader()
+
+    async def _killLeader(self) -> None:
+        died = time.monotonic()
+        leader = await asyncio.to_thread(self._cluster.killLeader)
+        outage = Outage(leader.name, died, time.monotonic())
+        self.journal.outages.append(outage)
+        self.journal.counts["fault: leader killed"] += 1
+        while not outage.isOver and time.monotonic() < died + RECOVERY:
+            await asyncio.sleep(0.1)
+        if not outage.isOver:
+            self.journal.wrong.append(f"no answers within {RECOVERY} s: {outage.text}")
+        leader.patroni.start()
+
+
+def report(trial: Trial) -> str:
     """
     @return: what was done and found.
     """
@@ -519,9 +645,11 @@ def report(trial: Trial, seconds: float) -> str:
     for what, count in sorted(journal.counts.items()):
         groups["faults" if what.startswith("fault") else "clients"].append(f"{what} {count}")
     lines = [
-        f"{seconds:.0f} s, {len(journal.tried)} messages sent by LMTP, {len(journal.accepted)} "
-        f"confirmed, {len(journal.fetched)} received, {len(journal.deleted)} deletions confirmed",
+        f"{trial.seconds:.0f} s, {len(journal.tried)} messages sent by LMTP, "
+        f"{len(journal.accepted)} confirmed, {len(journal.fetched)} received, "
+        f"{len(journal.deleted)} deletions confirmed",
         f"slowest answer to a client: {journal.slowest:.1f} s",
+        *(outage.text for outage in journal.outages),
         *(f"{name}: {', '.join(each)}" for name, each in sorted(groups.items())),
         f"wrong: {len(journal.wrong)}",
         *journal.wrong[:20],
@@ -529,34 +657,47 @@ def report(trial: Trial, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=300)
+    parser.add_argument("--patroni", type=int, metavar="KILLS", help="kill a leader so often")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep the directory with the logs")
     arguments = parser.parse_args()
+    if arguments.patroni is not None and whyNoPatroni():
+        parser.error(f"--patroni: {whyNoPatroni()}")
+    return arguments
+
+
+def _trial(home: Path, arguments: argparse.Namespace, server: PostgreSQL | Cluster) -> Trial:
+    choose, seconds = random.Random(arguments.seed), arguments.minutes * 60
+    if isinstance(server, Cluster):
+        return Failovers(home, server, arguments.clients, choose, seconds, arguments.patroni)
+    return OneServer(home, server, arguments.clients, choose, seconds)
+
+
+def main() -> None:
+    arguments = _arguments()
     print(f"seed {arguments.seed}", flush=True)
-    choose = random.Random(arguments.seed)
     home = Path(tempfile.mkdtemp(prefix="pop3svc-nodes-"))
-    seconds = arguments.minutes * 60
     try:
-        with PostgreSQL() as server:
+        with PostgreSQL() if arguments.patroni is None else Cluster() as server:
             subprocess.run(
                 [script("pop3svc"), "sql", "migrate", server.dsn], env=environment(home), check=True
             )
-            trial = Trial(home, server, arguments.clients, choose)
+            trial = _trial(home, arguments, server)
 
             async def all() -> None:
-                await trial.run(seconds)
+                await trial.run()
                 await trial.judge()
 
             try:
                 asyncio.run(all())
             finally:
                 trial.end()
-        text = report(trial, seconds)
+        text = report(trial)
         print(text)
         if arguments.report is not None:
             arguments.report.write_text(text + "\n")

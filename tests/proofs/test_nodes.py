@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.patroni import whyNoPatroni
 from tests.support.postgresql import needsPostgreSQL
 from tests.support.running import CHECKOUT
 
@@ -19,16 +20,15 @@ needsHAProxy = pytest.mark.skipif(
 )
 
 
-@needsPostgreSQL
-@needsHAProxy
-def test_nodes(tmp_path: Path) -> None:
+def _reportOf(path: Path, *options: str) -> str:
     """
-    Nothing that was confirmed is lost, comes back or goes to somebody else.
+    Run C{bench/nodes.py}, which must find nothing wrong.
+
+    @param path: a directory for the report.
     """
-    report = tmp_path / "report"
+    report = path / "report"
     done = subprocess.run(
-        [sys.executable, "bench/nodes.py", "--minutes", "0.5", "--clients", "12"]
-        + ["--report", str(report)],
+        [sys.executable, "bench/nodes.py", *options, "--report", str(report)],
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
@@ -38,3 +38,23 @@ def test_nodes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     text = report.read_text()
     assert "wrong: 0" in text and "QUIT confirmed" in text and "fault" in text
+    return text
+
+
+@needsPostgreSQL
+@needsHAProxy
+def test_nodes(tmp_path: Path) -> None:
+    """
+    Nothing that was confirmed is lost, comes back or goes to somebody else.
+    """
+    _reportOf(tmp_path, "--minutes", "0.5", "--clients", "12")
+
+
+def test_failover(tmp_path: Path) -> None:
+    """
+    The same holds when the leader of two PostgreSQL is killed, and the service answers again.
+    """
+    if reason := whyNoPatroni():
+        pytest.skip(reason)
+    text = _reportOf(tmp_path, "--patroni", "1", "--minutes", "0.1", "--clients", "12")
+    assert "leader killed 1" in text and "first delivery after" in text
