@@ -60,7 +60,7 @@ class Policy:
     without: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "Extensions and SASL mechanisms that the service neither announces nor accepts."
+            "reason": "Extensions and SASL mechanisms that are neither announced nor accepted."
         },
     )
     enable: frozenset[str] = field(
