@@ -50,10 +50,12 @@ __all__ = [
     "IReadOnlyMailbox",
     "IReloading",
     "IScramAccounts",
+    "ISharedSecrets",
     "ISleepingMailbox",
     "IWireContent",
     "MessageContent",
     "ScramKeys",
+    "SharedSecret",
 ]
 
 T = TypeVar("T")
@@ -401,6 +403,32 @@ class IScramAccounts(Interface):
         """
         @return: keys of any user whose rounds and salt are like those of most users; None if
             the accounts have none.  The service makes made-up keys like these.
+        """
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SharedSecret:
+    """
+    The password of a user, for APOP and CRAM-MD5.
+
+    @ivar password: the password in the clear.
+    @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    """
+
+    password: str
+    mailbox: str = ""
+
+
+class ISharedSecrets(Interface):
+    """
+    A provider that keeps passwords in the clear.  It is an L{IMailboxStore}, too.
+    """
+
+    def sharedSecret(info: IPOP3ConnectionInfo, username: str) -> Eventual[SharedSecret | None]:
+        """
+        @return: the password; None if there is no such user, or the password is not kept in the
+            clear.
+        @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
 

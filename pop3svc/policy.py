@@ -29,8 +29,8 @@ EXTENSIONS = (
     "X-TLS",
 )
 
-# SASL mechanisms that the operator has to switch on.
-OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1")
+# SASL mechanisms, and APOP, that the operator has to switch on.
+OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP")
 # Names that an operator can switch off.
 SWITCHES = (*EXTENSIONS, "PLAIN", "LOGIN", *OPTIONAL_MECHANISMS)
 
@@ -271,6 +271,15 @@ class Policy:
         "because the service pauses reading after the first read.",
         least=65536,
     )
+
+    def has(self, name: str) -> bool:
+        """
+        @param name: an extension or a login method.
+        @return: whether it is on.
+        """
+        if name in self.without:
+            return False
+        return name in self.enable or name not in OPTIONAL_MECHANISMS
 
     def __post_init__(self) -> None:
         if self.cleartextLogin not in CLEARTEXT_LOGIN:

@@ -51,6 +51,7 @@ RANKS = {
     "protocol.sender": 8,
     "protocol.framing": 0,
     "protocol.scram": 3,
+    "protocol.challenges": 2,
     "protocol.channelbinding": 0,
     "protocol.closing": 2,
     "protocol.connection": 9,

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import alsoProvides, implementer
+from zope.interface.interface import InterfaceClass
 
 from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
@@ -21,7 +22,9 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
     IScramAccounts,
+    ISharedSecrets,
     ScramKeys,
+    SharedSecret,
 )
 from pop3svc.policy import Policy
 
@@ -53,13 +56,8 @@ class AccountsProvider:
             IPasswordAttempt in each.credentialInterfaces for each in self._checkers
         ]
         self._patience = patience
-        self._scram = [
-            (index, each)
-            for index, each in enumerate(self._checkers)
-            if IScramAccounts.providedBy(each)
-        ]
-        if self._scram:
-            alsoProvides(self, IScramAccounts)
+        self._scram = self._those(IScramAccounts)
+        self._secrets = self._those(ISharedSecrets)
         # For each connection, the index of the checker that accepted the user, and the
         # user's name there: IAccountStatus is asked of that checker.  These are not in
         # info.providerTag, because that attribute belongs to the store.
@@ -101,6 +99,29 @@ class AccountsProvider:
                     attempt.isGuess = attempt.wasRefused = False
                 self._acceptedBy[info] = index, avatarID
                 return await maybeAwait(self._store.openMailbox, info, avatarID)
+        return None
+
+    def _those(self, interface: InterfaceClass) -> list[tuple[int, Any]]:
+        """
+        @return: the checkers that provide an interface, with their indices.  If there are any,
+            this provider provides the interface, too.
+        """
+        found = [
+            (index, each) for index, each in enumerate(self._checkers) if interface.providedBy(each)
+        ]
+        if found:
+            alsoProvides(self, interface)
+        return found
+
+    async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
+        """
+        See L{ISharedSecrets.sharedSecret}; of the first checker that has one.
+        """
+        for index, checker in self._secrets:
+            secret: SharedSecret | None = await maybeAwait(checker.sharedSecret, info, username)
+            if secret is not None:
+                self._acceptedBy[info] = index, secret.mailbox or username
+                return secret
         return None
 
     async def scramKeys(

@@ -16,6 +16,7 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
     IScramAccounts,
+    ISharedSecrets,
     ScramKeys,
 )
 
@@ -49,8 +50,9 @@ class DomainProvider:
         # For each connection, the provider whose keys a mechanism uses, because the mailbox may
         # have a name of another domain.
         self._provedBy: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-        if any(IScramAccounts.providedBy(each) for each in self._providers.values()):
-            alsoProvides(self, IScramAccounts)
+        for interface in (IScramAccounts, ISharedSecrets):
+            if any(interface.providedBy(each) for each in self._providers.values()):
+                alsoProvides(self, interface)
 
     def _of(self, username: str) -> Any:
         _, at, domain = username.rpartition("@")
@@ -82,6 +84,16 @@ class DomainProvider:
             return None
         self._provedBy[info] = provider
         return provider.scramKeys(info, username, algorithm, salt)
+
+    def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+        """
+        See L{ISharedSecrets.sharedSecret}.
+        """
+        provider = self._of(username)
+        if not ISharedSecrets.providedBy(provider):
+            return None
+        self._provedBy[info] = provider
+        return provider.sharedSecret(info, username)
 
     def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
         """

@@ -34,7 +34,9 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IReloading,
     IScramAccounts,
+    ISharedSecrets,
     ScramKeys,
+    SharedSecret,
 )
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
@@ -194,7 +196,9 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
         return stamp, str(error)
 
 
-@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts)
+@implementer(
+    ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts, ISharedSecrets
+)
 class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  The file is read again, in
@@ -359,6 +363,16 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         return await self._scram.keysOf(self._accounts.hashes.get(username), algorithm, salt)
+
+    async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
+        """
+        See L{ISharedSecrets.sharedSecret}.
+        """
+        if self._isStale():
+            await self._refresh()
+        stored = self._accounts.hashes.get(username)
+        password = None if stored is None else HASHES.passwordOf(stored)
+        return None if password is None else SharedSecret(password)
 
     def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
         """

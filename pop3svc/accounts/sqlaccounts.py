@@ -35,7 +35,9 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IReloading,
     IScramAccounts,
+    ISharedSecrets,
     ScramKeys,
+    SharedSecret,
 )
 from pop3svc.networks import addressOf
 from pop3svc.once import Once
@@ -163,7 +165,9 @@ def _rowOf(values: dict[str, Any]) -> _Row:
 # --- the checker ------------------------------------------------------------------
 
 
-@implementer(ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts)
+@implementer(
+    ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts, ISharedSecrets
+)
 class SQLAccounts:
     """
     A checker that finds each account by a query.  The query has one or more of the parameters
@@ -339,6 +343,16 @@ class SQLAccounts:
         if keys is None or row is None or row.nologin is not None or not _isAllowed(row, info):
             return None
         return replace(keys, mailbox=row.user or "")
+
+    async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
+        """
+        See L{ISharedSecrets.sharedSecret}.  A user who may not log in has no secret.
+        """
+        row = await self._find(username)
+        if row is None or row.nologin is not None or not _isAllowed(row, info):
+            return None
+        password = self._reader.passwordOf(row.password)
+        return None if password is None else SharedSecret(password, row.user or "")
 
     def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
         """

@@ -10,6 +10,7 @@ from typing import Any
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IExpiry
 from pop3svc.protocol import grammar
+from pop3svc.protocol.challenges import apopDigest
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
 from pop3svc.protocol.replies import After, Lines, Reply, ok
@@ -193,6 +194,30 @@ async def pass_(session: Session, password: str) -> Reply:
     if name is None:
         raise BadArguments("Send USER first.")
     return await _loggedIn(session, Password(name, password), "PASS")
+
+
+def _noAPOP(session: Session) -> POP3ResponseError | None:
+    return None if session.timestamp else BadArguments("Unknown command.")
+
+
+@command(
+    "APOP",
+    states=[AUTHORIZATION],
+    arguments=grammar.nameAndDigest,
+    nextState=TRANSACTION,
+    unavailable=_noAPOP,
+    extension="APOP",
+)
+async def apop(session: Session, name: str, digest: str) -> Reply:
+    """
+    Log in with a digest of the greeting's timestamp and the password (RFC 1939 section 7).
+    """
+    session.claimedName = None
+    timestamp = session.timestamp
+    proven = await session.proveDigest(
+        name, digest, lambda password: apopDigest(timestamp, password)
+    )
+    return await _loggedIn(session, proven, "APOP")
 
 
 async def _loggedIn(session: Session, credentials: Password | Proven, method: str) -> Reply:

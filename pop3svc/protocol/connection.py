@@ -169,7 +169,7 @@ class POP3Connection(LineReceiver):
         self.session.tryRelease = self._tryRelease
         self.session.channelBinding = self._channelBinding
         self._limitLogin()
-        self._sender.say(ok(f"{self.session.provider.name} ready."))
+        self._sender.say(ok(self.session.greeting))
         self._awaitLine()
 
     def _channelBinding(self, name: str) -> bytes | None:

@@ -19,6 +19,7 @@ __all__ = [
     "message",
     "messageAndLines",
     "name",
+    "nameAndDigest",
     "nameAndPassword",
     "nothing",
     "optionalMessage",
@@ -29,6 +30,7 @@ __all__ = [
 
 # RFC 1939 sets no bound.  Ten digits are enough for any mailbox, and limit the cost of int().
 _NUMBER = re.compile(rb"[0-9]{1,10}")
+_DIGEST = re.compile(rb"[0-9a-f]{32}")
 
 
 class MessageNumber(NamedTuple):
@@ -123,6 +125,17 @@ def name(rest: bytes | None) -> tuple[str]:
     if len(given) != 1:
         raise BadArguments("This command takes one user name.")
     return (_text(given[0]),)
+
+
+def nameAndDigest(rest: bytes | None) -> tuple[str, str]:
+    """
+    Parse a user name and a digest of MD5 in lower-case hexadecimal digits (RFC 1939 section 7,
+    APOP).
+    """
+    given = words(rest)
+    if len(given) != 2 or _DIGEST.fullmatch(given[1]) is None:
+        raise BadArguments("This command takes a user name and a digest.")
+    return _text(given[0]), given[1].decode("ascii")
 
 
 def password(rest: bytes | None) -> tuple[str]:

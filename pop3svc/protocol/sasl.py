@@ -13,8 +13,8 @@ from typing import Any
 from zope.interface.interface import InterfaceClass
 
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts
-from pop3svc.policy import OPTIONAL_MECHANISMS
+from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts, ISharedSecrets
+from pop3svc.protocol.challenges import cramDigest, makeChallenge, readCram
 from pop3svc.protocol.replies import Reply, challenge
 from pop3svc.protocol.scram import ALGORITHMS, BINDING_TYPES, ClientFirst, ScramServer, makeUp
 from pop3svc.protocol.session import Password, Proven, Session
@@ -52,10 +52,7 @@ class Mechanism:
         """
         @return: whether this session may log in with this mechanism.
         """
-        policy = session.policy
-        if self.name in policy.without:
-            return False
-        if self.name in OPTIONAL_MECHANISMS and self.name not in policy.enable:
+        if not session.policy.has(self.name):
             return False
         if self.cleartext and not session.mayLogInHere:
             return False
@@ -194,6 +191,18 @@ def _declareScram(name: str) -> None:
 _declareScram("SCRAM-SHA-256-PLUS")
 _declareScram("SCRAM-SHA-256")
 _declareScram("SCRAM-SHA-1")
+
+
+@mechanism("CRAM-MD5", needs=ISharedSecrets)
+async def cramMD5(session: Session, initial: bytes | None) -> Conversation:
+    """
+    The mechanism CRAM-MD5 (RFC 2195).
+    """
+    if initial is not None:
+        raise BadArguments("CRAM-MD5 has no initial response.")
+    sent = makeChallenge()
+    name, digest = readCram((yield sent.encode("ascii")))
+    yield await session.proveDigest(name, digest, lambda password: cramDigest(sent, password))
 
 
 class SASLExchange:

@@ -4,6 +4,8 @@ The session of one client: its state, its identity and its login.
 
 from __future__ import annotations
 
+import hmac
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -23,9 +25,12 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
     IPOP3MailboxProvider,
+    ISharedSecrets,
+    SharedSecret,
 )
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
+from pop3svc.protocol.challenges import makeChallenge
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.remarks import nameOf
@@ -207,6 +212,7 @@ class Session:
         connection sets it.
     @ivar channelBinding: takes the name of a channel binding, returns its octets, or L{None} if
         the connection has no such binding.  The connection sets it.
+    @ivar timestamp: the challenge of APOP in the greeting; empty without APOP.
     @ivar secret: octets that only this service knows.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
@@ -256,12 +262,22 @@ class Session:
         self.tryRelease = refuseRelease
         self.channelBinding: Callable[[str], bytes | None] = noBinding
         self.secret = secret
+        isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
+        self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""
         self.badCommands = 0
         self._failedLogins = 0
         self._wasChecked = self._isRepeated = False
         self.transaction: Transaction | None = None
         self._credentialsVersion = ""
         self._leaving: Shielded | None = None
+
+    @property
+    def greeting(self) -> str:
+        """
+        The text of the greeting (RFC 1939 section 4), with the timestamp of APOP if that is on.
+        """
+        text = f"{self.provider.name} ready."
+        return f"{text} {self.timestamp}" if self.timestamp else text
 
     @property
     def isOver(self) -> bool:
@@ -410,6 +426,24 @@ class Session:
             raise
         if throttle is not None:
             await self.calls.ask(throttle.loginSucceeded, self.info, name)
+
+    async def proveDigest(self, name: str, digest: str, makeDigest: Callable[[str], str]) -> Proven:
+        """
+        Check the digest of a challenge and a password.  Counts as in L{prove}.
+
+        @param digest: hexadecimal digits that the client has sent.
+        @param makeDigest: takes a password, returns the right digest.
+        @return: the credentials for L{logIn}.
+        @raise POP3ResponseError: the digest is wrong, or the guess is refused.
+        """
+        provider: Any = self.provider
+        found: SharedSecret | None = await self.calls.ask(provider.sharedSecret, self.info, name)
+        # Compute a digest also for a user that does not exist, because it takes time.
+        password = secrets.token_hex(16) if found is None else found.password
+        isRight = hmac.compare_digest(makeDigest(password), digest)
+        proven = Proven(name, "" if found is None else found.mailbox)
+        await self.prove(proven, isRight and found is not None)
+        return proven
 
     async def _open(self, proven: Proven) -> Transaction:
         """

@@ -291,6 +291,11 @@ class Assembly:
                 "--auth sql: shows the password of its database to everybody who may list "
                 "processes; write it into the configuration file"
             )
+        for name in sorted(self.settings.policy.enable & {"APOP", "CRAM-MD5"}):
+            self._warnings.append(
+                f"{name} needs passwords that are not hashed, and an eavesdropper can try "
+                "passwords against what a client sends"
+            )
         for name, path in [
             *(("the private key", each.files[-1]) for each in self._certificates.all()),
             *(("the password file", each) for each in self._passwordFiles()),

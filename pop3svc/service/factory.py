@@ -149,7 +149,7 @@ class POP3Factory(ServerFactory):
         self.commands = {
             verb: each
             for verb, each in self._allCommands.items()
-            if each.extension not in policy.without
+            if each.extension is None or policy.has(each.extension)
         }
         self._limits = Limits(self.clock, policy)
 

@@ -310,7 +310,7 @@ SERVICE = (
     Setting(
         "enable",
         _namesOf(OPTIONAL_MECHANISMS),
-        f"Switch on a SASL mechanism that is off by default: {', '.join(OPTIONAL_MECHANISMS)}.",
+        f"Switch on a login method that is off by default: {', '.join(OPTIONAL_MECHANISMS)}.",
         frozenset(),
         "A client that finds SCRAM uses it, and cannot log in if the accounts have only another "
         "hash of the password.",

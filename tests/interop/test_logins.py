@@ -1,5 +1,5 @@
 """
-Real clients log in to a real service by the mechanisms of SCRAM.
+Real clients log in to a real service by the methods that are off by default.
 """
 
 from __future__ import annotations
@@ -88,14 +88,23 @@ def home(tmp_path: Path) -> Path:
     return home
 
 
+@pytest.fixture(scope="module")
+def oldSite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    options = ("--enable", "APOP", "--enable", "CRAM-MD5")
+    site = Site(tmp_path_factory.mktemp("old") / "site", *options)
+    with site.running:
+        for name in ("APOP", "CRAM-MD5"):
+            site.running.waitFor(f"{name} needs passwords that are not hashed")
+        yield site
+
+
 # --- mail programs --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("auth", "user"),
-    [("scram-sha-256", "user"), ("scram-sha-256", "plain"), ("scram-sha-1", "plain")],
-)
-def test_mpop(site: Site, home: Path, auth: str, user: str) -> None:
+def runMpop(site: Site, home: Path, auth: str, user: str) -> None:
+    """
+    Fetch the message.
+    """
     settings = f"""
 account default
 host 127.0.0.1
@@ -114,7 +123,54 @@ delivery mbox {home}/mbox
 """
     run([program("mpop"), "--quiet", "--file", writePrivately(home / "mpoprc", settings)], home)
     assert b"Subject: hello" in (home / "mbox").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("auth", "user"),
+    [("scram-sha-256", "user"), ("scram-sha-256", "plain"), ("scram-sha-1", "plain")],
+)
+def test_mpop(site: Site, home: Path, auth: str, user: str) -> None:
+    runMpop(site, home, auth, user)
     assert f"AUTH {auth.upper()}" in site.logged(user)
+
+
+@pytest.mark.parametrize(("auth", "method"), [("apop", "APOP"), ("cram-md5", "AUTH CRAM-MD5")])
+def test_mpopWithDigests(oldSite: Site, home: Path, auth: str, method: str) -> None:
+    runMpop(oldSite, home, auth, "plain")
+    assert method in oldSite.logged("plain")
+
+
+@pytest.mark.parametrize(
+    ("option", "method"), [("AUTH=+APOP", "APOP"), ("AUTH=CRAM-MD5", "AUTH CRAM-MD5")]
+)
+def test_curlWithDigests(oldSite: Site, home: Path, option: str, method: str) -> None:
+    got = run(
+        [
+            *(program("curl"), "-sS", "--cacert", str(oldSite.certificate)),
+            *("--login-options", option, "-u", f"plain:{PASSWORD}"),
+            f"pop3s://127.0.0.1:{oldSite.port}/1",
+        ],
+        home,
+    )
+    assert got == MESSAGE
+    assert method in oldSite.logged("plain")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "auth", "method"),
+    [("apop", "password", "APOP"), ("pop3", "cram-md5", "AUTH CRAM-MD5")],
+)
+def test_fetchmail(oldSite: Site, home: Path, protocol: str, auth: str, method: str) -> None:
+    settings = f"""
+set no bouncemail
+poll 127.0.0.1 service {oldSite.port} protocol {protocol} auth {auth}
+  username "plain" password "{PASSWORD}" ssl sslcertfile "{oldSite.certificate}"
+  sslcommonname "localhost" keep fetchall mda "/bin/cat >> {home}/mbox"
+"""
+    command = [program("fetchmail"), "-f", writePrivately(home / "rc", settings)]
+    run(command, home)
+    assert b"Subject: hello" in (home / "mbox").read_bytes()
+    assert method in oldSite.logged("plain")
 
 
 @pytest.mark.parametrize(
