@@ -1,0 +1,244 @@
+"""
+Malformed exchanges of every login method, at every step.
+
+    python -m tests.proofs.exchanges [COUNT] [SEED]
+
+Each exchange is a valid one with changes.  The proof fails if the service logs an error or a
+traceback, lets a client in whose messages were changed so that they prove nothing, disturbs
+another session, or grows.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+import tempfile
+from base64 import b64decode, b64encode
+from collections import Counter
+from collections.abc import Callable
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+from scramp import ScramClient
+from scramp.utils import ScramException
+from twisted.internet.task import Clock
+from twisted.logger import LogLevel, globalLogPublisher
+
+from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.policy import OPTIONAL_MECHANISMS, Policy
+from pop3svc.protocol.challenges import cramDigest
+from pop3svc.providers.memory import MemoryStore
+from pop3svc.service.factory import POP3Factory
+from pop3svc.testing import Client, Inline
+
+__all__ = ["Proof"]
+
+PASSWORD = "tanstaaf"
+BINDING = "tls-server-end-point", b"octets of this connection"
+# Pieces that parsers have stumbled over.
+PIECES = [
+    *(b"\0", b",", b"=", b"==", b"\r", b"\xff", b" ", b"*", b"n=", b"r=", b"c=", b"p=", b"m="),
+    *(b"a=alice", b"n,,", b"y,,", b"p=tls-exporter,,", b"x" * 300, "ü".encode(), b"i=1", b"%s"),
+]
+
+
+def _changed(data: bytes, chance: random.Random) -> bytes:
+    at = chance.randrange(len(data) + 1)
+    end = min(len(data), at + chance.choice([0, 1, 2, 8]))
+    kind = chance.randrange(5)
+    if kind == 0:
+        return data[:at] + chance.choice(PIECES) + data[end:]
+    if kind == 1:
+        return data[:at] + data[end:]
+    if kind == 2:
+        return data[:at] + bytes([chance.randrange(256)]) + data[end:]
+    if kind == 3:
+        return data[:at]
+    return data + data[at:]
+
+
+Send = Callable[[bytes], bytes]
+
+
+class Proof:
+    """
+    A service, and clients that change their messages.
+
+    @ivar counts: how exchanges have ended, for each method.
+    @ivar faults: what must not happen.
+    @ivar letIn: the lines of changed exchanges after which the client was in.
+    """
+
+    def __init__(self, directory: Path, seed: int = 1) -> None:
+        self.chance = random.Random(seed)
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+        self.letIn: list[tuple[str, list[bytes]]] = []
+        users = directory / "users"
+        users.write_text(f"alice:{{PLAIN}}{PASSWORD}\n")
+        store = MemoryStore([b"a: b\n\nc\n"])
+        provider = AccountsProvider(store, [PasswordFile(str(users), Inline())])
+        policy = Policy(enable=frozenset(OPTIONAL_MECHANISMS), maxFailedLogins=1000)
+        self._factory = POP3Factory(provider, policy, clock=Clock(), secret=b"s")
+        self.methods: dict[str, Callable[[Client, Send], bytes]] = {
+            "PLAIN": self._plain,
+            "LOGIN": self._login,
+            "CRAM-MD5": self._cramMD5,
+            **{
+                name: lambda client, send, name=name: self._scram(name, send)  # type: ignore[misc]
+                for name in OPTIONAL_MECHANISMS
+                if name.startswith("SCRAM")
+            },
+            "APOP": self._apop,
+        }
+
+    # --- the exchanges ------------------------------------------------------------------
+
+    def _plain(self, client: Client, send: Send) -> bytes:
+        send(b"AUTH PLAIN")
+        return send(b"\0alice\0" + PASSWORD.encode())
+
+    def _login(self, client: Client, send: Send) -> bytes:
+        send(b"AUTH LOGIN")
+        send(b"alice")
+        return send(PASSWORD.encode())
+
+    def _cramMD5(self, client: Client, send: Send) -> bytes:
+        challenge = _decoded(send(b"AUTH CRAM-MD5"))
+        return send(b"alice " + cramDigest(challenge, PASSWORD).encode())
+
+    def _apop(self, client: Client, send: Send) -> bytes:
+        timestamp: str = client.protocol.session.timestamp
+        return send(b"APOP alice " + md5((timestamp + PASSWORD).encode()).hexdigest().encode())
+
+    def _scram(self, name: str, send: Send) -> bytes:
+        binding = BINDING if name.endswith("-PLUS") else None
+        other = ScramClient([name], "alice", PASSWORD, channel_binding=binding)
+        send(b"AUTH " + name.encode())
+        try:
+            other.set_server_first(_decoded(send(other.get_client_first().encode())))
+            final = send(other.get_client_final().encode())
+            if not final.startswith(b"+ "):
+                return final
+            other.set_server_final(_decoded(final))
+        except (ScramException, ValueError):
+            return send(b"")
+        return send(b"")
+
+    # --- one exchange -------------------------------------------------------------------
+
+    def _connected(self) -> tuple[Client, bytes]:
+        client = Client(self._factory, isSecure=True)
+        client.protocol.session.channelBinding = dict([BINDING]).get
+        return client, client.received()
+
+    def _one(self, method: str) -> None:
+        client, _ = self._connected()
+        chance, isFirst, wasChanged = self.chance, True, False
+        end = b""
+        sent: list[bytes] = []
+
+        def send(message: bytes) -> bytes:
+            nonlocal isFirst, wasChanged, end
+            line = message
+            if end.startswith((b"-ERR", b"+OK")) or not client.isOpen:
+                return end
+            if not isFirst and chance.random() < 0.5:
+                changed = _changed(message, chance)
+                wasChanged = wasChanged or changed != message
+                line = changed
+            isCommand = isFirst or method == "APOP"
+            isFirst = False
+            if not isCommand:
+                line = b64encode(line)
+                if chance.random() < 0.1:
+                    changed = _changed(line, chance)
+                    wasChanged = wasChanged or changed != line
+                    line = changed
+            elif method == "APOP" and chance.random() < 0.9:
+                changed = b"APOP " + _changed(message[5:], chance)
+                wasChanged = wasChanged or changed != message
+                line = changed
+            line = line.replace(b"\n", b"")
+            sent.append(line)
+            end = client.say(line)
+            return end
+
+        reply = self.methods[method](client, send)
+        outcome = reply.split(b" ")[0].decode("ascii", "replace").strip() or "closed"
+        self.counts[f"{method} {outcome}"] += 1
+        if outcome not in ("+OK", "-ERR", "+", "closed"):
+            self.faults.append(f"{method}: {reply!r}")
+        if outcome == "+OK" and wasChanged and not reply.startswith(b"+OK Logged in"):
+            self.faults.append(f"{method}: {reply!r}")
+        if outcome == "+OK" and wasChanged:
+            # Some changes mean nothing, such as another nonce.
+            self.letIn.append((method, sent))
+        client.vanish()
+
+    def run(self, count: int) -> None:
+        """
+        Hold this many exchanges.
+        """
+        seen: list[Any] = []
+
+        def observe(event: Any) -> None:
+            if event["log_level"] in (LogLevel.error, LogLevel.critical):
+                seen.append(event)
+
+        globalLogPublisher.addObserver(observe)
+        other, _ = self._connected()
+        other.logIn(b"alice", PASSWORD.encode())
+        other.say(b"SLEE")
+        bystander = Client(self._factory, isSecure=True)
+        bystander.received()
+        try:
+            names = list(self.methods)
+            for number in range(count):
+                self._one(names[number % len(names)])
+                if number % 100 == 0:
+                    if not bystander.say(b"CAPA").startswith(b"+OK"):
+                        self.faults.append("another session was disturbed")
+                    if not other.say(b"NOOP").startswith(b"+OK"):
+                        self.faults.append("a sleeping session was disturbed")
+        finally:
+            globalLogPublisher.removeObserver(observe)
+            other.vanish()
+            bystander.vanish()
+        self.faults += [f"logged {each.get('log_format')}" for each in seen]
+        left = len(self._factory.connections)
+        if left:
+            self.faults.append(f"{left} connections are left")
+
+
+def _decoded(reply: bytes) -> str:
+    return b64decode(reply[2:].strip()).decode("utf-8", "replace") if reply[:2] == b"+ " else ""
+
+
+def main() -> None:
+    """
+    Run the proof and print how exchanges ended.
+    """
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    with tempfile.TemporaryDirectory() as directory:
+        proof = Proof(Path(directory), seed)
+        proof.run(count // 10)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        proof.run(count - count // 10)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    for name, number in sorted(proof.counts.items()):
+        print(f"{number:8} {name}")
+    for method, lines in proof.letIn[:10]:
+        print("let in:", method, b" / ".join(lines)[:200])
+    print(f"{len(proof.letIn)} changed exchanges were let in")
+    print(f"memory grew by {grown} KiB after the first tenth")
+    print("\n".join(proof.faults[:20]) or "wrong: 0")
+    sys.exit(bool(proof.faults))
+
+
+if __name__ == "__main__":
+    main()
