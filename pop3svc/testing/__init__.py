@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pop3svc.lazyimports import onDemand
 
 if TYPE_CHECKING:
+    from pop3svc.protocol.session import ConnectionInfo
     from pop3svc.testing.client import Client, Inline, MemoryTransport, conversation
     from pop3svc.testing.contract import MailboxContract
     from pop3svc.testing.faults import (
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Async",
     "Client",
+    "ConnectionInfo",
     "CutOff",
     "Delayed",
     "ExpiredCertificate",
@@ -51,6 +53,7 @@ __getattr__ = onDemand(
     __name__,
     {
         "Client": "pop3svc.testing.client",
+        "ConnectionInfo": "pop3svc.protocol.session",
         "Async": "pop3svc.testing.wrappers",
         "CutOff": "pop3svc.testing.faults",
         "ExpiredCertificate": "pop3svc.testing.faults",
