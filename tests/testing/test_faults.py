@@ -390,7 +390,7 @@ def test_slowSTLS() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: TempFail(command="RERT"), "TempFail cannot strike 'RERT', only AUTH, "),
+        (lambda: TempFail(command="RERT"), "TempFail cannot strike 'RERT', only APOP, AUTH, "),
         (lambda: TempFail(command="greeting"), "TempFail cannot strike 'greeting'"),
         (lambda: WrongSize(command="RETR"), "WrongSize cannot strike 'RETR', only LIST, STAT"),
         (lambda: NoFinalDot(command="STAT"), "NoFinalDot cannot strike 'STAT'"),
