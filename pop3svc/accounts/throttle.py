@@ -84,15 +84,14 @@ class _HiddenGuesses:
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._begun: BoundedDict[tuple[str | None, str], tuple[float, int]] = BoundedDict(
-            self.BOUND
-        )
+        self._begun: BoundedDict[tuple[str, str], tuple[float, int]] = BoundedDict(self.BOUND)
 
     def guess(self, clientIP: str | None, username: str) -> str:
         """
         @return: a text that tells guesses apart, and is no password.
         """
-        now, key = self._clock.seconds(), (clientIP, username)
+        # A ban applies to the /64 of an IPv6 address, so count its addresses together.
+        now, key = self._clock.seconds(), (networkOf(clientIP), username)
         since, count = self._begun.get(key, (now, 0))
         if now - since >= self.TIME:
             since, count = now, 0

@@ -863,3 +863,17 @@ def test_hiddenGuesses(clock: Clock) -> None:
         assert fail()
         clock.advance(60)
     assert sum(fail() for _ in range(100)) == 5
+
+
+def test_hiddenGuessesOfOneNetwork(clock: Clock) -> None:
+    """
+    Further addresses of one /64 give no further attempts that count as one guess.
+    """
+    shared = SharedThrottle(clock)
+    admitted = 0
+    for number in range(100):
+        info = ConnectionInfo(1, f"2001:db8::{number:x}", True)
+        if shared.mayLogin(info, "alice", None):
+            admitted += 1
+            shared.loginFailed(info, "alice")
+    assert admitted < 10
