@@ -31,6 +31,8 @@ __all__ = [
 # Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  The bound is needed
 # because clients that are not logged in can cause comparisons.
 _MOST_ROUNDS = 5_000_000
+# RFC 7677 section 4 wants at least as many, and clients refuse fewer.
+_LEAST_SCRAM_ROUNDS = 4096
 _ROUNDS_PER_MILLISECOND = 2500
 
 
@@ -144,7 +146,10 @@ def readScram(text: str, algorithm: str) -> ScramKeys:
         raise ValueError("a malformed SCRAM verifier")
     if not salt or len(stored) != size or len(server) != size:
         raise ValueError("a malformed SCRAM verifier")
-    return ScramKeys(salt, _roundsOf(found[1]), stored, server)
+    rounds = _roundsOf(found[1])
+    if rounds < _LEAST_SCRAM_ROUNDS:
+        raise ValueError(f"a SCRAM verifier with fewer than {_LEAST_SCRAM_ROUNDS} rounds")
+    return ScramKeys(salt, rounds, stored, server)
 
 
 def _prepared(password: bytes) -> bytes:

@@ -32,11 +32,15 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
     """
     Compute keys from a password.  Blocks.
 
-    @return: L{None} if SASLprep (RFC 4013) does not allow the password.
+    @return: L{None} if SASLprep (RFC 4013) does not allow the password, or leaves nothing of it.
     """
     from scramp import ScramException, ScramMechanism
+    from scramp.utils import saslprep
 
     try:
+        if not saslprep(password):
+            # Such as a soft hyphen.  An empty password would have the same keys.
+            return None
         made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
             password, iteration_count=rounds, salt=salt
         )

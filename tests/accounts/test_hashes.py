@@ -101,6 +101,7 @@ def test_encodings() -> None:
         "{SCRAM-SHA-1}4096,c2FsdA==,AAAA,AAAA",
         "{SCRAM-SHA-256}9999999,c2FsdA==," + "A" * 43 + "=," + "A" * 43 + "=",
         "{SCRAM-SHA-256}0,c2FsdA==," + "A" * 43 + "=," + "A" * 43 + "=",
+        "{SCRAM-SHA-256}4095,c2FsdA==," + "A" * 43 + "=," + "A" * 43 + "=",
         "{SCRAM-SHA-256}x",
         "{CRAM-MD5}00",
         "{DIGEST-MD5}00",

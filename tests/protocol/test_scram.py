@@ -141,6 +141,17 @@ def test_madeUp() -> None:
         assert other.salt != one.salt
 
 
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+def test_passwordOfNothing(algorithm: str) -> None:
+    """
+    A password that SASLprep makes empty has no keys, because nobody may log in with an empty
+    password.
+    """
+    assert deriveKeys("\u00ad", algorithm, b"s" * 16, 4096) is None
+    with pytest.raises(ValueError):
+        makeVerifier("\u00ad")
+
+
 # --- logging in -----------------------------------------------------------------------
 
 
