@@ -399,10 +399,13 @@ class IScramAccounts(Interface):
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
-    def usualScramKeys(username: str, algorithm: str) -> ScramKeys | None:
+    def exampleScramKeys(username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        @return: keys of any user whose rounds and salt are like those of most users; None if
-            the accounts have none.  The service makes made-up keys like these.
+        @param seed: octets that only the service knows, the same each time for a name.
+        @return: keys of any user; None if the accounts have none.  The service makes made-up
+            keys with the same rounds and the same length of salt.  The seed chooses the user, so
+            that made-up keys and real keys have each form equally often.  Otherwise a rare form
+            would tell that a name exists.
         """
 
 

@@ -139,12 +139,12 @@ class AccountsProvider:
                 return keys
         return None
 
-    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+    def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.usualScramKeys}.
+        See L{IScramAccounts.exampleScramKeys}; of the first checker that has keys.
         """
         for _, checker in self._scram:
-            found: ScramKeys | None = checker.usualScramKeys(username, algorithm)
+            found: ScramKeys | None = checker.exampleScramKeys(username, algorithm, seed)
             if found is not None:
                 return found
         return None

@@ -95,14 +95,14 @@ class DomainProvider:
         self._provedBy[info] = provider
         return provider.sharedSecret(info, username)
 
-    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+    def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.usualScramKeys}.
+        See L{IScramAccounts.exampleScramKeys}.
         """
         provider: Any = self._of(username)
         if not IScramAccounts.providedBy(provider):
             return None
-        found: ScramKeys | None = provider.usualScramKeys(username, algorithm)
+        found: ScramKeys | None = provider.exampleScramKeys(username, algorithm, seed)
         return found
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:

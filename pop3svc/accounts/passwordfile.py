@@ -24,7 +24,7 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
-from pop3svc.accounts.scramkeys import ScramSource, UsualKeys, makeVerifier
+from pop3svc.accounts.scramkeys import KeyForms, ScramSource, makeVerifier
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
@@ -91,7 +91,7 @@ class Accounts(NamedTuple):
     @ivar badCount: the number of all bad lines.
     @ivar plainCount: the number of passwords that are not hashed.
     @ivar standIn: a hash of the median cost, for comparisons with unknown users.
-    @ivar usualKeys: the form of most SCRAM verifiers.
+    @ivar keyForms: the forms of the keys for SCRAM.
     """
 
     hashes: Mapping[str, str]
@@ -99,7 +99,7 @@ class Accounts(NamedTuple):
     badCount: int
     plainCount: int
     standIn: str
-    usualKeys: UsualKeys
+    keyForms: KeyForms
 
     def complaints(self) -> list[str]:
         """
@@ -131,7 +131,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
-    costs, usualKeys = UsualCost(), UsualKeys()
+    costs, keyForms = UsualCost(), KeyForms()
     for number, line in enumerate(lines, 1):
         line = line.removesuffix("\n").removesuffix("\r")
         if not line.strip() or line.startswith("#"):
@@ -158,8 +158,8 @@ def _parse(lines: Iterable[str]) -> Accounts:
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
         if stored.startswith("{"):
-            usualKeys.add(stored)
-    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "", usualKeys)
+            keyForms.add(stored)
+    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "", keyForms)
 
 
 def _linesOf(path: str) -> Iterator[str]:
@@ -374,11 +374,11 @@ class PasswordFile:
         password = None if stored is None else HASHES.passwordOf(stored)
         return None if password is None else SharedSecret(password)
 
-    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+    def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.usualScramKeys}.
+        See L{IScramAccounts.exampleScramKeys}.
         """
-        return self._accounts.usualKeys.example(algorithm)
+        return self._accounts.keyForms.example(algorithm, seed)
 
     def _digest(self, text: str) -> bytes:
         octets = text.encode("utf-8", "surrogateescape")

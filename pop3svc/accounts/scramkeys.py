@@ -4,6 +4,8 @@ Keys for SCRAM (RFC 5802) from stored passwords.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import secrets
 from base64 import b64encode
 from typing import Any
@@ -16,12 +18,14 @@ from pop3svc.bounded import BoundedDict
 from pop3svc.interfaces import ScramKeys
 from pop3svc.threadpool import Executor
 
-__all__ = ["ROUNDS", "ScramSource", "UsualKeys", "deriveKeys", "makeVerifier"]
+__all__ = ["PLAIN_SALT", "ROUNDS", "KeyForms", "ScramSource", "deriveKeys", "makeVerifier"]
 
 _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
 # Rounds for keys of a password in the clear, which are computed at a login: the least that
 # RFC 7677 section 4 allows.
 _LEAST_ROUNDS = 4096
+# Octets of the salt of these keys.
+PLAIN_SALT = 16
 # Rounds of verifiers that the service makes.  A phone computes as many in a tenth of a second.
 ROUNDS = 65_536
 # Keys of passwords in the clear that are remembered.
@@ -65,9 +69,10 @@ def makeVerifier(password: str) -> str:
     return f"{{SCRAM-SHA-256}}{keys.rounds},{salt},{stored},{server}"
 
 
-class UsualKeys:
+class KeyForms:
     """
-    Finds keys whose rounds and salt are like those of most users.
+    Counts the forms of users' keys, and chooses one of them for a made-up user.  A form is the
+    number of rounds and the length of the salt.
     """
 
     # Different forms that are counted.
@@ -75,28 +80,43 @@ class UsualKeys:
 
     def __init__(self, reader: HashReader = HASHES) -> None:
         self._reader = reader
-        self._counts: dict[tuple[str, int, int], int] = {}
-        self._examples: dict[tuple[str, int, int], ScramKeys] = {}
+        self._counts: dict[str, dict[tuple[int, int], int]] = {each: {} for each in _MECHANISMS}
 
     def add(self, stored: str) -> None:
         """
         Count a stored password that has keys.
         """
-        for algorithm in _MECHANISMS:
+        isPlain = self._reader.isPlain(stored)
+        for algorithm, counts in self._counts.items():
             keys = self._reader.scramKeys(stored, algorithm)
-            if keys is None:
+            if isPlain:
+                form = _LEAST_ROUNDS, PLAIN_SALT
+            elif keys is not None:
+                form = keys.rounds, len(keys.salt)
+            else:
                 continue
-            form = algorithm, keys.rounds, len(keys.salt)
-            if form in self._counts or len(self._counts) < self.MOST:
-                self._counts[form] = self._counts.get(form, 0) + 1
-                self._examples.setdefault(form, keys)
+            if form in counts or len(counts) < self.MOST:
+                counts[form] = counts.get(form, 0) + 1
 
-    def example(self, algorithm: str) -> ScramKeys | None:
+    def example(self, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        @return: keys of the most frequent form; L{None} if there are none.
+        Choose a form by the seed.  A form that more users have is chosen for more seeds.  If the
+        counts change, few seeds get another form (weighted rendezvous hashing).
+
+        @return: keys of that form; L{None} if there are none.
         """
-        forms = [each for each in self._counts if each[0] == algorithm]
-        return self._examples[max(forms, key=self._counts.__getitem__)] if forms else None
+        counts = self._counts[algorithm]
+        if not counts:
+            return None
+
+        def score(form: tuple[int, int]) -> float:
+            digest = hashlib.blake2b(b"%d,%d" % form, key=seed[:64], digest_size=6).digest()
+            # Between 0 and 1, without both ends.
+            part = (int.from_bytes(digest) + 0.5) / 2**48
+            return counts[form] / -math.log(part)
+
+        rounds, size = max(counts, key=score)
+        return ScramKeys(bytes(size), rounds, b"", b"")
 
 
 class ScramSource:
@@ -143,6 +163,7 @@ class ScramSource:
         return derived if password else self._reader.scramKeys(stored, algorithm)
 
     async def _derive(self, password: str, algorithm: str, salt: bytes) -> ScramKeys | None:
+        salt = salt[:PLAIN_SALT]
         key = password, algorithm, salt
         if key not in self._derived:
             made: Any = await self._queue.run(

@@ -23,7 +23,7 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
-from pop3svc.accounts.scramkeys import ScramSource, UsualKeys
+from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
 from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Health, Transaction
@@ -216,7 +216,7 @@ class SQLAccounts:
         self._comparison = PasswordComparison(self._name, reader, runner, clock)
         self._usual = UsualCost()
         self._scram = ScramSource(reader, runner, clock)
-        self._usualKeys = UsualKeys(reader)
+        self._keyForms = KeyForms(reader)
         # The health of the query, which may fail while the database works.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
@@ -285,7 +285,7 @@ class SQLAccounts:
                 raise _BadAccount("the query returns more than one row")
             row = _rowOf(rows[0])
             self._usual.add(self._costOf(row), row.password)
-            self._usualKeys.add(row.password)
+            self._keyForms.add(row.password)
             self._scram.hasPlain = self._scram.hasPlain or self._reader.isPlain(row.password)
         except _BadAccount as error:
             self._report(name, str(error))
@@ -354,11 +354,11 @@ class SQLAccounts:
         password = self._reader.passwordOf(row.password)
         return None if password is None else SharedSecret(password, row.user or "")
 
-    def usualScramKeys(self, username: str, algorithm: str) -> ScramKeys | None:
+    def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.usualScramKeys}; of the users who have tried to log in.
+        See L{IScramAccounts.exampleScramKeys}; of the users who have tried to log in.
         """
-        return self._usualKeys.example(algorithm)
+        return self._keyForms.example(algorithm, seed)
 
     def _versionOf(self, row: _Row) -> str:
         fields = "\0".join(str(each) for each in row)

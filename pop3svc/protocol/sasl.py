@@ -16,7 +16,14 @@ from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts, ISharedSecrets
 from pop3svc.protocol.challenges import cramDigest, makeChallenge, readCram
 from pop3svc.protocol.replies import Reply, challenge
-from pop3svc.protocol.scram import ALGORITHMS, BINDING_TYPES, ClientFirst, ScramServer, makeUp
+from pop3svc.protocol.scram import (
+    ALGORITHMS,
+    BINDING_TYPES,
+    ClientFirst,
+    ScramServer,
+    makeUp,
+    seedOf,
+)
 from pop3svc.protocol.session import Password, Proven, Session
 from pop3svc.protocol.wire import hasControl
 
@@ -164,11 +171,12 @@ async def _scram(
     binding = _bindingOf(session, first, bindsChannel)
     # Make up keys always, so that the time does not tell whether there is a user.
     provider: Any = session.provider
-    like = provider.usualScramKeys(first.name, algorithm)
-    madeUp = makeUp(session.secret, first.name, algorithm, like)
-    keys = await session.calls.ask(
-        provider.scramKeys, session.info, first.name, algorithm, madeUp.salt
-    )
+    seed = seedOf(session.secret, first.name, algorithm)
+    like = provider.exampleScramKeys(first.name, algorithm, seed)
+    madeUp = makeUp(seed, algorithm, like)
+    # The salt for a password in the clear does not depend on the other users' keys.
+    salt = makeUp(seed, algorithm, None).salt
+    keys = await session.calls.ask(provider.scramKeys, session.info, first.name, algorithm, salt)
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
     proven = Proven(first.name, "" if keys is None else keys.mailbox)

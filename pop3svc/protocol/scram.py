@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import ScramKeys
 
-__all__ = ["ALGORITHMS", "BINDING_TYPES", "ClientFirst", "ScramServer", "makeUp"]
+__all__ = ["ALGORITHMS", "BINDING_TYPES", "ClientFirst", "ScramServer", "makeUp", "seedOf"]
 
 # The hash function of each mechanism, by its name in hashlib.
 ALGORITHMS = {
@@ -109,23 +109,28 @@ class ClientFirst:
         )
 
 
-def makeUp(secret: bytes, name: str, algorithm: str, like: ScramKeys | None) -> ScramKeys:
+def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
+    """
+    @param secret: of the service.
+    @return: 64 octets that only the service knows, the same each time for a name.
+    """
+    octets = name.encode("utf-8", "surrogateescape")
+    return hmac.digest(secret, algorithm.encode() + b"\0" + octets, "sha512")
+
+
+def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
     """
     Make keys that no password has, so that an exchange does not tell whether there is a user.
 
-    @param secret: of the service.  The same name always gets the same keys.
-    @param like: keys of a real user, whose rounds and length of salt the made-up keys have.
+    @param seed: see L{seedOf}.  The same seed always gets the same keys.
+    @param like: keys whose rounds and length of salt the made-up keys have.
     """
-    octets = name.encode("utf-8", "surrogateescape")
-
-    def make(purpose: bytes) -> bytes:
-        return hmac.digest(secret, purpose + b"\0" + algorithm.encode() + b"\0" + octets, "sha512")
-
     size = hashlib.new(algorithm).digest_size
     length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)
-    return ScramKeys(
-        make(b"salt")[: min(length, 64)], rounds, make(b"stored")[:size], make(b"server")[:size]
-    )
+    # Another form has another salt, because the salt of a real user changes, too.
+    salt = hashlib.shake_256(b"salt,%d,%d," % (length, rounds) + seed).digest(length)
+    keys = hashlib.shake_256(b"keys," + seed).digest(2 * size)
+    return ScramKeys(salt, rounds, keys[:size], keys[size:])
 
 
 class ScramServer:

@@ -16,11 +16,11 @@ from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.accounts.scramkeys import deriveKeys, makeVerifier
+from pop3svc.accounts.scramkeys import KeyForms, deriveKeys, makeVerifier
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginThrottle, ScramKeys
 from pop3svc.policy import Policy
-from pop3svc.protocol.scram import ClientFirst, ScramServer, makeUp
+from pop3svc.protocol.scram import ClientFirst, ScramServer, makeUp, seedOf
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
@@ -125,20 +125,46 @@ def test_names() -> None:
     assert caught.value.code == "AUTH"
 
 
-def test_madeUp() -> None:
+@pytest.mark.parametrize("size", [12, 16, 96])
+def test_madeUp(size: int) -> None:
     """
     Made-up keys stay the same for a name, and look like those of real users.
     """
-    like = ScramKeys(b"s" * 12, 65_536, b"", b"")
-    one = makeUp(b"secret", "nobody", "sha256", like)
-    assert one == makeUp(b"secret", "nobody", "sha256", like)
-    assert (len(one.salt), one.rounds, len(one.storedKey)) == (12, 65_536, 32)
-    for other in (
-        makeUp(b"other", "nobody", "sha256", like),
-        makeUp(b"secret", "nobody2", "sha256", like),
-        makeUp(b"secret", "nobody", "sha1", like),
-    ):
+    like = ScramKeys(b"s" * size, 65_536, b"", b"")
+
+    def make(secret: bytes = b"secret", name: str = "nobody", algorithm: str = "sha256") -> Any:
+        return makeUp(seedOf(secret, name, algorithm), algorithm, like)
+
+    one = make()
+    assert one == make()
+    assert (len(one.salt), one.rounds, len(one.storedKey)) == (size, 65_536, 32)
+    assert len(make(algorithm="sha1").serverKey) == 20
+    for other in (make(secret=b"other"), make(name="nobody2"), make(algorithm="sha1")):
         assert other.salt != one.salt
+
+
+def test_formsOfMadeUpKeys() -> None:
+    """
+    Made-up keys have each form as often as real keys, so that a rare form tells nothing.  Another
+    user changes the form of few names.
+    """
+    forms = KeyForms()
+    for stored, count in ((VERIFIER, 60), ("{PLAIN}pencil", 40)):
+        for _ in range(count):
+            forms.add(stored)
+
+    def rounds() -> list[int]:
+        made = [forms.example("sha256", seedOf(b"s", str(each), "sha256")) for each in range(1000)]
+        return [each.rounds for each in made if each is not None]
+
+    before = rounds()
+    assert 340 < before.count(4096) < 460 and before.count(4096) + before.count(65_536) == 1000
+    forms.add("{PLAIN}pencil")
+    changed = [one for one, two in zip(before, rounds(), strict=True) if one != two]
+    assert len(changed) < 20 and 4096 not in changed
+    sha1 = forms.example("sha1", b"seed")
+    assert sha1 is not None and (sha1.rounds, len(sha1.salt)) == (4096, 16)
+    assert KeyForms().example("sha256", b"seed") is None
 
 
 @pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
@@ -255,21 +281,46 @@ def test_refused(provider: AccountsProvider, name: str, password: str) -> None:
     assert client.say(b"CAPA").startswith(b"+OK")
 
 
+def challenge(provider: Any, name: str) -> dict[str, str]:
+    """
+    @return: the attributes of the server's first message.
+    """
+    client = connect(provider)
+    client.say(b"AUTH SCRAM-SHA-256")
+    text = challengeOf(respond(client, f"n,,n={name},r=abcdefgh"))
+    return {each[0]: each[2:] for each in text.split(",")}
+
+
 def test_sameChallenge(provider: AccountsProvider) -> None:
     """
-    Salt and rounds of a user that does not exist stay the same, and have the usual form.
+    Salt and rounds of a user that does not exist stay the same, and have the form of a real user.
     """
-
-    def challenge(name: str) -> dict[str, str]:
-        client = connect(provider)
-        client.say(b"AUTH SCRAM-SHA-256")
-        text = challengeOf(respond(client, f"n,,n={name},r=abcdefgh"))
-        return {each[0]: each[2:] for each in text.split(",")}
-
-    one, two, real = challenge("nobody"), challenge("nobody"), challenge("user")
+    one, two, real = (challenge(provider, each) for each in ("nobody", "nobody", "user"))
     assert one["s"] == two["s"] and one["r"] != two["r"]
-    assert one["i"] == real["i"] == "65536"
+    assert real["i"] == "65536"
     assert len(one["s"]) == len(real["s"]) and one["s"] != real["s"]
+
+
+def test_plainAmongVerifiers(tmp_path: Path) -> None:
+    """
+    Names without an account show the form of a password in the clear, too.  A short salt of
+    other users does not matter for that password.
+    """
+    path = tmp_path / "users"
+    short = ",".join(["{SCRAM-SHA-256}65536", "c2FsdA==", *VERIFIER.split(",")[2:]])
+    path.write_text(f"user:{short}\nplain:{{PLAIN}}pencil\n")
+    provider = AccountsProvider(MemoryStore([]), [PasswordFile(str(path), Inline())])
+
+    def form(name: str) -> tuple[str, int]:
+        found = challenge(provider, name)
+        return found["i"], len(found["s"])
+
+    assert {form(f"nobody{each}") for each in range(20)} == {form("user"), form("plain")}
+    client = connect(provider)
+    client.say(b"AUTH SCRAM-SHA-256")
+    client.say(b"*")
+    other = begin(client, "plain", "pencil", "SCRAM-SHA-256")
+    assert respond(client, other.get_client_final()).startswith(b"+ ")
 
 
 def finalOf(other: Any) -> dict[str, str]:
