@@ -13,7 +13,7 @@ from typing import Any
 from zope.interface.interface import InterfaceClass
 
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts, ISharedSecrets
+from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts, ISharedSecrets, ScramKeys
 from pop3svc.protocol.challenges import cramDigest, makeChallenge, readCram
 from pop3svc.protocol.replies import Reply, challenge
 from pop3svc.protocol.scram import (
@@ -176,11 +176,21 @@ async def _scram(
     madeUp = makeUp(seed, algorithm, like)
     # The salt for a password in the clear does not depend on the other users' keys.
     salt = makeUp(seed, algorithm, None).salt
-    keys = await session.calls.ask(provider.scramKeys, session.info, first.name, algorithm, salt)
+
+    async def find() -> ScramKeys | None:
+        found: ScramKeys | None = await session.calls.ask(
+            provider.scramKeys, session.info, first.name, algorithm, salt
+        )
+        return found
+
+    session.countExchange()
+    keys = await find()
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
+    # The password may have been changed while the client had the challenge.
+    isProven = isRight and keys is not None and await find() == keys
     proven = Proven(first.name, "" if keys is None else keys.mailbox)
-    await session.prove(proven, isRight and keys is not None)
+    await session.prove(proven, isProven)
     # The client can check that the server knows the password, too.  Its response is empty.
     if (yield final):
         raise BadArguments("Response must be empty.")

@@ -265,7 +265,7 @@ class Session:
         isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
         self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""
         self.badCommands = 0
-        self._failedLogins = 0
+        self._failedLogins = self._exchanges = 0
         self._wasChecked = self._isRepeated = False
         self.transaction: Transaction | None = None
         self._credentialsVersion = ""
@@ -409,6 +409,18 @@ class Session:
             self._isRepeated = bool(await self.calls.ask(throttle.loginFailed, self.info, name))
         return self._wrong()
 
+    def countExchange(self) -> None:
+        """
+        Count an exchange for which the provider looks up a user.  Neither the throttle nor
+        C{maxBadCommands} counts an exchange that the client does not finish, so this bounds the
+        look-ups of one connection.
+
+        @raise POP3ResponseError: there were too many since the last successful login.
+        """
+        self._exchanges += 1
+        if self._exchanges > self.policy.maxFailedLogins:
+            raise POP3ResponseError("Too many logins were begun.", critical=True)
+
     async def prove(self, proven: Proven, isRight: bool) -> None:
         """
         Count the outcome of a mechanism that compares the password itself.
@@ -424,6 +436,7 @@ class Session:
         except POP3ResponseError as error:
             self._loginEvent(name, error.code or "")
             raise
+        self._exchanges = 0
         if throttle is not None:
             await self.calls.ask(throttle.loginSucceeded, self.info, name)
 

@@ -391,6 +391,39 @@ def test_cancelled(provider: AccountsProvider) -> None:
     client.logIn(b"user", b"pencil")
 
 
+def test_changedMeanwhile(provider: AccountsProvider, tmp_path: Path) -> None:
+    """
+    A client that waits with its proof does not log in with the password that was valid at its
+    first message.
+    """
+    client = connect(provider)
+    other = begin(client, "plain", "pencil", "SCRAM-SHA-256")
+    path = tmp_path / "users"
+    path.write_text(path.read_text().replace("{PLAIN}pencil", "{PLAIN}other password"))
+    assert respond(client, other.get_client_final()) == b"-ERR [AUTH] Wrong name or password.\r\n"
+
+
+def test_manyBegun(provider: AccountsProvider) -> None:
+    """
+    One connection cannot look up any number of users.  A login begins the count again.
+    """
+    client = connect(provider)
+    for _ in range(3):
+        for _ in range(POLICY.maxFailedLogins - 1):
+            begin(client, "nobody", "pencil", "SCRAM-SHA-256")
+            assert client.say(b"*") == b"-ERR Cancelled.\r\n"
+        other = begin(client, "user", "pencil", "SCRAM-SHA-256")
+        respond(client, other.get_client_final())
+        assert client.say(b"") == b"+OK Logged in.\r\n"
+        assert client.say(b"QAUT").startswith(b"+OK")
+    for _ in range(POLICY.maxFailedLogins):
+        begin(client, "nobody", "pencil", "SCRAM-SHA-256")
+        client.say(b"*")
+    assert client.say(b"AUTH SCRAM-SHA-256") == b"+ \r\n"
+    assert respond(client, "n,,n=nobody,r=abcdefgh") == b"-ERR Too many logins were begun.\r\n"
+    assert client.transport.ended
+
+
 # --- channel binding ------------------------------------------------------------------
 
 
