@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from zope.interface import alsoProvides, implementer
 
+from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
     IAccountStatus,
     IExpiry,
@@ -18,6 +19,7 @@ from pop3svc.interfaces import (
     IScramAccounts,
     ISharedSecrets,
     ScramKeys,
+    SharedSecret,
 )
 
 __all__ = ["DomainProvider"]
@@ -47,9 +49,9 @@ class DomainProvider:
         days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
         self.expireDays: int = min((each for each in days if each), default=0)
 
-        # For each connection, the provider whose keys a mechanism uses, because the mailbox may
-        # have a name of another domain.
-        self._provedBy: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+        # For each connection, the mailbox of the last keys or secret that were found, and their
+        # provider, because the mailbox may have a name of another domain.
+        self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
         for interface in (IScramAccounts, ISharedSecrets):
             if any(interface.providedBy(each) for each in self._providers.values()):
                 alsoProvides(self, interface)
@@ -70,30 +72,40 @@ class DomainProvider:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        provider: Any = self._provedBy.get(info) or self._of(username)
+        # The keys may be left from an exchange that was cancelled.  Then another mechanism has
+        # proved this name.
+        mailbox, provider = self._foundBy.pop(info, ("", None))
+        if mailbox != username:
+            provider = self._of(username)
         return None if provider is None else provider.openMailbox(info, username)
 
-    def scramKeys(
+    async def scramKeys(
         self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
-    ) -> Any:
+    ) -> ScramKeys | None:
         """
         See L{IScramAccounts.scramKeys}.
         """
-        provider = self._of(username)
+        provider: Any = self._of(username)
         if not IScramAccounts.providedBy(provider):
             return None
-        self._provedBy[info] = provider
-        return provider.scramKeys(info, username, algorithm, salt)
+        keys: ScramKeys | None = await maybeAwait(
+            provider.scramKeys, info, username, algorithm, salt
+        )
+        if keys is not None:
+            self._foundBy[info] = keys.mailbox or username, provider
+        return keys
 
-    def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> Any:
+    async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
         See L{ISharedSecrets.sharedSecret}.
         """
-        provider = self._of(username)
+        provider: Any = self._of(username)
         if not ISharedSecrets.providedBy(provider):
             return None
-        self._provedBy[info] = provider
-        return provider.sharedSecret(info, username)
+        found: SharedSecret | None = await maybeAwait(provider.sharedSecret, info, username)
+        if found is not None:
+            self._foundBy[info] = found.mailbox or username, provider
+        return found
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """

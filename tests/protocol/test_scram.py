@@ -15,6 +15,7 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.domains import DomainProvider
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.scramkeys import KeyForms, deriveKeys, makeVerifier
 from pop3svc.errors import POP3ResponseError
@@ -422,6 +423,27 @@ def test_manyBegun(provider: AccountsProvider) -> None:
     assert client.say(b"AUTH SCRAM-SHA-256") == b"+ \r\n"
     assert respond(client, "n,,n=nobody,r=abcdefgh") == b"-ERR Too many logins were begun.\r\n"
     assert client.transport.ended
+
+
+def test_leftOverKeys(tmp_path: Path) -> None:
+    """
+    A cancelled exchange does not choose the store of a user whom another mechanism proves.
+    """
+    (tmp_path / "users").write_text(f"user@one.example:{VERIFIER}\n")
+    stores = MemoryStore([b"one\n"]), MemoryStore([b"two\n", b"two\n"])
+    one = AccountsProvider(stores[0], [PasswordFile(str(tmp_path / "users"), Inline())])
+    two = AccountsProvider(stores[1], [])
+    provider = DomainProvider({"one.example": one, "two.example": two}, "x")
+    client = connect(provider)
+    begin(client, "user@one.example", "pencil", "SCRAM-SHA-256")
+    client.say(b"*")
+    info = client.protocol.session.info
+    mailbox = provider.openMailbox(info, "user@two.example")
+    assert len(mailbox.listMessageUniqueIDs(info)) == 2
+    other = begin(client, "user@one.example", "pencil", "SCRAM-SHA-256")
+    respond(client, other.get_client_final())
+    assert client.say(b"") == b"+OK Logged in.\r\n"
+    assert client.say(b"STAT").startswith(b"+OK 1 ")
 
 
 # --- channel binding ------------------------------------------------------------------
