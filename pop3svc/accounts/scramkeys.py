@@ -30,6 +30,11 @@ PLAIN_SALT = 16
 ROUNDS = 65_536
 # Keys of passwords in the clear that are remembered.
 _REMEMBERED = 10_000
+# Verifiers that no password has.
+_STAND_INS = {
+    "sha1": "{SCRAM-SHA-1}65536," + "A" * 22 + "==" + ("," + "A" * 27 + "=") * 2,
+    "sha256": "{SCRAM-SHA-256}65536," + "A" * 22 + "==" + ("," + "A" * 43 + "=") * 2,
+}
 
 
 def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> ScramKeys | None:
@@ -152,7 +157,12 @@ class ScramSource:
         @return: the keys; L{None} if there are none.
         @raise POP3ResponseError: C{SYS/TEMP} if the computation would have to wait too long.
         """
-        password = None if stored is None else self._reader.passwordOf(stored)
+        # Read a verifier for everybody, because otherwise the time would tell who has one.
+        standIn = _STAND_INS[algorithm]
+        password = self._reader.passwordOf(standIn if stored is None else stored)
+        own = self._reader.scramKeys(standIn if stored is None else stored, algorithm)
+        if own is None:
+            self._reader.scramKeys(standIn, algorithm)
         derived: ScramKeys | None = None
         if self.hasPlain or password is not None:
             # Compute also for a user without a password in the clear, because otherwise the
@@ -160,7 +170,7 @@ class ScramSource:
             derived = await self._derive(password or self._nobody, algorithm, salt)
         if stored is None:
             return None
-        return derived if password else self._reader.scramKeys(stored, algorithm)
+        return derived if password else own
 
     async def _derive(self, password: str, algorithm: str, salt: bytes) -> ScramKeys | None:
         salt = salt[:PLAIN_SALT]

@@ -16,8 +16,10 @@ from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
+from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.accounts.scramkeys import KeyForms, deriveKeys, makeVerifier
+from pop3svc.accounts.scramkeys import KeyForms, ScramSource, deriveKeys, makeVerifier
+from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import ILoginThrottle, ScramKeys
 from pop3svc.policy import Policy
@@ -300,6 +302,28 @@ def test_sameChallenge(provider: AccountsProvider) -> None:
     assert one["s"] == two["s"] and one["r"] != two["r"]
     assert real["i"] == "65536"
     assert len(one["s"]) == len(real["s"]) and one["s"] != real["s"]
+
+
+@pytest.mark.parametrize("algorithm", ["sha1", "sha256"])
+def test_sameWork(algorithm: str) -> None:
+    """
+    One verifier is read for each look-up, whether or not there is a user.
+    """
+    read: list[Any] = []
+
+    class Reader(HashReader):
+        def scramKeys(self, stored: str, algorithm: str) -> ScramKeys | None:
+            keys = super().scramKeys(stored, algorithm)
+            read.extend(() if keys is None else [stored])
+            return keys
+
+    source = ScramSource(Reader(), Inline())
+    verifier = VERIFIER if algorithm == "sha256" else None
+    for stored in (verifier, "{SHA}" + "A" * 27 + "=", None):
+        read.clear()
+        keys = startNow(source.keysOf(stored, algorithm, b"s" * 16))
+        assert len(read) == 1
+        assert (keys is not None) == (stored is not None and stored == verifier)
 
 
 def test_plainAmongVerifiers(tmp_path: Path) -> None:
