@@ -36,10 +36,10 @@ __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 LONGEST_PASSWORD = 1024
 # The most characters of a stored password.  The longest valid one is a {PLAIN} password.
 _LONGEST = 2048
-# Milliseconds of CPU time of a digest, which the reactor's thread can spare.
+# A comparison that takes at most this many milliseconds of CPU time runs in the reactor's thread.
 _QUICK = 0.05
 
-# The list of the kinds of hashes in messages to the operator.
+# Messages to the operator name these kinds of hashes.
 KINDS = (
     "argon2, bcrypt ($2b$), sha512-crypt ($6$), sha256-crypt ($5$), md5-crypt ($1$), scrypt, "
     "yescrypt, and {SCHEME} of Dovecot"
@@ -222,7 +222,7 @@ _SCHEMES = (
     | {name: _digest(scheme) for name, scheme in SALTED.items()}
 )
 _SCRAM = {"sha1": _SCHEMES["SCRAM-SHA-1"], "sha256": _SCHEMES["SCRAM-SHA-256"]}
-# Schemes that have another name in Courier's authentication library.
+# Courier's authentication library gives these schemes other names.
 _COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
 _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 
@@ -314,5 +314,5 @@ class HashReader:
         return scheme.verify(data, password, username)
 
 
-# For sources of accounts without options.
+# The reader of sources of accounts that have no options for hashes.
 HASHES = HashReader()

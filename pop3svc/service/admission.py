@@ -129,7 +129,8 @@ class Admission:
 
     def expectNoMore(self, waiting: Any) -> None:
         """
-        Stop counting such a connection, because its header has come, or it is over.
+        Stop counting a connection of L{expect}, because its PROXY header has come, or because
+        the connection is over.
         """
         self._expected.discard(waiting)
         self.unauthenticated.discard(waiting)
@@ -138,7 +139,7 @@ class Admission:
 
     def acquireSlot(self, name: str, isLogin: bool) -> Callable[[bool], None]:
         """
-        Count a session of a user that logs in, or wakes up.
+        Count the session of a user who logs in, or whose session wakes up.
 
         @return: a function.  Call it once when the session is no longer awake, with a bool: whether
             the session has begun.
@@ -184,7 +185,7 @@ class Admission:
 
     def heardLogin(self, name: str, isDelayed: bool) -> None:
         """
-        Record a login in another process, whose C{loginDelayed} was called.
+        Record a login that another process has reported by C{loginDelayed}.
         """
         self._forgetLogins()
         self._logins.pop(name, None)

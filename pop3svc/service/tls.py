@@ -32,8 +32,8 @@ __all__ = ["WARNINGS", "RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
-# Seconds for which a session may be resumed.  A client that polls reconnects more often.  For other
-# clients a full handshake is cheap.
+# Seconds for which a session may be resumed.  A client that checks for mail regularly reconnects
+# sooner than that.  Other clients connect seldom, so a full handshake costs them little.
 _SESSION_LIFE = 7200
 # Seconds for which a context, and therefore the key of its tickets, is used.  A stolen key decrypts
 # the TLS 1.2 sessions resumed with its tickets (RFC 9325 section 3.4 requires a week at most).  A
@@ -105,8 +105,8 @@ def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) 
     return context
 
 
-# Days before the end of a certificate at which to warn.  Programs renew it a month before,
-# so a warning means that the renewal has failed.
+# Days before the end of a certificate at which to warn.  Programs renew a certificate a month
+# before its end, so a warning means that the renewal has failed.
 WARNINGS = (21, 7, 1, 0)
 
 
@@ -203,7 +203,7 @@ class RenewableCertificate:
         """
         try:
             chain, key = _load(self.certificate), _load(self._privateKey)
-            # Once the files can be read, the handed contents are out of date.
+            # The files can be read now, so the contents that were handed over are out of date.
             self._handed = None
         except ValueError:
             if handed is None:

@@ -192,8 +192,8 @@ class ExclusiveDirectory(Directory):
         """
         Lock the directory; see L{IExclusiveMailbox.lock}.
 
-        @param prepare: called in a thread with a descriptor of the locked directory, if a
-            thread is needed to lock it.
+        @param prepare: takes a descriptor of the locked directory.  If locking needs a thread,
+            that thread calls this function.
         """
         if self.isLost():
             raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
@@ -314,9 +314,9 @@ class ExclusiveDirectory(Directory):
         """
         Lock the mailbox if it is free.
 
-        @param prepare: in a thread: called with a descriptor after an interrupted removal
-            was finished or undone.  L{None} in the reactor's thread: a mailbox that needs
-            such a recovery is reported as L{LockBusy}.
+        @param prepare: if this method runs in a thread, a function that takes a descriptor.  It
+            is called after the recovery from an interrupted removal.  If this method runs in the
+            reactor's thread, L{None}; a mailbox that needs a recovery counts as L{LockBusy}.
         @return: L{None} if the mailbox does not exist.
         """
         presence = self._presence

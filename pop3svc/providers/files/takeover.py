@@ -112,8 +112,9 @@ class LockRegistry:
     def _poll(self) -> None:
         self._timer = None
         old = self.clock.seconds() - self.WATCH_AFTER
-        # Most sessions end before they are WATCH_AFTER seconds old.  The others are watched by
-        # inotify from now on; this poll sees requests from before.
+        # Most sessions end before they are WATCH_AFTER seconds old.  Inotify watches the mailboxes
+        # of the other sessions from now on.  Inotify does not report earlier requests, so look
+        # for them once.
         paths = [
             path
             for path, (_, _, since) in self._held.items()
@@ -149,7 +150,7 @@ class LockRegistry:
                 lambda: [path for path, each in directories.items() if each.isWaitedFor()]
             )
         except POP3ResponseError:
-            # All threads are busy; the next poll may get one.
+            # All threads are busy.  The next poll may find a free thread.
             self._askToRelease([])
             return
         looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))
