@@ -150,7 +150,11 @@ class AccountsProvider:
         return None
 
     def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
-        index, avatarID = self._acceptedBy[info]
+        found = self._acceptedBy.get(info)
+        if found is None:
+            # A mechanism that asks no checker has proved the name.
+            return None, ""
+        index, avatarID = found
         return IAccountStatus(self._checkers[index], None), avatarID
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
@@ -171,4 +175,8 @@ class AccountsProvider:
         """
         See L{IMailboxStore.openMailbox}.
         """
+        accepted = self._acceptedBy.get(info)
+        if accepted is not None and accepted[1] != username:
+            # This is left from an exchange that was cancelled, or from an earlier login.
+            del self._acceptedBy[info]
         return self._store.openMailbox(info, username)

@@ -20,6 +20,7 @@ from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile, addUser, removeUser, setPassword
+from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountStatus, IMailboxStore, IPOP3MailboxProvider
 from pop3svc.protocol.session import ConnectionInfo
@@ -151,3 +152,21 @@ def test_isStillValid(tmp_path: Any) -> None:
     removeUser(path, "bob")
     assert bob.say(b"WAKE") == refused
     assert carol.say(b"WAKE").startswith(b"+OK")
+
+
+def test_provedElsewhere(tmp_path: Path) -> None:
+    """
+    No checker knows the version of a user whom another mechanism has proved.  The checker of an
+    earlier login is not asked.
+    """
+    path = tmp_path / "users"
+    path.write_text("alice:{PLAIN}one\nbob:{PLAIN}two\n")
+    provider = AccountsProvider(MemoryStore([]), [PasswordFile(str(path), Inline())])
+    info = ConnectionInfo(1, None, True)
+    provider.openMailbox(info, "bob")
+    assert provider.credentialsVersion(info, "bob") == ""
+    assert provider.isStillValid(info, "bob", "") is True
+    startNow(provider.authenticate(info, "alice", "one"))
+    assert provider.credentialsVersion(info, "alice") != ""
+    provider.openMailbox(info, "bob")
+    assert provider.credentialsVersion(info, "bob") == ""
