@@ -392,10 +392,15 @@ class Session:
         """
         self._wasChecked = self._isRepeated = False
         throttle = self._throttle
-        if throttle is not None and not await self.calls.ask(
-            throttle.mayLogin, self.info, name, guess
-        ):
-            raise self._wrong()
+        if throttle is not None:
+            mayLogin = await self.calls.finish(throttle.mayLogin, self.info, name, guess)
+            if self.isOver:
+                if mayLogin:
+                    # The throttle has to learn how each admitted attempt ends.
+                    throttle.loginAbandoned(self.info, name, False)
+                raise CancelledError()
+            if not mayLogin:
+                raise self._wrong()
         self._wasChecked = True
 
     async def _refusal(self, name: str) -> POP3ResponseError:

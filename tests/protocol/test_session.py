@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import implementer
@@ -322,6 +322,29 @@ def test_lostClientAbandonsTheAttempt() -> None:
     client.send(b"XLOG alice secret\r\n")
     client.vanish()
     assert throttle.calls == ["may alice", "lost alice"]
+
+
+@pytest.mark.parametrize(
+    ("mayLogin", "calls"), [(True, ["may alice", "fault alice"]), (False, ["may alice"])]
+)
+def test_answeredAfterTheEnd(mayLogin: bool, calls: list[str]) -> None:
+    """
+    The throttle hears the end of an attempt that it admits although the client is gone.
+    """
+
+    class Stubborn(Throttle):
+        async def mayLogin(self, info: object, username: str, password: str) -> bool:
+            try:
+                await Deferred()
+            except CancelledError:
+                pass
+            return await super().mayLogin(info, username, password)
+
+    throttle = Stubborn(mayLogin)
+    client = Client(POP3Factory(Provider(), clock=Clock(), throttle=throttle))
+    client.send(b"XLOG alice secret\r\n")
+    client.vanish()
+    assert throttle.calls == calls
 
 
 @pytest.mark.parametrize(
