@@ -46,9 +46,10 @@ __all__ = [
 # Large enough that the cost of each block is negligible, and small enough to hold one block for
 # each of many clients.
 _BLOCK = 131072
-# Largest region that one sendfile() sends, and the distance of the probes that test whether
-# it is in the page cache.  The kernel reads ahead by more than that distance.
+# The most octets that one sendfile() sends.
 _REGION = 1048576
+# Before that, the service tests one octet in each block of this many octets, to find out whether
+# the page cache has the region.  The kernel reads ahead by more octets than that.
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
 # Octets at the end of a message that sendfile() does not send.

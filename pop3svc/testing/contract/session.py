@@ -1,5 +1,5 @@
 """
-Sessions of the contract: a client in memory that records what its session does.
+The sessions that the contract runs.  Each has a client in memory, which records the calls.
 """
 
 from __future__ import annotations
