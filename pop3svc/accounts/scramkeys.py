@@ -28,7 +28,7 @@ _LEAST_ROUNDS = 4096
 PLAIN_SALT = 16
 # Rounds of verifiers that the service makes.  A phone computes as many in a tenth of a second.
 ROUNDS = 65_536
-# Keys of passwords in the clear that are remembered.
+# The most passwords in the clear whose keys are remembered.
 _REMEMBERED = 10_000
 # Verifiers that no password has.
 _STAND_INS = {
@@ -80,7 +80,7 @@ class KeyForms:
     number of rounds and the length of the salt.
     """
 
-    # Different forms that are counted.
+    # The most different forms that are counted.
     MOST = 100
 
     def __init__(self, reader: HashReader = HASHES) -> None:

@@ -52,7 +52,7 @@ COLUMNS = ("password", "user", "nologin", "allow_nets")
 # The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
 # 4.5.3.1).
 _LONGEST_NAME = 512
-# Users whose last successful login is remembered until its session asks for the version.
+# The most users whose version is remembered from the login until the session asks for it.
 _VERSIONS = 10_000
 # Values of the column nologin that mean that a user may log in.
 _MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")

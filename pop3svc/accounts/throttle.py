@@ -47,7 +47,7 @@ class _Logged:
     there repeats a wrong password every few minutes.
     """
 
-    # Seconds between two log lines for the same guess, and the number of guesses remembered.
+    # Seconds between two log lines for the same guess, and the most guesses that are remembered.
     AGAIN = 3600
     BOUND = 16_384
 
@@ -79,7 +79,7 @@ class _HiddenGuesses:
     # Attempts of one user from one address, in a time in seconds, that count as one guess.  A
     # mail program asks every few minutes; a person tries a few times.
     SAME, TIME = 3, 60.0
-    # Users and addresses that are remembered.
+    # The most pairs of an address and a user that are remembered.
     BOUND = 16_384
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -432,7 +432,8 @@ class LoginGuard:
     PATIENCE = 60.0
     # An address without refusals for this long starts again from the shortest interval.
     FORGOTTEN = 600
-    # Addresses remembered; the oldest are evicted first.  An address takes about 300 octets.
+    # The most addresses that are remembered; the oldest are evicted first.  An address takes about
+    # 300 octets.
     BOUND = 65536
     # The most octets of a user name.  No user has a longer name, so it is refused without being
     # counted.

@@ -323,8 +323,8 @@ class POP3Server:
         """
         The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line ends
         and unencrypted.  The connections are in the order in which they were made.  The transcript
-        has a line before the client can read the line.  B{The transcript contains passwords
-        unencrypted,} because they belong to a test.  It ends after 16 MiB.
+        has a line before the client can read the line.  B{The transcript contains the
+        passwords of the test.}  It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]

@@ -194,7 +194,7 @@ class BoundedClient:
             raise
         except CancelledError:
             # Otherwise the late reply would look like the reply to the next command.
-            self.abort("was left, because the session ended")
+            self.abort("was disconnected, because the session ended")
             raise
         except Exception as error:
             raise UpstreamAway(self.why or f"closed the connection ({type(error).__name__})")

@@ -427,7 +427,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         if self.isLost:
             return
         if self.waiting:
-            self.abort("was left")
+            self.abort("was disconnected")
             return
         self.isLost = True
         self._sent(Command(b"LOGOUT")).addErrback(lambda _: None)

@@ -142,7 +142,7 @@ class UpstreamProvider:
                     await connection.beginTLS(self._options.creator)
                 await connection.logIn(*secrets)
             except BaseException:
-                connection.abort("was left")
+                connection.abort("was disconnected")
                 raise
         except UpstreamAway as error:
             raise self._report(error)

@@ -175,7 +175,7 @@ class _Body:
         if self.isOver:
             return
         if self._expected - self._received > _MOST_DROPPED:
-            self._client.abort("was left in a long message")
+            self._client.abort("was disconnected in a long message")
         else:
             self._resume()
 
@@ -421,7 +421,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
                 await self._say(b"DELE", b"%d" % number)
         except (CommandRefused, UpstreamAway, CancelledError):
             # Without QUIT the server deletes nothing.
-            self.abort("was left, because it refuses DELE")
+            self.abort("was disconnected, because it refuses DELE")
             raise CommandRefused(b"DELE")
         try:
             await self._say(b"QUIT")
@@ -443,7 +443,7 @@ class POP3Upstream(BoundedClient, AdvancedPOP3Client):
         if self.isLost:
             return
         if self._body is not None or self._waiting is not None:
-            self.abort("was left")
+            self.abort("was disconnected")
             return
         self.isLost = True
         self._short(b"QUIT", b"").addErrback(lambda _: None)
