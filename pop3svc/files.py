@@ -471,8 +471,9 @@ class FileRegion:
         except (BlockingIOError, ConnectionError):
             raise
         except OSError:
-            # The file system does not support sendfile(), or there is an error that
-            # reading or a write to the socket raises again.
+            # Either the file system does not support sendfile(), or the file or the socket has a
+            # fault.  The caller then reads and writes without sendfile(), and a fault appears
+            # again.
             return 0
         self.advance(sent)
         return sent

@@ -317,8 +317,10 @@ class Target:
 
     async def chosen(self, client: Client) -> list[int]:
         """
-        @return: the numbers of at most eight messages of at most a megabyte, among them the
-            first, the last, the smallest and the largest.
+        Choose up to eight messages that have at most a megabyte each.  The first, the last, the
+        smallest and the largest of these messages are always chosen.
+
+        @return: the numbers of the messages.
         @raise NotApplicable: no message is small enough.
         """
         sizes = await self.sizes(client)

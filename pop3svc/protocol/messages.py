@@ -30,7 +30,7 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     @param call: the method of the mailbox that returned the values.
     @param values: may be a generator, which runs code of the mailbox.
     @return: a function that makes a list of the values.  The function has the name of the method,
-        which then appears in error messages.
+        because error messages name the function.
     """
 
     def make() -> list[Any]:
