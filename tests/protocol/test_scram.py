@@ -365,6 +365,7 @@ def finalOf(other: Any) -> dict[str, str]:
         lambda final: {"c": final["c"], "r": final["r"]},
         lambda final: {"r": final["r"], "c": final["c"], "p": final["p"]},
         lambda final: final | {"p": "!"},
+        lambda final: final | {"p": final["p"].rstrip("=")},
     ],
 )
 def test_badFinalMessages(provider: AccountsProvider, change: Any) -> None:
