@@ -24,6 +24,8 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     """
     if threshold:
         reactor.callWhenRunning(_relieve, threshold)
+        # At its end the interpreter closes what is left, such as databases, by the collector.
+        reactor.addSystemEventTrigger("after", "shutdown", gc.unfreeze)
 
 
 def _relieve(threshold: int) -> None:

@@ -20,12 +20,27 @@ class _Reactor:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
+        self.ends: list[tuple[Any, ...]] = []
 
     def callWhenRunning(self, *call: Any) -> None:
         """
         See L{twisted.internet.interfaces.IReactorCore.callWhenRunning}.
         """
         self.calls.append(call)
+
+    def addSystemEventTrigger(self, phase: str, event: str, *call: Any) -> None:
+        """
+        See L{twisted.internet.interfaces.IReactorCore.addSystemEventTrigger}.
+        """
+        assert (phase, event) == ("after", "shutdown")
+        self.ends.append(call)
+
+    def stop(self) -> None:
+        """
+        End.
+        """
+        for call, *arguments in self.ends:
+            call(*arguments)
 
     def run(self) -> None:
         """
@@ -55,6 +70,8 @@ def test_relieved(reactor: _Reactor) -> None:
     reactor.run()
     assert gc.get_threshold()[0] == 20_000
     assert gc.get_freeze_count() > 10_000
+    reactor.stop()
+    assert gc.get_freeze_count() == 0
 
 
 def test_left(reactor: _Reactor) -> None:
