@@ -21,12 +21,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pop3svc.drivers import Driver, Link, isRetryable, isUnavailable
+from pop3svc.health import Health
 
 __all__ = [
     "Database",
     "DatabaseRefused",
     "DatabaseUnavailable",
-    "Health",
     "OutcomeUnknown",
     "Transaction",
 ]
@@ -55,36 +55,6 @@ class OutcomeUnknown(DatabaseUnavailable):
     The answer to COMMIT is missing.  Nobody knows whether the transaction is or will be
     committed; only the tables show it.
     """
-
-
-class Health:
-    """
-    Whether a database works.  The log says when it stops working, and when it works again.
-    The L{Database}s of one server may share their L{Health}.
-    """
-
-    def __init__(self, name: str) -> None:
-        """
-        @param name: of the database, for the log.
-        """
-        self._name = name
-        self.isAvailable = True
-
-    def failed(self, reason: str) -> None:
-        """
-        The database did not work.
-        """
-        if self.isAvailable:
-            self.isAvailable = False
-            log.error("{name} is not available: {reason}", name=self._name, reason=reason)
-
-    def succeeded(self) -> None:
-        """
-        The database has worked.
-        """
-        if not self.isAvailable:
-            self.isAvailable = True
-            log.info("{name} is available again", name=self._name)
 
 
 class Transaction:

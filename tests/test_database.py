@@ -22,7 +22,6 @@ from pop3svc.database import (
     Database,
     DatabaseRefused,
     DatabaseUnavailable,
-    Health,
     OutcomeUnknown,
     Transaction,
     _Pool,
@@ -36,6 +35,7 @@ from pop3svc.drivers import (
     parametersOf,
     placeholders,
 )
+from pop3svc.health import Health
 from pop3svc.testing.reactorthread import reactorThread
 from tests.support.postgresql import PostgreSQL, needsPostgreSQL
 

@@ -26,9 +26,10 @@ from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
-from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Health, Transaction
+from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Transaction
 from pop3svc.drivers import isUnencodable, parametersOf
 from pop3svc.errors import POP3ResponseError
+from pop3svc.health import Health
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,

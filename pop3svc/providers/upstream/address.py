@@ -9,14 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.ssl import (
-    Certificate,
-    optionsForClientTLS,
-    platformTrust,
-    trustRootFromCertificates,
-)
+from twisted.internet.ssl import optionsForClientTLS
 
-from pop3svc.files import readReplaceable
+from pop3svc.trust import trustRootOf
 
 __all__ = ["CONNECT_TIMEOUT", "Address", "TLSOptions", "endpointFor"]
 
@@ -24,9 +19,6 @@ _PORTS = {"pop3": 110, "pop3s": 995, "imap": 143, "imaps": 993}
 _URL = re.compile(
     r"(pop3s?|imaps?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/(.*))?"
 )
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
-# The most octets of a file of certificates.  The root certificates of a system have some 250 KiB.
-_LARGEST = 16_777_216
 # Seconds until a connection is made.
 CONNECT_TIMEOUT = 10
 
@@ -84,12 +76,7 @@ class TLSOptions:
             system.
         @raise ValueError: a sentence for the operator.
         """
-        trust: Any
-        if authorities is None:
-            trust = platformTrust()
-        else:
-            trust = trustRootFromCertificates(_certificates(authorities))
-        self.creator: Any = optionsForClientTLS(host, trust)
+        self.creator: Any = optionsForClientTLS(host, trustRootOf(authorities))
 
 
 def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> Any:
@@ -101,17 +88,3 @@ def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> A
     if address.isTLS and options is not None:
         return wrapClientTLS(options.creator, endpoint)
     return endpoint
-
-
-def _certificates(path: str) -> list[Certificate]:
-    try:
-        data = readReplaceable(path, _LARGEST)
-    except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}")
-    try:
-        found = [Certificate.loadPEM(each) for each in _CERTIFICATE.findall(data)]
-    except Exception:
-        raise ValueError(f"{path} contains a certificate that cannot be read")
-    if not found:
-        raise ValueError(f"{path} contains no certificate in PEM format")
-    return found
