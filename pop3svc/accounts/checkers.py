@@ -76,6 +76,7 @@ class AccountsProvider:
             attempt,
             self._patience,
             info.clientIP,
+            info.isSecure,
         )
         if attempt is not None:
             attempt.isGuess = False

@@ -10,9 +10,9 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
+from pop3svc.accounts.credentials import asAttempt
 from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashPassword
-from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.accounts.hashing import CheckQueue, hashing
 from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import Executor
 
@@ -75,7 +75,7 @@ class PasswordComparison:
         """
         self._source = source
         self._reader = reader
-        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._queue = hashing() if runner is None else CheckQueue(runner, clock)
         self._reported: set[str] = set()
         # Compared for unknown users while the source has no hash of its own.
         self._standIn = hashPassword(secrets.token_hex(16))
@@ -104,11 +104,7 @@ class PasswordComparison:
         # Some kinds of hashes do not accept NUL.
         isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
         password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
-        # providedBy() is slow, so isinstance() is tried first.
-        if not isinstance(credentials, PasswordAttempt) and not IPasswordAttempt.providedBy(
-            credentials
-        ):
-            credentials = PasswordAttempt(username, password)
+        credentials = asAttempt(credentials)
         if self._reader.isQuick(compared):
             # This comparison needs no thread.
             credentials.comparing()

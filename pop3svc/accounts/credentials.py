@@ -12,7 +12,7 @@ from zope.interface import Attribute, implementer
 
 from pop3svc.policy import Policy
 
-__all__ = ["IPasswordAttempt", "PasswordAttempt"]
+__all__ = ["IPasswordAttempt", "PasswordAttempt", "asAttempt"]
 
 
 class IPasswordAttempt(IUsernamePassword):
@@ -27,6 +27,7 @@ class IPasswordAttempt(IUsernamePassword):
     )
     patience: float = Attribute("How many seconds the login may wait for its check to begin.")
     clientIP: str | None = Attribute("str: the client's address; None if it is unknown.")
+    isSecure: bool = Attribute("bool: the client's connection uses TLS.")
 
     def comparing() -> None:
         """
@@ -54,6 +55,7 @@ class PasswordAttempt(UsernamePassword):
         attempt: Any = None,
         patience: float = Policy.loginWait,
         clientIP: str | None = None,
+        isSecure: bool = False,
     ) -> None:
         """
         @param attempt: L{pop3svc.interfaces.ILoginAttempt} or L{None}.
@@ -63,6 +65,7 @@ class PasswordAttempt(UsernamePassword):
         self.isFromKnownNetwork = attempt is not None and bool(attempt.isFromKnownNetwork)
         self.patience = patience
         self.clientIP = clientIP
+        self.isSecure = isSecure
 
     def comparing(self) -> None:
         """
@@ -77,3 +80,14 @@ class PasswordAttempt(UsernamePassword):
         """
         if self._attempt is not None:
             self._attempt.wasRefused = True
+
+
+def asAttempt(credentials: Any) -> Any:
+    """
+    @param credentials: L{IUsernamePassword}.
+    @return: L{IPasswordAttempt}: the credentials, or an attempt with the same name and password.
+    """
+    # providedBy() is slow, so isinstance() is tried first.
+    if isinstance(credentials, PasswordAttempt) or IPasswordAttempt.providedBy(credentials):
+        return credentials
+    return PasswordAttempt(credentials.username, credentials.password)

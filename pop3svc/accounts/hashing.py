@@ -1,11 +1,11 @@
 """
-A queue of passwords to hash.  Logins from known networks go first, and each wait is bounded.
+A queue of passwords to check.  Logins from known networks go first, and each wait is bounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -13,14 +13,25 @@ from twisted.python.failure import Failure
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
-from pop3svc.threadpool import BoundedThreadPool, Executor
+from pop3svc.threadpool import BoundedThreadPool
 
-__all__ = ["HashQueue", "hashing", "startHashing"]
+__all__ = ["CheckQueue", "hashing", "startHashing"]
+
+
+class _Runner(Protocol):
+    """
+    Runs a check: L{pop3svc.threadpool.Executor}, or a runner of coroutines.
+    """
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """
+        @return: a Deferred that fires with the result of C{work}.
+        """
 
 
 class _Entry:
     """
-    A password to be hashed.
+    A password to be checked.
     """
 
     __slots__ = ("arguments", "begun", "result", "timer", "work")
@@ -49,10 +60,10 @@ def _busy() -> POP3ResponseError:
     return POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
 
 
-class HashQueue:
+class CheckQueue:
     """
-    Hashes passwords in a few threads.  Urgent entries go first; every entry waits for a
-    limited time.
+    Checks passwords, a few at a time.  Urgent entries go first; every entry waits for a limited
+    time.
     """
 
     # Concurrent hashes.  Each takes about 0.1 s of CPU time and 64 MiB.
@@ -61,13 +72,23 @@ class HashQueue:
     # come very fast.  Each entry takes about 2 KiB.
     MAX_WAITING = 10_000
 
-    def __init__(self, runner: Executor, clock: IReactorTime | None = None) -> None:
+    def __init__(
+        self,
+        runner: _Runner,
+        clock: IReactorTime | None = None,
+        concurrent: int = CONCURRENT,
+        mostWaiting: int = MAX_WAITING,
+    ) -> None:
         """
-        @param runner: runs the hashing.
+        @param runner: runs the checks.
         @param clock: the reactor if not given.
+        @param concurrent: checks that run at the same time.
+        @param mostWaiting: checks that may wait.
         """
         self._runner = runner
         self._clock = clock
+        self._concurrent = concurrent
+        self._mostWaiting = mostWaiting
         self._running = 0
         self._isStarting = False
         self._urgent: dict[_Entry, None] = {}
@@ -82,18 +103,18 @@ class HashQueue:
         begun: Callable[[], object] = lambda: None,
     ) -> Deferred[Any]:
         """
-        Run C{work} in a thread when its turn comes.
+        Run C{work} when its turn comes.
 
         @param isUrgent: whether the work goes before work that is not urgent.
         @param patience: how many seconds the work may wait for its turn.
         @param begun: called when C{work} begins.
         @return: a Deferred that fires with the result of C{work}.  If the work waits longer than
             C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  If the Deferred
-            is cancelled, work that has not begun is removed.  Work that has begun keeps its thread
+            is cancelled, work that has not begun is removed.  Work that has begun keeps its place
             to the end, because a hash cannot be interrupted.
         @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
-        if len(self._urgent) + len(self._others) >= self.MAX_WAITING:
+        if len(self._urgent) + len(self._others) >= self._mostWaiting:
             raise _busy()
         entry = _Entry(work, arguments, begun)
         queue = self._urgent if isUrgent else self._others
@@ -129,7 +150,7 @@ class HashQueue:
             return
         self._isStarting = True
         try:
-            while self._running < self.CONCURRENT and (queue := self._urgent or self._others):
+            while self._running < self._concurrent and (queue := self._urgent or self._others):
                 entry = next(iter(queue))
                 del queue[entry]
                 if entry.timer is not None:
@@ -154,12 +175,12 @@ class HashQueue:
 
 
 _workers = BoundedThreadPool(
-    "pop3svc-hash", threads=HashQueue.CONCURRENT, waiting=HashQueue.CONCURRENT
+    "pop3svc-hash", threads=CheckQueue.CONCURRENT, waiting=CheckQueue.CONCURRENT
 )
-_queue = HashQueue(_workers)
+_queue = CheckQueue(_workers)
 
 
-def hashing() -> HashQueue:
+def hashing() -> CheckQueue:
     """
     @return: the queue that all password files of this process share.
     """

@@ -13,7 +13,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 
 from pop3svc.accounts.hashes import HASHES, HashReader
-from pop3svc.accounts.hashing import HashQueue, hashing
+from pop3svc.accounts.hashing import CheckQueue, hashing
 from pop3svc.bounded import BoundedDict
 from pop3svc.interfaces import ScramKeys
 from pop3svc.threadpool import Executor
@@ -142,7 +142,7 @@ class ScramSource:
         @param clock: the reactor if not given.
         """
         self._reader = reader
-        self._queue = hashing() if runner is None else HashQueue(runner, clock)
+        self._queue = hashing() if runner is None else CheckQueue(runner, clock)
         self._derived: BoundedDict[tuple[str, str, bytes], ScramKeys | None] = BoundedDict(
             _REMEMBERED
         )

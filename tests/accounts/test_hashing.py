@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from pop3svc.accounts.hashing import HashQueue
+from pop3svc.accounts.hashing import CheckQueue
 from pop3svc.errors import POP3ResponseError
 from pop3svc.testing import Inline
 from pop3svc.threadpool import BoundedThreadPool
@@ -49,7 +49,7 @@ class Queue:
     def __init__(self) -> None:
         self.clock = Clock()
         self.threads = Threads()
-        self.queue = HashQueue(self.threads, self.clock)
+        self.queue = CheckQueue(self.threads, self.clock)
         self.outcomes: dict[str, Any] = {}
         self.begun: list[str] = []
 
@@ -149,8 +149,8 @@ def test_lostWhileHashing(queue: Queue) -> None:
     assert queue.begun == ["a", "b", "c"]
 
 
-def test_isBounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(HashQueue, "MAX_WAITING", 3)
+def test_isBounded(queue: Queue) -> None:
+    queue.queue = CheckQueue(queue.threads, queue.clock, mostWaiting=3)
     for name in "abcde":
         queue.put(name)
     with pytest.raises(POP3ResponseError, match="Too busy"):
@@ -159,11 +159,18 @@ def test_isBounded(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     queue.put("f")
 
 
+def test_concurrent(queue: Queue) -> None:
+    queue.queue = CheckQueue(queue.threads, queue.clock, concurrent=3)
+    for name in "abcd":
+        queue.put(name)
+    assert queue.begun == ["a", "b", "c"]
+
+
 def test_placesAreGivenBack(queue: Queue) -> None:
     """
     A thread is free again after a lack of threads, and after an error in C{begun}.
     """
-    without = HashQueue(BoundedThreadPool("test", threads=0, waiting=0), Clock())
+    without = CheckQueue(BoundedThreadPool("test", threads=0, waiting=0), Clock())
     for _ in range(10):
         outcome: list[Any] = []
         without.run(str, "x").addErrback(lambda failure: outcome.append(failure.value.code))
@@ -172,7 +179,7 @@ def test_placesAreGivenBack(queue: Queue) -> None:
     def fails() -> None:
         raise KeyError("x")
 
-    inline = HashQueue(Inline(), Clock())
+    inline = CheckQueue(Inline(), Clock())
     for _ in range(10):
         failed: list[Any] = []
         inline.run(str, "x", begun=fails).addErrback(failed.append)
@@ -187,7 +194,7 @@ def test_manyThatEndAtOnce() -> None:
     Entries that finish at once do not recurse.
     """
     threads = Threads()
-    queue = HashQueue(threads, Clock())
+    queue = CheckQueue(threads, Clock())
     results: list[Any] = []
     for number in range(5000):
         queue.run(str, f"{number}").addCallback(results.append)
