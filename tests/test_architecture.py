@@ -71,6 +71,8 @@ RANKS = {
     "accounts.scramkeys": 4,
     "accounts.passwordfile": 5,
     "accounts.sqlaccounts": 5,
+    "accounts.httprequests": 4,
+    "accounts.httpaccounts": 5,
     "providers.paths": 3,
     "providers.memory": 3,
     "providers.twistedmail": 3,
@@ -235,7 +237,7 @@ NEVER = {
     "accounts": ["transport", "Reply", "Session", "IPOP3Mailbox("],
 }
 # These modules have connections of their own, to other servers.
-OUTGOING = "providers.upstream."
+OUTGOING = ("providers.upstream.", "accounts.httprequests")
 
 
 def modules() -> dict[str, Path]:

@@ -26,6 +26,7 @@ from pop3svc.providers.upstream import UpstreamProvider
 from pop3svc.service.arguments import parseArguments
 
 __all__ = [
+    "HTTPAccountsMaker",
     "PasswordFileMaker",
     "ProviderPlugin",
     "SQLAccountsMaker",
@@ -294,9 +295,26 @@ class PasswordFileMaker:
         return PasswordFile(argstring)
 
 
+def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
+    """
+    Take options from the end of a text that may contain colons itself.
+
+    @param names: the names of options, separated by C{|}.
+    @return: the text before the options, and the options by name.
+    @raise ValueError: an option is given twice.
+    """
+    pattern = re.compile(rf":({names})=([^:=]*)\Z")
+    options: dict[str, str] = {}
+    while (option := pattern.search(text)) is not None:
+        if option[1] in options:
+            raise ValueError(f"{option[1]} is given twice")
+        options[option[1]] = option[2]
+        text = text[: option.start()]
+    return text, options
+
+
 # Connections of a process for its logins: each login needs one for a few milliseconds.
 _CONNECTIONS = 2
-_SQL_OPTION = re.compile(r":(scheme|courier|required)=([^:=]*)\Z")
 
 
 @implementer(IPlugin, ICheckerFactory)
@@ -329,12 +347,7 @@ class SQLAccountsMaker:
         rest, found, query = argstring.partition(":query=")
         if not found or not query.strip():
             raise ValueError("a query is needed, as in sql:DSN:query=SELECT ...")
-        options: dict[str, str] = {}
-        while (option := _SQL_OPTION.search(rest)) is not None:
-            if option[1] in options:
-                raise ValueError(f"{option[1]} is given twice")
-            options[option[1]] = option[2]
-            rest = rest[: option.start()]
+        rest, options = _optionsBehind(rest, "scheme|courier|required")
         for name in ("courier", "required"):
             if options.setdefault(name, "no") not in ("yes", "no"):
                 raise ValueError(f"{name} is yes or no")
@@ -347,3 +360,41 @@ class SQLAccountsMaker:
             if options["required"] == "yes":
                 raise ValueError(str(error))
         return accounts
+
+
+@implementer(IPlugin, ICheckerFactory)
+class HTTPAccountsMaker:
+    """
+    The kind C{http:URL[:timeout=SECONDS][:concurrent=NUMBER][:ca=FILE][:insecure=yes]} for
+    C{--auth}.
+    """
+
+    authType = "http"
+    authHelp = (
+        "A server that checks passwords.  It gets a POST with the JSON object {name, password, "
+        'address, tls}, and answers 200 with {"user": MAILBOX}, or 401.  timeout= is the time for '
+        "an exchange, 5 seconds by default.  concurrent= is the number of requests at the same "
+        "time, 10 by default.  ca= names a file of certificates to trust in place of the system's. "
+        " insecure=yes allows http:// to another machine."
+    )
+    argStringFormat = "URL[:timeout=SECONDS][:concurrent=NUMBER][:ca=FILE][:insecure=yes]"
+    credentialInterfaces = (IUsernamePassword,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        # This is imported for those who use it only.
+        from pop3svc.accounts.httpaccounts import CONCURRENT, TIMEOUT, HTTPAccounts
+
+        url, options = _optionsBehind(argstring, "timeout|concurrent|ca|insecure")
+        insecure = options.pop("insecure", "no")
+        if insecure not in ("yes", "no"):
+            raise ValueError("insecure is yes or no")
+        timeout = _number(options, "timeout", TIMEOUT)
+        if not 1 <= timeout <= 60:
+            raise ValueError("timeout is a number of seconds, from 1 to 60")
+        concurrent = _number(options, "concurrent", CONCURRENT)
+        if not 1 <= concurrent <= 1000:
+            raise ValueError("concurrent is a number from 1 to 1000")
+        return HTTPAccounts(url, timeout, concurrent, options.get("ca"), insecure == "yes")

@@ -5,6 +5,7 @@ What pop3svc gives to twistd: the service, its providers, its checker.
 from twisted.application.service import ServiceMaker
 
 from pop3svc.service.plugins import (
+    HTTPAccountsMaker,
     PasswordFileMaker,
     ProviderPlugin,
     SQLAccountsMaker,
@@ -72,3 +73,4 @@ upstream = ProviderPlugin(
 
 passwd = PasswordFileMaker()
 sqlAccounts = SQLAccountsMaker()
+httpAccounts = HTTPAccountsMaker()

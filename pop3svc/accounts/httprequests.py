@@ -1,0 +1,286 @@
+"""
+Send requests to an HTTP server, with a limit on the time and the size of each answer.
+
+The requests contain secrets.  Therefore no redirection is followed, no cookie is kept, and no
+request is repeated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import Cooperator
+from twisted.python.failure import Failure
+from twisted.web.client import Agent, FileBodyProducer, ResponseDone
+from twisted.web.http import OK, PotentialDataLoss
+from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgent, IAgentEndpointFactory
+from zope.interface import implementer
+
+from pop3svc.awaiting import CallTimeout, awaitWithTimeout
+from pop3svc.trust import trustRootOf
+
+__all__ = ["Answer", "HTTPUnavailable", "JSONPoster", "VerifiedEndpoints", "requireTreq"]
+
+_JSON = "application/json"
+
+
+class HTTPUnavailable(Exception):
+    """
+    The server gave no usable answer.  The text is the reason, for the operator.  It contains
+    nothing of the request.
+    """
+
+
+class Answer(NamedTuple):
+    """
+    The answer to a request.
+
+    @ivar mediaType: of the body, in lower case and without parameters.
+    @ivar body: empty unless the status is 200.
+    """
+
+    status: int
+    mediaType: str
+    body: bytes
+
+
+def requireTreq() -> None:
+    """
+    @raise ValueError: treq is missing; a sentence for the operator.
+    """
+    try:
+        import treq  # noqa: F401
+    except ImportError:
+        raise ValueError("accounts behind HTTP need treq: pip install 'pop3svc[http]'")
+
+
+# --- connections --------------------------------------------------------------
+
+
+@implementer(IAgentEndpointFactory)
+class VerifiedEndpoints:
+    """
+    Makes endpoints that verify the certificate of a server whose URL begins with C{https}.
+    """
+
+    def __init__(self, reactor: Any, authorities: str | None, timeout: float) -> None:
+        """
+        @param authorities: see L{trustRootOf}.
+        @param timeout: seconds until a connection is made.
+        @raise ValueError: the file of authorities cannot be used; a sentence for the operator.
+        """
+        self._reactor = reactor
+        self._trustRoot = trustRootOf(authorities)
+        self._timeout = timeout
+
+    def endpointForURI(self, uri: Any) -> Any:
+        """
+        See L{IAgentEndpointFactory.endpointForURI}.
+        """
+        host = uri.host.decode("ascii")
+        endpoint = HostnameEndpoint(self._reactor, host, uri.port, timeout=self._timeout)
+        if uri.scheme != b"https":
+            return endpoint
+        return wrapClientTLS(optionsForClientTLS(host, self._trustRoot), endpoint)
+
+
+@implementer(IAgentEndpointFactory, IStreamClientEndpoint)
+class _Connection:
+    """
+    The connection of one request.  It is not kept for the next request.  The server may close a
+    kept connection just when the next request is sent, and then nobody knows whether the server
+    has worked on the request.
+    """
+
+    def __init__(self, endpoints: Any) -> None:
+        self._endpoints = endpoints
+        self._endpoint: Any = None
+        self._protocol: Any = None
+
+    def endpointForURI(self, uri: Any) -> _Connection:
+        """
+        See L{IAgentEndpointFactory.endpointForURI}.
+        """
+        self._endpoint = self._endpoints.endpointForURI(uri)
+        return self
+
+    def connect(self, protocolFactory: Any) -> Deferred[Any]:
+        """
+        See L{IStreamClientEndpoint.connect}.
+        """
+        connecting: Deferred[Any] = self._endpoint.connect(protocolFactory)
+        return connecting.addCallback(self._connected)
+
+    def _connected(self, protocol: Any) -> Any:
+        self._protocol = protocol
+        return protocol
+
+    def abort(self) -> None:
+        """
+        End the connection at once.  A response of twisted.web has only C{loseConnection}, which
+        waits for the server if the connection uses TLS.
+        """
+        if self._protocol is not None and self._protocol.transport is not None:
+            self._protocol.transport.abortConnection()
+
+
+# --- answers ------------------------------------------------------------------
+
+
+@implementer(IAgent)
+class _Plain:
+    """
+    Refuses compressed answers, because a small compressed answer may become very large.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        self._agent = agent
+
+    def request(
+        self, method: bytes, uri: bytes, headers: Any = None, bodyProducer: Any = None
+    ) -> Any:
+        """
+        See L{IAgent.request}.
+        """
+        headers = Headers() if headers is None else headers.copy()
+        headers.setRawHeaders(b"accept-encoding", [b"identity"])
+        answer: Deferred[Any] = self._agent.request(method, uri, headers, bodyProducer)
+        return answer.addCallback(self._check)
+
+    def _check(self, response: Any) -> Any:
+        encodings = response.headers.getRawHeaders(b"content-encoding", [])
+        if any(each.strip().lower() != b"identity" for each in encodings):
+            raise HTTPUnavailable("its answer is compressed")
+        return response
+
+
+class _Body(Protocol):
+    """
+    Takes the body of an answer, up to a limit.
+
+    @ivar whole: fires with the body.
+    """
+
+    def __init__(self, largest: int) -> None:
+        """
+        @param largest: octets.
+        """
+        self._largest = largest
+        self._data = bytearray()
+        self.whole: Deferred[bytes] = Deferred()
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{Protocol.dataReceived}.
+        """
+        if self.whole.called:
+            return
+        if len(self._data) + len(data) > self._largest:
+            self.whole.errback(HTTPUnavailable(f"its answer has more than {self._largest} octets"))
+            return
+        self._data += data
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        See L{Protocol.connectionLost}.
+        """
+        if self.whole.called:
+            return
+        # Without a length, the end of the connection is the end of the body.  JSON that is cut off
+        # is not valid.
+        if reason.check(ResponseDone, PotentialDataLoss):
+            self.whole.callback(bytes(self._data))
+        else:
+            self.whole.errback(HTTPUnavailable("its answer ended early"))
+
+
+def _mediaTypeOf(headers: Headers) -> str:
+    found = headers.getRawHeaders(b"content-type", [b""])
+    return found[-1].partition(b";")[0].strip().lower().decode("ascii", "replace")
+
+
+def _reasonOf(error: BaseException) -> str:
+    """
+    @return: why a request failed, by the types of the errors, because their texts may contain
+        what was sent or received.
+    """
+    reasons = getattr(error, "reasons", None)
+    inner = [each.value for each in reasons] if reasons else [error]
+    name = type(inner[0]).__name__
+    packages = {type(each).__module__.partition(".")[0] for each in inner}
+    if packages & {"OpenSSL", "service_identity"}:
+        return "TLS failed, for example because its certificate is not valid"
+    return f"it cannot be reached, or ended the connection ({name})"
+
+
+class JSONPoster:
+    """
+    Sends requests of JSON to one URL.
+    """
+
+    # The most octets of a body.  An answer contains the name of a user.
+    LARGEST = 65_536
+
+    def __init__(self, url: str, reactor: Any, endpoints: Any, timeout: float) -> None:
+        """
+        @param reactor: its clock limits the time.
+        @param endpoints: L{IAgentEndpointFactory}, such as L{VerifiedEndpoints}.
+        @param timeout: seconds for a whole exchange.
+        """
+        self._url = url
+        self._reactor = reactor
+        self._endpoints = endpoints
+        self._timeout = timeout
+
+    async def post(self, values: Mapping[str, Any]) -> Answer:
+        """
+        Send one request.
+
+        @raise HTTPUnavailable: there was no complete answer in time, or it was too large.
+        """
+        data = json.dumps(values).encode("ascii")
+        try:
+            exchange = self._exchange(data)
+            answer: Answer = await awaitWithTimeout(exchange, self._reactor, self._timeout)
+        except HTTPUnavailable:
+            raise
+        except CallTimeout:
+            raise HTTPUnavailable(f"no complete answer within {self._timeout:g} s") from None
+        except Exception as error:
+            raise HTTPUnavailable(_reasonOf(error)) from None
+        return answer
+
+    def _soon(self, call: Any) -> Any:
+        return self._reactor.callLater(0, call)
+
+    async def _exchange(self, data: bytes) -> Answer:
+        from treq.client import HTTPClient
+
+        connection = _Connection(self._endpoints)
+        # A client of treq keeps cookies, so each request has a client of its own.
+        client = HTTPClient(_Plain(Agent.usingEndpointFactory(self._reactor, connection)))
+        try:
+            response = await client.request(
+                "POST",
+                self._url,
+                data=FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon)),
+                headers=Headers({"Content-Type": [_JSON], "Accept": [_JSON]}),
+                allow_redirects=False,
+                unbuffered=True,
+            )
+            if response.code != OK:
+                return Answer(response.code, "", b"")
+            body = _Body(self.LARGEST)
+            response.deliverBody(body)
+            return Answer(OK, _mediaTypeOf(response.headers), await body.whole)
+        finally:
+            connection.abort()
