@@ -70,6 +70,7 @@ RANKS = {
     "accounts.comparison": 4,
     "accounts.scramkeys": 4,
     "accounts.passwordfile": 5,
+    "accounts.restrictions": 1,
     "accounts.sqlaccounts": 5,
     "accounts.httprequests": 4,
     "accounts.httpaccounts": 5,

@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -23,6 +20,7 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
+from pop3svc.accounts.restrictions import Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
@@ -40,7 +38,6 @@ from pop3svc.interfaces import (
     ScramKeys,
     SharedSecret,
 )
-from pop3svc.networks import addressOf
 from pop3svc.once import Once
 from pop3svc.threadpool import Executor
 
@@ -55,10 +52,6 @@ COLUMNS = ("password", "user", "nologin", "allow_nets")
 _LONGEST_NAME = 512
 # The most users whose version is remembered from the login until the session asks for it.
 _VERSIONS = 10_000
-# Values of the column nologin that mean that a user may log in.
-_MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
-_IS_BARRED = ("1", "t", "true", "y", "yes", "on")
-_REASON = re.compile(r"[ -Z\\^-~]{1,200}")
 
 
 class _BadQuery(Exception):
@@ -78,14 +71,11 @@ class _Row(NamedTuple):
     The row of a user.
 
     @ivar user: the name of the mailbox; L{None} if it is the login name.
-    @ivar nologin: the reason why the user may not log in; L{None} if the user may.
-    @ivar networks: the networks from which the user may log in; empty if from all.
     """
 
     password: str
     user: str | None
-    nologin: str | None
-    networks: Sequence[IPv4Network | IPv6Network]
+    restrictions: Restrictions
 
 
 # --- the query ------------------------------------------------------------------
@@ -142,24 +132,15 @@ def _textOf(value: Any) -> str:
     raise _BadAccount("a column that is no text")
 
 
-def _networksOf(text: str) -> list[IPv4Network | IPv6Network]:
-    try:
-        return [ip_network(each) for each in re.split(r"[\s,]+", text) if each]
-    except ValueError:
-        raise _BadAccount("allow_nets is no list of networks")
-
-
 def _rowOf(values: dict[str, Any]) -> _Row:
-    nologin = _textOf(values.get("nologin")).strip()
-    reason: str | None = None
-    if nologin.lower() not in _MAY_LOG_IN:
-        isText = nologin.lower() not in _IS_BARRED and _REASON.fullmatch(nologin)
-        reason = nologin if isText else "Login is disabled."
+    try:
+        networks = networksOf(_textOf(values.get("allow_nets")))
+    except ValueError as error:
+        raise _BadAccount(str(error))
     return _Row(
         _textOf(values["password"]),
         _textOf(values.get("user")) or None,
-        reason,
-        _networksOf(_textOf(values.get("allow_nets"))),
+        Restrictions(reasonOf(_textOf(values.get("nologin"))), networks),
     )
 
 
@@ -324,11 +305,11 @@ class SQLAccounts:
         # For an unknown user, a comparison of the usual cost hides that the user does not exist.
         stored = None if row is None else row.password
         isRight = await self._comparison.isRight(credentials, stored, self._usual.example() or "")
-        if row is None or not isRight or not _isAllowed(row, credentials):
+        if row is None or not isRight or not row.restrictions.allows(credentials):
             raise UnauthorizedLogin()
-        if row.nologin is not None:
+        if row.restrictions.nologin is not None:
             # Not AUTH, because that would count as a wrong guess, and would not show the reason.
-            raise POP3ResponseError(row.nologin, "SYS/PERM")
+            raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
         self._versions.put(name, self._versionOf(row))
         return username if row.user is None else row.user.encode("utf-8", "surrogateescape")
 
@@ -341,7 +322,12 @@ class SQLAccounts:
         row = await self._find(username)
         stored = None if row is None else row.password
         keys = await self._scram.keysOf(stored, algorithm, salt)
-        if keys is None or row is None or row.nologin is not None or not _isAllowed(row, info):
+        if (
+            keys is None
+            or row is None
+            or row.restrictions.nologin is not None
+            or not row.restrictions.allows(info)
+        ):
             return None
         return replace(keys, mailbox=row.user or "")
 
@@ -350,7 +336,7 @@ class SQLAccounts:
         See L{ISharedSecrets.sharedSecret}.  A user who may not log in has no secret.
         """
         row = await self._find(username)
-        if row is None or row.nologin is not None or not _isAllowed(row, info):
+        if row is None or not row.restrictions.mayLogIn(info):
             return None
         password = self._reader.passwordOf(row.password)
         return None if password is None else SharedSecret(password, row.user or "")
@@ -376,7 +362,7 @@ class SQLAccounts:
 
     async def _currentVersion(self, name: str) -> str:
         row = await self._find(name)
-        return "" if row is None or row.nologin is not None else self._versionOf(row)
+        return "" if row is None or row.restrictions.nologin is not None else self._versionOf(row)
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
@@ -425,16 +411,3 @@ def _isUTF8(name: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _isAllowed(row: _Row, credentials: Any) -> bool:
-    """
-    @return: whether the user may log in from the client's address.
-    """
-    if not row.networks:
-        return True
-    clientIP: str | None = getattr(credentials, "clientIP", None)
-    if clientIP is None:
-        return False
-    address = addressOf(clientIP)
-    return any(address in each for each in row.networks)

@@ -1,0 +1,76 @@
+"""
+Restrictions of an account: it may be barred, or bound to networks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Any, NamedTuple
+
+from pop3svc.networks import addressOf
+
+__all__ = ["BARRED", "Restrictions", "networksOf", "reasonOf"]
+
+# Values of nologin that mean that a user may log in.
+_MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
+_IS_BARRED = ("1", "t", "true", "y", "yes", "on")
+_REASON = re.compile(r"[ -Z\\^-~]{1,200}")
+# The reason for the client if the account gives none.
+BARRED = "Login is disabled."
+
+
+class Restrictions(NamedTuple):
+    """
+    What an account may not do.
+
+    @ivar nologin: the reason why the user may not log in; L{None} if the user may.
+    @ivar networks: the networks from which the user may log in; empty if from all.
+    """
+
+    nologin: str | None = None
+    networks: Sequence[IPv4Network | IPv6Network] = ()
+
+    def allows(self, client: Any) -> bool:
+        """
+        @param client: credentials or another object with C{clientIP}.
+        @return: whether the user may log in from the client's address.
+        """
+        if not self.networks:
+            return True
+        clientIP: str | None = getattr(client, "clientIP", None)
+        if clientIP is None:
+            return False
+        address = addressOf(clientIP)
+        return any(address in each for each in self.networks)
+
+    def mayLogIn(self, client: Any) -> bool:
+        """
+        @param client: see L{allows}.
+        @return: whether the user may log in, for mechanisms without a password.
+        """
+        return self.nologin is None and self.allows(client)
+
+
+def reasonOf(nologin: str) -> str | None:
+    """
+    @param nologin: empty, a truth value, or a reason for the client.
+    @return: the reason why the user may not log in; L{None} if the user may.
+    """
+    nologin = nologin.strip()
+    if nologin.lower() in _MAY_LOG_IN:
+        return None
+    isText = nologin.lower() not in _IS_BARRED and _REASON.fullmatch(nologin)
+    return nologin if isText else BARRED
+
+
+def networksOf(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """
+    @param text: networks and addresses, separated by commas or spaces.
+    @raise ValueError: there is something else in the text; a short reason.
+    """
+    try:
+        return tuple(ip_network(each, strict=False) for each in re.split(r"[\s,]+", text) if each)
+    except ValueError:
+        raise ValueError("allow_nets is no list of networks") from None
