@@ -24,6 +24,7 @@ from zope.interface import implementer
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
+from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource, makeVerifier
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
@@ -87,6 +88,7 @@ class Accounts(NamedTuple):
     The content of a file.
 
     @ivar hashes: the hash of each user, by name.
+    @ivar restrictions: the restrictions of users who have some, by name.
     @ivar badLines: the first bad lines; the others are only counted.
     @ivar badCount: the number of all bad lines.
     @ivar plainCount: the number of passwords that are not hashed.
@@ -95,6 +97,7 @@ class Accounts(NamedTuple):
     """
 
     hashes: Mapping[str, str]
+    restrictions: Mapping[str, Restrictions]
     badLines: Sequence[BadLine]
     badCount: int
     plainCount: int
@@ -126,8 +129,40 @@ def checkUserName(name: str) -> str:
     return name
 
 
+# The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
+_BETWEEN = 5
+
+
+def _restrictionsIn(fields: str) -> Restrictions | None:
+    """
+    Read the extra fields C{nologin} and C{allow_nets} of Dovecot.
+
+    @param fields: the part of a line after the hash and its colon.
+    @return: the restrictions; L{None} if there are none.
+    @raise ValueError: a field is malformed; a short reason.
+    """
+    # An extra field may contain colons.
+    found = fields.split(":", _BETWEEN)[_BETWEEN:]
+    # In an old format of Dovecot's, an empty field and the location of the mail follow the shell.
+    if not found or found[0].startswith(":"):
+        return None
+    nologin: str | None = None
+    networks: Sequence[Any] = ()
+    for each in found[0].split():
+        key, _, value = each.partition("=")
+        if key == "nologin":
+            # In Dovecot the field bars the user, whatever its value is.
+            nologin = reasonOf(value) or BARRED
+        elif key == "allow_nets":
+            networks = networksOf(value)
+            if not networks:
+                raise ValueError("allow_nets is no list of networks")
+    return Restrictions(nologin, networks) if nologin or networks else None
+
+
 def _parse(lines: Iterable[str]) -> Accounts:
     hashes: dict[str, str] = {}
+    restrictions: dict[str, Restrictions] = {}
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
@@ -146,7 +181,9 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 # The first line counts, as in Dovecot.
                 valid = ""
                 raise ValueError("the user name is listed twice")
+            stored, _, fields = stored.partition(":")
             cost = HASHES.costOf(stored)
+            restricted = _restrictionsIn(fields) if fields else None
         except ValueError as error:
             badCount += 1
             if valid:
@@ -155,11 +192,18 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 bad.append(BadLine(number, valid, str(error)))
             continue
         hashes[name] = stored
+        if restricted is not None:
+            restrictions[name] = restricted
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
         if stored.startswith("{"):
             keyForms.add(stored)
-    return Accounts(hashes, bad, badCount, plainCount, costs.example() or "", keyForms)
+    standIn = costs.example() or ""
+    return Accounts(hashes, restrictions, bad, badCount, plainCount, standIn, keyForms)
+
+
+# For users without restrictions.
+_FREE = Restrictions()
 
 
 def _linesOf(path: str) -> Iterator[str]:
@@ -201,9 +245,12 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
 )
 class PasswordFile:
     """
-    A checker for a file with a line C{name:hash} for each user.  The file is read again, in
-    a thread, when it has changed.  A line that cannot be used affects only the user whom the line
-    names.  If the file cannot be read, the previous accounts stay.
+    A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
+    Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
+    and C{allow_nets} apply; the others, and the fields before them, are not used.
+
+    The file is read again, in a thread, when it has changed.  A line that cannot be used affects
+    only the user whom the line names.  If the file cannot be read, the previous accounts stay.
 
     L{pop3svc.accounts.hashes} defines the kinds of hashes.
     """
@@ -340,7 +387,8 @@ class PasswordFile:
 
         @return: the user name in UTF-8.
         @raise POP3ResponseError: C{SYS/TEMP} if the check would have to wait too long, or the
-            comparison failed, for example for lack of memory.
+            comparison failed, for example for lack of memory; C{SYS/PERM} if the password is right
+            and the user may not log in.
         """
         return startNow(self._checked(credentials))
 
@@ -348,28 +396,38 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         username: bytes = credentials.username
-        known = self._accounts.hashes.get(username.decode("utf-8", "surrogateescape"))
+        name = username.decode("utf-8", "surrogateescape")
+        known = self._accounts.hashes.get(name)
+        restrictions = self._accounts.restrictions.get(name, _FREE)
         # For an unknown user, a comparison of the median cost hides that the user does not exist.
-        if not await self._comparison.isRight(credentials, known, self._accounts.standIn):
+        isRight = await self._comparison.isRight(credentials, known, self._accounts.standIn)
+        if not isRight or not restrictions.allows(credentials):
             raise UnauthorizedLogin()
+        if restrictions.nologin is not None:
+            # Not AUTH, because that would count as a wrong guess, and would not show the reason.
+            raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
         return username
 
     async def scramKeys(
         self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
     ) -> ScramKeys | None:
         """
-        See L{IScramAccounts.scramKeys}.
+        See L{IScramAccounts.scramKeys}.  A user who may not log in has no keys.
         """
         if self._isStale():
             await self._refresh()
-        return await self._scram.keysOf(self._accounts.hashes.get(username), algorithm, salt)
+        restrictions = self._accounts.restrictions.get(username, _FREE)
+        keys = await self._scram.keysOf(self._accounts.hashes.get(username), algorithm, salt)
+        return keys if restrictions.mayLogIn(info) else None
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
-        See L{ISharedSecrets.sharedSecret}.
+        See L{ISharedSecrets.sharedSecret}.  A user who may not log in has no secret.
         """
         if self._isStale():
             await self._refresh()
+        if not self._accounts.restrictions.get(username, _FREE).mayLogIn(info):
+            return None
         stored = self._accounts.hashes.get(username)
         password = None if stored is None else HASHES.passwordOf(stored)
         return None if password is None else SharedSecret(password)
@@ -390,7 +448,8 @@ class PasswordFile:
         file was last read.
         """
         stored = self._accounts.hashes.get(username, "")
-        return self._digest(stored).hex()
+        restrictions = self._accounts.restrictions.get(username)
+        return self._digest(stored if restrictions is None else f"{stored}\0{restrictions}").hex()
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
@@ -402,7 +461,9 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         now = self.credentialsVersion(info, username)
-        return username in self._accounts.hashes and hmac.compare_digest(now, version)
+        isBarred = self._accounts.restrictions.get(username, _FREE).nologin is not None
+        isKnown = username in self._accounts.hashes and not isBarred
+        return isKnown and hmac.compare_digest(now, version)
 
     async def hasAccount(self, username: str) -> bool:
         """
@@ -521,7 +582,8 @@ def addUser(
 
 def setPassword(path: str, name: str, password: str, isForScram: bool = False) -> None:
     """
-    Replace a user's password, and remove further lines of that user.
+    Replace a user's password, and remove further lines of that user.  The fields after the
+    password stay.
 
     @param isForScram: see L{addUser}.
     @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
@@ -531,7 +593,8 @@ def setPassword(path: str, name: str, password: str, isForScram: bool = False) -
         found = _find(lines, name)
         if not found:
             raise ValueError(f"there is no user {name}")
-        lines[found[0]] = f"{name}:{stored}\n"
+        _, colon, fields = lines[found[0]].rstrip("\r\n").partition(":")[2].partition(":")
+        lines[found[0]] = f"{name}:{stored}{colon}{fields}\n"
         for index in reversed(found[1:]):
             del lines[index]
 

@@ -280,8 +280,8 @@ class PasswordFileMaker:
 
     authType = "passwd"
     authHelp = (
-        "A file with a line name:hash for each user, argon2id by default; "
-        "'pop3svc user' manages it.  It is read again when it changes."
+        "A file with a line name:hash for each user, argon2id by default, or lines of Dovecot's "
+        "passwd-file; 'pop3svc user' manages it.  It is read again when it changes."
     )
     argStringFormat = "the file's path"
     credentialInterfaces = (IUsernamePassword,)

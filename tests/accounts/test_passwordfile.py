@@ -35,6 +35,7 @@ from pop3svc.accounts.passwordfile import (
     setPassword,
 )
 from pop3svc.errors import POP3ResponseError
+from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing import Inline
 from pop3svc.threadpool import BoundedThreadPool
 from tests.support.passwords import ask, isGood
@@ -583,3 +584,119 @@ def test_editingAFileWithBadLines(path: Path) -> None:
     with pytest.raises(ValueError, match="there is a user alice already"):
         addUser(str(path), "alice", "x")
     assert path.read_text(errors="surrogateescape").startswith("nonsense\nalice:$argon2id$")
+
+
+# --- lines of Dovecot -----------------------------------------------------------
+
+
+# The answers of Dovecot 2.3.19 to "doveadm auth test -x rip=ADDRESS NAME PASSWORD": True and False
+# for the password, and None for a user with the field nologin.
+DOVECOT = [
+    ("{PLAIN}one", "192.0.2.7", "one", True),
+    ("{PLAIN}one:1000:1000:Full Name:/home/full:/bin/sh:", "192.0.2.7", "one", True),
+    ("{PLAIN}one:two", "192.0.2.7", "one", True),
+    ("{PLAIN}one:two", "192.0.2.7", "one:two", False),
+    ("{PLAIN}one::::::", "192.0.2.7", "one", True),
+    ("{PLAIN}one::::::nologin", "192.0.2.7", "one", None),
+    ("{PLAIN}one::::::nologin", "192.0.2.7", "two", False),
+    ("{PLAIN}one::::::nologin=no", "192.0.2.7", "one", None),
+    ("{PLAIN}one::::::nologin=", "192.0.2.7", "one", None),
+    ("{PLAIN}one::::::allow_nets=192.0.2.0/24,2001:db8::/32", "192.0.2.7", "one", True),
+    ("{PLAIN}one::::::allow_nets=192.0.2.0/24,2001:db8::/32", "192.0.2.7", "two", False),
+    ("{PLAIN}one::::::allow_nets=192.0.2.0/24,2001:db8::/32", "2001:db8::1", "one", True),
+    ("{PLAIN}one::::::allow_nets=192.0.2.0/24,2001:db8::/32", "198.51.100.1", "one", False),
+    ("{PLAIN}one::::::allow_nets=192.0.2.0/24,2001:db8::/32", None, "one", False),
+    ("{PLAIN}one::::::userdb_quota=x allow_nets=192.0.2.5/24 more=1", "192.0.2.7", "one", True),
+    ("{PLAIN}one::::::allow_nets=", "192.0.2.7", "one", False),
+    ("{PLAIN}one::::::allow_nets=anywhere", "192.0.2.7", "one", False),
+    ("{PLAIN}one:::::::nologin", "192.0.2.7", "one", True),
+    ("{PLAIN}one:::::::maildir:/mail nologin", "192.0.2.7", "one", True),
+    ("{PLAIN}one:::::nologin", "192.0.2.7", "one", True),
+    ("", "192.0.2.7", "one", False),
+    (":1000:1000::/home/full", "192.0.2.7", "one", False),
+]
+
+
+def login(checker: PasswordFile, password: str, clientIP: str | None) -> Any:
+    got: list[Any] = []
+    credentials = PasswordAttempt(b"ann", password.encode(), clientIP=clientIP)
+    maybeDeferred(checker.requestAvatarId, credentials).addBoth(got.append)
+    return got[0]
+
+
+@pytest.mark.parametrize(("rest", "clientIP", "password", "answer"), DOVECOT)
+def test_linesOfDovecot(
+    path: Path, rest: str, clientIP: str | None, password: str, answer: bool | None
+) -> None:
+    path.write_text(f"ann:{rest}\nben:{{PLAIN}}one\n")
+    checker = PasswordFile(str(path), Inline())
+    got = login(checker, password, clientIP)
+    if answer:
+        assert got == b"ann"
+    elif answer is None:
+        assert got.check(POP3ResponseError)
+        assert (got.value.text, got.value.code) == ("Login is disabled.", "SYS/PERM")
+    else:
+        assert got.check(UnauthorizedLogin)
+    assert isGood(checker, "ben", "one")
+
+
+def test_reasonOfNologin(path: Path) -> None:
+    path.write_text("ann:{PLAIN}one::::::nologin=Ask-the-office\n")
+    got = login(PasswordFile(str(path), Inline()), "one", None)
+    assert got.value.text == "Ask-the-office"
+
+
+def test_badNetworks(path: Path, lines: list[str]) -> None:
+    path.write_text("ann:{PLAIN}one::::::allow_nets=secretnet\n")
+    PasswordFile(str(path), Inline())
+    (line,) = [each for each in lines if "cannot log in" in each]
+    assert "line 1: ann cannot log in: allow_nets is no list of networks" in line
+    assert "secretnet" not in "".join(lines)
+
+
+def test_barredWhileAsleep(path: Path) -> None:
+    """
+    A user whose line gets restrictions cannot wake up, and has neither keys for SCRAM nor a secret.
+    """
+    info = ConnectionInfo(1, "192.0.2.7", True)
+    path.write_text("ann:{PLAIN}one\n")
+    checker = PasswordFile(str(path), Inline())
+    version = checker.credentialsVersion(info, "ann")
+    assert checker.isStillValid(info, "ann", version) is True
+
+    def hasKeys() -> bool:
+        got: list[Any] = []
+        for each in (
+            checker.scramKeys(info, "ann", "sha256", b"salt" * 4),
+            checker.sharedSecret(info, "ann"),
+        ):
+            Deferred.fromCoroutine(each).addBoth(got.append)
+        assert (got[0] is None) == (got[1] is None)
+        return got[0] is not None
+
+    assert hasKeys()
+    for field, mayLogIn in (
+        ("nologin", False),
+        ("allow_nets=198.51.100.0/24", False),
+        ("allow_nets=192.0.2.7", True),
+    ):
+        path.write_text(f"ann:{{PLAIN}}one::::::{field}\n")
+        checker.reload()
+        assert checker.isStillValid(info, "ann", version) is False
+        assert hasKeys() == mayLogIn
+    # A version from the time at which the user is barred is not valid either.
+    path.write_text("ann:{PLAIN}one::::::nologin\n")
+    checker.reload()
+    now = checker.credentialsVersion(info, "ann")
+    assert checker.isStillValid(info, "ann", now) is False
+
+
+def test_editingKeepsOtherFields(path: Path) -> None:
+    rest = "1000:1000:Full Name:/home/ann:/bin/sh:nologin allow_nets=2001:db8::/32"
+    path.write_text(f"ann:{{PLAIN}}x:{rest}\r\nann:second\nben:{{PLAIN}}x:\n")
+    setPassword(str(path), "ann", "new")
+    setPassword(str(path), "ben", "new", isForScram=True)
+    ann, ben = path.read_text().splitlines()
+    assert ann.startswith("ann:$argon2id$") and ann.split(":", 2)[2] == rest
+    assert ben.startswith("ben:{SCRAM-SHA-256}") and ben.endswith(":") and ben.count(":") == 2
