@@ -30,6 +30,7 @@ __all__ = [
     "Eventual",
     "IAccountNames",
     "IAccountStatus",
+    "IBearerAccounts",
     "IBulkMessageSizes",
     "IChunkedContent",
     "IDelivery",
@@ -432,6 +433,25 @@ class ISharedSecrets(Interface):
         @return: the password; None if there is no such user, or the password is not kept in the
             clear.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
+        """
+
+
+class IBearerAccounts(Interface):
+    """
+    A provider that accepts bearer tokens (RFC 6750).  It is an L{IMailboxStore}, too:
+    C{openMailbox} opens the mailbox of a user whose token it has accepted.
+    """
+
+    def userOfToken(
+        info: IPOP3ConnectionInfo, token: str, username: str | None
+    ) -> Eventual[str | None]:
+        """
+        @param token: at most 8 KiB of ASCII.  It must not get into a log, a path or an address.
+        @param username: the user as whom the client wants to log in; L{None} if the client names
+            none.
+        @return: the user of the token, whose name is C{username} if the client names one; None if
+            the token is not valid or is another user's.
+        @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
         """
 
 

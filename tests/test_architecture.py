@@ -54,6 +54,7 @@ RANKS = {
     "protocol.framing": 0,
     "protocol.scram": 3,
     "protocol.challenges": 2,
+    "protocol.bearer": 4,
     "protocol.channelbinding": 0,
     "protocol.closing": 2,
     "protocol.connection": 9,

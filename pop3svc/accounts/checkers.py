@@ -13,10 +13,11 @@ from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import alsoProvides, implementer
 from zope.interface.interface import InterfaceClass
 
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
+from pop3svc.accounts.credentials import IBearerToken, IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
     IAccountStatus,
+    IBearerAccounts,
     IExpiry,
     IMailboxStore,
     IPOP3ConnectionInfo,
@@ -46,7 +47,8 @@ class AccountsProvider:
         """
         @param store: L{IMailboxStore}
         @param checkers: L{ICredentialsChecker}s for
-            L{twisted.cred.credentials.IUsernamePassword}, asked in this order.
+            L{twisted.cred.credentials.IUsernamePassword}, asked in this order.  One for
+            L{IBearerToken} alone checks no passwords.
         @param patience: how many seconds a login may wait for its password check to begin.
         """
         self._store = IMailboxStore(store)
@@ -58,6 +60,7 @@ class AccountsProvider:
         self._patience = patience
         self._scram = self._those(IScramAccounts)
         self._secrets = self._those(ISharedSecrets)
+        self._bearer = self._those(IBearerAccounts)
         # For each connection, the index of the checker that accepted the user, and the
         # user's name there: IAccountStatus is asked of that checker.  These are not in
         # info.providerTag, because that attribute belongs to the store.
@@ -81,6 +84,8 @@ class AccountsProvider:
         if attempt is not None:
             attempt.isGuess = False
         for index, checker in enumerate(self._checkers):
+            if tuple(checker.credentialInterfaces) == (IBearerToken,):
+                continue
             if attempt is not None and not self._reportsGuesses[index]:
                 attempt.isGuess = True
             try:
@@ -148,6 +153,19 @@ class AccountsProvider:
             found: ScramKeys | None = checker.exampleScramKeys(username, algorithm, seed)
             if found is not None:
                 return found
+        return None
+
+    async def userOfToken(
+        self, info: IPOP3ConnectionInfo, token: str, username: str | None
+    ) -> str | None:
+        """
+        See L{IBearerAccounts.userOfToken}; of the first checker that accepts the token.
+        """
+        for index, checker in self._bearer:
+            name: str | None = await maybeAwait(checker.userOfToken, info, token, username)
+            if name is not None:
+                self._acceptedBy[info] = index, name
+                return name
         return None
 
     def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.cred.credentials import IUsernamePassword, UsernamePassword
+from twisted.cred.credentials import ICredentials, IUsernamePassword, UsernamePassword
 from zope.interface import Attribute, implementer
 
 from pop3svc.policy import Policy
 
-__all__ = ["IPasswordAttempt", "PasswordAttempt", "asAttempt"]
+__all__ = ["IBearerToken", "IPasswordAttempt", "PasswordAttempt", "asAttempt"]
+
+
+class IBearerToken(ICredentials):
+    """
+    A bearer token.  A checker for tokens provides L{pop3svc.interfaces.IBearerAccounts}, whose
+    method is called in place of C{requestAvatarId}.
+    """
 
 
 class IPasswordAttempt(IUsernamePassword):

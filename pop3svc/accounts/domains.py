@@ -13,6 +13,7 @@ from zope.interface import alsoProvides, implementer
 from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
     IAccountStatus,
+    IBearerAccounts,
     IExpiry,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
@@ -52,7 +53,7 @@ class DomainProvider:
         # For each connection, the mailbox of the last keys or secret that were found, and their
         # provider, because the mailbox may have a name of another domain.
         self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
-        for interface in (IScramAccounts, ISharedSecrets):
+        for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts):
             if any(interface.providedBy(each) for each in self._providers.values()):
                 alsoProvides(self, interface)
 
@@ -116,6 +117,25 @@ class DomainProvider:
             return None
         found: ScramKeys | None = provider.exampleScramKeys(username, algorithm, seed)
         return found
+
+    async def userOfToken(
+        self, info: IPOP3ConnectionInfo, token: str, username: str | None
+    ) -> str | None:
+        """
+        See L{IBearerAccounts.userOfToken}.  A provider's tokens are valid only for the users of
+        its own domain.
+        """
+        for provider in self._providers.values():
+            if not IBearerAccounts.providedBy(provider):
+                continue
+            if username is not None and self._of(username) is not provider:
+                continue
+            source: Any = provider
+            name: str | None = await maybeAwait(source.userOfToken, info, token, username)
+            if name is not None and self._of(name) is provider:
+                self._foundBy[info] = name, provider
+                return name
+        return None
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """

@@ -13,7 +13,14 @@ from typing import Any
 from zope.interface.interface import InterfaceClass
 
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.interfaces import IPOP3MailboxProvider, IScramAccounts, ISharedSecrets, ScramKeys
+from pop3svc.interfaces import (
+    IBearerAccounts,
+    IPOP3MailboxProvider,
+    IScramAccounts,
+    ISharedSecrets,
+    ScramKeys,
+)
+from pop3svc.protocol.bearer import BearerMessage, failureOf
 from pop3svc.protocol.challenges import cramDigest, makeChallenge, readCram
 from pop3svc.protocol.replies import Reply, challenge
 from pop3svc.protocol.scram import (
@@ -33,8 +40,21 @@ __all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
-# A mechanism yields challenges, and at the end it yields credentials.
-Conversation = AsyncGenerator[bytes | Password | Proven, bytes]
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """
+    The end of an exchange that has failed: a last challenge explains the failure, and the error
+    follows whatever the client answers.
+
+    @ivar explanation: the challenge.
+    """
+
+    explanation: bytes
+    error: POP3ResponseError
+
+
+# A mechanism yields challenges, and at the end it yields credentials or a refusal.
+Conversation = AsyncGenerator[bytes | Password | Proven | Refusal, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +64,7 @@ class Mechanism:
 
     @ivar name: the registered name of the mechanism.
     @ivar needs: the interface that the provider must provide.
-    @ivar cleartext: whether the mechanism sends the password unencrypted.
+    @ivar cleartext: whether the mechanism sends the password, or a token, unencrypted.
     @ivar bindsChannel: whether the mechanism binds to the TLS connection.
     @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
     """
@@ -223,6 +243,34 @@ async def cramMD5(session: Session, initial: bytes | None) -> Conversation:
     yield await session.proveDigest(name, digest, lambda password: cramDigest(sent, password))
 
 
+async def _bearer(
+    session: Session, initial: bytes | None, parse: Callable[[bytes], BearerMessage], name: str
+) -> Conversation:
+    message = parse((yield b"") if initial is None else initial)
+    provider: Any = session.provider
+    user = await session.calls.ask(provider.userOfToken, session.info, message.token, message.name)
+    proven = Proven(user or message.name or "")
+    isRight = bool(user) and message.name in (None, user)
+    try:
+        await session.prove(proven, isRight)
+    except POP3ResponseError as error:
+        if error.code != "AUTH":
+            raise
+        yield Refusal(failureOf(name), error)
+        return
+    yield proven
+
+
+def _declareBearer(name: str, parse: Callable[[bytes], BearerMessage]) -> None:
+    @mechanism(name, needs=IBearerAccounts, cleartext=True)
+    def converse(session: Session, initial: bytes | None) -> Conversation:
+        return _bearer(session, initial, parse, name)
+
+
+_declareBearer("OAUTHBEARER", BearerMessage.parseOAuthBearer)
+_declareBearer("XOAUTH2", BearerMessage.parseXOAuth2)
+
+
 class SASLExchange:
     """
     Drives one mechanism line by line (RFC 5034 section 4).
@@ -244,6 +292,7 @@ class SASLExchange:
         self._chosen = chosen
         self._finish = finish
         self._conversation: Conversation | None = None
+        self._refusal: POP3ResponseError | None = None
 
     async def begin(self, initial: bytes | None) -> Reply:
         """
@@ -263,6 +312,9 @@ class SASLExchange:
         @param line: the client's next line.
         """
         assert self._conversation is not None
+        if self._refusal is not None:
+            # Clients send "AQ==", an empty line, "*" or QUIT.
+            raise self._refusal
         try:
             if line == b"*":
                 raise POP3ResponseError("Cancelled.")
@@ -281,6 +333,10 @@ class SASLExchange:
             self._session.exchange = self
             return challenge(b64encode(result).decode("ascii"))
         await self._conversation.aclose()
+        if isinstance(result, Refusal):
+            self._refusal = result.error
+            self._session.exchange = self
+            return challenge(b64encode(result.explanation).decode("ascii"))
         return await self._finish(result)
 
 

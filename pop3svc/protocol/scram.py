@@ -15,7 +15,16 @@ from dataclasses import dataclass
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import ScramKeys
 
-__all__ = ["ALGORITHMS", "BINDING_TYPES", "ClientFirst", "ScramServer", "makeUp", "seedOf"]
+__all__ = [
+    "ALGORITHMS",
+    "BINDING_TYPES",
+    "SASL_NAME",
+    "ClientFirst",
+    "ScramServer",
+    "makeUp",
+    "seedOf",
+    "unescaped",
+]
 
 # The hash function of each mechanism, by its name in hashlib.
 ALGORITHMS = {
@@ -34,14 +43,14 @@ _LONGEST_NAME = 255
 _SALT = 16
 _ROUNDS = 4096
 
-# saslname of RFC 5802 section 7, without control characters.
-_NAME = r"(?:[^,=\x00-\x1f\x7f]|=2C|=3D)+"
+# saslname of RFC 5801 section 4, without control characters.
+SASL_NAME = r"(?:[^,=\x00-\x1f\x7f]|=2C|=3D)+"
 _NONCE = r"[\x21-\x2b\x2d-\x7e]+"
 # Extensions are ignored; the mandatory one, "m=", must be refused.
 _MORE = r"(?:,[A-Za-ln-z]=[^,\x00]+)*"
 _FIRST = re.compile(
-    rf"(?P<header>(?P<flag>[ny]|p=(?P<type>[A-Za-z0-9.-]+)),(?:a=(?P<other>{_NAME}))?,)"
-    rf"(?P<bare>n=(?P<name>{_NAME}),r=(?P<nonce>{_NONCE}){_MORE})"
+    rf"(?P<header>(?P<flag>[ny]|p=(?P<type>[A-Za-z0-9.-]+)),(?:a=(?P<other>{SASL_NAME}))?,)"
+    rf"(?P<bare>n=(?P<name>{SASL_NAME}),r=(?P<nonce>{_NONCE}){_MORE})"
 )
 _FINAL = re.compile(
     rf"(?P<rest>c=(?P<binding>[A-Za-z0-9+/=]+),r=(?P<nonce>{_NONCE}){_MORE}),"
@@ -62,7 +71,10 @@ def _malformed() -> BadArguments:
     return BadArguments("SCRAM message is not valid.")
 
 
-def _unescaped(name: str) -> str:
+def unescaped(name: str) -> str:
+    """
+    @param name: a saslname (RFC 5801 section 4).
+    """
     return name.replace("=2C", ",").replace("=3D", "=")
 
 
@@ -99,10 +111,10 @@ class ClientFirst:
         found = _FIRST.fullmatch(_text(message))
         if found is None:
             raise _malformed()
-        name, other = _unescaped(found["name"]), found["other"]
+        name, other = unescaped(found["name"]), found["other"]
         if len(name.encode("utf-8")) > _LONGEST_NAME:
             raise _malformed()
-        if other is not None and _unescaped(other) != name:
+        if other is not None and unescaped(other) != name:
             raise POP3ResponseError("Authorization identity must be the user name.", "AUTH")
         return cls(
             found["header"], found["flag"][0], found["type"], found["bare"], name, found["nonce"]

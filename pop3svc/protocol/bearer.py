@@ -1,0 +1,109 @@
+"""
+The messages of OAUTHBEARER (RFC 7628) and XOAUTH2, as a server reads and writes them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pop3svc.errors import BadArguments
+from pop3svc.protocol.scram import SASL_NAME, unescaped
+
+__all__ = ["LONGEST_TOKEN", "BearerMessage", "failureOf"]
+
+# Octets of a token.  Tokens with many claims have some 4 KiB.
+LONGEST_TOKEN = 8192
+# Octets of a message: the token, and a name, a host and a port.
+_LONGEST = LONGEST_TOKEN + 1024
+_LONGEST_NAME = 255
+
+# RFC 6750 section 2.1.  The name of the scheme ignores case (RFC 9110 section 11.1).
+_AUTH = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(?P<token>[A-Za-z0-9._~+/-]+=*)")
+# RFC 7628 section 3.1.  "p=" is for mechanisms with channel binding only.
+_OAUTHBEARER = re.compile(
+    rf"[ny],(?:a=(?P<name>{SASL_NAME}))?,\x01(?P<pairs>(?:[A-Za-z]+=[\x20-\x7e\t\r\n]*\x01)+)\x01"
+)
+_XOAUTH2 = re.compile(
+    r"(?:user=(?P<name>[^\x00-\x1f\x7f]+)\x01)?auth=(?P<auth>[\x20-\x7e]+)\x01\x01"
+)
+
+# RFC 7628 section 3.2.2; XOAUTH2 has a form of its own.
+_FAILURES = {
+    "OAUTHBEARER": b'{"status":"invalid_token"}',
+    "XOAUTH2": b'{"status":"401","schemes":"bearer"}',
+}
+
+
+def failureOf(mechanism: str) -> bytes:
+    """
+    @param mechanism: C{OAUTHBEARER} or C{XOAUTH2}.
+    @return: the challenge that says that the token is refused.  It is the same for every reason.
+    """
+    return _FAILURES[mechanism]
+
+
+def _malformed() -> BadArguments:
+    return BadArguments("Message of the mechanism is not valid.")
+
+
+def _text(message: bytes) -> str:
+    if len(message) > _LONGEST:
+        raise BadArguments("Message of the mechanism is too long.")
+    try:
+        return message.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _malformed()
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class BearerMessage:
+    """
+    The only message of a client.
+
+    @ivar token: the bearer token, at most 8 KiB.
+    @ivar name: the user as whom the client wants to log in, or L{None}.
+    """
+
+    token: str
+    name: str | None
+
+    @classmethod
+    def _make(cls, auth: str, name: str | None) -> BearerMessage:
+        found = _AUTH.fullmatch(auth)
+        if found is None or len(found["token"]) > LONGEST_TOKEN:
+            raise _malformed()
+        if name is not None and len(name.encode("utf-8")) > _LONGEST_NAME:
+            raise _malformed()
+        return cls(found["token"], name)
+
+    @classmethod
+    def parseOAuthBearer(cls, message: bytes) -> BearerMessage:
+        """
+        Parse a message of OAUTHBEARER (RFC 7628 section 3.1).  Host and port are ignored.
+
+        @raise BadArguments: the message is malformed.
+        """
+        found = _OAUTHBEARER.fullmatch(_text(message))
+        if found is None:
+            raise _malformed()
+        values: dict[str, str] = {}
+        for pair in found["pairs"].split("\x01")[:-1]:
+            key, _, value = pair.partition("=")
+            if key in values:
+                raise _malformed()
+            values[key] = value
+        name = found["name"]
+        return cls._make(values.get("auth", ""), None if name is None else unescaped(name))
+
+    @classmethod
+    def parseXOAuth2(cls, message: bytes) -> BearerMessage:
+        """
+        Parse a message of XOAUTH2, which is in no RFC but is supported by many clients.
+
+        @raise BadArguments: the message is malformed.
+        """
+        found = _XOAUTH2.fullmatch(_text(message))
+        if found is None:
+            raise _malformed()
+        return cls._make(found["auth"], found["name"])
