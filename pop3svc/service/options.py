@@ -15,6 +15,7 @@ from twisted.cred.strcred import AuthOptionMixin
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
+from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.logs import escaped
 from pop3svc.service.configfile import Configuration, readConfiguration
@@ -63,7 +64,7 @@ class Options(usage.Options, AuthOptionMixin):
         "A POP3 service.  Without any option it serves an embedded default: "
         "accounts and Maildirs in a directory of your own, on loopback."
     )
-    supportedInterfaces = (IUsernamePassword,)
+    supportedInterfaces = (IUsernamePassword, IBearerToken)
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
+from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.interfaces import IPOP3ProviderPlugin
@@ -27,6 +28,7 @@ from pop3svc.service.arguments import parseArguments
 
 __all__ = [
     "HTTPAccountsMaker",
+    "OAuthMaker",
     "PasswordFileMaker",
     "ProviderPlugin",
     "SQLAccountsMaker",
@@ -398,3 +400,33 @@ class HTTPAccountsMaker:
         if not 1 <= concurrent <= 1000:
             raise ValueError("concurrent is a number from 1 to 1000")
         return HTTPAccounts(url, timeout, concurrent, options.get("ca"), insecure == "yes")
+
+
+@implementer(IPlugin, ICheckerFactory)
+class OAuthMaker:
+    """
+    The kind C{oauth:jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE} for C{--auth}.
+    """
+
+    authType = "oauth"
+    authHelp = (
+        "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  jwks is the "
+        "server's key set, a file or an https address; colons in it need no backslash.  claim= "
+        "names the claim that has the user name, email by default.  scope= and algorithms= are "
+        "lists with commas.  ca= names a file of certificates to trust in place of the system's."
+    )
+    argStringFormat = (
+        "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:claim=CLAIM][:scope=SCOPE,...]"
+        "[:algorithms=ALGORITHM,...][:ca=FILE]"
+    )
+    credentialInterfaces = (IBearerToken,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        try:
+            from pop3svc.accounts.oauth import makeOAuth
+        except ModuleNotFoundError:
+            raise ValueError("joserfc and treq are needed: pip install 'pop3svc[oauth]'")
+        return makeOAuth(argstring)

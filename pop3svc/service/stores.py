@@ -11,7 +11,12 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import InvalidAuthType, makeChecker
 from twisted.python.reflect import ObjectNotFound, namedAny
 
-from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider, IPOP3ProviderPlugin
+from pop3svc.interfaces import (
+    IBearerAccounts,
+    IMailboxStore,
+    IPOP3MailboxProvider,
+    IPOP3ProviderPlugin,
+)
 from pop3svc.service.factory import checkName
 from pop3svc.service.options import providerPlugins
 from pop3svc.service.settings import SettingError, Store
@@ -77,7 +82,8 @@ def makeAccounts(store: Store) -> list[Any]:
             raise SettingError(f"{where}: unknown kind")
         except Exception as error:
             raise SettingError(f"{where}: {error or type(error).__name__}")
-        if IUsernamePassword not in checker.credentialInterfaces:
+        isForTokens = IBearerAccounts.providedBy(checker)
+        if not isForTokens and IUsernamePassword not in checker.credentialInterfaces:
             raise SettingError(f"{where} does not check passwords")
         if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
             # Names and passwords are octets; the plugin of Twisted keeps text.

@@ -6,6 +6,7 @@ from twisted.application.service import ServiceMaker
 
 from pop3svc.service.plugins import (
     HTTPAccountsMaker,
+    OAuthMaker,
     PasswordFileMaker,
     ProviderPlugin,
     SQLAccountsMaker,
@@ -74,3 +75,4 @@ upstream = ProviderPlugin(
 passwd = PasswordFileMaker()
 sqlAccounts = SQLAccountsMaker()
 httpAccounts = HTTPAccountsMaker()
+oauth = OAuthMaker()

@@ -1,0 +1,358 @@
+"""
+Where the keys of an issuer come from: a file, or the issuer's own server.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import treq
+from twisted.internet.interfaces import IReactorTime
+from twisted.internet.ssl import Certificate, trustRootFromCertificates
+from twisted.logger import Logger
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.web.http_headers import Headers
+
+from pop3svc.accounts.tokens import KeySet
+from pop3svc.awaiting import CallTimeout, Shielded, callWithTimeout
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import FileStamp, readReplaceable, stampOf
+from pop3svc.threadpool import BoundedThreadPool, Executor
+
+__all__ = ["FetchedKeys", "FileKeys", "KeyServer", "theClock"]
+
+log = Logger(namespace="pop3svc")
+
+# The file has its own thread, because a disk with mail may hang.
+_reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
+
+# Octets of a key set.  Sets have some 10 KiB.
+_LARGEST = 512 << 10
+
+
+def theClock() -> Any:
+    """
+    @return: the reactor, which is imported only now because tests and C{twistd} choose one.
+    """
+    from twisted.internet import reactor
+
+    return reactor
+
+
+def _unavailable() -> POP3ResponseError:
+    return POP3ResponseError("Tokens cannot be checked now.", "SYS/TEMP")
+
+
+def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
+    """
+    @return: the stamp of the file before it was read, and the keys or a sentence.
+    """
+    stamp = stampOf(path)
+    try:
+        return stamp, KeySet(readReplaceable(path, _LARGEST))
+    except OSError as error:
+        return stamp, f"{path}: {error.strerror}"
+    except ValueError as error:
+        return stamp, f"{path} cannot be used: {_reason(error)}"
+
+
+def _reason(error: ValueError) -> str:
+    # The errors of json quote what they could not parse.
+    return "it is not JSON" if type(error) is not ValueError else str(error)
+
+
+class FileKeys:
+    """
+    The keys in a file, which is read again, in a thread, when it has changed.  If it cannot be
+    read, the previous keys stay.
+    """
+
+    # Seconds that a login waits until a changed file has been read again.
+    PATIENCE = 5.0
+    # Seconds between attempts to read an unreadable file.
+    RETRY = 1.0
+
+    def __init__(
+        self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
+    ) -> None:
+        """
+        @param runner: reads the file.
+        @param clock: the reactor if not given.
+        @raise ValueError: the file cannot be read; a sentence that names it.
+        """
+        self._path = os.path.abspath(path)
+        self._reader = _reading if runner is None else runner
+        self._clock = clock
+        self._seen, keys = _read(self._path)
+        if isinstance(keys, str):
+            raise ValueError(keys)
+        self._keys = keys
+        self._rereading: Shielded | None = None
+        self._tried: float | None = None
+        self._fault = ""
+        _report(self._path, keys)
+
+    async def find(self, name: str | None) -> Any:
+        """
+        @param name: the C{kid} of a token, or L{None}.
+        @return: the key, or L{None} if there is none.
+        """
+        stamp = stampOf(self._path)
+        if stamp is None or stamp != self._seen:
+            await self._refresh()
+        return self._keys.pick(name)
+
+    async def _refresh(self) -> None:
+        clock = self._clock or theClock()
+        if self._rereading is None or self._rereading.done:
+            now = clock.seconds()
+            if self._fault and self._tried is not None and now - self._tried < self.RETRY:
+                return
+            self._tried = now
+            self._rereading = Shielded(self._reread)
+        try:
+            await self._rereading.outcome(clock, self.PATIENCE)
+        except CallTimeout:
+            # The disk is slow: go on with the previous keys.
+            pass
+
+    async def _reread(self) -> None:
+        try:
+            stamp, keys = await self._reader.run(_read, self._path)
+        except POP3ResponseError:
+            stamp, keys = None, f"{self._path} cannot be read now, for lack of threads"
+        if not isinstance(keys, str):
+            self._seen, self._keys, self._fault = stamp, keys, ""
+            _report(self._path, keys)
+        elif keys != self._fault:
+            self._fault = keys
+            log.error("keeping the previous keys: {error}", error=keys)
+
+    async def reload(self) -> None:
+        """
+        Read the file again.
+        """
+        self._seen, self._tried, self._fault = None, None, ""
+        await self._refresh()
+
+
+def _report(source: str, keys: KeySet) -> None:
+    if keys.dropped:
+        log.warn("{source}: {count} keys cannot be used", source=source, count=keys.dropped)
+
+
+class FetchedKeys:
+    """
+    The keys that the issuer publishes.  They are fetched at the first login, and again when they
+    are old, or when a token names an unknown key.
+    """
+
+    # Seconds after which keys are fetched again, while the old ones serve.
+    REFRESH = 3600.0
+    # Seconds after which keys that could not be fetched again serve no more, because the issuer may
+    # have withdrawn one.
+    OLDEST = 86_400.0
+    # Least seconds between attempts to fetch.  Otherwise each token with a made-up name of a key
+    # would be a request to the issuer.
+    PAUSE = 60.0
+    # The same while there are no keys, and nobody can log in.
+    RETRY = 5.0
+    # Seconds that a fetch may take.
+    PATIENCE = 10.0
+
+    def __init__(
+        self, source: str, fetch: Callable[[], Awaitable[bytes]], clock: IReactorTime | None = None
+    ) -> None:
+        """
+        @param source: the address, for the log.
+        @param fetch: returns a key set in JSON.
+        @param clock: the reactor if not given.
+        """
+        self._source = source
+        self._fetch = fetch
+        self._clock = clock
+        self._keys: KeySet | None = None
+        self._fetched = 0.0
+        self._tried: float | None = None
+        self._fetching: Shielded | None = None
+        self._fault = ""
+
+    @property
+    def _time(self) -> IReactorTime:
+        if self._clock is None:
+            self._clock = IReactorTime(theClock())
+        return self._clock
+
+    @property
+    def _now(self) -> float:
+        return float(self._time.seconds())
+
+    async def find(self, name: str | None) -> Any:
+        """
+        @param name: the C{kid} of a token, or L{None}.
+        @return: the key, or L{None} if there is none.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, or they are too old.
+        """
+        if not self._isUsable():
+            await self._refreshed(self.RETRY)
+            if not self._isUsable():
+                raise _unavailable()
+        elif self._now - self._fetched > self.REFRESH:
+            self._begin(self.PAUSE)
+        assert self._keys is not None
+        key = self._keys.pick(name)
+        if key is None:
+            await self._refreshed(self.PAUSE)
+            key = self._keys.pick(name)
+            if key is None and self._fault:
+                # The issuer may have a new key.
+                raise _unavailable()
+        return key
+
+    def _isUsable(self) -> bool:
+        return self._keys is not None and self._now - self._fetched <= self.OLDEST
+
+    def _begin(self, pause: float) -> None:
+        """
+        Begin to fetch the keys, unless a fetch is running or was tried within C{pause} seconds.
+        """
+        if self._fetching is not None and not self._fetching.done:
+            return
+        if self._tried is not None and self._now - self._tried < pause:
+            return
+        self._tried = self._now
+        self._fetching = Shielded(self._fetchOnce)
+
+    async def _refreshed(self, pause: float) -> None:
+        self._begin(pause)
+        if self._fetching is not None:
+            await self._fetching.outcome()
+
+    async def _fetchOnce(self) -> None:
+        try:
+            data = await callWithTimeout(self._fetch, clock=self._time, timeout=self.PATIENCE)
+            keys = KeySet(data)
+        except CallTimeout:
+            fault = "no answer in time"
+        except ValueError as error:
+            fault = _reason(error)
+        except Exception as error:
+            # The connection failed, or the certificate is not trusted.
+            fault = _nameOf(error)
+        else:
+            if self._fault:
+                log.info("keys from {source} are there again", source=self._source)
+            self._keys, self._fetched, self._fault = keys, self._now, ""
+            _report(self._source, keys)
+            return
+        if fault != self._fault:
+            log.error(
+                "keys from {source} cannot be fetched: {fault}", source=self._source, fault=fault
+            )
+        self._fault = fault
+
+    async def reload(self) -> None:
+        """
+        Fetch the keys again, while the old ones serve.
+        """
+        self._tried, self._fault = None, ""
+        self._begin(0)
+
+
+def _nameOf(error: Exception) -> str:
+    """
+    @return: the names of the errors, because their texts may be long.
+    """
+    inner = getattr(error, "reasons", None) or []
+    return ", ".join([type(error).__name__, *(type(each.value).__name__ for each in inner)])
+
+
+class _Connections(HTTPConnectionPool):
+    """
+    The connection of one request, which can be aborted at any time.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(reactor, persistent=False)  # type: ignore[no-untyped-call]
+        self._made: list[Any] = []
+
+    def getConnection(self, key: Any, endpoint: Any) -> Any:
+        """
+        See L{HTTPConnectionPool.getConnection}.
+        """
+        connecting: Any = super().getConnection(key, endpoint)
+
+        def remember(connection: Any) -> Any:
+            self._made.append(connection)
+            return connection
+
+        return connecting.addCallback(remember)
+
+    def abort(self) -> None:
+        """
+        Abort the connection, because a server that stalls would keep it open.
+        """
+        for each in self._made:
+            each.abort()
+
+
+class KeyServer:
+    """
+    Fetches a key set from a web server.
+    """
+
+    def __init__(self, address: str, authorities: bytes | None, reactor: Any = None) -> None:
+        """
+        @param address: the URL.
+        @param authorities: certificates in PEM to trust in place of the system's.
+        @param reactor: the global one if not given.
+        @raise ValueError: the certificates cannot be read.
+        """
+        self._address = address
+        self._reactor = reactor
+        self._trust = None if authorities is None else _trustOf(authorities)
+
+    async def fetch(self) -> bytes:
+        """
+        @return: the body of the answer, which has a bound.
+        @raise ValueError: the server has answered with something else; a clause for the log.
+        """
+        reactor = self._reactor or theClock()
+        policy = BrowserLikePolicyForHTTPS(*(() if self._trust is None else (self._trust,)))
+        connections = _Connections(reactor)
+        body = bytearray()
+
+        def collect(data: bytes) -> None:
+            if len(body) + len(data) > _LARGEST:
+                raise ValueError(f"the answer is larger than {_LARGEST} octets")
+            body.extend(data)
+
+        try:
+            response: Any = await treq.get(
+                self._address,
+                headers=Headers({"Accept": ["application/json"]}),
+                agent=Agent(reactor, policy, pool=connections),
+                # Another server could be without TLS.
+                allow_redirects=False,
+                unbuffered=True,
+            )
+            if response.code != 200:
+                raise ValueError(f"the answer has status {response.code}")
+            await treq.collect(response, collect)
+        finally:
+            connections.abort()
+        return bytes(body)
+
+
+def _trustOf(pem: bytes) -> Any:
+    from cryptography.hazmat.primitives.serialization import Encoding
+    from cryptography.x509 import load_pem_x509_certificates
+
+    return trustRootFromCertificates(
+        [
+            Certificate.load(each.public_bytes(Encoding.DER))
+            for each in load_pem_x509_certificates(pem)
+        ]
+    )

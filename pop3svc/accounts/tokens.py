@@ -1,0 +1,266 @@
+"""
+Check signed access tokens (RFC 7519, RFC 9068), with the keys of their issuer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from base64 import urlsafe_b64decode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from joserfc import jws
+from joserfc.errors import JoseError, SecurityWarning
+from joserfc.jwk import import_key
+from joserfc.jwt import JWTClaimsRegistry
+
+__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "BadToken", "KeySet", "TokenRules", "parseJSON"]
+
+# It warns about keys and names of algorithms, which this module judges itself.
+warnings.simplefilter("ignore", SecurityWarning)
+
+# Algorithms whose verification needs a public key only.  With a symmetric algorithm, everybody who
+# can verify a token could make one.  joserfc knows EdDSA by both its old and its new name.
+ALGORITHMS = (
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"),
+    *("EdDSA", "Ed25519"),
+)
+DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
+
+# Octets of a token, before anything of it is parsed.
+_LONGEST_TOKEN = 8192
+# A signed token has three parts; five parts would be an encrypted one.
+_COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+# Seconds by which the clocks of the issuer and of this machine may differ.
+_LEEWAY = 60
+# Seconds that a token may still be valid.  Access tokens are valid for an hour, rarely for a day.
+_LONGEST_LIFE = 7 * 86_400
+_LONGEST_NAME = 255
+# The type of an access token (RFC 9068 section 2.1) or of any token.  Other types, such as
+# logout+jwt, have other purposes.
+_TYPES = ("jwt", "at+jwt", "application/at+jwt")
+# Fields of a header that would change how the token is read.
+_REFUSED_FIELDS = frozenset(["crit", "b64", "zip", "enc"])
+
+# Keys of a set: the public keys of issuers are few, also while they are renewed.
+_MOST_KEYS = 100
+# Bits of an RSA key.  Shorter keys can be broken, and longer ones cost too much time.
+_RSA_BITS = range(2048, 8193)
+# What joserfc and the modules of Python raise for malformed input.
+_MALFORMED = (
+    JoseError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)
+
+
+_REASONS = {
+    "iss": "its issuer is another one or missing",
+    "aud": "its audience is another one or missing",
+    "exp": "it has expired or does not say when it expires",
+    "nbf": "it is not valid yet",
+    "iat": "it is not valid yet",
+}
+
+
+class BadToken(Exception):
+    """
+    A token that is not valid.  The text is the reason, without any part of the token.
+    """
+
+
+def _withoutDoubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name is there twice")
+    return values
+
+
+def _noConstant(name: str) -> Any:
+    raise ValueError("a number is not valid")
+
+
+def parseJSON(data: bytes) -> dict[str, Any]:
+    """
+    Parse an object.
+
+    @raise ValueError: it is malformed, has a name twice, is nested too deeply, or is no object.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_withoutDoubles, parse_constant=_noConstant
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply")
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
+
+
+class KeySet:
+    """
+    The public keys of an issuer (RFC 7517 section 5).
+
+    @ivar dropped: the number of keys that cannot be used.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """
+        @param data: the key set in JSON.  A key that cannot be used affects no other key.
+        @raise ValueError: it is no key set, or no key of it can be used.
+        """
+        found = parseJSON(data).get("keys")
+        if not isinstance(found, list):
+            raise ValueError("it is no key set")
+        if len(found) > _MOST_KEYS:
+            raise ValueError(f"it has more than {_MOST_KEYS} keys")
+        self._byName: dict[str, Any] = {}
+        self._all: list[Any] = []
+        self.dropped = 0
+        for each in found:
+            key = _usable(each)
+            name = None if key is None else each.get("kid")
+            # Of two keys with one name the first counts.
+            if key is None or name in self._byName:
+                self.dropped += 1
+                continue
+            self._all.append(key)
+            if name is not None:
+                self._byName[name] = key
+        if not self._all:
+            raise ValueError("it has no usable key")
+
+    def pick(self, name: str | None) -> Any:
+        """
+        @param name: the C{kid} of a token; L{None} if it has none.
+        @return: the key, or L{None}.  A token without C{kid} is valid only with a set of one key.
+        """
+        if name is not None:
+            return self._byName.get(name)
+        return self._all[0] if len(self._all) == 1 else None
+
+
+def _usable(value: Any) -> Any:
+    """
+    @return: the key, or L{None} if it cannot be used.
+    """
+    if not isinstance(value, dict) or value.get("kty") not in ("RSA", "EC", "OKP"):
+        return None
+    if value.get("use", "sig") != "sig" or not isinstance(value.get("kid", ""), str):
+        return None
+    try:
+        key: Any = import_key(value)
+        if value["kty"] == "RSA" and key.public_key.key_size not in _RSA_BITS:
+            return None
+    except _MALFORMED:
+        return None
+    return key
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRules:
+    """
+    What a valid token has.
+
+    @ivar issuer: the claim C{iss}.
+    @ivar audience: one value of the claim C{aud}.
+    @ivar claim: the claim with the name of the user.
+    @ivar scopes: values that the claim C{scope}, or C{scp}, has all of.
+    @ivar algorithms: names of L{ALGORITHMS}.
+    """
+
+    issuer: str
+    audience: str
+    claim: str = "email"
+    scopes: frozenset[str] = frozenset()
+    algorithms: Sequence[str] = field(default=DEFAULT_ALGORITHMS)
+
+    def keyNameOf(self, token: str) -> str | None:
+        """
+        Read the header of a token.
+
+        @return: the name of the key that has signed the token, or L{None}.
+        @raise BadToken: the token cannot be valid with any key.
+        """
+        if len(token) > _LONGEST_TOKEN:
+            raise BadToken("it is too long")
+        if _COMPACT.fullmatch(token) is None:
+            raise BadToken("it is not a signed token")
+        part = token.partition(".")[0]
+        try:
+            header = parseJSON(urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+        except ValueError:
+            raise BadToken("its header is malformed")
+        if header.get("alg") not in self.algorithms:
+            raise BadToken("its algorithm is not allowed")
+        kind = header.get("typ", "JWT")
+        if not isinstance(kind, str) or kind.lower() not in _TYPES:
+            raise BadToken("its type is another one")
+        name = header.get("kid")
+        if not _REFUSED_FIELDS.isdisjoint(header) or not isinstance(name, str | None):
+            raise BadToken("its header is malformed")
+        return name
+
+    def nameOf(self, token: str, key: Any, now: float) -> str:
+        """
+        Check a token.
+
+        @param token: a token whose header L{keyNameOf} has read.
+        @param key: the key of that name, from a L{KeySet}.
+        @param now: seconds since the epoch.
+        @return: the name of the user.
+        @raise BadToken: the token is not valid.
+        """
+        try:
+            signed = jws.deserialize_compact(token, key, algorithms=list(self.algorithms))
+        except _MALFORMED:
+            raise BadToken("its signature is wrong")
+        try:
+            claims = parseJSON(signed.payload)
+            JWTClaimsRegistry(
+                now=int(now),
+                leeway=_LEEWAY,
+                iss={"essential": True, "value": self.issuer},
+                aud={"essential": True, "value": self.audience},
+                exp={"essential": True},
+            ).validate(claims)
+        except _MALFORMED as error:
+            # The issuer has signed the claims, so the reason may name one of them.
+            raise BadToken(_REASONS.get(getattr(error, "claim", ""), "a claim is not valid"))
+        if not claims["exp"] <= now + _LONGEST_LIFE:
+            raise BadToken("it is valid for too long")
+        if not self.scopes <= _scopesOf(claims):
+            raise BadToken("a scope is missing")
+        return self._userOf(claims)
+
+    def _userOf(self, claims: dict[str, Any]) -> str:
+        name = claims.get(self.claim)
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise BadToken("it has no user name")
+        try:
+            isLong = len(name.encode("utf-8")) > _LONGEST_NAME
+        except UnicodeEncodeError:
+            raise BadToken("it has no user name")
+        if isLong:
+            raise BadToken("it has no user name")
+        # With some issuers a user can enter any address.  Some write true as a text.
+        if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
+            raise BadToken("its address is not verified")
+        return name
+
+
+def _scopesOf(claims: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for name in ("scope", "scp"):
+        value = claims.get(name, "")
+        values: Iterable[Any] = value.split(" ") if isinstance(value, str) else value
+        if isinstance(values, list):
+            found |= {each for each in values if isinstance(each, str)}
+    return found
