@@ -23,11 +23,15 @@ from typing import Any
 
 from scramp import ScramClient
 from scramp.utils import ScramException
+from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.task import Clock
 from twisted.logger import LogLevel, globalLogPublisher
+from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
+from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.interfaces import IBearerAccounts
 from pop3svc.policy import OPTIONAL_MECHANISMS, Policy
 from pop3svc.protocol.challenges import cramDigest
 from pop3svc.providers.memory import MemoryStore
@@ -63,6 +67,27 @@ def _changed(data: bytes, chance: random.Random) -> bytes:
 Send = Callable[[bytes], bytes]
 
 
+@implementer(ICredentialsChecker, IBearerAccounts)
+class Tokens:
+    """
+    Knows one token, which is alice's.
+    """
+
+    credentialInterfaces = (IBearerToken,)
+
+    def requestAvatarId(self, credentials: Any) -> Any:
+        """
+        See L{ICredentialsChecker.requestAvatarId}.
+        """
+        raise AssertionError("it checks no passwords")
+
+    def userOfToken(self, info: Any, token: str, username: str | None) -> str | None:
+        """
+        See L{IBearerAccounts.userOfToken}.
+        """
+        return "alice" if token == "abc.def.ghi" and username in (None, "alice") else None
+
+
 class Proof:
     """
     A service, and clients that change their messages.
@@ -80,7 +105,7 @@ class Proof:
         users = directory / "users"
         users.write_text(f"alice:{{PLAIN}}{PASSWORD}\n")
         store = MemoryStore([b"a: b\n\nc\n"])
-        provider = AccountsProvider(store, [PasswordFile(str(users), Inline())])
+        provider = AccountsProvider(store, [PasswordFile(str(users), Inline()), Tokens()])
         policy = Policy(enable=frozenset(OPTIONAL_MECHANISMS), maxFailedLogins=1000)
         self._factory = POP3Factory(provider, policy, clock=Clock(), secret=b"s")
         self.methods: dict[str, Callable[[Client, Send], bytes]] = {
@@ -93,6 +118,12 @@ class Proof:
                 if name.startswith("SCRAM")
             },
             "APOP": self._apop,
+            "OAUTHBEARER": lambda client, send: self._bearer(
+                b"OAUTHBEARER", b"n,a=alice,\1host=h\1auth=Bearer abc.def.ghi\1\1", send
+            ),
+            "XOAUTH2": lambda client, send: self._bearer(
+                b"XOAUTH2", b"user=alice\1auth=Bearer abc.def.ghi\1\1", send
+            ),
         }
 
     # --- the exchanges ------------------------------------------------------------------
@@ -113,6 +144,11 @@ class Proof:
     def _apop(self, client: Client, send: Send) -> bytes:
         timestamp: str = client.protocol.session.timestamp
         return send(b"APOP alice " + md5((timestamp + PASSWORD).encode()).hexdigest().encode())
+
+    def _bearer(self, name: bytes, message: bytes, send: Send) -> bytes:
+        send(b"AUTH " + name)
+        reply = send(message)
+        return send(b"\1") if reply.startswith(b"+ ") else reply
 
     def _scram(self, name: str, send: Send) -> bytes:
         binding = BINDING if name.endswith("-PLUS") else None
