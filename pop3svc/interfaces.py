@@ -48,6 +48,7 @@ __all__ = [
     "IPOP3Mailbox",
     "IPOP3MailboxProvider",
     "IPOP3ProviderPlugin",
+    "IProvenAccounts",
     "IReadOnlyMailbox",
     "IReloading",
     "IScramAccounts",
@@ -452,6 +453,22 @@ class IBearerAccounts(Interface):
         @return: the user of the token, whose name is C{username} if the client names one; None if
             the token is not valid or is another user's.
         @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
+        """
+
+
+class IProvenAccounts(Interface):
+    """
+    A provider that lets in a user whom something else has authenticated, such as the certificate
+    of a TLS client.  It is an L{IMailboxStore}, too.  A source of accounts may provide this, too.
+    """
+
+    def provenMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[str | None]:
+        """
+        @param username: the name that was proved.
+        @return: the name of the user's mailbox; None if there is no such account, or its user
+            may not log in from this client's address.
+        @raise POP3ResponseError: C{SYS/PERM}: the user may not log in.  C{SYS/TEMP}: the accounts
+            are not available now.
         """
 
 

@@ -16,12 +16,14 @@ from zope.interface.interface import InterfaceClass
 from pop3svc.accounts.credentials import IBearerToken, IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
 from pop3svc.interfaces import (
+    IAccountNames,
     IAccountStatus,
     IBearerAccounts,
     IExpiry,
     IMailboxStore,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
+    IProvenAccounts,
     IScramAccounts,
     ISharedSecrets,
     ScramKeys,
@@ -32,7 +34,7 @@ from pop3svc.policy import Policy
 __all__ = ["AccountsProvider"]
 
 
-@implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IExpiry)
+@implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IExpiry, IProvenAccounts)
 class AccountsProvider:
     """
     Authenticates a user with the first checker that accepts the password, and opens the
@@ -167,6 +169,26 @@ class AccountsProvider:
                 self._acceptedBy[info] = index, name
                 return name
         return None
+
+    async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
+        """
+        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  If there
+        is none, and a checker cannot tell which accounts it has, every user is let in.
+        """
+        self._acceptedBy.pop(info, None)
+        canTell = True
+        for index, checker in enumerate(self._checkers):
+            mailbox: str | None = None
+            if IProvenAccounts.providedBy(checker):
+                mailbox = await maybeAwait(checker.provenMailbox, info, username)
+            elif not IAccountNames.providedBy(checker):
+                canTell = False
+            elif await maybeAwait(checker.hasAccount, username):
+                mailbox = username
+            if mailbox is not None:
+                self._acceptedBy[info] = index, mailbox
+                return mailbox
+        return None if canTell else username
 
     def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
         found = self._acceptedBy.get(info)

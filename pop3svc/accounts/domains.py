@@ -17,6 +17,7 @@ from pop3svc.interfaces import (
     IExpiry,
     IPOP3ConnectionInfo,
     IPOP3MailboxProvider,
+    IProvenAccounts,
     IScramAccounts,
     ISharedSecrets,
     ScramKeys,
@@ -53,7 +54,7 @@ class DomainProvider:
         # For each connection, the mailbox of the last keys or secret that were found, and their
         # provider, because the mailbox may have a name of another domain.
         self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
-        for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts):
+        for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts, IProvenAccounts):
             if any(interface.providedBy(each) for each in self._providers.values()):
                 alsoProvides(self, interface)
 
@@ -107,6 +108,18 @@ class DomainProvider:
         if found is not None:
             self._foundBy[info] = found.mailbox or username, provider
         return found
+
+    async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
+        """
+        See L{IProvenAccounts.provenMailbox}.
+        """
+        provider: Any = self._of(username)
+        if not IProvenAccounts.providedBy(provider):
+            return None
+        mailbox: str | None = await maybeAwait(provider.provenMailbox, info, username)
+        if mailbox is not None:
+            self._foundBy[info] = mailbox, provider
+        return mailbox
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """

@@ -33,6 +33,7 @@ from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,
     IPOP3ConnectionInfo,
+    IProvenAccounts,
     IReloading,
     IScramAccounts,
     ISharedSecrets,
@@ -241,7 +242,13 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
 
 
 @implementer(
-    ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts, ISharedSecrets
+    ICredentialsChecker,
+    IAccountNames,
+    IAccountStatus,
+    IProvenAccounts,
+    IReloading,
+    IScramAccounts,
+    ISharedSecrets,
 )
 class PasswordFile:
     """
@@ -472,6 +479,12 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         return username in self._accounts.hashes
+
+    async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
+        """
+        See L{IProvenAccounts.provenMailbox}.
+        """
+        return username if await self.hasAccount(username) else None
 
 
 @implementer(IAccountNames)

@@ -32,6 +32,7 @@ from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,
     IPOP3ConnectionInfo,
+    IProvenAccounts,
     IReloading,
     IScramAccounts,
     ISharedSecrets,
@@ -148,7 +149,13 @@ def _rowOf(values: dict[str, Any]) -> _Row:
 
 
 @implementer(
-    ICredentialsChecker, IAccountNames, IAccountStatus, IReloading, IScramAccounts, ISharedSecrets
+    ICredentialsChecker,
+    IAccountNames,
+    IAccountStatus,
+    IProvenAccounts,
+    IReloading,
+    IScramAccounts,
+    ISharedSecrets,
 )
 class SQLAccounts:
     """
@@ -346,6 +353,18 @@ class SQLAccounts:
         See L{IScramAccounts.exampleScramKeys}; of the users who have tried to log in.
         """
         return self._keyForms.example(algorithm, seed)
+
+    async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
+        """
+        See L{IProvenAccounts.provenMailbox}.
+        """
+        row = await self._find(username)
+        if row is None or not _isAllowed(row, info):
+            return None
+        if row.nologin is not None:
+            raise POP3ResponseError(row.nologin, "SYS/PERM")
+        self._versions.put(username, self._versionOf(row))
+        return row.user or username
 
     def _versionOf(self, row: _Row) -> str:
         fields = "\0".join(str(each) for each in row)

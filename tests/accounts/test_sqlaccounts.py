@@ -315,6 +315,34 @@ def info(name: str | None) -> Any:
     return made
 
 
+def test_proven(path: Path) -> None:
+    """
+    A user whom a certificate names may log in under the same conditions as with a password.
+    """
+    accounts = accountsOf(path)
+
+    def proven(name: str, address: str = "192.0.2.1") -> Any:
+        client = ConnectionInfo(1, address, True)
+        client.userNameAtLogin = name
+        return result(accounts.provenMailbox, client, name)
+
+    assert proven("ann") == "ann"
+    assert proven("cat") == "cat@example.org"
+    assert proven("fay") == "fay"
+    for found in (proven("fay", "198.51.100.1"), proven("nobody"), proven("twin"), proven("gus")):
+        assert found is None
+    for name, says in (("dan", "Ask the office"), ("eve", "1")):
+        error = proven(name).value
+        assert isinstance(error, POP3ResponseError) and error.code == "SYS/PERM"
+        assert (says in str(error)) == (name == "dan")
+    # The version is that of the row that was found at the login.
+    session = info("cat")
+    proven("cat")
+    change(path, "UPDATE account SET password = '{PLAIN}new' WHERE name = 'cat'")
+    version = result(accounts.credentialsVersion, session, "cat@example.org")
+    assert result(accounts.isStillValid, session, "cat@example.org", version) is False
+
+
 def test_status(path: Path) -> None:
     accounts = accountsOf(path)
     assert logIn(accounts, "cat", "three") == "cat@example.org"
