@@ -32,7 +32,11 @@ EXTENSIONS = (
 # SASL mechanisms, and APOP, that the operator has to switch on.
 OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP")
 # Names that an operator can switch off.
-SWITCHES = (*EXTENSIONS, "PLAIN", "LOGIN", *OPTIONAL_MECHANISMS, "OAUTHBEARER", "XOAUTH2")
+SWITCHES = (
+    *EXTENSIONS,
+    *("PLAIN", "LOGIN", "EXTERNAL", "OAUTHBEARER", "XOAUTH2"),
+    *OPTIONAL_MECHANISMS,
+)
 
 
 def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -> Any:

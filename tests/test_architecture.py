@@ -56,6 +56,7 @@ RANKS = {
     "protocol.challenges": 2,
     "protocol.bearer": 4,
     "protocol.channelbinding": 0,
+    "protocol.clientcertificate": 0,
     "protocol.closing": 2,
     "protocol.connection": 9,
     "accounts.credentials": 2,

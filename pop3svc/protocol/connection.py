@@ -24,6 +24,7 @@ from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
 from pop3svc.protocol.channelbinding import channelBinding
+from pop3svc.protocol.clientcertificate import certificateNames
 from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
@@ -31,7 +32,7 @@ from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender
-from pop3svc.protocol.session import Session, State, noBinding, refuseRelease
+from pop3svc.protocol.session import Session, State, noBinding, noNames, refuseRelease
 from pop3svc.timing import SharedTimeout, TimeSlice
 
 __all__ = ["Limits", "POP3Connection"]
@@ -168,6 +169,7 @@ class POP3Connection(LineReceiver):
             )
         self.session.tryRelease = self._tryRelease
         self.session.channelBinding = self._channelBinding
+        self.session.certificateNames = self._certificateNames
         self._limitLogin()
         self._sender.say(ok(self.session.greeting))
         self._awaitLine()
@@ -175,11 +177,16 @@ class POP3Connection(LineReceiver):
     def _channelBinding(self, name: str) -> bytes | None:
         return channelBinding(self.transport, name) if self.session.info.isSecure else None
 
+    def _certificateNames(self) -> tuple[str, ...]:
+        return certificateNames(self.transport) if self.session.info.isSecure else ()
+
     def handshakeCompleted(self) -> None:
         """
         See L{IHandshakeListener}.
         """
         self._handshaking = False
+        # A certificate that has verified is remembered, because the session may be resumed.
+        self._certificateNames()
 
     # --- lines ----------------------------------------------------------------
 
@@ -644,6 +651,7 @@ class POP3Connection(LineReceiver):
         # The method refers to this connection, and reference cycles are freed late.
         self.session.tryRelease = refuseRelease
         self.session.channelBinding = noBinding
+        self.session.certificateNames = noNames
         self._tell(self._reason)
         self._ended(self)
 

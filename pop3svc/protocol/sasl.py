@@ -16,6 +16,7 @@ from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import (
     IBearerAccounts,
     IPOP3MailboxProvider,
+    IProvenAccounts,
     IScramAccounts,
     ISharedSecrets,
     ScramKeys,
@@ -66,6 +67,7 @@ class Mechanism:
     @ivar needs: the interface that the provider must provide.
     @ivar cleartext: whether the mechanism sends the password, or a token, unencrypted.
     @ivar bindsChannel: whether the mechanism binds to the TLS connection.
+    @ivar needsCertificate: whether the mechanism needs a verified certificate of the client.
     @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
     """
 
@@ -74,6 +76,7 @@ class Mechanism:
     cleartext: bool
     converse: Callable[[Session, bytes | None], Conversation]
     bindsChannel: bool = False
+    needsCertificate: bool = False
 
     def isUsable(self, session: Session) -> bool:
         """
@@ -84,6 +87,8 @@ class Mechanism:
         if self.cleartext and not session.mayLogInHere:
             return False
         if self.bindsChannel and not any(map(session.channelBinding, BINDING_TYPES)):
+            return False
+        if self.needsCertificate and not session.certificateNames():
             return False
         return bool(self.needs.providedBy(session.provider))
 
@@ -96,6 +101,7 @@ def mechanism(
     needs: InterfaceClass,
     cleartext: bool = False,
     bindsChannel: bool = False,
+    needsCertificate: bool = False,
     *,
     table: dict[str, Mechanism] = MECHANISMS,
 ) -> Callable[
@@ -114,7 +120,7 @@ def mechanism(
     def declare(
         converse: Callable[[Session, bytes | None], Conversation],
     ) -> Callable[[Session, bytes | None], Conversation]:
-        table[name] = Mechanism(name, needs, cleartext, converse, bindsChannel)
+        table[name] = Mechanism(name, needs, cleartext, converse, bindsChannel, needsCertificate)
         return converse
 
     return declare
@@ -269,6 +275,27 @@ def _declareBearer(name: str, parse: Callable[[bytes], BearerMessage]) -> None:
 
 _declareBearer("OAUTHBEARER", BearerMessage.parseOAuthBearer)
 _declareBearer("XOAUTH2", BearerMessage.parseXOAuth2)
+
+
+@mechanism("EXTERNAL", needs=IProvenAccounts, needsCertificate=True)
+async def external(session: Session, initial: bytes | None) -> Conversation:
+    """
+    The mechanism EXTERNAL (RFC 4422 appendix A): the certificate of the client names the user.
+    """
+    response = (yield b"") if initial is None else initial
+    if hasControl(response):
+        raise BadArguments("Response is not valid for EXTERNAL.")
+    names = session.certificateNames()
+    if not response and len(names) != 1:
+        raise POP3ResponseError("Certificate names several users; name one of them.", "AUTH")
+    name = _text(response) or names[0]
+    mailbox = None
+    if name in names:
+        provider: Any = session.provider
+        mailbox = await session.calls.ask(provider.provenMailbox, session.info, name)
+    proven = Proven(name, mailbox or "")
+    await session.prove(proven, mailbox is not None)
+    yield proven
 
 
 class SASLExchange:

@@ -44,6 +44,7 @@ __all__ = [
     "Session",
     "State",
     "noBinding",
+    "noNames",
     "refuseRelease",
 ]
 
@@ -117,6 +118,15 @@ def noBinding(name: str) -> bytes | None:
     @return: L{None}
     """
     return None
+
+
+def noNames() -> tuple[str, ...]:
+    """
+    The value of L{Session.certificateNames} for a connection without TLS.
+
+    @return: no names.
+    """
+    return ()
 
 
 def refuseRelease(isMarked: bool) -> bool:
@@ -213,6 +223,8 @@ class Session:
     @ivar channelBinding: takes the name of a channel binding, returns its octets, or L{None} if
         the connection has no such binding.  The connection sets it.
     @ivar timestamp: the challenge of APOP in the greeting; empty without APOP.
+    @ivar certificateNames: returns the users that the client's verified certificate names.  The
+        connection sets it.
     @ivar secret: octets that only this service knows.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
@@ -261,6 +273,7 @@ class Session:
         self.exchange: Exchange | None = None
         self.tryRelease = refuseRelease
         self.channelBinding: Callable[[str], bytes | None] = noBinding
+        self.certificateNames: Callable[[], tuple[str, ...]] = noNames
         self.secret = secret
         isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
         self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""

@@ -296,8 +296,11 @@ class Assembly:
                 f"{name} needs passwords that are not hashed, and an eavesdropper can try "
                 "passwords against what a client sends"
             )
+        clients = [each.clients for each in self._certificates.all()]
+        clientCAs = [each.path for each in clients if each is not None]
         for name, path in [
-            *(("the private key", each.files[-1]) for each in self._certificates.all()),
+            *(("the private key", each.privateKey) for each in self._certificates.all()),
+            *(("the client CA", each) for each in clientCAs),
             *(("the password file", each) for each in self._passwordFiles()),
             *(("the database of accounts", each) for each in self._accountDatabases()),
             *(("the secret", each) for each in self.settings.secretFiles),
@@ -305,7 +308,8 @@ class Assembly:
         ]:
             who = openTo(path)
             # Other users may read a configuration, because its secrets can stand in separate files.
-            isFine = who is None or (who.startswith("read") and path == self._options.configFile)
+            mayRead = [self._options.configFile, *clientCAs]
+            isFine = who is None or (who.startswith("read") and path in mayRead)
             if who is not None and not isFine:
                 isReplaceable = who.startswith("replaced")
                 remedy = "chmod o-w on its directory" if isReplaceable else "chmod 600 on it"
@@ -453,7 +457,8 @@ class Assembly:
     def _listen(self, service: POP3Service, listener: Listener) -> list[Any]:
         factory: Any = service.factory
         creator = self._certificates.of(listener)
-        if listener.certificate is not None or listener.cleartextLogin is not None:
+        own = (listener.certificate, listener.clientCa, listener.cleartextLogin)
+        if any(each is not None for each in own):
             factory = ListenerFactory(service.factory, creator, listener.cleartextLogin)
         trusted = self.settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         wrap = None
@@ -536,7 +541,7 @@ class Assembly:
                 opened=[] if opener is None else opener.paths,
                 state=self._storage.stateOfWorkers(),
             ),
-            self._certificates.pairs,
+            self._certificates.contents,
             lambda: self._configured.text,
             observer,
             opener,

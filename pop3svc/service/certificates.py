@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.settings import Listener, SettingError, Settings
-from pop3svc.service.tls import RenewableCertificate
+from pop3svc.service.tls import ClientAuthority, ClientAuthorityError, RenewableCertificate
 
 __all__ = ["Certificates"]
 
@@ -24,18 +24,19 @@ class Certificates:
         self,
         settings: Settings,
         data: Callable[[], DataDirectory],
-        handed: Sequence[tuple[str, str]] | None,
+        handed: Sequence[Sequence[str]] | None,
     ) -> None:
         """
         @param data: returns the data directory, for a self-signed certificate.
-        @param handed: in a worker, the PEM texts of all certificates and their keys, in the
-            order in which they are asked for.
+        @param handed: in a worker, the PEM texts of the files of all certificates, in the order
+            in which they are asked for.
         """
         self._settings = settings
         self._data = data
         self._handed = handed
-        # By the paths of the certificate and its key; None stands for the service's own.
-        self._loaded: dict[tuple[str, str | None] | None, RenewableCertificate] = {}
+        # By the paths of the certificate, its key and the client CA.  None stands for the service's
+        # own certificate.
+        self._loaded: dict[tuple[str | None, ...], RenewableCertificate] = {}
         self.announcements: list[str] = []
 
     def of(self, listener: Listener | None = None) -> RenewableCertificate:
@@ -45,26 +46,39 @@ class Certificates:
 
         @raise SettingError: the certificate cannot be used.
         """
-        key = None
-        if listener is not None and listener.certificate is not None:
-            key = (listener.certificate, listener.privateKey)
+        settings = self._settings
+        where = settings.where("certificate")
+        whereClients, clientCa = settings.where("client-ca"), settings.clientCa
+        certificate = privateKey = None
+        if listener is not None:
+            place = listener.where.removesuffix("endpoint")
+            if listener.certificate is not None:
+                where = f"{place}certificate"
+                certificate, privateKey = listener.certificate, listener.privateKey
+            if listener.clientCa is not None:
+                whereClients, clientCa = f"{place}client-ca", listener.clientCa
+        key = certificate, privateKey, clientCa
         if key not in self._loaded:
-            handed = None
-            if self._handed is not None:
-                chain, itsKey = self._handed[len(self._loaded)]
-                handed = chain.encode("latin-1"), itsKey.encode("latin-1")
-            if key is None:
-                where = self._settings.where("certificate")
-                path, privateKey = self._own()
-            else:
-                assert listener is not None
-                where = listener.where.removesuffix("endpoint") + "certificate"
-                path, privateKey = key[0], key[1] or key[0]
             try:
-                self._loaded[key] = RenewableCertificate(path, privateKey, handed)
+                self._loaded[key] = self._load(certificate, privateKey, clientCa)
+            except ClientAuthorityError as error:
+                raise SettingError(f"{whereClients}: {error}")
             except ValueError as error:
                 raise SettingError(f"{where}: {error}")
         return self._loaded[key]
+
+    def _load(
+        self, certificate: str | None, privateKey: str | None, clientCa: str | None
+    ) -> RenewableCertificate:
+        handed = None
+        if self._handed is not None:
+            handed = tuple(each.encode("latin-1") for each in self._handed[len(self._loaded)])
+        if certificate is None:
+            certificate, privateKey = self._own()
+        clients = clientCa and ClientAuthority(clientCa, self._settings.clientName)
+        return RenewableCertificate(
+            certificate, privateKey or certificate, handed, clients=clients or None
+        )
 
     def _own(self) -> tuple[str, str]:
         path, privateKey = self._settings.certificate, self._settings.privateKey
@@ -80,8 +94,8 @@ class Certificates:
         """
         return list(self._loaded.values())
 
-    def pairs(self) -> list[tuple[bytes, bytes]]:
+    def contents(self) -> list[tuple[bytes, ...]]:
         """
-        @return: the octets of each certificate and its key, in the same order.
+        @return: the contents of the files of each certificate, in the same order.
         """
-        return [each.pair() for each in self._loaded.values()]
+        return [each.contents() for each in self._loaded.values()]

@@ -27,7 +27,7 @@ from pop3svc.service.settings import (
     Settings,
 )
 from pop3svc.service.stores import makeStore
-from pop3svc.service.tls import RenewableCertificate
+from pop3svc.service.tls import ClientAuthority, RenewableCertificate
 
 __all__ = ["DEFAULT", "main", "toTOML"]
 
@@ -109,6 +109,19 @@ def _try(faults: Faults, settings: Settings) -> None:
             makeEndpoint(reactor, listener, object(), str if trusted else None)
         except SettingError as error:
             faults.add(str(error))
+    authorities = [(settings.where("client-ca"), settings.clientCa)]
+    for listener in settings.listeners:
+        authorities.append(
+            (listener.where.removesuffix("endpoint") + "client-ca", listener.clientCa)
+        )
+    for where, clientCa in authorities:
+        if clientCa is None:
+            continue
+        authority = ClientAuthority(clientCa, settings.clientName)
+        try:
+            authority.certificates(authority.load())
+        except ValueError as error:
+            faults.add(f"{where}: {error}")
     for where, certificate, privateKey in pairs:
         if certificate is None:
             continue

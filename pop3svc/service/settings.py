@@ -18,6 +18,7 @@ from typing import Any
 from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import CLEARTEXT_LOGIN, OPTIONAL_MECHANISMS, SWITCHES, Policy
+from pop3svc.protocol.clientcertificate import CLIENT_NAMES
 
 __all__ = [
     "LIMITS",
@@ -271,6 +272,11 @@ _CERTIFICATE = Setting(
 _PRIVATE_KEY = Setting(
     "private-key", FILE, "PEM file of the certificate's key, if the key is in a separate file."
 )
+_CLIENT_CA = Setting(
+    "client-ca",
+    FILE,
+    "PEM file of the authorities that sign certificates of clients, for logins by EXTERNAL.",
+)
 _CLEARTEXT = Setting(
     "cleartext-login",
     _choice(*CLEARTEXT_LOGIN),
@@ -298,6 +304,15 @@ SERVICE = (
     ),
     _CERTIFICATE,
     _PRIVATE_KEY,
+    _CLIENT_CA,
+    Setting(
+        "client-name",
+        _choice(*CLIENT_NAMES),
+        "What names the user in the certificate of a client: email, an email address in "
+        "subjectAltName, or cn, the common name of the subject (default: email).",
+        "email",
+        "The common name is often the name of a person, and not unique.",
+    ),
     _CLEARTEXT,
     Setting(
         "without",
@@ -370,6 +385,7 @@ LISTENER = (
     ),
     replace(_CERTIFICATE, isOption=False),
     replace(_PRIVATE_KEY, isOption=False),
+    replace(_CLIENT_CA, isOption=False),
     replace(_CLEARTEXT, isOption=False, default=None),
     replace(_PROXY_FROM, isOption=False, default=None),
 )
@@ -427,6 +443,7 @@ class Listener:
     @ivar where: the option or the key that asked for it, for messages.
     @ivar tls: whether to add implicit TLS to the endpoint.
     @ivar certificate: and C{privateKey}: L{None} for the service's.
+    @ivar clientCa: L{None} for the service's.
     @ivar cleartextLogin: L{None} for the service's setting.
     @ivar proxyFrom: L{None} for the service's setting.
     """
@@ -436,6 +453,7 @@ class Listener:
     tls: bool = False
     certificate: str | None = None
     privateKey: str | None = None
+    clientCa: str | None = None
     cleartextLogin: str | None = None
     proxyFrom: tuple[_Network, ...] | None = None
 
@@ -469,6 +487,8 @@ class Settings:
     workers: int = 1
     certificate: str | None = None
     privateKey: str | None = None
+    clientCa: str | None = None
+    clientName: str = "email"
     banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
     proxyFrom: tuple[_Network, ...] = ()
     lmtp: tuple[str, ...] = ()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
@@ -21,14 +22,16 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from OpenSSL import SSL
+from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.internet.ssl import CertificateOptions, TLSVersion
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.files import FileStamp, readReplaceable, stampOf
+from pop3svc.protocol.clientcertificate import ClientCertificates
 
-__all__ = ["WARNINGS", "RenewableCertificate"]
+__all__ = ["WARNINGS", "ClientAuthority", "ClientAuthorityError", "RenewableCertificate"]
 
 log = Logger(namespace="pop3svc")
 
@@ -49,6 +52,68 @@ def _load(path: str) -> bytes:
         return readReplaceable(path, _LARGEST)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")
+
+
+class ClientAuthorityError(ValueError):
+    """
+    The file of the authorities that sign the certificates of clients cannot be used.
+    """
+
+
+@dataclass(frozen=True)
+class ClientAuthority:
+    """
+    The authorities that sign the certificates of clients.
+
+    @ivar path: path of their certificates, PEM.
+    @ivar field: see L{ClientCertificates}.
+    """
+
+    path: str
+    field: str
+
+    def load(self) -> bytes:
+        """
+        @raise ClientAuthorityError: the file cannot be read.
+        """
+        try:
+            return _load(self.path)
+        except ValueError as error:
+            raise ClientAuthorityError(str(error))
+
+    def certificates(self, data: bytes) -> list[x509.Certificate]:
+        """
+        @param data: the contents of the file.
+        @raise ClientAuthorityError: they are no certificates of authorities.
+        """
+        try:
+            found = x509.load_pem_x509_certificates(data)
+            areAuthorities = all(map(_isAuthority, found))
+        except ValueError:
+            raise ClientAuthorityError(f"{self.path} holds no PEM certificate")
+        if not areAuthorities:
+            raise ClientAuthorityError(f"{self.path} holds a certificate that is no authority's")
+        return found
+
+
+def _isAuthority(certificate: x509.Certificate) -> bool:
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
+    except x509.ExtensionNotFound:
+        return False
+    return found.value.ca
+
+
+def _askForCertificates(context: SSL.Context, authorities: list[x509.Certificate]) -> None:
+    """
+    Ask each client for a certificate, and name the authorities that may have signed it.
+    """
+    store = context.get_cert_store()
+    assert store is not None
+    for each in authorities:
+        store.add_cert(X509.from_cryptography(each))
+        context.add_client_ca(each)
+    context.set_verify(SSL.VERIFY_PEER, ClientCertificates.verified)
 
 
 def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) -> SSL.Context:
@@ -145,21 +210,26 @@ class RenewableCertificate:
         self,
         certificate: str,
         privateKey: str,
-        handed: tuple[bytes, bytes] | None = None,
+        handed: tuple[bytes, ...] | None = None,
         seconds: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
+        clients: ClientAuthority | None = None,
     ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
-        @param handed: contents of the files as read by another process, used if this
-            process cannot read them.
+        @param handed: contents of the files as read by another process, as L{contents} returns
+            them, used if this process cannot read the files.
         @param seconds: a monotonic clock, seconds.
         @param now: the wall clock, seconds since the epoch.
+        @param clients: ask clients for certificates of these authorities; L{None} to ask for none.
         @raise ValueError: the files cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
-        self._privateKey = os.path.abspath(privateKey)
+        self.privateKey = os.path.abspath(privateKey)
+        if clients is not None:
+            clients = replace(clients, path=os.path.abspath(clients.path))
+        self.clients = clients
         self._seconds = seconds
         self._now = now
         # Digest of the certificate of the last warning, and the days in that warning.
@@ -168,14 +238,17 @@ class RenewableCertificate:
         self._seen = self._stamps()
         self._handed = handed
         self._digest = b""
+        # The certificates of the clients of the present context.
+        self._peers: ClientCertificates | None = None
         self._context = self._made(handed)
 
-    def pair(self) -> tuple[bytes, bytes]:
+    def contents(self) -> tuple[bytes, ...]:
         """
-        @return: the contents of the files of the certificate and its key that are served.
+        @return: the contents of the files that are used: the certificate, its key, and the
+            certificates of the authorities of clients, if there are any.
         """
         self._refresh()
-        return self._pair
+        return self._contents
 
     def reload(self) -> None:
         """
@@ -187,35 +260,48 @@ class RenewableCertificate:
     @property
     def files(self) -> list[str]:
         """
-        The paths of the certificate and its key.
+        The paths of all files.
         """
-        return list(dict.fromkeys([self.certificate, self._privateKey]))
+        paths = [self.certificate, self.privateKey]
+        if self.clients is not None:
+            paths.append(self.clients.path)
+        return list(dict.fromkeys(paths))
 
-    def _stamps(self) -> tuple[FileStamp, FileStamp] | None:
-        certificate, key = stampOf(self.certificate), stampOf(self._privateKey)
-        return None if certificate is None or key is None else (certificate, key)
+    def _stamps(self) -> list[FileStamp] | None:
+        stamps = [stampOf(each) for each in self.files]
+        found = [each for each in stamps if each is not None]
+        return found if len(found) == len(stamps) else None
 
-    def _made(self, handed: tuple[bytes, bytes] | None) -> SSL.Context:
+    def _made(self, handed: tuple[bytes, ...] | None) -> SSL.Context:
         """
         @param handed: contents of the files, used if they cannot be read.
         @return: a context for the contents of the files; the present context if they have not
             changed.
         """
+        clients = self.clients
+        contents: tuple[bytes, ...]
         try:
-            chain, key = _load(self.certificate), _load(self._privateKey)
+            contents = _load(self.certificate), _load(self.privateKey)
+            if clients is not None:
+                contents += (clients.load(),)
             # The files can be read now, so the contents that were handed over are out of date.
             self._handed = None
         except ValueError:
             if handed is None:
                 raise
-            chain, key = handed
-        digest = sha256(chain + key).digest()
+            contents = handed
+        chain, key, *authorities = contents
+        digest = sha256(b"".join(contents)).digest()
         if digest == self._digest and not self._isOld():
             return self._context
-        context = _context(self.certificate, self._privateKey, chain, key)
+        context = _context(self.certificate, self.privateKey, chain, key)
+        peers = None
+        if clients is not None:
+            _askForCertificates(context, clients.certificates(authorities[0]))
+            peers = ClientCertificates(clients.field, self._now)
         self._end = _endOf(x509.load_pem_x509_certificates(chain))
         self._digest, self._began = digest, self._seconds()
-        self._pair = chain, key
+        self._contents, self._peers = contents, peers
         return context
 
     def _isOld(self) -> bool:
@@ -226,7 +312,7 @@ class RenewableCertificate:
         isSame = not isForced and (stamps is None or stamps == self._seen)
         if isSame and not self._isOld():
             return
-        before = self._digest
+        before = self._contents
         try:
             self._context = self._made(self._handed if isSame or isForced else None)
         except ValueError as error:
@@ -236,8 +322,10 @@ class RenewableCertificate:
                 log.error("keeping the previous certificate: {error}", error=str(error))
             return
         self._seen, self._fault = stamps, ""
-        if self._digest != before:
+        if self._contents[:2] != before[:2]:
             log.info("serving the renewed certificate: {path}", path=self.certificate)
+        if self._contents[2:] != before[2:] and self.clients is not None:
+            log.info("using the renewed client CA: {path}", path=self.clients.path)
 
     def look(self) -> None:
         """
@@ -248,9 +336,10 @@ class RenewableCertificate:
         if self._stamps() is None and not self._fault:
             self._fault = "cannot be read"
             log.warn(
-                "{path} or its key cannot be read any more: a renewed certificate would not be "
+                "{path}{others} cannot be read any more: a renewed certificate would not be "
                 "noticed",
                 path=self.certificate,
+                others=" or its key" if self.clients is None else ", its key or the client CA",
             )
         seconds = self._end.timestamp() - self._now()
         passed = [days for days in WARNINGS if seconds <= days * 86400]
@@ -276,4 +365,7 @@ class RenewableCertificate:
         See L{IOpenSSLServerConnectionCreator}.
         """
         self._refresh()
-        return SSL.Connection(self._context, None)
+        connection = SSL.Connection(self._context, None)
+        if self._peers is not None:
+            self._peers.watch(connection)
+        return connection

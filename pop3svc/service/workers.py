@@ -71,8 +71,8 @@ class Shared(NamedTuple):
     @ivar reactor: short name of the reactor, or L{None} for the default.
     @ivar directory: the directory that paths on the command line are relative to.
     @ivar families: address families of the ports.
-    @ivar certificates: PEM texts of each certificate and its key: first of the service, then of the
-        listeners.
+    @ivar certificates: PEM texts of the files of each certificate: first of the service, then of
+        the listeners.
     @ivar strikes: L{SharedThrottle.state}
     @ivar opened: files that the privileged process opens, because this user may not open them.  The
         socket to that process is the descriptor after the ports.
@@ -88,7 +88,7 @@ class Shared(NamedTuple):
     reactor: str | None
     directory: str
     families: list[int]
-    certificates: list[tuple[str, str]]
+    certificates: list[list[str]]
     strikes: Any
     opened: list[str]
     state: str | None = None
@@ -298,7 +298,7 @@ class Supervisor(Operated):
         throttle: SharedThrottle,
         sockets: Sequence[Any],
         shared: Shared,
-        certificates: Callable[[], list[tuple[bytes, bytes]]],
+        certificates: Callable[[], list[tuple[bytes, ...]]],
         config: Callable[[], str | None],
         observer: Log | None = None,
         opener: Opener | None = None,
@@ -309,7 +309,7 @@ class Supervisor(Operated):
         @param sockets: the listening sockets.
         @param shared: configuration of each worker, without its number, the certificate and
             the strikes.
-        @param certificates: returns the octets of each certificate and its key.
+        @param certificates: returns the contents of the files of each certificate.
         @param config: returns the text of the configuration file, if there is one.
         @param observer: see L{Operated}.
         @param opener: client of the process that opens files which workers may not open.
@@ -341,8 +341,7 @@ class Supervisor(Operated):
         return self._shared._replace(
             number=number,
             certificates=[
-                (chain.decode("latin-1"), key.decode("latin-1"))
-                for chain, key in self._certificates()
+                [data.decode("latin-1") for data in contents] for contents in self._certificates()
             ],
             strikes=self._throttle.state(),
             config=self._config(),

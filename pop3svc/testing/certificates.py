@@ -75,19 +75,24 @@ class Authority:
         """
         path.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 
-    def issue(self, path: Path, names: list[str], days: int = 1) -> None:
+    def issue(
+        self, path: Path, names: list[str], days: int = 1, *, isForClients: bool = False
+    ) -> None:
         """
         Write a certificate and its key into one file, in PEM.
 
-        @param names: the host names and IP addresses of the certificate.
+        @param names: the host names, IP addresses and email addresses of the certificate.  The
+            first is the common name, too.
         @param days: the days until it expires; if negative, it has expired.
+        @param isForClients: whether it is for TLS clients instead of servers.
         """
         key = ec.generate_private_key(ec.SECP256R1())
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if isForClients else ExtendedKeyUsageOID.SERVER_AUTH
         certificate = (
             self._builder(_named(names[0]), key, days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage("digital_signature"), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(
                 x509.SubjectAlternativeName([_general(each) for each in names]), critical=False
             )
@@ -108,6 +113,8 @@ class Authority:
 
 
 def _general(name: str) -> x509.GeneralName:
+    if "@" in name:
+        return x509.RFC822Name(name)
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:

@@ -31,6 +31,8 @@ data = "/var/lib/pop3svc"
 workers = 3
 certificate = "/etc/cert.pem"
 private-key = { file = "/etc/key.pem" }
+client-ca = "/etc/clients.pem"
+client-name = "cn"
 cleartext-login = "never"
 without = ["deli", "XLOG"]
 ban-exempt = ["192.0.2.0/24"]
@@ -52,6 +54,7 @@ proxy-from = []
 endpoint = "tcp:995"
 tls = true
 certificate = "/etc/other.pem"
+client-ca = "/etc/others.pem"
 
 [[store]]
 domain = "Example.ORG"
@@ -90,7 +93,9 @@ def test_everything(tmp_path: Path, full: str) -> None:
     assert [str(each) for each in settings.banExempt] == ["192.0.2.0/24"]
     plain, secure = settings.listeners
     assert (plain.endpoint, plain.tls, plain.cleartextLogin) == ("tcp:110", False, "always")
-    assert (plain.proxyFrom, plain.certificate) == ((), None)
+    assert (settings.clientCa, settings.clientName) == ("/etc/clients.pem", "cn")
+    assert (plain.proxyFrom, plain.certificate, plain.clientCa) == ((), None, None)
+    assert secure.clientCa == "/etc/others.pem"
     assert (secure.tls, secure.certificate, secure.proxyFrom) == (True, "/etc/other.pem", None)
     assert settings.lmtp == ("unix:/run/lmtp", "tcp:24:interface=127.0.0.1")
     assert (settings.lmtpMode, settings.recipientDelimiter) == ("660", "+-")
