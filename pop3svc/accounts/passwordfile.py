@@ -484,7 +484,14 @@ class PasswordFile:
         """
         See L{IProvenAccounts.provenMailbox}.
         """
-        return username if await self.hasAccount(username) else None
+        if not await self.hasAccount(username):
+            return None
+        restrictions = self._accounts.restrictions.get(username, _FREE)
+        if not restrictions.allows(info):
+            return None
+        if restrictions.nologin is not None:
+            raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
+        return username
 
 
 @implementer(IAccountNames)

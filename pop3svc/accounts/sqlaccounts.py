@@ -359,10 +359,10 @@ class SQLAccounts:
         See L{IProvenAccounts.provenMailbox}.
         """
         row = await self._find(username)
-        if row is None or not _isAllowed(row, info):
+        if row is None or not row.restrictions.allows(info):
             return None
-        if row.nologin is not None:
-            raise POP3ResponseError(row.nologin, "SYS/PERM")
+        if row.restrictions.nologin is not None:
+            raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
         self._versions.put(username, self._versionOf(row))
         return row.user or username
 

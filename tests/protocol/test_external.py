@@ -262,3 +262,15 @@ def test_counted(path: Path) -> None:
         *(("may", "eve", None), ("failed", "eve")),
         ("may", "ann", None),
     ]
+
+
+def test_restricted(path: Path) -> None:
+    """
+    The restrictions of an account hold for a certificate, too.
+    """
+    path.write_text("ann:{PLAIN}one::::::nologin\nbob:{PLAIN}two::::::allow_nets=192.0.2.0/24\n")
+    provider = providerOf(path)
+    client = connect(provider, "ann")
+    assert client.say(b"AUTH EXTERNAL =") == b"-ERR [SYS/PERM] Login is disabled.\r\n"
+    # The client's address is 127.0.0.1.
+    assert connect(provider, "bob").say(b"AUTH EXTERNAL =") == WRONG
