@@ -258,7 +258,8 @@ async def _bearer(
     proven = Proven(user or message.name or "")
     isRight = bool(user) and message.name in (None, user)
     try:
-        await session.prove(proven, isRight)
+        # A program that repeats an expired token must not have its address banned.
+        await session.prove(proven, isRight, message.token)
     except POP3ResponseError as error:
         if error.code != "AUTH":
             raise

@@ -439,16 +439,18 @@ class Session:
         if self._exchanges > self.policy.maxFailedLogins:
             raise POP3ResponseError("Too many logins were begun.", critical=True)
 
-    async def prove(self, proven: Proven, isRight: bool) -> None:
+    async def prove(self, proven: Proven, isRight: bool, secret: str | None = None) -> None:
         """
-        Count the outcome of a mechanism that compares the password itself.
+        Count the outcome of a mechanism that checks the credentials itself.
 
-        @param isRight: whether the client has proved that it knows the password.
+        @param isRight: whether the client has proved that it is the user.
+        @param secret: what the client has sent to prove it, if the same wrong credentials are
+            always the same text.  Repeating the text then counts once.
         @raise POP3ResponseError: it has not, or the guess is refused.
         """
         name, throttle = proven.name, self._throttle
         try:
-            await self._admit(name, None)
+            await self._admit(name, secret)
             if not isRight:
                 raise await self._refusal(name)
         except POP3ResponseError as error:

@@ -214,7 +214,7 @@ def test_accepted(mechanism: str, name: str | None) -> None:
     talk = Talk()
     assert talk.begin(mechanism, "good", name) == b"+OK Logged in.\r\n"
     assert talk.say(b"STAT") == b"+OK 1 11\r\n"
-    assert talk.throttle.told == [("may", "ann", None), ("succeeded", "ann")]
+    assert talk.throttle.told == [("may", "ann", "good"), ("succeeded", "ann")]
 
 
 def test_initialResponse() -> None:
@@ -243,7 +243,7 @@ def test_refused(
     reply = talk.begin(mechanism, token, name)
     assert reply == b"+ " + b64encode(explanation) + b"\r\n"
     assert talk.say(line) == b"-ERR [AUTH] Wrong name or password.\r\n"
-    assert talk.throttle.told == [("may", name or "", None), ("failed", name or "")]
+    assert talk.throttle.told == [("may", name or "", token), ("failed", name or "")]
     assert len(talk.tokens.asked) == 1
     assert talk.say(b"STAT").startswith(b"-ERR ")
     assert talk.say(b"CAPA").startswith(b"+OK")
