@@ -56,8 +56,8 @@ def test_accepted(issuer: Issuer, name: str, algorithm: str) -> None:
     [
         {"aud": ["other", AUDIENCE]},
         {"iat": None},
-        {"nbf": int(time.time()) + 20},
-        {"exp": int(time.time()) - 20},
+        {"nbf": 20},
+        {"exp": -20},
         {"email_verified": True},
         {"email_verified": "true"},
         {"header": {"typ": None}},
@@ -69,6 +69,11 @@ def test_stillAccepted(issuer: Issuer, changes: dict[str, Any]) -> None:
     """
     Clocks may differ by a minute.
     """
+    # Times are relative, because other tests may have taken long since this list was made.
+    changes = {
+        name: int(time.time()) + value if name in ("nbf", "exp") else value
+        for name, value in changes.items()
+    }
     assert check(issuer, issuer.token(**changes)) == "ann@example.org"
 
 
@@ -92,9 +97,9 @@ def test_stillAccepted(issuer: Issuer, changes: dict[str, Any]) -> None:
         {"exp": 1e308},
         {"exp": 10**400},
         {"exp": int(time.time()) + 10 * 86_400},
-        {"nbf": int(time.time()) + 600},
+        {"nbf": int(time.time()) + 36_000},
         {"nbf": "0"},
-        {"iat": int(time.time()) + 600},
+        {"iat": int(time.time()) + 36_000},
         {"iat": False},
         {"email": None},
         {"email": ""},

@@ -665,7 +665,11 @@ class Outsider:
         gone = [each for each in run.journal.messages(user) if each.mayBeReplaced]
         if gone and self._chosen.random() < 0.02:
             base = self._chosen.choice(gone).base
-            if any(run.mail.glob(f"{user}/**/{base}*")):
+            try:
+                if any(run.mail.glob(f"{user}/**/{base}*")):
+                    return None
+            except FileNotFoundError:
+                # A service has removed a directory meanwhile.
                 return None
             run.journal.count("deliveries under a name that was there before")
         message = Message(token, user, base, self._content(token))

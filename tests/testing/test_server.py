@@ -104,7 +104,7 @@ def test_transcript() -> None:
     assert server.transcriptText() == text and server.transcript == [first, second]
 
 
-VERBS = sorted(set(COMMANDS) - {"WAKE"})
+VERBS = sorted(set(COMMANDS) - {"APOP", "WAKE"})
 
 
 @pytest.mark.parametrize("verb", VERBS)
