@@ -257,15 +257,15 @@ async def _bearer(
     user = await session.calls.ask(provider.userOfToken, session.info, message.token, message.name)
     proven = Proven(user or message.name or "")
     isRight = bool(user) and message.name in (None, user)
+    result: Proven | Refusal = proven
     try:
         # A program that repeats an expired token must not have its address banned.
         await session.prove(proven, isRight, message.token)
     except POP3ResponseError as error:
         if error.code != "AUTH":
             raise
-        yield Refusal(failureOf(name), error)
-        return
-    yield proven
+        result = Refusal(failureOf(name), error)
+    yield result
 
 
 def _declareBearer(name: str, parse: Callable[[bytes], BearerMessage]) -> None:
