@@ -262,9 +262,10 @@ class Policy:
         least=0,
     )
     collectorThreshold: int = _number(
-        20_000,
+        1_000,
         "Number of new objects after which Python's garbage collector looks for cycles.  "
-        "Python's own number is 700, but sessions make few cycles.  0 leaves the collector as "
+        "Python's own number is 700.  A larger number costs less time and more memory: with "
+        "20,000, two thousand lost connections took 11 MiB more.  0 leaves the collector as "
         "Python sets it.",
         least=0,
         isLive=False,
