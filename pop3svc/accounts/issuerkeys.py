@@ -1,5 +1,5 @@
 """
-Where the keys of an issuer come from: a file, or the issuer's own server.
+Read the keys of an issuer from a file, or fetch them from the issuer's server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = Logger(namespace="pop3svc")
 # The file has its own thread, because a disk with mail may hang.
 _reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
 
-# Octets of a key set.  Sets have some 10 KiB.
+# The most octets of a key set.  A set has some 10 KiB.
 _LARGEST = 512 << 10
 
 
@@ -151,13 +151,13 @@ class FetchedKeys:
 
     # Seconds after which keys are fetched again, while the old ones serve.
     REFRESH = 3600.0
-    # Seconds after which keys that could not be fetched again serve no more, because the issuer may
-    # have withdrawn one.
+    # Seconds after which old keys are used no longer if they could not be fetched again, because
+    # the issuer may have withdrawn one of them.
     OLDEST = 86_400.0
-    # Least seconds between attempts to fetch.  Otherwise each token with a made-up name of a key
-    # would be a request to the issuer.
+    # The fewest seconds between two attempts to fetch.  Without this limit, each token with a
+    # made-up key name would cause a request to the issuer.
     PAUSE = 60.0
-    # The same while there are no keys, and nobody can log in.
+    # The same limit while there are no keys, because nobody can log in then.
     RETRY = 5.0
     # Seconds that a fetch may take.
     PATIENCE = 10.0

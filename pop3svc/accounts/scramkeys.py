@@ -26,7 +26,8 @@ _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
 _LEAST_ROUNDS = 4096
 # Octets of the salt of these keys.
 PLAIN_SALT = 16
-# Rounds of verifiers that the service makes.  A phone computes as many in a tenth of a second.
+# Rounds of the verifiers that the service makes.  A client computes them at each login, and they
+# are as many as gsasl uses.
 ROUNDS = 65_536
 # The most passwords in the clear whose keys are remembered.
 _REMEMBERED = 10_000
@@ -48,7 +49,7 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
 
     try:
         if not saslprep(password):
-            # Such as a soft hyphen.  An empty password would have the same keys.
+            # The password is a soft hyphen, for example.  An empty one would have the same keys.
             return None
         made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
             password, iteration_count=rounds, salt=salt
@@ -116,7 +117,7 @@ class KeyForms:
 
         def score(form: tuple[int, int]) -> float:
             digest = hashlib.blake2b(b"%d,%d" % form, key=seed[:64], digest_size=6).digest()
-            # Between 0 and 1, without both ends.
+            # This number is above 0 and below 1.
             part = (int.from_bytes(digest) + 0.5) / 2**48
             return counts[form] / -math.log(part)
 

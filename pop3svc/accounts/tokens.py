@@ -19,7 +19,7 @@ from joserfc.jwt import JWTClaimsRegistry
 
 __all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "BadToken", "KeySet", "TokenRules", "parseJSON"]
 
-# It warns about keys and names of algorithms, which this module judges itself.
+# joserfc warns about keys and algorithms.  This module decides itself which of them are allowed.
 warnings.simplefilter("ignore", SecurityWarning)
 
 # Algorithms whose verification needs a public key only.  With a symmetric algorithm, everybody who
@@ -30,7 +30,7 @@ ALGORITHMS = (
 )
 DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 
-# Octets of a token, before anything of it is parsed.
+# The most octets of a token.  A longer token is not parsed.
 _LONGEST_TOKEN = 8192
 # A signed token has three parts; five parts would be an encrypted one.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
@@ -45,7 +45,7 @@ _TYPES = ("jwt", "at+jwt", "application/at+jwt")
 # Fields of a header that would change how the token is read.
 _REFUSED_FIELDS = frozenset(["crit", "b64", "zip", "enc"])
 
-# Keys of a set: the public keys of issuers are few, also while they are renewed.
+# The most keys of a set.  An issuer has few keys, even while it renews them.
 _MOST_KEYS = 100
 # Bits of an RSA key.  Shorter keys can be broken, and longer ones cost too much time.
 _RSA_BITS = range(2048, 8193)
@@ -167,12 +167,12 @@ def _usable(value: Any) -> Any:
 @dataclass(frozen=True, slots=True)
 class TokenRules:
     """
-    What a valid token has.
+    The properties that a valid token must have.
 
     @ivar issuer: the claim C{iss}.
     @ivar audience: one value of the claim C{aud}.
     @ivar claim: the claim with the name of the user.
-    @ivar scopes: values that the claim C{scope}, or C{scp}, has all of.
+    @ivar scopes: the scopes that a token must have, in its claim C{scope} or C{scp}.
     @ivar algorithms: names of L{ALGORITHMS}.
     """
 

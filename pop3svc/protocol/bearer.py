@@ -12,9 +12,9 @@ from pop3svc.protocol.scram import SASL_NAME, unescaped
 
 __all__ = ["LONGEST_TOKEN", "BearerMessage", "failureOf"]
 
-# Octets of a token.  Tokens with many claims have some 4 KiB.
+# The most octets of a token.  A token with many claims has some 4 KiB.
 LONGEST_TOKEN = 8192
-# Octets of a message: the token, and a name, a host and a port.
+# The most octets of a message, which holds the token, a name, a host and a port.
 _LONGEST = LONGEST_TOKEN + 1024
 _LONGEST_NAME = 255
 

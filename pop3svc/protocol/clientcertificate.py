@@ -17,7 +17,7 @@ CLIENT_NAMES = ("email", "cn")
 # How many certificates of earlier handshakes are remembered.  OpenSSL keeps as many sessions of TLS
 # 1.2 clients without tickets.  The user of a forgotten certificate needs a full handshake.
 _REMEMBERED = 20_480
-# The most characters of a name.  A command line holds no longer one.
+# The most characters of a name.  The line of a command has no room for a longer name.
 _LONGEST = 255
 
 

@@ -35,7 +35,7 @@ ALGORITHMS = {
 # Channel bindings that a client may choose.
 BINDING_TYPES = ("tls-exporter", "tls-server-end-point")
 
-# Octets of a message of the client, and of a name.  Names are short, and nonces have some 30
+# The most octets of a client's message, and of a name.  Names are short, and nonces have some 30
 # octets.
 _LONGEST = 2048
 _LONGEST_NAME = 255

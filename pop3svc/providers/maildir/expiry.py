@@ -59,8 +59,8 @@ def arrivalOf(name: str, modified: float) -> float:
         time at the beginning of the name, or that of the modification if it is later.  A
         program that copies a message to a mailbox writes the present into its name and keeps
         the time of the file; a message that was restored from a backup has an old name.  The
-        later time is the one since which the message is certainly here, and the capability
-        EXPIRE promises a minimum (RFC 2449 section 6.7).
+        message has certainly been here since the later time, and the capability EXPIRE promises
+        a minimum (RFC 2449 section 6.7).
     """
     found = _SECONDS.match(name)
     return modified if found is None else max(modified, float(found[1]))
@@ -72,7 +72,7 @@ class _Round:
     The counts of one round.
 
     @ivar messages: messages that were deleted.
-    @ivar mailboxes: Maildirs that they were deleted from.
+    @ivar mailboxes: Maildirs from which messages were deleted.
     @ivar files: files that were removed from C{tmp}.
     @ivar inUse: Maildirs with old messages that a session had locked.
     @ivar failed: Maildirs that could not be read or changed.
