@@ -46,18 +46,21 @@ for number in range(count):
 """
 
 
-def _session(port: int) -> tuple[set[int], bool]:
+def _session(port: int) -> tuple[set[int], str]:
     """
     Fetch and delete all messages.
 
-    @return: the numbers in their subjects, and whether the deletion was confirmed.
+    @return: the numbers in their subjects, and what went wrong; empty if the deletion was
+        confirmed.
     """
     seen: set[int] = set()
     connection = Connection(port)
     try:
         connection.line()
         connection.logIn(b"alice", b"secret")
-        count = int(connection.say(b"STAT").split(b" ")[1])
+        reply = connection.say(b"STAT")
+        assert reply.startswith(b"+OK"), reply
+        count = int(reply.split(b" ")[1])
         for number in range(1, count + 1):
             assert connection.say(b"RETR %d" % number).startswith(b"+OK")
             text = b"".join(connection.lines())
@@ -65,11 +68,12 @@ def _session(port: int) -> tuple[set[int], bool]:
             assert match is not None, text
             seen.add(int(match[1]))
             assert connection.say(b"DELE %d" % number).startswith(b"+OK")
-        return seen, connection.say(b"QUIT").startswith(b"+OK")
+        reply = connection.say(b"QUIT")
+        return seen, "" if reply.startswith(b"+OK") else repr(reply)
     except (OSError, AssertionError, IndexError, ValueError) as error:
         if isinstance(error, AssertionError) and "Subject" in str(error):
             raise
-        return seen, False
+        return seen, repr(error)
     finally:
         connection.socket.close()
 
@@ -95,9 +99,9 @@ def test_killed(tmp_path: Path) -> None:
             with Running(tmp_path / "home", *options) as service:
                 service.up()
                 for _ in range(4):
-                    seen, isConfirmed = _session(port)
+                    seen, fault = _session(port)
                     assert not seen & deleted
-                    assert isConfirmed
+                    assert fault == ""
                     deleted |= seen
                 connection = Connection(port)
                 connection.line()
@@ -113,8 +117,9 @@ def test_killed(tmp_path: Path) -> None:
             rounds += 1
         with Running(tmp_path / "home", *options) as service:
             service.up()
-            seen, isConfirmed = _session(port)
-            assert isConfirmed and not seen & deleted
+            seen, fault = _session(port)
+            assert fault == ""
+            assert not seen & deleted
     finally:
         agent.kill()
         agent.wait()
