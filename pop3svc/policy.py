@@ -124,6 +124,12 @@ class Policy:
         "Time that a session has to finish its command when the service stops.",
         least=0,
     )
+    drainTimeout: int = _number(
+        300,
+        "Time that sessions have to end by themselves after pop3svc drain.  A program that polls "
+        "every few minutes has been told to connect again by then.",
+        isLive=False,
+    )
     maxLineLength: int = _number(
         255,
         "Length of a command line with its CRLF (RFC 2449 section 4).",

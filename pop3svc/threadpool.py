@@ -101,7 +101,11 @@ def mustStop() -> bool:
 class InlineExecutor:
     """
     Runs work at once in the calling thread, for a program without a reactor.
+
+    @ivar underWay: see L{BoundedThreadPool.underWay}.
     """
+
+    underWay = 0
 
     def start(self) -> None:
         """
@@ -252,6 +256,13 @@ class BoundedThreadPool:
         # Notified when a piece of work has ended, for stop().
         self._over = threading.Condition()
         self._active = 0
+
+    @property
+    def underWay(self) -> int:
+        """
+        The number of jobs that run or wait.
+        """
+        return self._underWay
 
     def start(self) -> None:
         """

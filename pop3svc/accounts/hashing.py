@@ -94,6 +94,13 @@ class CheckQueue:
         self._urgent: dict[_Entry, None] = {}
         self._others: dict[_Entry, None] = {}
 
+    @property
+    def underWay(self) -> int:
+        """
+        The number of checks that run or wait.
+        """
+        return self._running + len(self._urgent) + len(self._others)
+
     def run(
         self,
         work: Callable[..., Any],

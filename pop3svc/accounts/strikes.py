@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, NamedTuple
 
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
@@ -18,7 +18,7 @@ from pop3svc.bounded import BoundedDict
 from pop3svc.interfaces import ILoginAttempt
 from pop3svc.networks import LOOPBACK, addressOf, networkOf
 
-__all__ = ["Attempt", "BanEngine", "Strikes", "UserThrottle"]
+__all__ = ["Attempt", "Ban", "BanEngine", "Strikes", "UserThrottle"]
 
 log = Logger(namespace="pop3svc")
 
@@ -161,11 +161,17 @@ class Strikes:
         record = self._records.get(key)
         if record is None:
             return None
-        renewed = min(record.renewed + self.seconds, record.first + self.LONGEST)
-        if self._clock.seconds() < max(record.last + self.seconds, renewed):
+        if self._clock.seconds() < self._end(record):
             return record
         del self._records[key]
         return None
+
+    def _end(self, record: _Record) -> float:
+        """
+        @return: when the strikes are forgotten, in seconds of the clock.
+        """
+        renewed = min(record.renewed + self.seconds, record.first + self.LONGEST)
+        return max(record.last + self.seconds, renewed)
 
     def isFull(self, key: Any) -> bool:
         """
@@ -257,6 +263,31 @@ class Strikes:
         self._records.move_to_end(key)
         return record.refused
 
+    def held(self) -> list[Any]:
+        """
+        @return: the keys with strikes.
+        """
+        return list(self._records)
+
+    def full(self) -> list[tuple[Any, float, int]]:
+        """
+        @return: each key whose limit is reached, with the seconds until attempts are admitted
+            again, and the number of refused attempts.
+        """
+        now, found = self._clock.seconds(), []
+        for key in self.held():
+            record = self._record(key)
+            if record is not None and len(record.guesses) >= self.limit * GUESS:
+                found.append((key, self._end(record) - now, record.refused))
+        return found
+
+    def fill(self, key: Any) -> None:
+        """
+        Reach the limit of a key at once.
+        """
+        for number in range(self.limit):
+            self.add(key, number.to_bytes(GUESS, "big"))
+
     def clear(self, key: Any) -> bool:
         """
         Forget the strikes against a key.
@@ -330,13 +361,30 @@ def _fromJSON(key: Any) -> Any:
     return key if isinstance(key, str) else (bytes.fromhex(key[0]), *key[1:])
 
 
+class Ban(NamedTuple):
+    """
+    A network that is banned now.
+
+    @ivar network: an IPv4 address with /32, or an IPv6 /64.
+    @ivar seconds: until the ban ends, if no further attempt is refused.
+    @ivar refused: the number of refused attempts.
+    @ivar isByOperator: whether the operator has banned the network.
+    """
+
+    network: str
+    seconds: float
+    refused: int
+    isByOperator: bool
+
+
 class BanEngine:
     """
     Bans addresses.  An address with three different failed guesses is banned until 10,000
     seconds after its last attempt.  An IPv6 address counts as its /64.
 
     Exempt addresses and addresses shared by several users are never banned.  A ban does not
-    apply to a user who has logged in from the client's network before.
+    apply to a user who has logged in from the client's network before.  The operator can ban an
+    address for the same time; that ban has none of these exceptions.
     """
 
     def __init__(
@@ -358,7 +406,14 @@ class BanEngine:
             "banned {address} for {seconds} s after {count} failed logins",
             "refused a login from {address}: banned",
         )
-        self.tables = [self._strikes]
+        self._byOperator = Strikes(
+            clock,
+            1,
+            seconds,
+            "banned {address} for {seconds} s",
+            "refused a login from {address}: banned by the operator",
+        )
+        self.tables = [self._strikes, self._byOperator]
         networks = [ip_network(each) for each in exempt]
 
         # Cached, because the same few clients connect repeatedly.
@@ -378,6 +433,8 @@ class BanEngine:
         """
         @return: the tables that decide about an attempt and count it, with its keys.
         """
+        if self._byOperator.isFull(attempt.place):
+            return [(self._byOperator, attempt.place)]
         if self._isExempt(attempt.clientIP) or self._known.isShared(attempt.clientIP):
             return []
         strikes, key = self._strikes, attempt.place
@@ -394,6 +451,32 @@ class BanEngine:
         @return: whether anything has changed.
         """
         return False
+
+    def bans(self) -> list[Ban]:
+        """
+        @return: the networks that are banned now.
+        """
+        return [
+            Ban(key, seconds, refused, table is self._byOperator)
+            for table in self.tables
+            for key, seconds, refused in table.full()
+        ]
+
+    def ban(self, clientIP: str) -> None:
+        """
+        Ban an address, or its /64 for IPv6, by order of the operator.
+        """
+        self._byOperator.fill(networkOf(clientIP))
+
+    def lift(self, clientIP: str) -> bool:
+        """
+        End the bans of an address, or of its /64 for IPv6, and forget its failed logins.
+
+        @return: whether there were any.
+        """
+        # A list, because each table has to be cleared.
+        cleared = [table.clear(networkOf(clientIP)) for table in self.tables]
+        return any(cleared)
 
 
 class UserThrottle:
@@ -455,3 +538,14 @@ class UserThrottle:
         @return: whether anything has changed.
         """
         return self._each.clear(attempt.pair)
+
+    def lift(self, user: bytes) -> bool:
+        """
+        Forget all failures of a user.
+
+        @param user: see L{Attempt.user}.
+        @return: whether there were any.
+        """
+        cleared = [self._each.clear(key) for key in self._each.held() if key[0] == user]
+        cleared.append(self._unknownNetworks.clear((user,)))
+        return any(cleared)

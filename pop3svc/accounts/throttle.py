@@ -16,7 +16,7 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
 from pop3svc.accounts.knownnetworks import KnownNetworks
-from pop3svc.accounts.strikes import GUESS, Attempt, BanEngine, Strikes, UserThrottle
+from pop3svc.accounts.strikes import GUESS, Attempt, Ban, BanEngine, Strikes, UserThrottle
 from pop3svc.awaiting import isAwaitable
 from pop3svc.bounded import BoundedDict
 from pop3svc.errors import POP3ResponseError
@@ -107,6 +107,8 @@ class SharedThrottle:
 
     An attempt counts from the moment it is admitted.  If the failure of all attempts under way
     would reach a limit, further attempts wait for their outcome.
+
+    @ivar tell: see L{__init__}.
     """
 
     def __init__(
@@ -130,7 +132,7 @@ class SharedThrottle:
             BanEngine(clock, self.known),
             UserThrottle(clock, self.known),
         ]
-        self._tell = tell
+        self.tell = tell
         self._patience = patience
         self._logged = _Logged(clock)
         self._hidden = _HiddenGuesses(clock)
@@ -199,7 +201,7 @@ class SharedThrottle:
             table.begin(key, guess)
         attempt.counted = counts
         info.loginAttempt = attempt
-        if self._tell is not None:
+        if self.tell is not None:
             self._announceBegun(attempt)
         return True
 
@@ -336,7 +338,7 @@ class SharedThrottle:
             self._settled(attempt, "over")
 
     def _settled(self, attempt: Attempt, event: str) -> None:
-        if self._tell is not None:
+        if self.tell is not None:
             wasUnannounced = attempt in self._unannounced
             self._unannounced.pop(attempt, None)
             # Most logins change no counts, so the other processes need not know of them.
@@ -345,11 +347,54 @@ class SharedThrottle:
         if self._waiting:
             self._decideAgain(attempt.counted)
 
+    # --- the operator -------------------------------------------------------------
+
+    def bans(self) -> list[Ban]:
+        """
+        @return: the networks that are banned now.
+        """
+        return [
+            ban for limit in self._limits if isinstance(limit, BanEngine) for ban in limit.bans()
+        ]
+
+    def ban(self, clientIP: str) -> None:
+        """
+        Ban an address, or its /64 for IPv6, in all processes.
+        """
+        self._ban(clientIP)
+        if self.tell is not None:
+            self.tell("banned", clientIP, "", "")
+
+    def lift(self, clientIP: str | None, username: str = "") -> bool:
+        """
+        End the bans of an address, or forget the failed logins of a user, in all processes.
+
+        @param clientIP: L{None} for a user.
+        @return: whether this process knew any.
+        """
+        if self.tell is not None:
+            self.tell("lifted", clientIP, username, "")
+        return self._lift(clientIP, username)
+
+    def _ban(self, clientIP: str) -> None:
+        for limit in self._limits:
+            if isinstance(limit, BanEngine):
+                limit.ban(clientIP)
+
+    def _lift(self, clientIP: str | None, username: str) -> bool:
+        lifted = []
+        for limit in self._limits:
+            if isinstance(limit, UserThrottle):
+                lifted.append(clientIP is None and limit.lift(self._user(username)))
+            else:
+                lifted.append(clientIP is not None and limit.lift(clientIP))
+        return any(lifted)
+
     # --- other processes ----------------------------------------------------------
 
     def _announce(self, event: str, attempt: Attempt) -> None:
-        if self._tell is not None:
-            self._tell(event, attempt.clientIP, attempt.username, attempt.guess.hex())
+        if self.tell is not None:
+            self.tell(event, attempt.clientIP, attempt.username, attempt.guess.hex())
 
     def _announceBegun(self, attempt: Attempt) -> None:
         if not attempt.isFromKnownNetwork:
@@ -368,8 +413,15 @@ class SharedThrottle:
         """
         Apply an event of another process.
 
-        @param event: C{begun}, C{refused}, C{failed}, C{succeeded} or C{over}.
+        @param event: C{begun}, C{refused}, C{failed}, C{succeeded}, C{over}; or C{banned} or
+            C{lifted} by the operator.
         """
+        if event == "banned" and clientIP is not None:
+            self._ban(clientIP)
+            return
+        if event == "lifted":
+            self._lift(clientIP, username)
+            return
         attempt = self._attempt(clientIP, username, bytes.fromhex(guess))
         keys = [each for limit in self._limits for each in limit.keys(attempt)]
         counts = [each for limit in self._limits for each in limit.counts(attempt)]

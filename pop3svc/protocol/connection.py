@@ -136,6 +136,23 @@ class POP3Connection(LineReceiver):
         """
         return self._running is not None or self.paused
 
+    @property
+    def waitsFor(self) -> str:
+        """
+        The party that the session waits for: C{"command"}, the client's next command;
+        C{"client"}, the client has to read a reply; C{"provider"}, an answer of the provider.
+        """
+        if self._running is None:
+            return "command"
+        return "client" if self._sender.stalledFor() > 0 else "provider"
+
+    @property
+    def tls(self) -> str | None:
+        """
+        The version of TLS, such as C{"TLSv1.3"}; L{None} without TLS.
+        """
+        return _versionOfTLS(self.transport) if self.session.info.isSecure else None
+
     # --- beginning ------------------------------------------------------------
 
     def connectionMade(self) -> None:
@@ -505,6 +522,19 @@ class POP3Connection(LineReceiver):
         """
         self._abort(reason)
 
+    def end(self, reason: str) -> None:
+        """
+        End the session now.  Close in order if no command is running, else at once.  No message is
+        deleted.
+
+        @param reason: for the log.
+        """
+        if self._running is None:
+            self._close(reason)
+        else:
+            self._abort(reason)
+        self._endSession()
+
     def _tryRelease(self, isMarked: bool) -> bool:
         """
         End the session if it has been idle long enough, because another session of the user
@@ -660,8 +690,7 @@ class POP3Connection(LineReceiver):
         Log the end of the connection or of a login, and restart the counters.
         """
         session = self.session
-        tls = _versionOfTLS(self.transport) if session.info.isSecure else None
-        session.record.tell(session.info, tls, self._clock.seconds(), reason)
+        session.record.tell(session.info, self.tls, self._clock.seconds(), reason)
 
 
 class Limits:

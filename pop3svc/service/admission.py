@@ -39,8 +39,9 @@ class Admission:
         self.mayServe: Callable[[], bool] = lambda: True
         self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
         self._clock = clock
-        # When the service stops, it admits no new connections and sessions.
-        self._stopping = False
+        # When the service stops, it admits no new connections and sessions.  When it drains, it
+        # admits no new sessions.
+        self._stopping = self._isDraining = False
         self._connections = 0
         # Connections whose PROXY header has not come yet.
         self._expected: set[Any] = set()
@@ -57,7 +58,20 @@ class Admission:
         """
         self._stopping = True
 
+    def drain(self) -> None:
+        """
+        Admit no more logins, and wake no session up.
+        """
+        self._isDraining = True
+
     # --- connections ----------------------------------------------------------
+
+    @property
+    def loggedIn(self) -> int:
+        """
+        The number of connections on which somebody is logged in, asleep or not.
+        """
+        return self._connections + len(self._expected) - len(self.unauthenticated)
 
     @property
     def inUse(self) -> tuple[int, int]:
@@ -146,6 +160,11 @@ class Admission:
         @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
             again too soon.
         """
+        if self._isDraining:
+            # A session that wants to wake up is told to log in again, and its connection ends.
+            raise POP3ResponseError(
+                "The service is about to stop.", "SYS/TEMP", critical=not isLogin
+            )
         if self._awake[name] >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
         if not self.mayServe():

@@ -21,6 +21,10 @@ from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.admin.operations import Handler, ProcessOperations
+from pop3svc.admin.server import AdminFactory, AdminSocket
+from pop3svc.admin.status import partsOf
+from pop3svc.admin.workers import WorkersOperations
 from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.files import setPrivileged
 from pop3svc.interfaces import IHousekeeping, IPOP3MailboxProvider, IReloading
@@ -513,9 +517,23 @@ class Assembly:
             for each in parts:
                 if IReloading.providedBy(each):
                     service.reloads(name, each.reload)
+        facts = partsOf(self._certificates, service)
+        number = 0 if self._shared is None else self._shared.number
+        operations = ProcessOperations(service, facts, self._reactor, number)
         if self._shared is None:
             self._operated(service)
+            self._openAdminSocket(service, operations)
+        else:
+            self._parent.operations = operations
         return service
+
+    def _openAdminSocket(self, service: Operated, handler: Handler) -> None:
+        path = self.settings.admin
+        if path is None and self._storage.isPermanent:
+            path = self._storage.directory().adminSocket
+        if path is not None:
+            factory = AdminFactory(handler, self._reactor)
+            _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
 
     def _supervising(
         self,
@@ -548,12 +566,15 @@ class Assembly:
         )
         # The temporary directory exists as long as the supervisor.
         supervisor.kept = self._storage
+        service.throttle.tell = supervisor.tellStrike
         self._configured.apply = supervisor.usePolicy
         self._reloads(supervisor)
         supervisor.reloads("the workers", supervisor.reloadWorkers)
         self._operated(supervisor)
         _add(KnownNetworksService(known), supervisor)
         _add(UNIXPorts(self._unixPorts), supervisor)
+        facts = partsOf(self._certificates, service)
+        self._openAdminSocket(supervisor, WorkersOperations(supervisor, facts, self._reactor))
         return supervisor
 
 

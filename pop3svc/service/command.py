@@ -12,15 +12,23 @@ from collections.abc import Sequence
 
 from pop3svc.service.parser import Parser
 
-__all__ = ["main"]
+__all__ = ["ADMIN_COMMANDS", "main"]
+
+# The commands that ask a running service; see L{pop3svc.service.admincommand}.
+ADMIN_COMMANDS = {
+    "who": "list the sessions of a running service",
+    "kick": "end sessions of a running service",
+    "ban": "list, add or lift bans of a running service",
+    "status": "show the state of a running service",
+    "reload": "have a running service read its configuration again",
+    "drain": "have a running service admit no more logins, and end",
+}
 
 
 def _parser() -> Parser:
     parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
-    commands = parser.add_subparsers(
-        dest="command", metavar="serve|deliver|import|export|user|config|sql|check"
-    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     # These commands parse their own options, which main() passes on.
     commands.add_parser("serve", help="serve in the foreground, with the options of twistd pop3svc")
     commands.add_parser("deliver", help="store a message from the standard input")
@@ -29,6 +37,8 @@ def _parser() -> Parser:
     commands.add_parser("config", help="check or show a configuration")
     commands.add_parser("sql", help="make and migrate the tables of a database")
     commands.add_parser("check", help="check that a POP3 server keeps to the RFCs")
+    for name, help in ADMIN_COMMANDS.items():
+        commands.add_parser(name, help=help)
     from pop3svc.service.usercommand import addParser
 
     addParser(commands)
@@ -71,6 +81,10 @@ def _run(argv: Sequence[str]) -> None:
         from pop3svc.service.sqlcommand import main as sql
 
         sql(argv[1:])
+    elif argv and argv[0] in ADMIN_COMMANDS:
+        from pop3svc.service.admincommand import main as admin
+
+        admin(argv)
     elif argv[:1] in (["import"], ["export"]):
         from pop3svc.service.transfercommand import main as transfer
 
@@ -102,9 +116,7 @@ def _user(argv: Sequence[str]) -> None:
         print(versions())
         return
     if arguments.command is None:
-        parser.error(
-            "a command is needed: serve, deliver, import, export, user, config, sql or check"
-        )
+        parser.error("a command is needed; see pop3svc --help")
     try:
         run(arguments)
     except (ValueError, OSError) as error:

@@ -104,6 +104,13 @@ class DataDirectory:
         return self._at("state.db")
 
     @property
+    def adminSocket(self) -> str:
+        """
+        Path of the admin socket; see L{pop3svc.admin.server}.
+        """
+        return self._at("admin.sock")
+
+    @property
     def demoLogin(self) -> str:
         """
         Path of a file for C{curl --netrc-file} with the first user's name and password.

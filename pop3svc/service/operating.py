@@ -154,7 +154,7 @@ class Operated(MultiService):
         signals.serve(
             reactor,
             {
-                signal.SIGHUP: lambda: Deferred.fromCoroutine(self.reload(True)),
+                signal.SIGHUP: lambda: Deferred.fromCoroutine(self.reload("after SIGHUP")),
                 signal.SIGUSR1: self.reopenLog,
             },
         )
@@ -184,22 +184,26 @@ class Operated(MultiService):
                 error=error.strerror,
             )
 
-    async def reload(self, isFirst: bool = False) -> None:
+    async def reload(self, reason: str | None = None) -> list[str]:
         """
         Read the configuration again.
 
-        @param isFirst: whether the operator sent the signal to this process, and not to its
-            parent.
+        @param reason: for the log, if the operator asked this process; L{None} if its parent asks.
+        @return: a sentence for each part that keeps its previous configuration.
         """
-        if isFirst:
+        faults = []
+        if reason is not None:
             self.reopenLog()
         for what, call in list(self._parts):
             try:
                 await maybeAwait(call)
             except (ValueError, OSError) as error:
-                log.error("{what}: {error}", what=what, error=str(error))
+                faults.append(f"{what}: {error}")
+                log.error("{fault}", fault=faults[-1])
             except Exception:
+                faults.append(f"{what}: the reload failed, as the log shows")
                 log.failure("{what}: reload failed", what=what)
-        if isFirst:
+        if reason is not None:
             what = ", ".join(what for what, _ in self._parts)
-            log.info("reloaded after SIGHUP: the log, {what}", what=what)
+            log.info("reloaded {reason}: the log, {what}", reason=reason, what=what)
+        return faults

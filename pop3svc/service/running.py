@@ -40,7 +40,12 @@ log = Logger(namespace="pop3svc")
 class POP3Service(Operated):
     """
     Listens, serves, and ends in order.
+
+    @ivar isDraining: whether the service admits no more logins; see L{drain}.
     """
+
+    # Seconds between two looks whether anybody is still logged in.
+    DRAIN_LOOK = 0.5
 
     def __init__(
         self,
@@ -61,6 +66,7 @@ class POP3Service(Operated):
         self.throttle = throttle
         self.ports: list[Any] = []
         self._lmtp: LMTPFactory | None = None
+        self.isDraining = False
         self._isFirst = True
         # In a worker: a function that takes the text of a configuration file that the parent has
         # read again.
@@ -132,6 +138,30 @@ class POP3Service(Operated):
         disk().start()
         longWork().start()
         startHashing()
+
+    def drain(self) -> None:
+        """
+        Admit no more logins, and stop when nobody is logged in any more, or when
+        C{drainTimeout} is over.
+        """
+        if self.isDraining:
+            return
+        self.isDraining = True
+        self.factory.admission.drain()
+        seconds = self.factory.policy.drainTimeout
+        log.info("draining: no more logins; stopping after {seconds} s at most", seconds=seconds)
+        self._lookDrained(self._reactor.seconds() + seconds)
+
+    def _lookDrained(self, end: float) -> None:
+        count = self.factory.admission.loggedIn
+        if count and self._reactor.seconds() < end:
+            self._reactor.callLater(self.DRAIN_LOOK, self._lookDrained, end)
+            return
+        log.info("drained: {count} sessions are left", count=count)
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass
 
     def stopService(self) -> Deferred[Any]:
         """

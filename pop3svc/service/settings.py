@@ -296,6 +296,12 @@ _PROXY_FROM = Setting(
 SERVICE = (
     Setting("data", FILE, "Directory for the files that the service itself keeps."),
     Setting(
+        "admin",
+        FILE,
+        "UNIX socket on which pop3svc who, kick, ban, status, reload and drain ask the service "
+        "(default: admin.sock in the data directory, if there is one).",
+    ),
+    Setting(
         "workers",
         _wholeNumber(1, 999),
         "Number of worker processes (default: 1).",
@@ -484,6 +490,7 @@ class Settings:
     """
 
     data: str | None = None
+    admin: str | None = None
     workers: int = 1
     certificate: str | None = None
     privateKey: str | None = None

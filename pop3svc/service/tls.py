@@ -242,6 +242,13 @@ class RenewableCertificate:
         self._peers: ClientCertificates | None = None
         self._context = self._made(handed)
 
+    @property
+    def end(self) -> datetime:
+        """
+        When the certificate expires, or an intermediate certificate of its chain.
+        """
+        return self._end
+
     def contents(self) -> tuple[bytes, ...]:
         """
         @return: the contents of the files that are used: the certificate, its key, and the

@@ -16,12 +16,16 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import LogEvent, Logger, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
+from pop3svc.admin.operations import OperationError
 from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
 from pop3svc.service.operating import Signals
 from pop3svc.service.settings import SettingError
 from pop3svc.service.workers import (
+    ANSWER,
+    ASK,
     DELAY,
+    DRAIN,
     EVENT,
     LOG,
     PATIENCE,
@@ -67,6 +71,8 @@ class _Parent(Lines):
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
+        # Carries out the operations of the admin socket.
+        self.operations: Any = None
         # Fires when the pipe to the parent is closed.
         self.gone: Deferred[None] = Deferred()
 
@@ -157,6 +163,26 @@ class _Parent(Lines):
                 except SettingError as error:
                     log.error("keeping the previous configuration: {error}", error=str(error))
             Deferred.fromCoroutine(self.service.reload())
+        elif kind == DRAIN:
+            self.service.drain()
+        elif kind == ASK:
+            Deferred.fromCoroutine(self._answer(what))
+
+    async def _answer(self, question: Any) -> None:
+        number = question["id"]
+        answer: dict[str, Any] = {"id": number}
+        try:
+            answer["result"] = await self.operations.do(
+                question["do"],
+                question["arguments"],
+                lambda items: self._send(ANSWER, {"id": number, "items": items}),
+            )
+        except OperationError as error:
+            answer["error"] = str(error)
+        except Exception:
+            log.failure("an operation of the admin socket failed")
+            answer["error"] = "The operation failed; the log of the service says why."
+        self._send(ANSWER, answer)
 
     def leave(self) -> Deferred[None]:
         """

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -27,13 +27,17 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pop3svc.accounts.throttle import SharedThrottle
+from pop3svc.admin.workers import Asked
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.service.operating import Operated, Signals, giveUp
 from pop3svc.service.privileged import Opener
 
 __all__ = [
+    "ANSWER",
+    "ASK",
     "DELAY",
+    "DRAIN",
     "EVENT",
     "LOG",
     "PATIENCE",
@@ -50,8 +54,10 @@ log = Logger(namespace="pop3svc")
 
 # Kinds of lines, in this order: an event for the log with plain values only; any other event;
 # a login attempt that counts; a login that delays other logins of its user; a worker has
-# begun to serve; a worker must read its configuration again.
+# begun to serve; a worker must read its configuration again; a question of the operator to a
+# worker, and a line of its answer; a worker must admit no more logins, and end.
 EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
+ASK, ANSWER, DRAIN = b"Q", b"A", b"N"
 
 # Seconds that a process has to send its last log events, in addition to the time that its
 # sessions have to end.
@@ -253,6 +259,8 @@ class _Worker(ProcessProtocol):
             self.serves = True
             self._supervisor.serves(self)
             log.info("{worker} serves", worker=self)
+        elif kind == ANSWER:
+            self._supervisor.asked.answered(json.loads(text))
         else:
             self._supervisor.forward(self, kind, text.decode("ascii"))
 
@@ -264,6 +272,15 @@ class _Worker(ProcessProtocol):
         event["worker"] = self.number
         event["log_system"] = f"{system} worker {self.number}"
         globalLogPublisher(event)
+
+    @property
+    def pid(self) -> int | None:
+        """
+        The number of the process; L{None} when it has ended.
+        """
+        transport: Any = self.transport
+        pid: int | None = transport.pid
+        return pid
 
     def signal(self, name: str) -> None:
         transport: Any = self.transport
@@ -289,6 +306,9 @@ class Supervisor(Operated):
     them.
 
     @ivar kept: an object that must exist as long as the workers.
+    @ivar throttle: counts the login attempts of all workers.
+    @ivar asked: questions to the workers.
+    @ivar isDraining: whether the workers admit no more logins; see L{drain}.
     """
 
     def __init__(
@@ -321,7 +341,9 @@ class Supervisor(Operated):
         self._config = config
         self.kept: object = None
         self._policy = policy
-        self._throttle = throttle
+        self.throttle = throttle
+        self.asked = Asked(reactor)
+        self.isDraining = False
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
@@ -343,7 +365,7 @@ class Supervisor(Operated):
             certificates=[
                 [data.decode("latin-1") for data in contents] for contents in self._certificates()
             ],
-            strikes=self._throttle.state(),
+            strikes=self.throttle.state(),
             config=self._config(),
         )
 
@@ -368,7 +390,7 @@ class Supervisor(Operated):
 
     def _start(self, number: int) -> None:
         self._timers.pop(number, None)
-        if self._stopped is not None:
+        if self._stopped is not None or self.isDraining:
             return
         worker = _Worker(self, number)
         descriptors: dict[int, int | str] = {0: "w", 1: "r", 2: "r", _TO_PARENT: "r"}
@@ -439,7 +461,7 @@ class Supervisor(Operated):
             how = f"died by {signal.Signals(reason.signal).name}"
         elif reason.exitCode:
             how = f"ended with status {reason.exitCode}"
-        if self._stopped is None:
+        if self._stopped is None and not self.isDraining:
             self._restart(worker, how)
             return
         if how != "ended":
@@ -450,9 +472,20 @@ class Supervisor(Operated):
         Called when all output of a worker that has ended was read.
         """
         self._reading.discard(worker)
-        self._giveUp(worker)
+        if self.isDraining and not self._reading:
+            self._end()
+        else:
+            self._giveUp(worker)
         if not self._reading:
             self._over()
+
+    def _end(self) -> None:
+        """
+        End the service, because its workers have drained.
+        """
+        if self._stopped is None:
+            log.info("drained")
+            self.clock.stop()
 
     def _over(self) -> None:
         if self._stopped is not None and not self._stopped.called:
@@ -478,7 +511,7 @@ class Supervisor(Operated):
         Forward a line from one worker to the other workers.
         """
         if kind == STRIKE:
-            self._throttle.heard(*json.loads(text))
+            self.throttle.heard(*json.loads(text))
         self._sendAll(kind, text, sender)
 
     def reloadWorkers(self) -> None:
@@ -491,6 +524,57 @@ class Supervisor(Operated):
         for worker in self._workers.values():
             if worker is not sender and worker.outbox is not None:
                 worker.outbox.send(kind, text)
+
+    # --- the operator -----------------------------------------------------------------
+
+    @property
+    def workers(self) -> list[_Worker]:
+        """
+        The workers that run.
+        """
+        return list(self._workers.values())
+
+    @property
+    def serving(self) -> list[_Worker]:
+        """
+        The workers that serve.
+        """
+        return [each for each in self._workers.values() if each.serves]
+
+    def ask(
+        self, worker: _Worker, name: str, arguments: Mapping[str, str], send: Any
+    ) -> Deferred[Any]:
+        """
+        Ask a worker to carry out an operation; see L{Asked.ask}.
+        """
+        outbox = worker.outbox
+        assert outbox is not None
+        return self.asked.ask(
+            lambda question: outbox.send(ASK, json.dumps(question)), name, arguments, send
+        )
+
+    def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
+        """
+        Tell all workers about an order of the operator.
+        """
+        self._sendAll(STRIKE, json.dumps([event, clientIP, username, guess]))
+
+    def drain(self) -> None:
+        """
+        Have the workers admit no more logins, and end when nobody is logged in any more.  Then the
+        service ends.
+        """
+        if self.isDraining:
+            return
+        self.isDraining = True
+        for timer in self._timers.values():
+            timer.cancel()
+        self._timers.clear()
+        self._sendAll(DRAIN, "null")
+        if not self._reading:
+            self._end()
+
+    # --- the end ----------------------------------------------------------------------
 
     def stopService(self) -> Deferred[Any]:
         """

@@ -427,6 +427,7 @@ def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
         name = f"{number}" + "x" * 250
         assert guard.mayLogin(info, name, "y" * 9000) is True
         guard.loginFailed(info, name)
+        service.throttle.ban(f"198.51.100.{number}")
     text = json.dumps(service.throttle.state())
     assert "xxx" not in text and "yyy" not in text
     for limit in service.throttle._limits:
@@ -797,8 +798,23 @@ def test_processesThatDieLeaveLittle(clock: Clock, monkeypatch: pytest.MonkeyPat
     service = Service(clock)
     for number in range(100):
         service.throttle.heard("begun", f"192.0.2.{number}", f"user{number}", "00" * 8)
-    for limit in service.throttle._limits:
-        assert all(len(table._pending) == 10 for table in limit.tables)
+    pending = [len(t._pending) for limit in service.throttle._limits for t in limit.tables]
+    # No attempt is under way against a ban by the operator.
+    assert pending == [10, 0, 10, 10]
+
+
+def test_theOperatorBansInAllProcesses(clock: Clock) -> None:
+    two = Two(clock)
+    two.here.logIn("192.0.2.7", "alice")
+    two.here.throttle.ban("192.0.2.7")
+    for service in (two.here, two.there):
+        assert [ban.network for ban in service.throttle.bans()] == ["192.0.2.7/32"]
+        # The ban applies to a user who is known in this network, too.
+        assert service.logIn("192.0.2.7", "alice") == "refused"
+    assert two.there.throttle.lift("192.0.2.7") is True
+    for service in (two.here, two.there):
+        assert service.throttle.bans() == []
+        assert service.logIn("192.0.2.7", "alice") == "in"
 
 
 def test_whatChangesNothingIsNotTold(clock: Clock) -> None:

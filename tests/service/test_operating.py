@@ -422,7 +422,7 @@ def test_reloads() -> None:
         service.reloads("two", breaks)
         service.reloads("three", waits)
         service.reloads("four", lambda: done.append("four"))
-        Deferred.fromCoroutine(service.reload(True))
+        Deferred.fromCoroutine(service.reload("after SIGHUP"))
         assert not done
         late.callback(None)
         assert done == ["four"]

@@ -23,7 +23,7 @@ BIG = b"Subject: big\n\n" + b"0123456789abcdef\n" * 50_000
 
 def makeFactory(messages: Any = (b"a: b\n\nc\n", BIG), **options: Any) -> POP3Factory:
     provider = MemoryProvider({"alice": "secret"}, messages)
-    return POP3Factory(provider, clock=Clock(), **options)
+    return POP3Factory(provider, **{"clock": Clock(), **options})
 
 
 def loggedIn(**options: Any) -> Client:

@@ -1,0 +1,3 @@
+"""
+What the operator asks a running service, and tells it to do.
+"""

@@ -1,0 +1,228 @@
+"""
+The operations of the admin socket in one process that serves.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from pop3svc.admin.sessions import countStates, describe, idOf
+from pop3svc.awaiting import isAwaitable
+from pop3svc.interfaces import Eventual
+from pop3svc.timing import TimeSlice
+
+__all__ = [
+    "OPERATIONS",
+    "Handler",
+    "Operation",
+    "OperationError",
+    "ProcessOperations",
+    "Send",
+    "checkArguments",
+]
+
+
+# Sessions that are described in one go, in less than a millisecond.
+AT_ONCE = 50
+
+
+class OperationError(ValueError):
+    """
+    An operation cannot be carried out; one sentence for the operator.
+    """
+
+
+@dataclass(frozen=True)
+class Operation:
+    """
+    The declaration of one operation.
+
+    @ivar required: the names of arguments that it needs.
+    @ivar optional: the names of further arguments.
+    """
+
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+
+
+# Every operation by name.  All arguments are strings.
+OPERATIONS: Mapping[str, Operation] = {
+    "who": Operation(optional=("user",)),
+    "kick": Operation(required=("target",)),
+    "bans": Operation(),
+    "ban": Operation(required=("address",)),
+    "lift": Operation(required=("target",)),
+    "status": Operation(),
+    "reload": Operation(),
+    "drain": Operation(),
+}
+
+
+def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
+    """
+    Check a request.
+
+    @return: the arguments.
+    @raise OperationError: there is no such operation, or an argument is missing or too many.
+    """
+    operation = OPERATIONS.get(name) if isinstance(name, str) else None
+    if operation is None:
+        raise OperationError("There is no such operation.")
+    if not isinstance(arguments, dict):
+        raise OperationError("The arguments must be a JSON object.")
+    for each in operation.required:
+        if each not in arguments:
+            raise OperationError(f"The operation {name} needs the argument {each}.")
+    for each, value in arguments.items():
+        if each not in operation.required + operation.optional or not isinstance(value, str):
+            raise OperationError(f"The operation {name} has an argument that it does not know.")
+    return arguments
+
+
+# Takes items of an answer, such as descriptions of sessions, before the result.
+Send = Callable[[list[Any]], object]
+
+
+class Handler(Protocol):
+    """
+    Carries out operations.
+    """
+
+    async def do(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
+        """
+        @param name: of L{OPERATIONS}.
+        @param arguments: as L{checkArguments} returns them.
+        @param send: called with some items of the answer at a time, each serialisable as JSON,
+            because an answer about 100,000 sessions would hold the reactor for a second.
+        @return: the result, serialisable as JSON.
+        @raise OperationError: the operation failed.
+        """
+
+
+def addressIn(text: str) -> str:
+    """
+    @return: the IP address in C{text}, which may be followed by the prefix length of a ban.
+    @raise OperationError: C{text} is no address.
+    """
+    address = text.removesuffix("/32").removesuffix("/64")
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        raise OperationError(f"{text} is not an IP address.")
+
+
+def isAddress(text: str) -> bool:
+    """
+    @return: whether C{text} is an IP address, or a banned network.
+    """
+    try:
+        addressIn(text)
+    except OperationError:
+        return False
+    return True
+
+
+class ProcessOperations:
+    """
+    Carries out operations in a process that serves: the only process of a service, or a worker.
+    """
+
+    def __init__(
+        self,
+        service: Any,
+        parts: Callable[[], Mapping[str, Any]],
+        clock: Any,
+        worker: int = 0,
+    ) -> None:
+        """
+        @param service: L{pop3svc.service.running.POP3Service}
+        @param parts: returns further facts for C{status}.
+        @param worker: the number of this worker; 0 without workers.
+        """
+        self._service = service
+        self._parts = parts
+        self._clock = clock
+        self._worker = worker
+        self._began = clock.seconds()
+
+    @property
+    def _connections(self) -> list[Any]:
+        return list(self._service.factory.connections)
+
+    async def do(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
+        """
+        See L{Handler.do}.
+        """
+        if name == "who":
+            return await self._who(send, **arguments)
+        method: Callable[..., Eventual[Any]] = getattr(self, f"_{name}")
+        result = method(**arguments)
+        return await result if isAwaitable(result) else result
+
+    async def _who(self, send: Send, user: str | None = None) -> None:
+        turn = TimeSlice(self._clock)
+        now = turn.restart()
+        connections = self._connections
+        for start in range(0, len(connections), AT_ONCE):
+            await turn.yieldIfDue()
+            sessions = [
+                describe(each, now, self._worker)
+                for each in connections[start : start + AT_ONCE]
+                if user is None or each.session.record.user == user
+            ]
+            if sessions:
+                send(sessions)
+
+    def _kick(self, target: str) -> int:
+        """
+        End the session with an id, or all sessions of a user.
+
+        @return: how many sessions were ended.
+        """
+        found = [
+            each
+            for each in self._connections
+            if target in (idOf(each, self._worker), each.session.record.user)
+        ]
+        for each in found:
+            each.end("ended by the operator")
+        return len(found)
+
+    def _bans(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "network": each.network,
+                "seconds": round(each.seconds),
+                "refused": each.refused,
+                "isByOperator": each.isByOperator,
+            }
+            for each in self._service.throttle.bans()
+        ]
+
+    def _ban(self, address: str) -> None:
+        self._service.throttle.ban(addressIn(address))
+
+    def _lift(self, target: str) -> bool:
+        throttle = self._service.throttle
+        if isAddress(target):
+            return bool(throttle.lift(addressIn(target)))
+        return bool(throttle.lift(None, target))
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "seconds": round(self._clock.seconds() - self._began),
+            "isDraining": self._service.isDraining,
+            "sessions": countStates(self._connections),
+            **self._parts(),
+        }
+
+    async def _reload(self) -> list[str]:
+        return list(await self._service.reload("by pop3svc reload"))
+
+    def _drain(self) -> None:
+        self._service.drain()

@@ -1,0 +1,194 @@
+"""
+The admin socket: a UNIX socket on which the operator's commands ask a running service.
+
+A client sends one request, a JSON object in one line: C{{"do": "who", "arguments": {}}}.  The
+answer consists of lines: C{{"items": [...]}} with parts of a long answer, then one
+C{{"result": ...}} or C{{"error": "a sentence"}}.  After the answer the connection ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IAddress, IReactorUNIX
+from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
+from twisted.logger import Logger
+from twisted.protocols.basic import LineReceiver
+from twisted.python.failure import Failure
+
+from pop3svc.admin.operations import Handler, OperationError, checkArguments
+
+__all__ = ["AdminFactory", "AdminSocket"]
+
+log = Logger(namespace="pop3svc")
+
+
+def _isAllowed(transport: Any) -> bool:
+    """
+    @return: whether the client's process belongs to this process's user, or to root.  The mode of
+        the socket says so already, but between its creation and the change of its mode others may
+        connect.
+    """
+    option = getattr(socket, "SO_PEERCRED", None)
+    handle = getattr(transport, "socket", None)
+    if option is None or handle is None:
+        return True
+    _, uid, _ = struct.unpack("3i", handle.getsockopt(socket.SOL_SOCKET, option, 12))
+    return uid in (0, os.geteuid())
+
+
+class AdminProtocol(LineReceiver):
+    """
+    One request of the operator.
+    """
+
+    delimiter = b"\n"
+    # No request is longer than a name and an operation.
+    MAX_LENGTH = 4096
+
+    def __init__(self, factory: AdminFactory) -> None:
+        self._factory = factory
+        self._running: Deferred[Any] | None = None
+        self._timer: Any = None
+
+    def connectionMade(self) -> None:
+        """
+        See L{twisted.internet.protocol.BaseProtocol.connectionMade}.
+        """
+        transport: Any = self.transport
+        if not _isAllowed(transport):
+            transport.abortConnection()
+            return
+        self._timer = self._factory.clock.callLater(self._factory.TIMEOUT, self._late)
+
+    def _late(self) -> None:
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def lineReceived(self, line: bytes) -> None:
+        """
+        See L{LineReceiver.lineReceived}.
+        """
+        if self._running is None:
+            self._running = Deferred.fromCoroutine(self._answer(line))
+
+    def lineLengthExceeded(self, line: bytes) -> None:
+        """
+        See L{LineReceiver.lineLengthExceeded}.
+        """
+        self._end({"error": "The request is too long."})
+
+    async def _answer(self, line: bytes) -> None:
+        try:
+            try:
+                request = json.loads(line)
+            except (ValueError, RecursionError):
+                request = None
+            if not isinstance(request, dict):
+                raise OperationError("The request must be a JSON object.")
+            name = request.get("do")
+            arguments = checkArguments(name, request.get("arguments", {}))
+            result = await self._factory.handler.do(str(name), arguments, self._sendItems)
+            self._end({"result": result})
+        except OperationError as error:
+            self._end({"error": str(error)})
+        except Exception:
+            log.failure("an operation of the admin socket failed")
+            self._end({"error": "The operation failed; the log of the service says why."})
+
+    def _send(self, answer: dict[str, Any]) -> None:
+        transport: Any = self.transport
+        transport.write(json.dumps(answer).encode("ascii") + b"\n")
+
+    def _sendItems(self, items: list[Any]) -> None:
+        self._send({"items": items})
+
+    def _end(self, answer: dict[str, Any]) -> None:
+        self._send(answer)
+        transport: Any = self.transport
+        transport.loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        See L{twisted.internet.protocol.Protocol.connectionLost}.
+        """
+        self._factory.connections.discard(self)
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+        if self._running is not None:
+            self._running.cancel()
+
+
+class AdminFactory(ServerFactory):
+    """
+    Makes the connections of the admin socket.
+
+    @ivar handler: carries out the operations.
+    """
+
+    noisy = False
+    # Connections at the same time.  An operator has a few.
+    MOST = 32
+    # Seconds for a request and its answer.
+    TIMEOUT = 60
+
+    def __init__(self, handler: Handler, clock: Any) -> None:
+        self.handler = handler
+        self.clock = clock
+        self.connections: set[AdminProtocol] = set()
+
+    def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
+        """
+        See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+        """
+        if len(self.connections) >= self.MOST:
+            return None
+        protocol = AdminProtocol(self)
+        self.connections.add(protocol)
+        return protocol
+
+
+class AdminSocket(Service):
+    """
+    Opens the admin socket when the service starts, and removes it at the end.
+    """
+
+    def __init__(self, reactor: Any, path: str, factory: AdminFactory) -> None:
+        self._reactor: Any = IReactorUNIX(reactor)
+        self._path = path
+        self._factory = factory
+        self._port: Any = None
+
+    def startService(self) -> None:
+        """
+        Open the socket.  The service works without it, so a failure is only logged.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        try:
+            self._port = self._reactor.listenUNIX(
+                self._path, self._factory, mode=0o600, wantPID=True
+            )
+        except (CannotListenError, OSError) as error:
+            cause = getattr(error, "socketError", error)
+            log.error(
+                "cannot open the admin socket {path}: {reason}",
+                path=self._path,
+                reason=getattr(cause, "strerror", None) or str(cause),
+            )
+
+    def stopService(self) -> Any:
+        """
+        See L{twisted.application.service.IService.stopService}.
+        """
+        super().stopService()  # type: ignore[no-untyped-call]
+        for each in list(self._factory.connections):
+            transport: Any = each.transport
+            transport.abortConnection()
+        return None if self._port is None else maybeDeferred(self._port.stopListening)

@@ -1,0 +1,71 @@
+"""
+Describe the sessions of a process.
+
+Nothing is recorded while sessions run.  The description is made from the connections at the moment
+when the operator asks, so it costs a session nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["countStates", "describe", "idOf"]
+
+# By the names of L{pop3svc.protocol.session.State}.
+_STATES = {
+    "AUTHORIZATION": "login",
+    "TRANSACTION": "awake",
+    "SLEEPING": "asleep",
+    "CLOSED": "closing",
+}
+
+
+def idOf(connection: Any, worker: int) -> str:
+    """
+    @param worker: the number of the worker; 0 without workers.
+    @return: the name of a session for the operator, such as C{17}, or C{2.17} in worker 2.
+    """
+    number = connection.session.info.connectionID
+    return f"{worker}.{number}" if worker else str(number)
+
+
+def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
+    """
+    Describe the session of a connection.
+
+    @param connection: L{pop3svc.protocol.connection.POP3Connection}
+    @param now: seconds of the clock.
+    @param worker: see L{idOf}.
+    @return: C{session}, C{user} (L{None} before the login), C{address} (L{None} for a UNIX socket),
+        C{tls} (the version, or L{None}), C{state} (C{login}, C{awake}, C{asleep} or C{closing}),
+        C{method} (of the login), C{seconds} (since the connection, or since the last logout),
+        C{messages} and C{messageOctets} (which were sent), C{octets} (of all replies),
+        C{deleted} (messages) and C{waitsFor} (see
+        L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
+    """
+    session = connection.session
+    record = session.record
+    return {
+        "session": idOf(connection, worker),
+        "user": record.user,
+        "address": session.info.clientIP,
+        "tls": connection.tls,
+        "state": _STATES[session.state.name],
+        "method": record.loginMethod,
+        "seconds": round(now - record.began, 3),
+        "messages": record.messagesSent,
+        "messageOctets": record.messageOctets,
+        "octets": record.octetsSent,
+        "deleted": record.messagesDeleted,
+        "waitsFor": connection.waitsFor,
+    }
+
+
+def countStates(connections: Iterable[Any]) -> dict[str, int]:
+    """
+    @return: the number of sessions in each state; see L{describe}.
+    """
+    counts = Counter(_STATES[each.session.state.name] for each in connections)
+    return {name: counts[name] for name in ("login", "awake", "asleep")}

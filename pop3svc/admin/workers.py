@@ -1,0 +1,177 @@
+"""
+The operations of the admin socket in a service with workers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredList
+
+from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
+
+__all__ = ["Asked", "WorkersOperations"]
+
+# Seconds that a worker has for its next line of an answer.  A worker that is busy for longer is
+# named in the answer.
+_PATIENCE = 5.0
+
+
+class Asked:
+    """
+    Questions to workers, and their answers.
+    """
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._count = 0
+        self._open: dict[int, tuple[Deferred[Any], Send, Any]] = {}
+
+    def ask(
+        self,
+        write: Callable[[Mapping[str, Any]], object],
+        name: str,
+        arguments: Mapping[str, str],
+        send: Send,
+    ) -> Deferred[Any]:
+        """
+        Ask a worker.
+
+        @param write: sends the question to it.
+        @return: a Deferred of the result.  It fails with L{OperationError} if the worker refuses or
+            does not answer in time.
+        """
+        self._count += 1
+        number = self._count
+        answer: Deferred[Any] = Deferred(lambda _: self._forget(number))
+        timer = self._clock.callLater(_PATIENCE, self._late, number)
+        self._open[number] = answer, send, timer
+        write({"id": number, "do": name, "arguments": dict(arguments)})
+        return answer
+
+    def _forget(self, number: int) -> None:
+        _, _, timer = self._open.pop(number)
+        if timer.active():
+            timer.cancel()
+
+    def _late(self, number: int) -> None:
+        answer = self._open[number][0]
+        self._forget(number)
+        answer.errback(OperationError("no answer in time"))
+
+    def answered(self, value: Mapping[str, Any]) -> None:
+        """
+        Take a line of an answer.
+        """
+        number = value["id"]
+        if number not in self._open:
+            # The answer came too late, or nobody waits for it any more.
+            return
+        answer, send, timer = self._open[number]
+        if "items" in value:
+            timer.reset(_PATIENCE)
+            send(value["items"])
+            return
+        self._forget(number)
+        if "error" in value:
+            answer.errback(OperationError(value["error"]))
+        else:
+            answer.callback(value["result"])
+
+
+class WorkersOperations:
+    """
+    Carries out operations in the parent of workers.
+    """
+
+    def __init__(self, supervisor: Any, parts: Callable[[], Mapping[str, Any]], clock: Any) -> None:
+        """
+        @param supervisor: L{pop3svc.service.workers.Supervisor}
+        @param parts: returns further facts for C{status}.
+        """
+        self._supervisor = supervisor
+        self._parts = parts
+        self._clock = clock
+        self._began = clock.seconds()
+
+    async def do(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
+        """
+        See L{pop3svc.admin.operations.Handler.do}.
+        """
+        throttle = self._supervisor.throttle
+        if name == "who":
+            return await self._askAll(name, arguments, send)
+        if name == "kick":
+            return sum(await self._askAll(name, arguments, send))
+        if name == "bans":
+            # Each worker counts the attempts that it has refused, but all of them know the bans.
+            return await self._ask(self._anyWorker(), name, arguments, send)
+        if name == "ban":
+            throttle.ban(addressIn(arguments["address"]))
+            return None
+        if name == "lift":
+            target = arguments["target"]
+            if isAddress(target):
+                return throttle.lift(addressIn(target))
+            return throttle.lift(None, target)
+        if name == "status":
+            return await self._status(send)
+        if name == "reload":
+            return await self._supervisor.reload("by pop3svc reload")
+        assert name == "drain"
+        self._supervisor.drain()
+        return None
+
+    def _anyWorker(self) -> Any:
+        for each in self._supervisor.serving:
+            return each
+        raise OperationError("No worker serves now.")
+
+    def _ask(
+        self, worker: Any, name: str, arguments: Mapping[str, str], send: Send
+    ) -> Deferred[Any]:
+        asked: Deferred[Any] = self._supervisor.ask(worker, name, arguments, send)
+        return asked
+
+    async def _askAll(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
+        workers = self._supervisor.serving
+        asked = [self._ask(each, name, arguments, send) for each in workers]
+        answers = await DeferredList(asked, consumeErrors=True)
+        results = []
+        for worker, (hasAnswered, answer) in zip(workers, answers, strict=True):
+            if not hasAnswered:
+                raise OperationError(f"{worker}: {answer.getErrorMessage()}")
+            results.append(answer)
+        return None if name == "who" else results
+
+    async def _status(self, send: Send) -> dict[str, Any]:
+        workers = []
+        sessions: Counter[str] = Counter()
+        for each in self._supervisor.workers:
+            facts = {"worker": each.number, "pid": each.pid, "serves": each.serves}
+            if each.serves:
+                try:
+                    status = await self._ask(each, "status", {}, send)
+                except OperationError:
+                    facts["serves"] = False
+                else:
+                    sessions.update(status["sessions"])
+                    facts |= {
+                        key: value
+                        for key, value in status.items()
+                        if key in ("seconds", "sessions", "servers", "queues", "isDraining")
+                    }
+            workers.append(facts)
+        parts = self._parts()
+        return {
+            "pid": os.getpid(),
+            "seconds": round(self._clock.seconds() - self._began),
+            "isDraining": self._supervisor.isDraining,
+            "sessions": dict(sessions),
+            "workers": workers,
+            "listeners": parts["listeners"],
+            "certificates": parts["certificates"],
+        }
