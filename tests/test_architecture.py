@@ -69,6 +69,7 @@ RANKS = {
     "accounts.digests": 2,
     "accounts.hashes": 3,
     "accounts.hashing": 2,
+    "accounts.blockingchecks": 3,
     "accounts.comparison": 4,
     "accounts.scramkeys": 4,
     "accounts.passwordfile": 5,
