@@ -28,6 +28,7 @@ from pop3svc.service.arguments import parseArguments
 
 __all__ = [
     "HTTPAccountsMaker",
+    "LDAPAccountsMaker",
     "OAuthMaker",
     "PasswordFileMaker",
     "ProviderPlugin",
@@ -400,6 +401,41 @@ class HTTPAccountsMaker:
         if not 1 <= concurrent <= 1000:
             raise ValueError("concurrent is a number from 1 to 1000")
         return HTTPAccounts(url, timeout, concurrent, options.get("ca"), insecure == "yes")
+
+
+@implementer(IPlugin, ICheckerFactory)
+class LDAPAccountsMaker:
+    """
+    The kind C{ldap:URL:base=DN} or C{ldap:URL:dn=TEMPLATE} for C{--auth}.
+    """
+
+    authType = "ldap"
+    authHelp = (
+        "Accounts in an LDAP directory: ldaps://HOST, or ldap://HOST with starttls=yes.  The "
+        "service searches below base= for the one entry that filter= finds, (uid={user}) by "
+        "default, and binds with its DN and the password of the login.  bind= and password-file= "
+        "or password-credential= are the DN and the password for the search.  Or dn= is the DN of "
+        "each user, such as uid={user},ou=people,dc=example,dc=org.  user= names the attribute "
+        "with the name of the mailbox.  ca= names a file of certificates to trust in place of the "
+        "system's.  insecure=yes allows ldap:// to another machine without TLS.  Colons need no "
+        "backslash."
+    )
+    argStringFormat = (
+        "URL:base=DN[:filter=FILTER][:scope=one][:bind=DN:password-file=FILE] or URL:dn=TEMPLATE, "
+        "then [:user=ATTRIBUTE][:starttls=yes][:ca=FILE][:timeout=SECONDS][:concurrent=NUMBER]"
+        "[:insecure=yes]"
+    )
+    credentialInterfaces = (IUsernamePassword,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        try:
+            from pop3svc.service.ldapoptions import makeLDAP
+        except ModuleNotFoundError:
+            raise ValueError("python-ldap is needed: pip install 'pop3svc[ldap]'")
+        return makeLDAP(argstring)
 
 
 @implementer(IPlugin, ICheckerFactory)

@@ -6,6 +6,7 @@ from twisted.application.service import ServiceMaker
 
 from pop3svc.service.plugins import (
     HTTPAccountsMaker,
+    LDAPAccountsMaker,
     OAuthMaker,
     PasswordFileMaker,
     ProviderPlugin,
@@ -75,4 +76,5 @@ upstream = ProviderPlugin(
 passwd = PasswordFileMaker()
 sqlAccounts = SQLAccountsMaker()
 httpAccounts = HTTPAccountsMaker()
+ldapAccounts = LDAPAccountsMaker()
 oauth = OAuthMaker()
