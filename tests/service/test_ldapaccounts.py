@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.maildirs import deliver
-from tests.support.running import Connection, Running, freePort
+from tests.support.running import Connection, Running, environment, freePort, script
 from tests.support.slapd import BASE, PASSWORD, READER, Slapd, needsSlapd
 
 pytestmark = needsSlapd
@@ -244,3 +245,43 @@ def test_times(tmp_path: Path, slapd: Slapd) -> None:
                 times.append(time.monotonic() - began)
         finish(running)
     assert min(min(times) for times in taken.values()) >= 1
+
+
+def test_deliveries(tmp_path: Path, slapd: Slapd) -> None:
+    """
+    LMTP and C{pop3svc deliver} know the users, and ask for another attempt while nobody can tell.
+    """
+    port, lmtp = freePort(), freePort()
+    auth = search(slapd, "", "timeout=2")
+    more = ["--lmtp", f"tcp:{lmtp}:interface=127.0.0.1"]
+    with Running(tmp_path / "home", *options(tmp_path, port, auth), *more) as running:
+        running.up()
+        client = Connection(lmtp)
+        assert client.line().startswith(b"220 ")
+        client.socket.sendall(b"LHLO mta.test\r\n")
+        while client.line().startswith(b"250-"):
+            pass
+        assert client.say(b"MAIL FROM:<>").startswith(b"250 ")
+        assert client.say(b"RCPT TO:<ann>").startswith(b"250 ")
+        for name in (b"nobody", b"a*"):
+            assert client.say(b"RCPT TO:<%s>" % name).startswith(b"550 ")
+        slapd.stop()
+        assert client.say(b"RCPT TO:<ann>").startswith(b"451 ")
+        client.socket.close()
+        finish(running)
+    command = [script("pop3svc"), "deliver", "--provider", f"maildir:{tmp_path / 'mail'}"]
+    command += ["--auth", f"ldap:{auth}"]
+
+    def deliverTo(name: str) -> int:
+        return subprocess.run(
+            [*command, name],
+            input=b"Subject: one\n\n",
+            capture_output=True,
+            env=environment(tmp_path),
+            check=False,
+        ).returncode
+
+    assert deliverTo("ann") == 75
+    slapd.start()
+    assert [deliverTo(each) for each in ("ann", "nobody")] == [0, 67]
+    assert len(list((tmp_path / "mail" / "ann" / "new").iterdir())) == 2
