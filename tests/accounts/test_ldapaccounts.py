@@ -25,7 +25,7 @@ pytest.importorskip("ldap", reason="python-ldap is not installed")
 from pop3svc.accounts.blockingchecks import CheckUnavailable
 from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.ldapaccounts import DirectBind, LDAPAccounts, Search, SearchedAccounts
-from pop3svc.accounts.ldapserver import LDAPServer
+from pop3svc.accounts.ldapserver import LDAPConnection, LDAPServer
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountNames, IAccountStatus, IProvenAccounts, IReloading
 from pop3svc.protocol.session import ConnectionInfo
@@ -519,14 +519,18 @@ def test_frozen(slapd: Slapd, logged: list[str]) -> None:
 
 
 @contextmanager
-def listener(*answers: bytes, mayEnd: bool = False) -> Iterator[str]:
+def listener(
+    *answers: bytes, mayEnd: bool = False, asked: list[object] | None = None
+) -> Iterator[str]:
     """
     A server that gives its answers, one for each message, and then keeps silent.
 
+    @param mayEnd: whether it ends the connection after its answers.
+    @param asked: gets the connections.
     @return: its address.
     """
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        held: list[socket.socket] = []
+        held: list[Any] = [] if asked is None else asked
 
         def serve() -> None:
             while True:
@@ -576,6 +580,27 @@ def test_nonsense(directory: Slapd, logged: list[str]) -> None:
             accounts = binding(directory, url=f"ldap://{address}", timeout=0.5)
             assert logIn(accounts) == AWAY
     assert len(logged) == 3
+
+
+def test_referrals(slapd: Slapd, logged: list[str]) -> None:
+    """
+    A referral leads to no other server.
+    """
+    asked: list[object] = []
+    with listener(asked=asked) as address:
+        dn = f"uid=elsewhere,{BASE}"
+        with slapd.root() as link:
+            link.add_s(
+                dn,
+                [
+                    ("objectClass", [b"referral", b"extensibleObject"]),
+                    ("uid", [b"elsewhere"]),
+                    ("ref", [f"ldap://{address}/{dn}".encode()]),
+                ],
+            )
+        assert [logIn(each) for each in both(slapd)] == ["ann", "ann"]
+        assert [logIn(each, "elsewhere") for each in both(slapd)] == [None, None]
+    assert asked == [] and logged == []
 
 
 # --- TLS ------------------------------------------------------------------------------
@@ -644,6 +669,22 @@ def test_authoritiesAreGone(directory: Slapd, tmp_path: Path, logged: list[str])
     assert f"TLS cannot be set up with {ca}" in logged[0]
 
 
+def test_otherHandshakesGoOn(slapd: Slapd) -> None:
+    """
+    A TLS handshake that does not end keeps no lock of the library.
+    """
+    hanging: list[object] = []
+    with listener(asked=hanging) as address:
+        silent = searching(slapd, url=f"ldaps://{address}", authorities=slapd.ca)
+        thread = threading.Thread(target=logIn, args=[silent], daemon=True)
+        thread.start()
+        while not hanging:
+            time.sleep(0.01)
+        assert [logIn(each) for each in overTLS(slapd, slapd.ca)] == ["ann", "ann"]
+        assert thread.is_alive()
+    thread.join(60)
+
+
 # --- time -------------------------------------------------------------------------------
 
 
@@ -663,3 +704,46 @@ def test_unknownUsersTakeAsLong(directory: Slapd) -> None:
     known, unknown = (statistics.median(each) for each in times.values())
     print(f"known {known * 1e3:.3f} ms, unknown {unknown * 1e3:.3f} ms")
     assert 0.75 < unknown / known < 1.33
+
+
+class Link:
+    """
+    A connection of python-ldap in memory, whose operations take two seconds.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.limits: list[float] = []
+        self.sizes: list[int] = []
+
+    def set_option(self, option: int, value: float) -> None:
+        import ldap
+
+        if option == ldap.OPT_TIMEOUT:
+            self.limits.append(value)
+
+    def simple_bind_s(self, *_: str) -> None:
+        self.now += 2
+
+    def search_ext_s(self, *_: Any, sizelimit: int) -> list[Any]:
+        self.now += 2
+        self.sizes.append(sizelimit)
+        return []
+
+
+def test_oneTimeLimit() -> None:
+    """
+    All operations of an exchange share its time, and a search asks for two entries at most.
+    """
+    link = Link()
+    connection = LDAPConnection(link, 5, lambda: link.now)
+    connection.begin()
+    assert connection.bind(READER, PASSWORD) is None
+    assert connection.read(READER, ["uid"]) is None
+    assert connection.bind(READER, PASSWORD) is None
+    assert link.limits == [5, 3, 1] and link.sizes == [2]
+    with pytest.raises(CheckUnavailable, match="no answer within 5 s"):
+        connection.bind(READER, PASSWORD)
+    assert link.now == 6
+    connection.begin()
+    assert connection.bind(READER, PASSWORD) is None and link.limits[-1] == 5
