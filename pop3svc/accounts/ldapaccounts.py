@@ -133,7 +133,7 @@ def _accountOf(entry: Entry, attribute: str) -> _Account:
         mailbox = values[0].decode("utf-8")
     except UnicodeDecodeError:
         mailbox = ""
-    if not mailbox.isprintable() or not 0 < len(values[0]) <= _LONGEST_NAME:
+    if not mailbox or not mailbox.isprintable() or len(values[0]) > _LONGEST_NAME:
         raise _BadAccount(f"the {attribute} of {entry.dn} is not a name of a mailbox")
     marks = []
     for name in _MARKS:

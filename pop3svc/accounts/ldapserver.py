@@ -130,9 +130,11 @@ class LDAPServer:
         @raise ValueError: the server cannot be asked; a sentence for the operator.
         """
         self._usesTLS = _checkURL(url, startsTLS, isInsecure, authorities)
-        if self._usesTLS:
-            authorities = _systemAuthorities() if authorities is None else authorities
+        if authorities is not None:
+            # libldap would notice a fault at the first login only.
             trustRootOf(authorities)
+        elif self._usesTLS:
+            authorities = _systemAuthorities()
         self.url = url
         self._startsTLS = startsTLS
         self._authorities = authorities

@@ -289,3 +289,12 @@ class RealThreadsTests(TestCase):
         while checks.lost:
             await deferLater(network, 0)
         self.assertEqual(await checks.ask(int), 0)
+
+    async def test_reactor(self) -> None:
+        """
+        Without a clock the reactor's time counts.
+        """
+        checks = BlockingChecks("the source", 60)
+        threads: Any = checks._threads
+        self.addCleanup(threads.stop)
+        self.assertEqual(await checks.ask(int), 0)
