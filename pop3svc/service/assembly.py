@@ -101,6 +101,8 @@ class Configured:
         self._options = options
         self.settings = settings
         self.text = text
+        # Whether new workers take the new settings.
+        self.hasWorkers = False
         # The factory, which can change its limits.
         self.apply: Callable[[Policy], object] = lambda policy: None
 
@@ -114,26 +116,16 @@ class Configured:
         path = self._options.configFile
         assert path is not None
         text = readText(path)
-        rest = self.take(text)
-        if rest:
-            log.warn(
-                "{path}: restart the service to change {names}", path=path, names=", ".join(rest)
-            )
-
-    def take(self, text: str) -> list[str]:
-        """
-        Take the settings of a file's new text.
-
-        @return: the names of the settings that need a restart.
-        @raise SettingError: the text cannot be used; nothing has changed.
-        """
         other = self._options.settings(text)
-        policy, rest = self.settings.changesTo(other)
+        policy, rest = self.settings.changesTo(other, self.hasWorkers)
         self.text = text
         if policy != self.settings.policy:
             self.settings = replace(self.settings, policy=policy)
             self.apply(policy)
-        return rest
+        if rest:
+            log.warn(
+                "{path}: restart the service to change {names}", path=path, names=", ".join(rest)
+            )
 
 
 class Assembly:
@@ -153,6 +145,9 @@ class Assembly:
         if text is None and options.configFile is not None:
             text = readText(options.configFile)
         settings = options.settings(text)
+        if shared is not None and shared.firstConfig != text:
+            # The parent still has the ports and certificates with which it has started.
+            settings = settings.withThoseOfParent(options.settings(shared.firstConfig))
         self._reactor = reactor
         self._options = options
         self._twistd: Mapping[str, Any] | None = options.parent
@@ -511,7 +506,6 @@ class Assembly:
     def _serving(self, service: POP3Service) -> POP3Service:
         configured = self._configured
         configured.apply = lambda policy: service.factory.usePolicy(self._shareOf(policy))
-        service.takeConfig = configured.take
         self._reloads(service)
         for name, parts in (("the accounts", self._checkers), ("the provider", self._started)):
             for each in parts:
@@ -558,6 +552,7 @@ class Assembly:
                 strikes=None,
                 opened=[] if opener is None else opener.paths,
                 state=self._storage.stateOfWorkers(),
+                firstConfig=self._configured.text,
             ),
             self._certificates.contents,
             lambda: self._configured.text,
@@ -568,8 +563,9 @@ class Assembly:
         supervisor.kept = self._storage
         service.throttle.tell = supervisor.tellStrike
         self._configured.apply = supervisor.usePolicy
+        self._configured.hasWorkers = True
         self._reloads(supervisor)
-        supervisor.reloads("the workers", supervisor.reloadWorkers)
+        supervisor.reloads("the workers", supervisor.replaceWorkers)
         self._operated(supervisor)
         _add(KnownNetworksService(known), supervisor)
         _add(UNIXPorts(self._unixPorts), supervisor)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.application.internet import TimerService
@@ -68,9 +68,6 @@ class POP3Service(Operated):
         self._lmtp: LMTPFactory | None = None
         self.isDraining = False
         self._isFirst = True
-        # In a worker: a function that takes the text of a configuration file that the parent has
-        # read again.
-        self.takeConfig: Callable[[str], object] = lambda text: None
         raiseLimit()
         self._accepting = AcceptLimiter(reactor, takesTurns=takesTurns, inUse=self._inUse)
         factory.admission.accepted = self._accepting.accepted
@@ -151,6 +148,28 @@ class POP3Service(Operated):
         seconds = self.factory.policy.drainTimeout
         log.info("draining: no more logins; stopping after {seconds} s at most", seconds=seconds)
         self._lookDrained(self._reactor.seconds() + seconds)
+
+    def leave(self) -> None:
+        """
+        Accept no more connections, because another process has taken over the ports.  Stop when
+        the last connection has ended, or when C{drainTimeout} is over.  The connections that exist
+        go on, and may log in.
+        """
+        self._accepting.stop()
+        ports, self.ports = self.ports, []
+        for port in ports:
+            port.stopListening()
+        self._lookEmpty(self._reactor.seconds() + self.factory.policy.drainTimeout)
+
+    def _lookEmpty(self, end: float) -> None:
+        count, _ = self._inUse()
+        if count and self._reactor.seconds() < end:
+            self._reactor.callLater(self.DRAIN_LOOK, self._lookEmpty, end)
+            return
+        try:
+            self._reactor.stop()
+        except ReactorNotRunning:
+            pass
 
     def _lookDrained(self, end: float) -> None:
         count = self.factory.admission.loggedIn

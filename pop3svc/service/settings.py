@@ -516,13 +516,30 @@ class Settings:
         """
         return self.origins.get(name, f"--{name}")
 
-    def changesTo(self, other: Settings) -> tuple[Policy, list[str]]:
+    def withThoseOfParent(self, first: Settings) -> Settings:
+        """
+        @param first: the settings with which the service has started.
+        @return: these settings, with the settings that belong to the parent of workers as they were
+            then.
+        """
+        return replace(self, **{name: getattr(first, name) for name in _OF_PARENT})
+
+    def changesTo(self, other: Settings, hasWorkers: bool = False) -> tuple[Policy, list[str]]:
         """
         Compare these settings with the settings of a file that was read again.
 
+        @param hasWorkers: whether new workers take the new settings.  Then only settings of their
+            parent need a restart.
         @return: the policy that a running service can use, and the names of the settings that need
             a restart.
         """
+        if hasWorkers:
+            changed = [
+                _NAMES.get(name, name)
+                for name in _OF_PARENT
+                if getattr(self, name) != getattr(other, name)
+            ]
+            return other.policy, changed
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
         live["cleartextLogin"] = other.policy.cleartextLogin
         live["without"] = other.policy.without
@@ -540,6 +557,11 @@ class Settings:
         return policy, rest
 
 
+# Settings that the parent of workers uses itself: its ports, its certificates and its files.
+_OF_PARENT = (
+    *("data", "admin", "workers", "certificate", "privateKey", "clientCa", "clientName"),
+    *("lmtp", "lmtpMode", "listeners"),
+)
 # Settings of the service that are fields of the policy.
 _IN_POLICY = ("cleartext-login", "without", "enable")
 _NAMES = {each.attribute: each.name for each in SERVICE} | {

@@ -20,16 +20,15 @@ from pop3svc.admin.operations import OperationError
 from pop3svc.files import setPrivileged
 from pop3svc.logs import cut, eventText
 from pop3svc.service.operating import Signals
-from pop3svc.service.settings import SettingError
 from pop3svc.service.workers import (
     ANSWER,
     ASK,
     DELAY,
     DRAIN,
     EVENT,
+    LEAVE,
     LOG,
     PATIENCE,
-    RELOAD,
     STRIKE,
     UP,
     Lines,
@@ -154,15 +153,8 @@ class _Parent(Lines):
             self.service.throttle.heard(*what)
         elif kind == DELAY:
             self.service.factory.admission.heardLogin(*what)
-        elif kind == RELOAD:
-            if what is not None:
-                # The parent has found no fault in the configuration, but a secret may be unreadable
-                # here.
-                try:
-                    self.service.takeConfig(what)
-                except SettingError as error:
-                    log.error("keeping the previous configuration: {error}", error=str(error))
-            Deferred.fromCoroutine(self.service.reload())
+        elif kind == LEAVE:
+            self.service.leave()
         elif kind == DRAIN:
             self.service.drain()
         elif kind == ASK:

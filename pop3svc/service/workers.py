@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import LogEvent, Logger, LogLevel, eventFromJSON, globalLogPublisher
@@ -39,9 +39,9 @@ __all__ = [
     "DELAY",
     "DRAIN",
     "EVENT",
+    "LEAVE",
     "LOG",
     "PATIENCE",
-    "RELOAD",
     "STRIKE",
     "UP",
     "Lines",
@@ -54,9 +54,9 @@ log = Logger(namespace="pop3svc")
 
 # Kinds of lines, in this order: an event for the log with plain values only; any other event;
 # a login attempt that counts; a login that delays other logins of its user; a worker has
-# begun to serve; a worker must read its configuration again; a question of the operator to a
+# begun to serve; another worker has taken the place of a worker; a question of the operator to a
 # worker, and a line of its answer; a worker must admit no more logins, and end.
-EVENT, LOG, STRIKE, DELAY, UP, RELOAD = b"E", b"L", b"S", b"D", b"U", b"R"
+EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN = b"Q", b"A", b"N"
 
 # Seconds that a process has to send its last log events, in addition to the time that its
@@ -86,6 +86,8 @@ class Shared(NamedTuple):
         L{pop3svc.state.State}.
     @ivar config: text of the configuration file, because a worker may not be allowed to read
         it.
+    @ivar firstConfig: the text with which the service has started.  The settings of the parent,
+        such as its listeners, are still those.
     """
 
     number: int
@@ -99,6 +101,7 @@ class Shared(NamedTuple):
     opened: list[str]
     state: str | None = None
     config: str | None = None
+    firstConfig: str | None = None
 
     @property
     def ports(self) -> list[tuple[int, int]]:
@@ -226,6 +229,10 @@ class _Worker(ProcessProtocol):
         # The last line of output that is not an event.  It may be the last line of a traceback.
         self.lastOutput = ""
         self.serves = False
+        # How it has ended.
+        self.how = ""
+        # Whether another worker has taken its place.
+        self.leaves = False
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -354,6 +361,11 @@ class Supervisor(Operated):
         # Whether any worker has ever served, and the numbers of the started workers.
         self._haveServed = False
         self._tried: set[int] = set()
+        # The workers that are to take the place of others, with those; and what waits for them.
+        self._successors: dict[int, _Worker] = {}
+        self._faults: list[str] = []
+        self._replaced: Deferred[None] | None = None
+        self._replacing = DeferredLock()
         self._stopped: Deferred[None] | None = None
 
     def shared(self, number: int) -> Shared:
@@ -416,8 +428,11 @@ class Supervisor(Operated):
         except OSError as error:
             # The system has not enough memory or descriptors for a process.
             worker.lastOutput = f"cannot be started: {error.strerror}"
-            self._restart(worker, worker.lastOutput)
             self._tried.add(number)
+            if number in self._successors:
+                self._failedSuccessor(worker, worker.lastOutput)
+                return
+            self._restart(worker, worker.lastOutput)
             self._giveUp(worker)
             return
         finally:
@@ -440,6 +455,66 @@ class Supervisor(Operated):
         Called when a worker has begun to serve.
         """
         self._haveServed = True
+        before = self._successors.pop(worker.number, None)
+        if before is not None:
+            self._leave(before)
+            self._lookReplaced()
+
+    def _leave(self, worker: _Worker) -> None:
+        """
+        Have a worker end with its last session.
+        """
+        if self._workers.get(worker.number) is not worker or worker.outbox is None:
+            return
+        worker.leaves = True
+        worker.outbox.send(LEAVE, "null")
+        policy = self._policy
+        patience = policy.drainTimeout + policy.shutdownTimeout + policy.answerTimeout + PATIENCE
+        self.clock.callLater(patience, self._killIfThere, worker)
+
+    def _killIfThere(self, worker: _Worker) -> None:
+        if self._workers.get(worker.number) is worker:
+            log.error("{worker} did not end; killing it", worker=worker)
+            worker.signal("KILL")
+
+    def _lookReplaced(self) -> None:
+        if not self._successors and self._replaced is not None:
+            replaced, self._replaced = self._replaced, None
+            replaced.callback(None)
+
+    async def replaceWorkers(self) -> None:
+        """
+        Start new workers with the present settings and the present code.  When a new worker
+        serves, an old one accepts no more connections, and ends with its last session.
+
+        @raise ValueError: new workers could not serve, so that old ones go on.
+        """
+        await self._replacing.acquire()
+        try:
+            if self._stopped is not None or self.isDraining:
+                return
+            self._faults = []
+            replaced: Deferred[None] = Deferred()
+            self._replaced = replaced
+            old = [each for each in self._workers.values() if not each.leaves]
+            for number, each in enumerate(old, max(self._tried, default=0) + 1):
+                self._successors[number] = each
+                self._start(number)
+            self._lookReplaced()
+            await replaced
+            if self._faults:
+                raise ValueError("; ".join(self._faults))
+        finally:
+            self._replacing.release()
+
+    def _failedSuccessor(self, worker: _Worker, how: str) -> None:
+        """
+        Keep the old worker, because the new one could not serve.
+        """
+        before = self._successors.pop(worker.number)
+        self._faults.append(f"the old worker {before.number} goes on, because the new one {how}")
+        if self._workers.get(before.number) is not before:
+            self._restart(worker, how)
 
     def _giveUp(self, worker: _Worker) -> None:
         """
@@ -461,10 +536,17 @@ class Supervisor(Operated):
             how = f"died by {signal.Signals(reason.signal).name}"
         elif reason.exitCode:
             how = f"ended with status {reason.exitCode}"
-        if self._stopped is None and not self.isDraining:
+        isServing = self._stopped is None and not self.isDraining
+        if worker.leaves and how == "ended":
+            log.info("worker {number} has ended after its last session", number=worker.number)
+        elif isServing and worker.number in self._successors:
+            # The output of the process, which says why it has ended, is read later.
+            worker.how = how
+        elif isServing and worker in self._successors.values():
+            log.error("worker {number} {how}", number=worker.number, how=how)
+        elif isServing and not worker.leaves:
             self._restart(worker, how)
-            return
-        if how != "ended":
+        elif how != "ended":
             log.error("worker {number} {how}", number=worker.number, how=how)
 
     def outputEnded(self, worker: _Worker) -> None:
@@ -472,6 +554,9 @@ class Supervisor(Operated):
         Called when all output of a worker that has ended was read.
         """
         self._reading.discard(worker)
+        if worker.number in self._successors and worker.how:
+            self._failedSuccessor(worker, worker.lastOutput or worker.how)
+            self._lookReplaced()
         if self.isDraining and not self._reading:
             self._end()
         else:
@@ -514,12 +599,6 @@ class Supervisor(Operated):
             self.throttle.heard(*json.loads(text))
         self._sendAll(kind, text, sender)
 
-    def reloadWorkers(self) -> None:
-        """
-        Have all workers read their configuration again.
-        """
-        self._sendAll(RELOAD, json.dumps(self._config()))
-
     def _sendAll(self, kind: bytes, text: str, sender: _Worker | None = None) -> None:
         for worker in self._workers.values():
             if worker is not sender and worker.outbox is not None:
@@ -537,7 +616,7 @@ class Supervisor(Operated):
     @property
     def serving(self) -> list[_Worker]:
         """
-        The workers that serve.
+        The workers that serve, with those that end with their last sessions.
         """
         return [each for each in self._workers.values() if each.serves]
 

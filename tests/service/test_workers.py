@@ -12,20 +12,18 @@ import shutil
 import signal
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.internet.task import Clock
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.policy import Policy
 from pop3svc.service.worker import _Parent
-from pop3svc.service.workers import EVENT, UP, Lines, Outbox, Shared, Supervisor
+from pop3svc.service.workers import EVENT, UP, Lines, Outbox
 from pop3svc.service.workers import PATIENCE as MORE
 from tests.support.maildirs import deliver
 from tests.support.running import (
@@ -37,6 +35,7 @@ from tests.support.running import (
     script,
 )
 from tests.support.site import options, run, served, trusting
+from tests.support.supervisors import Reactor, Transport, died, supervisor
 from tests.support.workers import Site, begun, mayRunHere
 
 
@@ -399,69 +398,6 @@ def test_badOptions(tmp_path: Path, case: str) -> None:
 # --- in memory --------------------------------------------------------------
 
 
-class Transport:
-    """
-    A process, or a pipe, as far as it is asked.
-    """
-
-    def __init__(self) -> None:
-        self.pid: int | None = 5
-        self.written: list[bytes] = []
-        self.signals: list[str] = []
-        self.producer: Any = None
-
-    def write(self, data: bytes) -> None:
-        self.written.append(data)
-
-    def writeSequence(self, data: Any) -> None:
-        self.written.extend(data)
-
-    def registerProducer(self, producer: Any, isStreaming: bool) -> None:
-        self.producer = producer
-
-    def unregisterProducer(self) -> None:
-        self.producer = None
-
-    def signalProcess(self, name: str) -> None:
-        self.signals.append(name)
-
-
-class Reactor(Clock):
-    """
-    A clock that starts processes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started: list[Any] = []
-        self.fails = False
-        self.stopped = 0
-
-    def callWhenRunning(self, what: Callable[[], object]) -> None:
-        what()
-
-    def spawnProcess(self, protocol: Any, *rest: Any, **more: Any) -> None:
-        if self.fails:
-            raise OSError(12, "Cannot allocate memory")
-        self.started.append(protocol)
-        protocol.makeConnection(Transport())
-
-    def stop(self) -> None:
-        self.stopped += 1
-
-
-def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervisor:
-    shared = Shared(0, count, [], None, "/", [], [], None, [])
-    made = Supervisor(
-        *(reactor, Policy(maxRestartDelay=5), SharedThrottle(reactor), [], shared),
-        *(lambda: [(b"", b"")], lambda: None),
-    )
-    made.startService()
-    for each in reactor.started if serve else []:
-        each._received(UP, b"null")
-    return made
-
-
 def test_partThatDoesNotStart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The supervisor names the fault of a store that fails when it is started.
@@ -542,11 +478,6 @@ def test_neverBegins() -> None:
     first._received(UP, b"null")
     reactor.advance(Policy().workerStartTimeout)
     assert (first.transport.signals, second.transport.signals) == ([], ["KILL"])
-
-
-def died(worker: Any, reason: Any = ProcessTerminated(1)) -> None:
-    worker.processExited(Failure(reason))
-    worker.processEnded(Failure(reason))
 
 
 def test_backoff() -> None:
