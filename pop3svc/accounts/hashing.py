@@ -15,18 +15,30 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.policy import Policy
 from pop3svc.threadpool import BoundedThreadPool
 
-__all__ = ["CheckQueue", "hashing", "startHashing"]
+__all__ = ["CheckQueue", "CoroutineRunner", "hashing", "startHashing"]
 
 
 class _Runner(Protocol):
     """
-    Runs a check: L{pop3svc.threadpool.Executor}, or a runner of coroutines.
+    Runs a check: L{pop3svc.threadpool.Executor} or L{CoroutineRunner}.
     """
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
         """
         @return: a Deferred that fires with the result of C{work}.
         """
+
+
+class CoroutineRunner:
+    """
+    Runs coroutines for a L{CheckQueue}.
+    """
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
+        """
+        Start a coroutine.
+        """
+        return Deferred.fromCoroutine(work(*arguments))
 
 
 class _Entry:

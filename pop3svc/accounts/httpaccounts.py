@@ -5,26 +5,25 @@ Accounts behind HTTP: a server of the operator checks each password.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from pop3svc.accounts.credentials import IPasswordAttempt, asAttempt
 from pop3svc.accounts.hashes import LONGEST_PASSWORD
-from pop3svc.accounts.hashing import CheckQueue
+from pop3svc.accounts.hashing import CheckQueue, CoroutineRunner
 from pop3svc.accounts.httprequests import (
+    JSON,
     Answer,
+    HTTPExchange,
     HTTPUnavailable,
-    JSONPoster,
-    VerifiedEndpoints,
+    bodyOf,
+    checkURL,
     requireTreq,
+    withoutQuery,
 )
 from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
@@ -40,43 +39,10 @@ CONCURRENT = 10
 MOST_WAITING = 1000
 # The most octets of a name.  An address has at most 254 (RFC 5321 section 4.5.3.1).
 _LONGEST_NAME = 512
-_YES, _NO = 200, (401, 403)
-_VISIBLE = re.compile(r"[!-~]+")
+# The most octets of an answer, which contains the name of a user.
+_LARGEST = 65_536
+_REFUSALS = (401, 403)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-class _Coroutines:
-    """
-    Runs coroutines for a L{CheckQueue}.
-    """
-
-    def run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
-        """
-        Start a coroutine.
-        """
-        return Deferred.fromCoroutine(work(*arguments))
-
-
-def _checkURL(url: str, isInsecure: bool) -> str:
-    """
-    @return: the URL without its query, for the log, because a query may contain a secret.
-    @raise ValueError: the URL cannot be used; a sentence for the operator.
-    """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        isUsable = _VISIBLE.fullmatch(url) and host and parts.port != 0
-    except ValueError:
-        isUsable = None
-    if not isUsable or parts.scheme not in ("https", "http"):
-        raise ValueError("a URL such as https://HOST/PATH is needed")
-    if "@" in parts.netloc or "#" in url:
-        raise ValueError("the URL must not contain a user or a fragment")
-    if parts.scheme == "http" and host not in _LOOPBACK and not isInsecure:
-        raise ValueError(
-            "passwords would be sent without TLS; use https, or add insecure=yes to allow this"
-        )
-    return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
 @implementer(ICredentialsChecker)
@@ -117,18 +83,17 @@ class HTTPAccounts:
         @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
         @raise ValueError: the server cannot be asked; a sentence for the operator.
         """
-        name = _checkURL(url, isInsecure)
+        parts = checkURL(url)
+        if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not isInsecure:
+            raise ValueError(
+                "passwords would be sent without TLS; use https, or add insecure=yes to allow this"
+            )
         requireTreq()
-        if authorities is not None and not url.startswith("https:"):
+        if authorities is not None and parts.scheme != "https":
             raise ValueError("ca is for https only")
-        if reactor is None:
-            from twisted.internet import reactor
-        if endpoints is None:
-            endpoints = VerifiedEndpoints(reactor, authorities, timeout)
-        self._poster = JSONPoster(url, reactor, endpoints, timeout)
-        clock: Any = reactor
-        self._queue = CheckQueue(_Coroutines(), clock, concurrent, MOST_WAITING)
-        self._health = Health(f"the server of accounts at {name}")
+        self._exchange = HTTPExchange(url, timeout, _LARGEST, authorities, reactor, endpoints)
+        self._queue = CheckQueue(CoroutineRunner(), reactor, concurrent, MOST_WAITING)
+        self._health = Health(f"the server of accounts at {withoutQuery(parts)}")
 
     def requestAvatarId(self, credentials: Any) -> Any:
         """
@@ -162,15 +127,14 @@ class HTTPAccounts:
         """
         @return: the name of the mailbox; L{None} if the server refuses the login.
         """
+        values = {
+            "name": credentials.username.decode("utf-8"),
+            "password": credentials.password.decode("utf-8"),
+            "address": credentials.clientIP,
+            "tls": credentials.isSecure,
+        }
         try:
-            answer = await self._poster.post(
-                {
-                    "name": credentials.username.decode("utf-8"),
-                    "password": credentials.password.decode("utf-8"),
-                    "address": credentials.clientIP,
-                    "tls": credentials.isSecure,
-                }
-            )
+            answer = await self._exchange.ask("POST", json.dumps(values).encode("ascii"), JSON)
             user = _userIn(answer)
         except HTTPUnavailable as error:
             self._health.failed(str(error))
@@ -195,14 +159,10 @@ def _userIn(answer: Answer) -> str | None:
     @return: the user; L{None} if the server refuses the login.
     @raise HTTPUnavailable: the answer has another form.
     """
-    if answer.status in _NO:
+    if answer.status in _REFUSALS:
         return None
-    if answer.status != _YES:
-        raise HTTPUnavailable(f"it answers with the status {answer.status}")
-    if answer.mediaType != "application/json":
-        raise HTTPUnavailable("it answers with the status 200, but without application/json")
     try:
-        values = json.loads(answer.body)
+        values = json.loads(bodyOf(answer, JSON))
     except (ValueError, RecursionError):
         raise HTTPUnavailable("its answer is not valid JSON") from None
     user = values.get("user") if isinstance(values, dict) else None

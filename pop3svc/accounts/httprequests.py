@@ -1,16 +1,17 @@
 """
 Send requests to an HTTP server, with a limit on the time and the size of each answer.
 
-The requests contain secrets.  Therefore no redirection is followed, no cookie is kept, and no
+The requests may contain secrets.  Therefore no redirection is followed, no cookie is kept, and no
 request is repeated.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import re
+from base64 import b64encode
 from io import BytesIO
 from typing import Any, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
@@ -28,9 +29,19 @@ from zope.interface import implementer
 from pop3svc.awaiting import CallTimeout, awaitWithTimeout
 from pop3svc.trust import trustRootOf
 
-__all__ = ["Answer", "HTTPUnavailable", "JSONPoster", "VerifiedEndpoints", "requireTreq"]
+__all__ = [
+    "JSON",
+    "Answer",
+    "HTTPExchange",
+    "HTTPUnavailable",
+    "bodyOf",
+    "checkURL",
+    "requireTreq",
+    "withoutQuery",
+]
 
-_JSON = "application/json"
+JSON = "application/json"
+_VISIBLE = re.compile(r"[!-~]+")
 
 
 class HTTPUnavailable(Exception):
@@ -63,11 +74,38 @@ def requireTreq() -> None:
         raise ValueError("accounts behind HTTP need treq: pip install 'pop3svc[http]'")
 
 
+# --- URLs ---------------------------------------------------------------------
+
+
+def checkURL(url: str) -> SplitResult:
+    """
+    @return: the parts of a URL to which requests can be sent.
+    @raise ValueError: requests cannot be sent to it; a sentence for the operator.
+    """
+    try:
+        parts = urlsplit(url)
+        isUsable = _VISIBLE.fullmatch(url) and parts.hostname and parts.port != 0
+    except ValueError:
+        isUsable = None
+    if not isUsable or parts.scheme not in ("https", "http"):
+        raise ValueError("a URL such as https://HOST/PATH is needed")
+    if "@" in parts.netloc or "#" in url:
+        raise ValueError("the URL must not contain a user or a fragment")
+    return parts
+
+
+def withoutQuery(parts: SplitResult) -> str:
+    """
+    @return: the URL for the log, because a query may contain a secret.
+    """
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
 # --- connections --------------------------------------------------------------
 
 
 @implementer(IAgentEndpointFactory)
-class VerifiedEndpoints:
+class _VerifiedEndpoints:
     """
     Makes endpoints that verify the certificate of a server whose URL begins with C{https}.
     """
@@ -222,34 +260,75 @@ def _reasonOf(error: BaseException) -> str:
     return f"it cannot be reached, or ended the connection ({name})"
 
 
-class JSONPoster:
+def bodyOf(answer: Answer, mediaType: str | None = None) -> bytes:
     """
-    Sends requests of JSON to one URL.
+    @param mediaType: the media type that the body must have; L{None}: any.
+    @return: the body of an answer.
+    @raise HTTPUnavailable: the status is not 200, or the media type is another one.
+    """
+    if answer.status != OK:
+        raise HTTPUnavailable(f"it answers with the status {answer.status}")
+    if mediaType not in (None, answer.mediaType):
+        raise HTTPUnavailable(f"it answers with the status 200, but without {mediaType}")
+    return answer.body
+
+
+# --- requests -----------------------------------------------------------------
+
+
+class HTTPExchange:
+    """
+    Sends requests to one URL, each over a connection of its own.
     """
 
-    # The most octets of a body.  An answer contains the name of a user.
-    LARGEST = 65_536
-
-    def __init__(self, url: str, reactor: Any, endpoints: Any, timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float,
+        largest: int,
+        authorities: str | None = None,
+        reactor: Any = None,
+        endpoints: Any = None,
+    ) -> None:
         """
-        @param reactor: its clock limits the time.
-        @param endpoints: L{IAgentEndpointFactory}, such as L{VerifiedEndpoints}.
-        @param timeout: seconds for a whole exchange.
+        @param url: see L{checkURL}.
+        @param timeout: seconds for a whole exchange, from the connection to the last octet.
+        @param largest: the most octets of a body.
+        @param authorities: see L{trustRootOf}.
+        @param reactor: the global one if not given.  Its clock limits the time.
+        @param endpoints: L{IAgentEndpointFactory}, in tests.
+        @raise ValueError: the file of authorities cannot be used; a sentence for the operator.
         """
+        if reactor is None:
+            from twisted.internet import reactor
         self._url = url
-        self._reactor = reactor
-        self._endpoints = endpoints
+        self._reactor: Any = reactor
+        self._endpoints = endpoints or _VerifiedEndpoints(reactor, authorities, timeout)
         self._timeout = timeout
+        self._largest = largest
 
-    async def post(self, values: Mapping[str, Any]) -> Answer:
+    async def ask(
+        self,
+        method: str,
+        body: bytes = b"",
+        mediaType: str | None = None,
+        credentials: tuple[bytes, bytes] | None = None,
+    ) -> Answer:
         """
-        Send one request.
+        Send one request, and wait for its answer.
 
+        @param body: nothing is sent if it is empty.
+        @param mediaType: of the body.
+        @param credentials: a name and a password for Basic authentication (RFC 7617).
         @raise HTTPUnavailable: there was no complete answer in time, or it was too large.
         """
-        data = json.dumps(values).encode("ascii")
+        headers = Headers({"Accept": [JSON]})
+        if mediaType is not None:
+            headers.addRawHeader("Content-Type", mediaType)
+        if credentials is not None:
+            headers.addRawHeader(b"Authorization", b"Basic " + b64encode(b":".join(credentials)))
         try:
-            exchange = self._exchange(data)
+            exchange = self._exchange(method, headers, body)
             answer: Answer = await awaitWithTimeout(exchange, self._reactor, self._timeout)
         except HTTPUnavailable:
             raise
@@ -262,24 +341,25 @@ class JSONPoster:
     def _soon(self, call: Any) -> Any:
         return self._reactor.callLater(0, call)
 
-    async def _exchange(self, data: bytes) -> Answer:
+    async def _exchange(self, method: str, headers: Headers, data: bytes) -> Answer:
         from treq.client import HTTPClient
 
         connection = _Connection(self._endpoints)
         # A client of treq keeps cookies, so each request has a client of its own.
         client = HTTPClient(_Plain(Agent.usingEndpointFactory(self._reactor, connection)))
+        producer = FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon))
         try:
             response = await client.request(
-                "POST",
+                method,
                 self._url,
-                data=FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon)),
-                headers=Headers({"Content-Type": [_JSON], "Accept": [_JSON]}),
+                data=producer if data else None,
+                headers=headers,
                 allow_redirects=False,
                 unbuffered=True,
             )
             if response.code != OK:
                 return Answer(response.code, "", b"")
-            body = _Body(self.LARGEST)
+            body = _Body(self._largest)
             response.deliverBody(body)
             return Answer(OK, _mediaTypeOf(response.headers), await body.whole)
         finally:

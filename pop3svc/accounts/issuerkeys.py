@@ -8,20 +8,24 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import treq
 from twisted.internet.interfaces import IReactorTime
-from twisted.internet.ssl import Certificate, trustRootFromCertificates
 from twisted.logger import Logger
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
-from twisted.web.http_headers import Headers
 
+from pop3svc.accounts.httprequests import (
+    HTTPExchange,
+    HTTPUnavailable,
+    bodyOf,
+    checkURL,
+    withoutQuery,
+)
 from pop3svc.accounts.tokens import KeySet
-from pop3svc.awaiting import CallTimeout, Shielded, callWithTimeout
+from pop3svc.awaiting import CallTimeout, Shielded
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, readReplaceable, stampOf
+from pop3svc.health import Health
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
-__all__ = ["FetchedKeys", "FileKeys", "KeyServer", "theClock"]
+__all__ = ["FetchedKeys", "FileKeys", "fetchedKeys", "theClock"]
 
 log = Logger(namespace="pop3svc")
 
@@ -30,6 +34,8 @@ _reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
 
 # The most octets of a key set.  A set has some 10 KiB.
 _LARGEST = 512 << 10
+# Seconds that a fetch may take.
+_TIMEOUT = 10
 
 
 def theClock() -> Any:
@@ -159,25 +165,23 @@ class FetchedKeys:
     PAUSE = 60.0
     # The same limit while there are no keys, because nobody can log in then.
     RETRY = 5.0
-    # Seconds that a fetch may take.
-    PATIENCE = 10.0
 
     def __init__(
         self, source: str, fetch: Callable[[], Awaitable[bytes]], clock: IReactorTime | None = None
     ) -> None:
         """
         @param source: the address, for the log.
-        @param fetch: returns a key set in JSON.
+        @param fetch: returns a key set in JSON, or raises L{HTTPUnavailable}.
         @param clock: the reactor if not given.
         """
         self._source = source
+        self._health = Health(f"the key set at {source}")
         self._fetch = fetch
         self._clock = clock
         self._keys: KeySet | None = None
         self._fetched = 0.0
         self._tried: float | None = None
         self._fetching: Shielded | None = None
-        self._fault = ""
 
     @property
     def _time(self) -> IReactorTime:
@@ -206,7 +210,7 @@ class FetchedKeys:
         if key is None:
             await self._refreshed(self.PAUSE)
             key = self._keys.pick(name)
-            if key is None and self._fault:
+            if key is None and not self._health.isAvailable:
                 # The issuer may have a new key.
                 raise _unavailable()
         return key
@@ -232,127 +236,40 @@ class FetchedKeys:
 
     async def _fetchOnce(self) -> None:
         try:
-            data = await callWithTimeout(self._fetch, clock=self._time, timeout=self.PATIENCE)
-            keys = KeySet(data)
-        except CallTimeout:
-            fault = "no answer in time"
+            keys = KeySet(await self._fetch())
+        except HTTPUnavailable as error:
+            self._health.failed(str(error))
         except ValueError as error:
-            fault = _reason(error)
-        except Exception as error:
-            # The connection failed, or the certificate is not trusted.
-            fault = _nameOf(error)
+            self._health.failed(_reason(error))
         else:
-            if self._fault:
-                log.info("keys from {source} are there again", source=self._source)
-            self._keys, self._fetched, self._fault = keys, self._now, ""
+            self._health.succeeded()
+            self._keys, self._fetched = keys, self._now
             _report(self._source, keys)
-            return
-        if fault != self._fault:
-            log.error(
-                "keys from {source} cannot be fetched: {fault}", source=self._source, fault=fault
-            )
-        self._fault = fault
 
     async def reload(self) -> None:
         """
         Fetch the keys again, while the old ones serve.
         """
-        self._tried, self._fault = None, ""
+        self._tried = None
         self._begin(0)
 
 
-def _nameOf(error: Exception) -> str:
+def fetchedKeys(
+    url: str, authorities: str | None, reactor: Any = None, endpoints: Any = None
+) -> FetchedKeys:
     """
-    @return: the names of the errors, because their texts may be long.
+    @param url: the address of a key set.
+    @param authorities: a PEM file of certificates that are trusted; L{None}: those of the system.
+    @param reactor: the global one if not given.
+    @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
+    @return: the keys that are fetched from there.
+    @raise ValueError: the address or the file cannot be used; a sentence for the operator.
     """
-    inner = getattr(error, "reasons", None) or []
-    return ", ".join([type(error).__name__, *(type(each.value).__name__ for each in inner)])
+    source = withoutQuery(checkURL(url))
+    exchange = HTTPExchange(url, _TIMEOUT, _LARGEST, authorities, reactor, endpoints)
 
+    async def fetch() -> bytes:
+        # Issuers use several media types for a key set.
+        return bodyOf(await exchange.ask("GET"))
 
-class _Connections(HTTPConnectionPool):
-    """
-    The connection of one request, which can be aborted at any time.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        super().__init__(reactor, persistent=False)  # type: ignore[no-untyped-call]
-        self._made: list[Any] = []
-
-    def getConnection(self, key: Any, endpoint: Any) -> Any:
-        """
-        See L{HTTPConnectionPool.getConnection}.
-        """
-        connecting: Any = super().getConnection(key, endpoint)
-
-        def remember(connection: Any) -> Any:
-            self._made.append(connection)
-            return connection
-
-        return connecting.addCallback(remember)
-
-    def abort(self) -> None:
-        """
-        Abort the connection, because a server that stalls would keep it open.
-        """
-        for each in self._made:
-            each.abort()
-
-
-class KeyServer:
-    """
-    Fetches a key set from a web server.
-    """
-
-    def __init__(self, address: str, authorities: bytes | None, reactor: Any = None) -> None:
-        """
-        @param address: the URL.
-        @param authorities: certificates in PEM to trust in place of the system's.
-        @param reactor: the global one if not given.
-        @raise ValueError: the certificates cannot be read.
-        """
-        self._address = address
-        self._reactor = reactor
-        self._trust = None if authorities is None else _trustOf(authorities)
-
-    async def fetch(self) -> bytes:
-        """
-        @return: the body of the answer, which has a bound.
-        @raise ValueError: the server has answered with something else; a clause for the log.
-        """
-        reactor = self._reactor or theClock()
-        policy = BrowserLikePolicyForHTTPS(*(() if self._trust is None else (self._trust,)))
-        connections = _Connections(reactor)
-        body = bytearray()
-
-        def collect(data: bytes) -> None:
-            if len(body) + len(data) > _LARGEST:
-                raise ValueError(f"the answer is larger than {_LARGEST} octets")
-            body.extend(data)
-
-        try:
-            response: Any = await treq.get(
-                self._address,
-                headers=Headers({"Accept": ["application/json"]}),
-                agent=Agent(reactor, policy, pool=connections),
-                # Another server could be without TLS.
-                allow_redirects=False,
-                unbuffered=True,
-            )
-            if response.code != 200:
-                raise ValueError(f"the answer has status {response.code}")
-            await treq.collect(response, collect)
-        finally:
-            connections.abort()
-        return bytes(body)
-
-
-def _trustOf(pem: bytes) -> Any:
-    from cryptography.hazmat.primitives.serialization import Encoding
-    from cryptography.x509 import load_pem_x509_certificates
-
-    return trustRootFromCertificates(
-        [
-            Certificate.load(each.public_bytes(Encoding.DER))
-            for each in load_pem_x509_certificates(pem)
-        ]
-    )
+    return FetchedKeys(source, fetch, reactor)

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnhandledCredentials
@@ -16,9 +15,9 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.accounts.credentials import IBearerToken
-from pop3svc.accounts.issuerkeys import FetchedKeys, FileKeys, KeyServer
+from pop3svc.accounts.httprequests import checkURL
+from pop3svc.accounts.issuerkeys import FileKeys, fetchedKeys
 from pop3svc.accounts.tokens import ALGORITHMS, DEFAULT_ALGORITHMS, BadToken, TokenRules
-from pop3svc.files import readReplaceable
 from pop3svc.interfaces import IBearerAccounts, IPOP3ConnectionInfo, IReloading
 from pop3svc.once import Once
 
@@ -103,21 +102,13 @@ def _optionsOf(argument: str) -> dict[str, str]:
     return options
 
 
-def _checkAddress(address: str) -> None:
+def _checkHost(url: str) -> None:
     """
-    @raise ValueError: keys must not be fetched from there.
+    @raise ValueError: nobody could be sure whose answer comes from there.
     """
-    try:
-        parts = urlsplit(address)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or not address.isascii() or not address.isprintable() or " " in address:
-        raise ValueError("jwks is not a valid address")
-    if parts.username is not None or parts.password is not None:
-        raise ValueError("jwks must have no user name and no password")
-    if parts.scheme == "http" and host not in ("127.0.0.1", "::1"):
-        raise ValueError("jwks over http is allowed only from 127.0.0.1 and ::1; use https")
+    parts = checkURL(url)
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1"):
+        raise ValueError("http is allowed only from 127.0.0.1 and ::1; use https")
 
 
 def makeOAuth(argument: str) -> OAuthAccounts:
@@ -143,18 +134,11 @@ def makeOAuth(argument: str) -> OAuthAccounts:
     source, authorities = options["jwks"], options.get("ca")
     keys: Any
     if re.match(r"https?://", source):
-        _checkAddress(source)
-        pem = None
-        if authorities is not None:
-            try:
-                pem = readReplaceable(authorities)
-            except OSError as error:
-                raise ValueError(f"{authorities}: {error.strerror}")
         try:
-            server = KeyServer(source, pem)
-        except ValueError:
-            raise ValueError(f"{authorities} has no certificate in PEM")
-        keys = FetchedKeys(source, server.fetch)
+            _checkHost(source)
+        except ValueError as error:
+            raise ValueError(f"jwks: {error}")
+        keys = fetchedKeys(source, authorities)
     elif authorities is not None:
         raise ValueError("ca is for a jwks that is fetched")
     else:

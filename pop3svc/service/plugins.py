@@ -462,6 +462,8 @@ class OAuthMaker:
         See L{ICheckerFactory.generateChecker}.
         """
         try:
+            import treq  # noqa: F401
+
             from pop3svc.accounts.oauth import makeOAuth
         except ModuleNotFoundError:
             raise ValueError("joserfc and treq are needed: pip install 'pop3svc[oauth]'")

@@ -14,14 +14,10 @@ import pytest
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import UnauthorizedLogin
-from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import ConnectionRefusedError
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransportWithDisconnection
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts import httpaccounts
@@ -33,50 +29,10 @@ from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.plugins import HTTPAccountsMaker
 from pop3svc.testing.certificates import Authority
+from tests.support.webservers import Server, logging
 
 URL = "https://accounts.example.org/check?key=secretkey"
 SECRET = "pass wörd"
-
-
-@implementer(IAgentEndpointFactory)
-class Server:
-    """
-    Connections in memory.
-
-    @ivar error: of further connections.
-    """
-
-    def __init__(self) -> None:
-        self.transports: list[Any] = []
-        self.uris: list[Any] = []
-        self.error: Exception | None = None
-
-    def endpointForURI(self, uri: Any) -> Server:
-        self.uris.append(uri.toBytes())
-        return self
-
-    def connect(self, factory: Any) -> Deferred[Any]:
-        if self.error is not None:
-            return fail(self.error)
-        protocol = factory.buildProtocol(None)
-        transport = StringTransportWithDisconnection()
-        transport.protocol = protocol
-        protocol.makeConnection(transport)
-        self.transports.append(transport)
-        return succeed(protocol)
-
-    @property
-    def isOpen(self) -> bool:
-        return bool(self.transports[-1].connected)
-
-    def send(self, data: bytes, index: int = -1) -> None:
-        self.transports[index].protocol.dataReceived(data)
-
-    def answer(self, status: str = "200 OK", body: bytes = b"", *headers: str, **more: Any) -> None:
-        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers]
-        if not any(each.startswith("Content-Type") for each in headers):
-            lines.append("Content-Type: application/json; charset=utf-8")
-        self.send("\r\n".join([*lines, "", ""]).encode() + body, **more)
 
 
 class Attempt:
@@ -129,15 +85,8 @@ def site() -> Site:
 
 @pytest.fixture(autouse=True)
 def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
+    with logging() as lines:
+        yield lines
     assert not any(SECRET in line or "secretkey" in line for line in lines)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hmac
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc.jwk import ECKey, RSAKey
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
-from pop3svc.accounts.issuerkeys import FetchedKeys, FileKeys
+from pop3svc.accounts.httprequests import HTTPUnavailable
+from pop3svc.accounts.issuerkeys import FetchedKeys, FileKeys, fetchedKeys
 from pop3svc.accounts.oauth import OAuthAccounts, makeOAuth
 from pop3svc.accounts.tokens import BadToken, KeySet, TokenRules, parseJSON
 from pop3svc.awaiting import startNow
@@ -25,6 +28,8 @@ from pop3svc.service.settings import SettingError, Store
 from pop3svc.service.stores import makeAccounts
 from pop3svc.testing import Inline
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer, compact, encoded
+from tests.support.webservers import Server as WebServer
+from tests.support.webservers import logging
 
 RULES = TokenRules(ISSUER, AUDIENCE)
 
@@ -403,7 +408,7 @@ def test_unknownKeyWhileAway(issuer: Issuer) -> None:
     server.asked[0].callback(issuer.published("rsa"))
     server.clock.advance(61)
     outcome = server.find("ec")
-    server.asked[1].errback(OSError("refused"))
+    server.asked[1].errback(HTTPUnavailable("refused"))
     assert isUnavailable(outcome)
     assert server.find("rsa")[0].kid == "rsa"
 
@@ -422,13 +427,6 @@ def test_neverThere(issuer: Issuer, data: bytes) -> None:
     assert outcome[0].kid == "rsa"
 
 
-def test_slow() -> None:
-    server = Server()
-    outcome = server.find("rsa")
-    server.clock.advance(FetchedKeys.PATIENCE + 1)
-    assert isUnavailable(outcome)
-
-
 def test_old(issuer: Issuer) -> None:
     """
     Old keys serve while they are fetched again, and for a day if that fails.
@@ -438,12 +436,109 @@ def test_old(issuer: Issuer) -> None:
     server.asked[0].callback(issuer.published("rsa"))
     server.clock.advance(FetchedKeys.REFRESH + 1)
     assert server.find("rsa")[0].kid == "rsa" and len(server.asked) == 2
-    server.asked[1].errback(OSError("refused"))
+    server.asked[1].errback(HTTPUnavailable("refused"))
     assert server.find("rsa")[0].kid == "rsa" and len(server.asked) == 2
     server.clock.advance(FetchedKeys.OLDEST)
     outcome = server.find("rsa")
-    server.asked[2].errback(OSError("refused"))
+    server.asked[2].errback(HTTPUnavailable("refused"))
     assert isUnavailable(outcome)
+
+
+class Site:
+    """
+    Keys that are fetched from a server in memory.
+    """
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.server = WebServer()
+        url = "https://id.example.org/keys?key=secretkey"
+        self.keys = fetchedKeys(url, None, self.clock, self.server)
+
+    def find(self) -> list[Any]:
+        """
+        @return: a list that gets the key C{rsa}, or the code of the error.
+        """
+        outcome: list[Any] = []
+
+        def ended(value: Any) -> None:
+            outcome.append(value.value.code if isinstance(value, Failure) else value.kid)
+
+        Deferred.fromCoroutine(self.keys.find("rsa")).addBoth(ended)
+        self.clock.advance(0)
+        return outcome
+
+
+def test_request(issuer: Issuer) -> None:
+    """
+    Issuers use several media types for a key set.
+    """
+    site = Site()
+    outcome = site.find()
+    lines, body = site.server.request()
+    assert lines[0] == b"GET /keys?key=secretkey HTTP/1.1" and body == b""
+    assert b"Accept: application/json" in lines and b"Accept-Encoding: identity" in lines
+    assert not any(each.startswith((b"Authorization", b"Content-Type")) for each in lines)
+    site.server.answer("200 OK", issuer.published(), "Content-Type: application/jwk-set+json")
+    assert outcome == ["rsa"]
+    assert not site.server.isOpen and site.clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "reason"),
+    [
+        ("404 Not Found", b"", [], "it answers with the status 404"),
+        ("302 Found", b"", ["Location: http://evil.example/"], "it answers with the status 302"),
+        ("200 OK", b"<html>", [], "it is not JSON"),
+        ("200 OK", b"{}", [], "it is no key set"),
+        ("200 OK", b"x", ["Content-Encoding: gzip"], "its answer is compressed"),
+        ("200 OK", b" " * 524_289, [], "its answer has more than 524288 octets"),
+    ],
+)
+def test_wrongAnswer(
+    issuer: Issuer, status: str, body: bytes, headers: list[str], reason: str
+) -> None:
+    site = Site()
+    with logging() as lines:
+        for _ in range(2):
+            outcome = site.find()
+            site.server.answer(status, body, *headers)
+            assert outcome == ["SYS/TEMP"] and not site.server.isOpen
+            site.clock.advance(6)
+        outcome = site.find()
+        site.server.answer("200 OK", issuer.published())
+    assert outcome == ["rsa"] and len(site.server.transports) == 3
+    where = "the key set at https://id.example.org/keys"
+    assert lines == [f"{where} is not available: {reason}", f"{where} is available again"]
+
+
+def test_noAnswer() -> None:
+    """
+    The limit covers everything up to the last octet of the body.
+    """
+    site = Site()
+    with logging() as lines:
+        outcome = site.find()
+        site.clock.advance(9)
+        site.server.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+        assert outcome == []
+        site.clock.advance(1.1)
+    assert outcome == ["SYS/TEMP"] and not site.server.isOpen
+    assert lines[0].endswith("is not available: no complete answer within 10 s")
+
+
+def test_noWarnings(issuer: Issuer) -> None:
+    """
+    The library's warnings about keys and algorithms are not for the operator.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        small: Any = RSAKey.generate_key(1024)
+    keys = json.loads(issuer.published("ed"))["keys"] + [small.as_dict(private=False)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert KeySet(json.dumps({"keys": keys}).encode()).dropped == 1
+        assert check(issuer, issuer.token("ed", "EdDSA")) == "ann@example.org"
 
 
 def test_reload(issuer: Issuer) -> None:
@@ -500,10 +595,10 @@ def test_argument(issuer: Issuer, tmp_path: Path) -> None:
         ("jwks=PATHx:issuer=x:audience=z", "No such file"),
         ("jwks=http://id.example.org/:issuer=x:audience=z", "use https"),
         ("jwks=http://localhost/:issuer=x:audience=z", "use https"),
-        ("jwks=https://a:b@id.example.org/:issuer=x:audience=z", "no user name"),
-        ("jwks=https://:issuer=x:audience=z", "not a valid address"),
-        ("jwks=https://h:x/:issuer=x:audience=z", "not a valid address"),
-        ("jwks=https://h/ä:issuer=x:audience=z", "not a valid address"),
+        ("jwks=https://a:b@id.example.org/:issuer=x:audience=z", "must not contain a user"),
+        ("jwks=https://:issuer=x:audience=z", "jwks: a URL such as"),
+        ("jwks=https://h:x/:issuer=x:audience=z", "jwks: a URL such as"),
+        ("jwks=https://h/ä:issuer=x:audience=z", "jwks: a URL such as"),
         ("jwks=https://h/:issuer=x:audience=z:ca=PATHx", "No such file"),
         ("jwks=https://h/:issuer=x:audience=z:ca=PATH", "no certificate"),
     ],
