@@ -11,6 +11,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
+from pop3svc.accounts.claims import unavailable
 from pop3svc.accounts.httprequests import (
     HTTPExchange,
     HTTPUnavailable,
@@ -25,12 +26,12 @@ from pop3svc.files import FileStamp, readReplaceable, stampOf
 from pop3svc.health import Health
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
-__all__ = ["FetchedKeys", "FileKeys", "fetchedKeys", "theClock"]
+__all__ = ["FetchedKeys", "FileKeys", "fetchedKeys", "reading", "theClock"]
 
 log = Logger(namespace="pop3svc")
 
-# The file has its own thread, because a disk with mail may hang.
-_reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
+# Files of keys and secrets have their own thread, because a disk with mail may hang.
+reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
 
 # The most octets of a key set.  A set has some 10 KiB.
 _LARGEST = 512 << 10
@@ -45,10 +46,6 @@ def theClock() -> Any:
     from twisted.internet import reactor
 
     return reactor
-
-
-def _unavailable() -> POP3ResponseError:
-    return POP3ResponseError("Tokens cannot be checked now.", "SYS/TEMP")
 
 
 def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
@@ -89,7 +86,7 @@ class FileKeys:
         @raise ValueError: the file cannot be read; a sentence that names it.
         """
         self._path = os.path.abspath(path)
-        self._reader = _reading if runner is None else runner
+        self._reader = reading if runner is None else runner
         self._clock = clock
         self._seen, keys = _read(self._path)
         if isinstance(keys, str):
@@ -202,7 +199,7 @@ class FetchedKeys:
         if not self._isUsable():
             await self._refreshed(self.RETRY)
             if not self._isUsable():
-                raise _unavailable()
+                raise unavailable()
         elif self._now - self._fetched > self.REFRESH:
             self._begin(self.PAUSE)
         assert self._keys is not None
@@ -212,7 +209,7 @@ class FetchedKeys:
             key = self._keys.pick(name)
             if key is None and not self._health.isAvailable:
                 # The issuer may have a new key.
-                raise _unavailable()
+                raise unavailable()
         return key
 
     def _isUsable(self) -> bool:

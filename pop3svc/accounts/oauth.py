@@ -6,28 +6,95 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnhandledCredentials
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pop3svc.accounts.claims import BadToken, ClaimRules
 from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.httprequests import checkURL
+from pop3svc.accounts.introspection import CONCURRENT, TIMEOUT, IntrospectedTokens, SecretFile
 from pop3svc.accounts.issuerkeys import FileKeys, fetchedKeys
-from pop3svc.accounts.tokens import ALGORITHMS, DEFAULT_ALGORITHMS, BadToken, TokenRules
+from pop3svc.accounts.tokens import ALGORITHMS, DEFAULT_ALGORITHMS, TokenRules
 from pop3svc.interfaces import IBearerAccounts, IPOP3ConnectionInfo, IReloading
 from pop3svc.once import Once
 
-__all__ = ["OAuthAccounts", "makeOAuth"]
+__all__ = ["OAuthAccounts", "SignedTokens", "makeOAuth"]
 
 log = Logger(namespace="pop3svc")
 
-_OPTIONS = ("jwks", "issuer", "audience", "claim", "scope", "algorithms", "ca")
+_COMMON = ("issuer", "audience", "claim", "scope", "clients", "ca")
+# The options of each kind, and those that it needs.
+_KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "jwks": (("jwks", *_COMMON, "algorithms"), ("issuer", "audience")),
+    "introspect": (
+        ("introspect", *_COMMON, "client", "secret", "credential", "timeout", "concurrent"),
+        ("client",),
+    ),
+}
+_OPTIONS = sorted({name for names, _ in _KINDS.values() for name in names})
 # An address has colons, so an option ends only where another one begins.
 _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
+
+
+class _Tokens(Protocol):
+    """
+    A way to check tokens: L{SignedTokens} or L{IntrospectedTokens}.
+    """
+
+    async def nameOf(
+        self, info: IPOP3ConnectionInfo | None, token: str, now: Callable[[], float]
+    ) -> str:
+        """
+        @param now: returns seconds since the epoch.
+        @return: the name of the user.
+        @raise BadToken: the token is not valid.
+        @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
+        """
+
+    async def reload(self) -> None:
+        """
+        Read files and keys again.
+        """
+
+
+class SignedTokens:
+    """
+    Verifies tokens with the keys of their issuer.
+    """
+
+    def __init__(self, rules: TokenRules, keys: Any) -> None:
+        """
+        @param keys: L{FileKeys} or L{pop3svc.accounts.issuerkeys.FetchedKeys}.
+        """
+        self._rules = rules
+        self._keys = keys
+
+    async def nameOf(
+        self, info: IPOP3ConnectionInfo | None, token: str, now: Callable[[], float]
+    ) -> str:
+        """
+        Verify a token.
+
+        @param now: returns seconds since the epoch.
+        @return: the name of the user.
+        @raise BadToken: the token is not valid.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys now.
+        """
+        key = await self._keys.find(self._rules.keyNameOf(token))
+        if key is None:
+            raise BadToken("its key is not known")
+        return self._rules.nameOf(token, key, now())
+
+    async def reload(self) -> None:
+        """
+        Read or fetch the keys again.
+        """
+        await self._keys.reload()
 
 
 @implementer(ICredentialsChecker, IBearerAccounts, IReloading)
@@ -38,13 +105,11 @@ class OAuthAccounts:
 
     credentialInterfaces = (IBearerToken,)
 
-    def __init__(self, rules: TokenRules, keys: Any, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, tokens: _Tokens, now: Callable[[], float] = time.time) -> None:
         """
-        @param keys: L{FileKeys} or L{FetchedKeys}.
         @param now: returns seconds since the epoch.
         """
-        self._rules = rules
-        self._keys = keys
+        self._tokens = tokens
         self._now = now
         self._logged = Once()
 
@@ -60,11 +125,12 @@ class OAuthAccounts:
         """
         See L{IBearerAccounts.userOfToken}.
         """
+        attempt = getattr(info, "loginAttempt", None)
+        if attempt is not None:
+            # A client that gives up while it waits for keys or for its turn has learned nothing.
+            attempt.isGuess = False
         try:
-            key = await self._keys.find(self._rules.keyNameOf(token))
-            if key is None:
-                raise BadToken("its key is not known")
-            name = self._rules.nameOf(token, key, self._now())
+            name = await self._tokens.nameOf(info, token, self._now)
             if username not in (None, name):
                 raise BadToken("it is the token of another user")
         except BadToken as error:
@@ -82,7 +148,10 @@ class OAuthAccounts:
         See L{IReloading.reload}.
         """
         self._logged = Once()
-        await self._keys.reload()
+        await self._tokens.reload()
+
+
+# --- the argument of --auth -----------------------------------------------------
 
 
 def _optionsOf(argument: str) -> dict[str, str]:
@@ -96,51 +165,111 @@ def _optionsOf(argument: str) -> dict[str, str]:
         if not value:
             raise ValueError(f"{name} is empty")
         options[name] = value
-    for name in ("jwks", "issuer", "audience"):
+    if "jwks" not in options and "introspect" not in options:
+        raise ValueError("jwks or introspect is needed")
+    kind = "jwks" if "jwks" in options else "introspect"
+    mine, needed = _KINDS[kind]
+    for name in options:
+        if name not in mine:
+            raise ValueError(f"{name} cannot be combined with {kind}")
+    for name in needed:
         if name not in options:
             raise ValueError(f"{name} is needed")
     return options
 
 
-def _checkHost(url: str) -> None:
+def _checkHost(option: str, url: str) -> None:
     """
     @raise ValueError: nobody could be sure whose answer comes from there.
     """
-    parts = checkURL(url)
+    try:
+        parts = checkURL(url)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}")
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1"):
-        raise ValueError("http is allowed only from 127.0.0.1 and ::1; use https")
+        raise ValueError(f"{option}: http is allowed only from 127.0.0.1 and ::1; use https")
 
 
-def makeOAuth(argument: str) -> OAuthAccounts:
+def _listOf(options: dict[str, str], name: str) -> frozenset[str]:
+    return frozenset(each for each in re.split(r"[ ,]", options.get(name, "")) if each)
+
+
+def _claimRules(options: dict[str, str], claim: str) -> ClaimRules:
+    return ClaimRules(
+        options.get("issuer"),
+        options.get("audience"),
+        options.get("claim", claim),
+        _listOf(options, "scope"),
+        _listOf(options, "clients"),
+    )
+
+
+def _number(options: dict[str, str], name: str, default: int, most: int) -> int:
+    text = options.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 1 <= int(text) <= most):
+        raise ValueError(f"{name} is a number from 1 to {most}")
+    return int(text)
+
+
+def makeOAuth(argument: str, pathOfCredential: Callable[[str], str]) -> OAuthAccounts:
     """
     Make the accounts of an issuer.
 
-    @param argument: C{jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:claim=CLAIM]
-        [:scope=SCOPE,...][:algorithms=ALGORITHM,...][:ca=FILE]}
+    @param argument: C{jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...]}
+        or C{introspect=URL:client=ID:secret=FILE|credential=NAME[:issuer=ISSUER]
+        [:audience=AUDIENCE][:timeout=SECONDS][:concurrent=NUMBER]}, and then C{[:claim=CLAIM]
+        [:scope=SCOPE,...][:clients=ID,...][:ca=FILE]}
+    @param pathOfCredential: takes the name of a systemd credential, returns the path of its file.
     @raise ValueError: the argument is not valid; a sentence.
     """
     options = _optionsOf(argument)
-    algorithms = options.get("algorithms", ",".join(DEFAULT_ALGORITHMS)).split(",")
+    if "jwks" in options:
+        return OAuthAccounts(_makeSigned(options))
+    if ("secret" in options) == ("credential" in options):
+        raise ValueError("either secret or credential is needed")
+    if "credential" in options:
+        try:
+            options["secret"] = pathOfCredential(options["credential"])
+        except ValueError as error:
+            raise ValueError(f"credential {error}")
+    return OAuthAccounts(_makeIntrospected(options))
+
+
+def _makeSigned(options: dict[str, str]) -> SignedTokens:
+    algorithms: Sequence[str] = DEFAULT_ALGORITHMS
+    if "algorithms" in options:
+        algorithms = tuple(options["algorithms"].split(","))
     for each in algorithms:
         if each not in ALGORITHMS:
             raise ValueError(f"algorithms are among {', '.join(ALGORITHMS)}")
-    rules = TokenRules(
-        options["issuer"],
-        options["audience"],
-        options.get("claim", "email"),
-        frozenset(each for each in re.split(r"[ ,]", options.get("scope", "")) if each),
-        tuple(algorithms),
-    )
+    rules = TokenRules(_claimRules(options, "email"), algorithms)
     source, authorities = options["jwks"], options.get("ca")
     keys: Any
     if re.match(r"https?://", source):
-        try:
-            _checkHost(source)
-        except ValueError as error:
-            raise ValueError(f"jwks: {error}")
+        _checkHost("jwks", source)
         keys = fetchedKeys(source, authorities)
     elif authorities is not None:
         raise ValueError("ca is for a jwks that is fetched")
     else:
         keys = FileKeys(source)
-    return OAuthAccounts(rules, keys)
+    return SignedTokens(rules, keys)
+
+
+def _makeIntrospected(options: dict[str, str]) -> IntrospectedTokens:
+    url = options["introspect"]
+    _checkHost("introspect", url)
+    if not any(each in options for each in ("audience", "scope", "clients")):
+        log.warn(
+            "every token of {url} is accepted, also one for another service; audience=, scope= or "
+            "clients= can limit this",
+            url=url.partition("?")[0],
+        )
+    return IntrospectedTokens(
+        url,
+        options["client"],
+        SecretFile(options["secret"]),
+        _claimRules(options, "username"),
+        _number(options, "timeout", TIMEOUT, 60),
+        _number(options, "concurrent", CONCURRENT, 1000),
+        options.get("ca"),
+    )

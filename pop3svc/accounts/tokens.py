@@ -4,19 +4,18 @@ Check signed access tokens (RFC 7519, RFC 9068), with the keys of their issuer.
 
 from __future__ import annotations
 
-import json
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from joserfc import jws
-from joserfc.errors import JoseError
 from joserfc.jwk import import_key
-from joserfc.jwt import JWTClaimsRegistry
 
-__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "BadToken", "KeySet", "TokenRules", "parseJSON"]
+from pop3svc.accounts.claims import LONGEST_TOKEN, MALFORMED, BadToken, ClaimRules, parseJSON
+
+__all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "KeySet", "TokenRules"]
 
 # Algorithms whose verification needs a public key only.  With a symmetric algorithm, everybody who
 # can verify a token could make one.  joserfc knows EdDSA by both its old and its new name.
@@ -26,15 +25,10 @@ ALGORITHMS = (
 )
 DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 
-# The most octets of a token.  A longer token is not parsed.
-_LONGEST_TOKEN = 8192
 # A signed token has three parts; five parts would be an encrypted one.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# Seconds by which the clocks of the issuer and of this machine may differ.
-_LEEWAY = 60
 # Seconds that a token may still be valid.  Access tokens are valid for an hour, rarely for a day.
 _LONGEST_LIFE = 7 * 86_400
-_LONGEST_NAME = 255
 # The type of an access token (RFC 9068 section 2.1) or of any token.  Other types, such as
 # logout+jwt, have other purposes.
 _TYPES = ("jwt", "at+jwt", "application/at+jwt")
@@ -45,59 +39,6 @@ _REFUSED_FIELDS = frozenset(["crit", "b64", "zip", "enc"])
 _MOST_KEYS = 100
 # Bits of an RSA key.  Shorter keys can be broken, and longer ones cost too much time.
 _RSA_BITS = range(2048, 8193)
-# What joserfc and the modules of Python raise for malformed input.
-_MALFORMED = (
-    JoseError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    IndexError,
-    RecursionError,
-)
-
-
-_REASONS = {
-    "iss": "its issuer is another one or missing",
-    "aud": "its audience is another one or missing",
-    "exp": "it has expired or does not say when it expires",
-    "nbf": "it is not valid yet",
-    "iat": "it is not valid yet",
-}
-
-
-class BadToken(Exception):
-    """
-    A token that is not valid.  The text is the reason, without any part of the token.
-    """
-
-
-def _withoutDoubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a name is there twice")
-    return values
-
-
-def _noConstant(name: str) -> Any:
-    raise ValueError("a number is not valid")
-
-
-def parseJSON(data: bytes) -> dict[str, Any]:
-    """
-    Parse an object.
-
-    @raise ValueError: it is malformed, has a name twice, is nested too deeply, or is no object.
-    """
-    try:
-        value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_withoutDoubles, parse_constant=_noConstant
-        )
-    except RecursionError:
-        raise ValueError("it is nested too deeply")
-    if not isinstance(value, dict):
-        raise ValueError("it is no object")
-    return value
 
 
 class _Registry(jws.JWSRegistry):
@@ -108,7 +49,7 @@ class _Registry(jws.JWSRegistry):
 
     def get_alg(self, name: str) -> Any:
         """
-        See L{jws.JWSRegistry.get_alg}.
+        See C{JWSRegistry.get_alg} of joserfc.
         """
         if name not in (self.allowed or ()):
             raise ValueError("its algorithm is not allowed")
@@ -171,7 +112,7 @@ def _usable(value: Any) -> Any:
         if value["kty"] == "RSA" and _bitsOf(value["n"]) not in _RSA_BITS:
             return None
         key: Any = import_key(value)
-    except _MALFORMED:
+    except MALFORMED:
         return None
     return key
 
@@ -187,19 +128,13 @@ def _bitsOf(number: str) -> int:
 @dataclass(frozen=True, slots=True)
 class TokenRules:
     """
-    The properties that a valid token must have.
+    The properties that a valid signed token must have.
 
-    @ivar issuer: the claim C{iss}.
-    @ivar audience: one value of the claim C{aud}.
-    @ivar claim: the claim with the name of the user.
-    @ivar scopes: the scopes that a token must have, in its claim C{scope} or C{scp}.
+    @ivar claims: what its payload must say.
     @ivar algorithms: names of L{ALGORITHMS}.
     """
 
-    issuer: str
-    audience: str
-    claim: str = "email"
-    scopes: frozenset[str] = frozenset()
+    claims: ClaimRules
     algorithms: Sequence[str] = field(default=DEFAULT_ALGORITHMS)
 
     def keyNameOf(self, token: str) -> str | None:
@@ -209,7 +144,7 @@ class TokenRules:
         @return: the name of the key that has signed the token, or L{None}.
         @raise BadToken: the token cannot be valid with any key.
         """
-        if len(token) > _LONGEST_TOKEN:
+        if len(token) > LONGEST_TOKEN:
             raise BadToken("it is too long")
         if _COMPACT.fullmatch(token) is None:
             raise BadToken("it is not a signed token")
@@ -241,47 +176,13 @@ class TokenRules:
         try:
             registry = _Registry(algorithms=self.algorithms)
             signed = jws.deserialize_compact(token, key, registry=registry)
-        except _MALFORMED:
+        except MALFORMED:
             raise BadToken("its signature is wrong")
         try:
             claims = parseJSON(signed.payload)
-            JWTClaimsRegistry(
-                now=int(now),
-                leeway=_LEEWAY,
-                iss={"essential": True, "value": self.issuer},
-                aud={"essential": True, "value": self.audience},
-                exp={"essential": True},
-            ).validate(claims)
-        except _MALFORMED as error:
-            # The issuer has signed the claims, so the reason may name one of them.
-            raise BadToken(_REASONS.get(getattr(error, "claim", ""), "a claim is not valid"))
+        except ValueError:
+            raise BadToken("a claim is not valid")
+        name = self.claims.userOf(claims, now, mustExpire=True)
         if not claims["exp"] <= now + _LONGEST_LIFE:
             raise BadToken("it is valid for too long")
-        if not self.scopes <= _scopesOf(claims):
-            raise BadToken("a scope is missing")
-        return self._userOf(claims)
-
-    def _userOf(self, claims: dict[str, Any]) -> str:
-        name = claims.get(self.claim)
-        if not isinstance(name, str) or not name or not name.isprintable():
-            raise BadToken("it has no user name")
-        try:
-            isLong = len(name.encode("utf-8")) > _LONGEST_NAME
-        except UnicodeEncodeError:
-            raise BadToken("it has no user name")
-        if isLong:
-            raise BadToken("it has no user name")
-        # With some issuers a user can enter any address.  Some write true as a text.
-        if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
-            raise BadToken("its address is not verified")
         return name
-
-
-def _scopesOf(claims: dict[str, Any]) -> set[str]:
-    found: set[str] = set()
-    for name in ("scope", "scp"):
-        value = claims.get(name, "")
-        values: Iterable[Any] = value.split(" ") if isinstance(value, str) else value
-        if isinstance(values, list):
-            found |= {each for each in values if isinstance(each, str)}
-    return found

@@ -25,6 +25,7 @@ from pop3svc.providers.mbox import MboxStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.providers.upstream import UpstreamProvider
 from pop3svc.service.arguments import parseArguments
+from pop3svc.service.settings import secretPath
 
 __all__ = [
     "HTTPAccountsMaker",
@@ -441,19 +442,26 @@ class LDAPAccountsMaker:
 @implementer(IPlugin, ICheckerFactory)
 class OAuthMaker:
     """
-    The kind C{oauth:jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE} for C{--auth}.
+    The kind C{oauth:jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE} or
+    C{oauth:introspect=URL:client=ID:secret=FILE} for C{--auth}.
     """
 
     authType = "oauth"
     authHelp = (
         "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  jwks is the "
-        "server's key set, a file or an https address; colons in it need no backslash.  claim= "
-        "names the claim that has the user name, email by default.  scope= and algorithms= are "
-        "lists with commas.  ca= names a file of certificates to trust in place of the system's."
+        "server's key set, a file or an https address.  introspect is the address where the server "
+        "checks tokens, client the name of this service there, and secret a file with its secret; "
+        "credential= names a systemd credential in place of secret.  Colons in an address need no "
+        "backslash.  claim= names the claim that has the user name: email for jwks, username for "
+        "introspect.  scope=, clients= and algorithms= are lists with commas.  timeout= and "
+        "concurrent= limit the requests of introspect.  ca= names a file of certificates to trust "
+        "in place of the system's."
     )
     argStringFormat = (
-        "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:claim=CLAIM][:scope=SCOPE,...]"
-        "[:algorithms=ALGORITHM,...][:ca=FILE]"
+        "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...] or "
+        "introspect=URL:client=ID:secret=FILE|credential=NAME[:issuer=ISSUER][:audience=AUDIENCE]"
+        "[:timeout=SECONDS][:concurrent=NUMBER], then [:claim=CLAIM][:scope=SCOPE,...]"
+        "[:clients=ID,...][:ca=FILE]"
     )
     credentialInterfaces = (IBearerToken,)
 
@@ -467,4 +475,4 @@ class OAuthMaker:
             from pop3svc.accounts.oauth import makeOAuth
         except ModuleNotFoundError:
             raise ValueError("joserfc and treq are needed: pip install 'pop3svc[oauth]'")
-        return makeOAuth(argstring)
+        return makeOAuth(argstring, lambda name: secretPath({"credential": name}))

@@ -18,12 +18,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from pop3svc.accounts.claims import BadToken, ClaimRules, parseJSON
 from pop3svc.accounts.httprequests import HTTPUnavailable
 from pop3svc.accounts.issuerkeys import FetchedKeys, FileKeys, fetchedKeys
-from pop3svc.accounts.oauth import OAuthAccounts, makeOAuth
-from pop3svc.accounts.tokens import BadToken, KeySet, TokenRules, parseJSON
+from pop3svc.accounts.oauth import OAuthAccounts, SignedTokens
+from pop3svc.accounts.tokens import KeySet, TokenRules
 from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
+from pop3svc.service.plugins import OAuthMaker
 from pop3svc.service.settings import SettingError, Store
 from pop3svc.service.stores import makeAccounts
 from pop3svc.testing import Inline
@@ -31,7 +33,7 @@ from tests.support.tokens import AUDIENCE, ISSUER, Issuer, compact, encoded
 from tests.support.webservers import Server as WebServer
 from tests.support.webservers import logging
 
-RULES = TokenRules(ISSUER, AUDIENCE)
+RULES = TokenRules(ClaimRules(ISSUER, AUDIENCE, "email"))
 
 
 @pytest.fixture(scope="module")
@@ -246,8 +248,24 @@ def test_tooLong(issuer: Issuer) -> None:
     assert check(issuer, issuer.token(more="a" * 5000)) == "ann@example.org"
 
 
+@pytest.mark.parametrize("client", [None, "other", ["app"], 1])
+def test_clients(issuer: Issuer, client: Any) -> None:
+    rules = TokenRules(ClaimRules(ISSUER, AUDIENCE, "email", clients=frozenset(["app", "web"])))
+    assert check(issuer, issuer.token(client_id="app"), rules) == "ann@example.org"
+    with pytest.raises(BadToken):
+        check(issuer, issuer.token(client_id=client), rules)
+
+
+def test_boundToAKey(issuer: Issuer) -> None:
+    """
+    Whoever has stolen such a token must not log in with it (RFC 8705 section 3, RFC 9449).
+    """
+    with pytest.raises(BadToken):
+        check(issuer, issuer.token(cnf={"x5t#S256": "x"}))
+
+
 def test_claimAndScopes(issuer: Issuer) -> None:
-    rules = TokenRules(ISSUER, AUDIENCE, "name", frozenset(["mail", "pop"]))
+    rules = TokenRules(ClaimRules(ISSUER, AUDIENCE, "name", frozenset(["mail", "pop"])))
     for changes in ({"scope": "pop openid mail"}, {"scp": ["mail", "pop"]}, {"scp": "mail pop"}):
         token = issuer.token(name_="x", email_verified=False, **changes)
         with pytest.raises(BadToken):
@@ -556,7 +574,7 @@ def test_reload(issuer: Issuer) -> None:
 def test_users(issuer: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_bytes(issuer.published())
-    accounts = OAuthAccounts(RULES, FileKeys(str(path), Inline(), Clock()))
+    accounts = OAuthAccounts(SignedTokens(RULES, FileKeys(str(path), Inline(), Clock())))
 
     def user(token: str, name: str | None) -> Any:
         info: Any = None
@@ -576,9 +594,10 @@ def test_argument(issuer: Issuer, tmp_path: Path) -> None:
     rest = f":issuer={ISSUER}:audience={AUDIENCE}"
     (made,) = makeAccounts(Store("--provider", "--auth", None, None, (f"oauth:jwks={path}{rest}",)))
     assert isinstance(made, OAuthAccounts)
-    makeOAuth(f"jwks={path}{rest}:claim=sub:scope=a,b:algorithms=RS256,EdDSA")
-    makeOAuth(f"jwks=https://id.example.org:8443/keys?a=b{rest}")
-    makeOAuth(f"jwks=http://127.0.0.1:8080/keys{rest}")
+    make = OAuthMaker().generateChecker
+    make(f"jwks={path}{rest}:claim=sub:scope=a,b:clients=c,d:algorithms=RS256,EdDSA")
+    make(f"jwks=https://id.example.org:8443/keys?a=b{rest}")
+    make(f"jwks=http://127.0.0.1:8080/keys{rest}")
 
 
 @pytest.mark.parametrize(
@@ -588,7 +607,7 @@ def test_argument(issuer: Issuer, tmp_path: Path) -> None:
         ("jwks=PATH", "issuer is needed"),
         ("jwks=PATH:issuer=x:issuer=y:audience=z", "issuer is given twice"),
         ("jwks=PATH:issuer=:audience=z", "issuer is empty"),
-        ("issuer=x:audience=z", "jwks is needed"),
+        ("issuer=x:audience=z", "jwks or introspect is needed"),
         ("jwks=PATH:issuer=x:audience=z:algorithms=HS256", "algorithms are among"),
         ("jwks=PATH:issuer=x:audience=z:algorithms=none", "algorithms are among"),
         ("jwks=PATH:issuer=x:audience=z:ca=y", "ca is for"),

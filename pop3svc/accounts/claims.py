@@ -1,0 +1,155 @@
+"""
+Check what an issuer says about an access token: in the signed token itself (RFC 7519, RFC 9068), or
+in the answer to a question (RFC 7662).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from joserfc.errors import JoseError
+from joserfc.jwt import JWTClaimsRegistry
+
+from pop3svc.errors import POP3ResponseError
+
+__all__ = ["LONGEST_TOKEN", "MALFORMED", "BadToken", "ClaimRules", "parseJSON", "unavailable"]
+
+# The most octets of a token.  A longer token is not looked at.
+LONGEST_TOKEN = 8192
+# Seconds by which the clocks of the issuer and of this machine may differ.
+_LEEWAY = 60
+_LONGEST_NAME = 255
+# What joserfc and the modules of Python raise for malformed input.
+MALFORMED = (
+    JoseError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    RecursionError,
+)
+_REASONS = {
+    "iss": "its issuer is another one or missing",
+    "aud": "its audience is another one or missing",
+    "exp": "it has expired or does not say when it expires",
+    "nbf": "it is not valid yet",
+    "iat": "it is not valid yet",
+}
+
+
+class BadToken(Exception):
+    """
+    A token that is not valid.  The text is the reason, without any part of the token.
+    """
+
+
+def unavailable() -> POP3ResponseError:
+    """
+    @return: the error of a login whose token cannot be checked now.
+    """
+    return POP3ResponseError("Tokens cannot be checked now.", "SYS/TEMP")
+
+
+def _withoutDoubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a name is there twice")
+    return values
+
+
+def _noConstant(name: str) -> Any:
+    raise ValueError("a number is not valid")
+
+
+def parseJSON(data: bytes) -> dict[str, Any]:
+    """
+    Parse an object.
+
+    @raise ValueError: it is malformed, has a name twice, is nested too deeply, or is no object.
+    """
+    try:
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_withoutDoubles, parse_constant=_noConstant
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply")
+    if not isinstance(value, dict):
+        raise ValueError("it is no object")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """
+    The claims that a valid token must have.
+
+    @ivar issuer: the claim C{iss}; L{None}: any, or none.
+    @ivar audience: one value of the claim C{aud}; L{None}: any, or none.
+    @ivar claim: the claim with the name of the user.
+    @ivar scopes: the scopes that a token must have, in its claim C{scope} or C{scp}.
+    @ivar clients: the values that the claim C{client_id} may have; any, or none, if this is empty.
+    """
+
+    issuer: str | None
+    audience: str | None
+    claim: str
+    scopes: frozenset[str] = frozenset()
+    clients: frozenset[str] = frozenset()
+
+    def userOf(self, claims: dict[str, Any], now: float, mustExpire: bool) -> str:
+        """
+        Check the claims of a token whose origin is known.
+
+        @param now: seconds since the epoch.
+        @param mustExpire: whether the claim C{exp} is necessary.
+        @return: the name of the user.
+        @raise BadToken: the token is not valid.
+        """
+        checks: dict[str, Any] = {"exp": {"essential": mustExpire}}
+        for name, value in (("iss", self.issuer), ("aud", self.audience)):
+            if value is not None:
+                checks[name] = {"essential": True, "value": value}
+        try:
+            JWTClaimsRegistry(now=int(now), leeway=_LEEWAY, **checks).validate(claims)
+        except MALFORMED as error:
+            # The issuer has made the claims, so the reason may name one of them.
+            raise BadToken(_REASONS.get(getattr(error, "claim", ""), "a claim is not valid"))
+        if not self.scopes <= _scopesOf(claims):
+            raise BadToken("a scope is missing")
+        client = claims.get("client_id")
+        if self.clients and not (isinstance(client, str) and client in self.clients):
+            raise BadToken("it was issued to another client")
+        if "cnf" in claims:
+            # Such a token is not a bearer token (RFC 7800): its client has to prove that it has a
+            # key, so that a stolen token is of no use.
+            raise BadToken("it is bound to a key of its client")
+        return self._nameIn(claims)
+
+    def _nameIn(self, claims: dict[str, Any]) -> str:
+        name = claims.get(self.claim)
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise BadToken("it has no user name")
+        try:
+            isLong = len(name.encode("utf-8")) > _LONGEST_NAME
+        except UnicodeEncodeError:
+            raise BadToken("it has no user name")
+        if isLong:
+            raise BadToken("it has no user name")
+        # With some issuers a user can enter any address.  Some write true as a text.
+        if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
+            raise BadToken("its address is not verified")
+        return name
+
+
+def _scopesOf(claims: dict[str, Any]) -> set[str]:
+    found: set[str] = set()
+    for name in ("scope", "scp"):
+        value = claims.get(name, "")
+        values: Iterable[Any] = value.split(" ") if isinstance(value, str) else value
+        if isinstance(values, list):
+            found |= {each for each in values if isinstance(each, str)}
+    return found
