@@ -163,7 +163,11 @@ class AccountsProvider:
         """
         See L{IBearerAccounts.userOfToken}; of the first checker that accepts the token.
         """
+        attempt = getattr(info, "loginAttempt", None)
         for index, checker in self._bearer:
+            if attempt is not None:
+                # A checker may set this to False until it checks the token.
+                attempt.isGuess = True
             name: str | None = await maybeAwait(checker.userOfToken, info, token, username)
             if name is not None:
                 self._acceptedBy[info] = index, name

@@ -253,14 +253,9 @@ async def _bearer(
     session: Session, initial: bytes | None, parse: Callable[[bytes], BearerMessage], name: str
 ) -> Conversation:
     message = parse((yield b"") if initial is None else initial)
-    provider: Any = session.provider
-    user = await session.calls.ask(provider.userOfToken, session.info, message.token, message.name)
-    proven = Proven(user or message.name or "")
-    isRight = bool(user) and message.name in (None, user)
-    result: Proven | Refusal = proven
+    result: Proven | Refusal
     try:
-        # A program that repeats an expired token must not have its address banned.
-        await session.prove(proven, isRight, message.token)
+        result = await session.proveToken(message.name, message.token)
     except POP3ResponseError as error:
         if error.code != "AUTH":
             raise

@@ -448,7 +448,7 @@ class Session:
             always the same text.  Repeating the text then counts once.
         @raise POP3ResponseError: it has not, or the guess is refused.
         """
-        name, throttle = proven.name, self._throttle
+        name = proven.name
         try:
             await self._admit(name, secret)
             if not isRight:
@@ -456,9 +456,54 @@ class Session:
         except POP3ResponseError as error:
             self._loginEvent(name, error.code or "")
             raise
+        await self._succeeded(name)
+
+    async def _succeeded(self, name: str) -> None:
         self._exchanges = 0
-        if throttle is not None:
-            await self.calls.ask(throttle.loginSucceeded, self.info, name)
+        if self._throttle is not None:
+            await self.calls.ask(self._throttle.loginSucceeded, self.info, name)
+
+    async def proveToken(self, name: str | None, token: str) -> Proven:
+        """
+        Let the provider check a bearer token.  Counts as in L{prove}; a client that repeats an
+        expired token counts once.
+
+        @param name: the user as whom the client wants to log in; L{None} if it names none.
+        @return: the credentials for L{logIn}.
+        @raise POP3ResponseError: the token is refused, or cannot be checked now.
+        """
+        if name is None:
+            # Only the token tells whose attempt this is.
+            user = await self._userOfToken(None, token)
+            proven = Proven(user or "")
+            await self.prove(proven, bool(user), token)
+            return proven
+        # Ask the throttle first, because the provider may have to ask another server.
+        try:
+            await self._admit(name, token)
+            if await self._userOfToken(name, token) != name:
+                raise await self._refusal(name)
+        except POP3ResponseError as error:
+            self._loginEvent(name, error.code or "")
+            raise
+        await self._succeeded(name)
+        return Proven(name)
+
+    async def _userOfToken(self, name: str | None, token: str) -> str | None:
+        """
+        @param name: the user whose attempt the throttle has admitted, or L{None}.
+        """
+        provider: Any = self.provider
+        try:
+            user: str | None = await self.calls.ask(provider.userOfToken, self.info, token, name)
+        except BaseException as error:
+            if isinstance(error, POP3ResponseError) and error.code == "AUTH":
+                return None
+            if self._throttle is not None and name is not None:
+                isLost = isinstance(error, CancelledError)
+                self._throttle.loginAbandoned(self.info, name, isLost)
+            raise
+        return user
 
     async def proveDigest(self, name: str, digest: str, makeDigest: Callable[[str], str]) -> Proven:
         """

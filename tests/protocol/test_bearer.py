@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.cred.checkers import ICredentialsChecker
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -170,7 +171,7 @@ class Throttle:
         self.told.append(("succeeded", username))
 
     def loginAbandoned(self, info: Any, username: str, isLost: bool) -> None:
-        self.told.append(("abandoned", username))
+        self.told.append(("abandoned", username, isLost))
 
 
 class Talk:
@@ -288,6 +289,10 @@ def test_throttled(mechanism: str) -> None:
     talk.throttle.admits = False
     assert talk.begin(mechanism, "good", "ann").startswith(b"+ ey")
     assert talk.say(b"") == b"-ERR [AUTH] Wrong name or password.\r\n"
+    # Nobody is asked about the token.
+    assert talk.tokens.asked == []
+    assert talk.begin(mechanism, "good", None).startswith(b"+ ey")
+    assert talk.say(b"") == b"-ERR [AUTH] Wrong name or password.\r\n"
 
 
 @BOTH
@@ -298,8 +303,40 @@ def test_outOfOrder(mechanism: str) -> None:
     talk = Talk()
     talk.tokens.error = POP3ResponseError("Not now.", "SYS/TEMP")
     assert talk.begin(mechanism, "good", "ann") == b"-ERR [SYS/TEMP] Not now.\r\n"
-    assert talk.throttle.told == []
+    assert talk.throttle.told == [("may", "ann", "good"), ("abandoned", "ann", False)]
+    assert talk.begin(mechanism, "good", None) == b"-ERR [SYS/TEMP] Not now.\r\n"
+    assert len(talk.throttle.told) == 2
     assert talk.say(b"CAPA").startswith(b"+OK")
+
+
+@BOTH
+@pytest.mark.parametrize("isThrottled", [True, False])
+def test_lostMeanwhile(mechanism: str, isThrottled: bool) -> None:
+    """
+    The throttle hears of a client that hangs up while its token is checked.
+    """
+    talk = Talk()
+    if not isThrottled:
+        talk.client.protocol.session._throttle = None
+    waiting: Deferred[str] = Deferred()
+    talk.tokens.userOfToken = lambda *_: waiting  # type: ignore[assignment,method-assign]
+    assert talk.begin(mechanism, "good", "ann") == b""
+    talk.client.vanish()
+    told = [("may", "ann", "good"), ("abandoned", "ann", True)]
+    assert talk.throttle.told == (told if isThrottled else [])
+
+
+@BOTH
+def test_refusesByError(mechanism: str) -> None:
+    """
+    A provider may also refuse by an error.
+    """
+    talk = Talk()
+    talk.tokens.error = POP3ResponseError("Not you.", "AUTH")
+    for name in ("ann", None):
+        assert talk.begin(mechanism, "good", name).startswith(b"+ ey")
+        assert talk.say(b"") == b"-ERR [AUTH] Wrong name or password.\r\n"
+        assert talk.throttle.told[-2:] == [("may", name or "", "good"), ("failed", name or "")]
 
 
 @BOTH
