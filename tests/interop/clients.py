@@ -15,7 +15,17 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["TIMEOUT", "environment", "program", "run", "runInTerminal", "writePrivately"]
+__all__ = [
+    "TIMEOUT",
+    "environment",
+    "mpop",
+    "mutt",
+    "muttReceived",
+    "program",
+    "run",
+    "runInTerminal",
+    "writePrivately",
+]
 
 # Seconds that a client may take.
 TIMEOUT = 60.0
@@ -120,3 +130,61 @@ def writePrivately(path: Path, text: str) -> str:
     path.touch(0o600)
     path.write_text(text)
     return str(path)
+
+
+def mpop(home: Path, port: int, authorities: Path, *settings: str) -> list[str]:
+    """
+    @param port: on this machine, with implicit TLS.
+    @param settings: lines such as C{auth plain}, C{user NAME} and C{passwordeval COMMAND}.
+    @return: a command that fetches all messages into the file C{mbox} in C{home}.
+    """
+    lines = "\n".join(settings)
+    text = f"""
+account default
+host 127.0.0.1
+port {port}
+{lines}
+tls on
+tls_starttls off
+tls_trust_file {authorities}
+keep on
+only_new off
+received_header off
+uidls_file {home}/uidls
+delivery mbox {home}/mbox
+"""
+    return [program("mpop"), "--quiet", "--file", writePrivately(home / "mpoprc", text)]
+
+
+def mutt(name: str, home: Path, port: int, authorities: Path, *settings: str) -> list[str]:
+    """
+    @param name: C{mutt} or C{neomutt}.
+    @param port: on this machine, with implicit TLS.
+    @param settings: lines such as C{set pop_user=NAME}.
+    @return: a command for L{runInTerminal}; see L{muttReceived}.
+    """
+    for folder in ("tmp", "new", "cur"):
+        (home / "delivered" / folder).mkdir(parents=True)
+    lines = "\n".join(settings)
+    text = f"""
+set mbox_type=Maildir
+set folder="{home}"
+set spoolfile="{home}/delivered"
+set pop_host="pops://127.0.0.1:{port}"
+{lines}
+set pop_delete=no
+set certificate_file="{authorities}"
+set sleep_time=0
+set quit=yes
+set move=no
+push "<fetch-mail><exit>"
+"""
+    return [program(name), "-n", "-F", writePrivately(home / "rc", text)]
+
+
+def muttReceived(home: Path) -> bytes:
+    """
+    @return: the only message that mutt has fetched.
+    """
+    (received,) = (home / "delivered" / "new").iterdir()
+    return received.read_bytes()

@@ -15,7 +15,16 @@ from pathlib import Path
 import pytest
 
 from pop3svc.testing.certificates import Authority
-from tests.interop.clients import environment, program, run, runInTerminal, writePrivately
+from tests.interop.clients import (
+    environment,
+    mpop,
+    mutt,
+    muttReceived,
+    program,
+    run,
+    runInTerminal,
+)
+from tests.support.maildirs import deliver
 from tests.support.running import Connection, Running, freePort
 
 pytestmark = pytest.mark.interop
@@ -49,9 +58,7 @@ class Site:
         issue(home / "server", [NAME])
         issue(home / "removed", ["gone@example.org"], isForClients=True)
         stranger.issue(home / "stranger", [NAME], isForClients=True)
-        for folder in ("cur", "new", "tmp"):
-            (home / "mail" / NAME / folder).mkdir(parents=True)
-        (home / "mail" / NAME / "new" / "1.host").write_bytes(MESSAGE)
+        deliver(home / "mail" / NAME, "1.host", MESSAGE)
         self.users = home / "users"
         self.users.write_text(f"{NAME}:{{PLAIN}}{PASSWORD}\n")
         self.users.chmod(0o600)
@@ -78,13 +85,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site.running:
         site.running.up()
         yield site
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    home = tmp_path / "home"
-    home.mkdir()
-    return home
 
 
 # --- mail programs --------------------------------------------------------------------
@@ -139,49 +139,21 @@ def test_curlWithPassword(site: Site, home: Path, certificate: str) -> None:
 
 
 def test_mpop(site: Site, home: Path) -> None:
-    settings = f"""
-account default
-host 127.0.0.1
-port {site.secure}
-auth external
-user {NAME}
-tls on
-tls_starttls off
-tls_trust_file {site.trusted}
-tls_cert_file {site.home}/good
-tls_key_file {site.home}/good
-keep on
-only_new off
-received_header off
-uidls_file {home}/uidls
-delivery mbox {home}/mbox
-"""
-    run([program("mpop"), "--quiet", "--file", writePrivately(home / "mpoprc", settings)], home)
+    settings = ("auth external", f"user {NAME}")
+    certificate = (f"tls_cert_file {site.home}/good", f"tls_key_file {site.home}/good")
+    run(mpop(home, site.secure, site.trusted, *settings, *certificate), home)
     assert b"Subject: hello" in (home / "mbox").read_bytes()
     assert "AUTH EXTERNAL" in site.logged()
 
 
 def test_mutt(site: Site, home: Path) -> None:
-    for folder in ("tmp", "new", "cur"):
-        (home / "delivered" / folder).mkdir(parents=True)
-    settings = f"""
-set mbox_type=Maildir
-set folder="{home}"
-set spoolfile="{home}/delivered"
-set pop_host="pops://{NAME}@127.0.0.1:{site.secure}"
-set pop_user="{NAME}"
-set pop_delete=no
-set certificate_file="{site.trusted}"
-set ssl_client_cert="{site.home}/good"
-set sleep_time=0
-set quit=yes
-set move=no
-set pop_authenticators="external"
-push "<fetch-mail><exit>"
-"""
-    runInTerminal([program("mutt"), "-n", "-F", writePrivately(home / "rc", settings)], home)
-    (received,) = (home / "delivered" / "new").iterdir()
-    assert b"Subject: hello" in received.read_bytes()
+    settings = (
+        f'set pop_user="{NAME}"',
+        f'set ssl_client_cert="{site.home}/good"',
+        'set pop_authenticators="external"',
+    )
+    runInTerminal(mutt("mutt", home, site.secure, site.trusted, *settings), home)
+    assert b"Subject: hello" in muttReceived(home)
     assert "AUTH EXTERNAL" in site.logged()
 
 

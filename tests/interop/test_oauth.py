@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.clients import environment, program, run, runInTerminal, writePrivately
+from tests.interop.clients import (
+    environment,
+    mpop,
+    mutt,
+    muttReceived,
+    program,
+    run,
+    runInTerminal,
+    writePrivately,
+)
 from tests.support.authorization import KINDS, MESSAGE, USER, OAuthSite
 
 pytestmark = pytest.mark.interop
@@ -27,13 +36,6 @@ def site(
         site.running.up()
         yield site
     site.server.stop()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    home = tmp_path / "home"
-    home.mkdir()
-    return home
 
 
 # --- mail programs --------------------------------------------------------------------
@@ -65,23 +67,8 @@ def test_curlRefused(site: OAuthSite, home: Path) -> None:
 def test_mpop(site: OAuthSite, home: Path, auth: str, isGood: bool) -> None:
     token = site.token() if isGood else site.token(aud="other")
     writePrivately(home / "token", token)
-    settings = f"""
-account default
-host 127.0.0.1
-port {site.port}
-auth {auth}
-user {USER}
-passwordeval cat {home}/token
-tls on
-tls_starttls off
-tls_trust_file {site.authorities}
-keep on
-only_new off
-received_header off
-uidls_file {home}/uidls
-delivery mbox {home}/mbox
-"""
-    command = [program("mpop"), "--quiet", "--file", writePrivately(home / "mpoprc", settings)]
+    settings = (f"auth {auth}", f"user {USER}", f"passwordeval cat {home}/token")
+    command = mpop(home, site.port, site.authorities, *settings)
     if not isGood:
         done = subprocess.run(
             command, env=environment(home), capture_output=True, timeout=60, check=False
@@ -102,27 +89,13 @@ def test_mutt(site: OAuthSite, home: Path, name: str, method: str) -> None:
     neomutt sends the token as an initial response, and only a short one.
     """
     writePrivately(home / "token", site.shortToken())
-    url = f"pops://{USER.replace('@', '%40')}@127.0.0.1:{site.port}"
-    for folder in ("tmp", "new", "cur"):
-        (home / "delivered" / folder).mkdir(parents=True)
-    settings = f"""
-set mbox_type=Maildir
-set folder="{home}"
-set spoolfile="{home}/delivered"
-set pop_host="{url}"
-set pop_oauth_refresh_command="cat {home}/token"
-set pop_authenticators="{method}"
-set pop_delete=no
-set certificate_file="{site.authorities}"
-set sleep_time=0
-set quit=yes
-set move=no
-push "<fetch-mail><exit>"
-"""
-    command = [program(name), "-n", "-F", writePrivately(home / "rc", settings)]
-    runInTerminal(command, home)
-    (received,) = (home / "delivered" / "new").iterdir()
-    assert b"Subject: hello" in received.read_bytes()
+    settings = (
+        f'set pop_user="{USER}"',
+        f'set pop_oauth_refresh_command="cat {home}/token"',
+        f'set pop_authenticators="{method}"',
+    )
+    runInTerminal(mutt(name, home, site.port, site.authorities, *settings), home)
+    assert b"Subject: hello" in muttReceived(home)
     assert f"AUTH {method.upper()}" in site.running.waitFor(f" {USER} ")
 
 

@@ -17,12 +17,13 @@ from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.errors import BadArguments, POP3ResponseError
-from pop3svc.interfaces import IBearerAccounts, ILoginThrottle
+from pop3svc.interfaces import IBearerAccounts
 from pop3svc.policy import Policy
 from pop3svc.protocol.bearer import BearerMessage
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
+from tests.support.throttles import RecordingThrottle
 
 GOOD = b"n,a=ann@example.org,\x01host=h\x01port=995\x01auth=Bearer abc.def-_~+/==\x01\x01"
 
@@ -146,41 +147,13 @@ class Tokens:
         return found if username in (None, found) else None
 
 
-@implementer(ILoginThrottle)
-class Throttle:
-    """
-    Writes down what is counted.
-    """
-
-    def __init__(self) -> None:
-        self.told: list[Any] = []
-        self.admits = True
-        self.error: Exception | None = None
-
-    def mayLogin(self, info: Any, username: str, password: str | None) -> bool:
-        self.told.append(("may", username, password))
-        if self.error is not None:
-            raise self.error
-        return self.admits
-
-    def loginFailed(self, info: Any, username: str) -> bool:
-        self.told.append(("failed", username))
-        return False
-
-    def loginSucceeded(self, info: Any, username: str) -> None:
-        self.told.append(("succeeded", username))
-
-    def loginAbandoned(self, info: Any, username: str, isLost: bool) -> None:
-        self.told.append(("abandoned", username, isLost))
-
-
 class Talk:
     """
     A client of a service whose accounts know the token C{good}, which is ann's.
     """
 
     def __init__(self, policy: Policy = Policy(), isSecure: bool = True) -> None:
-        self.tokens, self.throttle = Tokens(good="ann"), Throttle()
+        self.tokens, self.throttle = Tokens(good="ann"), RecordingThrottle()
         provider = AccountsProvider(MemoryStore([b"a: b\n\nc\n"]), [self.tokens])
         factory = POP3Factory(provider, policy, clock=Clock(), throttle=self.throttle)
         self.client = Client(factory, isSecure=isSecure)

@@ -18,11 +18,12 @@ from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.accounts.passwordfile import PasswordFile, removeUser
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import IAccountNames, ILoginThrottle
+from pop3svc.interfaces import IAccountNames
 from pop3svc.policy import Policy
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline, StubProvider
+from tests.support.throttles import RecordingThrottle
 
 WRONG = b"-ERR [AUTH] Wrong name or password.\r\n"
 LOGGED_IN = b"+OK Logged in.\r\n"
@@ -225,27 +226,7 @@ def test_counted(path: Path) -> None:
     """
     The throttle hears of each attempt, and can refuse it.
     """
-    heard: list[Any] = []
-
-    @implementer(ILoginThrottle)
-    class Throttle:
-        mayLog = True
-
-        def mayLogin(self, info: object, username: str, password: str | None) -> bool:
-            heard.append(("may", username, password))
-            return self.mayLog
-
-        def loginFailed(self, info: object, username: str) -> bool:
-            heard.append(("failed", username))
-            return False
-
-        def loginSucceeded(self, info: object, username: str) -> None:
-            heard.append(("succeeded", username))
-
-        def loginAbandoned(self, info: object, username: str, isLost: bool) -> None:
-            heard.append(("abandoned", username))
-
-    throttle, provider = Throttle(), providerOf(path)
+    throttle, provider = RecordingThrottle(), providerOf(path)
 
     def attempt(name: bytes) -> bytes:
         client = connect(provider, "ann", "eve", throttle=throttle)
@@ -254,9 +235,9 @@ def test_counted(path: Path) -> None:
 
     assert attempt(b"ann") == LOGGED_IN
     assert attempt(b"bob") == attempt(b"eve") == WRONG
-    throttle.mayLog = False
+    throttle.admits = False
     assert attempt(b"ann") == WRONG
-    assert heard == [
+    assert throttle.told == [
         *(("may", "ann", None), ("succeeded", "ann")),
         *(("may", "bob", None), ("failed", "bob")),
         *(("may", "eve", None), ("failed", "eve")),

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from scramp import ScramClient
 from twisted.internet.task import Clock
-from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
@@ -21,12 +20,13 @@ from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource, deriveKeys, makeVerifier
 from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
-from pop3svc.interfaces import ILoginThrottle, ScramKeys
+from pop3svc.interfaces import ScramKeys
 from pop3svc.policy import Policy
 from pop3svc.protocol.scram import ClientFirst, ScramServer, makeUp, seedOf
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
+from tests.support.throttles import RecordingThrottle
 
 POLICY = Policy(enable=frozenset(["SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"]))
 # Computed once, because they cost many rounds.
@@ -557,27 +557,7 @@ def test_counted(provider: AccountsProvider) -> None:
     The throttle decides before the client learns whether the proof was right, and hears how each
     attempt has ended.
     """
-    heard: list[Any] = []
-
-    @implementer(ILoginThrottle)
-    class Throttle:
-        mayLog = True
-
-        def mayLogin(self, info: object, username: str, password: str | None) -> bool:
-            heard.append(("may", username, password))
-            return self.mayLog
-
-        def loginFailed(self, info: object, username: str) -> bool:
-            heard.append(("failed", username))
-            return False
-
-        def loginSucceeded(self, info: object, username: str) -> None:
-            heard.append(("succeeded", username))
-
-        def loginAbandoned(self, info: object, username: str, isLost: bool) -> None:
-            heard.append(("abandoned", username))
-
-    throttle = Throttle()
+    throttle = RecordingThrottle()
     factory = POP3Factory(provider, POLICY, clock=Clock(), throttle=throttle)
 
     def attempt(password: str) -> bytes:
@@ -588,7 +568,7 @@ def test_counted(provider: AccountsProvider) -> None:
 
     assert attempt("pencil").startswith(b"+ ")
     assert attempt("wrong").startswith(b"-ERR [AUTH]")
-    throttle.mayLog = False
+    throttle.admits = False
     assert attempt("pencil") == attempt("wrong") == b"-ERR [AUTH] Wrong name or password.\r\n"
     may = ("may", "user", None)
-    assert heard == [may, ("succeeded", "user"), may, ("failed", "user"), may, may]
+    assert throttle.told == [may, ("succeeded", "user"), may, ("failed", "user"), may, may]

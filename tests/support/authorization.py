@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from pop3svc.testing.certificates import Authority
+from tests.support.maildirs import deliver
 from tests.support.running import PATIENCE, Connection, Running, freePort
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
@@ -187,9 +188,7 @@ class OAuthSite:
         """
         Make a mailbox with L{MESSAGE}.
         """
-        for folder in ("cur", "new", "tmp"):
-            (self.mail / name / folder).mkdir(parents=True)
-        (self.mail / name / "new" / "1.host").write_bytes(MESSAGE)
+        deliver(self.mail / name, "1.host", MESSAGE)
 
     def start(self) -> AuthorizationServer:
         """
