@@ -16,10 +16,12 @@ from zope.interface import implementer
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.domains import DomainProvider
+from pop3svc.awaiting import startNow
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IBearerAccounts
 from pop3svc.policy import Policy
 from pop3svc.protocol.bearer import BearerMessage
+from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client
@@ -310,6 +312,40 @@ def test_refusesByError(mechanism: str) -> None:
         assert talk.begin(mechanism, "good", name).startswith(b"+ ey")
         assert talk.say(b"") == b"-ERR [AUTH] Wrong name or password.\r\n"
         assert talk.throttle.told[-2:] == [("may", name or "", "good"), ("failed", name or "")]
+
+
+@BOTH
+def test_otherUser(mechanism: str) -> None:
+    """
+    A provider that returns another user than the client names logs nobody in.
+    """
+    talk = Talk()
+    talk.tokens.userOfToken = lambda *_: "bob"  # type: ignore[method-assign]
+    assert talk.begin(mechanism, "good", "ann").startswith(b"+ ey")
+    assert talk.say(b"") == b"-ERR [AUTH] Wrong name or password.\r\n"
+    assert talk.throttle.told[-1] == ("failed", "ann")
+
+
+def test_severalSources() -> None:
+    """
+    What one source says about a guess does not hold for the next.
+    """
+    seen: list[bool] = []
+
+    class Source(Tokens):
+        def userOfToken(self, info: Any, token: str, username: str | None) -> str | None:
+            seen.append(info.loginAttempt.isGuess)
+            info.loginAttempt.isGuess = False
+            return super().userOfToken(info, token, username)
+
+    class Attempt:
+        isGuess = True
+
+    info = ConnectionInfo(1, None, True)
+    info.loginAttempt = Attempt()
+    provider = AccountsProvider(MemoryStore([]), [Source(), Source(good="ann")])
+    assert startNow(provider.userOfToken(info, "good", "ann")) == "ann"
+    assert seen == [True, True]
 
 
 @BOTH
