@@ -32,7 +32,7 @@ _COMMON = ("issuer", "audience", "claim", "scope", "clients", "ca")
 _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "jwks": (("jwks", *_COMMON, "algorithms"), ("issuer", "audience")),
     "introspect": (
-        ("introspect", *_COMMON, "client", "secret", "credential", "timeout", "concurrent"),
+        ("introspect", *_COMMON, "client", "secret", "secret-credential", "timeout", "concurrent"),
         ("client",),
     ),
 }
@@ -216,7 +216,7 @@ def makeOAuth(argument: str, pathOfCredential: Callable[[str], str]) -> OAuthAcc
     Make the accounts of an issuer.
 
     @param argument: C{jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...]}
-        or C{introspect=URL:client=ID:secret=FILE|credential=NAME[:issuer=ISSUER]
+        or C{introspect=URL:client=ID:secret=FILE|secret-credential=NAME[:issuer=ISSUER]
         [:audience=AUDIENCE][:timeout=SECONDS][:concurrent=NUMBER]}, and then C{[:claim=CLAIM]
         [:scope=SCOPE,...][:clients=ID,...][:ca=FILE]}
     @param pathOfCredential: takes the name of a systemd credential, returns the path of its file.
@@ -225,13 +225,14 @@ def makeOAuth(argument: str, pathOfCredential: Callable[[str], str]) -> OAuthAcc
     options = _optionsOf(argument)
     if "jwks" in options:
         return OAuthAccounts(_makeSigned(options))
-    if ("secret" in options) == ("credential" in options):
-        raise ValueError("either secret or credential is needed")
-    if "credential" in options:
+    name = "secret-credential"
+    if ("secret" in options) == (name in options):
+        raise ValueError(f"either secret or {name} is needed")
+    if name in options:
         try:
-            options["secret"] = pathOfCredential(options["credential"])
+            options["secret"] = pathOfCredential(options[name])
         except ValueError as error:
-            raise ValueError(f"credential {error}")
+            raise ValueError(f"{name} {error}")
     return OAuthAccounts(_makeIntrospected(options))
 
 

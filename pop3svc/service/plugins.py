@@ -451,15 +451,15 @@ class OAuthMaker:
         "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  jwks is the "
         "server's key set, a file or an https address.  introspect is the address where the server "
         "checks tokens, client the name of this service there, and secret a file with its secret; "
-        "credential= names a systemd credential in place of secret.  Colons in an address need no "
-        "backslash.  claim= names the claim that has the user name: email for jwks, username for "
-        "introspect.  scope=, clients= and algorithms= are lists with commas.  timeout= and "
+        "secret-credential= names a systemd credential in place of it.  Colons in an address need "
+        "no backslash.  claim= names the claim that has the user name: email for jwks, username "
+        "for introspect.  scope=, clients= and algorithms= are lists with commas.  timeout= and "
         "concurrent= limit the requests of introspect.  ca= names a file of certificates to trust "
         "in place of the system's."
     )
     argStringFormat = (
         "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...] or "
-        "introspect=URL:client=ID:secret=FILE|credential=NAME[:issuer=ISSUER][:audience=AUDIENCE]"
+        "introspect=URL:client=ID:secret=FILE|secret-credential=NAME[:issuer=ISSUER][:audience=AUDIENCE]"
         "[:timeout=SECONDS][:concurrent=NUMBER], then [:claim=CLAIM][:scope=SCOPE,...]"
         "[:clients=ID,...][:ca=FILE]"
     )

@@ -368,7 +368,7 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list
         f"introspect=https://id.example.org/:{secret}:scope=a,b",
         f"introspect=https://id.example.org/:{secret}:clients=a:claim=sub:ca={tmp_path}/ca.pem",
         f"introspect=http://127.0.0.1:80/:timeout=60:concurrent=1000:{secret}{rest}",
-        f"introspect=http://[::1]:80/:client=a b:credential=secret{rest}",
+        f"introspect=http://[::1]:80/:client=a b:secret-credential=secret{rest}",
     ):
         assert isinstance(accountsOf(argument), OAuthAccounts)
     assert logged == []
@@ -381,12 +381,18 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list
     ("argument", "sentence"),
     [
         ("introspect=URL", "client is needed"),
-        ("introspect=URL:client=c", "either secret or credential is needed"),
-        ("introspect=URL:client=c:secret=PATH:credential=c", "either secret or credential"),
+        ("introspect=URL:client=c", "either secret or secret-credential is needed"),
+        (
+            "introspect=URL:client=c:secret=PATH:secret-credential=c",
+            "either secret or secret-credential",
+        ),
         ("introspect=URL:client=c:secret=PATHx", "cannot read PATHx: No such file or directory"),
         ("introspect=URL:client=c:secret=DIR", "cannot read DIR: "),
         ("introspect=URL:client=c:secret=EMPTY", "EMPTY must contain one line"),
-        ("introspect=URL:client=c:credential=a/b", "credential the name of a credential"),
+        (
+            "introspect=URL:client=c:secret-credential=a/b",
+            "secret-credential the name of a credential",
+        ),
         ("introspect=URL:client=c:secret=PATH:jwks=x", "introspect cannot be combined with jwks"),
         ("introspect=URL:client=c:secret=PATH:algorithms=RS256", "algorithms cannot be combined"),
         ("introspect=URL:client=c:secret=PATH:timeout=0", "timeout is a number from 1 to 60"),
@@ -421,8 +427,8 @@ def test_badArguments(
 
 def test_noCredentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
-    with pytest.raises(SettingError, match="credential needs systemd's credentials"):
-        accountsOf("introspect=https://h/:client=c:credential=c")
+    with pytest.raises(SettingError, match="secret-credential needs systemd's credentials"):
+        accountsOf("introspect=https://h/:client=c:secret-credential=c")
 
 
 @pytest.mark.parametrize("module", ["treq", "joserfc"])
