@@ -303,9 +303,13 @@ def test_anotherIssuer(tmp_path: Path) -> None:
             old = idTokenOf(issuer, "ann")
             assert site.tryToken(old) == LOGGED_IN
             assert site.tryToken(idTokenOf(issuer, "bob")) == REFUSED
+        # The log shows when the new key is there.
+        site.reload()
+        site.running.waitFor("is not available")
         with provider(port):
             new = idTokenOf(issuer, "ann")
             site.reload()
+            site.running.waitFor("is available again")
             assert site.tryToken(new) == LOGGED_IN
             assert site.tryToken(old) == REFUSED
         site.log()
