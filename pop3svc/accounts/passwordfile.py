@@ -4,14 +4,12 @@ A file of names and hashed passwords.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -23,12 +21,14 @@ from zope.interface import implementer
 
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
-from pop3svc.accounts.hashes import HASHES, KINDS, LONGEST_PASSWORD, hashPassword
+from pop3svc.accounts.hashes import HASHES, KINDS
+from pop3svc.accounts.linefiles import linesOf
+from pop3svc.accounts.passwordlines import checkUserName
 from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
-from pop3svc.accounts.scramkeys import KeyForms, ScramSource, makeVerifier
+from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import FileStamp, openReplaceable, stampOf, writeWhole
+from pop3svc.files import FileStamp, stampOf
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,
@@ -47,11 +47,7 @@ __all__ = [
     "BadLine",
     "PasswordFile",
     "PasswordFileNames",
-    "addUser",
-    "checkUserName",
     "readPasswordFile",
-    "removeUser",
-    "setPassword",
 ]
 
 log = Logger(namespace="pop3svc")
@@ -59,8 +55,6 @@ log = Logger(namespace="pop3svc")
 # Password files have their own thread, because a disk with mail may hang.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# The most octets of a file.  They are enough for two million users, and bound the memory.
-_LARGEST = 256 << 20
 # The most bad lines that are listed individually.  A file with more bad lines has another format.
 _MOST_NAMED = 1000
 
@@ -116,18 +110,6 @@ class Accounts(NamedTuple):
 
 
 # --- the file -----------------------------------------------------------------
-
-
-def checkUserName(name: str) -> str:
-    """
-    Check that a password file can hold a user name.
-
-    @return: the name.
-    @raise ValueError: the name is not allowed; a sentence for the operator.
-    """
-    if not name or not name.isprintable() or any(c in ":#" or c.isspace() for c in name):
-        raise ValueError("a user name is printable, without spaces, ':' and '#'")
-    return name
 
 
 # The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
@@ -207,24 +189,13 @@ def _parse(lines: Iterable[str]) -> Accounts:
 _FREE = Restrictions()
 
 
-def _linesOf(path: str) -> Iterator[str]:
-    try:
-        descriptor = openReplaceable(path)
-        with open(descriptor, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            if os.fstat(descriptor).st_size > _LARGEST:
-                raise ValueError(f"{path} is larger than {_LARGEST} octets")
-            yield from file
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}")
-
-
 def readPasswordFile(path: str) -> Accounts:
     """
     Read a file.  Blocks.
 
     @raise ValueError: the file cannot be read; a sentence that names it.
     """
-    return _parse(_linesOf(path))
+    return _parse(linesOf(path))
 
 
 def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
@@ -509,125 +480,8 @@ class PasswordFileNames:
 
         @raise ValueError: the file cannot be read; a sentence that names it.
         """
-        for line in _linesOf(self._path):
+        for line in linesOf(self._path):
             # The first line of a user counts, if it can be used; see _parse.
             if line.startswith(username) and line[len(username) : len(username) + 1] == ":":
                 return username in _parse([line]).hashes
         return False
-
-
-# --- changing the file --------------------------------------------------------
-
-
-@contextmanager
-def _changing(
-    path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
-) -> Iterator[list[str]]:
-    """
-    A context with the lines of the file.  Change the lines in place; the end of the context writes
-    them back atomically.  A lock admits one writer at a time.
-    """
-    directory = os.path.dirname(os.path.realpath(path))
-    try:
-        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ValueError(f"{directory}: {error.strerror}")
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        isNew = mayBeNew and not os.path.exists(path)
-        # Bad lines stay unchanged, for the operator to correct.
-        lines = [] if isNew else list(_linesOf(path))
-        if lines and not lines[-1].endswith("\n"):
-            lines[-1] += "\n"
-        yield lines
-        if not isNew and os.geteuid() == 0:
-            status = os.stat(path)
-            owner = status.st_uid, status.st_gid
-        text = "".join(lines)
-        writeWhole(os.path.realpath(path), text.encode("utf-8", "surrogateescape"), owner)
-        os.fsync(held)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}")
-    finally:
-        os.close(held)
-
-
-def _find(lines: list[str], name: str) -> list[int]:
-    """
-    @return: the indices of a user's lines.  A file that another program has written may have
-        several.
-    """
-    return [
-        index
-        for index, line in enumerate(lines)
-        if not line.startswith("#") and ":" in line and line.partition(":")[0] == name
-    ]
-
-
-def _checkPassword(password: str) -> str:
-    if not password:
-        raise ValueError("the password is empty")
-    if len(password.encode("utf-8", "surrogateescape")) > LONGEST_PASSWORD:
-        raise ValueError(f"a password has at most {LONGEST_PASSWORD} octets")
-    if any(ord(character) < 32 or ord(character) == 127 for character in password):
-        raise ValueError("a password must not contain control characters")
-    return password
-
-
-def _stored(password: str, isForScram: bool) -> str:
-    _checkPassword(password)
-    return makeVerifier(password) if isForScram else hashPassword(password)
-
-
-def addUser(
-    path: str,
-    name: str,
-    password: str,
-    owner: tuple[int, int] | None = None,
-    isForScram: bool = False,
-) -> None:
-    """
-    Add a user.  Create the file if it does not exist.
-
-    @param owner: uid and gid of a new file.
-    @param isForScram: store a verifier of SCRAM-SHA-256 in place of a hash.
-    @raise ValueError: the user cannot be added; a sentence that gives the reason.
-    """
-    stored = _stored(password, isForScram)
-    with _changing(path, mayBeNew=True, owner=owner) as lines:
-        if _find(lines, checkUserName(name)):
-            raise ValueError(f"there is a user {name} already")
-        lines.append(f"{name}:{stored}\n")
-
-
-def setPassword(path: str, name: str, password: str, isForScram: bool = False) -> None:
-    """
-    Replace a user's password, and remove further lines of that user.  The fields after the
-    password stay.
-
-    @param isForScram: see L{addUser}.
-    @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
-    """
-    stored = _stored(password, isForScram)
-    with _changing(path) as lines:
-        found = _find(lines, name)
-        if not found:
-            raise ValueError(f"there is no user {name}")
-        _, colon, fields = lines[found[0]].rstrip("\r\n").partition(":")[2].partition(":")
-        lines[found[0]] = f"{name}:{stored}{colon}{fields}\n"
-        for index in reversed(found[1:]):
-            del lines[index]
-
-
-def removeUser(path: str, name: str) -> None:
-    """
-    Remove a user, with all lines of that name.
-
-    @raise ValueError: the user cannot be removed; a sentence that gives the reason.
-    """
-    with _changing(path) as lines:
-        found = _find(lines, name)
-        if not found:
-            raise ValueError(f"there is no user {name}")
-        for index in reversed(found):
-            del lines[index]

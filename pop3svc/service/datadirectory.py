@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from platformdirs import user_data_dir
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from pop3svc.files import openDirectory, writeWhole
 
 __all__ = ["DataDirectory", "defaultDataDirectory"]

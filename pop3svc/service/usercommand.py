@@ -9,14 +9,9 @@ import sys
 from getpass import getpass
 from typing import Any
 
-from pop3svc.accounts.passwordfile import (
-    Accounts,
-    addUser,
-    checkUserName,
-    readPasswordFile,
-    removeUser,
-    setPassword,
-)
+from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
+from pop3svc.accounts.passwordfile import Accounts, readPasswordFile
+from pop3svc.accounts.passwordlines import checkUserName
 from pop3svc.logs import escaped
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 

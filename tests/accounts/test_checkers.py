@@ -19,7 +19,8 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.passwordfile import PasswordFile, addUser, removeUser, setPassword
+from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
+from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountStatus, IMailboxStore, IPOP3MailboxProvider

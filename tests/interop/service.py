@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from pop3svc.accounts.passwordfile import addUser, readPasswordFile
+from pop3svc.accounts.passwordediting import addUser
+from pop3svc.accounts.passwordfile import readPasswordFile
 from tests.interop.hard_messages import HardMessage
 from tests.support.running import environment, freePort, script
 

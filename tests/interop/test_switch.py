@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from tests.interop.clients import program, run, writePrivately
 from tests.interop.oldservers import PASSWORD, Courier, Dovecot, OldServer
 from tests.support.pages import block

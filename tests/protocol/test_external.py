@@ -16,7 +16,8 @@ from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
-from pop3svc.accounts.passwordfile import PasswordFile, removeUser
+from pop3svc.accounts.passwordediting import removeUser
+from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountNames
 from pop3svc.policy import Policy

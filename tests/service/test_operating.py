@@ -22,7 +22,7 @@ from twisted.application.service import Application
 from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, globalLogPublisher
 
-from pop3svc.accounts.passwordfile import addUser, removeUser
+from pop3svc.accounts.passwordediting import addUser, removeUser
 from pop3svc.logs import Log
 from pop3svc.service.operating import Operated, Signals, makeLog
 from pop3svc.service.privileged import openTo

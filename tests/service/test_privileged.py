@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service import privileged
 from pop3svc.service.privileged import Opener, changeableBy, startOpener, unreadable
 from tests.support.running import Connection, Running, forEverybody, freePort, script

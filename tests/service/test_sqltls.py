@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pop3svc.accounts.hashes import hashPassword
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from pop3svc.testing.certificates import Authority
 from tests.support.postgresql import PostgreSQL, needsPostgreSQL
 from tests.support.running import Connection, Running, freePort, script

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.maildirs import deliver
 from tests.support.running import (
@@ -770,7 +770,7 @@ def test_oneConnection(service: tuple[Running, int, int], site: Path) -> None:
 
 
 def test_wakeOfARemovedAccount(service: tuple[Running, int, int], site: Path) -> None:
-    from pop3svc.accounts.passwordfile import removeUser
+    from pop3svc.accounts.passwordediting import removeUser
 
     addUser(str(site / "users"), "dave", "secret")
     connection = Connection(service[1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.running import (
     PATIENCE,

@@ -1,0 +1,74 @@
+"""
+Read and change files of lines that several programs may change.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pop3svc.files import openReplaceable, writeWhole
+
+__all__ = ["changing", "linesOf"]
+
+# The most octets of a file.  They are enough for two million users, and bound the memory.
+_LARGEST = 256 << 20
+
+
+def linesOf(path: str) -> Iterator[str]:
+    """
+    Read a file line by line.  Blocks.
+
+    @return: the lines with their ends.
+    @raise ValueError: the file cannot be read, or is too large; a sentence that names it.
+    """
+    try:
+        descriptor = openReplaceable(path)
+        with open(descriptor, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            if os.fstat(descriptor).st_size > _LARGEST:
+                raise ValueError(f"{path} is larger than {_LARGEST} octets")
+            yield from file
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}")
+
+
+@contextmanager
+def changing(
+    path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
+) -> Iterator[list[str]]:
+    """
+    A context with the lines of the file.  Change the lines in place; the end of the context writes
+    them back atomically, unless they are the same.  A lock admits one writer at a time.  Blocks.
+
+    @param mayBeNew: whether the file is created if it does not exist.
+    @param owner: uid and gid of a new file.
+    @raise ValueError: the file cannot be read or written; a sentence that names it.
+    """
+    directory = os.path.dirname(os.path.realpath(path))
+    try:
+        held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ValueError(f"{directory}: {error.strerror}")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        isNew = mayBeNew and not os.path.exists(path)
+        # Bad lines stay unchanged, for the operator to correct.
+        lines = [] if isNew else list(linesOf(path))
+        if lines and not lines[-1].endswith("\n"):
+            lines[-1] += "\n"
+        before = list(lines)
+        yield lines
+        if lines == before and not isNew:
+            return
+        if not isNew and os.geteuid() == 0:
+            status = os.stat(path)
+            owner = status.st_uid, status.st_gid
+        text = "".join(lines)
+        writeWhole(os.path.realpath(path), text.encode("utf-8", "surrogateescape"), owner)
+        os.fsync(held)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}")
+    finally:
+        os.close(held)
