@@ -48,6 +48,7 @@ __all__ = [
     "IPOP3Mailbox",
     "IPOP3MailboxProvider",
     "IPOP3ProviderPlugin",
+    "IPasswordComparing",
     "IProvenAccounts",
     "IReadOnlyMailbox",
     "IReloading",
@@ -635,6 +636,19 @@ class IHousekeeping(Interface):
         """
         End the work.  The service calls this at its end, before it stops a store that is an
         L{twisted.application.service.IService}.
+        """
+
+
+class IPasswordComparing(Interface):
+    """
+    A source of accounts that compares passwords with stored ones itself.
+    """
+
+    def rememberChecks(seconds: int) -> None:
+        """
+        Remember successful comparisons from now on, until the source changes.
+
+        @param seconds: how long; 0 for not at all.
         """
 
 

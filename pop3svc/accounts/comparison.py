@@ -4,7 +4,10 @@ Compare the password of a login with a stored one, in the queue that all sources
 
 from __future__ import annotations
 
+import hashlib
 import secrets
+import time
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -13,10 +16,11 @@ from twisted.logger import Logger
 from pop3svc.accounts.credentials import asAttempt
 from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashPassword
 from pop3svc.accounts.hashing import CheckQueue, hashing
+from pop3svc.bounded import BoundedDict
 from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import Executor
 
-__all__ = ["PasswordComparison", "UsualCost"]
+__all__ = ["PasswordComparison", "RememberedChecks", "UsualCost"]
 
 log = Logger(namespace="pop3svc")
 
@@ -56,6 +60,62 @@ class UsualCost:
         return None
 
 
+class RememberedChecks:
+    """
+    Comparisons that have succeeded a short time ago.  Each is remembered as a keyed digest of the
+    name, the password and the stored password.  The key exists in the memory of this process only.
+    """
+
+    # Each entry takes about 200 octets.
+    MOST = 10_000
+
+    def __init__(self, seconds: float, now: Callable[[], float]) -> None:
+        """
+        @param seconds: how long a comparison is remembered.
+        @param now: returns the seconds of a clock that nobody sets back.
+        """
+        self._seconds = seconds
+        self._now = now
+        self._key = secrets.token_bytes(32)
+        # The time at which each comparison is forgotten, by its digest.
+        self._until: BoundedDict[bytes, float] = BoundedDict(self.MOST)
+
+    def digestOf(self, name: bytes, password: bytes, stored: str) -> bytes:
+        """
+        @return: the digest of a comparison.
+        """
+        digest = hashlib.blake2b(key=self._key, digest_size=32)
+        for each in (name, stored.encode("utf-8", "surrogateescape"), password):
+            # The length keeps apart what belongs to which field.
+            digest.update(len(each).to_bytes(8))
+            digest.update(each)
+        return digest.digest()
+
+    def has(self, digest: bytes) -> bool:
+        """
+        @return: whether this comparison has succeeded, and is not too old.
+        """
+        until = self._until.get(digest)
+        if until is None:
+            return False
+        if self._now() >= until:
+            del self._until[digest]
+            return False
+        return True
+
+    def add(self, digest: bytes) -> None:
+        """
+        Remember a comparison that has succeeded.
+        """
+        self._until.put(digest, self._now() + self._seconds)
+
+    def clear(self) -> None:
+        """
+        Forget all comparisons.
+        """
+        self._until.clear()
+
+
 class PasswordComparison:
     """
     Compares passwords for one source of accounts.
@@ -76,17 +136,31 @@ class PasswordComparison:
         self._source = source
         self._reader = reader
         self._queue = hashing() if runner is None else CheckQueue(runner, clock)
+        self._now = time.monotonic if clock is None else clock.seconds
+        self._remembered: RememberedChecks | None = None
         self._reported: set[str] = set()
         # Compared for unknown users while the source has no hash of its own.
         self._standIn = hashPassword(secrets.token_hex(16))
 
+    def remember(self, seconds: int) -> None:
+        """
+        Remember successful comparisons from now on, unless they take little time anyway.
+
+        @param seconds: how long; 0 for not at all.
+        """
+        self._remembered = RememberedChecks(seconds, self._now) if seconds else None
+
     def forget(self) -> None:
         """
-        Forget the logged errors, so that each is logged again.
+        Forget the remembered comparisons, and the logged errors, so that each is logged again.
         """
         self._reported.clear()
+        if self._remembered is not None:
+            self._remembered.clear()
 
-    async def isRight(self, credentials: Any, stored: str | None, standIn: str = "") -> bool:
+    async def isRight(
+        self, credentials: Any, stored: str | None, standIn: str = "", mayLogIn: bool = True
+    ) -> bool:
         """
         Compare the password of a login.
 
@@ -94,6 +168,8 @@ class PasswordComparison:
         @param stored: a usable stored password; L{None} if the user does not exist.
         @param standIn: a usable stored password.  If the user does not exist, a comparison with it
             hides this.
+        @param mayLogIn: whether the user may log in with the right password.  If not, the password
+            is always compared, because a quick refusal would tell that it is right.
         @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
             failed, for example for lack of memory.
         """
@@ -105,11 +181,18 @@ class PasswordComparison:
         isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
         password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
         credentials = asAttempt(credentials)
+        remembered, digest = self._remembered, b""
         if self._reader.isQuick(compared):
+            remembered = None
             # This comparison needs no thread.
             credentials.comparing()
             matches = self._compare(compared, password, name)
         else:
+            if remembered is not None:
+                # Also for an unknown user, so that the time is the same.
+                digest = remembered.digestOf(username, credentials.password, compared)
+                if remembered.has(digest) and stored is not None and mayLogIn:
+                    return True
             matches = await self._queue.run(
                 self._compare,
                 compared,
@@ -122,6 +205,8 @@ class PasswordComparison:
         if isinstance(matches, str):
             self._failed(matches)
         if matches and stored is not None and isUsable:
+            if remembered is not None:
+                remembered.add(digest)
             return True
         if stored is not None:
             credentials.refused()

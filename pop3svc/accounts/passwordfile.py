@@ -32,6 +32,7 @@ from pop3svc.files import FileStamp, stampOf
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,
+    IPasswordComparing,
     IPOP3ConnectionInfo,
     IProvenAccounts,
     IReloading,
@@ -216,6 +217,7 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
     ICredentialsChecker,
     IAccountNames,
     IAccountStatus,
+    IPasswordComparing,
     IProvenAccounts,
     IReloading,
     IScramAccounts,
@@ -353,11 +355,18 @@ class PasswordFile:
         """
         See L{IReloading.reload}.
         """
+        self._comparison.forget()
         self._seen, self._tried = None, 0.0
         self._reported, self._fault = set(), ""
         return startNow(self._refresh())
 
     # --- checking -----------------------------------------------------------------
+
+    def rememberChecks(self, seconds: int) -> None:
+        """
+        See L{IPasswordComparing.rememberChecks}.
+        """
+        self._comparison.remember(seconds)
 
     def requestAvatarId(self, credentials: Any) -> Any:
         """
@@ -378,7 +387,9 @@ class PasswordFile:
         known = self._accounts.hashes.get(name)
         restrictions = self._accounts.restrictions.get(name, _FREE)
         # For an unknown user, a comparison of the median cost hides that the user does not exist.
-        isRight = await self._comparison.isRight(credentials, known, self._accounts.standIn)
+        isRight = await self._comparison.isRight(
+            credentials, known, self._accounts.standIn, restrictions.mayLogIn(credentials)
+        )
         if not isRight or not restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if restrictions.nologin is not None:

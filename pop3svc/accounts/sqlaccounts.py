@@ -31,6 +31,7 @@ from pop3svc.health import Health
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,
+    IPasswordComparing,
     IPOP3ConnectionInfo,
     IProvenAccounts,
     IReloading,
@@ -152,6 +153,7 @@ def _rowOf(values: dict[str, Any]) -> _Row:
     ICredentialsChecker,
     IAccountNames,
     IAccountStatus,
+    IPasswordComparing,
     IProvenAccounts,
     IReloading,
     IScramAccounts,
@@ -295,6 +297,12 @@ class SQLAccounts:
 
     # --- what others ask ------------------------------------------------------------------
 
+    def rememberChecks(self, seconds: int) -> None:
+        """
+        See L{IPasswordComparing.rememberChecks}.
+        """
+        self._comparison.remember(seconds)
+
     def requestAvatarId(self, credentials: Any) -> Any:
         """
         See L{ICredentialsChecker.requestAvatarId}.
@@ -311,7 +319,12 @@ class SQLAccounts:
         row = await self._find(name)
         # For an unknown user, a comparison of the usual cost hides that the user does not exist.
         stored = None if row is None else row.password
-        isRight = await self._comparison.isRight(credentials, stored, self._usual.example() or "")
+        isRight = await self._comparison.isRight(
+            credentials,
+            stored,
+            self._usual.example() or "",
+            row is not None and row.restrictions.mayLogIn(credentials),
+        )
         if row is None or not isRight or not row.restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if row.restrictions.nologin is not None:

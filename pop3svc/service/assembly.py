@@ -27,7 +27,12 @@ from pop3svc.admin.status import partsOf
 from pop3svc.admin.workers import WorkersOperations
 from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.files import setPrivileged
-from pop3svc.interfaces import IHousekeeping, IPOP3MailboxProvider, IReloading
+from pop3svc.interfaces import (
+    IHousekeeping,
+    IPasswordComparing,
+    IPOP3MailboxProvider,
+    IReloading,
+)
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
@@ -208,6 +213,9 @@ class Assembly:
             checkers = makeAccounts(store) or [PasswordFile(data.passwordFile)]
         else:
             provider, checkers = makeStore(store)
+        for each in checkers:
+            if IPasswordComparing.providedBy(each):
+                each.rememberChecks(self.settings.rememberChecks)
         self._started.append(provider)
         self._destinations[store.domain] = destinationOf(provider, checkers)
         if IPOP3MailboxProvider.providedBy(provider):
@@ -289,6 +297,13 @@ class Assembly:
             self._warnings.append(
                 "--auth sql: shows the password of its database to everybody who may list "
                 "processes; write it into the configuration file"
+            )
+        if self.settings.rememberChecks and not any(
+            IPasswordComparing.providedBy(each) for each in self._checkers
+        ):
+            self._warnings.append(
+                "--remember-checks has no effect, because no source of accounts compares passwords "
+                "with stored ones"
             )
         for name in sorted(self.settings.policy.enable & {"APOP", "CRAM-MD5"}):
             self._warnings.append(

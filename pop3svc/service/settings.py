@@ -345,6 +345,14 @@ SERVICE = (
         f"(default: {','.join(LOOPBACK)}).",
         _networks(LOOPBACK),
     ),
+    Setting(
+        "remember-checks",
+        _wholeNumber(0, 300),
+        "Seconds for which a right password is remembered, so that the next login with it needs "
+        "no hash (default: 0, not at all).",
+        0,
+        "A remembered password could be found in the memory of the service.",
+    ),
     _PROXY_FROM,
     Setting(
         "lmtp",
@@ -497,6 +505,7 @@ class Settings:
     clientCa: str | None = None
     clientName: str = "email"
     banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
+    rememberChecks: int = 0
     proxyFrom: tuple[_Network, ...] = ()
     lmtp: tuple[str, ...] = ()
     lmtpMode: str = "666"

@@ -121,6 +121,17 @@ def test_theCommandLineWins(tmp_path: Path, full: str) -> None:
     assert settings.data == "/var/lib/pop3svc"
 
 
+def test_rememberedChecks(tmp_path: Path) -> None:
+    """
+    At most five minutes.
+    """
+    assert load(tmp_path, "").rememberChecks == 0
+    assert load(tmp_path, "remember-checks = 300").rememberChecks == 300
+    assert load(tmp_path, "remember-checks = 300", "--remember-checks", "9").rememberChecks == 9
+    with pytest.raises(SystemExit, match="remember-checks 301: must be a whole number"):
+        load(tmp_path, "", "--remember-checks", "301")
+
+
 def test_repeated(tmp_path: Path) -> None:
     settings = load(tmp_path, "", "--without", "CORE", "--without", "deli")
     assert settings.policy.without == {"CORE", "DELI"}

@@ -1,0 +1,76 @@
+"""
+The CPU time that a service takes for clients that poll, with and without remembered checks.
+
+C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, logs in that many times
+(100 if not given), and prints the CPU time of the service.
+"""
+
+from __future__ import annotations
+
+import os
+import poplib
+import sys
+import tempfile
+from pathlib import Path
+
+from pop3svc.accounts.passwordediting import addUser
+from tests.support.running import Running, freePort
+
+
+def cpuTimeOf(pid: int) -> float:
+    """
+    @return: the seconds that a process has used.
+    """
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def poll(port: int) -> None:
+    """
+    Log in, and look for mail.
+    """
+    client = poplib.POP3("127.0.0.1", port)
+    client.user("ann")
+    client.pass_("right")
+    client.stat()
+    client.quit()
+
+
+def measure(home: Path, number: int, seconds: int) -> float:
+    """
+    @param seconds: for C{--remember-checks}.
+    @return: the seconds of CPU time of C{number} polls.
+    """
+    port = freePort()
+    options = [
+        *("--provider", f"maildir:{home / 'mail'}", "--auth", f"passwd:{home / 'users'}"),
+        *("--endpoint", f"tcp:{port}:interface=127.0.0.1", "--remember-checks", str(seconds)),
+    ]
+    with Running(home / "home", *options) as running:
+        running.up()
+        poll(port)
+        before = cpuTimeOf(running.process.pid)
+        for _ in range(number):
+            poll(port)
+        return cpuTimeOf(running.process.pid) - before
+
+
+def main() -> None:
+    """
+    Measure both.
+    """
+    number = int(sys.argv[1]) if sys.argv[1:] else 100
+    with tempfile.TemporaryDirectory() as directory:
+        home = Path(directory)
+        (home / "mail" / "ann").mkdir(parents=True)
+        addUser(str(home / "users"), "ann", "right")
+        for seconds in (0, 300):
+            taken = measure(home, number, seconds)
+            print(
+                f"--remember-checks {seconds}: {taken:.2f} s for {number} polls, "
+                f"{taken / number * 1000:.1f} ms each"
+            )
+
+
+if __name__ == "__main__":
+    main()
