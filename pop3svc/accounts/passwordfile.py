@@ -23,7 +23,7 @@ from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS
 from pop3svc.accounts.linefiles import linesOf
-from pop3svc.accounts.passwordlines import checkUserName
+from pop3svc.accounts.passwordlines import checkUserName, extrasOf, verifierIn
 from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
@@ -85,6 +85,8 @@ class Accounts(NamedTuple):
 
     @ivar hashes: the hash of each user, by name.
     @ivar restrictions: the restrictions of users who have some, by name.
+    @ivar verifiers: the verifiers for SCRAM beside the hashes, by name and by algorithm (C{"sha1"},
+        C{"sha256"}).
     @ivar badLines: the first bad lines; the others are only counted.
     @ivar badCount: the number of all bad lines.
     @ivar plainCount: the number of passwords that are not hashed.
@@ -94,6 +96,7 @@ class Accounts(NamedTuple):
 
     hashes: Mapping[str, str]
     restrictions: Mapping[str, Restrictions]
+    verifiers: Mapping[str, Mapping[str, str]]
     badLines: Sequence[BadLine]
     badCount: int
     plainCount: int
@@ -113,26 +116,33 @@ class Accounts(NamedTuple):
 # --- the file -----------------------------------------------------------------
 
 
-# The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
-_BETWEEN = 5
-
-
-def _restrictionsIn(fields: str) -> Restrictions | None:
+class _Extras(NamedTuple):
     """
-    Read the extra fields C{nologin} and C{allow_nets} of Dovecot.
+    The extra fields of a line.
 
+    @ivar restrictions: L{None} if there are none.
+    @ivar verifiers: the verifiers that belong to the hash, by algorithm.
+    """
+
+    restrictions: Restrictions | None = None
+    verifiers: Mapping[str, str] = {}
+
+
+_NO_EXTRAS = _Extras()
+
+
+def _extrasIn(stored: str, fields: str) -> _Extras:
+    """
+    Read the extra fields C{nologin} and C{allow_nets} of Dovecot, and verifiers.
+
+    @param stored: the hash of the line.
     @param fields: the part of a line after the hash and its colon.
-    @return: the restrictions; L{None} if there are none.
     @raise ValueError: a field is malformed; a short reason.
     """
-    # An extra field may contain colons.
-    found = fields.split(":", _BETWEEN)[_BETWEEN:]
-    # In an old format of Dovecot's, an empty field and the location of the mail follow the shell.
-    if not found or found[0].startswith(":"):
-        return None
     nologin: str | None = None
     networks: Sequence[Any] = ()
-    for each in found[0].split():
+    verifiers: dict[str, str] = {}
+    for each in (extrasOf(fields) or "").split():
         key, _, value = each.partition("=")
         if key == "nologin":
             # In Dovecot the field bars the user, whatever its value is.
@@ -141,12 +151,17 @@ def _restrictionsIn(fields: str) -> Restrictions | None:
             networks = networksOf(value)
             if not networks:
                 raise ValueError("allow_nets is no list of networks")
-    return Restrictions(nologin, networks) if nologin or networks else None
+        elif (verifier := verifierIn(stored, key, value)) is not None:
+            HASHES.costOf(verifier[1])
+            verifiers[verifier[0]] = verifier[1]
+    restrictions = Restrictions(nologin, networks) if nologin or networks else None
+    return _Extras(restrictions, verifiers)
 
 
 def _parse(lines: Iterable[str]) -> Accounts:
     hashes: dict[str, str] = {}
     restrictions: dict[str, Restrictions] = {}
+    verifiers: dict[str, Mapping[str, str]] = {}
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
@@ -167,7 +182,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 raise ValueError("the user name is listed twice")
             stored, _, fields = stored.partition(":")
             cost = HASHES.costOf(stored)
-            restricted = _restrictionsIn(fields) if fields else None
+            extras = _extrasIn(stored, fields) if fields else _NO_EXTRAS
         except ValueError as error:
             badCount += 1
             if valid:
@@ -176,14 +191,18 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 bad.append(BadLine(number, valid, str(error)))
             continue
         hashes[name] = stored
-        if restricted is not None:
-            restrictions[name] = restricted
+        if extras.restrictions is not None:
+            restrictions[name] = extras.restrictions
+        if extras.verifiers:
+            verifiers[name] = extras.verifiers
+            for each in extras.verifiers.values():
+                keyForms.add(each)
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
         if stored.startswith("{"):
             keyForms.add(stored)
     standIn = costs.example() or ""
-    return Accounts(hashes, restrictions, bad, badCount, plainCount, standIn, keyForms)
+    return Accounts(hashes, restrictions, verifiers, bad, badCount, plainCount, standIn, keyForms)
 
 
 # For users without restrictions.
@@ -227,7 +246,8 @@ class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
     Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
-    and C{allow_nets} apply; the others, and the fields before them, are not used.
+    and C{allow_nets} apply, and L{pop3svc.accounts.passwordlines} describes those with verifiers.
+    The others, and the fields before them, are not used.
 
     The file is read again, in a thread, when it has changed.  A line that cannot be used affects
     only the user whom the line names.  If the file cannot be read, the previous accounts stay.
@@ -406,7 +426,12 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         restrictions = self._accounts.restrictions.get(username, _FREE)
-        keys = await self._scram.keysOf(self._accounts.hashes.get(username), algorithm, salt)
+        stored = self._accounts.hashes.get(username)
+        # A password in the clear has keys of its own.
+        beside = self._accounts.verifiers.get(username)
+        if beside is not None and stored is not None and not HASHES.isPlain(stored):
+            stored = beside.get(algorithm, stored)
+        keys = await self._scram.keysOf(stored, algorithm, salt)
         return keys if restrictions.mayLogIn(info) else None
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:

@@ -1,10 +1,27 @@
 """
 The lines of a password file.
+
+A line is C{name:hash:uid:gid:gecos:home:shell:extra}, as in Dovecot's passwd-file; everything after
+the hash is optional.  The verifiers for SCRAM that belong to a hash are extra fields.  Such a field
+also contains a digest of the hash, so that it does not count any more when another program has
+changed the hash.
 """
 
 from __future__ import annotations
 
-__all__ = ["checkUserName"]
+import hashlib
+from collections.abc import Mapping
+
+__all__ = ["checkUserName", "extrasOf", "verifierIn", "withVerifiers"]
+
+# The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
+_BETWEEN = 5
+# The extra field of each algorithm of SCRAM, and the scheme of its verifiers.
+_FIELDS = {
+    "sha256": ("pop3svc_scram_sha_256", "{SCRAM-SHA-256}"),
+    "sha1": ("pop3svc_scram_sha_1", "{SCRAM-SHA-1}"),
+}
+_ALGORITHMS = {field: algorithm for algorithm, (field, _) in _FIELDS.items()}
 
 
 def checkUserName(name: str) -> str:
@@ -17,3 +34,66 @@ def checkUserName(name: str) -> str:
     if not name or not name.isprintable() or any(c in ":#" or c.isspace() for c in name):
         raise ValueError("a user name is printable, without spaces, ':' and '#'")
     return name
+
+
+def extrasOf(fields: str) -> str | None:
+    """
+    @param fields: the part of a line after the hash and its colon.
+    @return: the extra fields, which spaces separate; L{None} if the line has no place for them.
+    """
+    # An extra field may contain colons.
+    found = fields.split(":", _BETWEEN)[_BETWEEN:]
+    if not found:
+        return ""
+    # In an old format of Dovecot's, an empty field and the location of the mail follow the shell.
+    return None if found[0].startswith(":") else found[0]
+
+
+def _bindingOf(stored: str) -> str:
+    """
+    @return: a digest of a hash, in hexadecimal digits.
+    """
+    octets = stored.encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(octets, digest_size=16).hexdigest()
+
+
+def verifierIn(stored: str, key: str, value: str) -> tuple[str, str] | None:
+    """
+    Read an extra field.
+
+    @param stored: the hash of the line.
+    @return: the algorithm, C{"sha1"} or C{"sha256"}, and a stored password in the form of
+        L{pop3svc.accounts.hashes}; L{None} if the field is no verifier, or is one of another hash.
+    """
+    algorithm = _ALGORITHMS.get(key)
+    binding, _, rest = value.partition(",")
+    if algorithm is None or binding != _bindingOf(stored):
+        return None
+    return algorithm, _FIELDS[algorithm][1] + rest
+
+
+def withVerifiers(stored: str, rest: str, verifiers: Mapping[str, str]) -> str:
+    """
+    Replace the verifiers of a line.
+
+    @param stored: the hash to which the verifiers belong.
+    @param rest: the part of a line after the hash: empty, or a colon and further fields.
+    @param verifiers: stored passwords by algorithm; empty to remove all verifiers.
+    @return: the new part after the hash.
+    @raise ValueError: the line has no place for verifiers; a short reason.
+    """
+    fields = rest[1:].split(":", _BETWEEN)
+    extras = extrasOf(rest[1:])
+    if extras is None and verifiers:
+        raise ValueError("its line has an old form of Dovecot's, with no place for a verifier")
+    kept = [each for each in (extras or "").split() if each.partition("=")[0] not in _ALGORITHMS]
+    if not verifiers and len(kept) == len((extras or "").split()):
+        return rest
+    added = [
+        f"{field}={_bindingOf(stored)},{verifiers[algorithm].removeprefix(scheme)}"
+        for algorithm, (field, scheme) in _FIELDS.items()
+        if algorithm in verifiers
+    ]
+    between = fields[:_BETWEEN]
+    between += [""] * (_BETWEEN - len(between))
+    return ":" + ":".join([*between, " ".join(kept + added)])

@@ -59,20 +59,21 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
     return ScramKeys(made[0], made[3], made[1], made[2])
 
 
-def makeVerifier(password: str) -> str:
+def makeVerifier(password: str, algorithm: str = "sha256") -> str:
     """
-    Make a stored password that serves SCRAM-SHA-256, and passwords in the clear.  Blocks.
+    Make a stored password that serves SCRAM, and passwords in the clear.  Blocks.
 
+    @param algorithm: C{"sha1"} or C{"sha256"}.
     @return: in Dovecot's form, C{{SCRAM-SHA-256}rounds,salt,StoredKey,ServerKey}.
     @raise ValueError: SASLprep (RFC 4013) does not allow the password.
     """
-    keys = deriveKeys(password, "sha256", secrets.token_bytes(16), ROUNDS)
+    keys = deriveKeys(password, algorithm, secrets.token_bytes(16), ROUNDS)
     if keys is None:
         raise ValueError("the password has characters that SCRAM does not allow")
     salt, stored, server = (
         b64encode(each).decode("ascii") for each in (keys.salt, keys.storedKey, keys.serverKey)
     )
-    return f"{{SCRAM-SHA-256}}{keys.rounds},{salt},{stored},{server}"
+    return f"{{{_MECHANISMS[algorithm]}}}{keys.rounds},{salt},{stored},{server}"
 
 
 class KeyForms:

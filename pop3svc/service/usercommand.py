@@ -39,10 +39,21 @@ def addParser(commands: Any) -> None:
         if name != "list":
             action.add_argument("name", metavar="NAME")
         if name in ("add", "password"):
-            action.add_argument(
+            forms = action.add_mutually_exclusive_group()
+            forms.add_argument(
                 "--scram",
-                action="store_true",
+                action="store_const",
+                dest="form",
+                const="verifier",
+                default="hash",
                 help="store a verifier for SCRAM-SHA-256 in place of an argon2id hash",
+            )
+            forms.add_argument(
+                "--scram-beside",
+                action="store_const",
+                dest="form",
+                const="both",
+                help="store a verifier for SCRAM-SHA-256 beside an argon2id hash",
             )
         action.add_argument(
             "--file", metavar="FILE", help="the password file (default: the embedded default's)"
@@ -95,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
         removeUser(path, arguments.name)
     elif arguments.action == "add":
         checkUserName(arguments.name)
-        addUser(path, arguments.name, _askPassword(), isForScram=arguments.scram)
+        addUser(path, arguments.name, _askPassword(), form=arguments.form)
     else:
         accounts = readPasswordFile(path)
         # A user with a bad line cannot log in.  A new password replaces that line.
@@ -103,7 +114,7 @@ def run(arguments: argparse.Namespace) -> None:
         isThere = arguments.name in accounts.hashes or arguments.name in named
         if not isThere and accounts.badCount == len(accounts.badLines):
             raise ValueError(f"there is no user {arguments.name}")
-        setPassword(path, arguments.name, _askPassword(), arguments.scram)
+        setPassword(path, arguments.name, _askPassword(), arguments.form)
     _complain(path, readPasswordFile(path))
     if arguments.file is None and arguments.action != "list":
         # Name the file, because a service may read another one.

@@ -690,7 +690,7 @@ def test_editingKeepsOtherFields(path: Path) -> None:
     rest = "1000:1000:Full Name:/home/ann:/bin/sh:nologin allow_nets=2001:db8::/32"
     path.write_text(f"ann:{{PLAIN}}x:{rest}\r\nann:second\nben:{{PLAIN}}x:\n")
     setPassword(str(path), "ann", "new")
-    setPassword(str(path), "ben", "new", isForScram=True)
+    setPassword(str(path), "ben", "new", form="verifier")
     ann, ben = path.read_text().splitlines()
     assert ann.startswith("ann:$argon2id$") and ann.split(":", 2)[2] == rest
     assert ben.startswith("ben:{SCRAM-SHA-256}") and ben.endswith(":") and ben.count(":") == 2

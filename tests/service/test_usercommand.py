@@ -43,6 +43,14 @@ def test_fromAPipe(tmp_path: Path) -> None:
     assert isGood(checker, "alice", "three")
     good("remove", "bob")
     assert good("list") == "alice\n"
+    good("add", "carol", "--scram-beside", stdin="x")
+    good("add", "dave", "--scram", stdin="x")
+    carol, dave = (tmp_path / "users").read_text().splitlines()[-2:]
+    assert "$argon2id$" in carol and ":pop3svc_scram_sha_256=" in carol
+    assert dave.startswith("dave:{SCRAM-SHA-256}")
+    assert "not allowed with" in bad("add", "eve", "--scram", "--scram-beside", stdin="x")
+    for name in ("carol", "dave"):
+        good("remove", name)
     assert bad("add", "alice", stdin="x") == "pop3svc: there is a user alice already\n"
     assert bad("add", "eve") == "pop3svc: the password is empty\n"
     assert bad("add", "a b", stdin="x").startswith("pop3svc: a user name is")
