@@ -288,11 +288,14 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     return abs(time.time_ns() - latest) > tick
 
 
-def writeWhole(path: str, data: bytes, owner: tuple[int, int] | None = None) -> None:
+def writeWhole(
+    path: str, data: bytes, owner: tuple[int, int] | None = None, mode: int = 0o600
+) -> None:
     """
-    Write a private file (0600) atomically and durably.  Blocks.
+    Write a file atomically and durably.  Blocks.
 
     @param owner: user and group of the file.
+    @param mode: the permissions of the file, private if not given.
     @raise OSError: nothing was written.
     """
     # Write to a new file, because another user may have created a file of that name.
@@ -301,6 +304,8 @@ def writeWhole(path: str, data: bytes, owner: tuple[int, int] | None = None) -> 
         with os.fdopen(descriptor, "wb") as file:
             if owner is not None:
                 os.fchown(file.fileno(), *owner)
+            if mode != 0o600:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

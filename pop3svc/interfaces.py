@@ -55,6 +55,7 @@ __all__ = [
     "IScramAccounts",
     "ISharedSecrets",
     "ISleepingMailbox",
+    "IVerifierAdding",
     "IWireContent",
     "MessageContent",
     "ScramKeys",
@@ -649,6 +650,18 @@ class IPasswordComparing(Interface):
         Remember successful comparisons from now on, until the source changes.
 
         @param seconds: how long; 0 for not at all.
+        """
+
+
+class IVerifierAdding(Interface):
+    """
+    A source of accounts that can add verifiers for SCRAM to its accounts.
+    """
+
+    def addVerifiers(mechanisms: Iterable[str]) -> None:
+        """
+        Add verifiers of these mechanisms, C{"SCRAM-SHA-256"} and C{"SCRAM-SHA-1"}, from now on,
+        when users log in with their passwords.
         """
 
 

@@ -295,6 +295,18 @@ class HashReader:
         scheme, data = self._read(stored)
         return readScram(data, algorithm) if scheme is _SCRAM[algorithm] else None
 
+    def isWhollyCompared(self, stored: str, password: bytes) -> bool:
+        """
+        @param stored: a stored password for which L{costOf} has returned a number.
+        @return: whether the comparison depends on all octets of the password.  DES uses the first
+            8, and bcrypt the first 72.
+        """
+        _, data = self._read(stored)
+        kind = findModular(data) if isinstance(data, str) else None
+        if kind is None:
+            return True
+        return len(password) <= {"": 8, "$2": 72}.get(kind[0], LONGEST_PASSWORD)
+
     def isQuick(self, stored: str) -> bool:
         """
         @return: whether a comparison takes so little time that it needs no thread.

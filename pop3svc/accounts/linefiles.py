@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,7 +37,10 @@ def linesOf(path: str) -> Iterator[str]:
 
 @contextmanager
 def changing(
-    path: str, mayBeNew: bool = False, owner: tuple[int, int] | None = None
+    path: str,
+    mayBeNew: bool = False,
+    owner: tuple[int, int] | None = None,
+    keepsAccess: bool = False,
 ) -> Iterator[list[str]]:
     """
     A context with the lines of the file.  Change the lines in place; the end of the context writes
@@ -44,6 +48,8 @@ def changing(
 
     @param mayBeNew: whether the file is created if it does not exist.
     @param owner: uid and gid of a new file.
+    @param keepsAccess: whether the file keeps its owner and its permissions.  Otherwise it becomes
+        private.
     @raise ValueError: the file cannot be read or written; a sentence that names it.
     """
     directory = os.path.dirname(os.path.realpath(path))
@@ -62,11 +68,13 @@ def changing(
         yield lines
         if lines == before and not isNew:
             return
-        if not isNew and os.geteuid() == 0:
+        mode = 0o600
+        if not isNew and (keepsAccess or os.geteuid() == 0):
             status = os.stat(path)
             owner = status.st_uid, status.st_gid
+            mode = stat.S_IMODE(status.st_mode) if keepsAccess else mode
         text = "".join(lines)
-        writeWhole(os.path.realpath(path), text.encode("utf-8", "surrogateescape"), owner)
+        writeWhole(os.path.realpath(path), text.encode("utf-8", "surrogateescape"), owner, mode)
         os.fsync(held)
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}")

@@ -4,14 +4,15 @@ Change a password file: add and remove users, and set their passwords.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from typing import NamedTuple
 
 from pop3svc.accounts.hashes import LONGEST_PASSWORD, hashPassword
 from pop3svc.accounts.linefiles import changing
-from pop3svc.accounts.passwordlines import checkUserName, withVerifiers
+from pop3svc.accounts.passwordlines import checkUserName, verifiersIn, withVerifiers
 from pop3svc.accounts.scramkeys import makeVerifier
 
-__all__ = ["FORMS", "addUser", "removeUser", "setPassword"]
+__all__ = ["FORMS", "Proved", "addUser", "addVerifiers", "removeUser", "setPassword"]
 
 
 def _find(lines: list[str], name: str) -> list[int]:
@@ -90,6 +91,58 @@ def setPassword(path: str, name: str, password: str, form: str = "hash") -> None
         lines[found[0]] = f"{name}:{stored}{rest}\n"
         for index in reversed(found[1:]):
             del lines[index]
+
+
+class Proved(NamedTuple):
+    """
+    Verifiers of a password that a login has proved.
+
+    @ivar stored: the stored password of the user to which they belong.
+    @ivar verifiers: stored passwords by algorithm.
+    """
+
+    stored: str
+    verifiers: Mapping[str, str]
+
+
+def addVerifiers(path: str, found: Mapping[str, Proved]) -> int:
+    """
+    Add verifiers beside the hashes of users.  A user whose stored password has changed meanwhile
+    gets none, and neither does one whose line has no place for them.  The file keeps its owner and
+    its permissions.
+
+    @param found: by user name.
+    @return: the number of users who got a verifier.
+    @raise ValueError: the file cannot be changed; a sentence that names it.
+    """
+    count = 0
+    with changing(path, keepsAccess=True) as lines:
+        for name, index in _firstLines(lines, found).items():
+            text = lines[index].rstrip("\r\n")
+            stored, colon, fields = text.partition(":")[2].partition(":")
+            if stored != found[name].stored:
+                continue
+            try:
+                has = verifiersIn(stored, fields)
+                rest = withVerifiers(stored, colon + fields, {**found[name].verifiers, **has})
+            except ValueError:
+                continue
+            line = f"{name}:{stored}{rest}{lines[index][len(text) :]}"
+            count += line != lines[index]
+            lines[index] = line
+    return count
+
+
+def _firstLines(lines: list[str], names: Container[str]) -> dict[str, int]:
+    """
+    @return: the index of the first line of each of these users.
+    """
+    found: dict[str, int] = {}
+    for index, line in enumerate(lines):
+        name, colon, _ = line.partition(":")
+        if colon and name in names:
+            found.setdefault(name, index)
+    return found
 
 
 def removeUser(path: str, name: str) -> None:

@@ -25,7 +25,8 @@ from pop3svc.accounts.hashes import HASHES, KINDS
 from pop3svc.accounts.linefiles import linesOf
 from pop3svc.accounts.passwordlines import checkUserName, extrasOf, verifierIn
 from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
-from pop3svc.accounts.scramkeys import KeyForms, ScramSource
+from pop3svc.accounts.scramkeys import ALGORITHMS, KeyForms, ScramSource
+from pop3svc.accounts.verifiers import VerifierAdder
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, stampOf
@@ -38,6 +39,7 @@ from pop3svc.interfaces import (
     IReloading,
     IScramAccounts,
     ISharedSecrets,
+    IVerifierAdding,
     ScramKeys,
     SharedSecret,
 )
@@ -241,6 +243,7 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
     IReloading,
     IScramAccounts,
     ISharedSecrets,
+    IVerifierAdding,
 )
 class PasswordFile:
     """
@@ -275,6 +278,8 @@ class PasswordFile:
         self._comparison = PasswordComparison(self._path, HASHES, runner, clock)
         self._scram = ScramSource(HASHES, runner, clock)
         self._reader = _reading if runner is None else runner
+        self._runner = runner
+        self._adder: VerifierAdder | None = None
         self._clock = clock
         self._rereading: Shielded | None = None
         self._tried = 0.0
@@ -388,6 +393,15 @@ class PasswordFile:
         """
         self._comparison.remember(seconds)
 
+    def addVerifiers(self, mechanisms: Iterable[str]) -> None:
+        """
+        See L{IVerifierAdding.addVerifiers}.
+        """
+        algorithms = [ALGORITHMS[each] for each in mechanisms]
+        self._adder = (
+            VerifierAdder(self._path, algorithms, self._runner, self._clock) if algorithms else None
+        )
+
     def requestAvatarId(self, credentials: Any) -> Any:
         """
         See L{ICredentialsChecker.requestAvatarId}.
@@ -415,6 +429,9 @@ class PasswordFile:
         if restrictions.nologin is not None:
             # Not AUTH, because that would count as a wrong guess, and would not show the reason.
             raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
+        if self._adder is not None and known is not None:
+            has = self._accounts.verifiers.get(name, ())
+            self._adder.proved(name, credentials.password, known, has)
         return username
 
     async def scramKeys(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-__all__ = ["checkUserName", "extrasOf", "verifierIn", "withVerifiers"]
+__all__ = ["checkUserName", "extrasOf", "verifierIn", "verifiersIn", "withVerifiers"]
 
 # The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
 _BETWEEN = 5
@@ -70,6 +70,21 @@ def verifierIn(stored: str, key: str, value: str) -> tuple[str, str] | None:
     if algorithm is None or binding != _bindingOf(stored):
         return None
     return algorithm, _FIELDS[algorithm][1] + rest
+
+
+def verifiersIn(stored: str, fields: str) -> dict[str, str]:
+    """
+    Read the verifiers of a line.
+
+    @param stored: the hash of the line.
+    @param fields: the part of a line after the hash and its colon.
+    @return: stored passwords by algorithm.
+    """
+    found = (
+        verifierIn(stored, key, value)
+        for key, _, value in (each.partition("=") for each in (extrasOf(fields) or "").split())
+    )
+    return dict(each for each in found if each is not None)
 
 
 def withVerifiers(stored: str, rest: str, verifiers: Mapping[str, str]) -> str:

@@ -18,9 +18,19 @@ from pop3svc.bounded import BoundedDict
 from pop3svc.interfaces import ScramKeys
 from pop3svc.threadpool import Executor
 
-__all__ = ["PLAIN_SALT", "ROUNDS", "KeyForms", "ScramSource", "deriveKeys", "makeVerifier"]
+__all__ = [
+    "ALGORITHMS",
+    "PLAIN_SALT",
+    "ROUNDS",
+    "KeyForms",
+    "ScramSource",
+    "deriveKeys",
+    "makeVerifier",
+]
 
 _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
+# The algorithm of each mechanism.
+ALGORITHMS = {mechanism: algorithm for algorithm, mechanism in _MECHANISMS.items()}
 # Rounds for keys of a password in the clear, which are computed at a login: the least that
 # RFC 7677 section 4 allows.
 _LEAST_ROUNDS = 4096

@@ -32,6 +32,7 @@ from pop3svc.interfaces import (
     IPasswordComparing,
     IPOP3MailboxProvider,
     IReloading,
+    IVerifierAdding,
 )
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
@@ -216,6 +217,8 @@ class Assembly:
         for each in checkers:
             if IPasswordComparing.providedBy(each):
                 each.rememberChecks(self.settings.rememberChecks)
+            if IVerifierAdding.providedBy(each):
+                each.addVerifiers(self.settings.addVerifiers)
         self._started.append(provider)
         self._destinations[store.domain] = destinationOf(provider, checkers)
         if IPOP3MailboxProvider.providedBy(provider):
@@ -298,13 +301,7 @@ class Assembly:
                 "--auth sql: shows the password of its database to everybody who may list "
                 "processes; write it into the configuration file"
             )
-        if self.settings.rememberChecks and not any(
-            IPasswordComparing.providedBy(each) for each in self._checkers
-        ):
-            self._warnings.append(
-                "--remember-checks has no effect, because no source of accounts compares passwords "
-                "with stored ones"
-            )
+        self._warnOfUselessSettings()
         for name in sorted(self.settings.policy.enable & {"APOP", "CRAM-MD5"}):
             self._warnings.append(
                 f"{name} needs passwords that are not hashed, and an eavesdropper can try "
@@ -328,6 +325,27 @@ class Assembly:
                 isReplaceable = who.startswith("replaced")
                 remedy = "chmod o-w on its directory" if isReplaceable else "chmod 600 on it"
                 self._warnings.append(f"{name} {path} can be {who}; run {remedy}")
+
+    def _warnOfUselessSettings(self) -> None:
+        """
+        Warn of settings that no source of accounts uses.
+        """
+        for option, value, interface, reason in (
+            (
+                "--remember-checks",
+                self.settings.rememberChecks,
+                IPasswordComparing,
+                "no source of accounts compares passwords with stored ones",
+            ),
+            (
+                "--add-verifiers",
+                self.settings.addVerifiers,
+                IVerifierAdding,
+                "no source of accounts is a password file",
+            ),
+        ):
+            if value and not any(interface.providedBy(each) for each in self._checkers):
+                self._warnings.append(f"{option} has no effect, because {reason}")
 
     def _knownNetworks(self) -> KnownNetworks:
         """

@@ -346,6 +346,15 @@ SERVICE = (
         _networks(LOOPBACK),
     ),
     Setting(
+        "add-verifiers",
+        _namesOf(("SCRAM-SHA-256", "SCRAM-SHA-1")),
+        "Add a verifier of this mechanism to the password file when a user logs in with the "
+        "password; repeatable.",
+        frozenset(),
+        "Somebody who has stolen a verifier can try passwords faster than with a slow hash.",
+        isRepeated=True,
+    ),
+    Setting(
         "remember-checks",
         _wholeNumber(0, 300),
         "Seconds for which a right password is remembered, so that the next login with it needs "
@@ -505,6 +514,7 @@ class Settings:
     clientCa: str | None = None
     clientName: str = "email"
     banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
+    addVerifiers: frozenset[str] = frozenset()
     rememberChecks: int = 0
     proxyFrom: tuple[_Network, ...] = ()
     lmtp: tuple[str, ...] = ()

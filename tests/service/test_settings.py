@@ -121,6 +121,15 @@ def test_theCommandLineWins(tmp_path: Path, full: str) -> None:
     assert settings.data == "/var/lib/pop3svc"
 
 
+def test_addedVerifiers(tmp_path: Path) -> None:
+    assert load(tmp_path, "").addVerifiers == set()
+    assert load(tmp_path, 'add-verifiers = ["scram-sha-1"]').addVerifiers == {"SCRAM-SHA-1"}
+    both = ["--add-verifiers", "SCRAM-SHA-1", "--add-verifiers", "scram-sha-256"]
+    assert load(tmp_path, "", *both).addVerifiers == {"SCRAM-SHA-1", "SCRAM-SHA-256"}
+    with pytest.raises(SystemExit, match="add-verifiers PLAIN: must be of SCRAM-SHA-256, SCRAM-"):
+        load(tmp_path, "", "--add-verifiers", "PLAIN")
+
+
 def test_rememberedChecks(tmp_path: Path) -> None:
     """
     At most five minutes.

@@ -1,0 +1,145 @@
+"""
+Add verifiers for SCRAM to a password file, when users log in with their passwords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from pop3svc.accounts.hashes import HASHES
+from pop3svc.accounts.passwordediting import Proved, addVerifiers
+from pop3svc.accounts.scramkeys import makeVerifier
+from pop3svc.bounded import BoundedDict
+from pop3svc.once import Once
+from pop3svc.threadpool import BoundedThreadPool, Executor
+
+__all__ = ["VerifierAdder"]
+
+log = Logger(namespace="pop3svc")
+
+# Passwords whose verifiers are computed or wait for it.  Further users get theirs at a later login.
+_MOST_COMPUTED = 100
+# The computation has its own thread, so that no login waits for it.
+_adding = BoundedThreadPool("pop3svc-verifiers", threads=1, waiting=_MOST_COMPUTED + 10)
+
+
+def _make(password: str, algorithms: Iterable[str]) -> dict[str, str]:
+    """
+    @return: verifiers by algorithm; none if SASLprep does not allow the password.
+    """
+    try:
+        return {each: makeVerifier(password, each) for each in algorithms}
+    except ValueError:
+        return {}
+
+
+class VerifierAdder:
+    """
+    Adds verifiers to a password file.  They are computed in a thread.  They are written together,
+    some seconds later, because each change of the file makes the service read the file again.  A
+    verifier that is not written because the service ends is added after a later login.
+    """
+
+    # Seconds from the first new verifier until the file is written.
+    PAUSE = 10.0
+    # Seconds after an error until the next attempt.
+    RETRY = 300.0
+    # Users whose verifiers wait to be written; some 400 octets each.
+    MOST = 10_000
+
+    def __init__(
+        self,
+        path: str,
+        algorithms: Iterable[str],
+        runner: Executor | None = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param algorithms: C{"sha1"} and C{"sha256"}.
+        @param runner: computes verifiers and writes the file.
+        @param clock: the reactor if not given.
+        """
+        self._path = path
+        self._algorithms = sorted(algorithms)
+        self._runner = _adding if runner is None else runner
+        self._clock = clock
+        self._computing = 0
+        # The stored passwords for which verifiers have been computed, by user.  If they could not
+        # be added, the next login must not compute them again.
+        self._tried: BoundedDict[str, str] = BoundedDict(self.MOST)
+        self._waiting: dict[str, Proved] = {}
+        self._isScheduled = False
+        self._reported = Once()
+
+    def proved(self, name: str, password: bytes, stored: str, has: Container[str]) -> None:
+        """
+        Add the missing verifiers of a user who has just proved the password.
+
+        @param stored: the user's stored password.
+        @param has: the algorithms for which the user has verifiers.
+        """
+        missing = [each for each in self._algorithms if each not in has]
+        if not missing or self._tried.get(name) == stored:
+            return
+        if self._computing >= _MOST_COMPUTED or len(self._waiting) >= self.MOST:
+            return
+        # The verifier of a longer password would differ from what the hash accepts.
+        if HASHES.isPlain(stored) or not HASHES.isWhollyCompared(stored, password):
+            return
+        missing = [each for each in missing if HASHES.scramKeys(stored, each) is None]
+        try:
+            text = password.decode("utf-8")
+        except UnicodeDecodeError:
+            return
+        if missing:
+            self._tried.put(name, stored)
+            self._computing += 1
+            computed = maybeDeferred(self._runner.run, _make, text, missing)
+            computed.addBoth(partial(self._made, name, stored))
+
+    def _made(self, name: str, stored: str, made: Any) -> None:
+        self._computing -= 1
+        if isinstance(made, Failure):
+            self._tried.pop(name, None)
+            self._failed(f"no verifier can be computed: {made.getErrorMessage()}")
+        elif made:
+            self._waiting[name] = Proved(stored, made)
+            if not self._isScheduled:
+                self._schedule(self.PAUSE)
+
+    def _schedule(self, seconds: float) -> None:
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = IReactorTime(reactor)
+        self._isScheduled = True
+        self._clock.callLater(seconds, self._write)
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, {}
+        written = maybeDeferred(self._runner.run, addVerifiers, self._path, waiting)
+        written.addBoth(self._written, waiting)
+
+    def _written(self, outcome: Any, waiting: dict[str, Proved]) -> None:
+        self._isScheduled = False
+        if isinstance(outcome, Failure):
+            self._failed(f"no verifiers are added: {outcome.getErrorMessage()}")
+            self._waiting = {**waiting, **self._waiting}
+            self._schedule(self.RETRY)
+        else:
+            self._reported = Once()
+            if outcome:
+                log.info("{path}: added verifiers of {count} users", path=self._path, count=outcome)
+            if self._waiting:
+                self._schedule(self.PAUSE)
+
+    def _failed(self, sentence: str) -> None:
+        if self._reported.isFirst(sentence):
+            log.warn("{sentence}", sentence=sentence)
