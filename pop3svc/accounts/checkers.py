@@ -5,7 +5,7 @@ A mailbox provider made of twisted.cred checkers and a mailbox store.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -32,6 +32,20 @@ from pop3svc.interfaces import (
 from pop3svc.policy import Policy
 
 __all__ = ["AccountsProvider"]
+
+
+class _Accepted(NamedTuple):
+    """
+    A checker that has accepted a user.
+
+    @ivar checker: the index of the checker.
+    @ivar name: the user's name there.
+    @ivar version: see L{IPasswordAttempt.version}.
+    """
+
+    checker: int
+    name: str
+    version: str = ""
 
 
 @implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IExpiry, IProvenAccounts)
@@ -63,10 +77,9 @@ class AccountsProvider:
         self._scram = self._those(IScramAccounts)
         self._secrets = self._those(ISharedSecrets)
         self._bearer = self._those(IBearerAccounts)
-        # For each connection, the index of the checker that accepted the user, and the
-        # user's name there: IAccountStatus is asked of that checker.  These are not in
-        # info.providerTag, because that attribute belongs to the store.
-        self._acceptedBy: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
+        # For each connection, the checker that accepted the user: IAccountStatus is asked of that
+        # checker.  This is not in info.providerTag, because that attribute belongs to the store.
+        self._acceptedBy: WeakKeyDictionary[Any, _Accepted] = WeakKeyDictionary()
         self.name: str = store.name
         self.expireDays: int = store.expireDays if IExpiry.providedBy(store) else 0
 
@@ -105,7 +118,7 @@ class AccountsProvider:
                 if attempt is not None:
                     # The password was right, so a later failure does not count as a wrong guess.
                     attempt.isGuess = attempt.wasRefused = False
-                self._acceptedBy[info] = index, avatarID
+                self._acceptedBy[info] = _Accepted(index, avatarID, credentials.version)
                 return await maybeAwait(self._store.openMailbox, info, avatarID)
         return None
 
@@ -128,7 +141,7 @@ class AccountsProvider:
         for index, checker in self._secrets:
             secret: SharedSecret | None = await maybeAwait(checker.sharedSecret, info, username)
             if secret is not None:
-                self._acceptedBy[info] = index, secret.mailbox or username
+                self._acceptedBy[info] = _Accepted(index, secret.mailbox or username)
                 return secret
         return None
 
@@ -143,7 +156,7 @@ class AccountsProvider:
                 checker.scramKeys, info, username, algorithm, salt
             )
             if keys is not None:
-                self._acceptedBy[info] = index, keys.mailbox or username
+                self._acceptedBy[info] = _Accepted(index, keys.mailbox or username)
                 return keys
         return None
 
@@ -170,7 +183,7 @@ class AccountsProvider:
                 attempt.isGuess = True
             name: str | None = await maybeAwait(checker.userOfToken, info, token, username)
             if name is not None:
-                self._acceptedBy[info] = index, name
+                self._acceptedBy[info] = _Accepted(index, name)
                 return name
         return None
 
@@ -190,38 +203,40 @@ class AccountsProvider:
             elif await maybeAwait(checker.hasAccount, username):
                 mailbox = username
             if mailbox is not None:
-                self._acceptedBy[info] = index, mailbox
+                self._acceptedBy[info] = _Accepted(index, mailbox)
                 return mailbox
         return None if canTell else username
 
-    def _statusOf(self, info: IPOP3ConnectionInfo) -> tuple[Any, str]:
-        found = self._acceptedBy.get(info)
-        if found is None:
-            # A mechanism that asks no checker has proved the name.
-            return None, ""
-        index, avatarID = found
-        return IAccountStatus(self._checkers[index], None), avatarID
+    def _statusOf(self, accepted: _Accepted | None) -> Any:
+        # Without a checker, a mechanism has proved the name.
+        return None if accepted is None else IAccountStatus(self._checkers[accepted.checker], None)
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IAccountStatus.credentialsVersion}; empty if the checker does not provide it.
         """
-        status, avatarID = self._statusOf(info)
-        return "" if status is None else status.credentialsVersion(info, avatarID)
+        accepted = self._acceptedBy.get(info)
+        status = self._statusOf(accepted)
+        if accepted is None or status is None:
+            return ""
+        return accepted.version or status.credentialsVersion(info, accepted.name)
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
         See L{IAccountStatus.isStillValid}; true if the checker does not provide it.
         """
-        status, avatarID = self._statusOf(info)
-        return status is None or status.isStillValid(info, avatarID, version)
+        accepted = self._acceptedBy.get(info)
+        status = self._statusOf(accepted)
+        if accepted is None or status is None:
+            return True
+        return status.isStillValid(info, accepted.name, version)
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IMailboxStore.openMailbox}.
         """
         accepted = self._acceptedBy.get(info)
-        if accepted is not None and accepted[1] != username:
+        if accepted is not None and accepted.name != username:
             # This is left from an exchange that was cancelled, or from an earlier login.
             del self._acceptedBy[info]
         return self._store.openMailbox(info, username)

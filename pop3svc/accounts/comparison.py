@@ -159,7 +159,12 @@ class PasswordComparison:
             self._remembered.clear()
 
     async def isRight(
-        self, credentials: Any, stored: str | None, standIn: str = "", mayLogIn: bool = True
+        self,
+        credentials: Any,
+        stored: str | None,
+        standIn: str = "",
+        mayLogIn: bool = True,
+        secret: bytes | None = None,
     ) -> bool:
         """
         Compare the password of a login.
@@ -170,16 +175,17 @@ class PasswordComparison:
             hides this.
         @param mayLogIn: whether the user may log in with the right password.  If not, the password
             is always compared, because a quick refusal would tell that it is right.
+        @param secret: what is compared, if it is not the password as the client has sent it.
         @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
             failed, for example for lack of memory.
         """
         username: bytes = credentials.username
-        password: bytes = credentials.password
+        whole: bytes = credentials.password if secret is None else secret
         name = username.decode("utf-8", "surrogateescape")
         compared = stored or standIn or self._standIn
         # Some kinds of hashes do not accept NUL.
-        isUsable = len(password) <= LONGEST_PASSWORD and b"\0" not in password
-        password = password[:LONGEST_PASSWORD].replace(b"\0", b"")
+        isUsable = len(whole) <= LONGEST_PASSWORD and b"\0" not in whole
+        password = whole[:LONGEST_PASSWORD].replace(b"\0", b"")
         credentials = asAttempt(credentials)
         remembered, digest = self._remembered, b""
         if self._reader.isQuick(compared):
@@ -190,7 +196,7 @@ class PasswordComparison:
         else:
             if remembered is not None:
                 # Also for an unknown user, so that the time is the same.
-                digest = remembered.digestOf(username, credentials.password, compared)
+                digest = remembered.digestOf(username, whole, compared)
                 if remembered.has(digest) and stored is not None and mayLogIn:
                     return True
             matches = await self._queue.run(

@@ -35,6 +35,11 @@ class IPasswordAttempt(IUsernamePassword):
     patience: float = Attribute("How many seconds the login may wait for its check to begin.")
     clientIP: str | None = Attribute("str: the client's address; None if it is unknown.")
     isSecure: bool = Attribute("bool: the client's connection uses TLS.")
+    version: str = Attribute(
+        "str, settable: the credentialsVersion (L{pop3svc.interfaces.IAccountStatus}) of the "
+        "password that was accepted; empty to ask for it later.  A checker sets it if a user has "
+        "several passwords."
+    )
 
     def comparing() -> None:
         """
@@ -73,6 +78,7 @@ class PasswordAttempt(UsernamePassword):
         self.patience = patience
         self.clientIP = clientIP
         self.isSecure = isSecure
+        self.version = ""
 
     def comparing(self) -> None:
         """

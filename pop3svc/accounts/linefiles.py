@@ -32,7 +32,7 @@ def linesOf(path: str) -> Iterator[str]:
                 raise ValueError(f"{path} is larger than {_LARGEST} octets")
             yield from file
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}")
+        raise ValueError(f"{path}: {error.strerror}") from error
 
 
 @contextmanager

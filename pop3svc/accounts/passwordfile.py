@@ -19,8 +19,11 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pop3svc.accounts.apppasswordfile import AppPasswordFile
+from pop3svc.accounts.apppasswordlines import Entry, fileOf
+from pop3svc.accounts.apppasswords import secretIn
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
-from pop3svc.accounts.credentials import IPasswordAttempt
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS
 from pop3svc.accounts.linefiles import linesOf
 from pop3svc.accounts.passwordlines import checkUserName, extrasOf, verifierIn
@@ -207,6 +210,8 @@ def _parse(lines: Iterable[str]) -> Accounts:
     return Accounts(hashes, restrictions, verifiers, bad, badCount, plainCount, standIn, keyForms)
 
 
+# The beginning of the version of credentials with an application password.
+_APP = "app:"
 # For users without restrictions.
 _FREE = Restrictions()
 
@@ -280,6 +285,7 @@ class PasswordFile:
         self._reader = _reading if runner is None else runner
         self._runner = runner
         self._adder: VerifierAdder | None = None
+        self._apps = AppPasswordFile(self._path, runner, clock)
         self._clock = clock
         self._rereading: Shielded | None = None
         self._tried = 0.0
@@ -299,6 +305,13 @@ class PasswordFile:
         The absolute path of the file.
         """
         return self._path
+
+    @property
+    def appPasswordPath(self) -> str:
+        """
+        The absolute path of the file of application passwords, which need not exist.
+        """
+        return fileOf(self._path)
 
     # --- reading ------------------------------------------------------------------
 
@@ -381,6 +394,7 @@ class PasswordFile:
         See L{IReloading.reload}.
         """
         self._comparison.forget()
+        self._apps.forget()
         self._seen, self._tried = None, 0.0
         self._reported, self._fault = set(), ""
         return startNow(self._refresh())
@@ -420,6 +434,11 @@ class PasswordFile:
         name = username.decode("utf-8", "surrogateescape")
         known = self._accounts.hashes.get(name)
         restrictions = self._accounts.restrictions.get(name, _FREE)
+        secret = secretIn(credentials.password)
+        if secret is not None:
+            entry = await self._apps.find(name, secret[0])
+            if entry is not None and known is not None:
+                return await self._checkedByApp(credentials, entry, secret[1], restrictions)
         # For an unknown user, a comparison of the median cost hides that the user does not exist.
         isRight = await self._comparison.isRight(
             credentials, known, self._accounts.standIn, restrictions.mayLogIn(credentials)
@@ -433,6 +452,37 @@ class PasswordFile:
             has = self._accounts.verifiers.get(name, ())
             self._adder.proved(name, credentials.password, known, has)
         return username
+
+    async def _checkedByApp(
+        self, credentials: Any, entry: Entry, secret: bytes, restrictions: Restrictions
+    ) -> bytes:
+        """
+        Check an application password.
+        """
+        username: bytes = credentials.username
+        now = time.time()
+        mayBeUsed = restrictions.allows(credentials) and entry.password.mayBeUsed(credentials, now)
+        isRight = await self._comparison.isRight(
+            credentials,
+            entry.password.stored,
+            mayLogIn=mayBeUsed and restrictions.nologin is None,
+            secret=secret,
+        )
+        if not isRight or not mayBeUsed:
+            raise UnauthorizedLogin()
+        if restrictions.nologin is not None:
+            raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
+        if isinstance(credentials, PasswordAttempt):
+            credentials.version = self._appVersion(entry, restrictions)
+        self._apps.used(entry, now)
+        return username
+
+    def _appVersion(self, entry: Entry, restrictions: Restrictions) -> str:
+        """
+        @return: the version of the credentials of a session with an application password.
+        """
+        digest = self._digest(f"{entry.password}\0{restrictions}").hex()
+        return f"{_APP}{entry.selector}:{digest}"
 
     async def scramKeys(
         self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
@@ -491,10 +541,17 @@ class PasswordFile:
     async def _isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> bool:
         if self._isStale():
             await self._refresh()
-        now = self.credentialsVersion(info, username)
-        isBarred = self._accounts.restrictions.get(username, _FREE).nologin is not None
-        isKnown = username in self._accounts.hashes and not isBarred
-        return isKnown and hmac.compare_digest(now, version)
+        restrictions = self._accounts.restrictions.get(username, _FREE)
+        if username not in self._accounts.hashes or restrictions.nologin is not None:
+            return False
+        if version.startswith(_APP):
+            entry = await self._apps.find(username, version.split(":")[1])
+            if entry is None or entry.password.isExpired(time.time()):
+                return False
+            now = self._appVersion(entry, restrictions)
+        else:
+            now = self.credentialsVersion(info, username)
+        return hmac.compare_digest(now, version)
 
     async def hasAccount(self, username: str) -> bool:
         """

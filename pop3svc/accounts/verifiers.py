@@ -8,12 +8,13 @@ from collections.abc import Container, Iterable
 from functools import partial
 from typing import Any
 
-from twisted.internet.defer import maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from pop3svc.accounts.hashes import HASHES
+from pop3svc.accounts.lazywriting import LazyWriter
 from pop3svc.accounts.passwordediting import Proved, addVerifiers
 from pop3svc.accounts.scramkeys import makeVerifier
 from pop3svc.bounded import BoundedDict
@@ -49,8 +50,6 @@ class VerifierAdder:
 
     # Seconds from the first new verifier until the file is written.
     PAUSE = 10.0
-    # Seconds after an error until the next attempt.
-    RETRY = 300.0
     # Users whose verifiers wait to be written; some 400 octets each.
     MOST = 10_000
 
@@ -69,13 +68,13 @@ class VerifierAdder:
         self._path = path
         self._algorithms = sorted(algorithms)
         self._runner = _adding if runner is None else runner
-        self._clock = clock
         self._computing = 0
         # The stored passwords for which verifiers have been computed, by user.  If they could not
         # be added, the next login must not compute them again.
         self._tried: BoundedDict[str, str] = BoundedDict(self.MOST)
-        self._waiting: dict[str, Proved] = {}
-        self._isScheduled = False
+        self._writer: LazyWriter[str, Proved] = LazyWriter(
+            "no verifiers are added", self._write, self.PAUSE, self.MOST, clock
+        )
         self._reported = Once()
 
     def proved(self, name: str, password: bytes, stored: str, has: Container[str]) -> None:
@@ -88,7 +87,7 @@ class VerifierAdder:
         missing = [each for each in self._algorithms if each not in has]
         if not missing or self._tried.get(name) == stored:
             return
-        if self._computing >= _MOST_COMPUTED or len(self._waiting) >= self.MOST:
+        if self._computing >= _MOST_COMPUTED or self._writer.isFull:
             return
         # The verifier of a longer password would differ from what the hash accepts.
         if HASHES.isPlain(stored) or not HASHES.isWhollyCompared(stored, password):
@@ -108,38 +107,15 @@ class VerifierAdder:
         self._computing -= 1
         if isinstance(made, Failure):
             self._tried.pop(name, None)
-            self._failed(f"no verifier can be computed: {made.getErrorMessage()}")
+            sentence = f"no verifier can be computed: {made.getErrorMessage()}"
+            if self._reported.isFirst(sentence):
+                log.warn("{sentence}", sentence=sentence)
         elif made:
-            self._waiting[name] = Proved(stored, made)
-            if not self._isScheduled:
-                self._schedule(self.PAUSE)
+            self._writer.put(name, Proved(stored, made))
 
-    def _schedule(self, seconds: float) -> None:
-        if self._clock is None:
-            from twisted.internet import reactor
+    def _write(self, waiting: dict[str, Proved]) -> Deferred[Any]:
+        return self._runner.run(addVerifiers, self._path, waiting).addCallback(self._written)
 
-            self._clock = IReactorTime(reactor)
-        self._isScheduled = True
-        self._clock.callLater(seconds, self._write)
-
-    def _write(self) -> None:
-        waiting, self._waiting = self._waiting, {}
-        written = maybeDeferred(self._runner.run, addVerifiers, self._path, waiting)
-        written.addBoth(self._written, waiting)
-
-    def _written(self, outcome: Any, waiting: dict[str, Proved]) -> None:
-        self._isScheduled = False
-        if isinstance(outcome, Failure):
-            self._failed(f"no verifiers are added: {outcome.getErrorMessage()}")
-            self._waiting = {**waiting, **self._waiting}
-            self._schedule(self.RETRY)
-        else:
-            self._reported = Once()
-            if outcome:
-                log.info("{path}: added verifiers of {count} users", path=self._path, count=outcome)
-            if self._waiting:
-                self._schedule(self.PAUSE)
-
-    def _failed(self, sentence: str) -> None:
-        if self._reported.isFirst(sentence):
-            log.warn("{sentence}", sentence=sentence)
+    def _written(self, count: int) -> None:
+        if count:
+            log.info("{path}: added verifiers of {count} users", path=self._path, count=count)

@@ -233,6 +233,10 @@ class Assembly:
     def _passwordFiles(self) -> list[str]:
         return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
 
+    def _appPasswordFiles(self) -> list[str]:
+        found = [each.appPasswordPath for each in self._checkers if isinstance(each, PasswordFile)]
+        return [path for path in found if os.path.exists(path)]
+
     def _accountDatabases(self) -> list[str]:
         # SQLAccounts is not imported here, because few services need it.
         found = [getattr(each, "databasePath", None) for each in self._checkers]
@@ -273,6 +277,12 @@ class Assembly:
                 )
         if not kept:
             return None
+        # The application passwords have the owner of the password file, and may be made later.
+        kept += [
+            each.appPasswordPath
+            for each in self._checkers
+            if isinstance(each, PasswordFile) and each.path in kept
+        ]
         made = startOpener(kept)
         setPrivileged(made.open)
         return made
@@ -313,6 +323,7 @@ class Assembly:
             *(("the private key", each.privateKey) for each in self._certificates.all()),
             *(("the client CA", each) for each in clientCAs),
             *(("the password file", each) for each in self._passwordFiles()),
+            *(("the file of application passwords", each) for each in self._appPasswordFiles()),
             *(("the database of accounts", each) for each in self._accountDatabases()),
             *(("the secret", each) for each in self.settings.secretFiles),
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),

@@ -1,18 +1,21 @@
 """
-C{pop3svc user add|password|remove|list}: manage a password file.
+C{pop3svc user add|password|remove|list|app-password}: manage a password file.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from getpass import getpass
 from typing import Any
 
+from pop3svc.accounts.apppasswordlines import revokeAppPasswords
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import Accounts, readPasswordFile
 from pop3svc.accounts.passwordlines import checkUserName
 from pop3svc.logs import escaped
+from pop3svc.service import apppasswordcommand
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
 __all__ = ["addParser", "run"]
@@ -28,7 +31,9 @@ def addParser(commands: Any) -> None:
     @param commands: the object that C{add_subparsers} returned.
     """
     user = commands.add_parser("user", help="manage the accounts of a password file")
-    actions = user.add_subparsers(dest="action", required=True, metavar="add|password|remove|list")
+    actions = user.add_subparsers(
+        dest="action", required=True, metavar="add|password|remove|list|app-password"
+    )
     for name, help in (
         ("add", "add a user"),
         ("password", "change a user's password"),
@@ -58,6 +63,7 @@ def addParser(commands: Any) -> None:
         action.add_argument(
             "--file", metavar="FILE", help="the password file (default: the embedded default's)"
         )
+    apppasswordcommand.addParser(actions)
 
 
 def _askPassword() -> str:
@@ -84,18 +90,28 @@ def _complain(path: str, accounts: Accounts) -> None:
         print(f"pop3svc: {path}, {sentence}", file=sys.stderr)
 
 
+def _namesIn(accounts: Accounts) -> set[str]:
+    """
+    @return: the users, also those who cannot log in because of a bad line.
+    """
+    return accounts.hashes.keys() | {each.name for each in accounts.badLines}
+
+
 def run(arguments: argparse.Namespace) -> None:
     """
     Carry out the command.
 
     @raise ValueError: the file was not changed; the text gives the reason.
     """
-    path = arguments.file
+    path = getattr(arguments, "file", None)
     if path is None:
         data = DataDirectory(defaultDataDirectory())
         if arguments.action == "add":
             data.make()
         path = data.passwordFile
+    if arguments.action == "app-password":
+        apppasswordcommand.run(arguments, path)
+        return
     if arguments.action == "list":
         accounts = readPasswordFile(path)
         for name in accounts.hashes:
@@ -103,15 +119,20 @@ def run(arguments: argparse.Namespace) -> None:
         _complain(path, accounts)
         return
     if arguments.action == "remove":
+        # First the application passwords, because a later user of the name must not get them.
+        revokeAppPasswords(path, arguments.name)
         removeUser(path, arguments.name)
     elif arguments.action == "add":
         checkUserName(arguments.name)
-        addUser(path, arguments.name, _askPassword(), form=arguments.form)
+        password = _askPassword()
+        if not os.path.exists(path) or arguments.name not in _namesIn(readPasswordFile(path)):
+            # Somebody may have removed a user of this name with an editor.
+            revokeAppPasswords(path, arguments.name)
+        addUser(path, arguments.name, password, form=arguments.form)
     else:
         accounts = readPasswordFile(path)
         # A user with a bad line cannot log in.  A new password replaces that line.
-        named = {each.name for each in accounts.badLines}
-        isThere = arguments.name in accounts.hashes or arguments.name in named
+        isThere = arguments.name in _namesIn(accounts)
         if not isThere and accounts.badCount == len(accounts.badLines):
             raise ValueError(f"there is no user {arguments.name}")
         setPassword(path, arguments.name, _askPassword(), arguments.form)

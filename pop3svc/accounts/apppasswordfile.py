@@ -1,0 +1,183 @@
+"""
+The application passwords of a password file, for logins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pop3svc.accounts.apppasswordlines import Entry, fileOf, readAppPasswords, recordUses
+from pop3svc.accounts.lazywriting import LazyWriter
+from pop3svc.awaiting import CallTimeout, Shielded
+from pop3svc.bounded import BoundedDict
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import FileStamp, stampOf
+from pop3svc.once import Once
+from pop3svc.threadpool import BoundedThreadPool, Executor
+
+__all__ = ["AppPasswordFile", "UseTimes"]
+
+log = Logger(namespace="pop3svc")
+
+Key = tuple[str, str]
+
+# This file has its own thread, like the password file.
+_files = BoundedThreadPool("pop3svc-app-passwords", threads=1, waiting=100)
+
+
+def _read(path: str) -> tuple[FileStamp | None, dict[Key, Entry], list[str]]:
+    """
+    @return: the stamp of the file before it was read, and the result of L{readAppPasswords}.
+    """
+    return stampOf(fileOf(path)), *readAppPasswords(path)
+
+
+class UseTimes:
+    """
+    Records when application passwords are used: each at most once a minute.
+    """
+
+    # Seconds between two records of one password.
+    PERIOD = 60.0
+    # Seconds from a use until it is written, together with others.
+    PAUSE = 5.0
+    # The most passwords that are remembered; some 200 octets each.
+    MOST = 10_000
+
+    def __init__(
+        self,
+        write: Callable[[dict[Key, float]], Any],
+        what: str,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param write: writes times in seconds since 1970, and may return a Deferred.
+        @param what: see L{LazyWriter}.
+        """
+        self._writer: LazyWriter[Key, float] = LazyWriter(what, write, self.PAUSE, self.MOST, clock)
+        self._recorded: BoundedDict[Key, float] = BoundedDict(self.MOST)
+
+    def record(self, key: Key, now: float) -> None:
+        """
+        Record a use.
+
+        @param key: a user and a selector.
+        @param now: seconds since 1970.
+        """
+        before = self._recorded.get(key)
+        if before is None or not 0 <= now - before < self.PERIOD:
+            self._recorded.put(key, now)
+            self._writer.put(key, now)
+
+
+class AppPasswordFile:
+    """
+    Finds the application passwords of a password file, and records their use.  The file is read
+    again, in a thread, when it has changed.  It is looked at only when a client sends a password in
+    the form of an application password.
+    """
+
+    # Seconds that a login waits for the file.  Then it is refused, because the application password
+    # may have been revoked.
+    PATIENCE = 5.0
+    # Seconds between attempts to read an unreadable file.
+    RETRY = 1.0
+
+    def __init__(
+        self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
+    ) -> None:
+        """
+        @param path: the password file.
+        @param runner: reads and writes the files.
+        @param clock: the reactor if not given.
+        """
+        self._path = path
+        self._file = fileOf(path)
+        self._runner = _files if runner is None else runner
+        self._clock = clock
+        self._hasRead = False
+        # None if there is no file.
+        self._seen: FileStamp | None = None
+        self._entries: dict[Key, Entry] = {}
+        self._reading: Shielded | None = None
+        self._fault = ""
+        self._tried = 0.0
+        self._reported = Once(1000)
+        self._uses = UseTimes(
+            self._record, "the last use of application passwords is not recorded", clock
+        )
+
+    async def find(self, user: str, selector: str) -> Entry | None:
+        """
+        @raise POP3ResponseError: C{SYS/TEMP}: the file cannot be read.
+        """
+        # A read that began before the file changed may be under way, so look twice.
+        for _ in range(2):
+            if self._hasRead and stampOf(self._file) == self._seen:
+                break
+            await self._refresh()
+        if not self._hasRead:
+            raise _unavailable()
+        return self._entries.get((user, selector))
+
+    async def _refresh(self) -> None:
+        if self._reading is None or self._reading.done:
+            if self._fault and time.monotonic() - self._tried < self.RETRY:
+                raise _unavailable()
+            self._reading = Shielded(self._read)
+        if self._reading.done:
+            return
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = IReactorTime(reactor)
+        try:
+            await self._reading.outcome(self._clock, self.PATIENCE)
+        except CallTimeout:
+            raise _unavailable() from None
+
+    async def _read(self) -> None:
+        self._tried = time.monotonic()
+        fault = ""
+        try:
+            self._seen, self._entries, complaints = await self._runner.run(_read, self._path)
+        except (POP3ResponseError, ValueError) as error:
+            fault = str(error)
+            if isinstance(error, POP3ResponseError):
+                fault = f"{self._file} cannot be read now, for lack of threads"
+            self._hasRead = False
+            if fault != self._fault:
+                log.error("no application passwords: {error}", error=fault)
+        else:
+            self._hasRead = True
+            for each in complaints:
+                if self._reported.isFirst(each):
+                    log.error("{path}, {line}", path=self._file, line=each)
+        self._fault = fault
+
+    def forget(self) -> None:
+        """
+        Read the file again at the next login, and log its errors again.
+        """
+        self._hasRead, self._fault, self._reported = False, "", Once(1000)
+
+    def used(self, entry: Entry, now: float) -> None:
+        """
+        Record that a password was used.
+
+        @param now: seconds since 1970.
+        """
+        self._uses.record((entry.user, entry.selector), now)
+
+    def _record(self, uses: dict[Key, float]) -> Deferred[Any]:
+        return self._runner.run(recordUses, self._path, uses)
+
+
+def _unavailable() -> POP3ResponseError:
+    return POP3ResponseError("Accounts are not available now.", "SYS/TEMP")
