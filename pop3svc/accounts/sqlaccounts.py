@@ -7,6 +7,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,11 +19,13 @@ from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from pop3svc.accounts.apppasswords import AppPassword, secretIn
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
-from pop3svc.accounts.credentials import IPasswordAttempt
+from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
 from pop3svc.accounts.restrictions import Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
+from pop3svc.accounts.sqlapppasswords import BadQuery, SQLAppPasswords, valuesOf
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
 from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Transaction
@@ -56,10 +60,8 @@ _LONGEST_NAME = 512
 _VERSIONS = 10_000
 
 
-class _BadQuery(Exception):
-    """
-    The query does not return the required columns; a sentence for the operator.
-    """
+# The beginning of the version of credentials with an application password.
+_APP = "app:"
 
 
 class _BadAccount(Exception):
@@ -83,27 +85,22 @@ class _Row(NamedTuple):
 # --- the query ------------------------------------------------------------------
 
 
-def _values(name: str) -> dict[str, str]:
-    local, at, domain = name.rpartition("@")
-    return {"user": name, "local": local if at else name, "domain": domain if at else ""}
-
-
 def _columnsOf(cursor: Any) -> list[str]:
     """
     @return: the names of the columns.
-    @raise _BadQuery: a required column is missing, or there is an unknown one.
+    @raise BadQuery: a required column is missing, or there is an unknown one.
     """
     if cursor.description is None:
-        raise _BadQuery("the query returns no rows")
+        raise BadQuery("the query returns no rows")
     columns = [str(each[0]).lower() for each in cursor.description]
     allowed = f"a query returns password, and may return {', '.join(COLUMNS[1:])}"
     if len(set(columns)) != len(columns):
-        raise _BadQuery(f"the query returns a column twice; {allowed}")
+        raise BadQuery(f"the query returns a column twice; {allowed}")
     if "password" not in columns:
-        raise _BadQuery(f"the query returns no column password; {allowed}")
+        raise BadQuery(f"the query returns no column password; {allowed}")
     others = sorted(set(columns) - set(COLUMNS))
     if others:
-        raise _BadQuery(f"the query returns a column {others[0]}; {allowed}")
+        raise BadQuery(f"the query returns a column {others[0]}; {allowed}")
     return columns
 
 
@@ -111,7 +108,7 @@ def _look(transaction: Transaction, query: str, name: str) -> list[dict[str, Any
     """
     @return: the rows of a user, two at most.
     """
-    cursor = transaction.execute(query, **_values(name))
+    cursor = transaction.execute(query, **valuesOf(name))
     columns = _columnsOf(cursor)
     return [dict(zip(columns, each, strict=True)) for each in cursor.fetchmany(2)]
 
@@ -184,11 +181,13 @@ class SQLAccounts:
         reader: HashReader = HASHES,
         runner: Executor | None = None,
         clock: IReactorTime | None = None,
+        apps: SQLAppPasswords | None = None,
     ) -> None:
         """
         @param reader: reads stored passwords.
         @param runner: compares passwords.
         @param clock: the reactor if not given.
+        @param apps: the users' application passwords.
         @raise ValueError: the query has none of the parameters, or another; a sentence for the
             operator.
         """
@@ -212,6 +211,7 @@ class SQLAccounts:
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
+        self._apps = apps
         self._versions: BoundedDict[str, str] = BoundedDict(_VERSIONS)
 
     def check(self) -> None:
@@ -224,7 +224,9 @@ class SQLAccounts:
         """
         try:
             self._database.check(_look, self._query, "nobody@example.invalid")
-        except _BadQuery as error:
+            if self._apps is not None:
+                self._apps.check()
+        except BadQuery as error:
             raise ValueError(str(error))
         except DatabaseRefused as error:
             raise ValueError(str(error))
@@ -248,7 +250,7 @@ class SQLAccounts:
         @return: the rows of a user, two at most.
         @raise POP3ResponseError: C{SYS/TEMP}: the database or the query does not work.
         """
-        if "\0" in name or len(name) > _LONGEST_NAME or not _isUTF8(name):
+        if not _mayBeInDatabase(name):
             return []
         try:
             rows = await self._database.run(_look, self._query, name, isReading=True)
@@ -302,6 +304,8 @@ class SQLAccounts:
         See L{IPasswordComparing.rememberChecks}.
         """
         self._comparison.remember(seconds)
+        if self._apps is not None:
+            self._apps.comparison.remember(seconds)
 
     def requestAvatarId(self, credentials: Any) -> Any:
         """
@@ -317,6 +321,11 @@ class SQLAccounts:
         username: bytes = credentials.username
         name = username.decode("utf-8", "surrogateescape")
         row = await self._find(name)
+        secret = None if self._apps is None else secretIn(credentials.password)
+        if secret is not None:
+            app = await self._app(name, secret[0])
+            if app is not None and row is not None:
+                return await self._checkedByApp(credentials, row, app, secret)
         # For an unknown user, a comparison of the usual cost hides that the user does not exist.
         stored = None if row is None else row.password
         isRight = await self._comparison.isRight(
@@ -331,7 +340,43 @@ class SQLAccounts:
             # Not AUTH, because that would count as a wrong guess, and would not show the reason.
             raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
         self._versions.put(name, self._versionOf(row))
-        return username if row.user is None else row.user.encode("utf-8", "surrogateescape")
+        return _mailboxOf(username, row)
+
+    async def _app(self, name: str, selector: str) -> AppPassword | None:
+        if self._apps is None or not _mayBeInDatabase(name):
+            return None
+        return await self._apps.find(name, selector)
+
+    async def _checkedByApp(
+        self, credentials: Any, row: _Row, app: AppPassword, secret: tuple[str, bytes]
+    ) -> bytes:
+        """
+        Check an application password.
+        """
+        assert self._apps is not None
+        username: bytes = credentials.username
+        now = time.time()
+        mayBeUsed = row.restrictions.allows(credentials) and app.mayBeUsed(credentials, now)
+        isRight = await self._apps.comparison.isRight(
+            credentials,
+            app.stored,
+            mayLogIn=mayBeUsed and row.restrictions.nologin is None,
+            secret=secret[1],
+        )
+        if not isRight or not mayBeUsed:
+            raise UnauthorizedLogin()
+        if row.restrictions.nologin is not None:
+            raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
+        if isinstance(credentials, PasswordAttempt):
+            credentials.version = self._appVersion(row, app, secret[0])
+        self._apps.used(username.decode("utf-8", "surrogateescape"), secret[0], now)
+        return _mailboxOf(username, row)
+
+    def _appVersion(self, row: _Row, app: AppPassword, selector: str) -> str:
+        """
+        @return: the version of the credentials of a session with an application password.
+        """
+        return f"{_APP}{selector}:{self._digestOf((app, row.user, row.restrictions))}"
 
     async def scramKeys(
         self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
@@ -380,7 +425,10 @@ class SQLAccounts:
         return row.user or username
 
     def _versionOf(self, row: _Row) -> str:
-        fields = "\0".join(str(each) for each in row)
+        return self._digestOf(row)
+
+    def _digestOf(self, values: Iterable[Any]) -> str:
+        fields = "\0".join(str(each) for each in values)
         octets = fields.encode("utf-8", "surrogateescape")
         return hashlib.blake2b(octets, key=self._secret, digest_size=16).hexdigest()
 
@@ -404,8 +452,19 @@ class SQLAccounts:
         return startNow(self._isStillValid(info.userNameAtLogin or username, version))
 
     async def _isStillValid(self, name: str, version: str) -> bool:
+        if version.startswith(_APP):
+            return await self._isAppStillValid(name, version)
         now = await self._currentVersion(name)
         return now != "" and hmac.compare_digest(now, version)
+
+    async def _isAppStillValid(self, name: str, version: str) -> bool:
+        selector = version.split(":")[1]
+        row = await self._find(name)
+        app = await self._app(name, selector)
+        if row is None or row.restrictions.nologin is not None or app is None:
+            return False
+        now = self._appVersion(row, app, selector)
+        return not app.isExpired(time.time()) and hmac.compare_digest(now, version)
 
     def hasAccount(self, username: str) -> Any:
         """
@@ -431,10 +490,20 @@ class SQLAccounts:
         """
         self._reported = Once()
         self._comparison.forget()
+        if self._apps is not None:
+            self._apps.forget()
 
 
 def _unavailable() -> POP3ResponseError:
     return POP3ResponseError("Accounts are not available now.", "SYS/TEMP")
+
+
+def _mayBeInDatabase(name: str) -> bool:
+    return "\0" not in name and len(name) <= _LONGEST_NAME and _isUTF8(name)
+
+
+def _mailboxOf(username: bytes, row: _Row) -> bytes:
+    return username if row.user is None else row.user.encode("utf-8", "surrogateescape")
 
 
 def _isUTF8(name: str) -> bool:

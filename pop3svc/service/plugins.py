@@ -317,6 +317,24 @@ def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
     return text, options
 
 
+def _statementsIn(text: str) -> tuple[str, dict[str, str]]:
+    """
+    Take the SQL statements from the end of the argument of C{sql}: C{query}, and after it C{apps}
+    and C{used}.  Their colons need no backslash.
+
+    @return: the text before them, and the statements by name.
+    @raise ValueError: a statement is given twice.
+    """
+    rest, _, behind = text.partition(":query=")
+    query, *parts = re.split(r":(apps|used)=", behind)
+    statements = {"query": query.strip()}
+    for name, statement in zip(parts[::2], parts[1::2], strict=True):
+        if name in statements:
+            raise ValueError(f"{name} is given twice")
+        statements[name] = statement.strip()
+    return rest, statements
+
+
 # Connections of a process for its logins: each login needs one for a few milliseconds.
 _CONNECTIONS = 2
 
@@ -324,19 +342,23 @@ _CONNECTIONS = 2
 @implementer(IPlugin, ICheckerFactory)
 class SQLAccountsMaker:
     """
-    The kind C{sql:DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY} for C{--auth}.
+    The kind C{sql:DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY[:apps=QUERY]
+    [:used=STATEMENT]} for C{--auth}.
     """
 
     authType = "sql"
     authHelp = (
         "Accounts in a database: sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE.  The "
         "query has the parameters :user, :local and :domain.  It returns one row or none, with the "
-        "column password, and the optional columns user, nologin and allow_nets.  The query is the "
-        "last option, and colons in it need no backslash.  scheme= names the scheme of passwords "
+        "column password, and the optional columns user, nologin and allow_nets.  apps= is a query "
+        "for application passwords, and used= a statement for their last use.  These come last, "
+        "and colons in them need no backslash.  scheme= names the scheme of passwords "
         "that name none.  With courier=yes, {MD5} has Courier's form.  With required=yes, the "
         "service does not start while the database does not answer."
     )
-    argStringFormat = "DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY"
+    argStringFormat = (
+        "DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY[:apps=QUERY][:used=STATEMENT]"
+    )
     credentialInterfaces = (IUsernamePassword,)
 
     def generateChecker(self, argstring: str) -> Any:
@@ -345,19 +367,32 @@ class SQLAccountsMaker:
         """
         # These are imported for those who use them only.
         from pop3svc.accounts.sqlaccounts import SQLAccounts
+        from pop3svc.accounts.sqlapppasswords import SQLAppPasswords
         from pop3svc.database import Database, DatabaseUnavailable
         from pop3svc.drivers import makeDriver
 
-        rest, found, query = argstring.partition(":query=")
-        if not found or not query.strip():
+        rest, statements = _statementsIn(argstring)
+        query = statements["query"]
+        if not query:
             raise ValueError("a query is needed, as in sql:DSN:query=SELECT ...")
+        if "used" in statements and "apps" not in statements:
+            raise ValueError("used requires apps")
         rest, options = _optionsBehind(rest, "scheme|courier|required")
         for name in ("courier", "required"):
             if options.setdefault(name, "no") not in ("yes", "no"):
                 raise ValueError(f"{name} is yes or no")
         driver = makeDriver(rest, isReadOnly=True, prepares=False)
         reader = HashReader(options.get("scheme", "CRYPT"), options["courier"] == "yes")
-        accounts = SQLAccounts(Database(driver, threads=_CONNECTIONS), query, reader)
+        database = Database(driver, threads=_CONNECTIONS)
+        apps: Any = None
+        if "apps" in statements:
+            writing = None
+            if "used" in statements:
+                writing = Database(makeDriver(rest, prepares=False), threads=1)
+            apps = SQLAppPasswords(
+                database, statements["apps"], writing, statements.get("used", "")
+            )
+        accounts = SQLAccounts(database, query, reader, apps=apps)
         try:
             accounts.check()
         except DatabaseUnavailable as error:

@@ -1,0 +1,215 @@
+"""
+Application passwords in a database, found by a query of the operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IReactorTime
+from twisted.logger import Logger
+
+from pop3svc.accounts.apppasswordfile import UseTimes
+from pop3svc.accounts.apppasswords import AppPassword, expiryOf
+from pop3svc.accounts.comparison import PasswordComparison
+from pop3svc.accounts.hashes import HASHES
+from pop3svc.accounts.restrictions import networksOf
+from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.drivers import isUnencodable, parametersOf
+from pop3svc.errors import POP3ResponseError
+from pop3svc.health import Health
+from pop3svc.once import Once
+from pop3svc.threadpool import Executor
+
+__all__ = ["BadQuery", "SQLAppPasswords", "valuesOf"]
+
+log = Logger(namespace="pop3svc")
+
+_COLUMNS = ("hash", "networks", "expires")
+_PARAMETERS = ("user", "local", "domain", "selector")
+
+Key = tuple[str, str]
+
+
+class BadQuery(Exception):
+    """
+    A query does not return the required columns; a sentence for the operator.
+    """
+
+
+def valuesOf(name: str) -> dict[str, str]:
+    """
+    @param name: the name of a login.
+    @return: the values of the parameters C{:user}, C{:local} and C{:domain}.
+    """
+    local, at, domain = name.rpartition("@")
+    return {"user": name, "local": local if at else name, "domain": domain if at else ""}
+
+
+def _checkParameters(what: str, statement: str) -> None:
+    """
+    @raise ValueError: a parameter is missing or unknown; a sentence for the operator.
+    """
+    used = parametersOf(statement)
+    others = sorted(used - set(_PARAMETERS))
+    if others:
+        raise ValueError(
+            f"{what} has a parameter :{others[0]}; there are :user, :local, :domain and :selector"
+        )
+    if "selector" not in used or not used & {"user", "local"}:
+        raise ValueError(f"{what} needs the parameters :selector and :user or :local")
+
+
+def _look(transaction: Transaction, query: str, key: Key) -> list[dict[str, Any]]:
+    """
+    @return: the rows of an application password, two at most.
+    """
+    name, selector = key
+    cursor = transaction.execute(query, **valuesOf(name), selector=selector)
+    if cursor.description is None:
+        raise BadQuery("apps: the query returns no rows")
+    columns = [str(each[0]).lower() for each in cursor.description]
+    if not _isComplete(columns):
+        raise BadQuery("apps: the query returns hash, and may return networks and expires")
+    return [dict(zip(columns, each, strict=True)) for each in cursor.fetchmany(2)]
+
+
+def _isComplete(columns: Collection[str]) -> bool:
+    isUnique = len(set(columns)) == len(columns)
+    return isUnique and "hash" in columns and set(columns) <= set(_COLUMNS)
+
+
+def _record(transaction: Transaction, statement: str, uses: Collection[Key]) -> None:
+    for name, selector in uses:
+        transaction.execute(statement, **valuesOf(name), selector=selector)
+
+
+def _textOf(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bytes | memoryview):
+        return bytes(value).decode("utf-8", "surrogateescape")
+    if not isinstance(value, str):
+        raise ValueError("a column that is no text")
+    return value
+
+
+class SQLAppPasswords:
+    """
+    Finds application passwords by a query with the parameters C{:selector} and C{:user}, C{:local}
+    or C{:domain}.  It returns one row or none, with the column C{hash}, and the optional columns
+    C{networks} (as C{allow_nets}) and C{expires} (for L{expiryOf}).
+
+    @ivar comparison: compares secrets with these hashes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        query: str,
+        writing: Database | None = None,
+        statement: str = "",
+        runner: Executor | None = None,
+        clock: IReactorTime | None = None,
+    ) -> None:
+        """
+        @param writing: the database for C{statement}.
+        @param statement: run for a password that was used, with the same parameters; at most once
+            a minute for each password.
+        @param runner: compares secrets.
+        @param clock: the reactor if not given.
+        @raise ValueError: a statement has wrong parameters; a sentence for the operator.
+        """
+        _checkParameters("apps: the query", query)
+        if writing is not None:
+            _checkParameters("used: the statement", statement)
+        self._database = database
+        self._query = query
+        self._writing = writing
+        self._statement = statement
+        self._name = f"application passwords in {database.name}"
+        self.comparison = PasswordComparison(self._name, HASHES, runner, clock)
+        self._health = Health(f"the query for {self._name}")
+        self._reported = Once()
+        self._uses = UseTimes(self._write, f"the last use of {self._name} is not recorded", clock)
+
+    def check(self) -> None:
+        """
+        Try the query.  Blocks, for a limited time.
+
+        @raise BadQuery: it returns the wrong columns.
+        """
+        self._database.check(_look, self._query, ("nobody@example.invalid", "aaaa"))
+
+    async def find(self, name: str, selector: str) -> AppPassword | None:
+        """
+        @param name: a name that may be in a database.
+        @return: the application password; L{None} if there is none, or it cannot be used.
+        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query does not work.
+        """
+        try:
+            rows = await self._database.run(_look, self._query, (name, selector), isReading=True)
+        except DatabaseUnavailable:
+            # The database has logged the failure.
+            raise _unavailable() from None
+        except Exception as error:
+            if isUnencodable(error):
+                return None
+            self._health.failed(" ".join(str(error).split()) or type(error).__name__)
+            raise _unavailable() from None
+        self._health.succeeded()
+        if not rows:
+            return None
+        try:
+            if len(rows) > 1:
+                raise ValueError("the query returns more than one row")
+            return _passwordIn(rows[0])
+        except ValueError as error:
+            if self._reported.isFirst((name, selector, str(error))):
+                log.error(
+                    "{source}: {name} cannot use {selector}: {error}",
+                    source=self._name,
+                    name=name,
+                    selector=selector,
+                    error=str(error),
+                )
+            return None
+
+    def used(self, name: str, selector: str, now: float) -> None:
+        """
+        Record that a password was used.
+
+        @param now: seconds since 1970.
+        """
+        if self._writing is not None:
+            self._uses.record((name, selector), now)
+
+    def _write(self, uses: dict[Key, float]) -> Deferred[Any]:
+        assert self._writing is not None
+        return self._writing.run(_record, self._statement, list(uses), mayRepeat=True)
+
+    def forget(self) -> None:
+        """
+        Log errors again that were logged.
+        """
+        self._reported = Once()
+        self.comparison.forget()
+
+
+def _passwordIn(row: dict[str, Any]) -> AppPassword:
+    """
+    @raise ValueError: the row cannot be used; a short reason.
+    """
+    stored = _textOf(row["hash"])
+    HASHES.costOf(stored)
+    networks = _textOf(row.get("networks"))
+    expires = row.get("expires")
+    if isinstance(expires, bytes | memoryview):
+        expires = _textOf(expires)
+    return AppPassword(stored, networksOf(networks), expiryOf(expires))
+
+
+def _unavailable() -> POP3ResponseError:
+    return POP3ResponseError("Accounts are not available now.", "SYS/TEMP")
