@@ -32,6 +32,7 @@ from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.plugins import SQLAccountsMaker
 from pop3svc.testing import Inline, conversation
 from tests.support.databases import inlineDatabase
+from tests.support.postgresql import PostgreSQL, needsPostgreSQL
 
 PAGE = (Path(__file__).parent.parent.parent / "docs" / "sqlaccounts.rst").read_text()
 TABLE = re.search(r"    CREATE TABLE app_password \(.*?\n    \);", PAGE, re.DOTALL)
@@ -309,3 +310,43 @@ def test_statements(accounts: Accounts) -> None:
     ):
         with pytest.raises(ValueError, match=says):
             SQLAccountsMaker().generateChecker(f"sqlite:{accounts.path}:{argument}")
+
+
+@needsPostgreSQL
+def test_postgresql() -> None:
+    """
+    The table of the documentation, with its types.
+    """
+    assert TABLE is not None
+    selector, secret = makeSecret()
+    with PostgreSQL() as server:
+        server.execute(TABLE[0])
+        server.execute("CREATE TABLE account (name text, password text)")
+        server.execute("INSERT INTO account VALUES ('ann', '{PLAIN}main')")
+        server.execute(
+            "INSERT INTO app_password (name, selector, hash, label, networks, expires) "
+            "VALUES ('ann', %s, %s, 'Phone', '192.0.2.0/24', now() AT TIME ZONE 'UTC' + '1 hour')",
+            [selector, _quick.hash(secret.replace("-", ""))],
+        )
+        reading, writing = inlineDatabase(server.dsn), inlineDatabase(server.dsn)
+        clock = Clock()
+        apps = SQLAppPasswords(reading, APPS, writing, USED, Inline(), clock)
+        checker = SQLAccounts(
+            reading, "SELECT password FROM account WHERE name = :user", runner=Inline(), apps=apps
+        )
+        checker.check()
+
+        def isGood() -> bool:
+            got: list[Any] = []
+            credentials = PasswordAttempt(b"ann", secret.encode(), clientIP="192.0.2.1")
+            maybeDeferred(checker.requestAvatarId, credentials).addBoth(got.append)
+            return got == [b"ann"]
+
+        assert isGood()
+        clock.advance(UseTimes.PAUSE)
+        used = server.execute("SELECT count(*) FROM app_password WHERE last_used IS NOT NULL")
+        assert used == [(1,)]
+        server.execute(
+            "UPDATE app_password SET expires = now() AT TIME ZONE 'UTC' - '1 s'::interval"
+        )
+        assert not isGood()
