@@ -3,9 +3,9 @@ Malformed exchanges of every login method, at every step.
 
     python -m tests.proofs.exchanges [COUNT] [SEED]
 
-Each exchange is a valid one with changes.  The proof fails if the service logs an error or a
-traceback, lets a client in whose messages were changed so that they prove nothing, disturbs
-another session, or grows.
+Each exchange is a valid one with changes.  Some clients send the first message as an initial
+response, cancel the exchange, or are lost in the middle.  The proof fails if the service logs an
+error or a traceback, lets a client in as another user, disturbs another session, or grows.
 """
 
 from __future__ import annotations
@@ -41,11 +41,16 @@ from pop3svc.testing import Client, Inline
 __all__ = ["Proof"]
 
 PASSWORD = "tanstaaf"
+# The names in the client's certificate; the last one has no account.
+NAMES = ("alice", "ghost")
+# The most octets by which the process may grow after the first tenth.
+GROWTH = 4 << 20
 BINDING = "tls-server-end-point", b"octets of this connection"
 # Pieces that parsers have stumbled over.
 PIECES = [
     *(b"\0", b",", b"=", b"==", b"\r", b"\xff", b" ", b"*", b"n=", b"r=", b"c=", b"p=", b"m="),
     *(b"a=alice", b"n,,", b"y,,", b"p=tls-exporter,,", b"x" * 300, "ü".encode(), b"i=1", b"%s"),
+    *(b"bob", b"ghost"),
 ]
 
 
@@ -88,6 +93,60 @@ class Tokens:
         return "alice" if token == "abc.def.ghi" and username in (None, "alice") else None
 
 
+class _Line:
+    """
+    Sends the messages of one exchange, some of them changed.
+
+    @ivar sent: the lines.
+    @ivar wasChanged: whether a message was changed.
+    """
+
+    def __init__(self, client: Client, chance: random.Random, mayBegin: bool) -> None:
+        """
+        @param mayBegin: whether the client sends the first message (RFC 5034 section 4).
+        """
+        self._client, self._chance, self._mayBegin = client, chance, mayBegin
+        self._begun = b""
+        self._end = b""
+        self.sent: list[bytes] = []
+        self.wasChanged = False
+
+    def _perhaps(self, probability: float, data: bytes) -> bytes:
+        if self._chance.random() >= probability:
+            return data
+        changed = _changed(data, self._chance)
+        self.wasChanged = self.wasChanged or changed != data
+        return changed
+
+    def send(self, message: bytes) -> bytes:
+        """
+        @param message: a command, or a message of an exchange before base64.
+        @return: the reply.
+        """
+        if self._end.startswith((b"-ERR", b"+OK Logged")) or not self._client.isOpen:
+            return self._end
+        chance = self._chance.random()
+        if chance < 0.01:
+            self._client.vanish()
+            return b""
+        if message.startswith(b"AUTH "):
+            if self._mayBegin and chance < 0.3:
+                self._begun = message + b" "
+                return b"+ \r\n"
+            line = self._perhaps(0.02, message)
+        elif message.startswith((b"APOP ", b"USER ", b"PASS ")):
+            line = message[:5] + self._perhaps(0.5, message[5:])
+        elif chance < 0.03:
+            line, self.wasChanged = b"*", True
+        else:
+            encoded = b64encode(self._perhaps(0.5, message))
+            line = self._begun + self._perhaps(0.1, encoded or b"=" * bool(self._begun))
+            self._begun = b""
+        self.sent.append(line.replace(b"\n", b""))
+        self._end = self._client.say(self.sent[-1])
+        return self._end
+
+
 class Proof:
     """
     A service, and clients that change their messages.
@@ -103,12 +162,13 @@ class Proof:
         self.faults: list[str] = []
         self.letIn: list[tuple[str, list[bytes]]] = []
         users = directory / "users"
-        users.write_text(f"alice:{{PLAIN}}{PASSWORD}\n")
+        users.write_text(f"alice:{{PLAIN}}{PASSWORD}\nbob:{{PLAIN}}other\n")
         store = MemoryStore([b"a: b\n\nc\n"])
         provider = AccountsProvider(store, [PasswordFile(str(users), Inline()), Tokens()])
         policy = Policy(enable=frozenset(OPTIONAL_MECHANISMS), maxFailedLogins=1000)
         self._factory = POP3Factory(provider, policy, clock=Clock(), secret=b"s")
         self.methods: dict[str, Callable[[Client, Send], bytes]] = {
+            "PASS": self._pass,
             "PLAIN": self._plain,
             "LOGIN": self._login,
             "CRAM-MD5": self._cramMD5,
@@ -124,9 +184,14 @@ class Proof:
             "XOAUTH2": lambda client, send: self._bearer(
                 b"XOAUTH2", b"user=alice\1auth=Bearer abc.def.ghi\1\1", send
             ),
+            "EXTERNAL": self._external,
         }
 
     # --- the exchanges ------------------------------------------------------------------
+
+    def _pass(self, client: Client, send: Send) -> bytes:
+        send(b"USER alice")
+        return send(b"PASS " + PASSWORD.encode())
 
     def _plain(self, client: Client, send: Send) -> bytes:
         send(b"AUTH PLAIN")
@@ -150,6 +215,10 @@ class Proof:
         reply = send(message)
         return send(b"\1") if reply.startswith(b"+ ") else reply
 
+    def _external(self, client: Client, send: Send) -> bytes:
+        send(b"AUTH EXTERNAL")
+        return send(b"alice")
+
     def _scram(self, name: str, send: Send) -> bytes:
         binding = BINDING if name.endswith("-PLUS") else None
         other = ScramClient([name], "alice", PASSWORD, channel_binding=binding)
@@ -168,51 +237,26 @@ class Proof:
 
     def _connected(self) -> tuple[Client, bytes]:
         client = Client(self._factory, isSecure=True)
-        client.protocol.session.channelBinding = dict([BINDING]).get
+        session: Any = client.protocol.session
+        session.channelBinding = dict([BINDING]).get
+        session.certificateNames = lambda: NAMES
         return client, client.received()
 
     def _one(self, method: str) -> None:
         client, _ = self._connected()
-        chance, isFirst, wasChanged = self.chance, True, False
-        end = b""
-        sent: list[bytes] = []
-
-        def send(message: bytes) -> bytes:
-            nonlocal isFirst, wasChanged, end
-            line = message
-            if end.startswith((b"-ERR", b"+OK")) or not client.isOpen:
-                return end
-            if not isFirst and chance.random() < 0.5:
-                changed = _changed(message, chance)
-                wasChanged = wasChanged or changed != message
-                line = changed
-            isCommand = isFirst or method == "APOP"
-            isFirst = False
-            if not isCommand:
-                line = b64encode(line)
-                if chance.random() < 0.1:
-                    changed = _changed(line, chance)
-                    wasChanged = wasChanged or changed != line
-                    line = changed
-            elif method == "APOP" and chance.random() < 0.9:
-                changed = b"APOP " + _changed(message[5:], chance)
-                wasChanged = wasChanged or changed != message
-                line = changed
-            line = line.replace(b"\n", b"")
-            sent.append(line)
-            end = client.say(line)
-            return end
-
-        reply = self.methods[method](client, send)
+        line = _Line(client, self.chance, mayBegin=method not in ("CRAM-MD5", "APOP", "PASS"))
+        reply = self.methods[method](client, line.send)
         outcome = reply.split(b" ")[0].decode("ascii", "replace").strip() or "closed"
         self.counts[f"{method} {outcome}"] += 1
         if outcome not in ("+OK", "-ERR", "+", "closed"):
             self.faults.append(f"{method}: {reply!r}")
-        if outcome == "+OK" and wasChanged and not reply.startswith(b"+OK Logged in"):
-            self.faults.append(f"{method}: {reply!r}")
-        if outcome == "+OK" and wasChanged:
-            # Some changes mean nothing, such as another nonce.
-            self.letIn.append((method, sent))
+        if outcome == "+OK":
+            user = client.protocol.session.record.user
+            if not reply.startswith(b"+OK Logged in") or user != "alice":
+                self.faults.append(f"{method}: {reply!r} to {user}")
+            if line.wasChanged:
+                # Some changes mean nothing, such as another nonce.
+                self.letIn.append((method, line.sent))
         client.vanish()
 
     def run(self, count: int) -> None:
@@ -272,6 +316,8 @@ def main() -> None:
         print("let in:", method, b" / ".join(lines)[:200])
     print(f"{len(proof.letIn)} changed exchanges were let in")
     print(f"memory grew by {grown} KiB after the first tenth")
+    if grown * 1024 > GROWTH:
+        proof.faults.append(f"memory grew by more than {GROWTH >> 10} KiB")
     print("\n".join(proof.faults[:20]) or "wrong: 0")
     sys.exit(bool(proof.faults))
 

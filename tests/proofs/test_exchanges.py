@@ -11,7 +11,7 @@ from tests.proofs.exchanges import Proof
 
 def test_exchanges(tmp_path: Path) -> None:
     proof = Proof(tmp_path)
-    proof.run(1400)
+    proof.run(2400)
     assert proof.faults == []
     for method in proof.methods:
         assert proof.counts[f"{method} -ERR"] > 20
