@@ -31,7 +31,7 @@ from zope.interface import implementer
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.passwordfile import PasswordFile
-from pop3svc.interfaces import IBearerAccounts
+from pop3svc.interfaces import IAccountNames, IBearerAccounts
 from pop3svc.policy import OPTIONAL_MECHANISMS, Policy
 from pop3svc.protocol.challenges import cramDigest
 from pop3svc.providers.memory import MemoryStore
@@ -72,10 +72,10 @@ def _changed(data: bytes, chance: random.Random) -> bytes:
 Send = Callable[[bytes], bytes]
 
 
-@implementer(ICredentialsChecker, IBearerAccounts)
+@implementer(ICredentialsChecker, IAccountNames, IBearerAccounts)
 class Tokens:
     """
-    Knows one token, which is alice's.
+    Knows one user, alice, and one token.
     """
 
     credentialInterfaces = (IBearerToken,)
@@ -85,6 +85,12 @@ class Tokens:
         See L{ICredentialsChecker.requestAvatarId}.
         """
         raise AssertionError("it checks no passwords")
+
+    def hasAccount(self, username: str) -> bool:
+        """
+        See L{IAccountNames.hasAccount}.
+        """
+        return username == "alice"
 
     def userOfToken(self, info: Any, token: str, username: str | None) -> str | None:
         """
