@@ -47,6 +47,14 @@ def put(maildir: Path, days: float, more: str = "1", folder: str = "new", **valu
     return path
 
 
+def makeDue(mark: Path) -> None:
+    """
+    Make the latest round long enough ago.
+    """
+    then = time.time() - Expiry.INTERVAL - 1
+    os.utime(mark, (then, then))
+
+
 def left(maildir: Path) -> list[Path]:
     return sorted(each for part in ("new", "cur") for each in (maildir / part).iterdir())
 
@@ -69,7 +77,7 @@ class Store(ExpiringMaildirStore):
         """
         mark = Path(self.expiry._mark)
         if isDue and mark.exists():
-            os.utime(mark, (0, 0))
+            makeDue(mark)
         done: list[Any] = []
         running: Deferred[None] = Deferred.fromCoroutine(self.expiry.run())
         running.addBoth(done.append)
@@ -342,6 +350,50 @@ def test_oneRoundForAll(tmp_path: Path) -> None:
         old = put(tmp_path / "alice", 31)
 
 
+@pytest.mark.parametrize("days", [-4000, -8, 8, 4000])
+def test_clockIsDoubted(tmp_path: Path, logged: list[str], days: int) -> None:
+    """
+    If the latest round was long ago, or is far in the future, the clock may be wrong.  Nothing is
+    deleted until the operator says that the clock is right.
+    """
+    Store(tmp_path).expire()
+    mark = tmp_path / MARK
+    then = time.time() - days * DAY
+    os.utime(mark, (then, then))
+    old = put(tmp_path / "alice", 31)
+    unfinished = tmp_path / "alice" / "tmp" / "1.host"
+    unfinished.touch()
+    os.utime(unfinished, (1, 1))
+    logged.clear()
+    for _ in range(2):
+        Store(tmp_path).expire(isDue=False)
+    assert old.exists() and unfinished.exists()
+    assert abs(mark.stat().st_mtime - then) < 1
+    assert logged == [
+        f"{mark} has the time of the last round, which is more than 7 days from now; the clock may "
+        f"be wrong, so no old messages are deleted; if it is right, run: touch {mark}"
+    ]
+    mark.touch()
+    Store(tmp_path).expire(isDue=False)
+    assert old.exists()
+    Store(tmp_path).expire()
+    assert not old.exists()
+
+
+def test_clockIsSetDuringARound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    All messages of a round are compared with the time of its beginning.
+    """
+    young, now = put(tmp_path / "alice", 29), time.time()
+    unfinished = tmp_path / "alice" / "tmp" / "1.host"
+    unfinished.touch()
+    store = Store(tmp_path)
+    times = iter([now])
+    monkeypatch.setattr(module.time, "time", lambda: next(times, now + 1000 * DAY))
+    store.expire()
+    assert young.exists() and unfinished.exists()
+
+
 def test_oneProcessAtATime(tmp_path: Path) -> None:
     old = put(tmp_path / "alice", 31)
     with open(tmp_path / MARK, "w") as other:
@@ -379,10 +431,10 @@ def test_faults(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPat
     remove = module._removeUnfinished
     broken = os.stat(tmp_path / "bob").st_ino
 
-    def fail(root: int) -> int:
+    def fail(root: int, before: float) -> int:
         if os.fstat(root).st_ino == broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return remove(root)
+        return remove(root, before)
 
     monkeypatch.setattr(module, "_removeUnfinished", fail)
     Store(tmp_path).expire()
@@ -496,7 +548,7 @@ def test_laterRounds(tmp_path: Path) -> None:
     put(tmp_path / "alice", 31)
     store.clock.advance(Expiry.CHECK)
     assert len(left(tmp_path / "alice")) == 1
-    os.utime(tmp_path / MARK, (0, 0))
+    makeDue(tmp_path / MARK)
     store.clock.advance(Expiry.CHECK)
     assert not left(tmp_path / "alice")
     store.stopHousekeeping()

@@ -101,6 +101,9 @@ class Expiry:
     VISITED, PAUSE = 20, 0.05
     # The most messages that are deleted at once, so that a login waits for the lock only a little.
     BATCH = 500
+    # Seconds between the latest round and now, in either direction, from which the clock may be
+    # wrong.  A clock that is far ahead would delete all messages.
+    DOUBT = 604_800.0
     # Seconds that one step may take: longer than a large mailbox on a slow disk takes.
     TIMEOUT = 300.0
 
@@ -125,6 +128,8 @@ class Expiry:
         self._executor = executor
         self._clock = clock
         self._mark = os.path.join(template.base, MARK)
+        # The beginning of the round, seconds since the epoch.
+        self._begun = 0.0
         self._timer: IDelayedCall | None = None
         self._running: Deferred[None] | None = None
 
@@ -294,9 +299,9 @@ class Expiry:
                 closeQuietly(mark)
                 return None
             status = os.fstat(mark)
-            age = time.time() - status.st_mtime
-            # A file without content is new.  A time in the future is wrong.
-            if status.st_size and 0 <= age < self.INTERVAL:
+            self._begun = time.time()
+            # A file without content is new.
+            if status.st_size and not self._isDue(self._begun - status.st_mtime):
                 closeQuietly(mark)
                 return None
             if not status.st_size:
@@ -306,6 +311,23 @@ class Expiry:
             closeQuietly(mark)
             raise
         return mark
+
+    def _isDue(self, age: float) -> bool:
+        """
+        @param age: the seconds since the beginning of the latest round; negative if the clock was
+            set back.
+        """
+        if abs(age) < self.DOUBT:
+            return not 0 <= age < self.INTERVAL
+        if _faults.isFirst((self._mark, "clock")):
+            log.error(
+                "{path} has the time of the last round, which is more than {days} days from now; "
+                "the clock may be wrong, so no old messages are deleted; if it is right, "
+                "run: touch {path}",
+                path=self._mark,
+                days=int(self.DOUBT) // _DAY,
+            )
+        return False
 
     def _nextWithOld(
         self,
@@ -348,7 +370,7 @@ class Expiry:
                 except FileNotFoundError:
                     # It is no Maildir, or its file system is not mounted.
                     return False
-                round.files += _removeUnfinished(root)
+                round.files += _removeUnfinished(root, self._begun - _UNFINISHED)
                 return any(
                     self._isOld(found, opened)
                     for folder in _FOLDERS
@@ -362,7 +384,8 @@ class Expiry:
         """
         @return: whether a message is to be deleted.
         """
-        before = time.time() - self._days * _DAY
+        # Of the beginning, because the clock may be set during the round.
+        before = self._begun - self._days * _DAY
         # Most names have a time that is late enough, and need no stat().
         if arrivalOf(place[1], 0.0) >= before:
             return False
@@ -375,11 +398,12 @@ def _close(mark: int | None) -> None:
         closeQuietly(mark)
 
 
-def _removeUnfinished(root: int) -> int:
+def _removeUnfinished(root: int, before: float) -> int:
     """
     Remove the files from C{tmp} that nobody has read or changed for 36 hours.
 
     @param root: a descriptor of a Maildir.
+    @param before: 36 hours before the beginning of the round, seconds since the epoch.
     @return: the number of files.
     """
     try:
@@ -387,7 +411,6 @@ def _removeUnfinished(root: int) -> int:
     except FileNotFoundError:
         return 0
     removed = 0
-    before = time.time() - _UNFINISHED
     try:
         for name in os.listdir(tmp):
             # A removal on a full disk has messages in "tmp".
