@@ -1,14 +1,18 @@
 """
-Do refusals tell an unknown user from a wrong password?
+Do refusals tell who has an account?
 
-    python bench/logintiming.py [--attempts 200]
+    python bench/logintiming.py [--attempts 200] [--sources NAME,...] [--methods NAME,...]
 
-For each kind of account and each login method, clients of many addresses send wrong logins in
-random order: of a user that exists, of users that do not, and from addresses that are banned.  The
-times until the refusal are compared.  C{D} is the distance of Kolmogorov and Smirnov between two
-samples; above C{limit} they differ with a certainty of 99 %.  Exit status 1 if two samples differ
-both by that and by more than a millisecond in their medians, or if two refusals have different
-texts.
+For each source of accounts and each login method, clients are refused in blocks of four attempts in
+random order: with a wrong password of a user who exists, as a user who does not, and both from an
+address that is banned.  Several attempts are under way at a time, because the service refuses a
+login only a second after it.  The load of the machine is nearly the same during a block, so the
+times of a block are compared: C{effect} is the Hodges-Lehmann estimate of their difference, C{p} is
+Wilcoxon's signed-rank test.
+
+A method tells who has an account if C{p} is below 0.01, divided by the number of comparisons, and
+the effect is at least C{--limit} microseconds.  The exit status is then 1, and also if two refusals
+have different texts.
 """
 
 from __future__ import annotations
@@ -17,16 +21,26 @@ import argparse
 import asyncio
 import hashlib
 import hmac
+import json
 import math
+import os
 import random
 import sqlite3
+import ssl
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from base64 import b64decode, b64encode
 from collections import defaultdict
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, cycle
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -34,207 +48,559 @@ from scramp import ScramClient
 
 from pop3svc.accounts.hashes import hashPassword
 from pop3svc.accounts.scramkeys import makeVerifier
+from pop3svc.testing.certificates import Authority
+from tests.support.postgresql import PostgreSQL
 from tests.support.running import Running, freePort
+from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 PASSWORD = "the right password"
-# Clients at once.  More would measure their waiting for each other.
-AT_ONCE = 10
-METHODS = ("SCRAM-SHA-256", "CRAM-MD5", "APOP")
-KINDS = {
-    "argon2id": ("PASS", "PLAIN"),
-    "verifier": ("PASS", "SCRAM-SHA-256"),
-    "plain": ("PASS", "SCRAM-SHA-256", "CRAM-MD5", "APOP"),
-    "sqlite": ("PASS", "SCRAM-SHA-256"),
-}
+KINDS = ("wrong", "unknown", "banned", "banned unknown")
+# Kinds whose times must not differ.
+PAIRS = (("wrong", "unknown"), ("banned", "banned unknown"))
+# The probability of an error in all comparisons together.
+ALPHA = 0.01
+# Blocks that are not counted, in which the service loads its modules and sees the usual hashes.
+WARMING = 5
+# The wrong guesses after which an address is banned, and the seconds between two attempts from it.
+# If they were fewer, the service would refuse the second attempt later than a second after it.
+GUESSES, REST = 3, 6
+# Seconds that a reply may take.
+PATIENCE = 60
+# Seconds between two attempts, and attempts under way; less often where the service computes a slow
+# hash.  A refusal takes a second, and with more attempts it would have to wait for the hashes of
+# others.
+PACE, SLOW_PACE = (0.02, 60), (0.12, 6)
 
 
-class Connection:
+# --- the methods ----------------------------------------------------------------------
+
+
+class Client:
     """
-    A client, from an address of its own.
+    A connection from an address of its own.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
+        self._reader, self.writer = reader, writer
+        self.greeting = b""
 
     async def line(self) -> bytes:
         """
         @return: the next line.
         """
-        return (await self._reader.readline()).strip()
+        async with asyncio.timeout(PATIENCE):
+            return (await self._reader.readuntil(b"\n")).rstrip()
 
-    async def say(self, line: bytes) -> bytes:
+    def endPoint(self) -> bytes:
         """
-        @return: the reply to a line.
+        @return: the octets of C{tls-server-end-point} (RFC 5929 section 4).
         """
-        self._writer.write(line + b"\r\n")
-        return await self.line()
-
-    def close(self) -> None:
-        """
-        Close the connection.
-        """
-        self._writer.close()
+        certificate = self.writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return hashlib.sha256(certificate).digest()
 
 
-async def wrongLogin(port: int, address: str, method: str, name: str) -> tuple[float, bytes]:
-    """
-    @return: seconds from the last message to the refusal, and its text.
-    """
-    connection = Connection(
-        *await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
-    )
-    greeting = await connection.line()
-    wrong = random.randbytes(8).hex()
-    if method == "PASS":
-        await connection.say(b"USER " + name.encode())
-        last = b"PASS " + wrong.encode()
-    elif method == "PLAIN":
-        await connection.say(b"AUTH PLAIN")
-        last = b64encode(f"\0{name}\0{wrong}".encode())
-    elif method == "CRAM-MD5":
-        challenge = b64decode((await connection.say(b"AUTH CRAM-MD5"))[2:])
-        digest = hmac.new(wrong.encode(), challenge, "md5").hexdigest()
-        last = b64encode(f"{name} {digest}".encode())
-    elif method == "APOP":
-        stamp = greeting[greeting.index(b"<") :]
-        last = f"APOP {name} {hashlib.md5(stamp + wrong.encode()).hexdigest()}".encode()
-    else:
-        client = ScramClient([method], name, wrong)
-        await connection.say(b"AUTH " + method.encode())
-        reply = await connection.say(b64encode(client.get_client_first().encode()))
-        client.set_server_first(b64decode(reply[2:]).decode())
-        last = b64encode(client.get_client_final().encode())
-    began = time.perf_counter()
-    reply = await connection.say(last)
-    seconds = time.perf_counter() - began
-    connection.close()
-    return seconds, reply
+# Yields lines, is sent the replies.
+Exchange = Generator[bytes, bytes, None]
+# Seconds between two attempts, and the most attempts under way.
+Pace = tuple[float, int]
+Method = Callable[[Client, "Site", str, str], Exchange]
 
 
-def addresses(count: int) -> list[str]:
-    """
-    @return: addresses of networks of their own.
-    """
-    return [f"127.{each // 250 + 1}.{each % 250 + 1}.1" for each in range(count)]
+def _pass(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    yield b"USER " + name.encode()
+    yield b"PASS " + wrong.encode()
 
 
-Samples = dict[str, list[float]]
+def _plain(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    yield b"AUTH PLAIN"
+    yield b64encode(f"\0{name}\0{wrong}".encode())
 
 
-async def measure(port: int, method: str, attempts: int) -> tuple[Samples, set[bytes]]:
-    """
-    @return: times by kind of refusal, and all texts.
-    """
-    places = addresses(3 * attempts)
-    random.shuffle(places)
-    banned = places[:attempts]
-    gate = asyncio.Semaphore(AT_ONCE)
-    samples: Samples = defaultdict(list)
-    texts: set[bytes] = set()
-
-    async def ban(address: str) -> None:
-        async with gate:
-            for number in range(4):
-                await wrongLogin(port, address, "PASS", f"somebody{number}")
-
-    async def one(kind: str, address: str, name: str) -> None:
-        async with gate:
-            seconds, text = await wrongLogin(port, address, method, name)
-        samples[kind].append(seconds)
-        texts.add(text)
-
-    await asyncio.gather(*map(ban, banned[: max(attempts // 10, 5)]))
-    wanted = [("banned", address, "user") for address in banned[: max(attempts // 10, 5)]]
-    wanted += [("wrong", each, f"user{n}") for n, each in enumerate(places[attempts:][:attempts])]
-    wanted += [
-        ("unknown", each, f"none{n}") for n, each in enumerate(places[2 * attempts :][:attempts])
-    ]
-    random.shuffle(wanted)
-    await asyncio.gather(*(one(*each) for each in wanted))
-    return samples, texts
+def _login(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    yield b"AUTH LOGIN"
+    yield b64encode(name.encode())
+    yield b64encode(wrong.encode())
 
 
-def distance(one: list[float], two: list[float]) -> tuple[float, float]:
-    """
-    @return: the distance of two samples, and the limit.
-    """
-    values = sorted([*one, *two])
-
-    def part(sample: list[float], value: float) -> float:
-        return sum(each <= value for each in sample) / len(sample)
-
-    furthest = max(abs(part(one, each) - part(two, each)) for each in values)
-    return furthest, 1.63 * math.sqrt((len(one) + len(two)) / (len(one) * len(two)))
+def _cramMD5(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    challenge = b64decode((yield b"AUTH CRAM-MD5")[2:])
+    yield b64encode(f"{name} {hmac.new(wrong.encode(), challenge, 'md5').hexdigest()}".encode())
 
 
-def accounts(kind: str, home: Path, count: int) -> str:
-    """
-    Write accounts.
+def _apop(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    stamp = client.greeting[client.greeting.index(b"<") :]
+    yield f"APOP {name} {hashlib.md5(stamp + wrong.encode()).hexdigest()}".encode()
 
-    @return: the value of C{--auth}.
-    """
+
+def _scram(mechanism: str) -> Method:
+    def exchange(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+        isBound = mechanism.endswith("-PLUS")
+        binding = ("tls-server-end-point", client.endPoint()) if isBound else None
+        party = ScramClient([mechanism], name, wrong, channel_binding=binding)
+        yield b"AUTH " + mechanism.encode()
+        reply = yield b64encode(party.get_client_first().encode())
+        party.set_server_first(b64decode(reply[2:]).decode())
+        yield b64encode(party.get_client_final().encode())
+
+    return exchange
+
+
+def _bearer(mechanism: str) -> Method:
+    def exchange(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+        # The token is signed with an unknown key.
+        token = site.stranger.token(email=name)
+        who = f"n,a={name}," if mechanism == "OAUTHBEARER" else f"user={name}"
+        yield f"AUTH {mechanism}".encode()
+        yield b64encode(f"{who}\1auth=Bearer {token}\1\1".encode())
+        yield b"AQ=="
+
+    return exchange
+
+
+def _external(client: Client, site: Site, name: str, wrong: str) -> Exchange:
+    # The certificate does not name this user.
+    yield b"AUTH EXTERNAL"
+    yield b64encode(name.encode())
+
+
+METHODS: dict[str, Method] = {
+    "PASS": _pass,
+    "PLAIN": _plain,
+    "LOGIN": _login,
+    "SCRAM-SHA-256": _scram("SCRAM-SHA-256"),
+    "SCRAM-SHA-256-PLUS": _scram("SCRAM-SHA-256-PLUS"),
+    "SCRAM-SHA-1": _scram("SCRAM-SHA-1"),
+    "CRAM-MD5": _cramMD5,
+    "APOP": _apop,
+    "OAUTHBEARER": _bearer("OAUTHBEARER"),
+    "XOAUTH2": _bearer("XOAUTH2"),
+    "EXTERNAL": _external,
+}
+CLEAR = ("PASS", "PLAIN", "LOGIN")
+SECRETS = (
+    *CLEAR,
+    *("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP", "EXTERNAL"),
+)
+ENABLED = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP")
+SECURE = ("SCRAM-SHA-256-PLUS", "EXTERNAL")
+
+
+# --- the sources ----------------------------------------------------------------------
+
+QUERY = "SELECT password FROM account WHERE name = :user"
+
+
+def _stored(kind: str) -> str:
     if kind == "argon2id":
-        stored = hashPassword(PASSWORD)
-    else:
-        stored = f"{{PLAIN}}{PASSWORD}" if kind == "plain" else makeVerifier(PASSWORD)
-    rows = [(f"user{each}", stored) for each in range(count)]
-    if kind == "sqlite":
-        with sqlite3.connect(home / "accounts.db") as database:
-            database.execute("CREATE TABLE account (name TEXT PRIMARY KEY, password TEXT)")
-            database.executemany("INSERT INTO account VALUES (?, ?)", rows)
-        query = "SELECT password FROM account WHERE name = :user"
-        return f"sql:sqlite:{home}/accounts.db:query={query}"
-    users = home / "users"
-    users.write_text("".join(f"{name}:{stored}\n" for name, stored in rows))
+        return hashPassword(PASSWORD)
+    return makeVerifier(PASSWORD) if kind == "verifier" else f"{{PLAIN}}{PASSWORD}"
+
+
+@contextmanager
+def _passwd(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    stored = _stored(kind)
+    users = site.home / "users"
+    users.write_text("".join(f"{name}:{stored}\n" for name in names))
     users.chmod(0o600)
-    return f"passwd:{users}"
+    yield f"passwd:{users}"
 
 
-def compare(kind: str, method: str, samples: Samples, texts: set[bytes]) -> bool:
+@contextmanager
+def _sqlite(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    stored = _stored(kind)
+    path = site.home / "accounts.db"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE account (name TEXT PRIMARY KEY, password TEXT)")
+        database.executemany(
+            "INSERT INTO account VALUES (?, ?)", [(each, stored) for each in names]
+        )
+    yield f"sql:sqlite:{path}:query={QUERY}"
+
+
+@contextmanager
+def _postgresql(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    with PostgreSQL() as server:
+        server.execute("CREATE TABLE account (name text PRIMARY KEY, password text)")
+        server.execute(
+            "INSERT INTO account SELECT name, %s FROM unnest(%s::text[]) AS name",
+            [_stored(kind), names],
+        )
+        server.execute("ANALYZE account")
+        yield f"sql:{server.dsn}:query={QUERY}"
+
+
+@contextmanager
+def _http(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        # One packet for an answer.
+        wbufsize = -1
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            isRight = asked["password"] == PASSWORD and asked["name"] in names
+            body = json.dumps({"user": asked["name"]} if isRight else {}).encode()
+            self.send_response(200 if isRight else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http:http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
+def _oauth(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    keys = site.home / "keys"
+    keys.write_bytes(Issuer().published())
+    yield f"oauth:jwks={keys}:issuer={ISSUER}:audience={AUDIENCE}"
+
+
+@dataclass(frozen=True)
+class Source:
     """
-    Print the figures.
+    A source of accounts.
 
-    @return: whether they tell anything.
+    @ivar open: makes the accounts and yields the value of C{--auth}.
+    @ivar kind: how passwords are stored.
+    @ivar methods: the login methods that it serves.
     """
-    medians = {each: statistics.median(times) * 1000 for each, times in samples.items()}
-    furthest, limit = distance(samples["wrong"], samples["unknown"])
-    fartherB, limitB = distance(samples["wrong"], samples["banned"])
-    print(
-        f"{kind:9} {method:14} "
-        + ", ".join(f"{each} {medians[each]:.2f} ms" for each in ("wrong", "unknown", "banned"))
-        + f"; wrong/unknown D {furthest:.3f} (limit {limit:.3f})"
-        + f", wrong/banned D {fartherB:.3f} (limit {limitB:.3f}); {len(texts)} text",
-        flush=True,
+
+    open: Any
+    kind: str
+    methods: tuple[str, ...]
+
+    def pace(self, method: str) -> Pace:
+        """
+        @return: the pace at which the service is asked.
+        """
+        isSlow = self.kind == "argon2id" or (self.kind == "verifier" and method in CLEAR)
+        return SLOW_PACE if isSlow else PACE
+
+
+SOURCES = {
+    "passwd argon2id": Source(_passwd, "argon2id", CLEAR),
+    "passwd verifier": Source(_passwd, "verifier", ("PASS", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")),
+    "passwd plain": Source(_passwd, "plain", SECRETS),
+    "sqlite argon2id": Source(_sqlite, "argon2id", ("PASS",)),
+    "sqlite verifier": Source(_sqlite, "verifier", ("PASS", "SCRAM-SHA-256")),
+    "sqlite plain": Source(_sqlite, "plain", SECRETS),
+    "postgresql argon2id": Source(_postgresql, "argon2id", ("PASS",)),
+    "postgresql verifier": Source(_postgresql, "verifier", ("PASS", "SCRAM-SHA-256")),
+    "postgresql plain": Source(_postgresql, "plain", SECRETS),
+    "http": Source(_http, "", CLEAR),
+    "oauth": Source(_oauth, "", ("OAUTHBEARER", "XOAUTH2")),
+}
+
+
+# --- measuring ------------------------------------------------------------------------
+
+
+@dataclass
+class Samples:
+    """
+    The refusals of one method.
+
+    @ivar times: for each message of the client and each kind, the seconds by block.
+    @ivar texts: all refusals.
+    """
+
+    times: dict[int, dict[str, dict[int, float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
-    isTold = furthest > limit and abs(medians["wrong"] - medians["unknown"]) > 1
-    return isTold or len(texts) != 1
+    texts: set[bytes] = field(default_factory=set)
+
+
+class Site:
+    """
+    A running service.
+    """
+
+    def __init__(self, home: Path, source: Source, users: int, stack: ExitStack) -> None:
+        self.home = home
+        self.port, self.securePort = freePort(), freePort()
+        self.stranger = Issuer()
+        authority = Authority()
+        authority.write(home / "ca.pem")
+        authority.issue(home / "served.pem", ["localhost"])
+        authority.issue(home / "client.pem", ["somebody@example.org"], isForClients=True)
+        self.context = ssl.create_default_context(cafile=str(home / "ca.pem"))
+        self.context.load_cert_chain(home / "client.pem")
+        self._existing = count()
+        self._missing = count()
+        self._places = count()
+        self._banned: Iterator[str] = iter(())
+        names = [self._known(each) for each in range(users)]
+        for name in names:
+            for folder in ("cur", "new", "tmp"):
+                (home / "mail" / name / folder).mkdir(parents=True)
+        auth = stack.enter_context(source.open(self, source.kind, names))
+        self.running = stack.enter_context(
+            Running(
+                home / "service",
+                *("--endpoint", f"tcp:{self.port}:interface=127.0.0.1"),
+                *("--endpoint", f"ssl:{self.securePort}:interface=127.0.0.1"),
+                *("--certificate", str(home / "served.pem"), "--client-ca", str(home / "ca.pem")),
+                *("--provider", f"maildir:{home}/mail/{{user}}", "--auth", auth),
+                *("--ban-exempt", "192.0.2.0/24", "--data", str(home / "data")),
+                *(part for each in ENABLED for part in ("--enable", each)),
+            )
+        )
+        self.running.up()
+
+    @staticmethod
+    def _known(number: int) -> str:
+        return f"user{number:06}@example.org"
+
+    def nextName(self, exists: bool) -> str:
+        """
+        @return: a name that has not been used; all have the same length.
+        """
+        if exists:
+            return self._known(next(self._existing))
+        return f"none{next(self._missing):06}@example.org"
+
+    def nextAddress(self) -> str:
+        """
+        @return: an address of a network that has not been used.
+        """
+        each = next(self._places)
+        return f"127.{each // 250 + 1}.{each % 250 + 1}.1"
+
+    async def attempt(self, method: str, address: str, name: str) -> tuple[list[float], bytes]:
+        """
+        @return: seconds until each reply, and the last reply.
+        """
+        isSecure = method in SECURE
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1",
+            self.securePort if isSecure else self.port,
+            local_addr=(address, 0),
+            ssl=self.context if isSecure else None,
+            server_hostname="localhost" if isSecure else None,
+        )
+        client = Client(reader, writer)
+        try:
+            client.greeting = await client.line()
+            exchange = METHODS[method](client, self, name, random.randbytes(8).hex())
+            line: bytes | None = next(exchange)
+            times, reply = [], b""
+            while line is not None:
+                began = time.perf_counter()
+                writer.write(line + b"\r\n")
+                reply = await client.line()
+                times.append(time.perf_counter() - began)
+                # SCRAM's keys take long, and the other attempts must not wait for them.
+                line = await asyncio.to_thread(_next, exchange, reply)
+            return times, reply
+        finally:
+            writer.close()
+
+    async def _paced(self, attempts: Iterable[Coroutine[Any, Any, Any]], pace: Pace) -> None:
+        interval, most = pace
+        gate = asyncio.Semaphore(most)
+
+        async def one(attempt: Coroutine[Any, Any, Any]) -> None:
+            try:
+                await attempt
+            finally:
+                gate.release()
+
+        async with asyncio.TaskGroup() as group:
+            for attempt in attempts:
+                await gate.acquire()
+                group.create_task(one(attempt))
+                await asyncio.sleep(interval)
+
+    async def ban(self, method: str, attempts: int, pace: Pace) -> None:
+        """
+        Have addresses banned, enough for this many blocks of each method.
+        """
+        size = min(math.ceil(REST / (2 * PACE[0])), 2 * (WARMING + attempts))
+        addresses = [self.nextAddress() for _ in range(size)]
+        for _ in range(GUESSES):
+            await self._paced(
+                (self.attempt(method, each, self.nextName(False)) for each in addresses), pace
+            )
+        await asyncio.sleep(REST)
+        self._banned = cycle(addresses)
+
+    async def measure(self, method: str, attempts: int, pace: Pace) -> Samples:
+        """
+        Be refused in this many blocks.
+        """
+        samples = Samples()
+
+        def each() -> Iterator[Coroutine[Any, Any, None]]:
+            for block in range(-WARMING, attempts):
+                for kind in random.sample(KINDS, len(KINDS)):
+                    address = next(self._banned) if "banned" in kind else self.nextAddress()
+                    name = self.nextName("unknown" not in kind)
+                    yield self._sample(samples, block, kind, method, address, name)
+
+        await self._paced(each(), pace)
+        return samples
+
+    async def _sample(
+        self, samples: Samples, block: int, kind: str, method: str, address: str, name: str
+    ) -> None:
+        times, text = await self.attempt(method, address, name)
+        if text.startswith(b"-ERR [SYS/TEMP]"):
+            # The machine is too busy.  The block is left out.
+            return
+        samples.texts.add(text)
+        if block < 0:
+            return
+        # The service has no name before these messages.  A refused token is answered by a
+        # challenge, and the last message of the client says nothing.
+        isBearer = method in ("OAUTHBEARER", "XOAUTH2")
+        isInSteps = isBearer or method.startswith("SCRAM")
+        steps = range(1, len(times) - isBearer) if isInSteps else [len(times) - 1]
+        for step in steps:
+            samples.times[step][kind][block] = times[step]
+
+
+def _next(exchange: Exchange, reply: bytes) -> bytes | None:
+    try:
+        return exchange.send(reply)
+    except StopIteration:
+        return None
+
+
+# --- statistics -----------------------------------------------------------------------
+
+
+def effect(one: list[float], two: list[float]) -> float:
+    """
+    @return: the Hodges-Lehmann estimate of the difference of pairs.
+    """
+    differences = sorted(a - b for a, b in zip(one, two, strict=True))
+    return statistics.median(
+        (a + b) / 2 for at, a in enumerate(differences) for b in differences[at:]
+    )
+
+
+def probability(one: list[float], two: list[float]) -> float:
+    """
+    @return: the probability of differences that are at least as large if the two do not differ:
+        Wilcoxon's signed-rank test, two-sided, approximated by the normal distribution.
+    """
+    differences = [a - b for a, b in zip(one, two, strict=True) if a != b]
+    size = len(differences)
+    if not size:
+        return 1.0
+    ordered = sorted(differences, key=abs)
+    positive = sum(rank for rank, each in enumerate(ordered, 1) if each > 0)
+    mean = size * (size + 1) / 4
+    deviation = (size * (size + 1) * (2 * size + 1) / 24) ** 0.5
+    distance = max(abs(positive - mean) - 0.5, 0) / deviation
+    return 2 * (1 - statistics.NormalDist().cdf(distance))
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    The comparison of two kinds.
+    """
+
+    source: str
+    method: str
+    medians: dict[str, float]
+    effects: list[tuple[float, float]]
+
+    def isTold(self, comparisons: int, limit: float) -> bool:
+        """
+        @param comparisons: how many there are in all.
+        @param limit: the least effect in seconds.
+        """
+        return any(abs(effect) >= limit and p < ALPHA / comparisons for effect, p in self.effects)
+
+    def __str__(self) -> str:
+        cells = [f"{self.medians[each] * 1e6:9.0f}" for each in KINDS[:3]]
+        cells += [f"{effect * 1e6:7.0f} {p:7.4f}" for effect, p in self.effects]
+        return f"{self.source:20} {self.method:20} {' '.join(cells)}"
+
+
+def rowsOf(source: str, method: str, samples: Samples) -> list[Row]:
+    """
+    @return: a row for each step.
+    """
+    found = []
+    for step, byBlock in samples.times.items():
+        name = f"{method}, {'first' if step == 1 else 'last'}" if len(samples.times) > 1 else method
+        blocks = sorted(set.intersection(*(set(byBlock[kind]) for kind in KINDS)))
+        times = {kind: [byBlock[kind][each] for each in blocks] for kind in KINDS}
+        effects = [
+            (effect(times[one], times[two]), probability(times[one], times[two]))
+            for one, two in PAIRS
+        ]
+        medians = {kind: statistics.median(times[kind]) for kind in KINDS}
+        found.append(Row(source, name, medians, effects))
+    return found
+
+
+def run(name: str, methods: list[str], attempts: int) -> tuple[list[Row], bool]:
+    """
+    Measure a source and print its rows.
+
+    @return: the rows, and whether the refusals of each method have one text.
+    """
+    source = SOURCES[name]
+    used = [each for each in source.methods if each in methods]
+    rows: list[Row] = []
+    isSame = True
+    if not used:
+        return rows, isSame
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        site = Site(Path(directory), source, 2 * (attempts + WARMING) * len(used), stack)
+        asyncio.run(site.ban(source.methods[0], attempts, source.pace(source.methods[0])))
+        for method in used:
+            samples = asyncio.run(site.measure(method, attempts, source.pace(method)))
+            for row in rowsOf(name, method, samples):
+                print(row, flush=True)
+                rows.append(row)
+            if len(samples.texts) != 1:
+                print(f"{method}: different texts: {samples.texts}")
+                isSame = False
+    return rows, isSame
 
 
 def main() -> None:
     """
-    Measure all methods.
+    Measure, and print the table.
     """
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--attempts", type=int, default=200)
+    parser = argparse.ArgumentParser(description="Compare the times of refusals.")
+    parser.add_argument("--attempts", type=int, default=200, help="blocks; default 200")
+    parser.add_argument("--limit", type=float, default=100, help="microseconds; default 100")
+    parser.add_argument("--sources", default=",".join(SOURCES), help="such as 'http,oauth'")
+    parser.add_argument("--methods", default=",".join(METHODS), help="such as 'PASS,APOP'")
     arguments = parser.parse_args()
-    isTold = False
-    for kind, methods in KINDS.items():
-        with tempfile.TemporaryDirectory() as directory:
-            home, port = Path(directory), freePort()
-            (home / "mail").mkdir()
-            auth = accounts(kind, home, arguments.attempts)
-            enabled = [part for each in METHODS for part in ("--enable", each)]
-            with Running(
-                home / "service",
-                *("--endpoint", f"tcp:{port}:interface=127.0.0.1"),
-                *("--provider", f"maildir:{home}/mail/{{user}}", "--auth", auth),
-                *("--ban-exempt", "192.0.2.0/24", "--data", str(home / "data"), *enabled),
-            ) as running:
-                running.up()
-                for method in methods:
-                    found = asyncio.run(measure(port, method, arguments.attempts))
-                    isTold = compare(kind, method, *found) or isTold
-    sys.exit(isTold)
+    print(f"{arguments.attempts} blocks, load {os.getloadavg()[0]:.1f}; microseconds")
+    heads = (
+        f"{'wrong':>9} {'unknown':>9} {'banned':>9} {'effect':>7} {'p':>7} {'banned':>7} {'p':>7}"
+    )
+    print(f"{'source':20} {'method':20} {heads}")
+    rows: list[Row] = []
+    isSame = True
+    for name in arguments.sources.split(","):
+        found, isSameHere = run(name, arguments.methods.split(","), arguments.attempts)
+        rows += found
+        isSame = isSame and isSameHere
+    told = [each for each in rows if each.isTold(len(PAIRS) * len(rows), arguments.limit * 1e-6)]
+    for row in told:
+        print(f"{row.source}, {row.method}: the times tell who has an account")
+    print(f"{len(rows)} rows, {len(told)} tell who has an account")
+    sys.exit(bool(told) or not isSame)
 
 
 if __name__ == "__main__":
