@@ -23,6 +23,9 @@ log = Logger(namespace="pop3svc")
 
 # Milliseconds.
 _DAY = 86_400_000
+# Time between the latest round and now, in either direction, from which the database's clock may be
+# wrong.  A clock that is far ahead would delete all messages.
+_DOUBT = 7 * _DAY
 # The most messages or contents that one transaction handles, so that it is short.
 _BATCH = 500
 # The row with this number records the time of the last round.  No mailbox has this number.
@@ -47,6 +50,7 @@ class Housekeeping:
         self._expireDays = expireDays
         self._clock = clock
         self._timer: IDelayedCall | None = None
+        self._isClockDoubted = False
 
     def start(self) -> None:
         """
@@ -75,7 +79,9 @@ class Housekeeping:
         Do one round, unless another node has done it.
         """
         try:
-            if not await self._database.run(self._isDue):
+            isDue = await self._database.run(self._isDue)
+            self._doubt(isDue is None)
+            if not isDue:
                 return
             await self._expire()
             while await self._database.run(_removeUnused, mayRepeat=True):
@@ -85,7 +91,22 @@ class Housekeeping:
             # The class Database has logged the failure.  The next round continues.
             pass
 
-    def _isDue(self, transaction: Transaction) -> bool:
+    def _doubt(self, isDoubted: bool) -> None:
+        if isDoubted and not self._isClockDoubted:
+            log.error(
+                "the last round in {database} is more than {days} days from now; its clock may be "
+                "wrong, so no old messages are deleted; if it is right, execute: "
+                "UPDATE lease SET epoch = 0 WHERE mailbox = {job}",
+                database=self._database.name,
+                days=_DOUBT // _DAY,
+                job=_JOB,
+            )
+        self._isClockDoubted = isDoubted
+
+    def _isDue(self, transaction: Transaction) -> bool | None:
+        """
+        @return: whether this node does a round; L{None} if the clock may be wrong.
+        """
         execute(
             transaction,
             "INSERT INTO lease (mailbox, node, epoch, token) VALUES (:job, '', 0, 0) "
@@ -93,6 +114,10 @@ class Housekeeping:
             job=_JOB,
         )
         time = now(transaction)
+        row = one(transaction, f"SELECT epoch, {time} FROM lease WHERE mailbox = :job", job=_JOB)
+        # The epoch is 0 before the first round.
+        if self._expireDays and row is not None and row[0] and abs(row[1] - row[0]) > _DOUBT:
+            return None
         return bool(
             execute(
                 transaction,

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from twisted.internet.defer import fail
 from twisted.internet.task import Clock
+from twisted.logger import formatEvent
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
@@ -30,7 +31,7 @@ from pop3svc.providers.sql.store import SQLStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
-from tests.support.connections import events
+from tests.support.connections import events, logged
 from tests.support.conversations import ALICE
 from tests.support.databases import InlinePool, finish
 
@@ -554,6 +555,27 @@ def test_expiry(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
     change(driver, "UPDATE lease SET epoch = 0 WHERE mailbox = 0")
     finish(house.run())
     assert logIn(store).say(b"STAT") == b"+OK 1 5\r\n"
+
+
+@pytest.mark.parametrize("days", [-8, 8, 4000])
+def test_clockIsDoubted(makeStore: Callable[..., SQLStore], driver: Driver, days: int) -> None:
+    """
+    If the latest round was long ago, or is far in the future, the clock may be wrong.  Nothing is
+    deleted until the operator says that the clock is right.
+    """
+    store = makeStore(expireDays=30)
+    deliver(store, b"old\n", DeliveryCopy("alice", arrival=time.time() - 31 * 86400))
+    then = int((time.time() - days * 86400) * 1000)
+    change(driver, f"INSERT INTO lease (mailbox, node, epoch, token) VALUES (0, '', {then}, 0)")
+    house = store._housekeeping
+    seen = logged(lambda: [finish(house.run()) for _ in range(2)])
+    assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(1,)]
+    assert ask(driver, "SELECT epoch FROM lease WHERE mailbox = 0") == [(then,)]
+    (line,) = [formatEvent(each) for each in seen if "clock" in formatEvent(each)]
+    statement = line.partition("if it is right, execute: ")[2]
+    change(driver, statement)
+    finish(house.run())
+    assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(0,)]
 
 
 def test_housekeeping(makeStore: Callable[..., SQLStore]) -> None:
