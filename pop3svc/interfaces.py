@@ -55,6 +55,7 @@ __all__ = [
     "IScramAccounts",
     "ISharedSecrets",
     "ISleepingMailbox",
+    "ISurrogates",
     "IVerifierAdding",
     "IWireContent",
     "MessageContent",
@@ -215,6 +216,42 @@ class IBulkMessageSizes(Interface):
         @return: iterable with the size of each message in the order of C{uniqueIDs}: int, as
             from C{messageSize}; None for a message that no longer exists.
         @raise NotImplementedError: the service calls C{messageSize} for each message.
+        """
+
+
+class ISurrogates(Interface):
+    """
+    A mailbox whose messages the service converts for clients that cannot read UTF-8 in header
+    fields (RFC 6856 section 2.1).  The result is a surrogate of the message.
+
+    The messages of other mailboxes go out as they are, because the service would have to read each
+    of them to know the size of its surrogate.
+    """
+
+    hasSurrogates: bool = Attribute(
+        "bool: False if this mailbox cannot tell its surrogates.  Its messages then go out as "
+        "they are."
+    )
+
+    def surrogateSizes(
+        info: IPOP3ConnectionInfo, uniqueIDs: list[str]
+    ) -> Eventual[Iterable[int | None]]:
+        """
+        @param uniqueIDs: list of str; the method must not change it.
+        @return: iterable with a size for each message in the order of C{uniqueIDs}: int, as
+            L{pop3svc.downgrading.converter.surrogateSize} returns it for a message that needs a
+            surrogate, and as C{messageSize} returns it for any other message; None for a message
+            that no longer exists.
+        @raise NotImplementedError: the service reads the messages and counts.
+        """
+
+    def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
+        """
+        Tell from memory whether a message needs a surrogate.  The service calls this for each
+        RETR and TOP, and does not wait for a Deferred.
+
+        @return: bool; None if that is not known.  The service then converts the message while it
+            sends it.
         """
 
 

@@ -12,10 +12,12 @@ __all__ = [
     "EXTENSIONS",
     "OPTIONAL_MECHANISMS",
     "SWITCHES",
+    "UTF8_HEADERS",
     "Policy",
 ]
 
 CLEARTEXT_LOGIN = ("never", "loopback", "always")
+UTF8_HEADERS = ("convert", "refuse")
 
 # The names of the extensions, with which the operator switches them off.
 EXTENSIONS = (
@@ -27,6 +29,7 @@ EXTENSIONS = (
     "XLOG",
     "MULTI-LINE-IND",
     "X-TLS",
+    "UTF8",
 )
 
 # SASL mechanisms, and APOP, that the operator has to switch on.
@@ -72,6 +75,14 @@ class Policy:
         metadata={
             "reason": "SASL mechanisms that are off by default.  A client that finds SCRAM uses "
             "it, and cannot log in if the accounts have only another hash of the password."
+        },
+    )
+    utf8Headers: str = field(
+        default="convert",
+        metadata={
+            "reason": "Convert messages with UTF-8 in header fields for clients that have not sent "
+            "UTF8, or refuse to send such messages.  The default is convert, because most clients "
+            "never send UTF8, and their users would not see the messages."
         },
     )
     loginTimeout: int = _number(
@@ -295,6 +306,8 @@ class Policy:
     def __post_init__(self) -> None:
         if self.cleartextLogin not in CLEARTEXT_LOGIN:
             raise ValueError(f"cleartextLogin is one of {', '.join(CLEARTEXT_LOGIN)}")
+        if self.utf8Headers not in UTF8_HEADERS:
+            raise ValueError(f"utf8Headers is one of {', '.join(UTF8_HEADERS)}")
         unknown = sorted(set(self.without) - set(SWITCHES))
         if unknown:
             raise ValueError(f"without {unknown[0]}: there are {', '.join(SWITCHES)}")

@@ -130,6 +130,18 @@ class _Mailbox:
         group = None if isLast else self._group
         return self._runner.run(alone, abandoned=abandoned, group=group)
 
+    @property
+    def hasSurrogates(self) -> bool:
+        """
+        See L{pop3svc.interfaces.ISurrogates.hasSurrogates}.
+        """
+        return bool(self._mailbox.hasSurrogates)
+
+    def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> None:
+        """
+        Answer that this is not known, because the wrapped mailbox may block.
+        """
+
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._mailbox, name)
         return lambda *arguments: self._run(call, *arguments)

@@ -82,7 +82,7 @@ def test_options() -> None:
     """
     page = (CHECKOUT / "docs" / "operating.rst").read_text()
     table = page[page.index("option  ") : page.index("twistd's own options")]
-    shown = set(re.findall(r"``--([a-z-]+)", table))
+    shown = set(re.findall(r"``--([a-z0-9-]+)", table))
     known = {name.rstrip("=") for name in Options().longOpt}
     assert {name for name in shown if name not in known and name != "uid"} == set()
     helps = {"help", "version", "help-auth", "help-auth-type", "help-providers", "help-settings"}

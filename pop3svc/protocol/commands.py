@@ -61,6 +61,8 @@ def _noMechanism(session: Session) -> POP3ResponseError | None:
 def _noTLS(session: Session) -> POP3ResponseError | None:
     if session.info.isSecure:
         return POP3ResponseError("TLS is already active.")
+    if session.isUTF8:
+        return POP3ResponseError("STLS is not allowed after UTF8.")
     return None if session.mayStartTLS else POP3ResponseError("TLS is not available.")
 
 
@@ -320,6 +322,18 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
         return await _loggedIn(session, credentials, f"AUTH {chosen.name}")
 
     return await SASLExchange(COMMANDS["AUTH"], session, chosen, finish).begin(initial)
+
+
+# --- RFC 6856 ----------------------------------------------------------------
+
+
+@command("UTF8", states=[AUTHORIZATION], capability=["UTF8 USER"], extension="UTF8")
+async def utf8(session: Session) -> Reply:
+    """
+    Send messages as they are, also with UTF-8 in their header fields (RFC 6856 section 2.1).
+    """
+    session.isUTF8 = True
+    return ok("UTF-8 mode is active.")
 
 
 # --- extensions ---------------------------------------------------------------

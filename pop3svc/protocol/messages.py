@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import CancelledError
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from pop3svc.awaiting import isAwaitable
+from pop3svc.downgrading.converter import SurrogateConverter
 from pop3svc.errors import POP3ResponseError, ProviderMistake
-from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo
+from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo, ISurrogates
+from pop3svc.lineendings import WireForm
 from pop3svc.protocol.content import MessageBody, countByReading
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.remarks import nameOf, warnOnce
 from pop3svc.timing import TimeSlice
 
-__all__ = ["Messages"]
+__all__ = ["Messages", "SurrogateBody"]
 
 # The least number of messages in a large mailbox.  Each loop over these messages has its own time
 # slice.
@@ -55,19 +58,99 @@ def _octets(call: Any, size: object) -> int:
     return size
 
 
+def _hasSurrogates(mailbox: Any) -> bool:
+    return ISurrogates.providedBy(mailbox) and mailbox.hasSurrogates
+
+
+class SurrogateBody(MessageBody):
+    """
+    Another L{MessageBody}, converted while it is read (L{SurrogateConverter}).
+
+    @ivar hasChanged: whether a part that was read is not the same as in the message.
+    """
+
+    form = WireForm.LINES
+
+    def __init__(self, body: MessageBody) -> None:
+        """
+        @param body: the message; it is closed with this body.
+        """
+        self._body = body
+        self._converter: SurrogateConverter | None = SurrogateConverter()
+        self.hasChanged = False
+
+    def next(self) -> Any:
+        """
+        See L{pop3svc.protocol.replies.Body.next}.
+        """
+        if self._converter is None:
+            return None
+        chunk = self._body.next()
+        return self._later(chunk) if isAwaitable(chunk) else self._converted(chunk)
+
+    async def _later(self, chunk: Any) -> bytes:
+        return self._converted(await chunk)
+
+    def _converted(self, chunk: bytes | None) -> bytes:
+        converter = self._converter
+        assert converter is not None, "the end was read already"
+        if chunk is None:
+            self._converter = None
+            converted = converter.finish()
+        else:
+            converted = converter.feed(chunk)
+        self.hasChanged = converter.hasChanged
+        return converted
+
+    def close(self) -> None:
+        """
+        See L{pop3svc.protocol.replies.Body.close}.
+        """
+        self._body.close()
+
+
+async def _needsByReading(body: SurrogateBody, clock: IReactorTime) -> bool:
+    """
+    Read a message until it is clear whether it needs a surrogate, and close it.
+    """
+    turns = TimeSlice(clock)
+    try:
+        while not body.hasChanged:
+            chunk = body.next()
+            if isAwaitable(chunk):
+                chunk = await chunk
+            if chunk is None:
+                return False
+            await turns.yieldIfDue()
+        return True
+    finally:
+        body.close()
+
+
 class Messages:
     """
     Asks a mailbox for sizes and contents, for one session, and checks the returned values.
+
+    @ivar refuses: whether messages with UTF-8 in header fields are refused.
     """
 
-    __slots__ = ("_calls", "_info", "_mailbox", "_user")
+    __slots__ = ("_calls", "_converts", "_info", "_mailbox", "_user", "refuses")
 
     def __init__(
-        self, calls: ProviderCalls, info: IPOP3ConnectionInfo, mailbox: Any, user: str
+        self,
+        calls: ProviderCalls,
+        info: IPOP3ConnectionInfo,
+        mailbox: Any,
+        user: str,
+        utf8Headers: str = "",
     ) -> None:
         """
         @param user: the user's name for the log.
+        @param utf8Headers: C{convert} or C{refuse} messages with UTF-8 in header fields, as in
+            L{pop3svc.policy.Policy}; empty if messages go out as they are.
         """
+        self._converts = utf8Headers == "convert" and _hasSurrogates(mailbox)
+        self.refuses = utf8Headers == "refuse"
         self._calls = calls
         self._info = info
         self._mailbox = mailbox
@@ -79,16 +162,18 @@ class Messages:
         @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
         """
         sizes = None
-        if IBulkMessageSizes.providedBy(self._mailbox):
-            sizes = await self._manySizes(uniqueIDs)
+        if self._converts:
+            sizes = await self._manySizes(self._mailbox.surrogateSizes, uniqueIDs)
+        elif IBulkMessageSizes.providedBy(self._mailbox):
+            sizes = await self._manySizes(self._mailbox.messageSizes, uniqueIDs)
         return await self._sizesOneByOne(uniqueIDs) if sizes is None else sizes
 
-    async def _manySizes(self, uniqueIDs: list[str]) -> list[int | None] | None:
+    async def _manySizes(self, call: Any, uniqueIDs: list[str]) -> list[int | None] | None:
         """
+        @param call: C{messageSizes} or C{surrogateSizes}.
         @return: the size of each message, with L{None} for a message that no longer exists; or
-            L{None} instead of the list if C{messageSizes} is not implemented.
+            L{None} instead of the list if the method is not implemented.
         """
-        call = self._mailbox.messageSizes
         try:
             answer = await self._calls.ask(call, self._info, uniqueIDs)
         except NotImplementedError:
@@ -156,18 +241,61 @@ class Messages:
         """
         @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
-        call = self._mailbox.messageSize
-        try:
-            octets = await self._calls.ask(call, self._info, uniqueID)
-        except NotImplementedError:
-            octets = None
+        sizes = None
+        if self._converts:
+            sizes = await self._manySizes(self._mailbox.surrogateSizes, [uniqueID])
+            if sizes is not None and sizes[0] is not None:
+                return sizes[0]
+        call, octets = self._mailbox.messageSize, None
+        if sizes is not None or not self._converts:
+            # For a message without a size, messageSize raises the mailbox's own error.
+            try:
+                octets = await self._calls.ask(call, self._info, uniqueID)
+            except NotImplementedError:
+                pass
+        if self._converts:
+            return await countByReading(await self.open(uniqueID), self._calls.clock)
         if octets is None:
             return await countByReading(await self.content(uniqueID), self._calls.clock)
         return _octets(call, octets)
 
+    async def refuseUTF8(self, uniqueID: str) -> None:
+        """
+        Check that the client may have a message.
+
+        @raise POP3ResponseError: C{UTF8}: the message has UTF-8 in header fields, and the client
+            has not sent UTF8 (RFC 6856 section 5).
+        """
+        needs = None
+        mailbox = self._mailbox
+        if _hasSurrogates(mailbox):
+            # A mailbox that counts a message knows this afterwards.
+            await self._manySizes(mailbox.surrogateSizes, [uniqueID])
+            needs = self._calls.start(mailbox.needsUTF8, self._info, uniqueID)
+        if needs is None:
+            body = SurrogateBody(await self.content(uniqueID))
+            needs = await _needsByReading(body, self._calls.clock)
+        if needs:
+            raise POP3ResponseError("Message needs UTF-8 mode.", "UTF8")
+
+    async def open(self, uniqueID: str) -> MessageBody:
+        """
+        Open a message for the client.
+
+        @return: its content, or its surrogate; the caller closes it.
+        @raise POP3ResponseError: see L{refuseUTF8}.
+        """
+        if self._converts:
+            needs = self._calls.start(self._mailbox.needsUTF8, self._info, uniqueID)
+            body = await self.content(uniqueID)
+            return body if needs is False else SurrogateBody(body)
+        if self.refuses:
+            await self.refuseUTF8(uniqueID)
+        return await self.content(uniqueID)
+
     async def content(self, uniqueID: str) -> MessageBody:
         """
-        Open a message.
+        Open a message as the mailbox has it.
 
         @return: its content; the caller closes it.
         """
@@ -189,9 +317,13 @@ class Messages:
         @param sent: the octets of the message that were sent.
         """
         mailbox = self._mailbox
-        isBulk = IBulkMessageSizes.providedBy(mailbox)
+        call = mailbox.messageSize
+        if self._converts:
+            call = mailbox.surrogateSizes
+        elif IBulkMessageSizes.providedBy(mailbox):
+            call = mailbox.messageSizes
         warnOnce(
-            mailbox.messageSizes if isBulk else mailbox.messageSize,
+            call,
             "{call} returned {said} octets for a message of {user}, but {sent} were sent: return "
             "the size with CRLF line ends, or raise NotImplementedError to have it counted",
             said=said,

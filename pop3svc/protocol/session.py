@@ -225,6 +225,8 @@ class Session:
     @ivar timestamp: the challenge of APOP in the greeting; empty without APOP.
     @ivar certificateNames: returns the users that the client's verified certificate names.  The
         connection sets it.
+    @ivar isUTF8: whether the client can read UTF-8 in header fields, because it has sent UTF8
+        (RFC 6856 section 2.1).
     @ivar secret: octets that only this service knows.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
@@ -274,6 +276,7 @@ class Session:
         self.tryRelease = refuseRelease
         self.channelBinding: Callable[[str], bytes | None] = noBinding
         self.certificateNames: Callable[[], tuple[str, ...]] = noNames
+        self.isUTF8 = False
         self.secret = secret
         isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
         self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""
@@ -536,6 +539,7 @@ class Session:
         return self.transaction
 
     def _transaction(self, name: str, mailbox: Any) -> Transaction:
+        policy = self.policy
         return Transaction(
             self.calls,
             self.info,
@@ -543,7 +547,8 @@ class Session:
             _printable(name),
             self.record,
             self._requestRelease,
-            "UID-PARAM" not in self.policy.without,
+            "UID-PARAM" not in policy.without,
+            "" if self.isUTF8 or "UTF8" in policy.without else policy.utf8Headers,
         )
 
     def _wrong(self) -> POP3ResponseError:

@@ -75,6 +75,7 @@ class Transaction:
         record: SessionRecord,
         requestRelease: Callable[[], bool],
         takesUniqueIDs: bool,
+        utf8Headers: str = "",
     ) -> None:
         """
         @param user: the user's name for the log.
@@ -82,12 +83,13 @@ class Transaction:
         @param requestRelease: see L{IExclusiveMailbox.lock}.
         @param takesUniqueIDs: whether commands may name a message by C{UID:...}
             (docs/extensions, UID-PARAM).
+        @param utf8Headers: see L{Messages}.
         """
         self._calls = calls
         self.info = info
         self.mailbox = mailbox
         self._user = user
-        self._messages = Messages(calls, info, mailbox, user)
+        self._messages = Messages(calls, info, mailbox, user, utf8Headers)
         self._record = record
         self._requestRelease = requestRelease
         self._takesUniqueIDs = takesUniqueIDs
@@ -198,6 +200,8 @@ class Transaction:
         @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
         maildrop = self._drop()
+        if self._messages.refuses:
+            await self._messages.refuseUTF8(found.uniqueID)
         octets = maildrop.size(found)
         if octets is None:
             octets = await self._messages.size(found.uniqueID)
@@ -256,7 +260,7 @@ class Transaction:
         """
         @return: the content of a message; the caller closes it.
         """
-        body = await self._messages.content(found.uniqueID)
+        body = await self._messages.open(found.uniqueID)
         body.expects(self._drop().size(found), self._messages.warnOfOtherSize)
         return body
 

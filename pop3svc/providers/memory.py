@@ -19,6 +19,7 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
     IPOP3Mailbox,
     IPOP3MailboxProvider,
+    ISurrogates,
 )
 
 __all__ = ["MemoryMailbox", "MemoryMaildrop", "MemoryProvider", "MemoryStore"]
@@ -69,11 +70,13 @@ class MemoryMaildrop:
             self.messages[uniqueID] = message
 
 
-@implementer(IPOP3Mailbox, IExclusiveMailbox)
+@implementer(IPOP3Mailbox, IExclusiveMailbox, ISurrogates)
 class MemoryMailbox:
     """
     A session's view of a L{MemoryMaildrop}.
     """
+
+    hasSurrogates = True
 
     def __init__(self, maildrop: MemoryMaildrop) -> None:
         self._maildrop = maildrop
@@ -96,6 +99,14 @@ class MemoryMailbox:
 
     def messageSize(self, info: IPOP3ConnectionInfo, uniqueID: str) -> int:
         raise NotImplementedError
+
+    def surrogateSizes(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> list[int | None]:
+        raise NotImplementedError
+
+    def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
+        message = self._maildrop.messages.get(uniqueID, b"")
+        # Tests put other objects than bytes into the maildrop.
+        return False if isinstance(message, bytes) and message.isascii() else None
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bytes:
         try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
-from pop3svc.policy import CLEARTEXT_LOGIN, OPTIONAL_MECHANISMS, SWITCHES, Policy
+from pop3svc.policy import CLEARTEXT_LOGIN, OPTIONAL_MECHANISMS, SWITCHES, UTF8_HEADERS, Policy
 from pop3svc.protocol.clientcertificate import CLIENT_NAMES
 
 __all__ = [
@@ -321,6 +321,15 @@ SERVICE = (
     ),
     _CLEARTEXT,
     Setting(
+        "utf8-headers",
+        _choice(*UTF8_HEADERS),
+        "Convert messages with UTF-8 in header fields for clients that have not sent UTF8, or "
+        "refuse to send them: convert or refuse (default: convert).",
+        Policy.utf8Headers,
+        "Most clients never send UTF8, and their users would not see the messages.",
+        isLive=True,
+    ),
+    Setting(
         "without",
         _namesOf(SWITCHES),
         "Switch off an extension or a SASL mechanism: it is neither announced nor accepted.",
@@ -561,6 +570,7 @@ class Settings:
             return other.policy, changed
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
         live["cleartextLogin"] = other.policy.cleartextLogin
+        live["utf8Headers"] = other.policy.utf8Headers
         live["without"] = other.policy.without
         live["enable"] = other.policy.enable
         policy = replace(self.policy, **live)
@@ -582,7 +592,7 @@ _OF_PARENT = (
     *("lmtp", "lmtpMode", "listeners"),
 )
 # Settings of the service that are fields of the policy.
-_IN_POLICY = ("cleartext-login", "without", "enable")
+_IN_POLICY = ("cleartext-login", "utf8-headers", "without", "enable")
 _NAMES = {each.attribute: each.name for each in SERVICE} | {
     "listeners": "listener",
     "stores": "store",
@@ -676,6 +686,7 @@ def makeSettings(
     policy = replace(
         Policy(),
         cleartextLogin=values.get("cleartext-login", Policy.cleartextLogin),
+        utf8Headers=values.get("utf8-headers", Policy.utf8Headers),
         without=values.get("without", frozenset()),
         enable=values.get("enable", frozenset()),
         **limits,

@@ -22,6 +22,7 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
     IReloading,
     ISleepingMailbox,
+    ISurrogates,
 )
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 
@@ -36,7 +37,7 @@ def _byMethod(*interfaces: type[Interface]) -> dict[str, type[Interface]]:
         method: interface
         for interface in interfaces
         for method in interface.names()
-        if method != "name"
+        if method not in ("name", "hasSurrogates")
     }
 
 
@@ -48,6 +49,7 @@ _OF_MAILBOXES = _byMethod(
     IMailboxLogout,
     INewMailNotifier,
     ISleepingMailbox,
+    ISurrogates,
 )
 
 

@@ -19,6 +19,7 @@ _CALLS = frozenset(
         "messageExists",
         "messageSize",
         "messageSizes",
+        "surrogateSizes",
         "messageContent",
         "messageDelete",
         "lock",

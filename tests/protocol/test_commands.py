@@ -375,6 +375,7 @@ ALWAYS = {
     "RESP-CODES",
     "AUTH-RESP-CODE",
     "PIPELINING",
+    "UTF8 USER",
     "EXPIRE NEVER",
     "IMPLEMENTATION pop3svc memory",
 }

@@ -18,6 +18,7 @@ import pytest
 from twisted.internet.defer import Deferred, succeed
 from zope.interface import alsoProvides, implementer, implementer_only
 
+from pop3svc.downgrading.converter import surrogateSize
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -29,6 +30,7 @@ from pop3svc.interfaces import (
     INewMailNotifier,
     IPOP3Mailbox,
     IReadOnlyMailbox,
+    ISurrogates,
 )
 from pop3svc.lineendings import CRLFNormalizer
 from pop3svc.testing import MailboxContract
@@ -76,11 +78,16 @@ class Content:
         pass
 
 
-@implementer(IPOP3Mailbox, IBulkMessageSizes, IExclusiveMailbox, IMailboxLogout, INewMailNotifier)
+@implementer(
+    *(IPOP3Mailbox, IBulkMessageSizes, IExclusiveMailbox, IMailboxLogout, INewMailNotifier),
+    ISurrogates,
+)
 class Good:
     """
     A mailbox with all optional interfaces, which keeps the contract.
     """
+
+    hasSurrogates = True
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -113,6 +120,18 @@ class Good:
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         messages = self.store.messages
         return [len(asSent(messages[each])) if each in messages else None for each in uniqueIDs]
+
+    def surrogateSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        messages = self.store.messages
+        return [
+            surrogateSize([messages[each]]) or len(asSent(messages[each]))
+            if each in messages
+            else None
+            for each in uniqueIDs
+        ]
+
+    def needsUTF8(self, info: Any, uniqueID: str) -> Any:
+        return surrogateSize([self.message(uniqueID)]) > 0
 
     def message(self, uniqueID: str) -> bytes:
         try:
@@ -164,6 +183,7 @@ for each in (
     "listMessageUniqueIDs",
     "messageSize",
     "messageSizes",
+    "surrogateSizes",
     "messageContent",
     "messageDelete",
     "messageExists",
@@ -204,6 +224,7 @@ for each in (
     "listMessageUniqueIDs",
     "messageSize",
     "messageSizes",
+    "surrogateSizes",
     "messageContent",
     "messageDelete",
     "messageExists",
@@ -239,6 +260,20 @@ class LeavesTheCounting(Good):
 
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         return [None for each in uniqueIDs]
+
+    def surrogateSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        raise NotImplementedError
+
+    def needsUTF8(self, info: Any, uniqueID: str) -> Any:
+        return None
+
+
+class SendsAllAsTheyAre(Good):
+    """
+    Has no surrogates.
+    """
+
+    hasSurrogates = False
 
 
 # --- mailboxes that break one rule ----------------------------------------------
@@ -291,6 +326,24 @@ class ContentLacksAnArgument(Good):
         content = Content(self.message(uniqueID))
         content.close = lambda how=0, *, why: None  # type: ignore[method-assign]
         return content
+
+
+@breaks("surrogateSizes", "SizesOfOriginals.surrogateSizes returned [")
+class SizesOfOriginals(Good):
+    def surrogateSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return self.messageSizes(info, uniqueIDs)
+
+
+@breaks("surrogateSizes", "ThinksOneIsASCII.needsUTF8 returned False for 'id-2', not True")
+class ThinksOneIsASCII(Good):
+    def needsUTF8(self, info: Any, uniqueID: str) -> Any:
+        return False
+
+
+@breaks("surrogatesInASession")
+class SurrogatesChangeTheirSize(Good):
+    def surrogateSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return [size + 1 for size in super().surrogateSizes(info, uniqueIDs)]
 
 
 @breaks("empty")
@@ -626,6 +679,9 @@ class SizesAsKept(Good):
 class SizesWithDotStuffing(Good):
     def messageSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
         return [len(asSent(self.message(each)).replace(b"\r\n.", b"\r\n..")) for each in uniqueIDs]
+
+    def surrogateSizes(self, info: Any, uniqueIDs: list[str]) -> Any:
+        return self.messageSizes(info, uniqueIDs)
 
 
 @breaks("bulkSizes")

@@ -62,6 +62,7 @@ def test_newProject(tmp_path: Path) -> None:
         "it does not provide IMailboxLogout",
         "it does not provide IBulkMessageSizes",
         "it does not provide IExclusiveMailbox",
+        "it does not provide ISurrogates",
         "remove() is not implemented",
         "it does not provide IReadOnlyMailbox",
     }

@@ -11,6 +11,7 @@ from pop3svc.testing.contract.messages import MessageContract
 from pop3svc.testing.contract.results import ResultContract
 from pop3svc.testing.contract.sizes import SizeContract
 from pop3svc.testing.contract.sleeping import SleepContract
+from pop3svc.testing.contract.surrogates import SurrogateContract
 
 __all__ = ["MailboxContract"]
 
@@ -23,6 +24,7 @@ class MailboxContract(
     DeletionContract,
     LockContract,
     SleepContract,
+    SurrogateContract,
 ):
     """
     The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
