@@ -324,14 +324,14 @@ def countOctets(descriptor: int) -> int:
     return measure(descriptor, os.fstat(descriptor).st_size)[0]
 
 
-def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
+def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
     """
     Read a file and count its octets on the wire.  Blocks; call it in a thread.
 
     @param size: size of the file, octets.
-    @return: the size on the wire, whether the file is sent unchanged, and the first 1,024
-        octets.  A file is sent unchanged if all lines end with CRLF and no line begins with a
-        dot.
+    @return: the size on the wire, whether the file is sent unchanged, the first 1,024 octets, and
+        whether all octets are ASCII.  A file is sent unchanged if all lines end with CRLF and no
+        line begins with a dot.
     @raise OSError: the work was cancelled, or the file cannot be read.
     """
     if mustStop():
@@ -340,10 +340,10 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         # A fast path, because nearly all messages are small.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
-            return *_measureWhole(block), block[:1024]
+            return *_measureWhole(block), block[:1024], block.isascii()
     count = WireSizeCounter()
     offset, last, hasDots = 0, b"\n", False
-    first = b""
+    first, isASCII = b"", True
     while offset < size:
         if mustStop():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
@@ -356,11 +356,12 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes]:
         if not data:
             first = block[:1024]
         count.feed(block)
+        isASCII = isASCII and block.isascii()
         hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
         last = block[-1:]
         offset = data + len(block)
     octets = count.total()
-    return octets, octets == size and not hasDots, first
+    return octets, octets == size and not hasDots, first, isASCII
 
 
 def _measureWhole(whole: bytes) -> tuple[int, bool]:

@@ -36,6 +36,7 @@ class _FolderFormat:
     """
 
     folders = (".",)
+    believesNames = False
 
     def scan(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp]:
         """

@@ -130,6 +130,13 @@ _UTF8_HEADER = (
     "From: Jürgen Größe <jürgen@müller.example>\nSubject: Grüße – 你好 🙂\n"
     "X-Long: äöü\n\tfolded ß\n\nTschüß\n"
 ).encode()
+# What a client gets that has not sent UTF8.
+_SURROGATE = (
+    "From: =?utf-8?B?SsO8cmdlbiBHcsO2w59lIDxqw7xyZ2VuQG3DvGxsZXIuZXhhbXBsZT4=?=\r\n"
+    " <invalid@internationalized-address.invalid>\r\n"
+    "Subject: =?utf-8?B?R3LDvMOfZSDigJMg5L2g5aW9IPCfmYI=?=\r\n"
+    "X-Long: =?utf-8?B?w6TDtsO8?=\tfolded =?utf-8?B?w58=?=\r\n\r\nTschüß\r\n"
+).encode()
 
 
 def _messages() -> list[HardMessage]:
@@ -158,7 +165,7 @@ def _messages() -> list[HardMessage]:
             b"\x1a\n\x04\n\x03\n\x1b[2J\n",
             b"\x1a\r\n\x04\r\n\x03\r\n\x1b[2J\r\n",
         ),
-        _bare("utf8-header", _UTF8_HEADER, _UTF8_HEADER.replace(b"\n", b"\r\n")),
+        _bare("utf8-header", _UTF8_HEADER, _SURROGATE),
         # dots
         _mail("dots", b".\n..\n...\n.a\n..a\n. \n", b".\r\n..\r\n...\r\n.a\r\n..a\r\n. \r\n"),
         _crlfMail("dot-alone-crlf", b"one\r\n.\r\ntwo\r\n", b"one\r\n.\r\ntwo\r\n"),

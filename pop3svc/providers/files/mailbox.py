@@ -23,6 +23,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IReadOnlyMailbox,
     ISleepingMailbox,
+    ISurrogates,
 )
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.contents import contentOf
@@ -40,7 +41,7 @@ from pop3svc.threadpool import mustStop
 __all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
 
 
-@implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox)
+@implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox, ISurrogates)
 class FileMailbox:
     """
     The mailbox of one session.  It is built of parts.  The directory opens and locks files.  The
@@ -90,6 +91,28 @@ class FileMailbox:
         See L{IBulkMessageSizes.messageSizes}.
         """
         return self._counter.sizesOf(uniqueIDs)
+
+    @property
+    def hasSurrogates(self) -> bool:
+        """
+        See L{ISurrogates.hasSurrogates}.  The names of files do not tell which messages need a
+        surrogate.
+        """
+        return not self._format.believesNames
+
+    def surrogateSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Eventual[Sequence[int | None]]:
+        """
+        See L{ISurrogates.surrogateSizes}.
+        """
+        return self._counter.sizesOf(uniqueIDs, ofSurrogates=True)
+
+    def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
+        """
+        See L{ISurrogates.needsUTF8}.
+        """
+        return self._counter.needsUTF8(uniqueID)
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[IChunkedContent]:
         """

@@ -45,9 +45,10 @@ _NAME = "pop3svc-sizes"
 # The file that replaces the file of sizes.  Its name is always the same, so that killed services
 # leave at most one such file.
 _NEXT = "pop3svc-sizes.new"
-_VERSION = "pop3svc-sizes 4"
-# The most octets of a line, which has a unique-id of 70 octets and six numbers.
-_LINE = 208
+# Raise the number if pop3svc.downgrading makes other octets of a message.
+_VERSION = "pop3svc-sizes 5"
+# The most octets of a line, which has a unique-id of 70 octets and seven numbers.
+_LINE = 228
 # The file is replaced when it has more than twice the needed entries, and this many more.
 _SPARE = 1000
 # Unique-ids of former messages that are remembered, so that no other message gets one of them.
@@ -127,6 +128,8 @@ class MessageInfo(NamedTuple):
     @ivar kind: how the file differs from the octets on the wire: C{=} not at all; C{.} it
         needs line ends or dots; C{z} it is compressed; C{g} it no longer exists.
     @ivar head: a checksum of the first octets; 0 if they were not read.
+    @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
+        needs none.
     """
 
     octets: int
@@ -135,6 +138,7 @@ class MessageInfo(NamedTuple):
     modified: int = 0
     kind: str = "."
     head: int = 0
+    surrogate: int = 0
 
     def isFile(self, status: os.stat_result, head: Callable[[], int]) -> bool:
         """
@@ -162,6 +166,9 @@ class MessageInfo(NamedTuple):
         @return: whether the file was not written to, as the rules of a Maildir require.
         """
         return self.size == status.st_size and self.modified == status.st_mtime_ns
+
+
+_NOTHING: tuple[Sequence[str], bool, list[int]] = (), False, []
 
 
 def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[..., T]:
@@ -207,29 +214,35 @@ class MailboxSizes:
         self._written = -1
         # The unique-ids in C{claims} that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
-        # The sizes of a whole listing, because all its sessions ask for them.
-        self._whole: tuple[Sequence[str], list[int]] = (), []
+        # The sizes of a whole listing, because all its sessions ask for them; and whether they are
+        # those of surrogates.
+        self._whole: tuple[Sequence[str], bool, list[int]] = _NOTHING
 
-    def octetsOf(self, uniqueIDs: Sequence[str]) -> list[int] | None:
+    def octetsOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool = False) -> list[int] | None:
         """
         @param uniqueIDs: a list that is not changed afterwards.
+        @param ofSurrogates: for messages that need a surrogate, return its size.
         @return: the sizes of the messages, which the caller must not change; L{None} if a size is
             not known.
         """
-        if self._whole[0] is not uniqueIDs:
+        if self._whole[0] is not uniqueIDs or self._whole[1] is not ofSurrogates:
             try:
-                octets = [each.octets for each in map(self.known.__getitem__, uniqueIDs)]
+                found = map(self.known.__getitem__, uniqueIDs)
+                if ofSurrogates:
+                    octets = [each.surrogate or each.octets for each in found]
+                else:
+                    octets = [each.octets for each in found]
             except KeyError:
                 return None
-            self._whole = uniqueIDs, octets
-        return self._whole[1]
+            self._whole = uniqueIDs, ofSurrogates, octets
+        return self._whole[2]
 
     @_guarded
     def learn(self, added: Mapping[str, MessageInfo]) -> None:
         """
         Add sizes in memory, without writing them.
         """
-        self._whole = (), []
+        self._whole = _NOTHING
         self.known.update(added)
         for uniqueID in added:
             self.seen.pop(uniqueID, None)
@@ -240,7 +253,7 @@ class MailboxSizes:
         Discard the size of a message because its file has changed.  The unique-id still belongs to
         the message.
         """
-        self._whole = (), []
+        self._whole = _NOTHING
         info = self.known.pop(uniqueID, None)
         if info is not None:
             self._claim(uniqueID, info)
@@ -315,7 +328,7 @@ class MailboxSizes:
 
         @param inodes: the inode of each message, for messages that were never recorded.
         """
-        self._whole = (), []
+        self._whole = _NOTHING
         for uniqueID in uniqueIDs:
             info = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
             seen = self.seen.pop(uniqueID, None)
@@ -362,7 +375,7 @@ class MailboxSizes:
         if stamp is not None:
             # Another process may have written to the file.
             self.known, self.claims = {}, OrderedDict()
-            self._whole = (), []
+            self._whole = _NOTHING
             self._written = -1
             self._readFile(root, messages)
             for uniqueID, info in self._unwritten.items():
@@ -532,19 +545,20 @@ def _entries(block: bytes) -> Iterator[tuple[str, MessageInfo]]:
     @raise ValueError: the block is malformed.
     """
     words = block.decode("ascii").split()
-    if len(words) % 7:
+    if len(words) % 8:
         raise ValueError
-    numbers = [list(map(int, words[column::7])) for column in (1, 2, 3, 4)]
-    heads = map(int, words[6::7])
-    if not areUniqueIDs(words[0::7]):
+    numbers = [list(map(int, words[column::8])) for column in (1, 2, 3, 4)]
+    heads, surrogates = map(int, words[6::8]), map(int, words[7::8])
+    if not areUniqueIDs(words[0::8]):
         raise ValueError
-    return zip(words[0::7], map(MessageInfo, *numbers, words[5::7], heads), strict=True)
+    infos = map(MessageInfo, *numbers, words[5::8], heads, surrogates)
+    return zip(words[0::8], infos, strict=True)
 
 
 def _blocks(entries: Mapping[str, MessageInfo]) -> Iterator[bytes]:
     lines = [
-        f"{uniqueID} {octets} {inode} {size} {modified} {kind} {head}\n"
-        for uniqueID, (octets, inode, size, modified, kind, head) in entries.items()
+        f"{uniqueID} {octets} {inode} {size} {modified} {kind} {head} {surrogate}\n"
+        for uniqueID, (octets, inode, size, modified, kind, head, surrogate) in entries.items()
     ]
     for first in range(0, len(lines), _BLOCK):
         block = "".join(lines[first : first + _BLOCK]).encode("ascii")

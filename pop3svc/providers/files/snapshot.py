@@ -87,7 +87,11 @@ class Format(Protocol):
     """
     How a kind of mailbox names and orders the files of its messages.
 
+    @ivar believesNames: whether L{sizesInNames} returns sizes.
     """
+
+    @property
+    def believesNames(self) -> bool: ...
 
     @property
     def folders(self) -> Sequence[str]:

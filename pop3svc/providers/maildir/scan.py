@@ -53,7 +53,7 @@ class MaildirFormat:
             messages.
         """
         self._migrated = migrated
-        self._believesNames = believesNames
+        self.believesNames = believesNames
         self._separator = separator
 
     def scan(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp]:
@@ -135,7 +135,7 @@ class MaildirFormat:
         """
         See L{Format.sizesInNames<pop3svc.providers.files.snapshot.Format.sizesInNames>}.
         """
-        if not self._believesNames:
+        if not self.believesNames:
             return {}
         return {
             uniqueID: MessageInfo(size, place[2])

@@ -13,6 +13,7 @@ from typing import Any
 
 from zope.interface import implementer
 
+from pop3svc.downgrading.converter import surrogateSize
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import areStampsTrustworthy, closeQuietly, stampFrom
 from pop3svc.interfaces import (
@@ -23,6 +24,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IReadOnlyMailbox,
     ISleepingMailbox,
+    ISurrogates,
 )
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.directory import Directory
@@ -116,7 +118,7 @@ class MboxFormat:
         status = os.fstat(descriptor)
         scan = self._cache.get(status)
         if scan is None:
-            stored = scanMessages(descriptor, status.st_size, self.variant)
+            stored = scanMessages(descriptor, status.st_size, self.variant, surrogateSize)
             named = nameMessages(stored, frozenset(gone.uniqueIDs), self.usesXUIDL)
             scan = Scan(stampFrom(status), named)
             scan.listed.prepare()
@@ -130,12 +132,14 @@ class _Changed(Exception):
     """
 
 
-@implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox)
+@implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox, ISurrogates)
 class MboxMailbox:
     """
     The mailbox of one session in an mbox.  The session keeps its list while other programs add and
     remove messages.  Each access finds the message in the present file.
     """
+
+    hasSurrogates = True
 
     def __init__(self, directory: Directory, place: MboxPlace, format: MboxFormat) -> None:
         """
@@ -182,10 +186,30 @@ class MboxMailbox:
         """
         See L{IBulkMessageSizes.messageSizes}.
         """
+        messages = await self._presentMessages()
+        return [messages[each].octets if each in messages else None for each in uniqueIDs]
+
+    async def _presentMessages(self) -> dict[str, Stored]:
         if not await self._directory.run(self._isPresent):
             self._scan = await self._scanned()
-        messages = self._scan.messages
-        return [messages[each].octets if each in messages else None for each in uniqueIDs]
+        return self._scan.messages
+
+    async def surrogateSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Sequence[int | None]:
+        """
+        See L{ISurrogates.surrogateSizes}.
+        """
+        messages = await self._presentMessages()
+        found = (messages.get(each) for each in uniqueIDs)
+        return [None if each is None else each.surrogate or each.octets for each in found]
+
+    def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
+        """
+        See L{ISurrogates.needsUTF8}.
+        """
+        stored = self._scan.messages.get(uniqueID)
+        return None if stored is None else stored.surrogate > 0
 
     def _isPresent(self) -> bool:
         try:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,6 +57,8 @@ class Stored(NamedTuple):
     @ivar digest: see L{MessageDigest}.
     @ivar xUIDL: the value of the message's field X-UIDL; empty without this field.
     @ivar isInternal: whether it is data of another program instead of mail.
+    @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
+        needs none.
     """
 
     start: int
@@ -67,6 +69,7 @@ class Stored(NamedTuple):
     digest: str
     xUIDL: str
     isInternal: bool
+    surrogate: int = 0
 
 
 @dataclass
@@ -197,12 +200,19 @@ def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
     return None
 
 
-def scanMessages(descriptor: int, size: int, variant: str) -> list[Stored]:
+def scanMessages(
+    descriptor: int,
+    size: int,
+    variant: str,
+    surrogateSize: Callable[[Iterable[bytes]], int] = lambda pieces: 0,
+) -> list[Stored]:
     """
     Find all messages.  Blocks; memory is bounded by the number of messages.
 
     @param size: octets to read.
     @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
+    @param surrogateSize: L{pop3svc.downgrading.converter.surrogateSize}, called for messages that
+        are not ASCII.
     @raise NotMbox: the file does not begin with an envelope line.
     @raise OSError: the file cannot be read, or the work was cancelled.
     """
@@ -218,9 +228,28 @@ def scanMessages(descriptor: int, size: int, variant: str) -> list[Stored]:
             following = window.nextEnvelope(content)
             end = following - window.emptyLineBefore(following, content)
             ends = max(end, content), following
-        found.append(_examined(window, descriptor, (start, content, *ends), variant, not found))
+        stored = _examined(window, descriptor, (start, content, *ends), variant, not found)
+        if stored.surrogate:
+            pieces = _pieces(descriptor, content, ends[0], variant)
+            stored = stored._replace(surrogate=surrogateSize(pieces))
+        found.append(stored)
         start = ends[1]
     return found
+
+
+def _pieces(descriptor: int, content: int, end: int, variant: str) -> Iterator[bytes]:
+    """
+    Read a message.  Blocks.
+
+    @return: its octets, without the quoting of the variant.
+    """
+    unquoter = Unquoter()
+    for offset in range(content, end, _BLOCK):
+        if mustStop():
+            raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
+        block = readExactly(descriptor, min(_BLOCK, end - offset), offset)
+        yield unquoter.feed(block) if variant == "mboxrd" else block
+    yield unquoter.finish()
 
 
 def _firstEnvelope(window: _Window) -> int:
@@ -241,28 +270,34 @@ def _examined(
     variant: str,
     isFirst: bool,
 ) -> Stored:
+    """
+    @return: the message; C{surrogate} is 1 if any octet is not ASCII.
+    """
     start, content, end, _ = place
     digest = MessageDigest(window.octets(start, content))
     count = WireSizeCounter()
     if end - content <= _SMALL:
         head = window.octets(content, end)
         digest.feed(head)
+        isASCII = head.isascii()
         count.feed(unquoted(head) if variant == "mboxrd" else head)
     else:
         unquoter = Unquoter()
+        isASCII = True
         head = readExactly(descriptor, _HEADER, content)
         for offset in range(content, end, _BLOCK):
             if mustStop():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
             block = readExactly(descriptor, min(_BLOCK, end - offset), offset)
             digest.feed(block)
+            isASCII = isASCII and block.isascii()
             count.feed(unquoter.feed(block) if variant == "mboxrd" else block)
         count.feed(unquoter.finish())
     length = headerEnd(head[:_HEADER]) or len(head[:_HEADER])
     known = _X_UIDL.search(head, 0, length)
     isInternal = isFirst and _INTERNAL.search(head, 0, length) is not None
     xUIDL = "" if known is None else known[1].decode("ascii")
-    return Stored(*place, count.total(), digest.digest(), xUIDL, isInternal)
+    return Stored(*place, count.total(), digest.digest(), xUIDL, isInternal, not isASCII)
 
 
 def nameMessages(
