@@ -49,10 +49,14 @@ def piecesOf(content: BinaryIO) -> Iterator[bytes]:
 class FormFinder:
     """
     Reads a message piece by piece, and finds out whether a line begins with a dot.
+
+    @ivar octets: the size of the message so far.
+    @ivar isASCII: whether the octets so far are ASCII.
     """
 
     def __init__(self) -> None:
         self.octets = 0
+        self.isASCII = True
         self._hasDots = False
         self._last = b"\n"
 
@@ -61,6 +65,7 @@ class FormFinder:
         @param piece: the next octets, as L{piecesOf} yields them.
         """
         self.octets += len(piece)
+        self.isASCII = self.isASCII and piece.isascii()
         if not self._hasDots:
             starts = self._last == b"\n" and piece.startswith(b".")
             self._hasDots = starts or DOT_LINE.search(piece) is not None

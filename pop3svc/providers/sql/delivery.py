@@ -8,11 +8,13 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import BinaryIO
 
 from twisted.internet.defer import Deferred
 
 from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.downgrading.converter import surrogateSize
 from pop3svc.errors import DeliveryError, OverQuota, StoreUnavailable
 from pop3svc.interfaces import DeliveryCopy
 from pop3svc.lineendings import WireForm
@@ -89,6 +91,8 @@ class Delivery:
         self._number = secrets.randbits(63)
         self._uniqueIDs = [each.uniqueID or secrets.token_hex(16) for each in copies]
         self._now = time.time()
+        # The sizes of surrogates, 0 for copies that need none.
+        self._surrogates = [0] * len(copies)
 
     async def run(self) -> list[DeliveryError | None]:
         """
@@ -109,10 +113,32 @@ class Delivery:
                     break
                 await self._database.run(self._writePiece, number, piece, mayRepeat=True)
                 number, piece = number + 1, following
+            if not (found.isASCII and all(each.header.isascii() for each in self._copies)):
+                self._surrogates = await self._executor.run(self._measured)
             last = [] if piece is None else [piece]
             return await self._database.run(self._store, found, number, last, mayRepeat=True)
         except DatabaseUnavailable:
             return [StoreUnavailable("Mailbox is not available now.") for _ in self._copies]
+
+    def _measured(self) -> list[int]:
+        """
+        Read the message again, and find the sizes of the surrogates of its copies.  Blocks.
+        """
+        file = self._file
+        known: dict[bytes, int] = {}
+        file.seek(0)
+        isContinued = file.read(1) in (b" ", b"\t")
+        ofContent = surrogateSize(piecesOf(file))
+        for copy in self._copies:
+            header = copy.header
+            if header in known:
+                continue
+            if header.isascii() and not isContinued:
+                known[header] = len(header) + ofContent if ofContent else 0
+            else:
+                # What the content becomes depends on the header.
+                known[header] = surrogateSize(chain([header], piecesOf(file)))
+        return [known[each.header] for each in self._copies]
 
     def _read(self, pieces: Iterator[bytes]) -> Deferred[bytes | None]:
         return self._executor.run(next, pieces, None)
@@ -214,13 +240,14 @@ class Delivery:
         arrival = self._now if copy.arrival is None else copy.arrival
         execute(
             transaction,
-            "INSERT INTO message (mailbox, position, uniqueid, octets, arrival, isforeign, "
-            "header, content) VALUES (:mailbox, :position, :uniqueid, :octets, :arrival, "
-            ":isforeign, :header, :content)",
+            "INSERT INTO message (mailbox, position, uniqueid, octets, surrogate, arrival, "
+            "isforeign, header, content) VALUES (:mailbox, :position, :uniqueid, :octets, "
+            ":surrogate, :arrival, :isforeign, :header, :content)",
             mailbox=number,
             position=row[0],
             uniqueid=uniqueID,
             octets=size,
+            surrogate=self._surrogates[index],
             arrival=int(arrival * 1000),
             isforeign=int(copy.uniqueID is not None),
             header=copy.header,

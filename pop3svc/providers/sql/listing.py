@@ -26,11 +26,14 @@ class MailboxListing:
 
     @ivar changes: the mailbox's counter of changes.
     @ivar sizes: the octets of each message.
+    @ivar surrogates: for each message that needs a surrogate, its index and the octets of the
+        surrogate.
     """
 
     changes: int
     uniqueIDs: UniqueIDList
     sizes: array[int]
+    surrogates: dict[int, int]
 
 
 def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
@@ -43,15 +46,17 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
     changes = -1 if row is None else int(row[0])
     uniqueIDs: list[str] = []
     sizes = array("Q")
+    surrogates: dict[int, int] = {}
     last = 0
     while True:
         rows = query(
             transaction,
-            "SELECT position, uniqueid, octets FROM message WHERE mailbox = :mailbox "
+            "SELECT position, uniqueid, octets, surrogate FROM message WHERE mailbox = :mailbox "
             f"AND position > :last ORDER BY position LIMIT {_PAGE}",
             mailbox=mailbox,
             last=last,
         )
+        surrogates |= {len(sizes) + at: row[3] for at, row in enumerate(rows) if row[3]}
         uniqueIDs += [row[1] for row in rows]
         sizes.extend(row[2] for row in rows)
         if len(rows) < _PAGE:
@@ -59,7 +64,7 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
         last = rows[-1][0]
     listed = UniqueIDList(uniqueIDs)
     listed.prepare()
-    return MailboxListing(changes, listed, sizes)
+    return MailboxListing(changes, listed, sizes, surrogates)
 
 
 class ListingCache:

@@ -23,6 +23,7 @@ from pop3svc.interfaces import (
     IPOP3Mailbox,
     IReadOnlyMailbox,
     ISleepingMailbox,
+    ISurrogates,
 )
 from pop3svc.lineendings import WireForm
 from pop3svc.listings import UniqueIDList
@@ -45,11 +46,13 @@ _damaged = Once()
 _NO_SIZES: array[int] = array("Q")
 
 
-@implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox)
+@implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox, ISurrogates)
 class SQLMailbox:
     """
     A mailbox that any number of sessions read at the same time.
     """
+
+    hasSurrogates = True
 
     def __init__(self, database: Database, name: str, listings: ListingCache) -> None:
         """
@@ -62,9 +65,9 @@ class SQLMailbox:
         # The number of the mailbox, 0 if it does not exist.
         self._number = 0
         self._listing: MailboxListing | None = None
-        # Sizes of messages that arrived after the listing, and messages that the session has
-        # deleted since.
-        self._later: dict[str, int] = {}
+        # Sizes of messages that arrived after the listing, and of their surrogates; and messages
+        # that the session has deleted since.
+        self._later: dict[str, tuple[int, int]] = {}
         self._gone: set[str] = set()
         self._ahead = ReadAhead()
 
@@ -85,7 +88,7 @@ class SQLMailbox:
     def _listIfChanged(self, transaction: Transaction) -> tuple[int, MailboxListing]:
         found = mailboxOf(transaction, self._name, makes=False)
         if found is None:
-            return 0, MailboxListing(-1, UniqueIDList(()), _NO_SIZES)
+            return 0, MailboxListing(-1, UniqueIDList(()), _NO_SIZES, {})
         number, changes = found
         known = self._listings.get(number, changes)
         return number, listIn(transaction, number) if known is None else known
@@ -126,7 +129,7 @@ class SQLMailbox:
         row = await self._read(findMessage, self._number, uniqueID)
         if row is None:
             return False
-        self._later[uniqueID] = int(row[0])
+        self._later[uniqueID] = int(row[0]), int(row[9])
         return True
 
     # --- sizes ----------------------------------------------------------------------------
@@ -146,8 +149,18 @@ class SQLMailbox:
         listing = self._listing
         number = None if listing is None else listing.uniqueIDs.number(uniqueID)
         if listing is None or number is None:
-            return self._later.get(uniqueID)
+            return self._later.get(uniqueID, (None, 0))[0]
         return listing.sizes[number - 1]
+
+    def _surrogateOf(self, uniqueID: str) -> int:
+        """
+        @return: the size of a message's surrogate; 0 if the message needs none.
+        """
+        listing = self._listing
+        number = None if listing is None else listing.uniqueIDs.number(uniqueID)
+        if listing is None or number is None:
+            return self._later.get(uniqueID, (0, 0))[1]
+        return listing.surrogates.get(number - 1, 0)
 
     def messageSizes(
         self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
@@ -159,6 +172,27 @@ class SQLMailbox:
         if listing is not None and uniqueIDs is listing.uniqueIDs.uniqueIDs and not self._gone:
             return listing.sizes
         return [self._sizeOf(each) for each in uniqueIDs]
+
+    def surrogateSizes(
+        self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]
+    ) -> Sequence[int | None]:
+        """
+        See L{ISurrogates.surrogateSizes}.
+        """
+        sizes = self.messageSizes(info, uniqueIDs)
+        listing = self._listing
+        if listing is not None and not listing.surrogates and not self._later:
+            return sizes
+        return [
+            size and (self._surrogateOf(uniqueID) or size)
+            for uniqueID, size in zip(uniqueIDs, sizes, strict=True)
+        ]
+
+    def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
+        """
+        See L{ISurrogates.needsUTF8}.
+        """
+        return self._surrogateOf(uniqueID) > 0
 
     # --- contents -------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ __all__ = ["Found", "ReadAhead", "findMessage"]
 # KiB at most.
 _MESSAGES, _OCTETS = 16, 16_384
 
-# Size, header, and number, size, pieces and form of the content of a message, and its first
-# piece.
+# Size and header of a message; number, size, pieces, form and first piece of its content; its
+# position and unique-id, and the size of its surrogate.
 Found = tuple[Any, ...]
 
 _COLUMNS = (
     "message.octets, header, message.content, content.octets, pieces, form, data, position, "
-    "uniqueid FROM message LEFT JOIN content ON content.id = message.content "
+    "uniqueid, surrogate FROM message LEFT JOIN content ON content.id = message.content "
     "LEFT JOIN piece ON piece.content = message.content AND piece.number = 0"
 )
 

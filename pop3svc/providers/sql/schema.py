@@ -23,7 +23,8 @@ class SchemaError(Exception):
 # Times are milliseconds since the epoch, sizes octets.  A row of the table "message" is one
 # mailbox's copy of a message.  Each copy has its own header, such as Delivered-To, and several
 # copies may share one content.  The column "form" is a WireForm; "isForeign" is 1 if the
-# unique-id was given by another server.  A piece holds at most PIECE octets, as they are sent.
+# unique-id was given by another server; "surrogate" is the size of the surrogate, 0 if the message
+# needs none.  A piece holds at most PIECE octets, as they are sent.
 _FIRST = (
     f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
     """CREATE TABLE mailbox (
@@ -50,6 +51,7 @@ _FIRST = (
         position BIGINT NOT NULL,
         uniqueid VARCHAR(70) NOT NULL,
         octets BIGINT NOT NULL,
+        surrogate BIGINT NOT NULL DEFAULT 0,
         arrival BIGINT NOT NULL,
         isforeign INTEGER NOT NULL,
         header {octets} NOT NULL,
