@@ -271,7 +271,7 @@ class Messages:
         if _hasSurrogates(mailbox):
             # A mailbox that counts a message knows this afterwards.
             await self._manySizes(mailbox.surrogateSizes, [uniqueID])
-            needs = self._calls.start(mailbox.needsUTF8, self._info, uniqueID)
+            needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:
             body = SurrogateBody(await self.content(uniqueID))
             needs = await _needsByReading(body, self._calls.clock)
@@ -286,7 +286,7 @@ class Messages:
         @raise POP3ResponseError: see L{refuseUTF8}.
         """
         if self._converts:
-            needs = self._calls.start(self._mailbox.needsUTF8, self._info, uniqueID)
+            needs = self._mailbox.needsUTF8(self._info, uniqueID)
             body = await self.content(uniqueID)
             return body if needs is False else SurrogateBody(body)
         if self.refuses:
