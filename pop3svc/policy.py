@@ -30,6 +30,7 @@ EXTENSIONS = (
     "MULTI-LINE-IND",
     "X-TLS",
     "UTF8",
+    "LANG",
 )
 
 # SASL mechanisms, and APOP, that the operator has to switch on.

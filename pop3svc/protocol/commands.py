@@ -9,11 +9,12 @@ from typing import Any
 
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IExpiry
+from pop3svc.languages import LANGUAGES, languages, matching
 from pop3svc.protocol import grammar
 from pop3svc.protocol.challenges import apopDigest
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
-from pop3svc.protocol.replies import After, Lines, Reply, ok
+from pop3svc.protocol.replies import After, Lines, Pieces, Reply, ok
 from pop3svc.protocol.sasl import SASLExchange, offered
 from pop3svc.protocol.session import Password, Proven, Session, State
 
@@ -81,8 +82,8 @@ async def quit_(session: Session) -> Reply:
     """
     Delete the marked messages and end the session (RFC 1939 sections 4 and 6).
     """
-    deleted = await session.quit()
-    return ok(f"Bye, {deleted} deleted." if deleted else "Bye.", then=After.CLOSE)
+    count = await session.quit()
+    return ok(f"Bye, {count} deleted." if count else "Bye.", then=After.CLOSE)
 
 
 @command("STAT", states=[TRANSACTION])
@@ -336,6 +337,28 @@ async def utf8(session: Session) -> Reply:
     return ok("UTF-8 mode is active.")
 
 
+@command(
+    "LANG",
+    states=[AUTHORIZATION, TRANSACTION],
+    arguments=grammar.optionalLanguage,
+    capability=["LANG"],
+    extension="LANG",
+)
+async def lang(session: Session, languageRange: str | None) -> Reply:
+    """
+    Change the language of the texts of replies, or list the languages (RFC 6856 section 3.2).
+    """
+    if languageRange is None:
+        listed = "".join(f"{tag} {name}\r\n" for tag, name in LANGUAGES.items())
+        return ok("Languages follow", body=Pieces([listed.encode("utf-8")]))
+    tag = matching(languageRange)
+    if tag is None:
+        raise POP3ResponseError("No such language.")
+    # The reply to LANG is in the new language already.
+    session.useLanguage(languages()[tag])
+    return ok(f"{tag} Language changed.")
+
+
 # --- extensions ---------------------------------------------------------------
 
 
@@ -357,7 +380,8 @@ async def deli(session: Session, reference: Reference) -> Reply:
     """
     found = await session.active.find(reference)
     await session.active.deleteNow(found)
-    return ok(f"Deleted message. UID:{found.uniqueID}")
+    uniqueID = found.uniqueID
+    return ok(f"Deleted message. UID:{uniqueID}")
 
 
 @command("CORE", states=[TRANSACTION], capability=["CORE"], extension="CORE")
@@ -384,7 +408,8 @@ async def slee(session: Session) -> Reply:
     """
     Delete the marked messages and release the lock, but stay connected.
     """
-    return ok(f"Asleep, {await session.sleep()} deleted.")
+    count = await session.sleep()
+    return ok(f"Asleep, {count} deleted.")
 
 
 @command("WAKE", states=[SLEEPING], nextState=TRANSACTION, extension="SLEE-WAKE")

@@ -32,7 +32,14 @@ from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import After, Reply, err, ok
 from pop3svc.protocol.sender import ReplySender
-from pop3svc.protocol.session import Session, State, noBinding, noNames, refuseRelease
+from pop3svc.protocol.session import (
+    Session,
+    State,
+    keepLanguage,
+    noBinding,
+    noNames,
+    refuseRelease,
+)
 from pop3svc.timing import SharedTimeout, TimeSlice
 
 __all__ = ["Limits", "POP3Connection"]
@@ -187,6 +194,7 @@ class POP3Connection(LineReceiver):
         self.session.tryRelease = self._tryRelease
         self.session.channelBinding = self._channelBinding
         self.session.certificateNames = self._certificateNames
+        self.session.useLanguage = self._sender.useLanguage
         self._limitLogin()
         self._sender.say(ok(self.session.greeting))
         self._awaitLine()
@@ -424,6 +432,8 @@ class POP3Connection(LineReceiver):
         transport: Any = self.transport
         self._sender.flushNow()
         self._sender.startTLS()
+        # An attacker may have chosen the language before the connection was encrypted.
+        self._sender.useLanguage(None)
         if self.clearLineBuffer():
             # An attacker may have injected plain text as commands that would run inside TLS.
             self._abort("sent plain text after STLS")
@@ -682,6 +692,7 @@ class POP3Connection(LineReceiver):
         self.session.tryRelease = refuseRelease
         self.session.channelBinding = noBinding
         self.session.certificateNames = noNames
+        self.session.useLanguage = keepLanguage
         self._tell(self._reason)
         self._ended(self)
 

@@ -22,6 +22,7 @@ __all__ = [
     "nameAndDigest",
     "nameAndPassword",
     "nothing",
+    "optionalLanguage",
     "optionalMessage",
     "password",
     "saslStart",
@@ -105,6 +106,16 @@ def optionalMessage(rest: bytes | None) -> tuple[Reference | None]:
     if len(given) > 1:
         raise BadArguments("This command takes one message at most.")
     return (_reference(given[0]),) if given else (None,)
+
+
+def optionalLanguage(rest: bytes | None) -> tuple[str | None]:
+    """
+    Parse a language range, or nothing.
+    """
+    given = words(rest)
+    if len(given) > 1:
+        raise BadArguments("This command takes one language at most.")
+    return (_text(given[0]),) if given else (None,)
 
 
 def messageAndLines(rest: bytes | None) -> tuple[Reference, int]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from pop3svc.awaiting import isAwaitable
 from pop3svc.files import FileRegion
+from pop3svc.languages import Language
 from pop3svc.lineendings import WireForm
 from pop3svc.protocol.outlets import Outlet
 from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.replies import Reply
-from pop3svc.protocol.wire import MultiLine, firstLine
+from pop3svc.protocol.wire import LineStyle, MultiLine, firstLine
 
 __all__ = ["ReplySender"]
 
@@ -34,7 +35,7 @@ class ReplySender:
     """
 
     # Slots take less memory than a dictionary, and a service has many idle connections.
-    __slots__ = ("_gathered", "_marksMultiLine", "_octets", "_outlet", "_record")
+    __slots__ = ("_gathered", "_octets", "_outlet", "_record", "_style")
 
     def __init__(
         self, outlet: Outlet, marksMultiLine: bool = False, record: SessionRecord | None = None
@@ -46,7 +47,7 @@ class ReplySender:
         @param record: counts the octets.
         """
         self._outlet = outlet
-        self._marksMultiLine = marksMultiLine
+        self._style = LineStyle.of(marksMultiLine)
         self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
@@ -57,13 +58,21 @@ class ReplySender:
         """
         self._outlet = self._outlet.encrypted()
 
+    def useLanguage(self, language: Language | None) -> None:
+        """
+        Send the texts of all further replies in a language (RFC 6856 section 3.2).
+
+        @param language: L{None} for English.
+        """
+        self._style = LineStyle.of(self._style.marksMultiLine, language)
+
     # --- gathering --------------------------------------------------------------
 
     def gather(self, reply: Reply) -> None:
         """
         Gather a reply without a body.
         """
-        self._gather(firstLine(reply, self._marksMultiLine))
+        self._gather(firstLine(reply, self._style))
 
     def _gather(self, octets: bytes) -> None:
         self._gathered.append(octets)

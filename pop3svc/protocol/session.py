@@ -28,6 +28,7 @@ from pop3svc.interfaces import (
     ISharedSecrets,
     SharedSecret,
 )
+from pop3svc.languages import Language
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
 from pop3svc.protocol.challenges import makeChallenge
@@ -43,6 +44,7 @@ __all__ = [
     "Proven",
     "Session",
     "State",
+    "keepLanguage",
     "noBinding",
     "noNames",
     "refuseRelease",
@@ -127,6 +129,12 @@ def noNames() -> tuple[str, ...]:
     @return: no names.
     """
     return ()
+
+
+def keepLanguage(language: Language | None) -> None:
+    """
+    The value of L{Session.useLanguage} without a connection.
+    """
 
 
 def refuseRelease(isMarked: bool) -> bool:
@@ -227,6 +235,8 @@ class Session:
         connection sets it.
     @ivar isUTF8: whether the client can read UTF-8 in header fields, because it has sent UTF8
         (RFC 6856 section 2.1).
+    @ivar useLanguage: takes the L{Language} of all further replies, L{None} for English.  The
+        connection sets it.
     @ivar secret: octets that only this service knows.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
@@ -277,6 +287,7 @@ class Session:
         self.channelBinding: Callable[[str], bytes | None] = noBinding
         self.certificateNames: Callable[[], tuple[str, ...]] = noNames
         self.isUTF8 = False
+        self.useLanguage: Callable[[Language | None], object] = keepLanguage
         self.secret = secret
         isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
         self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""

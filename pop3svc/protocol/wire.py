@@ -7,16 +7,48 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
+from pop3svc.languages import Language
 from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 from pop3svc.protocol.replies import Reply
 
-__all__ = ["MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
+__all__ = ["PLAIN", "LineStyle", "MultiLine", "Top", "firstLine", "hasControl", "splitLine"]
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNSENDABLE = re.compile(r"[^ -~]")
+# The same after LANG, when a text is UTF-8 (RFC 6856 section 3.2).
+_UNSENDABLE_UTF8 = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # The most octets of a first line with its CRLF (RFC 2449 section 4).
 _FIRST_LINE = 512
 _MARK = " _"
+_LONGEST = _FIRST_LINE - 2 - len(_MARK)
+
+
+class LineStyle:
+    """
+    How a session shows first lines.  Styles are compared by identity, which costs the cache of
+    first lines the least.
+
+    @ivar marksMultiLine: whether the first line of a multi-line reply, and of no other reply, ends
+        with C{ _} (MULTI-LINE-IND).
+    @ivar language: the language of the texts after LANG; L{None} for English.
+    """
+
+    __slots__ = ("language", "marksMultiLine")
+
+    def __init__(self, marksMultiLine: bool, language: Language | None) -> None:
+        self.marksMultiLine = marksMultiLine
+        self.language = language
+
+    @staticmethod
+    @lru_cache(64)
+    def of(marksMultiLine: bool, language: Language | None = None) -> LineStyle:
+        """
+        @return: the style; the same object for the same arguments.
+        """
+        return LineStyle(marksMultiLine, language)
+
+
+PLAIN = LineStyle.of(False)
 
 
 def hasControl(line: bytes) -> bool:
@@ -35,42 +67,41 @@ def splitLine(line: bytes) -> tuple[str, bytes | None]:
     return verb.upper().decode("ascii", "replace"), rest if space else None
 
 
-def firstLine(reply: Reply, marksMultiLine: bool = False) -> bytes:
+def firstLine(reply: Reply, style: LineStyle = PLAIN) -> bytes:
     """
-    Encode the first line of a reply, with its CRLF.  Unprintable characters are replaced,
-    and the line is cut to 512 octets (RFC 2449 section 4).
-
-    @param marksMultiLine: end the first line of a multi-line reply, and of no other reply,
-        with C{ _} (MULTI-LINE-IND).
+    Encode the first line of a reply, with its CRLF.  The text is translated if the style has a
+    language, unprintable characters are replaced, and the line is cut to 512 octets (RFC 2449
+    section 4).
     """
     if reply.isChallenge:
         # A challenge may be longer (RFC 5034 section 4).
         return f"+ {reply.text}\r\n".encode("ascii")
-    return _statusLine(
-        reply.positive, reply.code, reply.text, marksMultiLine, reply.body is not None
-    )
+    return _statusLine(reply.positive, reply.code, reply.text, style, reply.body is not None)
 
 
 # Cached, because most replies have one of a few first lines.  A cached line takes 35 bytecodes, a
 # new one 64.
 @lru_cache(512)
 def _statusLine(
-    isPositive: bool, code: str | None, text: str, marksMultiLine: bool, isMultiLine: bool
+    isPositive: bool, code: str | None, text: str, style: LineStyle, isMultiLine: bool
 ) -> bytes:
     line = "+OK" if isPositive else "-ERR"
     if code is not None:
         line += f" [{code}]"
+    language = style.language
     if text:
-        line += " " + text
+        line += " " + (text if language is None else language.translated(text))
     if not (line.isascii() and line.isprintable()):
-        line = _UNSENDABLE.sub("?", line)
-    line = line[: _FIRST_LINE - 2 - len(_MARK)]
-    if marksMultiLine:
+        line = (_UNSENDABLE if language is None else _UNSENDABLE_UTF8).sub("?", line)
+        # A character must not be cut in two.
+        line = line.encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
+    line = line[:_LONGEST]
+    if style.marksMultiLine:
         while line.endswith(_MARK):
             line = line.removesuffix(_MARK)
         if isMultiLine:
             line += _MARK
-    return line.encode("ascii") + b"\r\n"
+    return line.encode("utf-8") + b"\r\n"
 
 
 class Top:

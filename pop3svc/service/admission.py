@@ -186,13 +186,13 @@ class Admission:
         return releaseSlot
 
     def _delayLogins(self, name: str) -> None:
-        delay = self.policy.loginDelay
-        if not delay:
+        seconds = self.policy.loginDelay
+        if not seconds:
             return
         self._forgetLogins()
         if name in self._logins:
             raise POP3ResponseError(
-                f"Log in again not before {delay} seconds have passed.", "LOGIN-DELAY"
+                f"Log in again not before {seconds} seconds have passed.", "LOGIN-DELAY"
             )
         self._logins[name] = self._clock.seconds()
         self.loginDelayed(name, True)

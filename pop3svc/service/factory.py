@@ -17,6 +17,7 @@ from twisted.internet.protocol import Protocol, ServerFactory
 from twisted.logger import Logger
 
 from pop3svc.interfaces import IPOP3MailboxProvider
+from pop3svc.languages import languages
 from pop3svc.policy import Policy
 from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
@@ -151,6 +152,9 @@ class POP3Factory(ServerFactory):
             for verb, each in self._allCommands.items()
             if each.extension is None or policy.has(each.extension)
         }
+        if "LANG" in self.commands:
+            # Read the catalogues now, because no session may wait for a disk.
+            languages()
         self._limits = Limits(self.clock, policy)
 
     def buildProtocol(

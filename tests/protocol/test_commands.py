@@ -372,6 +372,7 @@ ALWAYS = {
     "QAUT",
     "TOP",
     "UIDL",
+    "LANG",
     "RESP-CODES",
     "AUTH-RESP-CODE",
     "PIPELINING",

@@ -398,6 +398,7 @@ SWITCHED = {
     "SLEE-WAKE": ["SLEE", "WAKE"],
     "QAUT": ["QAUT"],
     "XLOG": ["XLOG alice secret"],
+    "LANG": ["LANG", "LANG en"],
 }
 
 
@@ -440,7 +441,7 @@ ARGUMENTS = {
     "XLOG": b" alice secret",
     "AUTH": b"",
 }
-MULTI_LINE = {"CAPA", "LIST", "UIDL", "RETR", "TOP", "AUTH"}
+MULTI_LINE = {"CAPA", "LANG", "LIST", "UIDL", "RETR", "TOP", "AUTH"}
 
 
 def test_multiLineMark() -> None:
