@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from pop3svc.check.client import Client, Reply, expect, show
+from pop3svc.check.client import Client, Reply, expect, isText, show
 from pop3svc.check.table import Given, Level, rule
 from pop3svc.check.target import NotApplicable, Target, capabilities
 
@@ -298,3 +298,88 @@ async def unknownLanguage(target: Target, client: Client) -> None:
     LANG with an unsupported language is refused.
     """
     await client.refused(b"LANG x-nobody-speaks")
+
+
+async def _listed(client: Client, most: int) -> list[bytes]:
+    """
+    @return: the first tags that LANG lists.
+    @raise NotApplicable: LANG lists none.
+    """
+    reply = await client.command(b"LANG", multiLine=True)
+    tags = [line.partition(b" ")[0] for line in reply.lines][:most]
+    if not tags:
+        raise NotApplicable("LANG lists no languages")
+    return tags
+
+
+async def _loggedIn(target: Target) -> Client:
+    await target.release()
+    client = await target.fresh()
+    reply = await target.tryLogIn(client)
+    expect(reply.positive, str(reply))
+    return client
+
+
+@rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.FRESH)
+async def languageNamesAreUTF8(target: Target, client: Client) -> None:
+    """
+    The names of the languages that LANG lists are UTF-8.
+    """
+    reply = await client.command(b"LANG", multiLine=True)
+    for line in reply.lines:
+        expect(isText(line), f"LANG lists {show(line)}")
+
+
+@rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.FRESH)
+async def listedLanguagesWork(target: Target, client: Client) -> None:
+    """
+    A language that LANG lists can be chosen, and the reply names the same tag.
+    """
+    for tag in await _listed(client, 20):
+        reply = await client.accepted(b"LANG " + tag)
+        named = reply.text.partition(b" ")[0]
+        expect(named.lower() == tag.lower(), str(reply))
+
+
+@rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.LOGINS)
+async def langAfterLogin(target: Target) -> None:
+    """
+    A language that can be chosen before login can be chosen after login.
+    """
+    before = await target.fresh()
+    tags = await _listed(before, 3)
+    chosen = [tag for tag in tags if (await before.command(b"LANG " + tag)).positive]
+    client = await _loggedIn(target)
+    for tag in chosen:
+        await client.accepted(b"LANG " + tag)
+
+
+@rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.LOGINS)
+async def refusedLanguageChangesNothing(target: Target) -> None:
+    """
+    After LANG is refused, texts are in the language that was used before.
+    """
+    client = await _loggedIn(target)
+    for tag in await _listed(client, 3):
+        await client.command(b"LANG " + tag)
+        before = await client.command(b"LIST 99999999")
+        await client.refused(b"LANG x-nobody-speaks")
+        after = await client.command(b"LIST 99999999")
+        expect(before.text == after.text, f"{before}, and after a refused LANG {show(after.first)}")
+
+
+@rule("UTF8 and LANG", "RFC 6856 section 3.2", "LANG", given=Given.LOGINS)
+async def languageChangesOnlyTexts(target: Target) -> None:
+    """
+    Status indicators, response codes, and the numbers of STAT are the same in each language.
+    """
+    client = await _loggedIn(target)
+    seen: list[str] = []
+    for tag in await _listed(client, 3):
+        await client.command(b"LANG " + tag)
+        total = await client.command(b"STAT")
+        missing = await client.command(b"LIST 99999999")
+        seen.append(
+            f"{total.first[:3]!r} {total.text.split()[:2]} {missing.positive} {missing.code!r}"
+        )
+        expect(seen[0] == seen[-1], f"after LANG {show(tag)}: {total}, {missing}")

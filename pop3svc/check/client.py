@@ -4,6 +4,7 @@ A POP3 client that keeps the octets of replies unchanged, and limits each wait.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["Broken", "Client", "Closed", "Reply", "Silent", "expect", "show"]
+__all__ = ["Broken", "Client", "Closed", "Reply", "Silent", "expect", "isText", "show"]
 
 # The maximum octets of a reply, and of a line without an end.
 _MAX_REPLY = 32 * 1024 * 1024
@@ -56,6 +57,16 @@ def show(octets: bytes) -> str:
     """
     text = repr(octets[:_MAX_SHOWN])[1:]
     return text if len(octets) <= _MAX_SHOWN else f"{text}... ({len(octets)} octets)"
+
+
+def isText(octets: bytes) -> bool:
+    """
+    @return: whether octets are UTF-8 without control characters.
+    """
+    try:
+        return re.search(r"[\x00-\x1f\x7f-\x9f]", octets.decode("utf-8")) is None
+    except UnicodeDecodeError:
+        return False
 
 
 def expect(condition: bool, seen: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 
-from pop3svc.check.client import expect
+from pop3svc.check.client import expect, isText
 from pop3svc.check.table import Given, Level, rule
 from pop3svc.check.target import Target
 
@@ -52,6 +52,15 @@ async def repliesArePrintable(target: Target) -> None:
     for reply in target.record:
         isPrintable = re.fullmatch(rb"[ -~]*", reply.first.rstrip(b"\r\n")) is not None
         expect(isPrintable or reply.afterLANG, str(reply))
+
+
+@rule("replies", "RFC 6856 section 3.2", "LANG", given=Given.NOTHING)
+async def textsAreUTF8(target: Target) -> None:
+    """
+    After LANG the first line of each reply is UTF-8 without control characters.
+    """
+    for reply in target.record:
+        expect(not reply.afterLANG or isText(reply.first.rstrip(b"\r\n")), str(reply))
 
 
 @rule("replies", "RFC 2449 sections 3, 6.4 and 8", "RESP-CODES", given=Given.NOTHING)

@@ -482,7 +482,43 @@ class utf8ForAll(ToyServer):
 
 
 replaced("langInWords", "langLists", rb"LANG", rb"en English", rb"(en) English")
-replaced("langUnnamed", "langNamesItsChoice", rb"LANG \*", rb"en English", rb"as_you_like")
+replaced("langUnnamed", "langNamesItsChoice", rb"LANG \*", rb"en spoken", rb"as_you_like")
+replaced("langInLatin1", "languageNamesAreUTF8", rb"LANG", "ö".encode(), "ö".encode("latin-1"))
+replaced("langNamesAnother", "listedLanguagesWork", rb"LANG DE", rb"de spoken", rb"en spoken")
+replaced("langListedOnly", "listedLanguagesWork", rb"LANG DE", rb"\+OK.*", rb"-ERR no")
+replaced("textsInLatin1", "textsAreUTF8", rb"LIST 9.*", "ö".encode(), "ö".encode("latin-1"))
+replaced("textsWithControls", "textsAreUTF8", rb"LIST 9.*", "ö".encode(), "\x85".encode())
+
+
+@mutant("langAfterLogin")
+class langBeforeLoginOnly(ToyServer):
+    def doLANG(self, tag: bytes | None) -> bytes:
+        if tag is not None and self.state == "T":
+            raise Refused("not now")
+        return super().doLANG(tag)
+
+
+@mutant("refusedLanguageChangesNothing")
+class unknownMeansDefault(ToyServer):
+    def doLANG(self, tag: bytes | None) -> bytes:
+        try:
+            return super().doLANG(tag)
+        except Refused:
+            self.language = b"en"
+            raise
+
+
+@mutant("languageChangesOnlyTexts")
+class codesAreTranslated(ToyServer):
+    def inLanguage(self, text: str) -> str:
+        return text if self.language == b"en" else f"[ES-GIBT-NICHT] {text}"
+
+
+@mutant("languageChangesOnlyTexts")
+class numbersAreTranslated(ToyServer):
+    def doSTAT(self) -> bytes:
+        reply = super().doSTAT()
+        return reply if self.language == b"en" else reply.replace(b"+OK ", b"+OK Anzahl ")
 
 
 # --- login ------------------------------------------------------------------------------------------------------
@@ -840,7 +876,7 @@ rewritten(
 )
 
 # Rules to run for the rules about replies.
-_REPLIES = ("noopDoesNothing", "listHasItsForm")
+_REPLIES = ("noopDoesNothing", "listHasItsForm", "languageChangesOnlyTexts")
 
 
 # --- running them ------------------------------------------------------------------------------------------------------------------
@@ -893,6 +929,7 @@ _ABOUT_REPLIES = (
     "statusInUpperCase",
     "repliesEndWithCRLF",
     "repliesArePrintable",
+    "textsAreUTF8",
     "responseCodesHaveTheirForm",
     "multiLineRepliesAreMarked",
     "firstLinesAreShort",

@@ -85,6 +85,7 @@ class ToyServer(LineReceiver):
     state = "A"
     isUTF8 = False
     isSecure = False
+    language = b"en"
     name: bytes | None = None
     exchange: Callable[[bytes], bytes] | None = None
 
@@ -138,7 +139,10 @@ class ToyServer(LineReceiver):
         try:
             return body()
         except Refused as error:
-            return b"-ERR " + str(error).encode() + b"\r\n"
+            return b"-ERR " + self.inLanguage(str(error)).encode() + b"\r\n"
+
+    def inLanguage(self, text: str) -> str:
+        return text if self.language == b"en" else text + " (auf Toitsch, schön)"
 
     def respond(self, line: bytes) -> bytes:
         return self.answered(lambda: self.run(line), line)
@@ -254,10 +258,11 @@ class ToyServer(LineReceiver):
 
     def doLANG(self, tag: bytes | None) -> bytes:
         if tag is None:
-            return _lines([b"en English", b"i-default"])
-        if tag not in (b"*", b"en"):
+            return _lines([b"en English", "de Toitsch, schön".encode()])
+        if tag not in (b"*", b"en", b"de"):
             raise Refused("no such language")
-        return _single(b"en English")
+        self.language = b"de" if tag == b"de" else b"en"
+        return _single(self.language + b" spoken")
 
     # --- messages ------------------------------------------------------------------
 
