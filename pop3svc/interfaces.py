@@ -95,9 +95,9 @@ class IPOP3MailboxProvider(Interface):
 
         @param info: L{IPOP3ConnectionInfo}; C{userNameAtLogin} is None until the login
             succeeds.
-        @param username: str as the client sent it: UTF-8, with surrogate escapes for octets
-            that are not UTF-8.
-        @param password: str, decoded in the same way.  It may contain spaces.
+        @param username: str, prepared by UsernameCasePreserved or UsernameCaseMapped (RFC 8265),
+            so that two spellings of a name are one user.  It has no spaces.
+        @param password: str, prepared by OpaqueString.  It may contain spaces.
         @return: an L{IPOP3Mailbox} for this session alone, or an object that can be adapted
             to one; None if the name or the password is wrong.
         @raise POP3ResponseError: to refuse for another reason, such as code
@@ -489,8 +489,8 @@ class IBearerAccounts(Interface):
         @param token: at most 8 KiB of ASCII.  It must not get into a log, a path or an address.
         @param username: the user as whom the client wants to log in; L{None} if the client names
             none.
-        @return: the user of the token, whose name is C{username} if the client names one; None if
-            the token is not valid or is another user's.
+        @return: the user of the token, whose name is another spelling of C{username} (RFC 8265) if
+            the client names one; None if the token is not valid or is another user's.
         @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
         """
 

@@ -10,6 +10,7 @@ from typing import Any
 __all__ = [
     "CLEARTEXT_LOGIN",
     "EXTENSIONS",
+    "NAME_CASES",
     "OPTIONAL_MECHANISMS",
     "SWITCHES",
     "UTF8_HEADERS",
@@ -18,6 +19,7 @@ __all__ = [
 
 CLEARTEXT_LOGIN = ("never", "loopback", "always")
 UTF8_HEADERS = ("convert", "refuse")
+NAME_CASES = ("preserved", "mapped")
 
 # The names of the extensions, with which the operator switches them off.
 EXTENSIONS = (
@@ -63,6 +65,14 @@ class Policy:
         metadata={
             "reason": "Accept logins without TLS: never, from loopback, or always.  The default is "
             "loopback, because a password in clear text then crosses no network."
+        },
+    )
+    nameCase: str = field(
+        default="preserved",
+        metadata={
+            "reason": "Prepare user names by UsernameCasePreserved or UsernameCaseMapped (RFC "
+            "8265).  The default is preserved, because accounts and mailboxes that exist may have "
+            "capital letters in their names."
         },
     )
     without: frozenset[str] = field(
@@ -309,6 +319,8 @@ class Policy:
             raise ValueError(f"cleartextLogin is one of {', '.join(CLEARTEXT_LOGIN)}")
         if self.utf8Headers not in UTF8_HEADERS:
             raise ValueError(f"utf8Headers is one of {', '.join(UTF8_HEADERS)}")
+        if self.nameCase not in NAME_CASES:
+            raise ValueError(f"nameCase is one of {', '.join(NAME_CASES)}")
         unknown = sorted(set(self.without) - set(SWITCHES))
         if unknown:
             raise ValueError(f"without {unknown[0]}: there are {', '.join(SWITCHES)}")

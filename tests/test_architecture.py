@@ -21,6 +21,7 @@ RANKS = {
     "errors": 0,
     "interfaces": 1,
     "policy": 0,
+    "preparation": 0,
     "languages": 0,
     "lineendings": 0,
     "downgrading.lexical": 0,

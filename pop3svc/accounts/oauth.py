@@ -22,6 +22,7 @@ from pop3svc.accounts.issuerkeys import FileKeys, fetchedKeys
 from pop3svc.accounts.tokens import ALGORITHMS, DEFAULT_ALGORITHMS, TokenRules
 from pop3svc.interfaces import IBearerAccounts, IPOP3ConnectionInfo, IReloading
 from pop3svc.once import Once
+from pop3svc.preparation import prepareName
 
 __all__ = ["OAuthAccounts", "SignedTokens", "makeOAuth"]
 
@@ -131,7 +132,7 @@ class OAuthAccounts:
             attempt.isGuess = False
         try:
             name = await self._tokens.nameOf(info, token, self._now)
-            if username not in (None, name):
+            if username is not None and not _mayBeOne(username, name):
                 raise BadToken("it is the token of another user")
         except BadToken as error:
             reason = str(error)
@@ -152,6 +153,17 @@ class OAuthAccounts:
 
 
 # --- the argument of --auth -----------------------------------------------------
+
+
+def _mayBeOne(one: str, other: str) -> bool:
+    """
+    @return: whether two names may be spellings of one user.  The service itself compares them by
+        the profile that it uses (RFC 8265).
+    """
+    try:
+        return one == other or prepareName(one, True) == prepareName(other, True)
+    except ValueError:
+        return False
 
 
 def _optionsOf(argument: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from pop3svc.awaiting import maybeAwait
 from pop3svc.delivery.envelope import namesFor
 from pop3svc.errors import DeliveryError, NoSuchUser, POP3ResponseError, StoreUnavailable
 from pop3svc.interfaces import DeliveryCopy, IAccountNames, IDelivery
+from pop3svc.preparation import prepareName
 
 __all__ = ["Destination", "Recipient", "Recipients"]
 
@@ -67,16 +68,32 @@ class Recipients:
         destinations: Mapping[str | None, Destination],
         delimiter: str = "+",
         localDomains: Sequence[str] = (),
+        isCaseMapped: bool = False,
     ) -> None:
         """
         @param destinations: the destinations by domain, in lower case.  The destination of L{None}
             has the users of all other domains, and the users without a domain.
         @param delimiter: see L{namesFor}.
         @param localDomains: see L{namesFor}.
+        @param isCaseMapped: see L{prepareName}.
         """
+        self._isCaseMapped = isCaseMapped
         self._destinations = destinations
         self._delimiter = delimiter
         self._localDomains = [each.lower() for each in localDomains]
+
+    def _namesFor(self, recipient: str) -> list[str]:
+        """
+        @return: the prepared names that the user may have, each once.
+        """
+        found: dict[str, None] = {}
+        for name in namesFor(recipient, self._delimiter, self._localDomains):
+            try:
+                found[prepareName(name, self._isCaseMapped)] = None
+            except ValueError:
+                # No user has a name that cannot be prepared.
+                continue
+        return list(found)
 
     async def find(self, recipient: str, isReading: bool = False) -> Recipient:
         """
@@ -84,7 +101,7 @@ class Recipients:
         @param isReading: whether the caller only reads, so that the store need not accept mail.
         @raise DeliveryError: no user has this address, or the user cannot be looked up now.
         """
-        for name in namesFor(recipient, self._delimiter, self._localDomains):
+        for name in self._namesFor(recipient):
             _, at, domain = name.rpartition("@")
             destination = self._destinations.get(domain.lower()) if at else None
             if destination is None:

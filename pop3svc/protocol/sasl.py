@@ -143,6 +143,14 @@ def _password(name: bytes, password: bytes) -> Password:
     return Password(_text(name), _text(password))
 
 
+def _areOne(session: Session, one: bytes, other: bytes) -> bool:
+    """
+    @return: whether two names are spellings of one user.
+    """
+    first, isUsable = session.prepareName(_text(one))
+    return isUsable and session.prepareName(_text(other)) == (first, True)
+
+
 @mechanism("PLAIN", needs=IPOP3MailboxProvider, cleartext=True)
 async def plain(session: Session, initial: bytes | None) -> Conversation:
     """
@@ -153,7 +161,7 @@ async def plain(session: Session, initial: bytes | None) -> Conversation:
     if len(fields) != 3:
         raise BadArguments("Response is not valid for PLAIN.")
     authorization, name, password = fields
-    if authorization not in (b"", name):
+    if authorization not in (b"", name) and not _areOne(session, authorization, name):
         raise POP3ResponseError("Authorization identity must be the user name.", "AUTH")
     yield _password(name, password)
 
@@ -197,15 +205,16 @@ async def _scram(
     binding = _bindingOf(session, first, bindsChannel)
     # Make up keys always, so that the time does not tell whether there is a user.
     provider: Any = session.provider
-    seed = seedOf(session.secret, first.name, algorithm)
-    like = provider.exampleScramKeys(first.name, algorithm, seed)
+    name, isUsable = session.prepareName(first.name)
+    seed = seedOf(session.secret, name, algorithm)
+    like = provider.exampleScramKeys(name, algorithm, seed)
     madeUp = makeUp(seed, algorithm, like)
     # The salt for a password in the clear does not depend on the other users' keys.
     salt = makeUp(seed, algorithm, None).salt
 
     async def find() -> ScramKeys | None:
         found: ScramKeys | None = await session.calls.ask(
-            provider.scramKeys, session.info, first.name, algorithm, salt
+            provider.scramKeys, session.info, name, algorithm, salt
         )
         return found
 
@@ -214,8 +223,8 @@ async def _scram(
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
     # The password may have been changed while the client had the challenge.
-    isProven = isRight and keys is not None and await find() == keys
-    proven = Proven(first.name, "" if keys is None else keys.mailbox)
+    isProven = isRight and isUsable and keys is not None and await find() == keys
+    proven = Proven(name, "" if keys is None else keys.mailbox)
     await session.prove(proven, isProven)
     # The client can check that the server knows the password, too.  Its response is empty.
     if (yield final):
@@ -281,10 +290,11 @@ async def external(session: Session, initial: bytes | None) -> Conversation:
     response = (yield b"") if initial is None else initial
     if hasControl(response):
         raise BadArguments("Response is not valid for EXTERNAL.")
-    names = session.certificateNames()
+    prepared = map(session.prepareName, session.certificateNames())
+    names = list(dict.fromkeys(name for name, isUsable in prepared if isUsable))
     if not response and len(names) != 1:
         raise POP3ResponseError("Certificate names several users; name one of them.", "AUTH")
-    name = _text(response) or names[0]
+    name = session.prepareName(_text(response))[0] if response else names[0]
     mailbox = None
     if name in names:
         provider: Any = session.provider

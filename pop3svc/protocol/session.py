@@ -31,6 +31,7 @@ from pop3svc.interfaces import (
 from pop3svc.languages import Language
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
+from pop3svc.preparation import prepareName, preparePassword
 from pop3svc.protocol.challenges import makeChallenge
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
@@ -180,10 +181,14 @@ class ConnectionInfo:
 class Password:
     """
     A name and a password, which the provider has to check.
+
+    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after
+        the same check as for an unknown user.
     """
 
     name: str
     password: str
+    isUsable: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +349,9 @@ class Session:
         @param method: the command, and the mechanism of AUTH, for the log.
         @raise POP3ResponseError: the login is refused, or the mailbox is not available.
         """
+        given = credentials
+        if isinstance(credentials, Password):
+            credentials = self._prepared(credentials)
         name = credentials.name
         try:
             transaction = await self._authenticate(credentials)
@@ -360,12 +368,45 @@ class Session:
             raise
         except Exception as error:
             if isinstance(error, POP3ResponseError):
-                self._loginEvent(name, error.code or "")
+                isUsable = isinstance(credentials, Proven) or credentials.isUsable
+                self._loginEvent(name if isUsable else given.name, error.code or "")
             await self._leave()
             raise
         self.record.user = _printable(name)
         self.record.loginMethod = method
         self._loginEvent(name, None)
+
+    def prepareName(self, name: str) -> tuple[str, bool]:
+        """
+        Prepare a name that the client has sent, before anything looks it up (RFC 8265 section 3).
+
+        @return: the prepared name and True; or a name that no user has and False, if the name
+            cannot be prepared.  Look up this name all the same, because the time must not tell the
+            difference to an unknown user.
+        """
+        try:
+            return prepareName(name, self.policy.nameCase == "mapped"), True
+        except ValueError:
+            return self._standIn(name), False
+
+    def _prepared(self, given: Password) -> Password:
+        name, isUsable = self.prepareName(given.name)
+        try:
+            password = preparePassword(given.password)
+        except ValueError:
+            password, isUsable = self._standIn(given.password), False
+        if name is given.name and password is given.password:
+            return given
+        return Password(name, password, isUsable)
+
+    def _standIn(self, text: str) -> str:
+        """
+        @return: a text that nobody can guess, always the same for a text.  Repeating one wrong
+            password then counts as one guess.
+        """
+        # A token of an OAuth server may contain any surrogate.
+        octets = text.encode("utf-8", "surrogatepass")
+        return "-" + hmac.digest(self.secret, b"prepare\0" + octets, "sha256").hex()
 
     def _loginEvent(self, name: str, refusal: str | None) -> None:
         # Do not change this text, because contrib/fail2ban matches it.  Other refusals are no wrong
@@ -399,6 +440,11 @@ class Session:
             if mailbox is None:
                 raise POP3ResponseError("Wrong name or password.", "AUTH")
             mailbox = _verified(self.provider.authenticate, mailbox)
+            if not credentials.isUsable:
+                # A provider has accepted a password that the client has not sent.  _leave()
+                # releases the mailbox.
+                self.transaction = self._transaction(name, mailbox)
+                raise POP3ResponseError("Wrong name or password.", "AUTH")
         except BaseException as error:
             if not isinstance(error, POP3ResponseError) or error.code != "AUTH":
                 if throttle is not None:
@@ -489,13 +535,16 @@ class Session:
         if name is None:
             # Only the token tells whose attempt this is.
             user = await self._userOfToken(None, token)
-            proven = Proven(user or "")
-            await self.prove(proven, bool(user), token)
+            prepared, isUsable = self.prepareName(user or "")
+            proven = Proven(prepared)
+            await self.prove(proven, bool(user) and isUsable, token)
             return proven
+        name, isUsable = self.prepareName(name)
         # Ask the throttle first, because the provider may have to ask another server.
         try:
             await self._admit(name, token)
-            if await self._userOfToken(name, token) != name:
+            user = await self._userOfToken(name, token)
+            if not user or not isUsable or self.prepareName(user) != (name, True):
                 raise await self._refusal(name)
         except POP3ResponseError as error:
             self._loginEvent(name, error.code or "")
@@ -529,12 +578,13 @@ class Session:
         @raise POP3ResponseError: the digest is wrong, or the guess is refused.
         """
         provider: Any = self.provider
+        name, isUsable = self.prepareName(name)
         found: SharedSecret | None = await self.calls.ask(provider.sharedSecret, self.info, name)
         # Compute a digest also for a user that does not exist, because it takes time.
         password = secrets.token_hex(16) if found is None else found.password
         isRight = hmac.compare_digest(makeDigest(password), digest)
         proven = Proven(name, "" if found is None else found.mailbox)
-        await self.prove(proven, isRight and found is not None)
+        await self.prove(proven, isRight and isUsable and found is not None)
         return proven
 
     async def _open(self, proven: Proven) -> Transaction:

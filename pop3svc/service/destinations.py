@@ -58,7 +58,12 @@ def recipientsOf(settings: Settings) -> Recipients:
     """
     @return: the users of all stores.  A store is made when one of its users is looked up.
     """
-    return Recipients(_Destinations(settings), settings.recipientDelimiter, settings.localDomain)
+    return Recipients(
+        _Destinations(settings),
+        settings.recipientDelimiter,
+        settings.localDomain,
+        settings.policy.nameCase == "mapped",
+    )
 
 
 class _Destinations(Mapping[str | None, Destination]):

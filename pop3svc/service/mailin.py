@@ -43,7 +43,12 @@ def makeRecipients(
             f"{settings.where('lmtp')}: no store takes mail, because "
             "the stores are read-only or cannot store mail"
         )
-    return Recipients(destinations, settings.recipientDelimiter, settings.localDomain)
+    return Recipients(
+        destinations,
+        settings.recipientDelimiter,
+        settings.localDomain,
+        settings.policy.nameCase == "mapped",
+    )
 
 
 def makeMailEndpoints(reactor: Any, settings: Settings, creator: Any) -> list[tuple[str, Any]]:

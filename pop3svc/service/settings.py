@@ -17,7 +17,14 @@ from typing import Any
 
 from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
-from pop3svc.policy import CLEARTEXT_LOGIN, OPTIONAL_MECHANISMS, SWITCHES, UTF8_HEADERS, Policy
+from pop3svc.policy import (
+    CLEARTEXT_LOGIN,
+    NAME_CASES,
+    OPTIONAL_MECHANISMS,
+    SWITCHES,
+    UTF8_HEADERS,
+    Policy,
+)
 from pop3svc.protocol.clientcertificate import CLIENT_NAMES
 
 __all__ = [
@@ -330,6 +337,14 @@ SERVICE = (
         isLive=True,
     ),
     Setting(
+        "name-case",
+        _choice(*NAME_CASES),
+        "Whether the case of letters in user names is preserved, so that Alice and alice are two "
+        "users, or mapped to lower case (default: preserved).",
+        Policy.nameCase,
+        "Accounts and mailboxes that exist may have capital letters in their names.",
+    ),
+    Setting(
         "without",
         _namesOf(SWITCHES),
         "Switch off an extension or a SASL mechanism: it is neither announced nor accepted.",
@@ -579,6 +594,8 @@ class Settings:
             for each in LIMITS
             if getattr(policy, each.name) != getattr(other.policy, each.name)
         ]
+        if policy.nameCase != other.policy.nameCase:
+            rest.append("name-case")
         for item in fields(self):
             isCompared = item.compare and item.name != "policy"
             if isCompared and getattr(self, item.name) != getattr(other, item.name):
@@ -592,7 +609,7 @@ _OF_PARENT = (
     *("lmtp", "lmtpMode", "listeners"),
 )
 # Settings of the service that are fields of the policy.
-_IN_POLICY = ("cleartext-login", "utf8-headers", "without", "enable")
+_IN_POLICY = ("cleartext-login", "name-case", "utf8-headers", "without", "enable")
 _NAMES = {each.attribute: each.name for each in SERVICE} | {
     "listeners": "listener",
     "stores": "store",
@@ -687,6 +704,7 @@ def makeSettings(
         Policy(),
         cleartextLogin=values.get("cleartext-login", Policy.cleartextLogin),
         utf8Headers=values.get("utf8-headers", Policy.utf8Headers),
+        nameCase=values.get("name-case", Policy.nameCase),
         without=values.get("without", frozenset()),
         enable=values.get("enable", frozenset()),
         **limits,

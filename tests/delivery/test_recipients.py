@@ -74,6 +74,28 @@ def test_find() -> None:
     assert found(Recipients({None: Destination(one, [])}), "boxed") == ("boxed", one)
 
 
+def test_spellings() -> None:
+    """
+    A recipient is a user in each spelling of the user's name (RFC 8265).
+    """
+    store = Store([])
+    preserved, mapped = (
+        Recipients(
+            {None: Destination(store, [Names("\xe4nne", "Bob", "eve")])}, "+", ["x.test"], isMapped
+        )
+        for isMapped in (False, True)
+    )
+    for each in ("\xe4nne", "a\u0308nne", "A\u0308nne+any", "\xc4NNE@x.test"):
+        assert found(preserved, each) == found(mapped, each) == ("\xe4nne", store)
+    # With case mapping no user has capital letters.
+    assert found(preserved, "Bob") == ("Bob", store)
+    assert isinstance(found(mapped, "Bob"), NoSuchUser)
+    assert found(preserved, "EVE") == found(mapped, "EVE") == ("eve", store)
+    for bad in ("e ve", "\u2168", "e\xadve", "\U0001f600@x.test", "\u05d0a"):
+        assert isinstance(found(preserved, bad), NoSuchUser)
+        assert isinstance(found(mapped, bad), NoSuchUser)
+
+
 def delivered(recipients: Recipients, *names: str) -> list[DeliveryError | None]:
     copies = [(found(recipients, each), b"") for each in names]
     _, [results] = start(recipients.deliver(copies, io.BytesIO(b"x")))

@@ -611,17 +611,6 @@ def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
     assert asked == []
 
 
-def test_authNamesOfAnyOctets() -> None:
-    """
-    Octets that are not UTF-8 reach the provider as surrogate escapes.
-    """
-    asked: list[tuple[str, str]] = []
-    mail = StubProvider(authenticate=lambda info, *credentials: asked.append(credentials))
-    said = b64encode(b"\0a\xff\0b\xfe").decode()
-    conversation(mail, f"S: +OK…\nC: AUTH PLAIN {said}\nS: -ERR [AUTH] Wrong name or password.")
-    assert asked == [("a\udcff", "b\udcfe")]
-
-
 def test_aMechanismOfOnesOwn() -> None:
     """
     A mechanism gets the session, and sends no cleartext password unless declared so.

@@ -144,6 +144,8 @@ def test_rememberedChecks(tmp_path: Path) -> None:
 def test_repeated(tmp_path: Path) -> None:
     settings = load(tmp_path, "", "--without", "CORE", "--without", "deli")
     assert settings.policy.without == {"CORE", "DELI"}
+    assert settings.policy.nameCase == "preserved"
+    assert load(tmp_path, "name-case = 'mapped'").policy.nameCase == "mapped"
     settings = load(tmp_path, "", "--lmtp", "unix:/a", "--lmtp", "unix:/b")
     assert settings.lmtp == ("unix:/a", "unix:/b")
     settings = load(tmp_path, "", "--proxy-from", "10.0.0.0/8", "--proxy-from", "::1,::2")
@@ -173,6 +175,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("limits = 1", "limits: must be a table, [limits]"),
         ("workers = 0", "workers: must be a whole number, from 1 to 999"),
         ("cleartext-login = 'x'", "cleartext-login: must be one of never, loopback, always"),
+        ("name-case = 'lower'", "name-case: must be one of preserved, mapped"),
         ("without = ['x']", "without: must be of UID-PARAM"),
         ("without = 'DELI'", "without: must be an array"),
         ("ban-exempt = ['10.0.0.0/33']", "ban-exempt: must be networks"),
@@ -330,12 +333,13 @@ def test_changes() -> None:
         [
             *("--set", "idleTimeout=700", "--set", "banTime=5", "--without", "DELI"),
             *("--workers", "2", "--ban-exempt", "::1", "--endpoint", "tcp:1"),
+            *("--name-case", "mapped"),
         ]
     )
     policy, rest = old.changesTo(other.settings())
     assert (policy.idleTimeout, policy.without) == (700, frozenset(["DELI"]))
-    assert policy.banTime == Policy.banTime
-    assert rest == ["banTime", "workers", "ban-exempt", "listener"]
+    assert (policy.banTime, policy.nameCase) == (Policy.banTime, "preserved")
+    assert rest == ["banTime", "name-case", "workers", "ban-exempt", "listener"]
 
 
 def test_theExampleOfTheDocumentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
