@@ -80,7 +80,7 @@ def _entryIn(line: str) -> Entry:
     if len(fields) < 4:
         raise ValueError("fewer than four fields")
     user, selector, stored, rest = fields
-    checkUserName(user)
+    user = checkUserName(user)
     if secretIn(selector.encode("utf-8", "surrogateescape") * 8) is None:
         raise ValueError("a malformed selector")
     HASHES.costOf(stored)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from pop3svc.accounts.hashes import LONGEST_PASSWORD, hashPassword
 from pop3svc.accounts.linefiles import changing
-from pop3svc.accounts.passwordlines import checkUserName, verifiersIn, withVerifiers
+from pop3svc.accounts.passwordlines import checkUserName, nameIn, verifiersIn, withVerifiers
 from pop3svc.accounts.scramkeys import makeVerifier
+from pop3svc.preparation import preparePassword
 
 __all__ = ["FORMS", "Proved", "addUser", "addVerifiers", "removeUser", "setPassword"]
 
@@ -23,7 +24,7 @@ def _find(lines: list[str], name: str) -> list[int]:
     return [
         index
         for index, line in enumerate(lines)
-        if not line.startswith("#") and ":" in line and line.partition(":")[0] == name
+        if not line.startswith("#") and ":" in line and nameIn(line) == name
     ]
 
 
@@ -34,7 +35,7 @@ def _checkPassword(password: str) -> str:
         raise ValueError(f"a password has at most {LONGEST_PASSWORD} octets")
     if any(ord(character) < 32 or ord(character) == 127 for character in password):
         raise ValueError("a password must not contain control characters")
-    return password
+    return preparePassword(password)
 
 
 # What can be stored: a hash, a verifier for SCRAM, or a hash and a verifier beside it.
@@ -46,7 +47,7 @@ def _store(password: str, form: str) -> tuple[str, Mapping[str, str]]:
     @param form: one of L{FORMS}.
     @return: the password as it is stored, and the verifiers beside it.
     """
-    _checkPassword(password)
+    password = _checkPassword(password)
     if form == "verifier":
         return makeVerifier(password), {}
     return hashPassword(password), {"sha256": makeVerifier(password)} if form == "both" else {}
@@ -68,7 +69,8 @@ def addUser(
     """
     stored, verifiers = _store(password, form)
     with changing(path, mayBeNew=True, owner=owner) as lines:
-        if _find(lines, checkUserName(name)):
+        name = checkUserName(name)
+        if _find(lines, name):
             raise ValueError(f"there is a user {name} already")
         lines.append(f"{name}:{stored}{withVerifiers(stored, '', verifiers)}\n")
 
@@ -81,6 +83,7 @@ def setPassword(path: str, name: str, password: str, form: str = "hash") -> None
     @param form: see L{addUser}.
     @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
     """
+    name = nameIn(name)
     stored, verifiers = _store(password, form)
     with changing(path) as lines:
         found = _find(lines, name)
@@ -151,6 +154,7 @@ def removeUser(path: str, name: str) -> None:
 
     @raise ValueError: the user cannot be removed; a sentence that gives the reason.
     """
+    name = nameIn(name)
     with changing(path) as lines:
         found = _find(lines, name)
         if not found:

@@ -26,7 +26,7 @@ from pop3svc.accounts.comparison import PasswordComparison, UsualCost
 from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS
 from pop3svc.accounts.linefiles import linesOf
-from pop3svc.accounts.passwordlines import checkUserName, extrasOf, verifierIn
+from pop3svc.accounts.passwordlines import checkUserName, extrasOf, nameIn, verifierIn
 from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import ALGORITHMS, KeyForms, ScramSource
 from pop3svc.accounts.verifiers import VerifierAdder
@@ -180,7 +180,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
         try:
             if not colon:
                 raise ValueError("no colon")
-            valid = checkUserName(name)
+            name = valid = checkUserName(name)
             if name in hashes or name in excluded:
                 # The first line counts, as in Dovecot.
                 valid = ""
@@ -592,6 +592,7 @@ class PasswordFileNames:
         """
         for line in linesOf(self._path):
             # The first line of a user counts, if it can be used; see _parse.
-            if line.startswith(username) and line[len(username) : len(username) + 1] == ":":
+            isUser = line.startswith(username) and line[len(username) : len(username) + 1] == ":"
+            if isUser or (not line.isascii() and nameIn(line) == username):
                 return username in _parse([line]).hashes
         return False

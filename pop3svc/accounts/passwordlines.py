@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-__all__ = ["checkUserName", "extrasOf", "verifierIn", "verifiersIn", "withVerifiers"]
+from pop3svc.preparation import prepareName
+
+__all__ = ["checkUserName", "extrasOf", "nameIn", "verifierIn", "verifiersIn", "withVerifiers"]
 
 # The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
 _BETWEEN = 5
@@ -24,16 +26,28 @@ _FIELDS = {
 _ALGORITHMS = {field: algorithm for algorithm, (field, _) in _FIELDS.items()}
 
 
-def checkUserName(name: str) -> str:
+def checkUserName(name: str, isCaseMapped: bool = False) -> str:
     """
-    Check that a password file can hold a user name.
+    Prepare a user name, and check that a password file can hold it.
 
-    @return: the name.
+    @param isCaseMapped: see L{prepareName}.
+    @return: the prepared name.
     @raise ValueError: the name is not allowed; a sentence for the operator.
     """
     if not name or not name.isprintable() or any(c in ":#" or c.isspace() for c in name):
         raise ValueError("a user name is printable, without spaces, ':' and '#'")
-    return name
+    return prepareName(name, isCaseMapped)
+
+
+def nameIn(line: str) -> str:
+    """
+    @return: the user of a line, prepared if possible.
+    """
+    name = line.partition(":")[0]
+    try:
+        return prepareName(name)
+    except ValueError:
+        return name
 
 
 def extrasOf(fields: str) -> str | None:

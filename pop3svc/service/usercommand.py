@@ -15,6 +15,7 @@ from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import Accounts, readPasswordFile
 from pop3svc.accounts.passwordlines import checkUserName
 from pop3svc.logs import escaped
+from pop3svc.policy import NAME_CASES, Policy
 from pop3svc.service import apppasswordcommand
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 
@@ -43,6 +44,12 @@ def addParser(commands: Any) -> None:
         action = actions.add_parser(name, help=help)
         if name != "list":
             action.add_argument("name", metavar="NAME")
+            action.add_argument(
+                "--name-case",
+                choices=NAME_CASES,
+                default=Policy.nameCase,
+                help="as of pop3svc serve (default: %(default)s)",
+            )
         if name in ("add", "password"):
             forms = action.add_mutually_exclusive_group()
             forms.add_argument(
@@ -118,24 +125,30 @@ def run(arguments: argparse.Namespace) -> None:
             print(name)
         _complain(path, accounts)
         return
+    name = arguments.name
+    try:
+        name = checkUserName(name, arguments.name_case == "mapped")
+    except ValueError:
+        # The line of a user whose name is not allowed can be removed.
+        if arguments.action == "add":
+            raise
     if arguments.action == "remove":
         # First the application passwords, because a later user of the name must not get them.
-        revokeAppPasswords(path, arguments.name)
-        removeUser(path, arguments.name)
+        revokeAppPasswords(path, name)
+        removeUser(path, name)
     elif arguments.action == "add":
-        checkUserName(arguments.name)
         password = _askPassword()
-        if not os.path.exists(path) or arguments.name not in _namesIn(readPasswordFile(path)):
+        if not os.path.exists(path) or name not in _namesIn(readPasswordFile(path)):
             # Somebody may have removed a user of this name with an editor.
-            revokeAppPasswords(path, arguments.name)
-        addUser(path, arguments.name, password, form=arguments.form)
+            revokeAppPasswords(path, name)
+        addUser(path, name, password, form=arguments.form)
     else:
         accounts = readPasswordFile(path)
         # A user with a bad line cannot log in.  A new password replaces that line.
-        isThere = arguments.name in _namesIn(accounts)
+        isThere = name in _namesIn(accounts)
         if not isThere and accounts.badCount == len(accounts.badLines):
-            raise ValueError(f"there is no user {arguments.name}")
-        setPassword(path, arguments.name, _askPassword(), arguments.form)
+            raise ValueError(f"there is no user {name}")
+        setPassword(path, name, _askPassword(), arguments.form)
     _complain(path, readPasswordFile(path))
     if arguments.file is None and arguments.action != "list":
         # Name the file, because a service may read another one.
