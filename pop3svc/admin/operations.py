@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from pop3svc.admin.sessions import countStates, describe, idOf
 from pop3svc.awaiting import isAwaitable
 from pop3svc.interfaces import Eventual
+from pop3svc.preparation import prepareName
 from pop3svc.timing import TimeSlice
 
 __all__ = [
@@ -164,6 +165,7 @@ class ProcessOperations:
         return await result if isAwaitable(result) else result
 
     async def _who(self, send: Send, user: str | None = None) -> None:
+        user = None if user is None else self._prepared(user)
         turn = TimeSlice(self._clock)
         now = turn.restart()
         connections = self._connections
@@ -177,16 +179,27 @@ class ProcessOperations:
             if sessions:
                 send(sessions)
 
+    def _prepared(self, user: str) -> str:
+        """
+        @return: the name under which the service knows a user (RFC 8265).
+        """
+        try:
+            return prepareName(user, self._service.factory.policy.nameCase == "mapped")
+        except ValueError:
+            # No session has this name.
+            return user
+
     def _kick(self, target: str) -> int:
         """
         End the session with an id, or all sessions of a user.
 
         @return: how many sessions were ended.
         """
+        user = self._prepared(target)
         found = [
             each
             for each in self._connections
-            if target in (idOf(each, self._worker), each.session.record.user)
+            if target == idOf(each, self._worker) or user == each.session.record.user
         ]
         for each in found:
             each.end("ended by the operator")
@@ -210,7 +223,7 @@ class ProcessOperations:
         throttle = self._service.throttle
         if isAddress(target):
             return bool(throttle.lift(addressIn(target)))
-        return bool(throttle.lift(None, target))
+        return bool(throttle.lift(None, self._prepared(target)))
 
     def _status(self) -> dict[str, Any]:
         return {
