@@ -22,6 +22,7 @@ from pop3svc.accounts.apppasswordlines import (
 from pop3svc.accounts.apppasswords import expiryOf, makeSecret, secretIn
 from pop3svc.accounts.hashes import hashPassword
 from pop3svc.accounts.passwordfile import readPasswordFile
+from pop3svc.accounts.passwordlines import nameIn
 from pop3svc.logs import escaped
 
 __all__ = ["addParser", "run"]
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace, path: str) -> None:
     @param path: the password file.
     @raise ValueError: nothing was changed; the text gives the reason.
     """
+    if arguments.appAction != "make":
+        arguments.name = nameIn(arguments.name)
     if arguments.appAction == "add":
         _add(arguments, path)
     elif arguments.appAction == "list":
