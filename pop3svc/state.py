@@ -13,6 +13,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from pop3svc.fileuser import asService
+
 __all__ = ["State"]
 
 log = Logger(namespace="pop3svc")
@@ -150,7 +152,8 @@ class State:
         @return: the rows; L{None} if the file cannot be read.  A failure is logged.
         """
         try:
-            with self._lock:
+            # The file belongs to the service, even if this thread works for a user.
+            with asService(), self._lock:
                 return self._connection().execute(statement, arguments).fetchall()
         except sqlite3.Error as error:
             self._fault(error)
@@ -163,7 +166,7 @@ class State:
         @return: whether the rows were written; a failure is logged.
         """
         try:
-            with self._lock:
+            with asService(), self._lock:
                 database = self._connection()
                 database.execute("BEGIN IMMEDIATE")
                 try:

@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from pop3svc.errors import POP3ResponseError
+from pop3svc.fileuser import asService
 from pop3svc.timing import Progress
 
 __all__ = [
@@ -289,8 +290,10 @@ class BoundedThreadPool:
             self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
         name = f"{self._name}-{self._threads + 1}"
         try:
-            # A daemon, because a thread that hangs must not keep the process alive.
-            threading.Thread(target=self._serve, name=name, daemon=True).start()
+            # A new thread inherits the file rights of this one.
+            with asService():
+                # A daemon, because a thread that hangs must not keep the process alive.
+                threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError:
             # The system refuses another thread.  The existing ones do the work later.
             if self._threads <= lost:

@@ -16,6 +16,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from pop3svc.errors import POP3ResponseError
+from pop3svc.fileuser import asService
 from pop3svc.interfaces import IChunkedContent
 from pop3svc.lineendings import WireSizeCounter
 from pop3svc.threadpool import Executor, isCancelled
@@ -58,7 +59,9 @@ def packedAs(first: bytes) -> bytes | None:
 
 def _library(name: str) -> Any:
     try:
-        return __import__(name, fromlist=["*"])
+        # A user may not be able to read the library's files.
+        with asService():
+            return __import__(name, fromlist=["*"])
     except ImportError:
         raise CannotUnpack(f"needs a library: pip install 'pop3svc[{name.partition('.')[0]}]'")
 

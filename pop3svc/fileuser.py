@@ -1,0 +1,291 @@
+"""
+Use files with the rights of another user, in one thread (Linux).
+
+The file rights of a thread are its user (C{setfsuid}), its group (C{setfsgid}) and its
+supplementary groups.  The wrapper of the C library changes the groups of all threads, so this
+module calls the kernel.  It needs the capabilities CAP_SETUID and CAP_SETGID.  Other capabilities,
+such as CAP_DAC_OVERRIDE, would take away the protection, because the kernel drops them only for
+root.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+import threading
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from twisted.logger import Logger
+
+__all__ = [
+    "FileUser",
+    "asService",
+    "asUser",
+    "checkMayChangeUser",
+    "fileGIDs",
+    "fileUID",
+]
+
+log = Logger(namespace="pop3svc")
+
+# The number of the system call setgroups, by the machine and the octets of a pointer.  On 32 bits
+# it is setgroups32.
+_SETGROUPS = {
+    ("x86_64", 8): 116,
+    ("aarch64", 8): 159,
+    ("riscv64", 8): 159,
+    ("loongarch64", 8): 159,
+    ("ppc64le", 8): 81,
+    ("s390x", 8): 206,
+    ("i686", 4): 206,
+    ("armv7l", 4): 206,
+}
+# An argument that changes nothing, with which setfsuid() and setfsgid() return the present value.
+_PRESENT = 0xFFFFFFFF
+# CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER and CAP_MKNOD, as bits.
+_FILE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
+_REMEDY = (
+    "owner=user needs Linux with the capabilities CAP_SETUID and CAP_SETGID, such as from "
+    "AmbientCapabilities in a unit of systemd"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileUser:
+    """
+    The rights with which a thread uses files.
+
+    @ivar uid: the user.
+    @ivar gid: the group, which new files get.
+    @ivar groups: the supplementary groups.
+    """
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+
+class _Thread(threading.local):
+    """
+    @ivar user: the user whose rights the thread has; L{None} for those of the process.
+    """
+
+    user: FileUser | None = None
+
+
+_thread = _Thread()
+# The rights of the process, from the first change on.
+_process: FileUser | None = None
+
+
+def fileUID() -> int:
+    """
+    @return: the user to whom new files of this thread belong.
+    """
+    user = _thread.user
+    return os.geteuid() if user is None else user.uid
+
+
+def fileGIDs() -> tuple[int, ...]:
+    """
+    @return: the groups to which this thread may give files.
+    """
+    user = _thread.user
+    return (os.getegid(), *os.getgroups()) if user is None else (user.gid, *user.groups)
+
+
+class _Kernel:
+    """
+    The system calls.
+    """
+
+    def __init__(self) -> None:
+        number = _SETGROUPS.get((platform.machine(), struct.calcsize("P")))
+        if not sys.platform.startswith("linux") or number is None:
+            raise OSError(errno.ENOSYS, "this system cannot change the rights of one thread")
+        # PyDLL keeps the interpreter's lock, because these calls take less time than the release.
+        library = ctypes.PyDLL(None, use_errno=True)
+        self._number = ctypes.c_long(number)
+        self._call: Any = library.syscall
+        self._call.restype = ctypes.c_long
+        self._setfsuid: Any = library.setfsuid
+        self._setfsgid: Any = library.setfsgid
+        for each in (self._setfsuid, self._setfsgid):
+            each.argtypes, each.restype = [ctypes.c_uint], ctypes.c_uint
+
+    def setGroups(self, groups: tuple[int, ...]) -> None:
+        """
+        @raise OSError: the groups were not changed.
+        """
+        array = (ctypes.c_uint * len(groups))(*groups)
+        if self._call(self._number, ctypes.c_long(len(groups)), array):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def setGroup(self, gid: int) -> None:
+        """
+        @raise OSError: the group was not changed.
+        """
+        self._setfsgid(gid)
+        # The call reports no failure.
+        if self._setfsgid(_PRESENT) != gid:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def setUser(self, uid: int) -> None:
+        """
+        @raise OSError: the user was not changed.
+        """
+        self._setfsuid(uid)
+        if self._setfsuid(_PRESENT) != uid:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+_kernel: _Kernel | None = None
+
+
+def _calls() -> _Kernel:
+    global _kernel
+    if _kernel is None:
+        _kernel = _Kernel()
+    return _kernel
+
+
+def _rightsOfProcess() -> FileUser:
+    return FileUser(os.geteuid(), os.getegid(), tuple(os.getgroups()))
+
+
+def _enter(user: FileUser) -> None:
+    """
+    Take the rights of a user in this thread, which has those of the process.
+
+    @raise OSError: the thread has the rights of the process still.
+    """
+    global _process
+    kernel = _calls()
+    if _process is None:
+        _process = _rightsOfProcess()
+    try:
+        kernel.setGroups(user.groups)
+        kernel.setGroup(user.gid)
+        kernel.setUser(user.uid)
+    except OSError as error:
+        _leave()
+        raise OSError(error.errno, f"the rights of user {user.uid} cannot be taken: {_REMEDY}")
+    _thread.user = user
+
+
+def _leave() -> None:
+    """
+    Give this thread the rights of the process again.  If this is not possible, end the process,
+    because other users' work would run with the wrong rights.
+    """
+    kernel, process = _calls(), _process
+    assert process is not None
+    try:
+        kernel.setUser(process.uid)
+        kernel.setGroup(process.gid)
+        try:
+            kernel.setGroups(process.groups)
+        except OSError:
+            # Without the capability the groups were never changed.
+            if tuple(os.getgroups()) != process.groups:
+                raise
+    except BaseException as error:
+        _end(error)
+    _thread.user = None
+
+
+def _end(error: BaseException) -> NoReturn:
+    try:
+        log.critical(
+            "the process ends, because a thread cannot change its rights to files: {error}",
+            error=str(error),
+        )
+    finally:
+        os._exit(70)
+
+
+class asUser:
+    """
+    A context in which this thread uses files with the rights of a user.  Contexts of different
+    users do not nest.
+    """
+
+    __slots__ = ("_isWithin", "_user")
+
+    def __init__(self, user: FileUser) -> None:
+        self._user = user
+        self._isWithin = False
+
+    def __enter__(self) -> None:
+        """
+        @raise OSError: the rights cannot be taken.
+        """
+        before = _thread.user
+        if before is not None:
+            if before != self._user:
+                raise RuntimeError("a thread with the rights of one user needs those of another")
+            self._isWithin = True
+        else:
+            _enter(self._user)
+
+    def __exit__(self, *error: object) -> None:
+        if not self._isWithin:
+            _leave()
+
+
+class asService:
+    """
+    A context in which this thread has the rights of the process, whatever it had before.  It
+    surrounds the use of the service's own files.
+    """
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = _thread.user
+        if self._before is not None:
+            _leave()
+
+    def __exit__(self, *error: object) -> None:
+        if self._before is not None:
+            try:
+                _enter(self._before)
+            except OSError as failure:
+                # The rest of the work must not run with the rights of the service.
+                _end(failure)
+
+
+def checkMayChangeUser(uid: int) -> None:
+    """
+    Check that this process can take the rights of users, and that it then has no others.
+
+    @param uid: any user other than root.
+    @raise ValueError: it cannot; a sentence for the operator.
+    """
+    global _process
+    # Another part of the process may have changed its user since the last check.
+    _process = None
+    try:
+        with asUser(FileUser(uid, uid)):
+            left = _effectiveCapabilities() & _FILE_CAPABILITIES
+    except OSError:
+        raise ValueError(_REMEDY)
+    if left:
+        raise ValueError(
+            "owner=user does not protect the mail of one user from another, because the service "
+            "has a capability such as CAP_DAC_OVERRIDE; leave it only CAP_SETUID and CAP_SETGID"
+        )
+
+
+def _effectiveCapabilities() -> int:
+    with open("/proc/thread-self/status", "rb") as file:
+        for line in file:
+            if line.startswith(b"CapEff:"):
+                return int(line.partition(b":")[2], 16)
+    return 0

@@ -1,0 +1,115 @@
+"""
+Look up the users of the system (NSS: C{/etc/passwd}, LDAP and others).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from pop3svc.awaiting import CallTimeout, awaitWithTimeout
+from pop3svc.bounded import BoundedDict
+from pop3svc.errors import POP3ResponseError
+from pop3svc.files import disk
+from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor
+
+__all__ = ["SystemUser", "SystemUsers", "lookUp"]
+
+# A look-up in files takes some microseconds.  There are several threads, so that a look-up at a
+# server that does not answer does not stop all others.
+_lookups = BoundedThreadPool("pop3svc-users", threads=4, waiting=1000)
+
+
+class SystemUser(NamedTuple):
+    """
+    A user of the system.
+
+    @ivar home: the path of the home directory.
+    @ivar groups: the groups of the user, with the primary one.
+    """
+
+    uid: int
+    gid: int
+    home: str
+    groups: tuple[int, ...]
+
+
+def lookUp(username: str) -> SystemUser | None:
+    """
+    Look up a user.  Blocks.
+
+    @return: the user; L{None} if the system knows no such user.
+    @raise OSError: the system cannot tell now.
+    """
+    try:
+        entry = pwd.getpwnam(username)
+    except (KeyError, ValueError):
+        # A name with NUL or with octets that are not UTF-8 raises ValueError.
+        return None
+    groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
+    return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_dir, groups)
+
+
+class SystemUsers:
+    """
+    The users of the system, looked up in threads, and remembered for a short time.
+    """
+
+    # Seconds that a look-up may take; it is a part of a login.
+    TIMEOUT = 10.0
+    # Seconds for which a user is remembered, and for which it is remembered that there is no such
+    # user.  The second is short, because an operator tries a new user at once.
+    LIFE, ABSENT = 60.0, 5.0
+    # The most users that are remembered, some 300 octets each.
+    BOUND = 10_000
+
+    def __init__(
+        self,
+        executor: Executor | None = None,
+        clock: Any = None,
+        look: Callable[[str], SystemUser | None] = lookUp,
+    ) -> None:
+        """
+        @param executor: runs look-ups.
+        @param clock: limits the wait; the reactor if not given.
+        @param look: looks up a user; blocks.
+        """
+        if executor is None:
+            # A program without threads looks up at once.
+            executor = disk() if isinstance(disk(), InlineExecutor) else _lookups
+        self._executor = executor
+        self._clock = clock
+        self._seconds = time.monotonic if clock is None else clock.seconds
+        self._look = look
+        self._known: BoundedDict[str, tuple[float, SystemUser | None]] = BoundedDict(self.BOUND)
+
+    async def find(self, username: str) -> SystemUser | None:
+        """
+        @return: the user; L{None} if the system knows no such user.
+        @raise POP3ResponseError: C{SYS/TEMP}: the system cannot tell now.
+        """
+        now = self._seconds()
+        known = self._known.get(username)
+        if known is not None and now < known[0]:
+            return known[1]
+        try:
+            looking = self._executor.run(self._look, username)
+            if looking.called:
+                user = await looking
+            else:
+                user = await awaitWithTimeout(looking, self._timer(), self.TIMEOUT)
+        except (OSError, CallTimeout):
+            raise POP3ResponseError("Accounts are not available now.", "SYS/TEMP")
+        life = self.ABSENT if user is None else self.LIFE
+        self._known.put(username, (self._seconds() + life, user))
+        return user
+
+    def _timer(self) -> Any:
+        if self._clock is None:
+            from twisted.internet import reactor
+
+            self._clock = reactor
+        return self._clock
