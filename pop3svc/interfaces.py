@@ -56,11 +56,14 @@ __all__ = [
     "ISharedSecrets",
     "ISleepingMailbox",
     "ISurrogates",
+    "IUserFacts",
+    "IUsesUserFacts",
     "IVerifierAdding",
     "IWireContent",
     "MessageContent",
     "ScramKeys",
     "SharedSecret",
+    "UserFacts",
 ]
 
 T = TypeVar("T")
@@ -536,6 +539,53 @@ class IAccountNames(Interface):
     def hasAccount(username: str) -> Eventual[bool]:
         """
         @return: bool.  Whether an account of this name exists.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class UserFacts:
+    """
+    The facts of a user that a store of files needs.
+
+    @ivar home: the absolute path of the home directory; empty if it is not known.
+    @ivar uid: the number of the user; None if it is not known.
+    @ivar gid: the number of the user's group; None if it is not known.
+    """
+
+    home: str = ""
+    uid: int | None = None
+    gid: int | None = None
+
+
+class IUserFacts(Interface):
+    """
+    A source of accounts that knows facts of its users.
+    """
+
+    def factsOf(username: str) -> Eventual[UserFacts | None]:
+        """
+        @param username: the name of the user's mailbox.
+        @return: the facts; None if there is no such user, or no fact is known.
+        @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
+        """
+
+
+class IUsesUserFacts(Interface):
+    """
+    A store that needs the facts of its users, because their mailboxes are in their homes or
+    belong to them.
+    """
+
+    isOwnedByUsers: bool = Attribute(
+        "bool: whether the store uses files with the rights of each user."
+    )
+
+    def useFacts(source: Any) -> None:
+        """
+        Ask a source for the facts of users from now on.  The store asks the system itself for
+        facts that the source does not know.
+
+        @param source: an L{IUserFacts}.
         """
 
 

@@ -106,6 +106,7 @@ RANKS = {
     "providers.memory": 3,
     "providers.twistedmail": 3,
     "providers.unpacking": 3,
+    "providers.owners": 5,
     "providers.files.watching": 3,
     "providers.files.sizes": 3,
     "providers.files.presence": 3,

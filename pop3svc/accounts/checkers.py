@@ -26,12 +26,39 @@ from pop3svc.interfaces import (
     IProvenAccounts,
     IScramAccounts,
     ISharedSecrets,
+    IUserFacts,
+    IUsesUserFacts,
     ScramKeys,
     SharedSecret,
+    UserFacts,
 )
 from pop3svc.policy import Policy
 
-__all__ = ["AccountsProvider"]
+__all__ = ["AccountFacts", "AccountsProvider"]
+
+
+@implementer(IUserFacts)
+class AccountFacts:
+    """
+    The facts that the sources of the accounts of one store know.  The first source that knows a
+    user counts, for logins as well as for new mail.
+    """
+
+    def __init__(self, accounts: Sequence[Any]) -> None:
+        """
+        @param accounts: the sources, in the order in which they are asked.
+        """
+        self._sources = [each for each in accounts if IUserFacts.providedBy(each)]
+
+    async def factsOf(self, username: str) -> UserFacts | None:
+        """
+        See L{IUserFacts.factsOf}.
+        """
+        for each in self._sources:
+            facts: UserFacts | None = await maybeAwait(each.factsOf, username)
+            if facts is not None:
+                return facts
+        return None
 
 
 class _Accepted(NamedTuple):
@@ -80,6 +107,8 @@ class AccountsProvider:
         # For each connection, the checker that accepted the user: IAccountStatus is asked of that
         # checker.  This is not in info.providerTag, because that attribute belongs to the store.
         self._acceptedBy: WeakKeyDictionary[Any, _Accepted] = WeakKeyDictionary()
+        if IUsesUserFacts.providedBy(store):
+            store.useFacts(AccountFacts(checkers))
         self.name: str = store.name
         self.expireDays: int = store.expireDays if IExpiry.providedBy(store) else 0
 

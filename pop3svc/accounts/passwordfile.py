@@ -42,9 +42,11 @@ from pop3svc.interfaces import (
     IReloading,
     IScramAccounts,
     ISharedSecrets,
+    IUserFacts,
     IVerifierAdding,
     ScramKeys,
     SharedSecret,
+    UserFacts,
 )
 from pop3svc.threadpool import BoundedThreadPool, Executor
 
@@ -92,6 +94,7 @@ class Accounts(NamedTuple):
     @ivar restrictions: the restrictions of users who have some, by name.
     @ivar verifiers: the verifiers for SCRAM beside the hashes, by name and by algorithm (C{"sha1"},
         C{"sha256"}).
+    @ivar facts: the fields uid, gid, gecos and home of users who have some, by name.
     @ivar badLines: the first bad lines; the others are only counted.
     @ivar badCount: the number of all bad lines.
     @ivar plainCount: the number of passwords that are not hashed.
@@ -102,6 +105,7 @@ class Accounts(NamedTuple):
     hashes: Mapping[str, str]
     restrictions: Mapping[str, Restrictions]
     verifiers: Mapping[str, Mapping[str, str]]
+    facts: Mapping[str, str]
     badLines: Sequence[BadLine]
     badCount: int
     plainCount: int
@@ -163,10 +167,35 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     return _Extras(restrictions, verifiers)
 
 
+# The fields that tell facts: uid, gid, gecos and home.
+_FACTS = 4
+# The value of a uid or a gid that is no number.  No user has it.
+_INVALID = -1
+_LONGEST_NUMBER = 10
+
+
+def _factsIn(fields: str) -> UserFacts:
+    """
+    Read the fields uid, gid and home of Dovecot's passwd-file.
+
+    @param fields: the fields uid, gid, gecos and home, with their colons.
+    """
+    uid, gid, _, home, *_ = [*fields.split(":"), "", "", "", ""]
+    return UserFacts(home, _numberIn(uid), _numberIn(gid))
+
+
+def _numberIn(field: str) -> int | None:
+    if not field:
+        return None
+    isNumber = field.isascii() and field.isdigit() and len(field) <= _LONGEST_NUMBER
+    return int(field) if isNumber else _INVALID
+
+
 def _parse(lines: Iterable[str]) -> Accounts:
     hashes: dict[str, str] = {}
     restrictions: dict[str, Restrictions] = {}
     verifiers: dict[str, Mapping[str, str]] = {}
+    facts: dict[str, str] = {}
     bad: list[BadLine] = []
     excluded: set[str] = set()
     badCount = plainCount = 0
@@ -202,12 +231,17 @@ def _parse(lines: Iterable[str]) -> Accounts:
             verifiers[name] = extras.verifiers
             for each in extras.verifiers.values():
                 keyForms.add(each)
+        between = ":".join(fields.split(":", _FACTS)[:_FACTS])
+        if between.strip(":"):
+            facts[name] = between
         costs.add(cost, stored)
         plainCount += HASHES.isPlain(stored)
         if stored.startswith("{"):
             keyForms.add(stored)
     standIn = costs.example() or ""
-    return Accounts(hashes, restrictions, verifiers, bad, badCount, plainCount, standIn, keyForms)
+    return Accounts(
+        hashes, restrictions, verifiers, facts, bad, badCount, plainCount, standIn, keyForms
+    )
 
 
 # The beginning of the version of credentials with an application password.
@@ -248,6 +282,7 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
     IReloading,
     IScramAccounts,
     ISharedSecrets,
+    IUserFacts,
     IVerifierAdding,
 )
 class PasswordFile:
@@ -255,7 +290,7 @@ class PasswordFile:
     A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
     Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
     and C{allow_nets} apply, and L{pop3svc.accounts.passwordlines} describes those with verifiers.
-    The others, and the fields before them, are not used.
+    Stores in the users' homes use uid, gid and home.  The other fields are not used.
 
     The file is read again, in a thread, when it has changed.  A line that cannot be used affects
     only the user whom the line names.  If the file cannot be read, the previous accounts stay.
@@ -574,8 +609,17 @@ class PasswordFile:
             raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
         return username
 
+    async def factsOf(self, username: str) -> UserFacts | None:
+        """
+        See L{IUserFacts.factsOf}.
+        """
+        if self._isStale():
+            await self._refresh()
+        fields = self._accounts.facts.get(username)
+        return None if fields is None else _factsIn(fields)
 
-@implementer(IAccountNames)
+
+@implementer(IAccountNames, IUserFacts)
 class PasswordFileNames:
     """
     The names in a password file, for a program that ends soon and compares no passwords.
@@ -590,9 +634,22 @@ class PasswordFileNames:
 
         @raise ValueError: the file cannot be read; a sentence that names it.
         """
+        return self._find(username) is not None
+
+    def factsOf(self, username: str) -> UserFacts | None:
+        """
+        See L{IUserFacts.factsOf}.  Blocks.
+
+        @raise ValueError: see L{hasAccount}.
+        """
+        found = self._find(username)
+        return _factsIn(found.facts[username]) if found and username in found.facts else None
+
+    def _find(self, username: str) -> Accounts | None:
         for line in linesOf(self._path):
             # The first line of a user counts, if it can be used; see _parse.
             isUser = line.startswith(username) and line[len(username) : len(username) + 1] == ":"
             if isUser or (not line.isascii() and nameIn(line) == username):
-                return username in _parse([line]).hashes
-        return False
+                found = _parse([line])
+                return found if username in found.hashes else None
+        return None

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from pop3svc.files import closeQuietly, openDirectory
+from pop3svc.fileuser import fileUID
 from pop3svc.listings import isDerived
 
 __all__ = ["PathTemplate", "Root", "isSafeName", "openBelow", "openOrMake", "uniqueIDFor"]
 
 _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
+_HOME = re.compile(r"\{home\}((?:/.*)?)\Z", re.DOTALL)
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _LONGEST = 200
 # Symbolic links that are followed on the path of one mailbox.
@@ -52,19 +54,29 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 class PathTemplate:
     """
     A path with the placeholders C{{user}}, C{{local}} and C{{domain}}, or a directory that
-    holds a directory for each user.
+    holds a directory for each user.  The path may also begin with C{{home}}, the user's home.
 
-    @ivar base: the directory above the first placeholder.
+    @ivar base: the directory above the first placeholder; empty if the path begins with
+        C{{home}}.
+    @ivar needsHome: whether the path begins with C{{home}}.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, mayHaveHome: bool = False) -> None:
         """
+        @param mayHaveHome: whether the caller knows the homes of users.
         @raise ValueError: a sentence for the operator.
         """
         if not template:
             raise ValueError("a path is needed")
+        found = _HOME.match(template) if mayHaveHome else None
+        self.needsHome = found is not None
+        if found is not None:
+            self._afterHome(template, found[1])
+            return
         names = set(_PLACEHOLDER.findall(template))
         unknown = sorted(names - {"user", "local", "domain"})
+        if mayHaveHome and unknown == ["home"]:
+            raise ValueError(f"{template}: {{home}} must be the beginning of the path")
         if unknown or "{" in _PLACEHOLDER.sub("", template):
             raise ValueError(
                 f"{template}: allowed placeholders are {{user}}, {{local}} and {{domain}}"
@@ -83,10 +95,29 @@ class PathTemplate:
         self._needsDomain = bool(names & {"local", "domain"})
         self._tellsUsers = bool({"user"} <= names or {"local", "domain"} <= names or not names)
 
+    def _afterHome(self, template: str, rest: str) -> None:
+        if "{" in rest:
+            raise ValueError(f"{template}: no other placeholder is allowed beside {{home}}")
+        self._parts = [each for each in rest.split("/") if each not in ("", ".")]
+        if ".." in self._parts:
+            raise ValueError(f'{template}: ".." is not allowed')
+        self.base = ""
+        self._needsDomain = self._tellsUsers = False
+
+    @property
+    def hasParts(self) -> bool:
+        """
+        Whether the path has a part after C{{home}}.
+        """
+        return bool(self._parts)
+
     def hasAny(self) -> bool:
         """
         @return: whether the base holds any directory.  Blocks.
         """
+        if self.needsHome:
+            # The homes are not known here.
+            return True
         try:
             with os.scandir(self.base) as entries:
                 return any(entry.is_dir() for entry in entries)
@@ -99,6 +130,8 @@ class PathTemplate:
 
         @raise ValueError: it does not; a sentence for the operator.
         """
+        if self.needsHome:
+            raise ValueError("expire cannot be combined with {home}, because no list has all homes")
         areSingle = all(len(_PLACEHOLDER.findall(part)) < 2 for part in self._parts)
         if not (self._tellsUsers and areSingle):
             raise ValueError(
@@ -148,12 +181,15 @@ class PathTemplate:
                 raise
             failed(above, error)
 
-    def placeFor(self, username: str) -> Root | None:
+    def placeFor(self, username: str, home: str = "") -> Root | None:
         """
+        @param home: the user's home, which the operator trusts with its links.
         @return: the directory of a user's mail, or L{None} for a name that is refused.
         """
         if not isSafeName(username):
             return None
+        if self.needsHome:
+            return Root(home, tuple(self._parts)) if home else None
         values = {"user": username}
         if self._needsDomain:
             local, at, domain = username.rpartition("@")
@@ -271,7 +307,7 @@ def openOrMake(name: str, directory: int) -> int:
         return openBelow(name, directory)
     below = openDirectory(name, directory)
     try:
-        if os.geteuid() == 0:
+        if fileUID() == 0:
             around = os.fstat(directory)
             os.fchown(below, around.st_uid, around.st_gid)
         os.fsync(directory)
@@ -333,7 +369,7 @@ def _refuseUntrustedLink(name: str, directory: int) -> None:
     """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)
-    trusted = (0, os.geteuid())
+    trusted = (0, fileUID())
     if link.st_uid not in trusted:
         why = f"it belongs to user {link.st_uid}"
     elif around.st_uid not in trusted:

@@ -62,7 +62,7 @@ from pop3svc.service.running import (
 )
 from pop3svc.service.settings import Listener, SettingError, Settings, Store
 from pop3svc.service.storage import Storage
-from pop3svc.service.stores import makeAccounts, makeStore
+from pop3svc.service.stores import checkRights, makeAccounts, makeStore
 from pop3svc.service.workers import Shared, Supervisor
 
 __all__ = ["Assembly", "Configured", "makeEndpoint"]
@@ -214,6 +214,7 @@ class Assembly:
             checkers = makeAccounts(store) or [PasswordFile(data.passwordFile)]
         else:
             provider, checkers = makeStore(store)
+            checkRights(provider, store, None if self._owner is None else self._owner[0])
         for each in checkers:
             if IPasswordComparing.providedBy(each):
                 each.rememberChecks(self.settings.rememberChecks)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pop3svc.delivery.recipients import Destination, Recipients
+from pop3svc.interfaces import IUsesUserFacts
 from pop3svc.service.configfile import Configuration, readConfiguration
 from pop3svc.service.settings import Faults, SettingError, Settings, Store, makeSettings
 
@@ -121,6 +122,10 @@ def _destination(store: Store, settings: Settings) -> Destination:
 
         provider.useState(State(data.state))
     accounts = [_accounts(store, each) for each in auth]
+    if IUsesUserFacts.providedBy(provider):
+        from pop3svc.accounts.checkers import AccountFacts
+
+        provider.useFacts(AccountFacts(accounts))
     return Destination(provider, accounts or [provider])
 
 

@@ -23,6 +23,7 @@ from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import ExpiringMaildirStore, MaildirStore
 from pop3svc.providers.mbox import MboxStore
 from pop3svc.providers.memory import MemoryStore
+from pop3svc.providers.owners import FIRST_UID
 from pop3svc.providers.upstream import UpstreamProvider
 from pop3svc.service.arguments import parseArguments
 from pop3svc.service.settings import secretPath
@@ -122,17 +123,35 @@ def makeMaildir(argument: str) -> MaildirStore:
 
     @param argument: C{PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes]
         [:sizes=names][:separator=;][:uidl=dovecot|courier|FORMAT][:control=DIR]
-        [:duplicates=rename][:xuidl=yes][:expire=DAYS]}
+        [:duplicates=rename][:xuidl=yes][:expire=DAYS][:owner=user][:firstuid=UID]}
     """
     options = _pathAndMore(
         argument,
-        ("separator", "uidl", "control", "duplicates", "expire"),
+        ("separator", "uidl", "control", "duplicates", "expire", "owner", "firstuid"),
         slow=("isSlow", "yes", "no"),
         sizes=("believesNames", "names", "counted"),
         xuidl=("usesHeaders", "yes", "no"),
     )
+    _takeOwner(options)
     days = _number(options, "expire", 0)
     return ExpiringMaildirStore(expireDays=days, **options) if days else MaildirStore(**options)
+
+
+def _takeOwner(options: dict[str, Any]) -> None:
+    """
+    Replace the options C{owner} and C{firstuid} by keyword arguments of the store.
+    """
+    owner = options.pop("owner", "service")
+    if owner not in ("user", "service"):
+        raise ValueError("owner is user or service")
+    if owner == "service":
+        if "firstuid" in options:
+            raise ValueError("firstuid requires owner=user")
+        return
+    options["isOwnedByUsers"] = True
+    options["firstUID"] = _number(options, "firstuid", FIRST_UID)
+    if options["firstUID"] < 1:
+        raise ValueError("firstuid is a number from 1, because root gets no mail")
 
 
 def _number(options: dict[str, Any], name: str, default: int) -> int:
@@ -150,9 +169,13 @@ def makeMbox(argument: str) -> MboxStore:
     Make a store of mbox files.
 
     @param argument: C{PATH[:variant=mboxo|mboxrd|mboxcl2][:uidl=x-uidl][:readonly=yes]
-        [:lock=refuse|wait|takeover][:wait=SECONDS]}
+        [:lock=refuse|wait|takeover][:wait=SECONDS][:owner=user][:firstuid=UID]}
     """
-    return MboxStore(**_pathAndMore(argument, ("variant",), uidl=("usesXUIDL", "x-uidl", "digest")))
+    options = _pathAndMore(
+        argument, ("variant", "owner", "firstuid"), uidl=("usesXUIDL", "x-uidl", "digest")
+    )
+    _takeOwner(options)
+    return MboxStore(**options)
 
 
 def makeFolder(argument: str) -> FolderStore:

@@ -4,6 +4,7 @@ Make providers, stores and checkers from the settings of stores and accounts.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
@@ -11,17 +12,20 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.strcred import InvalidAuthType, makeChecker
 from twisted.python.reflect import ObjectNotFound, namedAny
 
+from pop3svc.fileuser import checkMayChangeUser
 from pop3svc.interfaces import (
     IBearerAccounts,
     IMailboxStore,
     IPOP3MailboxProvider,
     IPOP3ProviderPlugin,
+    IUsesUserFacts,
 )
+from pop3svc.providers.owners import FIRST_UID
 from pop3svc.service.factory import checkName
 from pop3svc.service.options import providerPlugins
 from pop3svc.service.settings import SettingError, Store
 
-__all__ = ["makeAccounts", "makeProvider", "makeStore"]
+__all__ = ["checkRights", "makeAccounts", "makeProvider", "makeStore"]
 
 
 def makeProvider(store: Store) -> Any:
@@ -120,3 +124,24 @@ def makeStore(store: Store) -> tuple[Any, list[Any]]:
     except ValueError as error:
         raise SettingError(f"{store.where}: {error}")
     return provider, checkers
+
+
+def checkRights(provider: Any, store: Store, uid: int | None) -> None:
+    """
+    Check that this process can take the rights of the users of a store, if the store needs that.
+
+    @param provider: the store that the setting C{store} names.
+    @param uid: the user that the process will have; L{None} if it keeps its user.
+    @raise SettingError: it cannot.
+    """
+    if not (IUsesUserFacts.providedBy(provider) and provider.isOwnedByUsers):
+        return
+    if uid not in (None, os.geteuid()):
+        raise SettingError(
+            f"{store.where}: owner=user cannot be combined with --uid, because the service would "
+            "give up CAP_SETUID; start it as that user with CAP_SETUID and CAP_SETGID"
+        )
+    try:
+        checkMayChangeUser(FIRST_UID)
+    except ValueError as error:
+        raise SettingError(f"{store.where}: {error}")

@@ -26,8 +26,10 @@ service = ServiceMaker(
 maildir = ProviderPlugin(
     "maildir",
     "PATH[:readonly=yes][:lock=refuse|wait|takeover][:wait=SECONDS][:slow=yes][:sizes=names]"
-    "[:uidl=dovecot|courier|FORMAT][:control=DIR][:expire=DAYS]",
-    "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
+    "[:uidl=dovecot|courier|FORMAT][:control=DIR][:expire=DAYS][:owner=user][:firstuid=UID]",
+    "A Maildir for each user: PATH holds them, or has {user}, {local} and {domain} in it, or "
+    "begins with {home}.  owner=user: use the files with the rights of each user, whose uid is "
+    "at least firstuid (500).  "
     "slow=yes: on a file system that may make one wait, as over a network.  sizes=names: take "
     "W= in file names for the sizes of messages, in place of counting once.  uidl: keep the "
     "unique-ids of Dovecot (FORMAT is its pop3_uidl_format) or Courier; control: its CONTROL "
@@ -37,8 +39,9 @@ maildir = ProviderPlugin(
 mbox = ProviderPlugin(
     "mbox",
     "PATH[:variant=mboxo|mboxrd|mboxcl2][:uidl=x-uidl][:readonly=yes]"
-    "[:lock=refuse|wait|takeover][:wait=SECONDS]",
-    "An mbox file for each user: PATH holds them, or has {user}, {local} and {domain} in it.  "
+    "[:lock=refuse|wait|takeover][:wait=SECONDS][:owner=user][:firstuid=UID]",
+    "An mbox file for each user: PATH holds them, or has {user}, {local} and {domain} in it, or "
+    "begins with {home}.  owner, firstuid: as for maildir.  "
     "variant: how lines that begin with From are kept, mboxo by default.  uidl=x-uidl: take "
     "the field X-UIDL for the unique-id of a message.",
     makeMbox,

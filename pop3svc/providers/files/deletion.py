@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
 from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, openDirectory, stampFrom
+from pop3svc.fileuser import fileUID
 from pop3svc.providers.paths import openBelow
 
 __all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "recover", "removeAll"]
@@ -282,7 +283,7 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
         os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
         return
-    if os.geteuid() == 0:
+    if fileUID() == 0:
         made = openDirectory(name, directory)
         try:
             os.fchown(made, owner.st_uid, owner.st_gid)

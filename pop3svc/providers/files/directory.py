@@ -7,6 +7,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -14,13 +15,14 @@ from twisted.logger import Logger
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly, openFile
+from pop3svc.fileuser import FileUser, asUser
 from pop3svc.once import Once
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key, keyOf
 from pop3svc.providers.paths import Root, openBelow
 from pop3svc.threadpool import Executor
 
-__all__ = ["PERMANENT", "Directory", "Opened", "SlowDirectory"]
+__all__ = ["PERMANENT", "Directory", "Opened", "SlowDirectory", "UserDirectory"]
 
 log = Logger(namespace="pop3svc")
 
@@ -44,7 +46,10 @@ class Directory:
     @ivar folders: the directories in it that hold messages.
     @ivar executor: runs work that reads directories or whole files.
     @ivar group: the group of L{Executor.run}: names the file system, and this mailbox on it.
+    @ivar user: the user with whose rights the executors work; L{None} for those of the service.
     """
+
+    user: FileUser | None = None
 
     def __init__(
         self,
@@ -85,6 +90,12 @@ class Directory:
         self, executor: Executor, work: Callable[..., T], *arguments: Any, **named: Any
     ) -> Deferred[T]:
         return executor.run(work, *arguments, group=self.group, **named)
+
+    def rights(self) -> AbstractContextManager[None]:
+        """
+        @return: a context with the file rights that C{user} has, for work outside the executors.
+        """
+        return nullcontext() if self.user is None else asUser(self.user)
 
     def isLost(self) -> bool:
         """
@@ -204,6 +215,26 @@ class Directory:
             )
         code = "SYS/PERM" if error.errno in PERMANENT else "SYS/TEMP"
         return POP3ResponseError("Mailbox unavailable.", code)
+
+
+class UserDirectory(Directory):
+    """
+    A L{Directory} that is used with the rights of its user, in the reactor's thread as well.
+    """
+
+    def attempt(self, work: Callable[[int, Key], T]) -> T | None:
+        """
+        See L{Directory.attempt}.
+        """
+        with self.rights():
+            return super().attempt(work)
+
+    def attemptFile(self, folder: str, name: str) -> Opened | None:
+        """
+        See L{Directory.attemptFile}.
+        """
+        with self.rights():
+            return super().attemptFile(folder, name)
 
 
 class SlowDirectory(Directory):

@@ -17,7 +17,7 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.files import closeQuietly, openDirectory, openFile
 from pop3svc.interfaces import Eventual
 from pop3svc.providers.files.deletion import nameOfStaging, recover
-from pop3svc.providers.files.directory import Directory, Opened
+from pop3svc.providers.files.directory import Directory, Opened, UserDirectory
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key
 from pop3svc.providers.files.takeover import LockRegistry
@@ -30,6 +30,7 @@ __all__ = [
     "LockBusy",
     "LockedDirectory",
     "SlowExclusiveDirectory",
+    "UserExclusiveDirectory",
 ]
 
 T = TypeVar("T")
@@ -291,13 +292,14 @@ class ExclusiveDirectory(Directory):
         See L{Lockable.isWaitedFor}.
         """
         try:
-            root = self.open()
-            if root is None:
-                return False
-            try:
-                wanted = openDirectory(nameOfStaging(root), root)
-            finally:
-                closeQuietly(root)
+            with self.rights():
+                root = self.open()
+                if root is None:
+                    return False
+                try:
+                    wanted = openDirectory(nameOfStaging(root), root)
+                finally:
+                    closeQuietly(root)
             try:
                 fcntl.flock(wanted, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
@@ -368,6 +370,16 @@ class ExclusiveDirectory(Directory):
             self._releasing = held
         else:
             held.close()
+
+
+class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
+    """
+    An L{ExclusiveDirectory} that is used with the rights of its user.  It is locked in a thread,
+    because locking may start work in other threads.
+    """
+
+    def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
+        return LockBusy()
 
 
 class SlowExclusiveDirectory(ExclusiveDirectory):

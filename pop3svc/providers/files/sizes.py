@@ -21,6 +21,7 @@ from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
 from pop3svc.files import FileStamp, closeQuietly, openFile, openRegular, stampFrom
+from pop3svc.fileuser import fileUID
 from pop3svc.listings import areUniqueIDs
 from pop3svc.timing import Progress
 
@@ -492,7 +493,7 @@ class MailboxSizes:
         try:
             status = os.fstat(descriptor)
             isOwn = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
-            if not isOwn or status.st_uid != os.geteuid():
+            if not isOwn or status.st_uid != fileUID():
                 raise OSError(errno.EPERM, "not a file of this service")
             for block in _blocks(added):
                 _writeAll(descriptor, block)

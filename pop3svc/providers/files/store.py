@@ -9,9 +9,14 @@ from functools import partial
 from typing import Any
 
 from pop3svc.files import disk, longWork
-from pop3svc.providers.files.directory import Directory, SlowDirectory
+from pop3svc.fileuser import FileUser
+from pop3svc.providers.files.directory import Directory, SlowDirectory, UserDirectory
 from pop3svc.providers.files.listing import Caches
-from pop3svc.providers.files.lock import ExclusiveDirectory, SlowExclusiveDirectory
+from pop3svc.providers.files.lock import (
+    ExclusiveDirectory,
+    SlowExclusiveDirectory,
+    UserExclusiveDirectory,
+)
 from pop3svc.providers.files.mailbox import (
     ExclusiveFileMailbox,
     FileMailbox,
@@ -21,6 +26,7 @@ from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.snapshot import Format
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.locking import LockPolicy
+from pop3svc.providers.owners import UserExecutor
 from pop3svc.providers.paths import Root
 from pop3svc.threadpool import Executor
 
@@ -55,37 +61,74 @@ class MailboxMaker:
         """
         self._format = format
         short, long = (disk(), longWork()) if runner is None else (runner, runner)
-        arguments = format.folders, short, long, presence
-        opened = SlowDirectory if isSlow else Directory
-        locked = SlowExclusiveDirectory if isSlow else ExclusiveDirectory
-        registry = LockRegistry(short, clock)
+        folders, registry = format.folders, LockRegistry(short, clock)
+        opened, openedByUser = _directories(isSlow)
+        locked, lockedByUser = _exclusiveDirectories(isSlow)
+        arguments = folders, short, long, presence
 
-        def readOnlyMailbox(place: Root, format: Format) -> ReadOnlyFileMailbox:
-            return ReadOnlyFileMailbox(opened(place, *arguments), format, caches)
+        def argumentsOf(user: FileUser) -> tuple[Any, ...]:
+            return folders, UserExecutor(short, user), UserExecutor(long, user), presence
+
+        def readOnlyMailbox(
+            place: Root, format: Format, user: FileUser | None
+        ) -> ReadOnlyFileMailbox:
+            if user is None:
+                directory = opened(place, *arguments)
+            else:
+                directory = openedByUser(place, *argumentsOf(user))
+                directory.user = user
+            return ReadOnlyFileMailbox(directory, format, caches)
 
         def exclusiveMailbox(
-            place: Root, format: Format, manners: LockPolicy
+            place: Root, format: Format, user: FileUser | None, manners: LockPolicy
         ) -> ExclusiveFileMailbox:
-            return ExclusiveFileMailbox(
-                locked(place, *arguments, registry, manners), format, caches
-            )
+            if user is None:
+                directory = locked(place, *arguments, registry, manners)
+            else:
+                directory = lockedByUser(place, *argumentsOf(user), registry, manners)
+                directory.user = user
+            return ExclusiveFileMailbox(directory, format, caches)
 
         self._exclusive = exclusiveMailbox
-        self._make: Callable[[Root, Format], FileMailbox] = readOnlyMailbox
+        self._make: Callable[[Root, Format, FileUser | None], FileMailbox] = readOnlyMailbox
         if not readOnly:
             self._make = partial(exclusiveMailbox, manners=manners)
 
-    def mailbox(self, place: Root, format: Format | None = None) -> FileMailbox:
+    def mailbox(
+        self, place: Root, format: Format | None = None, user: FileUser | None = None
+    ) -> FileMailbox:
         """
         @param place: the directory of a mailbox, which need not exist.
         @param format: a format with the same folders, which replaces the format of all mailboxes.
+        @param user: the user with whose rights the mailbox is used; L{None} for those of the
+            service.
         @return: the mailbox for one session.
         """
-        return self._make(place, format or self._format)
+        return self._make(place, format or self._format, user)
 
-    def patientMailbox(self, place: Root, format: Format | None = None) -> ExclusiveFileMailbox:
+    def patientMailbox(
+        self, place: Root, format: Format | None = None, user: FileUser | None = None
+    ) -> ExclusiveFileMailbox:
         """
         @return: like L{mailbox}, a mailbox that asks no other session to release its lock, and
             does not wait for it.
         """
-        return self._exclusive(place, format or self._format, LockPolicy(takeover=False))
+        return self._exclusive(place, format or self._format, user, LockPolicy(takeover=False))
+
+
+def _directories(isSlow: bool) -> tuple[type[Directory], type[Directory]]:
+    """
+    @return: the directory with the rights of the service, and the one with those of a user.
+    """
+    return (SlowDirectory, SlowDirectory) if isSlow else (Directory, UserDirectory)
+
+
+def _exclusiveDirectories(
+    isSlow: bool,
+) -> tuple[type[ExclusiveDirectory], Callable[..., ExclusiveDirectory]]:
+    """
+    @return: see L{_directories}; directories that one session at a time can lock.
+    """
+    if isSlow:
+        return SlowExclusiveDirectory, SlowExclusiveDirectory
+    return ExclusiveDirectory, UserExclusiveDirectory

@@ -5,6 +5,7 @@ Ask the session that has locked a mailbox to release its lock.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
@@ -26,6 +27,11 @@ class Lockable(Protocol):
         """
         @return: the present path of the directory whose times a waiting process sets; L{None} if
             inotify would not report the change.
+        """
+
+    def rights(self) -> AbstractContextManager[None]:
+        """
+        @return: a context with the file rights that L{stagingPath} and its result need.
         """
 
     def isWaitedFor(self) -> bool:
@@ -130,7 +136,7 @@ class LockRegistry:
     def _watch(self, path: str) -> None:
         if self._watcher is None:
             self._watcher = DirectoryWatcher(self.clock)
-        place = self._held[path][0].stagingPath()
+        held, watcher = self._held[path][0], self._watcher
 
         def touched(isGone: bool) -> None:
             if isGone:
@@ -139,7 +145,9 @@ class LockRegistry:
             else:
                 self._findWaiting([path])
 
-        number = None if place is None else self._watcher.watch(place, touched)
+        with held.rights():
+            place = held.stagingPath()
+            number = None if place is None else watcher.watch(place, touched)
         if number is not None:
             self._watched[path] = number
 

@@ -8,9 +8,9 @@ import errno
 import os
 from collections.abc import Callable, Container, Sequence
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
 from pop3svc.bounded import BoundedDict
@@ -21,6 +21,7 @@ from pop3svc.errors import (
     StoreUnavailable,
 )
 from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, stampFrom
+from pop3svc.fileuser import fileUID
 from pop3svc.interfaces import DeliveryCopy
 from pop3svc.once import Once
 from pop3svc.providers.files.presence import Presence
@@ -35,12 +36,15 @@ from pop3svc.providers.files.storing import (
 )
 from pop3svc.providers.maildir.names import nameWithUniqueID, parseNames
 from pop3svc.providers.maildir.quota import checkQuota, recordDelivery
-from pop3svc.providers.paths import PathTemplate, Root, openBelow, openOrMake, uniqueIDFor
+from pop3svc.providers.owners import Owned, Owners, executorFor
+from pop3svc.providers.paths import Root, openBelow, openOrMake, uniqueIDFor
 from pop3svc.threadpool import Executor, isCancelled
 
 __all__ = ["MaildirDelivery"]
 
 log = Logger(namespace="pop3svc")
+
+T = TypeVar("T")
 
 # Errors that were logged already.
 _faults = Once()
@@ -60,13 +64,14 @@ class MaildirDelivery:
 
     def __init__(
         self,
-        template: PathTemplate,
+        owners: Owners,
         executor: Executor,
         presence: Presence,
         separator: str = "",
         formatFor: Callable[[str, Root], Format | None] = lambda *_: None,
     ) -> None:
         """
+        @param owners: finds the Maildirs.
         @param executor: runs work in threads.
         @param presence: records which mailboxes have existed.
         @param separator: see L{MaildirStore<pop3svc.providers.maildir.store.MaildirStore>}.
@@ -74,7 +79,7 @@ class MaildirDelivery:
             the messages with the unique-ids of a former server; L{None} if there was none.
         """
         self._formatFor = formatFor
-        self._template = template
+        self._owners = owners
         self._executor = executor
         self._presence = presence
         self._separator = separator
@@ -85,10 +90,19 @@ class MaildirDelivery:
         """
         See L{pop3svc.interfaces.IDelivery.hasMailbox}.
         """
-        place = self._template.placeFor(username)
-        if place is None:
+        found = await self._owners.find(username)
+        if found is None:
             return False
-        return await self._executor.run(self._exists, place, group=(place.base, place.path))
+        try:
+            return await self._run(found, self._exists, found.place)
+        except OSError as error:
+            self._report("look for", found.place, error)
+            raise POP3ResponseError("Mailbox unavailable.", "SYS/TEMP")
+
+    def _run(self, found: Owned, work: Callable[..., T], *arguments: Any) -> Deferred[T]:
+        place, user = found
+        executor = executorFor(self._executor, user)
+        return executor.run(work, *arguments, group=(place.base, place.path))
 
     def _exists(self, place: Root) -> bool:
         root = place.open()
@@ -127,27 +141,34 @@ class MaildirDelivery:
         return results
 
     async def _deliver(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
-        place = self._template.placeFor(copy.username)
-        if place is None:
-            return NoSuchUser("There is no such user.")
         try:
-            await self._executor.run(
-                self._store, place, copy, content, group=(place.base, place.path)
-            )
+            found = await self._owners.find(copy.username)
+        except POP3ResponseError:
+            return StoreUnavailable("The mailbox is not available now.")
+        if found is None:
+            return NoSuchUser("There is no such user.")
+        place = found.place
+        try:
+            await self._run(found, self._store, place, copy, content)
         except DeliveryError as error:
             return error
         except POP3ResponseError:
             # No thread is free, or a thread that works on this mailbox hangs.
             return StoreUnavailable("The mailbox is not available now.")
         except OSError as error:
-            if error.errno != errno.ECANCELED and _faults.isFirst((place.path, str(error))):
-                log.error(
-                    "cannot store a message in {path}: {error}",
-                    path=place.path,
-                    error=error.strerror or str(error),
-                )
+            self._report("store a message in", place, error)
             return refusalFor(error)
         return None
+
+    @staticmethod
+    def _report(action: str, place: Root, error: OSError) -> None:
+        if error.errno != errno.ECANCELED and _faults.isFirst((place.path, str(error))):
+            log.error(
+                "cannot {what} {path}: {error}",
+                what=action,
+                path=place.path,
+                error=error.strerror or str(error),
+            )
 
     # --- in a thread ------------------------------------------------------------------
 
@@ -224,7 +245,7 @@ class MaildirDelivery:
             microseconds = int(copy.arrival * 1_000_000) + copy.order
         name = nameOfDelivery(microseconds)
         owner = None
-        if os.geteuid() == 0:
+        if fileUID() == 0:
             around = os.fstat(root)
             owner = around.st_uid, around.st_gid
         # Set the file's time, because it orders messages whose names contain no time.

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -29,6 +30,7 @@ from pop3svc.providers.files.folders import OpenFolders
 from pop3svc.providers.files.mailbox import ExclusiveFileMailbox
 from pop3svc.providers.files.snapshot import listFolder
 from pop3svc.providers.locking import pause
+from pop3svc.providers.owners import Owned, Owners, executorFor
 from pop3svc.providers.paths import PathTemplate, Root, openBelow
 from pop3svc.threadpool import Executor, mustStop
 
@@ -110,12 +112,14 @@ class Expiry:
     def __init__(
         self,
         template: PathTemplate,
+        owners: Owners,
         days: int,
-        open: Callable[[str, Root], ExclusiveFileMailbox],
+        open: Callable[[str, Owned], ExclusiveFileMailbox],
         executor: Executor,
         clock: Any = None,
     ) -> None:
         """
+        @param owners: finds the rights of users.
         @param days: the age from which messages are deleted.
         @param open: takes a user and the user's Maildir, and returns the mailbox.  Its lock asks no
             other session to release it.
@@ -123,6 +127,7 @@ class Expiry:
         """
         template.requireUsers()
         self._template = template
+        self._owners = owners
         self._days = days
         self._open = open
         self._executor = executor
@@ -230,15 +235,49 @@ class Expiry:
 
         mailboxes = self._template.mailboxes(failed)
         while not round.isOver:
-            found = await self._call(
-                lambda: self._inThread(self._nextWithOld, mailboxes, round, failed)
-            )
-            if found is not None:
-                username, place = found
-                await self._expire(username, place, round)
+            if self._owners.areUsers:
+                await self._expireOwned(mailboxes, round, failed)
+            else:
+                found = await self._call(
+                    lambda: self._inThread(self._nextWithOld, mailboxes, round, failed)
+                )
+                if found is not None:
+                    username, place = found
+                    await self._expire(username, Owned(place, None), round)
             await pause(self._clock, self.PAUSE)
 
-    async def _expire(self, username: str, place: Root, round: _Round) -> None:
+    async def _expireOwned(
+        self,
+        mailboxes: Iterator[tuple[str, Root]],
+        round: _Round,
+        failed: Callable[[Root, OSError], object],
+    ) -> None:
+        """
+        Expire the next Maildirs, each with the rights of its user.  The service itself need not be
+        able to read them.
+        """
+        batch = await self._call(self._inThread, lambda: list(islice(mailboxes, self.VISITED)))
+        round.isOver = len(batch) < self.VISITED
+        for username, place in batch:
+            try:
+                found = await self._call(self._owners.find, username)
+                if found is None:
+                    # It is the directory of nobody who gets mail here.
+                    continue
+                executor = executorFor(self._executor, found.user)
+                group = place.base, place.path
+                hasOld = await self._call(
+                    partial(executor.run, self._visit, place, round, group=group)
+                )
+            except OSError as error:
+                failed(place, error)
+            except POP3ResponseError:
+                round.failed += 1
+            else:
+                if hasOld:
+                    await self._expire(username, found, round)
+
+    async def _expire(self, username: str, found: Owned, round: _Round) -> None:
         """
         Delete the old messages of a Maildir, unless a session has locked it.
         """
@@ -249,7 +288,7 @@ class Expiry:
             isWanted = True
             return True
 
-        mailbox: Any = self._open(username, place)
+        mailbox: Any = self._open(username, found)
         try:
             await self._call(mailbox.lock, None, requestRelease)
         except POP3ResponseError as error:

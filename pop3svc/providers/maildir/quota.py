@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from pop3svc.errors import OverQuota
 from pop3svc.files import closeQuietly, openDirectory, openRegular
+from pop3svc.fileuser import fileUID
 from pop3svc.providers.files.deletion import Place
 
 __all__ = ["checkQuota", "recordDeletion", "recordDelivery"]
@@ -214,7 +215,7 @@ def _write(root: int, data: bytes) -> None:
         descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
         try:
             try:
-                if os.geteuid() == 0:
+                if fileUID() == 0:
                     os.fchown(descriptor, around.st_uid, around.st_gid)
                 if os.write(descriptor, data) != len(data):
                     raise OSError

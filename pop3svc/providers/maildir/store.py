@@ -14,11 +14,13 @@ from pop3svc.errors import DeliveryError
 from pop3svc.files import disk
 from pop3svc.interfaces import (
     DeliveryCopy,
+    Eventual,
     IDelivery,
     IExpiry,
     IHousekeeping,
     IMailboxStore,
     IPOP3ConnectionInfo,
+    IUsesUserFacts,
 )
 from pop3svc.migration.schemes import parseScheme
 from pop3svc.providers.files.listing import Caches
@@ -34,6 +36,7 @@ from pop3svc.providers.maildir.expiry import Expiry
 from pop3svc.providers.maildir.migrated import FormerServer
 from pop3svc.providers.maildir.names import SEPARATORS
 from pop3svc.providers.maildir.scan import MaildirFormat
+from pop3svc.providers.owners import FIRST_UID, Owned, Owners
 from pop3svc.providers.paths import PathTemplate, Root
 from pop3svc.state import State
 from pop3svc.threadpool import Executor
@@ -66,6 +69,9 @@ class MaildirStore:
         control: str = "",
         duplicates: str = "allow",
         usesHeaders: bool = False,
+        isOwnedByUsers: bool = False,
+        firstUID: int = FIRST_UID,
+        owners: Owners | None = None,
     ) -> None:
         """
         @param path: the directory that holds a Maildir for each user, or a
@@ -84,9 +90,14 @@ class MaildirStore:
             if the Maildir holds it.
         @param duplicates: see C{parseScheme}.
         @param usesHeaders: whether the former server used headers C{X-UIDL}.
+        @param isOwnedByUsers: whether files are used with the rights of each user.
+        @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
+        @param owners: finds the mail of users, in place of one that is made from these arguments.
         @raise ValueError: a sentence for the operator.
         """
-        self._template = PathTemplate(path)
+        self._template = PathTemplate(path, mayHaveHome=True)
+        self._owners = owners or Owners(self._template, isOwnedByUsers, firstUID)
+        self.isOwnedByUsers = self._owners.areUsers
         if separator and separator not in SEPARATORS:
             raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
         self._former = self._formerOfDelivery = None
@@ -107,7 +118,7 @@ class MaildirStore:
             *(readOnly, isSlow, runner, manners, clock, self._presence),
         )
         self._delivery = MaildirDelivery(
-            self._template,
+            self._owners,
             disk() if runner is None else runner,
             self._presence,
             separator,
@@ -115,6 +126,14 @@ class MaildirStore:
         )
         if not readOnly:
             alsoProvides(self, IDelivery)
+        if not self._owners.isDirect:
+            alsoProvides(self, IUsesUserFacts)
+
+    def useFacts(self, source: Any) -> None:
+        """
+        See L{IUsesUserFacts.useFacts}.
+        """
+        self._owners.useFacts(source)
 
     def useState(self, state: State) -> None:
         """
@@ -133,15 +152,24 @@ class MaildirStore:
             "is the path right?"
         )
 
-    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> FileMailbox | None:
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[FileMailbox | None]:
         """
         See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.
         A name that is not safe in a path is refused.
         """
+        if not self._owners.isDirect:
+            return self._openOwned(username)
         place = self._template.placeFor(username)
         if place is None:
             return None
         return self._maker.mailbox(place, self._formatWith(self._former, username, place))
+
+    async def _openOwned(self, username: str) -> FileMailbox | None:
+        found = await self._owners.require(username)
+        if found is None:
+            return None
+        format = self._formatWith(self._former, username, found.place)
+        return self._maker.mailbox(found.place, format, found.user)
 
     def _formatWith(
         self, former: FormerServer | None, username: str, place: Root
@@ -195,13 +223,12 @@ class ExpiringMaildirStore(MaildirStore):
         super().__init__(path, runner=runner, clock=clock, **options)
         self.expireDays = expireDays
 
-        def opened(username: str, place: Root) -> ExclusiveFileMailbox:
-            return self._maker.patientMailbox(
-                place, self._formatWith(self._former, username, place)
-            )
+        def opened(username: str, found: Owned) -> ExclusiveFileMailbox:
+            format = self._formatWith(self._former, username, found.place)
+            return self._maker.patientMailbox(found.place, format, found.user)
 
         executor = disk() if runner is None else runner
-        self.expiry = Expiry(self._template, expireDays, opened, executor, clock)
+        self.expiry = Expiry(self._template, self._owners, expireDays, opened, executor, clock)
 
     def startHousekeeping(self) -> None:
         """

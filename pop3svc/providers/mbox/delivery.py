@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from pop3svc.errors import DeliveryError
 from pop3svc.files import closeQuietly
+from pop3svc.fileuser import fileUID
 from pop3svc.interfaces import DeliveryCopy
 from pop3svc.listings import isUniqueID
 from pop3svc.providers.mbox.gone import loadGone
@@ -196,7 +197,7 @@ def createMbox(name: str, directory: int) -> int:
         # Another program has created the file just now.  The next attempt opens that file.
         raise MboxBusy
     try:
-        if not os.geteuid():
+        if not fileUID():
             # An mbox in a user's directory has to belong to the user.
             status = os.fstat(directory)
             os.fchown(descriptor, status.st_uid, status.st_gid)

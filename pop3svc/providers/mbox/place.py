@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from pop3svc.files import closeQuietly
+from pop3svc.fileuser import fileUID
 from pop3svc.providers.mbox.locks import DotLock, LockedMbox, MboxBusy, lockFile
 from pop3svc.providers.mbox.recovery import recover
 from pop3svc.providers.paths import Root, openBelow
@@ -198,7 +199,7 @@ def _checkOwn(own: int) -> None:
     """
     @raise OSError: the service's directory belongs to another user, who could make it lose mail.
     """
-    if os.fstat(own).st_uid != os.geteuid():
+    if os.fstat(own).st_uid != fileUID():
         raise OSError(errno.EPERM, "the directory .NAME.pop3svc beside it is another user's")
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from pop3svc.files import closeQuietly
+from pop3svc.fileuser import fileGIDs, fileUID
 from pop3svc.providers.mbox.gone import NEW, Gone, writeGone
 from pop3svc.providers.mbox.locks import LockedMbox, isUnopened, lockFile
 from pop3svc.providers.mbox.scan import readExactly
@@ -97,9 +98,9 @@ def checkOwner(mbox: LockedMbox) -> None:
     @raise OSError: the service may not do this, and therefore could not delete messages.
     """
     status = mbox.status()
-    if not os.geteuid():
+    if not fileUID():
         return
-    if status.st_uid == os.geteuid() and status.st_gid in (os.getegid(), *os.getgroups()):
+    if status.st_uid == fileUID() and status.st_gid in fileGIDs():
         return
     temporary = f"{NEW}0-0"
     descriptor = _create(mbox.own, temporary)

@@ -8,12 +8,19 @@ import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from twisted.internet.defer import Deferred
-from zope.interface import implementer
+from zope.interface import alsoProvides, implementer
 
 from pop3svc.errors import DeliveryError, NoSuchUser, POP3ResponseError, StoreUnavailable
 from pop3svc.files import disk, longWork
-from pop3svc.interfaces import DeliveryCopy, IDelivery, IMailboxStore, IPOP3ConnectionInfo
+from pop3svc.fileuser import FileUser
+from pop3svc.interfaces import (
+    DeliveryCopy,
+    Eventual,
+    IDelivery,
+    IMailboxStore,
+    IPOP3ConnectionInfo,
+    IUsesUserFacts,
+)
 from pop3svc.providers.files.directory import Directory
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.takeover import LockRegistry
@@ -29,6 +36,7 @@ from pop3svc.providers.mbox.mailbox import (
 )
 from pop3svc.providers.mbox.place import MboxPlace
 from pop3svc.providers.mbox.text import VARIANTS
+from pop3svc.providers.owners import FIRST_UID, Owned, Owners, executorFor
 from pop3svc.providers.paths import PathTemplate
 from pop3svc.state import State
 from pop3svc.threadpool import Executor
@@ -53,6 +61,9 @@ class MboxStore:
         clock: Any = None,
         variant: str = "mboxo",
         usesXUIDL: bool = False,
+        isOwnedByUsers: bool = False,
+        firstUID: int = FIRST_UID,
+        owners: Owners | None = None,
     ) -> None:
         """
         @param path: the directory that holds an mbox for each user, or a path with placeholders;
@@ -61,9 +72,16 @@ class MboxStore:
         @param manners: how a session acts when another session has locked the mailbox.
         @param variant: one of L{VARIANTS}.
         @param usesXUIDL: take the field X-UIDL of a message for its unique-id.
+        @param isOwnedByUsers: whether files are used with the rights of each user.
+        @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
+        @param owners: finds the mail of users, in place of one that is made from these arguments.
         @raise ValueError: a sentence for the operator.
         """
-        self._template = PathTemplate(path)
+        self._template = PathTemplate(path, mayHaveHome=True)
+        if self._template.needsHome and not self._template.hasParts:
+            raise ValueError(f"{path}: an mbox is a file in {{home}}, such as {{home}}/mbox")
+        self._owners = owners or Owners(self._template, isOwnedByUsers, firstUID)
+        self.isOwnedByUsers = self._owners.areUsers
         if variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}")
         if not isSupported():
@@ -74,6 +92,14 @@ class MboxStore:
         self._policy = manners
         self._registry = LockRegistry(self._executors[0], clock)
         self._format = MboxFormat(variant, usesXUIDL)
+        if not self._owners.isDirect:
+            alsoProvides(self, IUsesUserFacts)
+
+    def useFacts(self, source: Any) -> None:
+        """
+        See L{IUsesUserFacts.useFacts}.
+        """
+        self._owners.useFacts(source)
 
     def useState(self, state: State) -> None:
         """
@@ -85,6 +111,9 @@ class MboxStore:
         """
         @return: a sentence for the operator if no mailbox exists; otherwise L{None}.
         """
+        if self._template.needsHome:
+            # The homes are not known here.
+            return None
         try:
             with os.scandir(self._template.base) as entries:
                 if any(entries):
@@ -96,38 +125,52 @@ class MboxStore:
             "is the path right?"
         )
 
-    def _placeFor(self, username: str) -> MboxPlace | None:
-        # A file with such a name could be another user's dot-lock.
-        if username.lower().endswith(".lock"):
-            return None
-        root = self._template.placeFor(username)
-        return None if root is None else MboxPlace(root)
-
-    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> MboxMailbox | None:
+    def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
         See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  A name
         that is not safe in a path is refused.
         """
-        place = self._placeFor(username)
-        if place is None:
+        if _isLockName(username):
             return None
+        if not self._owners.isDirect:
+            return self._openOwned(username)
+        root = self._template.placeFor(username)
+        return None if root is None else self._mailbox(Owned(root, None))
+
+    async def _openOwned(self, username: str) -> MboxMailbox | None:
+        found = await self._owners.require(username)
+        return None if found is None else self._mailbox(found)
+
+    def _mailbox(self, found: Owned) -> MboxMailbox:
+        place = MboxPlace(found.place)
         if self._readOnly:
-            directory = Directory(place.own, (), *self._executors)
+            directory = Directory(place.own, (), *self._executorsFor(found.user))
             directory.path = place.path
             return ReadOnlyMboxMailbox(directory, place, self._format, self._registry.clock)
-        return ExclusiveMboxMailbox(self._directory(place), place, self._format)
+        return ExclusiveMboxMailbox(self._directory(place, found.user), place, self._format)
 
-    def _directory(self, place: MboxPlace) -> MboxDirectory:
-        return MboxDirectory(place, *self._executors, self._presence, self._registry, self._policy)
+    def _executorsFor(self, user: FileUser | None) -> tuple[Executor, Executor]:
+        short, long = self._executors
+        return executorFor(short, user), executorFor(long, user)
+
+    def _directory(self, place: MboxPlace, user: FileUser | None) -> MboxDirectory:
+        directory = MboxDirectory(
+            place, *self._executorsFor(user), self._presence, self._registry, self._policy
+        )
+        directory.user = user
+        return directory
 
     # --- delivery -------------------------------------------------------------------
 
-    def hasMailbox(self, username: str) -> Deferred[bool] | bool:
+    async def hasMailbox(self, username: str) -> bool:
         """
         See L{IDelivery.hasMailbox}.
         """
-        place = self._placeFor(username)
-        return False if place is None else self._executors[0].run(place.isKnown)
+        found = None if _isLockName(username) else await self._owners.find(username)
+        if found is None:
+            return False
+        place = MboxPlace(found.place)
+        return await executorFor(self._executors[0], found.user).run(place.isKnown)
 
     async def deliver(
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
@@ -138,9 +181,14 @@ class MboxStore:
         return [await self._deliverOne(each, content) for each in copies]
 
     async def _deliverOne(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
-        place = self._placeFor(copy.username)
-        if place is None:
+        try:
+            username = copy.username
+            found = None if _isLockName(username) else await self._owners.find(username)
+        except POP3ResponseError:
+            return StoreUnavailable("The mailbox is not available now.")
+        if found is None:
             return NoSuchUser("No such user.")
+        place = MboxPlace(found.place)
         if self._readOnly:
             return StoreUnavailable("The mailbox is read-only.")
 
@@ -151,7 +199,7 @@ class MboxStore:
                     raise FileNotFoundError("the directory of the mbox does not exist")
                 addCopy(mbox, self._format, copy, content)
 
-        directory = self._directory(place)
+        directory = self._directory(place, found.user)
         try:
             # This locks only the file, so a session of the user can continue meanwhile.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
@@ -165,3 +213,10 @@ class MboxStore:
         except POP3ResponseError:
             return StoreUnavailable("The service is too busy.")
         return None
+
+
+def _isLockName(username: str) -> bool:
+    """
+    @return: whether a file of this name could be another user's dot-lock.
+    """
+    return username.lower().endswith(".lock")

@@ -1,0 +1,209 @@
+"""
+Find the directory of a user's mail, and the user's file rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from pop3svc.awaiting import maybeAwait
+from pop3svc.errors import POP3ResponseError
+from pop3svc.fileuser import FileUser, asUser
+from pop3svc.interfaces import UserFacts
+from pop3svc.once import Once
+from pop3svc.providers.paths import PathTemplate, Root
+from pop3svc.systemusers import SystemUsers
+from pop3svc.threadpool import Executor
+
+__all__ = ["FIRST_UID", "Owned", "Owners", "UserExecutor", "executorFor"]
+
+log = Logger(namespace="pop3svc")
+
+# The lowest uid of a person, as in Dovecot (first_valid_uid).  Lower numbers belong to programs.
+FIRST_UID = 500
+# The highest uid; the next one means "no user" to the kernel.
+_LAST_UID = 0xFFFFFFFE
+
+T = TypeVar("T")
+
+
+class Owned(NamedTuple):
+    """
+    A user's mail.
+
+    @ivar place: the directory.
+    @ivar user: the rights with which it is used; L{None} for those of the service.
+    """
+
+    place: Root
+    user: FileUser | None
+
+
+class UserExecutor:
+    """
+    Runs work with the file rights of a user.
+    """
+
+    def __init__(self, executor: Executor, user: FileUser) -> None:
+        self._executor = executor
+        self._user = user
+
+    def run(
+        self,
+        work: Callable[..., T],
+        *arguments: Any,
+        abandoned: Callable[[T], object] | None = None,
+        ended: Callable[[], object] | None = None,
+        group: Hashable = None,
+    ) -> Deferred[T]:
+        """
+        See L{Executor.run}.
+        """
+        user = self._user
+
+        def perform() -> T:
+            with asUser(user):
+                return work(*arguments)
+
+        return self._executor.run(perform, abandoned=abandoned, ended=ended, group=group)
+
+    def isLost(self, group: Hashable) -> bool:
+        """
+        See L{Executor.isLost}.
+        """
+        return self._executor.isLost(group)
+
+
+def executorFor(executor: Executor, user: FileUser | None) -> Executor:
+    """
+    @return: an executor that runs work with the rights of a user; the same executor without a user.
+    """
+    return executor if user is None else UserExecutor(executor, user)
+
+
+class Owners:
+    """
+    Finds the mail of the users of one store.
+
+    @ivar areUsers: whether files are used with the rights of each user.
+    @ivar isDirect: whether a name alone tells the directory and the rights.
+    """
+
+    def __init__(
+        self,
+        template: PathTemplate,
+        areUsers: bool = False,
+        firstUID: int = FIRST_UID,
+        systemUsers: SystemUsers | None = None,
+    ) -> None:
+        """
+        @param firstUID: the lowest uid whose mail is served.
+        @param systemUsers: knows the facts that the accounts do not tell.
+        """
+        self.areUsers = areUsers
+        self.isDirect = not (areUsers or template.needsHome)
+        self._template = template
+        self._firstUID = firstUID
+        self._system = SystemUsers() if systemUsers is None else systemUsers
+        self._source: Any = None
+        # The users of whom the log has told why they are refused, each with the reason.
+        self._refused = Once(10_000)
+
+    def useFacts(self, source: Any) -> None:
+        """
+        See L{pop3svc.interfaces.IUsesUserFacts.useFacts}.
+        """
+        self._source = source
+
+    def placeFor(self, username: str) -> Root | None:
+        """
+        @return: the directory, if C{isDirect}; L{None} for a name that is refused.
+        """
+        return self._template.placeFor(username)
+
+    async def find(self, username: str, isUser: bool = False) -> Owned | None:
+        """
+        @param isUser: whether a user of this name is known to exist.
+        @return: the user's mail; L{None} for a name that cannot be used in a path, and for a user
+            without a home or with a number that is not allowed.  The log tells why, if there is
+            such a user.
+        @raise POP3ResponseError: C{SYS/TEMP}: the facts of the user are not available now.
+        """
+        if self.isDirect:
+            place = self._template.placeFor(username)
+            return None if place is None else Owned(place, None)
+        # Only such a name is looked up anywhere.
+        if self._template.placeFor(username, "/") is None:
+            return None
+        facts = UserFacts()
+        if self._source is not None:
+            told = await maybeAwait(self._source.factsOf, username)
+            isUser = isUser or told is not None
+            facts = told or facts
+        user: FileUser | None = None
+        home = facts.home
+        isComplete = facts.uid is not None and facts.gid is not None
+        if self.areUsers and isComplete:
+            user = FileUser(facts.uid or 0, facts.gid or 0, (facts.gid or 0,))
+        if (self.areUsers and user is None) or (self._template.needsHome and not home):
+            found = await self._system.find(username)
+            if found is not None:
+                isUser = True
+                home = home or found.home
+                if self.areUsers and user is None:
+                    user = FileUser(found.uid, found.gid, found.groups)
+        return self._checked(username, home, user, isUser)
+
+    def _checked(
+        self, username: str, home: str, user: FileUser | None, isUser: bool
+    ) -> Owned | None:
+        reason = ""
+        if self.areUsers:
+            reason = _faultOf(user, self._firstUID)
+        if not reason and self._template.needsHome and not _isHome(home):
+            reason = "neither the accounts nor the system know a home that can be used"
+        place = self._template.placeFor(username, home)
+        if not reason and place is not None:
+            return Owned(place, user)
+        if isUser and self._refused.isFirst((username, reason)):
+            log.warn("{name} has no mailbox here: {reason}", name=username, reason=reason)
+        return None
+
+    async def require(self, username: str) -> Owned | None:
+        """
+        Find the mail of a user who has logged in.
+
+        @return: the user's mail; L{None} for a name that cannot be used in a path.
+        @raise POP3ResponseError: C{SYS/PERM}: the user has no mailbox here.  C{SYS/TEMP}: see
+            L{find}.
+        """
+        found = await self.find(username, isUser=True)
+        if found is None and self._template.placeFor(username, "/") is not None:
+            # Not None, because that would count as a wrong password.
+            raise POP3ResponseError("This user has no mailbox here.", "SYS/PERM")
+        return found
+
+
+def _faultOf(user: FileUser | None, firstUID: int) -> str:
+    """
+    @return: why the service does not act as a user, for the log; empty if it does.
+    """
+    if user is None:
+        return "neither the accounts nor the system know a uid and a gid"
+    if not max(firstUID, 1) <= user.uid <= _LAST_UID:
+        return f"uid {user.uid} is below firstuid={firstUID}, or is no uid"
+    if not 1 <= user.gid <= _LAST_UID:
+        return f"gid {user.gid} is not allowed"
+    return ""
+
+
+def _isHome(home: str) -> bool:
+    """
+    @return: whether a path can be a home: absolute, not the root, and without C{..}.
+    """
+    parts = home.split("/")
+    return home.startswith("/") and any(parts) and ".." not in parts and "\0" not in home
