@@ -29,12 +29,14 @@ class SystemUser(NamedTuple):
 
     @ivar home: the path of the home directory.
     @ivar groups: the groups of the user, with the primary one.
+    @ivar name: the name of the user.  Some systems ignore case when they look a name up.
     """
 
     uid: int
     gid: int
     home: str
     groups: tuple[int, ...]
+    name: str = ""
 
 
 def lookUp(username: str) -> SystemUser | None:
@@ -50,7 +52,7 @@ def lookUp(username: str) -> SystemUser | None:
         # A name with NUL or with octets that are not UTF-8 raises ValueError.
         return None
     groups = tuple(os.getgrouplist(entry.pw_name, entry.pw_gid))
-    return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_dir, groups)
+    return SystemUser(entry.pw_uid, entry.pw_gid, entry.pw_dir, groups, entry.pw_name)
 
 
 class SystemUsers:

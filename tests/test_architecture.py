@@ -97,6 +97,7 @@ RANKS = {
     "accounts.httpaccounts": 5,
     "accounts.ldapserver": 4,
     "accounts.ldapaccounts": 5,
+    "accounts.pamaccounts": 5,
     "accounts.claims": 1,
     "accounts.tokens": 2,
     "accounts.issuerkeys": 5,

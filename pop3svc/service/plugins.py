@@ -32,6 +32,7 @@ __all__ = [
     "HTTPAccountsMaker",
     "LDAPAccountsMaker",
     "OAuthMaker",
+    "PAMAccountsMaker",
     "PasswordFileMaker",
     "ProviderPlugin",
     "SQLAccountsMaker",
@@ -495,6 +496,48 @@ class LDAPAccountsMaker:
         except ModuleNotFoundError:
             raise ValueError("python-ldap is needed: pip install 'pop3svc[ldap]'")
         return makeLDAP(argstring)
+
+
+@implementer(IPlugin, ICheckerFactory)
+class PAMAccountsMaker:
+    """
+    The kind C{pam:[SERVICE][:timeout=SECONDS][:concurrent=NUMBER][:nss=no]} for C{--auth}.
+    """
+
+    authType = "pam"
+    authHelp = (
+        "Accounts that PAM knows, such as those of the system.  The service is the name of a file "
+        "in /etc/pam.d, pop3svc by default.  timeout= is the time for a check, 15 seconds by "
+        "default.  concurrent= is the number of checks at the same time, 10 by default.  nss=no: "
+        "the system does not know the users, so a mailbox that exists takes mail."
+    )
+    argStringFormat = "[SERVICE][:timeout=SECONDS][:concurrent=NUMBER][:nss=no]"
+    credentialInterfaces = (IUsernamePassword,)
+
+    def generateChecker(self, argstring: str) -> Any:
+        """
+        See L{ICheckerFactory.generateChecker}.
+        """
+        try:
+            from pop3svc.accounts.blockingchecks import CONCURRENT
+            from pop3svc.accounts.pamaccounts import SERVICE, TIMEOUT, PAMAccounts
+        except ModuleNotFoundError:
+            raise ValueError("pamela is needed: pip install 'pop3svc[pam]'")
+        except (AttributeError, OSError):
+            # pamela loads the library when it is imported.
+            raise ValueError("the library of PAM is needed, libpam.so")
+        # _optionsBehind wants a colon before the first option.
+        service, options = _optionsBehind(f":{argstring}", "timeout|concurrent|nss")
+        nss = options.pop("nss", "yes")
+        if nss not in ("yes", "no"):
+            raise ValueError("nss is yes or no")
+        timeout = _number(options, "timeout", TIMEOUT)
+        if not 1 <= timeout <= 60:
+            raise ValueError("timeout is a number of seconds, from 1 to 60")
+        concurrent = _number(options, "concurrent", CONCURRENT)
+        if not 1 <= concurrent <= 100:
+            raise ValueError("concurrent is a number from 1 to 100")
+        return PAMAccounts(service[1:] or SERVICE, timeout, concurrent, nss == "yes")
 
 
 @implementer(IPlugin, ICheckerFactory)

@@ -8,6 +8,7 @@ from pop3svc.service.plugins import (
     HTTPAccountsMaker,
     LDAPAccountsMaker,
     OAuthMaker,
+    PAMAccountsMaker,
     PasswordFileMaker,
     ProviderPlugin,
     SQLAccountsMaker,
@@ -80,4 +81,5 @@ passwd = PasswordFileMaker()
 sqlAccounts = SQLAccountsMaker()
 httpAccounts = HTTPAccountsMaker()
 ldapAccounts = LDAPAccountsMaker()
+pam = PAMAccountsMaker()
 oauth = OAuthMaker()
