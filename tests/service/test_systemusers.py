@@ -339,3 +339,34 @@ def test_mbox(place: Place) -> None:
         assert service.end(signal.SIGTERM) == 0
         assert "Traceback" not in "\n".join(service.lines)
     assert owners(place.home("alice")) == {ALICE}
+
+
+def inodesWatched(service: Running) -> set[int]:
+    """
+    @return: the inodes that a process watches with inotify.
+    """
+    found = set()
+    for each in Path(f"/proc/{service.process.pid}/fdinfo").iterdir():
+        for line in each.read_text().splitlines():
+            if line.startswith("inotify "):
+                found.add(int(line.partition("ino:")[2].partition(" ")[0], 16))
+    return found
+
+
+def test_watch(place: Place) -> None:
+    """
+    A sleeping session is watched with inotify, for which the service itself has no permission.
+    """
+    place.store("alice", MESSAGE, ALICE)
+    with place.running(OWNED.format(homes=place.homes)) as service:
+        alice = place.connect("alice")
+        assert alice.say(b"SLEE").startswith(b"+OK")
+        maildir = place.home("alice") / "Maildir"
+        folders = {(maildir / each).stat().st_ino for each in ("new", "cur")}
+        assert folders <= inodesWatched(service)
+        assert alice.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+        assert alice.say(b"SLEE").startswith(b"+OK")
+        place.store("alice", MESSAGE, ALICE, "1600000001.M1P1Q1.host")
+        assert alice.say(b"WAKE").startswith(b"+OK [ACTIVITY/NEW]")
+        quit(alice)
+        assert service.end(signal.SIGTERM) == 0
