@@ -68,7 +68,7 @@ RANKS = {
     "protocol.clientcertificate": 0,
     "protocol.closing": 2,
     "protocol.connection": 9,
-    "accounts.credentials": 2,
+    "credentials": 2,
     "accounts.knownnetworks": 3,
     "accounts.strikes": 4,
     "accounts.throttle": 5,

@@ -113,7 +113,7 @@ class BlockingChecks:
         """
         Check the password of a login in a thread.
 
-        @param credentials: L{pop3svc.accounts.credentials.IPasswordAttempt}.  C{comparing} is
+        @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  C{comparing} is
             called before C{work} begins.  If the password is wrong, the caller calls C{refused}.
         @param work: called in a thread with C{arguments}.  Raises L{CheckUnavailable} if it cannot
             tell.  Nobody reads the result of work that has exceeded the time limit.

@@ -13,8 +13,8 @@ from twisted.cred.error import LoginFailed, UnhandledCredentials
 from zope.interface import alsoProvides, implementer
 from zope.interface.interface import InterfaceClass
 
-from pop3svc.accounts.credentials import IBearerToken, IPasswordAttempt, PasswordAttempt
 from pop3svc.awaiting import maybeAwait
+from pop3svc.credentials import IBearerToken, IPasswordAttempt, PasswordAttempt
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,

@@ -13,10 +13,10 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from pop3svc.accounts.credentials import asAttempt
 from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashPassword
 from pop3svc.accounts.hashing import CheckQueue, hashing
 from pop3svc.bounded import BoundedDict
+from pop3svc.credentials import asAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import Executor
 

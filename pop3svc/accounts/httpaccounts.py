@@ -12,7 +12,6 @@ from twisted.cred.credentials import IUsernamePassword
 from twisted.cred.error import UnauthorizedLogin
 from zope.interface import implementer
 
-from pop3svc.accounts.credentials import IPasswordAttempt, asAttempt
 from pop3svc.accounts.hashes import LONGEST_PASSWORD
 from pop3svc.accounts.hashing import CheckQueue, CoroutineRunner
 from pop3svc.accounts.httprequests import (
@@ -26,6 +25,7 @@ from pop3svc.accounts.httprequests import (
     withoutQuery,
 )
 from pop3svc.awaiting import startNow
+from pop3svc.credentials import IPasswordAttempt, asAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.health import Health
 

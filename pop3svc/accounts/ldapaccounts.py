@@ -21,11 +21,11 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.accounts.blockingchecks import CONCURRENT, BlockingChecks, CheckUnavailable
-from pop3svc.accounts.credentials import IPasswordAttempt, asAttempt
 from pop3svc.accounts.hashes import LONGEST_PASSWORD
 from pop3svc.accounts.ldapserver import TIMEOUT, Entry, LDAPConnection, LDAPServer, TooManyEntries
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
+from pop3svc.credentials import IPasswordAttempt, asAttempt
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,

@@ -15,11 +15,11 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.accounts.claims import BadToken, ClaimRules
-from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.httprequests import checkURL
 from pop3svc.accounts.introspection import CONCURRENT, TIMEOUT, IntrospectedTokens, SecretFile
 from pop3svc.accounts.issuerkeys import FileKeys, fetchedKeys
 from pop3svc.accounts.tokens import ALGORITHMS, DEFAULT_ALGORITHMS, TokenRules
+from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IBearerAccounts, IPOP3ConnectionInfo, IReloading
 from pop3svc.once import Once
 from pop3svc.preparation import prepareName

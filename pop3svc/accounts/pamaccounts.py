@@ -18,8 +18,8 @@ from twisted.logger import Logger
 from zope.interface import alsoProvides, implementer
 
 from pop3svc.accounts.blockingchecks import CONCURRENT, BlockingChecks, CheckUnavailable
-from pop3svc.accounts.credentials import IPasswordAttempt, asAttempt
 from pop3svc.awaiting import startNow
+from pop3svc.credentials import IPasswordAttempt, asAttempt
 from pop3svc.interfaces import (
     IAccountNames,
     IAccountStatus,

@@ -23,7 +23,6 @@ from pop3svc.accounts.apppasswordfile import AppPasswordFile
 from pop3svc.accounts.apppasswordlines import Entry, fileOf
 from pop3svc.accounts.apppasswords import secretIn
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS
 from pop3svc.accounts.linefiles import linesOf
 from pop3svc.accounts.passwordlines import checkUserName, extrasOf, nameIn, verifierIn
@@ -31,6 +30,7 @@ from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reas
 from pop3svc.accounts.scramkeys import ALGORITHMS, KeyForms, ScramSource
 from pop3svc.accounts.verifiers import VerifierAdder
 from pop3svc.awaiting import CallTimeout, Shielded, startNow
+from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, stampOf
 from pop3svc.interfaces import (

@@ -21,13 +21,13 @@ from zope.interface import implementer
 
 from pop3svc.accounts.apppasswords import AppPassword, secretIn
 from pop3svc.accounts.comparison import PasswordComparison, UsualCost
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.hashes import HASHES, KINDS, HashReader
 from pop3svc.accounts.restrictions import Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.accounts.sqlapppasswords import BadQuery, SQLAppPasswords, valuesOf
 from pop3svc.awaiting import startNow
 from pop3svc.bounded import BoundedDict
+from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Transaction
 from pop3svc.drivers import isUnencodable, parametersOf
 from pop3svc.errors import POP3ResponseError

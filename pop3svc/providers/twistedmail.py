@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.cred.credentials import UsernamePassword
 from twisted.cred.error import LoginFailed, UnhandledCredentials
 from twisted.cred.portal import Portal
 from twisted.mail.interfaces import IMailboxPOP3
@@ -25,6 +24,7 @@ from twisted.python.components import registerAdapter
 from zope.interface import directlyProvides, implementer, providedBy
 
 from pop3svc.awaiting import maybeAwait
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IMailboxLogout,
@@ -124,19 +124,29 @@ class PortalProvider:
     """
     A provider for a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
     L{IMailboxPOP3}s.
+
+    The checkers of the portal get a L{PasswordAttempt}, which has the client's address, and says
+    whether the connection uses TLS.
     """
 
     def __init__(self, portal: Portal, name: str = "pop3svc") -> None:
         """
+        @param portal: its checkers may answer with a Deferred.
         @param name: see L{IPOP3MailboxProvider}.
         """
         self._portal = portal
         self.name = name
 
     async def authenticate(self, info: IPOP3ConnectionInfo, username: str, password: str) -> Any:
-        credentials = UsernamePassword(
+        """
+        See L{IPOP3MailboxProvider.authenticate}.
+        """
+        credentials = PasswordAttempt(
             username.encode("utf-8", "surrogateescape"),
             password.encode("utf-8", "surrogateescape"),
+            info.loginAttempt,
+            clientIP=info.clientIP,
+            isSecure=info.isSecure,
         )
         try:
             _, avatar, logout = await maybeAwait(

@@ -15,7 +15,7 @@ from twisted.cred.strcred import AuthOptionMixin
 from twisted.plugin import getPlugins
 from twisted.python import usage
 
-from pop3svc.accounts.credentials import IBearerToken
+from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.logs import escaped
 from pop3svc.service.configfile import Configuration, readConfiguration

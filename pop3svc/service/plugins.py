@@ -14,9 +14,9 @@ from twisted.logger import Logger
 from twisted.plugin import IPlugin
 from zope.interface import implementer
 
-from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IPOP3ProviderPlugin
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.locking import LockPolicy

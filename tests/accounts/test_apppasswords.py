@@ -31,9 +31,9 @@ from pop3svc.accounts.apppasswordlines import (
 )
 from pop3svc.accounts.apppasswords import expiryOf, makeSecret, secretIn
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.passwordediting import removeUser, setPassword
 from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore

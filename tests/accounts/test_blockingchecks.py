@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
 from pop3svc.accounts.blockingchecks import BlockingChecks, CheckUnavailable
-from pop3svc.accounts.credentials import PasswordAttempt
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.threadpool import InlineExecutor
 

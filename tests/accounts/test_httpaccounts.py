@@ -22,8 +22,8 @@ from zope.interface.verify import verifyObject
 
 from pop3svc.accounts import httpaccounts
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.httpaccounts import HTTPAccounts
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore

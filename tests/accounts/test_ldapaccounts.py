@@ -25,9 +25,9 @@ if not os.environ.get("CI"):
     pytest.importorskip("ldap", reason="python-ldap is not installed")
 
 from pop3svc.accounts.blockingchecks import CheckUnavailable
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.ldapaccounts import Answer, DirectBind, LDAPAccounts, Search, SearchedAccounts
 from pop3svc.accounts.ldapserver import LDAPConnection, LDAPServer
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountNames, IAccountStatus, IProvenAccounts, IReloading
 from pop3svc.protocol.session import ConnectionInfo

@@ -27,8 +27,8 @@ except (ImportError, AttributeError, OSError):
     pytest.skip("pamela or libpam is not installed", allow_module_level=True)
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.pamaccounts import PAMAccounts
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IAccountNames, IAccountStatus, IProvenAccounts
 from pop3svc.providers.memory import MemoryStore

@@ -24,10 +24,10 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from pop3svc.accounts import hashes, passwordfile
-from pop3svc.accounts.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import Accounts, PasswordFile, readPasswordFile
 from pop3svc.accounts.passwordlines import checkUserName
+from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing import Inline

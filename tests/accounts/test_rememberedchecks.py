@@ -15,12 +15,12 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from pop3svc.accounts.comparison import PasswordComparison, RememberedChecks
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.hashes import HashReader, hashPassword
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.scramkeys import makeVerifier
 from pop3svc.accounts.sqlaccounts import SQLAccounts
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPasswordComparing
 from pop3svc.testing import Inline

@@ -20,9 +20,9 @@ from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.sqlaccounts import SQLAccounts
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.database import Database, DatabaseUnavailable
 from pop3svc.drivers import makeDriver
 from pop3svc.errors import POP3ResponseError

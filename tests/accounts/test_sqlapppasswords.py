@@ -22,10 +22,10 @@ from twisted.logger import globalLogPublisher
 from pop3svc.accounts.apppasswordfile import UseTimes
 from pop3svc.accounts.apppasswords import makeSecret
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import PasswordAttempt
 from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.sqlaccounts import SQLAccounts
 from pop3svc.accounts.sqlapppasswords import SQLAppPasswords
+from pop3svc.credentials import PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore

@@ -29,8 +29,8 @@ from twisted.logger import LogLevel, globalLogPublisher
 from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IAccountNames, IBearerAccounts
 from pop3svc.policy import OPTIONAL_MECHANISMS, Policy
 from pop3svc.protocol.challenges import cramDigest

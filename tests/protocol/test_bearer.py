@@ -14,9 +14,9 @@ from twisted.internet.task import Clock
 from zope.interface import implementer
 
 from pop3svc.accounts.checkers import AccountsProvider
-from pop3svc.accounts.credentials import IBearerToken
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.awaiting import startNow
+from pop3svc.credentials import IBearerToken
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IBearerAccounts
 from pop3svc.policy import Policy

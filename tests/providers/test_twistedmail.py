@@ -8,14 +8,15 @@ import io
 from typing import Any
 from unittest import TestCase
 
-from twisted.cred.checkers import InMemoryUsernamePasswordDatabaseDontUse
+from twisted.cred.checkers import ICredentialsChecker, InMemoryUsernamePasswordDatabaseDontUse
 from twisted.cred.portal import IRealm, Portal
-from twisted.internet.defer import fail, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.mail.interfaces import IMailboxPOP3
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from pop3svc import PortalProvider
+from pop3svc.credentials import IPasswordAttempt
 from pop3svc.interfaces import IPOP3Mailbox, IPOP3MailboxProvider
 from pop3svc.providers.memory import MemoryMailbox, MemoryMaildrop
 from pop3svc.testing import MailboxContract, conversation
@@ -167,6 +168,29 @@ def test_ownMailboxesThroughAPortal() -> None:
     assert drop.isHeld
     client.vanish()
     assert (drop.isHeld, realm.logouts) == (False, 1)
+
+
+def test_theCheckerLearnsAboutTheClient() -> None:
+    """
+    A checker may answer later, and gets the client's address.
+    """
+    seen: list[Any] = []
+    answer: Deferred[bytes] = Deferred()
+
+    @implementer(ICredentialsChecker)
+    class Checker:
+        credentialInterfaces = (IPasswordAttempt,)
+
+        def requestAvatarId(self, credentials: Any) -> Any:
+            seen.append((credentials.clientIP, credentials.isSecure, credentials.password))
+            return answer
+
+    provider = PortalProvider(Portal(Realm(Legacy({})), [Checker()]))
+    client = conversation(provider, "S: +OK…\nC: USER alice\nS: +OK…")
+    assert client.say(b"PASS secret") == b""
+    assert seen == [("127.0.0.1", False, b"secret")]
+    answer.callback(b"alice")
+    assert client.received() == b"+OK Logged in.\r\n"
 
 
 def test_nothingForUs() -> None:
