@@ -218,23 +218,25 @@ class AccountsProvider:
 
     async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
         """
-        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  If there
-        is none, and a checker cannot tell which accounts it has, every user is let in.
+        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  Checkers
+        that cannot tell which accounts they have do not count, so that a removed account is locked
+        out.  If no checker can tell, every user is let in.
         """
         self._acceptedBy.pop(info, None)
-        canTell = True
+        canTell = False
         for index, checker in enumerate(self._checkers):
             mailbox: str | None = None
             if IProvenAccounts.providedBy(checker):
+                canTell = True
                 mailbox = await maybeAwait(checker.provenMailbox, info, username)
-            elif not IAccountNames.providedBy(checker):
-                canTell = False
-            elif await maybeAwait(checker.hasAccount, username):
-                mailbox = username
+            elif IAccountNames.providedBy(checker):
+                canTell = True
+                if await maybeAwait(checker.hasAccount, username):
+                    mailbox = username
             if mailbox is not None:
                 self._acceptedBy[info] = _Accepted(index, mailbox)
                 return mailbox
-        return None if canTell else username
+        return None if canTell or not self._checkers else username
 
     def _statusOf(self, accepted: _Accepted | None) -> Any:
         # Without a checker, a mechanism has proved the name.

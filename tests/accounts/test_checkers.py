@@ -171,3 +171,25 @@ def test_provedElsewhere(tmp_path: Path) -> None:
     assert provider.credentialsVersion(info, "alice") != ""
     provider.openMailbox(info, "bob")
     assert provider.credentialsVersion(info, "bob") == ""
+
+
+def test_provenUsersNeedAnAccount(tmp_path: Path) -> None:
+    """
+    A user whose account was removed cannot log in by EXTERNAL, even if another source cannot tell
+    which accounts it has.
+    """
+    path = str(tmp_path / "users")
+    addUser(path, "alice", "secret word")
+    info = ConnectionInfo(1, "192.0.2.7", True)
+
+    def proven(checkers: list[Any], name: str) -> Any:
+        return startNow(AccountsProvider(MemoryStore([]), checkers).provenMailbox(info, name))
+
+    def withFile() -> list[Any]:
+        return [PasswordFile(path, Inline()), database(bob="x")]
+
+    assert proven(withFile(), "alice") == "alice"
+    assert proven(withFile(), "bob") is None
+    removeUser(path, "alice")
+    assert proven(withFile(), "alice") is None
+    assert proven([database(bob="x")], "alice") == "alice"

@@ -167,14 +167,16 @@ class AccountNames(InMemoryUsernamePasswordDatabaseDontUse):
 
 def test_otherSources(path: Path) -> None:
     """
-    The first source that has the account decides.  A source that cannot tell lets everybody in.
+    The first source that has the account decides.  Sources that cannot tell let everybody in if
+    there are no others.
     """
     provider = providerOf(path, AccountNames())
     assert logIn(provider, "", "dan") == logIn(provider, "", "ann") == LOGGED_IN
     assert logIn(provider, "", "eve") == WRONG
     assert logIn(provider, "", "away") == b"-ERR [SYS/TEMP] Accounts are not available now.\r\n"
-    provider = providerOf(path, InMemoryUsernamePasswordDatabaseDontUse())
-    assert logIn(provider, "", "eve") == LOGGED_IN
+    mute = InMemoryUsernamePasswordDatabaseDontUse()
+    assert logIn(providerOf(path, mute), "", "eve") == WRONG
+    assert logIn(AccountsProvider(MemoryStore([]), [mute]), "", "eve") == LOGGED_IN
     assert logIn(AccountsProvider(MemoryStore([]), []), "", "ann") == WRONG
 
 
@@ -184,7 +186,8 @@ def test_wakesUp(path: Path) -> None:
     source has accepted the user, nothing is known that could change.
     """
     clients = [connect(providerOf(path), name) for name in ("ann", "bob")]
-    clients.append(connect(providerOf(path, InMemoryUsernamePasswordDatabaseDontUse()), "eve"))
+    mute = InMemoryUsernamePasswordDatabaseDontUse()
+    clients.append(connect(AccountsProvider(MemoryStore([]), [mute]), "eve"))
     for each in clients:
         assert each.say(b"AUTH EXTERNAL =") == LOGGED_IN
         for line in (b"SLEE", b"WAKE", b"SLEE"):
@@ -201,10 +204,10 @@ def test_anotherUserAfterwards(path: Path) -> None:
     """
     The account that is asked about is that of the present login, and not of an earlier one.
     """
-    client = connect(providerOf(path, InMemoryUsernamePasswordDatabaseDontUse()), "ann", "eve")
+    client = connect(providerOf(path, AccountNames()), "ann", "dan")
     assert client.say(b"AUTH EXTERNAL " + b64encode(b"ann")) == LOGGED_IN
     assert client.say(b"QAUT").startswith(b"+OK")
-    assert client.say(b"AUTH EXTERNAL " + b64encode(b"eve")) == LOGGED_IN
+    assert client.say(b"AUTH EXTERNAL " + b64encode(b"dan")) == LOGGED_IN
     removeUser(path, "ann")
     for line in (b"SLEE", b"WAKE"):
         assert client.say(line).startswith(b"+OK")
