@@ -286,7 +286,7 @@ class LDAPConnection:
             # The server would take this as an anonymous bind (RFC 4513 section 5.1.2).
             raise CheckUnavailable("a bind needs both a name and a password")
         try:
-            self._do(self._link.simple_bind_s, dn, password)
+            self._do(self._link.simple_bind_s, dn, password, expected=_REFUSALS)
         except _REFUSALS as error:
             return _description(error)
         return None
@@ -304,7 +304,13 @@ class LDAPConnection:
         """
         try:
             found = self._do(
-                self._link.search_ext_s, base, scope, condition, list(attributes), sizelimit=2
+                self._link.search_ext_s,
+                base,
+                scope,
+                condition,
+                list(attributes),
+                expected=(ldap.SIZELIMIT_EXCEEDED, ldap.NO_SUCH_OBJECT),
+                sizelimit=2,
             )
         except ldap.SIZELIMIT_EXCEEDED:
             raise TooManyEntries() from None
@@ -329,9 +335,18 @@ class LDAPConnection:
         """
         return self.find(dn, ldap.SCOPE_BASE, "(objectClass=*)", attributes)
 
-    def _do(self, operation: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def _do(
+        self,
+        operation: Callable[..., Any],
+        *arguments: Any,
+        expected: tuple[type[ldap.LDAPError], ...] = (),
+        **named: Any,
+    ) -> Any:
         """
         Run an operation in the rest of the exchange's time.
+
+        @param expected: errors that the caller handles.
+        @raise CheckUnavailable: another error.
         """
         rest = self._end - self._now()
         if rest <= 0:
@@ -340,7 +355,7 @@ class LDAPConnection:
         self._link.set_option(ldap.OPT_NETWORK_TIMEOUT, rest)
         try:
             return operation(*arguments, **named)
-        except (*_REFUSALS, ldap.SIZELIMIT_EXCEEDED):
+        except expected:
             raise
         except ldap.TIMEOUT:
             raise self._late() from None

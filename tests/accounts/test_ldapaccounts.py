@@ -417,6 +417,35 @@ def test_status(directory: Slapd) -> None:
     assert accounts.isStillValid(info, mailbox, version) is False
 
 
+def test_refusedOperations(directory: Slapd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A server may refuse a search and StartTLS for every reason for which it may refuse a bind.
+    """
+    import ldap
+
+    class Refusing(Link):
+        def search_ext_s(self, *_: Any, **named: Any) -> Any:
+            raise error
+
+        def start_tls_s(self) -> None:
+            raise error
+
+        def unbind_ext_s(self) -> None:
+            pass
+
+    for error in (
+        ldap.CONSTRAINT_VIOLATION,
+        ldap.INAPPROPRIATE_AUTH,
+        ldap.INVALID_CREDENTIALS,
+        ldap.INVALID_DN_SYNTAX,
+        ldap.UNWILLING_TO_PERFORM,
+    ):
+        monkeypatch.setattr(LDAPServer, "_link", lambda self: Refusing())
+        for each in (searching(directory), binding(directory)):
+            assert logIn(each) == AWAY
+        assert logIn(searching(directory, startsTLS=True)) == AWAY
+
+
 # --- connections ------------------------------------------------------------------------
 
 
