@@ -416,6 +416,8 @@ class ScramKeys:
     @ivar storedKey: StoredKey.
     @ivar serverKey: ServerKey.
     @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    @ivar version: what L{IAccountStatus.credentialsVersion} returns for these keys; empty to ask
+        for it after the login.
     """
 
     salt: bytes
@@ -423,6 +425,7 @@ class ScramKeys:
     storedKey: bytes
     serverKey: bytes
     mailbox: str = ""
+    version: str = ""
 
 
 class IScramAccounts(Interface):
@@ -460,10 +463,13 @@ class SharedSecret:
 
     @ivar password: the password in the clear.
     @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    @ivar version: what L{IAccountStatus.credentialsVersion} returns for this password; empty to ask
+        for it after the login.
     """
 
     password: str
     mailbox: str = ""
+    version: str = ""
 
 
 class ISharedSecrets(Interface):

@@ -170,7 +170,9 @@ class AccountsProvider:
         for index, checker in self._secrets:
             secret: SharedSecret | None = await maybeAwait(checker.sharedSecret, info, username)
             if secret is not None:
-                self._acceptedBy[info] = _Accepted(index, secret.mailbox or username)
+                self._acceptedBy[info] = _Accepted(
+                    index, secret.mailbox or username, secret.version
+                )
                 return secret
         return None
 
@@ -185,7 +187,7 @@ class AccountsProvider:
                 checker.scramKeys, info, username, algorithm, salt
             )
             if keys is not None:
-                self._acceptedBy[info] = _Accepted(index, keys.mailbox or username)
+                self._acceptedBy[info] = _Accepted(index, keys.mailbox or username, keys.version)
                 return keys
         return None
 

@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import ldap.dn
 import ldap.filter
@@ -24,7 +25,6 @@ from pop3svc.accounts.blockingchecks import CONCURRENT, BlockingChecks, CheckUna
 from pop3svc.accounts.hashes import LONGEST_PASSWORD
 from pop3svc.accounts.ldapserver import TIMEOUT, Entry, LDAPConnection, LDAPServer, TooManyEntries
 from pop3svc.awaiting import startNow
-from pop3svc.bounded import BoundedDict
 from pop3svc.credentials import IPasswordAttempt, asAttempt
 from pop3svc.interfaces import (
     IAccountNames,
@@ -47,8 +47,6 @@ _LONGEST_NAME = 512
 # Seconds by which the limit of a thread exceeds that of its exchange, so that the exchange ends by
 # itself and the thread is not lost.
 _GRACE = 1.0
-# The most users whose version is remembered from the login until the session asks for it.
-_VERSIONS = 10_000
 # If the directory shows one of these attributes, a change of it ends sleeping sessions: the
 # identity of an entry (RFC 4530, Active Directory), and when its password was changed.
 _MARKS = (
@@ -357,7 +355,7 @@ class LDAPAccounts:
             if answer.isUser:
                 credentials.refused()
             raise UnauthorizedLogin()
-        self._accepted(name, answer.account)
+        credentials.version = self._versionOf(answer.account)
         return answer.account.mailbox.encode("utf-8")
 
     def _check(self, wanted: str, password: str) -> Answer | _BadAccount:
@@ -382,10 +380,11 @@ class LDAPAccounts:
 
         return self._server.run(safely)
 
-    def _accepted(self, name: str, account: _Account) -> None:
+    def _versionOf(self, account: _Account) -> str:
         """
-        A user has logged in.
+        @return: see L{pop3svc.accounts.credentials.IPasswordAttempt.version}.
         """
+        return ""
 
     def _report(self, fault: str) -> None:
         if self._reported.isFirst(fault):
@@ -431,7 +430,9 @@ class SearchedAccounts(LDAPAccounts):
         """
         super().__init__(server, way, *arguments, **named)
         self._secret = secrets.token_bytes(16)
-        self._versions: BoundedDict[str, str] = BoundedDict(_VERSIONS)
+        # For each connection, the version of the entry that the login has used, until the session
+        # asks for it.
+        self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     async def _find(self, name: str, isUrgent: bool) -> _Account | None:
         """
@@ -459,9 +460,6 @@ class SearchedAccounts(LDAPAccounts):
         found = self._inThread(lambda connection: way.find(connection, wanted))
         return found
 
-    def _accepted(self, name: str, account: _Account) -> None:
-        self._versions.put(name, self._versionOf(account))
-
     def _versionOf(self, account: _Account) -> str:
         data = b"\0".join([account.dn.encode(), account.mailbox.encode(), *account.marks])
         return hashlib.blake2b(data, key=self._secret, digest_size=16).hexdigest()
@@ -473,16 +471,17 @@ class SearchedAccounts(LDAPAccounts):
         account = await self._find(username, isUrgent=True)
         if account is None:
             return None
-        self._accepted(username, account)
+        self._versions[info] = self._versionOf(account)
         return account.mailbox
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
         See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's entry at the login.
         """
-        name = info.userNameAtLogin or username
-        known = self._versions.pop(name, None)
-        return startNow(self._currentVersion(name)) if known is None else known
+        known = self._versions.pop(info, None)
+        if known is not None:
+            return known
+        return startNow(self._currentVersion(info.userNameAtLogin or username))
 
     async def _currentVersion(self, name: str) -> str:
         account = await self._find(name, isUrgent=True)

@@ -10,6 +10,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from twisted.cred.checkers import ICredentialsChecker
@@ -467,7 +468,7 @@ class PasswordFile:
             await self._refresh()
         username: bytes = credentials.username
         name = username.decode("utf-8", "surrogateescape")
-        known = self._accounts.hashes.get(name)
+        known, version = self._accounts.hashes.get(name), self._versionOf(name)
         restrictions = self._accounts.restrictions.get(name, _FREE)
         secret = secretIn(credentials.password)
         if secret is not None:
@@ -483,6 +484,8 @@ class PasswordFile:
         if restrictions.nologin is not None:
             # Not AUTH, because that would count as a wrong guess, and would not show the reason.
             raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
+        if isinstance(credentials, PasswordAttempt):
+            credentials.version = version
         if self._adder is not None and known is not None:
             has = self._accounts.verifiers.get(name, ())
             self._adder.proved(name, credentials.password, known, has)
@@ -528,13 +531,15 @@ class PasswordFile:
         if self._isStale():
             await self._refresh()
         restrictions = self._accounts.restrictions.get(username, _FREE)
-        stored = self._accounts.hashes.get(username)
+        stored, version = self._accounts.hashes.get(username), self._versionOf(username)
         # A password in the clear has keys of its own.
         beside = self._accounts.verifiers.get(username)
         if beside is not None and stored is not None and not HASHES.isPlain(stored):
             stored = beside.get(algorithm, stored)
         keys = await self._scram.keysOf(stored, algorithm, salt)
-        return keys if restrictions.mayLogIn(info) else None
+        if keys is None or not restrictions.mayLogIn(info):
+            return None
+        return replace(keys, version=version)
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
@@ -546,7 +551,9 @@ class PasswordFile:
             return None
         stored = self._accounts.hashes.get(username)
         password = None if stored is None else HASHES.passwordOf(stored)
-        return None if password is None else SharedSecret(password)
+        if password is None:
+            return None
+        return SharedSecret(password, version=self._versionOf(username))
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
@@ -563,6 +570,9 @@ class PasswordFile:
         See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's entry when the
         file was last read.
         """
+        return self._versionOf(username)
+
+    def _versionOf(self, username: str) -> str:
         stored = self._accounts.hashes.get(username, "")
         restrictions = self._accounts.restrictions.get(username)
         return self._digest(stored if restrictions is None else f"{stored}\0{restrictions}").hex()
@@ -585,7 +595,7 @@ class PasswordFile:
                 return False
             now = self._appVersion(entry, restrictions)
         else:
-            now = self.credentialsVersion(info, username)
+            now = self._versionOf(username)
         return hmac.compare_digest(now, version)
 
     async def hasAccount(self, username: str) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.credentials import IUsernamePassword
@@ -26,7 +27,6 @@ from pop3svc.accounts.restrictions import Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import KeyForms, ScramSource
 from pop3svc.accounts.sqlapppasswords import BadQuery, SQLAppPasswords, valuesOf
 from pop3svc.awaiting import startNow
-from pop3svc.bounded import BoundedDict
 from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.database import Database, DatabaseRefused, DatabaseUnavailable, Transaction
 from pop3svc.drivers import isUnencodable, parametersOf
@@ -56,9 +56,6 @@ COLUMNS = ("password", "user", "nologin", "allow_nets")
 # The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
 # 4.5.3.1).
 _LONGEST_NAME = 512
-# The most users whose version is remembered from the login until the session asks for it.
-_VERSIONS = 10_000
-
 
 # The beginning of the version of credentials with an application password.
 _APP = "app:"
@@ -212,7 +209,9 @@ class SQLAccounts:
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
         self._apps = apps
-        self._versions: BoundedDict[str, str] = BoundedDict(_VERSIONS)
+        # For each connection, the version of the row that the login has used, until the session
+        # asks for it.
+        self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     def check(self) -> None:
         """
@@ -339,7 +338,8 @@ class SQLAccounts:
         if row.restrictions.nologin is not None:
             # Not AUTH, because that would count as a wrong guess, and would not show the reason.
             raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
-        self._versions.put(name, self._versionOf(row))
+        if isinstance(credentials, PasswordAttempt):
+            credentials.version = self._versionOf(row)
         return _mailboxOf(username, row)
 
     async def _app(self, name: str, selector: str) -> AppPassword | None:
@@ -394,7 +394,7 @@ class SQLAccounts:
             or not row.restrictions.allows(info)
         ):
             return None
-        return replace(keys, mailbox=row.user or "")
+        return replace(keys, mailbox=row.user or "", version=self._versionOf(row))
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
@@ -404,7 +404,9 @@ class SQLAccounts:
         if row is None or not row.restrictions.mayLogIn(info):
             return None
         password = self._reader.passwordOf(row.password)
-        return None if password is None else SharedSecret(password, row.user or "")
+        if password is None:
+            return None
+        return SharedSecret(password, row.user or "", self._versionOf(row))
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
@@ -421,7 +423,7 @@ class SQLAccounts:
             return None
         if row.restrictions.nologin is not None:
             raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
-        self._versions.put(username, self._versionOf(row))
+        self._versions[info] = self._versionOf(row)
         return row.user or username
 
     def _versionOf(self, row: _Row) -> str:
@@ -436,9 +438,10 @@ class SQLAccounts:
         """
         See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's row at the login.
         """
-        name = info.userNameAtLogin or username
-        known = self._versions.pop(name, None)
-        return startNow(self._currentVersion(name)) if known is None else known
+        known = self._versions.pop(info, None)
+        if known is not None:
+            return known
+        return startNow(self._currentVersion(info.userNameAtLogin or username))
 
     async def _currentVersion(self, name: str) -> str:
         row = await self._find(name)

@@ -398,8 +398,9 @@ def test_status(directory: Slapd) -> None:
     info = ConnectionInfo(1, "192.0.2.1", True)
     info.userNameAtLogin = "sleeper"
     mailbox = "sleeper@example.org"
-    assert logIn(accounts, "sleeper") == mailbox
-    version = accounts.credentialsVersion(info, mailbox)
+    attempt = PasswordAttempt(b"sleeper", PASSWORD.encode())
+    assert accounts.requestAvatarId(attempt).decode() == mailbox
+    version = attempt.version
     # Now the directory is asked.
     assert version and accounts.credentialsVersion(info, mailbox) == version
     assert accounts.isStillValid(info, mailbox, version) is True

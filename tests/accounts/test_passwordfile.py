@@ -24,12 +24,14 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 
 from pop3svc.accounts import hashes, passwordfile
+from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import Accounts, PasswordFile, readPasswordFile
 from pop3svc.accounts.passwordlines import checkUserName
 from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.session import ConnectionInfo
+from pop3svc.providers.memory import MemoryStore
 from pop3svc.testing import Inline
 from pop3svc.threadpool import BoundedThreadPool
 from tests.support.passwords import ask, isGood
@@ -684,6 +686,33 @@ def test_barredWhileAsleep(path: Path) -> None:
     checker.reload()
     now = checker.credentialsVersion(info, "ann")
     assert checker.isStillValid(info, "ann", now) is False
+
+
+def test_changedDuringALogin(path: Path) -> None:
+    """
+    A session whose login began before the password was changed has the version of the old password,
+    whichever method the login used.
+    """
+    path.write_text(f"ann:{sha512_crypt.using(rounds=1000).hash('one')}\nben:{{PLAIN}}one\n")
+    runner, clock = Slowly(), Clock()
+    checker = PasswordFile(str(path), runner, clock)
+    provider = AccountsProvider(MemoryStore({"ann": [], "ben": []}), [checker])
+    ann, scram, apop = (ConnectionInfo(each, "192.0.2.7", True) for each in range(3))
+    begun = [
+        provider.authenticate(ann, "ann", "one"),
+        provider.scramKeys(scram, "ben", "sha256", b"salt" * 4),
+        provider.sharedSecret(apop, "ben"),
+    ]
+    begun = [Deferred.fromCoroutine(each) for each in begun]
+    path.write_text("ann:{PLAIN}two\nben:{PLAIN}two\n")
+    other = attempt(checker, "ann", "two")
+    while runner.waiting:
+        runner.waiting.pop()()
+    assert other == [b"ann"] and all(each.called and each.result is not None for each in begun)
+    for info, name in ((ann, "ann"), (scram, "ben"), (apop, "ben")):
+        provider.openMailbox(info, name)
+        version = provider.credentialsVersion(info, name)
+        assert version and provider.isStillValid(info, name, version) is False
 
 
 def test_editingKeepsOtherFields(path: Path) -> None:

@@ -337,7 +337,7 @@ def test_proven(path: Path) -> None:
         assert (says in str(error)) == (name == "dan")
     # The version is that of the row that was found at the login.
     session = info("cat")
-    proven("cat")
+    result(accounts.provenMailbox, session, "cat")
     change(path, "UPDATE account SET password = '{PLAIN}new' WHERE name = 'cat'")
     version = result(accounts.credentialsVersion, session, "cat@example.org")
     assert result(accounts.isStillValid, session, "cat@example.org", version) is False
@@ -363,6 +363,26 @@ def test_status(path: Path) -> None:
     assert isValid() is True
     change(path, "DELETE FROM account WHERE name = 'cat'")
     assert isValid() is False
+
+
+def test_changedBetweenTwoLogins(path: Path) -> None:
+    """
+    Two sessions of one user have the versions of their own passwords, whichever asks first.
+    """
+    accounts = accountsOf(path)
+    provider = AccountsProvider(MemoryStore({"ann": []}), [accounts])
+    sessions = [ConnectionInfo(each, "192.0.2.1", True) for each in range(4)]
+    result(provider.authenticate, sessions[0], "ann", "one")
+    result(provider.scramKeys, sessions[1], "ann", "sha256", b"salt" * 4)
+    result(provider.sharedSecret, sessions[2], "ann")
+    change(path, "UPDATE account SET password = '{PLAIN}new' WHERE name = 'ann'")
+    result(provider.authenticate, sessions[3], "ann", "new")
+    versions = [result(provider.credentialsVersion, each, "ann") for each in reversed(sessions)]
+    valid = [
+        result(provider.isStillValid, each, "ann", version)
+        for each, version in zip(reversed(sessions), versions, strict=True)
+    ]
+    assert valid == [True, False, False, False]
 
 
 def test_names(path: Path) -> None:
