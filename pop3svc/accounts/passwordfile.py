@@ -390,14 +390,25 @@ class PasswordFile:
 
     async def _refresh(self) -> None:
         """
+        Wait until the file has been read since it was changed, for a limited time.
+        """
+        # A read that began before the file changed may be under way, so look twice.
+        for _ in range(2):
+            if not self._isStale() or not await self._readAgain():
+                return
+
+    async def _readAgain(self) -> bool:
+        """
         Wait until the file has been read again, for a limited time.
+
+        @return: whether it has been read.
         """
         if self._rereading is None or self._rereading.done:
             if time.monotonic() - self._tried < self.RETRY and self._fault:
-                return
+                return False
             self._rereading = Shielded(self._reread)
         if self._rereading.done:
-            return
+            return True
         if self._clock is None:
             from twisted.internet import reactor
 
@@ -406,7 +417,8 @@ class PasswordFile:
             await self._rereading.outcome(self._clock, self.PATIENCE)
         except CallTimeout:
             # The disk is slow: check against the old accounts instead of refusing everybody.
-            pass
+            return False
+        return True
 
     async def _reread(self) -> None:
         self._tried = time.monotonic()

@@ -715,6 +715,30 @@ def test_changedDuringALogin(path: Path) -> None:
         assert version and provider.isStillValid(info, name, version) is False
 
 
+def test_changedDuringTheRead(path: Path) -> None:
+    """
+    A login does not use what was read before the file was changed.
+    """
+
+    class Late(Slowly):
+        def run(self, work: Any, *arguments: Any, **named: Any) -> Deferred[Any]:
+            read = work(*arguments)
+            return super().run(lambda: read)
+
+    path.write_text("ann:{PLAIN}one\n")
+    runner = Late()
+    checker = PasswordFile(str(path), runner, Clock())
+    path.write_text("ann:{PLAIN}second\n")
+    first = attempt(checker, "ann", "second")
+    path.write_text("ann:{PLAIN}the third\n")
+    later = attempt(checker, "ann", "second")
+    assert first == later == [] and runner.count == 1
+    while runner.waiting:
+        runner.waiting.pop()()
+    assert first[0].check(UnauthorizedLogin) and later[0].check(UnauthorizedLogin)
+    assert attempt(checker, "ann", "the third") == [b"ann"] and runner.count == 2
+
+
 def test_editingKeepsOtherFields(path: Path) -> None:
     rest = "1000:1000:Full Name:/home/ann:/bin/sh:nologin allow_nets=2001:db8::/32"
     path.write_text(f"ann:{{PLAIN}}x:{rest}\r\nann:second\nben:{{PLAIN}}x:\n")
