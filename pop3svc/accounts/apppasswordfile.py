@@ -29,6 +29,10 @@ Key = tuple[str, str]
 
 # This file has its own thread, like the password file.
 _files = BoundedThreadPool("pop3svc-app-passwords", threads=1, waiting=100)
+# The times of uses are written in another thread, because this waits for the lock of the directory.
+# Every user of the machine who may read the directory can hold that lock, and no login must wait
+# for it.
+_recording = BoundedThreadPool("pop3svc-app-password-uses", threads=1, waiting=100)
 
 
 def _read(path: str) -> tuple[FileStamp | None, dict[Key, Entry], list[str]]:
@@ -100,6 +104,7 @@ class AppPasswordFile:
         self._path = path
         self._file = fileOf(path)
         self._runner = _files if runner is None else runner
+        self._recorder = _recording if runner is None else runner
         self._clock = clock
         self._hasRead = False
         # None if there is no file.
@@ -176,7 +181,7 @@ class AppPasswordFile:
         self._uses.record((entry.user, entry.selector), now)
 
     def _record(self, uses: dict[Key, float]) -> Deferred[Any]:
-        return self._runner.run(recordUses, self._path, uses)
+        return self._recorder.run(recordUses, self._path, uses)
 
 
 def _unavailable() -> POP3ResponseError:

@@ -557,6 +557,34 @@ def test_lastUseFails(path: str, logged: list[str], monkeypatch: pytest.MonkeyPa
     assert list(lastUses(path)) == [("ann", secret[:4])]
 
 
+def test_lastUseIsBlocked(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Another program may hold the lock of the directory, without which no use can be recorded.  The
+    application passwords are read meanwhile.
+    """
+
+    class Thread(Inline):
+        isBlocked = False
+
+        def run(self, work: Any, *arguments: Any, **named: Any) -> Any:
+            self.isBlocked |= work is recordUses
+            return Deferred() if self.isBlocked else super().run(work, *arguments, **named)
+
+    threads = {each: Thread() for each in ("_files", "_recording")}
+    for name, thread in threads.items():
+        monkeypatch.setattr(apppasswordfile, name, thread, raising=False)
+    clock, found = Clock(), []
+    secret = addAppPassword(path, "ann", "Phone")
+    apps = AppPasswordFile(path, None, clock)
+    Deferred.fromCoroutine(apps.find("ann", secret[:4])).addBoth(found.append)
+    apps.used(found[0], 1000)
+    clock.advance(UseTimes.PAUSE)
+    assert any(each.isBlocked for each in threads.values())
+    revokeAppPasswords(path, "ann", "Phone")
+    Deferred.fromCoroutine(apps.find("ann", secret[:4])).addBoth(found.append)
+    assert found[1:] == [None]
+
+
 def test_usesThatCannotBeRead(path: str) -> None:
     addAppPassword(path, "ann", "Phone")
     Path(f"{path}.app-passwords-used").write_text(f"ann:abcd\nann:abcd:x\nann:abcd:{'9' * 40}\n\n")
