@@ -15,7 +15,15 @@ from joserfc.jwt import JWTClaimsRegistry
 
 from pop3svc.errors import POP3ResponseError
 
-__all__ = ["LONGEST_TOKEN", "MALFORMED", "BadToken", "ClaimRules", "parseJSON", "unavailable"]
+__all__ = [
+    "LONGEST_TOKEN",
+    "MALFORMED",
+    "BadSignature",
+    "BadToken",
+    "ClaimRules",
+    "parseJSON",
+    "unavailable",
+]
 
 # The most octets of a token.  A longer token is not looked at.
 LONGEST_TOKEN = 8192
@@ -44,6 +52,12 @@ _REASONS = {
 class BadToken(Exception):
     """
     A token that is not valid.  The text is the reason, without any part of the token.
+    """
+
+
+class BadSignature(BadToken):
+    """
+    A token that another key has signed.
     """
 
 

@@ -107,6 +107,15 @@ class FileKeys:
             await self._refresh()
         return self._keys.pick(name)
 
+    async def findAgain(self, name: str | None) -> Any:
+        """
+        Find a key after the key of that name has not verified a token.
+
+        @param name: see L{find}.
+        @return: the key of that name in the file as it is now, or L{None}.
+        """
+        return await self.find(name)
+
     async def _refresh(self) -> None:
         clock = self._clock or theClock()
         if self._rereading is None or self._rereading.done:
@@ -149,7 +158,7 @@ def _report(source: str, keys: KeySet) -> None:
 class FetchedKeys:
     """
     The keys that the issuer publishes.  They are fetched at the first login, and again when they
-    are old, or when a token names an unknown key.
+    are old, when a token names an unknown key, or when a token has a wrong signature.
     """
 
     # Seconds after which keys are fetched again, while the old ones serve.
@@ -211,6 +220,17 @@ class FetchedKeys:
                 # The issuer may have a new key.
                 raise unavailable()
         return key
+
+    async def findAgain(self, name: str | None) -> Any:
+        """
+        Find a key after the key of that name has not verified a token.  The issuer may have
+        replaced it, so fetch the keys again, unless that was tried within L{PAUSE}.
+
+        @param name: see L{find}.
+        @return: the key of that name, or L{None} if there is none.
+        """
+        await self._refreshed(self.PAUSE)
+        return None if self._keys is None else self._keys.pick(name)
 
     def _isUsable(self) -> bool:
         return self._keys is not None and self._now - self._fetched <= self.OLDEST

@@ -14,7 +14,7 @@ from twisted.cred.error import UnhandledCredentials
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.accounts.claims import BadToken, ClaimRules
+from pop3svc.accounts.claims import BadSignature, BadToken, ClaimRules
 from pop3svc.accounts.httprequests import checkURL
 from pop3svc.accounts.introspection import CONCURRENT, TIMEOUT, IntrospectedTokens, SecretFile
 from pop3svc.accounts.issuerkeys import FileKeys, fetchedKeys
@@ -86,10 +86,18 @@ class SignedTokens:
         @raise BadToken: the token is not valid.
         @raise POP3ResponseError: C{SYS/TEMP}: there are no keys now.
         """
-        key = await self._keys.find(self._rules.keyNameOf(token))
+        keyName = self._rules.keyNameOf(token)
+        key = await self._keys.find(keyName)
         if key is None:
             raise BadToken("its key is not known")
-        return self._rules.nameOf(token, key, now())
+        try:
+            return self._rules.nameOf(token, key, now())
+        except BadSignature:
+            # A new key may have the name of the old one, or neither has a name.
+            other = await self._keys.findAgain(keyName)
+            if other is None or other is key:
+                raise
+        return self._rules.nameOf(token, other, now())
 
     async def reload(self) -> None:
         """

@@ -13,7 +13,14 @@ from typing import Any
 from joserfc import jws
 from joserfc.jwk import import_key
 
-from pop3svc.accounts.claims import LONGEST_TOKEN, MALFORMED, BadToken, ClaimRules, parseJSON
+from pop3svc.accounts.claims import (
+    LONGEST_TOKEN,
+    MALFORMED,
+    BadSignature,
+    BadToken,
+    ClaimRules,
+    parseJSON,
+)
 
 __all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "KeySet", "TokenRules"]
 
@@ -171,13 +178,14 @@ class TokenRules:
         @param key: the key of that name, from a L{KeySet}.
         @param now: seconds since the epoch.
         @return: the name of the user.
-        @raise BadToken: the token is not valid.
+        @raise BadSignature: another key has signed the token.
+        @raise BadToken: the token is not valid for another reason.
         """
         try:
             registry = _Registry(algorithms=self.algorithms)
             signed = jws.deserialize_compact(token, key, registry=registry)
         except MALFORMED:
-            raise BadToken("its signature is wrong")
+            raise BadSignature("its signature is wrong")
         try:
             claims = parseJSON(signed.payload)
         except ValueError:

@@ -568,6 +568,51 @@ def test_reload(issuer: Issuer) -> None:
     assert server.find("ec")[0].kid == "ec" and server.find("rsa") == [None]
 
 
+def test_replacedKey(issuer: Issuer) -> None:
+    """
+    A token that the known key does not verify leads to another fetch, because the new key may have
+    the same name, or none; but not within a minute of the last one.
+    """
+    old, new = issuer.published("rsa"), issuer.published("ec")
+    for name in ("same", None):
+        server = Server()
+        tokens = SignedTokens(RULES, server.keys)
+
+        def published(data: bytes, name: str | None = name) -> bytes:
+            keys = json.loads(data)["keys"]
+            for each in keys:
+                del each["kid"]
+                if name is not None:
+                    each["kid"] = name
+            return json.dumps({"keys": keys}).encode()
+
+        header = {"kid": name}
+        before = issuer.token("rsa", "RS256", header=header)
+        after = issuer.token("ec", "ES256", header=header)
+
+        def ask(token: str, tokens: SignedTokens = tokens) -> list[Any]:
+            outcome: list[Any] = []
+            asked = tokens.nameOf(None, token, time.time)
+            Deferred.fromCoroutine(asked).addBoth(outcome.append)
+            return outcome
+
+        first = ask(before)
+        server.asked[0].callback(published(old))
+        assert first == ["ann@example.org"]
+        assert ask(after)[0].check(BadToken) and len(server.asked) == 1
+        server.clock.advance(61)
+        outcomes = [ask(after), ask(after)]
+        assert outcomes == [[], []] and ask(before) == first
+        server.asked[1].callback(published(new))
+        assert outcomes == [first, first]
+        assert ask(before)[0].check(BadToken) and len(server.asked) == 2
+        # If the issuer does not answer, the token is still refused.
+        server.clock.advance(61)
+        refused = ask(before)
+        server.asked[2].errback(HTTPUnavailable("refused"))
+        assert refused[0].check(BadToken) and ask(after) == first
+
+
 # --- the accounts ---------------------------------------------------------------------
 
 
