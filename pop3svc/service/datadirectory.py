@@ -14,6 +14,7 @@ from ipaddress import ip_address
 
 from platformdirs import user_data_dir
 
+from pop3svc.accounts.apppasswordlines import revokeAppPasswords
 from pop3svc.accounts.passwordediting import addUser
 from pop3svc.files import openDirectory, writeWhole
 
@@ -153,6 +154,8 @@ class DataDirectory:
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
             writeWhole(self.demoLogin, login.encode("ascii"), owner)
+            # A former password file may have had a user of that name.
+            revokeAppPasswords(self.passwordFile, "demo")
             # Create the password file last, because it marks the first start as complete.
             addUser(self.passwordFile, "demo", password, owner)
         except OSError as error:
