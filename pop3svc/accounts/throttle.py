@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
+from unicodedata import normalize
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
@@ -24,6 +25,16 @@ from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import networkOf
 
 __all__ = ["LoginGuard", "SharedThrottle"]
+
+
+def _spelling(username: str) -> str:
+    """
+    Databases and directories may ignore case, spaces and the width of characters in a name.  If
+    each spelling of a user's name had counts of its own, a client could guess many times as often.
+
+    @return: the same text for all spellings of a name.
+    """
+    return " ".join(normalize("NFKC", username).casefold().split())
 
 
 class _Waiter:
@@ -151,7 +162,7 @@ class SharedThrottle:
         # Cached because the same few users log in repeatedly.
         @lru_cache(1024)
         def user(username: str) -> bytes:
-            name = username.encode("utf-8", "surrogateescape")
+            name = _spelling(username).encode("utf-8", "surrogateescape")
             return blake2b(name, key=key, digest_size=16).digest()
 
         return user

@@ -292,6 +292,21 @@ def test_oneNetwork(service: Service) -> None:
     assert service.logIn("203.0.114.1", "alice") == "in"
 
 
+def test_spellings(service: Service) -> None:
+    """
+    All spellings of a name are one user, because an LDAP directory ignores case and spaces, for
+    example.  The operator lifts the limit by any of them.
+    """
+    names = ["ann lee", "Ann Lee", "ANN LEE", " ann lee", "ann  lee ", "\uff21nn lee", "ann\tlee"]
+    for number in range(10):
+        service.logIn(f"203.0.113.{number}", names[number % len(names)], f"guess{number}")
+    for name in names:
+        assert service.logIn("203.0.113.200", name) == "refused"
+    assert service.logIn("203.0.113.200", "annlee") == "in"
+    assert service.throttle.lift(None, "Ann LEE")
+    assert service.logIn("203.0.113.200", "ann lee") == "in"
+
+
 # --- attempts under way -------------------------------------------------------
 
 
