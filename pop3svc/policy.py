@@ -254,6 +254,14 @@ class Policy:
         "Time that a worker has until it serves.  After this time the worker is restarted.",
         isLive=False,
     )
+    workerHangTimeout: int = _number(
+        30,
+        "Time that a worker may send nothing to its parent.  After this time the worker is killed "
+        "and restarted, because it serves none of its clients.  A worker sends a heartbeat each "
+        "second.  A slow disk may delay a heartbeat for some seconds.",
+        least=5,
+        isLive=False,
+    )
     maxFailedLogins: int = _number(
         5,
         "Number of failed logins on one connection.  A person gives up sooner, but a program does "

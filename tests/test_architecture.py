@@ -217,6 +217,7 @@ RANKS = {
     "service.keepalive": 2,
     "service.unauthenticated": 2,
     "service.privileged": 3,
+    "service.notifying": 0,
     "service.operating": 3,
     "service.accepting": 2,
     "service.datadirectory": 6,

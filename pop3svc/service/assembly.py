@@ -49,6 +49,7 @@ from pop3svc.service.mailin import (
     makeMailEndpoints,
     makeRecipients,
 )
+from pop3svc.service.notifying import Notifier
 from pop3svc.service.operating import Operated, makeLog
 from pop3svc.service.options import Options
 from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
@@ -175,6 +176,7 @@ class Assembly:
         # With workers, the ports that they share.
         self._sockets: list[Any] = []
         self._unixPorts: list[Any] = []
+        self._notifier: Notifier | None = None
         # Opens the ports.
         self._on: Any = reactor
         if shared is not None:
@@ -432,6 +434,9 @@ class Assembly:
         @return: L{POP3Service}; or the L{Supervisor} of workers.
         @raise SettingError: a setting is wrong, or a port cannot be opened.
         """
+        if self._shared is None:
+            # Before any other process is started, which would inherit systemd's variables.
+            self._notifier = Notifier.fromEnvironment(self._reactor)
         try:
             observer = self._log()
             provider = self._provider()
@@ -561,10 +566,26 @@ class Assembly:
         operations = ProcessOperations(service, facts, self._reactor, number)
         if self._shared is None:
             self._operated(service)
+            self._notifies(service, service.describe)
             self._openAdminSocket(service, operations)
         else:
             self._parent.operations = operations
         return service
+
+    def _notifies(self, service: Operated, describe: Callable[[], str]) -> None:
+        """
+        Have systemd told about the service, if it has asked.
+        """
+        notifier = self._notifier
+        if notifier is not None:
+            notifier.describe = describe
+            service.notifier = notifier
+            _add(notifier, service)
+            if isinstance(service, Supervisor):
+                service.whenServing.addCallback(notifier.serves.callback)
+            else:
+                # The ports are open already.
+                self._reactor.callWhenRunning(notifier.serves.callback, None)
 
     def _openAdminSocket(self, service: Operated, handler: Handler) -> None:
         path = self.settings.admin
@@ -612,6 +633,7 @@ class Assembly:
         self._reloads(supervisor)
         supervisor.reloads("the workers", supervisor.replaceWorkers)
         self._operated(supervisor)
+        self._notifies(supervisor, supervisor.describe)
         _add(KnownNetworksService(known), supervisor)
         _add(UNIXPorts(self._unixPorts), supervisor)
         facts = partsOf(self._certificates, service)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred
@@ -18,6 +18,9 @@ from twisted.python.components import Componentized
 
 from pop3svc.awaiting import maybeAwait
 from pop3svc.logs import FileSink, Log, Sink, StreamSink, SyslogSink, escaped
+
+if TYPE_CHECKING:
+    from pop3svc.service.notifying import Notifier
 
 __all__ = ["Operated", "Signals", "giveUp", "makeLog", "signals"]
 
@@ -116,6 +119,7 @@ class Operated(MultiService):
 
     @ivar announcements: lines that it logs when it starts.
     @ivar warnings: warnings that it logs when it starts.
+    @ivar notifier: tells systemd about the service; L{None} if systemd has not asked.
     """
 
     def __init__(self, observer: Log | None = None) -> None:
@@ -125,6 +129,7 @@ class Operated(MultiService):
         super().__init__()  # type: ignore[no-untyped-call]
         self.announcements: list[str] = []
         self.warnings: list[str] = []
+        self.notifier: Notifier | None = None
         self._log = observer
         self._parts: list[tuple[str, Callable[[], Any]]] = []
 
@@ -191,6 +196,15 @@ class Operated(MultiService):
         @param reason: for the log, if the operator asked this process; L{None} if its parent asks.
         @return: a sentence for each part that keeps its previous configuration.
         """
+        if self.notifier is None:
+            return await self._reload(reason)
+        self.notifier.reloading()
+        try:
+            return await self._reload(reason)
+        finally:
+            self.notifier.reloaded()
+
+    async def _reload(self, reason: str | None) -> list[str]:
         faults = []
         if reason is not None:
             self.reopenLog()

@@ -149,6 +149,15 @@ class POP3Service(Operated):
         log.info("draining: no more logins; stopping after {seconds} s at most", seconds=seconds)
         self._lookDrained(self._reactor.seconds() + seconds)
 
+    def describe(self) -> str:
+        """
+        @return: the state in a few words, for systemd.
+        """
+        sessions = self.factory.admission.loggedIn
+        return (
+            f"draining; {sessions} sessions are left" if self.isDraining else f"{sessions} sessions"
+        )
+
     def leave(self) -> None:
         """
         Accept no more connections, because another process has taken over the ports.  Stop when

@@ -13,6 +13,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
+from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger, eventAsJSON, globalLogBeginner
 from twisted.python.failure import Failure
 
@@ -23,6 +24,8 @@ from pop3svc.service.operating import Signals
 from pop3svc.service.workers import (
     ANSWER,
     ASK,
+    BEAT,
+    BEAT_EVERY,
     DELAY,
     DRAIN,
     EVENT,
@@ -139,9 +142,15 @@ class _Parent(Lines):
 
     def tellUp(self) -> None:
         """
-        Tell the parent that this worker serves.
+        Tell the parent that this worker serves, and from now on, once a second, that it lives.
         """
         self._send(UP, None)
+        beating = LoopingCall(self._beat)
+        beating.clock = self._reactor
+        beating.start(BEAT_EVERY)
+
+    def _beat(self) -> None:
+        self._send(BEAT, self.service.factory.admission.loggedIn)
 
     def _send(self, kind: bytes, what: Any) -> None:
         if self._outbox is not None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger, LogLevel, eventFromJSON, globalLogPublisher
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
@@ -30,12 +31,15 @@ from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.admin.workers import Asked
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
+from pop3svc.service.notifying import VARIABLES
 from pop3svc.service.operating import Operated, Signals, giveUp
 from pop3svc.service.privileged import Opener
 
 __all__ = [
     "ANSWER",
     "ASK",
+    "BEAT",
+    "BEAT_EVERY",
     "DELAY",
     "DRAIN",
     "EVENT",
@@ -55,13 +59,17 @@ log = Logger(namespace="pop3svc")
 # Kinds of lines, in this order: an event for the log with plain values only; any other event;
 # a login attempt that counts; a login that delays other logins of its user; a worker has
 # begun to serve; another worker has taken the place of a worker; a question of the operator to a
-# worker, and a line of its answer; a worker must admit no more logins, and end.
+# worker, and a line of its answer; a worker must admit no more logins, and end; a worker lives,
+# and has this number of sessions.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
-ASK, ANSWER, DRAIN = b"Q", b"A", b"N"
+ASK, ANSWER, DRAIN, BEAT = b"Q", b"A", b"N", b"B"
 
 # Seconds that a process has to send its last log events, in addition to the time that its
 # sessions have to end.
 PATIENCE = 5
+
+# Seconds between two heartbeats of a worker, and between two looks of the parent.
+BEAT_EVERY = 1
 
 # Descriptor of a worker's pipe to the parent.  The descriptors of the ports follow.
 _TO_PARENT = 3
@@ -233,6 +241,11 @@ class _Worker(ProcessProtocol):
         self.how = ""
         # Whether another worker has taken its place.
         self.leaves = False
+        # Number of looks of the parent since the worker has sent anything.
+        self.silence = 0
+        self.isHanging = False
+        # Number of users who are logged in, as of the last heartbeat.
+        self.sessions = 0
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
@@ -241,6 +254,7 @@ class _Worker(ProcessProtocol):
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         if childFD == _TO_PARENT:
+            self.silence = 0
             self._lines.dataReceived(data)  # type: ignore[no-untyped-call]
             return
         # Standard output and error: text that is not an event, such as a traceback.
@@ -266,6 +280,8 @@ class _Worker(ProcessProtocol):
             self.serves = True
             self._supervisor.serves(self)
             log.info("{worker} serves", worker=self)
+        elif kind == BEAT:
+            self.sessions = json.loads(text)
         elif kind == ANSWER:
             self._supervisor.asked.answered(json.loads(text))
         else:
@@ -307,6 +323,14 @@ class _Worker(ProcessProtocol):
         return f"worker {self.number} (process {transport.pid})"
 
 
+def _environment() -> dict[str, str]:
+    """
+    @return: the environment of a worker.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 class Supervisor(Operated):
     """
     The parent: keeps a number of workers running, forwards lines among them, and stops
@@ -316,6 +340,7 @@ class Supervisor(Operated):
     @ivar throttle: counts the login attempts of all workers.
     @ivar asked: questions to the workers.
     @ivar isDraining: whether the workers admit no more logins; see L{drain}.
+    @ivar whenServing: fires when the first worker serves.
     """
 
     def __init__(
@@ -360,6 +385,7 @@ class Supervisor(Operated):
         self._timers: dict[int, IDelayedCall] = {}
         # Whether any worker has ever served, and the numbers of the started workers.
         self._haveServed = False
+        self.whenServing: Deferred[None] = Deferred()
         self._tried: set[int] = set()
         # The workers that are to take the place of others, with those; and what waits for them.
         self._successors: dict[int, _Worker] = {}
@@ -367,6 +393,8 @@ class Supervisor(Operated):
         self._replaced: Deferred[None] | None = None
         self._replacing = DeferredLock()
         self._stopped: Deferred[None] | None = None
+        self._looking = LoopingCall(self._lookForHanging)
+        self._looking.clock = reactor
 
     def shared(self, number: int) -> Shared:
         """
@@ -399,6 +427,7 @@ class Supervisor(Operated):
     def _startAll(self) -> None:
         for number in range(1, self._shared.of + 1):
             self._start(number)
+        self._looking.start(BEAT_EVERY, now=False)
 
     def _start(self, number: int) -> None:
         self._timers.pop(number, None)
@@ -422,7 +451,7 @@ class Supervisor(Operated):
                 sys.executable,
                 # -P and PYTHONPATH: import modules from the same places as this process.
                 [sys.executable, "-P", "-m", "pop3svc.service.worker", str(number)],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=_environment(),
                 childFDs=descriptors,
             )
         except OSError as error:
@@ -454,11 +483,34 @@ class Supervisor(Operated):
         """
         Called when a worker has begun to serve.
         """
-        self._haveServed = True
+        if not self._haveServed:
+            self._haveServed = True
+            self.whenServing.callback(None)
         before = self._successors.pop(worker.number, None)
         if before is not None:
             self._leave(before)
             self._lookReplaced()
+
+    def _lookForHanging(self) -> None:
+        """
+        Kill the workers that send no heartbeats.  This counts looks and no seconds, because this
+        process does not look while the machine is suspended, or while it is busy itself.  The
+        workers could not send anything either, or this process has not read it.
+        """
+        for worker in self.serving:
+            worker.silence += 1
+            if worker.silence * BEAT_EVERY > self._policy.workerHangTimeout:
+                if not worker.isHanging:
+                    worker.isHanging = True
+                    self.clock.callLater(PATIENCE, self._reportUnkilled, worker)
+                worker.signal("KILL")
+
+    def _reportUnkilled(self, worker: _Worker) -> None:
+        if self._workers.get(worker.number) is worker:
+            log.error(
+                "{worker} hangs, and the kernel does not end it; it may wait for a disk",
+                worker=worker,
+            )
 
     def _leave(self, worker: _Worker) -> None:
         """
@@ -532,7 +584,10 @@ class Supervisor(Operated):
         """
         del self._workers[worker.number]
         how = "ended"
-        if reason.signal is not None:
+        if worker.isHanging:
+            seconds = self._policy.workerHangTimeout
+            how = f"sent no heartbeat for {seconds} s and was killed"
+        elif reason.signal is not None:
             how = f"died by {signal.Signals(reason.signal).name}"
         elif reason.exitCode:
             how = f"ended with status {reason.exitCode}"
@@ -620,6 +675,16 @@ class Supervisor(Operated):
         """
         return [each for each in self._workers.values() if each.serves]
 
+    def describe(self) -> str:
+        """
+        @return: the state in a few words, for systemd.
+        """
+        sessions = sum(each.sessions for each in self._workers.values())
+        if self.isDraining:
+            return f"draining; {sessions} sessions are left"
+        serving = sum(not each.leaves for each in self.serving)
+        return f"{sessions} sessions; {serving} of {self._shared.of} workers serve"
+
     def ask(
         self, worker: _Worker, name: str, arguments: Mapping[str, str], send: Any
     ) -> Deferred[Any]:
@@ -662,6 +727,8 @@ class Supervisor(Operated):
         """
         stopped: Deferred[None] = Deferred()
         self._stopped = stopped
+        if self._looking.running:
+            self._looking.stop()
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 from twisted.internet.error import ProcessDone, ProcessTerminated
-from twisted.logger import Logger
+from twisted.logger import LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
 from pop3svc.policy import Policy
 from pop3svc.service.worker import _Parent
-from pop3svc.service.workers import EVENT, UP, Lines, Outbox
+from pop3svc.service.workers import BEAT, BEAT_EVERY, EVENT, UP, Lines, Outbox
 from pop3svc.service.workers import PATIENCE as MORE
 from tests.support.maildirs import deliver
 from tests.support.running import (
@@ -589,3 +589,113 @@ def test_largeEvents() -> None:
     for _, text in told:
         assert len(text) < Lines.MAX_LENGTH // 8
         assert "more characters" in json.loads(text)["text"]
+
+
+# --- workers that hang ------------------------------------------------------------------
+
+
+@pytest.fixture
+def errors() -> Iterator[list[str]]:
+    """
+    The errors in the log.
+    """
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_level"] >= LogLevel.error:
+            lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+def look(reactor: Reactor, times: int) -> None:
+    for _ in range(times):
+        reactor.advance(BEAT_EVERY)
+
+
+def test_hangingWorker(errors: list[str]) -> None:
+    """
+    A worker without heartbeats is killed and restarted, with one line in the log.  The other
+    worker goes on.
+    """
+    limit = Policy().workerHangTimeout
+    reactor = Reactor()
+    made = supervisor(reactor, 2)
+    one, two = reactor.started
+    for _ in range(limit):
+        look(reactor, 1)
+        two.childDataReceived(3, BEAT + b"3\n")
+    assert not one.transport.signals
+    look(reactor, 1)
+    assert one.transport.signals == ["KILL"] and not two.transport.signals
+    assert made.describe() == "3 sessions; 2 of 2 workers serve"
+    died(one, ProcessTerminated(None, signal.SIGKILL))
+    assert errors == [
+        f"worker 1 sent no heartbeat for {limit} s and was killed; restarting it in 1 s"
+    ]
+    reactor.advance(1)
+    assert [each.number for each in reactor.started] == [1, 2, 1]
+
+
+def test_suspendedMachine() -> None:
+    """
+    The time in which the parent did not run does not count.
+    """
+    reactor = Reactor()
+    supervisor(reactor, 1)
+    [worker] = reactor.started
+    for _ in range(Policy().workerHangTimeout):
+        reactor.advance(100_000)
+    assert not worker.transport.signals
+    # Any output shows that the worker lives.
+    worker.childDataReceived(3, BEAT + b"0\n")
+    look(reactor, Policy().workerHangTimeout)
+    assert not worker.transport.signals
+    look(reactor, 1)
+    assert worker.transport.signals == ["KILL"]
+
+
+def test_cannotBeKilled(errors: list[str]) -> None:
+    """
+    The log says so if the kernel does not end a worker.
+    """
+    reactor = Reactor()
+    supervisor(reactor, 1)
+    look(reactor, Policy().workerHangTimeout + 1 + MORE)
+    assert errors == [
+        "worker 1 (process 5) hangs, and the kernel does not end it; it may wait for a disk"
+    ]
+
+
+def test_notYetServing() -> None:
+    """
+    Another limit applies to a worker that starts.
+    """
+    reactor = Reactor()
+    supervisor(reactor, 1, serve=False)
+    [worker] = reactor.started
+    look(reactor, Policy().workerHangTimeout + 1)
+    assert not worker.transport.signals
+
+
+def test_stoppedProcess(site: Path, tmp_path: Path) -> None:
+    """
+    A worker that is stopped is replaced, and a session of the other worker goes on.
+    """
+    for workers in begun(site, tmp_path / "home", "--set", "workerHangTimeout=5"):
+        other = workers.connectTo(2)
+        assert other.say(b"XLOG alice secret word").startswith(b"+OK")
+        old = workers.pids[1]
+        os.kill(old, signal.SIGSTOP)
+        said = workers.running.waitFor("worker 1 ")
+        assert said.endswith(
+            "worker 1 sent no heartbeat for 5 s and was killed; restarting it in 1 s"
+        )
+        assert hasEnded(old)
+        assert other.say(b"NOOP").startswith(b"+OK")
+        assert workers.waitForWorker() == 1
+        assert workers.connectTo(1).say(b"XLOG bob secret word").startswith(b"+OK")
+        assert other.say(b"QUIT").startswith(b"+OK")
+        assert workers.end() == 0

@@ -1,0 +1,212 @@
+"""
+Tell systemd about the state of the service, as sd_notify(3) does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+__all__ = ["VARIABLES", "Notifier"]
+
+log = Logger(namespace="pop3svc")
+
+# Variables that systemd sets for the process that it has started, and for no other.
+VARIABLES = (
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+)
+
+
+class Notifier(Service):
+    """
+    Sends datagrams to systemd: when the service is ready, reloads and stops, a line about its
+    state, and signs of life.
+    """
+
+    # Seconds between two looks at the state.  Only a changed state is sent.
+    STATUS_EVERY = 5.0
+    # Seconds until a datagram is sent again, because the queue of the socket was full.
+    AGAIN = 1.0
+    # Number of datagrams that may wait for room in that queue: one for each change of state that an
+    # operator can cause in the meantime.
+    MOST_WAITING = 16
+
+    def __init__(
+        self,
+        reactor: Any,
+        address: str,
+        watchdog: float = 0.0,
+        microseconds: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
+    ) -> None:
+        """
+        @param address: path of a socket, or C{@} and the name of an abstract socket.
+        @param watchdog: seconds after which systemd kills a service without a sign of life; 0 if it
+            does not.
+        @param microseconds: the time of C{CLOCK_MONOTONIC}.
+        """
+        self._reactor = reactor
+        self._microseconds = microseconds
+        self._watchdog = watchdog
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._waiting: deque[str] = deque()
+        self._isReady = self._isStopping = self._hasFailed = False
+        # Number of reloads at present.
+        self._reloads = 0
+        self._status = ""
+        # Returns the line about the state of the service.
+        self.describe: Callable[[], str] = lambda: ""
+        # Fires when the service can serve clients.
+        self.serves: Deferred[None] = Deferred()
+        # Connect now, because the path cannot be reached after a chroot.
+        self._connect()
+
+    @classmethod
+    def fromEnvironment(
+        cls, reactor: Any, environ: MutableMapping[str, str] = os.environ
+    ) -> Notifier | None:
+        """
+        Take the variables of systemd out of the environment, because other processes that the
+        service starts must not send anything.
+
+        @return: L{None} if systemd does not want to be told.
+        """
+        address = environ.pop("NOTIFY_SOCKET", "")
+        text = environ.pop("WATCHDOG_USEC", "")
+        pid = environ.pop("WATCHDOG_PID", "")
+        if not address:
+            return None
+        if not address.startswith(("/", "@")):
+            log.warn("NOTIFY_SOCKET is not the address of a UNIX socket; systemd is told nothing")
+            return None
+        isMine = pid in ("", str(os.getpid()))
+        isNumber = text.isascii() and text.isdigit() and len(text) < 19
+        return cls(reactor, address, int(text) / 1_000_000 if isMine and isNumber else 0.0)
+
+    # --- what systemd is told -----------------------------------------------------------
+
+    def startService(self) -> None:
+        """
+        See L{twisted.application.service.IService.startService}.  Send signs of life while the
+        reactor runs.
+        """
+        super().startService()  # type: ignore[no-untyped-call]
+        self._reactor.addSystemEventTrigger("before", "shutdown", self._stops)
+        if self._watchdog:
+            self._repeat(self._watchdog / 2, self._live)
+        self._repeat(self.STATUS_EVERY, self._lookAtStatus)
+        self.serves.addCallback(self._ready)
+
+    def _repeat(self, seconds: float, call: Callable[[], object]) -> None:
+        # The calls go on until the process ends, because systemd watches it until then.
+        looping = LoopingCall(call)
+        looping.clock = self._reactor
+        looping.start(seconds)
+
+    def _live(self) -> None:
+        # It may be lost, because the next one will come.
+        if not self._waiting:
+            self._write("WATCHDOG=1")
+
+    def _lookAtStatus(self) -> None:
+        status = self.describe()
+        if status != self._status and self._isReady and not self._waiting:
+            self._status = status
+            self._write(f"STATUS={status}")
+
+    def _ready(self, _: object) -> None:
+        self._isReady = True
+        if not self._reloads:
+            self._tellReady()
+
+    def _tellReady(self) -> None:
+        self._status = self.describe()
+        self._send(f"READY=1\nSTATUS={self._status}")
+
+    def reloading(self) -> None:
+        """
+        Called when the service begins to read its configuration again.
+        """
+        self._reloads += 1
+        if self._isReady and self._reloads == 1:
+            self._send(f"RELOADING=1\nMONOTONIC_USEC={self._microseconds()}")
+
+    def reloaded(self) -> None:
+        """
+        Called when a reload is over.
+        """
+        self._reloads -= 1
+        if self._isReady and not self._reloads:
+            self._tellReady()
+
+    def _stops(self) -> None:
+        self._send("STOPPING=1\nSTATUS=stopping")
+        self._isStopping = True
+
+    # --- datagrams ----------------------------------------------------------------------
+
+    def _send(self, text: str) -> None:
+        """
+        Send a datagram that must not be lost.
+        """
+        if self._isStopping:
+            return
+        if self._waiting or not self._write(text):
+            if not self._waiting:
+                self._reactor.callLater(self.AGAIN, self._sendWaiting)
+            if len(self._waiting) < self.MOST_WAITING:
+                self._waiting.append(text)
+
+    def _sendWaiting(self) -> None:
+        while self._waiting:
+            if not self._write(self._waiting[0]):
+                self._reactor.callLater(self.AGAIN, self._sendWaiting)
+                return
+            self._waiting.popleft()
+
+    def _connect(self) -> None:
+        try:
+            self._socket.connect(self._address)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        if not self._hasFailed:
+            self._hasFailed = True
+            log.error("cannot tell systemd about the service: {error}", error=error.strerror)
+
+    def _write(self, text: str) -> bool:
+        """
+        @return: whether the datagram was sent, or cannot be sent at all.
+        """
+        data = text.encode("utf-8")
+        for isSecond in (False, True):
+            try:
+                self._socket.send(data)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                if isSecond:
+                    self._failed(error)
+                else:
+                    # Another process may have bound a new socket to the address.
+                    self._connect()
+            else:
+                self._hasFailed = False
+                return True
+        return True
