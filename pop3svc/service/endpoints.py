@@ -117,6 +117,41 @@ class _InheritedUNIXPort(UNIXPort):
         return port
 
 
+class _AdoptingReactor:
+    """
+    A reactor that adopts UNIX sockets of systemd without removing their files at the end.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def adoptStreamPort(self, descriptor: int, family: int, factory: Any) -> Any:
+        """
+        See L{twisted.internet.interfaces.IReactorSocket.adoptStreamPort}.
+        """
+        if family == socket.AF_UNIX:
+            return _InheritedUNIXPort.adopted(self._reactor, descriptor, factory)
+        return self._reactor.adoptStreamPort(descriptor, family, factory)
+
+
+def _systemdEndpoint(reactor: Any, text: str) -> Any:
+    """
+    @param text: an endpoint string that begins with C{systemd:}.
+    @return: an endpoint on a socket that systemd has opened.
+    @raise ValueError: systemd has opened no such socket.
+    """
+    _, named = parseArguments(text)
+    name = named.get("name")
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    if name is not None and names.count(name) > 1:
+        # Twisted would listen on one of them, and clients of the others would wait forever.
+        raise ValueError("systemd passes several sockets of this name; name each differently")
+    try:
+        return serverFromString(_AdoptingReactor(reactor), text)
+    except (KeyError, IndexError):
+        raise ValueError("systemd passes no socket of this name or index")
+
+
 def _withBacklog(text: str) -> str:
     """
     Add a backlog to an endpoint string that has none.  Twisted's default of 50 overflows in
@@ -261,6 +296,8 @@ def serverEndpoint(
     if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):
         raise ValueError("an endpoint with its own TLS cannot be combined with --proxy-from")
     try:
+        if text.startswith("systemd:"):
+            return _wrapped(_systemdEndpoint(reactor, text), wrap)
         return _wrapped(serverFromString(reactor, _withBacklog(text)), wrap)
     except ValueError:
         raise
