@@ -17,6 +17,7 @@ CHECKOUT = DOCS.parent
 sys.path[:0] = [str(CHECKOUT), str(DOCS)]
 
 import pop3svc  # noqa: E402
+from pop3svc.metrics.declarations import METRICS  # noqa: E402
 from pop3svc.service.settings import LIMITS, LISTENER, SERVICE, STORE  # noqa: E402
 
 project = "pop3svc"
@@ -80,8 +81,33 @@ class Settings(Directive):
         return [items]
 
 
+class Metrics(Directive):
+    """
+    List the metrics with their labels.
+    """
+
+    def run(self) -> list[nodes.Node]:
+        """
+        @return: a definition list with an item for each metric.
+        """
+        items = nodes.definition_list()
+        for metric in METRICS:
+            term = nodes.term("", "", nodes.literal("", metric.name))
+            kind = metric.kind
+            if metric.labels:
+                kind += f" by {' and '.join(metric.labels)}"
+            text = nodes.paragraph("", metric.help)
+            entry = nodes.definition_list_item(
+                "", term, nodes.classifier("", kind), nodes.definition("", text)
+            )
+            entry.source, entry.line = self.state_machine.get_source_and_line(self.lineno)
+            items += entry
+        return [items]
+
+
 def setup(app: Sphinx) -> None:
     """
-    Register the directive C{settings}.
+    Register the directives C{settings} and C{metrics}.
     """
     app.add_directive("settings", Settings)
+    app.add_directive("metrics", Metrics)

@@ -4,6 +4,7 @@ Log when a server or a database stops working, and when it works again.
 
 from __future__ import annotations
 
+import time
 from weakref import WeakSet
 
 from twisted.logger import Logger
@@ -20,8 +21,12 @@ class Health:
 
     @ivar name: of the server or the database.
     @ivar reason: why it does not work; empty while it works.
+    @ivar faults: how often it did not work.
     """
 
+    # Seconds after a failure.  Then C{/readyz} lets clients come again, because only a use of the
+    # server can find out that it works.
+    RECENT = 30.0
     # All that this process uses, for the operator.
     _all: WeakSet[Health] = WeakSet()
 
@@ -31,6 +36,8 @@ class Health:
         """
         self.name = name
         self.reason = ""
+        self.faults = 0
+        self._last = 0.0
         self._all.add(self)
 
     @classmethod
@@ -47,10 +54,19 @@ class Health:
         """
         return not self.reason
 
+    @property
+    def hasFailedRecently(self) -> bool:
+        """
+        Whether it does not work, and its last failure was within the last L{RECENT} seconds.
+        """
+        return bool(self.reason) and time.monotonic() - self._last < self.RECENT
+
     def failed(self, reason: str) -> None:
         """
         The server or the database did not work.
         """
+        self.faults += 1
+        self._last = time.monotonic()
         if self.isAvailable:
             self.reason = reason or "no reason is known"
             log.error("{name} is not available: {reason}", name=self.name, reason=reason)

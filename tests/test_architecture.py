@@ -250,6 +250,13 @@ RANKS = {
     "service.sqlcommand": 13,
     "service.admincommand": 7,
     "service.command": 15,
+    "metrics.declarations": 0,
+    "metrics.exposition": 1,
+    "metrics.meter": 8,
+    "metrics.numbers": 9,
+    "web.server": 0,
+    "web.resources": 10,
+    "service.webport": 11,
     "__main__": 16,
 }
 # The checks of other servers must not share code with this one: these import only each

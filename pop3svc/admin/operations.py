@@ -60,6 +60,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "status": Operation(),
     "reload": Operation(),
     "drain": Operation(),
+    "metrics": Operation(),
 }
 
 
@@ -138,12 +139,15 @@ class ProcessOperations:
         parts: Callable[[], Mapping[str, Any]],
         clock: Any,
         worker: int = 0,
+        numbers: Any = None,
     ) -> None:
         """
         @param service: L{pop3svc.service.running.POP3Service}
         @param parts: returns further facts for C{status}.
         @param worker: the number of this worker; 0 without workers.
+        @param numbers: L{pop3svc.metrics.numbers.ProcessNumbers}; L{None} if nothing is counted.
         """
+        self._numbers = numbers
         self._service = service
         self._parts = parts
         self._clock = clock
@@ -233,6 +237,15 @@ class ProcessOperations:
             "sessions": countStates(self._connections),
             **self._parts(),
         }
+
+    def _metrics(self) -> dict[str, Any]:
+        """
+        @return: L{pop3svc.metrics.declarations.Numbers}
+        """
+        if self._numbers is None:
+            raise OperationError("The service counts nothing, because it runs without --web.")
+        numbers: dict[str, Any] = self._numbers.collect()
+        return numbers
 
     async def _reload(self) -> list[str]:
         return list(await self._service.reload("by pop3svc reload"))

@@ -87,11 +87,19 @@ class WorkersOperations:
     Carries out operations in the parent of workers.
     """
 
-    def __init__(self, supervisor: Any, parts: Callable[[], Mapping[str, Any]], clock: Any) -> None:
+    def __init__(
+        self,
+        supervisor: Any,
+        parts: Callable[[], Mapping[str, Any]],
+        clock: Any,
+        numbers: Any = None,
+    ) -> None:
         """
         @param supervisor: L{pop3svc.service.workers.Supervisor}
         @param parts: returns further facts for C{status}.
+        @param numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
         """
+        self._numbers = numbers
         self._supervisor = supervisor
         self._parts = parts
         self._clock = clock
@@ -121,6 +129,10 @@ class WorkersOperations:
             return await self._status(send)
         if name == "reload":
             return await self._supervisor.reload("by pop3svc reload")
+        if name == "metrics":
+            if self._numbers is None:
+                raise OperationError("The service counts nothing, because it runs without --web.")
+            return await self._numbers.collect()
         assert name == "drain"
         self._supervisor.drain()
         return None

@@ -35,6 +35,8 @@ from pop3svc.interfaces import (
     IVerifierAdding,
 )
 from pop3svc.logs import Log
+from pop3svc.metrics.meter import Meter
+from pop3svc.metrics.numbers import ProcessNumbers, ServiceNumbers, WorkersNumbers
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.certificates import Certificates
@@ -177,6 +179,8 @@ class Assembly:
         self._sockets: list[Any] = []
         self._unixPorts: list[Any] = []
         self._notifier: Notifier | None = None
+        # Counts, if there is a port for metrics and this process serves.
+        self._meter: Meter | None = None
         # Opens the ports.
         self._on: Any = reactor
         if shared is not None:
@@ -480,12 +484,15 @@ class Assembly:
         if state is not None:
             # Closed because twistd forks later, and a connection of SQLite does not survive that.
             state.close()
+        if self.settings.web is not None and not self.isSupervisor:
+            self._meter = Meter(self._reactor)
         factory = POP3Factory(
             provider,
             self._shareOf(self.settings.policy),
             connectionCreator=self._certificates.of(),
             throttle=LoginGuard(self._reactor, throttle),
             secret=secret,
+            meter=self._meter,
         )
         if self._shared is not None:
             factory.admission.loginDelayed = self._parent.tellDelay
@@ -563,13 +570,20 @@ class Assembly:
                     service.reloads(name, each.reload)
         facts = partsOf(self._certificates, service)
         number = 0 if self._shared is None else self._shared.number
-        operations = ProcessOperations(service, facts, self._reactor, number)
+        numbers = None
+        if self._meter is not None:
+            numbers = ProcessNumbers(service, self._meter)
+            _add(self._meter.timer(self._reactor), service)
+        operations = ProcessOperations(service, facts, self._reactor, number, numbers)
         if self._shared is None:
             self._operated(service)
             self._notifies(service, service.describe)
             self._openAdminSocket(service, operations)
+            if numbers is not None:
+                self._openWebPort(service, ServiceNumbers(service, numbers, self._certificates))
         else:
             self._parent.operations = operations
+            self._parent.numbers = numbers
         return service
 
     def _notifies(self, service: Operated, describe: Callable[[], str]) -> None:
@@ -594,6 +608,13 @@ class Assembly:
         if path is not None:
             factory = AdminFactory(handler, self._reactor)
             _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
+
+    def _openWebPort(self, service: Operated, numbers: Any) -> None:
+        # twisted.web is not imported here, because few services need it.
+        from pop3svc.service.webport import WebPort
+
+        creator = self._certificates.of()
+        _add(WebPort(self._reactor, self.settings, creator, numbers), service)
 
     def _supervising(
         self,
@@ -637,7 +658,12 @@ class Assembly:
         _add(KnownNetworksService(known), supervisor)
         _add(UNIXPorts(self._unixPorts), supervisor)
         facts = partsOf(self._certificates, service)
-        self._openAdminSocket(supervisor, WorkersOperations(supervisor, facts, self._reactor))
+        numbers = None
+        if self.settings.web is not None:
+            numbers = supervisor.numbers = WorkersNumbers(supervisor, self._certificates)
+            self._openWebPort(supervisor, numbers)
+        operations = WorkersOperations(supervisor, facts, self._reactor, numbers)
+        self._openAdminSocket(supervisor, operations)
         return supervisor
 
 

@@ -104,6 +104,7 @@ class POP3Factory(ServerFactory):
         throttle: Any = None,
         clock: IReactorTime | None = None,
         secret: bytes | None = None,
+        meter: Any = None,
     ) -> None:
         """
         @param provider: L{IPOP3MailboxProvider}
@@ -116,6 +117,7 @@ class POP3Factory(ServerFactory):
         @param clock: the reactor if not given.
         @param secret: octets that only this service knows.  Give the same at each start, so that
             SCRAM shows the same salt for a name without an account.  New ones if not given.
+        @param meter: L{pop3svc.metrics.meter.Meter}, which counts; L{None} to count nothing.
         @raise TypeError: C{provider} is no provider.
         @raise ValueError: the name of the provider is not allowed; see L{checkName}.
         """
@@ -130,7 +132,8 @@ class POP3Factory(ServerFactory):
         self.connectionCreator = connectionCreator
         self.throttle = throttle
         self.clock = clock
-        self._allCommands = commands
+        self._meter = meter
+        self._allCommands = commands if meter is None else meter.commands(commands)
         self._mechanisms = mechanisms
         self._secret = secrets.token_bytes(32) if secret is None else secret
         policy = Policy() if policy is None else policy
@@ -171,6 +174,8 @@ class POP3Factory(ServerFactory):
             return None
         address = None if addr is None else clientIP(addr)
         if not admission.mayConnect(address):
+            if self._meter is not None:
+                self._meter.refused += 1
             return RejectingProtocol()
         policy, connectionCreator = self.policy, self.connectionCreator
         if listener is not None:
@@ -205,7 +210,7 @@ class POP3Factory(ServerFactory):
             if found is not None:
                 keepAlive(found, self.policy)
         info = ConnectionInfo(next(_connectionIDs), address, isTLS(transport))
-        return Session(
+        session = Session(
             info,
             self.provider,
             policy,
@@ -217,6 +222,9 @@ class POP3Factory(ServerFactory):
             acquireSlot=self.admission.acquireSlot,
             secret=self._secret,
         )
+        if self._meter is not None:
+            self._meter.began(session)
+        return session
 
     def _ended(self, connection: POP3Connection) -> None:
         if connection not in self.connections:

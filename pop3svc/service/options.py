@@ -220,4 +220,6 @@ def _option(setting: Setting) -> Callable[[Options, str], None]:
 
 
 for _setting in SERVICE:
+    if not _setting.isOption:
+        continue
     setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))

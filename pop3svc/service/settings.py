@@ -197,7 +197,15 @@ def _namesOf(allowed: Sequence[str]) -> Kind:
     return Kind("NAME", lambda text: read([text]), lambda value: read(_array(value)))
 
 
+def _secret(value: Any) -> Secret:
+    text = _string(value)
+    if not text:
+        raise ValueError("must not be empty")
+    return Secret(text)
+
+
 TEXT = Kind("TEXT", _string, _string)
+SECRET = Kind("TEXT", _secret, _secret)
 FILE = Kind("FILE", _string, _path)
 BOOLEAN = Kind("yes|no", _booleanFromText, _boolean)
 NETWORKS = Kind(
@@ -307,6 +315,18 @@ SERVICE = (
         FILE,
         "UNIX socket on which pop3svc who, kick, ban, status, reload and drain ask the service "
         "(default: admin.sock in the data directory, if there is one).",
+    ),
+    Setting(
+        "web",
+        TEXT,
+        "Endpoint string of a port for HTTP with metrics and health, such as "
+        "tcp:8110:interface=127.0.0.1 or unix:/run/pop3svc/web (default: no such port).",
+    ),
+    Setting(
+        "web-password",
+        SECRET,
+        "Password that /metrics of the port for HTTP asks for, with any user name.",
+        isOption=False,
     ),
     Setting(
         "workers",
@@ -532,6 +552,8 @@ class Settings:
 
     data: str | None = None
     admin: str | None = None
+    web: str | None = None
+    webPassword: str | None = None
     workers: int = 1
     certificate: str | None = None
     privateKey: str | None = None
@@ -605,7 +627,17 @@ class Settings:
 
 # Settings that the parent of workers uses itself: its ports, its certificates and its files.
 _OF_PARENT = (
-    *("data", "admin", "workers", "certificate", "privateKey", "clientCa", "clientName"),
+    *(
+        "data",
+        "admin",
+        "web",
+        "webPassword",
+        "workers",
+        "certificate",
+        "privateKey",
+        "clientCa",
+        "clientName",
+    ),
     *("lmtp", "lmtpMode", "listeners"),
 )
 # Settings of the service that are fields of the policy.

@@ -26,6 +26,7 @@ from pop3svc.service.workers import (
     ASK,
     BEAT,
     BEAT_EVERY,
+    COUNTS,
     DELAY,
     DRAIN,
     EVENT,
@@ -73,6 +74,8 @@ class _Parent(Lines):
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
+        # Returns what this process has counted, if it counts.
+        self.numbers: Any = None
         # Carries out the operations of the admin socket.
         self.operations: Any = None
         # Fires when the pipe to the parent is closed.
@@ -192,6 +195,8 @@ class _Parent(Lines):
         @return: a Deferred that fires when the pipe is closed.
         """
         if self._outbox is not None:
+            if self.numbers is not None:
+                self._send(COUNTS, self.numbers.collect())
             transport: Any = self.transport
             self._outbox.close()
             transport.loseConnection()

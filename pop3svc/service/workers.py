@@ -40,6 +40,7 @@ __all__ = [
     "ASK",
     "BEAT",
     "BEAT_EVERY",
+    "COUNTS",
     "DELAY",
     "DRAIN",
     "EVENT",
@@ -60,9 +61,9 @@ log = Logger(namespace="pop3svc")
 # a login attempt that counts; a login that delays other logins of its user; a worker has
 # begun to serve; another worker has taken the place of a worker; a question of the operator to a
 # worker, and a line of its answer; a worker must admit no more logins, and end; a worker lives,
-# and has this number of sessions.
+# and has this number of sessions; what a worker has counted until its end.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
-ASK, ANSWER, DRAIN, BEAT = b"Q", b"A", b"N", b"B"
+ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
 # Seconds that a process has to send its last log events, in addition to the time that its
 # sessions have to end.
@@ -284,6 +285,8 @@ class _Worker(ProcessProtocol):
             self.sessions = json.loads(text)
         elif kind == ANSWER:
             self._supervisor.asked.answered(json.loads(text))
+        elif kind == COUNTS:
+            self._supervisor.counted(self, json.loads(text))
         else:
             self._supervisor.forward(self, kind, text.decode("ascii"))
 
@@ -341,6 +344,8 @@ class Supervisor(Operated):
     @ivar asked: questions to the workers.
     @ivar isDraining: whether the workers admit no more logins; see L{drain}.
     @ivar whenServing: fires when the first worker serves.
+    @ivar restarts: how many workers were started again because they had failed.
+    @ivar numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
     """
 
     def __init__(
@@ -376,6 +381,8 @@ class Supervisor(Operated):
         self.throttle = throttle
         self.asked = Asked(reactor)
         self.isDraining = False
+        self.restarts = 0
+        self.numbers: Any = None
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
@@ -609,6 +616,8 @@ class Supervisor(Operated):
         Called when all output of a worker that has ended was read.
         """
         self._reading.discard(worker)
+        if self.numbers is not None:
+            self.numbers.workerEnded(worker)
         if worker.number in self._successors and worker.how:
             self._failedSuccessor(worker, worker.lastOutput or worker.how)
             self._lookReplaced()
@@ -632,6 +641,7 @@ class Supervisor(Operated):
             self._stopped.callback(None)
 
     def _restart(self, worker: _Worker, how: str) -> None:
+        self.restarts += 1
         longest = self._policy.maxRestartDelay
         number = worker.number
         delay = self._delays.get(number, 1)
@@ -684,6 +694,20 @@ class Supervisor(Operated):
             return f"draining; {sessions} sessions are left"
         serving = sum(not each.leaves for each in self.serving)
         return f"{sessions} sessions; {serving} of {self._shared.of} workers serve"
+
+    @property
+    def reading(self) -> frozenset[_Worker]:
+        """
+        The workers that run, and the ended workers whose output is not read yet.
+        """
+        return frozenset(self._reading)
+
+    def counted(self, worker: _Worker, numbers: Mapping[str, Any]) -> None:
+        """
+        Take the numbers that a worker has counted until its end.
+        """
+        if self.numbers is not None:
+            self.numbers.lastNumbers(worker, numbers)
 
     def ask(
         self, worker: _Worker, name: str, arguments: Mapping[str, str], send: Any

@@ -1,0 +1,3 @@
+"""
+Count what a service does, for a monitoring system.
+"""

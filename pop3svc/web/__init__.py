@@ -1,0 +1,3 @@
+"""
+The port for HTTP: metrics and health.
+"""

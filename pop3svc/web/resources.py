@@ -1,0 +1,205 @@
+"""
+The resources of the port for HTTP: metrics and health.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Coroutine, Mapping
+from hashlib import sha256
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from pop3svc.metrics.exposition import CONTENT_TYPE, expose
+from pop3svc.metrics.numbers import readiness
+
+__all__ = ["Answer", "Recent", "makeRoot"]
+
+log = Logger(namespace="pop3svc")
+
+_TEXT = "text/plain; charset=utf-8"
+# Seconds before a wrong password is refused.
+_REFUSAL_DELAY = 1.0
+
+# A status, the type of the body, and the body.
+Content = tuple[int, str, bytes]
+
+
+class Recent:
+    """
+    Numbers that are collected once for all requests of a second.  A client that asks again and
+    again therefore costs little.
+    """
+
+    # Seconds for which collected numbers are given again.
+    KEPT = 1.0
+
+    def __init__(self, collect: Callable[[], Coroutine[Any, Any, Any]], clock: Any) -> None:
+        self._collect = collect
+        self._clock = clock
+        self._numbers: Any = None
+        self._end = 0.0
+        self._waiting: list[Deferred[Any]] = []
+
+    def get(self) -> Deferred[Any]:
+        """
+        @return: a Deferred of the numbers.
+        """
+        waiter: Deferred[Any] = Deferred(lambda each: self._waiting.remove(each))
+        if self._numbers is not None and self._clock.seconds() < self._end:
+            waiter.callback(self._numbers)
+            return waiter
+        self._waiting.append(waiter)
+        if len(self._waiting) == 1:
+            Deferred.fromCoroutine(self._collect()).addBoth(self._done)
+        return waiter
+
+    def _done(self, numbers: Any) -> None:
+        if not isinstance(numbers, Failure):
+            self._numbers, self._end = numbers, self._clock.seconds() + self.KEPT
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(numbers)
+
+
+class Answer(Resource):
+    """
+    A resource that answers GET and HEAD.  The answer contains nothing from the request.
+    """
+
+    isLeaf = False
+
+    def __init__(
+        self, make: Callable[[], Coroutine[Any, Any, Content]], password: str, clock: Any
+    ) -> None:
+        """
+        @param make: makes the answer.
+        @param password: which a client has to send by HTTP Basic (RFC 7617); empty if it has to
+            send none.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._make = make
+        self._digest = sha256(password.encode("utf-8", "surrogateescape")).digest()
+        self._needsPassword = bool(password)
+        self._clock = clock
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """
+        See L{Resource.getChild}.
+        """
+        return _NOT_FOUND
+
+    def render(self, request: Any) -> int | bytes:
+        """
+        See L{twisted.web.resource.IResource.render}.
+        """
+        if request.method not in (b"GET", b"HEAD"):
+            request.setHeader(b"allow", b"GET, HEAD")
+            return _write(request, (405, _TEXT, b"Only GET and HEAD are possible here.\n"))
+        work: Deferred[Any] = Deferred.fromCoroutine(self._answer(request))
+        request.notifyFinish().addErrback(lambda _: work.cancel())
+        work.addErrback(lambda failure: failure.trap(CancelledError))
+        return NOT_DONE_YET
+
+    def _isAllowed(self, request: Any) -> bool:
+        if not self._needsPassword:
+            return True
+        given = sha256(request.getPassword()).digest()
+        return hmac.compare_digest(given, self._digest)
+
+    async def _answer(self, request: Any) -> None:
+        if not self._isAllowed(request):
+            over: Deferred[None] = Deferred(lambda _: timer.cancel())
+            timer = self._clock.callLater(_REFUSAL_DELAY, over.callback, None)
+            await over
+            request.setHeader(b"www-authenticate", b'Basic realm="pop3svc", charset="UTF-8"')
+            content: Content = (401, _TEXT, b"The password is missing or wrong.\n")
+        else:
+            try:
+                content = await self._make()
+            except Exception:
+                log.failure("cannot answer a request at --web")
+                content = (500, _TEXT, b"The log of the service says what failed.\n")
+        request.write(_write(request, content))
+        request.finish()
+
+
+def _write(request: Any, content: Content) -> bytes:
+    status, kind, body = content
+    request.setResponseCode(status)
+    request.setHeader(b"content-type", kind.encode("ascii"))
+    request.setHeader(b"content-length", b"%d" % len(body))
+    # Instead of the version of Twisted.
+    request.setHeader(b"server", b"pop3svc")
+    request.setHeader(b"x-content-type-options", b"nosniff")
+    return body
+
+
+class _NotFound(Resource):
+    """
+    The answer for a path that does not exist.
+    """
+
+    isLeaf = True
+
+    def render(self, request: Any) -> bytes:
+        return _write(request, (404, _TEXT, b"There is /metrics, /healthz and /readyz.\n"))
+
+
+_NOT_FOUND = _NotFound()  # type: ignore[no-untyped-call]
+
+
+class _Root(Resource):
+    """
+    The root of the port.
+    """
+
+    def getChild(self, path: bytes, request: Any) -> Resource:
+        """
+        See L{Resource.getChild}.
+        """
+        return _NOT_FOUND
+
+
+def makeRoot(service: Any, password: str, clock: Any) -> Resource:
+    """
+    @param service: L{pop3svc.metrics.numbers.ServiceNumbers} or
+        L{pop3svc.metrics.numbers.WorkersNumbers}
+    @param password: for C{/metrics}; empty for none.  Health needs no password, because programs
+        that balance load send none, and it says little.
+    @return: the root of the port, with C{/metrics}, C{/healthz} and C{/readyz}.
+    """
+    recent = Recent(service.collect, clock)
+    last: tuple[Mapping[str, Any] | None, bytes] = (None, b"")
+
+    async def metrics() -> Content:
+        nonlocal last
+        numbers = await recent.get()
+        if last[0] is not numbers:
+            last = numbers, expose(numbers)
+        return 200, CONTENT_TYPE, last[1]
+
+    async def health() -> Content:
+        if service.isAlive:
+            return 200, _TEXT, b"ok\n"
+        return 503, _TEXT, b"no process serves\n"
+
+    async def ready() -> Content:
+        reason = readiness(service, {}) or readiness(service, await recent.get())
+        if reason:
+            return 503, _TEXT, f"not ready: {reason}\n".encode("ascii")
+        return 200, _TEXT, b"ready\n"
+
+    root = _Root()  # type: ignore[no-untyped-call]
+    for path, make, needed in (
+        (b"metrics", metrics, password),
+        (b"healthz", health, ""),
+        (b"readyz", ready, ""),
+    ):
+        root.putChild(path, Answer(make, needed, clock))
+    return root

@@ -1,0 +1,165 @@
+"""
+An HTTP server whose clients cannot hold or exhaust anything.
+
+Each connection carries one request.  The number of connections, the size of a request and the time
+for it are bounded.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any
+
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel
+from twisted.web.server import Request, Site
+
+__all__ = ["BoundedSite"]
+
+
+class _Nowhere(BytesIO):
+    """
+    The body of a request that is too large.
+    """
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+class _Request(Request):
+    """
+    A request whose body is bounded.
+    """
+
+    # Octets of a body.  No resource of this port takes more than a form with a few fields.
+    LARGEST = 65_536
+    isTooLarge = False
+
+    def gotLength(self, length: int | None) -> None:
+        """
+        See L{twisted.web.http.Request.gotLength}.
+        """
+        self.isTooLarge = length is None or length > self.LARGEST
+        self.content = _Nowhere() if self.isTooLarge else BytesIO()
+        if self.isTooLarge:
+            channel: Any = self.channel
+            channel.refuse(b"413 Content Too Large")
+
+    def process(self) -> None:
+        """
+        See L{twisted.web.server.Request.process}.
+        """
+        if not self.isTooLarge:
+            self.responseHeaders.setRawHeaders(b"connection", [b"close"])
+            self.responseHeaders.setRawHeaders(b"cache-control", [b"no-store"])
+            super().process()  # type: ignore[no-untyped-call]
+
+
+class _Channel(HTTPChannel):
+    """
+    A connection that carries one request, and lasts a few seconds.
+    """
+
+    # Octets of the request line and all headers.  Monitoring systems send some hundred.
+    totalHeadersSize = 8192
+    maxHeaders = 50
+    # Seconds from the connection to the end of the answer.  A worker has 5 seconds to answer.
+    LIFE = 10.0
+    _life: Any = None
+
+    def connectionMade(self) -> None:
+        """
+        See L{twisted.internet.protocol.BaseProtocol.connectionMade}.
+        """
+        self._life = self.factory.reactor.callLater(self.LIFE, self.abort)
+        super().connectionMade()  # type: ignore[no-untyped-call]
+
+    def abort(self) -> None:
+        """
+        End the connection at once.
+        """
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def refuse(self, status: bytes) -> None:
+        """
+        Answer without a body, and end the connection.
+
+        @param status: the code and its phrase.
+        """
+        transport: Any = self.transport
+        transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
+        self.loseConnection()  # type: ignore[no-untyped-call]
+
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        """
+        See L{HTTPChannel.checkPersistence}.  An idle connection would take the place of another.
+        """
+        return False
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        See L{twisted.internet.protocol.Protocol.connectionLost}.
+        """
+        if self._life is not None and self._life.active():
+            self._life.cancel()
+        self.factory.channels.pop(self, None)
+        super().connectionLost(reason)  # type: ignore[no-untyped-call]
+
+
+class BoundedSite(Site):
+    """
+    Makes the connections, at most L{MOST} at the same time.  A new connection then takes the place
+    of the oldest one, so that clients that hang cannot keep others away.
+
+    @ivar channels: the connections, the oldest first.
+    """
+
+    noisy = False
+    # Connections at the same time: a few monitoring systems and pages.
+    MOST = 64
+    requestFactory = _Request
+
+    def __init__(self, resource: Any, reactor: Any) -> None:
+        """
+        @param resource: L{twisted.web.resource.IResource}
+        """
+        super().__init__(resource, reactor=reactor, timeout=_Channel.LIFE)  # type: ignore[no-untyped-call]
+        self.protocol: Any = _Channel
+        self.channels: dict[_Channel, None] = {}
+
+    def startFactory(self) -> None:
+        """
+        See L{twisted.internet.protocol.Factory.startFactory}.  There is no access log, and no timer
+        for its dates.
+        """
+
+    def stopFactory(self) -> None:
+        """
+        See L{twisted.internet.protocol.Factory.stopFactory}.
+        """
+
+    def log(self, request: Any) -> None:
+        """
+        Write no access log, because it would contain text from clients.
+        """
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
+        """
+        if len(self.channels) >= self.MOST:
+            oldest = next(iter(self.channels))
+            del self.channels[oldest]
+            oldest.abort()
+        channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]
+        self.channels[channel] = None
+        return channel
+
+    def abortAll(self) -> None:
+        """
+        End all connections.
+        """
+        for each in list(self.channels):
+            each.abort()
