@@ -122,6 +122,9 @@ class Answer(Resource):
         else:
             try:
                 content = await self._make()
+            except CancelledError:
+                # The client is gone.
+                raise
             except Exception:
                 log.failure("cannot answer a request at --web")
                 content = (500, _TEXT, b"The log of the service says what failed.\n")

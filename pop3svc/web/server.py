@@ -50,7 +50,12 @@ class _Request(Request):
         """
         See L{twisted.web.server.Request.process}.
         """
-        if not self.isTooLarge:
+        if self.isTooLarge:
+            return
+        if not self.uri.startswith(b"/"):
+            channel: Any = self.channel
+            channel.refuse(b"400 Bad Request")
+        else:
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])
             self.responseHeaders.setRawHeaders(b"cache-control", [b"no-store"])
             super().process()  # type: ignore[no-untyped-call]
@@ -67,6 +72,7 @@ class _Channel(HTTPChannel):
     # Seconds from the connection to the end of the answer.  A worker has 5 seconds to answer.
     LIFE = 10.0
     _life: Any = None
+    _isRefused = False
 
     def connectionMade(self) -> None:
         """
@@ -88,9 +94,24 @@ class _Channel(HTTPChannel):
 
         @param status: the code and its phrase.
         """
+        self._isRefused = True
         transport: Any = self.transport
         transport.write(b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: 0\r\n\r\n" % status)
         self.loseConnection()  # type: ignore[no-untyped-call]
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{twisted.internet.interfaces.IProtocol.dataReceived}.
+        """
+        if not self._isRefused:
+            super().dataReceived(data)  # type: ignore[no-untyped-call]
+
+    def rawDataReceived(self, data: bytes) -> None:
+        """
+        See L{HTTPChannel.rawDataReceived}.
+        """
+        if not self._isRefused:
+            super().rawDataReceived(data)  # type: ignore[no-untyped-call]
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """
