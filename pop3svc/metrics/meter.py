@@ -21,11 +21,13 @@ from twisted.python.failure import Failure
 from zope.interface.interface import InterfaceClass, Method
 
 from pop3svc import interfaces
+from pop3svc.awaiting import ensureStarted, isAwaitable
 from pop3svc.errors import POP3ResponseError
-from pop3svc.metrics.declarations import BY_NAME, Numbers, key
+from pop3svc.metrics.declarations import BY_NAME, CALL_BUCKETS, Numbers, key
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
+from pop3svc.protocol.remarks import HELD, remarkHeld
 from pop3svc.protocol.replies import Reply
 
 __all__ = ["Histogram", "Meter"]
@@ -75,19 +77,30 @@ class Histogram:
         return [*self.counts, self.total]
 
 
+class _CallHistogram(Histogram):
+    """
+    Counts the calls of one method.
+
+    @ivar faults: how many have failed.
+    """
+
+    __slots__ = ("faults",)
+
+    def __init__(self) -> None:
+        super().__init__("pop3svc_provider_call_seconds")
+        self.faults = 0
+
+
 class _Record(SessionRecord):
     """
     The counters of a session, which are added to those of the process at its end.
     """
 
-    __slots__ = ("_meter",)
-
-    def __init__(self, meter: Meter) -> None:
-        super().__init__()
-        self._meter = meter
+    __slots__ = ()
+    meter: Meter
 
     def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
-        self._meter.ended(self)
+        self.meter.ended(self)
         super().tell(info, tls, now, reason)
 
 
@@ -96,36 +109,42 @@ class _Calls(ProviderCalls):
     Calls to the provider, whose time is measured.
     """
 
-    __slots__ = ("_meter",)
-
-    def __init__(
-        self, connectionID: int, clock: IReactorTime, timeout: float, meter: Meter
-    ) -> None:
-        super().__init__(connectionID, clock, timeout)
-        self._meter = meter
+    __slots__ = ()
+    meter: Meter
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        name = getattr(call, "__name__", "")
-        if name not in _CALLS:
+        # Repeats the method of the base class, and calls no other method of its own, because this
+        # runs some ten times in the shortest session.
+        histogram = self.meter.calls.get(getattr(call, "__name__", ""))
+        if histogram is None:
             return super().start(call, *arguments)
-        began = self._seconds()
+        seconds = self._seconds
+        began = seconds()
         try:
-            answer = super().start(call, *arguments)
+            answer = call(*arguments)
+            if isAwaitable(answer):
+                answer = ensureStarted(answer)
+                if isinstance(answer, Deferred):
+                    return answer.addBoth(self._answered, histogram, began)
         except Exception as error:
-            self._meter.called(name, self._seconds() - began, _isFault(error))
+            histogram.observe(seconds() - began)
+            histogram.faults += _isFault(error)
             raise
-        if isinstance(answer, Deferred):
-            return answer.addBoth(self._answered, name, began)
-        self._meter.called(name, self._seconds() - began, False)
+        finally:
+            took = seconds() - began
+            if took > HELD:
+                remarkHeld(call, took)
+        histogram.counts[bisect_left(CALL_BUCKETS, took)] += 1
+        histogram.total += took
         return answer
 
-    def _answered(self, answer: Any, name: str, began: float) -> Any:
-        isFault = False
+    def _answered(self, answer: Any, histogram: _CallHistogram, began: float) -> Any:
+        histogram.observe(self._seconds() - began)
         if isinstance(answer, Failure):
             error = answer.value
             # A call that is cancelled while the client is there has reached its time limit.
             isFault = not self.isOver if isinstance(error, CancelledError) else _isFault(error)
-        self._meter.called(name, self._seconds() - began, isFault)
+            histogram.faults += isFault
         return answer
 
 
@@ -156,6 +175,11 @@ _RESULTS = {"AUTH": "refused", "IN-USE": "busy", "LOGIN-DELAY": "busy", "SYS/TEM
 class Meter:
     """
     Counts what the sessions of a process do.
+
+    @ivar accepted: how many connections have begun; C{refused}: how many were refused at a limit.
+    @ivar makeRecord: makes the counters of a session.
+    @ivar makeCalls: makes what calls the provider for a session.
+    @ivar calls: the calls of each method.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -164,25 +188,15 @@ class Meter:
         # Sums of the sessions that have ended.
         self.messages = self.messageOctets = self.deleted = self.octets = 0
         self._commands: dict[str, Histogram] = {}
-        self._calls = {name: Histogram("pop3svc_provider_call_seconds") for name in _CALLS}
-        self._faults: Counter[str] = Counter()
+        self.calls = {name: _CallHistogram() for name in _CALLS}
         self._logins: Counter[tuple[str, str]] = Counter()
         self._wakes = Counter({"new": 0, "none": 0, "refused": 0})
         self._delay = Histogram("pop3svc_reactor_delay_seconds")
+        # Classes with this meter, because an attribute of each session would cost memory and time.
+        self.makeRecord = type("Record", (_Record,), {"__slots__": (), "meter": self})
+        self.makeCalls = type("Calls", (_Calls,), {"__slots__": (), "meter": self})
 
     # --- what is replaced -------------------------------------------------------------
-
-    def began(self, session: Any) -> None:
-        """
-        Count a new connection, and what its session does.
-
-        @param session: L{pop3svc.protocol.session.Session}, before its first command.
-        """
-        self.accepted += 1
-        session.record = _Record(self)
-        session.calls = _Calls(
-            session.info.connectionID, session.calls.clock, session.calls.timeout, self
-        )
 
     def commands(self, commands: Mapping[str, Command]) -> dict[str, Command]:
         """
@@ -206,7 +220,6 @@ class Meter:
     def _measured(self, run: Run, histogram: Histogram) -> Callable[..., Awaitable[Reply]]:
         # Local names and no call of observe(), because this runs once for each command.
         seconds, counts = self._seconds, histogram.counts
-        bounds = BY_NAME["pop3svc_command_seconds"].buckets
 
         @wraps(run)
         async def measured(*arguments: Any) -> Reply:
@@ -216,7 +229,7 @@ class Meter:
                 return answer if isinstance(answer, Reply) else await answer
             finally:
                 took = seconds() - began
-                counts[bisect_left(bounds, took)] += 1
+                counts[bisect_left(CALL_BUCKETS, took)] += 1
                 histogram.total += took
 
         return measured
@@ -300,14 +313,6 @@ class Meter:
         self.deleted += record.messagesDeleted
         self.octets += record.octetsSent
 
-    def called(self, name: str, seconds: float, isFault: bool) -> None:
-        """
-        Count a call to the provider.
-        """
-        self._calls[name].observe(seconds)
-        if isFault:
-            self._faults[name] += 1
-
     def timer(self, clock: IReactorTime) -> TimerService:
         """
         @return: a service that measures how late a timer of each second is.
@@ -339,10 +344,10 @@ class Meter:
         }
         for verb, histogram in self._commands.items():
             found[key("pop3svc_command_seconds", verb)] = histogram.numbers()
-        for name, histogram in self._calls.items():
-            if any(histogram.counts):
-                found[key("pop3svc_provider_call_seconds", name)] = histogram.numbers()
-                found[key("pop3svc_provider_faults_total", name)] = self._faults[name]
+        for name, calls in self.calls.items():
+            if any(calls.counts):
+                found[key("pop3svc_provider_call_seconds", name)] = calls.numbers()
+                found[key("pop3svc_provider_faults_total", name)] = calls.faults
         for (mechanism, result), count in self._logins.items():
             found[key("pop3svc_logins_total", mechanism, result)] = count
         for activity, count in self._wakes.items():

@@ -260,6 +260,8 @@ class Session:
         throttle: Any = None,
         acquireSlot: Callable[[str, bool], Callable[[bool], object]] = _admitAll,
         secret: bytes = b"",
+        makeRecord: Callable[[], SessionRecord] = SessionRecord,
+        makeCalls: Callable[[int, IReactorTime, float], ProviderCalls] = ProviderCalls,
     ) -> None:
         """
         @param commands: every L{pop3svc.protocol.dispatch.Command} of the service, for CAPA.
@@ -272,6 +274,8 @@ class Session:
             sessions, or the user logs in again too soon.  Otherwise it returns a function.  The
             session calls that function once, when it falls asleep or ends.  The argument says
             whether the login succeeded.
+        @param makeRecord: L{SessionRecord}, or a subclass that also counts for the whole service.
+        @param makeCalls: L{ProviderCalls}, or a subclass that also measures.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -279,8 +283,8 @@ class Session:
         self.commands = commands
         self.mechanisms = mechanisms
         self.mayStartTLS = mayStartTLS
-        self.calls = ProviderCalls(info.connectionID, clock, policy.answerTimeout)
-        self.record = SessionRecord()
+        self.calls = makeCalls(info.connectionID, clock, policy.answerTimeout)
+        self.record = makeRecord()
         self._acquireSlot = acquireSlot
         self._releaseSlot: Callable[[bool], object] | None = None
         self._isIn = False

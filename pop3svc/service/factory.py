@@ -23,6 +23,8 @@ from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
 from pop3svc.protocol.connection import Limits, POP3Connection
 from pop3svc.protocol.dispatch import Command
+from pop3svc.protocol.providercalls import ProviderCalls
+from pop3svc.protocol.record import SessionRecord
 from pop3svc.protocol.sasl import MECHANISMS, Mechanism
 from pop3svc.protocol.session import ConnectionInfo, Session
 from pop3svc.service.admission import Admission
@@ -210,7 +212,10 @@ class POP3Factory(ServerFactory):
             if found is not None:
                 keepAlive(found, self.policy)
         info = ConnectionInfo(next(_connectionIDs), address, isTLS(transport))
-        session = Session(
+        meter = self._meter
+        if meter is not None:
+            meter.accepted += 1
+        return Session(
             info,
             self.provider,
             policy,
@@ -221,10 +226,9 @@ class POP3Factory(ServerFactory):
             throttle=self.throttle,
             acquireSlot=self.admission.acquireSlot,
             secret=self._secret,
+            makeRecord=SessionRecord if meter is None else meter.makeRecord,
+            makeCalls=ProviderCalls if meter is None else meter.makeCalls,
         )
-        if self._meter is not None:
-            self._meter.began(session)
-        return session
 
     def _ended(self, connection: POP3Connection) -> None:
         if connection not in self.connections:

@@ -111,7 +111,7 @@ class _Channel(HTTPChannel):
         See L{HTTPChannel.rawDataReceived}.
         """
         if not self._isRefused:
-            super().rawDataReceived(data)  # type: ignore[no-untyped-call]
+            super().rawDataReceived(data)
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """

@@ -208,6 +208,29 @@ def test_faults(answer: Exception, isFault: bool) -> None:
         assert took == (3 if isLater else 0)
 
 
+class Coroutines(MemoryProvider):
+    """
+    A provider whose coroutine ends at once.
+    """
+
+    async def authenticate(self, info: Any, username: str, password: str) -> Any:  # type: ignore[override]
+        if password == "fault":
+            raise RuntimeError()
+        return super().authenticate(info, username, password)
+
+
+def test_coroutines() -> None:
+    metered = Metered(Coroutines({"alice": "secret"}, []))
+    metered.connect().logIn()
+    assert metered.count("pop3svc_provider_call_seconds", "authenticate") == 1
+    assert metered.all("pop3svc_provider_faults_total") == {}
+    client = metered.connect()
+    client.say(b"USER alice")
+    client.say(b"PASS fault")
+    assert metered.count("pop3svc_provider_call_seconds", "authenticate") == 2
+    assert metered.all("pop3svc_provider_faults_total") == {"authenticate": 1}
+
+
 def test_aCallThatIsLate() -> None:
     metered, provider = failing()
     provider.answer = Deferred()
