@@ -10,18 +10,34 @@ import socket
 import stat
 import time
 from collections import deque
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Protocol
 
-from twisted.logger import ILogObserver, LogEvent, formatEvent
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from zope.interface import implementer
 
-__all__ = ["FileSink", "Log", "Sink", "StreamSink", "SyslogSink", "cut", "escaped", "eventText"]
+__all__ = [
+    "FileSink",
+    "Form",
+    "Log",
+    "Sink",
+    "StreamSink",
+    "SyslogSink",
+    "TextForm",
+    "cut",
+    "escaped",
+    "eventText",
+    "priorityOf",
+    "tracebackOf",
+]
 
 # Most characters of a line.  A longer line is a bug, or an attempt to fill the disk.
 _LONGEST = 8000
 # Octets of a syslog datagram; rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
+# The priorities of the levels (RFC 5424 section 6.2.1).
+_PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 # Octets that a write to a pipe writes completely or not at all (POSIX: at least 512).
 _AT_ONCE = 512
 
@@ -78,12 +94,70 @@ def eventText(event: LogEvent) -> list[str]:
         return []
     lines = [f"[{_system(event)}] {escaped(cut(text.rstrip()))}"]
     if failure is not None:
-        try:
-            traceback = failure.getTraceback()
-        except Exception as error:
-            traceback = f"(cannot format the traceback: {type(error).__name__})"
-        lines += [f"\t| {escaped(cut(each))}" for each in traceback.rstrip().split("\n")]
+        traceback = tracebackOf(failure)
+        lines += [f"\t| {escaped(cut(each))}" for each in traceback.split("\n")]
     return lines
+
+
+def tracebackOf(failure: Any) -> str:
+    """
+    @param failure: C{log_failure} of an event.
+    @return: the traceback, or the reason why it cannot be formatted.
+    """
+    try:
+        traceback: str = failure.getTraceback()
+    except Exception as error:
+        return f"(cannot format the traceback: {type(error).__name__})"
+    return traceback.rstrip()
+
+
+def priorityOf(event: LogEvent) -> int:
+    """
+    @return: the priority of an event (RFC 5424 section 6.2.1): 7 for debug to 2 for critical.
+    """
+    return _PRIORITIES.get(getattr(event.get("log_level"), "name", ""), 6)
+
+
+# Makes the lines of an event, each with its LF.  An event that is not to be written has no lines.
+Form = Callable[[LogEvent], list[bytes]]
+
+
+class TextForm:
+    """
+    Makes lines of text; see L{eventText}.
+    """
+
+    def __init__(self, hasTime: bool = True, hasPriority: bool = False) -> None:
+        """
+        @param hasTime: whether the first line of each event begins with the time.
+        @param hasPriority: whether each line begins with a priority such as C{<6>}, which the
+            journal of systemd takes from the line (sd-daemon(3)).
+        """
+        self._hasTime = hasTime
+        self._hasPriority = hasPriority
+        # The second of the last event, and its text.
+        self._last = -1, ""
+
+    def __call__(self, event: LogEvent) -> list[bytes]:
+        """
+        @return: the lines of the event.
+        """
+        lines = eventText(event)
+        if not lines:
+            return []
+        if self._hasTime:
+            lines[0] = f"{self._timeOf(event)} {lines[0]}"
+        head = b"<%d>" % priorityOf(event) if self._hasPriority else b""
+        return [head + each.encode("utf-8", "backslashreplace") + b"\n" for each in lines]
+
+    def _timeOf(self, event: LogEvent) -> str:
+        second = int(event.get("log_time") or time.time())
+        # One assignment, because events come from all threads.
+        before, text = self._last
+        if second != before:
+            text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
+            self._last = second, text
+        return text
 
 
 class Sink(Protocol):
@@ -249,6 +323,19 @@ class SyslogSink:
             before.close()
 
 
+def _lossOf(count: int) -> LogEvent:
+    """
+    @return: the event that says how many lines were dropped.
+    """
+    return {
+        "log_format": "dropped {count} lines that could not be written",
+        "log_namespace": "pop3svc",
+        "log_level": LogLevel.error,
+        "log_time": time.time(),
+        "count": count,
+    }
+
+
 @implementer(ILogObserver)
 class Log:
     """
@@ -262,12 +349,14 @@ class Log:
     # Seconds until the next attempt to write, if no event triggers one before.
     AGAIN = 1.0
 
-    def __init__(self, sink: Sink, reactor: Any = None) -> None:
+    def __init__(self, sink: Sink, reactor: Any = None, form: Form | None = None) -> None:
         """
         @param reactor: schedules attempts to write the buffer.  Without a reactor, only the next
             event triggers an attempt.
+        @param form: makes the lines of an event; text if not given.
         """
         self._sink = sink
+        self._form: Form = TextForm(sink.hasTime) if form is None else form
         self._reactor = reactor
         # Events come from all threads.
         self._lock = Lock()
@@ -275,27 +364,16 @@ class Log:
         self._held = 0
         self._dropped = 0
         self._tries = False
-        self._second, self._time = -1, ""
 
     def __call__(self, event: LogEvent) -> None:
         """
         See L{ILogObserver}.
         """
-        lines = eventText(event)
-        if not lines:
-            return
-        with self._lock:
-            if self._sink.hasTime:
-                lines[0] = f"{self._timeOf(event)} {lines[0]}"
-            for each in lines:
-                self._put(each.encode("utf-8", "backslashreplace") + b"\n")
-
-    def _timeOf(self, event: LogEvent) -> str:
-        second = int(event.get("log_time") or time.time())
-        if second != self._second:
-            self._second = second
-            self._time = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
-        return self._time
+        lines = self._form(event)
+        if lines:
+            with self._lock:
+                for each in lines:
+                    self._put(each)
 
     def _put(self, line: bytes) -> None:
         if self._waiting:
@@ -335,11 +413,9 @@ class Log:
             waiting.popleft()
             if not waiting and self._dropped:
                 lost, self._dropped = self._dropped, 0
-                text = f"[pop3svc#error] dropped {lost} lines that could not be written\n"
-                if self._sink.hasTime:
-                    text = f"{self._timeOf({})} {text}"
-                waiting.append(text.encode("ascii"))
-                self._held += len(text)
+                for each in self._form(_lossOf(lost)):
+                    waiting.append(each)
+                    self._held += len(each)
 
     def _tryAgain(self) -> None:
         if self._reactor is None or self._tries:

@@ -33,6 +33,7 @@ RANKS = {
     "fileuser": 0,
     "listings": 0,
     "logs": 0,
+    "logrecords": 1,
     "timing": 0,
     "drivers": 0,
     "health": 0,

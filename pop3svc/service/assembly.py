@@ -34,6 +34,7 @@ from pop3svc.interfaces import (
     IReloading,
     IVerifierAdding,
 )
+from pop3svc.logrecords import JournalLog
 from pop3svc.logs import Log
 from pop3svc.metrics.meter import Meter
 from pop3svc.metrics.numbers import ProcessNumbers, ServiceNumbers, WorkersNumbers
@@ -191,13 +192,13 @@ class Assembly:
 
     # --- parts --------------------------------------------------------------------
 
-    def _log(self) -> Log | None:
+    def _log(self) -> Log | JournalLog | None:
         """
         @return: the log that twistd's options name.  A worker uses the log of its parent.
         """
         if self._shared is not None or self._twistd is None:
             return None
-        return makeLog(self._twistd, self._reactor, self._owner)
+        return makeLog(self._twistd, self._reactor, self._owner, self.settings.logFormat)
 
     def _provider(self) -> Any:
         """
@@ -477,7 +478,9 @@ class Assembly:
             return self._serving(service)
         return self._supervising(service, known, observer, opener)
 
-    def _service(self, provider: Any, known: KnownNetworks, observer: Log | None) -> POP3Service:
+    def _service(
+        self, provider: Any, known: KnownNetworks, observer: Log | JournalLog | None
+    ) -> POP3Service:
         throttle = self._throttle(known)
         state = self._storage.state()
         secret = None if state is None else state.secret("scram")
@@ -620,7 +623,7 @@ class Assembly:
         self,
         service: POP3Service,
         known: KnownNetworks,
-        observer: Log | None,
+        observer: Log | JournalLog | None,
         opener: Opener | None,
     ) -> Supervisor:
         supervisor = Supervisor(

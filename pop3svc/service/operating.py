@@ -17,7 +17,8 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
 from pop3svc.awaiting import maybeAwait
-from pop3svc.logs import FileSink, Log, Sink, StreamSink, SyslogSink, escaped
+from pop3svc.logrecords import JournalLog, isJournal, jsonLine
+from pop3svc.logs import FileSink, Form, Log, Sink, StreamSink, SyslogSink, TextForm, escaped
 
 if TYPE_CHECKING:
     from pop3svc.service.notifying import Notifier
@@ -29,22 +30,32 @@ log = Logger(namespace="pop3svc")
 _STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
-def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | None) -> Log | None:
+def makeLog(
+    twistd: Mapping[str, Any],
+    reactor: Any,
+    owner: tuple[int, int] | None,
+    form: str = "text",
+) -> Log | JournalLog | None:
     """
     Open the log that twistd's options name.  Unlike twistd's own log, this log is written in append
     mode, can be reopened, and never waits for its reader.
 
     @param twistd: twistd's options.
     @param owner: user and group of a new file.
+    @param form: the setting C{log-format}: text, json or journal.  Text for a stream to the journal
+        of systemd has priorities.
     @return: L{None} if C{--logger} names an observer.
     @raise ValueError: a sentence for the operator.
     """
     if twistd.get("logger"):
+        if form != "text":
+            raise ValueError(f"--log-format {form}: it cannot be combined with --logger")
         return None
     name, isDaemon = twistd.get("logfile"), not twistd.get("nodaemon")
     if not name:
         name = "twistd.log" if isDaemon else "-"
     sink: Sink
+    isPlain = True
     try:
         if twistd.get("syslog"):
             sink = SyslogSink(twistd.get("prefix") or "pop3svc")
@@ -53,11 +64,14 @@ def makeLog(twistd: Mapping[str, Any], reactor: Any, owner: tuple[int, int] | No
                 raise ValueError(f"--logfile {name}: a daemon has no standard output; use -n")
             sys.stdout.flush()
             sink = StreamSink(_STREAMS[name])
+            isPlain = not isJournal(_STREAMS[name])
         else:
             sink = FileSink(name, owner)
     except OSError as error:
         raise ValueError(f"--logfile {name}: {error.strerror}")
-    return Log(sink, reactor)
+    lines: Form = TextForm(sink.hasTime, hasPriority=not isPlain)
+    made = Log(sink, reactor, jsonLine if form == "json" else lines)
+    return JournalLog(made) if form == "journal" else made
 
 
 def giveUp(reactor: Any, sentence: str) -> None:
@@ -122,7 +136,7 @@ class Operated(MultiService):
     @ivar notifier: tells systemd about the service; L{None} if systemd has not asked.
     """
 
-    def __init__(self, observer: Log | None = None) -> None:
+    def __init__(self, observer: Log | JournalLog | None = None) -> None:
         """
         @param observer: the log, or L{None} to leave twistd's log.
         """

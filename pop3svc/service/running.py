@@ -21,6 +21,7 @@ from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.files import disk, longWork
 from pop3svc.interfaces import IHousekeeping
+from pop3svc.logrecords import JournalLog
 from pop3svc.logs import Log
 from pop3svc.service.accepting import AcceptLimiter, raiseLimit
 from pop3svc.service.factory import POP3Factory
@@ -53,7 +54,7 @@ class POP3Service(Operated):
         factory: POP3Factory,
         throttle: SharedThrottle,
         takesTurns: bool = False,
-        observer: Log | None = None,
+        observer: Log | JournalLog | None = None,
     ) -> None:
         """
         @param throttle: counts failed logins.

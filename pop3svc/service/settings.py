@@ -329,6 +329,14 @@ SERVICE = (
         isOption=False,
     ),
     Setting(
+        "log-format",
+        _choice("text", "json", "journal"),
+        "Form of the log: text, json (one object in each line), or journal (fields for the journal "
+        "of systemd; default: text).",
+        "text",
+        "People read text, and fail2ban does.",
+    ),
+    Setting(
         "workers",
         _wholeNumber(1, 999),
         "Number of worker processes (default: 1).",
@@ -554,6 +562,7 @@ class Settings:
     admin: str | None = None
     web: str | None = None
     webPassword: str | None = None
+    logFormat: str = "text"
     workers: int = 1
     certificate: str | None = None
     privateKey: str | None = None
@@ -627,17 +636,8 @@ class Settings:
 
 # Settings that the parent of workers uses itself: its ports, its certificates and its files.
 _OF_PARENT = (
-    *(
-        "data",
-        "admin",
-        "web",
-        "webPassword",
-        "workers",
-        "certificate",
-        "privateKey",
-        "clientCa",
-        "clientName",
-    ),
+    *("data", "admin", "web", "webPassword", "logFormat", "workers"),
+    *("certificate", "privateKey", "clientCa", "clientName"),
     *("lmtp", "lmtpMode", "listeners"),
 )
 # Settings of the service that are fields of the policy.

@@ -29,6 +29,7 @@ from zope.interface import implementer
 
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.admin.workers import Asked
+from pop3svc.logrecords import JournalLog
 from pop3svc.logs import Log
 from pop3svc.policy import Policy
 from pop3svc.service.notifying import VARIABLES
@@ -357,7 +358,7 @@ class Supervisor(Operated):
         shared: Shared,
         certificates: Callable[[], list[tuple[bytes, ...]]],
         config: Callable[[], str | None],
-        observer: Log | None = None,
+        observer: Log | JournalLog | None = None,
         opener: Opener | None = None,
     ) -> None:
         """

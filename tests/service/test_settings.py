@@ -183,6 +183,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("data = 1", "data: must be a string"),
         ("private-key = 'x'", "private-key requires certificate"),
         ("lmtp = 'tcp:24'", "lmtp: must be an array"),
+        ("log-format = 'xml'", "log-format: must be one of text, json, journal"),
         ("lmtp-mode = 660", "lmtp-mode: must be an octal mode"),
         ("lmtp-mode = '888'", "lmtp-mode: must be an octal mode"),
         ("recipient-delimiter = 'ab'", "recipient-delimiter: must be up to three characters"),

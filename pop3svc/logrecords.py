@@ -1,0 +1,239 @@
+"""
+Write log events as JSON lines, or as records of the journal of systemd.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import socket
+import stat
+import struct
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
+
+from twisted.logger import ILogObserver, LogEvent, formatEvent
+from zope.interface import implementer
+
+from pop3svc.logs import Log, cut, eventText, priorityOf, tracebackOf
+
+__all__ = ["JOURNAL", "JournalLog", "isJournal", "journalRecord", "jsonLine"]
+
+# The socket of the journal of systemd.
+JOURNAL = "/run/systemd/journal/socket"
+# Most characters of a field and of a traceback.  A longer value is a bug, or an attempt to fill the
+# disk; the largest datagram of a UNIX socket has some 200,000 octets.
+_LONGEST_FIELD, _LONGEST_TRACEBACK = 1000, 40_000
+# Fields of an event of the service that say what the record has elsewhere.
+_TOLD = frozenset(["pop3Event", "summary", "worker"])
+# Octets that are not UTF-8 ("surrogateescape").
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_UPPER = re.compile("(?<=[a-z0-9])(?=[A-Z])")
+
+
+def _clean(text: str) -> str:
+    """
+    @return: the text without surrogates, which are no characters, so that many programs refuse
+        them.
+    """
+    if text.isascii():
+        return text
+    return _SURROGATES.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", text)
+
+
+def _bounded(text: str, longest: int = _LONGEST_FIELD) -> str:
+    return _clean(text if len(text) <= longest else f"{text[:longest]}...")
+
+
+def _fieldsOf(event: LogEvent) -> Iterator[tuple[str, Any]]:
+    """
+    @return: names and values of the plain fields of an event of the service (docs/events).
+    """
+    if "pop3Event" not in event:
+        return
+    for key, value in event.items():
+        if key.startswith("log_") or key in _TOLD:
+            continue
+        if isinstance(value, str):
+            yield key, _bounded(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            # JSON has no such number.
+            yield key, str(value)
+        elif value is None or isinstance(value, int | float):
+            yield key, value
+
+
+def _timeOf(event: LogEvent) -> str:
+    """
+    @return: the time of an event in UTC (RFC 3339).
+    """
+    when = datetime.fromtimestamp(event.get("log_time") or time.time(), UTC)
+    return f"{when.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+
+
+def jsonLine(event: LogEvent) -> list[bytes]:
+    """
+    Make one JSON object of an event, in ASCII: C{time}, C{level}, C{namespace}, C{event},
+    C{worker}, C{text}, the plain fields of an event of the service, C{traceback}.  Keys without a
+    value are left out, except for fields of the event.  The first keys always have this order.
+
+    @return: one line; none if the event has neither a text nor a name nor a traceback.
+    """
+    text = formatEvent(event)
+    failure = event.get("log_failure")
+    if not text and failure is None and "pop3Event" not in event:
+        return []
+    record: dict[str, Any] = {
+        "time": _timeOf(event),
+        "level": getattr(event.get("log_level"), "name", "info"),
+        "namespace": _bounded(str(event.get("log_namespace", "-"))),
+    }
+    if "pop3Event" in event:
+        record["event"] = _bounded(str(event["pop3Event"]))
+    if "worker" in event:
+        record["worker"] = event["worker"]
+    if text:
+        record["text"] = _clean(cut(text.rstrip()))
+    for key, value in _fieldsOf(event):
+        record.setdefault(key, value)
+    if failure is not None:
+        record["traceback"] = _bounded(tracebackOf(failure), _LONGEST_TRACEBACK)
+    return [json.dumps(record, default=str).encode("ascii") + b"\n"]
+
+
+# --- the journal ----------------------------------------------------------------------
+
+
+def isJournal(descriptor: int, environment: Mapping[str, str] = os.environ) -> bool:
+    """
+    @return: whether a descriptor is the stream to the journal that systemd has opened
+        (JOURNAL_STREAM in systemd.exec(5)).
+    """
+    device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return stat.S_ISSOCK(found.st_mode) and (device, inode) == (
+        str(found.st_dev),
+        str(found.st_ino),
+    )
+
+
+def _entry(name: str, value: str) -> bytes:
+    """
+    @return: a field in the form of the journal's native protocol.  A value with a line end has its
+        length in front.
+    """
+    data = value.encode("utf-8", "backslashreplace")
+    if b"\n" in data:
+        return name.encode("ascii") + b"\n" + struct.pack("<Q", len(data)) + data + b"\n"
+    return name.encode("ascii") + b"=" + data + b"\n"
+
+
+def _nameOf(key: str) -> str:
+    """
+    @return: the journal's name of a field: C{clientIP} is C{POP3SVC_CLIENT_IP}.
+    """
+    name = re.sub("[^A-Z0-9_]", "_", _UPPER.sub("_", key).upper())
+    return f"POP3SVC_{name}"[:64]
+
+
+def journalRecord(event: LogEvent) -> bytes:
+    """
+    Make a record of the journal's native protocol.  C{MESSAGE} is the line of the text format
+    without its time, so that the same filters match it.
+
+    @return: the datagram; empty if the event is not to be written.
+    """
+    lines = eventText(event)
+    fields = list(_fieldsOf(event))
+    if not lines and not fields:
+        return b""
+    failure = event.get("log_failure")
+    name = event.get("pop3Event")
+    parts = [
+        _entry("MESSAGE", lines[0] if lines else f"[pop3svc] {name}"),
+        _entry("PRIORITY", str(priorityOf(event))),
+        _entry("SYSLOG_IDENTIFIER", "pop3svc"),
+        _entry("SYSLOG_FACILITY", "2"),
+    ]
+    if name is not None:
+        parts.append(_entry("POP3SVC_EVENT", _bounded(str(name))))
+    if "worker" in event:
+        parts.append(_entry("POP3SVC_WORKER", str(event["worker"])))
+    parts += [
+        _entry(_nameOf(key), str(int(value)) if isinstance(value, bool) else str(value))
+        for key, value in fields
+        if value is not None
+    ]
+    if failure is not None:
+        traceback = _bounded(tracebackOf(failure), _LONGEST_TRACEBACK)
+        parts.append(_entry("POP3SVC_TRACEBACK", traceback))
+    return b"".join(parts)
+
+
+@implementer(ILogObserver)
+class JournalLog:
+    """
+    An observer that sends events to the journal of systemd.  While the journal does not take a
+    record, because its socket is away or full, the events go to another log.
+    """
+
+    def __init__(self, otherwise: Log, path: str = JOURNAL) -> None:
+        """
+        @param otherwise: the log for events that the journal does not take.
+        @param path: of the journal's socket.
+        """
+        self._otherwise = otherwise
+        self._path = path
+        self._socket: socket.socket | None = None
+        # Events come from all threads.
+        self._lock = Lock()
+
+    def __call__(self, event: LogEvent) -> None:
+        """
+        See L{ILogObserver}.
+        """
+        record = journalRecord(event)
+        if not record:
+            return
+        with self._lock:
+            wasSent = self._send(record)
+        if not wasSent:
+            self._otherwise(event)
+
+    def _send(self, record: bytes) -> bool:
+        # Twice, because the journal may have been restarted.
+        for _ in range(2):
+            try:
+                if self._socket is None:
+                    self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                    self._socket.connect(self._path)
+                self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+                return True
+            except BlockingIOError:
+                return False
+            except OSError:
+                self._close()
+        return False
+
+    def _close(self) -> None:
+        before, self._socket = self._socket, None
+        if before is not None:
+            before.close()
+
+    def reopen(self) -> None:
+        """
+        Connect to the journal again, and reopen the other log.
+
+        @raise OSError: the other log cannot be opened; see L{pop3svc.logs.Sink.reopen}.
+        """
+        with self._lock:
+            self._close()
+        self._otherwise.reopen()
