@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 from pop3svc.admin.operations import OperationError
 
-__all__ = ["NotRunning", "ask"]
+__all__ = ["NotRunning", "ask", "follow"]
 
 # Seconds that a service has to answer, and the most octets of its answer: a description of each of
 # 100,000 sessions.
@@ -33,23 +34,12 @@ def ask(path: str, name: str, **arguments: str) -> Any:
     @raise NotRunning: no service runs there, or it does not answer in time.
     @raise OperationError: the service refuses; one sentence.
     """
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_PATIENCE)
-    try:
-        with connection:
-            connection.connect(path)
-            request = {"do": name, "arguments": arguments}
-            connection.sendall(json.dumps(request).encode("ascii") + b"\n")
-            answer = _read(connection)
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise NotRunning(f"no service runs with the admin socket {path}")
-    except PermissionError:
-        raise NotRunning(f"{path}: only the user of the service and root may ask it")
-    except TimeoutError:
-        raise NotRunning(f"{path}: the service does not answer")
-    except OSError as error:
-        raise NotRunning(f"{path}: {error.strerror or error}")
     items: list[Any] = []
+    try:
+        with _asking(path, name, arguments) as connection:
+            answer = _read(connection)
+    except OSError as error:
+        raise _notRunning(path, error)
     value: dict[str, Any] = {}
     try:
         for line in answer.splitlines():
@@ -57,11 +47,67 @@ def ask(path: str, name: str, **arguments: str) -> Any:
             items += value.get("items", [])
     except ValueError:
         value = {}
+    result = _resultOf(path, value)
+    return items if result is None else result
+
+
+def follow(path: str, name: str, **arguments: str) -> Iterator[Any]:
+    """
+    Ask a service to carry out an operation, and take the items of its answer as they come.  This
+    blocks.
+
+    @return: yields each item.
+    @raise NotRunning: see L{ask}.
+    @raise OperationError: see L{ask}.
+    """
+    value: dict[str, Any] = {}
+    try:
+        with _asking(path, name, arguments) as connection, connection.makefile("rb") as lines:
+            for line in lines:
+                value = json.loads(line)
+                yield from value.get("items", ())
+    except OSError as error:
+        raise _notRunning(path, error)
+    except ValueError:
+        value = {}
+    _resultOf(path, value)
+
+
+def _asking(path: str, name: str, arguments: dict[str, str]) -> socket.socket:
+    """
+    @return: a connection that has sent the request.
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.settimeout(_PATIENCE)
+        connection.connect(path)
+        request = {"do": name, "arguments": arguments}
+        connection.sendall(json.dumps(request).encode("ascii") + b"\n")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _notRunning(path: str, error: OSError) -> NotRunning:
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return NotRunning(f"no service runs with the admin socket {path}")
+    if isinstance(error, PermissionError):
+        return NotRunning(f"{path}: only the user of the service and root may ask it")
+    if isinstance(error, TimeoutError):
+        return NotRunning(f"{path}: the service does not answer")
+    return NotRunning(f"{path}: {error.strerror or error}")
+
+
+def _resultOf(path: str, value: dict[str, Any]) -> Any:
+    """
+    @param value: the last line of an answer.
+    """
     if "error" in value:
         raise OperationError(value["error"])
     if "result" not in value:
         raise NotRunning(f"{path}: the service has ended the connection before its answer")
-    return items if value["result"] is None else value["result"]
+    return value["result"]
 
 
 def _read(connection: socket.socket) -> bytes:

@@ -44,10 +44,12 @@ class Operation:
 
     @ivar required: the names of arguments that it needs.
     @ivar optional: the names of further arguments.
+    @ivar isLasting: whether its answer goes on for as long as the operation says.
     """
 
     required: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    isLasting: bool = False
 
 
 # Every operation by name.  All arguments are strings.
@@ -61,6 +63,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "reload": Operation(),
     "drain": Operation(),
     "metrics": Operation(),
+    "trace": Operation(required=("target",), optional=("seconds",), isLasting=True),
 }
 
 
@@ -140,15 +143,18 @@ class ProcessOperations:
         clock: Any,
         worker: int = 0,
         numbers: Any = None,
+        traces: Any = None,
     ) -> None:
         """
         @param service: L{pop3svc.service.running.POP3Service}
         @param parts: returns further facts for C{status}.
         @param worker: the number of this worker; 0 without workers.
         @param numbers: L{pop3svc.metrics.numbers.ProcessNumbers}; L{None} if nothing is counted.
+        @param traces: L{pop3svc.admin.traces.Traces}
         """
         self._numbers = numbers
         self._service = service
+        self._traces = traces
         self._parts = parts
         self._clock = clock
         self._worker = worker
@@ -164,6 +170,8 @@ class ProcessOperations:
         """
         if name == "who":
             return await self._who(send, **arguments)
+        if name == "trace":
+            return await self._trace(send, **arguments)
         method: Callable[..., Eventual[Any]] = getattr(self, f"_{name}")
         result = method(**arguments)
         return await result if isAwaitable(result) else result
@@ -182,6 +190,11 @@ class ProcessOperations:
             ]
             if sessions:
                 send(sessions)
+
+    async def _trace(self, send: Send, target: str, seconds: str | None = None) -> None:
+        if not isAddress(target):
+            target = self._prepared(target)
+        await self._traces.run(send, target, seconds)
 
     def _prepared(self, user: str) -> str:
         """

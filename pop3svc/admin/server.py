@@ -17,13 +17,14 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IReactorUNIX
+from twisted.internet.interfaces import IAddress, IPushProducer, IReactorUNIX
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.basic import LineReceiver
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
-from pop3svc.admin.operations import Handler, OperationError, checkArguments
+from pop3svc.admin.operations import OPERATIONS, Handler, OperationError, checkArguments
 
 __all__ = ["AdminFactory", "AdminSocket"]
 
@@ -44,19 +45,25 @@ def _isAllowed(transport: Any) -> bool:
     return uid in (0, os.geteuid())
 
 
+@implementer(IPushProducer)
 class AdminProtocol(LineReceiver):
     """
-    One request of the operator.
+    One request of the operator.  A client of a lasting operation that does not read is dropped.
     """
 
     delimiter = b"\n"
     # No request is longer than a name and an operation.
     MAX_LENGTH = 4096
+    # Octets that wait for a client of a lasting operation.  A terminal that is stopped for some
+    # seconds loses nothing.
+    BOUND = 1_048_576
 
     def __init__(self, factory: AdminFactory) -> None:
         self._factory = factory
         self._running: Deferred[Any] | None = None
         self._timer: Any = None
+        self._isPaused = self._isLasting = False
+        self._held = 0
 
     def connectionMade(self) -> None:
         """
@@ -95,6 +102,8 @@ class AdminProtocol(LineReceiver):
                 raise OperationError("The request must be a JSON object.")
             name = request.get("do")
             arguments = checkArguments(name, request.get("arguments", {}))
+            if OPERATIONS[str(name)].isLasting:
+                self._last()
             result = await self._factory.handler.do(str(name), arguments, self._sendItems)
             self._end({"result": result})
         except OperationError as error:
@@ -103,9 +112,42 @@ class AdminProtocol(LineReceiver):
             log.failure("an operation of the admin socket failed")
             self._end({"error": "The operation failed; the log of the service says why."})
 
+    def _last(self) -> None:
+        """
+        Answer for as long as the operation says.  Only its own limit ends it.
+        """
+        transport: Any = self.transport
+        self._timer.cancel()
+        self._isLasting = True
+        transport.registerProducer(self, True)
+
+    def pauseProducing(self) -> None:
+        """
+        See L{IPushProducer.pauseProducing}.
+        """
+        self._isPaused = True
+
+    def resumeProducing(self) -> None:
+        """
+        See L{IPushProducer.resumeProducing}.
+        """
+        self._isPaused, self._held = False, 0
+
+    def stopProducing(self) -> None:
+        """
+        See L{twisted.internet.interfaces.IProducer.stopProducing}.
+        """
+        self._isPaused = True
+
     def _send(self, answer: dict[str, Any]) -> None:
         transport: Any = self.transport
-        transport.write(json.dumps(answer).encode("ascii") + b"\n")
+        data = json.dumps(answer).encode("ascii") + b"\n"
+        if self._isPaused:
+            self._held += len(data)
+            if self._held > self.BOUND:
+                transport.abortConnection()
+                return
+        transport.write(data)
 
     def _sendItems(self, items: list[Any]) -> None:
         self._send({"items": items})
@@ -113,6 +155,10 @@ class AdminProtocol(LineReceiver):
     def _end(self, answer: dict[str, Any]) -> None:
         self._send(answer)
         transport: Any = self.transport
+        if self._isLasting:
+            transport.unregisterProducer()
+            # The rest of the answer has the time of another answer.
+            self._timer = self._factory.clock.callLater(self._factory.TIMEOUT, self._late)
         transport.loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

@@ -46,8 +46,13 @@ class Asked:
         """
         self._count += 1
         number = self._count
-        answer: Deferred[Any] = Deferred(lambda _: self._forget(number))
-        timer = self._clock.callLater(_PATIENCE, self._late, number)
+
+        def stop(_: object = None) -> None:
+            self._forget(number)
+            write({"id": number, "isCancelled": True})
+
+        answer: Deferred[Any] = Deferred(stop)
+        timer = self._clock.callLater(_PATIENCE, self._late, number, stop)
         self._open[number] = answer, send, timer
         write({"id": number, "do": name, "arguments": dict(arguments)})
         return answer
@@ -57,9 +62,9 @@ class Asked:
         if timer.active():
             timer.cancel()
 
-    def _late(self, number: int) -> None:
+    def _late(self, number: int, stop: Callable[[], None]) -> None:
         answer = self._open[number][0]
-        self._forget(number)
+        stop()
         answer.errback(OperationError("no answer in time"))
 
     def answered(self, value: Mapping[str, Any]) -> None:
@@ -110,7 +115,7 @@ class WorkersOperations:
         See L{pop3svc.admin.operations.Handler.do}.
         """
         throttle = self._supervisor.throttle
-        if name == "who":
+        if name in ("who", "trace"):
             return await self._askAll(name, arguments, send)
         if name == "kick":
             return sum(await self._askAll(name, arguments, send))
@@ -157,7 +162,7 @@ class WorkersOperations:
             if not hasAnswered:
                 raise OperationError(f"{worker}: {answer.getErrorMessage()}")
             results.append(answer)
-        return None if name == "who" else results
+        return None if name in ("who", "trace") else results
 
     async def _status(self, send: Send) -> dict[str, Any]:
         workers = []

@@ -1,5 +1,5 @@
 """
-C{pop3svc who|kick|ban|status|reload|drain}: ask a running service over its admin socket.
+C{pop3svc who|kick|ban|status|reload|drain|trace}: ask a running service over its admin socket.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pop3svc.admin.client import NotRunning, ask
+from pop3svc.admin.client import NotRunning, ask, follow
 from pop3svc.admin.operations import OperationError
 from pop3svc.logs import escaped
 from pop3svc.service.configfile import readConfiguration
@@ -31,6 +31,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parser(argv[0]).parse_args(list(argv[1:]))
     try:
         path = socketOf(arguments)
+        if argv[0] == "trace":
+            _trace(arguments, path)
+            return
         result, show = _run(argv[0], arguments, path)
     except (NotRunning, OperationError, SettingError) as error:
         raise SystemExit(f"pop3svc: {escaped(str(error).rstrip('.'))}")
@@ -49,6 +52,12 @@ def _parser(command: str) -> Parser:
     elif command == "kick":
         parser.description = "End a session, or all sessions of a user, at once."
         parser.add_argument("target", metavar="SESSION|USER")
+    elif command == "trace":
+        parser.description = "Show the conversations of a user or an address as they happen."
+        parser.add_argument("target", metavar="USER|ADDRESS")
+        parser.add_argument(
+            "--seconds", metavar="N", default="60", help="end after N seconds, at most 3600 (60)"
+        )
     elif command == "ban":
         parser.description = "List, add or lift bans."
         actions = parser.add_subparsers(dest="action", required=True, metavar="list|add|lift")
@@ -91,6 +100,23 @@ def socketOf(arguments: Any) -> str:
         if data is None:
             raise SettingError(f"{arguments.config}: it has neither admin nor data")
     return DataDirectory(data or defaultDataDirectory()).adminSocket
+
+
+def _trace(arguments: Any, path: str) -> None:
+    """
+    Print lines until the trace is over, or until Ctrl-C.
+    """
+    lines = follow(path, "trace", target=arguments.target, seconds=arguments.seconds)
+    try:
+        for each in lines:
+            if arguments.json:
+                print(json.dumps(each), flush=True)
+                continue
+            mark = "*" if each["from"] == "-" else f"{each['from']}:"
+            print(escaped(f"{each['time']} {each['session']} {mark} {each['text']}"), flush=True)
+    except KeyboardInterrupt:
+        # The usual end of this command.
+        pass
 
 
 Show = Callable[[Any], Iterable[str]]

@@ -24,6 +24,7 @@ from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.admin.operations import Handler, ProcessOperations
 from pop3svc.admin.server import AdminFactory, AdminSocket
 from pop3svc.admin.status import partsOf
+from pop3svc.admin.traces import Traces
 from pop3svc.admin.workers import WorkersOperations
 from pop3svc.delivery.recipients import Destination, Recipients
 from pop3svc.files import setPrivileged
@@ -577,7 +578,8 @@ class Assembly:
         if self._meter is not None:
             numbers = ProcessNumbers(service, self._meter)
             _add(self._meter.timer(self._reactor), service)
-        operations = ProcessOperations(service, facts, self._reactor, number, numbers)
+        traces = Traces(service.factory, self._reactor, number)
+        operations = ProcessOperations(service, facts, self._reactor, number, numbers, traces)
         if self._shared is None:
             self._operated(service)
             self._notifies(service, service.describe)

@@ -21,6 +21,7 @@ ADMIN_COMMANDS = {
     "ban": "list, add or lift bans of a running service",
     "status": "show the state of a running service",
     "reload": "have a running service read its configuration again",
+    "trace": "show conversations with a running service as they happen",
     "drain": "have a running service admit no more logins, and end",
 }
 

@@ -313,8 +313,8 @@ SERVICE = (
     Setting(
         "admin",
         FILE,
-        "UNIX socket on which pop3svc who, kick, ban, status, reload and drain ask the service "
-        "(default: admin.sock in the data directory, if there is one).",
+        "UNIX socket on which pop3svc who, kick, ban, status, trace, reload and drain ask the "
+        "service (default: admin.sock in the data directory, if there is one).",
     ),
     Setting(
         "web",

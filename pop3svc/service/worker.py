@@ -11,7 +11,7 @@ import sys
 from threading import get_ident, main_thread
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, Logger, eventAsJSON, globalLogBeginner
@@ -78,6 +78,8 @@ class _Parent(Lines):
         self.numbers: Any = None
         # Carries out the operations of the admin socket.
         self.operations: Any = None
+        # The questions of the parent that are not answered yet.
+        self._questions: dict[int, Deferred[None]] = {}
         # Fires when the pipe to the parent is closed.
         self.gone: Deferred[None] = Deferred()
 
@@ -170,7 +172,19 @@ class _Parent(Lines):
         elif kind == DRAIN:
             self.service.drain()
         elif kind == ASK:
-            Deferred.fromCoroutine(self._answer(what))
+            self._asked(what)
+
+    def _asked(self, question: Any) -> None:
+        number = question["id"]
+        if "isCancelled" in question:
+            if number in self._questions:
+                self._questions[number].cancel()
+            return
+        answered = Deferred.fromCoroutine(self._answer(question))
+        if not answered.called:
+            self._questions[number] = answered
+        answered.addErrback(lambda failure: failure.trap(CancelledError))
+        answered.addBoth(lambda _: self._questions.pop(number, None))
 
     async def _answer(self, question: Any) -> None:
         number = question["id"]
@@ -181,6 +195,9 @@ class _Parent(Lines):
                 question["arguments"],
                 lambda items: self._send(ANSWER, {"id": number, "items": items}),
             )
+        except CancelledError:
+            # Nobody waits for the answer any more.
+            raise
         except OperationError as error:
             answer["error"] = str(error)
         except Exception:

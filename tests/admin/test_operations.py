@@ -16,6 +16,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from pop3svc.accounts.throttle import SharedThrottle
 from pop3svc.admin.operations import OperationError, ProcessOperations, checkArguments
 from pop3svc.admin.server import AdminFactory, AdminProtocol
+from pop3svc.admin.traces import Traces
 from pop3svc.admin.workers import Asked, WorkersOperations
 from pop3svc.health import Health
 from pop3svc.policy import Policy
@@ -37,7 +38,8 @@ class Process:
         self.factory: POP3Factory = makeFactory(clock=self.clock, throttle=self.throttle, **options)
         self.service = POP3Service(self.clock, self.factory, self.throttle)
         self.operations = ProcessOperations(
-            self.service, lambda: {"listeners": []}, self.clock, worker
+            *(self.service, lambda: {"listeners": []}, self.clock, worker),
+            Traces(self.factory, self.clock, worker),
         )
         self.items: list[Any] = []
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,89 @@ def test_drain(service: Service) -> None:
     assert service.refuses("who").startswith("no service runs with the admin socket ")
 
 
+class Tracing:
+    """
+    The command C{pop3svc trace}.
+    """
+
+    def __init__(self, service: Service, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "pop3svc", "trace", *arguments, *service.where],
+            env=environment(service.home),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def waitFor(self, text: str) -> list[str]:
+        """
+        @return: the lines up to the one with C{text}.
+        """
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line.rstrip("\n"))
+            if text in line:
+                return lines
+        raise AssertionError(lines)
+
+    def end(self) -> str:
+        """
+        Press Ctrl-C.
+
+        @return: the rest of the output.
+        """
+        self.process.send_signal(signal.SIGINT)
+        output, errors = self.process.communicate(timeout=60)
+        assert (self.process.returncode, errors) == (0, "")
+        return output
+
+
+def traced(service: Service, tracing: Tracing, name: bytes = b"alice") -> list[str]:
+    """
+    Log in until the trace has begun.
+
+    @return: its lines up to the end of a whole session.
+    """
+    done: list[str] = []
+
+    def read() -> None:
+        for end in ("Password required", "QUIT", "has ended"):
+            done.extend(tracing.waitFor(end))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    while reader.is_alive():
+        connection = service.logIn(name)
+        connection.say(b"QUIT")
+        reader.join(0.1)
+    return done
+
+
+def test_trace(service: Service) -> None:
+    tracing = Tracing(service, "alice")
+    lines = traced(service, tracing)
+    assert "secret" not in "".join(lines)
+    number = next(line.split(" ")[1] for line in lines if "C: USER alice" in line)
+    said = [line.split(" ", 2)[2] for line in lines if line.split(" ")[1] == number]
+    start = said.index("C: USER alice")
+    assert said[start + 2] == "C: PASS ****"
+    assert said[start + 3].startswith("S: +OK")
+    assert said[start + 4] == "C: QUIT"
+    assert said[-1] == "* the connection has ended"
+    tracing.end()
+    tracing = Tracing(service, "127.0.0.1", "--json")
+    first = json.loads(traced(service, tracing)[0])
+    assert set(first) == {"session", "time", "from", "text"}
+    tracing.process.kill()
+    tracing.process.communicate()
+    # The traces have ended with their clients.
+    for _ in range(6):
+        assert service.say("trace", "nobody", "--seconds", "1") == ""
+    says = "The seconds of a trace are a whole number, from 1 to 3600"
+    assert service.refuses("trace", "alice", "--seconds", "0") == says
+
+
 def test_onlyItsUser(service: Service) -> None:
     path = service.home / "d" / "admin.sock"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -266,6 +350,31 @@ def test_workers(workers: tuple[Site, Service]) -> None:
         assert "worker 2: " in service.say("status")
     finally:
         os.kill(those.pids[2], signal.SIGCONT)
+
+
+def test_traceWorkers(workers: tuple[Site, Service]) -> None:
+    """
+    Sessions in all workers are traced, and the workers end the trace with its client.
+    """
+    those, service = workers
+    tracing = Tracing(service, "127.0.0.1", "--json")
+    lines = [json.loads(each) for each in traced(service, tracing)]
+    assert lines[0]["session"].partition(".")[0] in ("1", "2")
+    tracing.end()
+    # Longer than a worker has for the next line of an answer.
+    tracing = Tracing(service, "127.0.0.1", "--json", "--seconds", "7")
+    traced(service, tracing)
+    for number in (1, 2):
+        client = those.connectTo(number)
+        client.say(b"CAPA")
+        client.lines()
+    output, errors = tracing.process.communicate(timeout=60)
+    assert (tracing.process.returncode, errors) == (0, "")
+    found = [json.loads(each) for each in output.splitlines()]
+    seen = {each["session"].partition(".")[0] for each in found if each["text"] == "CAPA"}
+    assert seen == {"1", "2"}
+    for _ in range(5):
+        assert service.say("trace", "nobody", "--seconds", "1") == ""
 
 
 def test_drainWorkers(workers: tuple[Site, Service]) -> None:

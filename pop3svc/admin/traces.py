@@ -1,0 +1,213 @@
+"""
+Show the operator conversations as they happen.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+
+from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
+from pop3svc.admin.sessions import idOf
+from pop3svc.protocol.connection import POP3Connection
+from pop3svc.protocol.taps import Heard, Tap
+from pop3svc.timing import TimeSlice
+
+__all__ = ["Traces"]
+
+# Seconds that a trace runs unless the operator says otherwise, and at most.
+_DEFAULT, _LONGEST = 60, 3600
+# Traces at the same time.  Each line of a traced connection is told to all of them.
+_MOST = 4
+# Seconds between two signs of life, so that the other end of a trace notices its end.
+_BEAT = 2.0
+# Lines that are kept of a connection without a login: a login with STLS and some failed attempts.
+# And lines of all such connections, some megabytes.
+_KEPT, _ALL_KEPT = 50, 20_000
+
+
+def _sameAddress(text: str | None, address: str) -> bool:
+    try:
+        return text is not None and str(ip_address(text)) == address
+    except ValueError:
+        # The address of a link has a zone.
+        return text == address
+
+
+class Trace:
+    """
+    One trace: lines of the connections of a user or an address.
+    """
+
+    def __init__(self, target: str, send: Send, worker: int) -> None:
+        """
+        @param target: an IP address, or the name of a user as the service knows it.
+        @param send: takes the lines: C{session}, C{time} (RFC 3339), C{from} (C{C}, C{S} or C{-})
+            and C{text}.
+        """
+        self._address = addressIn(target) if isAddress(target) else None
+        self._target = target
+        self._send = send
+        self._worker = worker
+        # The last lines of connections whose user is not known yet, and the names that they have
+        # sent.
+        self._kept: dict[Any, deque[dict[str, Any]]] = {}
+        self._names: dict[Any, str] = {}
+        self._count = 0
+
+    def mayMatch(self, connection: Any) -> bool:
+        """
+        @return: whether the connection belongs to this trace, or may when its user is known.
+        """
+        if self._address is not None:
+            return _sameAddress(connection.address, self._address)
+        session = getattr(connection, "session", None)
+        return session is None or session.record.user in (None, self._target)
+
+    def _isMatch(self, connection: Any, heard: Heard) -> bool:
+        if self._address is not None:
+            return _sameAddress(connection.address, self._address)
+        user = connection.session.record.user
+        if heard.name is not None:
+            # The client may use another spelling of the name.
+            self._names[connection] = connection.session.prepareName(heard.name)[0]
+        if user is None:
+            return self._names.get(connection) == self._target
+        self._names.pop(connection, None)
+        return bool(user == self._target)
+
+    def hear(self, connection: Any, heard: Heard) -> None:
+        """
+        Take a line of a connection.
+        """
+        now = datetime.now(UTC).replace(tzinfo=None)
+        item = {
+            "session": idOf(connection, self._worker),
+            "time": f"{now.isoformat(timespec='milliseconds')}Z",
+            "from": heard.side,
+            "text": heard.text,
+        }
+        isMatch = self._isMatch(connection, heard)
+        if self._names.get(connection) == self._target:
+            # Another name may be a password that was sent by mistake.
+            item["text"] = heard.named
+        if isMatch:
+            self._send([*self._taken(connection), item])
+        elif connection.session.record.user is None and self._address is None:
+            self._keep(connection, item)
+        else:
+            self._taken(connection)
+
+    def _keep(self, connection: Any, item: dict[str, Any]) -> None:
+        kept = self._kept.setdefault(connection, deque(maxlen=_KEPT))
+        self._count += len(kept) < _KEPT
+        kept.append(item)
+        while self._count > _ALL_KEPT:
+            self._taken(next(iter(self._kept)))
+
+    def _taken(self, connection: Any) -> list[dict[str, Any]]:
+        kept = list(self._kept.pop(connection, ()))
+        self._count -= len(kept)
+        return kept
+
+    def ended(self, connection: Any) -> None:
+        """
+        Forget a connection.
+        """
+        self._taken(connection)
+        self._names.pop(connection, None)
+
+
+class Traces:
+    """
+    The traces of a process.  While there are none, connections have no taps.
+    """
+
+    def __init__(self, factory: Any, clock: Any, worker: int = 0) -> None:
+        """
+        @param factory: L{pop3svc.service.factory.POP3Factory}
+        @param worker: the number of this worker; 0 without workers.
+        """
+        self._factory = factory
+        self._clock = clock
+        self._worker = worker
+        self._traces: list[Trace] = []
+        self._taps: dict[Any, Tap] = {}
+
+    async def run(self, send: Send, target: str, seconds: str | None = None) -> None:
+        """
+        Trace a user or an address for some seconds, or until this coroutine is cancelled.
+
+        @param send: see L{Trace}.
+        @raise OperationError: C{seconds} is no such number, or too many traces run.
+        """
+        limit = _secondsIn(seconds)
+        if len(self._traces) >= _MOST:
+            raise OperationError(f"{_MOST} traces run already.")
+        trace = Trace(target, send, self._worker)
+        self._traces.append(trace)
+        # Tell the other end that the trace has begun, and that it still runs.
+        beat: Any = LoopingCall(send, [])
+        beat.clock = self._clock
+        over: Deferred[None] = Deferred()
+        timer = self._clock.callLater(limit, over.callback, None)
+        try:
+            self._factory.buildProtocol = self._buildProtocol
+            turn = TimeSlice(self._clock)
+            for each in list(self._factory.connections):
+                await turn.yieldIfDue()
+                if each in self._factory.connections:
+                    self._attach(each)
+            beat.start(_BEAT)
+            await over
+        finally:
+            if timer.active():
+                timer.cancel()
+            if beat.running:
+                beat.stop()
+            self._traces.remove(trace)
+            self._detach()
+
+    def _buildProtocol(self, *arguments: Any) -> Any:
+        factory = self._factory
+        made = type(factory).buildProtocol(factory, *arguments)
+        if isinstance(made, POP3Connection):
+            self._attach(made)
+        return made
+
+    def _attach(self, connection: Any) -> None:
+        if connection not in self._taps and any(each.mayMatch(connection) for each in self._traces):
+            self._taps[connection] = Tap(connection, self._hear, self._ended)
+
+    def _detach(self) -> None:
+        """
+        Remove the taps that no trace needs.
+        """
+        if self._traces:
+            return
+        self._factory.__dict__.pop("buildProtocol", None)
+        for each in self._taps.values():
+            each.detach()
+        self._taps.clear()
+
+    def _hear(self, connection: Any, heard: Heard) -> None:
+        for each in self._traces:
+            each.hear(connection, heard)
+
+    def _ended(self, connection: Any) -> None:
+        self._taps.pop(connection, None)
+        for each in self._traces:
+            each.ended(connection)
+
+
+def _secondsIn(text: str | None) -> int:
+    if text is None:
+        return _DEFAULT
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= _LONGEST):
+        raise OperationError(f"The seconds of a trace are a whole number, from 1 to {_LONGEST}.")
+    return int(text)
