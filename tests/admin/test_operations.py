@@ -39,7 +39,7 @@ class Process:
         self.service = POP3Service(self.clock, self.factory, self.throttle)
         self.operations = ProcessOperations(
             *(self.service, lambda: {"listeners": []}, self.clock, worker),
-            Traces(self.factory, self.clock, worker),
+            traces=Traces(self.factory, self.clock, worker),
         )
         self.items: list[Any] = []
 

@@ -20,6 +20,7 @@ _MADE_ELSEWHERE = (
     "reply.text",
     # The greeting, which comes before LANG.
     "self.session.greeting",
+    "connection.session.greeting",
     # The operator's own text, or BARRED.
     "restrictions.nologin",
     "row.restrictions.nologin",
