@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace, path: str) -> None:
     @param path: the password file.
     @raise ValueError: nothing was changed; the text gives the reason.
     """
-    if arguments.appAction != "make":
+    if arguments.appAction != "make" and arguments.name is not None:
         arguments.name = nameIn(arguments.name)
     if arguments.appAction == "add":
         _add(arguments, path)

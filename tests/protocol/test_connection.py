@@ -639,8 +639,8 @@ def test_loginTimeoutOfAClientThatDoesNotRead() -> None:
     """
     client = Client(makeFactory())
     client.stall()
-    client.send(b"CAPA\r\n" * 150)
-    client.send(b"CAPA\r\n" * 150)
+    client.send(b"CAPA\r\n" * 300)
+    client.send(b"CAPA\r\n" * 300)
     assert client.protocol.isAnswering  # type: ignore[attr-defined]
     advance(client, 200)
     assert client.isOpen
@@ -655,8 +655,8 @@ def test_shutdownWithAClientThatDoesNotRead() -> None:
     factory = makeFactory()
     client = Client(factory)
     client.stall()
-    client.send(b"CAPA\r\n" * 150)
-    client.send(b"CAPA\r\n" * 150)
+    client.send(b"CAPA\r\n" * 300)
+    client.send(b"CAPA\r\n" * 300)
     assert client.protocol.isAnswering  # type: ignore[attr-defined]
     over = start(factory.shutdown())[1]
     while client.read(100_000):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordfile import addUser
+from pop3svc.accounts.passwordediting import addUser
 from tests.interop.clients import program, run, writePrivately
 from tests.support.maildirs import deliver
 from tests.support.running import Running, freePort
