@@ -25,6 +25,7 @@ from pop3svc.admin.operations import OperationError
 from pop3svc.admin.server import AdminProtocol
 from pop3svc.policy import Policy
 from pop3svc.protocol.sender import ReplySender
+from pop3svc.protocol.taps import Tap
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.testing import Client, Inline
 from tests.admin.test_operations import Process, Socket
@@ -462,3 +463,37 @@ def test_lastsLongerThanOthers() -> None:
     # A client that does not read the end is dropped.
     process.clock.advance(AdminProtocol.BOUND)
     assert socket.protocol.transport.disconnected
+
+
+def test_slowLogin() -> None:
+    """
+    A reply that comes later is shown, too.
+    """
+    process = Traced("192.0.2.7")
+    answer: Deferred[Any] = Deferred()
+    process.factory.provider.authenticate = lambda *arguments: answer
+    client = process.connect()
+    client.say(b"USER alice")
+    client.send(b"PASS secret\r\n")
+    assert process.lines()[-1] == "C: PASS ****"
+    answer.callback(None)
+    process.clock.advance(2)
+    client.received()
+    assert process.lines() == ["S: -ERR [AUTH] Wrong name or password."]
+
+
+def test_tap() -> None:
+    """
+    A tap of a connection that is closing tells nothing more, and can be detached twice.
+    """
+    heard: list[Any] = []
+    client = Process().connect()
+    connection = client.protocol
+    tap = Tap(connection, lambda connection, line: heard.append(line.text), heard.append)
+    client.say(b"NOOP")
+    client.say(b"QUIT")
+    assert heard[-2:] == ["the connection has ended", connection]
+    heard.clear()
+    tap._lineReceived(b"NOOP")
+    tap.detach()
+    assert heard == []
