@@ -382,7 +382,7 @@ class LDAPAccounts:
 
     def _versionOf(self, account: _Account) -> str:
         """
-        @return: see L{pop3svc.accounts.credentials.IPasswordAttempt.version}.
+        @return: see L{pop3svc.credentials.IPasswordAttempt.version}.
         """
         return ""
 
