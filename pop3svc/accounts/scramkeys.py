@@ -179,7 +179,10 @@ class ScramSource:
         if self.hasPlain or password is not None:
             # Compute also for a user without a password in the clear, because otherwise the
             # time would tell that there is one.
-            derived = await self._derive(password or self._nobody, algorithm, salt)
+            # The preparation of a password (SASLprep) takes longer for a longer one, so use one of
+            # a usual length, always the same for a name.
+            nobody = self._nobody[: 8 + salt[0] % 17]
+            derived = await self._derive(password or nobody, algorithm, salt)
         if stored is None:
             return None
         return derived if password else own
