@@ -229,6 +229,7 @@ RANKS = {
     "service.plugins": 12,
     "service.admission": 3,
     "service.factory": 10,
+    "service.succession": 0,
     "service.workers": 8,
     "service.versions": 0,
     "service.settings": 3,

@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from pop3svc.awaiting import maybeAwait
+from pop3svc.awaiting import Shielded, maybeAwait
 from pop3svc.logrecords import JournalLog, isJournal, jsonLine
 from pop3svc.logs import FileSink, Form, Log, Sink, StreamSink, SyslogSink, TextForm, escaped
 
@@ -203,13 +203,18 @@ class Operated(MultiService):
                 error=error.strerror,
             )
 
-    async def reload(self, reason: str | None = None) -> list[str]:
+    async def reload(self, reason: str) -> list[str]:
         """
-        Read the configuration again.
+        Read the configuration again.  A reload that has begun goes on if nobody waits for it any
+        more, because a part of the configuration must not be left between old and new.
 
-        @param reason: for the log, if the operator asked this process; L{None} if its parent asks.
+        @param reason: the order of the operator, for the log.
         @return: a sentence for each part that keeps its previous configuration.
         """
+        faults: list[str] = await Shielded(self._notifiedReload, reason).outcome()
+        return faults
+
+    async def _notifiedReload(self, reason: str) -> list[str]:
         if self.notifier is None:
             return await self._reload(reason)
         self.notifier.reloading()
@@ -218,10 +223,9 @@ class Operated(MultiService):
         finally:
             self.notifier.reloaded()
 
-    async def _reload(self, reason: str | None) -> list[str]:
+    async def _reload(self, reason: str) -> list[str]:
         faults = []
-        if reason is not None:
-            self.reopenLog()
+        self.reopenLog()
         for what, call in list(self._parts):
             try:
                 await maybeAwait(call)
@@ -231,7 +235,6 @@ class Operated(MultiService):
             except Exception:
                 faults.append(f"{what}: the reload failed, as the log shows")
                 log.failure("{what}: reload failed", what=what)
-        if reason is not None:
-            what = ", ".join(what for what, _ in self._parts)
-            log.info("reloaded {reason}: the log, {what}", reason=reason, what=what)
+        what = ", ".join(what for what, _ in self._parts)
+        log.info("reloaded {reason}: the log, {what}", reason=reason, what=what)
         return faults

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer
 from twisted.internet.protocol import ProcessProtocol
 from twisted.internet.task import LoopingCall
@@ -35,6 +35,7 @@ from pop3svc.policy import Policy
 from pop3svc.service.notifying import VARIABLES
 from pop3svc.service.operating import Operated, Signals, giveUp
 from pop3svc.service.privileged import Opener
+from pop3svc.service.succession import Succession
 
 __all__ = [
     "ANSWER",
@@ -338,7 +339,7 @@ def _environment() -> dict[str, str]:
 class Supervisor(Operated):
     """
     The parent: keeps a number of workers running, forwards lines among them, and stops
-    them.
+    them.  The class is long because all of its methods use the same table of workers.
 
     @ivar kept: an object that must exist as long as the workers.
     @ivar throttle: counts the login attempts of all workers.
@@ -395,11 +396,7 @@ class Supervisor(Operated):
         self._haveServed = False
         self.whenServing: Deferred[None] = Deferred()
         self._tried: set[int] = set()
-        # The workers that are to take the place of others, with those; and what waits for them.
-        self._successors: dict[int, _Worker] = {}
-        self._faults: list[str] = []
-        self._replaced: Deferred[None] | None = None
-        self._replacing = DeferredLock()
+        self._succession = Succession()
         self._stopped: Deferred[None] | None = None
         self._looking = LoopingCall(self._lookForHanging)
         self._looking.clock = reactor
@@ -466,8 +463,8 @@ class Supervisor(Operated):
             # The system has not enough memory or descriptors for a process.
             worker.lastOutput = f"cannot be started: {error.strerror}"
             self._tried.add(number)
-            if number in self._successors:
-                self._failedSuccessor(worker, worker.lastOutput)
+            if self._succession.isPending(number):
+                self._keepOld(worker, worker.lastOutput)
                 return
             self._restart(worker, worker.lastOutput)
             self._giveUp(worker)
@@ -494,10 +491,10 @@ class Supervisor(Operated):
         if not self._haveServed:
             self._haveServed = True
             self.whenServing.callback(None)
-        before = self._successors.pop(worker.number, None)
-        if before is not None:
-            self._leave(before)
-            self._lookReplaced()
+        old = self._succession.served(worker.number)
+        if old is not None:
+            self._leave(old)
+            self._succession.look()
 
     def _lookForHanging(self) -> None:
         """
@@ -537,11 +534,6 @@ class Supervisor(Operated):
             log.error("{worker} did not end; killing it", worker=worker)
             worker.signal("KILL")
 
-    def _lookReplaced(self) -> None:
-        if not self._successors and self._replaced is not None:
-            replaced, self._replaced = self._replaced, None
-            replaced.callback(None)
-
     async def replaceWorkers(self) -> None:
         """
         Start new workers with the present settings and the present code.  When a new worker
@@ -549,31 +541,23 @@ class Supervisor(Operated):
 
         @raise ValueError: new workers could not serve, so that old ones go on.
         """
-        await self._replacing.acquire()
-        try:
-            if self._stopped is not None or self.isDraining:
-                return
-            self._faults = []
-            replaced: Deferred[None] = Deferred()
-            self._replaced = replaced
-            old = [each for each in self._workers.values() if not each.leaves]
-            for number, each in enumerate(old, max(self._tried, default=0) + 1):
-                self._successors[number] = each
-                self._start(number)
-            self._lookReplaced()
-            await replaced
-            if self._faults:
-                raise ValueError("; ".join(self._faults))
-        finally:
-            self._replacing.release()
+        await self._succession.run(self._pairs, self._start)
 
-    def _failedSuccessor(self, worker: _Worker, how: str) -> None:
+    def _pairs(self) -> list[tuple[int, _Worker]]:
+        """
+        @return: each worker that is to be replaced, with the number of the new one.
+        """
+        if self._stopped is not None or self.isDraining:
+            return []
+        old = [each for each in self._workers.values() if not each.leaves]
+        return list(enumerate(old, max(self._tried, default=0) + 1))
+
+    def _keepOld(self, worker: _Worker, how: str) -> None:
         """
         Keep the old worker, because the new one could not serve.
         """
-        before = self._successors.pop(worker.number)
-        self._faults.append(f"the old worker {before.number} goes on, because the new one {how}")
-        if self._workers.get(before.number) is not before:
+        old = self._succession.failed(worker.number, how)
+        if self._workers.get(old.number) is not old:
             self._restart(worker, how)
 
     def _giveUp(self, worker: _Worker) -> None:
@@ -602,10 +586,10 @@ class Supervisor(Operated):
         isServing = self._stopped is None and not self.isDraining
         if worker.leaves and how == "ended":
             log.info("worker {number} has ended after its last session", number=worker.number)
-        elif isServing and worker.number in self._successors:
+        elif isServing and self._succession.isPending(worker.number):
             # The output of the process, which says why it has ended, is read later.
             worker.how = how
-        elif isServing and worker in self._successors.values():
+        elif isServing and self._succession.hasSuccessor(worker):
             log.error("worker {number} {how}", number=worker.number, how=how)
         elif isServing and not worker.leaves:
             self._restart(worker, how)
@@ -619,9 +603,9 @@ class Supervisor(Operated):
         self._reading.discard(worker)
         if self.numbers is not None:
             self.numbers.workerEnded(worker)
-        if worker.number in self._successors and worker.how:
-            self._failedSuccessor(worker, worker.lastOutput or worker.how)
-            self._lookReplaced()
+        if worker.how and self._succession.isPending(worker.number):
+            self._keepOld(worker, worker.lastOutput or worker.how)
+            self._succession.look()
         if self.isDraining and not self._reading:
             self._end()
         else:

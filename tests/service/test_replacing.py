@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
 
 from pop3svc.policy import Policy
@@ -149,6 +149,29 @@ def test_twoReloadsAtOnce() -> None:
     serve(reactor.started[2])
     assert second == [None]
     assert told(reactor.started[1])
+
+
+def test_nobodyWaitsForTheReload() -> None:
+    """
+    If the operator goes away, the replacement goes on.  The next one waits for it, so that there
+    are never more workers than twice the number.
+    """
+    reactor = Reactor()
+    made = supervisor(reactor, 2)
+    made.reloads("the workers", made.replaceWorkers)
+    asked = Deferred.fromCoroutine(made.reload("by pop3svc reload"))
+    asked.addErrback(lambda failure: failure.trap(CancelledError))
+    asked.cancel()
+    results = replace(made)
+    assert len(reactor.started) == 4
+    for each in reactor.started[2:4]:
+        serve(each)
+    assert all(told(each) for each in reactor.started[:2])
+    assert [each.number for each in reactor.started] == [1, 2, 3, 4, 5, 6]
+    for each in reactor.started[4:]:
+        serve(each)
+    assert results == [None]
+    assert not any(told(each) for each in reactor.started[4:])
 
 
 def test_stubborn() -> None:
