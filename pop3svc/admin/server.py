@@ -8,9 +8,11 @@ C{{"result": ...}} or C{{"error": "a sentence"}}.  After the answer the connecti
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import stat
 import struct
 from typing import Any
 
@@ -45,6 +47,32 @@ def _isAllowed(transport: Any) -> bool:
     return uid in (0, os.geteuid())
 
 
+def _removeStale(path: str) -> None:
+    """
+    Remove the socket of a service that was killed.  A lock with the number of its process does not
+    do, because the number may be in use again: in a container it always is.
+
+    @raise OSError: the file is no socket, or a service answers there.
+    """
+    try:
+        isSocket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return
+    if not isSocket:
+        raise FileExistsError(errno.EEXIST, "the file is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+        except BlockingIOError:
+            # Many clients wait there.
+            pass
+    raise OSError(errno.EADDRINUSE, "another service uses it")
+
+
 @implementer(IPushProducer)
 class AdminProtocol(LineReceiver):
     """
@@ -62,7 +90,7 @@ class AdminProtocol(LineReceiver):
         self._factory = factory
         self._running: Deferred[Any] | None = None
         self._timer: Any = None
-        self._isPaused = self._isLasting = False
+        self._isPaused = self._isLasting = self._isOver = False
         self._held = 0
 
     def connectionMade(self) -> None:
@@ -83,13 +111,15 @@ class AdminProtocol(LineReceiver):
         """
         See L{LineReceiver.lineReceived}.
         """
-        if self._running is None:
+        if self._running is None and not self._isOver:
             self._running = Deferred.fromCoroutine(self._answer(line))
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
         See L{LineReceiver.lineLengthExceeded}.
         """
+        # What follows is the rest of that line, and no request.
+        self._isOver = True
         self._end({"error": "The request is too long."})
 
     async def _answer(self, line: bytes) -> None:
@@ -218,9 +248,8 @@ class AdminSocket(Service):
         """
         super().startService()  # type: ignore[no-untyped-call]
         try:
-            self._port = self._reactor.listenUNIX(
-                self._path, self._factory, mode=0o600, wantPID=True
-            )
+            _removeStale(self._path)
+            self._port = self._reactor.listenUNIX(self._path, self._factory, mode=0o600)
         except (CannotListenError, OSError) as error:
             cause = getattr(error, "socketError", error)
             log.error(

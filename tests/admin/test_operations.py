@@ -329,6 +329,7 @@ def test_request() -> None:
         (b"[1]\n", "The request must be a JSON object."),
         (b"[" * 4000 + b"\n", "The request must be a JSON object."),
         (b"x" * 5000, "The request is too long."),
+        (b"x" * 5000 + b'\n{"do": "drain"}\n', "The request is too long."),
         (b'{"do": "ban", "arguments": {"address": "\\u0000"}}\n', "\0 is not an IP address."),
     ],
 )

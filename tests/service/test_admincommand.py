@@ -291,12 +291,37 @@ def test_killed(service: Service, site: Path) -> None:  # noqa: F811
     """
     service.running.end(signal.SIGKILL)
     assert (service.home / "d" / "admin.sock").exists()
+    assert not (service.home / "d" / "admin.sock.lock").is_symlink()
     assert service.refuses("who").startswith("no service runs")
     port, data = freePort(), str(service.home / "d")
     listen = ("--endpoint", f"tcp:{port}:interface=127.0.0.1")
     with Running(service.home, *options(site, "--data", data, *listen)):
         service.up()
         assert service.say("who") == "nobody is connected\n"
+
+
+@pytest.mark.parametrize("kind", ["service", "file"])
+def test_takenPath(site: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
+    """
+    The socket of another service stays in use, and a file is not removed.
+    """
+    path = tmp_path / "a"
+    with socket.socket(socket.AF_UNIX) as other:
+        if kind == "service":
+            other.bind(str(path))
+            other.listen()
+        else:
+            path.write_text("notes")
+        before = path.stat().st_ino
+        port = freePort()
+        listen = ("--endpoint", f"tcp:{port}:interface=127.0.0.1", "--admin", str(path))
+        with Running(tmp_path, *options(site, *listen)) as running:
+            running.up()
+            reason = "another service uses it" if kind == "service" else "the file is no socket"
+            running.waitFor(f"cannot open the admin socket {path}: {reason}")
+            assert Connection(port).line().startswith(b"+OK")
+            assert running.end(signal.SIGTERM) == 0
+        assert path.stat().st_ino == before
 
 
 def test_uselessPath(site: Path, tmp_path: Path) -> None:  # noqa: F811
