@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Protocol
 
+from twisted.internet.defer import Deferred
+
 from pop3svc.admin.sessions import countStates, describe, idOf
 from pop3svc.awaiting import isAwaitable
 from pop3svc.interfaces import Eventual
@@ -88,8 +90,9 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     return arguments
 
 
-# Takes items of an answer, such as descriptions of sessions, before the result.
-Send = Callable[[list[Any]], object]
+# Takes items of an answer, such as descriptions of sessions, before the result.  It may return a
+# Deferred that fires when there is room for more of them.
+Send = Callable[[list[Any]], "Deferred[None] | None"]
 
 
 class Handler(Protocol):
@@ -188,8 +191,9 @@ class ProcessOperations:
                 for each in connections[start : start + AT_ONCE]
                 if user is None or each.session.record.user == user
             ]
-            if sessions:
-                send(sessions)
+            room = send(sessions) if sessions else None
+            if room is not None:
+                await room
 
     async def _trace(self, send: Send, target: str, seconds: str | None = None) -> None:
         if not isAddress(target):

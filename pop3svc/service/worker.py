@@ -186,6 +186,10 @@ class _Parent(Lines):
         answered.addErrback(lambda failure: failure.trap(CancelledError))
         answered.addBoth(lambda _: self._questions.pop(number, None))
 
+    def _sendItems(self, number: int, items: list[Any]) -> Deferred[None] | None:
+        self._send(ANSWER, {"id": number, "items": items})
+        return None if self._outbox is None else self._outbox.room()
+
     async def _answer(self, question: Any) -> None:
         number = question["id"]
         answer: dict[str, Any] = {"id": number}
@@ -193,7 +197,7 @@ class _Parent(Lines):
             answer["result"] = await self.operations.do(
                 question["do"],
                 question["arguments"],
-                lambda items: self._send(ANSWER, {"id": number, "items": items}),
+                lambda items: self._sendItems(number, items),
             )
         except CancelledError:
             # Nobody waits for the answer any more.

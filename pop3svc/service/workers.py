@@ -148,6 +148,7 @@ class Outbox:
         self._waiting: deque[bytes] = deque()
         self._held = 0
         self._isPaused = False
+        self._wantRoom: list[Deferred[None]] = []
         transport.registerProducer(self, True)
 
     def send(self, kind: bytes, text: str) -> None:
@@ -168,6 +169,19 @@ class Outbox:
         else:
             self._transport.write(line)
 
+    def room(self) -> Deferred[None] | None:
+        """
+        A sender of many lines calls this after each of them.  Otherwise other lines, such as those
+        of the log, would be dropped.
+
+        @return: a Deferred that fires when the other process reads again; L{None} if it reads now.
+        """
+        if not self._isPaused:
+            return None
+        wanted: Deferred[None] = Deferred(self._wantRoom.remove)
+        self._wantRoom.append(wanted)
+        return wanted
+
     def pauseProducing(self) -> None:
         """
         See L{IPushProducer.pauseProducing}.
@@ -183,6 +197,8 @@ class Outbox:
             line = self._waiting.popleft()
             self._held -= len(line)
             self._transport.write(line)
+        while self._wantRoom and not self._isPaused:
+            self._wantRoom.pop(0).callback(None)
 
     def stopProducing(self) -> None:
         """

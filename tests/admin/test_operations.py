@@ -285,6 +285,27 @@ def test_aThousandSessions() -> None:
     assert len(process.items) == 400
 
 
+def test_aSlowReader() -> None:
+    """
+    The rest of a long answer waits until there is room for it.
+    """
+    process = Process(policy=Policy(maxUnauthenticated=500, maxConnections=500))
+    for number in range(120):
+        process.connect(f"192.0.2.{number}")
+    rooms: list[Deferred[None]] = []
+
+    def send(items: list[Any]) -> Deferred[None]:
+        process.items.extend(items)
+        rooms.append(Deferred())
+        return rooms[-1]
+
+    done = Deferred.fromCoroutine(process.operations.do("who", {}, send))
+    for count in (50, 100, 120):
+        assert len(process.items) == count and not done.called
+        rooms[-1].callback(None)
+    assert done.called
+
+
 # --- the socket ---------------------------------------------------------------------------
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.defer import CancelledError
 from twisted.internet.error import ProcessDone, ProcessTerminated
 from twisted.logger import LogEvent, Logger, LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
@@ -574,6 +575,22 @@ def test_outboxIsBounded() -> None:
     assert len(transport.written) == count + 1
     outbox.send(b"L", '"' + "x" * Lines.MAX_LENGTH + '"')
     assert len(transport.written) == count + 1
+
+
+def test_roomInTheOutbox() -> None:
+    """
+    A sender of many lines waits while the other side does not read.
+    """
+    outbox = Outbox(Transport())
+    assert outbox.room() is None
+    outbox.pauseProducing()
+    first, second = outbox.room(), outbox.room()
+    assert first is not None and second is not None
+    first.addErrback(lambda failure: failure.trap(CancelledError))
+    first.cancel()
+    assert not second.called
+    outbox.resumeProducing()
+    assert second.called and outbox.room() is None
 
 
 def test_largeEvents() -> None:
