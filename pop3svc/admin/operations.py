@@ -255,13 +255,13 @@ class ProcessOperations:
             **self._parts(),
         }
 
-    def _metrics(self) -> dict[str, Any]:
+    async def _metrics(self) -> dict[str, Any]:
         """
         @return: L{pop3svc.metrics.declarations.Numbers}
         """
         if self._numbers is None:
             raise OperationError("The service counts nothing, because it runs without --web.")
-        numbers: dict[str, Any] = self._numbers.collect()
+        numbers: dict[str, Any] = await self._numbers.collect()
         return numbers
 
     async def _reload(self) -> list[str]:

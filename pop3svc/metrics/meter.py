@@ -176,6 +176,7 @@ class Meter:
     """
     Counts what the sessions of a process do.
 
+    @ivar clock: measures the times.
     @ivar accepted: how many connections have begun; C{refused}: how many were refused at a limit.
     @ivar makeRecord: makes the counters of a session.
     @ivar makeCalls: makes what calls the provider for a session.
@@ -183,6 +184,7 @@ class Meter:
     """
 
     def __init__(self, clock: IReactorTime) -> None:
+        self.clock = clock
         self._seconds = clock.seconds
         self.accepted = self.refused = 0
         # Sums of the sessions that have ended.

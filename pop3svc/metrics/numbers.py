@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -18,11 +19,21 @@ from pop3svc.files import disk, longWork
 from pop3svc.health import Health
 from pop3svc.metrics.declarations import BY_NAME, Numbers, addUp, key, merge
 from pop3svc.metrics.meter import Meter
+from pop3svc.timing import TimeSlice
 
 __all__ = ["ProcessNumbers", "ServiceNumbers", "WorkersNumbers", "readiness"]
 
 # By the names of L{pop3svc.protocol.session.State}.
 _STATES = {"AUTHORIZATION": "login", "TRANSACTION": "awake", "SLEEPING": "asleep"}
+# The counters to which sessions add.
+_OF_SESSIONS = (
+    key("pop3svc_messages_sent_total"),
+    key("pop3svc_message_octets_total"),
+    key("pop3svc_messages_deleted_total"),
+    key("pop3svc_octets_sent_total"),
+)
+# Sessions that are counted in one go, in less than a millisecond.
+_AT_ONCE = 500
 
 
 class ProcessNumbers:
@@ -37,13 +48,36 @@ class ProcessNumbers:
         """
         self._service = service
         self._meter = meter
+        # The last sums of the counters to which sessions add.
+        self._counted: dict[str, float] = {}
 
-    def collect(self) -> Numbers:
+    async def collect(self) -> Numbers:
         """
-        @return: the numbers of now.
+        @return: the numbers of now.  The reactor serves others while many sessions are counted.
         """
+        connections = list(self._service.factory.connections)
         numbers = self._meter.numbers()
-        self._addSessions(numbers)
+        sums, turn = _Sums(), TimeSlice(self._meter.clock)
+        for start in range(0, len(connections), _AT_ONCE):
+            await turn.yieldIfDue()
+            sums.add(connections[start : start + _AT_ONCE])
+        return self._whole(numbers, sums)
+
+    def last(self) -> Numbers:
+        """
+        @return: the numbers at the end of the process, when few sessions are left.
+        """
+        sums = _Sums()
+        sums.add(self._service.factory.connections)
+        return self._whole(self._meter.numbers(), sums)
+
+    def _whole(self, numbers: Numbers, sums: _Sums) -> Numbers:
+        merge(numbers, sums.numbers())
+        # A session that has ended while others were counted is missing this time.  A counter must
+        # not decrease.
+        for name in _OF_SESSIONS:
+            count = max(_number(numbers[name]), self._counted.get(name, 0))
+            numbers[name] = self._counted[name] = count
         _addHealth(numbers)
         _addResources(numbers)
         numbers[key("pop3svc_info", __version__)] = 1
@@ -56,32 +90,42 @@ class ProcessNumbers:
             numbers[key("pop3svc_queue_length", name)] = count
         return numbers
 
-    def _addSessions(self, numbers: Numbers) -> None:
+
+class _Sums:
+    """
+    The work of the sessions that go on, added up.
+    """
+
+    def __init__(self) -> None:
+        self._states: Counter[str] = Counter()
+        self._totals = dict.fromkeys(_OF_SESSIONS, 0)
+
+    def add(self, connections: Iterable[Any]) -> None:
         """
-        Add the work of the sessions that go on.  All of them are counted at once, because a session
-        that ended meanwhile would be counted twice or not at all, and a counter must not decrease.
-        It takes less than a microsecond for each session.
+        Add the sessions of some connections.
         """
-        states: dict[Any, int] = {}
         messages = messageOctets = deleted = octets = 0
-        for each in self._service.factory.connections:
+        for each in connections:
             session = each.session
-            record, state = session.record, session.state
-            states[state] = states.get(state, 0) + 1
+            record = session.record
+            self._states[session.state.name] += 1
             messages += record.messagesSent
             messageOctets += record.messageOctets
             deleted += record.messagesDeleted
             octets += record.octetsSent
-        total: Numbers = {
-            key("pop3svc_messages_sent_total"): messages,
-            key("pop3svc_message_octets_total"): messageOctets,
-            key("pop3svc_messages_deleted_total"): deleted,
-            key("pop3svc_octets_sent_total"): octets,
-        }
-        counts = {state.name: count for state, count in states.items()}
+        for name, count in zip(
+            _OF_SESSIONS, (messages, messageOctets, deleted, octets), strict=True
+        ):
+            self._totals[name] += count
+
+    def numbers(self) -> Numbers:
+        """
+        @return: the sums, and the number of sessions in each state.
+        """
+        found: Numbers = {**self._totals}
         for name, shown in _STATES.items():
-            total[key("pop3svc_sessions", shown)] = counts.get(name, 0)
-        merge(numbers, total)
+            found[key("pop3svc_sessions", shown)] = self._states[name]
+        return found
 
 
 def _addHealth(numbers: Numbers) -> None:
@@ -154,7 +198,7 @@ class ServiceNumbers:
         """
         @return: the numbers of now.
         """
-        numbers = self._process.collect()
+        numbers = await self._process.collect()
         _addGeneral(numbers, self._service.throttle, self._certificates)
         numbers[key("pop3svc_workers")] = int(self.isAlive)
         numbers[key("pop3svc_worker_restarts_total")] = 0

@@ -217,7 +217,7 @@ class _Parent(Lines):
         """
         if self._outbox is not None:
             if self.numbers is not None:
-                self._send(COUNTS, self.numbers.collect())
+                self._send(COUNTS, self.numbers.last())
             transport: Any = self.transport
             self._outbox.close()
             transport.loseConnection()

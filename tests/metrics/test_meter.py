@@ -46,13 +46,13 @@ class Metered:
         return client
 
     def number(self, name: str, *labels: str) -> Any:
-        return self.process.collect().get(key(name, *labels))
+        return self.process.last().get(key(name, *labels))
 
     def all(self, name: str) -> dict[str, Any]:
         """
         @return: the numbers of a metric that are not 0, by its labels.
         """
-        numbers = self.process.collect().items()
+        numbers = self.process.last().items()
         return {
             each.partition("\t")[2]: value
             for each, value in numbers
@@ -81,13 +81,13 @@ def test_aSession() -> None:
     client.say(b"DELE 1")
     client.received()
     assert metered.all("pop3svc_sessions") == {"awake": 1}
-    live = metered.process.collect()
+    live = metered.process.last()
     assert live["pop3svc_messages_sent_total"] == 1
     assert live["pop3svc_message_octets_total"] == len(b"a: b\r\n\r\nc\r\n")
     client.say(b"QUIT")
     client.received()
     assert not metered.factory.connections
-    ended = metered.process.collect()
+    ended = metered.process.last()
     for name in ("messages_sent", "message_octets"):
         assert ended[f"pop3svc_{name}_total"] == live[f"pop3svc_{name}_total"]
     assert ended["pop3svc_messages_deleted_total"] == 1
@@ -100,6 +100,37 @@ def test_aSession() -> None:
     assert metered.number("pop3svc_connections_total") == 1
     for call in ("authenticate", "lock", "listMessageUniqueIDs", "messageDelete", "unlock"):
         assert metered.count("pop3svc_provider_call_seconds", call) == 1, call
+
+
+def test_sessionsAreCountedInSlices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The reactor serves others meanwhile.  A session may end before it is counted, and the counters
+    do not decrease.
+    """
+    monkeypatch.setattr("pop3svc.metrics.numbers._AT_ONCE", 1)
+    metered = Metered(MemoryProvider({f"user{each}": "x" for each in range(9)}, [b"a: b\n\nc\n"]))
+    clients = []
+    for number in range(9):
+        client = metered.connect()
+        client.logIn(b"user%d" % number, b"x")
+        client.say(b"RETR 1")
+        client.received()
+        clients.append(client)
+    name = "pop3svc_messages_sent_total"
+    assert metered.process.last()[name] == 9
+    times = iter(range(10_000))
+    # Each look at the clock takes a whole slice.
+    metered.clock.seconds = lambda: 1e6 + next(times)  # type: ignore[method-assign]
+    collecting = Deferred.fromCoroutine(metered.process.collect())
+    assert not collecting.called
+    for each in clients:
+        each.vanish()
+    results: list[Any] = []
+    collecting.addBoth(results.append)
+    while not results:
+        metered.clock.advance(0)
+    assert results[0][name] == 9
+    assert metered.process.last()[name] == 9
 
 
 def test_numbersOfALogout() -> None:
@@ -288,7 +319,7 @@ def test_theTextIsWhatPrometheusReads() -> None:
     metered = Metered()
     client = metered.connect()
     client.logIn()
-    text = expose(metered.process.collect()).decode("ascii")
+    text = expose(metered.process.last()).decode("ascii")
     families = {each.name: each for each in text_string_to_metric_families(text)}
     assert families["pop3svc_logins"].samples[0].labels == {"mechanism": "PASS", "result": "ok"}
     pass_ = [
@@ -301,4 +332,4 @@ def test_theTextIsWhatPrometheusReads() -> None:
     assert "alice" not in text
     # Every metric of a process is declared.
     declared = {each.name for each in METRICS}
-    assert {each.split("\t")[0] for each in metered.process.collect()} <= declared
+    assert {each.split("\t")[0] for each in metered.process.last()} <= declared
