@@ -148,8 +148,9 @@ class Policy:
     )
     drainTimeout: int = _number(
         300,
-        "Time that sessions have to end by themselves after pop3svc drain.  A program that polls "
-        "every few minutes has been told to connect again by then.",
+        "Time that sessions have to end by themselves after pop3svc drain, and those of a worker "
+        "that a reload has replaced.  A program that polls every few minutes has been told to "
+        "connect again by then.",
         isLive=False,
     )
     maxLineLength: int = _number(

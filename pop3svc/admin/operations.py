@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from pop3svc.admin.sessions import countStates, describe, idOf
+from pop3svc.admin.sessions import countStates, describe, numberIn
 from pop3svc.awaiting import isAwaitable
 from pop3svc.interfaces import Eventual
 from pop3svc.preparation import prepareName
@@ -216,11 +216,11 @@ class ProcessOperations:
 
         @return: how many sessions were ended.
         """
-        user = self._prepared(target)
+        user, number = self._prepared(target), numberIn(target, self._worker)
         found = [
             each
             for each in self._connections
-            if target == idOf(each, self._worker) or user == each.session.record.user
+            if each.session.info.connectionID == number or each.session.record.user == user
         ]
         for each in found:
             each.end("ended by the operator")

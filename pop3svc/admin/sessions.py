@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["countStates", "describe", "idOf"]
+__all__ = ["countStates", "describe", "idOf", "numberIn"]
 
 # By the names of L{pop3svc.protocol.session.State}.
 _STATES = {
@@ -29,6 +29,18 @@ def idOf(connection: Any, worker: int) -> str:
     """
     number = connection.session.info.connectionID
     return f"{worker}.{number}" if worker else str(number)
+
+
+def numberIn(text: str, worker: int) -> int | None:
+    """
+    @param text: what the operator calls a session; see L{idOf}.
+    @param worker: see L{idOf}.
+    @return: the C{connectionID}; L{None} if C{text} names no session of this worker.
+    """
+    prefix = f"{worker}." if worker else ""
+    number = text.removeprefix(prefix)
+    isNumber = text.startswith(prefix) and number.isascii() and number.isdigit()
+    return int(number) if isNumber and len(number) < 19 else None
 
 
 def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:

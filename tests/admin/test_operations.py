@@ -134,6 +134,8 @@ def test_kick() -> None:
         each.say(b"SLEE")
     number = clients[2].protocol.session.info.connectionID  # type: ignore[attr-defined]
     assert process.do("kick", target=str(number)) == 0
+    for other in (f"2.{number}", f"3.{number}x", "3.", "3.\u0661", f"03.{number}", "9" * 5000):
+        assert process.do("kick", target=other) == 0
     assert process.do("kick", target=f"3.{number}") == 1
     for each in clients:
         each.pump()
