@@ -127,7 +127,8 @@ class Transaction:
         if IExclusiveMailbox.providedBy(mailbox):
             await self._calls.finish(mailbox.lock, self.info, self._requestRelease)
             if self._calls.isOver:
-                await Shielded(self._calls.release, mailbox.unlock, self.info).outcome()
+                self._unlocking = Shielded(self._calls.release, mailbox.unlock, self.info)
+                await self._unlocking.outcome()
                 raise CancelledError()
             self._locked = True
 
@@ -427,7 +428,7 @@ class Transaction:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        # SLEE, or a failed WAKE, may still be releasing the lock.
+        # SLEE, or a WAKE that failed or was cancelled, may still be releasing the lock.
         if self._unlocking is not None:
             await self._unlocking.outcome()
         if locked:

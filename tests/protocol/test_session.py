@@ -457,6 +457,49 @@ def test_lostAfterAWakeThatFails() -> None:
     assert not provider.maildrop.isHeld and not factory.connections
 
 
+class LocksAllTheSame(Delayed):
+    """
+    Takes the lock when the call is cancelled, because the call can no longer be stopped.
+
+    @ivar isAwake: whether calls of C{lock} do not behave like this yet.
+    """
+
+    isAwake = True
+
+    def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        if name != "lock" or self.isAwake:
+            return super().around(name, call)
+        return lambda *arguments: Deferred(lambda waiter: waiter.callback(call(*arguments)))
+
+
+def test_lostWhileALockIsTakenAllTheSame() -> None:
+    """
+    A client is lost while WAKE takes the lock, and the lock is taken nevertheless: logout
+    waits until unlock has returned.
+    """
+    late: list[LocksAllTheSame] = []
+
+    def wrap(mailbox: Any) -> Any:
+        late.append(LocksAllTheSame(mailbox))
+        return late[0]
+
+    provider = Provider(wrap)
+    factory = POP3Factory(provider, clock=Clock())
+    client = Client(factory)
+    client.say(b"USER alice")
+    client.say(b"PASS secret")
+    late[0].answerAll()
+    client.say(b"SLEE")
+    late[0].answerAll()
+    late[0].isAwake = False
+    client.say(b"WAKE")
+    client.vanish()
+    assert [name for name, _, _ in late[0].waiting] == ["unlock"]
+    assert factory.connections
+    late[0].answerAll()
+    assert not provider.maildrop.isHeld and not factory.connections
+
+
 def test_failedLoginsInTheLog() -> None:
     """
     The lines for fail2ban: one for each wrong guess, and none for other refusals.
