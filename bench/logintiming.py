@@ -49,8 +49,10 @@ from scramp import ScramClient
 from pop3svc.accounts.hashes import hashPassword
 from pop3svc.accounts.scramkeys import makeVerifier
 from pop3svc.testing.certificates import Authority
+from tests.support.pam import System
 from tests.support.postgresql import PostgreSQL
-from tests.support.running import Running, freePort
+from tests.support.running import Running, freePort, script
+from tests.support.slapd import BASE, READER, Slapd
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 PASSWORD = "the right password"
@@ -266,6 +268,26 @@ def _oauth(site: Site, kind: str, names: list[str]) -> Iterator[str]:
     yield f"oauth:jwks={keys}:issuer={ISSUER}:audience={AUDIENCE}"
 
 
+@contextmanager
+def _ldap(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    with Slapd() as server:
+        for name in names:
+            server.addUser(name, password=PASSWORD)
+        reader = f"bind={READER}:password-file={server.passwordFile}"
+        yield f"ldap:{server.url}:base={BASE}:{reader}"
+
+
+@contextmanager
+def _pam(site: Site, kind: str, names: list[str]) -> Iterator[str]:
+    path = site.home / "system"
+    path.mkdir()
+    system = System(path)
+    for number, name in enumerate(names, 5000):
+        system.user(name, number, PASSWORD)
+    site.command = system.command
+    yield "pam:pop3svc"
+
+
 @dataclass(frozen=True)
 class Source:
     """
@@ -299,6 +321,8 @@ SOURCES = {
     "postgresql verifier": Source(_postgresql, "verifier", ("PASS", "SCRAM-SHA-256")),
     "postgresql plain": Source(_postgresql, "plain", SECRETS),
     "http": Source(_http, "", CLEAR),
+    "ldap": Source(_ldap, "", CLEAR),
+    "pam": Source(_pam, "", CLEAR),
     "oauth": Source(_oauth, "", ("OAUTHBEARER", "XOAUTH2")),
 }
 
@@ -324,6 +348,8 @@ class Samples:
 class Site:
     """
     A running service.
+
+    @ivar command: changes the command that starts the service; set by the source.
     """
 
     def __init__(self, home: Path, source: Source, users: int, stack: ExitStack) -> None:
@@ -344,19 +370,35 @@ class Site:
         for name in names:
             for folder in ("cur", "new", "tmp"):
                 (home / "mail" / name / folder).mkdir(parents=True)
+        self.command: Callable[[list[str]], list[str]] = list
         auth = stack.enter_context(source.open(self, source.kind, names))
-        self.running = stack.enter_context(
-            Running(
-                home / "service",
-                *("--endpoint", f"tcp:{self.port}:interface=127.0.0.1"),
-                *("--endpoint", f"ssl:{self.securePort}:interface=127.0.0.1"),
-                *("--certificate", str(home / "served.pem"), "--client-ca", str(home / "ca.pem")),
-                *("--provider", f"maildir:{home}/mail/{{user}}", "--auth", auth),
-                *("--ban-exempt", "192.0.2.0/24", "--data", str(home / "data")),
-                *(part for each in ENABLED for part in ("--enable", each)),
-            )
-        )
+        self.running = stack.enter_context(self._running(auth))
         self.running.up()
+
+    def _running(self, auth: str) -> Running:
+        home = self.home
+        return Running(
+            home / "service",
+            command=self.command(
+                [
+                    script("twistd"),
+                    "-n",
+                    "--pidfile=",
+                    "pop3svc",
+                    *("--endpoint", f"tcp:{self.port}:interface=127.0.0.1"),
+                    *("--endpoint", f"ssl:{self.securePort}:interface=127.0.0.1"),
+                    *(
+                        "--certificate",
+                        str(home / "served.pem"),
+                        "--client-ca",
+                        str(home / "ca.pem"),
+                    ),
+                    *("--provider", f"maildir:{home}/mail/{{user}}", "--auth", auth),
+                    *("--ban-exempt", "192.0.2.0/24", "--data", str(home / "data")),
+                    *(part for each in ENABLED for part in ("--enable", each)),
+                ]
+            ),
+        )
 
     @staticmethod
     def _known(number: int) -> str:
