@@ -5,6 +5,7 @@ Fixtures and hooks for all tests.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from twisted.internet.task import Clock
 
 import pop3svc
 from pop3svc import files
+from tests.support.logs import logging
 from tests.support.running import CHECKOUT, withCheckout
 
 # Child processes have to run this checkout, not an installed copy.
@@ -37,6 +39,15 @@ def noTimersInTheReactor(monkeypatch: pytest.MonkeyPatch) -> None:
     Give stores without a clock a L{Clock}, so that they leave no timers in the reactor.
     """
     monkeypatch.setattr("pop3svc.providers.files.takeover._reactor", Clock)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """
+    The lines that the service logs during a test, without debugging messages.
+    """
+    with logging() as lines:
+        yield lines
 
 
 def pytest_sessionfinish() -> None:

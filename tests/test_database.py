@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from pop3svc.database import (
@@ -231,19 +230,6 @@ def errorOf(got: list[Any]) -> BaseException:
     assert len(got) == 1 and isinstance(got[0], Failure)
     error: BaseException = got[0].value
     return error
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc" and event["log_level"].name != "debug":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def add(transaction: Transaction, number: int) -> int:

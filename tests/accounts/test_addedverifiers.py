@@ -5,7 +5,7 @@ Verifiers that are added to a password file when users log in.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import pytest
 from passlib.hash import des_crypt
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 
 from pop3svc.accounts import passwordediting, verifiers
@@ -62,19 +61,6 @@ class Later:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "users"
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc" and event["log_level"].name != "debug":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from argon2 import PasswordHasher
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 
 from pop3svc.accounts import apppasswordfile, apppasswordlines, passwordfile
 from pop3svc.accounts.apppasswordfile import AppPasswordFile, UseTimes
@@ -55,19 +54,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def path(tmp_path: Path) -> str:
     (tmp_path / "users").write_text(f"ann:{MAIN}\nben:{{PLAIN}}x\ncat:{MAIN}\n")
     return str(tmp_path / "users")
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc" and event["log_level"].name != "debug":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 class Counting(Inline):

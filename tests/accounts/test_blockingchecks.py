@@ -5,14 +5,13 @@ Checks by functions that block: order, time limits, and threads that are lost.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
@@ -103,19 +102,6 @@ def _plain(outcome: Any) -> Any:
 @pytest.fixture
 def source() -> Source:
     return Source()
-
-
-@pytest.fixture(autouse=True)
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def test_knownNetworksFirst(source: Source) -> None:

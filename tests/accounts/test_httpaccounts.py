@@ -29,7 +29,8 @@ from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.service.plugins import HTTPAccountsMaker
 from pop3svc.testing.certificates import Authority
-from tests.support.webservers import Server, logging
+from tests.support.logs import logging
+from tests.support.webservers import Server
 
 URL = "https://accounts.example.org/check?key=secretkey"
 SECRET = "pass wörd"

@@ -30,7 +30,8 @@ from pop3svc.service.settings import SettingError, Store
 from pop3svc.service.stores import makeAccounts
 from pop3svc.testing import Inline
 from pop3svc.testing.certificates import Authority
-from tests.support.webservers import Server, logging
+from tests.support.logs import logging
+from tests.support.webservers import Server
 
 URL = "https://id.example.org/introspect?key=secretkey"
 WHERE = "the introspection of tokens at https://id.example.org/introspect"

@@ -18,7 +18,6 @@ import pytest
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 from zope.interface.verify import verifyObject
 
 if not os.environ.get("CI"):
@@ -33,6 +32,7 @@ from pop3svc.interfaces import IAccountNames, IAccountStatus, IProvenAccounts, I
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing.certificates import Authority
 from pop3svc.threadpool import InlineExecutor
+from tests.support.logs import logging
 from tests.support.slapd import BASE, PASSWORD, READER, Slapd, needsSlapd
 
 pytestmark = needsSlapd
@@ -58,15 +58,8 @@ def slapd() -> Iterator[Slapd]:
 
 @pytest.fixture(autouse=True)
 def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
+    with logging() as lines:
+        yield lines
     assert not any(PASSWORD in line for line in lines)
 
 

@@ -29,9 +29,9 @@ from pop3svc.service.plugins import OAuthMaker
 from pop3svc.service.settings import SettingError, Store
 from pop3svc.service.stores import makeAccounts
 from pop3svc.testing import Inline
+from tests.support.logs import logging
 from tests.support.tokens import AUDIENCE, ISSUER, Issuer, compact, encoded
 from tests.support.webservers import Server as WebServer
-from tests.support.webservers import logging
 
 RULES = TokenRules(ClaimRules(ISSUER, AUDIENCE, "email"))
 

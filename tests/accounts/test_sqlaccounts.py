@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import sqlite3
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import maybeDeferred
-from twisted.logger import globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
@@ -70,19 +68,6 @@ def change(path: Path, statement: str) -> None:
     database.execute(statement)
     database.commit()
     database.close()
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc" and event["log_level"].name != "debug":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def accountsOf(path: Path, query: str = QUERY, reader: HashReader | None = None) -> SQLAccounts:

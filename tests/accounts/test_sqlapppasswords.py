@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from argon2 import PasswordHasher
 from twisted.cred.error import UnauthorizedLogin
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
-from twisted.logger import globalLogPublisher
 
 from pop3svc.accounts.apppasswordfile import UseTimes
 from pop3svc.accounts.apppasswords import makeSecret
@@ -100,19 +98,6 @@ class Accounts:
 @pytest.fixture
 def accounts(tmp_path: Path) -> Accounts:
     return Accounts(tmp_path)
-
-
-@pytest.fixture
-def logged() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc" and event["log_level"].name != "debug":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.mark.parametrize("scheme", ["CRYPT", "SHA256"])

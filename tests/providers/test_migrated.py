@@ -14,7 +14,7 @@ from typing import Any
 from unittest import TestCase
 
 import pytest
-from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+from twisted.logger import LogLevel
 
 from pop3svc.interfaces import DeliveryCopy
 from pop3svc.migration.schemes import Scheme
@@ -26,6 +26,7 @@ from tests.anybody import Anybody
 from tests.migration.samples import NAMES, baseOf, unpack
 from tests.support.conversations import ALICE
 from tests.support.databases import finish
+from tests.support.logs import logging
 from tests.support.maildirs import deliver
 
 A, B, C = "1600000003.M1P1.h", "1600000002.M1P1.h", "1600000001.M1P1.h"
@@ -48,16 +49,9 @@ def maildir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event["log_level"] is LogLevel.error:
-            lines.append(formatEvent(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
+def logged() -> Iterator[list[str]]:
+    with logging(lambda event: event["log_level"] is LogLevel.error) as lines:
+        yield lines
 
 
 def put(maildir: Path, name: str, folder: str = "new", message: bytes = b"a: b\n\nc\n") -> Path:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 from twisted.internet.defer import Deferred
-from twisted.logger import formatEvent, globalLogPublisher
 
 from pop3svc.errors import POP3ResponseError
 from pop3svc.providers import unpacking
@@ -29,6 +28,7 @@ from pop3svc.state import State
 from pop3svc.testing import Client, Inline, conversation
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
+from tests.support.logs import logging
 from tests.support.maildirs import deliver
 
 LOGIN = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\n"
@@ -44,15 +44,8 @@ def maildir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    found: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("pop3Event") != "close":
-            found.append(formatEvent(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield found
-    globalLogPublisher.removeObserver(observe)
+    with logging(lambda event: event.get("pop3Event") != "close") as lines:
+        yield lines
 
 
 def begin(maildir: Path, text: str = ALICE, **options: Any) -> Client:

@@ -879,7 +879,7 @@ def test_abandonedCommand() -> None:
     assert not network.clock.getDelayedCalls()
 
 
-def test_logOfAnOutage(capture: list[str]) -> None:
+def test_logOfAnOutage(logged: list[str]) -> None:
     """
     An outage is logged when it begins and when it ends.
     """
@@ -891,25 +891,10 @@ def test_logOfAnOutage(capture: list[str]) -> None:
     provider._endpoint = good = pop3({})
     for _ in range(2):
         assert result(good, provider.authenticate(INFO, "alice", "secret")) is not None
-    assert capture == [
+    assert logged == [
         "the mail server mail.example.test:110 refuses the connection",
         "the mail server mail.example.test:110 answers again",
     ]
-
-
-@pytest.fixture
-def capture() -> Any:
-    from twisted.logger import formatEvent, globalLogPublisher
-
-    seen: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc":
-            seen.append(formatEvent(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield seen
-    globalLogPublisher.removeObserver(observe)
 
 
 # --- addresses --------------------------------------------------------------------------

@@ -4,17 +4,14 @@ A web server in memory, and what the service logs about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.testing import StringTransportWithDisconnection
-from twisted.logger import globalLogPublisher
 from twisted.web.iweb import IAgentEndpointFactory
 from zope.interface import implementer
 
-__all__ = ["Server", "logging"]
+__all__ = ["Server"]
 
 
 @implementer(IAgentEndpointFactory)
@@ -63,21 +60,3 @@ class Server:
         """
         head, _, body = self.transports[index].value().partition(b"\r\n\r\n")
         return head.split(b"\r\n"), body
-
-
-@contextmanager
-def logging() -> Iterator[list[str]]:
-    """
-    @return: a list that gets each line that the service logs.
-    """
-    lines: list[str] = []
-
-    def observe(event: Any) -> None:
-        if event.get("log_namespace") == "pop3svc":
-            lines.append(event["log_format"].format(**event))
-
-    globalLogPublisher.addObserver(observe)
-    try:
-        yield lines
-    finally:
-        globalLogPublisher.removeObserver(observe)
