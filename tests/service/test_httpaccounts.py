@@ -5,7 +5,6 @@ Accounts behind HTTP, from outside: a real twistd and a real server of twisted.w
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 from pop3svc.testing.certificates import Authority
 from pop3svc.testing.reactorthread import reactorThread
 from tests.support.maildirs import deliver
-from tests.support.running import Connection, Running, freePort
+from tests.support.running import Running, freePort, replyToLogin
 
 SECRET = "topsecret"
 AWAY = b"-ERR [SYS/TEMP] Accounts are not available now.\r\n"
@@ -116,30 +115,7 @@ def options(tmp_path: Path, port: int, auth: str) -> list[str]:
 
 
 def answer(port: int, name: str, password: str = SECRET) -> bytes:
-    """
-    @return: the answer to a login; a message follows, if it is good.
-    """
-    connection = Connection(port)
-    try:
-        assert connection.line().startswith(b"+OK")
-        assert connection.say(b"USER " + name.encode()).startswith(b"+OK")
-        reply = connection.say(b"PASS " + password.encode())
-        if reply.startswith(b"+OK"):
-            assert connection.say(b"STAT") == b"+OK 1 11\r\n"
-            assert connection.say(b"QUIT").startswith(b"+OK")
-        return reply
-    finally:
-        connection.socket.close()
-
-
-def finish(running: Running) -> list[str]:
-    """
-    @return: the log.
-    """
-    assert running.end(signal.SIGTERM) == 0
-    lines = running.lines
-    assert not any("Traceback" in line or SECRET in line for line in lines)
-    return lines
+    return replyToLogin(port, name, password)
 
 
 def test_answers(tmp_path: Path, server: Server) -> None:
@@ -162,7 +138,7 @@ def test_answers(tmp_path: Path, server: Server) -> None:
         assert answer(port, "stalling") == AWAY
         assert 4 <= time.monotonic() - began < 30
         assert answer(port, "ann").startswith(b"+OK")
-        lines = finish(running)
+        lines = running.finish(SECRET)
     assert server.check.redirected == 0 and len(server.check.asked) == 8
     begun = [line for line in lines if "is not available: " in line]
     assert len(begun) == 1 and f"{url} is not available: it answers with the status 500" in begun[0]
@@ -187,7 +163,7 @@ def test_comesAndGoes(tmp_path: Path, server: Server) -> None:
             assert answer(port, "ann") == AWAY
         server.start()
         assert answer(port, "ann").startswith(b"+OK")
-        lines = finish(running)
+        lines = running.finish(SECRET)
     assert sum("is not available: it cannot be reached" in line for line in lines) == 2
     assert sum("is available again" in line for line in lines) == 2
 
@@ -216,6 +192,6 @@ def test_certificates(tmp_path: Path, server: Server) -> None:
         assert answer(port, "ann", "wrong") == WRONG
         assert answer(port, "large") == AWAY
         assert answer(port, "ann").startswith(b"+OK")
-        lines = finish(running)
+        lines = running.finish(SECRET)
     begun = [line for line in lines if "is not available: " in line]
     assert len(begun) == 2 and "TLS failed, for example because its certificate" in begun[0]

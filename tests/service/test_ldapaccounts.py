@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.maildirs import deliver
-from tests.support.running import Connection, Running, environment, freePort, script
+from tests.support.running import Connection, Running, environment, freePort, replyToLogin, script
 from tests.support.slapd import BASE, PASSWORD, READER, Slapd, needsSlapd
 
 pytestmark = needsSlapd
@@ -49,30 +49,7 @@ def search(slapd: Slapd, url: str = "", *more: str) -> str:
 
 
 def answer(port: int, name: str, password: str = PASSWORD) -> bytes:
-    """
-    @return: the answer to a login; a message follows, if it is good.
-    """
-    connection = Connection(port)
-    try:
-        assert connection.line().startswith(b"+OK")
-        assert connection.say(b"USER " + name.encode()).startswith(b"+OK")
-        reply = connection.say(b"PASS " + password.encode())
-        if reply.startswith(b"+OK"):
-            assert connection.say(b"STAT") == b"+OK 1 11\r\n"
-            assert connection.say(b"QUIT").startswith(b"+OK")
-        return reply
-    finally:
-        connection.socket.close()
-
-
-def finish(running: Running) -> list[str]:
-    """
-    @return: the log.
-    """
-    assert running.end(signal.SIGTERM) == 0
-    lines = running.lines
-    assert not any("Traceback" in line or PASSWORD in line for line in lines)
-    return lines
+    return replyToLogin(port, name, password)
 
 
 def isUp(reply: bytes) -> bool:
@@ -90,7 +67,7 @@ def test_answers(tmp_path: Path, slapd: Slapd) -> None:
             assert answer(port, name, password) == WRONG
         assert answer(port, "twice") == WRONG
         assert isUp(answer(port, "ann"))
-        lines = finish(running)
+        lines = running.finish(PASSWORD)
     assert sum("the filter finds more than one entry" in line for line in lines) == 1
     assert sum("failed login" in line for line in lines) == 4
     # "ANN" has no mailbox of its own.
@@ -105,7 +82,7 @@ def test_directBind(tmp_path: Path, slapd: Slapd) -> None:
         assert isUp(answer(port, "ann")) and isUp(answer(port, "Ann"))
         assert answer(port, "ann", "wrong") == WRONG
         assert answer(port, f"ann,{BASE}") == WRONG
-        finish(running)
+        running.finish(PASSWORD)
 
 
 def test_comesAndGoes(tmp_path: Path, slapd: Slapd) -> None:
@@ -132,7 +109,7 @@ def test_comesAndGoes(tmp_path: Path, slapd: Slapd) -> None:
         assert answer(port, "ann") == AWAY
         slapd.start()
         assert isUp(answer(port, "ann"))
-        lines = finish(running)
+        lines = running.finish(PASSWORD)
     begun = [line.partition("is not available: ")[2] for line in lines]
     begun = [each.partition(" (")[0] for each in begun if each]
     assert begun == ["it cannot be reached", "no answer within 1 s", "it cannot be reached"]
@@ -158,7 +135,7 @@ def test_wake(tmp_path: Path, slapd: Slapd) -> None:
         slapd.remove(dn)
         assert sleeper.say(b"WAKE").startswith(b"-ERR")
         sleeper.socket.close()
-        finish(running)
+        running.finish(PASSWORD)
 
 
 class SilentServer:
@@ -223,7 +200,7 @@ def test_handshakeThatNeverEnds(tmp_path: Path, slapd: Slapd, silent: SilentServ
         end = time.monotonic() + 60
         while seconds() < 2:
             assert time.monotonic() < end, "no check begins"
-        lines = finish(running)
+        lines = running.finish(PASSWORD)
     assert sum("checks do not end; logins get [SYS/TEMP]" in line for line in lines) == 1
     (line,) = [line for line in lines if "is not available" in line]
     assert line.endswith("is not available: no answer within 2 s")
@@ -243,7 +220,7 @@ def test_times(tmp_path: Path, slapd: Slapd) -> None:
                 began = time.monotonic()
                 assert answer(port, name, "wrong") == WRONG
                 times.append(time.monotonic() - began)
-        finish(running)
+        running.finish(PASSWORD)
     assert min(min(times) for times in taken.values()) >= 1
 
 
@@ -268,7 +245,7 @@ def test_deliveries(tmp_path: Path, slapd: Slapd) -> None:
         slapd.stop()
         assert client.say(b"RCPT TO:<ann>").startswith(b"451 ")
         client.socket.close()
-        finish(running)
+        running.finish(PASSWORD)
     command = [script("pop3svc"), "deliver", "--provider", f"maildir:{tmp_path / 'mail'}"]
     command += ["--auth", f"ldap:{auth}"]
 

@@ -16,7 +16,7 @@ import pytest
 from pop3svc.accounts.hashes import hashPassword
 from tests.support.maildirs import deliver
 from tests.support.postgresql import PostgreSQL, needsPostgreSQL
-from tests.support.running import Connection, Running, freePort, script
+from tests.support.running import Connection, Running, freePort, replyToLogin, script
 from tests.support.site import run
 
 QUERY = "SELECT password, mailbox AS user FROM account WHERE name = lower(:user)"
@@ -47,22 +47,7 @@ def options(mail: Path, port: int, auth: str) -> list[str]:
 
 
 def answer(port: int, password: str, name: str = "Ann@Example.org") -> bytes:
-    """
-    @return: the answer to a login; an unread message follows, if it is good.
-    """
-    connection = Connection(port)
-    try:
-        assert connection.line().startswith(b"+OK")
-        assert connection.say(b"USER " + name.encode()).startswith(b"+OK")
-        reply = connection.say(b"PASS " + password.encode())
-        if reply.startswith(b"+OK"):
-            assert connection.say(b"STAT") == b"+OK 1 11\r\n"
-            assert connection.say(b"SLEE").startswith(b"+OK")
-            assert connection.say(b"WAKE").startswith(b"+OK")
-            assert connection.say(b"QUIT").startswith(b"+OK")
-        return reply
-    finally:
-        connection.socket.close()
+    return replyToLogin(port, name, password)
 
 
 @pytest.mark.smoke

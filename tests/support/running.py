@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -30,6 +31,7 @@ __all__ = [
     "environment",
     "forEverybody",
     "freePort",
+    "replyToLogin",
     "script",
     "withCheckout",
 ]
@@ -185,18 +187,30 @@ class Running:
         self.waitFor("reactor class")
         return self
 
-    def end(self, signal: int | None = None) -> int:
+    def end(self, number: int | None = None) -> int:
         """
         Send a signal and wait for the end.
 
         @return: the exit status.
         """
-        if signal is not None:
-            self.process.send_signal(signal)
+        if number is not None:
+            self.process.send_signal(number)
         status = self.process.wait(PATIENCE)
         while (line := self._coming.get(timeout=PATIENCE)) is not None:
             self.lines.append(line)
         return status
+
+    def finish(self, *secrets: str) -> list[str]:
+        """
+        Stop the service.
+
+        @param secrets: texts that the log must not contain.
+        @return: the log.
+        """
+        assert self.end(signal.SIGTERM) == 0
+        for text in ("Traceback", *secrets):
+            assert not any(text in line for line in self.lines), self.lines
+        return self.lines
 
     def __enter__(self) -> Running:
         return self
@@ -277,3 +291,23 @@ class Connection:
         assert self.say(b"USER " + name).startswith(b"+OK")
         reply = self.say(b"PASS " + password)
         assert reply.startswith(b"+OK"), reply
+
+
+def replyToLogin(port: int, name: str, password: str) -> bytes:
+    """
+    Log in, sleep and wake, in a session of its own.
+
+    @return: the reply to PASS.  If it is C{+OK}, the user has one message of 11 octets.
+    """
+    connection = Connection(port)
+    try:
+        assert connection.line().startswith(b"+OK")
+        assert connection.say(b"USER " + name.encode()).startswith(b"+OK")
+        reply = connection.say(b"PASS " + password.encode())
+        if reply.startswith(b"+OK"):
+            assert connection.say(b"STAT") == b"+OK 1 11\r\n"
+            for command in (b"SLEE", b"WAKE", b"QUIT"):
+                assert connection.say(command).startswith(b"+OK")
+        return reply
+    finally:
+        connection.socket.close()
