@@ -15,7 +15,7 @@ from typing import Any
 from pop3svc.providers.maildir.names import parseNames
 from pop3svc.threadpool import Executor
 from pop3svc.transfer.failures import TryAgain, Unreadable
-from pop3svc.transfer.report import Report
+from pop3svc.transfer.report import Report, messages
 from pop3svc.transfer.session import MailboxSession
 from pop3svc.transfer.target import Target, failureOf
 
@@ -98,8 +98,8 @@ class Export:
             await self.session.close()
         octets = sum(found[each] for each in there)
         self.report.conclude(
-            f"{len(there)} of {len(uniqueIDs)} messages of {self.username} are in "
-            f"{self.target.path}, with {octets} octets as sent"
+            f"{self.target.path} has {len(there)} of {messages(len(uniqueIDs))} of "
+            f"{self.username}, with {octets} octets as sent"
         )
         if self.report.exitStatus == 75:
             raise TryAgain("the export is not complete")

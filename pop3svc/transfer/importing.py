@@ -20,7 +20,7 @@ from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.threadpool import Executor
 from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable, reasonOf
 from pop3svc.transfer.fingerprints import Fingerprint
-from pop3svc.transfer.report import Report
+from pop3svc.transfer.report import Report, messages
 from pop3svc.transfer.session import MailboxSession
 from pop3svc.transfer.source import Source, SourceMessage, fitArrivals
 
@@ -105,7 +105,7 @@ class Import:
             there = await _Comparison(session, stored, self.report).run()
         finally:
             await session.close()
-        text = f"{there} of {_messages(len(planned))} are in the mailbox of {username}"
+        text = f"the mailbox of {username} has {there} of {messages(len(planned))}"
         if there == len(stored):
             text += f", with {sum(each.octets for each in stored.values())} octets as sent"
         self.report.conclude(text)
@@ -225,10 +225,6 @@ class Import:
             raise TryAgain(f"the store is not available now: {refusal.text}")
         if error is not None:
             raise error
-
-
-def _messages(count: int) -> str:
-    return "1 message" if count == 1 else f"{count} messages"
 
 
 class _Names:

@@ -7,10 +7,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Report"]
+__all__ = ["Report", "messages"]
 
 # The most messages that are named.  The others are only counted.
 _NAMED = 20
+
+
+def messages(count: int) -> str:
+    """
+    @return: the number with its noun.
+    """
+    return "1 message" if count == 1 else f"{count} messages"
 
 
 class Report:
