@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import configparser
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -316,6 +317,7 @@ def imported(path: Path) -> set[str]:
     return own & (set(RANKS) | {"testing"} | {name for name in own if name.startswith("testing.")})
 
 
+@cache
 def code(path: Path) -> str:
     """
     @return: the code of a file without docstrings and comments.

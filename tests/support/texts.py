@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent.parent / "pop3svc"
@@ -98,6 +99,7 @@ def _hasWords(template: str) -> bool:
     return any(character.isalpha() for character in rest)
 
 
+@cache
 def allTexts() -> set[str]:
     """
     @return: the texts of all replies of the service, with placeholders.
