@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from twisted.internet.task import Clock
 
 import pop3svc
@@ -18,6 +19,10 @@ from tests.support.running import CHECKOUT, withCheckout
 
 # Child processes have to run this checkout, not an installed copy.
 os.environ["PYTHONPATH"] = withCheckout()
+
+# An example has no time limit, because the machine may be busy.
+settings.register_profile("busy", deadline=None)
+settings.load_profile("busy")
 
 
 def pytest_sessionstart() -> None:

@@ -75,7 +75,7 @@ class Trace:
         user = connection.session.record.user
         if heard.name is not None:
             # The client may use another spelling of the name.
-            self._names[connection] = connection.session.prepareName(heard.name)[0]
+            self._names[connection] = connection.session.authentication.prepareName(heard.name)[0]
         if user is None:
             return self._names.get(connection) == self._target
         self._names.pop(connection, None)

@@ -11,12 +11,13 @@ from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IExpiry
 from pop3svc.languages import LANGUAGES, languages, matching
 from pop3svc.protocol import grammar
+from pop3svc.protocol.authentication import Password, Proven
 from pop3svc.protocol.challenges import apopDigest
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
 from pop3svc.protocol.replies import After, Lines, Pieces, Reply, ok
 from pop3svc.protocol.sasl import SASLExchange, offered
-from pop3svc.protocol.session import Password, Proven, Session, State
+from pop3svc.protocol.session import Session, State
 
 __all__ = ["COMMANDS", "capabilities", "command"]
 
@@ -217,7 +218,7 @@ async def apop(session: Session, name: str, digest: str) -> Reply:
     """
     session.claimedName = None
     timestamp = session.timestamp
-    proven = await session.proveDigest(
+    proven = await session.authentication.proveDigest(
         name, digest, lambda password: apopDigest(timestamp, password)
     )
     return await _loggedIn(session, proven, "APOP")

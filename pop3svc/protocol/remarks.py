@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from twisted.logger import Logger
 
-__all__ = ["HELD", "nameOf", "remarkHeld", "warnOnce"]
+__all__ = ["HELD", "nameOf", "printable", "remarkHeld", "warnOnce"]
 
 log = Logger(namespace="pop3svc")
 
@@ -29,6 +29,13 @@ def nameOf(call: Any) -> str:
     if owner is None:
         return getattr(call, "__qualname__", repr(call))
     return f"{type(owner).__name__}.{getattr(call, '__name__', 'a call')}"
+
+
+def printable(name: str) -> str:
+    """
+    @return: the name for the log, escaped if it has unprintable characters.
+    """
+    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def warnOnce(call: Any, sentence: str, **more: Any) -> None:

@@ -21,6 +21,7 @@ from pop3svc.interfaces import (
     ISharedSecrets,
     ScramKeys,
 )
+from pop3svc.protocol.authentication import Password, Proven
 from pop3svc.protocol.bearer import BearerMessage, failureOf
 from pop3svc.protocol.challenges import cramDigest, makeChallenge, readCram
 from pop3svc.protocol.replies import Reply, challenge
@@ -32,7 +33,7 @@ from pop3svc.protocol.scram import (
     makeUp,
     seedOf,
 )
-from pop3svc.protocol.session import Password, Proven, Session
+from pop3svc.protocol.session import Session
 from pop3svc.protocol.wire import hasControl
 
 __all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
@@ -147,8 +148,8 @@ def _areOne(session: Session, one: bytes, other: bytes) -> bool:
     """
     @return: whether two names are spellings of one user.
     """
-    first, isUsable = session.prepareName(_text(one))
-    return isUsable and session.prepareName(_text(other)) == (first, True)
+    first, isUsable = session.authentication.prepareName(_text(one))
+    return isUsable and session.authentication.prepareName(_text(other)) == (first, True)
 
 
 @mechanism("PLAIN", needs=IPOP3MailboxProvider, cleartext=True)
@@ -205,8 +206,8 @@ async def _scram(
     binding = _bindingOf(session, first, bindsChannel)
     # Make up keys always, so that the time does not tell whether there is a user.
     provider: Any = session.provider
-    name, isUsable = session.prepareName(first.name)
-    seed = seedOf(session.secret, name, algorithm)
+    name, isUsable = session.authentication.prepareName(first.name)
+    seed = seedOf(session.authentication.secret, name, algorithm)
     like = provider.exampleScramKeys(name, algorithm, seed)
     madeUp = makeUp(seed, algorithm, like)
     # The salt for a password in the clear does not depend on the other users' keys.
@@ -218,14 +219,14 @@ async def _scram(
         )
         return found
 
-    session.countExchange()
+    session.authentication.countExchange()
     keys = await find()
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
     # The password may have been changed while the client had the challenge.
     isProven = isRight and isUsable and keys is not None and await find() == keys
     proven = Proven(name, "" if keys is None else keys.mailbox)
-    await session.prove(proven, isProven)
+    await session.authentication.prove(proven, isProven)
     # The client can check that the server knows the password, too.  Its response is empty.
     if (yield final):
         raise BadArguments("Response must be empty.")
@@ -255,7 +256,9 @@ async def cramMD5(session: Session, initial: bytes | None) -> Conversation:
         raise BadArguments("CRAM-MD5 has no initial response.")
     sent = makeChallenge()
     name, digest = readCram((yield sent.encode("ascii")))
-    yield await session.proveDigest(name, digest, lambda password: cramDigest(sent, password))
+    yield await session.authentication.proveDigest(
+        name, digest, lambda password: cramDigest(sent, password)
+    )
 
 
 async def _bearer(
@@ -264,7 +267,7 @@ async def _bearer(
     message = parse((yield b"") if initial is None else initial)
     result: Proven | Refusal
     try:
-        result = await session.proveToken(message.name, message.token)
+        result = await session.authentication.proveToken(message.name, message.token)
     except POP3ResponseError as error:
         if error.code != "AUTH":
             raise
@@ -290,17 +293,17 @@ async def external(session: Session, initial: bytes | None) -> Conversation:
     response = (yield b"") if initial is None else initial
     if hasControl(response):
         raise BadArguments("Response is not valid for EXTERNAL.")
-    prepared = map(session.prepareName, session.certificateNames())
+    prepared = map(session.authentication.prepareName, session.certificateNames())
     names = list(dict.fromkeys(name for name, isUsable in prepared if isUsable))
     if not response and len(names) != 1:
         raise POP3ResponseError("Certificate names several users; name one of them.", "AUTH")
-    name = session.prepareName(_text(response))[0] if response else names[0]
+    name = session.authentication.prepareName(_text(response))[0] if response else names[0]
     mailbox = None
     if name in names:
         provider: Any = session.provider
         mailbox = await session.calls.ask(provider.provenMailbox, session.info, name)
     proven = Proven(name, mailbox or "")
-    await session.prove(proven, mailbox is not None)
+    await session.authentication.prove(proven, mailbox is not None)
     yield proven
 
 

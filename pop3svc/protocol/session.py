@@ -4,45 +4,36 @@ The session of one client: its state, its identity and its login.
 
 from __future__ import annotations
 
-import hmac
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
-from zope.interface import Invalid, implementer, providedBy
-from zope.interface.verify import verifyObject
+from zope.interface import implementer
 
 from pop3svc.awaiting import Shielded
-from pop3svc.errors import POP3ResponseError, ProviderMistake
+from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
-    ILoginThrottle,
     IPOP3ConnectionInfo,
-    IPOP3Mailbox,
     IPOP3MailboxProvider,
     ISharedSecrets,
-    SharedSecret,
 )
 from pop3svc.languages import Language
 from pop3svc.networks import isLoopback
 from pop3svc.policy import Policy
-from pop3svc.preparation import prepareName, preparePassword
+from pop3svc.protocol.authentication import Authentication, Password, Proven
 from pop3svc.protocol.challenges import makeChallenge
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
-from pop3svc.protocol.remarks import nameOf
+from pop3svc.protocol.remarks import printable
 from pop3svc.protocol.transaction import Transaction
 
 __all__ = [
     "ConnectionInfo",
     "Exchange",
-    "Password",
-    "Proven",
     "Session",
     "State",
     "keepLanguage",
@@ -68,43 +59,6 @@ class State(Enum):
     TRANSACTION = "TRANSACTION"
     SLEEPING = "SLEEPING"
     CLOSED = "CLOSED"
-
-
-def _verified(call: Any, mailbox: Any) -> Any:
-    """
-    @param call: the method that returned a mailbox.
-    @return: the mailbox, or its adapter.
-    @raise ProviderMistake: the method returned no mailbox.
-    """
-    adapted = IPOP3Mailbox(mailbox, None)
-    if adapted is None:
-        raise ProviderMistake(
-            f"{nameOf(call)} returned {type(mailbox).__name__}, which is no mailbox: write "
-            "@implementer(IPOP3Mailbox) above that class"
-        )
-    if type(adapted) not in _verifiedClasses:
-        _verifiedClasses.add(type(adapted))
-        ours = [each for each in providedBy(adapted) if each.__module__ == IPOP3Mailbox.__module__]
-        for interface in ours:
-            try:
-                verifyObject(interface, adapted)
-            except IndexError:
-                # zope.interface fails for a method whose only parameter is "*arguments".
-                continue
-            except Invalid as error:
-                faults = getattr(error, "exceptions", [error])
-                for fault in faults:
-                    log.warn(
-                        "{name} does not keep to {interface}: {fault}",
-                        name=type(adapted).__name__,
-                        interface=interface.__name__,
-                        fault=" ".join(str(fault).split()),
-                    )
-    return adapted
-
-
-# To hold the classes leaks no memory, because they are few, and Python does not unload them.
-_verifiedClasses: set[type] = set()
 
 
 _NO_MECHANISMS: Mapping[str, Any] = {}
@@ -148,13 +102,6 @@ def refuseRelease(isMarked: bool) -> bool:
     return False
 
 
-def _printable(name: str) -> str:
-    """
-    @return: the name for the log, escaped if it has unprintable characters.
-    """
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
 @implementer(IPOP3ConnectionInfo)
 class ConnectionInfo:
     """
@@ -175,33 +122,6 @@ class ConnectionInfo:
         Whether the client is on this machine.  A client of a UNIX socket has no address.
         """
         return isLoopback(self.clientIP)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Password:
-    """
-    A name and a password, which the provider has to check.
-
-    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after
-        the same check as for an unknown user.
-    """
-
-    name: str
-    password: str
-    isUsable: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Proven:
-    """
-    The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
-    L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
-
-    @ivar mailbox: the name of the mailbox; empty if it is the name of the login.
-    """
-
-    name: str
-    mailbox: str = ""
 
 
 class Exchange(Protocol):
@@ -242,7 +162,7 @@ class Session:
         (RFC 6856 section 2.1).
     @ivar useLanguage: takes the L{Language} of all further replies, L{None} for English.  The
         connection sets it.
-    @ivar secret: octets that only this service knows.
+    @ivar authentication: checks the credentials.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
     @ivar calls: makes calls to the provider.
@@ -288,7 +208,9 @@ class Session:
         self._acquireSlot = acquireSlot
         self._releaseSlot: Callable[[bool], object] | None = None
         self._isIn = False
-        self._throttle = None if throttle is None else ILoginThrottle(throttle)
+        self.authentication = Authentication(
+            info, self.provider, policy, self.calls, throttle, secret
+        )
         self.state = State.AUTHORIZATION
         self.claimedName: str | None = None
         self.exchange: Exchange | None = None
@@ -297,12 +219,9 @@ class Session:
         self.certificateNames: Callable[[], tuple[str, ...]] = noNames
         self.isUTF8 = False
         self.useLanguage: Callable[[Language | None], object] = keepLanguage
-        self.secret = secret
         isOffered = "APOP" in policy.enable and ISharedSecrets.providedBy(provider)
         self.timestamp = makeChallenge() if isOffered and policy.has("APOP") else ""
         self.badCommands = 0
-        self._failedLogins = self._exchanges = 0
-        self._wasChecked = self._isRepeated = False
         self.transaction: Transaction | None = None
         self._credentialsVersion = ""
         self._leaving: Shielded | None = None
@@ -353,12 +272,17 @@ class Session:
         @param method: the command, and the mechanism of AUTH, for the log.
         @raise POP3ResponseError: the login is refused, or the mailbox is not available.
         """
+        authentication = self.authentication
         given = credentials
         if isinstance(credentials, Password):
-            credentials = self._prepared(credentials)
+            credentials = authentication.prepared(credentials)
         name = credentials.name
         try:
-            transaction = await self._authenticate(credentials)
+            mailbox = await authentication.mailboxOf(credentials)
+            # Keep the mailbox before the next call, because end() has to release it.
+            self.transaction = transaction = self._transaction(name, mailbox)
+            if isinstance(credentials, Password):
+                await authentication.succeeded(name)
             self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
@@ -373,235 +297,12 @@ class Session:
         except Exception as error:
             if isinstance(error, POP3ResponseError):
                 isUsable = isinstance(credentials, Proven) or credentials.isUsable
-                self._loginEvent(name if isUsable else given.name, error.code or "")
+                authentication.tell(name if isUsable else given.name, error.code or "")
             await self._leave()
             raise
-        self.record.user = _printable(name)
+        self.record.user = printable(name)
         self.record.loginMethod = method
-        self._loginEvent(name, None)
-
-    def prepareName(self, name: str) -> tuple[str, bool]:
-        """
-        Prepare a name that the client has sent, before anything looks it up (RFC 8265 section 3).
-
-        @return: the prepared name and True; or a name that no user has and False, if the name
-            cannot be prepared.  Look up this name all the same, because the time must not tell the
-            difference to an unknown user.
-        """
-        try:
-            return prepareName(name, self.policy.nameCase == "mapped"), True
-        except ValueError:
-            return self._standIn(name), False
-
-    def _prepared(self, given: Password) -> Password:
-        name, isUsable = self.prepareName(given.name)
-        try:
-            password = preparePassword(given.password)
-        except ValueError:
-            password, isUsable = self._standIn(given.password), False
-        if name is given.name and password is given.password:
-            return given
-        return Password(name, password, isUsable)
-
-    def _standIn(self, text: str) -> str:
-        """
-        @return: a text that nobody can guess, always the same for a text.  Repeating one wrong
-            password then counts as one guess.
-        """
-        # A token of an OAuth server may contain any surrogate.
-        octets = text.encode("utf-8", "surrogatepass")
-        return "-" + hmac.digest(self.secret, b"prepare\0" + octets, "sha256").hex()
-
-    def _loginEvent(self, name: str, refusal: str | None) -> None:
-        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are no wrong
-        # guesses.  The throttle itself logs the attempts that it refuses.
-        isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
-        text = "failed login from {clientIP}: {user}" if isFailure else None
-        if text is None and not self.policy.verboseEvents:
-            return
-        log.info(
-            text,
-            pop3Event="login",
-            connectionID=self.info.connectionID,
-            clientIP=self.info.clientIP,
-            isSecure=self.info.isSecure,
-            user=_printable(name) or "(none)",
-            succeeded=refusal is None,
-            code=refusal,
-        )
-
-    async def _authenticate(self, credentials: Password | Proven) -> Transaction:
-        self._wasChecked = self._isRepeated = False
-        if isinstance(credentials, Proven):
-            return await self._open(credentials)
-        name, password = credentials.name, credentials.password
-        if not name or not password:
-            raise POP3ResponseError("A user name and a password are required.", "AUTH")
-        info, throttle = self.info, self._throttle
-        await self._admit(name, password)
-        try:
-            mailbox = await self.calls.ask(self.provider.authenticate, info, name, password)
-            if mailbox is None:
-                raise POP3ResponseError("Wrong name or password.", "AUTH")
-            mailbox = _verified(self.provider.authenticate, mailbox)
-            if not credentials.isUsable:
-                # A provider has accepted a password that the client has not sent.  _leave()
-                # releases the mailbox.
-                self.transaction = self._transaction(name, mailbox)
-                raise POP3ResponseError("Wrong name or password.", "AUTH")
-        except BaseException as error:
-            if not isinstance(error, POP3ResponseError) or error.code != "AUTH":
-                if throttle is not None:
-                    throttle.loginAbandoned(info, name, isinstance(error, CancelledError))
-                raise
-            raise await self._refusal(name)
-        self.transaction = transaction = self._transaction(name, mailbox)
-        if throttle is not None:
-            await self.calls.ask(throttle.loginSucceeded, info, name)
-        return transaction
-
-    async def _admit(self, name: str, guess: str | None) -> None:
-        """
-        Ask whether a guess may be checked.
-
-        @param guess: the password; L{None} if a mechanism does not show it.
-        @raise POP3ResponseError: the guess is refused.
-        """
-        self._wasChecked = self._isRepeated = False
-        throttle = self._throttle
-        if throttle is not None:
-            mayLogin = await self.calls.finish(throttle.mayLogin, self.info, name, guess)
-            if self.isOver:
-                if mayLogin:
-                    # The throttle has to learn how each admitted attempt ends.
-                    throttle.loginAbandoned(self.info, name, False)
-                raise CancelledError()
-            if not mayLogin:
-                raise self._wrong()
-        self._wasChecked = True
-
-    async def _refusal(self, name: str) -> POP3ResponseError:
-        """
-        Count a wrong guess.
-
-        @return: the error to raise.  All refusals of a login have the same text.
-        """
-        throttle = self._throttle
-        if throttle is not None:
-            self._isRepeated = bool(await self.calls.ask(throttle.loginFailed, self.info, name))
-        return self._wrong()
-
-    def countExchange(self) -> None:
-        """
-        Count an exchange for which the provider looks up a user.  Neither the throttle nor
-        C{maxBadCommands} counts an exchange that the client does not finish, so this bounds the
-        look-ups of one connection.
-
-        @raise POP3ResponseError: there were too many since the last successful login.
-        """
-        self._exchanges += 1
-        if self._exchanges > self.policy.maxFailedLogins:
-            raise POP3ResponseError("Too many logins were begun.", critical=True)
-
-    async def prove(self, proven: Proven, isRight: bool, secret: str | None = None) -> None:
-        """
-        Count the outcome of a mechanism that checks the credentials itself.
-
-        @param isRight: whether the client has proved that it is the user.
-        @param secret: what the client has sent to prove it, if the same wrong credentials are
-            always the same text.  Repeating the text then counts once.
-        @raise POP3ResponseError: it has not, or the guess is refused.
-        """
-        name = proven.name
-        try:
-            await self._admit(name, secret)
-            if not isRight:
-                raise await self._refusal(name)
-        except POP3ResponseError as error:
-            self._loginEvent(name, error.code or "")
-            raise
-        await self._succeeded(name)
-
-    async def _succeeded(self, name: str) -> None:
-        self._exchanges = 0
-        if self._throttle is not None:
-            await self.calls.ask(self._throttle.loginSucceeded, self.info, name)
-
-    async def proveToken(self, name: str | None, token: str) -> Proven:
-        """
-        Let the provider check a bearer token.  Counts as in L{prove}; a client that repeats an
-        expired token counts once.
-
-        @param name: the user as whom the client wants to log in; L{None} if it names none.
-        @return: the credentials for L{logIn}.
-        @raise POP3ResponseError: the token is refused, or cannot be checked now.
-        """
-        if name is None:
-            # Only the token tells whose attempt this is.
-            user = await self._userOfToken(None, token)
-            prepared, isUsable = self.prepareName(user or "")
-            proven = Proven(prepared)
-            await self.prove(proven, bool(user) and isUsable, token)
-            return proven
-        name, isUsable = self.prepareName(name)
-        # Ask the throttle first, because the provider may have to ask another server.
-        try:
-            await self._admit(name, token)
-            user = await self._userOfToken(name, token)
-            if not user or not isUsable or self.prepareName(user) != (name, True):
-                raise await self._refusal(name)
-        except POP3ResponseError as error:
-            self._loginEvent(name, error.code or "")
-            raise
-        await self._succeeded(name)
-        return Proven(name)
-
-    async def _userOfToken(self, name: str | None, token: str) -> str | None:
-        """
-        @param name: the user whose attempt the throttle has admitted, or L{None}.
-        """
-        provider: Any = self.provider
-        try:
-            user: str | None = await self.calls.ask(provider.userOfToken, self.info, token, name)
-        except BaseException as error:
-            if isinstance(error, POP3ResponseError) and error.code == "AUTH":
-                return None
-            if self._throttle is not None and name is not None:
-                isLost = isinstance(error, CancelledError)
-                self._throttle.loginAbandoned(self.info, name, isLost)
-            raise
-        return user
-
-    async def proveDigest(self, name: str, digest: str, makeDigest: Callable[[str], str]) -> Proven:
-        """
-        Check the digest of a challenge and a password.  Counts as in L{prove}.
-
-        @param digest: hexadecimal digits that the client has sent.
-        @param makeDigest: takes a password, returns the right digest.
-        @return: the credentials for L{logIn}.
-        @raise POP3ResponseError: the digest is wrong, or the guess is refused.
-        """
-        provider: Any = self.provider
-        name, isUsable = self.prepareName(name)
-        found: SharedSecret | None = await self.calls.ask(provider.sharedSecret, self.info, name)
-        # Compute a digest also for a user that does not exist, because it takes time.
-        password = secrets.token_hex(16) if found is None else found.password
-        isRight = hmac.compare_digest(makeDigest(password), digest)
-        proven = Proven(name, "" if found is None else found.mailbox)
-        await self.prove(proven, isRight and isUsable and found is not None)
-        return proven
-
-    async def _open(self, proven: Proven) -> Transaction:
-        """
-        Open the mailbox of a user whose name a mechanism has proved.
-        """
-        provider: Any = self.provider
-        name = proven.name
-        mailbox = await self.calls.ask(provider.openMailbox, self.info, proven.mailbox or name)
-        if mailbox is None:
-            raise self._wrong()
-        self.transaction = self._transaction(name, _verified(provider.openMailbox, mailbox))
-        return self.transaction
+        authentication.tell(name, None)
 
     def _transaction(self, name: str, mailbox: Any) -> Transaction:
         policy = self.policy
@@ -609,19 +310,11 @@ class Session:
             self.calls,
             self.info,
             mailbox,
-            _printable(name),
+            printable(name),
             self.record,
             self._requestRelease,
             "UID-PARAM" not in policy.without,
             "" if self.isUTF8 or "UTF8" in policy.without else policy.utf8Headers,
-        )
-
-    def _wrong(self) -> POP3ResponseError:
-        self._failedLogins += 1
-        return POP3ResponseError(
-            "Wrong name or password.",
-            "AUTH",
-            critical=self._failedLogins >= self.policy.maxFailedLogins,
         )
 
     def _requestRelease(self) -> bool:

@@ -292,7 +292,7 @@ def test_lostMeanwhile(mechanism: str, isThrottled: bool) -> None:
     """
     talk = Talk()
     if not isThrottled:
-        talk.client.protocol.session._throttle = None
+        talk.client.protocol.session.authentication._throttle = None
     waiting: Deferred[str] = Deferred()
     talk.tokens.userOfToken = lambda *_: waiting  # type: ignore[assignment,method-assign]
     assert talk.begin(mechanism, "good", "ann") == b""

@@ -13,10 +13,11 @@ from twisted.internet.task import Clock
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IMailboxStore, IPOP3MailboxProvider
 from pop3svc.policy import Policy
+from pop3svc.protocol.authentication import Password, Proven
 from pop3svc.protocol.commands import COMMANDS, command
 from pop3svc.protocol.replies import ok
 from pop3svc.protocol.sasl import MECHANISMS, Mechanism, mechanism
-from pop3svc.protocol.session import Password, Proven, Session, State
+from pop3svc.protocol.session import Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, StubProvider, conversation

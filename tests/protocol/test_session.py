@@ -20,7 +20,8 @@ from pop3svc.interfaces import (
     IPOP3ConnectionInfo,
 )
 from pop3svc.policy import Policy
-from pop3svc.protocol.session import ConnectionInfo, Password, Session, State
+from pop3svc.protocol.authentication import Password
+from pop3svc.protocol.session import ConnectionInfo, Session, State
 from pop3svc.providers.memory import MemoryProvider
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Async, Client, Delayed, StubProvider, conversation

@@ -1,0 +1,379 @@
+"""
+Check who a client is: passwords, and what a mechanism proves.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+from twisted.logger import Logger
+from zope.interface import Invalid, providedBy
+from zope.interface.verify import verifyObject
+
+from pop3svc.awaiting import Shielded
+from pop3svc.errors import POP3ResponseError, ProviderMistake
+from pop3svc.interfaces import (
+    ILoginThrottle,
+    IMailboxLogout,
+    IPOP3ConnectionInfo,
+    IPOP3Mailbox,
+    SharedSecret,
+)
+from pop3svc.policy import Policy
+from pop3svc.preparation import prepareName, preparePassword
+from pop3svc.protocol.providercalls import ProviderCalls
+from pop3svc.protocol.remarks import nameOf, printable
+
+__all__ = ["Authentication", "Password", "Proven"]
+
+log = Logger(namespace="pop3svc")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Password:
+    """
+    A name and a password, which the provider has to check.
+
+    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after
+        the same check as for an unknown user.
+    """
+
+    name: str
+    password: str
+    isUsable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """
+    The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
+    L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
+
+    @ivar mailbox: the name of the mailbox; empty if it is the name of the login.
+    """
+
+    name: str
+    mailbox: str = ""
+
+
+def _verified(call: Any, mailbox: Any) -> Any:
+    """
+    @param call: the method that returned a mailbox.
+    @return: the mailbox, or its adapter.
+    @raise ProviderMistake: the method returned no mailbox.
+    """
+    adapted = IPOP3Mailbox(mailbox, None)
+    if adapted is None:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {type(mailbox).__name__}, which is no mailbox: write "
+            "@implementer(IPOP3Mailbox) above that class"
+        )
+    if type(adapted) not in _verifiedClasses:
+        _verifiedClasses.add(type(adapted))
+        ours = [each for each in providedBy(adapted) if each.__module__ == IPOP3Mailbox.__module__]
+        for interface in ours:
+            try:
+                verifyObject(interface, adapted)
+            except IndexError:
+                # zope.interface fails for a method whose only parameter is "*arguments".
+                continue
+            except Invalid as error:
+                faults = getattr(error, "exceptions", [error])
+                for fault in faults:
+                    log.warn(
+                        "{name} does not keep to {interface}: {fault}",
+                        name=type(adapted).__name__,
+                        interface=interface.__name__,
+                        fault=" ".join(str(fault).split()),
+                    )
+    return adapted
+
+
+# To hold the classes leaks no memory, because they are few, and Python does not unload them.
+_verifiedClasses: set[type] = set()
+
+
+class Authentication:
+    """
+    Checks credentials for one session, and counts the guesses.
+
+    @ivar secret: octets that only this service knows.
+    """
+
+    def __init__(
+        self,
+        info: IPOP3ConnectionInfo,
+        provider: Any,
+        policy: Policy,
+        calls: ProviderCalls,
+        throttle: Any = None,
+        secret: bytes = b"",
+    ) -> None:
+        """
+        @param provider: L{pop3svc.interfaces.IPOP3MailboxProvider}
+        @param throttle: L{ILoginThrottle} or L{None}
+        """
+        self._info = info
+        self._provider = provider
+        self._policy = policy
+        self._calls = calls
+        self._throttle = None if throttle is None else ILoginThrottle(throttle)
+        self.secret = secret
+        self._failedLogins = self._exchanges = 0
+        self._wasChecked = self._isRepeated = False
+
+    # --- names and passwords ------------------------------------------------
+
+    def prepareName(self, name: str) -> tuple[str, bool]:
+        """
+        Prepare a name that the client has sent, before anything looks it up (RFC 8265 section 3).
+
+        @return: the prepared name and True; or a name that no user has and False, if the name
+            cannot be prepared.  Look up this name all the same, because the time must not tell the
+            difference to an unknown user.
+        """
+        try:
+            return prepareName(name, self._policy.nameCase == "mapped"), True
+        except ValueError:
+            return self._standIn(name), False
+
+    def prepared(self, given: Password) -> Password:
+        """
+        @return: the credentials with the prepared name and password; see L{prepareName}.
+        """
+        name, isUsable = self.prepareName(given.name)
+        try:
+            password = preparePassword(given.password)
+        except ValueError:
+            password, isUsable = self._standIn(given.password), False
+        if name is given.name and password is given.password:
+            return given
+        return Password(name, password, isUsable)
+
+    def _standIn(self, text: str) -> str:
+        """
+        @return: a text that nobody can guess, always the same for a text.  Repeating one wrong
+            password then counts as one guess.
+        """
+        # A token of an OAuth server may contain any surrogate.
+        octets = text.encode("utf-8", "surrogatepass")
+        return "-" + hmac.digest(self.secret, b"prepare\0" + octets, "sha256").hex()
+
+    def tell(self, name: str, refusal: str | None) -> None:
+        """
+        Log the outcome of a login.
+
+        @param refusal: the response code, or an empty text; L{None} if the login succeeded.
+        """
+        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are no wrong
+        # guesses.  The throttle itself logs the attempts that it refuses.
+        isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
+        text = "failed login from {clientIP}: {user}" if isFailure else None
+        if text is None and not self._policy.verboseEvents:
+            return
+        log.info(
+            text,
+            pop3Event="login",
+            connectionID=self._info.connectionID,
+            clientIP=self._info.clientIP,
+            isSecure=self._info.isSecure,
+            user=printable(name) or "(none)",
+            succeeded=refusal is None,
+            code=refusal,
+        )
+
+    # --- the provider's answer ----------------------------------------------
+
+    async def mailboxOf(self, credentials: Password | Proven) -> Any:
+        """
+        Check a password, or open the mailbox of a user whose name a mechanism has proved.  After a
+        password was right, call L{succeeded}.
+
+        @param credentials: see L{prepared}.
+        @return: L{IPOP3Mailbox}
+        @raise POP3ResponseError: the login is refused, or the mailbox is not available.
+        """
+        self._wasChecked = self._isRepeated = False
+        if isinstance(credentials, Proven):
+            opened = credentials.mailbox or credentials.name
+            mailbox = await self._calls.ask(self._provider.openMailbox, self._info, opened)
+            if mailbox is None:
+                raise self._wrong()
+            return _verified(self._provider.openMailbox, mailbox)
+        name, password = credentials.name, credentials.password
+        if not name or not password:
+            raise POP3ResponseError("A user name and a password are required.", "AUTH")
+        await self._admit(name, password)
+        try:
+            return await self._check(credentials)
+        except BaseException as error:
+            if not isinstance(error, POP3ResponseError) or error.code != "AUTH":
+                self._abandon(name, isinstance(error, CancelledError))
+                raise
+            raise await self._refusal(name)
+
+    async def _check(self, credentials: Password) -> Any:
+        call = self._provider.authenticate
+        mailbox = await self._calls.ask(call, self._info, credentials.name, credentials.password)
+        if mailbox is not None:
+            mailbox = _verified(call, mailbox)
+            if credentials.isUsable:
+                return mailbox
+            # The provider has accepted a password that the client has not sent.
+            if IMailboxLogout.providedBy(mailbox):
+                await Shielded(self._calls.release, mailbox.logout).outcome()
+        raise POP3ResponseError("Wrong name or password.", "AUTH")
+
+    async def succeeded(self, name: str) -> None:
+        """
+        Tell the throttle that a user has been authenticated.
+        """
+        self._exchanges = 0
+        if self._throttle is not None:
+            await self._calls.ask(self._throttle.loginSucceeded, self._info, name)
+
+    # --- guesses ------------------------------------------------------------
+
+    async def _admit(self, name: str, guess: str | None) -> None:
+        """
+        Ask whether a guess may be checked.
+
+        @param guess: the password; L{None} if a mechanism does not show it.
+        @raise POP3ResponseError: the guess is refused.
+        """
+        self._wasChecked = self._isRepeated = False
+        throttle = self._throttle
+        if throttle is not None:
+            mayLogin = await self._calls.finish(throttle.mayLogin, self._info, name, guess)
+            if self._calls.isOver:
+                if mayLogin:
+                    # The throttle has to learn how each admitted attempt ends.
+                    self._abandon(name, False)
+                raise CancelledError()
+            if not mayLogin:
+                raise self._wrong()
+        self._wasChecked = True
+
+    async def _refusal(self, name: str) -> POP3ResponseError:
+        """
+        Count a wrong guess.
+
+        @return: the error to raise.  All refusals of a login have the same text.
+        """
+        throttle = self._throttle
+        if throttle is not None:
+            self._isRepeated = bool(await self._calls.ask(throttle.loginFailed, self._info, name))
+        return self._wrong()
+
+    def _abandon(self, name: str, isLost: bool) -> None:
+        if self._throttle is not None:
+            self._throttle.loginAbandoned(self._info, name, isLost)
+
+    def _wrong(self) -> POP3ResponseError:
+        self._failedLogins += 1
+        return POP3ResponseError(
+            "Wrong name or password.",
+            "AUTH",
+            critical=self._failedLogins >= self._policy.maxFailedLogins,
+        )
+
+    # --- mechanisms ---------------------------------------------------------
+
+    def countExchange(self) -> None:
+        """
+        Count an exchange for which the provider looks up a user.  Neither the throttle nor
+        C{maxBadCommands} counts an exchange that the client does not finish, so this bounds the
+        look-ups of one connection.
+
+        @raise POP3ResponseError: there were too many since the last successful login.
+        """
+        self._exchanges += 1
+        if self._exchanges > self._policy.maxFailedLogins:
+            raise POP3ResponseError("Too many logins were begun.", critical=True)
+
+    async def prove(self, proven: Proven, isRight: bool, secret: str | None = None) -> None:
+        """
+        Count the outcome of a mechanism that checks the credentials itself.
+
+        @param isRight: whether the client has proved that it is the user.
+        @param secret: what the client has sent to prove it, if the same wrong credentials are
+            always the same text.  Repeating the text then counts once.
+        @raise POP3ResponseError: it has not, or the guess is refused.
+        """
+        name = proven.name
+        try:
+            await self._admit(name, secret)
+            if not isRight:
+                raise await self._refusal(name)
+        except POP3ResponseError as error:
+            self.tell(name, error.code or "")
+            raise
+        await self.succeeded(name)
+
+    async def proveToken(self, name: str | None, token: str) -> Proven:
+        """
+        Let the provider check a bearer token.  Counts as in L{prove}; a client that repeats an
+        expired token counts once.
+
+        @param name: the user as whom the client wants to log in; L{None} if it names none.
+        @return: the credentials for L{pop3svc.protocol.session.Session.logIn}.
+        @raise POP3ResponseError: the token is refused, or cannot be checked now.
+        """
+        if name is None:
+            # Only the token tells whose attempt this is.
+            user = await self._userOfToken(None, token)
+            prepared, isUsable = self.prepareName(user or "")
+            proven = Proven(prepared)
+            await self.prove(proven, bool(user) and isUsable, token)
+            return proven
+        name, isUsable = self.prepareName(name)
+        # Ask the throttle first, because the provider may have to ask another server.
+        try:
+            await self._admit(name, token)
+            user = await self._userOfToken(name, token)
+            if not user or not isUsable or self.prepareName(user) != (name, True):
+                raise await self._refusal(name)
+        except POP3ResponseError as error:
+            self.tell(name, error.code or "")
+            raise
+        await self.succeeded(name)
+        return Proven(name)
+
+    async def _userOfToken(self, name: str | None, token: str) -> str | None:
+        """
+        @param name: the user whose attempt the throttle has admitted, or L{None}.
+        """
+        provider: Any = self._provider
+        try:
+            user: str | None = await self._calls.ask(provider.userOfToken, self._info, token, name)
+        except BaseException as error:
+            if isinstance(error, POP3ResponseError) and error.code == "AUTH":
+                return None
+            if name is not None:
+                self._abandon(name, isinstance(error, CancelledError))
+            raise
+        return user
+
+    async def proveDigest(self, name: str, digest: str, makeDigest: Callable[[str], str]) -> Proven:
+        """
+        Check the digest of a challenge and a password.  Counts as in L{prove}.
+
+        @param digest: hexadecimal digits that the client has sent.
+        @param makeDigest: takes a password, returns the right digest.
+        @return: the credentials for L{pop3svc.protocol.session.Session.logIn}.
+        @raise POP3ResponseError: the digest is wrong, or the guess is refused.
+        """
+        provider: Any = self._provider
+        name, isUsable = self.prepareName(name)
+        found: SharedSecret | None = await self._calls.ask(provider.sharedSecret, self._info, name)
+        # Compute a digest also for a user that does not exist, because it takes time.
+        password = secrets.token_hex(16) if found is None else found.password
+        isRight = hmac.compare_digest(makeDigest(password), digest)
+        proven = Proven(name, "" if found is None else found.mailbox)
+        await self.prove(proven, isRight and isUsable and found is not None)
+        return proven
