@@ -240,8 +240,12 @@ def test_providerIsAskedForUnusableNames() -> None:
 def test_providerAcceptsAnything() -> None:
     """
     A name that cannot be prepared is refused even by a provider that lets in everybody.  The
-    mailbox is released.
+    mailbox is released, if that is needed.
     """
+    simple = StubProvider([b"a: b\n\nc\n"])
+    client = connect(simple)
+    client.received()
+    assert plain(client, "a\udcff", "secret") == WRONG
     told: list[str] = []
     mail = StubProvider([b"a: b\n\nc\n"], logout=lambda: told.append("logout"))
     assert mail.authenticate is not None
