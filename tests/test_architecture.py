@@ -215,6 +215,7 @@ RANKS = {
     "transfer.importing": 12,
     "transfer.exporting": 12,
     "service.tls": 3,
+    "service.tlsrules": 0,
     "service.tlstransport": 2,
     "service.arguments": 0,
     "service.endpoints": 3,

@@ -321,6 +321,12 @@ class Assembly:
                 "processes; write it into the configuration file"
             )
         self._warnOfUselessSettings()
+        self._warnings += [
+            f"{each.where} {each.endpoint}: accepts TLS 1.0 and 1.1, which are not safe, from "
+            f"{', '.join(map(str, each.oldTlsFrom))} only"
+            for each in self.settings.listeners
+            if each.oldTlsFrom is not None
+        ]
         for name in sorted(self.settings.policy.enable & {"APOP", "CRAM-MD5"}):
             self._warnings.append(
                 f"{name} needs passwords that are not hashed, and an eavesdropper can try "
@@ -518,8 +524,10 @@ class Assembly:
         factory: Any = service.factory
         creator = self._certificates.of(listener)
         own = (listener.certificate, listener.clientCa, listener.cleartextLogin)
-        if any(each is not None for each in own):
-            factory = ListenerFactory(service.factory, creator, listener.cleartextLogin)
+        if any(each is not None for each in (*own, listener.oldTlsFrom)):
+            factory = ListenerFactory(
+                service.factory, creator, listener.cleartextLogin, listener.oldTlsFrom
+            )
         trusted = self.settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         wrap = None
         if trusted:

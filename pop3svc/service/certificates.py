@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.settings import Listener, SettingError, Settings
 from pop3svc.service.tls import ClientAuthority, ClientAuthorityError, RenewableCertificate
+from pop3svc.service.tlsrules import TLSRules
 
 __all__ = ["Certificates"]
 
@@ -34,9 +35,9 @@ class Certificates:
         self._settings = settings
         self._data = data
         self._handed = handed
-        # By the paths of the certificate, its key and the client CA.  None stands for the service's
-        # own certificate.
-        self._loaded: dict[tuple[str | None, ...], RenewableCertificate] = {}
+        # By the paths of the certificate, its key and the client CA, and by the rules.  None stands
+        # for the service's own certificate.
+        self._loaded: dict[tuple[str | TLSRules | None, ...], RenewableCertificate] = {}
         self.announcements: list[str] = []
 
     def of(self, listener: Listener | None = None) -> RenewableCertificate:
@@ -57,10 +58,11 @@ class Certificates:
                 certificate, privateKey = listener.certificate, listener.privateKey
             if listener.clientCa is not None:
                 whereClients, clientCa = f"{place}client-ca", listener.clientCa
-        key = certificate, privateKey, clientCa
+        rules = settings.tlsRules(listener)
+        key = certificate, privateKey, clientCa, rules
         if key not in self._loaded:
             try:
-                self._loaded[key] = self._load(certificate, privateKey, clientCa)
+                self._loaded[key] = self._load(certificate, privateKey, clientCa, rules)
             except ClientAuthorityError as error:
                 raise SettingError(f"{whereClients}: {error}")
             except ValueError as error:
@@ -68,7 +70,11 @@ class Certificates:
         return self._loaded[key]
 
     def _load(
-        self, certificate: str | None, privateKey: str | None, clientCa: str | None
+        self,
+        certificate: str | None,
+        privateKey: str | None,
+        clientCa: str | None,
+        rules: TLSRules,
     ) -> RenewableCertificate:
         handed = None
         if self._handed is not None:
@@ -77,7 +83,11 @@ class Certificates:
             certificate, privateKey = self._own()
         clients = clientCa and ClientAuthority(clientCa, self._settings.clientName)
         return RenewableCertificate(
-            certificate, privateKey or certificate, handed, clients=clients or None
+            certificate,
+            privateKey or certificate,
+            handed,
+            clients=clients or None,
+            rules=rules,
         )
 
     def _own(self) -> tuple[str, str]:

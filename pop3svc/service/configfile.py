@@ -104,6 +104,8 @@ class Configuration:
             faults.add(f"{self._where(name)}: needs an endpoint")
         if "private-key" in values and "certificate" not in values:
             faults.add(f"{self._where(name)}.private-key requires certificate")
+        if values.get("old-tls-from") == ():
+            faults.add(f"{self._where(name)}.old-tls-from: must name a network")
         self.listeners.append(
             Listener(
                 f"{self._where(name)}.endpoint",

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,7 @@ from twisted.logger import Logger
 
 from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.languages import languages
+from pop3svc.networks import addressOf
 from pop3svc.policy import Policy
 from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
@@ -69,8 +71,14 @@ def clientIP(address: IAddress) -> str | None:
 
 class RejectingProtocol(Protocol):
     """
-    Refuses a connection, because too many are open.
+    Refuses a connection.
     """
+
+    def __init__(self, reply: bytes = b"-ERR [SYS/TEMP] Too many connections.\r\n") -> None:
+        """
+        @param reply: the reply on a connection without TLS.
+        """
+        self._reply = reply
 
     def connectionMade(self) -> None:
         """
@@ -81,7 +89,7 @@ class RejectingProtocol(Protocol):
             # A reply would need a TLS handshake, which costs too much CPU time for a refusal.
             transport.abortConnection()
         else:
-            transport.write(b"-ERR [SYS/TEMP] Too many connections.\r\n")
+            transport.write(self._reply)
             transport.loseConnection()
 
 
@@ -175,6 +183,9 @@ class POP3Factory(ServerFactory):
         if self._stopping:
             return None
         address = None if addr is None else clientIP(addr)
+        if listener is not None and not listener.mayConnect(address):
+            log.info("refused {clientIP}: old-tls-from does not name it", clientIP=address)
+            return RejectingProtocol(b"-ERR [SYS/PERM] This port is for other networks.\r\n")
         if not admission.mayConnect(address):
             if self._meter is not None:
                 self._meter.refused += 1
@@ -289,12 +300,18 @@ class ListenerFactory(ServerFactory):
     noisy = False
 
     def __init__(
-        self, factory: POP3Factory, connectionCreator: Any, cleartextLogin: str | None = None
+        self,
+        factory: POP3Factory,
+        connectionCreator: Any,
+        cleartextLogin: str | None = None,
+        networks: Sequence[IPv4Network | IPv6Network] | None = None,
     ) -> None:
         """
         @param connectionCreator: for STLS; see L{POP3Factory}.
         @param cleartextLogin: see L{Policy}; the main factory's if L{None}.
+        @param networks: the networks whose clients may connect; L{None} for all clients.
         """
+        self._networks = networks
         self._factory = factory
         self.connectionCreator = connectionCreator
         self._cleartextLogin = cleartextLogin
@@ -312,6 +329,18 @@ class ListenerFactory(ServerFactory):
         if self._policies is None or self._policies[0] is not general:
             self._policies = general, replace(general, cleartextLogin=self._cleartextLogin)
         return self._policies[1]
+
+    def mayConnect(self, address: str | None) -> bool:
+        """
+        @param address: L{None} for a client without an IP address.
+        @return: whether a client is in the networks of this listener.
+        """
+        if self._networks is None:
+            return True
+        if address is None:
+            return False
+        found = addressOf(address)
+        return any(found in network for network in self._networks)
 
     def buildProtocol(self, addr: IAddress | None) -> Protocol | None:
         """

@@ -26,6 +26,12 @@ from pop3svc.policy import (
     Policy,
 )
 from pop3svc.protocol.clientcertificate import CLIENT_NAMES
+from pop3svc.service.tlsrules import (
+    MINIMUM_VERSIONS,
+    TLSRules,
+    checkCiphers,
+    checkCiphersuites,
+)
 
 __all__ = [
     "LIMITS",
@@ -241,6 +247,19 @@ def _domains(value: Any) -> tuple[str, ...]:
     return tuple(each.lower() for each in value)
 
 
+def _checked(check: Callable[[str], None]) -> Kind:
+    """
+    Make the kind of a text that a function checks.
+    """
+
+    def read(value: Any) -> str:
+        text = _string(value)
+        check(text)
+        return text
+
+    return Kind("LIST", read, read)
+
+
 MODE = Kind("MODE", _mode, _mode)
 DELIMITER = Kind("CHARACTERS", _delimiter, _delimiter)
 DOMAINS = Kind("DOMAIN", lambda text: _domains([text]), lambda value: _domains(_array(value)))
@@ -354,6 +373,23 @@ SERVICE = (
         "email",
         "The common name is often the name of a person, and not unique.",
     ),
+    Setting(
+        "tls-minimum-version",
+        _choice(*MINIMUM_VERSIONS),
+        "Lowest version of TLS: 1.2 or 1.3 (default: 1.2).",
+        "1.2",
+        "RFC 8996 forbids older versions, and some clients do not have TLS 1.3.",
+    ),
+    Setting(
+        "tls-ciphers",
+        _checked(checkCiphers),
+        "Ciphers for TLS 1.2, as a list of openssl ciphers (default: those of Twisted).",
+    ),
+    Setting(
+        "tls-ciphersuites",
+        _checked(checkCiphersuites),
+        "Ciphers for TLS 1.3, separated by colons (default: those of OpenSSL).",
+    ),
     _CLEARTEXT,
     Setting(
         "utf8-headers",
@@ -463,6 +499,14 @@ LISTENER = (
     replace(_CLIENT_CA, isOption=False),
     replace(_CLEARTEXT, isOption=False, default=None),
     replace(_PROXY_FROM, isOption=False, default=None),
+    Setting(
+        "old-tls-from",
+        NETWORKS,
+        "Accept TLS 1.0 and 1.1 on this listener, for old devices in these networks; all other "
+        "clients of the listener are refused.",
+        None,
+        isOption=False,
+    ),
 )
 
 STORE = (
@@ -521,6 +565,8 @@ class Listener:
     @ivar clientCa: L{None} for the service's.
     @ivar cleartextLogin: L{None} for the service's setting.
     @ivar proxyFrom: L{None} for the service's setting.
+    @ivar oldTlsFrom: the networks of old devices, which alone may connect; L{None} if the listener
+        is for everybody, and has no old versions of TLS.
     """
 
     where: str
@@ -531,6 +577,7 @@ class Listener:
     clientCa: str | None = None
     cleartextLogin: str | None = None
     proxyFrom: tuple[_Network, ...] | None = None
+    oldTlsFrom: tuple[_Network, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -568,6 +615,9 @@ class Settings:
     privateKey: str | None = None
     clientCa: str | None = None
     clientName: str = "email"
+    tlsMinimumVersion: str = "1.2"
+    tlsCiphers: str | None = None
+    tlsCiphersuites: str | None = None
     banExempt: tuple[_Network, ...] = _networks(LOOPBACK)
     addVerifiers: frozenset[str] = frozenset()
     rememberChecks: int = 0
@@ -589,6 +639,13 @@ class Settings:
         @return: the option or the key that has given a setting, for messages.
         """
         return self.origins.get(name, f"--{name}")
+
+    def tlsRules(self, listener: Listener | None = None) -> TLSRules:
+        """
+        @return: the versions and ciphers of TLS of a listener, or of the service.
+        """
+        isOld = listener is not None and listener.oldTlsFrom is not None
+        return TLSRules(self.tlsMinimumVersion, self.tlsCiphers, self.tlsCiphersuites, isOld)
 
     def withThoseOfParent(self, first: Settings) -> Settings:
         """

@@ -24,12 +24,13 @@ from cryptography.hazmat.primitives.serialization import (
 from OpenSSL import SSL
 from OpenSSL.crypto import X509
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.internet.ssl import CertificateOptions, TLSVersion
+from twisted.internet.ssl import CertificateOptions
 from twisted.logger import Logger
 from zope.interface import implementer
 
 from pop3svc.files import FileStamp, readReplaceable, stampOf
 from pop3svc.protocol.clientcertificate import ClientCertificates
+from pop3svc.service.tlsrules import USUAL_RULES, TLSRules
 
 __all__ = ["WARNINGS", "ClientAuthority", "ClientAuthorityError", "RenewableCertificate"]
 
@@ -116,7 +117,9 @@ def _askForCertificates(context: SSL.Context, authorities: list[x509.Certificate
     context.set_verify(SSL.VERIFY_PEER, ClientCertificates.verified)
 
 
-def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) -> SSL.Context:
+def _context(
+    certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes, rules: TLSRules
+) -> SSL.Context:
     """
     Make a context.  Sessions are resumed by tickets, which are encrypted with a key that
     the context creates and keeps to itself.  TLS 1.2 clients without ticket support resume
@@ -152,8 +155,8 @@ def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) 
         privateKey=ownKey,
         certificate=first,
         extraCertChain=rest,
-        # RFC 8314 section 4.1; Twisted's default minimum may change.
-        insecurelyLowerMinimumTo=TLSVersion.TLSv1_2,
+        # Always given, because Twisted's default minimum may change.
+        insecurelyLowerMinimumTo=rules.lowest,
         # Both are off by default, and sessions cannot be resumed without them.
         enableSessions=True,
         enableSessionTickets=True,
@@ -165,6 +168,7 @@ def _context(certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes) 
             f"{certificate} or its key is too weak, or of a type that TLS does not support"
         )
     assert isinstance(context, SSL.Context)
+    rules.apply(context)
     context.set_timeout(_SESSION_LIFE)
     context.set_alpn_select_callback(_chooseProtocol)
     return context
@@ -214,6 +218,7 @@ class RenewableCertificate:
         seconds: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         clients: ClientAuthority | None = None,
+        rules: TLSRules = USUAL_RULES,
     ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
@@ -223,6 +228,7 @@ class RenewableCertificate:
         @param seconds: a monotonic clock, seconds.
         @param now: the wall clock, seconds since the epoch.
         @param clients: ask clients for certificates of these authorities; L{None} to ask for none.
+        @param rules: the versions and ciphers of TLS.
         @raise ValueError: the files cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
@@ -230,6 +236,7 @@ class RenewableCertificate:
         if clients is not None:
             clients = replace(clients, path=os.path.abspath(clients.path))
         self.clients = clients
+        self._rules = rules
         self._seconds = seconds
         self._now = now
         # Digest of the certificate of the last warning, and the days in that warning.
@@ -301,7 +308,7 @@ class RenewableCertificate:
         digest = sha256(b"".join(contents)).digest()
         if digest == self._digest and not self._isOld():
             return self._context
-        context = _context(self.certificate, self.privateKey, chain, key)
+        context = _context(self.certificate, self.privateKey, chain, key, self._rules)
         peers = None
         if clients is not None:
             _askForCertificates(context, clients.certificates(authorities[0]))
