@@ -18,7 +18,7 @@ sys.path[:0] = [str(CHECKOUT), str(DOCS)]
 
 import pop3svc  # noqa: E402
 from pop3svc.metrics.declarations import METRICS  # noqa: E402
-from pop3svc.service.settings import LIMITS, LISTENER, SERVICE, STORE  # noqa: E402
+from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE  # noqa: E402
 
 project = "pop3svc"
 author = "the maintainers of pop3svc"
@@ -46,7 +46,13 @@ pydoctor_args = [
 pydoctor_url_path = "api"
 
 
-DECLARED = {"service": SERVICE, "listener": LISTENER, "store": STORE, "limits": LIMITS}
+DECLARED = {
+    "service": SERVICE,
+    "listener": LISTENER,
+    "certificate": CERTIFICATE,
+    "store": STORE,
+    "limits": LIMITS,
+}
 
 
 class Settings(Directive):

@@ -11,6 +11,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
+from itertools import islice
 from typing import Any
 
 from zope.interface import implementer
@@ -28,6 +29,7 @@ __all__ = [
     "closeQuietly",
     "countOctets",
     "disk",
+    "listReplaceable",
     "longWork",
     "measure",
     "openDirectory",
@@ -225,6 +227,29 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
             if len(data) > most:
                 raise OSError(errno.EFBIG, f"Larger than {most} octets", path)
     return bytes(data)
+
+
+def listReplaceable(path: str, most: int) -> list[str]:
+    """
+    List a directory in which other programs may add and remove files at any time.
+
+    @param most: read no more than this number of names.
+    @return: the names in it.
+    @raise OSError: the directory cannot be listed.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if _privileged is None:
+            raise
+        # To read an open directory needs no permission.
+        descriptor = _privileged(path)
+    try:
+        with os.scandir(descriptor) as entries:
+            return [entry.name for entry in islice(entries, most)]
+    finally:
+        closeQuietly(descriptor)
 
 
 def stampOf(path: str) -> FileStamp | None:

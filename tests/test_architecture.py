@@ -215,6 +215,8 @@ RANKS = {
     "transfer.importing": 12,
     "transfer.exporting": 12,
     "service.tls": 3,
+    "service.servernames": 0,
+    "service.certificateset": 4,
     "service.tlsrules": 0,
     "service.tlstransport": 2,
     "service.arguments": 0,

@@ -260,7 +260,7 @@ class Assembly:
         if self._shared is not None or owner is None or os.geteuid() != 0:
             return None
         uid, gid = owner[0], None if owner[1] == -1 else owner[1]
-        renewed = [path for each in self._certificates.all() for path in each.files]
+        renewed = self._certificates.files()
         renewed += self._configurationFiles()
         databases = self._accountDatabases()
         kept = []
@@ -562,13 +562,13 @@ class Assembly:
     def _reloads(self, service: Operated) -> None:
         if self._shared is None and self._options.configFile is not None:
             service.reloads("the configuration", self._configured.reload)
-        for each in self._certificates.all():
+        for each in self._certificates.creators():
             service.reloads("the certificate", each.reload)
 
     def _operated(self, service: Operated) -> None:
         service.announcements += self._certificates.announcements + self._announcements
         service.warnings += self._warnings
-        for each in self._certificates.all():
+        for each in self._certificates.creators():
             _add(lookAfter(each), service)
         service.hear(self._reactor)
 
@@ -648,7 +648,7 @@ class Assembly:
                 reactor=None if self._twistd is None else self._twistd.get("reactor"),
                 directory=os.getcwd(),
                 families=[each.family for each in self._sockets],
-                certificates=[],
+                certificates={},
                 strikes=None,
                 opened=[] if opener is None else opener.paths,
                 state=self._storage.stateOfWorkers(),

@@ -12,14 +12,17 @@ from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
 from pop3svc.service.assembly import makeEndpoint
+from pop3svc.service.certificateset import CertificateDirectory, CertificateSet
 from pop3svc.service.mailin import destinationOf, makeMailEndpoints, makeRecipients
 from pop3svc.service.options import Options
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import (
+    CERTIFICATE,
     LIMITS,
     LISTENER,
     SERVICE,
     STORE,
+    CertificatePair,
     Faults,
     Secret,
     Setting,
@@ -96,10 +99,7 @@ def _try(faults: Faults, settings: Settings) -> None:
     """
     from twisted.internet import reactor
 
-    pairs = [(settings.where("certificate"), settings.certificate, settings.privateKey)]
     for listener in settings.listeners:
-        where = listener.where.removesuffix("endpoint") + "certificate"
-        pairs.append((where, listener.certificate, listener.privateKey))
         trusted = settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         if listener.endpoint.startswith("systemd:"):
             # systemd passes its sockets only to the service.
@@ -109,6 +109,7 @@ def _try(faults: Faults, settings: Settings) -> None:
             makeEndpoint(reactor, listener, object(), str if trusted else None)
         except SettingError as error:
             faults.add(str(error))
+    _tryCertificates(faults, settings)
     authorities = [(settings.where("client-ca"), settings.clientCa)]
     for listener in settings.listeners:
         authorities.append(
@@ -120,13 +121,6 @@ def _try(faults: Faults, settings: Settings) -> None:
         authority = ClientAuthority(clientCa, settings.clientName)
         try:
             authority.certificates(authority.load())
-        except ValueError as error:
-            faults.add(f"{where}: {error}")
-    for where, certificate, privateKey in pairs:
-        if certificate is None:
-            continue
-        try:
-            RenewableCertificate(certificate, privateKey or certificate)
         except ValueError as error:
             faults.add(f"{where}: {error}")
     try:
@@ -148,6 +142,54 @@ def _try(faults: Faults, settings: Settings) -> None:
             faults.add(str(error))
 
 
+def _tryCertificates(faults: Faults, settings: Settings) -> None:
+    """
+    Load all certificates, and find what would make clients refuse them.
+    """
+    pairs = [
+        CertificatePair(
+            f"{each.where.removesuffix('endpoint')}certificate",
+            each.certificate,
+            each.privateKey,
+        )
+        for each in settings.listeners
+        if each.certificate is not None
+    ]
+    ofListeners = [each.where for each in pairs]
+    if settings.certificate is not None:
+        where = settings.where("certificate")
+        pairs.insert(0, CertificatePair(where, settings.certificate, settings.privateKey))
+    loaded: list[tuple[str, RenewableCertificate]] = []
+    for pair in [*pairs, *settings.certificates]:
+        try:
+            key = pair.privateKey or pair.certificate
+            found = RenewableCertificate(pair.certificate, key, names=pair.names)
+        except ValueError as error:
+            faults.add(f"{pair.where}: {error}")
+        else:
+            loaded.append((pair.where, found))
+    directory = None
+    if settings.certificateDirectory is not None:
+        where = settings.where("certificate-directory")
+        try:
+            directory = CertificateDirectory(settings.certificateDirectory, RenewableCertificate)
+        except ValueError as error:
+            faults.add(f"{where}: {error}")
+        else:
+            for fault in directory.faults:
+                faults.add(f"{where}: {fault}")
+            loaded += [(where, each) for each in directory.certificates]
+    for where, each in loaded:
+        for fault in each.faults():
+            faults.add(f"{where}: {fault}")
+    if settings.tlsDefaultName is not None and loaded:
+        names = CertificateSet(settings.tlsDefaultName)
+        try:
+            names.serve([each for where, each in loaded if where not in ofListeners])
+        except ValueError as error:
+            faults.add(f"{settings.where('tls-default-name')}: {error}")
+
+
 def _summary(settings: Settings) -> Iterable[str]:
     policy = settings.policy
     for listener in settings.listeners:
@@ -162,7 +204,13 @@ def _summary(settings: Settings) -> Iterable[str]:
         yield f"{users}: {store.kind or 'the embedded default'}; accounts: {accounts}"
     if not settings.stores:
         yield "all users: the embedded default"
-    yield f"certificate: {settings.certificate or 'self-signed, in the data directory'}"
+    others = [each.certificate for each in settings.certificates]
+    if settings.certificateDirectory is not None:
+        others.append(f"those in {settings.certificateDirectory}")
+    own = "self-signed, in the data directory"
+    if settings.certificate is not None or others:
+        own = ", ".join([*filter(None, [settings.certificate]), *others])
+    yield f"certificate: {own}"
     yield f"data directory: {settings.data or 'the embedded default'}"
     yield f"processes: {settings.workers}"
     changed = [
@@ -212,6 +260,8 @@ def toTOML(settings: Settings) -> str:
     lines = list(_lines(SERVICE, settings, settings.policy))
     for listener in settings.listeners:
         lines += ["", "[[listener]]", *_lines(LISTENER, listener)]
+    for pair in settings.certificates:
+        lines += ["", "[[tls.certificate]]", *_lines(CERTIFICATE, pair)]
     for store in settings.stores:
         shown = replace(store, auth=tuple(map(_auth, store.auth)))
         lines += ["", "[[store]]", *_lines(STORE, shown)]

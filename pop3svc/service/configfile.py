@@ -10,11 +10,13 @@ from typing import Any
 
 from pop3svc.files import openReplaceable
 from pop3svc.service.settings import (
+    CERTIFICATE,
     LIMITS,
     LISTENER,
     SERVICE,
     STORE,
     TEXT,
+    CertificatePair,
     Faults,
     Listener,
     Secret,
@@ -51,6 +53,7 @@ class Configuration:
         self.limits: dict[str, int] = {}
         self.listeners: list[Listener] = []
         self.stores: list[Store] = []
+        self.certificates: list[CertificatePair] = []
         self.secretFiles: list[str] = []
         self.origins: dict[str, str] = {}
 
@@ -70,7 +73,7 @@ class Configuration:
             faults.add(f"{self.path}: not valid TOML: too many nested arrays or tables")
             return
         self.secretFiles = list(_secretFiles(document))
-        tables = ("limits", "listener", "store")
+        tables = ("limits", "listener", "store", "tls")
         self.values = readTable(document, SERVICE, self._where, faults, tables)
         limits = document.get("limits", {})
         if not isinstance(limits, dict):
@@ -85,16 +88,38 @@ class Configuration:
             self._listener(f"listener[{number}]", table, faults)
         for number, table in self._tables(document, "store", faults):
             self._store(f"store[{number}]", table, faults)
+        self._tls(document, faults)
+
+    def _tls(self, document: Mapping[str, Any], faults: Faults) -> None:
+        """
+        Read the tables [[tls.certificate]].
+        """
+        table = document.get("tls", {})
+        if not isinstance(table, dict):
+            faults.add(f"{self._where('tls')}: must be tables, [[tls.certificate]]")
+            return
+        readTable(table, (), lambda key: self._where(f"tls.{key}"), faults, ("certificate",))
+        for number, each in self._tables(table, "certificate", faults, "tls."):
+            self._certificate(f"tls.certificate[{number}]", each, faults)
+
+    def _certificate(self, name: str, table: dict[str, Any], faults: Faults) -> None:
+        values = readTable(table, CERTIFICATE, lambda key: self._where(f"{name}.{key}"), faults)
+        if "certificate" not in table:
+            faults.add(f"{self._where(name)}: needs a certificate")
+        elif "certificate" in values:
+            own = {each.attribute: values[each.name] for each in CERTIFICATE if each.name in values}
+            self.certificates.append(CertificatePair(self._where(name), **own))
 
     def _where(self, key: str) -> str:
         return f"{self.path}: {key}"
 
     def _tables(
-        self, document: Mapping[str, Any], key: str, faults: Faults
+        self, document: Mapping[str, Any], key: str, faults: Faults, prefix: str = ""
     ) -> list[tuple[int, dict[str, Any]]]:
         tables = document.get(key, [])
         if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-            faults.add(f"{self._where(key)}: must be an array of tables, [[{key}]]")
+            name = prefix + key
+            faults.add(f"{self._where(name)}: must be an array of tables, [[{name}]]")
             return []
         return list(enumerate(tables, 1))
 

@@ -49,6 +49,7 @@ def settingsFrom(arguments: Any) -> Settings:
         values["data"] = arguments.data
     settings = makeSettings(
         *(values, configuration.limits, configuration.listeners, stores),
+        configuration.certificates,
         *(configuration.secretFiles, configuration.origins, faults),
     )
     faults.check()

@@ -138,6 +138,7 @@ class Options(usage.Options, AuthOptionMixin):
             configuration.limits | self._limits,
             self._listeners or configuration.listeners,
             stores,
+            configuration.certificates,
             configuration.secretFiles,
             configuration.origins | self._origins,
             faults,

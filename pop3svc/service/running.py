@@ -24,6 +24,7 @@ from pop3svc.interfaces import IHousekeeping
 from pop3svc.logrecords import JournalLog
 from pop3svc.logs import Log
 from pop3svc.service.accepting import AcceptLimiter, raiseLimit
+from pop3svc.service.certificateset import CertificateSet
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.operating import Operated
@@ -273,9 +274,9 @@ class KnownNetworksService(TimerService):
         return gatherResults([maybeDeferred(lambda: stopped), saved])
 
 
-def lookAfter(creator: RenewableCertificate) -> TimerService:
+def lookAfter(creator: RenewableCertificate | CertificateSet) -> TimerService:
     """
-    Check a certificate at the start, and every hour.
+    Check certificates at the start, and every hour.
     """
     return TimerService(3600, creator.look)
 

@@ -26,6 +26,7 @@ from pop3svc.policy import (
     Policy,
 )
 from pop3svc.protocol.clientcertificate import CLIENT_NAMES
+from pop3svc.service.servernames import isHostName
 from pop3svc.service.tlsrules import (
     MINIMUM_VERSIONS,
     TLSRules,
@@ -34,11 +35,13 @@ from pop3svc.service.tlsrules import (
 )
 
 __all__ = [
+    "CERTIFICATE",
     "LIMITS",
     "LISTENER",
     "SERVICE",
     "STORE",
     "TEXT",
+    "CertificatePair",
     "Faults",
     "Kind",
     "Listener",
@@ -260,6 +263,18 @@ def _checked(check: Callable[[str], None]) -> Kind:
     return Kind("LIST", read, read)
 
 
+def _hostName(value: Any) -> str:
+    if not isinstance(value, str) or not isHostName(value.lower()):
+        raise ValueError("must be a host name in ASCII, such as mail.example.org")
+    return value.lower()
+
+
+def _hostNames(value: Any) -> tuple[str, ...]:
+    return tuple(map(_hostName, _array(value)))
+
+
+HOST_NAME = Kind("NAME", _hostName, _hostName)
+HOST_NAMES = Kind("NAMES", lambda text: _hostNames([text]), _hostNames)
 MODE = Kind("MODE", _mode, _mode)
 DELIMITER = Kind("CHARACTERS", _delimiter, _delimiter)
 DOMAINS = Kind("DOMAIN", lambda text: _domains([text]), lambda value: _domains(_array(value)))
@@ -306,6 +321,7 @@ _CERTIFICATE = Setting(
 _PRIVATE_KEY = Setting(
     "private-key", FILE, "PEM file of the certificate's key, if the key is in a separate file."
 )
+_CERTIFICATE_OF_NAMES = replace(_CERTIFICATE, help="PEM file of a certificate and its chain.")
 _CLIENT_CA = Setting(
     "client-ca",
     FILE,
@@ -372,6 +388,18 @@ SERVICE = (
         "subjectAltName, or cn, the common name of the subject (default: email).",
         "email",
         "The common name is often the name of a person, and not unique.",
+    ),
+    Setting(
+        "certificate-directory",
+        FILE,
+        "Directory of certificates as certbot keeps them, such as /etc/letsencrypt/live: "
+        "fullchain.pem and privkey.pem in each subdirectory.",
+    ),
+    Setting(
+        "tls-default-name",
+        HOST_NAME,
+        "Host name whose certificate clients get that ask for an unknown name or for none "
+        "(default: the name of the first certificate).",
     ),
     Setting(
         "tls-minimum-version",
@@ -509,6 +537,19 @@ LISTENER = (
     ),
 )
 
+CERTIFICATE = (
+    replace(_CERTIFICATE_OF_NAMES, isOption=False),
+    replace(_PRIVATE_KEY, isOption=False),
+    Setting(
+        "names",
+        HOST_NAMES,
+        "Host names for which this certificate is used, *.example.org among them (default: those "
+        "in its subjectAltName).",
+        (),
+        isOption=False,
+    ),
+)
+
 STORE = (
     Setting(
         "domain",
@@ -581,6 +622,21 @@ class Listener:
 
 
 @dataclass(frozen=True)
+class CertificatePair:
+    """
+    A certificate that is used for some host names.
+
+    @ivar where: the key that asked for it, for messages.
+    @ivar names: the host names; none for those in the certificate.
+    """
+
+    where: str
+    certificate: str
+    privateKey: str | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Store:
     """
     A store of mailboxes, and the checker of its logins.
@@ -615,6 +671,8 @@ class Settings:
     privateKey: str | None = None
     clientCa: str | None = None
     clientName: str = "email"
+    certificateDirectory: str | None = None
+    tlsDefaultName: str | None = None
     tlsMinimumVersion: str = "1.2"
     tlsCiphers: str | None = None
     tlsCiphersuites: str | None = None
@@ -629,6 +687,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
     listeners: tuple[Listener, ...] = ()
     stores: tuple[Store, ...] = ()
+    certificates: tuple[CertificatePair, ...] = ()
     # The paths of files that contain a single secret.
     secretFiles: tuple[str, ...] = field(default=(), compare=False)
     # The option or key that gave each setting, by the name of the setting.
@@ -694,7 +753,8 @@ class Settings:
 # Settings that the parent of workers uses itself: its ports, its certificates and its files.
 _OF_PARENT = (
     *("data", "admin", "web", "webPassword", "logFormat", "workers"),
-    *("certificate", "privateKey", "clientCa", "clientName"),
+    *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),
+    *("clientCa", "clientName"),
     *("lmtp", "lmtpMode", "listeners"),
 )
 # Settings of the service that are fields of the policy.
@@ -702,6 +762,7 @@ _IN_POLICY = ("cleartext-login", "name-case", "utf8-headers", "without", "enable
 _NAMES = {each.attribute: each.name for each in SERVICE} | {
     "listeners": "listener",
     "stores": "store",
+    "certificates": "tls.certificate",
 }
 
 
@@ -773,11 +834,27 @@ def readTable(
     return values
 
 
+def _checkCertificates(own: Mapping[str, Any], origins: Mapping[str, str], faults: Faults) -> None:
+    """
+    Check that each host name has one certificate, and that the default name can have one.
+    """
+    seen: set[str] = set()
+    for each in own["certificates"]:
+        for name in each.names:
+            if name in seen:
+                faults.add(f"{each.where}.names: a second certificate for {name}")
+            seen.add(name)
+    if "tlsDefaultName" in own and not own["certificates"] and "certificateDirectory" not in own:
+        where = origins.get("tls-default-name", "--tls-default-name")
+        faults.add(f"{where} requires certificate-directory or [[tls.certificate]]")
+
+
 def makeSettings(
     values: Mapping[str, Any],
     limits: Mapping[str, int],
     listeners: Iterable[Listener],
     stores: Iterable[Store],
+    certificates: Iterable[CertificatePair],
     secretFiles: Iterable[str],
     origins: Mapping[str, str],
     faults: Faults,
@@ -807,6 +884,9 @@ def makeSettings(
         for each in SERVICE
         if each.name in values and each.name not in _IN_POLICY
     }
+    certificates = tuple(certificates)
+    own |= {"certificates": certificates}
+    _checkCertificates(own, origins, faults)
     stores = tuple(stores)
     seen: set[str | None] = set()
     for each in stores:

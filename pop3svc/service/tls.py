@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -30,9 +30,19 @@ from zope.interface import implementer
 
 from pop3svc.files import FileStamp, readReplaceable, stampOf
 from pop3svc.protocol.clientcertificate import ClientCertificates
+from pop3svc.service.servernames import hasAddress, namesOf
 from pop3svc.service.tlsrules import USUAL_RULES, TLSRules
 
-__all__ = ["WARNINGS", "ClientAuthority", "ClientAuthorityError", "RenewableCertificate"]
+__all__ = [
+    "WARNINGS",
+    "ClientAuthority",
+    "ClientAuthorityError",
+    "Prepare",
+    "RenewableCertificate",
+]
+
+# Prepares a new context, given the chain of its certificate.
+Prepare = Callable[[SSL.Context, Sequence[x509.Certificate]], object]
 
 log = Logger(namespace="pop3svc")
 
@@ -119,13 +129,14 @@ def _askForCertificates(context: SSL.Context, authorities: list[x509.Certificate
 
 def _context(
     certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes, rules: TLSRules
-) -> SSL.Context:
+) -> tuple[SSL.Context, list[x509.Certificate]]:
     """
     Make a context.  Sessions are resumed by tickets, which are encrypted with a key that
     the context creates and keeps to itself.  TLS 1.2 clients without ticket support resume
     from the context's cache; OpenSSL limits it to 20,480 sessions, and pyOpenSSL cannot
     change that limit.
 
+    @return: the context, and the certificate with its chain.
     @raise ValueError: a sentence that names the file and the error.
     """
     try:
@@ -171,7 +182,7 @@ def _context(
     rules.apply(context)
     context.set_timeout(_SESSION_LIFE)
     context.set_alpn_select_callback(_chooseProtocol)
-    return context
+    return context, chain
 
 
 # Days before the end of a certificate at which to warn.  Programs renew a certificate a month
@@ -214,21 +225,26 @@ class RenewableCertificate:
         self,
         certificate: str,
         privateKey: str,
-        handed: tuple[bytes, ...] | None = None,
+        handed: Mapping[str, bytes] | None = None,
         seconds: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
         clients: ClientAuthority | None = None,
         rules: TLSRules = USUAL_RULES,
+        names: Sequence[str] = (),
+        prepare: Prepare | None = None,
     ) -> None:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
-        @param handed: contents of the files as read by another process, as L{contents} returns
-            them, used if this process cannot read the files.
+        @param handed: contents of files as read by another process, as L{contents} returns
+            them, used if this process cannot read its files.
         @param seconds: a monotonic clock, seconds.
         @param now: the wall clock, seconds since the epoch.
         @param clients: ask clients for certificates of these authorities; L{None} to ask for none.
         @param rules: the versions and ciphers of TLS.
+        @param names: the host names for which it is used; those in the certificate if not given.
+        @param prepare: called with each new context and the chain of its certificate, before the
+            context is used.
         @raise ValueError: the files cannot be used; a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
@@ -237,17 +253,19 @@ class RenewableCertificate:
             clients = replace(clients, path=os.path.abspath(clients.path))
         self.clients = clients
         self._rules = rules
+        self._givenNames = tuple(names)
+        self._prepare = prepare
         self._seconds = seconds
         self._now = now
         # Digest of the certificate of the last warning, and the days in that warning.
         self._warned: tuple[bytes, int | None] = b"", None
         self._fault = ""
         self._seen = self._stamps()
-        self._handed = handed
+        self._handed = self._ofFiles(handed)
         self._digest = b""
         # The certificates of the clients of the present context.
         self._peers: ClientCertificates | None = None
-        self._context = self._made(handed)
+        self._context = self._made(self._handed)
 
     @property
     def end(self) -> datetime:
@@ -256,30 +274,76 @@ class RenewableCertificate:
         """
         return self._end
 
-    def contents(self) -> tuple[bytes, ...]:
+    @property
+    def chain(self) -> Sequence[x509.Certificate]:
         """
-        @return: the contents of the files that are used: the certificate, its key, and the
-            certificates of the authorities of clients, if there are any.
+        The certificate and its chain.
         """
-        self._refresh()
-        return self._contents
+        return self._chain
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """
+        The host names for which the certificate is used, in lower case.
+        """
+        return self._givenNames or namesOf(self._chain[0])
+
+    @property
+    def context(self) -> SSL.Context:
+        """
+        The present context.
+        """
+        return self._context
+
+    @property
+    def digest(self) -> bytes:
+        """
+        A value that changes with the contents of the files.
+        """
+        return self._digest
+
+    def faults(self) -> list[str]:
+        """
+        @return: a sentence for each reason for which clients would refuse the certificate.
+        """
+        found = []
+        if self._now() >= self._end.timestamp():
+            found.append(f"{self.certificate} expired on {self._end.isoformat()}")
+        if not (self.names or hasAddress(self._chain[0])):
+            found.append(f"{self.certificate} has no host name in its subjectAltName")
+        return found
+
+    def contents(self) -> dict[str, bytes]:
+        """
+        @return: by path, the contents of the files that are used: the certificate, its key, and
+            the certificates of the authorities of clients, if there are any.
+        """
+        self.refresh()
+        return dict(zip(self._paths, self._contents, strict=True))
 
     def reload(self) -> None:
         """
         Read the files again, even if their stamps have not changed.
         """
         self._fault = ""
-        self._refresh(isForced=True)
+        self.refresh(isForced=True)
+
+    @property
+    def _paths(self) -> list[str]:
+        paths = [self.certificate, self.privateKey]
+        return paths if self.clients is None else [*paths, self.clients.path]
 
     @property
     def files(self) -> list[str]:
         """
         The paths of all files.
         """
-        paths = [self.certificate, self.privateKey]
-        if self.clients is not None:
-            paths.append(self.clients.path)
-        return list(dict.fromkeys(paths))
+        return list(dict.fromkeys(self._paths))
+
+    def _ofFiles(self, handed: Mapping[str, bytes] | None) -> tuple[bytes, ...] | None:
+        if handed is None or not all(path in handed for path in self._paths):
+            return None
+        return tuple(handed[path] for path in self._paths)
 
     def _stamps(self) -> list[FileStamp] | None:
         stamps = [stampOf(each) for each in self.files]
@@ -304,24 +368,43 @@ class RenewableCertificate:
             if handed is None:
                 raise
             contents = handed
-        chain, key, *authorities = contents
         digest = sha256(b"".join(contents)).digest()
         if digest == self._digest and not self._isOld():
             return self._context
-        context = _context(self.certificate, self.privateKey, chain, key, self._rules)
+        context = self._contextFor(contents)
+        self._digest = digest
+        return context
+
+    def _contextFor(self, contents: tuple[bytes, ...]) -> SSL.Context:
+        clients = self.clients
+        chain, key, *authorities = contents
+        context, certificates = _context(self.certificate, self.privateKey, chain, key, self._rules)
         peers = None
         if clients is not None:
             _askForCertificates(context, clients.certificates(authorities[0]))
             peers = ClientCertificates(clients.field, self._now)
-        self._end = _endOf(x509.load_pem_x509_certificates(chain))
-        self._digest, self._began = digest, self._seconds()
+        if self._prepare is not None:
+            self._prepare(context, certificates)
+        self._chain, self._end = certificates, _endOf(certificates)
+        self._began = self._seconds()
         self._contents, self._peers = contents, peers
         return context
 
     def _isOld(self) -> bool:
         return self._seconds() - self._began >= _TICKET_KEY_LIFE
 
-    def _refresh(self, isForced: bool = False) -> None:
+    def renewTickets(self) -> None:
+        """
+        End the sessions that clients could resume, because the key of their tickets changes.
+        """
+        self._context = self._contextFor(self._contents)
+
+    def refresh(self, isForced: bool = False) -> None:
+        """
+        Read the files again if they were changed or replaced.
+
+        @param isForced: read them in any case.
+        """
         stamps = self._stamps()
         isSame = not isForced and (stamps is None or stamps == self._seen)
         if isSame and not self._isOld():
@@ -346,7 +429,7 @@ class RenewableCertificate:
         Load a renewed certificate.  Warn before the certificate ends, once for each of L{WARNINGS}.
         Call this regularly.
         """
-        self._refresh()
+        self.refresh()
         if self._stamps() is None and not self._fault:
             self._fault = "cannot be read"
             log.warn(
@@ -378,7 +461,13 @@ class RenewableCertificate:
         """
         See L{IOpenSSLServerConnectionCreator}.
         """
-        self._refresh()
+        self.refresh()
+        return self.newConnection()
+
+    def newConnection(self) -> SSL.Connection:
+        """
+        @return: a connection with the present context.
+        """
         connection = SSL.Connection(self._context, None)
         if self._peers is not None:
             self._peers.watch(connection)

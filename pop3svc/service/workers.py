@@ -88,8 +88,7 @@ class Shared(NamedTuple):
     @ivar reactor: short name of the reactor, or L{None} for the default.
     @ivar directory: the directory that paths on the command line are relative to.
     @ivar families: address families of the ports.
-    @ivar certificates: PEM texts of the files of each certificate: first of the service, then of
-        the listeners.
+    @ivar certificates: PEM texts of the files of all certificates, by path.
     @ivar strikes: L{SharedThrottle.state}
     @ivar opened: files that the privileged process opens, because this user may not open them.  The
         socket to that process is the descriptor after the ports.
@@ -107,7 +106,7 @@ class Shared(NamedTuple):
     reactor: str | None
     directory: str
     families: list[int]
-    certificates: list[list[str]]
+    certificates: dict[str, str]
     strikes: Any
     opened: list[str]
     state: str | None = None
@@ -373,7 +372,7 @@ class Supervisor(Operated):
         throttle: SharedThrottle,
         sockets: Sequence[Any],
         shared: Shared,
-        certificates: Callable[[], list[tuple[bytes, ...]]],
+        certificates: Callable[[], Mapping[str, bytes]],
         config: Callable[[], str | None],
         observer: Log | JournalLog | None = None,
         opener: Opener | None = None,
@@ -384,7 +383,7 @@ class Supervisor(Operated):
         @param sockets: the listening sockets.
         @param shared: configuration of each worker, without its number, the certificate and
             the strikes.
-        @param certificates: returns the contents of the files of each certificate.
+        @param certificates: returns the contents of the files of all certificates, by path.
         @param config: returns the text of the configuration file, if there is one.
         @param observer: see L{Operated}.
         @param opener: client of the process that opens files which workers may not open.
@@ -423,9 +422,9 @@ class Supervisor(Operated):
         """
         return self._shared._replace(
             number=number,
-            certificates=[
-                [data.decode("latin-1") for data in contents] for contents in self._certificates()
-            ],
+            certificates={
+                path: data.decode("latin-1") for path, data in self._certificates().items()
+            },
             strikes=self.throttle.state(),
             config=self._config(),
         )

@@ -373,7 +373,9 @@ def test_handed(site: Site) -> None:
     """
     creator = site.creator
     contents = creator.contents()
-    assert [each.partition(b"\n")[0] for each in contents] == [b"-----BEGIN CERTIFICATE-----"] * 3
+    assert [each.partition(b"\n")[0] for each in contents.values()] == [
+        b"-----BEGIN CERTIFICATE-----"
+    ] * 2
     certificate = site.client(ALICE)
     for name in ("ca.pem", "server.pem"):
         (site.path / name).unlink()

@@ -24,6 +24,7 @@ from pop3svc.service.settings import (
     SettingError,
     Settings,
 )
+from pop3svc.service.tlsrules import TLSRules
 from pop3svc.service.workers import Lines
 
 FULL = """
@@ -41,6 +42,11 @@ lmtp = ["unix:/run/lmtp", "tcp:24:interface=127.0.0.1"]
 lmtp-mode = "660"
 recipient-delimiter = "+-"
 local-domain = ["Example.ORG"]
+certificate-directory = "/etc/letsencrypt/live"
+tls-default-name = "Mail.example.org"
+tls-minimum-version = "1.3"
+tls-ciphers = "ECDHE+AESGCM"
+tls-ciphersuites = "TLS_AES_128_GCM_SHA256"
 
 [limits]
 idleTimeout = 700
@@ -55,6 +61,15 @@ endpoint = "tcp:995"
 tls = true
 certificate = "/etc/other.pem"
 client-ca = "/etc/others.pem"
+old-tls-from = ["192.0.2.0/28"]
+
+[[tls.certificate]]
+certificate = "/etc/a.pem"
+private-key = "/etc/a.key"
+names = ["A.Example.org", "*.a.example.org"]
+
+[[tls.certificate]]
+certificate = "/etc/b.pem"
 
 [[store]]
 domain = "Example.ORG"
@@ -100,6 +115,13 @@ def test_everything(tmp_path: Path, full: str) -> None:
     assert settings.lmtp == ("unix:/run/lmtp", "tcp:24:interface=127.0.0.1")
     assert (settings.lmtpMode, settings.recipientDelimiter) == ("660", "+-")
     assert settings.localDomain == ("example.org",)
+    assert settings.certificateDirectory == "/etc/letsencrypt/live"
+    assert settings.tlsRules() == TLSRules("1.3", "ECDHE+AESGCM", "TLS_AES_128_GCM_SHA256")
+    assert settings.tlsRules(plain) == settings.tlsRules()
+    assert settings.tlsRules(secure).isOld and settings.tlsDefaultName == "mail.example.org"
+    one, other = settings.certificates
+    assert (one.certificate, one.privateKey) == ("/etc/a.pem", "/etc/a.key")
+    assert one.names == ("a.example.org", "*.a.example.org") and other.names == ()
     maildir, memory = settings.stores
     assert (maildir.domain, maildir.kind) == ("example.org", "maildir")
     assert maildir.argument == "path=/srv/a\\:b:readonly=yes"

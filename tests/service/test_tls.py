@@ -168,7 +168,7 @@ def test_keysOfTicketsAgeWithoutFiles(tmp_path: Path) -> None:
     certificate, key = _selfSigned()
     path, now = tmp_path / "both.pem", 0.0
     octets = key + certificate
-    creator = RenewableCertificate(str(path), str(path), (octets, octets), lambda: now)
+    creator = RenewableCertificate(str(path), str(path), {str(path): octets}, lambda: now)
     first = creator.serverConnectionForTLS(None).get_context()
     now = 86400
     second = creator.serverConnectionForTLS(None).get_context()

@@ -70,10 +70,10 @@ class Reactor(Clock):
 
 
 def supervisor(reactor: Reactor, count: int = 1, serve: bool = True) -> Supervisor:
-    shared = Shared(0, count, [], None, "/", [], [], None, [])
+    shared = Shared(0, count, [], None, "/", [], {}, None, [])
     made = Supervisor(
         *(reactor, Policy(maxRestartDelay=5), SharedThrottle(reactor), [], shared),
-        *(lambda: [(b"", b"")], lambda: None),
+        *(dict, lambda: None),
     )
     made.startService()
     for each in reactor.started if serve else []:

@@ -1,0 +1,344 @@
+"""
+Serve one of several certificates, by the host name that a client asks for (SNI, RFC 6066).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from cryptography import x509
+from OpenSSL import SSL
+from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from pop3svc.files import FileStamp, areStampsTrustworthy, listReplaceable, stampOf
+from pop3svc.service.servernames import ServerNames
+from pop3svc.service.tls import ClientAuthority, RenewableCertificate
+
+__all__ = ["CHAIN", "KEY", "CertificateDirectory", "CertificateSet"]
+
+log = Logger(namespace="pop3svc")
+
+# The names that certbot gives to the files of each certificate.
+CHAIN, KEY = "fullchain.pem", "privkey.pem"
+# The most certificates of a directory.  Each takes some 32 KiB of memory, and 3 ms to load.
+_MOST = 1000
+# Seconds between two looks at a directory while certificates in it are incomplete.
+_LOOK_EVERY = 1.0
+# Certificates whose files are looked at before each handshake, in turn.
+_IN_TURN = 4
+
+Make = Callable[[str, str], RenewableCertificate]
+
+
+class CertificateDirectory:
+    """
+    The certificates in the subdirectories of a directory, as certbot keeps them.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        make: Make,
+        handed: Iterable[str] = (),
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        @param path: such as C{/etc/letsencrypt/live}.
+        @param make: makes a certificate from the paths of its chain and its key.
+        @param handed: in a worker, the paths of all files that its parent has read, used if this
+            process cannot list the directory.
+        @param seconds: a monotonic clock, seconds.
+        @raise ValueError: the directory cannot be used; a sentence for the operator.
+        """
+        self.path = os.path.abspath(path)
+        self._make = make
+        self._handed = frozenset(handed)
+        self._seconds = seconds
+        self._certificates: dict[str, RenewableCertificate] = {}
+        # The files that could not be used, with their stamps then.
+        self._unusable: dict[str, tuple[FileStamp | None, ...]] = {}
+        self._seen: FileStamp | None = None
+        self._isIncomplete = False
+        self._looked = -float("inf")
+        self._fault = ""
+        self._hasLooked = False
+        # What was wrong at the last look, for C{pop3svc config check}.
+        self.faults: list[str] = []
+        self.look(isForced=True)
+        self._hasLooked = True
+        if not self._certificates:
+            reason = self._fault or (f"{self.path}: no subdirectory has a usable {CHAIN} and {KEY}")
+            raise ValueError("; ".join([reason, *self.faults]))
+
+    @property
+    def certificates(self) -> list[RenewableCertificate]:
+        """
+        The certificates, in the order of their subdirectories.
+        """
+        return [self._certificates[name] for name in sorted(self._certificates)]
+
+    def look(self, isForced: bool = False) -> bool:
+        """
+        Take new certificates, and drop those whose subdirectories are gone.
+
+        @param isForced: look even if nothing seems to have changed.
+        @return: whether there are other certificates now.
+        """
+        now = self._seconds()
+        if not isForced:
+            stamp = stampOf(self.path)
+            if stamp is not None and stamp == self._seen and not self._isIncomplete:
+                return False
+            if now - self._looked < _LOOK_EVERY:
+                return False
+        self._looked = now
+        stamp = stampOf(self.path)
+        found = self._list()
+        if found is None:
+            return False
+        isTrustworthy = stamp is not None and areStampsTrustworthy([stamp])
+        self._seen = stamp if isTrustworthy else None
+        before = dict(self._certificates)
+        self._isIncomplete = False
+        self.faults = []
+        self._unusable = {each: self._unusable[each] for each in found if each in self._unusable}
+        for name in found:
+            if name not in self._certificates:
+                self._add(name)
+        gone = self._certificates.keys() - set(found)
+        if len(gone) == len(self._certificates):
+            # Some certificate is better than none.
+            gone = set()
+        for name in gone:
+            log.info("serving no more {path}", path=self._certificates.pop(name).certificate)
+        return self._certificates != before
+
+    def _list(self) -> list[str] | None:
+        """
+        @return: the names of the subdirectories; L{None} if they cannot be listed.
+        """
+        try:
+            names = sorted(listReplaceable(self.path, 2 * _MOST))
+        except OSError as error:
+            ours = [path for path in self._handed if path.startswith(f"{self.path}/")]
+            if ours:
+                return sorted({os.path.basename(os.path.dirname(path)) for path in ours})
+            self._report(f"{self.path}: {error.strerror}")
+            return None
+        # certbot keeps a README in the directory.
+        names = [each for each in names if not each.startswith(".") and each != "README"]
+        if len(names) > _MOST:
+            self._report(f"{self.path} has more than {_MOST} subdirectories; others are not used")
+        else:
+            self._fault = ""
+        return names[:_MOST]
+
+    def _report(self, fault: str) -> None:
+        if self._fault != fault:
+            self._fault = fault
+            log.error("{fault}", fault=fault)
+
+    def _add(self, name: str) -> None:
+        chain, key = (os.path.join(self.path, name, each) for each in (CHAIN, KEY))
+        stamps = stampOf(chain), stampOf(key)
+        if None in stamps and not {chain, key} <= self._handed:
+            # Its files may be written at this moment.
+            self._isIncomplete = self._isIncomplete or os.path.isdir(os.path.dirname(chain))
+            return
+        try:
+            made = self._make(chain, key)
+        except ValueError as error:
+            self._isIncomplete = True
+            self.faults.append(str(error))
+            if self._unusable.get(name) != stamps:
+                self._unusable[name] = stamps
+                log.error("not serving a certificate: {error}", error=str(error))
+            return
+        self._unusable.pop(name, None)
+        if self._hasLooked:
+            log.info("serving another certificate: {path}", path=made.certificate)
+        self._certificates[name] = made
+
+
+@implementer(IOpenSSLServerConnectionCreator)
+class CertificateSet:
+    """
+    Serves the certificate for the host name that a client asks for, and the default certificate to
+    a client that asks for no name or for an unknown one.
+
+    The sessions that clients resume belong to the context with which each handshake begins, the
+    context of the default certificate.  Therefore its ticket key changes when any certificate
+    changes.  Otherwise a client could resume a session with a certificate that this object does not
+    serve any more, and C{tls-server-end-point} would differ on both sides.
+    """
+
+    def __init__(self, defaultName: str | None = None) -> None:
+        """
+        @param defaultName: the host name whose certificate is the default.
+        """
+        self._defaultName = defaultName
+        self.directory: CertificateDirectory | None = None
+        # The certificates that clients have asked for since the last handshake.
+        self._asked: set[RenewableCertificate] = set()
+        self._turn = 0
+        # The same for all contexts, because a session may be resumed before the certificate is
+        # chosen.
+        self._sessionID = secrets.token_bytes(16)
+
+    def prepare(self, context: SSL.Context, chain: Sequence[x509.Certificate]) -> None:
+        """
+        Prepare each context of a certificate of this set; see L{RenewableCertificate}.
+        """
+        context.set_session_id(self._sessionID)
+        context.set_tlsext_servername_callback(self.choose)
+
+    def serve(
+        self,
+        certificates: Sequence[RenewableCertificate],
+        directory: CertificateDirectory | None = None,
+    ) -> None:
+        """
+        Set the certificates, which have been prepared.  The default certificate is the first of
+        all, unless another is named.
+
+        @param certificates: those that the settings name.  For the same host name, the first
+            counts.
+        @param directory: further certificates; for the same host name the one that ends last
+            counts.
+        @raise ValueError: no certificate is for the name of the default; the end of a sentence.
+        """
+        self._given = list(certificates)
+        self.directory = directory
+        self._arrange()
+        name = self._defaultName
+        if name is not None and self._names.find(name) is None:
+            raise ValueError(f"no certificate is for {name}")
+
+    @property
+    def all(self) -> list[RenewableCertificate]:
+        """
+        All certificates.
+        """
+        return self._all
+
+    @property
+    def default(self) -> RenewableCertificate:
+        """
+        The default certificate.
+        """
+        return self._default
+
+    @property
+    def certificate(self) -> str:
+        """
+        The path of the default certificate.
+        """
+        return self._default.certificate
+
+    @property
+    def clients(self) -> ClientAuthority | None:
+        """
+        The authorities of the certificates of clients.
+        """
+        return self._default.clients
+
+    def contents(self) -> Mapping[str, bytes]:
+        """
+        @return: by path, the contents of all files that are used.
+        """
+        self._refresh(self._all)
+        found: dict[str, bytes] = {}
+        for each in self._all:
+            found.update(each.contents())
+        return found
+
+    def reload(self) -> None:
+        """
+        Read all files again, even if their stamps have not changed.
+        """
+        self._refresh(self._all, isForced=True)
+
+    def look(self) -> None:
+        """
+        Load renewed certificates.  Warn before a certificate ends.  Call this regularly.
+        """
+        self._refresh(self._all)
+        for each in self._all:
+            each.look()
+
+    def _arrange(self) -> None:
+        """
+        Find the certificate of each name.
+        """
+        found = [] if self.directory is None else self.directory.certificates
+        self._all = [*self._given, *found]
+        byEnd = sorted(found, key=lambda each: each.end, reverse=True)
+        self._names = ServerNames((each, each.names) for each in [*self._given, *byEnd])
+        named = None if self._defaultName is None else self._names.find(self._defaultName)
+        self._default = self._all[0] if named is None else named
+        self._digests = {each: each.digest for each in self._all}
+
+    def _refresh(self, some: list[RenewableCertificate], isForced: bool = False) -> None:
+        """
+        Read the files of some certificates again if they have changed.
+        """
+        hasOthers = self.directory is not None and self.directory.look(isForced)
+        for each in some:
+            each.refresh(isForced)
+        if not hasOthers and all(
+            each.digest == self._digests[each] for each in some if each in self._digests
+        ):
+            return
+        # The authorities of clients are in the files of each certificate, too.
+        for each in self._all:
+            each.refresh(isForced)
+        before = self._default
+        self._arrange()
+        if self._default is not before:
+            log.info("the default certificate is {path} now", path=self._default.certificate)
+        self._default.renewTickets()
+
+    def serverConnectionForTLS(self, tlsProtocol: Any) -> SSL.Connection:
+        """
+        See L{IOpenSSLServerConnectionCreator}.
+        """
+        everybody = self._all
+        self._turn = (self._turn + _IN_TURN) % len(everybody)
+        some = everybody[self._turn : self._turn + _IN_TURN]
+        self._refresh(list(dict.fromkeys([self._default, *some, *self._asked])))
+        self._asked.clear()
+        return self._default.newConnection()
+
+    def choose(self, connection: SSL.Connection) -> None:
+        """
+        Use the certificate for the host name that a client asks for.  This is the callback of
+        C{OpenSSL.SSL.Context.set_tlsext_servername_callback}.
+        """
+        try:
+            name = connection.get_servername()
+            found = None if name is None else self._names.find(name.decode("ascii", "replace"))
+            if found is None or found is self._default:
+                return
+            # Only look at its files before the next handshake.  A session that this client resumes
+            # now has the present certificate.
+            self._asked.add(found)
+            # OpenSSL may go on to call callbacks of the first context.
+            holder: Any = connection
+            holder.firstContext = connection.get_context()
+            connection.set_context(found.context)
+        except Exception:
+            log.failure("cannot choose a certificate")
+
+    @property
+    def end(self) -> datetime:
+        """
+        When the default certificate expires.
+        """
+        return self._default.end

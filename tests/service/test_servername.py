@@ -1,0 +1,182 @@
+"""
+Several certificates: real clients that ask for host names, against a real twistd.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pop3svc.testing.certificates import Authority
+from tests.service.test_certificateset import AUTHORITY, certbot
+from tests.support.running import PATIENCE, Running, freePort
+from tests.support.site import site
+
+__all__ = ["site"]
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+
+NOBODY = 65534
+
+
+class Service:
+    """
+    A service with the certificates of a directory.
+    """
+
+    def __init__(self, path: Path, site: Path, *more: str, twistd: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.plain, self.secure = freePort(), freePort()
+        for name in "ab":
+            certbot(path, name, f"{name}.example", f"*.{name}.example")
+        AUTHORITY.write(path / "ca.pem")
+        clients = Authority()
+        clients.write(path / "clients.pem")
+        clients.issue(path / "client.pem", ["alice"], isForClients=True)
+        host = "interface=127.0.0.1"
+        self.running = Running(
+            path / "home",
+            *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{site / 'users'}"),
+            *("--certificate-directory", str(path / "live"), "--tls-default-name", "b.example"),
+            *("--client-ca", str(path / "clients.pem"), "--client-name", "cn"),
+            *("--endpoint", f"tcp:{self.plain}:{host}", "--endpoint", f"ssl:{self.secure}:{host}"),
+            *more,
+            twistd=twistd,
+        )
+
+    def talk(self, port: int, *arguments: str, commands: str = "QUIT\n") -> str:
+        done = subprocess.run(
+            [
+                *("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-crlf", "-ign_eof"),
+                *("-CAfile", str(self.path / "ca.pem"), *arguments),
+            ],
+            input=commands,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert "Verify return code: 0 (ok)" in done.stdout, done.stdout + done.stderr
+        return done.stdout
+
+    def served(self, *arguments: str, isPlain: bool = False) -> str:
+        """
+        @return: the common name of the certificate that a client gets.
+        """
+        ways = ("-starttls", "pop3") if isPlain else ()
+        said = self.talk(self.plain if isPlain else self.secure, *ways, *arguments)
+        (found,) = re.findall(r"^subject=CN *= *(\S+)", said, re.MULTILINE)
+        return str(found)
+
+    def curl(self, host: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [
+                *("curl", "-sS", "--cacert", str(self.path / "ca.pem"), *arguments),
+                *("--resolve", f"{host}:{self.secure}:127.0.0.1"),
+                f"pop3s://{host}:{self.secure}/",
+            ],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def service(
+    request: pytest.FixtureRequest, site: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    workers = request.param
+    made = Service(tmp_path_factory.mktemp("names"), site, "--workers", str(workers))
+    with made.running as running:
+        running.up()
+        for _ in range(workers if workers > 1 else 0):
+            running.waitFor("serves")
+        yield made
+
+
+def test_servedByName(service: Service) -> None:
+    for name, expected in (
+        ("a.example", "a.example"),
+        ("x.a.example", "a.example"),
+        ("b.example", "b.example"),
+        ("other.example", "b.example"),
+        (None, "b.example"),
+    ):
+        how = ("-noservername",) if name is None else ("-servername", name)
+        for isPlain in (False, True):
+            assert service.served(*how, isPlain=isPlain) == expected, name
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_curl(service: Service) -> None:
+    """
+    curl verifies the certificate for the name that it asks for, and logs in by a password and by
+    the client's certificate.
+    """
+    for host in ("a.example", "x.a.example", "b.example"):
+        done = service.curl(host, "-u", "alice:secret word")
+        assert done.returncode == 0, done.stderr
+    certificate = ("--cert", str(service.path / "client.pem"))
+    for host in ("a.example", "b.example"):
+        done = service.curl(host, *certificate, "-u", "alice:", "--login-options", "AUTH=EXTERNAL")
+        assert done.returncode == 0, done.stderr
+    # 60: the certificate is for another name.
+    assert service.curl("c.example", "-u", "alice:secret word").returncode == 60
+
+
+@pytest.mark.skipif(shutil.which("fetchmail") is None, reason="needs fetchmail")
+def test_fetchmail(service: Service, tmp_path: Path) -> None:
+    """
+    fetchmail asks for the name that it expects in the certificate.
+    """
+    configuration = tmp_path / "fetchmailrc"
+    configuration.write_text(
+        f"poll localhost service {service.secure} protocol pop3 "
+        f'username alice password "secret word" ssl sslcertck '
+        f"sslcertfile {service.path / 'ca.pem'} sslcommonname x.a.example\n"
+    )
+    configuration.chmod(0o600)
+    done = subprocess.run(
+        ["fetchmail", "--check", "-f", str(configuration), "-v", "--nodetach"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+        env=os.environ | {"HOME": str(tmp_path), "FETCHMAILHOME": str(tmp_path)},
+    )
+    # 1: there is no mail.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "a.example" in done.stdout
+
+
+def test_renewedAddedAndRemoved(service: Service) -> None:
+    """
+    As certbot does it, with SIGHUP at the end, which changes nothing any more.
+    """
+    before = service.talk(service.secure, "-servername", "a.example")
+    certbot(service.path, "a", "a.example")
+    while serial(service.talk(service.secure, "-servername", "a.example")) == serial(before):
+        pass
+    certbot(service.path, "c", "c.example")
+    while service.served("-servername", "c.example") != "c.example":
+        pass
+    shutil.rmtree(service.path / "live" / "c")
+    while service.served("-servername", "c.example") == "c.example":
+        pass
+    assert service.served("-noservername") == "b.example"
+    service.running.process.send_signal(signal.SIGHUP)
+    service.running.waitFor("reloaded after SIGHUP")
+    assert service.served("-servername", "a.example") == "a.example"
+
+
+def serial(said: str) -> str:
+    (pem,) = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END", said, re.DOTALL)
+    return str(pem)
