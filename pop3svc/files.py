@@ -294,7 +294,7 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> FileStamp | N
                 stamp = stampFrom(os.fstat(descriptor))
             finally:
                 closeQuietly(descriptor)
-        # The cache is small: only files that were configured at the start have an entry.
+        # The cache is small: only configured files and certificates have an entry.
         _stamps[path] = now, stamp
     return stamp
 

@@ -42,6 +42,7 @@ from pop3svc.metrics.numbers import ProcessNumbers, ServiceNumbers, WorkersNumbe
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.certificates import Certificates
+from pop3svc.service.certificateset import CHAIN, KEY
 from pop3svc.service.collector import relieveCollector
 from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory
@@ -56,7 +57,14 @@ from pop3svc.service.mailin import (
 from pop3svc.service.notifying import Notifier
 from pop3svc.service.operating import Operated, makeLog
 from pop3svc.service.options import Options
-from pop3svc.service.privileged import Opener, changeableBy, openTo, startOpener, unreadable
+from pop3svc.service.privileged import (
+    Opener,
+    changeableBy,
+    entriesFor,
+    openTo,
+    startOpener,
+    unreadable,
+)
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.running import (
     HousekeepingService,
@@ -264,6 +272,8 @@ class Assembly:
         renewed += self._configurationFiles()
         databases = self._accountDatabases()
         kept = []
+        directories = self._certificates.directories()
+        renewed += directories
         for path in unreadable([*databases, *renewed, *self._passwordFiles()], uid, gid):
             if path in databases:
                 raise SettingError(
@@ -284,6 +294,12 @@ class Assembly:
                     f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that "
                     "removed accounts could still log in; let that user read it"
                 )
+        for each in directories:
+            ofDirectory = [path for path in kept if path == each or path.startswith(f"{each}/")]
+            if ofDirectory:
+                # Certificates that are added later need it as well.
+                kept = [path for path in kept if path not in ofDirectory]
+                kept += entriesFor(each, (CHAIN, KEY))
         if not kept:
             return None
         # The application passwords have the owner of the password file, and may be made later.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -150,7 +151,7 @@ class CertificateDirectory:
         stamps = stampOf(chain), stampOf(key)
         if None in stamps and not {chain, key} <= self._handed:
             # Its files may be written at this moment.
-            self._isIncomplete = self._isIncomplete or os.path.isdir(os.path.dirname(chain))
+            self._isIncomplete = self._isIncomplete or _mayBeDirectory(os.path.dirname(chain))
             return
         try:
             made = self._make(chain, key)
@@ -165,6 +166,16 @@ class CertificateDirectory:
         if self._hasLooked:
             log.info("serving another certificate: {path}", path=made.certificate)
         self._certificates[name] = made
+
+
+def _mayBeDirectory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except PermissionError:
+        # The privileged process may open its files.
+        return True
+    except OSError:
+        return False
 
 
 @implementer(IOpenSSLServerConnectionCreator)

@@ -22,21 +22,23 @@ from twisted.python.util import switchUID
 
 from pop3svc.files import openReplaceable
 
-__all__ = ["Opener", "changeableBy", "openTo", "startOpener", "unreadable"]
+__all__ = ["Opener", "changeableBy", "entriesFor", "openTo", "startOpener", "unreadable"]
 
 # Seconds to wait for an answer.  They are few, because a login waits for the answer.
 _PATIENCE = 2.0
 # Seconds without further requests after an unanswered request.
 _REST = 60.0
 _MOST_LINKS = 40
-# Octets of the number of a file in a request.
+# Octets of the number of a file in a request, and the most octets of the name of a subdirectory,
+# which follows.
 _NUMBER = 4
+_NAME = 255
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try to open files as another user, in a child process.  This test includes the effect of groups,
-    access control lists and mounts.
+    Try to open files and directories as another user, in a child process.  This test includes the
+    effect of groups, access control lists and mounts.
 
     @return: the paths that the user cannot open.
     """
@@ -51,7 +53,10 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
             switchUID(uid, gid)
             for number, path in enumerate(paths):
                 try:
-                    os.close(openReplaceable(path))
+                    if os.path.isdir(path):
+                        os.listdir(path)
+                    else:
+                        os.close(openReplaceable(path))
                 except PermissionError:
                     denied.append(str(number))
                 except OSError:
@@ -134,6 +139,31 @@ def changeableBy(path: str) -> str | None:
     return None
 
 
+def entriesFor(directory: str, names: Iterable[str]) -> list[str]:
+    """
+    Let the privileged process list a directory, and open some files in all its subdirectories.
+
+    @param names: the names of the files.
+    @return: elements of the argument of L{startOpener}.
+    """
+    return [f"{directory}/", *(f"{directory}/*/{each}" for each in names)]
+
+
+def _fileOf(entry: str, name: str) -> str:
+    """
+    @param entry: an element of the argument of L{startOpener}.
+    @param name: of a subdirectory, if the entry is for subdirectories.
+    @return: the path to open.
+    @raise OSError: such a name is not allowed.
+    """
+    if not name:
+        return entry
+    directory, star, file = entry.rpartition("/*/")
+    if not star or "/" in name or "\0" in name or name in (".", ".."):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    return f"{directory}/{name}/{file}"
+
+
 class Opener:
     """
     Client of the privileged process.
@@ -143,6 +173,7 @@ class Opener:
 
     def __init__(self, asking: socket.socket, paths: Sequence[str]) -> None:
         """
+        @param paths: see L{startOpener}.
         @param asking: a socket to the privileged process; several processes may share it.
         """
         self.paths = list(paths)
@@ -161,7 +192,11 @@ class Opener:
         @return: a descriptor of the file, for reading.
         @raise OSError: the file cannot be opened.
         """
-        number = self._numbers.get(path)
+        number, name = self._numbers.get(path, self._numbers.get(f"{path}/")), b""
+        if number is None:
+            subdirectory, file = os.path.split(path)
+            directory, own = os.path.split(subdirectory)
+            number, name = self._numbers.get(f"{directory}/*/{file}"), os.fsencode(own)
         if number is None or time.monotonic() < self._restsUntil:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         ours, theirs = socket.socketpair()
@@ -170,7 +205,8 @@ class Opener:
             try:
                 # Each request has its own socket pair, so that processes that share the request
                 # socket do not read each other's answers.
-                socket.send_fds(self._asking, [number.to_bytes(_NUMBER, "big")], [theirs.fileno()])
+                request = number.to_bytes(_NUMBER, "big") + name
+                socket.send_fds(self._asking, [request], [theirs.fileno()])
                 theirs.close()
                 answer, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
             except OSError:
@@ -187,7 +223,8 @@ def startOpener(paths: Sequence[str]) -> Opener:
     """
     Start the privileged process.  It ends when all its clients have ended.
 
-    @param paths: the absolute paths of the files that the process may open.
+    @param paths: the absolute paths of the files that the process may open; see also
+        L{entriesFor}.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     if not os.fork():
@@ -213,22 +250,27 @@ def _serve(descriptor: int, paths: Sequence[str]) -> NoReturn:
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
         asked = socket.socket(fileno=3)
         while True:
-            request, descriptors, _, _ = socket.recv_fds(asked, _NUMBER, 1)
+            request, descriptors, _, _ = socket.recv_fds(asked, _NUMBER + _NAME, 1)
             if not request:
                 break
             for each in descriptors:
                 with socket.socket(fileno=each) as answering:
-                    _answer(answering, paths[int.from_bytes(request, "big")])
+                    place, name = request[:_NUMBER], os.fsdecode(request[_NUMBER:])
+                    _answer(answering, paths[int.from_bytes(place, "big")], name)
     except BaseException:
         os._exit(1)
     os._exit(0)
 
 
-def _answer(answering: socket.socket, path: str) -> None:
+def _answer(answering: socket.socket, entry: str, name: str) -> None:
     try:
+        path = _fileOf(entry, name)
         if changeableBy(path) is not None:
             raise OSError(errno.EACCES, "")
-        descriptor = openReplaceable(path)
+        if entry.endswith("/"):
+            descriptor = os.open(entry, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        else:
+            descriptor = openReplaceable(path)
     except OSError as error:
         answer, descriptors = bytes([error.errno or errno.EIO]), []
     else:

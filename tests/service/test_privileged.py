@@ -15,7 +15,7 @@ import pytest
 
 from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service import privileged
-from pop3svc.service.privileged import Opener, changeableBy, startOpener, unreadable
+from pop3svc.service.privileged import Opener, changeableBy, entriesFor, startOpener, unreadable
 from tests.support.running import Connection, Running, forEverybody, freePort, script
 from tests.support.site import renew, run, served
 from tests.support.workers import mayRunHere
@@ -302,3 +302,79 @@ def test_manyFiles() -> None:
         descriptor = opener.open(names[-1])
         assert os.read(descriptor, 10) == b"secret"
         os.close(descriptor)
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=forWorkers)])
+def test_directoryOfCertificates(place: Path, workers: int) -> None:
+    """
+    Certificates are renewed and added in a directory that only root may list.
+    """
+    from tests.service.test_certificateset import certbot as issue
+
+    def renewed(name: str) -> None:
+        issue(place, name, f"{name}.example")
+        for each in ("live", "archive"):
+            (place / each).chmod(0o700)
+        for each in (place / "archive" / name).iterdir():
+            each.chmod(0o600)
+
+    host(place)
+    shutil.rmtree(place / "live")
+    shutil.rmtree(place / "archive")
+    renewed("a")
+    secure = freePort()
+    with Running(
+        place / "home",
+        *("--provider", f"maildir:{place / 'mail'}", "--auth", f"passwd:{place / 'users'}"),
+        *("--certificate-directory", str(place / "live"), "--workers", str(workers)),
+        *("--endpoint", f"ssl:{secure}:interface=127.0.0.1"),
+        twistd=("--uid=65534", "--gid=65534"),
+    ) as running:
+        running.up()
+        for _ in range(workers if workers > 1 else 0):
+            running.waitFor("serves")
+        before = served(secure)
+        renewed("a")
+        while served(secure) == before:
+            pass
+        running.waitFor("serving the renewed certificate")
+        (place / "live" / "b").mkdir()
+        served(secure)
+        renewed("b")
+        while b"b.example" not in served(secure, "b.example"):
+            pass
+        assert running.end(signal.SIGTERM) == 0
+
+
+def test_entriesForADirectory(place: Path) -> None:
+    """
+    The process opens the named files in subdirectories, and nothing else.
+    """
+    for name in ("a", "b"):
+        (place / name).mkdir()
+        (place / name / "chain").write_text(name)
+        (place / name / "other").write_text("secret")
+    (place / "chain").write_text("secret")
+    opener = startOpener(entriesFor(str(place), ["chain"]))
+    for name in ("a", "b"):
+        with open(opener.open(f"{place}/{name}/chain")) as file:
+            assert file.read() == name
+    descriptor = opener.open(str(place))
+    assert sorted(os.listdir(descriptor)) == ["a", "b", "chain"]
+    os.close(descriptor)
+    for path in (
+        *(f"{place}/a/other", f"{place}/../{place.name}/a/other", f"{place}/./chain"),
+        *(f"{place}/../chain", f"{place}/none/chain", f"{place}/a", "/etc/passwd"),
+        f"{place}//chain",
+    ):
+        with pytest.raises(OSError):
+            opener.open(path)
+    number = privileged._NUMBER
+    for request in (b"a/b", b"..", b".", b"a/../b", b"a\0b"):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            whole = (1).to_bytes(number, "big") + request
+            socket.send_fds(opener._asking, [whole], [theirs.fileno()])
+            theirs.close()
+            answer, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+            assert not descriptors and answer != b"\0"

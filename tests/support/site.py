@@ -50,11 +50,11 @@ def trusting(site: Path) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(site / "cert.pem"))
 
 
-def served(port: int) -> bytes:
+def served(port: int, name: str | None = None) -> bytes:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as raw:
-        with context.wrap_socket(raw) as wrapped:
+        with context.wrap_socket(raw, server_hostname=name) as wrapped:
             return wrapped.getpeercert(True) or b""
 
 
