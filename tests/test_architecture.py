@@ -216,6 +216,8 @@ RANKS = {
     "transfer.exporting": 12,
     "service.tls": 3,
     "service.servernames": 0,
+    "service.ocsp": 0,
+    "service.stapling": 5,
     "service.certificateset": 4,
     "service.tlsrules": 0,
     "service.tlstransport": 2,

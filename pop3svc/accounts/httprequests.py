@@ -313,6 +313,7 @@ class HTTPExchange:
         body: bytes = b"",
         mediaType: str | None = None,
         credentials: tuple[bytes, bytes] | None = None,
+        accept: str = JSON,
     ) -> Answer:
         """
         Send one request, and wait for its answer.
@@ -320,9 +321,10 @@ class HTTPExchange:
         @param body: nothing is sent if it is empty.
         @param mediaType: of the body.
         @param credentials: a name and a password for Basic authentication (RFC 7617).
+        @param accept: the media type of the answer.
         @raise HTTPUnavailable: there was no complete answer in time, or it was too large.
         """
-        headers = Headers({"Accept": [JSON]})
+        headers = Headers({"Accept": [accept]})
         if mediaType is not None:
             headers.addRawHeader("Content-Type", mediaType)
         if credentials is not None:

@@ -273,7 +273,7 @@ class Assembly:
         databases = self._accountDatabases()
         kept = []
         directories = self._certificates.directories()
-        renewed += directories
+        renewed += [*directories, *self._certificates.statusFiles()]
         for path in unreadable([*databases, *renewed, *self._passwordFiles()], uid, gid):
             if path in databases:
                 raise SettingError(
@@ -602,6 +602,10 @@ class Assembly:
         if self._meter is not None:
             numbers = ProcessNumbers(service, self._meter)
             _add(self._meter.timer(self._reactor), service)
+        if self._certificates.stapler is not None:
+            from pop3svc.service.stapling import StaplingService
+
+            _add(StaplingService(self._certificates.stapler, self._reactor), service)
         traces = Traces(service.factory, self._reactor, number)
         operations = ProcessOperations(service, facts, self._reactor, number, numbers, traces)
         if self._shared is None:

@@ -6,12 +6,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from pop3svc.service.certificateset import CertificateDirectory, CertificateSet
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.settings import Listener, SettingError, Settings
 from pop3svc.service.tls import ClientAuthority, ClientAuthorityError, Prepare, RenewableCertificate
 from pop3svc.service.tlsrules import TLSRules
+
+if TYPE_CHECKING:
+    from cryptography import x509
+    from OpenSSL import SSL
+
+    from pop3svc.service.stapling import Stapler
 
 __all__ = ["Certificates"]
 
@@ -44,6 +51,7 @@ class Certificates:
         # for the service's own certificates.
         self._loaded: dict[tuple[str | TLSRules | None, ...], Creator] = {}
         self.announcements: list[str] = []
+        self.stapler = _staplerFor(settings)
 
     def of(self, listener: Listener | None = None) -> Creator:
         """
@@ -66,7 +74,7 @@ class Certificates:
         rules = settings.tlsRules(listener)
         key = certificate, privateKey, clientCa, rules
         if key not in self._loaded:
-            load = _Loader(clientCa, settings.clientName, rules, self._handed)
+            load = _Loader(clientCa, settings.clientName, rules, self._handed, self.stapler)
             try:
                 if certificate is not None:
                     self._loaded[key] = load(where, certificate, privateKey)
@@ -80,17 +88,30 @@ class Certificates:
         settings = self._settings
         hasOthers = settings.certificates or settings.certificateDirectory is not None
         if not hasOthers:
-            return load(settings.where("certificate"), *self._own())
+            return load(
+                settings.where("certificate"), *self._own(), ocspResponse=settings.ocspResponse
+            )
         made = CertificateSet(settings.tlsDefaultName)
         given = []
         if settings.certificate is not None:
             where = settings.where("certificate")
-            given.append(
-                load(where, settings.certificate, settings.privateKey, prepare=made.prepare)
+            found = load(
+                where,
+                settings.certificate,
+                settings.privateKey,
+                prepare=made.prepare,
+                ocspResponse=settings.ocspResponse,
             )
+            given.append(found)
         for each in settings.certificates:
             found = load(
-                each.where, each.certificate, each.privateKey, each.names, made.prepare, True
+                each.where,
+                each.certificate,
+                each.privateKey,
+                each.names,
+                made.prepare,
+                needsNames=True,
+                ocspResponse=each.ocspResponse,
             )
             given.append(found)
         directory = None
@@ -147,6 +168,14 @@ class Certificates:
         }
         return [] if path is None else sorted(found)
 
+    def statusFiles(self) -> list[str]:
+        """
+        @return: the paths of the files with the status of certificates.
+        """
+        settings = self._settings
+        found = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
+        return [os.path.abspath(each) for each in found if each is not None]
+
     def files(self) -> list[str]:
         """
         @return: the paths of all files, each once.
@@ -163,6 +192,26 @@ class Certificates:
         return found
 
 
+def _staplerFor(settings: Settings) -> Stapler | None:
+    """
+    @raise SettingError: a library is missing.
+    """
+    files = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
+    if not (settings.ocspFetch or any(files)):
+        return None
+    # Imported here, because few services need it.
+    from pop3svc.service.stapling import Stapler
+
+    if settings.ocspFetch:
+        try:
+            import treq  # noqa: F401
+        except ImportError:
+            raise SettingError(
+                f"{settings.where('ocsp-fetch')} needs treq: pip install 'pop3svc[http]'"
+            )
+    return Stapler(settings.ocspFetch)
+
+
 class _Loader:
     """
     Loads certificates that have the same authorities of clients and the same rules.
@@ -174,7 +223,9 @@ class _Loader:
         clientName: str,
         rules: TLSRules,
         handed: Mapping[str, bytes],
+        stapler: Stapler | None,
     ) -> None:
+        self._stapler = stapler
         self._clients = None if clientCa is None else ClientAuthority(clientCa, clientName)
         self._rules = rules
         self._handed = handed
@@ -187,6 +238,21 @@ class _Loader:
         if clients is not None and os.path.abspath(clients.path) not in self._handed:
             clients.certificates(clients.load())
 
+    def _withStapler(
+        self, certificate: str, ocspResponse: str | None, prepare: Prepare | None
+    ) -> Prepare | None:
+        stapler = self._stapler
+        if stapler is None:
+            return prepare
+        file = None if ocspResponse is None else os.path.abspath(ocspResponse)
+
+        def both(context: SSL.Context, chain: Sequence[x509.Certificate]) -> None:
+            if prepare is not None:
+                prepare(context, chain)
+            stapler.prepare(certificate, file, context, chain)
+
+        return both
+
     def __call__(
         self,
         where: str,
@@ -195,9 +261,11 @@ class _Loader:
         names: Sequence[str] = (),
         prepare: Prepare | None = None,
         needsNames: bool = False,
+        ocspResponse: str | None = None,
     ) -> RenewableCertificate:
         """
         @param where: the option or the key, for messages.
+        @param ocspResponse: the file with the status of the certificate, if there is one.
         @param needsNames: refuse a certificate without names, because nobody would get it.
         @raise ClientAuthorityError: the file of the authorities cannot be used.
         @raise SettingError: the certificate cannot be used.
@@ -210,7 +278,7 @@ class _Loader:
                 clients=self._clients,
                 rules=self._rules,
                 names=names,
-                prepare=prepare,
+                prepare=self._withStapler(certificate, ocspResponse, prepare),
             )
             if needsNames and not made.names:
                 raise ValueError(f"{certificate} has no host names, so it needs names")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -158,7 +159,10 @@ def _tryCertificates(faults: Faults, settings: Settings) -> None:
     ofListeners = [each.where for each in pairs]
     if settings.certificate is not None:
         where = settings.where("certificate")
-        pairs.insert(0, CertificatePair(where, settings.certificate, settings.privateKey))
+        own = CertificatePair(
+            where, settings.certificate, settings.privateKey, (), settings.ocspResponse
+        )
+        pairs.insert(0, own)
     loaded: list[tuple[str, RenewableCertificate]] = []
     for pair in [*pairs, *settings.certificates]:
         try:
@@ -168,6 +172,8 @@ def _tryCertificates(faults: Faults, settings: Settings) -> None:
             faults.add(f"{pair.where}: {error}")
         else:
             loaded.append((pair.where, found))
+            if pair.ocspResponse is not None:
+                _tryStatus(faults, pair, found)
     directory = None
     if settings.certificateDirectory is not None:
         where = settings.where("certificate-directory")
@@ -188,6 +194,18 @@ def _tryCertificates(faults: Faults, settings: Settings) -> None:
             names.serve([each for where, each in loaded if where not in ofListeners])
         except ValueError as error:
             faults.add(f"{settings.where('tls-default-name')}: {error}")
+
+
+def _tryStatus(faults: Faults, pair: CertificatePair, found: RenewableCertificate) -> None:
+    # Imported here, because few services need it.
+    from pop3svc.service.stapling import readStatus
+
+    try:
+        readStatus(str(pair.ocspResponse), found.chain, time.time())
+    except ValueError as error:
+        isTable = pair.where.endswith("]")
+        where = f"{pair.where}." if isTable else pair.where.removesuffix("certificate")
+        faults.add(f"{where}ocsp-response: {error}")
 
 
 def _summary(settings: Settings) -> Iterable[str]:

@@ -322,6 +322,12 @@ _PRIVATE_KEY = Setting(
     "private-key", FILE, "PEM file of the certificate's key, if the key is in a separate file."
 )
 _CERTIFICATE_OF_NAMES = replace(_CERTIFICATE, help="PEM file of a certificate and its chain.")
+_OCSP_RESPONSE = Setting(
+    "ocsp-response",
+    FILE,
+    "File with the status of the certificate from its OCSP responder (DER), which another program "
+    "keeps fresh.",
+)
 _CLIENT_CA = Setting(
     "client-ca",
     FILE,
@@ -394,6 +400,15 @@ SERVICE = (
         FILE,
         "Directory of certificates as certbot keeps them, such as /etc/letsencrypt/live: "
         "fullchain.pem and privkey.pem in each subdirectory.",
+    ),
+    _OCSP_RESPONSE,
+    Setting(
+        "ocsp-fetch",
+        BOOLEAN,
+        "Ask the responder of each certificate for its status, and send the status to clients "
+        "(default: no).",
+        False,
+        "Many authorities have no responders any more.",
     ),
     Setting(
         "tls-default-name",
@@ -548,6 +563,7 @@ CERTIFICATE = (
         (),
         isOption=False,
     ),
+    replace(_OCSP_RESPONSE, isOption=False),
 )
 
 STORE = (
@@ -628,12 +644,14 @@ class CertificatePair:
 
     @ivar where: the key that asked for it, for messages.
     @ivar names: the host names; none for those in the certificate.
+    @ivar ocspResponse: the file with the status of the certificate, if there is one.
     """
 
     where: str
     certificate: str
     privateKey: str | None = None
     names: tuple[str, ...] = ()
+    ocspResponse: str | None = None
 
 
 @dataclass(frozen=True)
@@ -672,6 +690,8 @@ class Settings:
     clientCa: str | None = None
     clientName: str = "email"
     certificateDirectory: str | None = None
+    ocspResponse: str | None = None
+    ocspFetch: bool = False
     tlsDefaultName: str | None = None
     tlsMinimumVersion: str = "1.2"
     tlsCiphers: str | None = None
@@ -754,6 +774,7 @@ class Settings:
 _OF_PARENT = (
     *("data", "admin", "web", "webPassword", "logFormat", "workers"),
     *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),
+    *("ocspResponse", "ocspFetch"),
     *("clientCa", "clientName"),
     *("lmtp", "lmtpMode", "listeners"),
 )
@@ -875,10 +896,11 @@ def makeSettings(
         enable=values.get("enable", frozenset()),
         **limits,
     )
-    if "private-key" in values and "certificate" not in values:
-        where = origins.get("private-key", "--private-key")
-        needed = "--certificate" if where.startswith("--") else "certificate"
-        faults.add(f"{where} requires {needed}")
+    for name in ("private-key", "ocsp-response"):
+        if name in values and "certificate" not in values:
+            where = origins.get(name, f"--{name}")
+            needed = "--certificate" if where.startswith("--") else "certificate"
+            faults.add(f"{where} requires {needed}")
     own = {
         each.attribute: values[each.name]
         for each in SERVICE

@@ -588,3 +588,22 @@ def test_configCheck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said, faults = check(f'certificate-directory = "{{}}/live"\n{table}"{{}}/a.pem"\n')
     assert not faults
     assert f"certificate: {tmp_path}/a.pem, those in {tmp_path}/live" in said
+
+
+def test_configCheckOfStatus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    issue(tmp_path / "a.pem", "a.example")
+    (tmp_path / "status").write_text("nonsense")
+    path = tmp_path / "pop3svc.toml"
+    path.write_text(
+        f'certificate = "{tmp_path}/a.pem"\nocsp-response = "{tmp_path}/none"\n'
+        f'[[tls.certificate]]\ncertificate = "{tmp_path}/a.pem"\n'
+        f'ocsp-response = "{tmp_path}/status"\n'
+    )
+    with pytest.raises(SystemExit):
+        main(["check", str(path)])
+    one, other = capsys.readouterr().err.splitlines()
+    assert f"pop3svc.toml: ocsp-response: {tmp_path}/none: No such file" in one
+    assert (
+        f"tls.certificate[1].ocsp-response: {tmp_path}/status: the issuer of the certificate is not"
+        in other
+    )

@@ -44,6 +44,8 @@ recipient-delimiter = "+-"
 local-domain = ["Example.ORG"]
 certificate-directory = "/etc/letsencrypt/live"
 tls-default-name = "Mail.example.org"
+ocsp-response = "/var/lib/ocsp"
+ocsp-fetch = true
 tls-minimum-version = "1.3"
 tls-ciphers = "ECDHE+AESGCM"
 tls-ciphersuites = "TLS_AES_128_GCM_SHA256"
@@ -70,6 +72,7 @@ names = ["A.Example.org", "*.a.example.org"]
 
 [[tls.certificate]]
 certificate = "/etc/b.pem"
+ocsp-response = "/var/lib/ocsp.b"
 
 [[store]]
 domain = "Example.ORG"
@@ -122,6 +125,8 @@ def test_everything(tmp_path: Path, full: str) -> None:
     one, other = settings.certificates
     assert (one.certificate, one.privateKey) == ("/etc/a.pem", "/etc/a.key")
     assert one.names == ("a.example.org", "*.a.example.org") and other.names == ()
+    assert (settings.ocspResponse, settings.ocspFetch) == ("/var/lib/ocsp", True)
+    assert (one.ocspResponse, other.ocspResponse) == (None, "/var/lib/ocsp.b")
     maildir, memory = settings.stores
     assert (maildir.domain, maildir.kind) == ("example.org", "maildir")
     assert maildir.argument == "path=/srv/a\\:b:readonly=yes"
@@ -204,6 +209,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
         ("ban-exempt = [1]", "ban-exempt: must be an array of networks"),
         ("data = 1", "data: must be a string"),
         ("private-key = 'x'", "private-key requires certificate"),
+        ("ocsp-response = 'x'", "ocsp-response requires certificate"),
         ("lmtp = 'tcp:24'", "lmtp: must be an array"),
         ("log-format = 'xml'", "log-format: must be one of text, json, journal"),
         ("lmtp-mode = 660", "lmtp-mode: must be an octal mode"),
