@@ -584,8 +584,7 @@ class Assembly:
     def _operated(self, service: Operated) -> None:
         service.announcements += self._certificates.announcements + self._announcements
         service.warnings += self._warnings
-        for each in self._certificates.creators():
-            _add(lookAfter(each), service)
+        _add(lookAfter(self._certificates), service)
         service.hear(self._reactor)
 
     def _serving(self, service: POP3Service) -> POP3Service:

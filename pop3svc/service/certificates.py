@@ -140,6 +140,16 @@ class Certificates:
                 self.announcements.append(f"made a self-signed certificate: {path}")
         return path, privateKey
 
+    def look(self) -> None:
+        """
+        Load renewed certificates.  Warn before a certificate ends, once, even if several listeners
+        use it.  Call this regularly.
+        """
+        for each in self._loaded.values():
+            each.contents()
+        for certificate in self.all():
+            certificate.look()
+
     def creators(self) -> list[Creator]:
         """
         @return: what was loaded, in the order in which it was asked for.

@@ -276,14 +276,6 @@ class CertificateSet:
         """
         self._refresh(self._all, isForced=True)
 
-    def look(self) -> None:
-        """
-        Load renewed certificates.  Warn before a certificate ends.  Call this regularly.
-        """
-        self._refresh(self._all)
-        for each in self._all:
-            each.look()
-
     def _arrange(self) -> None:
         """
         Find the certificate of each name.

@@ -24,12 +24,11 @@ from pop3svc.interfaces import IHousekeeping
 from pop3svc.logrecords import JournalLog
 from pop3svc.logs import Log
 from pop3svc.service.accepting import AcceptLimiter, raiseLimit
-from pop3svc.service.certificateset import CertificateSet
+from pop3svc.service.certificates import Certificates
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.keepalive import keepAlive, socketOf
 from pop3svc.service.operating import Operated
 from pop3svc.service.settings import SettingError
-from pop3svc.service.tls import RenewableCertificate
 
 if TYPE_CHECKING:
     from pop3svc.delivery.lmtp import LMTPFactory
@@ -274,11 +273,11 @@ class KnownNetworksService(TimerService):
         return gatherResults([maybeDeferred(lambda: stopped), saved])
 
 
-def lookAfter(creator: RenewableCertificate | CertificateSet) -> TimerService:
+def lookAfter(certificates: Certificates) -> TimerService:
     """
-    Check certificates at the start, and every hour.
+    Check all certificates at the start, and every hour.
     """
-    return TimerService(3600, creator.look)
+    return TimerService(3600, certificates.look)
 
 
 def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
 from twisted.logger import LogEvent, globalLogPublisher
@@ -217,13 +218,18 @@ def test_resumes(tmp_path: Path, version: int) -> None:
     def bound(server: SSL.Connection) -> bytes | None:
         return channelBinding(Transport(server), "tls-server-end-point")
 
+    def expected(client: SSL.Connection) -> bytes:
+        certificate = client.get_peer_certificate(as_cryptography=True)
+        assert certificate is not None
+        return certificate.fingerprint(SHA256())
+
     full: list[Any] = []
     found = {}
     for name in (None, "a.example"):
         _, client, server, saved = shake(creator, name, version)
         again = shake(creator, name, version, saved)
         assert wasResumed(again)
-        assert bound(server) == bound(again[2]) is not None
+        assert bound(server) == expected(client) == bound(again[2]) == expected(again[1])
         full.append(bound(server))
         found[name] = again[3]
     assert full[0] != full[1]
@@ -233,7 +239,8 @@ def test_resumes(tmp_path: Path, version: int) -> None:
     for name, saved in found.items():
         again = shake(creator, name, version, saved)
         assert not wasResumed(again)
-    assert bound(shake(creator, "a.example", version)[2]) not in full
+    _, client, server, _ = shake(creator, "a.example", version)
+    assert bound(server) == expected(client) not in full
 
 
 def wasResumed(handshake: Handshake) -> bool:
@@ -479,9 +486,15 @@ def test_warns(tmp_path: Path, said: list[str]) -> None:
     """
     for name, days in (("a", 5), ("b", 90), ("c", 20)):
         certbot(tmp_path, name, f"{name}.example", days=days)
-    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
-    creator.look()
-    creator.look()
+    certificates = load(
+        tmp_path,
+        f'certificate-directory = "{tmp_path}/live"\n'
+        '[[listener]]\nendpoint = "ssl:1"\nold-tls-from = ["192.0.2.1/32"]',
+    )
+    usual = certificates.of()
+    assert certificates.of(certificates._settings.listeners[0]) is not usual
+    certificates.look()
+    certificates.look()
     assert len(said) == 2
     assert "expires in 4 days" in said[0] and "live/a/" in said[0]
     assert "expires in 19 days" in said[1] and "live/c/" in said[1]

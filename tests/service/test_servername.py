@@ -11,19 +11,18 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
 from pop3svc.testing.certificates import Authority
 from tests.service.test_certificateset import AUTHORITY, certbot
-from tests.support.running import PATIENCE, Running, freePort
+from tests.support.running import PATIENCE, Running, environment, freePort, script
 from tests.support.site import site
 
 __all__ = ["site"]
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
-
-NOBODY = 65534
 
 
 class Service:
@@ -31,9 +30,9 @@ class Service:
     A service with the certificates of a directory.
     """
 
-    def __init__(self, path: Path, site: Path, *more: str, twistd: tuple[str, ...] = ()) -> None:
+    def __init__(self, path: Path, site: Path, *more: str) -> None:
         self.path = path
-        self.plain, self.secure = freePort(), freePort()
+        self.plain, self.secure, self.web = freePort(), freePort(), freePort()
         for name in "ab":
             certbot(path, name, f"{name}.example", f"*.{name}.example")
         AUTHORITY.write(path / "ca.pem")
@@ -47,8 +46,8 @@ class Service:
             *("--certificate-directory", str(path / "live"), "--tls-default-name", "b.example"),
             *("--client-ca", str(path / "clients.pem"), "--client-name", "cn"),
             *("--endpoint", f"tcp:{self.plain}:{host}", "--endpoint", f"ssl:{self.secure}:{host}"),
+            *("--admin", str(path / "admin.sock"), "--web", f"tcp:{self.web}:{host}"),
             *more,
-            twistd=twistd,
         )
 
     def talk(self, port: int, *arguments: str, commands: str = "QUIT\n") -> str:
@@ -175,6 +174,48 @@ def test_renewedAddedAndRemoved(service: Service) -> None:
     service.running.process.send_signal(signal.SIGHUP)
     service.running.waitFor("reloaded after SIGHUP")
     assert service.served("-servername", "a.example") == "a.example"
+
+
+def test_protocolAndName(service: Service) -> None:
+    """
+    The choice of the certificate leaves the choice of the protocol (ALPN) as it is.
+    """
+    said = service.talk(service.secure, "-servername", "a.example", "-alpn", "pop3")
+    assert "ALPN protocol: pop3" in said
+    done = subprocess.run(
+        [
+            *("openssl", "s_client", "-connect", f"127.0.0.1:{service.secure}"),
+            *("-servername", "a.example", "-alpn", "http/1.1"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "no application protocol" in done.stderr
+
+
+def test_status(service: Service) -> None:
+    """
+    The operator sees the end of each certificate, and each has a metric.
+    """
+    socketPath = str(service.path / "admin.sock")
+    done = subprocess.run(
+        [script("pop3svc"), "status", "--admin", socketPath],
+        env=environment(service.path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    with urlopen(f"http://127.0.0.1:{service.web}/metrics", timeout=PATIENCE) as answer:
+        metrics = answer.read().decode("utf-8")
+    for name in "ab":
+        path = service.path / "live" / name / "fullchain.pem"
+        assert f'pop3svc_certificate_end_timestamp_seconds{{certificate="{path}"}}' in metrics
+        assert re.search(rf"^certificate {path}: \d+ days left$", done.stdout, re.MULTILINE)
 
 
 def serial(said: str) -> str:
