@@ -170,13 +170,12 @@ class Certificates:
         """
         @return: the paths of the directories of certificates.
         """
-        path = self._settings.certificateDirectory
         found = {
             each.directory.path
             for each in self._loaded.values()
             if isinstance(each, CertificateSet) and each.directory is not None
         }
-        return [] if path is None else sorted(found)
+        return sorted(found)
 
     def statusFiles(self) -> list[str]:
         """

@@ -30,6 +30,8 @@ log = Logger(namespace="pop3svc")
 CHAIN, KEY = "fullchain.pem", "privkey.pem"
 # The most certificates of a directory.  Each takes some 32 KiB of memory, and 3 ms to load.
 _MOST = 1000
+# The most certificates that a running service loads in one go, because it serves nobody meanwhile.
+_AT_ONCE = 10
 # Seconds between two looks at a directory while certificates in it are incomplete.
 _LOOK_EVERY = 1.0
 # Certificates whose files are looked at before each handshake, in turn.
@@ -109,10 +111,15 @@ class CertificateDirectory:
         before = dict(self._certificates)
         self._isIncomplete = False
         self.faults = []
-        self._unusable = {each: self._unusable[each] for each in found if each in self._unusable}
-        for name in found:
-            if name not in self._certificates:
-                self._add(name)
+        known = () if isForced else found
+        self._unusable = {each: self._unusable[each] for each in known if each in self._unusable}
+        missing = [name for name in found if name not in self._certificates]
+        if self._hasLooked and len(missing) > _AT_ONCE:
+            # Those that could not be used come last, so that all have their turn.
+            missing = sorted(missing, key=self._unusable.__contains__)[:_AT_ONCE]
+            self._isIncomplete = True
+        for name in missing:
+            self._add(name)
         gone = self._certificates.keys() - set(found)
         if len(gone) == len(self._certificates):
             # Some certificate is better than none.
@@ -153,14 +160,16 @@ class CertificateDirectory:
             # Its files may be written at this moment.
             self._isIncomplete = self._isIncomplete or _mayBeDirectory(os.path.dirname(chain))
             return
+        if self._unusable.get(name) == stamps:
+            self._isIncomplete = True
+            return
         try:
             made = self._make(chain, key)
         except ValueError as error:
             self._isIncomplete = True
             self.faults.append(str(error))
-            if self._unusable.get(name) != stamps:
-                self._unusable[name] = stamps
-                log.error("not serving a certificate: {error}", error=str(error))
+            self._unusable[name] = stamps
+            log.error("not serving a certificate: {error}", error=str(error))
             return
         self._unusable.pop(name, None)
         if self._hasLooked:
@@ -301,7 +310,7 @@ class CertificateSet:
             return
         # The authorities of clients are in the files of each certificate, too.
         for each in self._all:
-            each.refresh(isForced)
+            each.refresh()
         before = self._default
         self._arrange()
         if self._default is not before:

@@ -131,6 +131,10 @@ class Configuration:
             faults.add(f"{self._where(name)}.private-key requires certificate")
         if values.get("old-tls-from") == ():
             faults.add(f"{self._where(name)}.old-tls-from: must name a network")
+        elif "old-tls-from" in values and values.get("endpoint", "").startswith("unix:"):
+            faults.add(
+                f"{self._where(name)}.old-tls-from: clients of a unix: socket have no address"
+            )
         self.listeners.append(
             Listener(
                 f"{self._where(name)}.endpoint",

@@ -388,6 +388,28 @@ def test_tooMany(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatc
     assert len(said) == 1 and "has more than 2 subdirectories" in said[0]
 
 
+def test_manyNew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Many certificates that are added at the same time are loaded a few at a time, and those that
+    cannot be used do not stop the others.
+    """
+    monkeypatch.setattr(certificateset, "_AT_ONCE", 2)
+    certbot(tmp_path, "x", "x.example")
+    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
+    now = 1e12
+    creator.directory._seconds = lambda: now
+    for name in "abcdefg":
+        certbot(tmp_path, name, f"{name}.example")
+    for name in "abc":
+        (tmp_path / "archive" / name / "both1.pem").write_text("nonsense")
+    counts = []
+    for _ in range(6):
+        now += 2
+        creator.serverConnectionForTLS(None)
+        counts.append(len(creator.all))
+    assert counts == [1, 2, 4, 5, 5, 5]
+
+
 def test_handed(tmp_path: Path) -> None:
     """
     A worker that can read neither the directory nor the files uses what its parent has read.

@@ -22,6 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
@@ -205,6 +207,26 @@ def test_bad() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             checkResponse(data, leaf, authority.certificate, NOW.timestamp())
+
+
+AUTHORITY = Authority()
+LEAF = AUTHORITY.issue("a.example")[0]
+RESPONSE = AUTHORITY.answer(
+    LEAF, signer=AUTHORITY.issue("x", usage=ExtendedKeyUsageOID.OCSP_SIGNING)
+)
+
+
+@given(place=st.integers(0, len(RESPONSE) - 1), octets=st.binary(max_size=4))
+@settings(max_examples=500)
+def test_anyOctets(place: int, octets: bytes) -> None:
+    """
+    A damaged response is refused in a sentence, or is not damaged where it counts.
+    """
+    data = RESPONSE[:place] + octets + RESPONSE[place + len(octets) :]
+    try:
+        checkResponse(data, LEAF, AUTHORITY.certificate, NOW.timestamp())
+    except ValueError as error:
+        assert "OCSP" in str(error)
 
 
 def test_request() -> None:

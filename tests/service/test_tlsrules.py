@@ -146,6 +146,10 @@ def test_refusedWithoutTLS(site: Path, tmp_path: Path) -> None:
         ('tls-ciphersuites = ""', "must be ciphers for TLS 1.3"),
         ('tls-minimum-version = "1.0"', "must be one of 1.2, 1.3"),
         ('[[listener]]\nendpoint = "tcp:1"\nold-tls-from = []', "must name a network"),
+        (
+            '[[listener]]\nendpoint = "unix:/x"\nold-tls-from = ["::1/128"]',
+            "clients of a unix: socket have no address",
+        ),
     ],
 )
 def test_bad(tmp_path: Path, text: str, says: str) -> None:
