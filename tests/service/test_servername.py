@@ -4,16 +4,21 @@ Several certificates: real clients that ask for host names, against a real twist
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from scramp import ScramClient
 
 from pop3svc.testing.certificates import Authority
 from tests.service.test_certificateset import AUTHORITY, certbot
@@ -36,13 +41,17 @@ class Service:
         for name in "ab":
             certbot(path, name, f"{name}.example", f"*.{name}.example")
         AUTHORITY.write(path / "ca.pem")
+        users = (site / "users").read_text()
+        (path / "users").write_text(f"{users}carol:{{PLAIN}}secret word\n")
+        (site / "mail" / "carol").mkdir(exist_ok=True)
         clients = Authority()
         clients.write(path / "clients.pem")
         clients.issue(path / "client.pem", ["alice"], isForClients=True)
         host = "interface=127.0.0.1"
         self.running = Running(
             path / "home",
-            *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{site / 'users'}"),
+            *("--provider", f"maildir:{site / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
+            *("--enable", "SCRAM-SHA-256-PLUS"),
             *("--certificate-directory", str(path / "live"), "--tls-default-name", "b.example"),
             *("--client-ca", str(path / "clients.pem"), "--client-name", "cn"),
             *("--endpoint", f"tcp:{self.plain}:{host}", "--endpoint", f"ssl:{self.secure}:{host}"),
@@ -194,6 +203,55 @@ def test_protocolAndName(service: Service) -> None:
         check=False,
     )
     assert "no application protocol" in done.stderr
+
+
+def login(service: Service, name: str | None, wrong: bool = False) -> bytes:
+    """
+    Log in by SCRAM-SHA-256-PLUS, bound to the certificate that was received.
+
+    @param wrong: bind to another certificate.
+    @return: the last line of the server.
+    """
+    context = ssl.create_default_context(cafile=str(service.path / "ca.pem"))
+    context.check_hostname = False
+    with socket.create_connection(("127.0.0.1", service.secure), PATIENCE) as raw:
+        with context.wrap_socket(raw, server_hostname=name) as wrapped:
+            certificate = wrapped.getpeercert(True)
+            assert certificate is not None
+            bound = hashlib.sha256(certificate + b"x" * wrong).digest()
+            client = ScramClient(
+                ["SCRAM-SHA-256-PLUS"],
+                "carol",
+                "secret word",
+                channel_binding=("tls-server-end-point", bound),
+            )
+            lines = wrapped.makefile("rb")
+            lines.readline()
+
+            def say(text: str) -> bytes:
+                wrapped.sendall(text.encode("ascii") + b"\r\n")
+                return lines.readline()
+
+            def encoded(text: str) -> str:
+                return base64.b64encode(text.encode("utf-8")).decode("ascii")
+
+            challenge = say(f"AUTH SCRAM-SHA-256-PLUS {encoded(client.get_client_first())}")
+            client.set_server_first(base64.b64decode(challenge[2:]).decode("utf-8"))
+            answer = say(encoded(client.get_client_final()))
+            if answer.startswith(b"+ "):
+                client.set_server_final(base64.b64decode(answer[2:]).decode("utf-8"))
+                answer = say("")
+            say("QUIT")
+            return answer
+
+
+def test_channelBinding(service: Service) -> None:
+    """
+    SCRAM is bound to the certificate that the client has received for the name.
+    """
+    for name in ("a.example", "b.example", None):
+        assert login(service, name).startswith(b"+OK")
+        assert login(service, name, wrong=True).startswith(b"-ERR")
 
 
 def test_status(service: Service) -> None:
