@@ -104,7 +104,10 @@ def _hostAndPort(text: str) -> tuple[str, int | None]:
         raise ValueError(f"{text!a}: {error}")
 
 
-def _parser() -> argparse.ArgumentParser:
+def makeParser() -> argparse.ArgumentParser:
+    """
+    @return: the parser of C{pop3svc check}.
+    """
     parser = _Parser(
         prog="pop3svc check",
         description="Test a POP3 server for conformance to the RFCs.  Only --destructive deletes "
@@ -125,8 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--user", required=True, metavar="U", help="account to log in with")
     parser.add_argument(
         "--password-file",
-        metavar="F",
-        help="read the password from the first line of F (default: ask, or read standard input "
+        metavar="FILE",
+        help="read the password from the first line of FILE (default: ask, or read standard input "
         "if it is no terminal)",
     )
     parser.add_argument("--ca", metavar="FILE", help="trust only the PEM certificates in FILE")
@@ -243,7 +246,7 @@ def main(argv: Sequence[str]) -> None:
 
     @raise SystemExit: always, with 0, 2, or a sentence (status 1).
     """
-    arguments = _parser().parse_args(argv)
+    arguments = makeParser().parse_args(argv)
     known = {rule.name for rule in inOrder()}
     unknown = [name for name in arguments.only if name not in known]
     if unknown:

@@ -18,7 +18,7 @@ from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import Faults, SettingError
 
-__all__ = ["main", "socketOf"]
+__all__ = ["main", "makeParser", "socketOf"]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     @param argv: the arguments, with the name of the command first.
     @raise SystemExit: with one sentence, if the service does not run or refuses.
     """
-    arguments = _parser(argv[0]).parse_args(list(argv[1:]))
+    arguments = makeParser(argv[0]).parse_args(list(argv[1:]))
     try:
         path = socketOf(arguments)
         if argv[0] == "trace":
@@ -44,7 +44,11 @@ def main(argv: Sequence[str]) -> None:
         print(escaped(line))
 
 
-def _parser(command: str) -> Parser:
+def makeParser(command: str) -> Parser:
+    """
+    @param command: C{who} or another command that asks a running service.
+    @return: the parser of this command.
+    """
     parser = Parser(prog=f"pop3svc {command}", allow_abbrev=False)
     if command == "who":
         parser.description = "List the sessions of a running service."

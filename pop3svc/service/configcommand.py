@@ -15,7 +15,7 @@ from pop3svc.logs import escaped
 from pop3svc.service.assembly import makeEndpoint
 from pop3svc.service.certificateset import CertificateDirectory, CertificateSet
 from pop3svc.service.mailin import destinationOf, makeMailEndpoints, makeRecipients
-from pop3svc.service.options import Options
+from pop3svc.service.options import Options, addOptions
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import (
     CERTIFICATE,
@@ -33,12 +33,29 @@ from pop3svc.service.settings import (
 from pop3svc.service.stores import makeStore
 from pop3svc.service.tls import ClientAuthority, RenewableCertificate
 
-__all__ = ["DEFAULT", "main", "toTOML"]
+__all__ = ["DEFAULT", "main", "makeParser", "toTOML"]
 
 DEFAULT = "/etc/pop3svc/pop3svc.toml"
 _LEFT_OUT = "(left out)"
 # Sources of accounts whose argument is a path.  Other arguments may contain passwords.
 _PATHS = ("passwd", "file")
+
+
+def makeParser() -> Parser:
+    """
+    @return: the parser of C{pop3svc config}.  It leaves the options of C{show} to L{Options}.
+    """
+    parser = Parser(prog="pop3svc config")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
+    check = actions.add_parser("check", help="summarise a configuration, or list its faults")
+    check.add_argument(
+        "file", metavar="FILE", nargs="?", default=DEFAULT, help="default: %(default)s"
+    )
+    show = actions.add_parser(
+        "show", add_help=False, help="print the effective settings of a command line as TOML"
+    )
+    show.addPassedOn = addOptions
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,13 +64,7 @@ def main(argv: Sequence[str]) -> None:
 
     @raise SystemExit: 1 if the configuration has a fault.
     """
-    parser = Parser(prog="pop3svc config")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
-    check = actions.add_parser("check", help="summarise a configuration, or list its faults")
-    check.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT)
-    actions.add_parser(
-        "show", add_help=False, help="print the effective settings of a command line as TOML"
-    )
+    parser = makeParser()
     arguments, rest = parser.parse_known_args(argv)
     if arguments.action == "show":
         options = Options()

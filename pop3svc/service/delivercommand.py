@@ -32,7 +32,7 @@ from pop3svc.service.destinations import addStoreOptions, recipientsOf, settings
 from pop3svc.service.parser import Parser
 from pop3svc.service.settings import SettingError, Settings
 
-__all__ = ["deliver", "main"]
+__all__ = ["deliver", "main", "makeParser"]
 
 # Octets of a message that are kept in memory, and octets that are read at once.
 _SPOOLED = 262_144
@@ -167,10 +167,9 @@ def _holdSignals() -> None:
 # --- the command line ------------------------------------------------------------------
 
 
-def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
+def makeParser() -> Parser:
     """
-    @return: the arguments; L{None} if the command has printed its help.
-    @raise SettingError: an argument is not valid.
+    @return: the parser of C{pop3svc deliver}.
     """
     parser = Parser(
         prog="pop3svc deliver",
@@ -195,6 +194,15 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         help="name or address (default: RECIPIENT, LOCAL_PART and DOMAIN, USER or LOGNAME of the "
         "environment)",
     )
+    return parser
+
+
+def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
+    """
+    @return: the arguments; L{None} if the command has printed its help.
+    @raise SettingError: an argument is not valid.
+    """
+    parser = makeParser()
     try:
         arguments = parser.parse_args(list(argv))
     except SystemExit as error:

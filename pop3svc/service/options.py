@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any, NoReturn
@@ -32,7 +33,7 @@ from pop3svc.service.settings import (
 )
 from pop3svc.service.versions import versions
 
-__all__ = ["Options", "providerPlugins", "refuse"]
+__all__ = ["Options", "addOptions", "providerPlugins", "refuse"]
 
 
 def refuse(sentence: str) -> NoReturn:
@@ -224,3 +225,40 @@ for _setting in SERVICE:
     if not _setting.isOption:
         continue
     setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))
+
+
+# The names of the values of options that are no settings, and whether the option is repeatable.
+_VALUES = {
+    "auth": ("KIND:ARGUMENTS", True),
+    "config": ("FILE", False),
+    "endpoint": ("STRING", True),
+    "help-auth-type": ("KIND", False),
+    "provider": ("KIND:ARGUMENTS", False),
+    "set": ("NAME=VALUE", True),
+    "tls-endpoint": ("STRING", True),
+}
+
+
+def addOptions(parser: ArgumentParser) -> None:
+    """
+    Add the options of L{Options} to a parser that describes them.
+    """
+    settings = {each.name: each for each in SERVICE}
+    options = Options()
+    for option in options.longOpt:
+        name = option.removesuffix("=")
+        if f"--{name}" in parser._option_string_actions:
+            # argparse has added --help.
+            continue
+        details: dict[str, Any] = {"help": " ".join(options.docs[name].split()).replace("%", "%%")}
+        if not option.endswith("="):
+            parser.add_argument(f"--{name}", action="store_true", **details)
+            continue
+        setting = settings.get(name)
+        if setting is None:
+            value, isRepeated = _VALUES[name]
+        else:
+            value, isRepeated = setting.kind.name, setting.isRepeated
+            details["choices"] = setting.kind.words or None
+        action = "append" if isRepeated else "store"
+        parser.add_argument(f"--{name}", metavar=value, action=action, **details)

@@ -8,14 +8,24 @@ import grp
 import os
 import pwd
 import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
 
 from pop3svc.logs import escaped
 from pop3svc.service.parser import Parser
 
-__all__ = ["serve"]
+__all__ = ["main", "makeParser"]
 
 # Options of twistd that make sense in the foreground.
-_TWISTD = ("uid", "gid", "umask", "logfile", "prefix", "chroot", "reactor")
+_TWISTD = {
+    "uid": ("USER", "Become this user, by name or number, after the ports are open."),
+    "gid": ("GROUP", "Become this group, by name or number, after the ports are open."),
+    "umask": ("MASK", "Mask of the modes of new files, octal."),
+    "logfile": ("FILE", "Write the log to this file; - is the standard output."),
+    "prefix": ("TEXT", "Begin each line to syslog with this text."),
+    "chroot": ("DIRECTORY", "Change to this root directory before serving."),
+    "reactor": ("NAME", "Use this reactor of Twisted."),
+}
 
 
 def _number(option: str, text: str) -> str:
@@ -33,18 +43,38 @@ def _number(option: str, text: str) -> str:
         raise SystemExit(f"pop3svc: --{option} {escaped(text)}: there is no such {kind}")
 
 
-def serve(argv: list[str]) -> None:
+def makeParser() -> Parser:
+    """
+    @return: the parser of C{pop3svc serve}.  It leaves the options of pop3svc to twistd.
+    """
+    parser = Parser(
+        prog="pop3svc serve",
+        description="Serve in the foreground until SIGTERM or SIGINT.  Without any option, serve "
+        "accounts and Maildirs in a directory of the user, on loopback.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    for name, (value, help) in _TWISTD.items():
+        parser.add_argument(f"--{name}", metavar=value, help=help)
+    parser.add_argument("--syslog", action="store_true", help="Log to syslog.")
+    parser.addPassedOn = _addPassedOn
+    return parser
+
+
+def _addPassedOn(parser: ArgumentParser) -> None:
+    from pop3svc.service.options import addOptions
+
+    addOptions(parser)
+
+
+def main(argv: Sequence[str]) -> None:
     """
     Serve until SIGTERM or SIGINT.  C{--uid}, C{--gid}, C{--logfile} and other options of
     twistd may stand anywhere among the options of pop3svc.
 
     @raise SystemExit: at the end, or with one sentence if it cannot serve.
     """
-    parser = Parser(prog="pop3svc serve", add_help=False, allow_abbrev=False)
-    for name in _TWISTD:
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--syslog", action="store_true")
-    own, rest = parser.parse_known_args(argv)
+    own, rest = makeParser().parse_known_args(argv)
     command = ["twistd", "--nodaemon", "--pidfile="]
     if own.syslog:
         command.append("--syslog")

@@ -85,6 +85,7 @@ class Kind:
     A kind of value.
 
     @ivar name: the name of a value in help texts, such as C{FILE}.
+    @ivar words: all allowed values; empty if there is no such list.
     @ivar fromText: read it from the command line.
     @ivar fromFile: read it from the configuration file.
     Both raise L{ValueError} with the rest of a sentence that begins with the setting's name.
@@ -93,6 +94,7 @@ class Kind:
     name: str
     fromText: Callable[[str], Any]
     fromFile: Callable[[Any], Any]
+    words: tuple[str, ...] = ()
 
 
 def _string(value: Any) -> str:
@@ -154,7 +156,7 @@ def _choice(*words: str) -> Kind:
             raise ValueError(f"must be one of {', '.join(words)}")
         return str(value)
 
-    return Kind("|".join(words), read, read)
+    return Kind("|".join(words), read, read, words)
 
 
 def _wholeNumber(least: int, most: int) -> Kind:
@@ -203,7 +205,9 @@ def _namesOf(allowed: Sequence[str]) -> Kind:
             found.add(name.upper())
         return frozenset(found)
 
-    return Kind("NAME", lambda text: read([text]), lambda value: read(_array(value)))
+    return Kind(
+        "NAME", lambda text: read([text]), lambda value: read(_array(value)), tuple(allowed)
+    )
 
 
 def _secret(value: Any) -> Secret:
@@ -216,7 +220,7 @@ def _secret(value: Any) -> Secret:
 TEXT = Kind("TEXT", _string, _string)
 SECRET = Kind("TEXT", _secret, _secret)
 FILE = Kind("FILE", _string, _path)
-BOOLEAN = Kind("yes|no", _booleanFromText, _boolean)
+BOOLEAN = Kind("yes|no", _booleanFromText, _boolean, ("yes", "no"))
 NETWORKS = Kind(
     "NETWORKS",
     lambda text: _networks(each for each in text.split(",") if each),

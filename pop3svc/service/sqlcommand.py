@@ -15,7 +15,19 @@ from pop3svc.service.parser import Parser
 from pop3svc.service.plugins import optionsOfSQL
 from pop3svc.service.settings import Faults, SettingError
 
-__all__ = ["main"]
+__all__ = ["main", "makeParser"]
+
+
+def makeParser() -> Parser:
+    """
+    @return: the parser of C{pop3svc sql}.
+    """
+    parser = Parser(prog="pop3svc sql")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="migrate")
+    action = actions.add_parser("migrate", help="make the tables of a store, or migrate them")
+    action.add_argument("dsn", metavar="DSN", nargs="?", help="sqlite:PATH or postgresql://...")
+    action.add_argument("--config", metavar="FILE", help="migrate the stores of a configuration")
+    return parser
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,11 +36,7 @@ def main(argv: Sequence[str]) -> None:
 
     @raise SystemExit: with one sentence, if the command failed.
     """
-    parser = Parser(prog="pop3svc sql")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="migrate")
-    action = actions.add_parser("migrate", help="make the tables of a store, or migrate them")
-    action.add_argument("dsn", metavar="DSN", nargs="?", help="sqlite:PATH or postgresql://...")
-    action.add_argument("--config", metavar="FILE", help="migrate the stores of a configuration")
+    parser = makeParser()
     arguments = parser.parse_args(argv)
     if (arguments.dsn is None) is (arguments.config is None):
         parser.error("sql migrate needs a DSN or --config FILE")

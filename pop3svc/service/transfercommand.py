@@ -34,7 +34,7 @@ from pop3svc.transfer.session import MailboxSession
 from pop3svc.transfer.sources import KINDS, Choice, makeSources
 from pop3svc.transfer.target import Target
 
-__all__ = ["main"]
+__all__ = ["main", "makeParser"]
 
 _TEMPORARY = 75
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     observer: Any = _observe
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
     try:
-        arguments = _parser(argv[0]).parse_args(list(argv[1:]))
+        arguments = makeParser(argv[0]).parse_args(list(argv[1:]))
         settings = settingsFrom(arguments)
         work = _import if argv[0] == "import" else _export
         status = _complete(lambda: work(arguments, settings))
@@ -91,7 +91,11 @@ def _observe(event: LogEvent) -> None:
 # --- the command line ------------------------------------------------------------------
 
 
-def _parser(command: str) -> Parser:
+def makeParser(command: str) -> Parser:
+    """
+    @param command: C{import} or C{export}.
+    @return: the parser of this command.
+    """
     parser = Parser(prog=f"pop3svc {command}", allow_abbrev=False)
     addStoreOptions(parser)
     parser.add_argument("user", metavar="USER", help="name or address of the user")

@@ -7,8 +7,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from getpass import getpass
-from typing import Any
 
 from pop3svc.accounts.apppasswordlines import revokeAppPasswords
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
@@ -18,20 +18,19 @@ from pop3svc.logs import escaped
 from pop3svc.policy import NAME_CASES, Policy
 from pop3svc.service import apppasswordcommand
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
+from pop3svc.service.parser import Parser
 
-__all__ = ["addParser", "run"]
+__all__ = ["main", "makeParser"]
 
 # The most octets that are read from a pipe.  No valid password is longer.
 _LONGEST = 65536
 
 
-def addParser(commands: Any) -> None:
+def makeParser() -> Parser:
     """
-    Add C{user} to the commands of C{pop3svc}.
-
-    @param commands: the object that C{add_subparsers} returned.
+    @return: the parser of C{pop3svc user}.
     """
-    user = commands.add_parser("user", help="manage the accounts of a password file")
+    user = Parser(prog="pop3svc user")
     actions = user.add_subparsers(
         dest="action", required=True, metavar="add|password|remove|list|app-password"
     )
@@ -71,6 +70,7 @@ def addParser(commands: Any) -> None:
             "--file", metavar="FILE", help="the password file (default: the embedded default's)"
         )
     apppasswordcommand.addParser(actions)
+    return user
 
 
 def _askPassword() -> str:
@@ -104,7 +104,22 @@ def _namesIn(accounts: Accounts) -> set[str]:
     return accounts.hashes.keys() | {each.name for each in accounts.badLines}
 
 
-def run(arguments: argparse.Namespace) -> None:
+def main(argv: Sequence[str]) -> None:
+    """
+    The command C{pop3svc user}.
+
+    @raise SystemExit: with one sentence, if nothing was changed.
+    """
+    arguments = makeParser().parse_args(argv)
+    try:
+        _run(arguments)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"pop3svc: {escaped(str(error))}")
+    except KeyboardInterrupt:
+        raise SystemExit("pop3svc: nothing was changed")
+
+
+def _run(arguments: argparse.Namespace) -> None:
     """
     Carry out the command.
 
