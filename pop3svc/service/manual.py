@@ -88,6 +88,8 @@ def _header(name: str, section: int, title: str) -> Iterable[str]:
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     day = time.strftime("%Y-%m-%d", time.gmtime(seconds))
     yield f'.TH {name.upper()} {section} "{day}" "pop3svc {__version__}" "pop3svc"'
+    # Long values cannot be spread over a line.
+    yield ".ad l"
     yield ".SH NAME"
     yield f"{name} \\- {_escaped(title)}"
 
