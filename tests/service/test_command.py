@@ -21,7 +21,7 @@ from tests.support.running import PATIENCE, environment, script
         "--version",
         *("serve --help", "serve --help-settings", "import --help", "export --help", "user --help"),
         *("user list --help", "config --help", "config show", "sql --help", "check --help"),
-        "check --list-rules",
+        *("check --list-rules", "completion bash", "manual man"),
     ],
 )
 def test_nobodyReads(arguments: str, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """
-The Debian package: what can be checked without building it.
+The Debian package and the image: what can be checked without building them.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import pop3svc
 from pop3svc.service.configcommand import main as config
 from tests.service.test_units import MOST_EXPOSED, analyze
-from tests.support.running import CHECKOUT
+from tests.support.running import CHECKOUT, PATIENCE, SCRIPTS, environment
 
 DEBIAN = CHECKOUT / "debian"
 
@@ -76,8 +78,89 @@ def test_unit(tmp_path: Path) -> None:
 
 def test_everyExtraIsKnown() -> None:
     """
-    The package names extras of C{setup.cfg}.
+    The package and the image name extras of C{setup.cfg}.
     """
     extras = set(re.findall(r"^(\w+) =$", (CHECKOUT / "setup.cfg").read_text(), re.M))
     package = re.search(r"^extras = (.*)$", (DEBIAN / "rules").read_text(), re.M)
-    assert package and {"metrics", "postgresql"} <= set(package[1].split(",")) < extras
+    image = re.search(r"/src\[(.*)\]", (CHECKOUT / "Containerfile").read_text())
+    assert package and image
+    assert (
+        {"metrics", "postgresql"} <= set(image[1].split(",")) < set(package[1].split(",")) < extras
+    )
+
+
+def test_imageIgnoresNothingThatItCopies() -> None:
+    copied = re.findall(
+        r"^COPY (?!--from)(.*) /src\S*$", (CHECKOUT / "Containerfile").read_text(), re.M
+    )
+    wanted = {name for line in copied for name in line.split()}
+    allowed = re.findall(r"^!(.*)$", (CHECKOUT / ".containerignore").read_text(), re.M)
+    assert wanted == set(allowed)
+    assert all((CHECKOUT / each).exists() for each in wanted)
+
+
+def blocks(heading: str) -> list[str]:
+    """
+    @return: the literal blocks of a section of the page about installing.
+    """
+    page = (CHECKOUT / "docs" / "installing.rst").read_text()
+    section = page[page.index(f"\n{heading}\n---") :].split("\n\n\n")[0]
+    return [textwrap.dedent(each) for each in re.findall(r"::\n\n((?:    .*\n?)+)", section)]
+
+
+def test_completionAndManualAsDocumented(tmp_path: Path) -> None:
+    """
+    The commands of the page about installing put completion and manual pages into a home.
+    """
+    bash, zsh = blocks("Completion of the command line")
+    (manual,) = blocks("Manual pages")
+    environ = environment(tmp_path) | {"PATH": f"{SCRIPTS}:/usr/bin:/bin"}
+    subprocess.run(
+        ["bash", "-euc", bash + manual],
+        env=environ,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    home = tmp_path / ".local" / "share"
+    for each in (
+        home / "bash-completion" / "completions" / "pop3svc",
+        tmp_path / ".config" / "fish" / "completions" / "pop3svc.fish",
+        home / "man" / "man1" / "pop3svc.1",
+        home / "man" / "man5" / "pop3svc.toml.5",
+    ):
+        assert "pop3svc" in each.read_text()
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed")
+    program = f"autoload -U compinit; compinit -u; {zsh}; print $_comps[pop3svc]"
+    done = subprocess.run(
+        ["zsh", "-f", "-c", program],
+        env=environ,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stdout == "_pop3svc\n"
+
+
+def test_packageAsDocumented() -> None:
+    """
+    The page about installing has the commands that C{tools/trypackage} runs, and the files of the
+    package.
+    """
+    script = (CHECKOUT / "tools" / "trypackage").read_text()
+    page = (CHECKOUT / "docs" / "installing.rst").read_text()
+    for command in (
+        "dpkg-buildpackage -us -uc -b",
+        "pop3svc user add alice --file /etc/pop3svc/users",
+        "pop3svc config check",
+        "runuser -u vmail -- pop3svc deliver --config /etc/pop3svc/pop3svc.toml alice",
+    ):
+        assert command in script and command in page
+    rules = (DEBIAN / "rules").read_text()
+    assert set(re.findall(r"^``(\w+)``,?(?:  +.*)?$", page, re.M)) - {"ldap"} == set(
+        re.search(r"^extras = (.*)$", rules, re.M)[1].split(",")
+    )
