@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from twisted.logger import ILogObserver, LogEvent, formatEvent
+from twisted.logger import ILogObserver, LogEvent
 from zope.interface import implementer
 
 from pop3svc.logs import Log, cut, eventText, priorityOf, tracebackOf
+from pop3svc.summaries import textOf
 
 __all__ = ["JOURNAL", "JournalLog", "isJournal", "journalRecord", "jsonLine"]
 
@@ -84,7 +85,7 @@ def jsonLine(event: LogEvent) -> list[bytes]:
 
     @return: one line; none if the event has neither a text nor a name nor a traceback.
     """
-    text = formatEvent(event)
+    text = textOf(event)
     failure = event.get("log_failure")
     if not text and failure is None and "pop3Event" not in event:
         return []

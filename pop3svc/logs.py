@@ -14,8 +14,10 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, Protocol
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
+from twisted.logger import ILogObserver, LogEvent, LogLevel
 from zope.interface import implementer
+
+from pop3svc.summaries import textOf
 
 __all__ = [
     "FileSink",
@@ -88,7 +90,7 @@ def eventText(event: LogEvent) -> list[str]:
         text}. Lines of a traceback begin with a tab and a bar, so that no such line looks like the
         first line of an event.
     """
-    text = formatEvent(event)
+    text = textOf(event)
     failure = event.get("log_failure")
     if not text and failure is None:
         return []

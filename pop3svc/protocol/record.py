@@ -8,6 +8,8 @@ from typing import Any
 
 from twisted.logger import Logger
 
+from pop3svc.summaries import informOf
+
 __all__ = ["SessionRecord"]
 
 log = Logger(namespace="pop3svc")
@@ -63,11 +65,9 @@ class SessionRecord:
         if self.loginMethod:
             method += f", {self.loginMethod}"
         messages, seconds = self.messagesSent, now - self.began
-        # Format the text here, because the log would need more time to format so many fields than
-        # the rest of a short session takes.
-        log.info(
-            "{summary}",
-            summary=f"{user} from {clientIP} ({method}): {messages} "
+        informOf(
+            log,
+            f"{user} from {clientIP} ({method}): {messages} "
             f"{'message' if messages == 1 else 'messages'} of {self.messageOctets} octets sent, "
             f"{self.messagesDeleted} deleted, {seconds:.1f} s; {reason}",
             pop3Event="close",

