@@ -129,7 +129,9 @@ class Certificates:
             made.serve(given, directory)
         except ValueError as error:
             raise SettingError(f"{settings.where('tls-default-name')}: {error}")
-        self.announcements.append(f"the default certificate is {made.default.certificate}")
+        line = f"the default certificate is {made.default.certificate}"
+        if line not in self.announcements:
+            self.announcements.append(line)
         return made
 
     def _own(self) -> tuple[str, str | None]:

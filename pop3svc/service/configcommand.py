@@ -224,7 +224,10 @@ def _summary(settings: Settings) -> Iterable[str]:
     for listener in settings.listeners:
         rule = listener.cleartextLogin or policy.cleartextLogin
         tls = " with implicit TLS" if listener.tls or listener.endpoint.startswith("ssl:") else ""
-        yield f"listen on {listener.endpoint}{tls}; logins without TLS: {rule}"
+        old = ""
+        if listener.oldTlsFrom is not None:
+            old = f"; TLS 1.0 and later, only from {', '.join(map(str, listener.oldTlsFrom))}"
+        yield f"listen on {listener.endpoint}{tls}; logins without TLS: {rule}{old}"
     for text in settings.lmtp:
         yield f"take mail by LMTP on {text}"
     for store in settings.stores:

@@ -515,6 +515,7 @@ def test_warns(tmp_path: Path, said: list[str]) -> None:
     )
     usual = certificates.of()
     assert certificates.of(certificates._settings.listeners[0]) is not usual
+    assert len(certificates.announcements) == 1
     certificates.look()
     certificates.look()
     assert len(said) == 2
@@ -620,8 +621,12 @@ def test_configCheck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "listener[1].certificate: /old.pem expired on " in faults[1] and len(faults) == 2
     shutil.rmtree(tmp_path / "live" / "y")
     shutil.rmtree(tmp_path / "live" / "z")
-    said, faults = check(f'certificate-directory = "{{}}/live"\n{table}"{{}}/a.pem"\n')
+    said, faults = check(
+        f'certificate-directory = "{{}}/live"\n{table}"{{}}/a.pem"\n'
+        '[[listener]]\nendpoint = "ssl:9950"\nold-tls-from = ["192.0.2.0/28", "::1"]\n'
+    )
     assert not faults
+    assert said[0].endswith("loopback; TLS 1.0 and later, only from 192.0.2.0/28, ::1/128")
     assert f"certificate: {tmp_path}/a.pem, those in {tmp_path}/live" in said
 
 
