@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -245,6 +245,9 @@ class Stapler:
             staple.succeeded(await get())
         except ValueError as error:
             staple.failed(str(error))
+        except CancelledError:
+            # The service stops.
+            raise
         except Exception:
             log.failure("cannot get an OCSP response for {path}", path=staple.place)
             staple.failed("the log says why")
@@ -290,6 +293,7 @@ class StaplingService(Service):
         self._isWanted = False
         looking = Deferred.fromCoroutine(self._stapler.look(self._reactor))
         self._looking = looking
+        looking.addErrback(lambda failure: failure.trap(CancelledError))
         looking.addErrback(lambda failure: log.failure("cannot look after OCSP", failure))
         looking.addBoth(self._looked)
 

@@ -336,8 +336,10 @@ def test_fetches(fetching: Running60, said: list[str]) -> None:
     # No answer: the present response is sent until it ends.
     assert fetching.after(86400 - 180) == 3 and context.respond(None) == second
     assert fetching.after(120) == 3 and context.respond(None) == b""
+    said.clear()
+    # A request is under way.
     fetching.service.stopService()
-    assert not fetching.clock.getDelayedCalls()
+    assert not fetching.clock.getDelayedCalls() and not said
 
 
 def test_failures(fetching: Running60, said: list[str]) -> None:
@@ -554,3 +556,20 @@ def test_openssl(site: Path, tmp_path: Path) -> None:
                     for version in ("-tls1_2", "-tls1_3"):
                         said = status(port, tmp_path, "-servername", name, version, *how)
                         assert said == "successful good"
+
+
+def test_withoutTreq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    One sentence says what is missing.
+    """
+    import sys
+
+    from pop3svc.service.certificates import Certificates
+    from pop3svc.service.options import Options
+    from pop3svc.service.settings import SettingError
+
+    monkeypatch.setitem(sys.modules, "treq", None)
+    options = Options()
+    options.parseOptions(["--ocsp-fetch", "yes"])
+    with pytest.raises(SettingError, match="^--ocsp-fetch needs treq: pip install 'pop3svc.http.'"):
+        Certificates(options.settings(), None, None)  # type: ignore[arg-type]
