@@ -16,7 +16,7 @@ from twisted.plugin import getPlugins
 
 from pop3svc import __version__
 from pop3svc.service.options import Options, providerPlugins
-from pop3svc.service.settings import LIMITS, LISTENER, SERVICE, STORE, Setting
+from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE, Setting
 from pop3svc.service.synopsis import Argument, Synopsis, readSynopsis
 
 __all__ = ["makePages"]
@@ -213,6 +213,12 @@ def _ofSettings() -> str:
         ".SH LISTENERS",
         *_sentences("Each table [[listener]] has these keys."),
         *_settings(LISTENER),
+        ".SH CERTIFICATES",
+        *_sentences(
+            "Each table [[tls.certificate]] has these keys.  A client gets the certificate for the "
+            "host name that it asks for."
+        ),
+        *_settings(CERTIFICATE),
         ".SH STORES",
         *_sentences("Each table [[store]] has these keys, and those of its kind."),
         *_settings(STORE),

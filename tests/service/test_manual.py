@@ -15,7 +15,7 @@ import pytest
 from pop3svc.service.manual import makePages
 from pop3svc.service.manualcommand import main
 from pop3svc.service.options import Options, providerPlugins
-from pop3svc.service.settings import LIMITS, LISTENER, SERVICE, STORE
+from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE
 from pop3svc.service.synopsis import readSynopsis
 from tests.support.running import PATIENCE
 
@@ -55,7 +55,13 @@ def test_everyOptionOfServe(pages: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("THE SERVICE", SERVICE), ("LISTENERS", LISTENER), ("STORES", STORE), ("LIMITS", LIMITS)],
+    [
+        ("THE SERVICE", SERVICE),
+        ("LISTENERS", LISTENER),
+        ("CERTIFICATES", CERTIFICATE),
+        ("STORES", STORE),
+        ("LIMITS", LIMITS),
+    ],
 )
 def test_everySetting(pages: dict[str, str], name: str, settings) -> None:
     text = section(pages["pop3svc.toml.5"], name)
