@@ -18,7 +18,7 @@ sys.path[:0] = [str(CHECKOUT), str(DOCS)]
 
 import pop3svc  # noqa: E402
 from pop3svc.metrics.declarations import METRICS  # noqa: E402
-from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE  # noqa: E402
+from pop3svc.service.settings import GROUPS  # noqa: E402
 
 project = "pop3svc"
 author = "the maintainers of pop3svc"
@@ -46,15 +46,6 @@ pydoctor_args = [
 pydoctor_url_path = "api"
 
 
-DECLARED = {
-    "service": SERVICE,
-    "listener": LISTENER,
-    "certificate": CERTIFICATE,
-    "store": STORE,
-    "limits": LIMITS,
-}
-
-
 class Settings(Directive):
     """
     List the settings of a group with their kinds, defaults and reasons.
@@ -68,7 +59,7 @@ class Settings(Directive):
         """
         group = self.arguments[0]
         items = nodes.definition_list()
-        for setting in DECLARED[group]:
+        for setting in GROUPS[group]:
             term = nodes.term(
                 "", "", nodes.literal("", setting.name), ids=[f"{group}-{setting.name}"]
             )

@@ -16,7 +16,7 @@ from twisted.plugin import getPlugins
 
 from pop3svc import __version__
 from pop3svc.service.options import Options, providerPlugins
-from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE, Setting
+from pop3svc.service.settings import GROUPS, Setting
 from pop3svc.service.synopsis import Argument, Synopsis, readSynopsis
 
 __all__ = ["makePages"]
@@ -195,6 +195,19 @@ auth = ["passwd:/etc/pop3svc/users"]
 maxPerAddress = 50"""
 
 
+# The headings of the groups of settings, and the places of their keys.
+_HEADINGS = {
+    "service": ("THE SERVICE", "These keys are in front of all tables."),
+    "listener": ("LISTENERS", "Each table [[listener]] has these keys."),
+    "certificate": ("CERTIFICATES", "Each table [[tls.certificate]] has these keys."),
+    "store": ("STORES", "Each table [[store]] has these keys, and those of its kind."),
+    "limits": (
+        "LIMITS",
+        "The table [limits] has these keys.  Times are in seconds, sizes in octets.",
+    ),
+}
+
+
 def _ofSettings() -> str:
     lines = [
         *_header("pop3svc.toml", 5, "configuration of a POP3 service"),
@@ -208,20 +221,12 @@ def _ofSettings() -> str:
             'file: { file = "/run/secrets/x" }, or { credential = "x" } for a file in the '
             "credentials directory of systemd."
         ),
-        ".SH THE SERVICE",
-        *_settings(SERVICE),
-        ".SH LISTENERS",
-        *_sentences("Each table [[listener]] has these keys."),
-        *_settings(LISTENER),
-        ".SH CERTIFICATES",
-        *_sentences(
-            "Each table [[tls.certificate]] has these keys.  A client gets the certificate for the "
-            "host name that it asks for."
-        ),
-        *_settings(CERTIFICATE),
-        ".SH STORES",
-        *_sentences("Each table [[store]] has these keys, and those of its kind."),
-        *_settings(STORE),
+    ]
+    for group, settings in GROUPS.items():
+        heading, sentence = _HEADINGS[group]
+        lines += [f".SH {heading}", *_sentences(sentence)]
+        lines += _settings(settings, areLimits=group == "limits")
+    lines += [
         ".SH KINDS OF STORES",
         *_sentences(
             "Each part after a colon is a key of its own in the file: readonly = true means "
@@ -230,9 +235,6 @@ def _ofSettings() -> str:
         *_providers(),
         ".SH SOURCES OF ACCOUNTS",
         *_accounts(),
-        ".SH LIMITS",
-        *_sentences("The table [limits] has these keys.  Times are in seconds, sizes in octets."),
-        *_settings(LIMITS, areLimits=True),
         ".SH EXAMPLES",
         *_example(_EXAMPLE),
         ".SH SEE ALSO",

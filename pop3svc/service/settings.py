@@ -36,6 +36,7 @@ from pop3svc.service.tlsrules import (
 
 __all__ = [
     "CERTIFICATE",
+    "GROUPS",
     "LIMITS",
     "LISTENER",
     "SERVICE",
@@ -610,6 +611,15 @@ LIMITS = tuple(
     for item in fields(Policy)
     if "least" in item.metadata
 )
+
+# The tables of the configuration file, for the pages that describe them.
+GROUPS = {
+    "service": SERVICE,
+    "listener": LISTENER,
+    "certificate": CERTIFICATE,
+    "store": STORE,
+    "limits": LIMITS,
+}
 
 
 # --- values -------------------------------------------------------------------------

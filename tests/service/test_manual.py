@@ -15,7 +15,7 @@ import pytest
 from pop3svc.service.manual import makePages
 from pop3svc.service.manualcommand import main
 from pop3svc.service.options import Options, providerPlugins
-from pop3svc.service.settings import CERTIFICATE, LIMITS, LISTENER, SERVICE, STORE
+from pop3svc.service.settings import GROUPS, Setting
 from pop3svc.service.synopsis import readSynopsis
 from tests.support.running import PATIENCE
 
@@ -55,15 +55,13 @@ def test_everyOptionOfServe(pages: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [
-        ("THE SERVICE", SERVICE),
-        ("LISTENERS", LISTENER),
-        ("CERTIFICATES", CERTIFICATE),
-        ("STORES", STORE),
-        ("LIMITS", LIMITS),
-    ],
+    zip(
+        ("THE SERVICE", "LISTENERS", "CERTIFICATES", "STORES", "LIMITS"),
+        GROUPS.values(),
+        strict=True,
+    ),
 )
-def test_everySetting(pages: dict[str, str], name: str, settings) -> None:
+def test_everySetting(pages: dict[str, str], name: str, settings: tuple[Setting, ...]) -> None:
     text = section(pages["pop3svc.toml.5"], name)
     items = re.findall(r"^\.TP\n([\w-]+) = ([^\s,]+)(.*)\n((?:[^.].*\n)*)", text, re.M)
     assert [item[0] for item in items] == [each.name for each in settings]
