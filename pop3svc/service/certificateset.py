@@ -341,9 +341,11 @@ class CertificateSet:
             # Only look at its files before the next handshake.  A session that this client resumes
             # now has the present certificate.
             self._asked.add(found)
-            # OpenSSL may go on to call callbacks of the first context.
+            # OpenSSL may go on to call callbacks of the first context.  A client may send a second
+            # hello, for which this is not the first context any more.
             holder: Any = connection
-            holder.firstContext = connection.get_context()
+            if not hasattr(holder, "firstContext"):
+                holder.firstContext = connection.get_context()
             connection.set_context(found.context)
         except Exception:
             log.failure("cannot choose a certificate")

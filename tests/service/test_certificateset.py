@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
@@ -488,6 +490,24 @@ def test_renewedDuringHandshake(tmp_path: Path) -> None:
     )
     assert name == "b.example"
     assert certificateNames(Transport(server)) == ("alice@example.org",)
+
+
+def test_renewedBeforeSecondHello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The first context is kept, too, if a client has to send a second hello.
+    """
+    certbot(tmp_path, "a", "a.example")
+    certbot(tmp_path, "b", "b.example")
+    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
+    first = weakref.ref(creator.default.context)
+    # Clients do not begin with a key for this curve.
+    creator.default.context.set_tmp_ecdh(ec.SECP256R1())
+    hellos = []
+    find = creator._names.find
+    monkeypatch.setattr(creator._names, "find", lambda name: (hellos.append(name), find(name))[1])
+    shaken = shake(creator, "b.example", meanwhile=creator.default.renewTickets)
+    assert shaken[0] == "b.example" and hellos == ["b.example"] * 2
+    assert first() is not None
 
 
 def test_neverRaises(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
