@@ -295,6 +295,9 @@ class CertificateSet:
         self._names = ServerNames((each, each.names) for each in [*self._given, *byEnd])
         named = None if self._defaultName is None else self._names.find(self._defaultName)
         self._default = self._all[0] if named is None else named
+        for each in self._all:
+            # To make a thousand new contexts each day would stop the service for seconds.
+            each.makesTickets = each is self._default
         self._digests = {each: each.digest for each in self._all}
 
     def _refresh(self, some: list[RenewableCertificate], isForced: bool = False) -> None:

@@ -219,6 +219,9 @@ class RenewableCertificate:
     earlier.
 
     Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
+
+    @ivar makesTickets: whether handshakes begin with the context of this certificate.  Otherwise no
+        ticket is encrypted with its key, which need not change.
     """
 
     def __init__(
@@ -252,6 +255,7 @@ class RenewableCertificate:
         if clients is not None:
             clients = replace(clients, path=os.path.abspath(clients.path))
         self.clients = clients
+        self.makesTickets = True
         self._rules = rules
         self._givenNames = tuple(names)
         self._prepare = prepare
@@ -391,7 +395,7 @@ class RenewableCertificate:
         return context
 
     def _isOld(self) -> bool:
-        return self._seconds() - self._began >= _TICKET_KEY_LIFE
+        return self.makesTickets and self._seconds() - self._began >= _TICKET_KEY_LIFE
 
     def renewTickets(self) -> None:
         """

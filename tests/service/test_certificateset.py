@@ -492,6 +492,35 @@ def test_renewedDuringHandshake(tmp_path: Path) -> None:
     assert certificateNames(Transport(server)) == ("alice@example.org",)
 
 
+def test_ticketKeys(tmp_path: Path) -> None:
+    """
+    Only the default certificate gets a new context each day, because only it makes tickets.
+    """
+    for name in "abc":
+        certbot(tmp_path, name, f"{name}.example")
+    certificates = load(tmp_path, f'certificate-directory = "{tmp_path}/live"')
+    creator = certificates.of()
+    now = 0.0
+
+    def after(seconds: float) -> list[bool]:
+        """
+        @return: for each certificate, whether the look after some time makes a new context.
+        """
+        nonlocal now
+        now += seconds
+        before = [each.context for each in creator.all]
+        certificates.look()
+        return [each.context is not old for each, old in zip(creator.all, before, strict=True)]
+
+    for each in creator.all:
+        each._began, each._seconds = now, lambda: now
+    assert after(86399) == [False, False, False]
+    assert after(1) == [True, False, False]
+    creator._defaultName = "b.example"
+    creator._arrange()
+    assert after(86400) == [False, True, False]
+
+
 def test_renewedBeforeSecondHello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     The first context is kept, too, if a client has to send a second hello.
