@@ -113,13 +113,14 @@ class CertificateDirectory:
         self.faults = []
         known = () if isForced else found
         self._unusable = {each: self._unusable[each] for each in known if each in self._unusable}
-        missing = [name for name in found if name not in self._certificates]
-        if self._hasLooked and len(missing) > _AT_ONCE:
-            # Those that could not be used come last, so that all have their turn.
-            missing = sorted(missing, key=self._unusable.__contains__)[:_AT_ONCE]
-            self._isIncomplete = True
-        for name in missing:
-            self._add(name)
+        loaded = 0
+        for name in found:
+            if name in self._certificates:
+                continue
+            if self._hasLooked and loaded == _AT_ONCE:
+                self._isIncomplete = True
+                break
+            loaded += self._add(name)
         gone = self._certificates.keys() - set(found)
         if len(gone) == len(self._certificates):
             # Some certificate is better than none.
@@ -153,16 +154,21 @@ class CertificateDirectory:
             self._fault = fault
             log.error("{fault}", fault=fault)
 
-    def _add(self, name: str) -> None:
+    def _add(self, name: str) -> bool:
+        """
+        Take a new certificate, if it can be used.
+
+        @return: whether its files were loaded.
+        """
         chain, key = (os.path.join(self.path, name, each) for each in (CHAIN, KEY))
         stamps = stampOf(chain), stampOf(key)
         if None in stamps and not {chain, key} <= self._handed:
             # Its files may be written at this moment.
             self._isIncomplete = self._isIncomplete or _mayBeDirectory(os.path.dirname(chain))
-            return
+            return False
         if self._unusable.get(name) == stamps:
             self._isIncomplete = True
-            return
+            return False
         try:
             made = self._make(chain, key)
         except ValueError as error:
@@ -170,11 +176,12 @@ class CertificateDirectory:
             self.faults.append(str(error))
             self._unusable[name] = stamps
             log.error("not serving a certificate: {error}", error=str(error))
-            return
+            return True
         self._unusable.pop(name, None)
         if self._hasLooked:
             log.info("serving another certificate: {path}", path=made.certificate)
         self._certificates[name] = made
+        return True
 
 
 def _mayBeDirectory(path: str) -> bool:

@@ -410,6 +410,15 @@ def test_manyNew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         creator.serverConnectionForTLS(None)
         counts.append(len(creator.all))
     assert counts == [1, 2, 4, 5, 5, 5]
+    # Neither do those that are incomplete, nor other files.
+    for name in "hij":
+        (tmp_path / "live" / name).mkdir()
+        (tmp_path / "live" / f"{name}.txt").touch()
+    certbot(tmp_path, "z", "z.example")
+    certbot(tmp_path, "c", "c.example")
+    now += 2
+    assert named(creator, "z.example") == "z.example"
+    assert named(creator, "c.example") == "c.example"
 
 
 def test_handed(tmp_path: Path) -> None:
