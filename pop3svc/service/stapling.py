@@ -182,7 +182,7 @@ class Stapler:
         self._fetches = fetches
         self._now = now
         # A context refers to the status of its certificate, so a status ends with its last context.
-        self._staples: WeakValueDictionary[tuple[bytes, str | None], _Staple] = (
+        self._staples: WeakValueDictionary[tuple[str | bytes | None, ...], _Staple] = (
             WeakValueDictionary()
         )
         # Called when there is a certificate whose responder was not asked yet.
@@ -203,7 +203,8 @@ class Stapler:
         """
         if file is None and not self._fetches:
             return
-        key = chain[0].fingerprint(SHA256()), file
+        # The operator may add the issuer to a file that lacked it.
+        key = file, *(each.fingerprint(SHA256()) for each in chain)
         staple = self._staples.get(key)
         if staple is None:
             staple = self._staples[key] = _Staple(place, chain, file, self._now)

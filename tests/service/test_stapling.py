@@ -411,6 +411,22 @@ def test_newCertificateMeanwhile(fetching: Running60) -> None:
     assert other.respond(None)
 
 
+def test_issuerIsAdded(fetching: Running60, said: list[str]) -> None:
+    """
+    The operator adds the issuer to the file of the certificate, as the log asks for.
+    """
+    leaf = fetching.authority.issue("a.example", "http://ocsp.invalid/")[0]
+    former: Any = Context()
+    fetching.stapler.prepare("/a.pem", None, former, [leaf])
+    fetching.service.startService()
+    assert fetching.after(0) == 0 and "the issuer of the certificate is not in" in said[0]
+    context: Any = Context()
+    fetching.stapler.prepare("/a.pem", None, context, [leaf, fetching.authority.certificate])
+    assert fetching.after(0) == 1
+    fetching.answer(fetching.authority.answer(leaf))
+    assert context.respond(None)
+
+
 def test_file(tmp_path: Path, said: list[str]) -> None:
     """
     A file is read at the start, and again when the operator has replaced it.  One that cannot be
