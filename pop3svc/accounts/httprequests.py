@@ -42,6 +42,8 @@ __all__ = [
 
 JSON = "application/json"
 _VISIBLE = re.compile(r"[!-~]+")
+# The most octets of an answer besides its body, such as headers.  Twisted counts none of them.
+_MOST_HEADERS = 65_536
 
 
 class HTTPUnavailable(Exception):
@@ -137,10 +139,17 @@ class _Connection:
     The connection of one request.  It is not kept for the next request.  The server may close a
     kept connection just when the next request is sent, and then nobody knows whether the server
     has worked on the request.
+
+    @ivar isTooMuch: whether it was aborted because the server has sent too much.
     """
 
-    def __init__(self, endpoints: Any) -> None:
+    def __init__(self, endpoints: Any, most: int) -> None:
+        """
+        @param most: the most octets that the server may send.
+        """
         self._endpoints = endpoints
+        self._most = most
+        self.isTooMuch = False
         self._endpoint: Any = None
         self._protocol: Any = None
 
@@ -160,6 +169,17 @@ class _Connection:
 
     def _connected(self, protocol: Any) -> Any:
         self._protocol = protocol
+        received = protocol.dataReceived
+
+        def dataReceived(data: bytes) -> None:
+            self._most -= len(data)
+            if self._most >= 0:
+                received(data)
+            elif not self.isTooMuch:
+                self.isTooMuch = True
+                self.abort()
+
+        protocol.dataReceived = dataReceived
         return protocol
 
     def abort(self) -> None:
@@ -346,7 +366,8 @@ class HTTPExchange:
     async def _exchange(self, method: str, headers: Headers, data: bytes) -> Answer:
         from treq.client import HTTPClient
 
-        connection = _Connection(self._endpoints)
+        # A body in chunks takes more octets than its content.
+        connection = _Connection(self._endpoints, 2 * self._largest + _MOST_HEADERS)
         # A client of treq keeps cookies, so each request has a client of its own.
         client = HTTPClient(_Plain(Agent.usingEndpointFactory(self._reactor, connection)))
         producer = FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon))
@@ -364,5 +385,9 @@ class HTTPExchange:
             body = _Body(self._largest)
             response.deliverBody(body)
             return Answer(OK, _mediaTypeOf(response.headers), await body.whole)
+        except Exception:
+            if connection.isTooMuch:
+                raise HTTPUnavailable("its answer has too many octets") from None
+            raise
         finally:
             connection.abort()

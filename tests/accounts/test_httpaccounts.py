@@ -204,6 +204,19 @@ def test_noLength(site: Site) -> None:
     assert outcome == [b"ann"]
 
 
+def test_endlessHeaders(site: Site, logged: list[str]) -> None:
+    """
+    The headers have a limit, too.
+    """
+    outcome = site.logIn()
+    site.server.send(b"HTTP/1.1 200 OK\r\n")
+    for _ in range(20):
+        if site.server.isOpen:
+            site.server.send(b"X-Header: %b\r\n" % (b"x" * 9990))
+    assert outcome == ["SYS/TEMP"] and not site.server.isOpen
+    assert "its answer has too many octets" in logged[0]
+
+
 STALLED = [
     b"",
     b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n",
