@@ -76,6 +76,39 @@ def test_unit(tmp_path: Path) -> None:
     assert found and float(found[1]) <= MOST_EXPOSED
 
 
+def script(name: str, tmp_path: Path) -> str:
+    """
+    @return: a script of the package, for other directories.
+    """
+    text = (DEBIAN / f"pop3svc.{name}").read_text()
+    return re.sub("/(etc|usr/lib|var/lib)/pop3svc", rf"{tmp_path}/\1", text)
+
+
+def test_configureActsAsTheUser(tmp_path: Path) -> None:
+    """
+    Root makes nothing in the directory of the user, who could put a link in its place.
+    """
+    data, tools = tmp_path / "var/lib", tmp_path / "tools"
+    tools.mkdir()
+    for name in ("getent", "install", "py3compile", "runuser"):
+        (tools / name).write_text('#!/bin/sh\necho "${0##*/} $*"\n')
+        (tools / name).chmod(0o755)
+    for isThere in (False, True):
+        if isThere:
+            data.mkdir(parents=True)
+        done = subprocess.run(
+            ["sh", "-c", script("postinst", tmp_path), "postinst", "configure"],
+            env={"PATH": f"{tools}:/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (f"install -d -m 700 -o vmail -g vmail {data}\n" in done.stdout) is not isThere
+        assert re.findall(rf".* {data}/.*", done.stdout) == [
+            f"runuser -u vmail -- mkdir -p -m 700 {data}/mail"
+        ]
+
+
 def test_everyExtraIsKnown() -> None:
     """
     The package and the image name extras of C{setup.cfg}.
