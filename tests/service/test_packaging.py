@@ -14,6 +14,7 @@ import pytest
 
 import pop3svc
 from pop3svc.service.configcommand import main as config
+from pop3svc.service.datadirectory import DataDirectory
 from tests.service.test_units import MOST_EXPOSED, analyze
 from tests.support.running import CHECKOUT, PATIENCE, SCRIPTS, environment
 
@@ -107,6 +108,40 @@ def test_configureActsAsTheUser(tmp_path: Path) -> None:
         assert re.findall(rf".* {data}/.*", done.stdout) == [
             f"runuser -u vmail -- mkdir -p -m 700 {data}/mail"
         ]
+
+
+@pytest.mark.parametrize("mail", ["mail/alice/cur/1", "boxes/alice/cur/1", "mail.sqlite", None])
+def test_purge(tmp_path: Path, mail: str | None) -> None:
+    """
+    Purging keeps all mail, wherever the operator has put it, with the empty directories of a
+    Maildir.
+    """
+    data, etc = tmp_path / "var/lib", tmp_path / "etc"
+    made = DataDirectory(str(data))
+    made.make()
+    made.makeCertificate()
+    Path(made.state).touch()
+    Path(made.adminSocket).touch()
+    (data / "mail").mkdir()
+    etc.mkdir()
+    (etc / "users").touch()
+    empty = data / "mail" / "alice" / "new"
+    if mail is not None:
+        empty.mkdir(parents=True)
+        (data / mail).parent.mkdir(parents=True, exist_ok=True)
+        (data / mail).touch()
+    done = subprocess.run(
+        ["sh", "-c", script("postrm", tmp_path), "postrm", "purge"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not (etc / "users").exists()
+    if mail is None:
+        assert not data.exists() and not done.stderr
+    else:
+        assert [each for each in data.rglob("*") if each.is_file()] == [data / mail]
+        assert empty.exists() and "are kept" in done.stderr
 
 
 def test_everyExtraIsKnown() -> None:
