@@ -292,6 +292,22 @@ class Pop3svcWorkers(Pop3svc):
     options = ("--workers", "2")
 
 
+class Pop3svcMetrics(Pop3svc):
+    """
+    The same with a port for metrics, so that it counts the work of sessions.
+    """
+
+    name = "metrics"
+    title = "pop3svc, metrics"
+    rows = frozenset([1, 4])
+
+    def command(self) -> list[str]:
+        """
+        See L{Server.command}.
+        """
+        return [*super().command(), "--web", f"unix:{self.home / 'web'}"]
+
+
 class Pop3svcSQLite(Pop3svc):
     """
     The same with mailboxes in SQLite.
@@ -617,7 +633,7 @@ class Limit(Server):
 SERVERS: dict[str, type[Server]] = {
     each.name: each
     for each in (
-        *(Pop3svc, Pop3svcWorkers, Pop3svcSQLite, Pop3svcPostgreSQL),
+        *(Pop3svc, Pop3svcWorkers, Pop3svcMetrics, Pop3svcSQLite, Pop3svcPostgreSQL),
         *(Dovecot, TunedDovecot, Courier, TwistedMail, Limit),
     )
 }
