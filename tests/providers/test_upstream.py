@@ -18,6 +18,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from zope.interface.verify import verifyObject
 
+from pop3svc.client.address import Address
+from pop3svc.client.decoding import BodyDecoder
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.listings import isUniqueID
@@ -25,9 +27,7 @@ from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.memory import MemoryMailbox, MemoryProvider
 from pop3svc.providers.upstream import UpstreamProvider, client
 from pop3svc.providers.upstream import imap as imapclient
-from pop3svc.providers.upstream.address import Address
 from pop3svc.providers.upstream.imap import uidSets
-from pop3svc.providers.upstream.pop3 import BodyDecoder
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.plugins import makeUpstream
 from pop3svc.testing import Client, MailboxContract
@@ -434,7 +434,7 @@ def test_badListing(replies: dict[bytes, bytes | None], monkeypatch: pytest.Monk
     """
     A listing that is malformed or too long is answered [SYS/TEMP], and ends the connection.
     """
-    monkeypatch.setattr("pop3svc.providers.upstream.pop3.MOST_MESSAGES", 250)
+    monkeypatch.setattr("pop3svc.client.protocol.MOST_MESSAGES", 250)
     network = pop3(replies)
     with pytest.raises(POP3ResponseError) as caught:
         result(network, login(network).listMessageUniqueIDs(INFO))

@@ -10,9 +10,11 @@ from typing import Any
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import ConnectionAborted, ConnectionDone
+from twisted.internet.interfaces import ISSLTransport
 from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
+from zope.interface import alsoProvides
 
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.providers.upstream import UpstreamProvider
@@ -114,18 +116,25 @@ class Network:
     @ivar clients: the clients' ends of all connections.
     """
 
-    def __init__(self, makeServer: Callable[[], Any], most: int = 1 << 20) -> None:
+    def __init__(
+        self, makeServer: Callable[[], Any], most: int = 1 << 20, isSecure: bool = False
+    ) -> None:
         """
         @param makeServer: makes the server's protocol of each connection.
         @param most: octets that are delivered at a time.
+        @param isSecure: whether the connections seem to use TLS.
         """
         self._makeServer = makeServer
+        self._isSecure = isSecure
         self._most = most
         self.clients: list[End] = []
         self.clock = Clock()
 
     def connect(self, factory: Any) -> Deferred[Any]:
         client, server = End(), End()
+        if self._isSecure:
+            alsoProvides(client, ISSLTransport)
+            alsoProvides(server, ISSLTransport)
         client.other, server.other = server, client
         client.protocol = factory.buildProtocol(None)
         server.protocol = self._makeServer()

@@ -1,5 +1,5 @@
 """
-The parts that connections to POP3 and to IMAP servers have in common.
+What connections to POP3 and IMAP servers have in common, and the time limits of IMAP.
 """
 
 from __future__ import annotations
@@ -7,61 +7,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from OpenSSL.SSL import Error as TLSError
-from service_identity import VerificationError
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
+from pop3svc.client.connection import REPLY_TIMEOUT
+from pop3svc.client.failures import CommandRefused, ServerUnavailable, reasonOfLoss
 from pop3svc.interfaces import IChunkedContent
 
 __all__ = [
     "BoundedClient",
-    "CommandRefused",
     "Connection",
-    "LoginRefused",
     "MessageRow",
-    "UpstreamAway",
 ]
 
 T = TypeVar("T")
-
-# Seconds for a reply, and between two pieces of a message or a long reply.  This is less than
-# answerTimeout, so that the log names the server as the reason.
-REPLY_TIMEOUT = 30
-# The most messages of one mailbox; some 300 octets each.
-MOST_MESSAGES = 500_000
-
-
-class UpstreamAway(Exception):
-    """
-    The other server cannot be used now.  The text is for the operator, and follows the server's
-    address in the log.
-    """
-
-
-class LoginRefused(Exception):
-    """
-    The other server refused a login.
-
-    @ivar code: a response code of POP3 (RFC 2449, RFC 3206), or L{None} for a wrong password.
-    """
-
-    def __init__(self, code: str | None) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-class CommandRefused(Exception):
-    """
-    The other server refused a command.
-
-    @ivar text: the server's reply, which is not sent to the client.
-    """
-
-    def __init__(self, text: bytes) -> None:
-        super().__init__("refused a command")
-        self.text = text
 
 
 class MessageRow(NamedTuple):
@@ -103,7 +63,7 @@ class Connection(Protocol):
         Delete messages.  A message that does not exist counts as deleted.
 
         @raise CommandRefused: nothing was deleted.
-        @raise UpstreamAway: nobody knows which messages were deleted.
+        @raise ServerUnavailable: nobody knows which messages were deleted.
         """
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
@@ -154,11 +114,7 @@ class BoundedClient:
         Record that the connection is over.
         """
         self.isLost = True
-        error = reason.value
-        if isinstance(error, VerificationError):
-            self.why = self.why or "has a certificate for another name"
-        elif isinstance(error, TLSError):
-            self.why = self.why or f"cannot be verified: TLS failed: {_explained(error)}"
+        self.why = self.why or reasonOfLoss(reason.value)
         greeted, self._greeted = self._greeted, None
         if greeted is not None:
             greeted.errback(reason)
@@ -184,7 +140,7 @@ class BoundedClient:
         """
         Wait for a reply.
 
-        @raise UpstreamAway: the connection is over, or was ended because the reply was late.
+        @raise ServerUnavailable: the connection is over, or was ended because the reply was late.
         """
         late = f"did not answer within {REPLY_TIMEOUT} s"
         timer = self._timer = self.clock.callLater(REPLY_TIMEOUT, self.abort, late)
@@ -197,14 +153,7 @@ class BoundedClient:
             self.abort("was disconnected, because the session ended")
             raise
         except Exception as error:
-            raise UpstreamAway(self.why or f"closed the connection ({type(error).__name__})")
+            raise ServerUnavailable(self.why or f"closed the connection ({type(error).__name__})")
         finally:
             if timer.active():
                 timer.cancel()
-
-
-def _explained(error: TLSError) -> str:
-    try:
-        return str(error.args[0][0][2])
-    except (IndexError, TypeError):
-        return "no reason is known"

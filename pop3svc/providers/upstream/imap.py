@@ -14,15 +14,10 @@ from twisted.mail.imap4 import Command, IMAP4Client, IMAP4Exception
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pop3svc.client.failures import CommandRefused, LoginRefused, ServerUnavailable
+from pop3svc.client.protocol import MOST_MESSAGES
 from pop3svc.interfaces import IChunkedContent
-from pop3svc.providers.upstream.client import (
-    MOST_MESSAGES,
-    BoundedClient,
-    CommandRefused,
-    LoginRefused,
-    MessageRow,
-    UpstreamAway,
-)
+from pop3svc.providers.upstream.client import BoundedClient, MessageRow
 
 __all__ = ["IMAPUpstream", "uidSets"]
 
@@ -70,7 +65,7 @@ class _Pieces:
         """
         See L{IChunkedContent.nextChunk}.
 
-        @raise UpstreamAway: the message is not complete.
+        @raise ServerUnavailable: the message is not complete.
         """
         piece, self._first = self._first, None
         if piece is None:
@@ -78,7 +73,7 @@ class _Pieces:
                 return None
             piece = await self._client.fetch(self._uid, self._offset)
             if piece is None:
-                raise UpstreamAway("has removed a message while it was sent")
+                raise ServerUnavailable("has removed a message while it was sent")
             self._offset += len(piece)
             self._isOver = len(piece) < _PIECE
         return piece or None
@@ -213,7 +208,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         @raise CommandRefused: the server refused the command.
         """
         if self.isLost:
-            raise UpstreamAway(self.why or "closed the connection")
+            raise ServerUnavailable(self.why or "closed the connection")
         self._lines = self._octets = 0
         self._untagged = []
         self._fetched = fetched
@@ -236,10 +231,10 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         """
         Begin TLS by STARTTLS (RFC 3501 section 6.2.1).
 
-        @raise UpstreamAway: the server has no TLS.
+        @raise ServerUnavailable: the server has no TLS.
         """
         if b"STARTTLS" not in await self._capabilities():
-            raise UpstreamAway("offers no TLS: use imaps://, or insecure=yes")
+            raise ServerUnavailable("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
             # Begin TLS here and not later, because further input in the same packet is plain text,
@@ -254,9 +249,9 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         try:
             await self.within(self._sent(Command(b"STARTTLS")).addCallbacks(begin, _refused))
         except CommandRefused:
-            raise UpstreamAway("refuses STARTTLS")
+            raise ServerUnavailable("refuses STARTTLS")
 
-    async def logIn(self, username: bytes, password: bytes) -> None:
+    async def passLogin(self, username: bytes, password: bytes) -> None:
         """
         Log in by AUTHENTICATE PLAIN or LOGIN, and select the mailbox.
 
@@ -270,7 +265,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
                     b"AUTHENTICATE", b"PLAIN", continuation=lambda _: self._sendLine(secret)
                 )
             elif b"LOGINDISABLED" in capabilities:
-                raise UpstreamAway("accepts no passwords")
+                raise ServerUnavailable("accepts no passwords")
             else:
                 await self._logInByLiterals(username, password)
         except CommandRefused as error:
@@ -294,13 +289,13 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         try:
             lines = await self._say(b"SELECT", b'"' + quoted + b'"')
         except CommandRefused:
-            raise UpstreamAway(f"does not select the mailbox {self._name}")
+            raise ServerUnavailable(f"does not select the mailbox {self._name}")
         for line in lines:
             found = _VALIDITY.match(line)
             if found is not None:
                 self._validity = int(found[1])
         if not self._validity:
-            raise UpstreamAway("has no UIDVALIDITY, which the unique-ids need")
+            raise ServerUnavailable("has no UIDVALIDITY, which the unique-ids need")
 
     async def listMessages(self) -> list[MessageRow]:
         """
@@ -320,7 +315,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             await self._say(b"NOOP")
             await self._say(b"UID FETCH", b"1:* (UID RFC822.SIZE)", fetched)
         except CommandRefused:
-            raise UpstreamAway("refuses to list the messages")
+            raise ServerUnavailable("refuses to list the messages")
         self._uids = {f"{self._validity}.{uid}": uid for uid in sorted(sizes)}
         return [MessageRow(name, sizes[uid]) for name, uid in self._uids.items()]
 
@@ -376,7 +371,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
                 others = sorted(set(await self._marked()) - set(uids))
                 await self._change(others, b"-FLAGS.SILENT")
             await self._change(uids, b"+FLAGS.SILENT")
-        except (CommandRefused, UpstreamAway, CancelledError):
+        except (CommandRefused, ServerUnavailable, CancelledError):
             await self._undo(uids, others)
             raise CommandRefused(b"STORE")
         try:
@@ -384,7 +379,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             await self._change(others, b"+FLAGS.SILENT")
         except CommandRefused:
             await self._undo(uids, others)
-            raise UpstreamAway("refuses EXPUNGE")
+            raise ServerUnavailable("refuses EXPUNGE")
 
     async def _expunge(self, uids: list[int]) -> None:
         if self._hasUIDPlus:
@@ -411,7 +406,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         try:
             await self._change(uids, b"-FLAGS.SILENT")
             await self._change(others, b"+FLAGS.SILENT")
-        except (CommandRefused, UpstreamAway):
+        except (CommandRefused, ServerUnavailable):
             pass
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:

@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.awaiting import CallTimeout, awaitWithTimeout
+from pop3svc.client.address import Address, TLSOptions, endpointFor
+from pop3svc.client.connecting import connectWith
+from pop3svc.client.failures import LoginRefused, ServerUnavailable
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPOP3ConnectionInfo, IPOP3MailboxProvider
-from pop3svc.providers.upstream.address import CONNECT_TIMEOUT, Address, TLSOptions, endpointFor
-from pop3svc.providers.upstream.client import Connection, LoginRefused, UpstreamAway
+from pop3svc.providers.upstream.client import Connection
 from pop3svc.providers.upstream.imap import IMAPUpstream
 from pop3svc.providers.upstream.mailbox import UpstreamMailbox
 from pop3svc.providers.upstream.pop3 import POP3Upstream
@@ -140,11 +140,11 @@ class UpstreamProvider:
                 await connection.greeting()
                 if not self._address.isTLS and self._options is not None:
                     await connection.beginTLS(self._options.creator)
-                await connection.logIn(*secrets)
+                await connection.passLogin(*secrets)
             except BaseException:
                 connection.abort("was disconnected")
                 raise
-        except UpstreamAway as error:
+        except ServerUnavailable as error:
             raise self._report(error)
         usable: Connection = connection
         if self._isAway:
@@ -157,18 +157,9 @@ class UpstreamProvider:
             make: Any = partial(IMAPUpstream, self._clock, self._address.mailbox)
         else:
             make = partial(POP3Upstream, self._clock)
-        factory = Factory.forProtocol(make)
-        factory.noisy = False
-        try:
-            connecting = self._endpoint.connect(factory)
-            # The endpoint does not limit the time for resolving the host's name.
-            return await awaitWithTimeout(connecting, self._clock, 2 * CONNECT_TIMEOUT)
-        except CallTimeout:
-            raise UpstreamAway(f"did not accept a connection within {2 * CONNECT_TIMEOUT} s")
-        except Exception as error:
-            raise UpstreamAway(f"cannot be reached ({type(error).__name__})")
+        return await connectWith(self._clock, self._endpoint, make)
 
-    def _report(self, error: UpstreamAway) -> POP3ResponseError:
+    def _report(self, error: ServerUnavailable) -> POP3ResponseError:
         """
         Log once that the server cannot be used, until it works again.
 

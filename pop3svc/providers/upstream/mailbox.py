@@ -9,6 +9,7 @@ from typing import Any
 
 from zope.interface import implementer
 
+from pop3svc.client.failures import CommandRefused, ServerUnavailable
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -20,12 +21,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.lineendings import WireSizeCounter
 from pop3svc.listings import UniqueIDList
-from pop3svc.providers.upstream.client import (
-    CommandRefused,
-    Connection,
-    MessageRow,
-    UpstreamAway,
-)
+from pop3svc.providers.upstream.client import Connection, MessageRow
 
 __all__ = ["UpstreamMailbox"]
 
@@ -39,7 +35,7 @@ class _Counted:
     def __init__(self, content: IChunkedContent, learned: Callable[[int], object], report: Any):
         """
         @param learned: called with the size of the whole message.
-        @param report: makes the error for the client of an L{UpstreamAway}.
+        @param report: makes the error for the client of an L{ServerUnavailable}.
         """
         self._content = content
         self._learned = learned
@@ -52,7 +48,7 @@ class _Counted:
         """
         try:
             chunk: bytes | None = await self._content.nextChunk()  # type: ignore[misc]
-        except UpstreamAway as error:
+        except ServerUnavailable as error:
             raise self._report(error)
         if chunk is None:
             self._learned(self._count.total())
@@ -77,7 +73,7 @@ class UpstreamMailbox:
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
-        report: Callable[[UpstreamAway], POP3ResponseError],
+        report: Callable[[ServerUnavailable], POP3ResponseError],
         believesSizes: bool,
     ) -> None:
         """
@@ -118,7 +114,7 @@ class UpstreamMailbox:
     async def _rows(self, connection: Connection) -> list[MessageRow]:
         try:
             return await connection.listMessages()
-        except UpstreamAway as error:
+        except ServerUnavailable as error:
             raise self._report(error)
 
     def _drop(self) -> None:
@@ -182,7 +178,7 @@ class UpstreamMailbox:
         connection = await self._ready()
         try:
             content = await connection.openMessage(uniqueID)
-        except UpstreamAway as error:
+        except ServerUnavailable as error:
             raise self._report(error)
         if content is None:
             raise POP3ResponseError("Message no longer exists.")
@@ -209,11 +205,11 @@ class UpstreamMailbox:
                     raise POP3ResponseError("Messages were not deleted.", "SYS/TEMP")
                 # Another session may have deleted some of these messages.
                 self._drop()
-            except UpstreamAway as error:
+            except ServerUnavailable as error:
                 await self._verify(uniqueIDs, error)
                 return
 
-    async def _verify(self, uniqueIDs: Sequence[str], error: UpstreamAway) -> None:
+    async def _verify(self, uniqueIDs: Sequence[str], error: ServerUnavailable) -> None:
         """
         Find out whether all messages were deleted.
 

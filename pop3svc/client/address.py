@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.ssl import PrivateCertificate, optionsForClientTLS
 
+from pop3svc.files import readReplaceable
 from pop3svc.trust import trustRootOf
 
 __all__ = ["CONNECT_TIMEOUT", "Address", "TLSOptions", "endpointFor"]
@@ -69,14 +70,40 @@ class TLSOptions:
     Verifies the certificate of a server.
     """
 
-    def __init__(self, host: str, authorities: str | None = None) -> None:
+    def __init__(
+        self,
+        host: str,
+        authorities: str | None = None,
+        certificate: str | None = None,
+        privateKey: str | None = None,
+    ) -> None:
         """
         @param host: the name, or the IP address, that the certificate must have.
         @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
             system.
+        @param certificate: a PEM file with the certificate of this end, for EXTERNAL.
+        @param privateKey: a PEM file with its key; L{None}: the same file.
         @raise ValueError: a sentence for the operator.
         """
-        self.creator: Any = optionsForClientTLS(host, trustRootOf(authorities))
+        own = None if certificate is None else _own(certificate, privateKey or certificate)
+        self.creator: Any = optionsForClientTLS(host, trustRootOf(authorities), own)
+
+
+def _own(certificate: str, privateKey: str) -> PrivateCertificate:
+    """
+    @raise ValueError: a file cannot be used; a sentence for the operator.
+    """
+    parts = []
+    for path in dict.fromkeys((certificate, privateKey)):
+        try:
+            parts.append(readReplaceable(path))
+        except OSError as error:
+            raise ValueError(f"cannot read {path}: {error.strerror}")
+    try:
+        found: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(parts))
+        return found
+    except Exception:
+        raise ValueError(f"{certificate} and {privateKey} are no certificate and key in PEM format")
 
 
 def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> Any:

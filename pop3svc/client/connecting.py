@@ -1,0 +1,92 @@
+"""
+Connect to a POP3 server and log in.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from twisted.internet.protocol import Factory
+
+from pop3svc.awaiting import CallTimeout, awaitWithTimeout
+from pop3svc.client.address import CONNECT_TIMEOUT, Address, TLSOptions, endpointFor
+from pop3svc.client.connection import REPLY_TIMEOUT
+from pop3svc.client.failures import ServerUnavailable
+from pop3svc.client.logins import Login
+from pop3svc.client.protocol import POP3Client
+from pop3svc.threadpool import Executor
+
+__all__ = ["connect", "connectWith"]
+
+
+async def connectWith(clock: Any, endpoint: Any, make: Any) -> Any:
+    """
+    Connect to a server.
+
+    @param endpoint: L{twisted.internet.interfaces.IStreamClientEndpoint}
+    @param make: makes the protocol.
+    @return: the protocol.
+    @raise ServerUnavailable: the server cannot be reached.
+    """
+    factory = Factory.forProtocol(make)
+    factory.noisy = False
+    try:
+        # The endpoint does not limit the time for resolving the host's name.
+        return await awaitWithTimeout(endpoint.connect(factory), clock, 2 * CONNECT_TIMEOUT)
+    except CallTimeout:
+        raise ServerUnavailable(f"did not accept a connection within {2 * CONNECT_TIMEOUT} s")
+    except Exception as error:
+        raise ServerUnavailable(f"cannot be reached ({type(error).__name__})")
+
+
+async def connect(
+    reactor: Any,
+    address: Address | str,
+    login: Login,
+    tls: TLSOptions | None,
+    mechanism: str | None = None,
+    endpoint: Any = None,
+    replyTimeout: float = REPLY_TIMEOUT,
+    executor: Executor | None = None,
+) -> POP3Client:
+    """
+    Connect to a POP3 server, begin TLS, and log in.
+
+    @param reactor: connects, and measures time.
+    @param address: such as C{pop3s://mail.example.org}; see L{Address.parse}.  With C{pop3://} TLS
+        begins by STLS.
+    @param tls: how to verify the server's certificate; L{None} for a connection without TLS, on
+        which others may read the password and the mail.
+    @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
+    @param endpoint: connects to the server instead of an endpoint for the address.
+    @param replyTimeout: and C{executor}: see L{POP3Client}.
+    @return: the connection after the login.
+    @raise ServerUnavailable: the server cannot be used now.
+    @raise LoginRefused: the server refused the login.
+    @raise ValueError: the address cannot be used, or needs TLS.
+    """
+    if isinstance(address, str):
+        address = Address.parse(address)
+    if address.isIMAP:
+        raise ValueError("a POP3 client needs an address such as pop3s://HOST")
+    if address.isTLS and tls is None:
+        raise ValueError("pop3s:// needs the options of TLS")
+    if endpoint is None:
+        endpoint = endpointFor(reactor, address, tls)
+    client: POP3Client = await connectWith(
+        reactor, endpoint, partial(POP3Client, reactor, replyTimeout, executor)
+    )
+    try:
+        await client.greeting()
+        await client.askCapabilities()
+        if tls is not None and not address.isTLS:
+            if not client.has("STLS"):
+                raise ServerUnavailable("offers no TLS: use pop3s://, or insecure=yes")
+            await client.startTLS(tls.creator)
+            await client.askCapabilities()
+        await client.logIn(login, mechanism)
+    except BaseException:
+        client.abort("was disconnected")
+        raise
+    return client

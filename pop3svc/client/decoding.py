@@ -1,0 +1,116 @@
+"""
+Split the octets of a POP3 server into lines and messages, in pieces cut anywhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["BodyDecoder", "LineTooLong", "Lines", "parseRow"]
+
+# "+OK" rows of LIST and UIDL: a number, and a size or a unique-id.  Some servers add more.
+_ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
+
+
+class LineTooLong(Exception):
+    """
+    A server has sent a line that is too long.
+    """
+
+
+def parseRow(line: bytes) -> tuple[int, bytes]:
+    """
+    @param line: a line of the reply to LIST or UIDL.
+    @return: the message number, and the size or unique-id.
+    @raise ValueError: the line is malformed.
+    """
+    found = _ROW.fullmatch(line)
+    if found is None:
+        raise ValueError
+    return int(found[1]), found[2]
+
+
+class Lines:
+    """
+    The octets that were received and not used yet.
+    """
+
+    def __init__(self, longest: int) -> None:
+        """
+        @param longest: octets of the longest line, without its line end.
+        """
+        self._longest = longest
+        self._data = b""
+        self._offset = 0
+
+    def add(self, data: bytes) -> None:
+        """
+        @param data: the next octets of the connection.
+        """
+        self._data = self._data[self._offset :] + data
+        self._offset = 0
+
+    @property
+    def isEmpty(self) -> bool:
+        """
+        Whether all octets were used.
+        """
+        return self._offset >= len(self._data)
+
+    def line(self) -> bytes | None:
+        """
+        @return: the next line without CRLF; L{None} if it is not complete.
+        @raise LineTooLong: the line is too long.
+        """
+        end = self._data.find(b"\r\n", self._offset)
+        length = (len(self._data) if end < 0 else end) - self._offset
+        # Without a line end, the last octet may be the CR of the line end.
+        if length > self._longest + (end < 0):
+            raise LineTooLong
+        if end < 0:
+            return None
+        line = self._data[self._offset : end]
+        self._offset = end + 2
+        return line
+
+    def rest(self) -> bytes:
+        """
+        @return: all octets that were not used; they are used now.
+        """
+        data, self._data = self._data[self._offset :], b""
+        self._offset = 0
+        return data
+
+
+class BodyDecoder:
+    """
+    Finds the end of a multi-line reply, and removes dot-stuffing, in pieces cut anywhere.
+
+    @ivar rest: octets after the reply; L{None} before its end.
+    """
+
+    def __init__(self) -> None:
+        # The reply begins at the beginning of a line.
+        self._held = b"\r\n"
+        self._isFirst = True
+        self.rest: bytes | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """
+        @param data: the next octets of the connection.
+        @return: octets of the message; possibly none.
+        """
+        data = self._held + data
+        end = data.find(b"\r\n.\r\n")
+        if end >= 0:
+            self.rest = data[end + 5 :]
+            data, self._held = data[: end + 2], b""
+        else:
+            # Keep octets that may begin a line end with a dot.
+            keep = data.find(b"\r", max(len(data) - 4, 0))
+            keep = len(data) if keep < 0 else keep
+            data, self._held = data[:keep], data[keep:]
+        if self._isFirst and data:
+            data = data[2:] if not data.startswith(b"\r\n.") else data[3:]
+            self._isFirst = False
+        return data.replace(b"\r\n.", b"\r\n")

@@ -1,0 +1,76 @@
+"""
+The errors of a connection to another mail server.
+"""
+
+from __future__ import annotations
+
+import re
+
+from OpenSSL.SSL import Error as TLSError
+from service_identity import VerificationError
+
+__all__ = ["ClientError", "CommandRefused", "LoginRefused", "ServerUnavailable", "reasonOfLoss"]
+
+# A response code (RFC 2449 section 8).
+_CODE = re.compile(rb"\[([A-Za-z/-]{1,30})\]")
+
+
+class ClientError(Exception):
+    """
+    An error of a connection to another mail server.
+    """
+
+
+class ServerUnavailable(ClientError):
+    """
+    The server cannot be used now.  The text follows the server's address, as in "mail.example.org
+    closed the connection".
+    """
+
+
+class CommandRefused(ClientError):
+    """
+    The server refused a command.  The connection can still be used.
+
+    @ivar text: the server's words, which may contain any octets.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        super().__init__("refused a command")
+        self.text = text
+
+    @property
+    def code(self) -> str | None:
+        """
+        The response code without brackets, in capitals, such as C{SYS/TEMP}; L{None} without one.
+        """
+        found = _CODE.match(self.text)
+        return None if found is None else found[1].decode("ascii").upper()
+
+
+class LoginRefused(ClientError):
+    """
+    The server refused a login.
+
+    @ivar code: a response code of POP3 (RFC 2449, RFC 3206), or L{None} for a wrong password.
+    """
+
+    def __init__(self, code: str | None) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def reasonOfLoss(error: BaseException | None) -> str:
+    """
+    @param error: the reason with which Twisted reports the end of a connection.
+    @return: the words after the server's address if TLS has failed; otherwise empty.
+    """
+    if isinstance(error, VerificationError):
+        return "has a certificate for another name"
+    if isinstance(error, TLSError):
+        try:
+            detail = str(error.args[0][0][2])
+        except (IndexError, TypeError):
+            detail = "no reason is known"
+        return f"cannot be verified: TLS failed: {detail}"
+    return ""

@@ -1,0 +1,153 @@
+"""
+A message that is being received.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from zope.interface import implementer
+
+from pop3svc.client.decoding import BodyDecoder
+from pop3svc.client.failures import ServerUnavailable
+from pop3svc.interfaces import IChunkedContent
+
+__all__ = ["Message"]
+
+# The most octets of a message that may wait for the program, and the number of waiting octets at
+# which reading goes on.
+_HIGH, _LOW = 262_144, 65_536
+# The most octets of an unneeded message that are read and dropped.  If more are left, a new
+# connection takes less time.
+_MOST_DROPPED = 1_048_576
+
+
+class _Client(Protocol):
+    """
+    The connection that receives the message.
+    """
+
+    isLost: bool
+    why: str
+
+    def abort(self, why: str) -> None: ...
+
+    def pauseReading(self) -> None: ...
+
+    def resumeReading(self) -> None: ...
+
+
+@implementer(IChunkedContent)
+class Message:
+    """
+    A message that is being received.  Reading pauses while the program does not take the octets, so
+    that a bounded part of the message is in memory.  Use it with C{async for}, or call
+    L{nextChunk} until it returns L{None}.  In both cases call L{close} at the end.
+    """
+
+    def __init__(self, client: _Client, octets: int) -> None:
+        """
+        @param octets: the size that the server has reported, which may be wrong.
+        """
+        self._client = client
+        self._decoder = BodyDecoder()
+        self._expected = octets
+        self._pieces: deque[bytes] = deque()
+        self._waiting = 0
+        self._received = 0
+        self._isPaused = self._isClosed = False
+        self._next: Deferred[None] | None = None
+        self._isOver = False
+        self._isWhole = False
+
+    def feed(self, data: bytes) -> bytes | None:
+        """
+        Take octets from the connection.
+
+        @param data: the next octets.
+        @return: octets after the message; L{None} if the message goes on.
+        """
+        piece = self._decoder.feed(data)
+        self._received += len(piece)
+        if self._decoder.rest is not None:
+            self._isWhole = self._isOver = True
+        if piece and not self._isClosed:
+            self._pieces.append(piece)
+            self._waiting += len(piece)
+            if self._waiting > _HIGH and not self._isPaused and not self._isWhole:
+                self._isPaused = True
+                self._client.pauseReading()
+        elif self._isClosed and self._received > self._expected + _MOST_DROPPED:
+            self._client.abort("sends a message without end")
+            return None
+        self._wake()
+        return self._decoder.rest
+
+    def _wake(self) -> None:
+        waiting, self._next = self._next, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    def lost(self) -> None:
+        """
+        Record that the connection is over.
+        """
+        self._isOver = True
+        self._wake()
+
+    async def nextChunk(self) -> bytes | None:
+        """
+        @return: the next octets, with line ends CRLF and without dot-stuffing; L{None} at the end.
+        @raise ServerUnavailable: the connection was lost before the end of the message.
+        """
+        while not self._pieces:
+            if self._isOver:
+                if not self._isWhole:
+                    raise ServerUnavailable(
+                        self._client.why or "closed the connection in a message"
+                    )
+                return None
+            self._resume()
+            self._next = Deferred(self._cancelled)
+            await self._next
+        piece = self._pieces.popleft()
+        self._waiting -= len(piece)
+        if self._waiting < _LOW:
+            self._resume()
+        return piece
+
+    def _cancelled(self, _: object) -> None:
+        self._next = None
+        self._client.abort("was disconnected, because the session ended")
+
+    def __aiter__(self) -> Message:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await self.nextChunk()
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def _resume(self) -> None:
+        if self._isPaused:
+            self._isPaused = False
+            if not self._client.isLost:
+                self._client.resumeReading()
+
+    def close(self) -> None:
+        """
+        Take no more octets.  The connection is used again if the rest of the message is short.
+        """
+        if self._isClosed:
+            return
+        self._isClosed = True
+        self._pieces.clear()
+        if self._isOver:
+            return
+        if self._expected - self._received > _MOST_DROPPED:
+            self._client.abort("was disconnected in a long message")
+        else:
+            self._resume()

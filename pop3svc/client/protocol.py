@@ -1,0 +1,423 @@
+"""
+The commands of a POP3 client (RFC 1939, 2449, 2595, 5034).
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from pop3svc.client.connection import REPLY_TIMEOUT, ClientConnection
+from pop3svc.client.decoding import parseRow
+from pop3svc.client.failures import ClientError, CommandRefused, LoginRefused, ServerUnavailable
+from pop3svc.client.logins import MECHANISMS, Login, Mechanism, PasswordLogin, choose
+from pop3svc.client.message import Message
+from pop3svc.files import longWork
+from pop3svc.threadpool import Executor
+
+__all__ = ["MOST_MESSAGES", "POP3Client", "Reference", "Reply"]
+
+# The most messages of one mailbox; some 300 octets each.
+MOST_MESSAGES = 500_000
+# The most octets of an AUTH command with an initial response (RFC 5034 section 4).
+_LONGEST_AUTH = 255
+# The most lines of the reply to CAPA, and of an unknown command.
+_MOST_CAPABILITIES = 1000
+# The most octets of a number of messages or octets.
+_LONGEST_NUMBER = 15
+_STAT = re.compile(rb"([0-9]{1,9}) ([0-9]{1,15})(?: .*)?")
+_CODES = ("IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM")
+_MARK = b" _"
+
+# A message number, or a unique-id for a server with UID-PARAM.
+Reference = int | str
+
+
+class Reply(NamedTuple):
+    """
+    The reply to any command.
+
+    @ivar text: the text after C{+OK}.
+    @ivar lines: the further lines without dot-stuffing; L{None} for a reply of one line.
+    """
+
+    text: bytes
+    lines: list[bytes] | None
+
+
+class POP3Client(ClientConnection):
+    """
+    A connection to a POP3 server.  The methods that send commands return Deferreds, which may be
+    awaited.  A program may call further methods before it awaits the first result: if the server
+    supports PIPELINING, the commands are sent at once, and otherwise one after the other.
+
+    If a reply breaks the protocol or a limit, or does not come in time, or its Deferred is
+    cancelled, the connection is aborted, and all Deferreds fail with L{ServerUnavailable}.  A
+    command that the server refuses fails with L{CommandRefused}.
+
+    @ivar capabilities: the arguments of each capability by its name in capitals, as of the last
+        CAPA; empty if the server does not know CAPA.
+    """
+
+    def __init__(
+        self, clock: Any, replyTimeout: float = REPLY_TIMEOUT, executor: Executor | None = None
+    ) -> None:
+        """
+        @param clock: measures the time limits.
+        @param replyTimeout: seconds for a reply, and between two pieces of a long one.
+        @param executor: runs long computations; L{None} for threads.
+        """
+        super().__init__(clock, replyTimeout)
+        self.capabilities: Mapping[str, list[str]] = {}
+        self._executor = executor
+
+    def _about(self, verb: str, reference: Reference, more: str = "", **options: Any) -> Any:
+        """
+        Send a command about one message.
+        """
+        if isinstance(reference, int):
+            text = f"{verb} {reference}{more}"
+        else:
+            if not re.fullmatch("[!-~]+", reference):
+                raise ValueError("a unique-id must be printable ASCII without spaces")
+            text = f"{verb} UID:{reference}{more}"
+        return self._command(text.encode("ascii"), **options)
+
+    # --- capabilities and TLS -------------------------------------------------------
+
+    def has(self, capability: str) -> bool:
+        """
+        @return: whether the last CAPA has announced a capability.
+        """
+        return capability in self.capabilities
+
+    def askCapabilities(self) -> Deferred[Mapping[str, list[str]]]:
+        """
+        Ask for the capabilities by CAPA (RFC 2449 section 5).
+
+        @return: see L{capabilities}.
+        """
+        found: dict[str, list[str]] = {}
+
+        def consume(line: bytes) -> None:
+            name, *arguments = line.decode("latin-1").split(" ")
+            found[name.upper()] = arguments
+            if len(found) > _MOST_CAPABILITIES:
+                raise ValueError
+
+        def done(_: object) -> Mapping[str, list[str]]:
+            self.capabilities = found
+            self._queue.isPipelining = "PIPELINING" in found
+            return found
+
+        def refused(failure: Failure) -> Mapping[str, list[str]]:
+            failure.trap(CommandRefused)
+            found.clear()
+            return done(None)
+
+        return self._command(b"CAPA", consume=consume, isAlone=True).addCallbacks(done, refused)
+
+    async def startTLS(self, creator: Any) -> None:
+        """
+        Begin TLS by STLS (RFC 2595 section 4).  The capabilities are unknown afterwards.
+
+        @param creator: of L{twisted.internet.ssl.optionsForClientTLS}; it verifies the certificate.
+        @raise ServerUnavailable: the server has no TLS, or injects plain text.
+        """
+
+        def begin(_: bytes) -> None:
+            # Begin TLS here and not later, because further input in the same packet is plain text,
+            # and may come from an attacker in the network.
+            if not self._input.isEmpty:
+                self.abort("sends plain text after STLS")
+            else:
+                transport: Any = self.transport
+                transport.startTLS(creator)
+
+        try:
+            await self._command(b"STLS", begun=begin, isAlone=True)
+        except CommandRefused:
+            raise ServerUnavailable("refuses STLS")
+        if self.isLost:
+            raise self._lost()
+        self.capabilities = {}
+        self._queue.isPipelining = False
+
+    # --- logging in -----------------------------------------------------------------
+
+    async def logIn(self, login: Login, mechanism: str | None = None) -> str:
+        """
+        Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
+        refuses SCRAM, PLAIN is tried as well, because some accounts have no keys for SCRAM.
+
+        @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
+        @return: the name of the mechanism.
+        @raise LoginRefused: the server refused the login.
+        """
+        offered = {each.upper() for each in self.capabilities.get("SASL", ())}
+        exported = self._exported() if "SCRAM-SHA-256-PLUS" in offered else None
+        name = choose(login, offered, exported is not None, mechanism)
+        try:
+            if name is None:
+                assert isinstance(login, PasswordLogin)
+                await self._logInByUser(login)
+                return "USER"
+            try:
+                await self._authenticate(name, MECHANISMS[name], login, exported)
+            except CommandRefused as error:
+                mayTryAgain = mechanism is None and error.code in (None, "AUTH")
+                if not (name.startswith("SCRAM-") and "PLAIN" in offered and mayTryAgain):
+                    raise
+                name = "PLAIN"
+                await self._authenticate(name, MECHANISMS[name], login, None)
+            return name
+        except CommandRefused as error:
+            raise LoginRefused(error.code if error.code in _CODES else None)
+
+    def _exported(self) -> bytes | None:
+        """
+        @return: octets that identify the TLS connection (RFC 9266).
+        """
+        getHandle = getattr(self.transport, "getHandle", None)
+        handle: Any = getHandle() if getHandle else None
+        if not hasattr(handle, "export_keying_material"):
+            return None
+        if handle.get_protocol_version_name() != "TLSv1.3":
+            return None
+        exported: bytes = handle.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
+        return exported
+
+    async def _logInByUser(self, login: PasswordLogin) -> None:
+        name, password = (
+            each.encode("utf-8", "surrogateescape") for each in (login.username, login.password)
+        )
+        if not self._queue.isPipelining:
+            await self._command(b"USER " + name)
+            await self._command(b"PASS " + password)
+            return
+        first, second = self._command(b"USER " + name), self._command(b"PASS " + password)
+        try:
+            await first
+        except ClientError:
+            # PASS fails as well.
+            second.addErrback(lambda _: None)
+            raise
+        await second
+
+    async def _authenticate(
+        self, name: str, mechanism: Mechanism, login: Login, exported: bytes | None
+    ) -> None:
+        """
+        See RFC 5034.
+        """
+        exchange = mechanism.begin(login, exported)
+        message: bytes | None = next(exchange)
+        assert message is not None
+        line = f"AUTH {name} ".encode("ascii") + (b64encode(message) or b"=")
+        if len(line) > _LONGEST_AUTH:
+            challenge = await self._exchange(line[: len(name) + 5])
+            if challenge is None:
+                raise ServerUnavailable("accepts a login before it has begun")
+            line = b64encode(message)
+        while (challenge := await self._exchange(line)) is not None:
+            message = await self._next(exchange, mechanism, challenge)
+            if message is None:
+                raise ServerUnavailable(f"answers {name} wrongly")
+            line = b64encode(message)
+        if await self._next(exchange, mechanism, None) is not None:
+            raise ServerUnavailable(f"answers {name} wrongly")
+
+    def _exchange(self, line: bytes) -> Deferred[bytes | None]:
+        return self._command(line, mayContinue=True, isAlone=True)
+
+    async def _next(
+        self, exchange: Any, mechanism: Mechanism, challenge: bytes | None
+    ) -> bytes | None:
+        """
+        @return: the next message; L{None} at the end of the exchange.
+        """
+
+        def step() -> bytes | None:
+            try:
+                message: bytes = exchange.send(challenge)
+                return message
+            except StopIteration:
+                return None
+
+        try:
+            if mechanism.isSlow and challenge is not None:
+                return await (self._executor or longWork()).run(step)
+            return step()
+        except ServerUnavailable as error:
+            # Nothing that this server says can be trusted.
+            self.abort(str(error))
+            raise
+
+    # --- the mailbox ----------------------------------------------------------------
+
+    def stat(self) -> Deferred[tuple[int, int]]:
+        """
+        @return: the number of messages, and their octets together.
+        """
+
+        def parse(text: bytes) -> tuple[int, int]:
+            found = _STAT.fullmatch(text)
+            if found is None:
+                self.abort("sends a malformed reply")
+                raise self._lost()
+            return int(found[1]), int(found[2])
+
+        return self._command(b"STAT").addCallback(parse)
+
+    def sizes(self) -> Deferred[dict[int, int]]:
+        """
+        @return: the octets of each message by its number (LIST), as the server reports them.
+        """
+        found: dict[int, int] = {}
+
+        def add(line: bytes) -> None:
+            number, octets = parseRow(line)
+            if not octets.isdigit() or len(octets) > _LONGEST_NUMBER:
+                raise ValueError
+            found[number] = int(octets)
+            if len(found) > MOST_MESSAGES:
+                raise ValueError
+
+        return self._command(b"LIST", consume=add).addCallback(lambda _: found)
+
+    def uniqueIDs(self) -> Deferred[dict[int, str]]:
+        """
+        @return: the unique-id of each message by its number (UIDL).  A unique-id is printable
+            ASCII, may be longer than RFC 1939 allows, and may occur more than once.
+        """
+        found: dict[int, str] = {}
+
+        def add(line: bytes) -> None:
+            number, name = parseRow(line)
+            found[number] = name.decode("ascii")
+            if len(found) > MOST_MESSAGES:
+                raise ValueError
+
+        return self._command(b"UIDL", consume=add).addCallback(lambda _: found)
+
+    def retrieve(self, reference: Reference, octets: int = 0) -> Deferred[Message]:
+        """
+        Read a message (RETR).
+
+        @param octets: the size that the server has reported, if it is known.
+        @return: the message, when it begins to arrive.  Its L{Message.close} must be called.
+        """
+        return self._receive("RETR", reference, "", octets)
+
+    def top(self, reference: Reference, lines: int = 0) -> Deferred[Message]:
+        """
+        Read the header of a message, and the first lines of its body (TOP).
+
+        @return: see L{retrieve}.
+        """
+        return self._receive("TOP", reference, f" {lines}", 0)
+
+    def _receive(
+        self, verb: str, reference: Reference, more: str, octets: int
+    ) -> Deferred[Message]:
+        def begin(_: bytes) -> None:
+            self._message = Message(self, octets)
+
+        found: Deferred[Message] = self._about(verb, reference, more, begun=begin)
+        return found
+
+    def delete(self, reference: Reference) -> Deferred[bytes]:
+        """
+        Mark a message for deletion at L{quit} (DELE).
+        """
+        found: Deferred[bytes] = self._about("DELE", reference)
+        return found
+
+    def reset(self) -> Deferred[bytes]:
+        """
+        Remove all marks (RSET).
+        """
+        return self._command(b"RSET")
+
+    def noop(self) -> Deferred[bytes]:
+        """
+        Do nothing (NOOP).
+        """
+        return self._command(b"NOOP")
+
+    async def quit(self) -> None:
+        """
+        End the session, delete the marked messages, and close the connection.
+
+        @raise CommandRefused: the server may have deleted some of the messages only.
+        @raise ServerUnavailable: nobody knows which messages were deleted.
+        """
+        try:
+            await self._command(b"QUIT", isAlone=True)
+        finally:
+            self._close()
+
+    def ask(self, line: bytes) -> Deferred[Reply]:
+        """
+        Send any command to a server with MULTI-LINE-IND, which shows whether further lines follow.
+
+        @param line: the command without its line end.
+        """
+        lines: list[bytes] = []
+
+        def begin(text: bytes) -> None:
+            command = self._queue.first
+            if self.has("MULTI-LINE-IND") and text.endswith(_MARK) and command is not None:
+                command.consume = consume
+
+        def consume(each: bytes) -> None:
+            lines.append(each)
+            if len(lines) > MOST_MESSAGES:
+                raise ValueError
+
+        def done(text: bytes) -> Reply:
+            isLong = self.has("MULTI-LINE-IND") and text.endswith(_MARK)
+            return Reply(text.removesuffix(_MARK), lines) if isLong else Reply(text, None)
+
+        return self._command(line, begun=begin).addCallback(done)
+
+    # --- the extensions of this service ---------------------------------------------
+
+    def deleteNow(self, reference: Reference) -> Deferred[bytes]:
+        """
+        Delete a message at once (DELI).
+        """
+        found: Deferred[bytes] = self._about("DELI", reference)
+        return found
+
+    def sleep(self) -> Deferred[bytes]:
+        """
+        Delete the marked messages, and release the mailbox.  The connection stays (SLEE).  If the
+        server refuses, nothing has changed.
+        """
+        return self._command(b"SLEE")
+
+    def wake(self) -> Deferred[bool]:
+        """
+        Take the mailbox again after L{sleep}.  Messages have new numbers (WAKE).
+
+        @return: whether there may be new messages.
+        """
+        return self._command(b"WAKE").addCallback(_hasNews)
+
+    def refresh(self) -> Deferred[bool]:
+        """
+        Delete the marked messages, and list the mailbox afresh.  Messages have new numbers (CORE).
+
+        @return: whether there may be new messages.
+        """
+        return self._command(b"CORE").addCallback(_hasNews)
+
+
+def _hasNews(text: bytes) -> bool:
+    return not text.upper().startswith(b"[ACTIVITY/NONE]")
