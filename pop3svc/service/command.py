@@ -1,6 +1,6 @@
 """
-The command C{pop3svc}: serve in the foreground, deliver mail, move mailboxes, manage accounts,
-check a configuration or a server.
+The command C{pop3svc}: serve in the foreground, deliver mail, move mailboxes, fetch mail,
+manage accounts, check a configuration or a server.
 """
 
 from __future__ import annotations

@@ -68,6 +68,7 @@ COMMANDS = {
                 "export": "write a mailbox to a Maildir or an mbox",
             },
         ),
+        *_inService("fetchcommand", fetch="fetch mail from other POP3 servers"),
         *_inService("configcommand", config="check or show a configuration"),
         *_inService("sqlcommand", sql="make and migrate the tables of a database"),
         Command("check", "check that a POP3 server keeps to the RFCs", "pop3svc.check.command"),

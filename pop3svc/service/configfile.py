@@ -11,6 +11,7 @@ from typing import Any
 from pop3svc.files import openReplaceable
 from pop3svc.service.settings import (
     CERTIFICATE,
+    FETCH,
     LIMITS,
     LISTENER,
     SERVICE,
@@ -18,6 +19,7 @@ from pop3svc.service.settings import (
     TEXT,
     CertificatePair,
     Faults,
+    Fetch,
     Listener,
     Secret,
     SettingError,
@@ -40,6 +42,7 @@ class Configuration:
 
     @ivar values: the values by the names of L{SERVICE}.
     @ivar limits: the limits by the names of L{LIMITS}.
+    @ivar fetches: what C{pop3svc fetch} does; the service ignores it.
     @ivar secretFiles: the paths of files that contain a single secret.
     @ivar origins: the file and the key of each value, for messages.
     """
@@ -54,6 +57,7 @@ class Configuration:
         self.listeners: list[Listener] = []
         self.stores: list[Store] = []
         self.certificates: list[CertificatePair] = []
+        self.fetches: list[Fetch] = []
         self.secretFiles: list[str] = []
         self.origins: dict[str, str] = {}
 
@@ -73,7 +77,7 @@ class Configuration:
             faults.add(f"{self.path}: not valid TOML: too many nested arrays or tables")
             return
         self.secretFiles = list(_secretFiles(document))
-        tables = ("limits", "listener", "store", "tls")
+        tables = ("limits", "listener", "store", "tls", "fetch")
         self.values = readTable(document, SERVICE, self._where, faults, tables)
         limits = document.get("limits", {})
         if not isinstance(limits, dict):
@@ -89,6 +93,8 @@ class Configuration:
         for number, table in self._tables(document, "store", faults):
             self._store(f"store[{number}]", table, faults)
         self._tls(document, faults)
+        for number, table in self._tables(document, "fetch", faults):
+            self._fetch(f"fetch[{number}]", table, faults)
 
     def _tls(self, document: Mapping[str, Any], faults: Faults) -> None:
         """
@@ -146,6 +152,13 @@ class Configuration:
                 },
             )
         )
+
+    def _fetch(self, name: str, table: dict[str, Any], faults: Faults) -> None:
+        values = readTable(table, FETCH, lambda key: self._where(f"{name}.{key}"), faults)
+        if "url" not in table:
+            faults.add(f"{self._where(name)}: needs a url, such as pop3s://mail.example.org")
+        own = {each.attribute: values[each.name] for each in FETCH if each.name in values}
+        self.fetches.append(Fetch(self._where(name), **{"url": "", **own}))
 
     def _store(self, name: str, table: dict[str, Any], faults: Faults) -> None:
         where = self._where(name)

@@ -105,6 +105,13 @@ class DataDirectory:
         return self._at("state.db")
 
     @property
+    def fetchRecord(self) -> str:
+        """
+        Path of the record of C{pop3svc fetch}; see L{pop3svc.fetching.record}.
+        """
+        return self._at("fetch.db")
+
+    @property
     def adminSocket(self) -> str:
         """
         Path of the admin socket; see L{pop3svc.admin.server}.

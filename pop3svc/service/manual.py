@@ -125,8 +125,8 @@ def _ofCommands(top: Synopsis) -> str:
         *_item("2", "Some rule of pop3svc check failed."),
         *_item(
             "65, 67, 75, 77",
-            "Only pop3svc deliver, import and export: the numbers of sysexits(3).  75 means that a "
-            "later attempt may succeed.",
+            "Only pop3svc deliver, import, export and fetch: the numbers of sysexits(3).  75 means "
+            "that a later attempt may succeed.",
         ),
         ".SH FILES",
         *_item(_italic("/etc/pop3svc/pop3svc.toml"), "The configuration of an installed service."),
@@ -201,6 +201,10 @@ _HEADINGS = {
     "listener": ("LISTENERS", "Each table [[listener]] has these keys."),
     "certificate": ("CERTIFICATES", "Each table [[tls.certificate]] has these keys."),
     "store": ("STORES", "Each table [[store]] has these keys, and those of its kind."),
+    "fetch": (
+        "MAILBOXES OF OTHER SERVERS",
+        "Each table [[fetch]] is for pop3svc fetch, and has these keys.",
+    ),
     "limits": (
         "LIMITS",
         "The table [limits] has these keys.  Times are in seconds, sizes in octets.",

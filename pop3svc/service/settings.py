@@ -15,6 +15,7 @@ from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Any
 
+from pop3svc.client.logins import MECHANISMS
 from pop3svc.files import openReplaceable
 from pop3svc.networks import LOOPBACK
 from pop3svc.policy import (
@@ -36,6 +37,7 @@ from pop3svc.service.tlsrules import (
 
 __all__ = [
     "CERTIFICATE",
+    "FETCH",
     "GROUPS",
     "LIMITS",
     "LISTENER",
@@ -44,6 +46,7 @@ __all__ = [
     "TEXT",
     "CertificatePair",
     "Faults",
+    "Fetch",
     "Kind",
     "Listener",
     "Secret",
@@ -599,6 +602,72 @@ STORE = (
     ),
 )
 
+FETCH = (
+    Setting(
+        "url",
+        TEXT,
+        "Mailbox that is fetched: pop3s://HOST or pop3://HOST, with :PORT after the host, and "
+        "USER@ in front of it, if needed.",
+        isOption=False,
+    ),
+    Setting("user", TEXT, "Name of the user, if the URL has none."),
+    Setting(
+        "password",
+        SECRET,
+        "Password of the user (default: of the file .netrc, or asked for at the terminal).",
+        isOption=False,
+    ),
+    Setting(
+        "token",
+        FILE,
+        "File with a bearer token for OAUTHBEARER or XOAUTH2; it is read at each login.",
+    ),
+    Setting("certificate", FILE, "PEM file of a certificate for a login by EXTERNAL."),
+    Setting("private-key", FILE, "PEM file of its key, if the key is in a separate file."),
+    Setting(
+        "ca",
+        FILE,
+        "PEM file of the authorities that sign the server's certificate (default: those of the "
+        "system).",
+    ),
+    Setting(
+        "insecure",
+        BOOLEAN,
+        "Whether to send the password without TLS; for pop3:// only.",
+        False,
+    ),
+    Setting(
+        "mechanism",
+        _choice(*MECHANISMS, "USER"),
+        "Login method (default: the best one that the server offers).",
+    ),
+    Setting(
+        "to",
+        TEXT,
+        "Where messages are stored: maildir:PATH, mbox:PATH, lmtp:PATH of a UNIX socket, or "
+        "lmtp:HOST:PORT.",
+    ),
+    Setting(
+        "mda",
+        TEXT,
+        "Command that gets each message at its standard input, in place of to.  There is no shell.",
+    ),
+    Setting("recipient", TEXT, "Recipient of the messages, with lmtp: (default: the user)."),
+    Setting(
+        "delete",
+        BOOLEAN,
+        "Whether to delete messages from the server when they are stored.",
+        False,
+        "A message that is kept can be fetched again.",
+    ),
+    Setting(
+        "interval",
+        _wholeNumber(1, 86_400),
+        "Seconds between two looks for mail, with --watch (default: 60).",
+        60,
+    ),
+)
+
 LIMITS = tuple(
     Setting(
         item.name,
@@ -618,6 +687,7 @@ GROUPS = {
     "listener": LISTENER,
     "certificate": CERTIFICATE,
     "store": STORE,
+    "fetch": FETCH,
     "limits": LIMITS,
 }
 
@@ -685,6 +755,31 @@ class Store:
     argument: str | None = None
     auth: tuple[str, ...] = ()
     domain: str | None = None
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """
+    A mailbox of another server that C{pop3svc fetch} fetches.
+
+    @ivar where: the option or the key that asked for it, for messages.
+    """
+
+    where: str
+    url: str
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    token: str | None = None
+    certificate: str | None = None
+    privateKey: str | None = None
+    ca: str | None = None
+    insecure: bool = False
+    mechanism: str | None = None
+    to: str | None = None
+    mda: str | None = None
+    recipient: str | None = None
+    delete: bool = False
+    interval: int = 60
 
 
 @dataclass(frozen=True)

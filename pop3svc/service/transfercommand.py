@@ -4,42 +4,29 @@ C{pop3svc import} and C{pop3svc export}: move whole mailboxes.
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from twisted.application.service import IService
-from twisted.internet.defer import Deferred
-from twisted.logger import LogEvent, formatEvent, globalLogBeginner
-from twisted.python.failure import Failure
 
 from pop3svc.awaiting import maybeAwait
 from pop3svc.delivery.recipients import Recipient
-from pop3svc.errors import DeliveryError
 from pop3svc.files import longWork
-from pop3svc.logs import escaped
 from pop3svc.providers.mbox.text import VARIANTS
 from pop3svc.service.destinations import addStoreOptions, recipientsOf, settingsFrom
+from pop3svc.service.foreground import complete, endWith, makeReport, mustEnd, say
 from pop3svc.service.parser import Parser
-from pop3svc.service.settings import SettingError, Settings
+from pop3svc.service.settings import Settings
 from pop3svc.transfer.exporting import Export
-from pop3svc.transfer.failures import NotPossible, TryAgain
+from pop3svc.transfer.failures import NotPossible
 from pop3svc.transfer.importing import Import
 from pop3svc.transfer.maildirtarget import MaildirTarget
 from pop3svc.transfer.mboxtarget import MboxTarget
-from pop3svc.transfer.report import Report
 from pop3svc.transfer.session import MailboxSession
 from pop3svc.transfer.sources import KINDS, Choice, makeSources
 from pop3svc.transfer.target import Target
 
 __all__ = ["main", "makeParser"]
-
-_TEMPORARY = 75
-
-# Whether the operator wants to end the command.
-_isEnding = False
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -49,43 +36,14 @@ def main(argv: Sequence[str]) -> NoReturn:
 
     @param argv: the arguments, with the name of the command first.
     """
-    observer: Any = _observe
-    globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-    try:
+
+    def run() -> int:
         arguments = makeParser(argv[0]).parse_args(list(argv[1:]))
         settings = settingsFrom(arguments)
         work = _import if argv[0] == "import" else _export
-        status = _complete(lambda: work(arguments, settings))
-    except (NotPossible, SettingError) as error:
-        _say(str(error))
-        status = 1
-    except TryAgain as error:
-        _say(f"{str(error).rstrip('.')}; run the command again to continue")
-        status = _TEMPORARY
-    except DeliveryError as error:
-        _say(error.text)
-        status = _TEMPORARY if error.isTemporary else 1
-    except (OSError, ValueError) as error:
-        _say(str(error))
-        status = 1
-    except KeyboardInterrupt:
-        _say("the command was interrupted")
-        status = _TEMPORARY
-    sys.stdout.flush()
-    # A thread that hangs must not keep the process alive.
-    os._exit(status)
+        return complete(lambda: work(arguments, settings))
 
-
-def _say(text: str) -> None:
-    print(f"pop3svc: {escaped(text)}", file=sys.stderr, flush=True)
-
-
-def _observe(event: LogEvent) -> None:
-    """
-    Show warnings and errors of the stores.
-    """
-    if event["log_level"].name in ("warn", "error", "critical"):
-        _say(formatEvent(event))
+    endWith(run)
 
 
 # --- the command line ------------------------------------------------------------------
@@ -135,13 +93,13 @@ async def _import(arguments: Any, settings: Settings) -> int:
     async def work(clock: Any) -> int:
         return await Import(
             *(recipient, sources, longWork(), clock, settings.policy.answerTimeout),
-            *(settings.policy.maxMessageSize, _report(), _mustEnd),
+            *(settings.policy.maxMessageSize, makeReport(), mustEnd),
         ).run()
 
     status = await _withStore(recipient, work)
     if leftOut:
         folders = "1 other folder was" if leftOut == 1 else f"{leftOut} other folders were"
-        _say(f"{folders} left out; --folders imports them")
+        say(f"{folders} left out; --folders imports them")
     return status
 
 
@@ -156,7 +114,7 @@ async def _export(arguments: Any, settings: Settings) -> int:
 
     async def work(clock: Any) -> int:
         session = MailboxSession(store, username, clock, settings.policy.answerTimeout)
-        return await Export(session, username, target, longWork(), _report(), _mustEnd).run()
+        return await Export(session, username, target, longWork(), makeReport(), mustEnd).run()
 
     return await _withStore(recipient, work)
 
@@ -177,58 +135,3 @@ async def _withStore(recipient: Recipient, work: Callable[[Any], Any]) -> int:
     finally:
         if service is not None:
             await maybeAwait(service.stopService)
-
-
-def _mustEnd() -> bool:
-    return _isEnding
-
-
-def _report() -> Report:
-    return Report(_say, lambda text: print(escaped(text)), _bar)
-
-
-def _bar(total: int) -> Any:
-    """
-    @return: a progress bar; L{None} without a terminal or without the library.
-    """
-    if not sys.stderr.isatty():
-        return None
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm(total=total, unit=" messages", leave=False)
-
-
-def _complete(work: Callable[[], Any]) -> int:
-    """
-    Run a coroutine in a reactor.  The first signal ends it after the present message.  The second
-    signal ends it at once.
-
-    @return: its result.
-    """
-    from twisted.internet import reactor as installed
-
-    reactor: Any = installed
-    outcome: list[Any] = []
-
-    def end(number: int, frame: object) -> None:
-        global _isEnding
-        if _isEnding:
-            os._exit(_TEMPORARY)
-        _isEnding = True
-
-    def start() -> None:
-        result: Deferred[Any] = Deferred.fromCoroutine(work())
-        result.addBoth(outcome.append).addBoth(lambda _: reactor.stop())
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, end)
-    reactor.callWhenRunning(start)
-    reactor.run(installSignalHandlers=False)
-    if not outcome:
-        raise TryAgain("the command was interrupted")
-    if isinstance(outcome[0], Failure):
-        outcome[0].raiseException()
-    status: int = outcome[0]
-    return status

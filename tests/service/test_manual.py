@@ -56,7 +56,10 @@ def test_everyOptionOfServe(pages: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     zip(
-        ("THE SERVICE", "LISTENERS", "CERTIFICATES", "STORES", "LIMITS"),
+        (
+            *("THE SERVICE", "LISTENERS", "CERTIFICATES", "STORES"),
+            *("MAILBOXES OF OTHER SERVERS", "LIMITS"),
+        ),
         GROUPS.values(),
         strict=True,
     ),

@@ -1,0 +1,453 @@
+"""
+Fetch the new messages of one mailbox.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from tempfile import SpooledTemporaryFile
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import Deferred
+
+from pop3svc.client.failures import CommandRefused, ServerUnavailable
+from pop3svc.client.message import Message
+from pop3svc.client.protocol import POP3Client, Reference
+from pop3svc.fetching.record import Entry, FetchRecord
+from pop3svc.fetching.targets import Arrived, Target, Unsure
+from pop3svc.threadpool import Executor
+from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable, reasonOf
+from pop3svc.transfer.report import Report
+
+__all__ = ["Fetcher", "Recorder"]
+
+# Messages that are asked for before the first of them has arrived.
+_AHEAD = 16
+# Deletions whose replies are awaited.
+_DELETING = 1000
+# Octets of a message that are kept in memory.  A longer message is in a temporary file.
+_SPOOLED = 262_144
+
+_TWICE = (
+    "message {number} may be stored twice, because an earlier attempt to store it was interrupted"
+)
+
+
+class _Wanted(NamedTuple):
+    """
+    A message that is to be fetched.
+
+    @ivar number: in this session.
+    @ivar isUnique: whether the server lists the unique-id once, and no message that was fetched had
+        the same one.  Otherwise only the content tells whether the message was fetched.
+    """
+
+    number: int
+    uniqueID: str
+    isUnique: bool
+    octets: int
+
+
+class Recorder:
+    """
+    The messages of one account that were fetched.  While one transaction is written, the entries
+    that come meanwhile wait for the next one, so that recording costs no time.
+    """
+
+    def __init__(self, record: FetchRecord, account: int, executor: Executor) -> None:
+        self._record = record
+        self._account = account
+        self._executor = executor
+        self._stored: dict[str, set[bytes]] = {}
+        self._begun: set[Entry] = set()
+        self._waiting: list[Entry] = []
+        self._isWriting = False
+        self._settling: list[Deferred[None]] = []
+        self._failure: Exception | None = None
+
+    async def load(self) -> None:
+        """
+        Read the record.
+        """
+        found = await self._executor.run(self._record.load, self._account)
+        for entry, isStored in found.items():
+            if isStored:
+                self._stored.setdefault(entry.uniqueID, set()).add(entry.digest)
+            else:
+                self._begun.add(entry)
+
+    def digestsOf(self, uniqueID: str) -> set[bytes]:
+        """
+        @return: the digests of the stored messages with a unique-id.
+        """
+        return self._stored.get(uniqueID, set())
+
+    def hasBegun(self, entry: Entry) -> bool:
+        """
+        @return: whether the storing of a message was interrupted.
+        """
+        return entry in self._begun
+
+    async def listed(self, uniqueIDs: Sequence[str]) -> None:
+        """
+        Record which messages the server lists.
+        """
+        forgotten = await self._executor.run(
+            self._record.listed, self._account, uniqueIDs, time.time()
+        )
+        for entry in forgotten:
+            self._begun.discard(entry)
+            digests = self._stored.get(entry.uniqueID, set())
+            digests.discard(entry.digest)
+            if not digests:
+                self._stored.pop(entry.uniqueID, None)
+
+    async def begin(self, entry: Entry) -> None:
+        """
+        Record that a message is being stored.
+        """
+        await self._executor.run(self._record.begin, self._account, entry)
+        self._begun.add(entry)
+
+    async def abandon(self, entry: Entry) -> None:
+        """
+        Record that a message was not stored.
+        """
+        await self._executor.run(self._record.abandon, self._account, entry)
+        self._begun.discard(entry)
+
+    def finish(self, entry: Entry) -> None:
+        """
+        Record that a message is stored.  L{settle} waits for the transaction.
+        """
+        self._begun.discard(entry)
+        self._stored.setdefault(entry.uniqueID, set()).add(entry.digest)
+        self._waiting.append(entry)
+        if not self._isWriting:
+            self._isWriting = True
+            Deferred.fromCoroutine(self._write())
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting and self._failure is None:
+                entries, self._waiting = self._waiting, []
+                await self._executor.run(self._record.finish, self._account, entries)
+        except Exception as error:
+            self._failure = error
+        self._isWriting = False
+        settling, self._settling = self._settling, []
+        for each in settling:
+            each.callback(None)
+
+    async def settle(self) -> None:
+        """
+        Wait until all that was finished is recorded durably.
+        """
+        if self._isWriting:
+            # An entry that comes meanwhile is written as well.
+            settled: Deferred[None] = Deferred()
+            self._settling.append(settled)
+            await settled
+        if self._failure is not None:
+            raise self._failure
+
+
+class Fetcher:
+    """
+    Fetches the messages of one account that were not fetched before.
+
+    @ivar isIncomplete: whether the last L{fetch} has left out messages that a later attempt may
+        fetch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        recorder: Recorder,
+        target: Target,
+        report: Report,
+        executor: Executor,
+        largest: int,
+        deletes: bool = False,
+        mustEnd: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """
+        @param name: the name of the account, from which names of messages are derived.
+        @param executor: runs work in threads.
+        @param largest: octets of the largest message.
+        @param deletes: whether to delete messages that are stored.
+        @param mustEnd: returns whether the operator wants to end the command.
+        """
+        self._name = name
+        self._recorder = recorder
+        self._target = target
+        self._report = report
+        self._executor = executor
+        self._largest = largest
+        self._deletes = deletes
+        self._mustEnd = mustEnd
+        self.isIncomplete = False
+
+    async def fetch(self, client: POP3Client) -> int:
+        """
+        Fetch what is new.
+
+        @param client: a connection after the login, or after WAKE.  Messages that are to be deleted
+            are marked afterwards, or deleted already.
+        @return: the number of messages that were stored.
+        @raise ClientError: the server does not work.
+        @raise TryAgain: a later attempt may succeed.
+        @raise NotPossible: the messages cannot be fetched.
+        """
+        self.isIncomplete = True
+        names = await self._names(client)
+        await self._recorder.listed(list(names.values()))
+        counts = Counter(names.values())
+        wanted, kept = [], []
+        for number, uniqueID in sorted(names.items()):
+            digests = self._recorder.digestsOf(uniqueID)
+            if counts[uniqueID] == 1 and len(digests) == 1:
+                kept.append((number, uniqueID))
+            else:
+                isUnique = counts[uniqueID] == 1 and not digests
+                wanted.append(_Wanted(number, uniqueID, isUnique, 0))
+        session = _Session(client, names, counts, self._deletes)
+        failures = self._report.failures
+        stored = 0
+        try:
+            if self._deletes:
+                for number, _ in kept:
+                    await session.delete(number)
+            if wanted:
+                stored = await self._fetchAll(session, wanted)
+            await session.settle()
+        finally:
+            session.end()
+        self.isIncomplete = self._report.failures > failures
+        return stored
+
+    async def _names(self, client: POP3Client) -> dict[int, str]:
+        """
+        @return: the unique-ids by message number.  If the server has none, they are derived from
+            the headers.
+        """
+        try:
+            return await client.uniqueIDs()
+        except CommandRefused:
+            pass
+        try:
+            sizes = await client.sizes()
+            return {number: await _headerOf(client, number) for number in sizes}
+        except CommandRefused:
+            raise ServerUnavailable(
+                "supports neither UIDL nor TOP, so nobody can know which messages are new"
+            )
+
+    async def _fetchAll(self, session: _Session, wanted: Sequence[_Wanted]) -> int:
+        try:
+            sizes = await session.client.sizes()
+        except CommandRefused:
+            sizes = {}
+        rows = [each._replace(octets=sizes.get(each.number, 0)) for each in wanted]
+        self._report.begin(len(rows))
+        stored = 0
+        rest = iter(rows)
+        try:
+            while True:
+                if self._mustEnd():
+                    raise TryAgain("the command was interrupted")
+                coming = session.next(rest, self._isSmallEnough)
+                if coming is None:
+                    break
+                stored += await self._fetchOne(session, *coming)
+                self._report.advance()
+        finally:
+            self._report.end()
+            await self._recorder.settle()
+        return stored
+
+    def _isSmallEnough(self, wanted: _Wanted) -> bool:
+        if wanted.octets <= self._largest:
+            return True
+        self._tooLarge(wanted)
+        self._report.advance()
+        return False
+
+    def _tooLarge(self, wanted: _Wanted) -> None:
+        self._report.failed(
+            wanted.number, f"it has more than {self._largest} octets (maxMessageSize)"
+        )
+
+    async def _fetchOne(
+        self, session: _Session, wanted: _Wanted, coming: Deferred[Message]
+    ) -> bool:
+        """
+        @return: whether the message was stored.
+        """
+        try:
+            message = await coming
+        except CommandRefused:
+            self._report.failed(wanted.number, "the server does not send it", isTemporary=True)
+            return False
+        with SpooledTemporaryFile(_SPOOLED) as spool:
+            try:
+                digest = await self._receive(message, spool)
+            finally:
+                message.close()
+            if digest is None:
+                self._tooLarge(wanted)
+                return False
+            return await self._storeOne(session, wanted, digest, spool)
+
+    async def _receive(self, message: Message, spool: Any) -> bytes | None:
+        """
+        @return: the digest of the message; L{None} if it is too large.
+        @raise TryAgain: the temporary file cannot be written.
+        """
+        digest = hashlib.sha256()
+        octets = 0
+        async for piece in message:
+            octets += len(piece)
+            if octets > self._largest:
+                return None
+            digest.update(piece)
+            if octets <= _SPOOLED:
+                # This is memory.
+                spool.write(piece)
+                continue
+            try:
+                await self._executor.run(spool.write, piece)
+            except OSError as error:
+                raise TryAgain(f"a temporary file cannot be written: {reasonOf(error)}")
+        return digest.digest()
+
+    async def _storeOne(
+        self, session: _Session, wanted: _Wanted, digest: bytes, spool: Any
+    ) -> bool:
+        recorder, entry = self._recorder, Entry(wanted.uniqueID, digest)
+        if digest in recorder.digestsOf(wanted.uniqueID):
+            if self._deletes:
+                await session.delete(wanted.number)
+            return False
+        parts = [self._name, wanted.uniqueID]
+        if not wanted.isUnique:
+            parts.append(digest.hex())
+        name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+        mayBeStored = recorder.hasBegun(entry)
+        if not self._target.recognises:
+            await recorder.begin(entry)
+            if mayBeStored and not self._target.canLook:
+                self._report.note(_TWICE.format(number=wanted.number))
+        try:
+            await self._target.store(Arrived(name, spool, mayBeStored))
+        except Unsure:
+            raise
+        except (Unreadable, TryAgain, NotPossible) as error:
+            if not self._target.recognises:
+                await recorder.abandon(entry)
+            if not isinstance(error, Unreadable):
+                raise
+            self._report.failed(wanted.number, str(error))
+            return False
+        recorder.finish(entry)
+        if not self._target.recognises:
+            await recorder.settle()
+        if self._deletes:
+            await session.delete(wanted.number)
+        return True
+
+
+class _Session:
+    """
+    The messages of one session with the server.
+    """
+
+    def __init__(
+        self, client: POP3Client, names: dict[int, str], counts: Counter[str], deletes: bool
+    ) -> None:
+        self.client = client
+        self._names = names
+        self._counts = counts
+        self._deletes = deletes
+        self._hasUniqueIDs = client.has("UID-PARAM")
+        self._coming: deque[tuple[_Wanted, Deferred[Message]]] = deque()
+        self._deleting: deque[Deferred[Any]] = deque()
+
+    def _reference(self, number: int) -> Reference:
+        """
+        @return: the unique-id, if the server takes it, because it cannot mean another message.
+        """
+        uniqueID = self._names[number]
+        if self._hasUniqueIDs and self._counts[uniqueID] == 1 and len(uniqueID) <= 70:
+            return uniqueID
+        return number
+
+    def next(
+        self, rest: Iterator[_Wanted], isWanted: Callable[[_Wanted], bool]
+    ) -> tuple[_Wanted, Deferred[Message]] | None:
+        """
+        Ask for the next messages, so that some are on their way.
+
+        @return: the first of them; L{None} at the end.
+        """
+        while len(self._coming) < _AHEAD:
+            wanted = next(rest, None)
+            if wanted is None:
+                break
+            if isWanted(wanted):
+                reference = self._reference(wanted.number)
+                self._coming.append((wanted, self.client.retrieve(reference, wanted.octets)))
+        return self._coming.popleft() if self._coming else None
+
+    def end(self) -> None:
+        """
+        Give up messages and deletions that are on their way, because of an error.
+        """
+        if self._coming:
+            self.client.abort("was disconnected")
+        for each in [*(message for _, message in self._coming), *self._deleting]:
+            each.addErrback(lambda _: None)
+
+    async def delete(self, number: int) -> None:
+        """
+        Delete a message: at once if the server can do that, because nothing has to be repeated if
+        the connection is lost, and otherwise at QUIT.
+        """
+        delete = self.client.deleteNow if self.client.has("DELI") else self.client.delete
+        self._deleting.append(delete(self._reference(number)))
+        while self._deleting and (self._deleting[0].called or len(self._deleting) > _DELETING):
+            await self._settleOne()
+
+    async def _settleOne(self) -> None:
+        # If the server does not delete a message, the next attempt deletes it.
+        with suppress(CommandRefused):
+            await self._deleting.popleft()
+
+    async def settle(self) -> None:
+        """
+        Wait for all deletions.
+        """
+        while self._deleting:
+            await self._settleOne()
+
+
+async def _headerOf(client: POP3Client, number: int) -> str:
+    """
+    @return: a name for a message of a server without unique-ids.
+    """
+    digest = hashlib.sha256()
+    octets = 0
+    header = await client.top(number)
+    try:
+        async for piece in header:
+            octets += len(piece)
+            if octets > _SPOOLED:
+                raise ServerUnavailable("sends a header that is too long")
+            digest.update(piece)
+    finally:
+        header.close()
+    return f"top-{digest.hexdigest()}"

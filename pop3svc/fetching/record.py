@@ -1,0 +1,213 @@
+"""
+Remember which messages were fetched, in one SQLite file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from threading import Lock
+from typing import NamedTuple
+
+from pop3svc.files import closeQuietly
+from pop3svc.transfer.failures import NotPossible
+
+__all__ = ["FORGET_AFTER", "Entry", "FetchRecord"]
+
+_SCHEMA = """
+CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE message (
+    account INTEGER NOT NULL,
+    uid TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    isStored INTEGER NOT NULL,
+    missing REAL,
+    PRIMARY KEY (account, uid, digest)
+) WITHOUT ROWID;
+"""
+_VERSION = 1
+# Seconds that one process waits while another one writes.
+_PATIENCE = 30.0
+# Seconds for which a message is remembered after the server has ceased to list it.  A server that
+# has lost its mail for some days, and then lists it again, does not cause duplicates.
+FORGET_AFTER = 30 * 86400
+
+
+class Entry(NamedTuple):
+    """
+    A message that was fetched.
+
+    @ivar uniqueID: the server's.
+    @ivar digest: SHA-256 of the message as it was received.
+    """
+
+    uniqueID: str
+    digest: bytes
+
+
+class FetchRecord:
+    """
+    The fetched messages of some accounts.  The methods block; call them in a thread.
+    """
+
+    def __init__(self, path: str) -> None:
+        """
+        @param path: the file; it is created if it does not exist.
+        @raise NotPossible: the file cannot be used.
+        """
+        self.path = path
+        self._mutex = Lock()
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            # SQLite's own locks end when any descriptor of its file is closed, so the locks of
+            # accounts are in a file of their own.
+            os.close(os.open(path, flags, 0o600))
+            self._locks = os.open(f"{path}-accounts", flags, 0o600)
+        except OSError as error:
+            raise NotPossible(f"{path}: {error.strerror}")
+        try:
+            self._database = sqlite3.connect(
+                path, _PATIENCE, isolation_level=None, check_same_thread=False
+            )
+            self._database.execute("PRAGMA journal_mode = WAL")
+            # What is recorded must survive a power failure, because the message would be stored
+            # again.
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._migrate()
+        except sqlite3.Error as error:
+            closeQuietly(self._locks)
+            raise NotPossible(f"{path}: {error}")
+
+    def _migrate(self) -> None:
+        database = self._database
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version > _VERSION:
+                raise NotPossible(f"{self.path} was written by a later version of pop3svc")
+            if not version:
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+        except BaseException:
+            database.execute("ROLLBACK")
+            raise
+        database.execute("COMMIT")
+
+    def close(self) -> None:
+        """
+        Close the file, and give up the accounts.
+        """
+        with self._mutex:
+            self._database.close()
+            closeQuietly(self._locks)
+
+    def open(self, name: str) -> int:
+        """
+        Take an account, until the end of this process.
+
+        @param name: the name of the account, such as C{alice@mail.example.org:995}.
+        @return: its number.
+        @raise NotPossible: another process has it.
+        """
+        with self._mutex:
+            self._write("INSERT OR IGNORE INTO account (name) VALUES (?)", [(name,)])
+            [(number,)] = self._database.execute("SELECT id FROM account WHERE name = ?", (name,))
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise NotPossible(f"{self.path}-accounts: {error.strerror}")
+            raise NotPossible(f"another pop3svc fetch fetches the mail of {name}")
+        return int(number)
+
+    def load(self, account: int) -> dict[Entry, bool]:
+        """
+        @return: the messages of an account, each with whether it is stored.  Nobody knows whether a
+            message is stored if the process was killed while it was stored.
+        """
+        with self._mutex:
+            rows = self._database.execute(
+                "SELECT uid, digest, isStored FROM message WHERE account = ?", (account,)
+            )
+            return {Entry(uid, bytes(digest)): bool(isStored) for uid, digest, isStored in rows}
+
+    def begin(self, account: int, entry: Entry) -> None:
+        """
+        Record that a message is being stored.
+        """
+        with self._mutex:
+            self._write(
+                "INSERT OR IGNORE INTO message (account, uid, digest, isStored) "
+                "VALUES (?, ?, ?, 0)",
+                [(account, *entry)],
+            )
+
+    def abandon(self, account: int, entry: Entry) -> None:
+        """
+        Record that a message whose storing had begun is not stored.
+        """
+        with self._mutex:
+            self._write(
+                "DELETE FROM message WHERE account = ? AND uid = ? AND digest = ? AND isStored = 0",
+                [(account, *entry)],
+            )
+
+    def finish(self, account: int, entries: Iterable[Entry]) -> None:
+        """
+        Record that messages are stored.
+        """
+        with self._mutex:
+            self._write(
+                "INSERT INTO message (account, uid, digest, isStored) VALUES (?, ?, ?, 1) "
+                "ON CONFLICT DO UPDATE SET isStored = 1, missing = NULL",
+                [(account, *each) for each in entries],
+            )
+
+    def listed(self, account: int, known: Collection[str], now: float) -> list[Entry]:
+        """
+        Record which messages the server lists.
+
+        @param known: the unique-ids of all messages that the server lists.
+        @param now: seconds since the epoch.
+        @return: the messages that are forgotten, because the server has not listed them for
+            L{FORGET_AFTER}.
+        """
+        present = frozenset(known)
+        with self._mutex:
+            rows = self._database.execute(
+                "SELECT uid, digest, missing FROM message WHERE account = ?", (account,)
+            ).fetchall()
+            changed: list[tuple[object, ...]] = []
+            old: list[tuple[int, str, bytes]] = []
+            for uid, digest, missing in rows:
+                key = (account, uid, bytes(digest))
+                if uid in present:
+                    if missing is not None:
+                        changed.append((None, *key))
+                elif missing is None:
+                    changed.append((now, *key))
+                elif now - missing > FORGET_AFTER:
+                    old.append(key)
+            where = "WHERE account = ? AND uid = ? AND digest = ?"
+            if changed:
+                self._write(f"UPDATE message SET missing = ? {where}", changed)
+            if old:
+                self._write(f"DELETE FROM message {where}", old)
+        return [Entry(uid, digest) for _, uid, digest in old]
+
+    def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        database = self._database
+        try:
+            database.execute("BEGIN IMMEDIATE")
+            try:
+                database.executemany(statement, rows)
+            except BaseException:
+                database.execute("ROLLBACK")
+                raise
+            database.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise NotPossible(f"{self.path}: {error}")

@@ -1,0 +1,250 @@
+"""
+Fetch mail again and again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from pop3svc.client.failures import ClientError, CommandRefused, LoginRefused, ServerUnavailable
+from pop3svc.client.protocol import POP3Client
+from pop3svc.fetching.fetcher import Fetcher
+from pop3svc.transfer.failures import NotPossible, TryAgain
+
+__all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch"]
+
+# The most seconds between two attempts after failures, each of which doubles the pause.
+LONGEST_PAUSE = 900
+
+
+class Ending:
+    """
+    The operator's wish to end the command.
+
+    @ivar hasBegun: whether it is to end.
+    """
+
+    def __init__(self, clock: Any) -> None:
+        self._clock = clock
+        self._waiting: list[Deferred[None]] = []
+        self.hasBegun = False
+
+    def begin(self) -> None:
+        """
+        End the command soon.
+        """
+        self.hasBegun = True
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
+    async def pause(self, seconds: float) -> None:
+        """
+        Wait, but not longer than until the end begins.
+        """
+        if self.hasBegun:
+            return
+        waiter: Deferred[None] = Deferred()
+        self._waiting.append(waiter)
+        timer = self._clock.callLater(seconds, self._over, waiter)
+        try:
+            await waiter
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    def _over(self, waiter: Deferred[None]) -> None:
+        self._waiting.remove(waiter)
+        waiter.callback(None)
+
+
+class Visit:
+    """
+    Fetches the mail of one account once.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        connect: Callable[[], Awaitable[POP3Client]],
+        fetcher: Fetcher,
+    ) -> None:
+        """
+        @param name: of the server, for messages.
+        @param connect: connects and logs in.
+        """
+        self._name = name
+        self._connect = connect
+        self.fetcher = fetcher
+
+    async def connect(self) -> POP3Client:
+        """
+        Connect and log in.
+
+        @raise NotPossible: the server refuses the user.
+        @raise TryAgain: a later attempt may succeed.
+        """
+        try:
+            return await self._connect()
+        except LoginRefused as error:
+            raise self._failure(error)
+        except ServerUnavailable as error:
+            raise self._failure(error)
+
+    def _failure(self, error: ClientError) -> Exception:
+        if isinstance(error, LoginRefused):
+            if error.code in (None, "SYS/PERM"):
+                return NotPossible(f"{self._name} refuses the login")
+            return TryAgain(f"{self._name} accepts no login now ({error.code})")
+        if isinstance(error, CommandRefused):
+            return TryAgain(f"{self._name} refuses a command")
+        return TryAgain(f"{self._name} {error}")
+
+    async def fetch(self, client: POP3Client) -> int:
+        """
+        Fetch what is new.
+
+        @return: the number of messages that were stored.
+        @raise NotPossible: nothing can be fetched.
+        @raise TryAgain: a later attempt may succeed.
+        """
+        try:
+            return await self.fetcher.fetch(client)
+        except ClientError as error:
+            client.abort("was disconnected")
+            raise self._failure(error)
+        except BaseException:
+            client.abort("was disconnected")
+            raise
+
+    async def quit(self, client: POP3Client) -> None:
+        """
+        Delete the marked messages, and end the session.
+        """
+        try:
+            await client.quit()
+        except ClientError as error:
+            raise self._failure(error)
+
+    async def run(self) -> int:
+        """
+        Connect, fetch, and end the session.
+
+        @return: the number of messages that were stored.
+        @raise NotPossible: nothing can be fetched.
+        @raise TryAgain: a later attempt may succeed.
+        """
+        client = await self.connect()
+        stored = await self.fetch(client)
+        await self.quit(client)
+        return stored
+
+
+class Watch:
+    """
+    Fetches the mail of one account until the operator ends it.  If the server has SLEE, one
+    connection sleeps, and wakes to look for mail.  Otherwise each look is a new connection.
+    """
+
+    def __init__(
+        self,
+        visit: Visit,
+        ending: Ending,
+        interval: float,
+        say: Callable[[str], object],
+        fetched: Callable[[int], object],
+    ) -> None:
+        """
+        @param interval: seconds between two looks.
+        @param say: called with a sentence about a failure.
+        @param fetched: called with the number of messages after each look that has found any.
+        """
+        self._visit = visit
+        self._ending = ending
+        self._interval = interval
+        self._say = say
+        self._fetched = fetched
+        self._lastFailure = ""
+        self._failures = 0
+
+    async def run(self) -> None:
+        """
+        Fetch until the operator ends it.
+
+        @raise NotPossible: the server refuses the user, or nothing can be stored.
+        """
+        while not self._ending.hasBegun:
+            try:
+                await self._once()
+            except TryAgain as error:
+                self._failed(str(error))
+            if not self._ending.hasBegun:
+                await self._ending.pause(self._pause())
+
+    def _pause(self) -> float:
+        if not self._failures:
+            return self._interval
+        doubled: float = self._interval * 2 ** min(self._failures - 1, 20)
+        return max(min(doubled, LONGEST_PAUSE), self._interval)
+
+    def _failed(self, text: str) -> None:
+        self._failures += 1
+        if text != self._lastFailure:
+            self._lastFailure = text
+            self._say(text)
+
+    def _worked(self, stored: int) -> None:
+        self._failures = 0
+        self._lastFailure = ""
+        if stored:
+            self._fetched(stored)
+
+    async def _once(self) -> None:
+        visit = self._visit
+        client = await visit.connect()
+        stored = await visit.fetch(client)
+        if not (client.has("SLEE-WAKE") or client.has("SLEEPING")):
+            await visit.quit(client)
+            self._worked(stored)
+            return
+        await self._sleepAndWake(client, stored)
+
+    async def _sleepAndWake(self, client: POP3Client, stored: int) -> None:
+        try:
+            await client.sleep()
+            while True:
+                self._worked(stored)
+                await self._ending.pause(self._interval)
+                if self._ending.hasBegun:
+                    client.leave()
+                    return
+                stored = 0
+                if await self._hasNews(client):
+                    await client.wake()
+                    stored = await self._visit.fetch(client)
+                    await client.sleep()
+        except CommandRefused:
+            # Another session may use the mailbox.  A new connection shows what the server means.
+            client.leave()
+        except ServerUnavailable:
+            # A connection that has slept for long may be lost, which is no failure of the server.
+            pass
+
+    async def _hasNews(self, client: POP3Client) -> bool:
+        if self._visit.fetcher.isIncomplete:
+            return True
+        # Both commands are sent at once, so that a look takes one round trip.
+        woken, asleep = client.wake(), client.sleep()
+        try:
+            hasNews = await woken
+        except CommandRefused as error:
+            asleep.addErrback(lambda _: None)
+            if error.code != "IN-USE":
+                raise
+            # Another session reads the mailbox now.
+            return False
+        await asleep
+        return hasNews

@@ -1,0 +1,177 @@
+"""
+Watching a mailbox: one connection that sleeps, or a connection for each look.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from pop3svc.fetching.watching import LONGEST_PAUSE, Ending, Watch
+from pop3svc.policy import Policy
+from pop3svc.transfer.failures import NotPossible, TryAgain
+from tests.support.fetching import Box, Fetching, MemoryTarget
+from tests.support.upstreams import Network, Scripted
+
+
+class Watching:
+    """
+    A command C{pop3svc fetch --watch} in memory.
+    """
+
+    def __init__(self, network: Network, path: Path, target: Any = None, **more: Any) -> None:
+        self.target = target or MemoryTarget()
+        self.fetching = Fetching(network, path, self.target, **more)
+        self.network = network
+        self.ending = Ending(network.clock)
+        self.said: list[str] = []
+        self.fetched: list[int] = []
+        watch = Watch(self.fetching.visit, self.ending, 10, self.said.append, self.fetched.append)
+        self.outcome: list[Any] = []
+        Deferred.fromCoroutine(watch.run()).addBoth(self.outcome.append)
+        network.pump()
+
+    def look(self, seconds: float = 10) -> None:
+        self.network.clock.advance(seconds)
+        self.network.pump()
+
+    def stop(self) -> None:
+        self.ending.begin()
+        self.network.pump()
+        assert self.outcome == [None]
+        self.fetching.end()
+        assert not any(each.isOpen for each in self.network.clients)
+        assert not self.network.clock.getDelayedCalls()
+
+
+def sent(network: Network) -> list[bytes]:
+    """
+    Record the octets that the last connection sends from now on.
+    """
+    end, found = network.clients[-1], []
+    write = end.write
+
+    def note(data: bytes) -> None:
+        found.append(data)
+        write(data)
+
+    end.write = note  # type: ignore[method-assign]
+    return found
+
+
+@pytest.mark.parametrize("deletes", [False, True])
+def test_sleeper(tmp_path: Path, deletes: bool) -> None:
+    """
+    One connection sleeps.  A look takes one round trip.
+    """
+    box = Box(b"1\n")
+    watching = Watching(box.network, tmp_path / "db", deletes=deletes)
+    assert watching.fetched == [1]
+    coming = sent(box.network)
+    watching.look()
+    assert coming == [b"WAKE\r\n", b"SLEE\r\n"] and len(box.network.clients) == 1
+    box.add(b"2\n")
+    watching.look()
+    assert watching.target.all == [b"1\r\n", b"2\r\n"]
+    watching.look()
+    assert watching.fetched == [1, 1]
+    assert len(box.network.clients) == 1
+    assert len(box.messages) == (0 if deletes else 2)
+    watching.stop()
+    assert watching.said == []
+
+
+def test_withoutSleep(tmp_path: Path) -> None:
+    """
+    Without SLEE each look is a new connection.
+    """
+    box = Box(b"1\n", policy=Policy(without=frozenset(["SLEE-WAKE"])))
+    watching = Watching(box.network, tmp_path / "db")
+    box.add(b"2\n")
+    watching.look()
+    watching.look()
+    assert watching.fetched == [1, 1] and len(box.network.clients) == 3
+    watching.stop()
+
+
+def test_lostSleeper(tmp_path: Path) -> None:
+    """
+    A connection that was lost while it slept is replaced without a word.
+    """
+    box = Box(b"1\n")
+    watching = Watching(box.network, tmp_path / "db")
+    box.network.clients[0].other.loseConnection()
+    watching.look()
+    box.add(b"2\n")
+    watching.look()
+    assert watching.fetched == [1, 1] and watching.said == []
+    watching.stop()
+
+
+def test_inUse(tmp_path: Path) -> None:
+    """
+    While another session has the mailbox, the sleeper sleeps on.
+    """
+    box = Box(b"1\n")
+    watching = Watching(box.network, tmp_path / "db")
+    other = Fetching(box.network, tmp_path / "other.db", MemoryTarget())
+    clients: list[Any] = []
+    Deferred.fromCoroutine(other.connect()).addBoth(clients.append)
+    box.network.pump()
+    box.add(b"2\n")
+    watching.look()
+    assert watching.fetched == [1]
+    clients[0].leave()
+    box.network.pump()
+    watching.look()
+    assert watching.fetched == [1, 1] and watching.said == []
+    other.record.close()
+    watching.stop()
+
+
+def test_retriedMessage(tmp_path: Path) -> None:
+    """
+    A message that could not be stored is tried again, although nothing new has arrived.
+    """
+    box, target = Box(b"1\n"), MemoryTarget()
+    target.errors = [TryAgain("the disk is full")]
+    watching = Watching(box.network, tmp_path / "db", target)
+    assert watching.said == ["the disk is full"]
+    watching.look()
+    assert watching.fetched == [1]
+    watching.stop()
+
+
+def test_pauses(tmp_path: Path) -> None:
+    """
+    Each failure doubles the pause, and the same failure is reported once.
+    """
+    greeting = b"-ERR busy\r\n"
+    network = Network(lambda: Scripted(greeting, lambda *_: b"+OK\r\n"))
+    watching = Watching(network, tmp_path / "db")
+    attempts = []
+    for _ in range(12):
+        before = len(network.clients)
+        waited = 0
+        while len(network.clients) == before:
+            watching.look(5)
+            waited += 5
+        attempts.append(waited)
+    assert attempts[:4] == [10, 20, 40, 80] and attempts[-1] == LONGEST_PAUSE
+    assert watching.said == ["alice@test refuses the connection"]
+    watching.stop()
+
+
+def test_wrongPassword(tmp_path: Path) -> None:
+    """
+    A wrong password is not tried again, because the server would ban the user.
+    """
+    box = Box(b"1\n")
+    box.provider.passwords["alice"] = "other"
+    watching = Watching(box.network, tmp_path / "db")
+    assert isinstance(watching.outcome[0].value, NotPossible)
+    assert str(watching.outcome[0].value) == "alice@test refuses the login"
+    watching.fetching.end()
