@@ -56,23 +56,33 @@ def main(argv: Sequence[str]) -> NoReturn:
 
     def run() -> int:
         arguments = makeParser().parse_args(list(argv))
-        settings, fetches = _settings(arguments)
-        accounts = [_Account.make(each) for each in fetches]
-        names = [each.name for each in accounts]
-        for name in names:
-            if names.count(name) > 1:
-                raise NotPossible(f"{name} is to be fetched twice")
+        settings, accounts = prepare(arguments)
         path = arguments.state
         if path is None:
             data = DataDirectory(settings.data or defaultDataDirectory())
             data.make()
             path = data.fetchRecord
-        # Before the reactor runs, so that the questions for passwords do not hold up its work.
-        accounts = [each.withLogin() for each in accounts]
         work = _Work(accounts, settings, FetchRecord(path))
         return complete(lambda: work.run(arguments.watch), work.end)
 
     endWith(run)
+
+
+def prepare(arguments: Any) -> tuple[Settings, list[_Account]]:
+    """
+    Read the settings, and ask for passwords.  This comes before the reactor runs, so that nobody
+    waits for an answer meanwhile.
+
+    @param arguments: of the command line.
+    @raise SettingError: a setting cannot be used.
+    """
+    settings, fetches = _settings(arguments)
+    accounts = [_Account.make(each) for each in fetches]
+    names = [each.name for each in accounts]
+    for name in names:
+        if names.count(name) > 1:
+            raise SettingError(f"{name} is to be fetched twice")
+    return settings, [each.withLogin() for each in accounts]
 
 
 # --- the command line ------------------------------------------------------------------
