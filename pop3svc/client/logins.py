@@ -100,7 +100,7 @@ class Mechanism:
     A SASL mechanism.
 
     @ivar needs: the kind of login that it uses.
-    @ivar begin: takes the login and the octets of C{tls-exporter} or L{None}.
+    @ivar begin: takes the login and the octets of C{tls-server-end-point} or L{None}.
     @ivar isSlow: whether its computation takes long.
     @ivar needsBinding: whether it binds the login to the TLS connection.
     """
@@ -160,15 +160,20 @@ def _xoauth2(login: TokenLogin, _: bytes | None) -> Exchange:
 
 
 def _scram(name: str) -> Callable[[Any, bytes | None], Exchange]:
-    def exchange(login: PasswordLogin, exported: bytes | None) -> Exchange:
+    def exchange(login: PasswordLogin, endPoint: bytes | None) -> Exchange:
         """
         SCRAM (RFC 5802, RFC 7677).
         """
         from scramp import ScramClient, ScramException
 
         isBound = name.endswith("-PLUS")
-        binding = ("tls-exporter", exported) if isBound and exported is not None else None
-        client: Any = ScramClient([name], login.username, login.password, channel_binding=binding)
+        # The library refuses tls-exporter by its name.
+        binding = ("tls-server-end-point", endPoint) if isBound and endPoint is not None else None
+        client: Any
+        try:
+            client = ScramClient([name], login.username, login.password, channel_binding=binding)
+        except (ScramException, ValueError):
+            raise ServerUnavailable(f"cannot get this user name or password by {name}")
         try:
             first = yield client.get_client_first().encode("utf-8")
             client.set_server_first(_challenge(first))
@@ -212,7 +217,7 @@ def choose(
     Choose a mechanism.
 
     @param offered: the names of the mechanisms that the server offers, in capitals.
-    @param hasBinding: whether the TLS connection has octets for C{tls-exporter}.
+    @param hasBinding: whether the TLS connection has octets for C{tls-server-end-point}.
     @param only: the mechanism that must be used, or C{USER}; L{None} for the best one.
     @return: the name of the mechanism; L{None} for USER and PASS.
     @raise ServerUnavailable: the server offers no mechanism for this login.

@@ -18,12 +18,15 @@ from pop3svc.client.failures import ClientError, CommandRefused, LoginRefused, S
 from pop3svc.client.logins import MECHANISMS, Login, Mechanism, PasswordLogin, choose
 from pop3svc.client.message import Message
 from pop3svc.files import longWork
+from pop3svc.protocol.channelbinding import endPointBinding
 from pop3svc.threadpool import Executor
 
 __all__ = ["MOST_MESSAGES", "POP3Client", "Reference", "Reply"]
 
 # The most messages of one mailbox; some 300 octets each.
 MOST_MESSAGES = 500_000
+# The most octets of a unique-id.  RFC 1939 section 7 allows 70, and some servers have longer ones.
+LONGEST_UNIQUE_ID = 255
 # The most octets of an AUTH command with an initial response (RFC 5034 section 4).
 _LONGEST_AUTH = 255
 # The most lines of the reply to CAPA, and of an unknown command.
@@ -160,15 +163,15 @@ class POP3Client(ClientConnection):
         @raise LoginRefused: the server refused the login.
         """
         offered = {each.upper() for each in self.capabilities.get("SASL", ())}
-        exported = self._exported() if "SCRAM-SHA-256-PLUS" in offered else None
-        name = choose(login, offered, exported is not None, mechanism)
+        binding = self._binding() if "SCRAM-SHA-256-PLUS" in offered else None
+        name = choose(login, offered, binding is not None, mechanism)
         try:
             if name is None:
                 assert isinstance(login, PasswordLogin)
                 await self._logInByUser(login)
                 return "USER"
             try:
-                await self._authenticate(name, MECHANISMS[name], login, exported)
+                await self._authenticate(name, MECHANISMS[name], login, binding)
             except CommandRefused as error:
                 mayTryAgain = mechanism is None and error.code in (None, "AUTH")
                 if not (name.startswith("SCRAM-") and "PLAIN" in offered and mayTryAgain):
@@ -179,18 +182,17 @@ class POP3Client(ClientConnection):
         except CommandRefused as error:
             raise LoginRefused(error.code if error.code in _CODES else None)
 
-    def _exported(self) -> bytes | None:
+    def _binding(self) -> bytes | None:
         """
-        @return: octets that identify the TLS connection (RFC 9266).
+        @return: octets that identify the server's certificate (C{tls-server-end-point}); L{None}
+            without TLS.
         """
         getHandle = getattr(self.transport, "getHandle", None)
         handle: Any = getHandle() if getHandle else None
-        if not hasattr(handle, "export_keying_material"):
+        if not hasattr(handle, "get_peer_certificate"):
             return None
-        if handle.get_protocol_version_name() != "TLSv1.3":
-            return None
-        exported: bytes = handle.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
-        return exported
+        certificate = handle.get_peer_certificate(as_cryptography=True)
+        return None if certificate is None else endPointBinding(certificate)
 
     async def _logInByUser(self, login: PasswordLogin) -> None:
         name, password = (
@@ -210,12 +212,12 @@ class POP3Client(ClientConnection):
         await second
 
     async def _authenticate(
-        self, name: str, mechanism: Mechanism, login: Login, exported: bytes | None
+        self, name: str, mechanism: Mechanism, login: Login, binding: bytes | None
     ) -> None:
         """
         See RFC 5034.
         """
-        exchange = mechanism.begin(login, exported)
+        exchange = mechanism.begin(login, binding)
         message: bytes | None = next(exchange)
         assert message is not None
         line = f"AUTH {name} ".encode("ascii") + (b64encode(message) or b"=")
@@ -300,7 +302,7 @@ class POP3Client(ClientConnection):
         def add(line: bytes) -> None:
             number, name = parseRow(line)
             found[number] = name.decode("ascii")
-            if len(found) > MOST_MESSAGES:
+            if len(found) > MOST_MESSAGES or len(name) > LONGEST_UNIQUE_ID:
                 raise ValueError
 
         return self._command(b"UIDL", consume=add).addCallback(lambda _: found)

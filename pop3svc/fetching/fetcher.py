@@ -25,8 +25,9 @@ from pop3svc.transfer.report import Report
 
 __all__ = ["Fetcher", "Recorder"]
 
-# Messages that are asked for before the first of them has arrived.
-_AHEAD = 16
+# Messages that are asked for before the first of them has arrived.  When half of them have arrived,
+# the next half is asked for in one packet.
+_AHEAD = 32
 # Deletions whose replies are awaited.
 _DELETING = 1000
 # Octets of a message that are kept in memory.  A longer message is in a temporary file.
@@ -379,7 +380,8 @@ class _Session:
 
     def _reference(self, number: int) -> Reference:
         """
-        @return: the unique-id, if the server takes it, because it cannot mean another message.
+        @return: the unique-id, if the server takes it, because no other message can be deleted by
+            it.
         """
         uniqueID = self._names[number]
         if self._hasUniqueIDs and self._counts[uniqueID] == 1 and len(uniqueID) <= 70:
@@ -394,13 +396,14 @@ class _Session:
 
         @return: the first of them; L{None} at the end.
         """
-        while len(self._coming) < _AHEAD:
+        isAsking = False
+        while len(self._coming) < _AHEAD and (isAsking or len(self._coming) <= _AHEAD // 2):
+            isAsking = True
             wanted = next(rest, None)
             if wanted is None:
                 break
             if isWanted(wanted):
-                reference = self._reference(wanted.number)
-                self._coming.append((wanted, self.client.retrieve(reference, wanted.octets)))
+                self._coming.append((wanted, self.client.retrieve(wanted.number, wanted.octets)))
         return self._coming.popleft() if self._coming else None
 
     def end(self) -> None:

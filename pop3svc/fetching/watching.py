@@ -169,6 +169,8 @@ class Watch:
         self._fetched = fetched
         self._lastFailure = ""
         self._failures = 0
+        # Looks until messages that were left out are tried again, and how often they were.
+        self._skipped = self._retries = 0
 
     async def run(self) -> None:
         """
@@ -233,8 +235,23 @@ class Watch:
             # A connection that has slept for long may be lost, which is no failure of the server.
             pass
 
+    def _mustRetry(self) -> bool:
+        """
+        @return: whether to fetch messages again that were left out before.  Each attempt doubles
+            the number of looks before the next one, because a target may refuse them for ever.
+        """
+        if not self._visit.fetcher.isIncomplete:
+            self._skipped = self._retries = 0
+            return False
+        if self._skipped:
+            self._skipped -= 1
+            return False
+        self._skipped = int(min(2**self._retries, max(LONGEST_PAUSE / self._interval, 1)))
+        self._retries = min(self._retries + 1, 20)
+        return True
+
     async def _hasNews(self, client: POP3Client) -> bool:
-        if self._visit.fetcher.isIncomplete:
+        if self._mustRetry():
             return True
         # Both commands are sent at once, so that a look takes one round trip.
         woken, asleep = client.wake(), client.sleep()

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-__all__ = ["channelBinding"]
+__all__ = ["channelBinding", "endPointBinding"]
 
 
 def channelBinding(transport: Any, name: str) -> bytes | None:
@@ -36,13 +36,18 @@ def _exported(handle: Any) -> bytes | None:
 
 
 def _ofCertificate(handle: Any) -> bytes | None:
+    return endPointBinding(handle.get_certificate(as_cryptography=True))
+
+
+def endPointBinding(certificate: Any) -> bytes | None:
     """
-    C{tls-server-end-point} (RFC 5929 section 4): the hash of the certificate that was sent.
+    @param certificate: the server's, of C{cryptography}.
+    @return: the octets of C{tls-server-end-point} (RFC 5929 section 4): the hash of the
+        certificate; L{None} if the RFC defines none.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    certificate = handle.get_certificate(as_cryptography=True)
     try:
         algorithm = certificate.signature_hash_algorithm
     except UnsupportedAlgorithm:

@@ -267,6 +267,8 @@ def test_choiceOfMechanism(accounts: AccountsProvider) -> None:
     site.connect(PasswordLogin("bob", "other"))
     with pytest.raises(LoginRefused):
         site.connect(PasswordLogin("bob", "wrong"))
+    with pytest.raises(ServerUnavailable, match="cannot get this user name or password"):
+        site.connect(PasswordLogin("al\x07ice", "secret"))
     password = ALICE
     assert choose(password, {"PLAIN", "SCRAM-SHA-256"}, False) == "SCRAM-SHA-256"
     assert choose(password, {"SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"}, False) == "SCRAM-SHA-256"
@@ -449,6 +451,7 @@ def test_refusedUser(verb: bytes, capabilities: bytes) -> None:
             {b"LIST": b"+OK\r\n" + b"".join(b"%d 1\r\n" % n for n in range(300)) + b".\r\n"},
             "malformed",
         ),
+        ({b"UIDL": b"+OK\r\n1 " + b"x" * 256 + b"\r\n.\r\n"}, "malformed"),
         ({b"STAT": b"+OK many\r\n"}, "malformed"),
         ({b"STAT": b""}, "did not answer within 30 s"),
     ],
@@ -462,9 +465,8 @@ def test_badReplies(
     monkeypatch.setattr(clientprotocol, "MOST_MESSAGES", 250)
     network = scripted({**GOOD, b"STAT": b"+OK 1 1\r\n", **replies})
     client = connected(network)
-    listing, stat, noop = client.sizes(), client.stat(), client.noop()
-    outcomes = []
-    for each in (listing, stat, noop):
+    outcomes: list[Any] = []
+    for each in (client.sizes(), client.uniqueIDs(), client.stat(), client.noop()):
         each.addBoth(outcomes.append)
     network.pump()
     for _ in range(4):

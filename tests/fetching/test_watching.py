@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 
 from pop3svc.fetching.watching import LONGEST_PAUSE, Ending, Watch
 from pop3svc.policy import Policy
-from pop3svc.transfer.failures import NotPossible, TryAgain
+from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable
 from tests.support.fetching import Box, Fetching, MemoryTarget
 from tests.support.upstreams import Network, Scripted
 
@@ -142,6 +142,26 @@ def test_retriedMessage(tmp_path: Path) -> None:
     assert watching.said == ["the disk is full"]
     watching.look()
     assert watching.fetched == [1]
+    watching.stop()
+
+
+def test_refusedMessage(tmp_path: Path) -> None:
+    """
+    A message that is refused again and again is fetched more and more rarely.
+    """
+    box, target = Box(b"1\n"), MemoryTarget()
+    target.errors = [Unreadable("too bad")] * 100
+    watching = Watching(box.network, tmp_path / "db", target)
+    tries = []
+    for _ in range(31):
+        watching.look()
+        tries.append(100 - len(target.errors))
+    assert tries[0] == 2 and tries[30] == 6
+    # New mail is fetched nevertheless.
+    target.errors = [Unreadable("too bad"), None]
+    box.add(b"2\n")
+    watching.look()
+    assert watching.target.all == [b"2\r\n"]
     watching.stop()
 
 

@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from pop3svc.accounts.scramkeys import makeVerifier
 from pop3svc.client import PasswordLogin
 from pop3svc.service.datadirectory import _selfSigned
 from pop3svc.service.fetchcommand import makeParser, prepare
 from pop3svc.service.settings import SettingError
+from pop3svc.testing.certificates import Authority
 from tests.support.maildirs import deliver
 from tests.support.running import PATIENCE, Running, environment, freePort, script
 
-USERS = ("alice", "bob", "carol", "dave", "erin")
+USERS = ("alice", "bob", "carol", "dave", "erin", "frank")
 MANY = 300
 # How often a process is killed at a random moment.
 KILLS = int(os.environ.get("POP3SVC_KILLS", "3"))
@@ -40,11 +42,16 @@ class Site:
         for name in USERS:
             deliver(self.mail / name, f"1600000001.M1P1.{name}", b"Subject: one\n\n1\n")
             deliver(self.mail / name, f"1600000002.M1P1.{name}", b"Subject: two\n\n.\n")
-        (path / "users").write_text("".join(f"{name}:{{PLAIN}}secret\n" for name in USERS))
+        lines = [f"{name}:{{PLAIN}}secret\n" for name in USERS[:-1]]
+        lines.append(f"frank:{makeVerifier('secret')}\n")
+        (path / "users").write_text("".join(lines))
         (path / "users").chmod(0o600)
         certificate, key = _selfSigned()
         (path / "cert.pem").write_bytes(certificate)
         (path / "key.pem").write_bytes(key)
+        authority = Authority()
+        authority.write(path / "clients.pem")
+        authority.issue(path / "frank.pem", ["frank"], isForClients=True)
         self.plain, self.tls = freePort(), freePort()
         self.options = [
             *("--provider", f"maildir:{self.mail}", "--auth", f"passwd:{path / 'users'}"),
@@ -52,6 +59,8 @@ class Site:
             *("--endpoint", f"tcp:{self.plain}:interface=127.0.0.1"),
             *("--endpoint", f"ssl:{self.tls}:interface=127.0.0.1"),
             *("--lmtp", f"unix:{path / 'lmtp'}", "--cleartext-login", "never"),
+            *("--enable", "SCRAM-SHA-256", "--enable", "SCRAM-SHA-256-PLUS"),
+            *("--client-ca", str(path / "clients.pem"), "--client-name", "cn"),
         ]
 
     def url(self, user: str) -> str:
@@ -124,6 +133,20 @@ def test_maildir(site: Site, fetch: Fetch, home: Path) -> None:
     ]
     status, told, said = fetch(*options, site.plainURL("bob"))
     assert (status, said) == (0, "") and told.endswith("2 messages fetched\n")
+
+
+def test_logins(site: Site, fetch: Fetch, home: Path) -> None:
+    """
+    SCRAM bound to the TLS connection, and a certificate, with TLS and after STLS.
+    """
+    password = ["--password-file", home / "password", "--mechanism"]
+    certificate = ["--certificate", site.path / "frank.pem"]
+    ways = [[*password, "SCRAM-SHA-256-PLUS"], [*password, "SCRAM-SHA-256"], certificate]
+    for number, way in enumerate(ways):
+        for url in (site.url("frank"), site.plainURL("frank")):
+            to = ["--to", f"maildir:{home / f'Maildir{number}'}", "--state", home / f"{number}.db"]
+            status, told, said = fetch(*way, *to, url)
+            assert (status, said) == (0, "") and told.endswith(": 2 messages fetched\n")
 
 
 def test_configuration(site: Site, fetch: Fetch, home: Path) -> None:
