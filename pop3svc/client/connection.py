@@ -47,6 +47,7 @@ class ClientConnection(Protocol):
         self._input = Lines(LONGEST_LINE)
         self._patience = Patience(clock, replyTimeout, self.abort)
         self._queue = Queue(self._write)
+        self._isPaused = False
         self._message: Message | None = None
         self._inLines = False
         self._text = b""
@@ -85,6 +86,7 @@ class ClientConnection(Protocol):
         """
         Read nothing, until L{resumeReading} is called.
         """
+        self._isPaused = True
         self._patience.pause()
         transport: Any = self.transport
         transport.pauseProducing()
@@ -93,6 +95,7 @@ class ClientConnection(Protocol):
         """
         Read again.
         """
+        self._isPaused = False
         self._patience.resume()
         transport: Any = self.transport
         transport.resumeProducing()
@@ -222,6 +225,12 @@ class ClientConnection(Protocol):
         else:
             command.consume(line[1:] if line.startswith(b".") else line)
 
+    def _beginWaiting(self) -> None:
+        self._patience.begin()
+        if self._isPaused:
+            # TLS may deliver octets that were received before the pause.
+            self._patience.pause()
+
     @staticmethod
     def _fire(command: Command, result: Any) -> None:
         if not command.reply.called:
@@ -238,7 +247,7 @@ class ClientConnection(Protocol):
         elif self._queue.first is None and not self.isLost:
             self._patience.end()
         else:
-            self._patience.begin()
+            self._beginWaiting()
         # A command that the result leads to comes after those that wait already.
         if not self.isLost:
             self._send()
@@ -254,7 +263,7 @@ class ClientConnection(Protocol):
         wasIdle = self._queue.first is None
         self._queue.send()
         if wasIdle and self._queue.first is not None:
-            self._patience.begin()
+            self._beginWaiting()
 
     def _command(self, line: bytes, **more: Any) -> Deferred[Any]:
         """
@@ -270,7 +279,7 @@ class ClientConnection(Protocol):
         wasIdle = self._queue.first is None
         self._queue.add(Command(line + b"\r\n", reply, **more))
         if wasIdle:
-            self._patience.begin()
+            self._beginWaiting()
         return reply
 
     def _cancelled(self, reply: Deferred[Any]) -> None:

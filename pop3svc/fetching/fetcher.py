@@ -33,6 +33,8 @@ _DELETING = 1000
 # Octets of a message that are kept in memory.  A longer message is in a temporary file.
 _SPOOLED = 262_144
 
+# The beginning of names that are derived from headers.
+_OF_HEADER = "top-"
 _TWICE = (
     "message {number} may be stored twice, because an earlier attempt to store it was interrupted"
 )
@@ -86,6 +88,12 @@ class Recorder:
         @return: the digests of the stored messages with a unique-id.
         """
         return self._stored.get(uniqueID, set())
+
+    def hasServersIDs(self) -> bool:
+        """
+        @return: whether a message was stored under a unique-id of the server.
+        """
+        return any(not each.startswith(_OF_HEADER) for each in self._stored)
 
     def hasBegun(self, entry: Entry) -> bool:
         """
@@ -238,11 +246,13 @@ class Fetcher:
         """
         try:
             return await client.uniqueIDs()
-        except CommandRefused:
-            pass
+        except CommandRefused as error:
+            # With other names than before, all messages would be fetched again.
+            if client.has("UIDL") or error.code is not None or self._recorder.hasServersIDs():
+                raise ServerUnavailable("refuses UIDL now")
         try:
             sizes = await client.sizes()
-            return {number: await _headerOf(client, number) for number in sizes}
+            return {number: await _nameOf(client, number) for number in sizes}
         except CommandRefused:
             raise ServerUnavailable(
                 "supports neither UIDL nor TOP, so nobody can know which messages are new"
@@ -438,7 +448,7 @@ class _Session:
             await self._settleOne()
 
 
-async def _headerOf(client: POP3Client, number: int) -> str:
+async def _nameOf(client: POP3Client, number: int) -> str:
     """
     @return: a name for a message of a server without unique-ids.
     """
@@ -453,4 +463,4 @@ async def _headerOf(client: POP3Client, number: int) -> str:
             digest.update(piece)
     finally:
         header.close()
-    return f"top-{digest.hexdigest()}"
+    return f"{_OF_HEADER}{digest.hexdigest()}"

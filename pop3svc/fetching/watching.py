@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from pop3svc.client.failures import ClientError, CommandRefused, LoginRefused, ServerUnavailable
 from pop3svc.client.protocol import POP3Client
+from pop3svc.errors import POP3ResponseError
 from pop3svc.fetching.fetcher import Fetcher
 from pop3svc.transfer.failures import NotPossible, TryAgain
 
@@ -71,12 +72,16 @@ class Visit:
         name: str,
         connect: Callable[[], Awaitable[POP3Client]],
         fetcher: Fetcher,
+        isRefusalFinal: bool = True,
     ) -> None:
         """
         @param name: of the server, for messages.
         @param connect: connects and logs in.
+        @param isRefusalFinal: whether a login that is refused is not tried again.  A token may be
+            renewed.
         """
         self._name = name
+        self._isRefusalFinal = isRefusalFinal
         self._connect = connect
         self.fetcher = fetcher
 
@@ -89,15 +94,16 @@ class Visit:
         """
         try:
             return await self._connect()
-        except LoginRefused as error:
+        except (LoginRefused, ServerUnavailable) as error:
             raise self._failure(error)
-        except ServerUnavailable as error:
-            raise self._failure(error)
+        except POP3ResponseError as error:
+            raise TryAgain(error.text)
 
     def _failure(self, error: ClientError) -> Exception:
         if isinstance(error, LoginRefused):
             if error.code in (None, "SYS/PERM"):
-                return NotPossible(f"{self._name} refuses the login")
+                kind = NotPossible if self._isRefusalFinal else TryAgain
+                return kind(f"{self._name} refuses the login")
             return TryAgain(f"{self._name} accepts no login now ({error.code})")
         if isinstance(error, CommandRefused):
             return TryAgain(f"{self._name} refuses a command")
@@ -116,6 +122,10 @@ class Visit:
         except ClientError as error:
             client.abort("was disconnected")
             raise self._failure(error)
+        except POP3ResponseError as error:
+            # No thread is free.
+            client.abort("was disconnected")
+            raise TryAgain(error.text)
         except BaseException:
             client.abort("was disconnected")
             raise
@@ -221,7 +231,7 @@ class Watch:
                 self._worked(stored)
                 await self._ending.pause(self._interval)
                 if self._ending.hasBegun:
-                    client.leave()
+                    await client.quit()
                     return
                 stored = 0
                 if await self._hasNews(client):

@@ -267,11 +267,14 @@ class _Account:
         login = self.login
         if login is None:
             path = self.setting.token or ""
-            token = (await longWork().run(_secretIn, path, "token")).strip()
             try:
-                login = TokenLogin(self.user, token)
+                token = await longWork().run(_secretIn, path, "token")
+                login = TokenLogin(self.user, token.strip())
+            except SettingError as error:
+                # Another program may be renewing the token.
+                raise TryAgain(str(error))
             except ValueError as error:
-                raise SettingError(f"token {path}: {error}")
+                raise TryAgain(f"token {path}: {error}")
         return await connect(clock, self.address, login, self.tls, self.setting.mechanism)
 
     def target(self, settings: Settings, clock: Any) -> Target:
@@ -389,7 +392,10 @@ class _Work:
             *(account.name, recorder, target, report, longWork()),
             *(self._settings.policy.maxMessageSize, account.setting.delete, mustEnd),
         )
-        visit = Visit(account.name, lambda: account.connect(self._clock), fetcher)
+        visit = Visit(
+            *(account.name, lambda: account.connect(self._clock), fetcher),
+            isRefusalFinal=account.setting.token is None,
+        )
         try:
             if isWatching:
                 await self._watch(account, visit, report)

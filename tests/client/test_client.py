@@ -544,6 +544,27 @@ def test_endlessMessage() -> None:
     assert end.wasAborted
 
 
+def test_octetsAfterThePause() -> None:
+    """
+    Octets that arrive although the client does not read, as with TLS, begin no time limit.
+    """
+    network = scripted({**GOOD, b"RETR": b"+OK\r\n", b"NOOP": b""})
+    client = connected(network)
+    message = run(network, client.retrieve(1, 5))
+    noop = client.noop()
+    client.dataReceived(b"x" * 300_000)
+    client.dataReceived(b"\r\n.\r\n")
+    network.clients[0].deliver(100)
+    network.clock.advance(1000)
+    assert not client.isLost
+    while run(network, message.nextChunk()) is not None:
+        pass
+    network.clock.advance(31)
+    assert client.why == "did not answer within 30 s"
+    noop.addErrback(lambda _: None)
+    network.pump()
+
+
 def test_slowMessage() -> None:
     """
     A server that sends an octet now and then does not hold the connection for ever.

@@ -222,6 +222,18 @@ def test_withoutUIDL(path: Path) -> None:
         Fetching(server.network, path, target).once()
 
 
+def test_failingUIDL(path: Path) -> None:
+    """
+    A server that refuses UIDL for once does not cause all messages to be fetched again.
+    """
+    server, target = Plain(("a", b"a: b\r\n\r\nx\r\n")), MemoryTarget()
+    assert Fetching(server.network, path, target).once() == 1
+    server.hasUIDL = False
+    with pytest.raises(TryAgain, match="refuses UIDL now"):
+        Fetching(server.network, path, target).once()
+    assert len(target.all) == 1
+
+
 @pytest.mark.parametrize("cut", [b"", b"+OK\r\nhal", b"-ERR gone\r\n", b"nonsense\r\n"])
 def test_brokenMessage(path: Path, cut: bytes) -> None:
     """

@@ -185,6 +185,25 @@ def test_pauses(tmp_path: Path) -> None:
     watching.stop()
 
 
+def test_expiredToken(tmp_path: Path) -> None:
+    """
+    A refusal that is not final, as with a token, is tried again.
+    """
+    box = Box(b"1\n")
+    watching = Watching(box.network, tmp_path / "db")
+    box.network.clients[0].other.loseConnection()
+    watching.fetching.visit._isRefusalFinal = False
+    box.provider.passwords["alice"] = "other"
+    watching.look()
+    watching.look()
+    assert watching.said == ["alice@test refuses the login"]
+    box.provider.passwords["alice"] = "secret"
+    box.add(b"2\n")
+    watching.look(20)
+    assert watching.fetched == [1, 1]
+    watching.stop()
+
+
 def test_wrongPassword(tmp_path: Path) -> None:
     """
     A wrong password is not tried again, because the server would ban the user.
