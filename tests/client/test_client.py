@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from twisted.cred.checkers import ICredentialsChecker
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -477,6 +479,43 @@ def test_badReplies(
     with pytest.raises(ServerUnavailable):
         run(network, client.noop())
     assert not network.clock.getDelayedCalls()
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(
+                [*(b"+OK", b"-ERR", b"\r\n", b".", b"+ ", b" ", b"1 a", b"1 5", b"PIPELINING")]
+                + [*(b" _", b"\r", b"\n", b"\0", b"[SYS/TEMP]", b"+", b"AAAA", b"\r\n.\r\n")]
+            ),
+            st.binary(max_size=4),
+        ),
+        max_size=40,
+    )
+)
+def test_anyOctets(pieces: list[bytes]) -> None:
+    """
+    Whatever a server sends, nothing is raised, and each command gets one outcome.
+    """
+    client = POP3Client(Clock(), executor=Inline())
+    network = Network(lambda: Scripted(b"", lambda *_: b""))
+    network.connect(Factory(client))
+    outcomes: list[Any] = []
+    begun = [
+        *(client.greeting(), client.askCapabilities(), client.uniqueIDs(), client.sizes()),
+        *(Deferred.fromCoroutine(read(client.retrieve(1))), client.ask(b"X"), client.wake()),
+        Deferred.fromCoroutine(client.logIn(ALICE, "USER")),
+    ]
+    for each in begun:
+        each.addBoth(outcomes.append)
+    for piece in pieces:
+        client.dataReceived(piece)
+        if client.isLost:
+            break
+    client.abort("ends")
+    network.pump()
+    assert len(outcomes) == len(begun)
+    assert not client.clock.getDelayedCalls()
 
 
 def test_malformedGreetings() -> None:

@@ -9,6 +9,7 @@ import pty
 import random
 import signal
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -295,6 +296,8 @@ def test_prompt(site: Site, home: Path) -> None:
     At a terminal the command asks for the password, and shows its progress.
     """
     ours, theirs = pty.openpty()
+    # The library shows nothing on a terminal without lines.
+    termios.tcsetwinsize(theirs, (24, 80))
     arguments = command(site, home, "--to", f"mbox:{home / 'box'}", site.url("bob"))
     process = subprocess.Popen(
         arguments,
@@ -322,6 +325,8 @@ def test_prompt(site: Site, home: Path) -> None:
     os.close(ours)
     assert process.wait(PATIENCE) == 0, said
     assert b"2 messages fetched" in said and b"secret" not in said
+    # The progress bar.
+    assert b"0/2" in said, said
 
 
 def test_watch(site: Site, home: Path) -> None:
