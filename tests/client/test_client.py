@@ -4,6 +4,7 @@ The POP3 client, against this service in memory, and against servers that break 
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -555,6 +556,32 @@ def test_badSCRAM(replies: list[bytes], words: str) -> None:
     with pytest.raises(ServerUnavailable, match=words):
         connected(network)
     assert len(network.clients[0].other.protocol.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        (b"+ " + b64encode(b"v=" + b64encode(b"x" * 32)) + b"\r\n", "answers .* wrongly"),
+        (b"+ " + b64encode(b"e=other-error") + b"\r\n", "answers .* wrongly"),
+        (b"+OK\r\n", "without proof"),
+    ],
+)
+def test_impostor(last: bytes, words: str) -> None:
+    """
+    A server that does not know the password cannot pretend that it does.
+    """
+
+    def answer(_: object, line: bytes) -> bytes:
+        if line == b"CAPA":
+            return b"+OK\r\nSASL SCRAM-SHA-256\r\n.\r\n"
+        if line.startswith(b"AUTH"):
+            nonce = b64decode(line.split()[2]).partition(b"r=")[2]
+            return b"+ " + b64encode(b"r=" + nonce + b"x,s=QSXCR+Q6sek8bf92,i=4096") + b"\r\n"
+        return last if line else b"+OK\r\n"
+
+    network = Network(lambda: Scripted(b"+OK\r\n", answer))
+    with pytest.raises(ServerUnavailable, match=words):
+        connected(network)
 
 
 # --- messages -------------------------------------------------------------------------
