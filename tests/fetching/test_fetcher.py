@@ -5,6 +5,7 @@ Fetching in memory: each message is stored once, whatever fails.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -94,6 +95,19 @@ def test_unsure(path: Path, recognises: bool) -> None:
     assert target.all == SENT[:3]
     told = ["message 2 may be stored twice, because an earlier attempt to store it was interrupted"]
     assert again.said == ([] if recognises else told)
+
+
+def test_keptForLong(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A message that stays on the server is remembered as long as it stays.
+    """
+    box, target = Box(b"1\n"), MemoryTarget(recognises=False)
+    days = 0
+    clock = SimpleNamespace(time=lambda: days * 86400.0)
+    monkeypatch.setattr("pop3svc.fetching.fetcher.time", clock)
+    for days in (1, 21, 41, 61, 81):
+        Fetching(box.network, path, target).once()
+    assert target.all == [b"1\r\n"]
 
 
 def test_lostRecord(tmp_path: Path, path: Path) -> None:
