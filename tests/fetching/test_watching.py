@@ -128,6 +128,7 @@ def test_inUse(tmp_path: Path) -> None:
     box.network.pump()
     watching.look()
     assert watching.fetched == [1, 1] and watching.said == []
+    assert len(box.network.clients) == 2
     other.record.close()
     watching.stop()
 
