@@ -267,9 +267,9 @@ class Watch:
         woken, asleep = client.wake(), client.sleep()
         try:
             hasNews = await woken
-        except CommandRefused as error:
+        except ClientError as error:
             asleep.addErrback(lambda _: None)
-            if error.code != "IN-USE":
+            if not (isinstance(error, CommandRefused) and error.code == "IN-USE"):
                 raise
             # Another session reads the mailbox now.
             return False
