@@ -44,7 +44,7 @@ from pop3svc.testing import Inline
 from tests.support.upstreams import Network, Scripted, result
 
 ALICE = PasswordLogin("alice", "secret")
-MESSAGES = [b"a: b\n\none\n", b"c: d\n\n.\n..\n.x\n\n", b"e: f\n\n" + b"x" * 70_000 + b"\n"]
+MESSAGES = [b"a: b\n\none\n", b"c: d\n\n.\n..\n.x\n\n", b"e: f\n\n" + b"x" * 20_000 + b"\n"]
 WIRE = [each.replace(b"\n", b"\r\n") for each in MESSAGES]
 
 
