@@ -65,6 +65,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "reload": Operation(),
     "drain": Operation(),
     "metrics": Operation(),
+    "activity": Operation(optional=("seconds",), isLasting=True),
     "trace": Operation(required=("target",), optional=("seconds",), isLasting=True),
 }
 
@@ -123,6 +124,18 @@ def addressIn(text: str) -> str:
         raise OperationError(f"{text} is not an IP address.")
 
 
+def secondsIn(text: str | None, default: int, most: int) -> int:
+    """
+    @param text: the argument C{seconds}, or L{None} for the default.
+    @raise OperationError: C{text} is no whole number from 1 to C{most}.
+    """
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
+        raise OperationError(f"The seconds of a trace are a whole number, from 1 to {most}.")
+    return int(text)
+
+
 def isAddress(text: str) -> bool:
     """
     @return: whether C{text} is an IP address, or a banned network.
@@ -147,6 +160,7 @@ class ProcessOperations:
         worker: int = 0,
         numbers: Any = None,
         traces: Any = None,
+        activity: Any = None,
     ) -> None:
         """
         @param service: L{pop3svc.service.running.POP3Service}
@@ -154,8 +168,10 @@ class ProcessOperations:
         @param worker: the number of this worker; 0 without workers.
         @param numbers: L{pop3svc.metrics.numbers.ProcessNumbers}; L{None} if nothing is counted.
         @param traces: L{pop3svc.admin.traces.Traces}
+        @param activity: L{pop3svc.admin.activity.Activity}; L{None} if nothing is counted.
         """
         self._numbers = numbers
+        self._activity = activity
         self._service = service
         self._traces = traces
         self._parts = parts
@@ -175,6 +191,10 @@ class ProcessOperations:
             return await self._who(send, **arguments)
         if name == "trace":
             return await self._trace(send, **arguments)
+        if name == "activity":
+            if self._activity is None:
+                raise OperationError("The service counts nothing, because it runs without --web.")
+            return await self._activity.run(send, **arguments)
         method: Callable[..., Eventual[Any]] = getattr(self, f"_{name}")
         result = method(**arguments)
         return await result if isAwaitable(result) else result

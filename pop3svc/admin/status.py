@@ -8,26 +8,23 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from twisted.internet.address import UNIXAddress
-
 from pop3svc.accounts.hashing import hashing
 from pop3svc.files import disk, longWork
 from pop3svc.health import Health
 
-__all__ = ["partsOf"]
+__all__ = ["partsOf", "placeOf"]
 
 
-def _text(address: Any) -> str:
+def placeOf(address: Any) -> str:
     """
-    @return: the address of a listener, as in a URL.
+    @param address: L{twisted.internet.interfaces.IAddress} of a port.
+    @return: the host and the port, or the path of a UNIX socket.
     """
-    if isinstance(address, UNIXAddress):
-        return f"unix:{os.fsdecode(address.name or b'')}"
-    return (
-        f"[{address.host}]:{address.port}"
-        if ":" in address.host
-        else f"{address.host}:{address.port}"
-    )
+    if not hasattr(address, "port"):
+        name = getattr(address, "name", address)
+        return os.fsdecode(name) if isinstance(name, bytes) else str(name)
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"{host}:{address.port}"
 
 
 def partsOf(certificates: Any, service: Any) -> Callable[[], Mapping[str, Any]]:
@@ -41,7 +38,7 @@ def partsOf(certificates: Any, service: Any) -> Callable[[], Mapping[str, Any]]:
 
     def parts() -> Mapping[str, Any]:
         return {
-            "listeners": [_text(each.getHost()) for each in service.ports],
+            "listeners": [placeOf(each.getHost()) for each in service.ports],
             "certificates": [
                 {"path": each.certificate, "end": each.end.timestamp()}
                 for each in certificates.all()

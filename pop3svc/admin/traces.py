@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
-from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
+from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress, secondsIn
 from pop3svc.admin.sessions import idOf
 from pop3svc.protocol.connection import POP3Connection
 from pop3svc.protocol.taps import Heard, Tap
@@ -146,7 +146,7 @@ class Traces:
         @param send: see L{Trace}.
         @raise OperationError: C{seconds} is no such number, or too many traces run.
         """
-        limit = _secondsIn(seconds)
+        limit = secondsIn(seconds, _DEFAULT, _LONGEST)
         if len(self._traces) >= _MOST:
             raise OperationError(f"{_MOST} traces run already.")
         trace = Trace(target, send, self._worker)
@@ -203,11 +203,3 @@ class Traces:
         self._taps.pop(connection, None)
         for each in self._traces:
             each.ended(connection)
-
-
-def _secondsIn(text: str | None) -> int:
-    if text is None:
-        return _DEFAULT
-    if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= _LONGEST):
-        raise OperationError(f"The seconds of a trace are a whole number, from 1 to {_LONGEST}.")
-    return int(text)

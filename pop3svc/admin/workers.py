@@ -115,7 +115,7 @@ class WorkersOperations:
         See L{pop3svc.admin.operations.Handler.do}.
         """
         throttle = self._supervisor.throttle
-        if name in ("who", "trace"):
+        if name in ("who", "trace", "activity"):
             return await self._askAll(name, arguments, send)
         if name == "kick":
             return sum(await self._askAll(name, arguments, send))
@@ -162,7 +162,7 @@ class WorkersOperations:
             if not hasAnswered:
                 raise OperationError(f"{worker}: {answer.getErrorMessage()}")
             results.append(answer)
-        return None if name in ("who", "trace") else results
+        return results if name == "kick" else None
 
     async def _status(self, send: Send) -> dict[str, Any]:
         workers = []

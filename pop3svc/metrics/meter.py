@@ -100,7 +100,10 @@ class _Record(SessionRecord):
     meter: Meter
 
     def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
-        self.meter.ended(self)
+        meter = self.meter
+        meter.ended(self)
+        if meter.hear is not None and self.user is not None:
+            meter.hear("end", info, self.user, reason)
         super().tell(info, tls, now, reason)
 
 
@@ -181,10 +184,15 @@ class Meter:
     @ivar makeRecord: makes the counters of a session.
     @ivar makeCalls: makes what calls the provider for a session.
     @ivar calls: the calls of each method.
+    @ivar hear: called with a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user and a
+        detail when a session has logged in (C{login}, the mechanism), was refused (C{refused}, the
+        mechanism; without the user), has fallen asleep (C{sleep}), has woken up (C{wake}, the code
+        of the reply), or has ended (C{end}, the reason); L{None} if nobody listens.
     """
 
     def __init__(self, clock: IReactorTime) -> None:
         self.clock = clock
+        self.hear: Callable[[str, Any, str | None, str], object] | None = None
         self._seconds = clock.seconds
         self.accepted = self.refused = 0
         # Sums of the sessions that have ended.
@@ -217,6 +225,8 @@ class Meter:
             return self._auth(measured, histogram)
         if verb == "WAKE":
             return self._wake(measured)
+        if verb == "SLEE":
+            return self._sleep(measured)
         return measured
 
     def _measured(self, run: Run, histogram: Histogram) -> Callable[..., Awaitable[Reply]]:
@@ -236,17 +246,24 @@ class Meter:
 
         return measured
 
-    def _login(self, mechanism: str, run: Callable[..., Awaitable[Reply]]) -> Run:
-        logins = self._logins
+    def _count(self, session: Any, mechanism: str, result: str) -> None:
+        self._logins[mechanism, result] += 1
+        if self.hear is None:
+            return
+        if result == "ok":
+            self.hear("login", session.info, session.record.user, mechanism)
+        elif result == "refused":
+            self.hear("refused", session.info, None, mechanism)
 
+    def _login(self, mechanism: str, run: Callable[..., Awaitable[Reply]]) -> Run:
         @wraps(run)
-        async def login(*arguments: Any) -> Reply:
+        async def login(session: Any, *arguments: Any) -> Reply:
             try:
-                reply = await run(*arguments)
+                reply = await run(session, *arguments)
             except BaseException as error:
-                logins[mechanism, _result(error)] += 1
+                self._count(session, mechanism, _result(error))
                 raise
-            logins[mechanism, "ok" if reply.positive else "refused"] += 1
+            self._count(session, mechanism, "ok" if reply.positive else "refused")
             return reply
 
         return login
@@ -275,12 +292,12 @@ class Meter:
         try:
             reply = await run(*arguments)
         except BaseException as error:
-            self._logins[mechanism, _result(error)] += 1
+            self._count(session, mechanism, _result(error))
             raise
         exchange = session.exchange
         if not reply.isChallenge or exchange is None:
             result = "ok" if reply.positive else _RESULTS.get(reply.code or "", "busy")
-            self._logins[mechanism, result] += 1
+            self._count(session, mechanism, result)
             return reply
         measured = self._measured(exchange.respond, histogram)
         session.exchange = _Exchange(
@@ -300,9 +317,21 @@ class Meter:
                 wakes["refused"] += 1
                 raise
             wakes["new" if reply.code == "ACTIVITY/NEW" else "none"] += 1
+            if self.hear is not None:
+                self.hear("wake", session.info, session.record.user, reply.code or "")
             return reply
 
         return wake
+
+    def _sleep(self, run: Callable[..., Awaitable[Reply]]) -> Run:
+        @wraps(run)
+        async def sleep(session: Any) -> Reply:
+            reply = await run(session)
+            if self.hear is not None:
+                self.hear("sleep", session.info, session.record.user, "")
+            return reply
+
+        return sleep
 
     # --- counting ---------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.admin.activity import Activity
 from pop3svc.admin.operations import Handler, ProcessOperations
 from pop3svc.admin.server import AdminFactory, AdminSocket
 from pop3svc.admin.status import partsOf
@@ -606,13 +607,19 @@ class Assembly:
 
             _add(StaplingService(self._certificates.stapler, self._reactor), service)
         traces = Traces(service.factory, self._reactor, number)
-        operations = ProcessOperations(service, facts, self._reactor, number, numbers, traces)
+        activity = None
+        if self._meter is not None:
+            activity = Activity(self._meter, self._reactor, number)
+        operations = ProcessOperations(
+            *(service, facts, self._reactor, number, numbers, traces, activity)
+        )
         if self._shared is None:
             self._operated(service)
             self._notifies(service, service.describe)
             self._openAdminSocket(service, operations)
             if numbers is not None:
-                self._openWebPort(service, ServiceNumbers(service, numbers, self._certificates))
+                whole = ServiceNumbers(service, numbers, self._certificates)
+                self._openWebPort(service, whole, operations, service.throttle)
         else:
             self._parent.operations = operations
             self._parent.numbers = numbers
@@ -641,12 +648,17 @@ class Assembly:
             factory = AdminFactory(handler, self._reactor)
             _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
 
-    def _openWebPort(self, service: Operated, numbers: Any) -> None:
+    def _openWebPort(
+        self, service: Operated, numbers: Any, handler: Handler, throttle: SharedThrottle
+    ) -> None:
         # twisted.web is not imported here, because few services need it.
         from pop3svc.service.webport import WebPort
 
         creator = self._certificates.of()
-        _add(WebPort(self._reactor, self.settings, creator, numbers), service)
+        _add(
+            WebPort(self._reactor, self.settings, creator, numbers, handler, throttle),
+            service,
+        )
 
     def _supervising(
         self,
@@ -693,8 +705,9 @@ class Assembly:
         numbers = None
         if self.settings.web is not None:
             numbers = supervisor.numbers = WorkersNumbers(supervisor, self._certificates)
-            self._openWebPort(supervisor, numbers)
         operations = WorkersOperations(supervisor, facts, self._reactor, numbers)
+        if numbers is not None:
+            self._openWebPort(supervisor, numbers, operations, service.throttle)
         self._openAdminSocket(supervisor, operations)
         return supervisor
 

@@ -368,13 +368,13 @@ SERVICE = (
     Setting(
         "web",
         TEXT,
-        "Endpoint string of a port for HTTP with metrics and health, such as "
+        "Endpoint string of a port for HTTP with the operator's page, metrics and health, such as "
         "tcp:8110:interface=127.0.0.1 or unix:/run/pop3svc/web (default: no such port).",
     ),
     Setting(
         "web-password",
         SECRET,
-        "Password that /metrics of the port for HTTP asks for, with any user name.",
+        "Password that the operator's page and /metrics ask for, with any user name.",
         isOption=False,
     ),
     Setting(

@@ -6,26 +6,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.application.service import MultiService
+from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.python.failure import Failure
 
+from pop3svc.accounts.throttle import LoginGuard
+from pop3svc.admin.operations import Handler
 from pop3svc.metrics.exposition import requireLibrary
 from pop3svc.networks import isLoopback
 from pop3svc.service.arguments import parseArguments
 from pop3svc.service.endpoints import serverEndpoint
 from pop3svc.service.settings import SettingError, Settings
-from pop3svc.web.resources import makeRoot
+from pop3svc.web.guard import Guard
+from pop3svc.web.operator import OperatorPage
+from pop3svc.web.resources import Recent, makeRoot
 from pop3svc.web.server import BoundedSite
 
 __all__ = ["WebPort", "checkPlace"]
 
+# The names of this machine in addresses of a page on loopback.
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
-def checkPlace(settings: Settings) -> None:
+
+def checkPlace(settings: Settings) -> frozenset[str] | None:
     """
     Check that other machines cannot use the port without a password and TLS.
 
+    @return: the names of hosts that a request may contain; L{None} for all names.
     @raise SettingError: they could.
     """
     text = settings.web
@@ -43,8 +51,10 @@ def checkPlace(settings: Settings) -> None:
         interface = positional[place] if len(positional) > place else ""
     if interface == "localhost":
         interface = "127.0.0.1"
-    if kind == "unix" or (kind in ("tcp", "tcp6", "ssl") and interface and isLoopback(interface)):
-        return
+    if kind == "unix":
+        return None
+    if kind in ("tcp", "tcp6", "ssl") and interface and isLoopback(interface):
+        return frozenset([*_LOCAL_NAMES, f"[{interface}]" if ":" in interface else interface])
     if kind != "ssl":
         raise SettingError(
             f"{where}: other machines could read it, so use ssl: and web-password, or unix:, or "
@@ -52,31 +62,49 @@ def checkPlace(settings: Settings) -> None:
         )
     if not settings.webPassword:
         raise SettingError(f"{where}: other machines could read it, so set web-password")
+    return None
 
 
-class WebPort(Service):
+class WebPort(MultiService):
     """
-    The port for HTTP.  It is open from the start of the program, while the program has the
-    privileges for it, to the end of the service.
+    The port for HTTP, and the operator's page.  It is open from the start of the program, while the
+    program has the privileges for it, to the end of the service.
     """
 
-    def __init__(self, reactor: Any, settings: Settings, creator: Any, numbers: Any) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        settings: Settings,
+        creator: Any,
+        numbers: Any,
+        handler: Handler,
+        throttle: Any,
+    ) -> None:
         """
         Open the port.
 
         @param creator: the service's certificate, for C{ssl:}.
         @param numbers: L{pop3svc.metrics.numbers.ServiceNumbers} or
             L{pop3svc.metrics.numbers.WorkersNumbers}
+        @param handler: carries out the operations of the page.
+        @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts wrong passwords.
         @raise SettingError: the port is not possible.
         """
-        checkPlace(settings)
+        super().__init__()  # type: ignore[no-untyped-call]
+        hosts = checkPlace(settings)
         where = f"{settings.where('web')} {settings.web}"
         try:
             requireLibrary()
             endpoint = serverEndpoint(reactor, str(settings.web), creator)
         except ValueError as error:
             raise SettingError(f"{where}: {error}")
-        self._site = BoundedSite(makeRoot(numbers, settings.webPassword or "", reactor), reactor)
+        guard = Guard(settings.webPassword or "", LoginGuard(reactor, throttle), hosts)
+        recent = Recent(numbers.collect, reactor)
+        root = makeRoot(numbers, guard, recent, reactor)
+        page = OperatorPage(handler, recent.get, guard, reactor)
+        page.addTo(root)
+        page.history.setServiceParent(self)  # type: ignore[no-untyped-call]
+        self._site = BoundedSite(root, reactor)
         self._port: Any = None
         failures: list[Failure] = []
         listening: Deferred[Any] = endpoint.listen(self._site)
@@ -93,6 +121,8 @@ class WebPort(Service):
         """
         See L{twisted.application.service.IService.stopService}.
         """
-        super().stopService()  # type: ignore[no-untyped-call]
         self._site.abortAll()
-        return None if self._port is None else maybeDeferred(self._port.stopListening)
+        stopping = [maybeDeferred(super().stopService)]
+        if self._port is not None:
+            stopping.append(maybeDeferred(self._port.stopListening))
+        return gatherResults(stopping)

@@ -4,9 +4,7 @@ The resources of the port for HTTP: metrics and health.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Coroutine, Mapping
-from hashlib import sha256
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -17,13 +15,14 @@ from twisted.web.server import NOT_DONE_YET
 
 from pop3svc.metrics.exposition import CONTENT_TYPE, expose
 from pop3svc.metrics.numbers import readiness
+from pop3svc.web.guard import Guard
 
 __all__ = ["Answer", "Recent", "makeRoot"]
 
 log = Logger(namespace="pop3svc")
 
 _TEXT = "text/plain; charset=utf-8"
-# Seconds before a wrong password is refused.
+# Seconds before a request without a password is refused.
 _REFUSAL_DELAY = 1.0
 
 # A status, the type of the body, and the body.
@@ -75,17 +74,15 @@ class Answer(Resource):
     isLeaf = False
 
     def __init__(
-        self, make: Callable[[], Coroutine[Any, Any, Content]], password: str, clock: Any
+        self, make: Callable[[], Coroutine[Any, Any, Content]], guard: Guard | None, clock: Any
     ) -> None:
         """
         @param make: makes the answer.
-        @param password: which a client has to send by HTTP Basic (RFC 7617); empty if it has to
-            send none.
+        @param guard: checks the password; L{None} if a client has to send none.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._make = make
-        self._digest = sha256(password.encode("utf-8", "surrogateescape")).digest()
-        self._needsPassword = bool(password)
+        self._guard = guard
         self._clock = clock
 
     def getChild(self, path: bytes, request: Any) -> Resource:
@@ -106,17 +103,12 @@ class Answer(Resource):
         work.addErrback(lambda failure: failure.trap(CancelledError))
         return NOT_DONE_YET
 
-    def _isAllowed(self, request: Any) -> bool:
-        if not self._needsPassword:
-            return True
-        given = sha256(request.getPassword()).digest()
-        return hmac.compare_digest(given, self._digest)
-
     async def _answer(self, request: Any) -> None:
-        if not self._isAllowed(request):
-            over: Deferred[None] = Deferred(lambda _: timer.cancel())
-            timer = self._clock.callLater(_REFUSAL_DELAY, over.callback, None)
-            await over
+        if self._guard is not None and not await self._guard.isAllowed(request):
+            if not request.requestHeaders.hasHeader(b"authorization"):
+                over: Deferred[None] = Deferred(lambda _: timer.cancel())
+                timer = self._clock.callLater(_REFUSAL_DELAY, over.callback, None)
+                await over
             request.setHeader(b"www-authenticate", b'Basic realm="pop3svc", charset="UTF-8"')
             content: Content = (401, _TEXT, b"The password is missing or wrong.\n")
         else:
@@ -169,15 +161,15 @@ class _Root(Resource):
         return _NOT_FOUND
 
 
-def makeRoot(service: Any, password: str, clock: Any) -> Resource:
+def makeRoot(service: Any, guard: Guard, recent: Recent, clock: Any) -> Resource:
     """
     @param service: L{pop3svc.metrics.numbers.ServiceNumbers} or
         L{pop3svc.metrics.numbers.WorkersNumbers}
-    @param password: for C{/metrics}; empty for none.  Health needs no password, because programs
+    @param guard: checks the password for C{/metrics}.  Health needs no password, because programs
         that balance load send none, and it says little.
+    @param recent: the numbers of the service.
     @return: the root of the port, with C{/metrics}, C{/healthz} and C{/readyz}.
     """
-    recent = Recent(service.collect, clock)
     last: tuple[Mapping[str, Any] | None, bytes] = (None, b"")
 
     async def metrics() -> Content:
@@ -200,9 +192,9 @@ def makeRoot(service: Any, password: str, clock: Any) -> Resource:
 
     root = _Root()  # type: ignore[no-untyped-call]
     for path, make, needed in (
-        (b"metrics", metrics, password),
-        (b"healthz", health, ""),
-        (b"readyz", ready, ""),
+        (b"metrics", metrics, guard),
+        (b"healthz", health, None),
+        (b"readyz", ready, None),
     ):
         root.putChild(path, Answer(make, needed, clock))
     return root

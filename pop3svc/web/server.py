@@ -32,18 +32,16 @@ class _Request(Request):
     A request whose body is bounded.
     """
 
-    # Octets of a body.  No resource of this port takes more than a form with a few fields.
-    LARGEST = 65_536
     isTooLarge = False
 
     def gotLength(self, length: int | None) -> None:
         """
         See L{twisted.web.http.Request.gotLength}.
         """
-        self.isTooLarge = length is None or length > self.LARGEST
+        channel: Any = self.channel
+        self.isTooLarge = length is None or length > channel.largestBody
         self.content = _Nowhere() if self.isTooLarge else BytesIO()
         if self.isTooLarge:
-            channel: Any = self.channel
             channel.refuse(b"413 Content Too Large")
 
     def process(self) -> None:
@@ -63,7 +61,7 @@ class _Request(Request):
 
 class _Channel(HTTPChannel):
     """
-    A connection that carries one request, and lasts a few seconds.
+    A connection that carries one request, and lasts a few seconds unless it L{lasts}.
     """
 
     # Octets of the request line and all headers.  Monitoring systems send some hundred.
@@ -87,6 +85,28 @@ class _Channel(HTTPChannel):
         """
         transport: Any = self.transport
         transport.abortConnection()
+
+    @property
+    def largestBody(self) -> int:
+        """
+        The octets that the body of this request may have.
+        """
+        path = self._path.partition(b"?")[0]
+        return int(self.factory.largeBodies.get(path, self.factory.LARGEST))
+
+    def lasts(self) -> bool:
+        """
+        Let this connection last, because its answer does.
+
+        @return: whether there is room for it.
+        """
+        return bool(self.factory.letLast(self))
+
+    def lastFor(self, seconds: float) -> None:
+        """
+        @param seconds: the time from now to the end of the connection.
+        """
+        self._life.reset(seconds)
 
     def refuse(self, status: bytes) -> None:
         """
@@ -126,6 +146,7 @@ class _Channel(HTTPChannel):
         if self._life is not None and self._life.active():
             self._life.cancel()
         self.factory.channels.pop(self, None)
+        self.factory.lasting.discard(self)
         super().connectionLost(reason)  # type: ignore[no-untyped-call]
 
 
@@ -135,11 +156,18 @@ class BoundedSite(Site):
     of the oldest one, so that clients that hang cannot keep others away.
 
     @ivar channels: the connections, the oldest first.
+    @ivar lasting: the connections whose answers last; they are not among L{channels}.
+    @ivar largeBodies: the most octets of a body, for paths that take more than L{LARGEST}.
     """
 
     noisy = False
     # Connections at the same time: a few monitoring systems and pages.
     MOST = 64
+    # Connections whose answers last, and the seconds that they last.  The browser connects again.
+    MOST_LASTING = 32
+    LASTING = 3600.0
+    # Octets of a body: a form with a few fields.
+    LARGEST = 65_536
     requestFactory = _Request
 
     def __init__(self, resource: Any, reactor: Any) -> None:
@@ -149,6 +177,8 @@ class BoundedSite(Site):
         super().__init__(resource, reactor=reactor, timeout=_Channel.LIFE)  # type: ignore[no-untyped-call]
         self.protocol: Any = _Channel
         self.channels: dict[_Channel, None] = {}
+        self.lasting: set[_Channel] = set()
+        self.largeBodies: dict[bytes, int] = {}
 
     def startFactory(self) -> None:
         """
@@ -178,9 +208,20 @@ class BoundedSite(Site):
         self.channels[channel] = None
         return channel
 
+    def letLast(self, channel: _Channel) -> bool:
+        """
+        @return: whether a connection may last for L{LASTING} seconds.
+        """
+        if len(self.lasting) >= self.MOST_LASTING or channel not in self.channels:
+            return False
+        del self.channels[channel]
+        self.lasting.add(channel)
+        channel.lastFor(self.LASTING)
+        return True
+
     def abortAll(self) -> None:
         """
         End all connections.
         """
-        for each in list(self.channels):
+        for each in [*self.channels, *self.lasting]:
             each.abort()

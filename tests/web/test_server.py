@@ -14,7 +14,9 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
 
-from pop3svc.web.resources import makeRoot
+from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
+from pop3svc.web.guard import Guard
+from pop3svc.web.resources import Recent, makeRoot
 from pop3svc.web.server import BoundedSite
 from tests.support.mailboxes import logged
 
@@ -61,7 +63,10 @@ class Port:
     def __init__(self, password: str = "") -> None:
         self.clock = MemoryReactorClock()
         self.service = Service()
-        self.site = BoundedSite(makeRoot(self.service, password, self.clock), self.clock)
+        throttle = LoginGuard(self.clock, SharedThrottle(self.clock))
+        recent = Recent(self.service.collect, self.clock)
+        root = makeRoot(self.service, Guard(password, throttle), recent, self.clock)
+        self.site = BoundedSite(root, self.clock)
         self.site.startFactory()
 
     def connect(self) -> tuple[Any, Transport]:

@@ -1,0 +1,119 @@
+"""
+Tell the operator about logins, sleepers and wakes as they happen.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+
+from pop3svc.admin.operations import OperationError, Send, secondsIn
+
+__all__ = ["Activity"]
+
+# Seconds that an operation runs unless the operator says otherwise, and at most.
+_DEFAULT, _LONGEST = 60, 3600
+# Operations at the same time: each open page of a service needs none of its own.
+_MOST = 4
+# Seconds between two parts of an answer, and between two signs of life.
+_EVERY, _BEAT = 0.25, 2.0
+# Events in one part.  A person cannot read more; the rest is only counted.
+_AT_ONCE = 50
+
+
+class _Listener:
+    """
+    One operation, and the events that it has not sent.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.events: list[dict[str, Any]] = []
+        self._leftOut = 0
+        self._quiet = 0.0
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """
+        Take an event.
+        """
+        if len(self.events) < _AT_ONCE:
+            self.events.append(event)
+        else:
+            self._leftOut += 1
+
+    def flush(self) -> None:
+        """
+        Send the events, or at least a sign of life.
+        """
+        self._quiet += _EVERY
+        if not self.events and self._quiet < _BEAT:
+            return
+        events, self.events = self.events, []
+        if self._leftOut:
+            events.append({"what": "more", "count": self._leftOut})
+        self._leftOut, self._quiet = 0, 0.0
+        self.send(events)
+
+
+class Activity:
+    """
+    The operations of a process that hear of its sessions.  While there are none, the sessions tell
+    nothing.
+    """
+
+    def __init__(self, meter: Any, clock: Any, worker: int = 0) -> None:
+        """
+        @param meter: L{pop3svc.metrics.meter.Meter}
+        @param worker: see L{pop3svc.admin.sessions.idOf}.
+        """
+        self._meter = meter
+        self._clock = clock
+        self._worker = worker
+        self._listeners: list[_Listener] = []
+
+    async def run(self, send: Send, seconds: str | None = None) -> None:
+        """
+        Tell of the sessions for some seconds, or until this coroutine is cancelled.
+
+        @param send: takes events: C{time} (seconds since the epoch), C{what} and C{detail} (see
+            L{pop3svc.metrics.meter.Meter}), C{session}, C{user} and C{address}; or C{what} is
+            C{more}, and C{count} says how many events were left out.
+        @raise OperationError: C{seconds} is no such number, or too many operations run.
+        """
+        limit = secondsIn(seconds, _DEFAULT, _LONGEST)
+        if len(self._listeners) >= _MOST:
+            raise OperationError(f"{_MOST} of these operations run already.")
+        listener = _Listener(send)
+        self._listeners.append(listener)
+        self._meter.hear = self._hear
+        flushing: Any = LoopingCall(listener.flush)
+        flushing.clock = self._clock
+        over: Deferred[None] = Deferred()
+        timer = self._clock.callLater(limit, over.callback, None)
+        flushing.start(_EVERY, now=False)
+        try:
+            await over
+            listener.flush()
+        finally:
+            if timer.active():
+                timer.cancel()
+            flushing.stop()
+            self._listeners.remove(listener)
+            if not self._listeners:
+                self._meter.hear = None
+
+    def _hear(self, what: str, info: Any, user: str | None, detail: str) -> None:
+        number = info.connectionID
+        event = {
+            "time": round(time.time(), 3),
+            "what": what,
+            "session": f"{self._worker}.{number}" if self._worker else str(number),
+            "user": user,
+            "address": info.clientIP,
+            "detail": detail,
+        }
+        for each in self._listeners:
+            each.hear(event)

@@ -1,0 +1,68 @@
+"""
+Build HTML.  Text is escaped unless it is already HTML.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+from pop3svc.logs import escaped
+
+__all__ = ["Child", "Markup", "joined", "tag", "text"]
+
+# Elements without an end tag (HTML, section 13.1.2).
+_VOID = frozenset(["br", "hr", "input", "link", "meta"])
+
+
+class Markup(str):
+    """
+    Text that is HTML.
+    """
+
+    __slots__ = ()
+
+
+# What an element may contain: HTML, text that is escaped, or nothing.
+Child = str | int | float | None
+
+
+def text(value: object) -> Markup:
+    """
+    @param value: any text, such as what a client has sent.
+    @return: its characters as HTML.  Characters that are not printable, such as marks that change
+        the direction of writing, become escape sequences.
+    """
+    return Markup(escape(escaped(str(value))))
+
+
+def joined(*children: Child) -> Markup:
+    """
+    @return: some children as one piece of HTML.
+    """
+    return Markup(
+        "".join(
+            each if isinstance(each, Markup) else text(each)
+            for each in children
+            if each is not None
+        )
+    )
+
+
+def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
+    """
+    Make an element.
+
+    @param children: text is escaped; L{Markup} is not.
+    @param attributes: the underscore in C{data_label} stands for a hyphen, and one at the end is
+        removed, as in C{class_}.  An attribute that is L{None} or C{False} is left out.
+    """
+    parts = [f"<{name}"]
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        written = key.rstrip("_").replace("_", "-")
+        parts.append(f" {written}" if value is True else f' {written}="{text(value)}"')
+    parts.append(">")
+    if name not in _VOID:
+        parts.append(f"{joined(*children)}</{name}>")
+    return Markup("".join(parts))

@@ -1,0 +1,325 @@
+"""
+The operator's page: one more view of the admin operations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.web.resource import Resource
+
+from pop3svc.admin.operations import Handler, OperationError
+from pop3svc.web.guard import Guard
+from pop3svc.web.history import History
+from pop3svc.web.markup import Child, Markup, joined, tag
+from pop3svc.web.pages import (
+    Page,
+    Response,
+    addStatic,
+    field,
+    hidden,
+    layout,
+    notice,
+    redirect,
+    refusal,
+)
+from pop3svc.web.streams import Stream, Streams
+from pop3svc.web.views import (
+    showActivity,
+    showBans,
+    showCertificates,
+    showCharts,
+    showServers,
+    showSessions,
+    showSummary,
+    showWorkers,
+)
+
+__all__ = ["OperatorPage"]
+
+log = Logger(namespace="pop3svc")
+
+# Sessions and bans that the page shows, so that a page is small and made in some milliseconds.
+_MOST = 100
+# Events that the page shows.
+_EVENTS = 50
+# Seconds between two looks at the service while somebody watches, and how many times as long as a
+# look the pause is at least, so that watching a large service takes a small part of its time.
+_EVERY, _PAUSE = 1.0, 20
+# Seconds between two questions for events after a failure.
+_AGAIN = 5.0
+
+# The parts of the page: name, title, and whether the part takes the whole width.
+_PARTS = (
+    ("summary", "Now", True),
+    ("charts", "The last hour", True),
+    ("sessions", "Sessions", True),
+    ("activity", "Sleepers, wakes and logins", True),
+    ("bans", "Bans", False),
+    ("certificates", "Certificates", False),
+    ("servers", "Stores and sources of accounts", False),
+    ("workers", "Workers", False),
+)
+
+_DONE = {
+    "kicked": "The session has ended.",
+    "gone": "There was no such session any more.",
+    "lifted": "The ban is lifted.",
+    "nothing": "There was nothing to lift.",
+    "draining": "The service admits no more logins, and ends when it is empty.",
+}
+
+
+class OperatorPage:
+    """
+    The pages that show the service to its operator, and their forms.
+
+    @ivar history: the last hour; it starts and stops with the service.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        collect: Callable[[], Awaitable[Mapping[str, Any]]],
+        guard: Guard,
+        clock: Any,
+        links: Child = None,
+    ) -> None:
+        """
+        @param handler: carries out admin operations.
+        @param collect: returns L{pop3svc.metrics.declarations.Numbers}.
+        @param links: the links to other pages.
+        """
+        self._handler = handler
+        self._collect = collect
+        self._guard = guard
+        self._clock = clock
+        self._links = links
+        self.history = History(collect, clock)
+        self._streams = Streams(clock)
+        self._streams.changed = self._watch
+        self._events: deque[Mapping[str, Any]] = deque(maxlen=_EVENTS)
+        self._shown: dict[str, Markup] = {}
+        self._watching: list[Deferred[Any]] = []
+
+    def addTo(self, root: Resource) -> None:
+        """
+        Add the pages to the root of a port.
+        """
+        guard = self._guard
+        addStatic(root, guard)
+        root.putChild(b"", Page(guard, self._page))
+        root.putChild(b"events", Page(guard, self._begin))
+        root.putChild(b"kick", Page(guard, self._confirmKick, self._kick))
+        root.putChild(b"lift", Page(guard, None, self._lift))
+        root.putChild(b"drain", Page(guard, self._confirmDrain, self._drain))
+
+    # --- the page -----------------------------------------------------------------
+
+    async def _some(self, name: str) -> tuple[list[Any], bool]:
+        """
+        Ask for the first items of a long answer.
+
+        @return: the items, and whether there are more.
+        """
+        items: list[Any] = []
+        full: Deferred[None] = Deferred()
+
+        def send(more: list[Any]) -> Deferred[None] | None:
+            items.extend(more)
+            if len(items) <= _MOST:
+                return None
+            if not full.called:
+                full.callback(None)
+            # There is room for no more items.
+            return Deferred()
+
+        asked = Deferred.fromCoroutine(self._handler.do(name, {}, send))
+        failures: list[Any] = []
+        ended: Deferred[None] = Deferred(lambda _: asked.cancel())
+        asked.addErrback(failures.append)
+        for each in (asked, full):
+            each.addCallback(lambda _: None if ended.called else ended.callback(None))
+        await ended
+        if full.called:
+            asked.cancel()
+            return items[:_MOST], True
+        if failures:
+            failures[0].raiseException()
+        return items, False
+
+    async def _look(self) -> dict[str, Markup]:
+        """
+        @return: the parts of the page as they are now.
+        """
+        numbers = await self._collect()
+        sessions, isMore = await self._some("who")
+        status = await self._handler.do("status", {}, _ignore)
+        bans = await self._handler.do("bans", {}, _ignore)
+        return {
+            "summary": showSummary(status, numbers),
+            "charts": showCharts(self.history.minutes(numbers)),
+            "sessions": showSessions(sessions, isMore),
+            "activity": showActivity([*reversed(self._events)]),
+            "bans": showBans(bans[:_MOST], len(bans) > _MOST),
+            "certificates": showCertificates(status, time.time()),
+            "servers": showServers(status),
+            "workers": showWorkers(status),
+        }
+
+    async def _page(self, request: Any) -> Response:
+        try:
+            parts = await self._look()
+        except OperationError as error:
+            return refusal(503, str(error))
+        token = self._guard.token(request)
+        sections = [
+            tag(
+                "section",
+                tag("h2", title, id=f"{name}-title"),
+                tag("div", parts[name], id=f"live-{name}", class_="live"),
+                aria_labelledby=f"{name}-title",
+                class_="wide" if isWide else None,
+            )
+            for name, title, isWide in _PARTS
+        ]
+        return layout(
+            "Service",
+            notice(field(request, "done"), _DONE),
+            tag("p", "Live", id="state", class_="state", role="status", data_stream="events"),
+            # The buttons of bans belong to this form, so that live parts need no token.
+            tag("form", hidden(token), id="lift", method="post", action="lift"),
+            tag("div", *sections, class_="grid"),
+            tag("p", tag("a", "Drain the service", href="drain", class_="action danger")),
+            page="operator",
+            links=joined(tag("a", "Service", href=".", aria_current="page"), self._links),
+        )
+
+    # --- live ---------------------------------------------------------------------
+
+    async def _begin(self, request: Any) -> Response | None:
+        begun = self._streams.begin(request)
+        if not isinstance(begun, Stream):
+            return begun
+        for name, part in self._shown.items():
+            begun.send(name, part)
+        return None
+
+    def _watch(self) -> None:
+        """
+        Watch the service while there are readers.
+        """
+        if len(self._streams):
+            self._watching = [
+                Deferred.fromCoroutine(each) for each in (self._lookAgain(), self._hearActivity())
+            ]
+            for each in self._watching:
+                each.addErrback(_report)
+            return
+        watching, self._watching = self._watching, []
+        for each in watching:
+            each.cancel()
+        self._shown.clear()
+        self._events.clear()
+
+    async def _lookAgain(self) -> None:
+        while True:
+            began = self._clock.seconds()
+            try:
+                parts = await self._look()
+            except OperationError as error:
+                parts = {"sessions": tag("p", str(error), class_="empty")}
+            for name, part in parts.items():
+                if self._shown.get(name) != part:
+                    self._shown[name] = part
+                    self._streams.send(name, part)
+            took = self._clock.seconds() - began
+            await self._pause(max(_EVERY, took * _PAUSE))
+
+    async def _hearActivity(self) -> None:
+        """
+        Hear of events.  The question is repeated, because later workers have not heard it.
+        """
+        while True:
+            try:
+                await self._handler.do("activity", {"seconds": "30"}, self._heard)
+            except OperationError:
+                await self._pause(_AGAIN)
+
+    def _heard(self, events: list[Any]) -> None:
+        if events:
+            self._events.extend(events)
+            part = self._shown["activity"] = showActivity([*reversed(self._events)])
+            self._streams.send("activity", part)
+
+    async def _pause(self, seconds: float) -> None:
+        over: Deferred[None] = Deferred(lambda _: timer.cancel())
+        timer = self._clock.callLater(seconds, over.callback, None)
+        await over
+
+    # --- forms ----------------------------------------------------------------------
+
+    def _confirm(self, request: Any, title: str, sentence: str, button: Markup) -> Response:
+        form = tag(
+            "form",
+            tag("p", sentence),
+            hidden(self._guard.token(request)),
+            tag("p", button, " ", tag("a", "Cancel", href=".", class_="action")),
+            method="post",
+        )
+        return layout(title, form, links=tag("a", "Service", href="."))
+
+    async def _confirmKick(self, request: Any) -> Response:
+        target = field(request, "session", 100)
+        if not target:
+            return refusal(400, "No session is named.")
+        button = tag(
+            "button", "Kick", name="session", value=target, class_="action danger", autofocus=True
+        )
+        sentence = f"End session {target} at once?  Messages that are marked are not deleted."
+        return self._confirm(request, "Kick a session", sentence, button)
+
+    async def _kick(self, request: Any) -> Response:
+        target = field(request, "session", 100)
+        # The name of a user would end all sessions of the user.
+        if not all(part.isascii() and part.isdigit() for part in target.split(".")):
+            return refusal(400, "No session is named.")
+        count = await self._handler.do("kick", {"target": target}, _ignore)
+        return redirect("./?done=kicked" if count else "./?done=gone")
+
+    async def _lift(self, request: Any) -> Response:
+        try:
+            isLifted = await self._handler.do(
+                "lift", {"target": field(request, "target", 100)}, _ignore
+            )
+        except OperationError as error:
+            return refusal(400, str(error))
+        return redirect("./?done=lifted" if isLifted else "./?done=nothing")
+
+    async def _confirmDrain(self, request: Any) -> Response:
+        sentence = (
+            "Admit no more logins?  The service ends when its last session has ended, or after the "
+            "drainTimeout.  This cannot be undone."
+        )
+        button = tag("button", "Drain", class_="action danger", autofocus=True)
+        return self._confirm(request, "Drain the service", sentence, button)
+
+    async def _drain(self, request: Any) -> Response:
+        await self._handler.do("drain", {}, _ignore)
+        return redirect("./?done=draining")
+
+
+def _ignore(items: list[Any]) -> None:
+    """
+    These operations send no items.
+    """
+
+
+def _report(failure: Any) -> None:
+    if not failure.check(CancelledError):
+        log.failure("watching the service failed", failure)
