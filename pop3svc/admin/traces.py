@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections import deque
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
@@ -18,7 +18,7 @@ from pop3svc.protocol.connection import POP3Connection
 from pop3svc.protocol.taps import Heard, Tap
 from pop3svc.timing import TimeSlice
 
-__all__ = ["Traces"]
+__all__ = ["Listener", "Traces"]
 
 # Seconds that a trace runs unless the operator says otherwise, and at most.
 _DEFAULT, _LONGEST = 60, 3600
@@ -37,6 +37,27 @@ def _sameAddress(text: str | None, address: str) -> bool:
     except ValueError:
         # The address of a link has a zone.
         return text == address
+
+
+class Listener(Protocol):
+    """
+    Hears lines of connections.
+    """
+
+    def mayMatch(self, connection: Any) -> bool:
+        """
+        @return: whether the listener wants the lines of a connection.
+        """
+
+    def hear(self, connection: Any, heard: Heard) -> None:
+        """
+        Take a line.
+        """
+
+    def ended(self, connection: Any) -> None:
+        """
+        Called when a connection has ended.
+        """
 
 
 class Trace:
@@ -136,7 +157,7 @@ class Traces:
         self._factory = factory
         self._clock = clock
         self._worker = worker
-        self._traces: list[Trace] = []
+        self._traces: list[Listener] = []
         self._taps: dict[Any, Tap] = {}
 
     async def run(self, send: Send, target: str, seconds: str | None = None) -> None:
@@ -147,7 +168,7 @@ class Traces:
         @raise OperationError: C{seconds} is no such number, or too many traces run.
         """
         limit = secondsIn(seconds, _DEFAULT, _LONGEST)
-        if len(self._traces) >= _MOST:
+        if sum(isinstance(each, Trace) for each in self._traces) >= _MOST:
             raise OperationError(f"{_MOST} traces run already.")
         trace = Trace(target, send, self._worker)
         self._traces.append(trace)
@@ -157,12 +178,7 @@ class Traces:
         over: Deferred[None] = Deferred()
         timer = self._clock.callLater(limit, over.callback, None)
         try:
-            self._factory.buildProtocol = self._buildProtocol
-            turn = TimeSlice(self._clock)
-            for each in list(self._factory.connections):
-                await turn.yieldIfDue()
-                if each in self._factory.connections:
-                    self._attach(each)
+            await self.begin(trace)
             beat.start(_BEAT)
             await over
         finally:
@@ -170,8 +186,27 @@ class Traces:
                 timer.cancel()
             if beat.running:
                 beat.stop()
-            self._traces.remove(trace)
-            self._detach()
+            self.end(trace)
+
+    async def begin(self, listener: Listener) -> None:
+        """
+        Tell a listener the lines of all connections that it wants, those that exist first.
+        """
+        if listener not in self._traces:
+            self._traces.append(listener)
+        self._factory.buildProtocol = self._buildProtocol
+        turn = TimeSlice(self._clock)
+        for each in list(self._factory.connections):
+            await turn.yieldIfDue()
+            if each in self._factory.connections:
+                self._attach(each)
+
+    def end(self, listener: Listener) -> None:
+        """
+        Tell a listener nothing more.
+        """
+        self._traces.remove(listener)
+        self._detach()
 
     def _buildProtocol(self, *arguments: Any) -> Any:
         factory = self._factory

@@ -619,7 +619,8 @@ class Assembly:
             self._openAdminSocket(service, operations)
             if numbers is not None:
                 whole = ServiceNumbers(service, numbers, self._certificates)
-                self._openWebPort(service, whole, operations, service.throttle)
+                visited = self._visited(service.factory, traces)
+                self._openWebPort(service, whole, operations, service.throttle, visited)
         else:
             self._parent.operations = operations
             self._parent.numbers = numbers
@@ -648,15 +649,34 @@ class Assembly:
             factory = AdminFactory(handler, self._reactor)
             _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
 
+    def _visited(self, factory: POP3Factory, traces: Traces) -> Any:
+        """
+        @return: L{pop3svc.web.playground.Visited}; L{None} if a store is a real one.
+        """
+        stores = self.settings.stores
+        if not self._usesEmbeddedDefault and not all(each.kind == "memory" for each in stores):
+            return None
+        from pop3svc.service.visiting import visitedOf
+
+        login = None
+        if self._usesEmbeddedDefault:
+            login = self._storage.directory().readDemoLogin()
+        return visitedOf(self._destinations, self.settings, factory, traces, login)
+
     def _openWebPort(
-        self, service: Operated, numbers: Any, handler: Handler, throttle: SharedThrottle
+        self,
+        service: Operated,
+        numbers: Any,
+        handler: Handler,
+        throttle: SharedThrottle,
+        visited: Any = None,
     ) -> None:
         # twisted.web is not imported here, because few services need it.
         from pop3svc.service.webport import WebPort
 
         creator = self._certificates.of()
         _add(
-            WebPort(self._reactor, self.settings, creator, numbers, handler, throttle),
+            WebPort(self._reactor, self.settings, creator, numbers, handler, throttle, visited),
             service,
         )
 

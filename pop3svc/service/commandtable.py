@@ -60,6 +60,7 @@ COMMANDS = {
         *_inService(
             "servecommand", serve="serve in the foreground, with the options of twistd pop3svc"
         ),
+        *_inService("democommand", demo="serve a playground, with a page in a browser"),
         *_inService("delivercommand", deliver="store a message from the standard input"),
         *_inService(
             "transfercommand",

@@ -125,6 +125,20 @@ class DataDirectory:
         """
         return self._at("demo.netrc")
 
+    def readDemoLogin(self) -> tuple[str, str] | None:
+        """
+        @return: the name and the password of the first user; L{None} if the file is gone.
+        """
+        try:
+            with open(self.demoLogin, encoding="ascii") as file:
+                words = file.read(1000).split()
+        except (OSError, ValueError):
+            return None
+        found = dict(zip(words[::2], words[1::2], strict=False))
+        if "login" not in found or "password" not in found:
+            return None
+        return found["login"], found["password"]
+
     def make(self) -> None:
         """
         Create the directory.

@@ -19,7 +19,9 @@ from pop3svc.service.arguments import parseArguments
 from pop3svc.service.endpoints import serverEndpoint
 from pop3svc.service.settings import SettingError, Settings
 from pop3svc.web.guard import Guard
+from pop3svc.web.markup import tag
 from pop3svc.web.operator import OperatorPage
+from pop3svc.web.playground import Playground, Visited
 from pop3svc.web.resources import Recent, makeRoot
 from pop3svc.web.server import BoundedSite
 
@@ -65,6 +67,21 @@ def checkPlace(settings: Settings) -> frozenset[str] | None:
     return None
 
 
+def _hasMetrics(where: str, isOptional: bool) -> bool:
+    """
+    @param isOptional: whether the port is of use without metrics.
+    @return: whether C{/metrics} is possible.
+    @raise SettingError: it is not, but it has to be.
+    """
+    try:
+        requireLibrary()
+    except ValueError as error:
+        if isOptional:
+            return False
+        raise SettingError(f"{where}: {error}")
+    return True
+
+
 class WebPort(MultiService):
     """
     The port for HTTP, and the operator's page.  It is open from the start of the program, while the
@@ -79,6 +96,7 @@ class WebPort(MultiService):
         numbers: Any,
         handler: Handler,
         throttle: Any,
+        visited: Visited | None = None,
     ) -> None:
         """
         Open the port.
@@ -88,23 +106,29 @@ class WebPort(MultiService):
             L{pop3svc.metrics.numbers.WorkersNumbers}
         @param handler: carries out the operations of the page.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts wrong passwords.
+        @param visited: for the playground; L{None} for no playground.
         @raise SettingError: the port is not possible.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         hosts = checkPlace(settings)
         where = f"{settings.where('web')} {settings.web}"
+        hasMetrics = _hasMetrics(where, visited is not None)
         try:
-            requireLibrary()
             endpoint = serverEndpoint(reactor, str(settings.web), creator)
         except ValueError as error:
             raise SettingError(f"{where}: {error}")
         guard = Guard(settings.webPassword or "", LoginGuard(reactor, throttle), hosts)
         recent = Recent(numbers.collect, reactor)
-        root = makeRoot(numbers, guard, recent, reactor)
-        page = OperatorPage(handler, recent.get, guard, reactor)
+        root = makeRoot(numbers, guard, recent, reactor, hasMetrics)
+        self._playground = None if visited is None else Playground(visited, guard, reactor)
+        links = None if visited is None else tag("a", "Playground", href="playground")
+        page = OperatorPage(handler, recent.get, guard, reactor, links)
         page.addTo(root)
         page.history.setServiceParent(self)  # type: ignore[no-untyped-call]
         self._site = BoundedSite(root, reactor)
+        if self._playground is not None:
+            self._playground.addTo(root)
+            self._site.largeBodies = self._playground.largeBodies
         self._port: Any = None
         failures: list[Failure] = []
         listening: Deferred[Any] = endpoint.listen(self._site)
@@ -121,6 +145,8 @@ class WebPort(MultiService):
         """
         See L{twisted.application.service.IService.stopService}.
         """
+        if self._playground is not None:
+            self._playground.stop()
         self._site.abortAll()
         stopping = [maybeDeferred(super().stopService)]
         if self._port is not None:

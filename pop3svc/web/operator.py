@@ -28,7 +28,7 @@ from pop3svc.web.pages import (
     redirect,
     refusal,
 )
-from pop3svc.web.streams import Stream, Streams
+from pop3svc.web.streams import Stream, Streams, pause
 from pop3svc.web.views import (
     showActivity,
     showBans,
@@ -239,7 +239,7 @@ class OperatorPage:
                     self._shown[name] = part
                     self._streams.send(name, part)
             took = self._clock.seconds() - began
-            await self._pause(max(_EVERY, took * _PAUSE))
+            await pause(self._clock, max(_EVERY, took * _PAUSE))
 
     async def _hearActivity(self) -> None:
         """
@@ -249,18 +249,13 @@ class OperatorPage:
             try:
                 await self._handler.do("activity", {"seconds": "30"}, self._heard)
             except OperationError:
-                await self._pause(_AGAIN)
+                await pause(self._clock, _AGAIN)
 
     def _heard(self, events: list[Any]) -> None:
         if events:
             self._events.extend(events)
             part = self._shown["activity"] = showActivity([*reversed(self._events)])
             self._streams.send("activity", part)
-
-    async def _pause(self, seconds: float) -> None:
-        over: Deferred[None] = Deferred(lambda _: timer.cancel())
-        timer = self._clock.callLater(seconds, over.callback, None)
-        await over
 
     # --- forms ----------------------------------------------------------------------
 

@@ -161,13 +161,16 @@ class _Root(Resource):
         return _NOT_FOUND
 
 
-def makeRoot(service: Any, guard: Guard, recent: Recent, clock: Any) -> Resource:
+def makeRoot(
+    service: Any, guard: Guard, recent: Recent, clock: Any, hasMetrics: bool = True
+) -> Resource:
     """
     @param service: L{pop3svc.metrics.numbers.ServiceNumbers} or
         L{pop3svc.metrics.numbers.WorkersNumbers}
     @param guard: checks the password for C{/metrics}.  Health needs no password, because programs
         that balance load send none, and it says little.
     @param recent: the numbers of the service.
+    @param hasMetrics: whether there is C{/metrics}.
     @return: the root of the port, with C{/metrics}, C{/healthz} and C{/readyz}.
     """
     last: tuple[Mapping[str, Any] | None, bytes] = (None, b"")
@@ -196,5 +199,7 @@ def makeRoot(service: Any, guard: Guard, recent: Recent, clock: Any) -> Resource
         (b"healthz", health, None),
         (b"readyz", ready, None),
     ):
+        if path == b"metrics" and not hasMetrics:
+            continue
         root.putChild(path, Answer(make, needed, clock))
     return root

@@ -7,13 +7,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IPushProducer
 from twisted.internet.task import LoopingCall
 from zope.interface import implementer
 
 from pop3svc.web.pages import Response, refusal
 
-__all__ = ["Stream", "Streams"]
+__all__ = ["Stream", "Streams", "pause"]
+
+
+async def pause(clock: Any, seconds: float) -> None:
+    """
+    Wait.  A cancelled wait leaves no timer.
+    """
+    over: Deferred[None] = Deferred(lambda _: timer.cancel())
+    timer = clock.callLater(seconds, over.callback, None)
+    await over
 
 
 @implementer(IPushProducer)

@@ -72,6 +72,56 @@ function listen(state) {
     }
 }
 
+// Send the commands of the playground without loading the page again.
+async function talk(event) {
+    const form = event.target;
+    if (form.id !== "talk") {
+        return;
+    }
+    event.preventDefault();
+    const pressed = event.submitter;
+    const fields = new URLSearchParams(new FormData(form));
+    if (pressed && pressed.name) {
+        fields.set(pressed.name, pressed.value);
+    }
+    form.setAttribute("aria-busy", "true");
+    const answer = await fetch(form.getAttribute("action"), {
+        method: "POST",
+        body: fields,
+        headers: {"X-Requested-With": "script"},
+    });
+    update(document.getElementById("client-holder"), await answer.text());
+    form.removeAttribute("aria-busy");
+    if (!pressed || !pressed.name || pressed.name === "line") {
+        document.getElementById("line").value = "";
+    }
+    scroll();
+}
+
+function scroll() {
+    for (const each of document.querySelectorAll(".transcript")) {
+        each.scrollTop = each.scrollHeight;
+    }
+}
+
+function acceptDrops(form) {
+    const over = (event) => {
+        event.preventDefault();
+        form.classList.toggle("over", event.type === "dragover");
+    };
+    form.addEventListener("dragover", over);
+    form.addEventListener("dragleave", over);
+    form.addEventListener("drop", (event) => {
+        over(event);
+        form.querySelector("input[type=file]").files = event.dataTransfer.files;
+    });
+}
+
+document.addEventListener("submit", talk);
+for (const form of document.querySelectorAll(".drop")) {
+    acceptDrops(form);
+}
+scroll();
 document.documentElement.classList.add("scripted");
 const state = document.querySelector("[data-stream]");
 if (state) {

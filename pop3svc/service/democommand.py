@@ -1,0 +1,97 @@
+"""
+C{pop3svc demo}: a service to play with, on free ports, that keeps nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from pop3svc.service.datadirectory import DataDirectory
+from pop3svc.service.parser import Parser
+from pop3svc.service.servecommand import main as serve
+
+__all__ = ["main", "makeParser"]
+
+
+def _freePort(stack: ExitStack) -> int:
+    """
+    Reserve a port.  The kernel gives the port of a bound socket to nobody else.  The service can
+    still listen there, because this socket does not listen.
+
+    @param stack: ends the reservation.
+    """
+    held = stack.enter_context(socket.socket())
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return int(held.getsockname()[1])
+
+
+def makeParser() -> Parser:
+    """
+    @return: the parser of C{pop3svc demo}.
+    """
+    return Parser(
+        prog="pop3svc demo",
+        description="Serve a playground on free ports of this machine until Ctrl-C.  Nothing is "
+        "kept.",
+        allow_abbrev=False,
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """
+    Serve the embedded default from a temporary directory, with the page and the playground, until
+    SIGTERM or SIGINT.
+
+    @raise SystemExit: at the end, or with one sentence if it cannot serve.
+    """
+    makeParser().parse_args(list(argv))
+    with ExitStack() as stack:
+        try:
+            plain, secure, web = (_freePort(stack) for _ in range(3))
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pop3svc-demo-"))
+        except OSError as error:
+            raise SystemExit(f"pop3svc demo: {error.strerror}")
+        from twisted.internet import reactor
+
+        ready: object = reactor
+        ready.callWhenRunning(_show, directory, plain, secure, web)  # type: ignore[attr-defined]
+        serve(
+            [
+                # The terminal shows the address only.
+                *("--logfile", os.path.join(directory, "log")),
+                *("--data", directory, "--web", f"tcp:{web}:interface=127.0.0.1"),
+                *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),
+                *("--endpoint", f"ssl:{secure}:interface=127.0.0.1"),
+            ]
+        )
+
+
+def _show(directory: str, plain: int, secure: int, web: int) -> None:
+    """
+    Print where the service is.
+    """
+    name, password = DataDirectory(directory).readDemoLogin() or ("demo", "?")
+    print(
+        f"""
+    Open this page in a browser:
+
+        http://127.0.0.1:{web}/playground
+
+    Or set up a mail program:
+
+        server    127.0.0.1, port {plain}, or port {secure} with TLS
+        user      {name}
+        password  {password}
+
+    Ctrl-C ends the service, and removes its mail.  Its log is {os.path.join(directory, "log")}.
+""",
+        # Otherwise the text would go to the log.
+        file=sys.__stdout__,
+        flush=True,
+    )

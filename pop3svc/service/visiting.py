@@ -1,0 +1,50 @@
+"""
+What the playground may use of a service whose stores are no real ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pop3svc.delivery.recipients import Destination, Recipients
+from pop3svc.service.settings import Settings
+from pop3svc.web.playground import Visited
+
+__all__ = ["visitedOf"]
+
+
+def visitedOf(
+    destinations: Mapping[str | None, Destination],
+    settings: Settings,
+    factory: Any,
+    traces: Any,
+    login: tuple[str, str] | None,
+) -> Visited:
+    """
+    @param destinations: the stores and the accounts by domain.
+    @param factory: L{pop3svc.service.factory.POP3Factory}
+    @param traces: L{pop3svc.admin.traces.Traces}
+    @param login: the name and the password of the first user of the embedded default.
+    @return: what the playground uses.
+    """
+    first = destinations.get(None) or next(iter(destinations.values()))
+    users: tuple[str, ...] = ()
+    if login is not None:
+        users = (login[0],)
+    else:
+        # Twisted's checker of --auth memory: has the users in a dictionary.
+        known = [
+            (name.decode("utf-8", "replace"), password.decode("utf-8", "replace"))
+            for each in first.accounts
+            for name, password in getattr(each, "users", {}).items()
+        ]
+        users = tuple(name for name, _ in known)
+        login = known[0] if known else None
+    recipients = Recipients(
+        destinations,
+        settings.recipientDelimiter,
+        settings.localDomain,
+        settings.policy.nameCase == "mapped",
+    )
+    return Visited(factory, traces, recipients, first.store, users, login)

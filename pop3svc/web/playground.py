@@ -1,0 +1,493 @@
+"""
+The playground: write a mail, watch conversations, and talk to the service, in a browser.
+
+It exists only for the embedded default and for stores in memory, because it gives every visitor the
+mail of the demonstration user.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Any, NamedTuple
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import Logger
+from twisted.web.resource import Resource
+
+from pop3svc.delivery.recipients import Recipient, Recipients
+from pop3svc.errors import DeliveryError
+from pop3svc.web.conversations import Conversations, showLines
+from pop3svc.web.guard import Guard
+from pop3svc.web.mails import makeMail, randomMail
+from pop3svc.web.markup import Child, Markup, joined, tag
+from pop3svc.web.pages import (
+    HTML,
+    Page,
+    Response,
+    field,
+    hidden,
+    layout,
+    notice,
+    redirect,
+    refusal,
+)
+from pop3svc.web.popclient import PlayClient, PlayClients
+from pop3svc.web.streams import Stream, Streams, pause
+
+__all__ = ["LARGEST_MAIL", "Playground", "Visited"]
+
+log = Logger(namespace="pop3svc")
+
+# Octets of a form with a message, and the part of it that is not the message.
+LARGEST_MAIL = 1_048_576
+_REST_OF_FORM = 4096
+# Messages that the playground delivers until the service starts again, and their octets, so that
+# visitors do not fill the memory or the disk.
+_MOST_MAILS, _MOST_OCTETS = 2_000, 67_108_864
+# Seconds between two updates of the page, and to wait for a reply of the service.
+_EVERY, _PATIENCE = 0.25, 7.0
+# The most octets of a command that a visitor types.
+_LONGEST = 512
+# Characters on a button; a unique-id is longer.
+_LONGEST_LABEL = 20
+
+_DONE = {
+    "sent": "The message has arrived in the mailbox.",
+    "nouser": "There is no such user.",
+    "bad": "These header fields are not possible in a mail.",
+    "empty": "Choose a file first.",
+    "failed": "The mailbox did not take the message.",
+    "many": "The playground has delivered enough mail; restart the service to go on.",
+    "busy": "All connections of the playground are in use; try again in some minutes.",
+}
+_FAULTS = frozenset(_DONE) - {"sent"}
+
+
+class Visited(NamedTuple):
+    """
+    The service that the playground belongs to.
+
+    @ivar factory: L{pop3svc.service.factory.POP3Factory}
+    @ivar recipients: finds users, and stores mail.
+    @ivar store: of the users in C{users}.
+    @ivar users: names of users, the first of whom gets mail unless the visitor says otherwise.
+    @ivar login: the name and the password with which a visitor logs in by a click; L{None} if
+        there are none.
+    """
+
+    factory: Any
+    traces: Any
+    recipients: Recipients
+    store: Any
+    users: tuple[str, ...]
+    login: tuple[str, str] | None
+
+
+class Playground:
+    """
+    The pages of the playground.
+    """
+
+    def __init__(self, visited: Visited, guard: Guard, reactor: Any) -> None:
+        self._visited = visited
+        self._guard = guard
+        self._reactor = reactor
+        self._clients = PlayClients(reactor, visited.factory)
+        self._conversations = Conversations(visited.traces, reactor, visited.users)
+        self._streams = Streams(reactor)
+        self._streams.changed = self._watch
+        self._update: Any = None
+        self._mails = self._octets = 0
+
+    def addTo(self, root: Resource) -> None:
+        """
+        Add the pages to the root of a port.
+        """
+        guard = self._guard
+        root.putChild(b"playground", Page(guard, self._page))
+        root.putChild(b"conversations", Page(guard, self._begin))
+        root.putChild(b"mail", Page(guard, None, self._mail))
+        root.putChild(b"upload", Page(guard, None, self._upload))
+        root.putChild(b"random", Page(guard, None, self._random))
+        root.putChild(b"command", Page(guard, None, self._command))
+
+    @property
+    def largeBodies(self) -> dict[bytes, int]:
+        """
+        The paths that take large forms; see L{pop3svc.web.server.BoundedSite}.
+        """
+        return {b"/upload": LARGEST_MAIL + _REST_OF_FORM}
+
+    def stop(self) -> None:
+        """
+        End all that goes on.
+        """
+        self._clients.closeAll()
+        self._conversations.stop()
+
+    # --- the page -------------------------------------------------------------------
+
+    async def _page(self, request: Any) -> Response:
+        self._conversations.watch()
+        done = field(request, "done", 20)
+        token = self._guard.token(request)
+        said = notice(done, _DONE)
+        if done in _FAULTS:
+            said = tag("p", _DONE[done], class_="notice bad", role="alert")
+        return layout(
+            "Playground",
+            said,
+            tag(
+                "p",
+                "Send a mail, and read it over POP3.  All of this happens in the service itself, "
+                "over real connections.",
+            ),
+            tag("p", id="state", class_="state", role="status", data_stream="conversations"),
+            tag(
+                "div",
+                self._section(
+                    "client",
+                    "Talk POP3",
+                    tag("div", self._showClient(request, token), id="client-holder"),
+                ),
+                self._section("mail", "Send a mail", self._showForms(token)),
+                self._section(
+                    "talks",
+                    "Conversations",
+                    tag("div", self._conversations.show(), id="live-talks"),
+                    isWide=True,
+                ),
+                class_="grid",
+            ),
+            page="playground",
+            links=joined(
+                tag("a", "Service", href="."),
+                tag("a", "Playground", href="playground", aria_current="page"),
+            ),
+        )
+
+    @staticmethod
+    def _section(name: str, title: str, content: Child, isWide: bool = False) -> Markup:
+        return tag(
+            "section",
+            tag("h2", title, id=f"{name}-title"),
+            content,
+            id=name,
+            aria_labelledby=f"{name}-title",
+            class_="wide" if isWide else None,
+        )
+
+    def _showForms(self, token: str) -> Markup:
+        user = self._visited.users[0] if self._visited.users else ""
+
+        def entry(label: str, name: str, value: str, id: str) -> Markup:
+            made = tag("input", name=name, value=value, id=id, required=True, maxlength=200)
+            return tag("p", tag("label", label, for_=id), made)
+
+        write = tag(
+            "form",
+            hidden(token),
+            entry("To", "to", user, "to"),
+            entry("From", "from", "Visitor <visitor@example.org>", "from"),
+            entry("Subject", "subject", "Hello", "subject"),
+            tag(
+                "p",
+                tag("label", "Text", for_="text"),
+                tag("textarea", "Nice to meet you.", name="text", id="text", rows=4),
+            ),
+            tag("p", tag("button", "Send", class_="primary")),
+            method="post",
+            action="mail",
+        )
+        upload = tag(
+            "form",
+            hidden(token),
+            entry("To", "to", user, "upload-to"),
+            tag(
+                "p",
+                tag(
+                    "label",
+                    "A message as a file, at most 1 MiB: choose it, or drop it here",
+                    for_="file",
+                ),
+                tag(
+                    "input",
+                    type="file",
+                    name="file",
+                    id="file",
+                    accept=".eml,message/rfc822",
+                    required=True,
+                ),
+            ),
+            tag("p", tag("button", "Deliver the file")),
+            method="post",
+            action="upload",
+            enctype="multipart/form-data",
+            class_="drop",
+        )
+        chance = tag(
+            "form",
+            hidden(token, to=user),
+            tag("p", tag("button", f"Send {user or 'a user'} a random mail")),
+            method="post",
+            action="random",
+        )
+        return joined(write, chance if user else None, tag("h3", "Or deliver a file"), upload)
+
+    # --- the client -------------------------------------------------------------------
+
+    def _showClient(self, request: Any, token: str) -> Markup:
+        client = self._clients.of(self._guard.client(request))
+        isOpen = client is not None and client.isOpen
+        lines = () if client is None else client.lines
+        state = tag("span", "connected", class_="badge good") if isOpen else None
+        talk = (
+            showLines(lines) if lines else tag("p", "Click a command, or type one.", class_="empty")
+        )
+        command = tag(
+            "p",
+            tag("label", "Command", for_="line"),
+            tag(
+                "input",
+                name="line",
+                id="line",
+                autocomplete="off",
+                autocapitalize="off",
+                spellcheck="false",
+                maxlength=_LONGEST,
+                placeholder="CAPA",
+            ),
+            " ",
+            tag("button", "Send the command", class_="primary"),
+            class_="row",
+        )
+        form = tag(
+            "form",
+            hidden(token),
+            command,
+            self._suggestions(client),
+            method="post",
+            action="command",
+            id="talk",
+        )
+        return tag(
+            "div",
+            tag(
+                "div",
+                talk,
+                class_="transcript",
+                tabindex="0",
+                role="log",
+                aria_label="Your conversation",
+            ),
+            tag("p", state) if state else None,
+            form,
+            id="client-panel",
+        )
+
+    def _suggestions(self, client: PlayClient | None) -> Markup:
+        def button(line: str) -> Markup:
+            isLong = len(line) > _LONGEST_LABEL
+            return tag(
+                "button",
+                f"{line[:_LONGEST_LABEL]}..." if isLong else line,
+                name="suggestion",
+                value=line,
+                title=line if isLong else None,
+                id=f"try-{line}",
+            )
+
+        login = self._visited.login
+        uid = _lastUniqueID(client)
+        rows: list[tuple[str, list[Child]]] = [
+            (
+                "Begin",
+                [
+                    tag("button", f"Log in as {login[0]}", name="do", value="login", id="login")
+                    if login
+                    else None,
+                    button("CAPA"),
+                ],
+            ),
+            ("Read", [button(each) for each in ("STAT", "LIST", "RETR 1", "TOP 1 0")]),
+            (
+                "Sleep",
+                [
+                    button("SLEE"),
+                    tag("button", "Random mail", name="do", value="random", id="try-random")
+                    if self._visited.users
+                    else None,
+                    button("WAKE"),
+                ],
+            ),
+            (
+                "UID:",
+                [
+                    button("UIDL"),
+                    *((button(f"RETR UID:{uid}"), button(f"DELI UID:{uid}")) if uid else ()),
+                ],
+            ),
+            ("Delete", [button(each) for each in ("DELI 1", "DELE 1", "CORE")]),
+            ("More", [button(each) for each in ("LANG de", "NOOP", "QAUT", "QUIT")]),
+        ]
+        return tag(
+            "div",
+            *(
+                tag("p", tag("span", name, class_="group"), *buttons, class_="suggestions")
+                for name, buttons in rows
+            ),
+            role="group",
+            aria_label="Suggestions",
+        )
+
+    async def _command(self, request: Any) -> Response:
+        visitor = self._guard.client(request)
+        done = ""
+        action = field(request, "do", 20)
+        if action == "random":
+            user = self._visited.users[0] if self._visited.users else ""
+            done = await self._deliver(user, randomMail(user))
+        else:
+            done = await self._talk(visitor, action, request)
+        if request.getHeader(b"x-requested-with") is None:
+            where = "playground" if done in ("", "sent") else f"playground?done={done}"
+            return redirect(f"{where}#client")
+        self._conversations.watch()
+        shown = self._showClient(request, self._guard.token(request))
+        if done in _FAULTS:
+            shown = joined(tag("p", _DONE[done], class_="notice bad", role="alert"), shown)
+        return Response(200, HTML, shown.encode("utf-8", "replace"))
+
+    async def _talk(self, visitor: str, action: str, request: Any) -> str:
+        """
+        Send a command of a visitor.
+
+        @return: what went wrong; empty if nothing did.
+        """
+        lines = [field(request, "suggestion", _LONGEST) or field(request, "line", _LONGEST)]
+        login = self._visited.login
+        if action == "login" and login is not None:
+            lines = [f"USER {login[0]}", f"PASS {login[1]}"]
+        client = self._clients.of(visitor)
+        if client is None or not client.isOpen:
+            client = self._clients.connect(visitor)
+            if client is None:
+                return "busy"
+            await self._wait(client.reply())
+        for line in lines:
+            # One line at a time.
+            line = line.strip("\r\n").split("\n")[0].split("\r")[0]
+            if line and client.isOpen and not client.isWaiting:
+                client.lastUsed = self._reactor.seconds()
+                await self._wait(client.say(line))
+        return ""
+
+    async def _wait(self, reply: Deferred[None]) -> None:
+        """
+        Wait for a reply, but not for ever.  The reply may still come later.
+        """
+        over: Deferred[None] = Deferred(lambda _: timer.cancel())
+        timer = self._reactor.callLater(_PATIENCE, over.callback, None)
+
+        def come(_: object) -> None:
+            if not over.called:
+                timer.cancel()
+                over.callback(None)
+
+        reply.addBoth(come)
+        await over
+
+    # --- mail ---------------------------------------------------------------------------
+
+    async def _mail(self, request: Any) -> Response:
+        user = field(request, "to", 200).strip()
+        try:
+            text = field(request, "text", 65_536).replace("\r\n", "\n")
+            sender, subject = field(request, "from", 200), field(request, "subject", 200)
+            message = makeMail(sender, user, subject, text)
+        except ValueError:
+            return redirect("playground?done=bad#mail")
+        return await self._delivered(user, message)
+
+    async def _upload(self, request: Any) -> Response:
+        [message, *_] = request.args.get(b"file", [b""])
+        if not message:
+            return redirect("playground?done=empty#mail")
+        if len(message) > LARGEST_MAIL:
+            return refusal(413, "The message is larger than 1 MiB.")
+        return await self._delivered(field(request, "to", 200).strip(), message)
+
+    async def _random(self, request: Any) -> Response:
+        user = field(request, "to", 200).strip()
+        try:
+            return await self._delivered(user, randomMail(user))
+        except ValueError:
+            return redirect("playground?done=nouser#mail")
+
+    async def _delivered(self, user: str, message: bytes) -> Response:
+        done = await self._deliver(user, message)
+        return redirect(f"playground?done={done}#mail")
+
+    async def _deliver(self, user: str, message: bytes) -> str:
+        """
+        @return: the word for what has happened.
+        """
+        if self._mails >= _MOST_MAILS or self._octets + len(message) > _MOST_OCTETS:
+            return "many"
+        self._mails += 1
+        self._octets += len(message)
+        visited = self._visited
+        try:
+            if user in visited.users:
+                recipient = Recipient(user, visited.store)
+            else:
+                recipient = await visited.recipients.find(user)
+            [error] = await visited.recipients.deliver([(recipient, b"")], BytesIO(message))
+        except DeliveryError:
+            return "nouser"
+        return "sent" if error is None else "failed"
+
+    # --- live ---------------------------------------------------------------------------
+
+    async def _begin(self, request: Any) -> Response | None:
+        self._conversations.watch()
+        begun = self._streams.begin(request)
+        if not isinstance(begun, Stream):
+            return begun
+        begun.send("talks", self._conversations.show())
+        return None
+
+    def _watch(self) -> None:
+        if len(self._streams):
+            self._update = Deferred.fromCoroutine(self._updateAgain())
+            self._update.addErrback(_report)
+        elif self._update is not None:
+            update, self._update = self._update, None
+            update.cancel()
+
+    async def _updateAgain(self) -> None:
+        while True:
+            await pause(self._reactor, _EVERY)
+            self._conversations.watch()
+            if self._conversations.hasChanged:
+                self._streams.send("talks", self._conversations.show())
+
+
+def _lastUniqueID(client: PlayClient | None) -> str:
+    """
+    @return: the last unique-id that UIDL has listed; empty if there is none.
+    """
+    if client is None:
+        return ""
+    found, isListing = "", False
+    for side, text in client.lines:
+        if side == "C":
+            isListing = text.upper().startswith("UIDL")
+        elif isListing and text[:1].isdigit() and text.count(" ") == 1:
+            found = text.split(" ")[1]
+    return found
+
+
+def _report(failure: Any) -> None:
+    if not failure.check(CancelledError):
+        log.failure("the playground failed", failure)

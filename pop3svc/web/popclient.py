@@ -1,0 +1,267 @@
+"""
+Connections of the playground to its own service: a visitor sends commands one by one.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.protocol import Factory, Protocol, connectionDone
+from twisted.python.failure import Failure
+
+from pop3svc.web.conversations import Line
+
+__all__ = ["PlayClient", "PlayClients", "blankedCommand"]
+
+# The most octets of a line that are shown, the most lines of one reply, and of all replies.
+_LONGEST, _OF_REPLY, _LINES = 400, 60, 200
+_BLANK = "****"
+# The replies that have several lines, for a service without MULTI-LINE-IND.
+_MULTI_LINE = re.compile(r"(?:CAPA|RETR .*|TOP .*|LIST|UIDL|AUTH|LANG) *", re.IGNORECASE)
+
+
+def blankedCommand(line: str, isExchange: bool) -> str:
+    """
+    @param isExchange: whether the line belongs to an unfinished AUTH.
+    @return: a line of the client without its secrets.
+    """
+    verb, *words = line.split(" ")
+    kept = {"PASS": 0, "XLOG": 1, "APOP": 1, "AUTH": 1}.get(verb.upper())
+    if isExchange:
+        return _BLANK
+    if kept is None or len(words) <= kept:
+        return line
+    return " ".join([verb, *words[:kept], _BLANK])
+
+
+class PlayClient(Protocol):
+    """
+    One connection.
+
+    @ivar lines: what both sides have said, without secrets.
+    @ivar isOpen: whether the connection exists.
+    """
+
+    isOpen = False
+
+    def __init__(self, ended: Callable[[PlayClient], object]) -> None:
+        """
+        @param ended: called at the end of the connection.
+        """
+        self.lines: deque[Line] = deque(maxlen=_LINES)
+        self._ended = ended
+        self._buffer = b""
+        self._isSkipping = False
+        # The greeting is the first reply.
+        self._waiting: Deferred[None] | None = None
+        self._isMultiLine: bool | None = None
+        self._count = 0
+        self._isExchange = False
+        self._mayBeMultiLine = False
+        self.lastUsed = 0.0
+
+    def connectionMade(self) -> None:
+        """
+        See L{twisted.internet.protocol.BaseProtocol.connectionMade}.
+        """
+        self.isOpen = True
+
+    def say(self, line: str) -> Deferred[None]:
+        """
+        Send a command, unless another one waits for its reply.
+
+        @return: a Deferred that fires when the reply is complete, or when the connection has ended.
+        """
+        reply = self.reply()
+        self.lines.append(Line("C", blankedCommand(line, self._isExchange)))
+        self._mayBeMultiLine = not self._isExchange and _MULTI_LINE.fullmatch(line) is not None
+        self._isMultiLine, self._count = None, 0
+        transport: Any = self.transport
+        transport.write(line.encode("utf-8", "replace") + b"\r\n")
+        return reply
+
+    @property
+    def isWaiting(self) -> bool:
+        """
+        Whether a command has no complete reply yet.
+        """
+        return self._waiting is not None
+
+    def reply(self) -> Deferred[None]:
+        """
+        @return: a Deferred of the end of the next reply.
+        """
+
+        def forget(_: object) -> None:
+            self._waiting = None
+
+        self._waiting = Deferred(forget)
+        return self._waiting
+
+    def dataReceived(self, data: bytes) -> None:
+        """
+        See L{twisted.internet.interfaces.IProtocol.dataReceived}.
+        """
+        *lines, rest = (self._buffer + data).split(b"\n")
+        for line in lines:
+            if self._isSkipping:
+                self._isSkipping = False
+            else:
+                self._lineReceived(line.removesuffix(b"\r"))
+        if len(rest) > _LONGEST and not self._isSkipping:
+            self._isSkipping = True
+            self._lineReceived(rest)
+        self._buffer = b"" if self._isSkipping else rest
+
+    def _lineReceived(self, data: bytes) -> None:
+        text = data[:_LONGEST].decode("utf-8", "replace")
+        if len(data) > _LONGEST:
+            text += " ..."
+        self._count += 1
+        if self._isMultiLine:
+            if data == b".":
+                if self._count > _OF_REPLY:
+                    self.lines.append(Line("-", f"({self._count - _OF_REPLY} more lines)"))
+                self.lines.append(Line("S", text))
+                self._complete()
+            elif self._count <= _OF_REPLY:
+                self.lines.append(Line("S", text))
+            return
+        self.lines.append(Line("S", text))
+        self._isExchange = text.startswith("+ ") or text == "+"
+        isPositive = text.startswith("+OK")
+        self._isMultiLine = isPositive and (text.endswith(" _") or self._mayBeMultiLine)
+        if not self._isMultiLine:
+            self._complete()
+
+    def _complete(self) -> None:
+        self._isMultiLine = None
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(None)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """
+        See L{Protocol.connectionLost}.
+        """
+        self.isOpen = False
+        self.lines.append(Line("-", "the connection has ended"))
+        self._complete()
+        self._ended(self)
+
+    def close(self) -> None:
+        """
+        End the connection.
+        """
+        if self.isOpen:
+            transport: Any = self.transport
+            transport.abortConnection()
+
+
+class PlayClients:
+    """
+    The connections of all visitors.
+    """
+
+    # Connections at the same time, and the seconds that each lasts.  A visitor plays for some
+    # minutes.
+    MOST, LIFE = 8, 900.0
+    # Seconds after which an unused connection makes room for another visitor.
+    UNUSED = 120.0
+    # Visitors whose conversations are kept after the end of their connections.
+    KEPT = 16
+
+    def __init__(self, reactor: Any, factory: Any) -> None:
+        """
+        @param reactor: makes the connections, and measures times.
+        @param factory: L{pop3svc.service.factory.POP3Factory}
+        """
+        self._reactor = reactor
+        self._factory = factory
+        self._clients: dict[str, PlayClient] = {}
+        self._open: dict[PlayClient, Any] = {}
+
+    def of(self, visitor: str) -> PlayClient | None:
+        """
+        @return: the last connection of a visitor.
+        """
+        return self._clients.get(visitor)
+
+    def connect(self, visitor: str) -> PlayClient | None:
+        """
+        Connect a visitor.  The greeting has not come yet.
+
+        @return: L{None} if there are too many connections.
+        """
+        before = self._clients.pop(visitor, None)
+        if before is not None:
+            before.close()
+        if len(self._open) >= self.MOST and not self._makeRoom():
+            return None
+        client = PlayClient(self._ended)
+        client.lastUsed = self._reactor.seconds()
+        self._clients[visitor] = client
+        while len(self._clients) > self.KEPT:
+            name, oldest = next(iter(self._clients.items()))
+            oldest.close()
+            del self._clients[name]
+        self._open[client] = self._reactor.callLater(self.LIFE, client.close)
+        self._join(client)
+        return client
+
+    def _makeRoom(self) -> bool:
+        oldest = min(self._open, key=lambda each: each.lastUsed)
+        if self._reactor.seconds() - oldest.lastUsed < self.UNUSED:
+            return False
+        self._open.pop(oldest).cancel()
+        oldest.close()
+        return True
+
+    def _join(self, client: PlayClient) -> None:
+        """
+        Connect a client to the factory, by a pair of sockets.
+        """
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            for each in (here, there):
+                each.setblocking(False)
+            for each, factory in ((there, self._factory), (here, _ForOne(client))):
+                self._reactor.adoptStreamConnection(each.fileno(), socket.AF_UNIX, factory)
+        finally:
+            # The reactor has copies.
+            here.close()
+            there.close()
+
+    def _ended(self, client: PlayClient) -> None:
+        timer = self._open.pop(client, None)
+        if timer is not None and timer.active():
+            timer.cancel()
+
+    def closeAll(self) -> None:
+        """
+        End all connections.
+        """
+        for each in list(self._open):
+            each.close()
+
+
+class _ForOne(Factory):
+    """
+    Makes the one protocol of a client.
+    """
+
+    noisy = False
+
+    def __init__(self, client: PlayClient) -> None:
+        self._client = client
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """
+        See L{Factory.buildProtocol}.
+        """
+        return self._client
