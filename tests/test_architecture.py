@@ -297,6 +297,7 @@ RANKS = {
     "web.views": 3,
     "web.operator": 5,
     "web.explanations": 0,
+    "web.forms": 0,
     "web.mails": 0,
     "web.conversations": 2,
     "web.popclient": 3,

@@ -50,7 +50,7 @@ _MOST = 100
 _EVENTS = 50
 # Seconds between two looks at the service while somebody watches, and how many times as long as a
 # look the pause is at least, so that watching a large service takes a small part of its time.
-_EVERY, _PAUSE = 1.0, 20
+_EVERY, _PAUSE = 0.5, 20
 # Seconds between two questions for events after a failure.
 _AGAIN = 5.0
 
@@ -225,7 +225,6 @@ class OperatorPage:
         for each in watching:
             each.cancel()
         self._shown.clear()
-        self._events.clear()
 
     async def _lookAgain(self) -> None:
         while True:

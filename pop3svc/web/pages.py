@@ -13,6 +13,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
+from pop3svc.web.forms import fieldsIn
 from pop3svc.web.guard import Guard
 from pop3svc.web.markup import Child, Markup, joined, tag
 
@@ -206,8 +207,12 @@ class Page(Resource):
             allowed = b", ".join(name for name, each in self._handlers.items() if each is not None)
             request.setHeader(b"allow", allowed)
             return refusal(405, "This is not possible here.")
-        if request.method == b"POST" and not guard.isFromOurForm(request, field(request, "token")):
-            return refusal(403, "The form is too old, or another page has sent it.")
+        if request.method == b"POST":
+            kind = request.getHeader(b"content-type") or b""
+            # Fields of the address do not count.
+            request.args = fieldsIn(kind, request.content.read())
+            if not guard.isFromOurForm(request, field(request, "token")):
+                return refusal(403, "The form is too old, or another page has sent it.")
         return await handle(request)
 
 

@@ -97,6 +97,8 @@ class Playground:
         self._streams = Streams(reactor)
         self._streams.changed = self._watch
         self._update: Any = None
+        # The request of each reader, which says who the visitor is.
+        self._requests: dict[Stream, Any] = {}
         self._mails = self._octets = 0
 
     def addTo(self, root: Resource) -> None:
@@ -148,7 +150,7 @@ class Playground:
                 self._section(
                     "client",
                     "Talk POP3",
-                    tag("div", self._showClient(request, token), id="client-holder"),
+                    tag("div", self._showClient(request, token), id="live-client"),
                 ),
                 self._section("mail", "Send a mail", self._showForms(token)),
                 self._section(
@@ -240,7 +242,8 @@ class Playground:
         client = self._clients.of(self._guard.client(request))
         isOpen = client is not None and client.isOpen
         lines = () if client is None else client.lines
-        state = tag("span", "connected", class_="badge good") if isOpen else None
+        badge = ("good", "connected") if isOpen else ("idle", "not connected")
+        state = tag("span", badge[1], class_=f"badge {badge[0]}")
         talk = (
             showLines(lines) if lines else tag("p", "Click a command, or type one.", class_="empty")
         )
@@ -280,9 +283,10 @@ class Playground:
                 role="log",
                 aria_label="Your conversation",
             ),
-            tag("p", state) if state else None,
+            tag("p", state),
             form,
             id="client-panel",
+            data_version=self._clients.nextVersion() if client is None else client.version,
         )
 
     def _suggestions(self, client: PlayClient | None) -> Markup:
@@ -380,6 +384,7 @@ class Playground:
             if line and client.isOpen and not client.isWaiting:
                 client.lastUsed = self._reactor.seconds()
                 await self._wait(client.say(line))
+        client.hasChanged = False
         return ""
 
     async def _wait(self, reply: Deferred[None]) -> None:
@@ -455,6 +460,8 @@ class Playground:
         if not isinstance(begun, Stream):
             return begun
         begun.send("talks", self._conversations.show())
+        self._requests[begun] = request
+        request.notifyFinish().addBoth(lambda _: self._requests.pop(begun))
         return None
 
     def _watch(self) -> None:
@@ -471,6 +478,21 @@ class Playground:
             self._conversations.watch()
             if self._conversations.hasChanged:
                 self._streams.send("talks", self._conversations.show())
+            self._updateClients()
+
+    def _updateClients(self) -> None:
+        """
+        Show visitors what has come after the answer to their forms, such as the end of a
+        connection.
+        """
+        shown = set()
+        for stream, request in self._requests.items():
+            client = self._clients.of(self._guard.client(request))
+            if client is not None and client.hasChanged:
+                stream.send("client", self._showClient(request, self._guard.token(request)))
+                shown.add(client)
+        for each in shown:
+            each.hasChanged = False
 
 
 def _lastUniqueID(client: PlayClient | None) -> str:

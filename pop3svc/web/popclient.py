@@ -8,6 +8,7 @@ import re
 import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -21,6 +22,7 @@ __all__ = ["PlayClient", "PlayClients", "blankedCommand"]
 # The most octets of a line that are shown, the most lines of one reply, and of all replies.
 _LONGEST, _OF_REPLY, _LINES = 400, 60, 200
 _BLANK = "****"
+_versions = count(1)
 # The replies that have several lines, for a service without MULTI-LINE-IND.
 _MULTI_LINE = re.compile(r"(?:CAPA|RETR .*|TOP .*|LIST|UIDL|AUTH|LANG) *", re.IGNORECASE)
 
@@ -44,16 +46,21 @@ class PlayClient(Protocol):
     One connection.
 
     @ivar lines: what both sides have said, without secrets.
+    @ivar version: a number that grows with each line, also from one connection to the next.
     @ivar isOpen: whether the connection exists.
+    @ivar hasChanged: whether there are lines that the visitor has not seen.
+    @ivar lastUsed: when the visitor has sent the last command; seconds of the clock.
     """
 
     isOpen = False
+    hasChanged = False
 
     def __init__(self, ended: Callable[[PlayClient], object]) -> None:
         """
         @param ended: called at the end of the connection.
         """
         self.lines: deque[Line] = deque(maxlen=_LINES)
+        self.version = next(_versions)
         self._ended = ended
         self._buffer = b""
         self._isSkipping = False
@@ -64,6 +71,10 @@ class PlayClient(Protocol):
         self._isExchange = False
         self._mayBeMultiLine = False
         self.lastUsed = 0.0
+
+    def _add(self, line: Line) -> None:
+        self.lines.append(line)
+        self.version, self.hasChanged = next(_versions), True
 
     def connectionMade(self) -> None:
         """
@@ -78,7 +89,7 @@ class PlayClient(Protocol):
         @return: a Deferred that fires when the reply is complete, or when the connection has ended.
         """
         reply = self.reply()
-        self.lines.append(Line("C", blankedCommand(line, self._isExchange)))
+        self._add(Line("C", blankedCommand(line, self._isExchange)))
         self._mayBeMultiLine = not self._isExchange and _MULTI_LINE.fullmatch(line) is not None
         self._isMultiLine, self._count = None, 0
         transport: Any = self.transport
@@ -126,13 +137,13 @@ class PlayClient(Protocol):
         if self._isMultiLine:
             if data == b".":
                 if self._count > _OF_REPLY:
-                    self.lines.append(Line("-", f"({self._count - _OF_REPLY} more lines)"))
-                self.lines.append(Line("S", text))
+                    self._add(Line("-", f"({self._count - _OF_REPLY} more lines)"))
+                self._add(Line("S", text))
                 self._complete()
             elif self._count <= _OF_REPLY:
-                self.lines.append(Line("S", text))
+                self._add(Line("S", text))
             return
-        self.lines.append(Line("S", text))
+        self._add(Line("S", text))
         self._isExchange = text.startswith("+ ") or text == "+"
         isPositive = text.startswith("+OK")
         self._isMultiLine = isPositive and (text.endswith(" _") or self._mayBeMultiLine)
@@ -150,7 +161,7 @@ class PlayClient(Protocol):
         See L{Protocol.connectionLost}.
         """
         self.isOpen = False
-        self.lines.append(Line("-", "the connection has ended"))
+        self._add(Line("-", "the connection has ended"))
         self._complete()
         self._ended(self)
 
@@ -185,6 +196,13 @@ class PlayClients:
         self._factory = factory
         self._clients: dict[str, PlayClient] = {}
         self._open: dict[PlayClient, Any] = {}
+
+    @staticmethod
+    def nextVersion() -> int:
+        """
+        @return: a number that is larger than L{PlayClient.version} of all connections so far.
+        """
+        return next(_versions)
 
     def of(self, visitor: str) -> PlayClient | None:
         """

@@ -174,7 +174,9 @@ class BoundedSite(Site):
         """
         @param resource: L{twisted.web.resource.IResource}
         """
-        super().__init__(resource, reactor=reactor, timeout=_Channel.LIFE)  # type: ignore[no-untyped-call]
+        super().__init__(  # type: ignore[no-untyped-call]
+            resource, reactor=reactor, timeout=_Channel.LIFE, parsePOSTFormSubmission=False
+        )
         self.protocol: Any = _Channel
         self.channels: dict[_Channel, None] = {}
         self.lasting: set[_Channel] = set()

@@ -53,6 +53,25 @@ class Web:
             with error:
                 return error.code, error.read().decode("utf-8")
 
+    def events(self, client: Connection) -> set[str]:
+        """
+        @return: what the page tells while a client sleeps and wakes up.
+        """
+        words = {"fell asleep": "sleep", "woke up": "wake"}
+        found: set[str] = set()
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.web}/events", timeout=60) as stream:
+            # The first parts of the page show that the stream has begun.
+            line = b""
+            while b"event: sessions" not in line:
+                line = stream.readline()
+            for command in (b"SLEE", b"WAKE"):
+                assert client.say(command).startswith(b"+OK")
+            while found != set(words.values()):
+                line = stream.readline()
+                assert line
+                found |= {word for text, word in words.items() if text.encode() in line}
+        return found
+
     def metrics(self) -> dict[tuple[str, ...], float]:
         """
         @return: the numbers by the names of samples and the values of their labels.
@@ -120,6 +139,8 @@ def test_oneProcess(one: Web) -> None:
     assert one.get("/metrics", "HEAD") == (200, "")
     assert one.get("/metrics", "POST", data=b"x=y")[0] == 405
     assert one.get("/etc/passwd")[0] == 404
+    assert one.get("/")[0] == one.get("/playground")[0] == 200
+    assert one.get("/", headers={"Host": "attacker.example"})[0] == 421
     assert "alice" not in one.get("/metrics")[1]
 
 
@@ -148,6 +169,16 @@ def test_workers(two: Web) -> None:
     assert found["pop3svc_info", next(iter(k[1] for k in found if k[0] == "pop3svc_info"))] == 2
     logins = sum(value for key, value in found.items() if key[0] == "pop3svc_logins_total")
     assert logins == 4
+    # The page is about all workers.
+    end = time.monotonic() + 60
+    while True:
+        status, page = two.get("/")
+        assert status == 200
+        if page.count('href="kick?') == 4 or time.monotonic() > end:
+            break
+    assert page.count('href="kick?') == 4 and page.count('<tr id="worker-') == 2
+    assert two.get("/playground")[0] == 404 and "playground" not in page
+    assert two.events(clients[0]) == {"sleep", "wake"}
     # Counters survive the workers.
     two.running.process.send_signal(signal.SIGHUP)
     for each in clients:
@@ -231,6 +262,8 @@ def test_aPasswordAndTLS(tmp_path: Path) -> None:
         assert get("/metrics", b"sesame open") == 200
         assert get("/metrics", b"sesame") == 401
         assert get("/metrics") == 401
+        assert get("/", b"sesame open") == get("/playground", b"sesame open") == 200
+        assert get("/") == get("/playground") == get("/events") == 401
         assert get("/healthz") == get("/readyz") == 200
         assert running.end(signal.SIGTERM) == 0
         assert not any("sesame" in line for line in running.lines)

@@ -28,6 +28,10 @@ from tests.support.webpages import Answer, WebPages
 HOSTILE = "<script>alert(1)</script>\u202e"
 
 
+# As a browser sends it.
+_FILE = b'; filename="x.eml"\r\nContent-Type: message/rfc822'
+
+
 class FakeTraces:
     """
     Hears nothing.
@@ -84,7 +88,7 @@ class Play(WebPages):
         parts = [("token", token.encode()), ("to", b"alice"), ("file", content)]
         body = b"".join(
             b'--b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n'
-            % (name.encode(), b'; filename="x.eml"' if name == "file" else b"", value)
+            % (name.encode(), _FILE if name == "file" else b"", value)
             for name, value in parts
         )
         kind = "Content-Type: multipart/form-data; boundary=b"

@@ -5,44 +5,42 @@
 function update(place, html) {
     const made = document.createElement("template");
     made.innerHTML = html;
-    merge(place, made.content);
+    if (versionOf(made.content) >= versionOf(place)) {
+        merge(place, made.content);
+    }
+}
+
+// An answer may come after an event that is newer.
+function versionOf(place) {
+    const found = place.querySelector("[data-version]");
+    return found ? Number(found.dataset.version) : 0;
 }
 
 function merge(old, made) {
     const wanted = Array.from(made.childNodes);
-    for (let index = 0; index < wanted.length; index += 1) {
-        const next = wanted[index];
+    const names = new Set(wanted.map((each) => each.id).filter(Boolean));
+    for (const [index, next] of wanted.entries()) {
         let here = old.childNodes[index];
-        if (next.id && here && here.id !== next.id) {
-            // A row may have moved, because rows before it are gone.
+        if (next.id) {
             const found = Array.from(old.children).find((each) => each.id === next.id);
-            if (found) {
+            // What stands before it may be gone.  To move it instead would take the focus from it.
+            while (found && here !== found && !names.has(here.id)) {
+                here.remove();
+                here = old.childNodes[index];
+            }
+            if (found && here !== found) {
                 old.insertBefore(found, here);
                 here = found;
-            } else {
-                old.insertBefore(next, here);
-                continue;
             }
         }
         if (!here) {
             old.appendChild(next);
-        } else if (here.isEqualNode(next)) {
-            continue;
-        } else if (
-            here.nodeType === 1 && next.nodeType === 1 &&
-            here.tagName === next.tagName && here.id === next.id
-        ) {
-            for (const name of here.getAttributeNames()) {
-                if (!next.hasAttribute(name)) {
-                    here.removeAttribute(name);
-                }
+        } else if (here.nodeName === next.nodeName && (here.id || "") === (next.id || "")) {
+            if (!here.isEqualNode(next)) {
+                change(here, next);
             }
-            for (const name of next.getAttributeNames()) {
-                if (here.getAttribute(name) !== next.getAttribute(name)) {
-                    here.setAttribute(name, next.getAttribute(name));
-                }
-            }
-            merge(here, next);
+        } else if (here.id && names.has(here.id)) {
+            old.insertBefore(next, here);
         } else {
             old.replaceChild(next, here);
         }
@@ -50,6 +48,24 @@ function merge(old, made) {
     while (old.childNodes.length > wanted.length) {
         old.lastChild.remove();
     }
+}
+
+function change(here, next) {
+    if (here.nodeType !== Node.ELEMENT_NODE) {
+        here.nodeValue = next.nodeValue;
+        return;
+    }
+    for (const name of here.getAttributeNames()) {
+        if (!next.hasAttribute(name)) {
+            here.removeAttribute(name);
+        }
+    }
+    for (const name of next.getAttributeNames()) {
+        if (here.getAttribute(name) !== next.getAttribute(name)) {
+            here.setAttribute(name, next.getAttribute(name));
+        }
+    }
+    merge(here, next);
 }
 
 const AGAIN = 5000;
@@ -68,12 +84,17 @@ function listen(state) {
         }
     };
     for (const place of document.querySelectorAll("[id^=live-]")) {
-        source.addEventListener(place.id.slice(5), (event) => update(place, event.data));
+        source.addEventListener(place.id.slice(5), (event) => {
+            update(place, event.data);
+            follow(place);
+        });
     }
 }
 
-// Send the commands of the playground without loading the page again.
-async function talk(event) {
+// Send the commands of the playground without loading the page again, one after the other.
+let sending = Promise.resolve();
+
+function talk(event) {
     const form = event.target;
     if (form.id !== "talk") {
         return;
@@ -83,23 +104,35 @@ async function talk(event) {
     const fields = new URLSearchParams(new FormData(form));
     if (pressed && pressed.name) {
         fields.set(pressed.name, pressed.value);
-    }
-    form.setAttribute("aria-busy", "true");
-    const answer = await fetch(form.getAttribute("action"), {
-        method: "POST",
-        body: fields,
-        headers: {"X-Requested-With": "script"},
-    });
-    update(document.getElementById("client-holder"), await answer.text());
-    form.removeAttribute("aria-busy");
-    if (!pressed || !pressed.name || pressed.name === "line") {
+    } else {
         document.getElementById("line").value = "";
     }
-    scroll();
+    sending = sending.then(() => send(form, fields));
 }
 
-function scroll() {
-    for (const each of document.querySelectorAll(".transcript")) {
+async function send(form, fields) {
+    const place = document.getElementById("live-client");
+    try {
+        const answer = await fetch(form.getAttribute("action"), {
+            method: "POST",
+            body: fields,
+            headers: {"X-Requested-With": "script"},
+        });
+        if (!answer.ok) {
+            // Such as after a restart of the service, which makes other tokens.
+            location.reload();
+            return;
+        }
+        update(place, await answer.text());
+        follow(place);
+    } catch (error) {
+        document.getElementById("state").textContent = "The service does not answer";
+    }
+}
+
+// Show the end of a conversation.
+function follow(place) {
+    for (const each of place.querySelectorAll(".transcript")) {
         each.scrollTop = each.scrollHeight;
     }
 }
@@ -121,7 +154,7 @@ document.addEventListener("submit", talk);
 for (const form of document.querySelectorAll(".drop")) {
     acceptDrops(form);
 }
-scroll();
+follow(document);
 document.documentElement.classList.add("scripted");
 const state = document.querySelector("[data-stream]");
 if (state) {
