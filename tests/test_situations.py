@@ -99,7 +99,8 @@ def test_commands(place: Place) -> None:
             if running is None and program == "status":
                 options = ("serve", "--config", str(home / "etc/pop3svc/pop3svc.toml"))
                 running = Running(home, command=[script("pop3svc"), *options])
-                running.waitFor("serves")
+                for _ in range(2):
+                    running.waitFor(" serves")
             if program == "who" or command.startswith("pop3svc user remove"):
                 sessions.append(Connection(place.ports["tcp:110"]))
                 sessions[-1].line()

@@ -210,7 +210,7 @@ def test_killedExport(format: str, site: Site) -> None:
     work = [each for each in os.listdir(site.home) if each.startswith("out")]
     if work == ["out"] and not (out / ".pop3svc-export").exists():
         # It had ended before it was killed.
-        status, told = 0, f"{MANY + 2} of {MANY + 2} "
+        status, told = 0, f" has {MANY + 2} of {MANY + 2} "
     else:
         status, told, _ = site.run("export", store, "--format", format, "alice", out)
     assert status == 0 and f" has {MANY + 2} of {MANY + 2} " in told
