@@ -34,6 +34,13 @@ class _Request(Request):
 
     isTooLarge = False
 
+    def __repr__(self) -> str:
+        """
+        @return: a text without the path, because twisted.web logs it, and a path of the client may
+            have any octets.
+        """
+        return f"<{type(self).__name__}>"
+
     def gotLength(self, length: int | None) -> None:
         """
         See L{twisted.web.http.Request.gotLength}.

@@ -12,6 +12,7 @@ from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.testing import MemoryReactorClock, StringTransport
+from twisted.logger import formatEvent
 from twisted.python.failure import Failure
 
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
@@ -153,6 +154,8 @@ def test_aLargeBody(header: bytes) -> None:
         b"GET /metrics HTTP/1.1\r\n: x\r\n\r\n",
         b"GET * HTTP/1.1\r\n\r\n",
         b"GET http://x/ HTTP/1.1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Type: a\rb\r\nContent-Length: 1\r\n\r\nx",
+        b"PUT / HTTP/1.1\r\nContent-Type: a\rb\r\nContent-Length: 1\r\n\r\nx",
     ],
 )
 def test_nonsense(data: bytes) -> None:
@@ -164,6 +167,16 @@ def test_nonsense(data: bytes) -> None:
     assert [each for each in events if each.get("log_failure")] == []
     channel.connectionLost(Failure(ConnectionDone()))
     assert port.clock.getDelayedCalls() == []
+
+
+def test_oddPathOfAHead() -> None:
+    """
+    twisted.web logs the request, and the log must not contain text of the client.
+    """
+    port = Port()
+    events = logged(lambda: port.ask(b"HEAD /ready\xa1secret"))
+    texts = [*map(formatEvent, events)]
+    assert not any("secret" in each or "MESSAGE LOST" in each for each in texts)
 
 
 def test_health() -> None:
