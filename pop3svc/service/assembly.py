@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.accounts.knownnetworks import KnownNetworks
-from pop3svc.accounts.passwordfile import PasswordFile
+from pop3svc.accounts.passwordfile import PasswordFile, readPasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.admin.activity import Activity
@@ -146,6 +146,16 @@ class Configured:
             log.warn(
                 "{path}: restart the service to change {names}", path=path, names=", ".join(rest)
             )
+
+
+def _hasOtherUsers(path: str, name: str) -> bool:
+    """
+    @return: whether an operator has added users to the accounts of the embedded default.
+    """
+    try:
+        return bool(set(readPasswordFile(path).hashes) - {name})
+    except ValueError:
+        return True
 
 
 class Assembly:
@@ -651,16 +661,19 @@ class Assembly:
 
     def _visited(self, factory: POP3Factory, traces: Traces) -> Any:
         """
-        @return: L{pop3svc.web.playground.Visited}; L{None} if a store is a real one.
+        @return: L{pop3svc.web.playground.Visited}; L{None} if there is real mail.
         """
         stores = self.settings.stores
-        if not self._usesEmbeddedDefault and not all(each.kind == "memory" for each in stores):
+        login = None
+        if self._usesEmbeddedDefault:
+            directory = self._storage.directory()
+            login = directory.readDemoLogin()
+            if login is None or _hasOtherUsers(directory.passwordFile, login[0]):
+                return None
+        elif not all(each.kind == "memory" for each in stores):
             return None
         from pop3svc.service.visiting import visitedOf
 
-        login = None
-        if self._usesEmbeddedDefault:
-            login = self._storage.directory().readDemoLogin()
         return visitedOf(self._destinations, self.settings, factory, traces, login)
 
     def _openWebPort(

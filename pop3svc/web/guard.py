@@ -154,8 +154,14 @@ class Guard:
         @param token: which the form contains.
         @return: whether a page of this service has sent the form, and no other page.
         """
-        origin = request.getHeader(b"sec-fetch-site")
-        if origin is not None and origin not in (b"same-origin", b"none"):
+        headers = request.requestHeaders
+        [site] = headers.getRawHeaders(b"sec-fetch-site", [b""])[:1]
+        [origin] = headers.getRawHeaders(b"origin", [b""])[:1]
+        if site not in (b"", b"same-origin", b"none"):
+            return False
+        # Browsers leave out the first header on a network without TLS.
+        [host] = headers.getRawHeaders(b"host", [b""])[:1]
+        if not site and origin and origin.partition(b"://")[2].lower() != host.lower():
             return False
         cookie = self._id(request)
         return bool(cookie) and hmac.compare_digest(

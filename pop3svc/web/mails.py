@@ -50,8 +50,12 @@ def makeMail(sender: str, recipient: str, subject: str, body: str) -> bytes:
             raise ValueError(f"{name} has characters that a header field must not have.")
         try:
             message[name] = value
+            # An encoded word (RFC 2047) may contain line ends.
+            isPossible = str(message[name]).isprintable()
         except (ValueError, IndexError, AttributeError):
             # The parser of the standard library fails on some nonsense.
+            isPossible = False
+        if not isPossible:
             raise ValueError(f"{name} is not possible in a mail.")
     message["Date"] = formatdate()
     message["Message-ID"] = make_msgid(domain="localhost")

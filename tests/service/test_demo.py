@@ -11,6 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import pytest
+
+from pop3svc.accounts.passwordediting import addUser
 from tests.support.running import Connection, Running, freePort, script
 
 
@@ -33,6 +36,28 @@ def test_theDemo(tmp_path: Path) -> None:
         client.socket.close()
         assert running.end(signal.SIGINT) == 0
     assert not log.parent.exists() and not os.listdir(tmp_path / "home")
+
+
+def test_usersOfTheEmbeddedDefault(tmp_path: Path) -> None:
+    """
+    The embedded default has no playground as soon as it has another user than its own.
+    """
+    home, web = tmp_path / "home", freePort()
+    options = (
+        *("--data", str(tmp_path / "data"), "--endpoint", f"tcp:{freePort()}:interface=127.0.0.1"),
+        *("--web", f"tcp:{web}:interface=127.0.0.1"),
+    )
+    address = f"http://127.0.0.1:{web}/playground"
+    with Running(home, *options) as running:
+        running.up()
+        with urllib.request.urlopen(address, timeout=60) as page:
+            assert page.status == 200
+        assert running.end(signal.SIGTERM) == 0
+    addUser(str(tmp_path / "data" / "users"), "alice", "secret")
+    with Running(home, *options) as running:
+        running.up()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            urllib.request.urlopen(address, timeout=60)
 
 
 def test_realStores(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def test_withoutPermission(path: str, fields: dict[str, str], done: Any) -> None
     assert post(password, "Cookie: pop3svc=", token=token) == 403
     assert post(password, cookie, "Sec-Fetch-Site: cross-site", token=token) == 403
     assert post(password, cookie, "Sec-Fetch-Site: same-site", token=token) == 403
+    assert post(password, cookie, "Origin: http://evil.example", token=token) == 403
+    assert post(password, cookie, "Origin: null", token=token) == 403
     assert post(cookie, token=token) == 401
     for host in ("attacker.example", "x.attacker.example", "x:1:1", "", "[x]"):
         found = pages.ask(

@@ -151,6 +151,7 @@ def test_whatThePageShows() -> None:
         ({"from": "a\r\nBcc: x"}, "bad"),
         ({"from": "<"}, "bad"),
         ({"subject": "s\nX: y"}, "bad"),
+        ({"subject": "=?utf-8?q?x=0D=0AX-Injected:_1?="}, "bad"),
     ],
 )
 def test_badMails(fields: dict[str, str], done: str) -> None:
