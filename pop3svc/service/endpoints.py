@@ -25,6 +25,7 @@ __all__ = [
     "lmtpEndpoint",
     "serverEndpoint",
     "tlsEndpoint",
+    "withMode",
 ]
 
 # The most connections that wait to be accepted.  The kernel may set a lower limit.
@@ -305,6 +306,19 @@ def serverEndpoint(
         raise ValueError(f"not a valid endpoint string ({error or type(error).__name__})")
 
 
+def withMode(text: str, mode: str) -> str:
+    """
+    @param text: any endpoint string.
+    @param mode: an octal mode.
+    @return: the same string, with the mode if it is for a UNIX socket and has none.
+    @raise ValueError: C{text} cannot be read.
+    """
+    positional, named = parseArguments(text)
+    if positional[:1] == ["unix"] and "mode" not in named and len(positional) < 3:
+        return f"{text}:mode={mode}"
+    return text
+
+
 def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> Any:
     """
     @param text: any endpoint string.
@@ -314,10 +328,8 @@ def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> 
     """
     positional, named = parseArguments(text)
     kind = positional[0] if positional else ""
-    if kind == "unix" and "mode" not in named and len(positional) < 3:
-        text = f"{text}:mode={mode}"
     port = named.get("port", positional[1] if len(positional) > 1 else "")
     if kind in ("tcp", "tcp6", "ssl") and port == "25":
         # A mail server that mistook LMTP for SMTP would lose replies (RFC 2033 section 5).
         raise ValueError("LMTP must not use port 25")
-    return serverEndpoint(reactor, text, connectionCreator)
+    return serverEndpoint(reactor, withMode(text, mode), connectionCreator)

@@ -16,7 +16,7 @@ from pop3svc.admin.operations import Handler
 from pop3svc.metrics.exposition import requireLibrary
 from pop3svc.networks import isLoopback
 from pop3svc.service.arguments import parseArguments
-from pop3svc.service.endpoints import serverEndpoint
+from pop3svc.service.endpoints import serverEndpoint, withMode
 from pop3svc.service.settings import SettingError, Settings
 from pop3svc.web.guard import Guard
 from pop3svc.web.markup import tag
@@ -27,6 +27,8 @@ from pop3svc.web.server import BoundedSite
 
 __all__ = ["WebPort", "checkPlace"]
 
+# The mode of a UNIX socket whose string has none: everybody else would be the operator.
+_MODE = "660"
 # The names of this machine in addresses of a page on loopback.
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
@@ -114,7 +116,7 @@ class WebPort(MultiService):
         where = f"{settings.where('web')} {settings.web}"
         hasMetrics = _hasMetrics(where, visited is not None)
         try:
-            endpoint = serverEndpoint(reactor, str(settings.web), creator)
+            endpoint = serverEndpoint(reactor, withMode(str(settings.web), _MODE), creator)
         except ValueError as error:
             raise SettingError(f"{where}: {error}")
         guard = Guard(settings.webPassword or "", LoginGuard(reactor, throttle), hosts)

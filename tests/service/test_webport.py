@@ -274,6 +274,8 @@ def test_aUNIXSocket(tmp_path: Path) -> None:
     options = ("--provider", "memory:", "--auth", "memory:alice:secret", "--web", f"unix:{path}")
     with Running(home, *options, "--endpoint", f"tcp:{freePort()}:interface=127.0.0.1") as running:
         running.up()
+        # Whoever can open it is the operator.
+        assert path.stat().st_mode & 0o777 == 0o660
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             client.sendall(b"GET /healthz HTTP/1.0\r\n\r\n")
