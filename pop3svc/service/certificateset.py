@@ -101,6 +101,9 @@ class CertificateDirectory:
                 return False
             if now - self._looked < _LOOK_EVERY:
                 return False
+        else:
+            # The operator wants to know what is wrong now.
+            self._fault = ""
         self._looked = now
         stamp = stampOf(self.path)
         found = self._list()
@@ -313,7 +316,10 @@ class CertificateSet:
         """
         hasOthers = self.directory is not None and self.directory.look(isForced)
         for each in some:
-            each.refresh(isForced)
+            if isForced:
+                each.reload()
+            else:
+                each.refresh()
         if not hasOthers and all(
             each.digest == self._digests[each] for each in some if each in self._digests
         ):

@@ -334,6 +334,25 @@ def test_unusableInDirectory(tmp_path: Path, said: list[str]) -> None:
     assert named(creator, "b.example") == "b.example"
 
 
+def test_reloadSaysAgain(tmp_path: Path, said: list[str]) -> None:
+    """
+    Each error is in the log once, and again if the operator reloads.
+    """
+    certbot(tmp_path, "a", "a.example")
+    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
+    (tmp_path / "archive" / "a" / "both1.pem").write_text("nonsense")
+    for _ in range(2):
+        named(creator, None)
+    assert len(said) == 1 and "keeping the previous certificate: " in said[0]
+    (tmp_path / "live").rename(tmp_path / "gone")
+    for _ in range(2):
+        said.clear()
+        creator.reload()
+        assert len(said) == 2
+        assert f"{tmp_path}/live: No such file or directory" in said[0]
+        assert "keeping the previous certificate: " in said[1]
+
+
 def test_looksOnce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A directory that does not change is not read again, and one that changes once a second at most.
