@@ -352,7 +352,8 @@ class CertificateSet:
         try:
             name = connection.get_servername()
             found = None if name is None else self._names.find(name.decode("ascii", "replace"))
-            if found is None or found is self._default:
+            # The default may be another one than at the beginning of the handshake.
+            if found is None or found.context is connection.get_context():
                 return
             # Only look at its files before the next handshake.  A session that this client resumes
             # now has the present certificate.

@@ -567,6 +567,29 @@ def test_renewedBeforeSecondHello(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert first() is not None
 
 
+def test_otherDefaultDuringHandshake(tmp_path: Path) -> None:
+    """
+    A client gets the certificate for its name, also if that becomes the default meanwhile.
+    """
+    certbot(tmp_path, "b", "b.example")
+    certbot(tmp_path, "c", "c.example")
+    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
+
+    class Begun:
+        """
+        A connection that began before the client said its name.
+        """
+
+        def serverConnectionForTLS(self, protocol: Any) -> SSL.Connection:
+            connection = creator.serverConnectionForTLS(None)
+            certbot(tmp_path, "a", "a.example")
+            creator.reload()
+            return connection
+
+    assert named(Begun(), "a.example") == "a.example"
+    assert named(creator, None) == "a.example"
+
+
 def test_neverRaises(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
     An error in the callback, which C code calls, leaves the default certificate.
