@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pop3svc.service.stapling import Stapler
 
-__all__ = ["Certificates"]
+__all__ = ["Certificates", "staplerFor"]
 
 # What makes the TLS connections of a listener.
 Creator = RenewableCertificate | CertificateSet
@@ -51,7 +51,7 @@ class Certificates:
         # for the service's own certificates.
         self._loaded: dict[tuple[str | TLSRules | None, ...], Creator] = {}
         self.announcements: list[str] = []
-        self.stapler = _staplerFor(settings)
+        self.stapler = staplerFor(settings)
 
     def of(self, listener: Listener | None = None) -> Creator:
         """
@@ -203,8 +203,9 @@ class Certificates:
         return found
 
 
-def _staplerFor(settings: Settings) -> Stapler | None:
+def staplerFor(settings: Settings) -> Stapler | None:
     """
+    @return: what keeps the status of the certificates; L{None} if no setting asks for that.
     @raise SettingError: a library is missing.
     """
     files = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]

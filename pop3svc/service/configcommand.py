@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
 from pop3svc.service.assembly import makeEndpoint
+from pop3svc.service.certificates import staplerFor
 from pop3svc.service.certificateset import CertificateDirectory, CertificateSet
 from pop3svc.service.mailin import destinationOf, makeMailEndpoints, makeRecipients
 from pop3svc.service.options import Options, addOptions
@@ -199,6 +200,10 @@ def _tryCertificates(faults: Faults, settings: Settings) -> None:
     for where, each in loaded:
         for fault in each.faults():
             faults.add(f"{where}: {fault}")
+    try:
+        staplerFor(settings)
+    except SettingError as error:
+        faults.add(str(error))
     if settings.tlsDefaultName is not None and loaded:
         names = CertificateSet(settings.tlsDefaultName)
         try:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -747,3 +748,18 @@ def test_configCheckOfStatus(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         f"tls.certificate[1].ocsp-response: {tmp_path}/status: the issuer of the certificate is not"
         in other
     )
+
+
+def test_withoutTreq(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The check finds a missing library, without which the service does not start.
+    """
+    monkeypatch.setitem(sys.modules, "treq", None)
+    text = f'certificate = "{issue(tmp_path / "a.pem", "a.example")}"\nocsp-fetch = true\n'
+    with pytest.raises(SettingError, match="ocsp-fetch needs treq: pip install"):
+        load(tmp_path, text)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(tmp_path / "pop3svc.toml")])
+    assert ended.value.code == 1 and "ocsp-fetch needs treq" in capsys.readouterr().err
