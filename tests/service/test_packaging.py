@@ -85,29 +85,50 @@ def script(name: str, tmp_path: Path) -> str:
     return re.sub("/(etc|usr/lib|var/lib)/pop3svc", rf"{tmp_path}/\1", text)
 
 
+def configure(tmp_path: Path, existing: str) -> list[str]:
+    """
+    @param existing: the databases that have vmail.
+    @return: the commands with which the package is configured, which are not run.
+    """
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("addgroup", "adduser", "install", "py3compile", "runuser"):
+        (tools / name).write_text('#!/bin/sh\necho "${0##*/} $*"\n')
+    (tools / "getent").write_text(f'#!/bin/sh\ncase "{existing}" in *$1*) ;; *) exit 2 ;; esac\n')
+    for each in tools.iterdir():
+        each.chmod(0o755)
+    return subprocess.run(
+        ["sh", "-c", script("postinst", tmp_path), "postinst", "configure"],
+        env={"PATH": f"{tools}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+
+
 def test_configureActsAsTheUser(tmp_path: Path) -> None:
     """
     Root makes nothing in the directory of the user, who could put a link in its place.
     """
-    data, tools = tmp_path / "var/lib", tmp_path / "tools"
-    tools.mkdir()
-    for name in ("getent", "install", "py3compile", "runuser"):
-        (tools / name).write_text('#!/bin/sh\necho "${0##*/} $*"\n')
-        (tools / name).chmod(0o755)
+    data = tmp_path / "var/lib"
     for isThere in (False, True):
         if isThere:
             data.mkdir(parents=True)
-        done = subprocess.run(
-            ["sh", "-c", script("postinst", tmp_path), "postinst", "configure"],
-            env={"PATH": f"{tools}:/usr/bin:/bin"},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert (f"install -d -m 700 -o vmail -g vmail {data}\n" in done.stdout) is not isThere
-        assert re.findall(rf".* {data}/.*", done.stdout) == [
+        done = configure(tmp_path, "passwd group")
+        assert f"install -d -m 700 -o vmail -g vmail {data}" in done or isThere
+        assert [each for each in done if f"{data}/" in each] == [
             f"runuser -u vmail -- mkdir -p -m 700 {data}/mail"
         ]
+
+
+@pytest.mark.parametrize("existing", ["", "passwd", "group", "passwd group"])
+def test_configureMakesUserAndGroup(tmp_path: Path, existing: str) -> None:
+    """
+    A user or a group of another server is used.
+    """
+    done = [each.split()[0] for each in configure(tmp_path, existing)]
+    assert ("adduser" in done) is ("passwd" not in existing)
+    assert ("addgroup" in done) is ("group" not in existing)
 
 
 @pytest.mark.parametrize("mail", ["mail/alice/cur/1", "boxes/alice/cur/1", "mail.sqlite", None])
