@@ -324,9 +324,10 @@ class CertificateSet:
             each.digest == self._digests[each] for each in some if each in self._digests
         ):
             return
-        # The authorities of clients are in the files of each certificate, too.
-        for each in self._all:
-            each.refresh()
+        if self.clients is not None:
+            # The authorities of clients are in the files of each certificate, too.
+            for each in self._all:
+                each.refresh()
         before = self._default
         self._arrange()
         if self._default is not before:

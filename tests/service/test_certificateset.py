@@ -441,6 +441,25 @@ def test_manyNew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert named(creator, "c.example") == "c.example"
 
 
+def test_manyRenewed(tmp_path: Path) -> None:
+    """
+    Many certificates that are renewed at the same time are loaded a few at a time.
+    """
+    names = [f"{each}.example" for each in "abcdefghijklmnop"]
+    for name in names:
+        certbot(tmp_path, name, name)
+    creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
+    for name in names:
+        certbot(tmp_path, name, name)
+    before = {each: each.context for each in creator.all}
+    new = 0
+    while new < len(names):
+        creator.serverConnectionForTLS(None)
+        found = sum(each.context is not before[each] for each in creator.all)
+        assert new < found <= new + 5
+        new = found
+
+
 def test_handed(tmp_path: Path) -> None:
     """
     A worker that can read neither the directory nor the files uses what its parent has read.
