@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
@@ -172,6 +172,8 @@ class _Staple:
 class Stapler:
     """
     Keeps the status of all certificates of a process.  A handshake never waits for a response.
+
+    @ivar isStopping: whether to ask for no more responses.
     """
 
     def __init__(self, fetches: bool, now: Callable[[], float] = time.time) -> None:
@@ -187,6 +189,7 @@ class Stapler:
         )
         # Called when there is a certificate whose responder was not asked yet.
         self.isWanted: Callable[[], object] = lambda: None
+        self.isStopping = False
 
     def prepare(
         self,
@@ -228,28 +231,30 @@ class Stapler:
         staples = list(self._staples.values())
         for each in staples:
             each.expire()
-            if each.file is not None:
+            if each.file is not None and not self.isStopping:
                 await self._update(each, partial(each.readInThread, reactor))
         due = [each for each in staples if each.file is None and each.due <= self._now()]
         for start in range(0, len(due), _AT_ONCE):
+            if self.isStopping:
+                break
             asked = [
                 Deferred.fromCoroutine(self._update(each, partial(each.fetch, reactor)))
                 for each in due[start : start + _AT_ONCE]
             ]
-            for deferred in asked:
-                await deferred
+            await gatherResults(asked)
 
     async def _update(
         self, staple: _Staple, get: Callable[[], Coroutine[Any, Any, CertificateStatus]]
     ) -> None:
         try:
             staple.succeeded(await get())
-        except ValueError as error:
-            staple.failed(str(error))
-        except CancelledError:
-            # The service stops.
-            raise
-        except Exception:
+        except Exception as error:
+            if self.isStopping:
+                # It was cancelled, which is no fault of the responder.
+                return
+            if isinstance(error, ValueError):
+                staple.failed(str(error))
+                return
             log.failure("cannot get an OCSP response for {path}", path=staple.place)
             staple.failed("the log says why")
 
@@ -275,6 +280,7 @@ class StaplingService(Service):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()  # type: ignore[no-untyped-call]
+        self._stapler.isStopping = False
         self._stapler.isWanted = self._want
         self._lookIn(0)
 
@@ -294,7 +300,6 @@ class StaplingService(Service):
         self._isWanted = False
         looking = Deferred.fromCoroutine(self._stapler.look(self._reactor))
         self._looking = looking
-        looking.addErrback(lambda failure: failure.trap(CancelledError))
         looking.addErrback(lambda failure: log.failure("cannot look after OCSP", failure))
         looking.addBoth(self._looked)
 
@@ -307,6 +312,7 @@ class StaplingService(Service):
         See L{twisted.application.service.IService.stopService}.
         """
         super().stopService()  # type: ignore[no-untyped-call]
+        self._stapler.isStopping = True
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         if self._looking is not None:

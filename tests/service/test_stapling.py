@@ -24,10 +24,11 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, globalLogPublisher
 
+from pop3svc.accounts.httprequests import HTTPUnavailable
 from pop3svc.logs import eventText
 from pop3svc.service import stapling
 from pop3svc.service.ocsp import checkResponse, issuerOf, requestFor, responderOf
@@ -269,7 +270,11 @@ class Exchange:
         assert (method, mediaType) == ("POST", "application/ocsp-request")
         self.asked.append(body)
         self.answers.append(Deferred())
-        return await self.answers[-1]
+        try:
+            return await self.answers[-1]
+        except CancelledError:
+            # So does HTTPExchange.
+            raise HTTPUnavailable("it cannot be reached")
 
 
 class Running60:
@@ -346,8 +351,6 @@ def test_failures(fetching: Running60, said: list[str]) -> None:
     """
     Each failure is in the log once.  The waits become longer, up to an hour.
     """
-    from pop3svc.accounts.httprequests import HTTPUnavailable
-
     context = fetching.context()
     fetching.service.startService()
     fetching.after(0)
@@ -409,6 +412,19 @@ def test_newCertificateMeanwhile(fetching: Running60) -> None:
     assert one.respond(None) and fetching.after(0) == 2
     fetching.answer(fetching.authority.answer(fetching.leaf))
     assert other.respond(None)
+
+
+def test_stopsWhileAsking(fetching: Running60, said: list[str]) -> None:
+    """
+    A service that stops ends its requests, sends no others, and finds no fault in that.
+    """
+    contexts = [fetching.context(f"{each}.example") for each in range(9)]
+    fetching.service.startService()
+    assert contexts and fetching.after(0) == 4
+    fetching.service.stopService()
+    assert all(each.called for each in fetching.exchange.answers)
+    assert fetching.after(120) == 4 and not said
+    assert not fetching.clock.getDelayedCalls()
 
 
 def test_issuerIsAdded(fetching: Running60, said: list[str]) -> None:
