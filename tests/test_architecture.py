@@ -298,6 +298,7 @@ RANKS = {
     "web.operator": 6,
     "web.explanations": 0,
     "web.forms": 0,
+    "web.recent": 0,
     "web.mails": 0,
     "web.conversations": 3,
     "web.popclient": 4,

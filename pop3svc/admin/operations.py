@@ -57,7 +57,8 @@ class Operation:
 # Every operation by name.  All arguments are strings.
 OPERATIONS: Mapping[str, Operation] = {
     "who": Operation(optional=("user",)),
-    "kick": Operation(required=("target",)),
+    # The argument only is "session" if the target is no user.
+    "kick": Operation(required=("target",), optional=("only",)),
     "bans": Operation(),
     "ban": Operation(required=("address",)),
     "lift": Operation(required=("target",)),
@@ -230,17 +231,20 @@ class ProcessOperations:
             # No session has this name.
             return user
 
-    def _kick(self, target: str) -> int:
+    def _kick(self, target: str, only: str = "") -> int:
         """
         End the session with an id, or all sessions of a user.
 
+        @param only: C{session} if C{target} is no user.  A user may have a number as name.
         @return: how many sessions were ended.
         """
-        user, number = self._prepared(target), numberIn(target, self._worker)
+        user = None if only == "session" else self._prepared(target)
+        number = numberIn(target, self._worker)
         found = [
             each
             for each in self._connections
-            if each.session.info.connectionID == number or each.session.record.user == user
+            if each.session.info.connectionID == number
+            or (user is not None and each.session.record.user == user)
         ]
         for each in found:
             each.end("ended by the operator")

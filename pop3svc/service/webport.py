@@ -22,7 +22,8 @@ from pop3svc.web.guard import Guard
 from pop3svc.web.markup import tag
 from pop3svc.web.operator import OperatorPage
 from pop3svc.web.playground import Playground, Visited
-from pop3svc.web.resources import Recent, makeRoot
+from pop3svc.web.recent import Recent
+from pop3svc.web.resources import makeRoot
 from pop3svc.web.server import BoundedSite
 
 __all__ = ["WebPort", "checkPlace"]

@@ -28,6 +28,7 @@ from pop3svc.web.pages import (
     redirect,
     refusal,
 )
+from pop3svc.web.recent import Recent
 from pop3svc.web.streams import Stream, Streams, pause
 from pop3svc.web.views import (
     showActivity,
@@ -51,6 +52,8 @@ _EVENTS = 50
 # Seconds between two looks at the service while somebody watches, and how many times as long as a
 # look the pause is at least, so that watching a large service takes a small part of its time.
 _EVERY, _PAUSE = 0.5, 20
+# Seconds between two looks at the bans, because there may be tens of thousands.
+_BANS_EVERY = 5.0
 # Seconds between two questions for events after a failure.
 _AGAIN = 5.0
 
@@ -101,6 +104,9 @@ class OperatorPage:
         self._clock = clock
         self._links = links
         self.history = History(collect, clock)
+        # All pages share one look, because each of them asks all sessions and all bans.
+        self._looks = Recent(self._look, clock, _EVERY / 2)
+        self._bans = Recent(self._askBans, clock, _BANS_EVERY)
         self._streams = Streams(clock)
         self._streams.changed = self._watch
         self._events: deque[Mapping[str, Any]] = deque(maxlen=_EVENTS)
@@ -160,7 +166,7 @@ class OperatorPage:
         numbers = await self._collect()
         sessions, isMore = await self._some("who")
         status = await self._handler.do("status", {}, _ignore)
-        bans = await self._handler.do("bans", {}, _ignore)
+        bans = await self._bans.get()
         return {
             "summary": showSummary(status, numbers),
             "charts": showCharts(self.history.minutes(numbers)),
@@ -172,9 +178,19 @@ class OperatorPage:
             "workers": showWorkers(status),
         }
 
+    async def _askBans(self) -> Any:
+        return await self._handler.do("bans", {}, _ignore)
+
+    def _hasChanged(self) -> None:
+        """
+        Let the next page show what a form has changed.
+        """
+        self._looks.forget()
+        self._bans.forget()
+
     async def _page(self, request: Any) -> Response:
         try:
-            parts = await self._look()
+            parts = await self._looks.get()
         except OperationError as error:
             return refusal(503, str(error))
         token = self._guard.token(request)
@@ -230,9 +246,16 @@ class OperatorPage:
         while True:
             began = self._clock.seconds()
             try:
-                parts = await self._look()
+                parts = await self._looks.get()
             except OperationError as error:
                 parts = {"sessions": tag("p", str(error), class_="empty")}
+            except CancelledError:
+                # Nobody watches any more.
+                raise
+            except Exception:
+                log.failure("cannot look at the service")
+                await pause(self._clock, _AGAIN)
+                continue
             for name, part in parts.items():
                 if self._shown.get(name) != part:
                     self._shown[name] = part
@@ -280,10 +303,12 @@ class OperatorPage:
 
     async def _kick(self, request: Any) -> Response:
         target = field(request, "session", 100)
-        # The name of a user would end all sessions of the user.
         if not all(part.isascii() and part.isdigit() for part in target.split(".")):
             return refusal(400, "No session is named.")
-        count = await self._handler.do("kick", {"target": target}, _ignore)
+        # The name of a user would end all sessions of the user.
+        arguments = {"target": target, "only": "session"}
+        count = await self._handler.do("kick", arguments, _ignore)
+        self._hasChanged()
         return redirect("./?done=kicked" if count else "./?done=gone")
 
     async def _lift(self, request: Any) -> Response:
@@ -293,6 +318,7 @@ class OperatorPage:
             )
         except OperationError as error:
             return refusal(400, str(error))
+        self._hasChanged()
         return redirect("./?done=lifted" if isLifted else "./?done=nothing")
 
     async def _confirmDrain(self, request: Any) -> Response:
@@ -305,6 +331,7 @@ class OperatorPage:
 
     async def _drain(self, request: Any) -> Response:
         await self._handler.do("drain", {}, _ignore)
+        self._hasChanged()
         return redirect("./?done=draining")
 
 

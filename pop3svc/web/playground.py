@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from twisted.web.resource import Resource
 
 from pop3svc.delivery.recipients import Recipient, Recipients
-from pop3svc.errors import DeliveryError
+from pop3svc.errors import DeliveryError, NoSuchUser
 from pop3svc.web.conversations import Conversations, showLines
 from pop3svc.web.guard import Guard
 from pop3svc.web.mails import makeMail, randomMail
@@ -448,8 +448,10 @@ class Playground:
             else:
                 recipient = await visited.recipients.find(user)
             [error] = await visited.recipients.deliver([(recipient, b"")], BytesIO(message))
-        except DeliveryError:
+        except NoSuchUser:
             return "nouser"
+        except DeliveryError:
+            return "failed"
         return "sent" if error is None else "failed"
 
     # --- live ---------------------------------------------------------------------------

@@ -9,15 +9,15 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from pop3svc.metrics.exposition import CONTENT_TYPE, expose
 from pop3svc.metrics.numbers import readiness
 from pop3svc.web.guard import Guard
+from pop3svc.web.recent import Recent
 
-__all__ = ["Answer", "Recent", "makeRoot"]
+__all__ = ["Answer", "makeRoot"]
 
 log = Logger(namespace="pop3svc")
 
@@ -27,43 +27,6 @@ _REFUSAL_DELAY = 1.0
 
 # A status, the type of the body, and the body.
 Content = tuple[int, str, bytes]
-
-
-class Recent:
-    """
-    Numbers that are collected once for all requests of a second.  A client that asks again and
-    again therefore costs little.
-    """
-
-    # Seconds for which collected numbers are given again.
-    KEPT = 1.0
-
-    def __init__(self, collect: Callable[[], Coroutine[Any, Any, Any]], clock: Any) -> None:
-        self._collect = collect
-        self._clock = clock
-        self._numbers: Any = None
-        self._end = 0.0
-        self._waiting: list[Deferred[Any]] = []
-
-    def get(self) -> Deferred[Any]:
-        """
-        @return: a Deferred of the numbers.
-        """
-        waiter: Deferred[Any] = Deferred(lambda each: self._waiting.remove(each))
-        if self._numbers is not None and self._clock.seconds() < self._end:
-            waiter.callback(self._numbers)
-            return waiter
-        self._waiting.append(waiter)
-        if len(self._waiting) == 1:
-            Deferred.fromCoroutine(self._collect()).addBoth(self._done)
-        return waiter
-
-    def _done(self, numbers: Any) -> None:
-        if not isinstance(numbers, Failure):
-            self._numbers, self._end = numbers, self._clock.seconds() + self.KEPT
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(numbers)
 
 
 class Answer(Resource):

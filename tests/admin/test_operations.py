@@ -140,6 +140,7 @@ def test_kick() -> None:
     for each in clients:
         each.pump()
     assert [each.isOpen for each in clients] == [True, True, False]
+    assert process.do("kick", target="alice", only="session") == 0
     assert process.do("kick", target="alice") == 2
     for each in clients:
         each.pump()

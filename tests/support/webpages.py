@@ -19,7 +19,8 @@ from pop3svc.admin.operations import OperationError, checkArguments
 from pop3svc.metrics.declarations import key
 from pop3svc.web.guard import Guard
 from pop3svc.web.operator import OperatorPage
-from pop3svc.web.resources import Recent, makeRoot
+from pop3svc.web.recent import Recent
+from pop3svc.web.resources import makeRoot
 from pop3svc.web.server import BoundedSite
 
 __all__ = ["Answer", "FakeHandler", "FakeNumbers", "Transport", "WebPages"]

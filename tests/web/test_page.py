@@ -5,14 +5,18 @@ The operator's page, in memory.
 from __future__ import annotations
 
 from base64 import b64encode
+from random import Random
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from pop3svc.metrics.declarations import key
 from pop3svc.web.markup import joined, tag
+from pop3svc.web.recent import Recent
 from pop3svc.web.server import BoundedSite
 from pop3svc.web.streams import Stream, Streams
 from pop3svc.web.views import duration, showActivity, showCertificates, showServers, showWorkers
@@ -98,7 +102,7 @@ def test_theCookie() -> None:
 # --- forms -----------------------------------------------------------------------------
 
 FORMS: list[tuple[str, dict[str, str], tuple[str, dict[str, str]]]] = [
-    ("/kick", {"session": "2.17"}, ("kick", {"target": "2.17"})),
+    ("/kick", {"session": "2.17"}, ("kick", {"target": "2.17", "only": "session"})),
     ("/lift", {"target": "192.0.2.0/32"}, ("lift", {"target": "192.0.2.0/32"})),
     ("/drain", {}, ("drain", {})),
 ]
@@ -165,6 +169,26 @@ def test_kickEndsNoUsers() -> None:
     for name in ("alice", "", "1.", "2.x", HOSTILE):
         answer = pages.post("/kick", f"Cookie: {page.cookie}", token=page.token, session=name)
         assert answer.status == 400
+    assert pages.handler.done == []
+
+
+def test_randomRequests() -> None:
+    """
+    Nonsense is refused in order: nothing changes, and nothing is a fault of the service.
+    """
+    pages, chance = WebPages(), Random(1)
+    page = pages.ask("GET /")
+    kinds = (
+        *("application/x-www-form-urlencoded", "multipart/form-data; boundary=b", "text/plain"),
+        *("multipart/form-data", "message/rfc822", "\xff", ""),
+    )
+    for _ in range(300):
+        path = chance.choice(["/", "/kick", "/lift", "/drain", "/events", "/style.css", "/x/%00"])
+        body = b"--b\r\n" + chance.randbytes(chance.randint(1, 200)) + b"\r\n--b--"
+        method = chance.choice(["POST", "POST", "PUT", "OPTIONS"])
+        kind = f"Content-Type: {chance.choice(kinds)}"
+        answer = pages.ask(f"{method} {path}", kind, f"Cookie: {page.cookie}", body=body)
+        assert answer.status in (403, 404, 405)
     assert pages.handler.done == []
 
 
@@ -339,6 +363,60 @@ def test_theLastHour() -> None:
     pages.page.history.stopService()
     pages.clock.advance(1)
     assert pages.clock.getDelayedCalls() == []
+
+
+def test_manyRequestsShareALook() -> None:
+    """
+    A client that asks again and again costs little; a form shows what it has changed.
+    """
+    pages = WebPages()
+    page = pages.ask("GET /")
+    pages.handler.sessions, pages.handler.bans = [session()], [BAN]
+    assert "alice" not in pages.ask("GET /").text
+    pages.clock.advance(0.25)
+    assert "alice" in pages.ask("GET /").text and "192.0.2.0" not in pages.ask("GET /").text
+    pages.post("/lift", f"Cookie: {page.cookie}", token=page.token, target="192.0.2.9")
+    assert "192.0.2.0" in pages.ask("GET /").text
+    pages.handler.bans = []
+    pages.clock.advance(5)
+    assert "192.0.2.0" not in pages.ask("GET /").text
+
+
+def test_recent() -> None:
+    clock, asked, answers = Clock(), [], []
+
+    def collect() -> Deferred[Any]:
+        asked.append(Deferred())
+        return asked[-1]
+
+    recent = Recent(collect, clock)
+
+    def get() -> Deferred[Any]:
+        return recent.get().addErrback(lambda _: "failed").addCallback(answers.append)
+
+    get(), get(), get().cancel()
+    assert len(asked) == 1 and answers == ["failed"]
+    clock.advance(2)
+    asked[0].callback("a")
+    assert answers == ["failed", "a", "a"]
+    # It took two seconds, so it is kept for forty.
+    clock.advance(39)
+    get()
+    assert answers[3:] == ["a"] and len(asked) == 1
+    clock.advance(1)
+    get()
+    recent.forget()
+    get()
+    asked[2].callback("c")
+    asked[1].callback("b")
+    assert answers[4:] == ["c", "b"]
+    get()
+    assert answers[6:] == ["c"]
+    recent.forget()
+    get()
+    asked[3].errback(ValueError())
+    get()
+    assert answers[7:] == ["failed"] and len(asked) == 5
 
 
 def test_noWorker() -> None:

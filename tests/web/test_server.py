@@ -17,7 +17,8 @@ from twisted.python.failure import Failure
 
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.web.guard import Guard
-from pop3svc.web.resources import Recent, makeRoot
+from pop3svc.web.recent import Recent
+from pop3svc.web.resources import makeRoot
 from pop3svc.web.server import BoundedSite
 from tests.support.mailboxes import logged
 
