@@ -67,13 +67,17 @@ class Answer(Resource):
         return NOT_DONE_YET
 
     async def _answer(self, request: Any) -> None:
-        if self._guard is not None and not await self._guard.isAllowed(request):
+        guard = self._guard
+        if guard is not None and not guard.isHostAllowed(request):
+            # See Guard.hosts.
+            content: Content = (421, _TEXT, b"This address does not belong to the service.\n")
+        elif guard is not None and not await guard.isAllowed(request):
             if not request.requestHeaders.hasHeader(b"authorization"):
                 over: Deferred[None] = Deferred(lambda _: timer.cancel())
                 timer = self._clock.callLater(_REFUSAL_DELAY, over.callback, None)
                 await over
             request.setHeader(b"www-authenticate", b'Basic realm="pop3svc", charset="UTF-8"')
-            content: Content = (401, _TEXT, b"The password is missing or wrong.\n")
+            content = (401, _TEXT, b"The password is missing or wrong.\n")
         else:
             try:
                 content = await self._make()

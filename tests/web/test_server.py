@@ -5,6 +5,7 @@ The port for HTTP, in memory.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -62,12 +63,12 @@ class Port:
     A port in memory.
     """
 
-    def __init__(self, password: str = "") -> None:
+    def __init__(self, password: str = "", hosts: Collection[str] | None = None) -> None:
         self.clock = MemoryReactorClock()
         self.service = Service()
         throttle = LoginGuard(self.clock, SharedThrottle(self.clock))
         recent = Recent(self.service.collect, self.clock)
-        root = makeRoot(self.service, Guard(password, throttle), recent, self.clock)
+        root = makeRoot(self.service, Guard(password, throttle, hosts), recent, self.clock)
         self.site = BoundedSite(root, self.clock)
         self.site.startFactory()
 
@@ -178,6 +179,16 @@ def test_oddPathOfAHead() -> None:
     events = logged(lambda: port.ask(b"HEAD /ready\xa1secret"))
     texts = [*map(formatEvent, events)]
     assert not any("secret" in each or "MESSAGE LOST" in each for each in texts)
+
+
+def test_anotherHost() -> None:
+    """
+    A page of an attacker whose name leads to this machine (DNS rebinding) reads no metrics.
+    """
+    port = Port(hosts=["127.0.0.1"])
+    assert port.ask(b"GET /metrics")[0] == 421 and port.service.asked == 0
+    assert Port(hosts=["x"]).ask(b"GET /metrics")[0] == 200
+    assert port.ask(b"GET /healthz")[0] == 200
 
 
 def test_health() -> None:
