@@ -45,13 +45,10 @@ class _Wanted(NamedTuple):
     A message that is to be fetched.
 
     @ivar number: in this session.
-    @ivar isUnique: whether the server lists the unique-id once, and no message that was fetched had
-        the same one.  Otherwise only the content tells whether the message was fetched.
     """
 
     number: int
     uniqueID: str
-    isUnique: bool
     octets: int
 
 
@@ -61,7 +58,14 @@ class Recorder:
     that come meanwhile wait for the next one, so that recording costs no time.
     """
 
-    def __init__(self, record: FetchRecord, account: int, executor: Executor) -> None:
+    def __init__(
+        self, record: FetchRecord, account: int, executor: Executor, deletes: bool = False
+    ) -> None:
+        """
+        @param deletes: whether the messages are to be deleted on the server, which may then give
+            their unique-ids to others.
+        """
+        self._deletes = deletes
         self._record = record
         self._account = account
         self._executor = executor
@@ -101,19 +105,22 @@ class Recorder:
         """
         return entry in self._begun
 
-    async def listed(self, uniqueIDs: Sequence[str]) -> None:
+    async def listed(self, uniqueIDs: Sequence[str]) -> set[str]:
         """
         Record which messages the server lists.
+
+        @return: the unique-ids whose messages need not be compared; see L{Listing.certain}.
         """
-        forgotten = await self._executor.run(
+        listing = await self._executor.run(
             self._record.listed, self._account, uniqueIDs, time.time()
         )
-        for entry in forgotten:
+        for entry in listing.forgotten:
             self._begun.discard(entry)
             digests = self._stored.get(entry.uniqueID, set())
             digests.discard(entry.digest)
             if not digests:
                 self._stored.pop(entry.uniqueID, None)
+        return listing.certain
 
     async def begin(self, entry: Entry) -> None:
         """
@@ -144,7 +151,8 @@ class Recorder:
         try:
             while self._waiting and self._failure is None:
                 entries, self._waiting = self._waiting, []
-                await self._executor.run(self._record.finish, self._account, entries)
+                missing = time.time() if self._deletes else None
+                await self._executor.run(self._record.finish, self._account, entries, missing)
         except Exception as error:
             self._failure = error
         self._isWriting = False
@@ -214,25 +222,22 @@ class Fetcher:
         """
         self.isIncomplete = True
         names = await self._names(client)
-        await self._recorder.listed(list(names.values()))
+        certain = await self._recorder.listed(list(names.values()))
         counts = Counter(names.values())
-        wanted, kept = [], []
-        for number, uniqueID in sorted(names.items()):
-            digests = self._recorder.digestsOf(uniqueID)
-            if counts[uniqueID] == 1 and len(digests) == 1:
-                kept.append((number, uniqueID))
-            else:
-                isUnique = counts[uniqueID] == 1 and not digests
-                wanted.append(_Wanted(number, uniqueID, isUnique, 0))
-        session = _Session(client, names, counts, self._deletes)
+        # Only a message that was compared in this session may be deleted, because a server may
+        # give the unique-id of a message that we have deleted to another one (RFC 1939 section 7).
+        wanted = [
+            _Wanted(number, uniqueID, 0)
+            for number, uniqueID in sorted(names.items())
+            if self._deletes or uniqueID not in certain or counts[uniqueID] > 1
+        ]
+        session = _Session(client, names, counts)
         failures = self._report.failures
         stored = 0
         try:
-            if self._deletes:
-                for number, _ in kept:
-                    await session.delete(number)
             if wanted:
                 stored = await self._fetchAll(session, wanted)
+            await session.deleteKnown()
             await session.settle()
         finally:
             session.end()
@@ -341,12 +346,12 @@ class Fetcher:
     ) -> bool:
         recorder, entry = self._recorder, Entry(wanted.uniqueID, digest)
         if digest in recorder.digestsOf(wanted.uniqueID):
+            recorder.finish(entry)
             if self._deletes:
-                await session.delete(wanted.number)
+                session.known.append(wanted.number)
             return False
-        parts = [self._name, wanted.uniqueID]
-        if not wanted.isUnique:
-            parts.append(digest.hex())
+        # Another message may have the same unique-id.
+        parts = [self._name, wanted.uniqueID, digest.hex()]
         name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
         mayBeStored = recorder.hasBegun(entry)
         if not self._target.recognises:
@@ -375,15 +380,16 @@ class Fetcher:
 class _Session:
     """
     The messages of one session with the server.
+
+    @ivar known: the numbers of messages that are to be deleted, and were stored before.  They are
+        deleted after it is recorded durably that their unique-ids may be given to others.
     """
 
-    def __init__(
-        self, client: POP3Client, names: dict[int, str], counts: Counter[str], deletes: bool
-    ) -> None:
+    def __init__(self, client: POP3Client, names: dict[int, str], counts: Counter[str]) -> None:
         self.client = client
         self._names = names
         self._counts = counts
-        self._deletes = deletes
+        self.known: list[int] = []
         self._hasUniqueIDs = client.has("UID-PARAM")
         self._coming: deque[tuple[_Wanted, Deferred[Message]]] = deque()
         self._deleting: deque[Deferred[Any]] = deque()
@@ -434,6 +440,13 @@ class _Session:
         self._deleting.append(delete(self._reference(number)))
         while self._deleting and (self._deleting[0].called or len(self._deleting) > _DELETING):
             await self._settleOne()
+
+    async def deleteKnown(self) -> None:
+        """
+        Delete the messages of L{known}.
+        """
+        for number in self.known:
+            await self.delete(number)
 
     async def _settleOne(self) -> None:
         # If the server does not delete a message, the next attempt deletes it.

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from threading import Lock
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from pop3svc.files import closeQuietly
 from pop3svc.transfer.failures import NotPossible
 
-__all__ = ["FORGET_AFTER", "Entry", "FetchRecord"]
+__all__ = ["FORGET_AFTER", "Entry", "FetchRecord", "Listing"]
 
 _SCHEMA = """
 CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -46,6 +47,21 @@ class Entry(NamedTuple):
 
     uniqueID: str
     digest: bytes
+
+
+class Listing(NamedTuple):
+    """
+    What follows from a list of messages.
+
+    @ivar forgotten: the messages that are forgotten, because the server has not listed them for
+        L{FORGET_AFTER}.
+    @ivar certain: the unique-ids of which one message is stored that every list since has had.
+        Another unique-id may have been given to another message (RFC 1939 section 7), so its
+        message has to be compared.
+    """
+
+    forgotten: list[Entry]
+    certain: set[str]
 
 
 class FetchRecord:
@@ -156,39 +172,47 @@ class FetchRecord:
                 [(account, *entry)],
             )
 
-    def finish(self, account: int, entries: Iterable[Entry]) -> None:
+    def finish(self, account: int, entries: Iterable[Entry], missing: float | None = None) -> None:
         """
         Record that messages are stored.
+
+        @param missing: seconds since the epoch, if the messages are to be deleted on the server:
+            their unique-ids may then be given to others.
         """
         with self._mutex:
             self._write(
-                "INSERT INTO message (account, uid, digest, isStored) VALUES (?, ?, ?, 1) "
-                "ON CONFLICT DO UPDATE SET isStored = 1, missing = NULL",
-                [(account, *each) for each in entries],
+                "INSERT INTO message (account, uid, digest, isStored, missing) "
+                "VALUES (?, ?, ?, 1, ?) "
+                "ON CONFLICT DO UPDATE SET isStored = 1, missing = excluded.missing",
+                [(account, *each, missing) for each in entries],
             )
 
-    def listed(self, account: int, known: Collection[str], now: float) -> list[Entry]:
+    def listed(self, account: int, known: Collection[str], now: float) -> Listing:
         """
         Record which messages the server lists.
 
         @param known: the unique-ids of all messages that the server lists.
         @param now: seconds since the epoch.
-        @return: the messages that are forgotten, because the server has not listed them for
-            L{FORGET_AFTER}.
+        @return: what follows from it.
         """
         present = frozenset(known)
         with self._mutex:
             rows = self._database.execute(
-                "SELECT uid, digest, missing FROM message WHERE account = ?", (account,)
+                "SELECT uid, digest, isStored, missing FROM message WHERE account = ?", (account,)
             ).fetchall()
+            there = Counter(
+                uid for uid, _, isStored, missing in rows if isStored and missing is None
+            )
             changed: list[tuple[object, ...]] = []
             old: list[tuple[int, str, bytes]] = []
-            for uid, digest, missing in rows:
+            for uid, digest, _, missing in rows:
                 key = (account, uid, bytes(digest))
-                if uid in present:
-                    if missing is not None:
-                        changed.append((None, *key))
-                elif missing is None:
+                isListed = uid in present
+                if missing is None:
+                    if not isListed:
+                        changed.append((now, *key))
+                elif isListed and not there[uid]:
+                    # The time stays until somebody has compared the message.
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)
@@ -197,7 +221,8 @@ class FetchRecord:
                 self._write(f"UPDATE message SET missing = ? {where}", changed)
             if old:
                 self._write(f"DELETE FROM message {where}", old)
-        return [Entry(uid, digest) for _, uid, digest in old]
+        certain = {uid for uid, count in there.items() if count == 1 and uid in present}
+        return Listing([Entry(uid, digest) for _, uid, digest in old], certain)
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         database = self._database

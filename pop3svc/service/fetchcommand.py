@@ -385,7 +385,7 @@ class _Work:
     async def _one(self, account: _Account, isWatching: bool) -> int:
         target = account.target(self._settings, self._clock)
         number = await longWork().run(self._record.open, account.name)
-        recorder = Recorder(self._record, number, longWork())
+        recorder = Recorder(self._record, number, longWork(), account.setting.delete)
         await recorder.load()
         report = makeReport()
         fetcher = Fetcher(

@@ -49,7 +49,7 @@ def test_once(path: Path, policy: Policy, deletes: bool, most: int) -> None:
 
 def test_laterDeletion(path: Path) -> None:
     """
-    Messages that were kept are deleted when that is asked for later, without being sent again.
+    Messages that were kept are compared and deleted when that is asked for later.
     """
     box, target = Box(*MESSAGES), MemoryTarget()
     Fetching(box.network, path, target).once()
@@ -222,6 +222,66 @@ def test_equalUniqueIDs(path: Path, deletes: bool) -> None:
     assert target.all[-1] == b"4\r\n"
 
 
+@pytest.mark.parametrize("deletesLater", [False, True])
+@pytest.mark.parametrize("kind", ["memory", "maildir"])
+def test_reusedUniqueID(tmp_path: Path, path: Path, kind: str, deletesLater: bool) -> None:
+    """
+    The server gives the unique-id of a message that was deleted to the next one.  That one is
+    stored, and only then deleted.
+    """
+    server = Plain(("1", b"A\r\n"))
+    memory, box = MemoryTarget(), tmp_path / "Maildir"
+    runner: InlineExecutor = InlineExecutor()
+    target = memory
+    if kind == "maildir":
+        target = StoreTarget("maildir", str(box), server.network.clock, 60, runner)  # type: ignore[assignment]
+    assert Fetching(server.network, path, target, deletes=True).once() == 1
+    assert not server.messages
+    server.messages = [("1", b"B\r\n")]
+    assert Fetching(server.network, path, target, deletesLater).once() == 1
+    assert Fetching(server.network, path, target, deletesLater).once() == 0
+    contents = memory.all
+    if kind == "maildir":
+        contents = sorted(each.read_bytes().strip() + b"\r\n" for each in box.glob("new/*"))
+    assert contents == [b"A\r\n", b"B\r\n"]
+    # Without deletions the second look does not read it.
+    assert server.retrieved == 2
+
+
+def test_reusedUniqueIDWithoutRecord(tmp_path: Path, path: Path) -> None:
+    """
+    A Maildir has a message of the same unique-id, and the record is lost.  The next message with
+    this unique-id is stored all the same.
+    """
+    server, box = Plain(("1", b"A\r\n")), tmp_path / "Maildir"
+    for content in (b"A", b"B"):
+        runner: InlineExecutor = InlineExecutor()
+        target = StoreTarget("maildir", str(box), server.network.clock, 60, runner)
+        server.messages = [("1", content + b"\r\n")]
+        assert Fetching(server.network, path, target, deletes=True).once() == 1
+        path.unlink()
+    assert sorted(each.read_bytes().strip() for each in box.glob("new/*")) == [b"A", b"B"]
+
+
+def test_returnedUniqueID(path: Path) -> None:
+    """
+    A unique-id that the server did not list meanwhile is compared once, even if the first attempt
+    to compare it fails.
+    """
+    server, target = Plain(("1", b"A\r\n"), ("2", b"C\r\n")), MemoryTarget()
+    assert Fetching(server.network, path, target).once() == 2
+    server.messages = []
+    assert Fetching(server.network, path, target).once() == 0
+    server.messages = [("1", b"B\r\n"), ("2", b"C\r\n")]
+    with pytest.raises(TryAgain, match="interrupted"):
+        Fetching(server.network, path, target, mustEnd=lambda: True).once()
+    assert Fetching(server.network, path, target).once() == 1
+    assert target.all == [b"A\r\n", b"C\r\n", b"B\r\n"]
+    retrieved = server.retrieved
+    assert Fetching(server.network, path, target).once() == 0
+    assert server.retrieved == retrieved
+
+
 def test_withoutUIDL(path: Path) -> None:
     """
     Without UIDL the header identifies a message; without TOP nothing can be fetched.
@@ -297,7 +357,7 @@ def test_forgetting(path: Path) -> None:
     # The server lists one again.
     record.listed(number, ["a", "b"], 2000.0)
     gone = record.listed(number, ["b"], 1001.0 + recording.FORGET_AFTER)
-    assert gone == [Entry("c", b"3")]
+    assert gone.forgotten == [Entry("c", b"3")]
     assert record.load(number) == {entries[0]: True, entries[1]: True}
     record.close()
 

@@ -93,7 +93,7 @@ class Fetching:
         self.record = FetchRecord(str(path))
         executor: Any = InlineExecutor()
         number = self.record.open("alice@test")
-        self.recorder = Recorder(self.record, number, executor)
+        self.recorder = Recorder(self.record, number, executor, deletes)
         self.fetcher = Fetcher(
             *("alice@test", self.recorder, target, self.report, executor, largest),
             *(deletes, mustEnd),
