@@ -25,7 +25,7 @@ __all__ = [
 
 # The most rounds of PBKDF2 that a server may ask for; they take about a second.
 _MOST_ROUNDS = 2_000_000
-_ROUNDS = re.compile(r"(?:^|,)i=([0-9]{1,12})(?:,|$)")
+_ROUNDS = re.compile("i=([1-9][0-9]{0,11})")
 _BAD = frozenset("\0\r\n")
 
 
@@ -187,12 +187,24 @@ def _scram(name: str) -> Callable[[Any, bytes | None], Exchange]:
 
 
 def _challenge(challenge: bytes | None) -> str:
+    """
+    @return: the text of a challenge of SCRAM.
+    @raise ServerUnavailable: there is none, or it asks for too much work.
+    @raise ValueError: the challenge is malformed.
+    """
     if challenge is None:
         raise ServerUnavailable("accepts a login without proof that it knows the password")
     text = challenge.decode("utf-8")
-    rounds = _ROUNDS.search(text)
-    if rounds is not None and int(rounds[1]) > _MOST_ROUNDS:
-        raise ServerUnavailable(f"asks for more than {_MOST_ROUNDS} rounds of a hash")
+    # The library might read another attribute than this function, or a number in another notation.
+    numbers = [each for each in text.split(",") if each.startswith("i")]
+    if len(numbers) > 1:
+        raise ValueError("two numbers of rounds")
+    for each in numbers:
+        rounds = _ROUNDS.fullmatch(each)
+        if rounds is None:
+            raise ValueError("no number of rounds")
+        if int(rounds[1]) > _MOST_ROUNDS:
+            raise ServerUnavailable(f"asks for more than {_MOST_ROUNDS} rounds of a hash")
     return text
 
 

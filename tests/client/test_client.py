@@ -34,7 +34,7 @@ from pop3svc.client import (
 )
 from pop3svc.client import protocol as clientprotocol
 from pop3svc.client.exchanges import WINDOW, Patience
-from pop3svc.client.logins import choose
+from pop3svc.client.logins import MECHANISMS, choose
 from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IBearerAccounts
 from pop3svc.policy import Policy
@@ -556,6 +556,32 @@ def test_badSCRAM(replies: list[bytes], words: str) -> None:
     with pytest.raises(ServerUnavailable, match=words):
         connected(network)
     assert len(network.clients[0].other.protocol.lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("rounds", "words"),
+    [
+        (b"i=4096,i=999999999", "wrongly"),
+        (b"i=1,i=1", "wrongly"),
+        (b"i=+999999999", "wrongly"),
+        (b"i=999_999_999", "wrongly"),
+        (b"i= 999999999", "wrongly"),
+        (b"i=0", "wrongly"),
+        (b"i=", "wrongly"),
+        (b"i=2000001", "more than 2000000 rounds"),
+        (b"i=999999999999", "more than 2000000 rounds"),
+    ],
+)
+def test_roundsOfSCRAM(monkeypatch: pytest.MonkeyPatch, rounds: bytes, words: str) -> None:
+    """
+    A number of rounds that is too large, malformed or repeated is refused before the library gets
+    it, because versions of the library differ in how they read it.
+    """
+    monkeypatch.setattr("scramp.ScramClient.set_server_first", lambda *_: pytest.fail("is used"))
+    exchange = MECHANISMS["SCRAM-SHA-256"].begin(ALICE, None)
+    next(exchange)
+    with pytest.raises(ServerUnavailable, match=words):
+        exchange.send(b"r=x,s=AAAA," + rounds)
 
 
 @pytest.mark.parametrize(
