@@ -29,7 +29,7 @@ MOST_MESSAGES = 500_000
 LONGEST_UNIQUE_ID = 255
 # The most octets of an AUTH command with an initial response (RFC 5034 section 4).
 _LONGEST_AUTH = 255
-# The most lines of the reply to CAPA, and of an unknown command.
+# The most lines of the reply to CAPA.
 _MOST_CAPABILITIES = 1000
 # The most octets of a number of messages or octets.
 _LONGEST_NUMBER = 15
@@ -106,12 +106,16 @@ class POP3Client(ClientConnection):
         @return: see L{capabilities}.
         """
         found: dict[str, list[str]] = {}
+        lines = 0
 
         def consume(line: bytes) -> None:
+            nonlocal lines
+            # A name may be repeated.
+            lines += 1
+            if lines > _MOST_CAPABILITIES:
+                raise ValueError
             name, *arguments = line.decode("latin-1").split(" ")
             found[name.upper()] = arguments
-            if len(found) > _MOST_CAPABILITIES:
-                raise ValueError
 
         def done(_: object) -> Mapping[str, list[str]]:
             self.capabilities = found
@@ -286,9 +290,9 @@ class POP3Client(ClientConnection):
             number, octets = parseRow(line)
             if not octets.isdigit() or len(octets) > _LONGEST_NUMBER:
                 raise ValueError
-            found[number] = int(octets)
-            if len(found) > MOST_MESSAGES:
+            if number in found or len(found) >= MOST_MESSAGES:
                 raise ValueError
+            found[number] = int(octets)
 
         return self._command(b"LIST", consume=add).addCallback(lambda _: found)
 
@@ -301,9 +305,11 @@ class POP3Client(ClientConnection):
 
         def add(line: bytes) -> None:
             number, name = parseRow(line)
-            found[number] = name.decode("ascii")
-            if len(found) > MOST_MESSAGES or len(name) > LONGEST_UNIQUE_ID:
+            if len(name) > LONGEST_UNIQUE_ID:
                 raise ValueError
+            if number in found or len(found) >= MOST_MESSAGES:
+                raise ValueError
+            found[number] = name.decode("ascii")
 
         return self._command(b"UIDL", consume=add).addCallback(lambda _: found)
 

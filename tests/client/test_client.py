@@ -455,6 +455,9 @@ def test_refusedUser(verb: bytes, capabilities: bytes) -> None:
             "malformed",
         ),
         ({b"UIDL": b"+OK\r\n1 " + b"x" * 256 + b"\r\n.\r\n"}, "malformed"),
+        # Replies without end, so that only a repeated number can show it.
+        ({b"LIST": b"+OK\r\n1 1\r\n1 1\r\n"}, "malformed"),
+        ({b"UIDL": b"+OK\r\n1 a\r\n1 b\r\n"}, "malformed"),
         ({b"STAT": b"+OK many\r\n"}, "malformed"),
         ({b"STAT": b""}, "did not answer within 30 s"),
     ],
@@ -517,6 +520,15 @@ def test_anyOctets(pieces: list[bytes]) -> None:
     network.pump()
     assert len(outcomes) == len(begun)
     assert not client.clock.getDelayedCalls()
+
+
+def test_endlessCapabilities() -> None:
+    """
+    The lines of CAPA are counted, because a server may repeat one for ever.
+    """
+    network = scripted({**GOOD, b"CAPA": b"+OK\r\n" + b"TOP\r\n" * 1001})
+    with pytest.raises(ServerUnavailable, match="malformed"):
+        connected(network)
 
 
 def test_malformedGreetings() -> None:
