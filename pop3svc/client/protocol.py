@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import ISSLTransport
 from twisted.python.failure import Failure
 
 from pop3svc.client.connection import REPLY_TIMEOUT, ClientConnection
@@ -160,7 +161,10 @@ class POP3Client(ClientConnection):
     async def logIn(self, login: Login, mechanism: str | None = None) -> str:
         """
         Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
-        refuses SCRAM, PLAIN is tried as well, because some accounts have no keys for SCRAM.
+        refuses SCRAM, PLAIN is tried as well, because some accounts have no keys for SCRAM.  It is
+        not tried after SCRAM-SHA-256-PLUS, because the refusal may mean that a man in the middle
+        was noticed, nor without TLS, because the refusal may come from somebody who wants the
+        password.
 
         @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
         @return: the name of the mechanism.
@@ -178,13 +182,17 @@ class POP3Client(ClientConnection):
                 await self._authenticate(name, MECHANISMS[name], login, binding)
             except CommandRefused as error:
                 mayTryAgain = mechanism is None and error.code in (None, "AUTH")
-                if not (name.startswith("SCRAM-") and "PLAIN" in offered and mayTryAgain):
+                isSCRAM = name.startswith("SCRAM-") and not name.endswith("-PLUS")
+                if not (isSCRAM and self._usesTLS() and "PLAIN" in offered and mayTryAgain):
                     raise
                 name = "PLAIN"
                 await self._authenticate(name, MECHANISMS[name], login, None)
             return name
         except CommandRefused as error:
             raise LoginRefused(error.code if error.code in _CODES else None)
+
+    def _usesTLS(self) -> bool:
+        return bool(ISSLTransport.providedBy(self.transport))
 
     def _binding(self) -> bytes | None:
         """

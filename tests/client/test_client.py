@@ -284,6 +284,33 @@ def test_choiceOfMechanism(accounts: AccountsProvider) -> None:
         choose(password, {"PLAIN"}, False, "SCRAM-SHA-256")
 
 
+@pytest.mark.parametrize(
+    ("mechanism", "isSecure", "mayFollow"),
+    [
+        ("SCRAM-SHA-256", True, True),
+        ("SCRAM-SHA-256", False, False),
+        ("SCRAM-SHA-256-PLUS", True, False),
+    ],
+)
+def test_PLAINAfterSCRAM(
+    monkeypatch: pytest.MonkeyPatch, mechanism: str, isSecure: bool, mayFollow: bool
+) -> None:
+    """
+    After a refusal that may come from a man in the middle, the password is not sent.
+    """
+    monkeypatch.setattr(POP3Client, "_binding", lambda _: b"end point")
+    replies = {b"CAPA": f"+OK\r\nSASL {mechanism} PLAIN\r\n.\r\n".encode()}
+    network = Network(
+        lambda: Scripted(b"+OK\r\n", lambda _, line: replies.get(line, b"-ERR no\r\n")),
+        isSecure=isSecure,
+    )
+    with pytest.raises(LoginRefused):
+        connected(network)
+    verbs = [b" ".join(each.split()[:2]) for each in network.clients[0].other.protocol.lines]
+    expected = [b"CAPA", b"AUTH " + mechanism.encode()]
+    assert verbs == [*expected, b"AUTH PLAIN"] if mayFollow else verbs == expected
+
+
 @pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
 def test_tokens(accounts: AccountsProvider, mechanism: str) -> None:
     """
