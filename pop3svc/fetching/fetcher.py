@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from pop3svc.client.failures import CommandRefused, ServerUnavailable
 from pop3svc.client.message import Message
 from pop3svc.client.protocol import POP3Client, Reference
-from pop3svc.fetching.record import Entry, FetchRecord
+from pop3svc.fetching.record import Entry, FetchRecord, Listing
 from pop3svc.fetching.targets import Arrived, Target, Unsure
 from pop3svc.threadpool import Executor
 from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable, reasonOf
@@ -105,11 +105,9 @@ class Recorder:
         """
         return entry in self._begun
 
-    async def listed(self, uniqueIDs: Sequence[str]) -> set[str]:
+    async def listed(self, uniqueIDs: Sequence[str]) -> Listing:
         """
         Record which messages the server lists.
-
-        @return: the unique-ids whose messages need not be compared; see L{Listing.certain}.
         """
         listing = await self._executor.run(
             self._record.listed, self._account, uniqueIDs, time.time()
@@ -120,7 +118,15 @@ class Recorder:
             digests.discard(entry.digest)
             if not digests:
                 self._stored.pop(entry.uniqueID, None)
-        return listing.certain
+        return listing
+
+    async def tooLarge(self, uniqueID: str, most: int) -> None:
+        """
+        Record durably that a message was found to be too large.
+
+        @param most: the octets that a message may have now.
+        """
+        await self._executor.run(self._record.tooLarge, self._account, uniqueID, most)
 
     async def begin(self, entry: Entry) -> None:
         """
@@ -222,14 +228,18 @@ class Fetcher:
         """
         self.isIncomplete = True
         names = await self._names(client)
-        certain = await self._recorder.listed(list(names.values()))
+        listing = await self._recorder.listed(list(names.values()))
         counts = Counter(names.values())
+        # The operator was told about those that were found to be too large.
+        unwanted = {each for each, most in listing.large.items() if most >= self._largest}
+        if not self._deletes:
+            unwanted |= listing.certain
         # Only a message that was compared in this session may be deleted, because a server may
         # give the unique-id of a message that we have deleted to another one (RFC 1939 section 7).
         wanted = [
             _Wanted(number, uniqueID, 0)
             for number, uniqueID in sorted(names.items())
-            if self._deletes or uniqueID not in certain or counts[uniqueID] > 1
+            if uniqueID not in unwanted or counts[uniqueID] > 1
         ]
         session = _Session(client, names, counts)
         failures = self._report.failures
@@ -315,6 +325,9 @@ class Fetcher:
             finally:
                 message.close()
             if digest is None:
+                # If the rest is so long that the connection ends, the next attempt goes on after
+                # this message.
+                await self._recorder.tooLarge(wanted.uniqueID, self._largest)
                 self._tooLarge(wanted)
                 return False
             return await self._storeOne(session, wanted, digest, spool)

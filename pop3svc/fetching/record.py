@@ -18,7 +18,9 @@ from pop3svc.transfer.failures import NotPossible
 
 __all__ = ["FORGET_AFTER", "Entry", "FetchRecord", "Listing"]
 
-_SCHEMA = """
+# What each version adds.
+_SCHEMAS = (
+    """
 CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE message (
     account INTEGER NOT NULL,
@@ -28,8 +30,16 @@ CREATE TABLE message (
     missing REAL,
     PRIMARY KEY (account, uid, digest)
 ) WITHOUT ROWID;
-"""
-_VERSION = 1
+""",
+    """
+CREATE TABLE large (
+    account INTEGER NOT NULL,
+    uid TEXT NOT NULL,
+    most INTEGER NOT NULL,
+    PRIMARY KEY (account, uid)
+) WITHOUT ROWID;
+""",
+)
 # Seconds that one process waits while another one writes.
 _PATIENCE = 30.0
 # Seconds for which a message is remembered after the server has ceased to list it.  A server that
@@ -58,10 +68,13 @@ class Listing(NamedTuple):
     @ivar certain: the unique-ids of which one message is stored that every list since has had.
         Another unique-id may have been given to another message (RFC 1939 section 7), so its
         message has to be compared.
+    @ivar large: the unique-ids of messages that were found to be too large, each with the limit of
+        that time in octets.
     """
 
     forgotten: list[Entry]
     certain: set[str]
+    large: dict[str, int]
 
 
 class FetchRecord:
@@ -102,12 +115,12 @@ class FetchRecord:
         database.execute("BEGIN IMMEDIATE")
         try:
             (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > _VERSION:
+            if version > len(_SCHEMAS):
                 raise NotPossible(f"{self.path} was written by a later version of pop3svc")
-            if not version:
-                for statement in _SCHEMA.split(";"):
+            for schema in _SCHEMAS[version:]:
+                for statement in schema.split(";"):
                     database.execute(statement)
-                database.execute(f"PRAGMA user_version = {_VERSION}")
+            database.execute(f"PRAGMA user_version = {len(_SCHEMAS)}")
         except BaseException:
             database.execute("ROLLBACK")
             raise
@@ -216,13 +229,38 @@ class FetchRecord:
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)
+            large = self._listedLarge(account, present)
             where = "WHERE account = ? AND uid = ? AND digest = ?"
             if changed:
                 self._write(f"UPDATE message SET missing = ? {where}", changed)
             if old:
                 self._write(f"DELETE FROM message {where}", old)
         certain = {uid for uid, count in there.items() if count == 1 and uid in present}
-        return Listing([Entry(uid, digest) for _, uid, digest in old], certain)
+        return Listing([Entry(uid, digest) for _, uid, digest in old], certain, large)
+
+    def _listedLarge(self, account: int, present: Collection[str]) -> dict[str, int]:
+        """
+        Forget the messages that were too large and are gone.
+
+        @return: see L{Listing.large}.
+        """
+        rows = self._database.execute("SELECT uid, most FROM large WHERE account = ?", (account,))
+        large = dict(rows.fetchall())
+        gone = [(account, uid) for uid in large if uid not in present]
+        if gone:
+            self._write("DELETE FROM large WHERE account = ? AND uid = ?", gone)
+        return {uid: most for uid, most in large.items() if uid in present}
+
+    def tooLarge(self, account: int, uniqueID: str, most: int) -> None:
+        """
+        Record that a message was found to be too large.
+
+        @param most: the octets that a message may have now.
+        """
+        with self._mutex:
+            self._write(
+                "INSERT OR REPLACE INTO large VALUES (?, ?, ?)", [(account, uniqueID, most)]
+            )
 
     def _write(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
         database = self._database

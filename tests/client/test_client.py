@@ -675,6 +675,23 @@ def test_endlessMessage() -> None:
     assert end.wasAborted
 
 
+def test_sizeWithLF() -> None:
+    """
+    A message that is nearly twice as long as its size, because the server counts LF, is dropped,
+    and the connection is used again.
+    """
+    body = b"\r\n" * 1_500_000
+    network = scripted({**GOOD, b"RETR": b"+OK\r\n" + body + b".\r\n"})
+    network._most = 65536
+    client = connected(network)
+    message = run(network, client.retrieve(1, len(body) // 2))
+    octets = 0
+    while octets < 1_000_000:
+        octets += len(run(network, message.nextChunk()))
+    message.close()
+    assert run(network, client.sizes()) == {1: 10, 2: 20}
+
+
 def test_octetsAfterThePause() -> None:
     """
     Octets that arrive although the client does not read, as with TLS, begin no time limit.

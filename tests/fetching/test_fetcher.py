@@ -166,6 +166,43 @@ def test_largeMessages(path: Path) -> None:
     assert fetching.said == [f"message 1 {reason}", f"message 2 {reason}"]
 
 
+def test_tooLargeWithoutSizes(path: Path) -> None:
+    """
+    A message that is so long that the connection ends does not keep the next one from being
+    fetched in the next run.  It is read again when the limit allows it.
+    """
+    huge = b"x" * 998 + b"\r\n"
+    server = Plain(("a", huge * 1500), ("b", b"2\r\n"))
+    server.network._most, target = 65536, MemoryTarget()
+    with pytest.raises(TryAgain, match="without end"):
+        Fetching(server.network, path, target, largest=4000).once()
+    again = Fetching(server.network, path, target, deletes=True, largest=4000)
+    assert again.once() == 1 and again.said == []
+    assert target.all == [b"2\r\n"] and len(server.messages) == 1
+    assert Fetching(server.network, path, target, largest=2_000_000).once() == 1
+    assert target.all[1] == huge * 1500
+    record = FetchRecord(str(path))
+    assert record.listed(1, ["a"], 1.0).large == {"a": 4000}
+    assert record.listed(1, [], 1.0).large == record.listed(1, ["a"], 1.0).large == {}
+    record.close()
+
+
+def test_earlierRecord(path: Path) -> None:
+    """
+    A record of the first version is used further.
+    """
+    record = FetchRecord(str(path))
+    number = record.open("alice@test")
+    record.finish(number, [Entry("a", b"1")])
+    record._database.execute("DROP TABLE large")
+    record._database.execute("PRAGMA user_version = 1")
+    record.close()
+    record = FetchRecord(str(path))
+    assert record.load(number) == {Entry("a", b"1"): True}
+    record.tooLarge(number, "b", 5)
+    record.close()
+
+
 class Plain:
     """
     A server of RFC 1939 whose messages have any unique-ids.
