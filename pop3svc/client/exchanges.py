@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -24,7 +24,7 @@ class Command:
     """
     A command.
 
-    @ivar line: what is sent, with its line end.
+    @ivar line: what is sent, with its line end.  It may be a password, so repr() leaves it out.
     @ivar reply: gets the text after C{+OK}; with L{mayContinue}, L{None} or a challenge.
     @ivar begun: called with the text after C{+OK} before the octets that follow are read.  It may
         change the reply.
@@ -33,7 +33,7 @@ class Command:
     @ivar isAlone: whether no other command may be sent before its reply.
     """
 
-    line: bytes
+    line: bytes = field(repr=False)
     reply: Deferred[Any]
     begun: Callable[[bytes], object] | None = None
     consume: Callable[[bytes], object] | None = None

@@ -15,10 +15,19 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.fetching.fetcher import Fetcher
 from pop3svc.transfer.failures import NotPossible, TryAgain
 
-__all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch"]
+__all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch", "unexpected"]
 
 # The most seconds between two attempts after failures, each of which doubles the pause.
 LONGEST_PAUSE = 900
+
+
+def unexpected(name: str, error: Exception) -> str:
+    """
+    @param name: of the account.
+    @param error: that nobody has expected.  Its text might contain a secret.
+    @return: a sentence for the operator.
+    """
+    return f"{name}: an unexpected error ({type(error).__name__})"
 
 
 class Ending:
@@ -65,6 +74,8 @@ class Ending:
 class Visit:
     """
     Fetches the mail of one account once.
+
+    @ivar name: of the server, for messages.
     """
 
     def __init__(
@@ -80,7 +91,7 @@ class Visit:
         @param isRefusalFinal: whether a login that is refused is not tried again.  A token may be
             renewed.
         """
-        self._name = name
+        self.name = name
         self._isRefusalFinal = isRefusalFinal
         self._connect = connect
         self.fetcher = fetcher
@@ -103,11 +114,11 @@ class Visit:
         if isinstance(error, LoginRefused):
             if error.code in (None, "SYS/PERM"):
                 kind = NotPossible if self._isRefusalFinal else TryAgain
-                return kind(f"{self._name} refuses the login")
-            return TryAgain(f"{self._name} accepts no login now ({error.code})")
+                return kind(f"{self.name} refuses the login")
+            return TryAgain(f"{self.name} accepts no login now ({error.code})")
         if isinstance(error, CommandRefused):
-            return TryAgain(f"{self._name} refuses a command")
-        return TryAgain(f"{self._name} {error}")
+            return TryAgain(f"{self.name} refuses a command")
+        return TryAgain(f"{self.name} {error}")
 
     async def fetch(self, client: POP3Client) -> int:
         """
@@ -193,6 +204,11 @@ class Watch:
                 await self._once()
             except TryAgain as error:
                 self._failed(str(error))
+            except NotPossible:
+                raise
+            except Exception as error:
+                # A fault of this program at one message must not end all fetching.
+                self._failed(unexpected(self._visit.name, error))
             if not self._ending.hasBegun:
                 await self._ending.pause(self._pause())
 
@@ -217,6 +233,15 @@ class Watch:
     async def _once(self) -> None:
         visit = self._visit
         client = await visit.connect()
+        try:
+            await self._use(client)
+        except BaseException:
+            # Otherwise the connection would hold the mailbox.
+            client.abort("was disconnected")
+            raise
+
+    async def _use(self, client: POP3Client) -> None:
+        visit = self._visit
         stored = await visit.fetch(client)
         if not (client.has("SLEE-WAKE") or client.has("SLEEPING")):
             await visit.quit(client)

@@ -22,7 +22,7 @@ from pop3svc.client.protocol import POP3Client
 from pop3svc.fetching.fetcher import Fetcher, Recorder
 from pop3svc.fetching.record import FetchRecord
 from pop3svc.fetching.targets import CommandTarget, LMTPTarget, StoreTarget, Target
-from pop3svc.fetching.watching import Ending, Visit, Watch
+from pop3svc.fetching.watching import Ending, Visit, Watch, unexpected
 from pop3svc.files import longWork, readReplaceable
 from pop3svc.service.configfile import Configuration, readConfiguration
 from pop3svc.service.datadirectory import DataDirectory, defaultDataDirectory
@@ -381,6 +381,10 @@ class _Work:
         except (NotPossible, SettingError) as error:
             say(str(error))
             return 1
+        except Exception as error:
+            # The other mailboxes are fetched all the same.
+            say(f"{unexpected(account.name, error)}; run the command again to continue")
+            return TEMPORARY
 
     async def _one(self, account: _Account, isWatching: bool) -> int:
         target = account.target(self._settings, self._clock)

@@ -33,7 +33,7 @@ from pop3svc.client import (
     connect,
 )
 from pop3svc.client import protocol as clientprotocol
-from pop3svc.client.exchanges import WINDOW, Patience
+from pop3svc.client.exchanges import WINDOW, Command, Patience
 from pop3svc.client.logins import MECHANISMS, choose
 from pop3svc.credentials import IBearerToken
 from pop3svc.interfaces import IBearerAccounts
@@ -352,7 +352,8 @@ def test_injection(bad: str) -> None:
     if bad:
         with pytest.raises(ValueError, match="CR, LF"):
             client.ask(bad.encode())
-    assert "secret" not in repr(ALICE) and "tok" not in repr(TokenLogin("x", "tok"))
+    command = Command(b"PASS secret\r\n", Deferred())
+    assert "secret" not in repr(ALICE) + repr(command) and "tok" not in repr(TokenLogin("x", "tok"))
 
 
 # --- TLS ------------------------------------------------------------------------------

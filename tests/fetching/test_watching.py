@@ -5,6 +5,7 @@ Watching a mailbox: one connection that sleeps, or a connection for each look.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from twisted.internet.defer import Deferred
 
 from pop3svc.fetching.watching import LONGEST_PAUSE, Ending, Watch
 from pop3svc.policy import Policy
+from pop3svc.service.fetchcommand import _Work
 from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable
 from tests.support.fetching import Box, Fetching, MemoryTarget
 from tests.support.upstreams import Network, Scripted
@@ -215,3 +217,43 @@ def test_wrongPassword(tmp_path: Path) -> None:
     assert isinstance(watching.outcome[0].value, NotPossible)
     assert str(watching.outcome[0].value) == "alice@test refuses the login"
     watching.fetching.end()
+
+
+@pytest.mark.parametrize("policy", [Policy(), Policy(without=frozenset(["SLEE-WAKE"]))])
+def test_unexpectedError(tmp_path: Path, policy: Policy) -> None:
+    """
+    A fault of the program does not end the command.  Its text is not shown.
+    """
+    box, target = Box(b"1\n", policy=policy), MemoryTarget()
+    target.errors = [ZeroDivisionError("secret")]
+    watching = Watching(box.network, tmp_path / "fetch.db", target)
+    assert watching.said == ["alice@test: an unexpected error (ZeroDivisionError)"]
+    watching.look()
+    assert target.all == [b"1\r\n"]
+    watching.stop()
+
+
+@pytest.mark.parametrize("isWatching", [False, True])
+def test_otherMailboxes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], isWatching: bool
+) -> None:
+    """
+    A fault of the program at one mailbox does not keep the command from the next one.
+    """
+    begun = []
+
+    async def one(self: Any, account: Any, isWatching: bool) -> int:
+        begun.append(account.name)
+        if account.name == "a@h":
+            raise ZeroDivisionError("secret")
+        return 0
+
+    monkeypatch.setattr(_Work, "_one", one)
+    accounts: Any = [SimpleNamespace(name="a@h"), SimpleNamespace(name="b@h")]
+    unused: Any = None
+    outcome: list[Any] = []
+    work = Deferred.fromCoroutine(_Work(accounts, unused, unused).run(isWatching))
+    work.addBoth(outcome.append)
+    assert outcome == [75] and begun == ["a@h", "b@h"]
+    said = "a@h: an unexpected error (ZeroDivisionError); run the command again to continue\n"
+    assert capsys.readouterr().err.endswith(said)
