@@ -5,7 +5,6 @@ Build a service from settings.  Each part is made when it is needed.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from twisted.logger import Logger
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.accounts.knownnetworks import KnownNetworks
-from pop3svc.accounts.passwordfile import PasswordFile, readPasswordFile
+from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.strikes import BanEngine, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.admin.activity import Activity
@@ -28,7 +27,6 @@ from pop3svc.admin.status import partsOf
 from pop3svc.admin.traces import Traces
 from pop3svc.admin.workers import WorkersOperations
 from pop3svc.delivery.recipients import Destination, Recipients
-from pop3svc.files import setPrivileged
 from pop3svc.interfaces import (
     IHousekeeping,
     IPasswordComparing,
@@ -43,7 +41,6 @@ from pop3svc.metrics.numbers import ProcessNumbers, ServiceNumbers, WorkersNumbe
 from pop3svc.policy import Policy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.certificates import Certificates
-from pop3svc.service.certificateset import CHAIN, KEY
 from pop3svc.service.collector import relieveCollector
 from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory
@@ -58,14 +55,8 @@ from pop3svc.service.mailin import (
 from pop3svc.service.notifying import Notifier
 from pop3svc.service.operating import Operated, makeLog
 from pop3svc.service.options import Options
-from pop3svc.service.privileged import (
-    Opener,
-    changeableBy,
-    entriesFor,
-    openTo,
-    startOpener,
-    unreadable,
-)
+from pop3svc.service.precautions import Precautions
+from pop3svc.service.privileged import Opener
 from pop3svc.service.proxy import ProxyFactory
 from pop3svc.service.running import (
     HousekeepingService,
@@ -82,8 +73,6 @@ from pop3svc.service.workers import Shared, Supervisor
 __all__ = ["Assembly", "Configured", "makeEndpoint"]
 
 log = Logger(namespace="pop3svc")
-
-_DSN_WITH_PASSWORD = re.compile(r"sql:\w+://(?:[^/@]*:[^/@]*@|[^?]*\?(?:.*&)?password=)")
 
 
 def makeEndpoint(
@@ -146,16 +135,6 @@ class Configured:
             log.warn(
                 "{path}: restart the service to change {names}", path=path, names=", ".join(rest)
             )
-
-
-def _hasOtherUsers(path: str, name: str) -> bool:
-    """
-    @return: whether an operator has added users to the accounts of the embedded default.
-    """
-    try:
-        return bool(set(readPasswordFile(path).hashes) - {name})
-    except ValueError:
-        return True
 
 
 class Assembly:
@@ -254,151 +233,13 @@ class Assembly:
         self._checkers += checkers
         return AccountsProvider(provider, checkers, self.settings.policy.loginWait)
 
-    def _configurationFiles(self) -> list[str]:
+    def _precautions(self) -> Opener | None:
         path = self._options.configFile
-        return [] if path is None else [path, *self.settings.secretFiles]
-
-    def _passwordFiles(self) -> list[str]:
-        return [each.path for each in self._checkers if isinstance(each, PasswordFile)]
-
-    def _appPasswordFiles(self) -> list[str]:
-        found = [each.appPasswordPath for each in self._checkers if isinstance(each, PasswordFile)]
-        return [path for path in found if os.path.exists(path)]
-
-    def _accountDatabases(self) -> list[str]:
-        # SQLAccounts is not imported here, because few services need it.
-        found = [getattr(each, "databasePath", None) for each in self._checkers]
-        return [path for path in found if path is not None]
-
-    def _opener(self) -> Opener | None:
-        """
-        Prepare to open files that the service may not read after it has given up its privileges.
-        If this is not possible, warn that they will not be read again.
-        """
-        owner = self._owner
-        if self._shared is not None or owner is None or os.geteuid() != 0:
-            return None
-        uid, gid = owner[0], None if owner[1] == -1 else owner[1]
-        renewed = self._certificates.files()
-        renewed += self._configurationFiles()
-        databases = self._accountDatabases()
-        kept = []
-        directories = self._certificates.directories()
-        renewed += [*directories, *self._certificates.statusFiles()]
-        for path in unreadable([*databases, *renewed, *self._passwordFiles()], uid, gid):
-            if path in databases:
-                raise SettingError(
-                    f"--auth sql:sqlite:{path}: user {uid} of --uid cannot read it; let that user "
-                    "read it"
-                )
-            others = changeableBy(path)
-            if others is None:
-                kept.append(path)
-            elif path in renewed:
-                self._warnings.append(
-                    f"{path} cannot be read by user {uid}, and others than root may change "
-                    f"{others}: a renewed file will not be seen; let that user read it, "
-                    "or restart the service after each renewal"
-                )
-            else:
-                raise SettingError(
-                    f"--auth passwd:{path}: user {uid} of --uid cannot read it, so that "
-                    "removed accounts could still log in; let that user read it"
-                )
-        for each in directories:
-            ofDirectory = [path for path in kept if path == each or path.startswith(f"{each}/")]
-            if ofDirectory:
-                # Certificates that are added later need it as well.
-                kept = [path for path in kept if path not in ofDirectory]
-                kept += entriesFor(each, (CHAIN, KEY))
-        if not kept:
-            return None
-        # The application passwords have the owner of the password file, and may be made later.
-        kept += [
-            each.appPasswordPath
-            for each in self._checkers
-            if isinstance(each, PasswordFile) and each.path in kept
-        ]
-        made = startOpener(kept)
-        setPrivileged(made.open)
-        return made
-
-    def _warn(self) -> None:
-        """
-        Warn of settings that work but are not safe.
-        """
-        owner = self._owner
-        if self._shared is not None:
-            return
-        if os.geteuid() == 0 and (owner is None or owner[0] == 0):
-            self._warnings.append("the service runs as root; twistd's --uid names another user")
-        given = [
-            text
-            for each in self.settings.stores
-            if each.authWhere == "--auth"
-            for text in each.auth
-        ]
-        if any(text.startswith("memory:") for text in given):
-            self._warnings.append(
-                "--auth memory: shows its passwords to everybody who may list processes"
-            )
-        if any(_DSN_WITH_PASSWORD.match(text) for text in given):
-            self._warnings.append(
-                "--auth sql: shows the password of its database to everybody who may list "
-                "processes; write it into the configuration file"
-            )
-        self._warnOfUselessSettings()
-        self._warnings += [
-            f"{each.where} {each.endpoint}: accepts TLS 1.0 and 1.1, which are not safe, from "
-            f"{', '.join(map(str, each.oldTlsFrom))} only"
-            for each in self.settings.listeners
-            if each.oldTlsFrom is not None
-        ]
-        for name in sorted(self.settings.policy.enable & {"APOP", "CRAM-MD5"}):
-            self._warnings.append(
-                f"{name} needs passwords that are not hashed, and an eavesdropper can try "
-                "passwords against what a client sends"
-            )
-        clients = [each.clients for each in self._certificates.all()]
-        clientCAs = [each.path for each in clients if each is not None]
-        for name, path in [
-            *(("the private key", each.privateKey) for each in self._certificates.all()),
-            *(("the client CA", each) for each in clientCAs),
-            *(("the password file", each) for each in self._passwordFiles()),
-            *(("the file of application passwords", each) for each in self._appPasswordFiles()),
-            *(("the database of accounts", each) for each in self._accountDatabases()),
-            *(("the secret", each) for each in self.settings.secretFiles),
-            *(("the configuration file", each) for each in self._configurationFiles()[:1]),
-        ]:
-            who = openTo(path)
-            # Other users may read a configuration, because its secrets can stand in separate files.
-            mayRead = [self._options.configFile, *clientCAs]
-            isFine = who is None or (who.startswith("read") and path in mayRead)
-            if who is not None and not isFine:
-                isReplaceable = who.startswith("replaced")
-                remedy = "chmod o-w on its directory" if isReplaceable else "chmod 600 on it"
-                self._warnings.append(f"{name} {path} can be {who}; run {remedy}")
-
-    def _warnOfUselessSettings(self) -> None:
-        """
-        Warn of settings that no source of accounts uses.
-        """
-        for option, value, interface, reason in (
-            (
-                "--remember-checks",
-                self.settings.rememberChecks,
-                IPasswordComparing,
-                "no source of accounts compares passwords with stored ones",
-            ),
-            (
-                "--add-verifiers",
-                self.settings.addVerifiers,
-                IVerifierAdding,
-                "no source of accounts is a password file",
-            ),
-        ):
-            if value and not any(interface.providedBy(each) for each in self._checkers):
-                self._warnings.append(f"{option} has no effect, because {reason}")
+        cautious = Precautions(self.settings, path, self._certificates, self._checkers, self._owner)
+        opener = cautious.openReplaced()
+        cautious.warn()
+        self._warnings += cautious.warnings
+        return opener
 
     def _knownNetworks(self) -> KnownNetworks:
         """
@@ -414,48 +255,6 @@ class Assembly:
         state = self._storage.state()
         assert state is not None
         return KnownNetworks(state, isWriter=self._shared is None)
-
-    def _rememberMailboxes(self) -> None:
-        """
-        Give stores of Maildirs the database in which they record which mailboxes have existed.
-        """
-        for store in self._started:
-            if not isinstance(store, MaildirStore):
-                continue
-            state = self._storage.state()
-            if state is not None:
-                store.useState(state)
-            warning = None if self._shared is not None else store.looksUnmounted()
-            if warning is not None:
-                self._warnings.append(warning)
-
-    def _throttle(self, known: KnownNetworks) -> SharedThrottle:
-        policy, reactor = self.settings.policy, self._reactor
-        exempt = [str(each) for each in self.settings.banExempt]
-        limits: list[BanEngine | UserThrottle] = [
-            BanEngine(reactor, known, policy.banStrikes, policy.banTime, exempt),
-            UserThrottle(
-                reactor, known, policy.userStrikes, policy.unknownNetworkStrikes, policy.strikesTime
-            ),
-        ]
-        tell = None if self._shared is None else self._parent.tellStrike
-        return SharedThrottle(reactor, limits, known, tell, policy.loginWait)
-
-    def _shareOf(self, policy: Policy) -> Policy:
-        """
-        @return: the policy of this process.  A worker gets its share of the connections.
-            Counts by address and by user are not divided, because chance decides which
-            worker accepts a connection.  With divided counts a worker would refuse clients
-            that are within the limits.
-        """
-        if self._shared is None:
-            return policy
-        workers = self._shared.of
-        return replace(
-            policy,
-            maxConnections=-(-policy.maxConnections // workers),
-            maxUnauthenticated=-(-policy.maxUnauthenticated // workers),
-        )
 
     # --- the whole ------------------------------------------------------------------
 
@@ -483,10 +282,11 @@ class Assembly:
             self._certificates.of()
             for listener in self.settings.listeners:
                 self._certificates.of(listener)
-            opener = self._opener()
-            self._warn()
+            opener = None if self._shared is not None else self._precautions()
             known = self._knownNetworks()
-            self._rememberMailboxes()
+            self._warnings += _rememberMailboxes(
+                self._started, self._storage, self._shared is not None
+            )
         except OSError as error:
             raise SettingError(f"{error.filename}: {error.strerror}")
         except ValueError as error:
@@ -515,7 +315,9 @@ class Assembly:
     def _service(
         self, provider: Any, known: KnownNetworks, observer: Log | JournalLog | None
     ) -> POP3Service:
-        throttle = self._throttle(known)
+        shared = self._shared
+        tell = None if shared is None else self._parent.tellStrike
+        throttle = _throttleOf(self._reactor, self.settings, known, tell)
         state = self._storage.state()
         secret = None if state is None else state.secret("scram")
         if state is not None:
@@ -525,7 +327,7 @@ class Assembly:
             self._meter = Meter(self._reactor)
         factory = POP3Factory(
             provider,
-            self._shareOf(self.settings.policy),
+            _shareOf(self.settings.policy, shared),
             connectionCreator=self._certificates.of(),
             throttle=LoginGuard(self._reactor, throttle),
             secret=secret,
@@ -600,7 +402,7 @@ class Assembly:
 
     def _serving(self, service: POP3Service) -> POP3Service:
         configured = self._configured
-        configured.apply = lambda policy: service.factory.usePolicy(self._shareOf(policy))
+        configured.apply = lambda policy: service.factory.usePolicy(_shareOf(policy, self._shared))
         self._reloads(service)
         for name, parts in (("the accounts", self._checkers), ("the provider", self._started)):
             for each in parts:
@@ -660,21 +462,10 @@ class Assembly:
             _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
 
     def _visited(self, factory: POP3Factory, traces: Traces) -> Any:
-        """
-        @return: L{pop3svc.web.playground.Visited}; L{None} if there is real mail.
-        """
-        stores = self.settings.stores
-        login = None
-        if self._usesEmbeddedDefault:
-            directory = self._storage.directory()
-            login = directory.readDemoLogin()
-            if login is None or _hasOtherUsers(directory.passwordFile, login[0]):
-                return None
-        elif not all(each.kind == "memory" for each in stores):
-            return None
         from pop3svc.service.visiting import visitedOf
 
-        return visitedOf(self._destinations, self.settings, factory, traces, login)
+        directory = self._storage.directory() if self._usesEmbeddedDefault else None
+        return visitedOf(self._destinations, self.settings, factory, traces, directory)
 
     def _openWebPort(
         self,
@@ -743,6 +534,58 @@ class Assembly:
             self._openWebPort(supervisor, numbers, operations, service.throttle)
         self._openAdminSocket(supervisor, operations)
         return supervisor
+
+
+def _rememberMailboxes(stores: list[Any], storage: Storage, isWorker: bool) -> list[str]:
+    """
+    Give stores of Maildirs the database in which they record which mailboxes have existed.
+
+    @return: warnings.
+    """
+    warnings = []
+    for store in stores:
+        if not isinstance(store, MaildirStore):
+            continue
+        state = storage.state()
+        if state is not None:
+            store.useState(state)
+        warning = None if isWorker else store.looksUnmounted()
+        if warning is not None:
+            warnings.append(warning)
+    return warnings
+
+
+def _throttleOf(
+    reactor: Any, settings: Settings, known: KnownNetworks, tell: Any
+) -> SharedThrottle:
+    """
+    @param tell: in a worker, tells the other workers of strikes.
+    """
+    policy = settings.policy
+    exempt = [str(each) for each in settings.banExempt]
+    limits: list[BanEngine | UserThrottle] = [
+        BanEngine(reactor, known, policy.banStrikes, policy.banTime, exempt),
+        UserThrottle(
+            reactor, known, policy.userStrikes, policy.unknownNetworkStrikes, policy.strikesTime
+        ),
+    ]
+    return SharedThrottle(reactor, limits, known, tell, policy.loginWait)
+
+
+def _shareOf(policy: Policy, shared: Shared | None) -> Policy:
+    """
+    @return: the policy of this process.  A worker gets its share of the connections.  Counts by
+        address and by user are not divided, because chance decides which worker accepts a
+        connection.  With divided counts a worker would refuse clients that are within the limits.
+    """
+    if shared is None:
+        return policy
+    workers = shared.of
+    return replace(
+        policy,
+        maxConnections=-(-policy.maxConnections // workers),
+        maxUnauthenticated=-(-policy.maxUnauthenticated // workers),
+    )
 
 
 def _ownerOf(twistd: Mapping[str, Any] | None) -> tuple[int, int] | None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pop3svc.accounts.passwordfile import readPasswordFile
 from pop3svc.delivery.recipients import Destination, Recipients
+from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.settings import Settings
 from pop3svc.web.playground import Visited
 
@@ -19,15 +21,22 @@ def visitedOf(
     settings: Settings,
     factory: Any,
     traces: Any,
-    login: tuple[str, str] | None,
-) -> Visited:
+    directory: DataDirectory | None,
+) -> Visited | None:
     """
     @param destinations: the stores and the accounts by domain.
     @param factory: L{pop3svc.service.factory.POP3Factory}
     @param traces: L{pop3svc.admin.traces.Traces}
-    @param login: the name and the password of the first user of the embedded default.
-    @return: what the playground uses.
+    @param directory: of the embedded default; L{None} for other services.
+    @return: what the playground uses; L{None} if there is real mail.
     """
+    login = None
+    if directory is not None:
+        login = directory.readDemoLogin()
+        if login is None or _hasOtherUsers(directory.passwordFile, login[0]):
+            return None
+    elif not all(each.kind == "memory" for each in settings.stores):
+        return None
     first = destinations.get(None) or next(iter(destinations.values()))
     users: tuple[str, ...] = ()
     if login is not None:
@@ -48,3 +57,13 @@ def visitedOf(
         settings.policy.nameCase == "mapped",
     )
     return Visited(factory, traces, recipients, first.store, users, login)
+
+
+def _hasOtherUsers(path: str, name: str) -> bool:
+    """
+    @return: whether an operator has added users to the accounts of the embedded default.
+    """
+    try:
+        return bool(set(readPasswordFile(path).hashes) - {name})
+    except ValueError:
+        return True
