@@ -303,6 +303,7 @@ RANKS = {
     "web.mails": 0,
     "web.conversations": 3,
     "web.popclient": 4,
+    "web.playforms": 5,
     "web.playground": 6,
     "web.server": 0,
     "web.resources": 10,

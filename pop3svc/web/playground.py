@@ -19,7 +19,7 @@ from pop3svc.errors import DeliveryError, NoSuchUser
 from pop3svc.web.conversations import Conversations, showLines
 from pop3svc.web.guard import Guard
 from pop3svc.web.mails import makeMail, randomMail
-from pop3svc.web.markup import Child, Markup, joined, tag
+from pop3svc.web.markup import Markup, joined, tag
 from pop3svc.web.pages import (
     HTML,
     Page,
@@ -31,7 +31,8 @@ from pop3svc.web.pages import (
     redirect,
     refusal,
 )
-from pop3svc.web.popclient import PlayClient, PlayClients
+from pop3svc.web.playforms import mailForms, section, suggestions
+from pop3svc.web.popclient import PlayClients
 from pop3svc.web.streams import Stream, Streams, pause
 
 __all__ = ["LARGEST_MAIL", "Playground", "Visited"]
@@ -48,9 +49,6 @@ _MOST_MAILS, _MOST_OCTETS = 2_000, 67_108_864
 _EVERY, _PATIENCE = 0.25, 7.0
 # The most octets of a command that a visitor types.
 _LONGEST = 512
-# Characters on a button; a unique-id is longer.
-_LONGEST_LABEL = 20
-
 _DONE = {
     "sent": "The message has arrived in the mailbox.",
     "nouser": "There is no such user.",
@@ -147,13 +145,13 @@ class Playground:
             tag("p", id="state", class_="state", role="status", data_stream="conversations"),
             tag(
                 "div",
-                self._section(
+                section(
                     "client",
                     "Talk POP3",
                     tag("div", self._showClient(request, token), id="live-client"),
                 ),
-                self._section("mail", "Send a mail", self._showForms(token)),
-                self._section(
+                section("mail", "Send a mail", mailForms(self._visited.users, token)),
+                section(
                     "talks",
                     "Conversations",
                     tag("div", self._conversations.show(), id="live-talks"),
@@ -167,74 +165,6 @@ class Playground:
                 tag("a", "Playground", href="playground", aria_current="page"),
             ),
         )
-
-    @staticmethod
-    def _section(name: str, title: str, content: Child, isWide: bool = False) -> Markup:
-        return tag(
-            "section",
-            tag("h2", title, id=f"{name}-title"),
-            content,
-            id=name,
-            aria_labelledby=f"{name}-title",
-            class_="wide" if isWide else None,
-        )
-
-    def _showForms(self, token: str) -> Markup:
-        user = self._visited.users[0] if self._visited.users else ""
-
-        def entry(label: str, name: str, value: str, id: str) -> Markup:
-            made = tag("input", name=name, value=value, id=id, required=True, maxlength=200)
-            return tag("p", tag("label", label, for_=id), made)
-
-        write = tag(
-            "form",
-            hidden(token),
-            entry("To", "to", user, "to"),
-            entry("From", "from", "Visitor <visitor@example.org>", "from"),
-            entry("Subject", "subject", "Hello", "subject"),
-            tag(
-                "p",
-                tag("label", "Text", for_="text"),
-                tag("textarea", "Nice to meet you.", name="text", id="text", rows=4),
-            ),
-            tag("p", tag("button", "Send", class_="primary")),
-            method="post",
-            action="mail",
-        )
-        upload = tag(
-            "form",
-            hidden(token),
-            entry("To", "to", user, "upload-to"),
-            tag(
-                "p",
-                tag(
-                    "label",
-                    "A message as a file, at most 1 MiB: choose it, or drop it here",
-                    for_="file",
-                ),
-                tag(
-                    "input",
-                    type="file",
-                    name="file",
-                    id="file",
-                    accept=".eml,message/rfc822",
-                    required=True,
-                ),
-            ),
-            tag("p", tag("button", "Deliver the file")),
-            method="post",
-            action="upload",
-            enctype="multipart/form-data",
-            class_="drop",
-        )
-        chance = tag(
-            "form",
-            hidden(token, to=user),
-            tag("p", tag("button", f"Send {user or 'a user'} a random mail")),
-            method="post",
-            action="random",
-        )
-        return joined(write, chance if user else None, tag("h3", "Or deliver a file"), upload)
 
     # --- the client -------------------------------------------------------------------
 
@@ -268,7 +198,7 @@ class Playground:
             "form",
             hidden(token),
             command,
-            self._suggestions(client),
+            suggestions(self._visited.users, self._visited.login, client),
             method="post",
             action="command",
             id="talk",
@@ -287,61 +217,6 @@ class Playground:
             form,
             id="client-panel",
             data_version=self._clients.nextVersion() if client is None else client.version,
-        )
-
-    def _suggestions(self, client: PlayClient | None) -> Markup:
-        def button(line: str) -> Markup:
-            isLong = len(line) > _LONGEST_LABEL
-            return tag(
-                "button",
-                f"{line[:_LONGEST_LABEL]}..." if isLong else line,
-                name="suggestion",
-                value=line,
-                title=line if isLong else None,
-                id=f"try-{line}",
-            )
-
-        login = self._visited.login
-        uid = _lastUniqueID(client)
-        rows: list[tuple[str, list[Child]]] = [
-            (
-                "Begin",
-                [
-                    tag("button", f"Log in as {login[0]}", name="do", value="login", id="login")
-                    if login
-                    else None,
-                    button("CAPA"),
-                ],
-            ),
-            ("Read", [button(each) for each in ("STAT", "LIST", "RETR 1", "TOP 1 0")]),
-            (
-                "Sleep",
-                [
-                    button("SLEE"),
-                    tag("button", "Random mail", name="do", value="random", id="try-random")
-                    if self._visited.users
-                    else None,
-                    button("WAKE"),
-                ],
-            ),
-            (
-                "UID:",
-                [
-                    button("UIDL"),
-                    *((button(f"RETR UID:{uid}"), button(f"DELI UID:{uid}")) if uid else ()),
-                ],
-            ),
-            ("Delete", [button(each) for each in ("DELI 1", "DELE 1", "CORE")]),
-            ("More", [button(each) for each in ("LANG de", "NOOP", "QAUT", "QUIT")]),
-        ]
-        return tag(
-            "div",
-            *(
-                tag("p", tag("span", name, class_="group"), *buttons, class_="suggestions")
-                for name, buttons in rows
-            ),
-            role="group",
-            aria_label="Suggestions",
         )
 
     async def _command(self, request: Any) -> Response:
@@ -495,21 +370,6 @@ class Playground:
                 shown.add(client)
         for each in shown:
             each.hasChanged = False
-
-
-def _lastUniqueID(client: PlayClient | None) -> str:
-    """
-    @return: the last unique-id that UIDL has listed; empty if there is none.
-    """
-    if client is None:
-        return ""
-    found, isListing = "", False
-    for side, text in client.lines:
-        if side == "C":
-            isListing = text.upper().startswith("UIDL")
-        elif isListing and text[:1].isdigit() and text.count(" ") == 1:
-            found = text.split(" ")[1]
-    return found
 
 
 def _report(failure: Any) -> None:

@@ -1,0 +1,172 @@
+"""
+The forms and the buttons of the playground.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pop3svc.web.markup import Child, Markup, joined, tag
+from pop3svc.web.pages import hidden
+from pop3svc.web.popclient import PlayClient
+
+__all__ = ["mailForms", "section", "suggestions"]
+
+# Characters on a button; a unique-id is longer.
+_LONGEST_LABEL = 20
+
+
+def section(name: str, title: str, content: Child, isWide: bool = False) -> Markup:
+    """
+    @param name: the id.
+    @return: a part of a page.
+    """
+    return tag(
+        "section",
+        tag("h2", title, id=f"{name}-title"),
+        content,
+        id=name,
+        aria_labelledby=f"{name}-title",
+        class_="wide" if isWide else None,
+    )
+
+
+def mailForms(users: Sequence[str], token: str) -> Markup:
+    """
+    @param users: the first gets mail unless the visitor says otherwise.
+    @param token: see L{Guard.token<pop3svc.web.guard.Guard.token>}.
+    @return: the forms that send and deliver mail.
+    """
+    user = users[0] if users else ""
+
+    def entry(label: str, name: str, value: str, id: str) -> Markup:
+        made = tag("input", name=name, value=value, id=id, required=True, maxlength=200)
+        return tag("p", tag("label", label, for_=id), made)
+
+    write = tag(
+        "form",
+        hidden(token),
+        entry("To", "to", user, "to"),
+        entry("From", "from", "Visitor <visitor@example.org>", "from"),
+        entry("Subject", "subject", "Hello", "subject"),
+        tag(
+            "p",
+            tag("label", "Text", for_="text"),
+            tag("textarea", "Nice to meet you.", name="text", id="text", rows=4),
+        ),
+        tag("p", tag("button", "Send", class_="primary")),
+        method="post",
+        action="mail",
+    )
+    upload = tag(
+        "form",
+        hidden(token),
+        entry("To", "to", user, "upload-to"),
+        tag(
+            "p",
+            tag(
+                "label",
+                "A message as a file, at most 1 MiB: choose it, or drop it here",
+                for_="file",
+            ),
+            tag(
+                "input",
+                type="file",
+                name="file",
+                id="file",
+                accept=".eml,message/rfc822",
+                required=True,
+            ),
+        ),
+        tag("p", tag("button", "Deliver the file")),
+        method="post",
+        action="upload",
+        enctype="multipart/form-data",
+        class_="drop",
+    )
+    chance = tag(
+        "form",
+        hidden(token, to=user),
+        tag("p", tag("button", f"Send {user or 'a user'} a random mail")),
+        method="post",
+        action="random",
+    )
+    return joined(write, chance if user else None, tag("h3", "Or deliver a file"), upload)
+
+
+def suggestions(
+    users: Sequence[str], login: tuple[str, str] | None, client: PlayClient | None
+) -> Markup:
+    """
+    @param login: see L{pop3svc.web.playground.Visited}.
+    @param client: of the visitor; it may know a unique-id.
+    @return: buttons with commands.
+    """
+
+    def button(line: str) -> Markup:
+        isLong = len(line) > _LONGEST_LABEL
+        return tag(
+            "button",
+            f"{line[:_LONGEST_LABEL]}..." if isLong else line,
+            name="suggestion",
+            value=line,
+            title=line if isLong else None,
+            id=f"try-{line}",
+        )
+
+    uid = _lastUniqueID(client)
+    rows: list[tuple[str, list[Child]]] = [
+        (
+            "Begin",
+            [
+                tag("button", f"Log in as {login[0]}", name="do", value="login", id="login")
+                if login
+                else None,
+                button("CAPA"),
+            ],
+        ),
+        ("Read", [button(each) for each in ("STAT", "LIST", "RETR 1", "TOP 1 0")]),
+        (
+            "Sleep",
+            [
+                button("SLEE"),
+                tag("button", "Random mail", name="do", value="random", id="try-random")
+                if users
+                else None,
+                button("WAKE"),
+            ],
+        ),
+        (
+            "UID:",
+            [
+                button("UIDL"),
+                *((button(f"RETR UID:{uid}"), button(f"DELI UID:{uid}")) if uid else ()),
+            ],
+        ),
+        ("Delete", [button(each) for each in ("DELI 1", "DELE 1", "CORE")]),
+        ("More", [button(each) for each in ("LANG de", "NOOP", "QAUT", "QUIT")]),
+    ]
+    return tag(
+        "div",
+        *(
+            tag("p", tag("span", name, class_="group"), *buttons, class_="suggestions")
+            for name, buttons in rows
+        ),
+        role="group",
+        aria_label="Suggestions",
+    )
+
+
+def _lastUniqueID(client: PlayClient | None) -> str:
+    """
+    @return: the last unique-id that UIDL has listed; empty if there is none.
+    """
+    if client is None:
+        return ""
+    found, isListing = "", False
+    for side, text in client.lines:
+        if side == "C":
+            isListing = text.upper().startswith("UIDL")
+        elif isListing and text[:1].isdigit() and text.count(" ") == 1:
+            found = text.split(" ")[1]
+    return found
