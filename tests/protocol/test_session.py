@@ -5,7 +5,7 @@ Calls of the provider and its mailbox, and their order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from twisted.internet.defer import CancelledError, Deferred, fail
@@ -30,6 +30,9 @@ from tests.support.contents import Chunks
 from tests.support.conversations import ALICE
 from tests.support.coroutines import start
 from tests.support.mailboxes import LEAVE, LOGIN, Provider, later, logged
+
+# A kind of wrapped mailbox.
+W = TypeVar("W", bound=Delayed)
 
 
 def test_orderOfCalls() -> None:
@@ -428,15 +431,15 @@ def test_lostWhileUnlockingForSleep() -> None:
     assert not provider.maildrop.isHeld and not factory.connections
 
 
-def test_lostAfterAWakeThatFails() -> None:
+def asleep(wrapper: type[W]) -> tuple[Provider, POP3Factory, Client, list[W]]:
     """
-    A client is lost while a WAKE that could not list the mailbox releases the lock: there is
-    no other call meanwhile.
+    @param wrapper: wraps the mailbox.
+    @return: a provider, its factory, a client that has sent SLEE, and the wrapped mailbox.
     """
-    late: list[Delayed] = []
+    late: list[W] = []
 
     def wrap(mailbox: Any) -> Any:
-        late.append(Delayed(mailbox))
+        late.append(wrapper(mailbox))
         return late[0]
 
     provider = Provider(wrap)
@@ -447,6 +450,15 @@ def test_lostAfterAWakeThatFails() -> None:
     late[0].answerAll()
     client.say(b"SLEE")
     late[0].answerAll()
+    return provider, factory, client, late
+
+
+def test_lostAfterAWakeThatFails() -> None:
+    """
+    A client is lost while a WAKE that could not list the mailbox releases the lock: there is
+    no other call meanwhile.
+    """
+    provider, factory, client, late = asleep(Delayed)
     provider.maildrop.messages["_"] = b""
     client.say(b"WAKE")
     while "unlock" not in [name for name, _, _ in late[0].waiting]:
@@ -478,20 +490,7 @@ def test_lostWhileALockIsTakenAllTheSame() -> None:
     A client is lost while WAKE takes the lock, and the lock is taken nevertheless: logout
     waits until unlock has returned.
     """
-    late: list[LocksAllTheSame] = []
-
-    def wrap(mailbox: Any) -> Any:
-        late.append(LocksAllTheSame(mailbox))
-        return late[0]
-
-    provider = Provider(wrap)
-    factory = POP3Factory(provider, clock=Clock())
-    client = Client(factory)
-    client.say(b"USER alice")
-    client.say(b"PASS secret")
-    late[0].answerAll()
-    client.say(b"SLEE")
-    late[0].answerAll()
+    provider, factory, client, late = asleep(LocksAllTheSame)
     late[0].isAwake = False
     client.say(b"WAKE")
     client.vanish()

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from OpenSSL import SSL
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
-from pop3svc.logs import eventText
 from pop3svc.protocol.channelbinding import channelBinding
 from pop3svc.protocol.clientcertificate import certificateNames
 from pop3svc.service import certificateset
@@ -35,18 +33,6 @@ from tests.service.test_clientcertificates import Transport
 
 VERSIONS = [SSL.TLS1_2_VERSION, SSL.TLS1_3_VERSION]
 AUTHORITY = Authority()
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        lines.extend(eventText(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def issue(path: Path, *names: str, days: int = 30) -> Path:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from OpenSSL import SSL
-from twisted.logger import LogEvent, globalLogPublisher
 
-from pop3svc.logs import eventText
 from pop3svc.protocol import clientcertificate
 from pop3svc.protocol.clientcertificate import ClientCertificates, certificateNames
 from pop3svc.service.tls import ClientAuthority, RenewableCertificate
@@ -146,18 +144,6 @@ def shake(client: SSL.Connection, server: SSL.Connection) -> None:
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
     return Site(tmp_path)
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        lines.extend(eventText(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import datetime
 import ssl
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import NameOID
 from twisted.internet.interfaces import IOpenSSLServerConnectionCreator
-from twisted.logger import LogEvent, globalLogPublisher
 from zope.interface.verify import verifyObject
 
-from pop3svc.logs import eventText
 from pop3svc.service.datadirectory import _selfSigned
 from pop3svc.service.tls import RenewableCertificate
 
@@ -190,18 +187,6 @@ class Day:
 
     def __call__(self) -> float:
         return time.time() + self.day * 86400
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        lines.extend(eventText(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 def test_warnsBeforeItEnds(tmp_path: Path, said: list[str]) -> None:
