@@ -15,7 +15,7 @@ from twisted.logger import Logger
 
 from pop3svc.fileuser import asService
 
-__all__ = ["State"]
+__all__ = ["State", "migrate"]
 
 log = Logger(namespace="pop3svc")
 
@@ -43,6 +43,33 @@ _STEPS = (
 )
 # Seconds that one process waits while another one writes.
 _PATIENCE = 5.0
+
+
+def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
+    """
+    Create the tables of a file, or change those that an earlier version has created.  Blocks.
+
+    @param database: without transactions of its own (C{isolation_level=None}).
+    @param steps: the statements that lead from each version of the schema to the next, separated
+        by semicolons.
+    @raise ValueError: a later version has written the file; no whole sentence.
+    """
+    # If several processes start at once, one creates the tables, and the others wait.
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        (version,) = database.execute("PRAGMA user_version").fetchone()
+        if version > len(steps):
+            raise ValueError(
+                f"schema version {version}; this pop3svc supports versions up to {len(steps)}"
+            )
+        for step in steps[version:]:
+            for statement in step.split(";"):
+                database.execute(statement)
+        database.execute(f"PRAGMA user_version = {len(steps)}")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    database.execute("COMMIT")
 
 
 class State:
@@ -107,30 +134,14 @@ class State:
             # A power failure may lose the last changes, but does not damage the file.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
-            self._migrate(database)
+            try:
+                migrate(database, _STEPS)
+            except ValueError as error:
+                raise ValueError(f"{self.path} has {error}")
         except BaseException:
             database.close()
             raise
         return database
-
-    def _migrate(self, database: sqlite3.Connection) -> None:
-        # If several processes start at once, one creates the tables, and the others wait.
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > len(_STEPS):
-                raise ValueError(
-                    f"{self.path} has schema version {version}; this pop3svc supports versions "
-                    f"up to {len(_STEPS)}"
-                )
-            for step in _STEPS[version:]:
-                for statement in step.split(";"):
-                    database.execute(statement)
-            database.execute(f"PRAGMA user_version = {len(_STEPS)}")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
 
     def close(self) -> None:
         """

@@ -14,6 +14,7 @@ from threading import Lock
 from typing import NamedTuple
 
 from pop3svc.files import closeQuietly
+from pop3svc.state import migrate
 from pop3svc.transfer.failures import NotPossible
 
 __all__ = ["FORGET_AFTER", "Entry", "FetchRecord", "Listing"]
@@ -105,26 +106,13 @@ class FetchRecord:
             # What is recorded must survive a power failure, because the message would be stored
             # again.
             self._database.execute("PRAGMA synchronous = FULL")
-            self._migrate()
+            migrate(self._database, _SCHEMAS)
+        except ValueError as error:
+            closeQuietly(self._locks)
+            raise NotPossible(f"{path} has {error}")
         except sqlite3.Error as error:
             closeQuietly(self._locks)
             raise NotPossible(f"{path}: {error}")
-
-    def _migrate(self) -> None:
-        database = self._database
-        database.execute("BEGIN IMMEDIATE")
-        try:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > len(_SCHEMAS):
-                raise NotPossible(f"{self.path} was written by a later version of pop3svc")
-            for schema in _SCHEMAS[version:]:
-                for statement in schema.split(";"):
-                    database.execute(statement)
-            database.execute(f"PRAGMA user_version = {len(_SCHEMAS)}")
-        except BaseException:
-            database.execute("ROLLBACK")
-            raise
-        database.execute("COMMIT")
 
     def close(self) -> None:
         """

@@ -409,5 +409,5 @@ def test_unusableRecords(tmp_path: Path, path: Path) -> None:
     record = FetchRecord(str(path))
     record._database.execute("PRAGMA user_version = 9")
     record.close()
-    with pytest.raises(NotPossible, match="later version"):
+    with pytest.raises(NotPossible, match="has schema version"):
         FetchRecord(str(path))
