@@ -1,5 +1,6 @@
 """
-Fixtures for tests of the service.
+Fixtures for tests of the service; C{site} is the mail host of the tests from
+outside.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import pytest
 from twisted.logger import LogEvent, globalLogPublisher
 
 from pop3svc.logs import eventText
+from tests.support.site import site
+
+__all__ = ["said", "site"]
 
 
 @pytest.fixture
