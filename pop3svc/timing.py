@@ -120,17 +120,28 @@ class SharedTimeout:
     """
     Time limits of one length for many objects.  All share one timer, because a timer for each
     object would cost more time than most of the limited work.
+
+    @ivar slack: seconds.  A limit that began less than this long ago need not be restarted, because
+        it is postponed when its end comes.  Zero without the function C{began}.
     """
 
     def __init__(
-        self, clock: IReactorTime, seconds: float, passed: Callable[[Any], object]
+        self,
+        clock: IReactorTime,
+        seconds: float,
+        passed: Callable[[Any], object],
+        began: Callable[[Any], float] | None = None,
     ) -> None:
         """
         @param passed: called with each object whose time limit has passed.
+        @param began: takes an object, and returns the time at which its limit really began.
         """
         self._clock = clock
         self._seconds = seconds
         self._passed = passed
+        self._began = began
+        # A limit that was postponed makes others late by this at most.
+        self.slack = 0.0 if began is None else seconds / 64
         # End of each limit, the earliest first.
         self._ends: OrderedDict[Any, float] = OrderedDict()
         self._timer: IDelayedCall | None = None
@@ -159,6 +170,9 @@ class SharedTimeout:
         now = self._clock.seconds()
         while self._ends:
             first, end = next(iter(self._ends.items()))
+            if end <= now and self._began is not None:
+                # Its place in the order stays.
+                end = self._ends[first] = self._began(first) + self._seconds
             if end > now:
                 if self._timer is None:
                     self._timer = self._clock.callLater(end - now, self._look)

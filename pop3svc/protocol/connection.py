@@ -50,6 +50,9 @@ log = Logger(namespace="pop3svc")
 # with this octet.
 _HANDSHAKE_RECORD = 0x16
 
+# A global name costs less than an attribute of an enumeration.
+_GO_ON, _AUTHORIZATION, _TRANSACTION = After.GO_ON, State.AUTHORIZATION, State.TRANSACTION
+
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class POP3Connection(LineReceiver):
@@ -76,6 +79,7 @@ class POP3Connection(LineReceiver):
         "_isTaking",
         "_isUnauthenticated",
         "_limit",
+        "_limitBegan",
         "_limits",
         "_makeSession",
         "_policy",
@@ -123,6 +127,7 @@ class POP3Connection(LineReceiver):
         self._limits = limits
         # The time limit that is running, if any.
         self._limit: SharedTimeout | None = None
+        self._limitBegan = 0.0
         # Made when the connection ends.
         self._closing: Closing | None = None
         self._isUnauthenticated = False
@@ -197,7 +202,6 @@ class POP3Connection(LineReceiver):
         self.session.useLanguage = self._sender.useLanguage
         self._limitLogin()
         self._sender.say(ok(self.session.greeting))
-        self._awaitLine()
 
     def _channelBinding(self, name: str) -> bytes | None:
         return channelBinding(self.transport, name) if self.session.info.isSecure else None
@@ -254,15 +258,25 @@ class POP3Connection(LineReceiver):
         if self._isTaking:
             return
         self._isTaking = True
+        lines, turns, sender = self._input, self._turns, self._sender
+        line = lines.next()
+        isNew = line is not None
+        now = turns.restart()
         try:
-            lines, turns, isNew = self._input, self._turns, bool(self._input)
-            turns.restart()
-            while lines and self._running is None and not self.paused:
-                self.lineReceived(lines.next())
-                if turns.isOver() and not self._reason and self._running is None:
+            while line is not None:
+                self.lineReceived(line)
+                if self._running is not None or not lines:
+                    break
+                if sender.isCrowded:
+                    self._run(sender.flush())
+                    if self._running is not None or self._reason:
+                        break
+                if turns.isOver():
                     # Other connections wait, so answer the rest in the next time slice.
                     self.pauseProducing()
-                    self._turns.callNext(self._nextTurn)
+                    turns.callNext(self._nextTurn)
+                    break
+                line = lines.next()
         finally:
             self._isTaking = False
         if self._running is not None or self._reason:
@@ -270,16 +284,16 @@ class POP3Connection(LineReceiver):
         if not lines and len(lines.partial) >= self._policy.maxAuthLineLength:
             self.lineLengthExceeded(lines.partial)
             return
-        if self._sender.hasGathered and not self._sender.flushShort():
+        if sender.hasGathered and not sender.flushShort():
             # All buffered lines are answered, or the time slice is over.
-            self._run(self._sender.flush())
+            self._run(sender.flush())
             if self._running is not None or self._reason:
                 return
         if self._readEnded and not lines:
             self._close("closed by the client")
         elif isNew or self._limit is None:
             # Octets without a line end do not restart the time limit.
-            self._awaitLine()
+            self._awaitLine(now)
 
     def lineReceived(self, line: bytes) -> None:
         """
@@ -299,7 +313,7 @@ class POP3Connection(LineReceiver):
             return
         try:
             reply = respond(session, line, self._table)
-            if isinstance(reply, Reply) and reply.body is None and not self._sender.isCrowded:
+            if type(reply) is Reply and reply.body is None:
                 self._sender.gather(reply)
                 self._sent(reply)
                 return
@@ -366,20 +380,20 @@ class POP3Connection(LineReceiver):
         """
         Carry out the action that follows a reply, and adapt the time limits to the new state.
         """
-        if reply.then is not After.GO_ON:
+        if reply.then is not _GO_ON:
             if reply.then is After.START_TLS:
                 self._startTLS()
             else:
                 self._close(_whyClosed(self.session, reply))
             if self._reason:
                 return
-        if self.session.state is not State.AUTHORIZATION:
+        if (self.session.state is _AUTHORIZATION) is not self._isUnauthenticated:
             if self._isUnauthenticated:
                 self._endLoginLimit()
-        elif not self._isUnauthenticated:
-            # The user has logged out, so the limit for a login runs again.
-            self._tell("logged out")
-            self._limitLogin()
+            else:
+                # The user has logged out, so the limit for a login runs again.
+                self._tell("logged out")
+                self._limitLogin()
         elif self._isLate:
             self._sayTooLate()
             return
@@ -444,16 +458,20 @@ class POP3Connection(LineReceiver):
 
     # --- time -----------------------------------------------------------------
 
-    def _awaitLine(self) -> None:
+    def _awaitLine(self, now: float) -> None:
         """
         Limit the wait for the next line.  Before a login only the limit for the login runs.
+
+        @param now: the time on the clock, seconds.
         """
-        self._quietSince = self._clock.seconds()
+        self._quietSince = now
         state = self.session.state
-        if state is State.TRANSACTION:
-            self._setLimit(self._limits.idle)
-        elif state is State.SLEEPING:
-            self._setLimit(self._limits.sleep)
+        if state is _AUTHORIZATION:
+            return
+        limit = self._limits.idle if state is _TRANSACTION else self._limits.sleep
+        if limit is not self._limit or now - self._limitBegan >= limit.slack:
+            self._limitBegan = now
+            self._setLimit(limit)
 
     def _setLimit(self, limit: SharedTimeout | None) -> None:
         """
@@ -466,6 +484,12 @@ class POP3Connection(LineReceiver):
             before.end(self)
         if limit is not None:
             limit.begin(self)
+
+    def quietSince(self) -> float:
+        """
+        @return: the time on the clock at which the client's last line came, seconds.
+        """
+        return self._quietSince
 
     def idleTooLong(self) -> None:
         """
@@ -716,8 +740,9 @@ class Limits:
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
         self.login = SharedTimeout(clock, policy.loginTimeout, POP3Connection.loginTooLate)
-        self.idle = SharedTimeout(clock, policy.idleTimeout, POP3Connection.idleTooLong)
-        self.sleep = SharedTimeout(clock, policy.sleepTimeout, POP3Connection.idleTooLong)
+        passed, began = POP3Connection.idleTooLong, POP3Connection.quietSince
+        self.idle = SharedTimeout(clock, policy.idleTimeout, passed, began)
+        self.sleep = SharedTimeout(clock, policy.sleepTimeout, passed, began)
         self.closing = SharedTimeout(clock, policy.closeTimeout, POP3Connection.closeFully)
 
 

@@ -41,11 +41,13 @@ class LineBuffer:
         """
         return bool(self._lines)
 
-    def next(self) -> bytes:
+    def next(self) -> bytes | None:
         """
-        @return: the next line, without LF, with CR if there is one.
-        @raise IndexError: no complete line waits.
+        @return: the next line, without LF, with CR if there is one; L{None} if no complete line
+            waits.
         """
+        if not self._lines:
+            return None
         line = self._lines.pop()
         self.held -= len(line) + 1
         return line

@@ -72,7 +72,11 @@ class ReplySender:
         """
         Gather a reply without a body.
         """
-        self._gather(firstLine(reply, self._style))
+        octets = firstLine(reply, self._style)
+        self._gathered.append(octets)
+        count = len(octets)
+        self._octets += count
+        self._record.octetsSent += count
 
     def _gather(self, octets: bytes) -> None:
         self._gathered.append(octets)
