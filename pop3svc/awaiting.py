@@ -6,9 +6,9 @@ and shield calls from cancellation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from types import CoroutineType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Union
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -20,15 +20,23 @@ from pop3svc.timing import Progress
 __all__ = [
     "CallTimeout",
     "Shielded",
+    "ValueOrDeferred",
     "awaitWithTimeout",
     "callWithTimeout",
     "ensureStarted",
+    "inTurn",
     "isAwaitable",
     "maybeAwait",
+    "settled",
     "startNow",
+    "then",
 ]
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+# The result of a function that answers at once if it can, and later if it must.
+ValueOrDeferred = Union[T, "Deferred[T]"]
 
 
 class CallTimeout(Exception):
@@ -62,6 +70,48 @@ def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
         raise _explained(error, coroutine)
     rest: Any = _rest(coroutine, awaited)
     return Deferred.fromCoroutine(rest)
+
+
+def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> ValueOrDeferred[U]:
+    """
+    Use the result of a function: at once if it is there, else when it arrives.  Where all results
+    are there at once, this takes a third of the time of a coroutine.
+
+    @param answer: the result, or a Deferred of it, which belongs to this function.
+    @param use: takes the result.
+    @return: the result of C{use}, or a Deferred of it.
+    """
+    if isinstance(answer, Deferred):
+        later: Deferred[U] = answer.addCallback(use)
+        return later
+    return use(answer)
+
+
+def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
+    """
+    Run steps one after the other: at once as long as none has to wait.
+
+    @param answers: a generator, which yields the answer of each step.  It goes on when the answer
+        has arrived.  An error of a Deferred ends the work.
+    @return: L{None}, or a Deferred that fires after the last step.
+    """
+    for answer in answers:
+        if isinstance(answer, Deferred):
+            return answer.addCallback(lambda _: inTurn(answers))
+    return None
+
+
+async def settled(answer: ValueOrDeferred[T]) -> T:
+    """
+    Wait for the result of a function that answers at once if it can.
+
+    @param answer: the result, or a Deferred of it.
+    @return: the result.
+    """
+    if isinstance(answer, Deferred):
+        result: T = await answer
+        return result
+    return answer
 
 
 def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
@@ -317,7 +367,9 @@ class Shielded:
 
         outcome: Any
         try:
-            outcome = startNow(maybeAwait(call, *arguments))
+            outcome = call(*arguments)
+            if isAwaitable(outcome):
+                outcome = ensureStarted(outcome)
         except BaseException:
             outcome = Failure()
         if isinstance(outcome, Deferred):
@@ -332,18 +384,21 @@ class Shielded:
         for waiter in waiting:
             waiter.callback(None)
 
-    async def outcome(self, clock: IReactorTime | None = None, timeout: float = 0) -> Any:
+    def outcome(
+        self, clock: IReactorTime | None = None, timeout: float = 0
+    ) -> ValueOrDeferred[Any]:
         """
-        Wait for the end of the call.  Cancelling this does not cancel the call.
+        Wait for the end of the call.  Cancelling the Deferred does not cancel the call.
 
         @param timeout: seconds; without a clock there is no limit.
-        @return: the result of the call.
+        @return: the result of the call, or a Deferred of it.
         @raise CallTimeout: the call did not end within C{timeout} seconds; it goes on.
         """
         if not self.done:
             waiter: Deferred[None] = Deferred(self._waiting.remove)
             self._waiting.append(waiter)
-            await (waiter if clock is None else _within(waiter, clock, timeout))
+            limited = waiter if clock is None else _within(waiter, clock, timeout)
+            return limited.addCallback(lambda _: self.outcome())
         if isinstance(self._outcome, Failure):
             self._outcome.raiseException()
         return self._outcome

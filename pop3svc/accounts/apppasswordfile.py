@@ -14,7 +14,7 @@ from twisted.logger import Logger
 
 from pop3svc.accounts.apppasswordlines import Entry, fileOf, readAppPasswords, recordUses
 from pop3svc.accounts.lazywriting import LazyWriter
-from pop3svc.awaiting import CallTimeout, Shielded
+from pop3svc.awaiting import CallTimeout, Shielded, settled
 from pop3svc.bounded import BoundedDict
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, stampOf
@@ -143,7 +143,7 @@ class AppPasswordFile:
 
             self._clock = IReactorTime(reactor)
         try:
-            await self._reading.outcome(self._clock, self.PATIENCE)
+            await settled(self._reading.outcome(self._clock, self.PATIENCE))
         except CallTimeout:
             raise _unavailable() from None
 

@@ -20,7 +20,7 @@ from pop3svc.accounts.httprequests import (
     withoutQuery,
 )
 from pop3svc.accounts.tokens import KeySet
-from pop3svc.awaiting import CallTimeout, Shielded
+from pop3svc.awaiting import CallTimeout, Shielded, settled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, readReplaceable, stampOf
 from pop3svc.health import Health
@@ -125,7 +125,7 @@ class FileKeys:
             self._tried = now
             self._rereading = Shielded(self._reread)
         try:
-            await self._rereading.outcome(clock, self.PATIENCE)
+            await settled(self._rereading.outcome(clock, self.PATIENCE))
         except CallTimeout:
             # The disk is slow: go on with the previous keys.
             pass
@@ -249,7 +249,7 @@ class FetchedKeys:
     async def _refreshed(self, pause: float) -> None:
         self._begin(pause)
         if self._fetching is not None:
-            await self._fetching.outcome()
+            await settled(self._fetching.outcome())
 
     async def _fetchOnce(self) -> None:
         try:

@@ -30,7 +30,7 @@ from pop3svc.accounts.passwordlines import checkUserName, extrasOf, nameIn, veri
 from pop3svc.accounts.restrictions import BARRED, Restrictions, networksOf, reasonOf
 from pop3svc.accounts.scramkeys import ALGORITHMS, KeyForms, ScramSource
 from pop3svc.accounts.verifiers import VerifierAdder
-from pop3svc.awaiting import CallTimeout, Shielded, startNow
+from pop3svc.awaiting import CallTimeout, Shielded, settled, startNow
 from pop3svc.credentials import IPasswordAttempt, PasswordAttempt
 from pop3svc.errors import POP3ResponseError
 from pop3svc.files import FileStamp, stampOf
@@ -414,7 +414,7 @@ class PasswordFile:
 
             self._clock = IReactorTime(reactor)
         try:
-            await self._rereading.outcome(self._clock, self.PATIENCE)
+            await settled(self._rereading.outcome(self._clock, self.PATIENCE))
         except CallTimeout:
             # The disk is slow: check against the old accounts instead of refusing everybody.
             return False

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 from zope.interface import Invalid, providedBy
 from zope.interface.verify import verifyObject
 
-from pop3svc.awaiting import Shielded
+from pop3svc.awaiting import Shielded, ValueOrDeferred, settled, then
 from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     ILoginThrottle,
@@ -201,45 +201,47 @@ class Authentication:
         self._wasChecked = self._isRepeated = False
         if isinstance(credentials, Proven):
             opened = credentials.mailbox or credentials.name
-            mailbox = await self._calls.ask(self._provider.openMailbox, self._info, opened)
+            mailbox = await settled(self._calls.ask(self._provider.openMailbox, self._info, opened))
             if mailbox is None:
                 raise self._wrong()
             return _verified(self._provider.openMailbox, mailbox)
         name, password = credentials.name, credentials.password
         if not name or not password:
             raise POP3ResponseError("A user name and a password are required.", "AUTH")
-        await self._admit(name, password)
+        admitted = self._admit(name, password)
+        if isinstance(admitted, Deferred):
+            await admitted
+        call = self._provider.authenticate
         try:
-            return await self._check(credentials)
+            mailbox = self._calls.ask(call, self._info, name, password)
+            if isinstance(mailbox, Deferred):
+                mailbox = await mailbox
+            if mailbox is not None:
+                mailbox = _verified(call, mailbox)
+                if credentials.isUsable:
+                    return mailbox
+                # The provider has accepted a password that the client has not sent.
+                if IMailboxLogout.providedBy(mailbox):
+                    await settled(Shielded(self._calls.release, mailbox.logout).outcome())
+            raise POP3ResponseError("Wrong name or password.", "AUTH")
         except BaseException as error:
             if not isinstance(error, POP3ResponseError) or error.code != "AUTH":
                 self._abandon(name, isinstance(error, CancelledError))
                 raise
             raise await self._refusal(name)
 
-    async def _check(self, credentials: Password) -> Any:
-        call = self._provider.authenticate
-        mailbox = await self._calls.ask(call, self._info, credentials.name, credentials.password)
-        if mailbox is not None:
-            mailbox = _verified(call, mailbox)
-            if credentials.isUsable:
-                return mailbox
-            # The provider has accepted a password that the client has not sent.
-            if IMailboxLogout.providedBy(mailbox):
-                await Shielded(self._calls.release, mailbox.logout).outcome()
-        raise POP3ResponseError("Wrong name or password.", "AUTH")
-
-    async def succeeded(self, name: str) -> None:
+    def succeeded(self, name: str) -> ValueOrDeferred[object]:
         """
         Tell the throttle that a user has been authenticated.
         """
         self._exchanges = 0
-        if self._throttle is not None:
-            await self._calls.ask(self._throttle.loginSucceeded, self._info, name)
+        if self._throttle is None:
+            return None
+        return self._calls.ask(self._throttle.loginSucceeded, self._info, name)
 
     # --- guesses ------------------------------------------------------------
 
-    async def _admit(self, name: str, guess: str | None) -> None:
+    def _admit(self, name: str, guess: str | None) -> ValueOrDeferred[None]:
         """
         Ask whether a guess may be checked.
 
@@ -248,15 +250,20 @@ class Authentication:
         """
         self._wasChecked = self._isRepeated = False
         throttle = self._throttle
-        if throttle is not None:
-            mayLogin = await self._calls.finish(throttle.mayLogin, self._info, name, guess)
-            if self._calls.isOver:
-                if mayLogin:
-                    # The throttle has to learn how each admitted attempt ends.
-                    self._abandon(name, False)
-                raise CancelledError()
-            if not mayLogin:
-                raise self._wrong()
+        if throttle is None:
+            self._wasChecked = True
+            return None
+        mayLogin = self._calls.finish(throttle.mayLogin, self._info, name, guess)
+        return then(mayLogin, lambda mayLogin: self._admitted(name, mayLogin))
+
+    def _admitted(self, name: str, mayLogin: bool) -> None:
+        if self._calls.isOver:
+            if mayLogin:
+                # The throttle has to learn how each admitted attempt ends.
+                self._abandon(name, False)
+            raise CancelledError()
+        if not mayLogin:
+            raise self._wrong()
         self._wasChecked = True
 
     async def _refusal(self, name: str) -> POP3ResponseError:
@@ -267,7 +274,8 @@ class Authentication:
         """
         throttle = self._throttle
         if throttle is not None:
-            self._isRepeated = bool(await self._calls.ask(throttle.loginFailed, self._info, name))
+            failed = self._calls.ask(throttle.loginFailed, self._info, name)
+            self._isRepeated = bool(await settled(failed))
         return self._wrong()
 
     def _abandon(self, name: str, isLost: bool) -> None:
@@ -307,13 +315,13 @@ class Authentication:
         """
         name = proven.name
         try:
-            await self._admit(name, secret)
+            await settled(self._admit(name, secret))
             if not isRight:
                 raise await self._refusal(name)
         except POP3ResponseError as error:
             self.tell(name, error.code or "")
             raise
-        await self.succeeded(name)
+        await settled(self.succeeded(name))
 
     async def proveToken(self, name: str | None, token: str) -> Proven:
         """
@@ -334,14 +342,14 @@ class Authentication:
         name, isUsable = self.prepareName(name)
         # Ask the throttle first, because the provider may have to ask another server.
         try:
-            await self._admit(name, token)
+            await settled(self._admit(name, token))
             user = await self._userOfToken(name, token)
             if not user or not isUsable or self.prepareName(user) != (name, True):
                 raise await self._refusal(name)
         except POP3ResponseError as error:
             self.tell(name, error.code or "")
             raise
-        await self.succeeded(name)
+        await settled(self.succeeded(name))
         return Proven(name)
 
     async def _userOfToken(self, name: str | None, token: str) -> str | None:
@@ -350,7 +358,8 @@ class Authentication:
         """
         provider: Any = self._provider
         try:
-            user: str | None = await self._calls.ask(provider.userOfToken, self._info, token, name)
+            asked = self._calls.ask(provider.userOfToken, self._info, token, name)
+            user: str | None = await settled(asked)
         except BaseException as error:
             if isinstance(error, POP3ResponseError) and error.code == "AUTH":
                 return None
@@ -370,7 +379,8 @@ class Authentication:
         """
         provider: Any = self._provider
         name, isUsable = self.prepareName(name)
-        found: SharedSecret | None = await self._calls.ask(provider.sharedSecret, self._info, name)
+        asked = self._calls.ask(provider.sharedSecret, self._info, name)
+        found: SharedSecret | None = await settled(asked)
         # Compute a digest also for a user that does not exist, because it takes time.
         password = secrets.token_hex(16) if found is None else found.password
         isRight = hmac.compare_digest(makeDigest(password), digest)

@@ -7,14 +7,17 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
+from pop3svc.awaiting import settled, then
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import IExpiry
 from pop3svc.languages import LANGUAGES, languages, matching
 from pop3svc.protocol import grammar
 from pop3svc.protocol.authentication import Password, Proven
 from pop3svc.protocol.challenges import apopDigest
+from pop3svc.protocol.content import MessageBody
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.grammar import Reference
+from pop3svc.protocol.maildrop import MessageRef
 from pop3svc.protocol.replies import After, Lines, Pieces, Reply, ok
 from pop3svc.protocol.sasl import SASLExchange, offered
 from pop3svc.protocol.session import Session, State
@@ -25,14 +28,20 @@ AUTHORIZATION, TRANSACTION, SLEEPING = State.AUTHORIZATION, State.TRANSACTION, S
 
 COMMANDS: dict[str, Command] = {}
 
-Body = Callable[..., Awaitable[Reply]]
+Body = Callable[..., Reply | Awaitable[Reply]]
+
+# Replies that are always the same.
+_PASSWORD_REQUIRED, _LOGGED_IN = ok("Password required."), ok("Logged in.")
+_DONE, _BYE = ok("Done."), ok("Bye.", then=After.CLOSE)
+_MARKED, _UNMARKED = ok("Message marked for deletion."), ok("No message is marked for deletion.")
+_NEW, _NONE = ok("Awake.", code="ACTIVITY/NEW"), ok("Awake.", code="ACTIVITY/NONE")
 
 
 def command(
     verb: str, *, states: Iterable[State], table: dict[str, Command] = COMMANDS, **fields: Any
 ) -> Callable[[Body], Body]:
     """
-    Declare the decorated coroutine as a command.
+    Declare the decorated function as a command.  It may be a coroutine function.
 
     @param table: the table to add it to; the package's own if not given.
     @param fields: see L{Command}.
@@ -79,32 +88,43 @@ def _readOnly(session: Session) -> POP3ResponseError | None:
 
 
 @command("QUIT", states=[AUTHORIZATION, TRANSACTION, SLEEPING], nextState=State.CLOSED)
-async def quit_(session: Session) -> Reply:
+def quit_(session: Session) -> Reply | Awaitable[Reply]:
     """
     Delete the marked messages and end the session (RFC 1939 sections 4 and 6).
     """
-    count = await session.quit()
-    return ok(f"Bye, {count} deleted." if count else "Bye.", then=After.CLOSE)
+    return then(session.quit(), _bye)
+
+
+def _bye(count: int) -> Reply:
+    return ok(f"Bye, {count} deleted.", then=After.CLOSE) if count else _BYE
 
 
 @command("STAT", states=[TRANSACTION])
-async def stat(session: Session) -> Reply:
+def stat(session: Session) -> Reply | Awaitable[Reply]:
     """
     Return the number and the total octets of the messages (RFC 1939 section 5).
     """
-    count, octets = await session.active.total()
+    return then(session.active.total(), _total)
+
+
+def _total(total: tuple[int, int]) -> Reply:
+    count, octets = total
     return ok(f"{count} {octets}")
 
 
 @command("LIST", states=[TRANSACTION], arguments=grammar.optionalMessage)
-async def list_(session: Session, reference: Reference | None) -> Reply:
+def list_(session: Session, reference: Reference | None) -> Reply | Awaitable[Reply]:
     """
     Return the size of one message or of each message (RFC 1939 section 5).
     """
-    if reference is not None:
-        found = await session.active.find(reference)
-        return ok(f"{found.number} {await session.active.size(found)}")
-    return ok(_messages(session.active.count()), body=await session.active.sizes())
+    active = session.active
+    if reference is None:
+        return then(active.sizes(), lambda sizes: ok(_messages(active.count()), body=sizes))
+
+    def size(found: MessageRef) -> Any:
+        return then(active.size(found), lambda octets: ok(f"{found.number} {octets}"))
+
+    return then(active.find(reference), size)
 
 
 def _messages(count: int) -> str:
@@ -112,59 +132,71 @@ def _messages(count: int) -> str:
 
 
 @command("RETR", states=[TRANSACTION], arguments=grammar.message)
-async def retr(session: Session, reference: Reference) -> Reply:
+def retr(session: Session, reference: Reference) -> Reply | Awaitable[Reply]:
     """
     Send a whole message (RFC 1939 section 5).
     """
-    return ok(
-        "Message follows", body=await session.active.open(await session.active.find(reference))
-    )
+    active = session.active
+    return then(then(active.find(reference), active.open), _message)
+
+
+def _message(body: MessageBody) -> Reply:
+    return ok("Message follows", body=body)
 
 
 @command("DELE", states=[TRANSACTION], arguments=grammar.message, unavailable=_readOnly)
-async def dele(session: Session, reference: Reference) -> Reply:
+def dele(session: Session, reference: Reference) -> Reply | Awaitable[Reply]:
     """
     Mark a message for deletion at QUIT (RFC 1939 section 5).
     """
-    session.active.mark(await session.active.find(reference))
-    return ok("Message marked for deletion.")
+    active = session.active
+
+    def mark(found: MessageRef) -> Reply:
+        active.mark(found)
+        return _MARKED
+
+    return then(active.find(reference), mark)
 
 
 @command("NOOP", states=[TRANSACTION, SLEEPING])
-async def noop(session: Session) -> Reply:
+def noop(session: Session) -> Reply:
     """
     Do nothing (RFC 1939 section 5).
     """
-    return ok("Done.")
+    return _DONE
 
 
 @command("RSET", states=[TRANSACTION])
-async def rset(session: Session) -> Reply:
+def rset(session: Session) -> Reply:
     """
     Remove all deletion marks (RFC 1939 section 5).
     """
     session.active.unmark()
-    return ok("No message is marked for deletion.")
+    return _UNMARKED
 
 
 @command("TOP", states=[TRANSACTION], arguments=grammar.messageAndLines, capability=["TOP"])
-async def top(session: Session, reference: Reference, lines: int) -> Reply:
+def top(session: Session, reference: Reference, lines: int) -> Reply | Awaitable[Reply]:
     """
     Send the header of a message and the first lines of its body (RFC 1939 section 7).
     """
-    found = await session.active.find(reference)
-    return ok("Top of message follows", body=await session.active.open(found), topLines=lines)
+    active = session.active
+    return then(
+        then(active.find(reference), active.open),
+        lambda body: ok("Top of message follows", body=body, topLines=lines),
+    )
 
 
 @command("UIDL", states=[TRANSACTION], arguments=grammar.optionalMessage, capability=["UIDL"])
-async def uidl(session: Session, reference: Reference | None) -> Reply:
+def uidl(session: Session, reference: Reference | None) -> Reply | Awaitable[Reply]:
     """
     Return the unique-id of one message or of each message (RFC 1939 section 7).
     """
-    if reference is not None:
-        found = await session.active.find(reference)
-        return ok(f"{found.number} {found.uniqueID}")
-    return ok("Unique-ids follow", body=session.active.uniqueIDs())
+    if reference is None:
+        return ok("Unique-ids follow", body=session.active.uniqueIDs())
+    return then(
+        session.active.find(reference), lambda found: ok(f"{found.number} {found.uniqueID}")
+    )
 
 
 @command(
@@ -174,12 +206,12 @@ async def uidl(session: Session, reference: Reference | None) -> Reply:
     capability=["USER"],
     unavailable=_noCleartextLogin,
 )
-async def user(session: Session, name: str) -> Reply:
+def user(session: Session, name: str) -> Reply:
     """
     Store the user name for PASS (RFC 1939 section 7).
     """
     session.claimedName = name
-    return ok("Password required.")
+    return _PASSWORD_REQUIRED
 
 
 @command(
@@ -190,14 +222,14 @@ async def user(session: Session, name: str) -> Reply:
     unavailable=_noCleartextLogin,
     longLine=True,
 )
-async def pass_(session: Session, password: str) -> Reply:
+def pass_(session: Session, password: str) -> Awaitable[Reply]:
     """
     Log in with the password of the user named by USER (RFC 1939 section 7).
     """
     name, session.claimedName = session.claimedName, None
     if name is None:
         raise BadArguments("Send USER first.")
-    return await _loggedIn(session, Password(name, password), "PASS")
+    return _loggedIn(session, Password(name, password), "PASS")
 
 
 def _noAPOP(session: Session) -> POP3ResponseError | None:
@@ -226,7 +258,7 @@ async def apop(session: Session, name: str, digest: str) -> Reply:
 
 async def _loggedIn(session: Session, credentials: Password | Proven, method: str) -> Reply:
     await session.logIn(credentials, method)
-    return ok("Logged in.")
+    return _LOGGED_IN
 
 
 # --- RFC 2449 ----------------------------------------------------------------
@@ -267,7 +299,7 @@ def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
 
 
 @command("CAPA", states=[AUTHORIZATION, TRANSACTION], capability=_ownCapabilities)
-async def capa(session: Session) -> Reply:
+def capa(session: Session) -> Reply:
     """
     List the capabilities in the present state (RFC 2449 section 5).
     """
@@ -284,7 +316,7 @@ async def capa(session: Session) -> Reply:
     announced=frozenset([AUTHORIZATION]),
     unavailable=_noTLS,
 )
-async def stls(session: Session) -> Reply:
+def stls(session: Session) -> Reply:
     """
     Begin TLS, and discard the user name sent before (RFC 2595 section 4).
     """
@@ -330,7 +362,7 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
 
 
 @command("UTF8", states=[AUTHORIZATION], capability=["UTF8 USER"], extension="UTF8")
-async def utf8(session: Session) -> Reply:
+def utf8(session: Session) -> Reply:
     """
     Send messages as they are, also with UTF-8 in their header fields (RFC 6856 section 2.1).
     """
@@ -345,7 +377,7 @@ async def utf8(session: Session) -> Reply:
     capability=["LANG"],
     extension="LANG",
 )
-async def lang(session: Session, languageRange: str | None) -> Reply:
+def lang(session: Session, languageRange: str | None) -> Reply:
     """
     Change the language of the texts of replies, or list the languages (RFC 6856 section 3.2).
     """
@@ -363,10 +395,6 @@ async def lang(session: Session, languageRange: str | None) -> Reply:
 # --- extensions ---------------------------------------------------------------
 
 
-def _activity(isNew: bool) -> str:
-    return "ACTIVITY/NEW" if isNew else "ACTIVITY/NONE"
-
-
 @command(
     "DELI",
     states=[TRANSACTION],
@@ -379,7 +407,7 @@ async def deli(session: Session, reference: Reference) -> Reply:
     """
     Delete one message now, without waiting for QUIT.
     """
-    found = await session.active.find(reference)
+    found = await settled(session.active.find(reference))
     await session.active.deleteNow(found)
     uniqueID = found.uniqueID
     return ok(f"Deleted message. UID:{uniqueID}")
@@ -391,7 +419,7 @@ async def core(session: Session) -> Reply:
     Delete the marked messages and list the mailbox again, without releasing the lock.
     """
     isNew = await session.active.refresh()
-    return ok("Refreshed.", code=_activity(isNew))
+    return ok("Refreshed.", code="ACTIVITY/NEW" if isNew else "ACTIVITY/NONE")
 
 
 # REFR is an older name of CORE; it is accepted, but CAPA does not list it.
@@ -405,12 +433,11 @@ command("REFR", states=[TRANSACTION], extension="CORE")(core)
     capability=["SLEE-WAKE", "SLEEPING"],
     extension="SLEE-WAKE",
 )
-async def slee(session: Session) -> Reply:
+def slee(session: Session) -> Reply | Awaitable[Reply]:
     """
     Delete the marked messages and release the lock, but stay connected.
     """
-    count = await session.sleep()
-    return ok(f"Asleep, {count} deleted.")
+    return then(session.sleep(), lambda count: ok(f"Asleep, {count} deleted."))
 
 
 @command("WAKE", states=[SLEEPING], nextState=TRANSACTION, extension="SLEE-WAKE")
@@ -418,19 +445,17 @@ async def wake(session: Session) -> Reply:
     """
     Lock the mailbox again and number the messages again.
     """
-    isNew = await session.wake()
-    return ok("Awake.", code=_activity(isNew))
+    return _NEW if await session.wake() else _NONE
 
 
 @command(
     "QAUT", states=[TRANSACTION], nextState=AUTHORIZATION, capability=["QAUT"], extension="QAUT"
 )
-async def qaut(session: Session) -> Reply:
+def qaut(session: Session) -> Reply | Awaitable[Reply]:
     """
     Delete the marked messages and log out, so that another user can log in.
     """
-    await session.logOut()
-    return ok("Logged out.")
+    return then(session.logOut(), lambda _: ok("Logged out."))
 
 
 @command(
@@ -443,9 +468,9 @@ async def qaut(session: Session) -> Reply:
     extension="XLOG",
     longLine=True,
 )
-async def xlog(session: Session, name: str, password: str) -> Reply:
+def xlog(session: Session, name: str, password: str) -> Awaitable[Reply]:
     """
     Log in with a user name and a password in one line.
     """
     session.claimedName = None
-    return await _loggedIn(session, Password(name, password), "XLOG")
+    return _loggedIn(session, Password(name, password), "XLOG")

@@ -605,7 +605,7 @@ class POP3Connection(LineReceiver):
         if not self._isEnding:
             self._isEnding = True
             try:
-                ending = startNow(self.session.end())
+                ending = self.session.end()
             except Exception:
                 log.failure("ending a session failed")
                 return None

@@ -128,32 +128,46 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     else:
         verb, rest = splitLine(line)
         found = table.get(verb)
-        if found is None and verb in _HTTP_VERBS:
-            return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)
         try:
-            if hasControl(line):
-                raise BadArguments("Control characters are not allowed.")
-            if found is None:
-                raise BadArguments("Unknown command.")
-            if session.state not in found.states:
-                raise BadArguments("Command is not valid in this state.")
-            refusal = found.refusal(session)
-            if refusal is not None:
-                raise refusal
+            if found is None or session.state not in found.states or hasControl(line):
+                return _counted(session, _unusable(verb, line, found))
+            if found.unavailable is not None:
+                refusal = found.unavailable(session)
+                if refusal is not None:
+                    raise refusal
             arguments = (session, *found.arguments(rest))
         except POP3ResponseError as error:
             return _counted(session, _refused(error))
         command, body = found, found.run
     try:
         answer: Any = body(*arguments)
-        if isinstance(answer, CoroutineType):
-            answer = startNow(answer)
-        if isAwaitable(answer):
-            return _answeredLater(session, command, answer)
-        reply: Reply = answer
+        if type(answer) is Reply:
+            reply = answer
+        else:
+            if isinstance(answer, CoroutineType):
+                answer = startNow(answer)
+            if isAwaitable(answer):
+                return _answeredLater(session, command, answer)
+            reply = answer
     except _ERRORS as error:
         reply = _mapped(error, command, session)
     return _answered(session, command, reply)
+
+
+def _unusable(verb: str, line: bytes, found: Command | None) -> Reply:
+    """
+    @param found: the command, if there is one with this verb.
+    @return: the reply to a line that is no command, or no command of this state.
+    """
+    if found is None and verb in _HTTP_VERBS:
+        return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)
+    if hasControl(line):
+        text = "Control characters are not allowed."
+    elif found is None:
+        text = "Unknown command."
+    else:
+        text = "Command is not valid in this state."
+    return err(text, isBadCommand=True)
 
 
 async def _answeredLater(session: Session, command: Command, answer: Awaitable[Reply]) -> Reply:
@@ -171,9 +185,13 @@ def _answered(session: Session, command: Command, reply: Reply) -> Reply:
     if reply.isChallenge:
         return reply
     session.exchange = None
-    if command.nextState is not None and reply.positive and not reply.keepsState:
-        session.enter(command.nextState)
-    return _counted(session, reply)
+    nextState = command.nextState
+    if nextState is not None and reply.positive and not reply.keepsState:
+        session.enter(nextState)
+    if reply.isBadCommand:
+        return _counted(session, reply)
+    session.badCommands = 0
+    return reply
 
 
 def _counted(session: Session, reply: Reply) -> Reply:

@@ -102,6 +102,13 @@ class Maildrop:
         self._marked.clear()
         self._octets = None
 
+    @property
+    def hasMarks(self) -> bool:
+        """
+        Whether any message is marked for deletion.
+        """
+        return bool(self._marked)
+
     def marked(self) -> list[str]:
         """
         @return: the unique-ids marked for deletion, in the order of marking.

@@ -11,7 +11,7 @@ from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
-from pop3svc.awaiting import isAwaitable
+from pop3svc.awaiting import ValueOrDeferred, isAwaitable, settled, startNow, then
 from pop3svc.downgrading.converter import SurrogateConverter
 from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo, ISurrogates
@@ -175,7 +175,7 @@ class Messages:
             L{None} instead of the list if the method is not implemented.
         """
         try:
-            answer = await self._calls.ask(call, self._info, uniqueIDs)
+            answer = await settled(self._calls.ask(call, self._info, uniqueIDs))
         except NotImplementedError:
             return None
         if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
@@ -250,13 +250,13 @@ class Messages:
         if sizes is not None or not self._converts:
             # For a message without a size, messageSize raises the mailbox's own error.
             try:
-                octets = await self._calls.ask(call, self._info, uniqueID)
+                octets = await settled(self._calls.ask(call, self._info, uniqueID))
             except NotImplementedError:
                 pass
         if self._converts:
-            return await countByReading(await self.open(uniqueID), self._calls.clock)
+            return await countByReading(await settled(self.open(uniqueID)), self._calls.clock)
         if octets is None:
-            return await countByReading(await self.content(uniqueID), self._calls.clock)
+            return await countByReading(await settled(self.content(uniqueID)), self._calls.clock)
         return _octets(call, octets)
 
     async def refuseUTF8(self, uniqueID: str) -> None:
@@ -273,36 +273,41 @@ class Messages:
             await self._manySizes(mailbox.surrogateSizes, [uniqueID])
             needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:
-            body = SurrogateBody(await self.content(uniqueID))
+            body = SurrogateBody(await settled(self.content(uniqueID)))
             needs = await _needsByReading(body, self._calls.clock)
         if needs:
             raise POP3ResponseError("Message needs UTF-8 mode.", "UTF8")
 
-    async def open(self, uniqueID: str) -> MessageBody:
+    def open(self, uniqueID: str) -> ValueOrDeferred[MessageBody]:
         """
         Open a message for the client.
 
         @return: its content, or its surrogate; the caller closes it.
         @raise POP3ResponseError: see L{refuseUTF8}.
         """
+        if self._converts or self.refuses:
+            return startNow(self._openWithoutUTF8(uniqueID))
+        return self.content(uniqueID)
+
+    async def _openWithoutUTF8(self, uniqueID: str) -> MessageBody:
         if self._converts:
             needs = self._mailbox.needsUTF8(self._info, uniqueID)
-            body = await self.content(uniqueID)
+            body = await settled(self.content(uniqueID))
             return body if needs is False else SurrogateBody(body)
-        if self.refuses:
-            await self.refuseUTF8(uniqueID)
-        return await self.content(uniqueID)
+        await self.refuseUTF8(uniqueID)
+        return await settled(self.content(uniqueID))
 
-    async def content(self, uniqueID: str) -> MessageBody:
+    def content(self, uniqueID: str) -> ValueOrDeferred[MessageBody]:
         """
         Open a message as the mailbox has it.
 
         @return: its content; the caller closes it.
         """
         call = self._mailbox.messageContent
-        content = self._calls.start(call, self._info, uniqueID)
-        if isAwaitable(content):
-            content = await self._calls.wait(call, content)
+        content = self._calls.finish(call, self._info, uniqueID)
+        return then(content, lambda content: self._bodyOf(content, call))
+
+    def _bodyOf(self, content: Any, call: Any) -> MessageBody:
         body = MessageBody(content, self._calls.clock, self._calls.timeout, call)
         if self._calls.isOver:
             body.close()

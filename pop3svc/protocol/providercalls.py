@@ -10,11 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from pop3svc.awaiting import CallTimeout, awaitWithTimeout, ensureStarted, isAwaitable
+from pop3svc.awaiting import (
+    CallTimeout,
+    ValueOrDeferred,
+    awaitWithTimeout,
+    ensureStarted,
+    isAwaitable,
+    startNow,
+    then,
+)
 from pop3svc.errors import POP3ResponseError
 from pop3svc.protocol.remarks import HELD, nameOf, remarkHeld
 
@@ -59,27 +68,33 @@ class ProviderCalls:
             if seconds() > late:
                 remarkHeld(call, seconds() - late + HELD)
 
-    async def ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    def ask(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
-        Call a method and wait for its value.
+        Call a method, and limit the time until its value arrives.
 
+        @return: the value of the method, or a Deferred of it.
         @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
         @raise CancelledError: the session is over, and the method returned although it was
             cancelled.
         """
         answer = self.start(call, *arguments)
-        if isAwaitable(answer):
-            answer = await self.wait(call, answer)
+        if isinstance(answer, Deferred):
+            return then(startNow(self.wait(call, answer)), self._neededStill)
         if self.isOver:
             raise CancelledError()
         return answer
 
-    async def finish(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _neededStill(self, answer: Any) -> Any:
+        if self.isOver:
+            raise CancelledError()
+        return answer
+
+    def finish(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
         Make a call whose value is needed even if the session is over; see L{ask}.
         """
         answer = self.start(call, *arguments)
-        return await self.wait(call, answer) if isAwaitable(answer) else answer
+        return startNow(self.wait(call, answer)) if isinstance(answer, Deferred) else answer
 
     async def wait(self, call: Callable[..., Any], answer: Any) -> Any:
         """
@@ -98,11 +113,26 @@ class ProviderCalls:
             )
             raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP", critical=True)
 
-    async def release(self, call: Callable[..., Any], *arguments: Any) -> None:
+    def release(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[None]:
         """
         Call a method that releases a resource.  An exception is only logged.
+
+        @return: L{None}, or a Deferred that fires when the call has ended.
         """
         try:
-            await self.finish(call, *arguments)
+            answer = self.finish(call, *arguments)
         except Exception:
             log.failure("failed to release mailbox")
+            return None
+        return answer.addCallbacks(_ignore, _logged) if isinstance(answer, Deferred) else None
+
+
+def _ignore(_: object) -> None:
+    """
+    The value of a method that releases a resource has no use.
+    """
+
+
+def _logged(failure: Failure) -> None:
+    failure.trap(Exception)
+    log.failure("failed to release mailbox", failure)

@@ -12,6 +12,7 @@ from typing import Any
 
 from zope.interface.interface import InterfaceClass
 
+from pop3svc.awaiting import settled
 from pop3svc.errors import BadArguments, POP3ResponseError
 from pop3svc.interfaces import (
     IBearerAccounts,
@@ -214,8 +215,8 @@ async def _scram(
     salt = makeUp(seed, algorithm, None).salt
 
     async def find() -> ScramKeys | None:
-        found: ScramKeys | None = await session.calls.ask(
-            provider.scramKeys, session.info, name, algorithm, salt
+        found: ScramKeys | None = await settled(
+            session.calls.ask(provider.scramKeys, session.info, name, algorithm, salt)
         )
         return found
 
@@ -301,7 +302,7 @@ async def external(session: Session, initial: bytes | None) -> Conversation:
     mailbox = None
     if name in names:
         provider: Any = session.provider
-        mailbox = await session.calls.ask(provider.provenMailbox, session.info, name)
+        mailbox = await settled(session.calls.ask(provider.provenMailbox, session.info, name))
     proven = Proven(name, mailbox or "")
     await session.authentication.prove(proven, mailbox is not None)
     yield proven

@@ -4,16 +4,16 @@ The session of one client: its state, its identity and its login.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.awaiting import Shielded
+from pop3svc.awaiting import Shielded, ValueOrDeferred, inTurn, settled, startNow, then
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -282,14 +282,19 @@ class Session:
             # Keep the mailbox before the next call, because end() has to release it.
             self.transaction = transaction = self._transaction(name, mailbox)
             if isinstance(credentials, Password):
-                await authentication.succeeded(name)
+                told = authentication.succeeded(name)
+                if isinstance(told, Deferred):
+                    await told
             self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
-                self._credentialsVersion = await self.calls.ask(
-                    self.provider.credentialsVersion, self.info, name
-                )
-            await transaction.begin()
+                version = self.calls.ask(self.provider.credentialsVersion, self.info, name)
+                if isinstance(version, Deferred):
+                    version = await version
+                self._credentialsVersion = version
+            begun = transaction.begin()
+            if isinstance(begun, Deferred):
+                await begun
             self._isIn = True
         except CancelledError:
             # The client is lost; end() releases everything.
@@ -298,7 +303,7 @@ class Session:
             if isinstance(error, POP3ResponseError):
                 isUsable = isinstance(credentials, Proven) or credentials.isUsable
                 authentication.tell(name if isUsable else given.name, error.code or "")
-            await self._leave()
+            await settled(self._leave())
             raise
         self.record.user = printable(name)
         self.record.loginMethod = method
@@ -338,7 +343,7 @@ class Session:
         assert self.transaction is not None, "this command needs another state"
         return self.transaction
 
-    async def sleep(self) -> int:
+    def sleep(self) -> ValueOrDeferred[int]:
         """
         Delete the marked messages, release the mailbox, and keep the user
         (docs/extensions, SLEE).
@@ -346,7 +351,9 @@ class Session:
         @return: how many messages were deleted.
         @raise POP3ResponseError: nothing has changed.
         """
-        deleted = await self.active.sleep()
+        return then(self.active.sleep(), self._asleep)
+
+    def _asleep(self, deleted: int) -> int:
         self._returnSlot()
         return deleted
 
@@ -358,10 +365,14 @@ class Session:
         @raise POP3ResponseError: the session is still asleep, and holds no lock.
         """
         name = self.info.userNameAtLogin
-        if IAccountStatus.providedBy(self.provider) and not await self.calls.ask(
-            self.provider.isStillValid, self.info, name, self._credentialsVersion
-        ):
-            raise POP3ResponseError("Account is no longer valid.", "AUTH")
+        if IAccountStatus.providedBy(self.provider):
+            isValid = self.calls.ask(
+                self.provider.isStillValid, self.info, name, self._credentialsVersion
+            )
+            if isinstance(isValid, Deferred):
+                isValid = await isValid
+            if not isValid:
+                raise POP3ResponseError("Account is no longer valid.", "AUTH")
         self._releaseSlot = self._acquireSlot(name or "", False)
         try:
             return await self.active.wake()
@@ -379,7 +390,7 @@ class Session:
 
     # --- leaving ------------------------------------------------------------
 
-    async def quit(self) -> int:
+    def quit(self) -> ValueOrDeferred[int]:
         """
         Enter the UPDATE state (RFC 1939 section 6): delete the marked messages, and release
         the mailbox whether or not the deletion worked.
@@ -390,42 +401,46 @@ class Session:
         if self.state is not State.TRANSACTION:
             return 0
         transaction = self.active
+        if transaction.hasMarks or transaction.deletion is not None:
+            return startNow(self._update(transaction))
+        return then(self._leave(), lambda _: 0)
+
+    async def _update(self, transaction: Transaction) -> int:
         try:
-            return await transaction.commit()
+            return await settled(transaction.commit())
         finally:
             # A running deletion still needs the lock.  end() releases the lock after the deletion.
             if transaction.deletion is None:
-                await self._leave()
+                await settled(self._leave())
 
-    async def logOut(self) -> None:
+    def logOut(self) -> ValueOrDeferred[object]:
         """
         Delete the marked messages, release the mailbox, and forget the user
         (docs/extensions, QAUT).
 
         @raise POP3ResponseError: nothing has changed.
         """
-        await self.active.commit()
-        await self._leave()
+        return then(self.active.commit(), lambda _: self._leave())
 
-    async def end(self) -> None:
+    def end(self) -> ValueOrDeferred[None]:
         """
         Wait for a running deletion, and release everything, because the client is lost, timed out
         or done.  Do not delete the marked messages.
         """
         self.isOver = True
+        return inTurn(self._ending())
+
+    def _ending(self) -> Iterator[ValueOrDeferred[object]]:
         if self.transaction is not None:
             deletion, self.transaction.deletion = self.transaction.deletion, None
             if deletion is not None:
-                try:
-                    await deletion.outcome()
-                except Exception:
-                    log.failure("a deletion failed after its client was gone")
-        await self._leave()
+                yield startNow(_finished(deletion))
+        yield self._leave()
         if self._leaving is not None:
-            await self._leaving.outcome()
+            yield self._leaving.outcome()
         self.state = State.CLOSED
 
-    async def _leave(self) -> None:
+    def _leave(self) -> ValueOrDeferred[None]:
         # Clear the attributes before the first await, so that a second call releases nothing
         # twice.  Shield the release from cancellation, so that it always completes.
         transaction, self.transaction = self.transaction, None
@@ -435,6 +450,16 @@ class Session:
         self.info.userNameAtLogin = None
         if transaction is None:
             self.info.providerTag = None
-        else:
-            self._leaving = Shielded(transaction.end)
-            await self._leaving.outcome()
+            return None
+        self._leaving = Shielded(transaction.end)
+        return self._leaving.outcome()
+
+
+async def _finished(deletion: Shielded) -> None:
+    """
+    Wait for the end of a deletion whose client is gone.
+    """
+    try:
+        await settled(deletion.outcome())
+    except Exception:
+        log.failure("a deletion failed after its client was gone")

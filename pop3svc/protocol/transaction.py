@@ -5,13 +5,22 @@ One mailbox from login to logout.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger
 
-from pop3svc.awaiting import CallTimeout, Shielded, isAwaitable
+from pop3svc.awaiting import (
+    CallTimeout,
+    Shielded,
+    ValueOrDeferred,
+    inTurn,
+    isAwaitable,
+    settled,
+    startNow,
+    then,
+)
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     IBulkMessageSizes,
@@ -105,37 +114,56 @@ class Transaction:
 
     # --- beginning ----------------------------------------------------------
 
-    async def begin(self) -> None:
+    def begin(self) -> ValueOrDeferred[None]:
         """
         Watch the mailbox, lock it and list it.
 
         @raise POP3ResponseError: the mailbox is not available.  Call L{end} in this case as
             well, to release the watch and the lock.
         """
+        return inTurn(self._beginning())
+
+    def _beginning(self) -> Iterator[ValueOrDeferred[object]]:
         if INewMailNotifier.providedBy(self.mailbox):
-            self._endWatch = await self._calls.ask(
-                self.mailbox.watchMailbox, self.info, self._changed
-            )
-        await self._lock()
-        self.maildrop = await self._list()
+            watch = self._calls.ask(self.mailbox.watchMailbox, self.info, self._changed)
+            yield then(watch, self._setWatch)
+        yield self._lock()
+        yield then(self._list(), self._setMaildrop)
+
+    def _setWatch(self, endWatch: Callable[[], object]) -> None:
+        self._endWatch = endWatch
+
+    def _setMaildrop(self, maildrop: Maildrop) -> None:
+        self.maildrop = maildrop
 
     def _changed(self) -> None:
         self._changes += 1
 
-    async def _lock(self) -> None:
+    def _lock(self) -> ValueOrDeferred[None]:
         mailbox = self.mailbox
-        if IExclusiveMailbox.providedBy(mailbox):
-            await self._calls.finish(mailbox.lock, self.info, self._requestRelease)
-            if self._calls.isOver:
-                self._unlocking = Shielded(self._calls.release, mailbox.unlock, self.info)
-                await self._unlocking.outcome()
-                raise CancelledError()
-            self._locked = True
+        if not IExclusiveMailbox.providedBy(mailbox):
+            return None
+        return then(
+            self._calls.finish(mailbox.lock, self.info, self._requestRelease), self._setLocked
+        )
 
-    async def _list(self) -> Maildrop:
+    def _setLocked(self, _: object) -> ValueOrDeferred[None]:
+        if self._calls.isOver:
+            return startNow(self._unlockForNobody())
+        self._locked = True
+        return None
+
+    async def _unlockForNobody(self) -> None:
+        self._unlocking = Shielded(self._calls.release, self.mailbox.unlock, self.info)
+        await settled(self._unlocking.outcome())
+        raise CancelledError()
+
+    def _list(self) -> ValueOrDeferred[Maildrop]:
         self._changesListed = self._changes
+        return then(self._calls.ask(self.mailbox.listMessageUniqueIDs, self.info), self._listed)
+
+    def _listed(self, listed: Iterable[str]) -> Maildrop:
         call = self.mailbox.listMessageUniqueIDs
-        listed: Iterable[str] = await self._calls.ask(call, self.info)
         if isinstance(listed, str | bytes) or not isinstance(listed, Iterable):
             raise ProviderMistake(
                 f"{nameOf(call)} returned {type(listed).__name__}: return a list of the "
@@ -174,7 +202,7 @@ class Transaction:
             return Pieces(maildrop.listed.lines())
         return Lines(f"{each.number} {each.uniqueID}" for each in maildrop.present())
 
-    async def find(self, reference: Reference) -> MessageRef:
+    def find(self, reference: Reference) -> ValueOrDeferred[MessageRef]:
         """
         @return: the message that an argument names.  Its number is 0 if it arrived after the
             listing (docs/extensions, UID-PARAM).
@@ -190,16 +218,24 @@ class Transaction:
         if not isUniqueID(uniqueID):
             raise missing
         found = maildrop.byUniqueID(uniqueID)
-        if found is None:
-            if not await self._calls.ask(self.mailbox.messageExists, self.info, uniqueID):
-                raise missing
-            found = MessageRef(0, uniqueID)
-        return found
+        if found is not None:
+            return found
 
-    async def size(self, found: MessageRef) -> int:
+        def arrived(isThere: bool) -> MessageRef:
+            if not isThere:
+                raise missing
+            return MessageRef(0, uniqueID)
+
+        return then(self._calls.ask(self.mailbox.messageExists, self.info, uniqueID), arrived)
+
+    def size(self, found: MessageRef) -> ValueOrDeferred[int]:
         """
         @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
+        octets = None if self._messages.refuses else self._drop().size(found)
+        return startNow(self._learnSize(found)) if octets is None else octets
+
+    async def _learnSize(self, found: MessageRef) -> int:
         maildrop = self._drop()
         if self._messages.refuses:
             await self._messages.refuseUTF8(found.uniqueID)
@@ -209,24 +245,26 @@ class Transaction:
             maildrop.setSizes([found], [octets])
         return octets
 
-    async def sizes(self) -> Body:
+    def sizes(self) -> ValueOrDeferred[Body]:
         """
         @return: the number and octets of each message that is not deleted.
         """
         maildrop = self._drop()
-        await self._learnSizes(maildrop)
+        return then(self._learnSizes(maildrop), lambda _: self._knownSizes(maildrop))
+
+    def _knownSizes(self, maildrop: Maildrop) -> Body:
         sizes = maildrop.sizes()
         if maildrop.isWhole:
             return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
         return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
 
-    async def _learnSizes(self, maildrop: Maildrop) -> None:
+    def _learnSizes(self, maildrop: Maildrop) -> ValueOrDeferred[None]:
         """
         Ask for the sizes that are not known yet.
         """
         mailbox, known = self.mailbox, maildrop.sizes()
         if known and None not in known:
-            return
+            return None
         isBulk = IBulkMessageSizes.providedBy(mailbox)
         if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
             unknown: list[MessageRef] = []
@@ -236,34 +274,42 @@ class Transaction:
                 each for each in maildrop.present() if not known or known[each.number - 1] is None
             ]
             if not unknown:
-                return
+                return None
             uniqueIDs = [each.uniqueID for each in unknown]
-        sizes = await self._messages.sizes(uniqueIDs)
         # A message that no longer exists has no size, so the next STAT or LIST asks again.
-        maildrop.setSizes(unknown, sizes)
+        return then(
+            startNow(self._messages.sizes(uniqueIDs)),
+            lambda sizes: maildrop.setSizes(unknown, sizes),
+        )
 
-    async def total(self) -> tuple[int, int]:
+    def total(self) -> ValueOrDeferred[tuple[int, int]]:
         """
         @return: the number of messages that are not deleted, and their octets together
             (RFC 1939, STAT).
         """
         maildrop = self._drop()
         octets = maildrop.octets()
+        if octets is not None:
+            return maildrop.count(), octets
+        return then(self._learnSizes(maildrop), lambda _: self._knownTotal(maildrop))
+
+    def _knownTotal(self, maildrop: Maildrop) -> tuple[int, int]:
+        octets = maildrop.octets()
         if octets is None:
-            await self._learnSizes(maildrop)
             sizes = maildrop.sizes()
-            octets = maildrop.octets()
-            if octets is None:
-                octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
+            octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
         return maildrop.count(), octets
 
-    async def open(self, found: MessageRef) -> MessageBody:
+    def open(self, found: MessageRef) -> ValueOrDeferred[MessageBody]:
         """
         @return: the content of a message; the caller closes it.
         """
-        body = await self._messages.open(found.uniqueID)
-        body.expects(self._drop().size(found), self._messages.warnOfOtherSize)
-        return body
+
+        def opened(body: MessageBody) -> MessageBody:
+            body.expects(self._drop().size(found), self._messages.warnOfOtherSize)
+            return body
+
+        return then(self._messages.open(found.uniqueID), opened)
 
     # --- deleting -----------------------------------------------------------
 
@@ -279,7 +325,7 @@ class Transaction:
         """
         Whether any message is marked for deletion.
         """
-        return self.maildrop is not None and bool(self.maildrop.marked())
+        return self.maildrop is not None and self.maildrop.hasMarks
 
     def mark(self, found: MessageRef) -> None:
         """
@@ -298,8 +344,6 @@ class Transaction:
         Delete all of these messages or none.  A deletion that has begun is finished even if the
         client is lost.  L{end} waits for its end.
         """
-        if not uniqueIDs:
-            return
         mailbox = self.mailbox
 
         async def delete() -> None:
@@ -314,7 +358,7 @@ class Transaction:
         deletion = Shielded(delete)
         self.deletion = None if deletion.done else deletion
         try:
-            await deletion.outcome(self._calls.clock, self._calls.timeout)
+            await settled(deletion.outcome(self._calls.clock, self._calls.timeout))
         except CallTimeout:
             raise POP3ResponseError(
                 "The deletion takes too long; whether it happens is not known yet.",
@@ -322,7 +366,7 @@ class Transaction:
                 critical=True,
             )
 
-    async def commit(self) -> int:
+    def commit(self) -> ValueOrDeferred[int]:
         """
         Delete the marked messages, all or none.
 
@@ -330,6 +374,9 @@ class Transaction:
         @raise POP3ResponseError: nothing was deleted.
         """
         maildrop = self._drop()
+        return startNow(self._commit(maildrop)) if maildrop.hasMarks else 0
+
+    async def _commit(self, maildrop: Maildrop) -> int:
         marked = maildrop.marked()
         await self._delete(marked)
         maildrop.setGone(marked)
@@ -343,7 +390,7 @@ class Transaction:
         """
         # Open the message first, because messageDelete accepts a message that no longer exists, and
         # DELI has to refuse such a message.
-        (await self._messages.content(found.uniqueID)).close()
+        (await settled(self._messages.content(found.uniqueID))).close()
         await self._delete([found.uniqueID])
         self._drop().setGone([found.uniqueID])
 
@@ -358,10 +405,10 @@ class Transaction:
         @raise POP3ResponseError: nothing has changed.  If C{critical} is true, the messages are
             deleted, and the mailbox cannot be listed.
         """
-        await self.commit()
+        await settled(self.commit())
         known = self._drop().listed.hashes()
         try:
-            self.maildrop = await self._list()
+            self.maildrop = await settled(self._list())
         except CancelledError:
             raise
         except Exception as error:
@@ -370,7 +417,7 @@ class Transaction:
             raise POP3ResponseError("Mailbox cannot be listed.", "SYS/TEMP", critical=True)
         return self.maildrop.listed.hasOthersThan(known)
 
-    async def sleep(self) -> int:
+    def sleep(self) -> ValueOrDeferred[int]:
         """
         Delete the marked messages and release the lock and the listing
         (docs/extensions, SLEE).
@@ -378,20 +425,20 @@ class Transaction:
         @return: how many messages were deleted.
         @raise POP3ResponseError: nothing has changed.
         """
-        deleted = await self.commit()
+        return then(self.commit(), self._fallAsleep)
+
+    def _fallAsleep(self, deleted: int) -> ValueOrDeferred[int]:
         self._known = self._drop().listed.hashes()
         self.maildrop = None
         locked, self._locked = self._locked, False
-        if locked or ISleepingMailbox.providedBy(self.mailbox):
-            self._unlocking = Shielded(self._releaseForSleep, locked)
-            await self._unlocking.outcome()
-        return deleted
+        self._unlocking = Shielded(inTurn, self._releasesForSleep(locked))
+        return then(self._unlocking.outcome(), lambda _: deleted)
 
-    async def _releaseForSleep(self, locked: bool) -> None:
+    def _releasesForSleep(self, locked: bool) -> Iterator[ValueOrDeferred[None]]:
         if ISleepingMailbox.providedBy(self.mailbox):
-            await self._calls.release(self.mailbox.onSleep, self.info)
+            yield self._calls.release(self.mailbox.onSleep, self.info)
         if locked:
-            await self._calls.release(self.mailbox.unlock, self.info)
+            yield self._calls.release(self.mailbox.unlock, self.info)
 
     async def wake(self) -> bool:
         """
@@ -402,15 +449,18 @@ class Transaction:
         """
         changes = self._changesListed
         try:
-            await self._lock()
-            maildrop = await self._list()
+            locked = self._lock()
+            if isinstance(locked, Deferred):
+                await locked
+            listed = self._list()
+            maildrop = await listed if isinstance(listed, Deferred) else listed
         except CancelledError:
             raise
         except Exception:
             if self._locked:
                 self._locked = False
                 self._unlocking = Shielded(self._calls.release, self.mailbox.unlock, self.info)
-                await self._unlocking.outcome()
+                await settled(self._unlocking.outcome())
             raise
         known, self._known = self._known or array("Q"), None
         self.maildrop = maildrop
@@ -420,22 +470,25 @@ class Transaction:
 
     # --- the end ------------------------------------------------------------
 
-    async def end(self) -> None:
+    def end(self) -> ValueOrDeferred[None]:
         """
         Release the lock, the watch and the mailbox.  Call this once, shielded from
         cancellation.
         """
+        return inTurn(self._ending())
+
+    def _ending(self) -> Iterator[ValueOrDeferred[None]]:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
         # SLEE, or a WAKE that failed or was cancelled, may still be releasing the lock.
         if self._unlocking is not None:
-            await self._unlocking.outcome()
+            yield self._unlocking.outcome()
         if locked:
-            await self._calls.release(self.mailbox.unlock, self.info)
+            yield self._calls.release(self.mailbox.unlock, self.info)
         if endWatch is not None:
-            await self._calls.release(endWatch)
+            yield self._calls.release(endWatch)
         if IMailboxLogout.providedBy(self.mailbox):
-            await self._calls.release(self.mailbox.logout)
+            yield self._calls.release(self.mailbox.logout)
         # Clear this last, because the methods of the mailbox may use it.
         self.info.providerTag = None

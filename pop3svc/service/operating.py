@@ -16,7 +16,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 
-from pop3svc.awaiting import Shielded, maybeAwait
+from pop3svc.awaiting import Shielded, maybeAwait, settled
 from pop3svc.logrecords import JournalLog, isJournal, jsonLine
 from pop3svc.logs import FileSink, Form, Log, Sink, StreamSink, SyslogSink, TextForm, escaped
 
@@ -211,7 +211,7 @@ class Operated(MultiService):
         @param reason: the order of the operator, for the log.
         @return: a sentence for each part that keeps its previous configuration.
         """
-        faults: list[str] = await Shielded(self._notifiedReload, reason).outcome()
+        faults: list[str] = await settled(Shielded(self._notifiedReload, reason).outcome())
         return faults
 
     async def _notifiedReload(self, reason: str) -> list[str]:

@@ -848,9 +848,9 @@ def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[object] = []
     end = Session.end
 
-    async def counted(session: Session) -> None:
+    def counted(session: Session) -> object:
         ended.append(session)
-        await end(session)
+        return end(session)
 
     monkeypatch.setattr(Session, "end", counted)
     client = loggedIn()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from zope.interface import implementer
 
@@ -258,6 +258,46 @@ def test_wakeOfAnAccountThatChanged(change: dict[str, str]) -> None:
     assert not mail.store.maildrop("alice").isHeld
     mail.passwords = {"alice": "secret"}
     assert client.say(b"WAKE").startswith(b"+OK")
+
+
+class AccountsLater(Accounts):
+    """
+    Answers each call about an account when the test says so.
+    """
+
+    def __init__(self, passwords: dict[str, str]) -> None:
+        super().__init__(passwords)
+        self.waiting: list[tuple[Deferred[Any], Any]] = []
+
+    def _later(self, value: Any) -> Any:
+        waiting: Deferred[Any] = Deferred()
+        self.waiting.append((waiting, value))
+        return waiting
+
+    def credentialsVersion(self, info: Any, username: str) -> Any:
+        return self._later(self.passwords[username])
+
+    def isStillValid(self, info: Any, username: str, mark: str) -> Any:
+        return self._later(self.passwords.get(username) == mark)
+
+
+def test_accountAnswersLater() -> None:
+    mail = AccountsLater({"alice": "secret"})
+    client = conversation(mail, "S: +OK…\nC: USER alice\nS: +OK…")
+    for line in (b"PASS secret", b"SLEE", b"WAKE"):
+        said = client.say(line)
+        if line != b"SLEE":
+            assert said == b""
+            waiting, value = mail.waiting.pop()
+            waiting.callback(value)
+            said = client.received()
+        assert said.startswith(b"+OK")
+    client.say(b"SLEE")
+    mail.passwords = {}
+    assert client.say(b"WAKE") == b""
+    waiting, value = mail.waiting.pop()
+    waiting.callback(value)
+    assert client.received() == b"-ERR [AUTH] Account is no longer valid.\r\n"
 
 
 def test_sleepingSessionHoldsLittle() -> None:

@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import formatEvent, globalLogPublisher
 
 from tests.support.connections import advance
-from tests.support.mailboxes import served
+from tests.support.mailboxes import logged, served
 
 
 def test_lateLockIsReleased() -> None:
@@ -30,6 +30,35 @@ def test_lockIsReleasedAfterALateListing() -> None:
     assert client.say(b"PASS secret") == b""
     client.vanish()
     assert calls == ["unlock"]
+
+
+def test_clientIsLostDuringACall() -> None:
+    """
+    A client is lost while a method runs that answers at once: the answer is not used.
+    """
+
+    def list_(info: object) -> list[str]:
+        client.vanish()
+        return ["a"]
+
+    client, calls = served(listMessageUniqueIDs=list_)
+    assert client.say(b"PASS secret") == b""
+    assert calls == ["unlock"]
+
+
+def test_releaseFailsLater() -> None:
+    """
+    The failed release of a mailbox is logged, and nothing else happens.
+    """
+    waiting: Deferred[None] = Deferred()
+    client, _ = served(unlock=waiting)
+    client.say(b"PASS secret")
+    client.vanish()
+    told = [
+        each for each in logged(lambda: waiting.errback(ValueError("x"))) if "log_failure" in each
+    ]
+    assert [each["log_failure"].type for each in told] == [ValueError]
+    assert formatEvent(told[0]).startswith("failed to release mailbox")
 
 
 def _silent(*arguments: Any) -> Deferred[Any]:

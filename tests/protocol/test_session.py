@@ -14,6 +14,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
+from pop3svc.awaiting import settled
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     ILoginThrottle,
@@ -259,6 +260,31 @@ class Throttle:
         self.calls.append(f"{'lost' if isLost else 'fault'} {username}")
 
 
+class LateThrottle(Throttle):
+    """
+    Hears of a success, and answers when the test says so.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: Deferred[None] = Deferred()
+
+    def loginSucceeded(self, info: object, username: str) -> Any:
+        super().loginSucceeded(info, username)
+        return self.told
+
+
+def test_throttleAnswersLater() -> None:
+    """
+    The user is not logged in before the throttle has heard of the success.
+    """
+    throttle = LateThrottle()
+    client = conversation(Provider(), "S: +OK…\nC: USER alice\nS: +OK…", throttle=throttle)
+    assert client.say(b"PASS secret") == b""
+    throttle.told.callback(None)
+    assert client.received() == b"+OK Logged in.\r\n"
+
+
 def test_throttleSeesEachAttempt() -> None:
     """
     PASS and AUTH use the same throttle.
@@ -482,7 +508,11 @@ class LocksAllTheSame(Delayed):
     def around(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         if name != "lock" or self.isAwake:
             return super().around(name, call)
-        return lambda *arguments: Deferred(lambda waiter: waiter.callback(call(*arguments)))
+
+        def lock(*arguments: Any) -> Deferred[None]:
+            return Deferred(lambda waiter: call(*arguments).chainDeferred(waiter))
+
+        return lock
 
 
 def test_lostWhileALockIsTakenAllTheSame() -> None:
@@ -735,7 +765,7 @@ def test_slotIsReleasedOnce() -> None:
             assert start(session.logIn(Password("alice", "secret")))[1] == [None]
             session.enter(State.TRANSACTION)
             assert session._requestRelease() is False
-            assert start(session.sleep())[1] == [0]
+            assert start(settled(session.sleep()))[1] == [0]
             assert dismissed == [False, True] and dismissed[1] is True
             session.enter(State.SLEEPING)
             provider.maildrop.messages = {"_": b""}
@@ -745,7 +775,7 @@ def test_slotIsReleasedOnce() -> None:
             assert start(session.wake())[1] == [False]
             session.enter(State.TRANSACTION)
             assert asked == [("alice", True)] * 2 + [("alice", False)] * 2
-            assert start(session.logOut())[1] == [None]
+            assert start(settled(session.logOut()))[1] == [None]
             assert dismissed == [False, True, True, True]
             session.enter(State.AUTHORIZATION)
             provider.maildrop.messages = {"_": b""}
@@ -767,7 +797,7 @@ def test_requestRelease() -> None:
     session.isOver = True
     assert session._requestRelease() is False
     session.isOver = False
-    assert start(session.end())[1] == [None]
+    assert start(settled(session.end()))[1] == [None]
     assert session.isOver is True
 
 
@@ -828,7 +858,7 @@ def test_sessionWithoutAFactory() -> None:
     _, over = start(session.logIn(Password("alice", "secret")))
     assert over == [None]
     session.enter(State.TRANSACTION)
-    _, over = start(session.end())
+    _, over = start(settled(session.end()))
     assert over == [None]
     assert not provider.store.maildrop("alice").isHeld
     with pytest.raises(AssertionError):
@@ -843,10 +873,11 @@ def test_errorAtTheEndIsLogged(monkeypatch: pytest.MonkeyPatch) -> None:
         client = loggedIn()
         waiting: Deferred[None] = Deferred()
 
-        async def end(session: Session, late: bool = isLate, wait: Any = waiting) -> None:
-            if late:
-                await wait
-            raise RuntimeError("a bug")
+        def end(session: Session, late: bool = isLate, wait: Any = waiting) -> Any:
+            def fail(_: object = None) -> None:
+                raise RuntimeError("a bug")
+
+            return wait.addCallback(fail) if late else fail()
 
         monkeypatch.setattr(Session, "end", end)
         seen: list[Any] = []

@@ -118,6 +118,7 @@ def test_refused() -> None:
     # These replies have no form for a single message that is refused.
     assert sizes(client) == [len(each) for each in MESSAGES]
     assert client.say(b"STAT") == b"+OK 3 %d\r\n" % sum(map(len, MESSAGES))
+    assert client.say(b"LIST 3") == b"+OK 3 %d\r\n" % len(LATIN)
     client = conversation(provider(MESSAGES), UTF8, policy=REFUSE)
     assert fetched(client, b"RETR 2") == MAIL
 
