@@ -6,9 +6,9 @@ and shield calls from cancellation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from types import CoroutineType
-from typing import Any, TypeVar, Union
+from typing import Any, TypeGuard, TypeVar, Union
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
@@ -45,12 +45,13 @@ class CallTimeout(Exception):
     """
 
 
-def isAwaitable(answer: object) -> bool:
+def isAwaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
     """
     @return: whether the result of a call is a Deferred or another awaitable instead of a
         value.
     """
-    # inspect.isawaitable and isinstance cost more, because they ask an abstract class.
+    # inspect.isawaitable and isinstance cost more, because they ask an abstract class; Deferred is
+    # one, too.
     return hasattr(answer, "__await__")
 
 
@@ -81,10 +82,13 @@ def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> 
     @param use: takes the result.
     @return: the result of C{use}, or a Deferred of it.
     """
-    if isinstance(answer, Deferred):
-        later: Deferred[U] = answer.addCallback(use)
-        return later
-    return use(answer)
+    if hasattr(answer, "__await__"):
+        later: Any = answer
+        chained: Deferred[U] = later.addCallback(use)
+        return chained
+    # mypy does not know that the answer is no Deferred.
+    value: Any = answer
+    return use(value)
 
 
 def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
@@ -96,8 +100,10 @@ def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
     @return: L{None}, or a Deferred that fires after the last step.
     """
     for answer in answers:
-        if isinstance(answer, Deferred):
-            return answer.addCallback(lambda _: inTurn(answers))
+        if hasattr(answer, "__await__"):
+            later: Any = answer
+            rest: Deferred[None] = later.addCallback(lambda _: inTurn(answers))
+            return rest
     return None
 
 

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 from zope.interface import Invalid, providedBy
 from zope.interface.verify import verifyObject
 
-from pop3svc.awaiting import Shielded, ValueOrDeferred, settled, then
+from pop3svc.awaiting import Shielded, ValueOrDeferred, isAwaitable, settled, then
 from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
     ILoginThrottle,
@@ -209,12 +209,12 @@ class Authentication:
         if not name or not password:
             raise POP3ResponseError("A user name and a password are required.", "AUTH")
         admitted = self._admit(name, password)
-        if isinstance(admitted, Deferred):
+        if isAwaitable(admitted):
             await admitted
         call = self._provider.authenticate
         try:
             mailbox = self._calls.ask(call, self._info, name, password)
-            if isinstance(mailbox, Deferred):
+            if isAwaitable(mailbox):
                 mailbox = await mailbox
             if mailbox is not None:
                 mailbox = _verified(call, mailbox)

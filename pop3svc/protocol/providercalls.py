@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -78,7 +78,7 @@ class ProviderCalls:
             cancelled.
         """
         answer = self.start(call, *arguments)
-        if isinstance(answer, Deferred):
+        if hasattr(answer, "__await__"):
             return then(startNow(self.wait(call, answer)), self._neededStill)
         if self.isOver:
             raise CancelledError()
@@ -94,7 +94,7 @@ class ProviderCalls:
         Make a call whose value is needed even if the session is over; see L{ask}.
         """
         answer = self.start(call, *arguments)
-        return startNow(self.wait(call, answer)) if isinstance(answer, Deferred) else answer
+        return startNow(self.wait(call, answer)) if hasattr(answer, "__await__") else answer
 
     async def wait(self, call: Callable[..., Any], answer: Any) -> Any:
         """
@@ -124,7 +124,7 @@ class ProviderCalls:
         except Exception:
             log.failure("failed to release mailbox")
             return None
-        return answer.addCallbacks(_ignore, _logged) if isinstance(answer, Deferred) else None
+        return answer.addCallbacks(_ignore, _logged) if hasattr(answer, "__await__") else None
 
 
 def _ignore(_: object) -> None:

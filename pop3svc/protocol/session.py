@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, Protocol
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from pop3svc.awaiting import Shielded, ValueOrDeferred, inTurn, settled, startNow, then
+from pop3svc.awaiting import Shielded, ValueOrDeferred, inTurn, isAwaitable, settled, startNow, then
 from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import (
     IAccountStatus,
@@ -283,17 +283,17 @@ class Session:
             self.transaction = transaction = self._transaction(name, mailbox)
             if isinstance(credentials, Password):
                 told = authentication.succeeded(name)
-                if isinstance(told, Deferred):
+                if isAwaitable(told):
                     await told
             self._releaseSlot = self._acquireSlot(name, True)
             self.info.userNameAtLogin = name
             if IAccountStatus.providedBy(self.provider):
-                version = self.calls.ask(self.provider.credentialsVersion, self.info, name)
-                if isinstance(version, Deferred):
+                version: Any = self.calls.ask(self.provider.credentialsVersion, self.info, name)
+                if isAwaitable(version):
                     version = await version
                 self._credentialsVersion = version
             begun = transaction.begin()
-            if isinstance(begun, Deferred):
+            if isAwaitable(begun):
                 await begun
             self._isIn = True
         except CancelledError:
@@ -369,7 +369,7 @@ class Session:
             isValid = self.calls.ask(
                 self.provider.isStillValid, self.info, name, self._credentialsVersion
             )
-            if isinstance(isValid, Deferred):
+            if isAwaitable(isValid):
                 isValid = await isValid
             if not isValid:
                 raise POP3ResponseError("Account is no longer valid.", "AUTH")

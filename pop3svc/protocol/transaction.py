@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from pop3svc.awaiting import (
@@ -450,10 +450,10 @@ class Transaction:
         changes = self._changesListed
         try:
             locked = self._lock()
-            if isinstance(locked, Deferred):
+            if isAwaitable(locked):
                 await locked
-            listed = self._list()
-            maildrop = await listed if isinstance(listed, Deferred) else listed
+            listed: Any = self._list()
+            maildrop: Maildrop = await listed if isAwaitable(listed) else listed
         except CancelledError:
             raise
         except Exception:
