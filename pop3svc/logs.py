@@ -4,6 +4,7 @@ Write log events as single lines, escape their text, and never block on the log.
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import socket
@@ -11,7 +12,8 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable
-from threading import Lock
+from functools import lru_cache
+from threading import RLock, get_ident
 from typing import Any, Protocol
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel
@@ -42,6 +44,14 @@ _DATAGRAM = 8000
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 # Octets that a write to a pipe writes completely or not at all (POSIX: at least 512).
 _AT_ONCE = 512
+# The same number for the pipes of this system.
+_PIPE = select.PIPE_BUF
+# Octets of lines that one write to a file or to a stream socket has at most.  A write of this size
+# takes less than a millisecond.
+_TOGETHER = 65_536
+# Events of these levels may wait for others.  Those of other levels are written at once, because
+# the process may be about to end.
+_PATIENT = frozenset([LogLevel.debug, LogLevel.info, LogLevel.warn])
 
 
 def escaped(text: str) -> str:
@@ -76,10 +86,16 @@ def _escape(character: str) -> str:
 
 def _system(event: LogEvent) -> str:
     system = event.get("log_system")
-    if system is None:
-        level = getattr(event.get("log_level"), "name", "-")
-        system = f"{event.get('log_namespace', '-')}#{level}"
-    return escaped(str(system))
+    if system is not None:
+        return escaped(str(system))
+    level = getattr(event.get("log_level"), "name", "-")
+    return _defaultSystem(str(event.get("log_namespace", "-")), level)
+
+
+# Some dozens of packages log events.
+@lru_cache(128)
+def _defaultSystem(namespace: str, level: str) -> str:
+    return escaped(f"{namespace}#{level}")
 
 
 def eventText(event: LogEvent) -> list[str]:
@@ -149,6 +165,9 @@ class TextForm:
             return []
         if self._hasTime:
             lines[0] = f"{self._timeOf(event)} {lines[0]}"
+        if len(lines) == 1 and not self._hasPriority:
+            # The usual case.
+            return [(lines[0] + "\n").encode("utf-8", "backslashreplace")]
         head = b"<%d>" % priorityOf(event) if self._hasPriority else b""
         return [head + each.encode("utf-8", "backslashreplace") + b"\n" for each in lines]
 
@@ -169,6 +188,8 @@ class Sink(Protocol):
 
     # Whether each event begins with its time.
     hasTime: bool
+    # Octets of several lines that one write may have; 0 if each line needs a write of its own.
+    together: int
 
     def write(self, data: bytes) -> int:
         """
@@ -193,6 +214,7 @@ class FileSink:
     """
 
     hasTime = True
+    together = _TOGETHER
 
     def __init__(self, path: str, owner: tuple[int, int] | None = None) -> None:
         """
@@ -238,9 +260,14 @@ class StreamSink:
         mode = os.fstat(descriptor).st_mode
         self._socket: socket.socket | None = None
         self._waits = False
+        # Other processes may write to the same pipe, and no line may stand in the middle of
+        # another one.
+        self.together = _TOGETHER if stat.S_ISREG(mode) else _PIPE
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(descriptor))
             self._descriptor = self._socket.fileno()
+            isStream = self._socket.type == socket.SOCK_STREAM
+            self.together = _TOGETHER if isStream else 0
             return
         # Open it again instead of setting O_NONBLOCK on it, which would affect all
         # processes that share it.
@@ -250,6 +277,7 @@ class StreamSink:
         except OSError:
             self._descriptor = os.dup(descriptor)
             self._waits = True
+            self.together = _AT_ONCE
 
     def write(self, data: bytes) -> int:
         """
@@ -277,6 +305,7 @@ class SyslogSink:
     """
 
     hasTime = False
+    together = 0
     # The facility "mail", at the level "info".
     PRIORITY = 2 << 3 | 6
 
@@ -344,10 +373,14 @@ class Log:
     An observer that writes events as lines.  If lines cannot be written at once (a pipe
     that nobody reads, a full disk), it buffers a bounded number of them.  It drops further lines,
     and writes a line with their number instead.
+
+    After L{gather}, the lines of a short time share one write.
     """
 
     # Octets that are buffered: some thousand lines, or a hundred tracebacks.
     BOUND = 1_048_576
+    # Octets that are gathered: the lines of two hundred sessions, which one write takes.
+    GATHERED = 32_768
     # Seconds until the next attempt to write, if no event triggers one before.
     AGAIN = 1.0
 
@@ -360,64 +393,127 @@ class Log:
         self._sink = sink
         self._form: Form = TextForm(sink.hasTime) if form is None else form
         self._reactor = reactor
-        # Events come from all threads.
-        self._lock = Lock()
+        # Events come from all threads.  Python's garbage collector may log an event while this
+        # thread has the lock, so the thread must be able to take the lock again.
+        self._lock = RLock()
         self._waiting: deque[bytes] = deque()
+        # The octets that the sink has to write next, and the number of all octets that wait.
+        self._piece = b""
         self._held = 0
         self._dropped = 0
+        # Whether the output has not accepted everything.
+        self._isStuck = False
+        self._isWriting = False
         self._tries = False
+        # Seconds that lines may wait; the thread whose lines may wait; whether a timer runs.
+        self._delay = 0.0
+        self._gathers: int | None = None
+        self._isDue = False
+
+    def gather(self, delay: float) -> None:
+        """
+        Write the lines of this thread, which is the reactor's, together from now on.  Errors and
+        lines of other threads are still written at once, after all lines that wait.
+
+        @param delay: seconds that a line waits at most, if the reactor is not busy.  0 changes
+            nothing.
+        """
+        if delay > 0 and self._sink.together:
+            self._delay = delay
+            self._gathers = get_ident()
+            # For a process whose reactor does not stop in order.
+            atexit.register(self.writeAtOnce)
+
+    def writeAtOnce(self) -> None:
+        """
+        Write the lines that wait, and from now on each line at once.
+        """
+        atexit.unregister(self.writeAtOnce)
+        with self._lock:
+            self._gathers = None
+            self._flush()
 
     def __call__(self, event: LogEvent) -> None:
         """
         See L{ILogObserver}.
         """
         lines = self._form(event)
-        if lines:
-            with self._lock:
-                for each in lines:
-                    self._put(each)
+        if not lines:
+            return
+        with self._lock:
+            for each in lines:
+                self._put(each)
+            if (
+                self._gathers == get_ident()
+                and self._held < self.GATHERED
+                and event.get("log_level") in _PATIENT
+                and not self._isStuck
+            ):
+                if not self._isDue:
+                    self._isDue = True
+                    self._reactor.callLater(self._delay, self._writeDue)
+            else:
+                self._flush()
 
     def _put(self, line: bytes) -> None:
-        if self._waiting:
+        if self._dropped or self._held + len(line) > self.BOUND:
             self._flush()
-        if self._waiting:
             if self._dropped or self._held + len(line) > self.BOUND:
                 self._dropped += 1
                 return
-        else:
-            line = self._rest(line)
-            if not line:
-                return
         self._waiting.append(line)
         self._held += len(line)
-        self._tryAgain()
 
-    def _rest(self, line: bytes) -> bytes:
-        """
-        Write as much of a line as possible without waiting.
-
-        @return: the rest of it.
-        """
-        try:
-            return line[self._sink.write(line) :]
-        except OSError:
-            return line
+    def _writeDue(self) -> None:
+        with self._lock:
+            self._isDue = False
+            self._flush()
 
     def _flush(self) -> None:
-        waiting = self._waiting
-        while waiting:
-            line = waiting[0]
-            rest = self._rest(line)
-            self._held -= len(line) - len(rest)
-            if rest:
-                waiting[0] = rest
-                return
-            waiting.popleft()
-            if not waiting and self._dropped:
+        """
+        Write all lines that wait, or as many as possible without waiting.
+        """
+        if self._isWriting:
+            # An event from within this method.  The loop below writes its line as well.
+            return
+        self._isWriting = True
+        try:
+            self._isStuck = not self._wroteAll()
+        finally:
+            self._isWriting = False
+        if self._isStuck:
+            self._tryAgain()
+
+    def _wroteAll(self) -> bool:
+        while self._held:
+            if not self._piece:
+                self._piece = self._nextPiece()
+            try:
+                written = self._sink.write(self._piece)
+            except OSError:
+                return False
+            self._piece = self._piece[written:]
+            self._held -= written
+            if self._piece:
+                return False
+            if not self._held and self._dropped:
                 lost, self._dropped = self._dropped, 0
                 for each in self._form(_lossOf(lost)):
-                    waiting.append(each)
+                    self._waiting.append(each)
                     self._held += len(each)
+        return True
+
+    def _nextPiece(self) -> bytes:
+        """
+        Take the first lines that wait, as many as the sink can write together.
+        """
+        waiting, together = self._waiting, self._sink.together
+        lines = [waiting.popleft()]
+        size = len(lines[0])
+        while waiting and size + len(waiting[0]) <= together:
+            size += len(waiting[0])
+            lines.append(waiting.popleft())
+        return b"".join(lines)
 
     def _tryAgain(self) -> None:
         if self._reactor is None or self._tries:
@@ -430,8 +526,6 @@ class Log:
         with self._lock:
             self._tries = False
             self._flush()
-            if self._waiting:
-                self._tryAgain()
 
     def reopen(self) -> None:
         """

@@ -55,7 +55,7 @@ def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -
 @dataclass(frozen=True)
 class Policy:
     """
-    The limits of the service.  Times are in seconds, sizes in octets.
+    The limits of the service.  Times are in seconds, except for C{logDelay}; sizes in octets.
 
     @raise ValueError: a value is out of bounds; one sentence that names the value.
     """
@@ -297,6 +297,15 @@ class Policy:
         "events for failures and for sessions that end, because the others cost more than most "
         "commands.",
         least=0,
+    )
+    logDelay: int = _number(
+        50,
+        "Milliseconds that a line of the log may wait, so that the lines of many sessions need one "
+        "write.  People do not notice this delay, and each second has only twenty writes.  Errors "
+        "are written at once.  A process that is killed by SIGKILL loses the lines that wait.  0 "
+        "writes each line at once.",
+        least=0,
+        isLive=False,
     )
     collectorThreshold: int = _number(
         1_000,

@@ -41,6 +41,7 @@ def textOf(event: LogEvent) -> str:
     @return: the text of any event.
     """
     summary = event.get("summary")
-    if event.get("log_format") is _FORMAT and isinstance(summary, str):
+    # "==", because events of workers have another string of the same text.
+    if event.get("log_format") == _FORMAT and isinstance(summary, str):
         return summary
     return formatEvent(event)

@@ -155,6 +155,7 @@ def test_droppedLines() -> None:
 
     class Full:
         hasTime = False
+        together = 65536
         isFull = True
         written = b""
 

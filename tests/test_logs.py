@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from twisted.logger import Logger, LogLevel, eventAsJSON, eventFromJSON
 from twisted.python.failure import Failure
 
 from pop3svc.logs import FileSink, Log, StreamSink, SyslogSink, escaped, eventText
+from tests.support.running import environment
 
 
 def told(tell: Callable[[Logger], object]) -> list[str]:
@@ -285,28 +289,44 @@ def test_fifo(tmp_path: Path) -> None:
     log(event("one"))
 
 
+class Disk:
+    """
+    A file on a disk with little room.
+
+    @ivar writes: the octets of each write.
+    """
+
+    hasTime = False
+
+    def __init__(self, room: int = 1_000_000_000, together: int = 65536) -> None:
+        self.room = room
+        self.together = together
+        self.writes: list[bytes] = []
+        self.onWrite: Callable[[], object] = lambda: None
+
+    @property
+    def written(self) -> bytes:
+        return b"".join(self.writes)
+
+    def write(self, data: bytes) -> int:
+        self.onWrite()
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        took = data[: self.room]
+        self.room -= len(took)
+        self.writes.append(took)
+        return len(took)
+
+    def reopen(self) -> None:
+        self.writes.append(b"(opened)")
+
+
 def test_fullDisk() -> None:
     """
     Lines that did not fit are written when there is space again.
     """
 
-    class Disk:
-        hasTime = False
-        room = 0
-        written = b""
-
-        def write(self, octets: bytes) -> int:
-            if not self.room:
-                raise OSError(28, "No space left on device")
-            took = octets[: self.room]
-            self.room -= len(took)
-            self.written += took
-            return len(took)
-
-        def reopen(self) -> None:
-            pass
-
-    disk, reactor = Disk(), Reactor()
+    disk, reactor = Disk(room=0), Reactor()
     log = Log(disk, reactor)
     log(event("one"))
     disk.room = 10
@@ -361,3 +381,187 @@ def test_syslog(tmp_path: Path) -> None:
             assert log._held <= Log.BOUND
         os.unlink(path)
         log = Log(SyslogSink("pop3svc", path))
+
+
+# --- lines that share a write -------------------------------------------------
+
+
+class Gathered:
+    """
+    A log whose lines wait for 50 milliseconds.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self.disk = disk
+        self.reactor = Reactor()
+        self.log = Log(disk, self.reactor)
+        self.log.gather(0.05)
+
+    def say(self, *texts: str, **more: Any) -> None:
+        for text in texts:
+            self.log(event(text) | more)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """
+        The texts of each write.
+        """
+        return [re.findall(r"#\w+\] (.*)\n", each.decode()) for each in self.disk.writes]
+
+
+@pytest.fixture
+def gathered() -> Iterator[Gathered]:
+    """
+    A log on a disk with room.
+    """
+    made = Gathered(Disk())
+    yield made
+    made.log.writeAtOnce()
+
+
+def test_linesShareOneWrite(gathered: Gathered) -> None:
+    """
+    All lines of 50 milliseconds are in one write, in order, and none waits longer.
+    """
+    for text in ("one", "two", "three", "four"):
+        gathered.say(text)
+        gathered.reactor.advance(0.02)
+    assert gathered.texts == [["one", "two", "three"]]
+    assert len(gathered.reactor.getDelayedCalls()) == 1
+    gathered.reactor.advance(0.05)
+    assert gathered.texts == [["one", "two", "three"], ["four"]]
+    assert not gathered.reactor.getDelayedCalls()
+
+
+def test_errorsAreWrittenAtOnce(gathered: Gathered) -> None:
+    """
+    The lines before an error are written before it.
+    """
+    gathered.say("one")
+    gathered.say("two", log_level=LogLevel.warn)
+    assert gathered.texts == []
+    gathered.say("three", log_level=LogLevel.error)
+    assert gathered.texts == [["one", "two", "three"]]
+    gathered.say("four", log_level=LogLevel.critical)
+    assert gathered.texts[1:] == [["four"]]
+
+
+def test_linesThatWaitAreBounded(gathered: Gathered) -> None:
+    for _ in range(100):
+        gathered.say("x" * 1000)
+        assert gathered.log._held < Log.GATHERED
+    assert [len(each) for each in gathered.texts] == [33, 33, 33]
+    # A line that is longer than all of it.
+    gathered.say("x" * 7000, log_failure=Failure(ValueError("y" * 70000)))
+    assert gathered.log._held < Log.GATHERED
+
+
+def test_otherThreadsWriteAtOnce(gathered: Gathered) -> None:
+    """
+    Only the reactor's thread can use the reactor's timers.
+    """
+    gathered.say("one")
+    thread = threading.Thread(target=gathered.say, args=("two",))
+    thread.start()
+    thread.join()
+    assert gathered.texts == [["one", "two"]]
+
+
+def test_reopenWritesBefore(gathered: Gathered) -> None:
+    """
+    The lines that wait go to the file that was renamed.
+    """
+    gathered.say("one")
+    gathered.log.reopen()
+    gathered.say("two")
+    gathered.reactor.advance(0.05)
+    assert gathered.disk.written == b"[pop3svc#info] one\n(opened)[pop3svc#info] two\n"
+
+
+def test_theEnd(gathered: Gathered) -> None:
+    """
+    At the end of the reactor the lines are written, and later ones at once.
+    """
+    gathered.say("one")
+    gathered.log.writeAtOnce()
+    gathered.say("two")
+    assert gathered.texts == [["one"], ["two"]]
+
+
+def test_processEndsWithoutItsReactor(tmp_path: Path) -> None:
+    """
+    A process that ends by an exception writes the lines that wait.
+    """
+    program = (
+        "import sys; from pop3svc.logs import *; from twisted.internet.task import Clock\n"
+        "log = Log(FileSink(sys.argv[1]), Clock()); log.gather(3600)\n"
+        "log({'log_format': 'one', 'log_level': __import__('twisted.logger').logger.LogLevel.info})\n"
+        "1 / 0\n"
+    )
+    path = tmp_path / "log"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        env=environment(tmp_path),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1 and b"ZeroDivisionError" in done.stderr
+    assert path.read_text().endswith("] one\n")
+
+
+def test_eventWhileWriting(gathered: Gathered) -> None:
+    """
+    An event that arises while lines are written, as from Python's garbage collector, is
+    written once, after them.
+    """
+    events = ["two", "three"]
+    gathered.disk.onWrite = lambda: gathered.say(events.pop(0)) if events else None
+    gathered.say("one", log_level=LogLevel.error)
+    assert gathered.texts == [["one"], ["two"], ["three"]]
+
+
+def test_pipesGetWholeLines() -> None:
+    """
+    No write to a pipe is larger than the kernel writes in one piece, and none ends within a line.
+    """
+    ours, theirs = os.pipe()
+    assert StreamSink(theirs).together == select.PIPE_BUF
+    os.close(ours)
+    os.close(theirs)
+    gathered = Gathered(Disk(together=4096))
+    gathered.say(*("x" * 1000 for _ in range(10)))
+    gathered.reactor.advance(0.05)
+    assert [len(each) for each in gathered.texts] == [4, 4, 2]
+    assert all(each.endswith(b"\n") for each in gathered.disk.writes)
+
+
+def test_datagramsHaveOneLine() -> None:
+    """
+    Each line to syslog needs a datagram of its own, so the lines do not wait.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        assert StreamSink(theirs.fileno()).together == SyslogSink("pop3svc").together == 0
+    gathered = Gathered(Disk(together=0))
+    gathered.say("one", "two")
+    assert gathered.texts == [["one"], ["two"]]
+
+
+def test_fullDiskWhileLinesWait(gathered: Gathered) -> None:
+    """
+    The process goes on, keeps a bounded number of lines, and writes them when there is room.
+    """
+    gathered.disk.room = 30
+    gathered.say("one", "two", "three")
+    gathered.reactor.advance(0.05)
+    gathered.say(*("x" * 1000 for _ in range(2000)))
+    assert gathered.log._held <= Log.BOUND
+    gathered.disk.room = 1_000_000_000
+    gathered.reactor.advance(Log.AGAIN)
+    lines = gathered.disk.written.decode().splitlines()
+    assert [each.partition("] ")[2] for each in lines[:3]] == ["one", "two", "three"]
+    (dropped,) = re.findall(r"dropped (\d+) lines", lines[-1])
+    assert len(lines) - 4 + int(dropped) == 2000
+    gathered.say("last")
+    gathered.reactor.advance(0.05)
+    assert gathered.texts[-1] == ["last"]

@@ -197,7 +197,11 @@ class Assembly:
         """
         if self._shared is not None or self._twistd is None:
             return None
-        return makeLog(self._twistd, self._reactor, self._owner, self.settings.logFormat)
+        settings = self.settings
+        return makeLog(
+            *(self._twistd, self._reactor, self._owner),
+            *(settings.logFormat, settings.policy.logDelay),
+        )
 
     def _provider(self) -> Any:
         """

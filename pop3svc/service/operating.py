@@ -35,6 +35,7 @@ def makeLog(
     reactor: Any,
     owner: tuple[int, int] | None,
     form: str = "text",
+    delay: int = 0,
 ) -> Log | JournalLog | None:
     """
     Open the log that twistd's options name.  Unlike twistd's own log, this log is written in append
@@ -44,6 +45,8 @@ def makeLog(
     @param owner: user and group of a new file.
     @param form: the setting C{log-format}: text, json or journal.  Text for a stream to the journal
         of systemd has priorities.
+    @param delay: milliseconds that a line may wait for others while the reactor runs; see
+        L{Log.gather}.
     @return: L{None} if C{--logger} names an observer.
     @raise ValueError: a sentence for the operator.
     """
@@ -71,6 +74,9 @@ def makeLog(
         raise ValueError(f"--logfile {name}: {error.strerror}")
     lines: Form = TextForm(sink.hasTime, hasPriority=not isPlain)
     made = Log(sink, reactor, jsonLine if form == "json" else lines)
+    if delay:
+        reactor.callWhenRunning(made.gather, delay / 1000)
+        reactor.addSystemEventTrigger("after", "shutdown", made.writeAtOnce)
     return JournalLog(made) if form == "journal" else made
 
 

@@ -234,6 +234,32 @@ def test_logrotate(site: Path, tmp_path: Path, way: str, more: list[str]) -> Non
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[", line), line
 
 
+@pytest.mark.parametrize("more", [[], ["--workers", "2"]])
+def test_linesThatWait(site: Path, tmp_path: Path, more: list[str]) -> None:
+    """
+    SIGUSR1 and SIGTERM write the lines of the log that wait for others, here for an hour.
+    """
+    home, port, log = tmp_path / "home", freePort(), tmp_path / "home" / "log"
+    command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc"]
+    waiting = ["--set", "logDelay=3600000", *more]
+    ended = run([*command, *options(site, *waiting, *where(port))], home)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    pid = int((home / "pid").read_text())
+    try:
+        assert greeted(port).say(b"QUIT").startswith(b"+OK")
+
+        def isWritten() -> bool:
+            os.kill(pid, signal.SIGUSR1)
+            return "nobody from" in text(log)
+
+        wait(isWritten)
+        assert greeted(port).say(b"QUIT").startswith(b"+OK")
+    finally:
+        os.kill(pid, signal.SIGTERM)
+    wait(lambda: "Server Shut Down" in text(log))
+    assert text(log).count("nobody from") == 2
+
+
 def everything(home: Path) -> str:
     """
     @return: all that is in the log, whatever became of its files.
