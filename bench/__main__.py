@@ -21,7 +21,7 @@ from typing import NoReturn
 from bench.mail import Mail, Sizes
 from bench.measure import Failed, Load, adopt, makeGroup
 from bench.rows import ROWS, Bench, Row
-from bench.servers import SERVERS, CannotRun, Server, Site, aptInstall
+from bench.servers import SERVERS, CannotRun, Server, Site, aptInstall, withSetting
 from bench.table import Results
 
 HERE = Path(__file__).parent
@@ -61,6 +61,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         + ",".join(SERVERS)
         + "; default: all, or with --short "
         + ",".join(SHORT_SERVERS),
+    )
+    parser.add_argument(
+        "--also",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="measure pop3svc with this setting as well; repeatable",
     )
     parser.add_argument("--output", metavar="FILE", help="where the tables go, too")
     found = parser.parse_args(arguments)
@@ -176,6 +183,7 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
     site = Site(directory, programs, mail)
     rows = [row for row in ROWS if str(row.number) in found.only]
     kinds = [SERVERS[name] for name in found.servers]
+    kinds += [withSetting(each) for each in found.also]
     results = Results(rows, kinds)
     servers: list[Server] = []
     for kind in kinds:
@@ -200,9 +208,16 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
             for each in servers
             if each.name not in results.absent
         ),
-        *(f"- {SERVERS[name].title}: not run: {why}" for name, why in results.absent.items()),
+        *(
+            f"- {each.title}: not run: {results.absent[each.name]}"
+            for each in kinds
+            if each.name in results.absent
+        ),
         f"- processor time of a server: {group.how}; memory: Pss of its processes",
-        *(f"- row {number}: no server here can do it" for number in results.empty()),
+        *(
+            f"- row {row.number}: {row.whyNot() or 'no server here can do it'}"
+            for row in results.empty()
+        ),
         "",
         "In brackets, and for the best peer: pop3svc's figure divided by that one.",
         "",

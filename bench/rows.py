@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from bench.mail import SMALL
 from bench.measure import Failed, Load, Span
 from bench.servers import Server
+from bench.systemcalls import counting, whyNoStrace
 
 __all__ = ["ROWS", "Bench", "Figure", "Measure", "Row"]
 
@@ -18,6 +19,8 @@ SLOTS = 32
 NO_END = 10**9
 LOGIN = ("say\t+OK\tUSER %u", "say\t+OK\tPASS secret")
 STAT = "say\t+OK\tSTAT"
+# Pieces of work whose system calls are counted.
+CALLS = 100
 
 
 @dataclass
@@ -96,11 +99,13 @@ class Row:
     One row.
 
     @ivar run: called with the bench and a server; an empty list says that the server cannot do it.
+    @ivar whyNot: returns why nothing can do it on this machine; an empty text if that is not so.
     """
 
     number: int
     title: str
     run: Callable[[Bench, Server], list[Measure]] = field(repr=False)
+    whyNot: Callable[[], str] = field(default=str, repr=False)
 
 
 def _sessions(bench: Bench, server: Server, label: str, tls: str, steps: list[str]) -> Measure:
@@ -317,6 +322,44 @@ def idle(bench: Bench, server: Server) -> list[Measure]:
     return [Measure("", span, [Figure("KiB each", (span.memory - before) / count / 1024)])]
 
 
+def _calls(bench: Bench, server: Server, label: str, before: list[str], work: list[str]) -> Measure:
+    """
+    Count the system calls of one piece of work: the difference of much of it and of half as much,
+    so that connecting and logging in do not count.
+
+    @param before: the steps before it.  Without any, each piece is a session of its own.
+    """
+    found = []
+    for count in (CALLS, 2 * CALLS):
+        steps, sessions = work, count
+        if before:
+            steps = [*before, *work, f"again\t{len(work)}\t{count - 1}", "quit"]
+            sessions = 1
+        with counting(server.group, server.home / "calls") as counted:
+            (span,) = bench.run(
+                server, ("user", 1), steps, slots=1, sessions=sessions, seconds=NO_END
+            )
+        found.append(counted)
+    value = (found[1].total - found[0].total) / CALLS
+    return Measure(label, span, [Figure("system calls", value)])
+
+
+def systemCalls(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 16.
+    """
+    if whyNoStrace():
+        return []
+    bench.run(server, ("user", 1), [*LOGIN, STAT, "quit"])
+    uidl = f"list\t{server.site.mail.sizes.messages}\tUIDL"
+    poll = ["say\t+OK\tSLEE", "say\t+OK\tWAKE", uidl]
+    found = [_calls(bench, server, "a short session", [], [*LOGIN, STAT, "quit"])]
+    if server.sleeps:
+        found.append(_calls(bench, server, "SLEE, WAKE, UIDL", [*LOGIN, uidl], poll))
+    found.append(_calls(bench, server, "RETR of 4 KiB", [*LOGIN, STAT], ["retr\t1\t1\t1"]))
+    return found
+
+
 ROWS = [
     Row(1, "short session (USER PASS STAT QUIT), 32 at once", shortSession),
     Row(2, "the same over TLS", shortSessionTLS),
@@ -333,4 +376,5 @@ ROWS = [
     Row(13, "the same, S= and W= in names (sizes=names)", _hugeFirst("sized")),
     Row(14, "64 clients: UIDL, 20 RETR of 200, 2 DELE", fetching),
     Row(15, "idle connection over TLS, logged in", idle),
+    Row(16, "system calls, counted by strace", systemCalls, whyNoStrace),
 ]

@@ -23,7 +23,7 @@ from pop3svc.drivers import makeDriver
 from tests.support.postgresql import PostgreSQL, whyNoPostgreSQL
 from tests.support.running import checkCopy
 
-__all__ = ["SERVERS", "CannotRun", "Server", "Site"]
+__all__ = ["SERVERS", "CannotRun", "Server", "Site", "aptInstall", "withSetting"]
 
 CHECKOUT = Path(__file__).parent.parent
 CORES = os.cpu_count() or 1
@@ -637,6 +637,25 @@ SERVERS: dict[str, type[Server]] = {
         *(Dovecot, TunedDovecot, Courier, TwistedMail, Limit),
     )
 }
+
+
+def withSetting(setting: str) -> type[Pop3svc]:
+    """
+    @param setting: a setting and its value, C{NAME=VALUE}.
+    @return: pop3svc with this setting, in order to compare it with pop3svc without.
+    """
+
+    class Changed(Pop3svc):
+        """
+        pop3svc with another setting.
+        """
+
+        # It is part of a path in an argument, where "=" has a meaning.
+        name = f"pop3svc-{setting.replace('=', '-')}"
+        title = f"pop3svc, {setting}"
+        options = ("--set", setting)
+
+    return Changed
 
 
 def aptInstall(packages: list[str]) -> None:

@@ -66,12 +66,12 @@ class Results:
             if name == server
         ]
 
-    def empty(self) -> list[int]:
+    def empty(self) -> list[Row]:
         """
         @return: the rows that no server could do.
         """
         known = {number for number, *_ in [*self._measures, *self._failures]}
-        return [row.number for row in self._rows if row.number not in known]
+        return [row for row in self._rows if row.number not in known]
 
     def _labels(self, row: Row) -> list[str]:
         found: dict[str, None] = {}
