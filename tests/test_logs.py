@@ -515,7 +515,10 @@ def test_eventWhileWriting(gathered: Gathered) -> None:
     written once, after them.
     """
     events = ["two", "three"]
-    gathered.disk.onWrite = lambda: gathered.say(events.pop(0)) if events else None
+    failed = LogLevel.error
+    gathered.disk.onWrite = lambda: (
+        gathered.say(events.pop(0), log_level=failed) if events else None
+    )
     gathered.say("one", log_level=LogLevel.error)
     assert gathered.texts == [["one"], ["two"], ["three"]]
 
