@@ -169,16 +169,17 @@ class Maildrop:
         """
         return self._sizes or ()
 
-    def setSizes(self, found: Sequence[MessageRef], sizes: Sequence[int | None]) -> None:
+    def setSizes(self, found: Sequence[MessageRef], sizes: list[int | None]) -> None:
         """
         Store sizes, so that they stay the same during the session.
 
         @param found: the messages; empty for all listed messages.
-        @param sizes: the size of each in octets, L{None} if it is not available.
+        @param sizes: the size of each in octets, L{None} if it is not available.  The list belongs
+            to the session from now on, because a copy for very many messages takes long.
         """
         self._octets = None
         if not found:
-            self._sizes = list(sizes)
+            self._sizes = sizes
             return
         for each, octets in zip(found, sizes, strict=True):
             if each.number:

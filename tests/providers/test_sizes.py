@@ -7,15 +7,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from pop3svc.providers.files import counting, sizes
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.testing import Inline, conversation
+from pop3svc.timing import Progress
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
 from tests.support.maildirs import deliver
@@ -252,3 +255,121 @@ def test_twoProcesses(tmp_path: Path) -> None:
     for uniqueID, examined in known.known.items():
         assert examined == (int(uniqueID[2:]) + 1, 5, 0, 0, ".", 0, 0)
     assert [each.name for each in tmp_path.iterdir()] == ["pop3svc-sizes"]
+
+
+# --- very many messages ---------------------------------------------------------
+
+
+class Recording(Inline):
+    """
+    Runs work at once, and knows whether work is running.
+    """
+
+    isRunning = False
+
+    def run(self, work: Callable[..., Any], *arguments: Any, **named: Any) -> Deferred[Any]:
+        self.isRunning = True
+        try:
+            return super().run(work, *arguments, **named)
+        finally:
+            self.isRunning = False
+
+
+def test_manyAreLookedUpInAThread(
+    maildir: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    The reactor's thread does not look at each of very many messages.
+    """
+    monkeypatch.setattr(counting, "_AT_ONCE", 2)
+    executor = Recording()
+    places: list[bool] = []
+    octetsOf = sizes.MailboxSizes.octetsOf
+
+    def lookingUp(known: sizes.MailboxSizes, *arguments: Any) -> Any:
+        places.append(executor.isRunning)
+        return octetsOf(known, *arguments)
+
+    monkeypatch.setattr(sizes.MailboxSizes, "octetsOf", lookingUp)
+    store = MaildirStore(str(maildir.parent), runner=executor)
+    lines = "".join(f"S: {each}\n" for each in LISTED)
+    for _ in range(2):
+        conversation(Anybody(store), ALICE + f"C: LIST\n{lines}C: QUIT\nS: +OK…\nS: (closed)")
+    assert len(counted) == 3
+    assert places and all(places)
+
+
+class LaterDirectory:
+    """
+    A directory whose work is done when the test says so.
+    """
+
+    def __init__(self) -> None:
+        self.works: list[tuple[Progress[Any], Callable[[], Any]]] = []
+
+    def run(self, work: Callable[..., Any], *arguments: Any) -> Progress[Any]:
+        self.works.append((Progress(), lambda: work(*arguments)))
+        return self.works[-1][0]
+
+    def goOn(self) -> None:
+        result, work = self.works.pop(0)
+        result.callback(work())
+
+
+class Listed:
+    """
+    The listing of a session.
+    """
+
+    def __init__(self, known: sizes.MailboxSizes) -> None:
+        self.sizes = known
+
+
+def test_progressOfAnotherSession(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A session that has looked up sizes, and then waits for a session that counts them, learns of the
+    progress of the count, so that its time limit does not pass.
+    """
+    monkeypatch.setattr(counting, "_AT_ONCE", 2)
+    known, directory, nothing = sizes.MailboxSizes(), LaterDirectory(), cast(Any, None)
+    counter = counting.SizeCounter(cast(Any, directory), cast(Any, Listed(known)), nothing, nothing)
+    known.isLoaded = known.isCounting = True
+    asked = counter.sizesOf(["a", "b", "c"])
+    assert isinstance(asked, Progress)
+    heard: list[str] = []
+    asked.listeners.append(lambda: heard.append("progress"))
+    directory.goOn()
+    known.progressed()
+    assert heard == ["progress"]
+    known.learn({each: sizes.MessageInfo(7, 1) for each in "abc"})
+    known.isCounting = False
+    for waiter in known.waiters:
+        waiter.callback(None)
+    directory.goOn()
+    found: list[Any] = []
+    asked.addCallback(found.append)
+    assert found == [[7, 7, 7]]
+
+
+def test_changeWhileSizesAreLookedUp() -> None:
+    """
+    Sizes are not kept for the next session if one of them changes meanwhile.
+    """
+    known = sizes.MailboxSizes()
+    known.learn({each: sizes.MessageInfo(7, 1) for each in "ab"})
+
+    class Changing(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            yield "a"
+            known.learn({"a": sizes.MessageInfo(8, 1)})
+            yield "b"
+
+    asked = Changing("ab")
+    assert known.octetsOf(asked) == [7, 7]
+    assert known.wholeOf(asked, False) is None
+    same = ["a", "b"]
+    assert known.octetsOf(same) == [8, 7]
+    assert known.wholeOf(same, False) == [8, 7]
+    assert known.wholeOf(same, True) is None
+    known.forget("a")
+    assert known.wholeOf(same, False) is None

@@ -35,6 +35,9 @@ __all__ = ["SizeCounter"]
 # The most messages that are counted outside the threads for long work, and the number of
 # counted messages after which the sizes are saved.
 _FEW, _KEPT = 200, 5000
+# The most messages whose sizes are looked up in the reactor's thread.  Looking up this many takes
+# a few milliseconds.
+_AT_ONCE = 20_000
 # Octets that are read at a time.
 _BLOCK = 262_144
 # The sizes of messages: -1 if a message cannot be read, None if a message no longer exists; and
@@ -90,13 +93,46 @@ class SizeCounter:
         See L{IBulkMessageSizes.messageSizes} and L{ISurrogates.surrogateSizes}.
         """
         known = self._listing.sizes
-        if known is not None:
+        if known is None:
+            measured = self._directory.run(self._measured, uniqueIDs, ofSurrogates)
+            return measured.addCallback(self._all)
+        octets = known.wholeOf(uniqueIDs, ofSurrogates)
+        if octets is None and len(uniqueIDs) > _AT_ONCE:
+            return self._lookUp(known, uniqueIDs, ofSurrogates)
+        if octets is None:
             octets = known.octetsOf(uniqueIDs, ofSurrogates)
+        if octets is not None:
+            return octets
+        return self._learn(known, uniqueIDs, ofSurrogates, known.countUnknown(uniqueIDs))
+
+    def _lookUp(
+        self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool
+    ) -> Deferred[Any]:
+        """
+        Look up many sizes in a thread.
+        """
+        work = self._directory.run(known.lookUp, uniqueIDs, ofSurrogates)
+
+        def lookedUp(found: tuple[list[int] | None, int]) -> Any:
+            octets, unknown = found
             if octets is not None:
                 return octets
-            if known.isCounting:
-                return self._afterOthers(known, uniqueIDs, ofSurrogates)
-        return self._count(uniqueIDs, ofSurrogates).addCallback(self._all)
+            learning = self._learn(known, uniqueIDs, ofSurrogates, unknown)
+            if isinstance(learning, Progress) and isinstance(work, Progress):
+                learning.listeners.append(work.progressed)
+            return learning
+
+        return work.addCallback(lookedUp)
+
+    def _learn(
+        self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool, unknown: int
+    ) -> Deferred[Any]:
+        """
+        @param unknown: the number of messages whose size is not known.
+        """
+        if known.isCounting:
+            return self._afterOthers(known, uniqueIDs, ofSurrogates)
+        return self._count(known, uniqueIDs, ofSurrogates, unknown).addCallback(self._all)
 
     def _afterOthers(
         self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool
@@ -115,12 +151,10 @@ class SizeCounter:
 
         return waiter.addCallback(ask)
 
-    def _count(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> Deferred[_Measured]:
-        known = self._listing.sizes
-        unknown = len(uniqueIDs)
-        if known is not None and known.isLoaded:
-            unknown -= sum(map(known.known.__contains__, uniqueIDs))
-        if known is None or unknown <= _FEW:
+    def _count(
+        self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool, unknown: int
+    ) -> Deferred[_Measured]:
+        if unknown <= _FEW:
             return self._directory.run(self._measured, uniqueIDs, ofSurrogates)
         known.isCounting = True
 

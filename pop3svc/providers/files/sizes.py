@@ -218,6 +218,8 @@ class MailboxSizes:
         # The sizes of a whole listing, because all its sessions ask for them; and whether they are
         # those of surrogates.
         self._whole: tuple[Sequence[str], bool, list[int]] = _NOTHING
+        # The number of changes of C{known}.
+        self._changes = 0
 
     def octetsOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool = False) -> list[int] | None:
         """
@@ -226,24 +228,58 @@ class MailboxSizes:
         @return: the sizes of the messages, which the caller must not change; L{None} if a size is
             not known.
         """
-        if self._whole[0] is not uniqueIDs or self._whole[1] is not ofSurrogates:
-            try:
-                found = map(self.known.__getitem__, uniqueIDs)
-                if ofSurrogates:
-                    octets = [each.surrogate or each.octets for each in found]
-                else:
-                    octets = [each.octets for each in found]
-            except KeyError:
-                return None
-            self._whole = uniqueIDs, ofSurrogates, octets
-        return self._whole[2]
+        changes = self._changes
+        try:
+            found = map(self.known.__getitem__, uniqueIDs)
+            if ofSurrogates:
+                octets = [each.surrogate or each.octets for each in found]
+            else:
+                octets = [each.octets for each in found]
+        except KeyError:
+            return None
+        # Another thread may be changing the sizes, or may have changed them meanwhile.
+        if self._guard.acquire(blocking=False):
+            if changes == self._changes:
+                self._whole = uniqueIDs, ofSurrogates, octets
+            self._guard.release()
+        return octets
+
+    def wholeOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> list[int] | None:
+        """
+        @return: the result of the last call of L{octetsOf}, if it was for the same list; otherwise
+            L{None}.
+        """
+        sequence, areOfSurrogates, octets = self._whole
+        isSame = sequence is uniqueIDs and areOfSurrogates is ofSurrogates
+        return octets if isSame else None
+
+    def countUnknown(self, uniqueIDs: Sequence[str]) -> int:
+        """
+        @return: the number of messages whose size is not known, as far as the file was read.
+        """
+        if not self.isLoaded:
+            return len(uniqueIDs)
+        return sum(each not in self.known for each in uniqueIDs)
+
+    def lookUp(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> tuple[list[int] | None, int]:
+        """
+        Look up the sizes of many messages, in a thread.
+
+        @return: the sizes, see L{octetsOf}; and the number of messages whose size is not known.
+        """
+        octets = self.octetsOf(uniqueIDs, ofSurrogates)
+        return octets, 0 if octets is not None else self.countUnknown(uniqueIDs)
+
+    def _change(self) -> None:
+        self._changes += 1
+        self._whole = _NOTHING
 
     @_guarded
     def learn(self, added: Mapping[str, MessageInfo]) -> None:
         """
         Add sizes in memory, without writing them.
         """
-        self._whole = _NOTHING
+        self._change()
         self.known.update(added)
         for uniqueID in added:
             self.seen.pop(uniqueID, None)
@@ -254,7 +290,7 @@ class MailboxSizes:
         Discard the size of a message because its file has changed.  The unique-id still belongs to
         the message.
         """
-        self._whole = _NOTHING
+        self._change()
         info = self.known.pop(uniqueID, None)
         if info is not None:
             self._claim(uniqueID, info)
@@ -329,7 +365,7 @@ class MailboxSizes:
 
         @param inodes: the inode of each message, for messages that were never recorded.
         """
-        self._whole = _NOTHING
+        self._change()
         for uniqueID in uniqueIDs:
             info = self.known.pop(uniqueID, None) or self.claims.get(uniqueID)
             seen = self.seen.pop(uniqueID, None)
@@ -376,12 +412,14 @@ class MailboxSizes:
         if stamp is not None:
             # Another process may have written to the file.
             self.known, self.claims = {}, OrderedDict()
-            self._whole = _NOTHING
+            self._change()
             self._written = -1
             self._readFile(root, messages)
             for uniqueID, info in self._unwritten.items():
                 if uniqueID not in self.known:
                     self._claim(uniqueID, info)
+            # A thread may have looked up sizes while the file was being read.
+            self._change()
         self._stamp = stamp
         self.isLoaded = True
 
