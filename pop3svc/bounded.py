@@ -26,11 +26,12 @@ class BoundedDict(OrderedDict[K, V]):
         super().__init__()
         self._bound = bound
 
-    def put(self, key: K, value: V) -> None:
+    def put(self, key: K, value: V) -> K | None:
         """
         Set an entry, as the newest one.
+
+        @return: the key of the entry that was dropped, if any.
         """
         self[key] = value
         self.move_to_end(key)
-        if len(self) > self._bound:
-            self.popitem(last=False)
+        return self.popitem(last=False)[0] if len(self) > self._bound else None

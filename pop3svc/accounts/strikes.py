@@ -4,8 +4,9 @@ Count failed logins by address and by user, and limit them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from ipaddress import ip_network
 from typing import Any, NamedTuple
 
@@ -122,6 +123,63 @@ class _Record:
         return any(guesses[at : at + GUESS] == guess for at in range(0, len(guesses), GUESS))
 
 
+class _Full:
+    """
+    The keys whose limit is reached.  Metrics count them while an attack goes on, so the number is
+    known without a walk over the keys.
+
+    A heap has one entry for each key: the time at which its strikes end, as known when the entry
+    was made.  An entry whose time has come is made anew if the strikes last longer meanwhile.
+    """
+
+    # The entries of keys that have left remain until their time has come.  With more entries than
+    # this the heap is made anew; it is twice the most keys of a table.
+    MOST = 131_072
+
+    def __init__(self, end: Callable[[Any], float]) -> None:
+        """
+        @param end: takes a key, and returns when its strikes end, in seconds of the clock.
+        """
+        self._end = end
+        self.keys: set[Any] = set()
+        self._entries: list[tuple[float, Any]] = []
+        # The keys of the entries.
+        self._entered: set[Any] = set()
+
+    def add(self, key: Any) -> None:
+        """
+        Add a key whose limit is reached.
+        """
+        self.keys.add(key)
+        if key in self._entered:
+            return
+        if len(self._entries) >= self.MOST:
+            self._entered = set(self.keys)
+            self._entries = [(self._end(each), each) for each in self.keys]
+            heapify(self._entries)
+            return
+        self._entered.add(key)
+        heappush(self._entries, (self._end(key), key))
+
+    def expired(self, now: float) -> list[Any]:
+        """
+        @param now: seconds of the clock.
+        @return: the keys whose strikes have ended; they are no longer full.
+        """
+        found = []
+        while self._entries and self._entries[0][0] <= now:
+            _, key = heappop(self._entries)
+            self._entered.discard(key)
+            if key not in self.keys:
+                continue
+            if self._end(key) <= now:
+                self.keys.discard(key)
+                found.append(key)
+            else:
+                self.add(key)
+        return found
+
+
 class Strikes:
     """
     Counts different failed guesses for each key.  Attempts under way count as well.
@@ -153,6 +211,7 @@ class Strikes:
         self._filled = filled
         self._refused = refused
         self._records: BoundedDict[Any, _Record] = BoundedDict(self.BOUND)
+        self._full = self._noneFull()
         # Guesses under way, by key: the number of attempts with that guess, and the time of
         # the last one.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
@@ -163,8 +222,20 @@ class Strikes:
             return None
         if self._clock.seconds() < self._end(record):
             return record
-        del self._records[key]
+        self._forget(key)
         return None
+
+    def _noneFull(self) -> _Full:
+        return _Full(lambda key: self._end(self._records[key]))
+
+    def _put(self, key: Any, record: _Record) -> None:
+        evicted = self._records.put(key, record)
+        if evicted is not None:
+            self._full.keys.discard(evicted)
+
+    def _forget(self, key: Any) -> bool:
+        self._full.keys.discard(key)
+        return self._records.pop(key, None) is not None
 
     def _end(self, record: _Record) -> float:
         """
@@ -240,14 +311,17 @@ class Strikes:
         now = self._clock.seconds()
         if record is None:
             record = _Record(now)
-            self._records.put(key, record)
+            self._put(key, record)
         size = self.limit * GUESS
         if len(record.guesses) >= size or record.holds(guess):
             return False
         record.guesses += guess
         record.last = now
         self._records.move_to_end(key)
-        return len(record.guesses) >= size
+        isFull = len(record.guesses) >= size
+        if isFull:
+            self._full.add(key)
+        return isFull
 
     def renew(self, key: Any) -> int:
         """
@@ -269,15 +343,23 @@ class Strikes:
         """
         return list(self._records)
 
+    def countFull(self) -> int:
+        """
+        @return: the number of keys whose limit is reached.
+        """
+        for key in self._full.expired(self._clock.seconds()):
+            self._forget(key)
+        return len(self._full.keys)
+
     def full(self) -> list[tuple[Any, float, int]]:
         """
         @return: each key whose limit is reached, with the seconds until attempts are admitted
             again, and the number of refused attempts.
         """
         now, found = self._clock.seconds(), []
-        for key in self.held():
+        for key in list(self._full.keys):
             record = self._record(key)
-            if record is not None and len(record.guesses) >= self.limit * GUESS:
+            if record is not None:
                 found.append((key, self._end(record) - now, record.refused))
         return found
 
@@ -294,7 +376,7 @@ class Strikes:
 
         @return: whether the key had strikes.
         """
-        return bool(self._records) and self._records.pop(key, None) is not None
+        return bool(self._records) and self._forget(key)
 
     def logFilled(self, attempt: Attempt) -> None:
         """
@@ -350,7 +432,12 @@ class Strikes:
             record = _Record(now - first)
             record.guesses = bytes.fromhex(guesses)
             record.last, record.renewed, record.refused = now - last, now - renewed, refused
-            self._records[_fromJSON(key)] = record
+            self._put(_fromJSON(key), record)
+        # The strikes of a key may end sooner now.
+        self._full = self._noneFull()
+        for key, record in self._records.items():
+            if len(record.guesses) >= self.limit * GUESS:
+                self._full.add(key)
 
 
 def _toJSON(key: Any) -> Any:
@@ -461,6 +548,12 @@ class BanEngine:
             for table in self.tables
             for key, seconds, refused in table.full()
         ]
+
+    def countBans(self) -> int:
+        """
+        @return: the number of bans.
+        """
+        return sum(table.countFull() for table in self.tables)
 
     def ban(self, clientIP: str) -> None:
         """

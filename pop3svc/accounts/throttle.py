@@ -368,6 +368,12 @@ class SharedThrottle:
             ban for limit in self._limits if isinstance(limit, BanEngine) for ban in limit.bans()
         ]
 
+    def countBans(self) -> int:
+        """
+        @return: the number of these networks; the time does not depend on it.
+        """
+        return sum(limit.countBans() for limit in self._limits if isinstance(limit, BanEngine))
+
     def ban(self, clientIP: str) -> None:
         """
         Ban an address, or its /64 for IPv6, in all processes.

@@ -160,7 +160,7 @@ def _addGeneral(numbers: Numbers, throttle: Any, certificates: Any) -> None:
     """
     Add what all workers have in common.
     """
-    numbers[key("pop3svc_bans")] = len(throttle.bans())
+    numbers[key("pop3svc_bans")] = throttle.countBans()
     for each in certificates.all():
         name = key("pop3svc_certificate_end_timestamp_seconds", each.certificate)
         numbers[name] = each.end.timestamp()

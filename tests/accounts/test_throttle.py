@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from twisted.logger import formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from pop3svc.accounts import throttle
+from pop3svc.accounts import strikes, throttle
 from pop3svc.accounts.knownnetworks import KnownNetworks
 from pop3svc.accounts.strikes import BanEngine, Strikes, UserThrottle
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
@@ -450,6 +451,46 @@ def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
             assert len(table._records) == 10 and not table._pending
             assert all(len(repr(key)) < 150 for key in table._records)
     assert len(guard._refusals) == 10
+
+
+def test_countsOfBans(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The number of bans is that of their list, whatever happens to the bans.
+    """
+    monkeypatch.setattr(Strikes, "BOUND", 20)
+    monkeypatch.setattr(strikes._Full, "MOST", 40)
+    numbers = Random(14)
+    service, other = Service(clock), Service(clock)
+    throttle, counts = service.throttle, set()
+    for _ in range(2000):
+        address = f"192.0.2.{numbers.randrange(60)}"
+        match numbers.randrange(6):
+            case 0:
+                throttle.ban(address)
+            case 1:
+                throttle.lift(address)
+            case 2:
+                clock.advance(numbers.choice([0.5, 900, 9000]))
+            case 3:
+                other.throttle.ban(address)
+                throttle.restore(json.loads(json.dumps(other.throttle.state())))
+            case _:
+                service.guess(address, "alice", 4, str(numbers.random()))
+        assert throttle.countBans() == len(throttle.bans())
+        counts.add(throttle.countBans())
+    assert len(counts) > 15
+
+
+def test_bansAreCountedWithoutAWalk(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(clock)
+    for number in range(1000):
+        service.throttle.ban(f"192.0.{number // 250}.{number % 250}")
+    looks = []
+    end = Strikes._end
+    monkeypatch.setattr(Strikes, "_end", lambda *of: looks.append(of) or end(*of))
+    clock.advance(9000)
+    assert service.throttle.countBans() == 1000
+    assert looks == []
 
 
 def test_passwordsAreNotKept(service: Service) -> None:
