@@ -268,6 +268,7 @@ RANKS = {
     "service.assembly": 12,
     "service.tap": 13,
     "service.worker": 14,
+    "service.output": 0,
     "service.parser": 2,
     "service.servecommand": 6,
     "service.foreground": 4,

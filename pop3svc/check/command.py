@@ -57,6 +57,10 @@ class _Parser(argparse.ArgumentParser):
     An argument parser that answers a bad option with one sentence.
     """
 
+    def print_help(self, file: Any = None) -> None:
+        # argparse would ignore that the help cannot be written.
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         raise SystemExit(f"pop3svc: {message}")
 

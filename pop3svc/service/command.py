@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from pop3svc.service.commandtable import COMMANDS
+from pop3svc.service.output import ensureOutput, isFull, outputFault
 from pop3svc.service.parser import Parser
 
 __all__ = ["main", "makeParser"]
@@ -32,16 +33,23 @@ def makeParser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """
     The command C{pop3svc}.  If nobody reads its output any more, as after C{| head}, it ends by
-    SIGPIPE, as other programs do.
+    SIGPIPE, as other programs do.  If its output cannot be written, as on a full disk, it fails.
 
     @raise SystemExit: with one sentence, if the command failed.
     """
+    ensureOutput()
     try:
         try:
             _run(sys.argv[1:] if argv is None else argv)
+        except OSError as error:
+            if not isFull(error):
+                raise
+            raise SystemExit(f"pop3svc: cannot write the output: {error.strerror}")
         finally:
-            # A command may have reported the broken pipe as its own error.  The flush fails again.
-            sys.stdout.flush()
+            # A command may have reported the failed write as its own error.  Writing fails again.
+            fault = outputFault()
+            if fault:
+                raise SystemExit(f"pop3svc: {fault}")
     except BrokenPipeError:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 
 from pop3svc.errors import DeliveryError
 from pop3svc.logs import escaped
+from pop3svc.service.output import outputFault
 from pop3svc.service.settings import SettingError
 from pop3svc.transfer.failures import NotPossible, TryAgain
 from pop3svc.transfer.report import Report
@@ -64,12 +65,15 @@ def endWith(run: Callable[[], int]) -> NoReturn:
         say(error.text)
         status = TEMPORARY if error.isTemporary else 1
     except (OSError, ValueError) as error:
-        say(str(error))
+        say(outputFault() or str(error))
         status = 1
     except KeyboardInterrupt:
         say("the command was interrupted")
         status = TEMPORARY
-    sys.stdout.flush()
+    fault = outputFault()
+    if fault:
+        say(fault)
+        status = 1
     # A thread that hangs must not keep the process alive.
     os._exit(status)
 

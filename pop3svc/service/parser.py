@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pop3svc.logs import escaped
 
@@ -22,6 +22,14 @@ class Parser(argparse.ArgumentParser):
     """
 
     addPassedOn: Callable[[argparse.ArgumentParser], None] | None = None
+
+    def print_help(self, file: Any = None) -> None:
+        """
+        Print the help.  argparse would ignore that it cannot be written.
+
+        @raise OSError: it cannot be written.
+        """
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         """

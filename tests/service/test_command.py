@@ -45,6 +45,48 @@ def test_nobodyReads(arguments: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, b"")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"),
+    [
+        *(("--version", ""), ("serve --help-settings", ""), ("config show", "")),
+        *(("check --list-rules", ""), ("export --provider folder:. --data . alice made", "")),
+        *(("user --help", "1"), ("check --help", "1"), ("completion bash", "1")),
+    ],
+)
+def test_fullDisk(arguments: str, unbuffered: str, tmp_path: Path) -> None:
+    """
+    If a command cannot write its output, it says so in one sentence.
+    """
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [script("pop3svc"), *arguments.split()],
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path) | {"PYTHONUNBUFFERED": unbuffered},
+            cwd=tmp_path,
+            timeout=PATIENCE,
+            check=False,
+        )
+    text = b"pop3svc: cannot write the output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, text)
+
+
+def test_noOutput(tmp_path: Path) -> None:
+    """
+    A command whose standard output is closed runs all the same.
+    """
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" completion bash >&-', script("pop3svc")],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(tmp_path),
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_deliverHelpThatNobodyReads(tmp_path: Path) -> None:
     """
     The exit status of a delivery is one of sysexits.h.

@@ -1,0 +1,52 @@
+"""
+Whether the standard output of a command could be written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+__all__ = ["ensureOutput", "isFull", "outputFault"]
+
+# The errors of a disk that takes no more, of a device that fails, and of a descriptor that is not
+# open for writing.
+_FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF])
+
+
+def ensureOutput() -> None:
+    """
+    Replace a standard output that the caller has closed, because Python then has none, and because
+    the next file that is opened would get its descriptor.
+    """
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+def outputFault() -> str:
+    """
+    Write the output that is buffered.  If that is not possible, discard it, because Python would
+    try again at its end, and print a traceback.
+
+    @return: why the output could not be written; empty if it was written.
+    @raise BrokenPipeError: nobody reads the output.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        return f"cannot write the output: {error.strerror}"
+    return ""
+
+
+def isFull(error: OSError) -> bool:
+    """
+    @return: whether an error is that of a stream without a buffer, which L{outputFault} cannot
+        find.
+    """
+    return error.errno in _FULL and error.filename is None
