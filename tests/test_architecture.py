@@ -293,6 +293,7 @@ RANKS = {
     "web.markup": 2,
     "web.charts": 3,
     "web.history": 0,
+    "web.passwords": 2,
     "web.guard": 3,
     "web.pages": 4,
     "web.streams": 5,

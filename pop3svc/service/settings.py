@@ -378,6 +378,14 @@ SERVICE = (
         isOption=False,
     ),
     Setting(
+        "web-proxy-from",
+        NETWORKS,
+        "Networks of proxies in front of --web, which name their clients in X-Forwarded-For; a "
+        "client of a UNIX socket counts as 127.0.0.1.",
+        (),
+        isOption=False,
+    ),
+    Setting(
         "log-format",
         _choice("text", "json", "journal"),
         "Form of the log: text, json (one object in each line), or journal (fields for the journal "
@@ -792,6 +800,7 @@ class Settings:
     admin: str | None = None
     web: str | None = None
     webPassword: str | None = None
+    webProxyFrom: tuple[_Network, ...] = ()
     logFormat: str = "text"
     workers: int = 1
     certificate: str | None = None
@@ -881,7 +890,7 @@ class Settings:
 
 # Settings that the parent of workers uses itself: its ports, its certificates and its files.
 _OF_PARENT = (
-    *("data", "admin", "web", "webPassword", "logFormat", "workers"),
+    *("data", "admin", "web", "webPassword", "webProxyFrom", "logFormat", "workers"),
     *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),
     *("ocspResponse", "ocspFetch"),
     *("clientCa", "clientName"),

@@ -21,6 +21,7 @@ from pop3svc.service.settings import SettingError, Settings
 from pop3svc.web.guard import Guard
 from pop3svc.web.markup import tag
 from pop3svc.web.operator import OperatorPage
+from pop3svc.web.passwords import Passwords
 from pop3svc.web.playground import Playground, Visited
 from pop3svc.web.recent import Recent
 from pop3svc.web.resources import makeRoot
@@ -120,7 +121,15 @@ class WebPort(MultiService):
             endpoint = serverEndpoint(reactor, withMode(str(settings.web), _MODE), creator)
         except ValueError as error:
             raise SettingError(f"{where}: {error}")
-        guard = Guard(settings.webPassword or "", LoginGuard(reactor, throttle), hosts)
+        passwords = None
+        if settings.webPassword:
+            passwords = Passwords(
+                settings.webPassword,
+                LoginGuard(reactor, throttle),
+                reactor,
+                settings.webProxyFrom,
+            )
+        guard = Guard(passwords, hosts)
         recent = Recent(numbers.collect, reactor)
         root = makeRoot(numbers, guard, recent, reactor, hasMetrics)
         self._playground = None if visited is None else Playground(visited, guard, reactor)

@@ -11,53 +11,29 @@ from collections.abc import Collection
 from hashlib import sha256
 from typing import Any
 
-from twisted.internet.defer import CancelledError
-from twisted.logger import Logger
-
-from pop3svc.awaiting import isAwaitable
+from pop3svc.web.passwords import Passwords
 
 __all__ = ["Guard"]
 
-log = Logger(namespace="pop3svc")
-
-# The name under which guesses of the password count.  No user of POP3 has it, because names of
-# users have no spaces.
-_NAME = "the web page"
 _COOKIE = b"pop3svc"
 _ID = re.compile(rb"[0-9a-f]{32}")
-
-
-class _Client:
-    """
-    A client that tries a password, as the throttle knows clients.
-    """
-
-    def __init__(self, clientIP: str | None, isSecure: bool) -> None:
-        self.clientIP = clientIP
-        self.isSecure = isSecure
-        self.loginAttempt: Any = None
 
 
 class Guard:
     """
     Decides about requests.
-
-    @ivar needsPassword: whether a client has to send the password.
     """
 
-    def __init__(self, password: str, throttle: Any, hosts: Collection[str] | None = None) -> None:
+    def __init__(
+        self, passwords: Passwords | None = None, hosts: Collection[str] | None = None
+    ) -> None:
         """
-        @param password: which a client has to send by HTTP Basic (RFC 7617); empty if it has to
-            send none.
-        @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts and delays guesses.
+        @param passwords: check the password of a client; L{None} if it has to send none.
         @param hosts: the names of this host that a request may contain.  A page of an attacker
             whose name has been changed to the address of this machine (DNS rebinding) contains
             another name.  L{None} for all names.
         """
-        self.needsPassword = bool(password)
-        self._password = password
-        self._digest = sha256(password.encode("utf-8", "surrogateescape")).digest()
-        self._throttle = throttle
+        self._passwords = passwords
         self._hosts = None if hosts is None else frozenset(hosts)
         self._key = secrets.token_bytes(32)
 
@@ -73,47 +49,15 @@ class Guard:
         name = names[0].decode("utf-8", "replace").lower()
         return re.sub(r":[0-9]{1,5}\Z", "", name) in self._hosts
 
-    # --- the password ---------------------------------------------------------
-
     async def isAllowed(self, request: Any) -> bool:
         """
-        Check the password of a request.  A refusal comes late, and a client that guesses is banned,
-        as with POP3.
+        Check the password of a request.  A refusal comes late; see L{Passwords}.
         """
-        if not self.needsPassword:
+        if self._passwords is None:
             return True
         if not request.requestHeaders.hasHeader(b"authorization"):
             return False
-        given = request.getPassword()
-        isRight = hmac.compare_digest(sha256(given).digest(), self._digest)
-        host = getattr(request.getClientAddress(), "host", None)
-        client = _Client(host if isinstance(host, str) else None, request.isSecure())
-        guess = given.decode("utf-8", "surrogateescape")
-        try:
-            answer = self._throttle.mayLogin(client, _NAME, guess)
-            if not (await answer if isAwaitable(answer) else answer):
-                return False
-            if isRight:
-                answer = self._throttle.loginSucceeded(client, _NAME)
-                if isAwaitable(answer):
-                    await answer
-                return True
-            await self._refuse(client)
-        except CancelledError:
-            self._throttle.loginAbandoned(client, _NAME, True)
-            raise
-        return False
-
-    async def _refuse(self, client: _Client) -> None:
-        answer = self._throttle.loginFailed(client, _NAME)
-        wasLogged = await answer if isAwaitable(answer) else answer
-        if not wasLogged:
-            # The text that fail2ban reads.
-            log.info(
-                "failed login from {clientIP}: {user}",
-                clientIP=client.clientIP or "this machine",
-                user=f"({_NAME})",
-            )
+        return await self._passwords.isRight(request)
 
     # --- forms ------------------------------------------------------------------
 

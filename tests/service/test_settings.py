@@ -38,6 +38,7 @@ cleartext-login = "never"
 without = ["deli", "XLOG"]
 ban-exempt = ["192.0.2.0/24"]
 proxy-from = ["2001:db8::/32"]
+web-proxy-from = ["127.0.0.1", "10.0.0.0/8"]
 lmtp = ["unix:/run/lmtp", "tcp:24:interface=127.0.0.1"]
 lmtp-mode = "660"
 recipient-delimiter = "+-"

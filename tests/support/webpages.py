@@ -5,6 +5,7 @@ The port for HTTP in memory, with the operator's page of a service that a test m
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,11 +20,19 @@ from pop3svc.admin.operations import OperationError, checkArguments
 from pop3svc.metrics.declarations import key
 from pop3svc.web.guard import Guard
 from pop3svc.web.operator import OperatorPage
+from pop3svc.web.passwords import Networks, Passwords
 from pop3svc.web.recent import Recent
 from pop3svc.web.resources import makeRoot
 from pop3svc.web.server import BoundedSite
 
-__all__ = ["Answer", "FakeHandler", "FakeNumbers", "Transport", "WebPages"]
+__all__ = ["Answer", "FakeHandler", "FakeNumbers", "Transport", "WebPages", "basic"]
+
+
+def basic(password: str) -> str:
+    """
+    @return: the header with a password.
+    """
+    return "Authorization: Basic " + b64encode(f"me:{password}".encode()).decode("ascii")
 
 
 class Transport(StringTransport):
@@ -135,13 +144,17 @@ class WebPages:
     The port in memory.
     """
 
-    def __init__(self, password: str = "", hosts: Any = frozenset(["x"])) -> None:
+    def __init__(
+        self, password: str = "", hosts: Any = frozenset(["x"]), proxies: Networks = ()
+    ) -> None:
         self.clock = MemoryReactorClock()
         self.clock.advance(1e6)
         self.numbers = FakeNumbers()
         self.handler = FakeHandler()
         self.throttle = SharedThrottle(self.clock)
-        self.guard = Guard(password, LoginGuard(self.clock, self.throttle), hosts)
+        login = LoginGuard(self.clock, self.throttle)
+        passwords = Passwords(password, login, self.clock, proxies) if password else None
+        self.guard = Guard(passwords, hosts)
         recent = Recent(self.numbers.collect, self.clock)
         root = makeRoot(self.numbers, self.guard, recent, self.clock)
         self.page = OperatorPage(self.handler, recent.get, self.guard, self.clock)

@@ -4,7 +4,6 @@ The operator's page, in memory.
 
 from __future__ import annotations
 
-from base64 import b64encode
 from random import Random
 from typing import Any
 
@@ -21,7 +20,7 @@ from pop3svc.web.server import BoundedSite
 from pop3svc.web.streams import Stream, Streams
 from pop3svc.web.views import duration, showActivity, showCertificates, showServers, showWorkers
 from tests.support.mailboxes import logged
-from tests.support.webpages import WebPages
+from tests.support.webpages import WebPages, basic
 
 HOSTILE = "<script>alert(1)</script>\"'&\u202e\x1b[2J"
 
@@ -45,10 +44,6 @@ def session(name: str = "17", **more: Any) -> dict[str, Any]:
 
 
 BAN = {"network": "192.0.2.0/32", "seconds": 60, "refused": 4, "isByOperator": False}
-
-
-def basic(password: str) -> str:
-    return "Authorization: Basic " + b64encode(f"me:{password}".encode()).decode("ascii")
 
 
 @pytest.mark.smoke

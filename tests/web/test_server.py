@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
 from pop3svc.web.guard import Guard
+from pop3svc.web.passwords import Passwords
 from pop3svc.web.recent import Recent
 from pop3svc.web.resources import makeRoot
 from pop3svc.web.server import BoundedSite
@@ -67,8 +68,9 @@ class Port:
         self.clock = MemoryReactorClock()
         self.service = Service()
         throttle = LoginGuard(self.clock, SharedThrottle(self.clock))
+        passwords = Passwords(password, throttle, self.clock) if password else None
         recent = Recent(self.service.collect, self.clock)
-        root = makeRoot(self.service, Guard(password, throttle, hosts), recent, self.clock)
+        root = makeRoot(self.service, Guard(passwords, hosts), recent, self.clock)
         self.site = BoundedSite(root, self.clock)
         self.site.startFactory()
 
