@@ -51,7 +51,11 @@ METRICS = (
     ),
     Metric("pop3svc_connections_total", "counter", "Connections that were accepted."),
     Metric(
-        "pop3svc_connections_refused_total", "counter", "Connections that were refused at a limit."
+        "pop3svc_connections_refused_total",
+        "counter",
+        "Connections that were refused, by reason: limit, or network (old-tls-from does not name "
+        "the client's network).",
+        ("reason",),
     ),
     Metric("pop3svc_sessions", "gauge", "Sessions now: login, awake or asleep.", ("state",)),
     Metric(

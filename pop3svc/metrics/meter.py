@@ -180,7 +180,8 @@ class Meter:
     Counts what the sessions of a process do.
 
     @ivar clock: measures the times.
-    @ivar accepted: how many connections have begun; C{refused}: how many were refused at a limit.
+    @ivar accepted: how many connections have begun.
+    @ivar refused: how many were refused at a limit; C{foreign}: how many because of their network.
     @ivar makeRecord: makes the counters of a session.
     @ivar makeCalls: makes what calls the provider for a session.
     @ivar calls: the calls of each method.
@@ -194,7 +195,7 @@ class Meter:
         self.clock = clock
         self.hear: Callable[[str, Any, str | None, str], object] | None = None
         self._seconds = clock.seconds
-        self.accepted = self.refused = 0
+        self.accepted = self.refused = self.foreign = 0
         # Sums of the sessions that have ended.
         self.messages = self.messageOctets = self.deleted = self.octets = 0
         self._commands: dict[str, Histogram] = {}
@@ -366,7 +367,8 @@ class Meter:
         """
         found: Numbers = {
             key("pop3svc_connections_total"): self.accepted,
-            key("pop3svc_connections_refused_total"): self.refused,
+            key("pop3svc_connections_refused_total", "limit"): self.refused,
+            key("pop3svc_connections_refused_total", "network"): self.foreign,
             key("pop3svc_messages_sent_total"): self.messages,
             key("pop3svc_message_octets_total"): self.messageOctets,
             key("pop3svc_messages_deleted_total"): self.deleted,

@@ -19,7 +19,8 @@ from twisted.logger import Logger
 
 from pop3svc.interfaces import IPOP3MailboxProvider
 from pop3svc.languages import languages
-from pop3svc.networks import addressOf
+from pop3svc.networks import addressOf, networkOf
+from pop3svc.once import Once
 from pop3svc.policy import Policy
 from pop3svc.protocol.closing import isTLS
 from pop3svc.protocol.commands import COMMANDS
@@ -152,6 +153,8 @@ class POP3Factory(ServerFactory):
         self.connections: set[POP3Connection] = set()
         # Whether accepted connections inherit the keepalive options of their ports.
         self.portsKeepAlive = False
+        # The refused networks that are in the log.  Scanners have some thousand addresses.
+        self._foreign = Once()
         self._stopping = False
         self._waiting: list[Deferred[None]] = []
 
@@ -184,8 +187,7 @@ class POP3Factory(ServerFactory):
             return None
         address = None if addr is None else clientIP(addr)
         if listener is not None and not listener.mayConnect(address):
-            log.info("refused {clientIP}: old-tls-from does not name it", clientIP=address)
-            return RejectingProtocol(b"-ERR [SYS/PERM] This port is for other networks.\r\n")
+            return self._refuseForeign(address)
         if not admission.mayConnect(address):
             if self._meter is not None:
                 self._meter.refused += 1
@@ -214,6 +216,17 @@ class POP3Factory(ServerFactory):
         connection.factory = self
         connection.address = address
         return connection
+
+    def _refuseForeign(self, address: str | None) -> RejectingProtocol:
+        if self._meter is not None:
+            self._meter.foreign += 1
+        if self._foreign.isFirst(networkOf(address)):
+            log.info(
+                "refused {clientIP}: old-tls-from does not name it; further connections from there "
+                "are refused without a line in the log",
+                clientIP=address,
+            )
+        return RejectingProtocol(b"-ERR [SYS/PERM] This port is for other networks.\r\n")
 
     def _makeSession(
         self, transport: Any, address: str | None, policy: Policy, connectionCreator: Any

@@ -290,7 +290,7 @@ def test_refusedConnections() -> None:
     client = metered.connect()
     client.logIn()
     Client(metered.factory)
-    assert metered.number("pop3svc_connections_refused_total") == 1
+    assert metered.all("pop3svc_connections_refused_total") == {"limit": 1}
     assert metered.number("pop3svc_connections_total") == 1
 
 

@@ -117,22 +117,33 @@ def test_refusedWithoutTLS(site: Path, tmp_path: Path) -> None:
     from twisted.internet.task import Clock
     from twisted.internet.testing import StringTransport
 
+    from pop3svc.metrics.meter import Meter
     from pop3svc.providers.memory import MemoryProvider
     from pop3svc.service.factory import ListenerFactory, POP3Factory
     from pop3svc.service.settings import NETWORKS
+    from tests.support.mailboxes import logged
 
-    main = POP3Factory(MemoryProvider({}), clock=Clock())
+    meter = Meter(Clock())
+    main = POP3Factory(MemoryProvider({}), clock=Clock(), meter=meter)
     factory = ListenerFactory(main, None, networks=NETWORKS.fromText("192.0.2.0/24"))
-    for address, may in (
-        (IPv4Address("TCP", "192.0.2.1", 1), True),
-        (IPv4Address("TCP", "::ffff:192.0.2.1", 1), True),
-        (IPv4Address("TCP", "198.51.100.1", 1), False),
-        (UNIXAddress("/run/x"), False),
-    ):
-        protocol, transport = factory.buildProtocol(address), StringTransport()
-        assert protocol is not None
-        protocol.makeConnection(transport)
-        assert transport.value().startswith(b"+OK" if may else b"-ERR [SYS/PERM] This port")
+
+    def connect() -> None:
+        for address, may in (
+            (IPv4Address("TCP", "192.0.2.1", 1), True),
+            (IPv4Address("TCP", "::ffff:192.0.2.1", 1), True),
+            (IPv4Address("TCP", "198.51.100.1", 1), False),
+            (IPv4Address("TCP", "198.51.100.1", 2), False),
+            (UNIXAddress("/run/x"), False),
+        ):
+            protocol, transport = factory.buildProtocol(address), StringTransport()
+            assert protocol is not None
+            protocol.makeConnection(transport)
+            assert transport.value().startswith(b"+OK" if may else b"-ERR [SYS/PERM] This port")
+
+    events = logged(connect)
+    texts = [each for each in events if str(each["log_format"]).startswith("refused ")]
+    assert [each["clientIP"] for each in texts] == ["198.51.100.1", None]
+    assert meter.numbers()["pop3svc_connections_refused_total\tnetwork"] == 3
 
 
 @pytest.mark.parametrize(
