@@ -308,7 +308,8 @@ class CertificateSet:
         for each in self._all:
             # To make a thousand new contexts each day would stop the service for seconds.
             each.makesTickets = each is self._default
-        self._digests = {each: each.digest for each in self._all}
+        self._pairs = {each: each.pair for each in self._all}
+        self._authorities = self._default.authorities
 
     def _refresh(self, some: list[RenewableCertificate], isForced: bool = False) -> None:
         """
@@ -320,14 +321,12 @@ class CertificateSet:
                 each.reload()
             else:
                 each.refresh()
-        if not hasOthers and all(
-            each.digest == self._digests[each] for each in some if each in self._digests
+        if (
+            not hasOthers
+            and self._default.authorities == self._authorities
+            and all(each.pair == self._pairs[each] for each in some if each in self._pairs)
         ):
             return
-        if self.clients is not None:
-            # The authorities of clients are in the files of each certificate, too.
-            for each in self._all:
-                each.refresh()
         before = self._default
         self._arrange()
         if self._default is not before:
@@ -353,6 +352,9 @@ class CertificateSet:
         try:
             name = connection.get_servername()
             found = None if name is None else self._names.find(name.decode("ascii", "replace"))
+            if found is not None:
+                # An authority that was replaced counts at once, for all names.
+                found.useAuthorities(self._default.authorities)
             # The default may be another one than at the beginning of the handshake.
             if found is None or found.context is connection.get_context():
                 return

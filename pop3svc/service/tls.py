@@ -267,9 +267,12 @@ class RenewableCertificate:
         self._seen = self._stamps()
         self._handed = self._ofFiles(handed)
         self._digest = b""
+        # The contents of the files: the certificate, its key and the authorities of clients.
+        self._contents: tuple[bytes, ...] = ()
         # The certificates of the clients of the present context.
         self._peers: ClientCertificates | None = None
-        self._context = self._made(self._handed)
+        # None if other authorities of clients are known and no client has needed it since.
+        self._context: SSL.Context | None = self._made(self._handed)
 
     @property
     def end(self) -> datetime:
@@ -297,14 +300,23 @@ class RenewableCertificate:
         """
         The present context.
         """
+        if self._context is None:
+            self._context = self._contextFor(self._contents)
         return self._context
 
     @property
-    def digest(self) -> bytes:
+    def pair(self) -> tuple[bytes, ...]:
         """
-        A value that changes with the contents of the files.
+        The contents of the files of the certificate and its key.
         """
-        return self._digest
+        return self._contents[:2]
+
+    @property
+    def authorities(self) -> tuple[bytes, ...]:
+        """
+        The contents of the file of the authorities of clients, if there is one.
+        """
+        return self._contents[2:]
 
     def faults(self) -> list[str]:
         """
@@ -354,10 +366,11 @@ class RenewableCertificate:
         found = [each for each in stamps if each is not None]
         return found if len(found) == len(stamps) else None
 
-    def _made(self, handed: tuple[bytes, ...] | None) -> SSL.Context:
+    def _made(self, handed: tuple[bytes, ...] | None) -> SSL.Context | None:
         """
         @param handed: contents of the files, used if they cannot be read.
         @return: a context for the contents of the files; the present context if they have not
+            changed; L{None} if it can be made later, because only the authorities of clients have
             changed.
         """
         clients = self.clients
@@ -375,9 +388,29 @@ class RenewableCertificate:
         digest = sha256(b"".join(contents)).digest()
         if digest == self._digest and not self._isOld():
             return self._context
-        context = self._contextFor(contents)
+        context = None
+        if not self.makesTickets and contents[:2] == self._contents[:2]:
+            self.useAuthorities(contents[2:])
+        else:
+            context = self._contextFor(contents)
         self._digest = digest
         return context
+
+    def useAuthorities(self, authorities: tuple[bytes, ...]) -> None:
+        """
+        Use other authorities of clients from the next handshake with this certificate on.  The
+        context is made then, because a service may have a thousand certificates with the same
+        authorities.
+
+        @param authorities: see L{authorities}.
+        @raise ClientAuthorityError: they cannot be used.
+        """
+        if self.clients is None or authorities == self._contents[2:]:
+            return
+        self.clients.certificates(authorities[0])
+        self._contents = self._contents[:2] + authorities
+        self._digest = sha256(b"".join(self._contents)).digest()
+        self._context = None
 
     def _contextFor(self, contents: tuple[bytes, ...]) -> SSL.Context:
         clients = self.clients
@@ -472,7 +505,7 @@ class RenewableCertificate:
         """
         @return: a connection with the present context.
         """
-        connection = SSL.Connection(self._context, None)
+        connection = SSL.Connection(self.context, None)
         if self._peers is not None:
             self._peers.watch(connection)
         return connection

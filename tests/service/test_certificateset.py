@@ -28,6 +28,7 @@ from pop3svc.service.configcommand import main
 from pop3svc.service.options import Options
 from pop3svc.service.servernames import ServerNames, isHostName
 from pop3svc.service.settings import SettingError
+from pop3svc.service.tls import RenewableCertificate
 from pop3svc.testing.certificates import Authority
 from tests.service.test_clientcertificates import Transport
 
@@ -444,6 +445,45 @@ def test_manyRenewed(tmp_path: Path) -> None:
         found = sum(each.context is not before[each] for each in creator.all)
         assert new < found <= new + 5
         new = found
+
+
+def test_otherAuthorityForMany(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    When the authorities of clients change, no handshake and no reload makes the contexts of all
+    certificates.  Each is made when a client needs it.
+    """
+    names = [f"{each}.example" for each in "abcdefghijkl"]
+    for name in names:
+        certbot(tmp_path, name, name)
+    Authority().write(tmp_path / "ca.pem")
+    creator = load(
+        tmp_path,
+        f'certificate-directory = "{tmp_path}/live"\nclient-ca = "{tmp_path}/ca.pem"',
+    ).of()
+    made: list[str] = []
+    make = RenewableCertificate._contextFor
+
+    def count(self: RenewableCertificate, contents: tuple[bytes, ...]) -> SSL.Context:
+        made.append(self.names[0])
+        return make(self, contents)
+
+    monkeypatch.setattr(RenewableCertificate, "_contextFor", count)
+    others = Authority()
+    others.write(tmp_path / "ca.pem")
+    others.issue(tmp_path / "client.pem", ["alice@example.org"], isForClients=True)
+    own = str(tmp_path / "client.pem")
+    # The default certificate once for its authorities, and once for the key of its tickets.
+    for act, contexts in (
+        (lambda: shake(creator, "l.example", certificate=own), ["a.example"] * 2 + ["l.example"]),
+        (lambda: shake(creator, "l.example", certificate=own), []),
+        (creator.reload, []),
+        (lambda: shake(creator, "k.example", certificate=own), ["k.example"]),
+    ):
+        done = act()
+        assert made == contexts
+        made.clear()
+        if done is not None:
+            assert certificateNames(Transport(done[2])) == ("alice@example.org",)
 
 
 def test_handed(tmp_path: Path) -> None:
