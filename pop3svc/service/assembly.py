@@ -465,11 +465,24 @@ class Assembly:
             factory = AdminFactory(handler, self._reactor)
             _add(AdminSocket(self._reactor, os.path.abspath(path), factory), service)
 
+    def _embedded(self) -> DataDirectory | None:
+        return self._storage.directory() if self._usesEmbeddedDefault else None
+
     def _visited(self, factory: POP3Factory, traces: Traces) -> Any:
         from pop3svc.service.visiting import visitedOf
 
-        directory = self._storage.directory() if self._usesEmbeddedDefault else None
+        directory = self._embedded()
         return visitedOf(self._destinations, self.settings, factory, traces, directory)
+
+    def _announceNoPlayground(self) -> None:
+        from pop3svc.service.visiting import isToPlayWith
+
+        if isToPlayWith(self.settings, self._embedded()):
+            # Its client and its conversations belong to the process of its page.
+            self._announcements.append(
+                f"{self.settings.where('web')} has no playground, because it cannot be combined "
+                f"with {self.settings.where('workers')}"
+            )
 
     def _openWebPort(
         self,
@@ -525,6 +538,8 @@ class Assembly:
         self._configured.hasWorkers = True
         self._reloads(supervisor)
         supervisor.reloads("the workers", supervisor.replaceWorkers)
+        if self.settings.web is not None:
+            self._announceNoPlayground()
         self._operated(supervisor)
         self._notifies(supervisor, supervisor.describe)
         _add(KnownNetworksService(known), supervisor)

@@ -13,7 +13,19 @@ from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.settings import Settings
 from pop3svc.web.playground import Visited
 
-__all__ = ["visitedOf"]
+__all__ = ["isToPlayWith", "visitedOf"]
+
+
+def isToPlayWith(settings: Settings, directory: DataDirectory | None) -> bool:
+    """
+    @param directory: of the embedded default; L{None} for other services.
+    @return: whether a service has no real mail, so that everybody who can open its page may read
+        all mail.
+    """
+    if directory is None:
+        return all(each.kind == "memory" for each in settings.stores)
+    login = directory.readDemoLogin()
+    return login is not None and not _hasOtherUsers(directory.passwordFile, login[0])
 
 
 def visitedOf(
@@ -30,13 +42,9 @@ def visitedOf(
     @param directory: of the embedded default; L{None} for other services.
     @return: what the playground uses; L{None} if there is real mail.
     """
-    login = None
-    if directory is not None:
-        login = directory.readDemoLogin()
-        if login is None or _hasOtherUsers(directory.passwordFile, login[0]):
-            return None
-    elif not all(each.kind == "memory" for each in settings.stores):
+    if not isToPlayWith(settings, directory):
         return None
+    login = None if directory is None else directory.readDemoLogin()
     first = destinations.get(None) or next(iter(destinations.values()))
     users: tuple[str, ...] = ()
     if login is not None:

@@ -175,6 +175,8 @@ def test_workers(two: Web) -> None:
             break
     assert page.count('href="kick?') == 4 and page.count('<tr id="worker-') == 2
     assert two.get("/playground")[0] == 404 and "playground" not in page
+    said = "--web has no playground, because it cannot be combined with --workers"
+    assert [line for line in two.running.lines if line.endswith(said)]
     assert two.events(clients[0]) == {"sleep", "wake"}
     # Counters survive the workers.
     two.running.process.send_signal(signal.SIGHUP)
