@@ -4,6 +4,7 @@ The Debian package and the image: what can be checked without building them.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -186,6 +187,60 @@ def test_imageIgnoresNothingThatItCopies() -> None:
     allowed = re.findall(r"^!(.*)$", (CHECKOUT / ".containerignore").read_text(), re.M)
     assert wanted == set(allowed)
     assert all((CHECKOUT / each).exists() for each in wanted)
+
+
+def instructions() -> list[list[tuple[str, str]]]:
+    """
+    @return: the stages of the C{Containerfile}, each as instructions with their arguments.
+    """
+    lines = [
+        line
+        for line in (CHECKOUT / "Containerfile").read_text().splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    stages: list[list[tuple[str, str]]] = []
+    for each in "\n".join(lines).replace("\\\n", "").splitlines():
+        name, arguments = each.split(None, 1)
+        assert name.isupper(), each
+        if name == "FROM":
+            stages.append([])
+        stages[-1].append((name, arguments))
+    return stages
+
+
+def test_image() -> None:
+    """
+    The image has the properties that a linter of images asks for.
+    """
+    stages = instructions()
+    names = {each.partition(" AS ")[2] for stage in stages for name, each in stage[:1]}
+    for stage in stages:
+        (_, base), *rest = stage
+        assert re.match(r"\S+:(?!latest)\S+", base), "the base image has no version"
+        for name, arguments in rest:
+            # ADD unpacks archives, and fetches what nobody has checked.
+            assert name != "ADD"
+            if name == "COPY" and (found := re.match(r"--from=(\S+) ", arguments)):
+                assert found[1] in names
+            if name == "RUN":
+                assert "sudo" not in arguments and "curl" not in arguments
+                for install in re.findall(r"apt-get install[^&]*", arguments):
+                    assert " -y " in install and "--no-install-recommends" in install
+                    assert "apt-get update" in arguments
+                    assert "rm -rf /var/lib/apt/lists/*" in arguments
+    last = dict(stages[-1])
+    user, _, group = last["USER"].partition(":")
+    assert 0 < int(user) == int(group) and f"--uid {user} " in last["RUN"]
+    # A shell would get the signals, and not pass them on.
+    assert json.loads(last["ENTRYPOINT"])[:2] == ["tini", "--"] and json.loads(last["CMD"])
+    health = last["HEALTHCHECK"].partition("CMD ")[2]
+    assert json.loads(health)[:2] == ["pop3svc", "status"]
+    assert last["WORKDIR"] == last["VOLUME"] in last["CMD"]
+    # Nothing after USER needs to be root.
+    after = [name for name, _ in stages[-1]]
+    assert not {"RUN", "COPY"} & set(after[after.index("USER") :])
+    ports = re.findall(r'"(?:tcp|ssl):([0-9]+)"', last["CMD"])
+    assert last["EXPOSE"].split() == ports and all(int(each) >= 1024 for each in ports)
 
 
 def blocks(heading: str) -> list[str]:
