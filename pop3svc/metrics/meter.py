@@ -3,6 +3,10 @@ Count the work of the sessions of a process.
 
 A service without metrics has no meter, and nothing is counted.  With a meter the table of commands,
 the counters of a session and its calls to the provider are replaced by ones that also count.
+
+A busy service spends at most a few percent of its time on them.  Therefore the times of frequent
+commands are samples (L{CommandHistogram}), and the time of a call is measured only if the call does
+not return at once.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import wraps
+from types import CoroutineType
 from typing import Any
 
 from twisted.application.internet import TimerService
@@ -21,9 +26,9 @@ from twisted.python.failure import Failure
 from zope.interface.interface import InterfaceClass, Method
 
 from pop3svc import interfaces
-from pop3svc.awaiting import ensureStarted, isAwaitable
+from pop3svc.awaiting import ensureStarted, isAwaitable, startNow
 from pop3svc.errors import POP3ResponseError
-from pop3svc.metrics.declarations import BY_NAME, CALL_BUCKETS, Numbers, key
+from pop3svc.metrics.declarations import BY_NAME, Numbers, key
 from pop3svc.protocol.dispatch import Command
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.record import SessionRecord
@@ -33,6 +38,15 @@ from pop3svc.protocol.replies import Reply
 __all__ = ["Histogram", "Meter"]
 
 Run = Callable[..., "Reply | Awaitable[Reply]"]
+
+# Seconds after which a call has not returned at once.  A call that only looks into memory or opens
+# a file takes less.
+_QUICK = 0.001
+# How often a command may run in a second before only one of L{_SAMPLED} is measured.  A measurement
+# takes some two microseconds.
+_OFTEN = 200
+# A prime number, because clients send commands in patterns.
+_SAMPLED = 11
 
 # The methods of providers, of mailboxes and of their optional interfaces.  Only these are labels,
 # so that the labels have a bounded set of values.  The throttle delays answers on purpose.
@@ -63,18 +77,44 @@ class Histogram:
         self.counts = [0] * (len(self._bounds) + 1)
         self.total = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, seconds: float, count: int = 1) -> None:
         """
         Count an observation.
+
+        @param count: how many observations this one stands for.
         """
-        self.counts[bisect_left(self._bounds, seconds)] += 1
-        self.total += seconds
+        self.counts[bisect_left(self._bounds, seconds)] += count
+        self.total += seconds * count
 
     def numbers(self) -> list[float]:
         """
         @return: the value in L{Numbers}.
         """
         return [*self.counts, self.total]
+
+
+class CommandHistogram(Histogram):
+    """
+    Counts the runs of a command by their time.  If a command runs often, only one of L{_SAMPLED}
+    runs is measured, and counts for all of them.
+
+    @ivar step: each how many runs one is measured.
+    """
+
+    __slots__ = ("_before", "step")
+
+    def __init__(self) -> None:
+        super().__init__("pop3svc_command_seconds")
+        self.step = 1
+        self._before = 0
+
+    def adapt(self) -> None:
+        """
+        Choose L{step}.  Call this once a second.
+        """
+        count = sum(self.counts)
+        self.step = _SAMPLED if count - self._before > _OFTEN else 1
+        self._before = count
 
 
 class _CallHistogram(Histogram):
@@ -101,7 +141,10 @@ class _Record(SessionRecord):
 
     def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
         meter = self.meter
-        meter.ended(self)
+        meter.messages += self.messagesSent
+        meter.messageOctets += self.messageOctets
+        meter.deleted += self.messagesDeleted
+        meter.octets += self.octetsSent
         if meter.hear is not None and self.user is not None:
             meter.hear("end", info, self.user, reason)
         super().tell(info, tls, now, reason)
@@ -109,39 +152,59 @@ class _Record(SessionRecord):
 
 class _Calls(ProviderCalls):
     """
-    Calls to the provider, whose time is measured.
+    Calls to the provider.  The time of those that do not return at once is measured.
     """
 
     __slots__ = ()
     meter: Meter
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        # Repeats the method of the base class, and calls no other method of its own, because this
+        # Repeats the method of the base class, and looks at the clock no more often, because this
         # runs some ten times in the shortest session.
-        histogram = self.meter.calls.get(getattr(call, "__name__", ""))
-        if histogram is None:
-            return super().start(call, *arguments)
         seconds = self._seconds
-        began = seconds()
+        late = seconds() + _QUICK
         try:
             answer = call(*arguments)
             if isAwaitable(answer):
-                answer = ensureStarted(answer)
-                if isinstance(answer, Deferred):
-                    return answer.addBoth(self._answered, histogram, began)
+                return self._awaited(call, ensureStarted(answer), late - _QUICK)
         except Exception as error:
-            histogram.observe(seconds() - began)
-            histogram.faults += _isFault(error)
+            self._count(call, late - _QUICK, error)
             raise
-        finally:
-            took = seconds() - began
-            if took > HELD:
-                remarkHeld(call, took)
-        histogram.counts[bisect_left(CALL_BUCKETS, took)] += 1
-        histogram.total += took
+        if seconds() > late:
+            self._count(call, late - _QUICK)
         return answer
 
-    def _answered(self, answer: Any, histogram: _CallHistogram, began: float) -> Any:
+    def _awaited(self, call: Callable[..., Any], answer: Any, began: float) -> Any:
+        if isinstance(answer, Deferred):
+            took = self._seconds() - began
+            if took > HELD:
+                remarkHeld(call, took)
+            return answer.addBoth(self._answered, call, began)
+        self._count(call, began)
+        return answer
+
+    def _count(
+        self, call: Callable[..., Any], began: float, error: BaseException | None = None
+    ) -> None:
+        """
+        Count a call that has not waited.
+        """
+        took = self._seconds() - began
+        if took > HELD:
+            remarkHeld(call, took)
+        histogram = self._histogram(call)
+        if histogram is not None:
+            histogram.faults += error is not None and _isFault(error)
+            if took > _QUICK:
+                histogram.observe(took)
+
+    def _histogram(self, call: Callable[..., Any]) -> _CallHistogram | None:
+        return self.meter.calls.get(getattr(call, "__name__", ""))
+
+    def _answered(self, answer: Any, call: Callable[..., Any], began: float) -> Any:
+        histogram = self._histogram(call)
+        if histogram is None:
+            return answer
         histogram.observe(self._seconds() - began)
         if isinstance(answer, Failure):
             error = answer.value
@@ -149,6 +212,49 @@ class _Calls(ProviderCalls):
             isFault = not self.isOver if isinstance(error, CancelledError) else _isFault(error)
             histogram.faults += isFault
         return answer
+
+
+def _measured(
+    run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1
+) -> Callable[..., Awaitable[Reply]]:
+    """
+    @param count: how many runs each measured one stands for.
+    @return: the body of a command, whose time is counted.
+    """
+
+    @wraps(run)
+    async def measured(*arguments: Any) -> Reply:
+        began = seconds()
+        try:
+            answer = run(*arguments)
+            return answer if isinstance(answer, Reply) else await answer
+        finally:
+            histogram.observe(seconds() - began, count)
+
+    return measured
+
+
+def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram) -> Run:
+    """
+    @return: the body of a command, whose time is counted as L{CommandHistogram} says.
+    """
+    all = _measured(run, seconds, histogram)
+    some = _measured(run, seconds, histogram, _SAMPLED)
+    # The runs until the next one that is measured, and how many that one stands for.
+    left = step = 1
+
+    @wraps(run)
+    def sampled(*arguments: Any) -> Reply | Awaitable[Reply]:
+        # As short as possible, because this runs once for each command.
+        nonlocal left, step
+        left -= 1
+        if left:
+            return run(*arguments)
+        measured = all if step == 1 else some
+        left = step = histogram.step
+        return measured(*arguments)
+
+    return sampled
 
 
 def _isFault(error: BaseException | None) -> bool:
@@ -184,7 +290,7 @@ class Meter:
     @ivar refused: how many were refused at a limit; C{foreign}: how many because of their network.
     @ivar makeRecord: makes the counters of a session.
     @ivar makeCalls: makes what calls the provider for a session.
-    @ivar calls: the calls of each method.
+    @ivar histograms: the times of each command; C{calls}: those of each method.
     @ivar hear: called with a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user and a
         detail when a session has logged in (C{login}, the mechanism), was refused (C{refused}, the
         mechanism; without the user), has fallen asleep (C{sleep}), has woken up (C{wake}, the code
@@ -198,7 +304,7 @@ class Meter:
         self.accepted = self.refused = self.foreign = 0
         # Sums of the sessions that have ended.
         self.messages = self.messageOctets = self.deleted = self.octets = 0
-        self._commands: dict[str, Histogram] = {}
+        self.histograms: dict[str, CommandHistogram] = {}
         self.calls = {name: _CallHistogram() for name in _CALLS}
         self._logins: Counter[tuple[str, str]] = Counter()
         self._wakes = Counter({"new": 0, "none": 0, "refused": 0})
@@ -218,34 +324,17 @@ class Meter:
         }
 
     def _run(self, verb: str, run: Run) -> Run:
-        histogram = self._commands[verb] = Histogram("pop3svc_command_seconds")
-        measured = self._measured(run, histogram)
-        if verb in ("PASS", "APOP", "XLOG"):
-            return self._login(verb, measured)
+        histogram = self.histograms[verb] = CommandHistogram()
         if verb == "AUTH":
-            return self._auth(measured, histogram)
+            return self._auth(_measured(run, self._seconds, histogram), histogram)
+        sampled = _sampled(run, self._seconds, histogram)
+        if verb in ("PASS", "APOP", "XLOG"):
+            return self._login(verb, sampled)
         if verb == "WAKE":
-            return self._wake(measured)
+            return self._wake(sampled)
         if verb == "SLEE":
-            return self._sleep(measured)
-        return measured
-
-    def _measured(self, run: Run, histogram: Histogram) -> Callable[..., Awaitable[Reply]]:
-        # Local names and no call of observe(), because this runs once for each command.
-        seconds, counts = self._seconds, histogram.counts
-
-        @wraps(run)
-        async def measured(*arguments: Any) -> Reply:
-            began = seconds()
-            try:
-                answer = run(*arguments)
-                return answer if isinstance(answer, Reply) else await answer
-            finally:
-                took = seconds() - began
-                counts[bisect_left(CALL_BUCKETS, took)] += 1
-                histogram.total += took
-
-        return measured
+            return self._sleep(sampled)
+        return sampled
 
     def _count(self, session: Any, mechanism: str, result: str) -> None:
         self._logins[mechanism, result] += 1
@@ -256,11 +345,24 @@ class Meter:
         elif result == "refused":
             self.hear("refused", session.info, None, mechanism)
 
-    def _login(self, mechanism: str, run: Callable[..., Awaitable[Reply]]) -> Run:
+    def _login(self, mechanism: str, run: Run) -> Run:
         @wraps(run)
-        async def login(session: Any, *arguments: Any) -> Reply:
+        def login(session: Any, *arguments: Any) -> Reply | Awaitable[Reply]:
             try:
-                reply = await run(session, *arguments)
+                reply = run(session, *arguments)
+                if isinstance(reply, CoroutineType):
+                    reply = startNow(reply)
+            except BaseException as error:
+                self._count(session, mechanism, _result(error))
+                raise
+            if not isinstance(reply, Reply):
+                return awaitLogin(session, reply)
+            self._count(session, mechanism, "ok" if reply.positive else "refused")
+            return reply
+
+        async def awaitLogin(session: Any, answer: Awaitable[Reply]) -> Reply:
+            try:
+                reply = await answer
             except BaseException as error:
                 self._count(session, mechanism, _result(error))
                 raise
@@ -300,20 +402,35 @@ class Meter:
             result = "ok" if reply.positive else _RESULTS.get(reply.code or "", "busy")
             self._count(session, mechanism, result)
             return reply
-        measured = self._measured(exchange.respond, histogram)
+        measured = _measured(exchange.respond, self._seconds, histogram)
         session.exchange = _Exchange(
             exchange.command,
             lambda line: self._step(session, mechanism, histogram, measured, line),
         )
         return reply
 
-    def _wake(self, run: Callable[..., Awaitable[Reply]]) -> Run:
+    def _wake(self, run: Run) -> Run:
         wakes = self._wakes
 
         @wraps(run)
-        async def wake(session: Any) -> Reply:
+        def wake(session: Any) -> Reply | Awaitable[Reply]:
             try:
-                reply = await run(session)
+                reply = run(session)
+                if isinstance(reply, CoroutineType):
+                    reply = startNow(reply)
+            except BaseException:
+                wakes["refused"] += 1
+                raise
+            if not isinstance(reply, Reply):
+                return awaitWake(session, reply)
+            wakes["new" if reply.code == "ACTIVITY/NEW" else "none"] += 1
+            if self.hear is not None:
+                self.hear("wake", session.info, session.record.user, reply.code or "")
+            return reply
+
+        async def awaitWake(session: Any, answer: Awaitable[Reply]) -> Reply:
+            try:
+                reply = await answer
             except BaseException:
                 wakes["refused"] += 1
                 raise
@@ -324,10 +441,15 @@ class Meter:
 
         return wake
 
-    def _sleep(self, run: Callable[..., Awaitable[Reply]]) -> Run:
+    def _sleep(self, run: Run) -> Run:
         @wraps(run)
-        async def sleep(session: Any) -> Reply:
-            reply = await run(session)
+        def sleep(session: Any) -> Reply | Awaitable[Reply]:
+            return run(session) if self.hear is None else tell(session)
+
+        async def tell(session: Any) -> Reply:
+            reply = run(session)
+            if not isinstance(reply, Reply):
+                reply = await reply
             if self.hear is not None:
                 self.hear("sleep", session.info, session.record.user, "")
             return reply
@@ -336,18 +458,10 @@ class Meter:
 
     # --- counting ---------------------------------------------------------------------
 
-    def ended(self, record: SessionRecord) -> None:
-        """
-        Count the work of a session that has ended, or of a login after its logout.
-        """
-        self.messages += record.messagesSent
-        self.messageOctets += record.messageOctets
-        self.deleted += record.messagesDeleted
-        self.octets += record.octetsSent
-
     def timer(self, clock: IReactorTime) -> TimerService:
         """
-        @return: a service that measures how late a timer of each second is.
+        @return: a service that measures how late a timer of each second is, and chooses how many
+            commands are measured.
         """
         last: list[float] = []
 
@@ -356,6 +470,8 @@ class Meter:
             if last:
                 self._delay.observe(max(0.0, now - last.pop() - 1))
             last.append(now)
+            for each in self.histograms.values():
+                each.adapt()
 
         service = TimerService(1, look)
         service.clock = clock
@@ -375,10 +491,10 @@ class Meter:
             key("pop3svc_octets_sent_total"): self.octets,
             key("pop3svc_reactor_delay_seconds"): self._delay.numbers(),
         }
-        for verb, histogram in self._commands.items():
+        for verb, histogram in self.histograms.items():
             found[key("pop3svc_command_seconds", verb)] = histogram.numbers()
         for name, calls in self.calls.items():
-            if any(calls.counts):
+            if calls.faults or any(calls.counts):
                 found[key("pop3svc_provider_call_seconds", name)] = calls.numbers()
                 found[key("pop3svc_provider_faults_total", name)] = calls.faults
         for (mechanism, result), count in self._logins.items():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
+from pop3svc.metrics.meter import Meter
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline
@@ -27,6 +28,8 @@ pytestmark = pytest.mark.skipif(
 SESSION = 9_297
 POLL = 4_336
 RETR = 2_125
+# What metrics may add to them on a busy service: 2 %.
+METRICS = 0.02
 
 
 class Site:
@@ -34,7 +37,7 @@ class Site:
     A Maildir with twenty messages of 4 KiB, older than the time that a listing is uncertain.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, meter: Meter | None = None) -> None:
         box = path / "alice"
         for folder in ("cur", "new", "tmp"):
             (box / folder).mkdir(parents=True)
@@ -42,7 +45,7 @@ class Site:
             message = box / "cur" / f"17000000{number:02d}.M1P1.h:2,S"
             message.write_bytes((b"Subject: x\r\n\r\n" + b"y" * 70 + b"\r\n") * 48)
         store = MaildirStore(str(path), runner=Inline(), clock=Clock())
-        self.factory = POP3Factory(Anybody(store), clock=Clock())
+        self.factory = POP3Factory(Anybody(store), clock=Clock(), meter=meter)
         # The sizes are counted once.
         self.session()
         for each in (*box.rglob("*"), box):
@@ -74,6 +77,29 @@ def check(name: str, budget: int, work: object) -> None:
 
 def test_session(site: Site) -> None:
     check("a session with USER, PASS, STAT and QUIT", SESSION, site.session)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """
+    Metrics add at most 2 % to a session and to a poll.
+    """
+    costs = []
+    for name, meter in (("plain", None), ("metered", Meter(Clock()))):
+        site = Site(tmp_path / name, meter)
+        for each in () if meter is None else meter.histograms.values():
+            # Each command has run often in the last second.
+            each.observe(0, 1000)
+            each.adapt()
+        session = costOf(site.session)
+        client = site.loggedIn()
+
+        def poll(client: Client = client) -> None:
+            client.send(b"SLEE\r\nWAKE\r\nUIDL\r\n")
+            client.received()
+
+        costs.append((session, costOf(poll)))
+    for plain, metered in zip(*costs, strict=True):
+        assert plain.total < metered.total <= (1 + METRICS) * plain.total, f"{plain}\n\n{metered}"
 
 
 def test_poll(site: Site) -> None:
