@@ -4,7 +4,7 @@ Count failed logins by address and by user, and limit them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from ipaddress import ip_network
@@ -141,7 +141,8 @@ class _Full:
         @param end: takes a key, and returns when its strikes end, in seconds of the clock.
         """
         self._end = end
-        self.keys: set[Any] = set()
+        # In the order in which they have reached it.
+        self.keys: dict[Any, None] = {}
         self._entries: list[tuple[float, Any]] = []
         # The keys of the entries.
         self._entered: set[Any] = set()
@@ -150,7 +151,7 @@ class _Full:
         """
         Add a key whose limit is reached.
         """
-        self.keys.add(key)
+        self.keys[key] = None
         if key in self._entered:
             return
         if len(self._entries) >= self.MOST:
@@ -173,7 +174,7 @@ class _Full:
             if key not in self.keys:
                 continue
             if self._end(key) <= now:
-                self.keys.discard(key)
+                del self.keys[key]
                 found.append(key)
             else:
                 self.add(key)
@@ -231,10 +232,10 @@ class Strikes:
     def _put(self, key: Any, record: _Record) -> None:
         evicted = self._records.put(key, record)
         if evicted is not None:
-            self._full.keys.discard(evicted)
+            self._full.keys.pop(evicted, None)
 
     def _forget(self, key: Any) -> bool:
-        self._full.keys.discard(key)
+        self._full.keys.pop(key, None)
         return self._records.pop(key, None) is not None
 
     def _end(self, record: _Record) -> float:
@@ -351,17 +352,15 @@ class Strikes:
             self._forget(key)
         return len(self._full.keys)
 
-    def full(self) -> list[tuple[Any, float, int]]:
+    def full(self) -> Iterator[tuple[Any, float, int]]:
         """
         @return: each key whose limit is reached, with the seconds until attempts are admitted
             again, and the number of refused attempts.
         """
-        now, found = self._clock.seconds(), []
         for key in list(self._full.keys):
             record = self._record(key)
-            if record is not None:
-                found.append((key, self._end(record) - now, record.refused))
-        return found
+            if record is not None and key in self._full.keys:
+                yield key, self._end(record) - self._clock.seconds(), record.refused
 
     def fill(self, key: Any) -> None:
         """
@@ -539,15 +538,13 @@ class BanEngine:
         """
         return False
 
-    def bans(self) -> list[Ban]:
+    def eachBan(self) -> Iterator[Ban]:
         """
-        @return: the networks that are banned now.
+        @return: the networks that are banned.
         """
-        return [
-            Ban(key, seconds, refused, table is self._byOperator)
-            for table in self.tables
-            for key, seconds, refused in table.full()
-        ]
+        for table in self.tables:
+            for key, seconds, refused in table.full():
+                yield Ban(key, seconds, refused, table is self._byOperator)
 
     def countBans(self) -> int:
         """

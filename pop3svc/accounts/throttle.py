@@ -5,7 +5,7 @@ Throttling of logins: refuse attempts over the limits, and delay the answer to e
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -364,9 +364,16 @@ class SharedThrottle:
         """
         @return: the networks that are banned now.
         """
-        return [
-            ban for limit in self._limits if isinstance(limit, BanEngine) for ban in limit.bans()
-        ]
+        return list(self.eachBan())
+
+    def eachBan(self) -> Iterator[Ban]:
+        """
+        @return: these networks, one after the other.  There may be tens of thousands, so other work
+            may be done in between.
+        """
+        for limit in self._limits:
+            if isinstance(limit, BanEngine):
+                yield from limit.eachBan()
 
     def countBans(self) -> int:
         """

@@ -250,16 +250,22 @@ class ProcessOperations:
             each.end("ended by the operator")
         return len(found)
 
-    def _bans(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "network": each.network,
-                "seconds": round(each.seconds),
-                "refused": each.refused,
-                "isByOperator": each.isByOperator,
-            }
-            for each in self._service.throttle.bans()
-        ]
+    async def _bans(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        turn = TimeSlice(self._clock)
+        turn.restart()
+        for each in self._service.throttle.eachBan():
+            found.append(
+                {
+                    "network": each.network,
+                    "seconds": round(each.seconds),
+                    "refused": each.refused,
+                    "isByOperator": each.isByOperator,
+                }
+            )
+            if len(found) % AT_ONCE == 0:
+                await turn.yieldIfDue()
+        return found
 
     def _ban(self, address: str) -> None:
         self._service.throttle.ban(addressIn(address))

@@ -168,6 +168,26 @@ def test_bans() -> None:
     assert process.do("bans") == []
 
 
+def test_manyBansAreListedInSlices() -> None:
+    """
+    The reactor serves others while tens of thousands of bans are listed.
+    """
+    process = Process()
+    for number in range(200):
+        process.do("ban", address=f"192.0.2.{number}")
+    times = iter(range(10_000))
+    # Each look at the clock takes a whole slice.
+    process.clock.seconds = lambda: 1e6 + next(times) / 10  # type: ignore[method-assign]
+    listing = process.begin("bans")
+    assert not listing.called
+    process.do("lift", target="192.0.2.199")
+    results: list[Any] = []
+    listing.addBoth(results.append)
+    while not results:
+        process.clock.advance(0)
+    assert [each["network"] for each in results[0]] == [f"192.0.2.{n}/32" for n in range(199)]
+
+
 def test_liftUser() -> None:
     """
     The failed logins of a user are forgotten, from all networks.
