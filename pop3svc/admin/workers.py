@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
 
 from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
 
@@ -115,8 +116,10 @@ class WorkersOperations:
         See L{pop3svc.admin.operations.Handler.do}.
         """
         throttle = self._supervisor.throttle
-        if name in ("who", "trace", "activity"):
+        if name == "who":
             return await self._askAll(name, arguments, send)
+        if name in ("trace", "activity"):
+            return await self._follow(name, arguments, send)
         if name == "kick":
             return sum(await self._askAll(name, arguments, send))
         if name == "bans":
@@ -163,6 +166,43 @@ class WorkersOperations:
                 raise OperationError(f"{worker}: {answer.getErrorMessage()}")
             results.append(answer)
         return results if name == "kick" else None
+
+    async def _follow(self, name: str, arguments: Mapping[str, str], send: Send) -> None:
+        """
+        Hear from all workers until the time of the operation is over, and from workers that begin
+        to serve meanwhile.
+        """
+        over: Deferred[None] = Deferred()
+        asked: dict[Any, Deferred[Any]] = {}
+
+        def ask(worker: Any) -> None:
+            asked[worker] = self._ask(worker, name, arguments, send)
+            asked[worker].addBoth(ended, worker)
+
+        def ended(answer: Any, worker: Any) -> None:
+            del asked[worker]
+            if over.called:
+                return
+            if not isinstance(answer, Failure):
+                # The others have begun at the same time, or later.
+                over.callback(None)
+            elif worker in self._supervisor.serving:
+                over.errback(OperationError(f"{worker}: {answer.getErrorMessage()}"))
+            elif not asked:
+                over.errback(OperationError("No worker serves now."))
+
+        workers = self._supervisor.serving
+        if not workers:
+            raise OperationError("No worker serves now.")
+        for each in workers:
+            ask(each)
+        self._supervisor.joined.append(ask)
+        try:
+            await over
+        finally:
+            self._supervisor.joined.remove(ask)
+            for answer in list(asked.values()):
+                answer.cancel()
 
     async def _status(self, send: Send) -> dict[str, Any]:
         workers = []

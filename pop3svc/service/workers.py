@@ -363,6 +363,8 @@ class Supervisor(Operated):
     @ivar whenServing: fires when the first worker serves.
     @ivar restarts: how many workers were started again because they had failed.
     @ivar numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
+    @ivar joined: called with each worker that begins to serve, by operations that follow the work
+        of all workers.
     """
 
     def __init__(
@@ -400,6 +402,7 @@ class Supervisor(Operated):
         self.isDraining = False
         self.restarts = 0
         self.numbers: Any = None
+        self.joined: list[Callable[[_Worker], object]] = []
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
@@ -506,6 +509,8 @@ class Supervisor(Operated):
         if not self._haveServed:
             self._haveServed = True
             self.whenServing.callback(None)
+        for join in list(self.joined):
+            join(worker)
         old = self._succession.served(worker.number)
         if old is not None:
             self._leave(old)

@@ -265,7 +265,7 @@ class OperatorPage:
 
     async def _hearActivity(self) -> None:
         """
-        Hear of events.  The question is repeated, because later workers have not heard it.
+        Hear of events.  The question is repeated, because each has an end.
         """
         while True:
             try:

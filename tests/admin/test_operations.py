@@ -435,6 +435,7 @@ class Workers:
             self, lambda: {"listeners": [], "certificates": []}, self.clock
         )
         self.items: list[Any] = []
+        self.joined: list[Any] = []
 
     @property
     def serving(self) -> list[Any]:
@@ -533,6 +534,48 @@ def test_nobodyWaitsAnyMore() -> None:
     done.cancel()
     workers.asked.answered({"id": 1, "items": [1]})
     assert not workers.clock.getDelayedCalls()
+
+
+def test_laterWorkersAreFollowed() -> None:
+    """
+    An operation that follows the work of all workers hears at once from those that begin to serve
+    meanwhile, and ends when the time of the first ones is over.
+    """
+    workers = Workers()
+    asked: list[Any] = []
+
+    def ask(worker: Any, name: str, arguments: Any, send: Any) -> Deferred[Any]:
+        answer: Deferred[Any] = Deferred(lambda _: asked.append(f"{worker} is cancelled"))
+        answer.addErrback(lambda failure: failure)
+        asked.append((str(worker), answer, send))
+        return answer
+
+    workers.ask = ask  # type: ignore[method-assign]
+    results = workers.begin("activity", seconds="30")
+    assert [each[0] for each in asked] == ["worker 1", "worker 2"]
+    # The successors of both begin to serve, and both end.
+    old, workers.workers = workers.workers, [workers.Worker(3), workers.Worker(4)]
+    for each in workers.workers:
+        for join in workers.joined:
+            join(each)
+    assert [each[0] for each in asked] == ["worker 1", "worker 2", "worker 3", "worker 4"]
+    for _, answer, send in asked[:2]:
+        answer.errback(OperationError("no answer in time"))
+    asked[2][2](["an event"])
+    assert (workers.items, results) == (["an event"], [])
+    asked[2][1].callback(None)
+    assert results == [None]
+    assert asked[4:] == ["worker 4 is cancelled"] and workers.joined == []
+    # A worker that serves and does not answer is an error, and so is the end of all workers.
+    for workers.workers, error in ((old, "worker 1: no answer in time"), ([], "No worker serves")):
+        asked.clear()
+        present, workers.workers = workers.workers, old[:1]
+        results = workers.begin("trace", target="alice")
+        workers.workers = present
+        asked[0][1].errback(OperationError("no answer in time"))
+        assert results[0].getErrorMessage().startswith(error)
+    with pytest.raises(OperationError, match="^No worker serves now.$"):
+        workers.do("activity")
 
 
 def test_noWorkerServes() -> None:
