@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 __all__ = [
     "BadListing",
@@ -17,6 +18,8 @@ __all__ = [
     "isUniqueID",
     "slices",
 ]
+
+T = TypeVar("T")
 
 # RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
@@ -52,23 +55,23 @@ def isDerived(uniqueID: str) -> bool:
 _SLICE = 20_000
 
 
-def slices(texts: list[str]) -> Iterator[list[str]]:
+def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
     """
-    @return: the texts, in lists of bounded length.
+    @return: the values, in lists of bounded length.
     """
-    if len(texts) <= _SLICE:
-        return iter([texts])
-    return (texts[first : first + _SLICE] for first in range(0, len(texts), _SLICE))
+    if len(values) <= _SLICE:
+        return iter([values])
+    return (values[first : first + _SLICE] for first in range(0, len(values), _SLICE))
 
 
-def areUniqueIDs(texts: list[str]) -> bool:
+def areUniqueIDs(texts: Sequence[str]) -> bool:
     """
     @return: whether all texts are well-formed; faster than L{isUniqueID} for each.
     """
     return all(map(_areUniqueIDs, slices(texts)))
 
 
-def _areUniqueIDs(texts: list[str]) -> bool:
+def _areUniqueIDs(texts: Sequence[str]) -> bool:
     if not texts:
         return True
     try:
@@ -85,7 +88,7 @@ def _areUniqueIDs(texts: list[str]) -> bool:
     )
 
 
-def countDistinct(texts: list[str]) -> int:
+def countDistinct(texts: Sequence[str]) -> int:
     """
     @return: the number of different texts.
     """
@@ -125,6 +128,16 @@ class UniqueIDList:
         self._hashes: array[int] | None = None
         self._lines: list[bytes] = []
 
+    @classmethod
+    def ofChecked(cls, uniqueIDs: list[str]) -> UniqueIDList:
+        """
+        @param uniqueIDs: unique-ids that are well-formed and different; they must not be changed.
+        @return: the list, without another check.
+        """
+        made = cls(())
+        made.uniqueIDs = uniqueIDs
+        return made
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.uniqueIDs)
 
@@ -135,16 +148,25 @@ class UniqueIDList:
         """
         @return: the number of a message, L{None} if it was not listed.
         """
+        return (self._numbers or self.numbers()).get(uniqueID)
+
+    def numbers(self) -> Mapping[str, int]:
+        """
+        @return: the number of each message.
+        """
         if self._numbers is None:
             self._numbers = dict(zip(self.uniqueIDs, range(1, len(self) + 1), strict=True))
-        return self._numbers.get(uniqueID)
+        return self._numbers
 
     def hashes(self) -> array[int]:
         """
         @return: a 64-bit hash of each unique-id, to find new messages later.
         """
         if self._hashes is None:
-            self._hashes = array("Q", (hash(each) & 0xFFFFFFFFFFFFFFFF for each in self))
+            hashes = array("q")
+            for some in slices(self.uniqueIDs):
+                hashes.extend(map(hash, some))
+            self._hashes = hashes
         return self._hashes
 
     def prepare(self) -> None:

@@ -5,7 +5,7 @@ Serve a folder of C{.eml} files as one mailbox, for the tutorial and for demos.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from zope.interface import alsoProvides, implementer
@@ -18,7 +18,7 @@ from pop3svc.providers.files.folders import MessageRef, identify
 from pop3svc.providers.files.listing import Caches
 from pop3svc.providers.files.mailbox import FileMailbox
 from pop3svc.providers.files.scanning import scanPlaces, sortRefs
-from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo, SizeCache, UnsavedSizes
+from pop3svc.providers.files.sizes import MailboxSizes, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, Stamp
 from pop3svc.providers.files.store import MailboxMaker
 from pop3svc.providers.files.storing import nameOfDelivery, publish, refusalFor, writeMessage
@@ -53,13 +53,12 @@ class _FolderFormat:
         identify(root, self.folders, found, sizes, doubts, comparesAll=True)
         return scan.snapshot(sortRefs(found), not doubts), scan.stamp
 
-    def sizesInNames(
-        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
-    ) -> dict[str, MessageInfo]:
+    def sizesInNames(self, names: Sequence[str]) -> list[int | None]:
         """
-        Return nothing, because the names give no sizes.
+        See L{Format.sizesInNames<pop3svc.providers.files.snapshot.Format.sizesInNames>}.  The names
+        give no sizes.
         """
-        return {}
+        return [None] * len(names)
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         """

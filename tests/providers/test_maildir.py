@@ -727,7 +727,7 @@ def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPat
     assert client.say(b"RETR UID:4.new").startswith(b"+OK")
     # A sleeping session keeps no listing.
     client.say(b"SLEE")
-    assert client.protocol.session.transaction.mailbox.listing.current == {}
+    assert len(client.protocol.session.transaction.mailbox.listing.current) == 0
 
 
 def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -376,8 +376,8 @@ def test_uniqueIDsOfPlaces(maildir: Path) -> None:
         snapshot = mailbox.listing.scan(root)
     finally:
         os.close(root)
-    assert list(snapshot) == [*KEPT, "1700000000.x"]
-    assert [snapshot.uniqueIDOf(place) for place in snapshot.values()] == list(snapshot)
+    assert snapshot.listed.uniqueIDs == [*KEPT, "1700000000.x"]
+    assert [snapshot.uniqueIDOf(place) for place in snapshot.places] == snapshot.listed.uniqueIDs
 
 
 def test_namesWithoutATime(maildir: Path) -> None:

@@ -198,9 +198,11 @@ class SizeCounter:
         listing = self._listing.current
         sizes = self._listing.sizesIn(root)
         sizes.load(root, len(listing))
-        unknown = [each for each in uniqueIDs if each not in sizes.known]
+        unknown: Sequence[str] = [each for each in uniqueIDs if each not in sizes.known]
         if unknown:
-            sizes.learn(self._listing.sizesInNames(unknown))
+            # The same list is cheaper, because the names of its files are known as a column.
+            asked = uniqueIDs if len(unknown) == len(uniqueIDs) else unknown
+            sizes.learn(self._listing.sizesInNames(asked))
             unknown = [each for each in unknown if each not in sizes.known]
         unreadable: dict[str, MessageInfo] = {}
         allSure = True
@@ -212,18 +214,20 @@ class SizeCounter:
                 isSure = self._read(root, unknown[first : first + _KEPT], added)
             finally:
                 readable = {each: found for each, found in added.items() if found.octets >= 0}
-                sizes.keep(root, readable, listing)
+                sizes.keep(root, readable, listing.listed.numbers())
             allSure = allSure and isSure
             unreadable.update(added)
             if isCancelled():
                 raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
         self._caches.sizes.trim()
-        found = [sizes.known.get(each) or unreadable.get(each) for each in uniqueIDs]
+        found = list(map(sizes.known.get, uniqueIDs))
+        if unreadable:
+            found = [sizes.known.get(each) or unreadable.get(each) for each in uniqueIDs]
         if ofSurrogates:
             return [each and (each.surrogate or each.octets) for each in found], allSure
         return [each and each.octets for each in found], allSure
 
-    def _read(self, root: int, uniqueIDs: list[str], added: dict[str, MessageInfo]) -> bool:
+    def _read(self, root: int, uniqueIDs: Sequence[str], added: dict[str, MessageInfo]) -> bool:
         """
         Read messages.  Blocks.
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pop3svc.errors import POP3ResponseError
@@ -75,7 +75,7 @@ class Finder:
         return opened
 
     def seek(
-        self, uniqueIDs: list[str], look: Callable[[str, Place], T | None]
+        self, uniqueIDs: Sequence[str], look: Callable[[str, Place], T | None]
     ) -> tuple[dict[str, T], bool]:
         """
         Call C{look} for each message.  If another program has renamed the file, search for

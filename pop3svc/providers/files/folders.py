@@ -15,7 +15,7 @@ from pop3svc.providers.files.snapshot import listFolder
 from pop3svc.providers.paths import openBelow, uniqueIDFor
 from pop3svc.threadpool import isCancelled
 
-__all__ = ["MessageRef", "OpenFolders", "identify", "identityOf"]
+__all__ = ["MessageRef", "OpenFolders", "areIdentified", "identify", "identityOf"]
 
 # If a listing has at most this many files, it calls stat() for each file, because a new file may
 # have the inode of the file that it replaced.  With more files, these calls would cost more than
@@ -111,6 +111,23 @@ def identify(
         _seekRenamed(root, folders, renamed, check)
     # The next scan identifies the other messages.
     doubts += [found[index][4] for index, _ in renamed.values()]
+
+
+def areIdentified(uniqueIDs: list[str], inodes: list[int], sizes: MailboxSizes) -> bool:
+    """
+    @param uniqueIDs: some messages of a mailbox with so many that L{identify} compares inodes.
+    @param inodes: the inode of each message.
+    @return: whether L{identify} would look at no file, and give no message another unique-id.
+    """
+    if not (sizes.known or sizes.claims or sizes.seen):
+        return True
+    owners: list[MessageInfo | None] = list(map(sizes.known.get, uniqueIDs))
+    if not all(owners):
+        owners = list(map(sizes.ownerOf, uniqueIDs))
+    return not any(
+        owner is not None and (owner.inode != inode or owner.kind == GONE)
+        for owner, inode in zip(owners, inodes, strict=True)
+    )
 
 
 def _identifyOne(

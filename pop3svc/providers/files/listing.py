@@ -5,7 +5,7 @@ The listing of a mailbox for one session.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -14,12 +14,21 @@ from pop3svc.interfaces import Eventual
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.directory import Directory
-from pop3svc.providers.files.sizes import GONE, Key, MailboxSizes, MessageInfo, SizeCache, keyOf
+from pop3svc.providers.files.sizes import (
+    GONE,
+    Key,
+    MailboxSizes,
+    MessageInfo,
+    SizeCache,
+    infosOf,
+    keyOf,
+)
 from pop3svc.providers.files.snapshot import (
     EMPTY,
     Format,
     ListingCache,
     MailboxSnapshot,
+    PlaceColumns,
     isLarge,
     stampOf,
 )
@@ -179,7 +188,7 @@ class Listing:
 
     def _use(self, listing: MailboxSnapshot) -> UniqueIDList:
         self._set(listing)
-        return listing.listed()
+        return listing.listed
 
     def _set(self, listing: MailboxSnapshot) -> None:
         self.current = listing
@@ -256,11 +265,11 @@ class Listing:
         if shared is not None:
             return shared
         listing, stamp = self._format.scan(root, sizes)
-        if listing.isSure:
-            sizes.markOthersGone(listing)
-        sizes.keep(root, {}, listing)
         # Prepare the unique-ids here, because this runs in a thread.
-        listing.listed().prepare()
+        listing.listed.prepare()
+        if listing.isSure:
+            sizes.markOthersGone(listing.listed.numbers())
+        sizes.keep(root, {}, listing.listed.numbers())
         if listing.isSure and stamp:
             self._caches.listings.put(key, stamp, listing)
         return listing
@@ -305,7 +314,10 @@ class Listing:
         """
         Record the place and the other names that a message has in another listing.
         """
-        self._moved[uniqueID] = now[uniqueID]
+        place = now.get(uniqueID)
+        if place is None:
+            return
+        self._moved[uniqueID] = place
         if uniqueID in now.links:
             self._movedLinks[uniqueID] = now.links[uniqueID]
 
@@ -318,12 +330,23 @@ class Listing:
             for link in links.get(uniqueID, ()):
                 yield uniqueID, link
 
-    def sizesInNames(self, uniqueIDs: list[str]) -> dict[str, MessageInfo]:
+    def sizesInNames(self, uniqueIDs: Sequence[str]) -> dict[str, MessageInfo]:
         """
-        @return: see L{Format.sizesInNames}.
+        @return: the sizes of messages from the names of their files, if the operator trusts these.
         """
-        places = map(self.placeOf if self._moved else self.current.get, uniqueIDs)
-        return self._format.sizesInNames(uniqueIDs, places)
+        if not self._format.believesNames:
+            return {}
+        listing = self.current
+        names: Sequence[str]
+        inodes: Sequence[int]
+        isWhole = uniqueIDs is listing.listed.uniqueIDs and not self._moved
+        if isWhole and isinstance(listing.places, PlaceColumns):
+            names, inodes = listing.places.names, listing.places.inodes
+        else:
+            places = [self.placeOf(each) or ("", "", 0) for each in uniqueIDs]
+            names, inodes = [each[1] for each in places], [each[2] for each in places]
+        sizes = self._format.sizesInNames(names)
+        return infosOf(uniqueIDs, sizes, inodes)
 
     # --- identity ---------------------------------------------------------------------
 

@@ -4,18 +4,28 @@ Read the directories of a mailbox, and find even messages that move meanwhile.
 
 from __future__ import annotations
 
-import heapq
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from operator import itemgetter
+from typing import Any, TypeVar
 
+from pop3svc.listings import UniqueIDList, slices
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.folders import MessageRef
-from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp, listFolder, stampOf
+from pop3svc.providers.files.snapshot import (
+    FolderNames,
+    MailboxSnapshot,
+    Stamp,
+    readFolder,
+    stampOf,
+)
 from pop3svc.threadpool import isCancelled
 
-__all__ = ["Scan", "scanPlaces", "sortRefs"]
+__all__ = ["Scan", "scanPlaces", "sortInSlices", "sortRefs"]
 
 # The most reads of the directories; fewer are enough if the directories do not change during a
 # read.  The seconds between two reads.
@@ -23,6 +33,10 @@ _SCANS, _PAUSE = 10, 0.02
 # The most messages that one call sorts, so that it holds the interpreter lock for some
 # milliseconds only.
 _SLICE = 10_000
+# A sample for L{sortInSlices} has one of this many values.
+_SAMPLED = 100
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -30,7 +44,7 @@ class Scan:
     """
     The places of a mailbox's messages.
 
-    @ivar places: the places.
+    @ivar folders: the files of each directory; empty if one read was not enough.
     @ivar seen: for each place the number of the last read that found it; empty if one read was
         enough.
     @ivar isSure: whether the last read was complete.
@@ -38,11 +52,26 @@ class Scan:
     @ivar began: when the scan began, nanoseconds.
     """
 
-    places: Sequence[Place]
+    folders: Sequence[FolderNames]
     seen: Mapping[Place, int]
     isSure: bool
     stamp: Stamp
     began: int
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """
+        The places.
+        """
+        return list(self.eachPlace())
+
+    def eachPlace(self) -> Iterator[Place]:
+        """
+        @return: the places, made one by one.
+        """
+        if self.seen:
+            return iter(self.seen)
+        return chain.from_iterable(folder.places() for folder in self.folders)
 
     def snapshot(self, found: Sequence[MessageRef], isSure: bool) -> MailboxSnapshot:
         """
@@ -50,12 +79,24 @@ class Scan:
         @param isSure: whether all messages were identified.
         @return: the listing.
         """
-        listing = MailboxSnapshot()
+        placeOf: dict[str, Place] = {}
+        for some in slices(found):
+            placeOf.update(map(itemgetter(3, 4), some))
+        return self.snapshotOf(UniqueIDList(placeOf), list(placeOf.values()), isSure)
+
+    def snapshotOf(
+        self, listed: UniqueIDList, places: Sequence[Place], isSure: bool
+    ) -> MailboxSnapshot:
+        """
+        @param listed: the unique-ids of the messages, in the order of their numbers.
+        @param places: the place of each message.
+        @param isSure: whether all messages were identified.
+        @return: the listing.
+        """
+        listing = MailboxSnapshot(listed, places)
         listing.isSure = self.isSure and isSure
         if self.isSure:
             listing.time = max(self.began, *(max(each[2:]) for each in self.stamp))
-        for first in range(0, len(found), _SLICE):
-            listing.update(map(itemgetter(3, 4), found[first : first + _SLICE]))
         return listing
 
 
@@ -71,25 +112,53 @@ def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
     seen: dict[Place, int] = {}
     for look in range(_SCANS):
         before, _ = stampOf(root, folders)
-        places = [place for folder in folders for place in listFolder(root, folder)]
+        read = [readFolder(root, folder) for folder in folders]
         after, isOld = stampOf(root, folders)
         if before == after and isOld:
             # This read was complete.
-            return Scan(places, {}, True, after, began)
-        seen.update(dict.fromkeys(places, look))
+            return Scan(read, {}, True, after, began)
+        for names in read:
+            seen.update(dict.fromkeys(names.places(), look))
         if before == after:
             time.sleep(_PAUSE)
         if isCancelled():
             break
-    return Scan(list(seen), seen, False, (), began)
+    return Scan((), seen, False, (), began)
 
 
 def sortRefs(found: list[MessageRef]) -> list[MessageRef]:
     """
-    Sort like C{sorted}, without holding the interpreter lock for long.
+    Sort references like L{sortInSlices}.
     """
-    if len(found) <= 2 * _SLICE:
-        found.sort()
-        return found
-    slices = [sorted(found[first : first + _SLICE]) for first in range(0, len(found), _SLICE)]
-    return list(heapq.merge(*slices))
+    return sortInSlices(found)
+
+
+def sortInSlices(values: list[T], key: Callable[[T], Any] = lambda value: value) -> list[T]:
+    """
+    Sort like C{sorted}, without holding the interpreter lock for long.
+
+    @param values: different values; the order of this list may change.
+    """
+    if len(values) <= 2 * _SLICE:
+        values.sort(key=key)
+        return values
+    runs = [
+        sorted(values[first : first + _SLICE], key=key) for first in range(0, len(values), _SLICE)
+    ]
+    # Choose limits from a sample, so that some _SLICE values are between two of them.  The values
+    # between two limits are sorted parts of the runs, which sort() merges.
+    sample = sorted(chain.from_iterable(run[::_SAMPLED] for run in runs), key=key)
+    step = _SLICE // _SAMPLED
+    starts = [0] * len(runs)
+    result: list[T] = []
+    for limit in (*sample[step::step], None):
+        between: list[T] = []
+        for index, run in enumerate(runs):
+            end = len(run)
+            if limit is not None:
+                end = bisect_left(run, key(limit), starts[index], key=key)
+            between += run[starts[index] : end]
+            starts[index] = end
+        between.sort(key=key)
+        result += between
+    return result

@@ -15,14 +15,15 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
+from itertools import repeat
 from threading import Lock, RLock
 from typing import BinaryIO, Concatenate, NamedTuple, ParamSpec, TypeVar
 from zlib import crc32
 
 from pop3svc.files import FileStamp, closeQuietly, openFile, openRegular, stampFrom
 from pop3svc.fileuser import fileUID
-from pop3svc.listings import areUniqueIDs
+from pop3svc.listings import areUniqueIDs, slices
 from pop3svc.timing import Progress
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "checksumOf",
     "headIn",
     "headOf",
+    "infosOf",
     "keyOf",
 ]
 
@@ -169,6 +171,27 @@ class MessageInfo(NamedTuple):
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
+# Makes a L{MessageInfo} of a tuple of all its fields, in a third of the time of its constructor.
+_infoOf: Callable[[tuple[object, ...]], MessageInfo] = partial(tuple.__new__, MessageInfo)
+
+
+def infosOf(
+    uniqueIDs: Sequence[str], sizes: Sequence[int | None], inodes: Sequence[int]
+) -> dict[str, MessageInfo]:
+    """
+    @param sizes: the size of each message in octets; L{None} if it is not known.
+    @param inodes: the inode of each message's file.
+    @return: what is known of each message whose size is known.
+    """
+    infos: dict[str, MessageInfo] = {}
+    for some, octets, theirs in zip(*map(slices, (uniqueIDs, sizes, inodes)), strict=True):
+        columns = octets, theirs, *map(repeat, (0, 0, ".", 0, 0))
+        infos.update(zip(some, map(_infoOf, zip(*columns, strict=False)), strict=True))
+    if None in sizes:
+        return {each: info for each, info in infos.items() if info.octets is not None}
+    return infos
+
+
 _NOTHING: tuple[Sequence[str], bool, list[int]] = (), False, []
 
 
@@ -281,8 +304,9 @@ class MailboxSizes:
         """
         self._change()
         self.known.update(added)
-        for uniqueID in added:
-            self.seen.pop(uniqueID, None)
+        if self.seen:
+            for uniqueID in added:
+                self.seen.pop(uniqueID, None)
 
     @_guarded
     def forget(self, uniqueID: str) -> None:
@@ -586,12 +610,12 @@ def _entries(block: bytes) -> Iterator[tuple[str, MessageInfo]]:
     words = block.decode("ascii").split()
     if len(words) % 8:
         raise ValueError
-    numbers = [list(map(int, words[column::8])) for column in (1, 2, 3, 4)]
+    numbers = [map(int, words[column::8]) for column in (1, 2, 3, 4)]
     heads, surrogates = map(int, words[6::8]), map(int, words[7::8])
     if not areUniqueIDs(words[0::8]):
         raise ValueError
-    infos = map(MessageInfo, *numbers, words[5::8], heads, surrogates)
-    return zip(words[0::8], infos, strict=True)
+    columns = zip(*numbers, words[5::8], heads, surrogates, strict=True)
+    return zip(words[0::8], map(_infoOf, columns), strict=True)
 
 
 def _blocks(entries: Mapping[str, MessageInfo]) -> Iterator[bytes]:

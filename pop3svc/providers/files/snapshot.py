@@ -5,27 +5,32 @@ List the files of a mailbox, and keep the listings for its sessions.
 from __future__ import annotations
 
 import os
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import repeat
 from threading import Lock
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, stampFrom
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.deletion import Place
-from pop3svc.providers.files.sizes import Key, MailboxSizes, MessageInfo
+from pop3svc.providers.files.sizes import Key, MailboxSizes
 from pop3svc.providers.paths import openBelow, uniqueIDFor
 
 __all__ = [
     "EMPTY",
+    "FolderNames",
     "Format",
     "ListingCache",
     "MailboxSnapshot",
     "NoListingCache",
+    "PlaceColumns",
     "Stamp",
     "isLarge",
     "listFolder",
+    "readFolder",
     "stampOf",
 ]
 
@@ -33,11 +38,42 @@ __all__ = [
 _LARGE = 1_000_000
 
 
-class MailboxSnapshot(dict[str, Place]):
+class PlaceColumns(Sequence[Place]):
+    """
+    The places of many messages, without an object for each place.
+
+    @ivar names: the names of the files.
+    @ivar inodes: the inode of each file; 0 if it is not known.
+    """
+
+    __slots__ = ("_folderOf", "_folders", "inodes", "names")
+
+    def __init__(
+        self, folders: Sequence[str], folderOf: bytes, names: list[str], inodes: array[int]
+    ) -> None:
+        """
+        @param folders: the directories that hold messages.
+        @param folderOf: for each file the index of its directory in C{folders}.
+        """
+        self._folders = folders
+        self._folderOf = folderOf
+        self.names = names
+        self.inodes = inodes
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._folders[self._folderOf[index]], self.names[index], self.inodes[index]
+
+
+class MailboxSnapshot:
     """
     Unique-ids in the order of message numbers, and the place of each message.  A snapshot never
     changes once it is made, because sessions share it.
 
+    @ivar listed: the unique-ids, for sessions to share.
+    @ivar places: the place of each message.
     @ivar links: other names of the same file, by unique-id.
     @ivar isSure: whether no file moved during the scan.  If no file moved, a message that is not
         listed no longer exists.
@@ -50,22 +86,35 @@ class MailboxSnapshot(dict[str, Place]):
         unique-id that it gives.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    __slots__ = ("isSure", "links", "listed", "places", "separator", "time", "uniqueIDFor")
+
+    def __init__(self, listed: UniqueIDList | None = None, places: Sequence[Place] = ()) -> None:
+        self.listed = UniqueIDList(()) if listed is None else listed
+        self.places = places
         self.links: dict[str, list[Place]] = {}
         self.isSure = True
         self.time = 0
         self.separator = ""
         self.uniqueIDFor: Callable[[str], str] = uniqueIDFor
-        self._listed: UniqueIDList | None = None
 
-    def listed(self) -> UniqueIDList:
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __contains__(self, uniqueID: str) -> bool:
+        return self.listed.number(uniqueID) is not None
+
+    def get(self, uniqueID: str) -> Place | None:
         """
-        @return: the unique-ids, for sessions to share.
+        @return: the place of a message; L{None} if it was not listed.
         """
-        if self._listed is None:
-            self._listed = UniqueIDList(self)
-        return self._listed
+        number = self.listed.number(uniqueID)
+        return None if number is None else self.places[number - 1]
+
+    def items(self) -> Iterator[tuple[str, Place]]:
+        """
+        @return: unique-id and place of each message.
+        """
+        return zip(self.listed.uniqueIDs, self.places, strict=True)
 
     def uniqueIDOf(self, place: Place) -> str:
         """
@@ -87,7 +136,7 @@ class Format(Protocol):
     """
     How a kind of mailbox names and orders the files of its messages.
 
-    @ivar believesNames: whether L{sizesInNames} returns sizes.
+    @ivar believesNames: whether the operator trusts L{sizesInNames}.
     """
 
     @property
@@ -109,11 +158,10 @@ class Format(Protocol):
             caller uses the times only if the listing is sure.
         """
 
-    def sizesInNames(
-        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
-    ) -> dict[str, MessageInfo]:
+    def sizesInNames(self, names: Sequence[str]) -> list[int | None]:
         """
-        @return: the sizes of messages from the names of their files, if the operator trusts these.
+        @return: the size of each message in octets from the name of its file; L{None} if the name
+            does not give it.
         """
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
@@ -250,6 +298,52 @@ def listFolder(root: int, folder: str) -> Iterator[Place]:
                 yield folder, name, entry.inode() if isReliable else 0
     finally:
         closeQuietly(directory)
+
+
+class FolderNames(NamedTuple):
+    """
+    The regular files of a directory that are not hidden, as columns.
+
+    @ivar folder: the name of the directory.
+    @ivar names: the names of the files.
+    @ivar inodes: the inode of each file; 0 if it is not known.
+    """
+
+    folder: str
+    names: list[str]
+    inodes: array[int]
+
+    def places(self) -> Iterator[Place]:
+        """
+        @return: the place of each file.
+        """
+        return zip(repeat(self.folder), self.names, self.inodes)
+
+
+def readFolder(root: int, folder: str) -> FolderNames:
+    """
+    Read a directory like L{listFolder}, as a whole.
+    """
+    names: list[str] = []
+    inodes = array("Q")
+    try:
+        directory = openBelow(folder, root)
+    except FileNotFoundError:
+        return FolderNames(folder, names, inodes)
+    try:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] != "." and entry.is_file(follow_symlinks=False):
+                    if not names:
+                        areReliable = _areInodesReliable(entry)
+                    names.append(name)
+                    inodes.append(entry.inode())
+    finally:
+        closeQuietly(directory)
+    if names and not areReliable:
+        inodes = array("Q", bytes(inodes.itemsize * len(names)))
+    return FolderNames(folder, names, inodes)
 
 
 def _areInodesReliable(entry: os.DirEntry[str]) -> bool:

@@ -267,7 +267,7 @@ class MaildirDelivery:
         known = self._imported.get(key)
         if known is None:
             format = self._formatFor(username, place)
-            former = () if format is None else format.scan(root, UnsavedSizes())[0]
+            former = [] if format is None else format.scan(root, UnsavedSizes())[0].listed.uniqueIDs
             known = _KnownIDs(self._separator or ":", frozenset(former))
             self._imported.put(key, known)
         return known

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
+from pop3svc.listings import slices
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.paths import uniqueIDFor
 
@@ -18,7 +19,7 @@ __all__ = [
     "nameWithUniqueID",
     "parseNames",
     "separatorOf",
-    "sizeIn",
+    "sizesIn",
 ]
 
 # Separators before the flags of a file name: ":" in the Maildir specification, and another
@@ -26,7 +27,7 @@ __all__ = [
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
 # The size with CRLF, which Dovecot and maildrop write after the size on disk.
-_SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])")
+_SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])[^/]*/")
 
 # The part of a name before the flags, and the seconds and microseconds of delivery in that part;
 # empty if the part has none.
@@ -80,12 +81,20 @@ def separatorOf(places: Iterable[Place]) -> str:
     return found or ":"
 
 
-def sizeIn(name: str) -> int | None:
+def sizesIn(names: Sequence[str]) -> list[int | None]:
     """
-    @return: the size in octets, as the message is sent, that a file's name gives.
+    @return: for each name of a file the size in octets, as the message is sent, that it gives;
+        L{None} if it gives none.
     """
-    found = _SIZE.search(name)
-    return None if found is None else int(found[1])
+    sizes: list[int | None] = []
+    for some in slices(names):
+        # No file name contains a slash, and a match extends to the next one.
+        found = _SIZE.findall("/".join([*some, ""]))
+        if len(found) == len(some):
+            sizes += map(int, found)
+        else:
+            sizes += [int(size[1]) if (size := _SIZE.search(f"{each}/")) else None for each in some]
+    return sizes
 
 
 def nameWithUniqueID(uniqueID: str, separator: str = "") -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import partial
 
 from pop3svc.listings import areUniqueIDs, countDistinct
@@ -15,8 +15,9 @@ from pop3svc.providers.files.folders import MessageRef, OpenFolders, identify, i
 from pop3svc.providers.files.scanning import Scan, scanPlaces, sortRefs
 from pop3svc.providers.files.sizes import MailboxSizes, MessageInfo
 from pop3svc.providers.files.snapshot import MailboxSnapshot, Stamp
+from pop3svc.providers.maildir.columns import listByColumns
 from pop3svc.providers.maildir.migrated import KeptIDs, MigratedMaildir
-from pop3svc.providers.maildir.names import ParsedName, parseNames, separatorOf, sizeIn
+from pop3svc.providers.maildir.names import ParsedName, parseNames, separatorOf, sizesIn
 from pop3svc.providers.maildir.quota import recordDeletion
 from pop3svc.providers.paths import uniqueIDFor
 from pop3svc.threadpool import isCancelled
@@ -72,14 +73,29 @@ class MaildirFormat:
             only because a message was renamed before its stat().
         """
         scan = scanPlaces(root, self.folders)
+        separator = self._separator or separatorOf(scan.eachPlace())
+        sizes.load(root, sum(len(folder.names) for folder in scan.folders) or len(scan.seen))
+        if self._migrated is None:
+            listing = listByColumns(scan, separator, sizes)
+            if listing is not None:
+                return listing, scan.stamp, False
+        return self._scanInGeneral(root, sizes, scan, separator)
+
+    def _scanInGeneral(
+        self, root: int, sizes: MailboxSizes, scan: Scan, separator: str
+    ) -> tuple[MailboxSnapshot, Stamp, bool]:
+        """
+        List messages whose names may have any form.
+
+        @param separator: the separator before the flags.
+        @return: see L{_scanOnce}.
+        """
         places = scan.places
-        separator = self._separator or separatorOf(places)
         named = list(zip(parseNames(places, separator), places, strict=True))
         bases = [base for (base, _, _), _ in named]
         several: set[str] = set()
         if countDistinct(bases) != len(bases):
             several.update(base for base, times in Counter(bases).items() if times > 1)
-        sizes.load(root, len(places))
         # Check all names at once, because a call for each of many messages costs too much.
         # None of these names looks like a derived unique-id.
         areLegal = areUniqueIDs(bases)
@@ -129,19 +145,11 @@ class MaildirFormat:
 
         return self._migrated.kept(root, places, scan.isSure)
 
-    def sizesInNames(
-        self, uniqueIDs: Iterable[str], places: Iterable[Place | None]
-    ) -> dict[str, MessageInfo]:
+    def sizesInNames(self, names: Sequence[str]) -> list[int | None]:
         """
         See L{Format.sizesInNames<pop3svc.providers.files.snapshot.Format.sizesInNames>}.
         """
-        if not self.believesNames:
-            return {}
-        return {
-            uniqueID: MessageInfo(size, place[2])
-            for uniqueID, place in zip(uniqueIDs, places, strict=True)
-            if place is not None and (size := sizeIn(place[1])) is not None
-        }
+        return sizesIn(names)
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         """
