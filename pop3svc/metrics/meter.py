@@ -26,7 +26,7 @@ from twisted.python.failure import Failure
 from zope.interface.interface import InterfaceClass, Method
 
 from pop3svc import interfaces
-from pop3svc.awaiting import ensureStarted, isAwaitable, startNow
+from pop3svc.awaiting import ensureStarted, startNow
 from pop3svc.errors import POP3ResponseError
 from pop3svc.metrics.declarations import BY_NAME, Numbers, key
 from pop3svc.protocol.dispatch import Command
@@ -165,7 +165,7 @@ class _Calls(ProviderCalls):
         late = seconds() + _QUICK
         try:
             answer = call(*arguments)
-            if isAwaitable(answer):
+            if hasattr(answer, "__await__"):
                 return self._awaited(call, ensureStarted(answer), late - _QUICK)
         except Exception as error:
             self._count(call, late - _QUICK, error)

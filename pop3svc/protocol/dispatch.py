@@ -141,14 +141,12 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
         command, body = found, found.run
     try:
         answer: Any = body(*arguments)
-        if type(answer) is Reply:
-            reply = answer
-        else:
+        if type(answer) is not Reply:
             if isinstance(answer, CoroutineType):
                 answer = startNow(answer)
             if isAwaitable(answer):
                 return _answeredLater(session, command, answer)
-            reply = answer
+        reply: Reply = answer
     except _ERRORS as error:
         reply = _mapped(error, command, session)
     return _answered(session, command, reply)

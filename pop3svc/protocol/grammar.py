@@ -57,7 +57,10 @@ def words(rest: bytes | None) -> list[bytes]:
     """
     Split at runs of spaces (0x20 only), and ignore spaces at the ends.
     """
-    return [word for word in (rest or b"").split(b" ") if word]
+    if not rest:
+        return []
+    # Most arguments are one word.
+    return [word for word in rest.split(b" ") if word] if b" " in rest else [rest]
 
 
 def _text(data: bytes) -> str:
@@ -83,7 +86,7 @@ def nothing(rest: bytes | None) -> tuple[()]:
     """
     Parse no argument.
     """
-    if words(rest):
+    if rest and words(rest):
         raise BadArguments("This command takes no argument.")
     return ()
 

@@ -20,7 +20,6 @@ from pop3svc.awaiting import (
     ValueOrDeferred,
     awaitWithTimeout,
     ensureStarted,
-    isAwaitable,
     startNow,
     then,
 )
@@ -60,13 +59,13 @@ class ProviderCalls:
         @return: the value of the method, or a Deferred.
         """
         seconds = self._seconds
-        late = seconds() + HELD
+        began = seconds()
         try:
             answer = call(*arguments)
-            return ensureStarted(answer) if isAwaitable(answer) else answer
+            return ensureStarted(answer) if hasattr(answer, "__await__") else answer
         finally:
-            if seconds() > late:
-                remarkHeld(call, seconds() - late + HELD)
+            if seconds() - began > HELD:
+                remarkHeld(call, seconds() - began)
 
     def ask(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
