@@ -17,8 +17,10 @@ from pop3svc.errors import POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import IBulkMessageSizes, IPOP3ConnectionInfo, ISurrogates
 from pop3svc.lineendings import WireForm
 from pop3svc.protocol.content import MessageBody, countByReading
+from pop3svc.protocol.maildrop import Maildrop, MessageRef
 from pop3svc.protocol.providercalls import ProviderCalls
 from pop3svc.protocol.remarks import nameOf, warnOnce
+from pop3svc.protocol.replies import Body, Lines
 from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages", "SurrogateBody"]
@@ -125,6 +127,21 @@ async def _needsByReading(body: SurrogateBody, clock: IReactorTime) -> bool:
         return True
     finally:
         body.close()
+
+
+def _knownSizes(maildrop: Maildrop) -> Body:
+    sizes = maildrop.sizes()
+    if maildrop.isWhole:
+        return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
+    return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
+
+
+def _knownTotal(maildrop: Maildrop) -> tuple[int, int]:
+    octets = maildrop.octets()
+    if octets is None:
+        sizes = maildrop.sizes()
+        octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
+    return maildrop.count(), octets
 
 
 class Messages:
@@ -258,6 +275,61 @@ class Messages:
         if octets is None:
             return await countByReading(await settled(self.content(uniqueID)), self._calls.clock)
         return _octets(call, octets)
+
+    def sizeIn(self, maildrop: Maildrop, found: MessageRef) -> ValueOrDeferred[int]:
+        """
+        @param found: a message.
+        @return: its octets as RETR sends them, without dot-stuffing.
+        """
+        octets = None if self.refuses else maildrop.size(found)
+        return startNow(self._learnSize(maildrop, found)) if octets is None else octets
+
+    async def _learnSize(self, maildrop: Maildrop, found: MessageRef) -> int:
+        if self.refuses:
+            await self.refuseUTF8(found.uniqueID)
+        octets = maildrop.size(found)
+        if octets is None:
+            octets = await self.size(found.uniqueID)
+            maildrop.setSizes([found], [octets])
+        return octets
+
+    def sizesIn(self, maildrop: Maildrop) -> ValueOrDeferred[Body]:
+        """
+        @return: the number and octets of each message that is not deleted.
+        """
+        return then(self._learnSizes(maildrop), lambda _: _knownSizes(maildrop))
+
+    def totalIn(self, maildrop: Maildrop) -> ValueOrDeferred[tuple[int, int]]:
+        """
+        @return: the number of messages that are not deleted, and their octets together.
+        """
+        octets = maildrop.octets()
+        if octets is not None:
+            return maildrop.count(), octets
+        return then(self._learnSizes(maildrop), lambda _: _knownTotal(maildrop))
+
+    def _learnSizes(self, maildrop: Maildrop) -> ValueOrDeferred[None]:
+        """
+        Ask for the sizes that are not known yet.
+        """
+        known = maildrop.sizes()
+        if known and None not in known:
+            return None
+        isBulk = IBulkMessageSizes.providedBy(self._mailbox)
+        if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
+            unknown: list[MessageRef] = []
+            uniqueIDs = maildrop.listed.uniqueIDs
+        else:
+            unknown = [
+                each for each in maildrop.present() if not known or known[each.number - 1] is None
+            ]
+            if not unknown:
+                return None
+            uniqueIDs = [each.uniqueID for each in unknown]
+        # A message that no longer exists has no size, so the next STAT or LIST asks again.
+        return then(
+            startNow(self.sizes(uniqueIDs)), lambda sizes: maildrop.setSizes(unknown, sizes)
+        )
 
     async def refuseUTF8(self, uniqueID: str) -> None:
         """

@@ -23,7 +23,6 @@ from pop3svc.awaiting import (
 )
 from pop3svc.errors import BadArguments, POP3ResponseError, ProviderMistake
 from pop3svc.interfaces import (
-    IBulkMessageSizes,
     IExclusiveMailbox,
     IMailboxLogout,
     INewMailNotifier,
@@ -232,73 +231,20 @@ class Transaction:
         """
         @return: the octets of a message as RETR sends them, without dot-stuffing.
         """
-        octets = None if self._messages.refuses else self._drop().size(found)
-        return startNow(self._learnSize(found)) if octets is None else octets
-
-    async def _learnSize(self, found: MessageRef) -> int:
-        maildrop = self._drop()
-        if self._messages.refuses:
-            await self._messages.refuseUTF8(found.uniqueID)
-        octets = maildrop.size(found)
-        if octets is None:
-            octets = await self._messages.size(found.uniqueID)
-            maildrop.setSizes([found], [octets])
-        return octets
+        return self._messages.sizeIn(self._drop(), found)
 
     def sizes(self) -> ValueOrDeferred[Body]:
         """
         @return: the number and octets of each message that is not deleted.
         """
-        maildrop = self._drop()
-        return then(self._learnSizes(maildrop), lambda _: self._knownSizes(maildrop))
-
-    def _knownSizes(self, maildrop: Maildrop) -> Body:
-        sizes = maildrop.sizes()
-        if maildrop.isWhole:
-            return Lines(f"{number} {octets or 0}" for number, octets in enumerate(sizes, 1))
-        return Lines(f"{each.number} {sizes[each.number - 1] or 0}" for each in maildrop.present())
-
-    def _learnSizes(self, maildrop: Maildrop) -> ValueOrDeferred[None]:
-        """
-        Ask for the sizes that are not known yet.
-        """
-        mailbox, known = self.mailbox, maildrop.sizes()
-        if known and None not in known:
-            return None
-        isBulk = IBulkMessageSizes.providedBy(mailbox)
-        if isBulk and not known and maildrop.isWhole and len(maildrop.listed) > 1:
-            unknown: list[MessageRef] = []
-            uniqueIDs = maildrop.listed.uniqueIDs
-        else:
-            unknown = [
-                each for each in maildrop.present() if not known or known[each.number - 1] is None
-            ]
-            if not unknown:
-                return None
-            uniqueIDs = [each.uniqueID for each in unknown]
-        # A message that no longer exists has no size, so the next STAT or LIST asks again.
-        return then(
-            startNow(self._messages.sizes(uniqueIDs)),
-            lambda sizes: maildrop.setSizes(unknown, sizes),
-        )
+        return self._messages.sizesIn(self._drop())
 
     def total(self) -> ValueOrDeferred[tuple[int, int]]:
         """
         @return: the number of messages that are not deleted, and their octets together
             (RFC 1939, STAT).
         """
-        maildrop = self._drop()
-        octets = maildrop.octets()
-        if octets is not None:
-            return maildrop.count(), octets
-        return then(self._learnSizes(maildrop), lambda _: self._knownTotal(maildrop))
-
-    def _knownTotal(self, maildrop: Maildrop) -> tuple[int, int]:
-        octets = maildrop.octets()
-        if octets is None:
-            sizes = maildrop.sizes()
-            octets = sum(sizes[each.number - 1] or 0 for each in maildrop.present())
-        return maildrop.count(), octets
+        return self._messages.totalIn(self._drop())
 
     def open(self, found: MessageRef) -> ValueOrDeferred[MessageBody]:
         """
