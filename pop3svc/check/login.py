@@ -107,7 +107,7 @@ async def _wrong(target: Target, way: str, octets: int) -> Reply:
 )
 async def longPasswords(target: Target) -> None:
     """
-    PASS accepts passwords as long as AUTH PLAIN does, and so does XLOG if it is announced.
+    PASS, and XLOG if announced, accept passwords of the same lengths as AUTH PLAIN.
     """
     _needsPLAIN(target)
     if "USER" not in (target.before or {}):

@@ -93,7 +93,7 @@ async def multiLineRepliesAreMarked(target: Target) -> None:
 @rule("replies", "RFC 1939 section 3", given=Given.NOTHING, level=Level.SHOULD)
 async def noFullStopBeforeTheLines(target: Target) -> None:
     """
-    The first line of a multi-line reply has no dot, because some clients take it for the end.
+    The first line of a multi-line reply has no dot, because some clients take a dot for the end.
     """
     for reply in target.record:
         expect(reply.body is None or b"." not in reply.first, str(reply))
