@@ -3,13 +3,13 @@ The contract between the service and a mailbox provider.
 
 Rules for every method of these interfaces, unless its docstring says otherwise:
 
-  - It may return its value, a Deferred, or a coroutine (any awaitable): L{Eventual}.
+  - A method may return its value, a Deferred, or a coroutine (any awaitable): L{Eventual}.
   - To refuse, raise L{pop3svc.errors.POP3ResponseError}C{(text, code=None,
     critical=False)}.  The service answers L{NotImplementedError} with "not available".
     Any other exception is a bug: the service logs it, answers C{[SYS/TEMP]}, and closes the
     connection.
-  - The service never calls two methods of one mailbox object at the same time.  A cancelled
-    call counts as finished.
+  - The service never calls two methods of one mailbox object at the same time.  After it has
+    cancelled a call, it considers the call finished.
   - If the client disconnects, the service cancels a pending Deferred, except a Deferred of
     C{messageDelete}.
   - Names and unique-ids are L{str}; messages are L{bytes}.
@@ -71,7 +71,8 @@ T = TypeVar("T")
 # A value, or an awaitable of it: a Deferred, or a coroutine.
 Eventual: TypeAlias = T | Awaitable[T]
 
-# Values that messageContent may return, apart from objects that can be adapted to one of them.
+# Values that messageContent may return.  It may also return an object that can be adapted to one of
+# these.
 MessageContent: TypeAlias = (
     "IMessageContent | IChunkedContent | IFileContent | bytes | IO[bytes] | Iterable[bytes]"
 )
@@ -98,8 +99,8 @@ class IPOP3MailboxProvider(Interface):
 
         @param info: L{IPOP3ConnectionInfo}; C{userNameAtLogin} is None until the login
             succeeds.
-        @param username: str, prepared by UsernameCasePreserved or UsernameCaseMapped (RFC 8265),
-            so that two spellings of a name are one user.  It has no spaces.
+        @param username: str without spaces, prepared by UsernameCasePreserved or UsernameCaseMapped
+            (RFC 8265).  Different spellings of a name therefore mean the same user.
         @param password: str, prepared by OpaqueString.  It may contain spaces.
         @return: an L{IPOP3Mailbox} for this session alone, or an object that can be adapted
             to one; None if the name or the password is wrong.
@@ -120,16 +121,16 @@ class IPOP3Mailbox(Interface):
         """
         List the messages.
 
-        @return: iterable of str in the order of message numbers.  Each has 1 to 70
-            characters from "!" to "~", is not "_" alone, and is different from the others
-            (RFC 1939 section 7).  Any other value is a bug of the provider, and the login fails. A
-            L{pop3svc.listings.UniqueIDList} is checked once, when it is made, so a mailbox may
-            return the same list again while nothing has changed.
+        @return: iterable of str in the order of message numbers.  Each has 1 to 70 characters from
+            "!" to "~", is not "_" alone, and is different from the others (RFC 1939 section 7).
+            Any other value is a bug of the provider, and the login fails.  A mailbox may return the
+            same L{pop3svc.listings.UniqueIDList} again while nothing has changed, because such a
+            list is checked only once, when it is made.
         """
 
     def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[bool]:
         """
-        Look for a message that is not in the list.  The service calls this only for
+        Look for a message that is not in the list.  The service calls this method only for
         arguments of the form C{UID:...}.
 
         @return: bool.  A mailbox may always return False.
@@ -137,16 +138,16 @@ class IPOP3Mailbox(Interface):
 
     def messageSize(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[int]:
         """
-        @return: int, the octets that RETR sends: line ends count as CRLF, dot-stuffing does
-            not count (RFC 1939 section 11).
+        @return: int, the number of octets that RETR sends, with CRLF as line ends, and without
+            dot-stuffing (RFC 1939 section 11).
         @raise NotImplementedError: the size is unknown.  The service reads the message and
             counts.
         """
 
     def messageContent(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[MessageContent]:
         """
-        Open a message.  Refuse here and not later, because after C{+OK} the service can
-        report an error only by closing the connection.
+        Open a message.  If the message cannot be read, raise the error here.  After C{+OK} the
+        service can report an error only by closing the connection.
 
         @return: an L{IMessageContent}, an L{IChunkedContent} or an L{IFileContent}; or bytes,
             a binary file, or an iterable of lines (bytes).
@@ -156,8 +157,8 @@ class IPOP3Mailbox(Interface):
 
     def messageDelete(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Eventual[None]:
         """
-        Delete all of these messages or none of them.  The service never cancels this call.
-        A message that no longer exists counts as deleted.
+        Delete all of these messages or none of them.  The service never cancels this call.  The
+        service considers a message that no longer exists as deleted.
 
         @param uniqueIDs: list of str, never empty.
         @raise POP3ResponseError: nothing was deleted.
@@ -172,27 +173,28 @@ class IMessageContent(Interface):
     def nextLine() -> Eventual[bytes | None]:
         """
         @return: the next line: bytes without the line end; None after the last line.
-        @raise POP3ResponseError: the rest cannot be read.  The service ends the connection
-            without the final dot, as after any other exception, but logs no traceback.
+        @raise POP3ResponseError: the rest of the message cannot be read.  The service closes the
+            connection without sending the final dot.  After other exceptions it also logs a
+            traceback.
         """
 
     def close() -> None:
         """
-        Release the message.  The service calls this exactly once, even if TOP or a lost client
-        ended the reading early.  It must not raise an exception.
+        Release the message.  The service calls this method exactly once, even if TOP or a lost
+        client ended the reading early.  The method must not raise an exception.
         """
 
 
 class IPOP3ConnectionInfo(Interface):
     """
-    The facts about a client that a provider may use.  The service implements this.  It gives
-    no access to the connection itself, on purpose.
+    The facts about a client that a provider may use.  The service implements this interface.  The
+    interface gives no access to the connection, so that a provider cannot disturb it.
     """
 
     clientIP: str | None = Attribute("str, or None if the transport has no address.")
     connectionID: int = Attribute("int, unique within the process.")
     isSecure: bool = Attribute(
-        "bool: the connection uses TLS, implicit or by STLS.  STLS changes it to True."
+        "bool: the connection uses TLS, either implicit or begun by STLS.  STLS changes it to True."
     )
     userNameAtLogin: str | None = Attribute("str after the login, None before.")
     providerTag: Any = Attribute(
@@ -225,15 +227,15 @@ class IBulkMessageSizes(Interface):
 class ISurrogates(Interface):
     """
     A mailbox whose messages the service converts for clients that cannot read UTF-8 in header
-    fields (RFC 6856 section 2.1).  The result is a surrogate of the message.
+    fields (RFC 6856 section 2.1).  The converted message is called a surrogate.
 
-    The messages of other mailboxes go out as they are, because the service would have to read each
-    of them to know the size of its surrogate.
+    The service does not convert the messages of other mailboxes, because it would have to read each
+    message to know the size of its surrogate.
     """
 
     hasSurrogates: bool = Attribute(
-        "bool: False if this mailbox cannot tell its surrogates.  Its messages then go out as "
-        "they are."
+        "bool: False if this mailbox does not know the sizes of its surrogates.  The "
+        "service then converts no messages."
     )
 
     def surrogateSizes(
@@ -250,11 +252,11 @@ class ISurrogates(Interface):
 
     def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         """
-        Tell from memory whether a message needs a surrogate.  The service calls this for each
-        RETR and TOP, and does not wait for a Deferred.
+        Say whether a message needs a surrogate, without reading the message.  The service calls
+        this method for each RETR and TOP, and does not wait for a Deferred.
 
-        @return: bool; None if that is not known.  The service then converts the message while it
-            sends it.
+        @return: bool; None if the mailbox does not know.  The service then converts the message, if
+            necessary, while it sends the message.
         """
 
 
@@ -268,34 +270,36 @@ class IExclusiveMailbox(Interface):
 
     def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
         """
-        Take the lock.  If the call is cancelled before it has returned, the mailbox releases
-        the lock itself, because C{unlock} follows only a lock that succeeded.
+        Take the lock.  If the service cancels the call before the call has returned, the mailbox
+        has to release the lock itself.  The service calls C{unlock} only after a C{lock} that
+        succeeded.
 
-        @param requestRelease: callable without arguments.  The mailbox may call it in the
-            reactor thread when another session of the same user waits for the lock.  It
-            returns bool: True if this session ends itself and unlocks.
+        @param requestRelease: callable without arguments.  The mailbox may call this function in
+            the reactor thread when another session of the same user waits for the lock.  The
+            function returns bool: True if this session ends and unlocks the mailbox.
         @raise POP3ResponseError: code C{"IN-USE"}: another session holds the lock.
         """
 
     def unlock(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
-        Release the lock.  The service calls this once for each C{lock} that succeeded, after
-        a deletion has finished.  An exception is only logged.
+        Release the lock.  The service calls this method once for each C{lock} that succeeded.  If a
+        deletion is running, the service first waits for its end.  If the method raises an
+        exception, the service logs it and goes on.
         """
 
 
 class IMailboxLogout(Interface):
     """
-    A mailbox whose C{logout} the service calls when its session is over (C{logout} of
+    A mailbox whose C{logout} the service calls when the session has ended (C{logout} of
     twisted.cred).
     """
 
     def logout() -> Eventual[None]:
         """
-        Release everything.  The service calls this exactly once, after C{unlock}, when the
-        session of this mailbox is over: at QUIT, at QAUT, when a login fails after
-        C{authenticate}, or when the client is lost.  A sleeping session is not over.  An
-        exception is only logged.
+        Release all resources.  The service calls this method exactly once, after C{unlock}, when
+        the session of this mailbox has ended: at QUIT, at QAUT, when a login fails after
+        C{authenticate}, or when the client is lost.  A sleeping session has not ended.  If the
+        method raises an exception, the service logs it and goes on.
         """
 
 
@@ -306,9 +310,9 @@ class ISleepingMailbox(Interface):
 
     def onSleep(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
-        Release the resources that a sleeping session does not need.  The service calls this at
-        SLEE, after a deletion and before C{unlock}, and passes no unique-id until the next listing.
-        An exception is only logged.
+        Release the resources that a sleeping session does not need.  The service calls this method
+        at SLEE, after a deletion and before C{unlock}.  It then passes no unique-id to the mailbox
+        until the next listing.  If the method raises an exception, the service logs it and goes on.
         """
 
 
@@ -331,12 +335,12 @@ class INewMailNotifier(Interface):
         """
         Begin to watch the mailbox.
 
-        @param changed: callable without arguments.  Call it in the reactor thread, as often
-            as you like, before C{listMessageUniqueIDs} returns a list that differs from the
-            previous one.  If it was not called since the previous list, the service skips
-            the comparison and answers WAKE with C{[ACTIVITY/NONE]}.
-        @return: callable without arguments that ends the watch; None if this mailbox cannot
-            be watched.
+        @param changed: callable without arguments.  Call C{changed} in the reactor thread before
+            C{listMessageUniqueIDs} returns a list that differs from the previous list.  You may
+            call it more often.  If it was not called since the previous list, the service does not
+            compare the two lists, and answers WAKE with C{[ACTIVITY/NONE]}.
+        @return: callable without arguments that ends the watch; None if this mailbox cannot notice
+            changes.
         """
 
 
@@ -363,24 +367,25 @@ class IChunkedContent(Interface):
 
 class IWireContent(IChunkedContent):
     """
-    A message whose octets are stored in the form in which they are sent.
+    A message whose octets are stored in the form in which RETR sends them.
     """
 
     form: Any = Attribute(
-        "L{pop3svc.lineendings.WireForm}: what the pieces are.  The service relies on it."
+        "L{pop3svc.lineendings.WireForm}: the form of the octets in the pieces.  The "
+        "service does not check this form."
     )
 
 
 class IFileContent(Interface):
     """
-    A message that is a region of an open file, octet by octet as RETR sends it.
+    A message that is a part of an open file, with exactly the octets that RETR sends.
     """
 
     fileno: int = Attribute("int: an open file descriptor.  The service does not close it.")
     offset: int = Attribute("int, octets.")
     length: int = Attribute(
-        "int, octets.  The region ends with CRLF, contains no bare LF, and no line of it "
-        "begins with a dot."
+        "int, octets. The part ends with CRLF and contains no bare LF, and none of its "
+        "lines begins with a dot."
     )
 
     def close() -> None:
@@ -395,7 +400,7 @@ class IFileContent(Interface):
 class IMailboxStore(Interface):
     """
     Opens the mailbox of a user whom another object has authenticated.  The bundled stores provide
-    this interface.  A store and sources of accounts (C{--auth}) together are a provider.
+    this interface.  A store together with sources of accounts (C{--auth}) is a provider.
     """
 
     name: str = Attribute("str: see IPOP3MailboxProvider.name.")
@@ -415,7 +420,8 @@ class ScramKeys:
     @ivar rounds: the iteration count.
     @ivar storedKey: StoredKey.
     @ivar serverKey: ServerKey.
-    @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
+        login.
     @ivar version: what L{IAccountStatus.credentialsVersion} returns for these keys; empty to ask
         for it after the login.
     """
@@ -430,8 +436,8 @@ class ScramKeys:
 
 class IScramAccounts(Interface):
     """
-    A provider that has keys for SCRAM.  It is an L{IMailboxStore}, too: C{openMailbox} opens
-    the mailbox of a user who has proved the password.
+    A provider that has keys for SCRAM.  The provider is also an L{IMailboxStore}: C{openMailbox}
+    opens the mailbox of a user who has proved the password.
     """
 
     def scramKeys(
@@ -439,8 +445,8 @@ class IScramAccounts(Interface):
     ) -> Eventual[ScramKeys | None]:
         """
         @param algorithm: C{"sha256"} or C{"sha1"}.
-        @param salt: the salt for keys that are computed from a password in the clear.  It is the
-            same each time for a name.
+        @param salt: the salt for keys that the provider computes from a password stored in clear
+            text.  A name always gets the same salt.
         @return: the keys; None if there is no such user, or no keys.  The service then goes on
             with made-up keys, so that the client does not learn which names exist.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
@@ -448,11 +454,11 @@ class IScramAccounts(Interface):
 
     def exampleScramKeys(username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        @param seed: octets that only the service knows, the same each time for a name.
-        @return: keys of any user; None if the accounts have none.  The service makes made-up
-            keys with the same rounds and the same length of salt.  The seed chooses the user, so
-            that made-up keys and real keys have each form equally often.  Otherwise a rare form
-            would tell that a name exists.
+        @param seed: secret octets of the service; a name always gets the same octets.
+        @return: keys of some user, whom the seed selects; None if the accounts have no keys.  The
+            service makes up keys with the same rounds and the same length of salt.  Made-up keys
+            and real keys therefore have each combination equally often.  Otherwise a rare
+            combination would reveal that a name exists.
         """
 
 
@@ -461,8 +467,9 @@ class SharedSecret:
     """
     The password of a user, for APOP and CRAM-MD5.
 
-    @ivar password: the password in the clear.
-    @ivar mailbox: the name of the user's mailbox; empty if it is the name of the login.
+    @ivar password: the password in clear text.
+    @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
+        login.
     @ivar version: what L{IAccountStatus.credentialsVersion} returns for this password; empty to ask
         for it after the login.
     """
@@ -474,20 +481,20 @@ class SharedSecret:
 
 class ISharedSecrets(Interface):
     """
-    A provider that keeps passwords in the clear.  It is an L{IMailboxStore}, too.
+    A provider that stores passwords in clear text.  The provider is also an L{IMailboxStore}.
     """
 
     def sharedSecret(info: IPOP3ConnectionInfo, username: str) -> Eventual[SharedSecret | None]:
         """
-        @return: the password; None if there is no such user, or the password is not kept in the
-            clear.
+        @return: the password; None if there is no such user, or the password is not stored in clear
+            text.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
 
 class IBearerAccounts(Interface):
     """
-    A provider that accepts bearer tokens (RFC 6750).  It is an L{IMailboxStore}, too:
+    A provider that accepts bearer tokens (RFC 6750).  The provider is also an L{IMailboxStore}:
     C{openMailbox} opens the mailbox of a user whose token it has accepted.
     """
 
@@ -495,24 +502,26 @@ class IBearerAccounts(Interface):
         info: IPOP3ConnectionInfo, token: str, username: str | None
     ) -> Eventual[str | None]:
         """
-        @param token: at most 8 KiB of ASCII.  It must not get into a log, a path or an address.
+        @param token: at most 8 KiB of ASCII.  The provider must not put the token into a log, a
+            path or a URL.
         @param username: the user as whom the client wants to log in; L{None} if the client names
             none.
-        @return: the user of the token, whose name is another spelling of C{username} (RFC 8265) if
-            the client names one; None if the token is not valid or is another user's.
+        @return: the user of the token; None if the token is not valid, or belongs to another user
+            than C{username}.  The name may be another spelling of C{username} (RFC 8265).
         @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
         """
 
 
 class IProvenAccounts(Interface):
     """
-    A provider that lets in a user whom something else has authenticated, such as the certificate
-    of a TLS client.  It is an L{IMailboxStore}, too.  A source of accounts may provide this, too.
+    A provider that accepts a user whom another mechanism has authenticated, such as the certificate
+    of a TLS client.  The provider is also an L{IMailboxStore}.  A source of accounts may also
+    provide this interface.
     """
 
     def provenMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[str | None]:
         """
-        @param username: the name that was proved.
+        @param username: the name of the authenticated user.
         @return: the name of the user's mailbox; None if there is no such account, or its user
             may not log in from this client's address.
         @raise POP3ResponseError: C{SYS/PERM}: the user may not log in.  C{SYS/TEMP}: the accounts
@@ -544,7 +553,7 @@ class IAccountNames(Interface):
 
     def hasAccount(username: str) -> Eventual[bool]:
         """
-        @return: bool.  Whether an account of this name exists.
+        @return: bool: whether an account with this name exists.
         """
 
 
@@ -578,8 +587,8 @@ class IUserFacts(Interface):
 
 class IUsesUserFacts(Interface):
     """
-    A store that needs the facts of its users, because their mailboxes are in their homes or
-    belong to them.
+    A store that needs facts about its users, because their mailboxes are in their home directories
+    or belong to them.
     """
 
     isOwnedByUsers: bool = Attribute(
@@ -588,8 +597,8 @@ class IUsesUserFacts(Interface):
 
     def useFacts(source: Any) -> None:
         """
-        Ask a source for the facts of users from now on.  The store asks the system itself for
-        facts that the source does not know.
+        From now on ask this source for the facts of users.  If the source does not know a fact, the
+        store asks the system.
 
         @param source: an L{IUserFacts}.
         """
@@ -612,15 +621,15 @@ class ILoginAttempt(Interface):
         "its password may have been compared.  True unless the provider sets it."
     )
     wasRefused: bool = Attribute(
-        "bool, settable: the password was compared and was wrong.  The attempt counts as "
-        "failed even if it ends with another error."
+        "bool, settable: the provider has compared the password, and the password was "
+        "wrong. The attempt counts as failed even if it ends with another error."
     )
 
 
 class ILoginThrottle(Interface):
     """
-    Decides which attempts to log in are checked.  Each method may return an awaitable, except
-    C{loginAbandoned}.
+    Decides which attempts to log in the provider may check.  Each method may return an awaitable,
+    except C{loginAbandoned}.
     """
 
     def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str | None) -> Eventual[bool]:
@@ -628,9 +637,11 @@ class ILoginThrottle(Interface):
         Decide whether a provider may check an attempt.  If the result is True, the attempt
         counts, and exactly one of the other methods follows.
 
-        @param password: for a keyed digest that distinguishes guesses.  The throttle must not keep
-            the password.  None: a mechanism such as SCRAM does not show the password.
-        @return: bool.  The service answers False exactly like a wrong password.
+        @param password: the throttle makes a keyed digest of the password, to distinguish guesses.
+            It must not keep the password.  None if the mechanism, such as SCRAM, does not reveal
+            the password.
+        @return: bool.  If the result is False, the service gives the same reply as for a wrong
+            password.
         @raise POP3ResponseError: C{SYS/TEMP}: the attempt had to wait for too long.
         """
 
@@ -638,8 +649,8 @@ class ILoginThrottle(Interface):
         """
         The credentials were wrong.  (After [IN-USE] or a fault the service calls another method.)
 
-        @return: bool.  True if the log has named the same guess from the same address lately
-            and need not name it again.
+        @return: bool.  True if the log already has a recent line about the same guess from the same
+            address.
         """
 
     def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Eventual[None]:
@@ -662,13 +673,13 @@ class DeliveryCopy:
     The copy of a new message for one user.
 
     @ivar username: the name with which the user logs in.
-    @ivar header: whole lines with CRLF that the store puts before the message, such as
-        C{Delivered-To}.
+    @ivar header: complete lines with CRLF, such as C{Delivered-To}, which the store puts before the
+        message.
     @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has or had
         a message with this unique-id, the store does not store the message, so that an import can
         be repeated.  None: the store makes a unique-id.
     @ivar arrival: when the message arrived, seconds since the epoch; None: now.
-    @ivar order: the place among messages with the same time of arrival.
+    @ivar order: the position among messages with the same time of arrival.
     """
 
     username: str
@@ -680,13 +691,13 @@ class DeliveryCopy:
 
 class IDelivery(Interface):
     """
-    A store that takes new messages: from C{pop3svc deliver}, LMTP, and programs that move
-    mail.
+    A store that accepts new messages from C{pop3svc deliver}, from LMTP, and from programs that
+    move mail.
     """
 
     def hasMailbox(username: str) -> Eventual[bool]:
         """
-        @return: bool.  Whether the user has had mail in this store, or has a mailbox that was
+        @return: bool: whether the user has ever had mail in this store, or has a mailbox that was
             created for mail.
         """
 
@@ -699,8 +710,8 @@ class IDelivery(Interface):
         @param content: a file in binary mode that can be read from any position, such as
             C{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last line may
             have no line end.  A method that runs in a thread may read it; the caller closes it.
-        @return: for each copy None if the copy is durable (written to disk or committed), otherwise
-            the error.  A copy with an error was not stored.
+        @return: for each copy either None or an error.  None means that the copy is durable:
+            written to the disk, or committed.  An error means that the copy was not stored.
         """
 
 
@@ -717,30 +728,30 @@ class IExpiry(Interface):
 
 class IHousekeeping(Interface):
     """
-    A provider or a store that works by itself while the service runs, such as one that deletes
+    A provider or a store that does work of its own while the service runs.  For example, it deletes
     old messages.  Commands that import, export or deliver do not start this work.
     """
 
     def startHousekeeping() -> None:
         """
-        Begin the work.  The service calls this at its start, in each worker.
+        Begin the work.  The service calls this method when it starts, in each worker.
         """
 
     def stopHousekeeping() -> None:
         """
-        End the work.  The service calls this at its end, before it stops a store that is an
-        L{twisted.application.service.IService}.
+        End the work.  The service calls this method when it ends.  If the store is also an
+        L{twisted.application.service.IService}, the service stops it afterwards.
         """
 
 
 class IPasswordComparing(Interface):
     """
-    A source of accounts that compares passwords with stored ones itself.
+    A source of accounts that itself compares passwords with stored ones.
     """
 
     def rememberChecks(seconds: int) -> None:
         """
-        Remember successful comparisons from now on, until the source changes.
+        From now on remember successful comparisons, until the accounts change.
 
         @param seconds: how long; 0 for not at all.
         """
@@ -753,8 +764,8 @@ class IVerifierAdding(Interface):
 
     def addVerifiers(mechanisms: Iterable[str]) -> None:
         """
-        Add verifiers of these mechanisms, C{"SCRAM-SHA-256"} and C{"SCRAM-SHA-1"}, from now on,
-        when users log in with their passwords.
+        From now on add verifiers of these mechanisms (C{"SCRAM-SHA-256"}, C{"SCRAM-SHA-1"}) when
+        users log in with their passwords.
         """
 
 
@@ -767,8 +778,8 @@ class IReloading(Interface):
         """
         Read the configuration again, because the operator has sent SIGHUP.
 
-        @raise ValueError: the new configuration cannot be used, and the previous one stays
-            in use; a sentence for the operator.
+        @raise ValueError: the new configuration cannot be used; the text is a sentence for the
+            operator.  The previous configuration stays in use.
         """
 
 
@@ -778,7 +789,7 @@ class IPOP3ProviderPlugin(Interface):
     L{twisted.plugin.IPlugin} and is an attribute of a module in C{twisted.plugins}.
     """
 
-    prefix: str = Attribute('str: "maildir" answers --provider maildir:...')
+    prefix: str = Attribute('str: the name of the kind; "maildir" for --provider maildir:...')
     help: str = Attribute("str: one paragraph for --help-providers.")
     argumentFormat: str = Attribute('str: one line, e.g. "path of the directory of maildirs".')
 

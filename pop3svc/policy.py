@@ -47,7 +47,7 @@ SWITCHES = (
 
 def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -> Any:
     """
-    @param isLive: whether a running service can use a new value, for sessions that begin later.
+    @param isLive: whether a running service can use a new value for later sessions.
     """
     return field(default=default, metadata={"reason": reason, "least": least, "isLive": isLive})
 
@@ -71,14 +71,15 @@ class Policy:
         default="preserved",
         metadata={
             "reason": "Prepare user names by UsernameCasePreserved or UsernameCaseMapped (RFC "
-            "8265).  The default is preserved, because accounts and mailboxes that exist may have "
-            "capital letters in their names."
+            "8265).  The default is preserved, because existing accounts and mailboxes "
+            "may have capital letters in their names."
         },
     )
     without: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "Extensions and SASL mechanisms that are neither announced nor accepted."
+            "reason": "Extensions and SASL mechanisms that the service neither announces nor "
+            "accepts."
         },
     )
     enable: frozenset[str] = field(
@@ -98,43 +99,44 @@ class Policy:
     )
     loginTimeout: int = _number(
         180,
-        "Time from the connection to the login, with the TLS handshake.  The service closes a "
-        "connection that has not logged in by then.  A person types a password in less time.",
+        "Time from the connection to the login, including the TLS handshake. After this "
+        "time the service closes a connection without a login.  A person types a "
+        "password in less time.",
     )
     idleTimeout: int = _number(
         600,
-        "Time to wait for a command after the login.  RFC 1939 section 3 asks for ten minutes "
-        "at least.",
+        "Time to wait for a command after the login.  RFC 1939 section 3 requires at "
+        "least ten minutes.",
         least=600,
     )
     sleepTimeout: int = _number(
         3600,
-        "Time that a session may sleep until the next command (NOOP will do).  It is long "
-        "because a client that polls sends commands more often, and a sleeping session costs "
-        "little.",
+        "Time that a session may sleep without a command (NOOP is enough). The limit can "
+        "be long, because clients that poll send commands more often, and a sleeping "
+        "session costs little.",
         least=600,
     )
     takeoverIdle: int = _number(
         60,
-        "A session that has been idle for this long gives its mailbox to another session of "
-        "the same user, because phones leave sessions open.",
+        "A session that has been idle for this time gives its mailbox to another session "
+        "of the same user. Phones often leave sessions open.",
     )
     takeoverMarked: int = _number(
         600,
-        "The same time for a session with messages marked for deletion.  It is longer because "
-        "the marks are lost when the session ends.",
+        "The same for a session with messages marked for deletion. This time is longer, "
+        "because the marks are lost when the session ends.",
     )
     stallTimeout: int = _number(
         600,
-        "Abort the connection when a client has read no data for this long.  The default is the "
-        "idle timeout.  A kernel with TCP_USER_TIMEOUT closes the connection of an unresponsive "
-        "client after the same time, because it cannot distinguish a lost client from a client "
-        "without room in its buffer.",
+        "Abort the connection when a client has read no data for this long.  The default "
+        "is the same as that of the idle timeout. With TCP_USER_TIMEOUT the kernel "
+        "applies this time to lost clients as well, because it cannot distinguish a lost "
+        "client from a client whose buffer is full.",
     )
     answerTimeout: int = _number(
         120,
-        "Time that one call of a provider may take.  It is longer than a slow disk needs, and "
-        "shorter than clients wait.",
+        "Time that one call of a provider may take. A slow disk needs less time, and "
+        "clients wait longer.",
     )
     closeTimeout: int = _number(
         5,
@@ -148,9 +150,9 @@ class Policy:
     )
     drainTimeout: int = _number(
         300,
-        "Time that sessions have to end by themselves after pop3svc drain, and those of a worker "
-        "that a reload has replaced.  A program that polls every few minutes has been told to "
-        "connect again by then.",
+        "Time that sessions have to end by themselves after pop3svc drain, or after a "
+        "reload has replaced their worker. Programs that poll every few minutes connect "
+        "again within this time.",
         isLive=False,
     )
     maxLineLength: int = _number(
@@ -177,7 +179,8 @@ class Policy:
     banTime: int = _number(
         10_000,
         "Time that an address stays banned after its last attempt: nearly three hours.  "
-        "Refused attempts renew it, up to one day after the first failure.",
+        "During the first day after the first failure, each refused attempt renews the "
+        "ban.",
         isLive=False,
     )
     userStrikes: int = _number(
@@ -188,13 +191,14 @@ class Policy:
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Number of failed logins for one user from all networks from which the user has not logged "
-        "in.  After these the service refuses the user in these networks only.",
+        "Number of failed logins for one user, from all networks together in which the "
+        "user has not logged in. After this number the service refuses the user in these "
+        "networks, and in no others.",
         isLive=False,
     )
     strikesTime: int = _number(
         3600,
-        "Time after the last failed login of a user until the failures are forgotten.",
+        "Time after the last failed login of a user until the service forgets the failures.",
         isLive=False,
     )
     loginWait: int = _number(
@@ -210,14 +214,14 @@ class Policy:
     )
     maxUnauthenticated: int = _number(
         2_000,
-        "Number of connections that have not logged in.  Clients log in within seconds, and "
-        "scanners never do.  At the limit the service closes the oldest such connection of the "
-        "network (IPv6: /64) with the most of them.",
+        "Number of connections that have not logged in.  Clients log in within seconds, "
+        "and scanners never do.  At the limit the service finds the network (IPv6: /64) "
+        "with the most such connections, and closes the oldest of these.",
     )
     maxPerAddress: int = _number(
         100,
-        "Number of connections from one address (IPv6: one /64).  Loopback is exempt.  The "
-        "default is enough for an office that shares one address.",
+        "Number of connections from one address (IPv6: from one /64). Loopback is "
+        "exempt. The default is enough for an office that shares an address.",
     )
     keepaliveIdle: int = _number(
         300,
@@ -231,7 +235,7 @@ class Policy:
     keepaliveProbes: int = _number(
         4,
         "Number of unanswered keepalive probes after which the kernel closes the "
-        "connection.  Where TCP_USER_TIMEOUT exists, stallTimeout decides instead.",
+        "connection. If the kernel has TCP_USER_TIMEOUT, stallTimeout applies instead.",
         isLive=False,
     )
     maxAwakePerUser: int = _number(
@@ -240,8 +244,8 @@ class Policy:
     )
     loginDelay: int = _number(
         0,
-        "Least time from one login of a user to the next (RFC 2449 section 6.5).  0 allows logins "
-        "at any time, because a client can poll at less cost with SLEE and WAKE.",
+        "Least time from one login of a user to the next (RFC 2449 section 6.5). 0 "
+        "allows logins at any time.",
         least=0,
     )
     maxRestartDelay: int = _number(
@@ -252,7 +256,7 @@ class Policy:
     )
     workerStartTimeout: int = _number(
         60,
-        "Time that a worker has until it serves.  After this time the worker is restarted.",
+        "Time from the start of a worker until it serves. After this time the worker is restarted.",
         isLive=False,
     )
     workerHangTimeout: int = _number(
@@ -270,8 +274,9 @@ class Policy:
     )
     maxMessageSize: int = _number(
         268_435_456,
-        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail servers allow 10 "
-        "to 150 MB, and should refuse a large message before pop3svc has to refuse it.",
+        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail "
+        "servers accept 10 to 150 MB; the limit is higher, so that the mail server "
+        "refuses a large message first.",
         least=65536,
         isLive=False,
     )
@@ -293,9 +298,9 @@ class Policy:
     )
     verboseEvents: int = _number(
         0,
-        "1 adds an event for each connection, login and command.  By default the log has only "
-        "events for failures and for sessions that end, because the others cost more than most "
-        "commands.",
+        "1 adds an event for each connection, login and command.  By default the log has "
+        "only events for failures and for sessions that end, because the other events "
+        "cost more than most commands.",
         least=0,
     )
     logDelay: int = _number(
@@ -318,8 +323,8 @@ class Policy:
     )
     maxInputHeld: int = _number(
         262144,
-        "Octets of input that may wait while a command runs.  They are a few reads of the socket, "
-        "because the service pauses reading after the first read.",
+        "Octets of input that may wait while a command runs. A few reads of the socket "
+        "are enough, because the service stops reading after the first read.",
         least=65536,
     )
 

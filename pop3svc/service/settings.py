@@ -76,7 +76,7 @@ _LARGEST_SECRET = 65_536
 
 class Secret(str):
     """
-    A value that was read from a file or from a credential, and is never shown.
+    A secret value from a file or a credential, which the service never shows.
     """
 
 
@@ -90,9 +90,9 @@ class Kind:
 
     @ivar name: the name of a value in help texts, such as C{FILE}.
     @ivar words: all allowed values; empty if there is no such list.
-    @ivar fromText: read it from the command line.
-    @ivar fromFile: read it from the configuration file.
-    Both raise L{ValueError} with the rest of a sentence that begins with the setting's name.
+    @ivar fromText: read a value from the command line.
+    @ivar fromFile: read a value from the configuration file.  This function and C{fromText} raise
+    L{ValueError} with the end of a sentence that begins with the name of the setting.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Kind:
 
 def _string(value: Any) -> str:
     """
-    A string, or a table that says where a secret is.
+    A string, or a table that names the file of a secret.
     """
     if isinstance(value, dict):
         path = secretPath(value)
@@ -123,7 +123,7 @@ def _string(value: Any) -> str:
 def secretPath(value: dict[str, Any]) -> str:
     """
     @param value: a table instead of a string.
-    @return: the path of the file that it names.
+    @return: the path of the file that the table names.
     @raise ValueError: the table names no file.
     """
     if set(value) == {"file"} and isinstance(value["file"], str):
@@ -324,7 +324,9 @@ class Setting:
 
 
 _CERTIFICATE = Setting(
-    "certificate", FILE, "PEM file of the TLS certificate and its chain (default: self-signed)."
+    "certificate",
+    FILE,
+    "PEM file with the TLS certificate and its chain (default: a self-signed certificate).",
 )
 _PRIVATE_KEY = Setting(
     "private-key", FILE, "PEM file of the certificate's key, if the key is in a separate file."
@@ -339,7 +341,7 @@ _OCSP_RESPONSE = Setting(
 _CLIENT_CA = Setting(
     "client-ca",
     FILE,
-    "PEM file of the authorities that sign certificates of clients, for logins by EXTERNAL.",
+    "PEM file with the authorities that sign the certificates of clients, for logins by EXTERNAL.",
 )
 _CLEARTEXT = Setting(
     "cleartext-login",
@@ -391,7 +393,7 @@ SERVICE = (
         "Form of the log: text, json (one object in each line), or journal (fields for the journal "
         "of systemd; default: text).",
         "text",
-        "People read text, and fail2ban does.",
+        "Text is for people and for fail2ban.",
     ),
     Setting(
         "workers",
@@ -406,10 +408,11 @@ SERVICE = (
     Setting(
         "client-name",
         _choice(*CLIENT_NAMES),
-        "What names the user in the certificate of a client: email, an email address in "
-        "subjectAltName, or cn, the common name of the subject (default: email).",
+        "Field of a client's certificate that contains the user's name: email (an email "
+        "address in subjectAltName) or cn (the common name of the subject; default: "
+        "email).",
         "email",
-        "The common name is often the name of a person, and not unique.",
+        "The common name is often the name of a person, which need not be unique.",
     ),
     Setting(
         "certificate-directory",
@@ -424,20 +427,20 @@ SERVICE = (
         "Ask the responder of each certificate for its status, and send the status to clients "
         "(default: no).",
         False,
-        "Many authorities have no responders any more.",
+        "Many authorities do not run responders any more.",
     ),
     Setting(
         "tls-default-name",
         HOST_NAME,
-        "Host name whose certificate clients get that ask for an unknown name or for none "
-        "(default: the name of the first certificate).",
+        "Host name; a client that asks for an unknown name, or for none, gets the "
+        "certificate of this host (default: the first certificate).",
     ),
     Setting(
         "tls-minimum-version",
         _choice(*MINIMUM_VERSIONS),
         "Lowest version of TLS: 1.2 or 1.3 (default: 1.2).",
         "1.2",
-        "RFC 8996 forbids older versions, and some clients do not have TLS 1.3.",
+        "RFC 8996 forbids older versions, and some clients do not support TLS 1.3.",
     ),
     Setting(
         "tls-ciphers",
@@ -465,12 +468,13 @@ SERVICE = (
         "Whether the case of letters in user names is preserved, so that Alice and alice are two "
         "users, or mapped to lower case (default: preserved).",
         Policy.nameCase,
-        "Accounts and mailboxes that exist may have capital letters in their names.",
+        "Existing accounts and mailboxes may have capital letters in their names.",
     ),
     Setting(
         "without",
         _namesOf(SWITCHES),
-        "Switch off an extension or a SASL mechanism: it is neither announced nor accepted.",
+        "Switch off an extension or a SASL mechanism; the service then neither announces "
+        "nor accepts it.",
         frozenset(),
         isLive=True,
         isRepeated=True,
@@ -498,16 +502,16 @@ SERVICE = (
         "Add a verifier of this mechanism to the password file when a user logs in with the "
         "password; repeatable.",
         frozenset(),
-        "Somebody who has stolen a verifier can try passwords faster than with a slow hash.",
+        "A thief of a verifier can try passwords faster than with a slow hash.",
         isRepeated=True,
     ),
     Setting(
         "remember-checks",
         _wholeNumber(0, 300),
-        "Seconds for which a right password is remembered, so that the next login with it needs "
-        "no hash (default: 0, not at all).",
+        "Seconds for which the service remembers that a password was right, so that the "
+        "next login needs no slow hash (default: 0, not at all).",
         0,
-        "A remembered password could be found in the memory of the service.",
+        "An attacker who can read the memory of the service could try passwords quickly.",
     ),
     _PROXY_FROM,
     Setting(
@@ -525,14 +529,14 @@ SERVICE = (
         MODE,
         "Mode of the unix: sockets for LMTP (default: 666).",
         "666",
-        "Every program on this machine can send mail anyway.  To exclude programs, restrict access "
-        "to the socket's directory.",
+        "Every program on this machine can send mail in other ways.  To exclude "
+        "programs, restrict access to the socket's directory.",
     ),
     Setting(
         "recipient-delimiter",
         DELIMITER,
-        "Characters that begin an extension in a recipient; with + (the default), alice gets the "
-        "mail for alice+work, unless a user alice+work exists.",
+        "Characters that begin an extension in a recipient; with + (the default), alice "
+        "gets the mail for alice+work, unless a user alice+work exists.",
         "+",
     ),
     Setting(
@@ -561,8 +565,8 @@ LISTENER = (
     Setting(
         "old-tls-from",
         NETWORKS,
-        "Accept TLS 1.0 and 1.1 on this listener, for old devices in these networks; all other "
-        "clients of the listener are refused.",
+        "Networks of old devices: this listener accepts TLS 1.0 and 1.1 from these "
+        "networks, and refuses all other clients.",
         None,
         isOption=False,
     ),
@@ -574,8 +578,8 @@ CERTIFICATE = (
     Setting(
         "names",
         HOST_NAMES,
-        "Host names for which this certificate is used, *.example.org among them (default: those "
-        "in its subjectAltName).",
+        "Host names for which the service uses this certificate, such as *.example.org "
+        "(default: those in its subjectAltName).",
         (),
         isOption=False,
     ),
@@ -614,21 +618,20 @@ FETCH = (
     Setting(
         "url",
         TEXT,
-        "Mailbox that is fetched: pop3s://HOST or pop3://HOST, with :PORT after the host, and "
-        "USER@ in front of it, if needed.",
+        "Mailbox to fetch: pop3s://[USER@]HOST[:PORT], or pop3:// in the same form.",
         isOption=False,
     ),
     Setting("user", TEXT, "Name of the user, if the URL has none."),
     Setting(
         "password",
         SECRET,
-        "Password of the user (default: of the file .netrc, or asked for at the terminal).",
+        "Password of the user (default: from the file .netrc, or else from the terminal).",
         isOption=False,
     ),
     Setting(
         "token",
         FILE,
-        "File with a bearer token for OAUTHBEARER or XOAUTH2; it is read at each login.",
+        "File with a bearer token for OAUTHBEARER or XOAUTH2; the command reads it at each login.",
     ),
     Setting("certificate", FILE, "PEM file of a certificate for a login by EXTERNAL."),
     Setting("private-key", FILE, "PEM file of its key, if the key is in a separate file."),
@@ -652,26 +655,27 @@ FETCH = (
     Setting(
         "to",
         TEXT,
-        "Where messages are stored: maildir:PATH, mbox:PATH, lmtp:PATH of a UNIX socket, or "
-        "lmtp:HOST:PORT.",
+        "Where to store messages: maildir:PATH, mbox:PATH, lmtp:PATH of a UNIX socket, "
+        "or lmtp:HOST:PORT.",
     ),
     Setting(
         "mda",
         TEXT,
-        "Command that gets each message at its standard input, in place of to.  There is no shell.",
+        "Command that gets each message on its standard input, instead of to. The "
+        "command runs without a shell.",
     ),
     Setting("recipient", TEXT, "Recipient of the messages, with lmtp: (default: the user)."),
     Setting(
         "delete",
         BOOLEAN,
-        "Whether to delete messages from the server when they are stored.",
+        "Whether to delete messages from the server after storing them.",
         False,
-        "A message that is kept can be fetched again.",
+        "A message that stays on the server can be fetched again.",
     ),
     Setting(
         "interval",
         _wholeNumber(1, 86_400),
-        "Seconds between two looks for mail, with --watch (default: 60).",
+        "Seconds from one poll to the next, with --watch (default: 60).",
         60,
     ),
 )
@@ -708,14 +712,15 @@ class Listener:
     """
     A place to listen.
 
-    @ivar where: the option or the key that asked for it, for messages.
+    @ivar where: the option or the key that asked for the listener, for messages.
     @ivar tls: whether to add implicit TLS to the endpoint.
-    @ivar certificate: and C{privateKey}: L{None} for the service's.
-    @ivar clientCa: L{None} for the service's.
-    @ivar cleartextLogin: L{None} for the service's setting.
-    @ivar proxyFrom: L{None} for the service's setting.
-    @ivar oldTlsFrom: the networks of old devices, which alone may connect; L{None} if the listener
-        is for everybody, and has no old versions of TLS.
+    @ivar certificate: the file of the certificate; L{None} for the service's, like C{privateKey}.
+    @ivar clientCa: the file of the authorities of clients; L{None} for the service's.
+    @ivar cleartextLogin: when to accept logins without TLS; L{None} for the service's setting.
+    @ivar proxyFrom: the networks of proxies; L{None} for the service's setting.
+    @ivar oldTlsFrom: the networks of old devices: only clients in these networks may connect, and
+        they may use old versions of TLS.  L{None} for a listener that serves everybody without old
+        versions.
     """
 
     where: str
@@ -734,8 +739,8 @@ class CertificatePair:
     """
     A certificate that is used for some host names.
 
-    @ivar where: the key that asked for it, for messages.
-    @ivar names: the host names; none for those in the certificate.
+    @ivar where: the key that asked for the store, for messages.
+    @ivar names: the host names; empty for those in the certificate.
     @ivar ocspResponse: the file with the status of the certificate, if there is one.
     """
 
@@ -751,7 +756,7 @@ class Store:
     """
     A store of mailboxes, and the checker of its logins.
 
-    @ivar where: the option or the key that asked for it, for messages.
+    @ivar where: the option or the key that asked for the certificate, for messages.
     @ivar kind: L{None} for the embedded default's Maildirs.
     @ivar argument: the argument of the provider, or L{None}.
     @ivar auth: descriptions for L{twisted.cred.strcred.makeChecker}.
@@ -770,7 +775,7 @@ class Fetch:
     """
     A mailbox of another server that C{pop3svc fetch} fetches.
 
-    @ivar where: the option or the key that asked for it, for messages.
+    @ivar where: the option or the key that asked for the store, for messages.
     """
 
     where: str
@@ -828,12 +833,12 @@ class Settings:
     certificates: tuple[CertificatePair, ...] = ()
     # The paths of files that contain a single secret.
     secretFiles: tuple[str, ...] = field(default=(), compare=False)
-    # The option or key that gave each setting, by the name of the setting.
+    # The option or the key that set each setting, by the name of the setting.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def where(self, name: str) -> str:
         """
-        @return: the option or the key that has given a setting, for messages.
+        @return: the option or the key that has set a setting, for messages.
         """
         return self.origins.get(name, f"--{name}")
 
@@ -847,17 +852,17 @@ class Settings:
     def withThoseOfParent(self, first: Settings) -> Settings:
         """
         @param first: the settings with which the service has started.
-        @return: these settings, with the settings that belong to the parent of workers as they were
-            then.
+        @return: these settings, but with the values from C{first} for the settings of the workers'
+            parent.
         """
         return replace(self, **{name: getattr(first, name) for name in _OF_PARENT})
 
     def changesTo(self, other: Settings, hasWorkers: bool = False) -> tuple[Policy, list[str]]:
         """
-        Compare these settings with the settings of a file that was read again.
+        Compare these settings with the new settings of the file.
 
-        @param hasWorkers: whether new workers take the new settings.  Then only settings of their
-            parent need a restart.
+        @param hasWorkers: whether new workers use the new settings.  In that case only the settings
+            of their parent need a restart.
         @return: the policy that a running service can use, and the names of the settings that need
             a restart.
         """
@@ -910,7 +915,7 @@ _NAMES = {each.attribute: each.name for each in SERVICE} | {
 
 class Faults:
     """
-    Collects the faults of a configuration, one sentence each.
+    Collects the faults of a configuration, each as one sentence.
     """
 
     def __init__(self) -> None:
@@ -932,7 +937,7 @@ class Faults:
 
 def defaultListeners() -> tuple[Listener, ...]:
     """
-    @return: the listeners of a service that names none: on loopback, on ports that need no
+    @return: the listeners of a service whose settings name none: on loopback, on ports that need no
         privileges.
     """
     return tuple(
@@ -951,8 +956,8 @@ def readTable(
     """
     Read the keys of a table of the configuration file.
 
-    @param where: the place of a key, for messages.
-    @param others: further keys that are allowed, and that the caller reads.
+    @param where: makes the place of a key in messages.
+    @param others: further allowed keys, which the caller reads.
     @return: the values, by the names of the settings.
     """
     byName = {each.name: each for each in known}
@@ -975,7 +980,8 @@ def readTable(
 
 def _checkCertificates(own: Mapping[str, Any], origins: Mapping[str, str], faults: Faults) -> None:
     """
-    Check that each host name has one certificate, and that the default name can have one.
+    Check that each host name has only one certificate, and that the default name belongs to a
+    certificate.
     """
     seen: set[str] = set()
     for each in own["certificates"]:
@@ -999,10 +1005,10 @@ def makeSettings(
     faults: Faults,
 ) -> Settings:
     """
-    Put values from all sources together.
+    Combine the values from all sources.
 
-    @param values: by the names of L{SERVICE}.
-    @param limits: by the names of L{LIMITS}.
+    @param values: the values by the names of L{SERVICE}.
+    @param limits: the limits by the names of L{LIMITS}.
     @param origins: the option or key of each value.
     """
     policy = replace(
