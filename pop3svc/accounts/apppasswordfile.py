@@ -27,11 +27,11 @@ log = Logger(namespace="pop3svc")
 
 Key = tuple[str, str]
 
-# This file has its own thread, like the password file.
+# The file of application passwords has its own thread, like the password file.
 _files = BoundedThreadPool("pop3svc-app-passwords", threads=1, waiting=100)
-# The times of uses are written in another thread, because this waits for the lock of the directory.
-# Every user of the machine who may read the directory can hold that lock, and no login must wait
-# for it.
+# Another thread writes the times of use, because a write waits for the lock of the directory.
+# Every user of the machine who may read the directory can hold this lock, and no login may wait for
+# the lock.
 _recording = BoundedThreadPool("pop3svc-app-password-uses", threads=1, waiting=100)
 
 
@@ -44,12 +44,12 @@ def _read(path: str) -> tuple[FileStamp | None, dict[Key, Entry], list[str]]:
 
 class UseTimes:
     """
-    Records when application passwords are used: each at most once a minute.
+    Records when application passwords are used, at most once a minute for each password.
     """
 
     # Seconds between two records of one password.
     PERIOD = 60.0
-    # Seconds from a use until it is written, together with others.
+    # Seconds from a use until it is written together with others.
     PAUSE = 5.0
     # The most passwords that are remembered; some 200 octets each.
     MOST = 10_000
@@ -83,12 +83,12 @@ class UseTimes:
 class AppPasswordFile:
     """
     Finds the application passwords of a password file, and records their use.  The file is read
-    again, in a thread, when it has changed.  It is looked at only when a client sends a password in
-    the form of an application password.
+    again, in a thread, when it has changed.  The service checks for a change only when a client
+    sends a password in the form of an application password.
     """
 
-    # Seconds that a login waits for the file.  Then it is refused, because the application password
-    # may have been revoked.
+    # Seconds that a login waits for the file.  After this time the login is refused, because the
+    # application password may have been revoked.
     PATIENCE = 5.0
     # Seconds between attempts to read an unreadable file.
     RETRY = 1.0
@@ -122,7 +122,7 @@ class AppPasswordFile:
         """
         @raise POP3ResponseError: C{SYS/TEMP}: the file cannot be read.
         """
-        # A read that began before the file changed may be under way, so look twice.
+        # Check twice, because a read that began before the change of the file may be running.
         for _ in range(2):
             if self._hasRead and stampOf(self._file) == self._seen:
                 break

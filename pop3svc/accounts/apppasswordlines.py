@@ -34,7 +34,7 @@ __all__ = [
     "revokeAppPasswords",
 ]
 
-# The most application passwords of a user.  They bound the list that a user has to look through.
+# The most application passwords of a user.  The limit keeps the list short enough to read.
 MOST = 100
 # The most characters of a label.
 _LONGEST_LABEL = 100
@@ -88,7 +88,8 @@ def _entryIn(line: str) -> Entry:
     values = dict(each.partition("=")[::2] for each in settings.split())
     others = sorted(set(values) - {"created", "expires", "networks"})
     if others:
-        # It may be a restriction with a slip of the pen, so the password must not work without it.
+        # The unknown field may be a misspelled restriction, so the password must not be valid
+        # without it.
         raise ValueError("an unknown setting")
     networks = networksOf(values.get("networks", ""))
     if "networks" in values and not networks:
@@ -105,8 +106,8 @@ def readAppPasswords(path: str) -> tuple[dict[Key, Entry], list[str]]:
     Read the application passwords of a password file.  Blocks.
 
     @param path: the password file.
-    @return: the application passwords, and a sentence about each line that cannot be used.  There
-        are none if the file does not exist.
+    @return: the application passwords, and a sentence about each line that cannot be used.  Both
+        are empty if the file does not exist.
     @raise ValueError: the file cannot be read; a sentence that names it.
     """
     try:
@@ -148,7 +149,7 @@ def addAppPassword(
     Make an application password.  Blocks.
 
     @param path: the password file.
-    @param networks: the networks from which it may be used; empty if from all.
+    @param networks: the networks from which the password may be used; empty for all networks.
     @param expires: a time for L{expiryOf}; empty for never.
     @return: the secret.
     @raise ValueError: it cannot be made; a sentence that gives the reason.
@@ -164,9 +165,9 @@ def addAppPassword(
     with changing(fileOf(path), mayBeNew=True, owner=_ownerOf(path)) as lines:
         others = [each for each in _parse(lines)[0].values() if each.user == user]
         if any(each.label == label for each in others):
-            raise ValueError(f"{user} has an application password {label} already")
+            raise ValueError(f"{user} already has an application password {label}")
         if len(others) >= MOST:
-            raise ValueError(f"{user} has {MOST} application passwords already")
+            raise ValueError(f"{user} already has {MOST} application passwords")
         selector, secret = makeSecret({each.selector for each in others})
         found = secretIn(secret.encode("ascii"))
         assert found is not None
@@ -192,8 +193,8 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
     Remove application passwords of a user.  Blocks.
 
     @param path: the password file.
-    @param which: a label or a selector; L{None} for all, also for those of lines that cannot be
-        used.
+    @param which: a label or a selector; L{None} for all passwords, including those of unusable
+        lines.
     @return: the number of passwords that were removed.
     @raise ValueError: the file cannot be changed; a sentence that names it.
     """
@@ -243,8 +244,8 @@ def _usesIn(lines: Iterable[str]) -> dict[Key, int]:
 
 def recordUses(path: str, uses: Mapping[Key, float]) -> None:
     """
-    Write when application passwords were last used.  Those that do not exist any more are dropped.
-    Blocks.
+    Write when application passwords were last used.  Drop the times of passwords that do not exist
+    any more.  Blocks.
 
     @param path: the password file.
     @param uses: seconds since 1970, by user and selector.

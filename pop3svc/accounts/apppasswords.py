@@ -2,8 +2,8 @@
 Application passwords: secrets that the service makes, one for each mail program of a user.
 
 A secret has 32 characters of base32 (RFC 4648 section 6) in eight groups.  The first group is the
-selector, which is not secret.  It finds the one hash with which the secret is compared, because a
-comparison with each hash of a user would take too long.
+selector, which is not secret.  By the selector the service finds the hash to compare with, because
+a comparison with each hash of a user would take too long.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUP = 4
 # Groups after the selector; 28 characters have 140 bits.
 _SECRET_GROUPS = 7
 _LENGTH = _GROUP * (1 + _SECRET_GROUPS)
-# People may type capitals, and spaces or nothing between the groups.
+# People may type capital letters, and may type spaces or nothing between the groups.
 _FORM = re.compile(rb"[A-Za-z2-7]{4}(?:[ -]?[A-Za-z2-7]{4}){7}")
 _SEPARATORS = bytes.maketrans(b" ", b"-")
 
@@ -34,8 +34,9 @@ class AppPassword(NamedTuple):
     An application password, as it is stored.
 
     @ivar stored: the hash of the secret without the separators of its groups.
-    @ivar networks: the networks from which it may be used; empty if from all.
-    @ivar expires: the time, in seconds since 1970, from which it cannot be used; L{None} for never.
+    @ivar networks: the networks from which the password may be used; empty for all networks.
+    @ivar expires: the time, in seconds since 1970, from which the password is not valid any more;
+        L{None} for never.
     """
 
     stored: str

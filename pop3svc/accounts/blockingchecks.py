@@ -1,6 +1,6 @@
 """
-Check passwords by functions that block, such as those of a C library.  The checks run in threads of
-their own, and each has a time limit.
+Check passwords by functions that block, such as those of a C library.  The checks run in separate
+threads, and each check has a time limit.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ T = TypeVar("T")
 CONCURRENT = 10
 # Logins that may wait for their check.  Each takes about 2 KiB.
 MOST_WAITING = 1000
-# Threads that may hang in checks whose time limit has passed.  A library that ignores its own time
-# limits would otherwise take one more thread for each login.
+# The most threads that may hang in checks whose time limit has passed.  Without this limit, a
+# library that does not return would take another thread for each login.
 MOST_LOST = 16
 
 
 class CheckUnavailable(Exception):
     """
-    A check has no result, because the source of accounts is out of order.  The text is the reason,
-    for the operator.  It contains neither the name nor the password of the login.
+    A check has no result, because the source of accounts has failed.  The text is the reason, for
+    the operator.  The text contains neither the name nor the password of the login.
     """
 
 
@@ -46,7 +46,8 @@ class _Threads(BoundedThreadPool):
     Threads for checks.
     """
 
-    # Seconds.  A check does not look whether it was cancelled, so it is lost at once.
+    # Seconds.  A check never asks whether it was cancelled, so the pool need not wait before it
+    # considers the thread lost.
     GRACE = 0.0
 
 
@@ -55,7 +56,7 @@ class _Check:
     A check that has a thread.
 
     @ivar isOver: whether the thread has returned.
-    @ivar isLost: whether its time limit has passed before.
+    @ivar isLost: whether the time limit passed before the thread returned.
     """
 
     __slots__ = ("isLost", "isOver")
@@ -69,9 +70,9 @@ class BlockingChecks:
     Runs the checks of one source of accounts in threads, a few at a time.  Logins from known
     networks go first, and each login waits for a limited time.
 
-    A check that exceeds its time limit is given up: its login gets C{SYS/TEMP}, and another thread
-    takes the place of its thread, which is I{lost} until the check returns.  If too many threads
-    are lost, every login gets C{SYS/TEMP} until one of them returns.
+    If a check exceeds its time limit, its login gets C{SYS/TEMP}.  The thread of this check is
+    I{lost} until the check returns, and another thread takes its place.  While too many threads are
+    lost, every login gets C{SYS/TEMP}.
 
     @ivar lost: the number of threads that are lost now.
     """
@@ -87,17 +88,17 @@ class BlockingChecks:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param name: of the source, for the log, such as C{the LDAP server at ldap://HOST}.
+        @param name: the name of the source in the log, such as C{the LDAP server at ldap://HOST}.
         @param limit: seconds for a check.
         @param concurrent: checks that run at the same time.
         @param mostWaiting: checks that may wait for their turn.
-        @param mostLost: if so many threads are lost, no check begins; at most
-            L{BoundedThreadPool.LOST}.  The checks that have begun by then may be lost, too.
-        @param threads: runs the checks; threads of its own if not given.
+        @param mostLost: if this many threads are lost, no check begins; at most
+            L{BoundedThreadPool.LOST}.  The threads of running checks may still be lost after that.
+        @param threads: runs the checks; separate threads if not given.
         @param clock: the reactor if not given.
         """
         if threads is None:
-            # A check that was given up before its thread began waits in the pool.
+            # The pool also holds checks whose time limit passed before their thread began.
             threads = _Threads("pop3svc-check", concurrent, waiting=concurrent)
         self._threads = threads
         self._name = name
@@ -115,10 +116,10 @@ class BlockingChecks:
 
         @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  C{comparing} is
             called before C{work} begins.  If the password is wrong, the caller calls C{refused}.
-        @param work: called in a thread with C{arguments}.  Raises L{CheckUnavailable} if it cannot
-            tell.  Nobody reads the result of work that has exceeded the time limit.
+        @param work: called in a thread with C{arguments}.  The work raises L{CheckUnavailable} if
+            it has no result.  After the time limit the result is ignored.
         @return: the result of C{work}.
-        @raise POP3ResponseError: C{SYS/TEMP}: C{work} could not tell, exceeded the time limit, or
+        @raise POP3ResponseError: C{SYS/TEMP}: C{work} had no result, exceeded the time limit, or
             had to wait for too long.
         """
         return await self._answer(
@@ -137,9 +138,9 @@ class BlockingChecks:
         patience: float = Policy.loginWait,
     ) -> T:
         """
-        Run C{work} that compares no password in a thread; see L{check}.
+        Run C{work} in a thread; see L{check}.  The work does not compare a password.
 
-        @param isUrgent: whether the work goes before work that is not urgent.
+        @param isUrgent: whether the work runs before other waiting work.
         @param patience: how many seconds the work may wait for its turn.
         """
         return await self._answer(work, arguments, isUrgent=isUrgent, patience=patience)

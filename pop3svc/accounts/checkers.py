@@ -40,8 +40,8 @@ __all__ = ["AccountFacts", "AccountsProvider"]
 @implementer(IUserFacts)
 class AccountFacts:
     """
-    The facts that the sources of the accounts of one store know.  The first source that knows a
-    user counts, for logins as well as for new mail.
+    Finds facts about users in the sources of accounts of one store.  The first source that knows a
+    user decides, both for logins and for new mail.
     """
 
     def __init__(self, accounts: Sequence[Any]) -> None:
@@ -89,9 +89,8 @@ class AccountsProvider:
     ) -> None:
         """
         @param store: L{IMailboxStore}
-        @param checkers: L{ICredentialsChecker}s for
-            L{twisted.cred.credentials.IUsernamePassword}, asked in this order.  One for
-            L{IBearerToken} alone checks no passwords.
+        @param checkers: L{ICredentialsChecker}s for L{twisted.cred.credentials.IUsernamePassword},
+            asked in this order.  A checker for L{IBearerToken} alone checks no passwords.
         @param patience: how many seconds a login may wait for its password check to begin.
         """
         self._store = IMailboxStore(store)
@@ -104,8 +103,9 @@ class AccountsProvider:
         self._scram = self._those(IScramAccounts)
         self._secrets = self._those(ISharedSecrets)
         self._bearer = self._those(IBearerAccounts)
-        # For each connection, the checker that accepted the user: IAccountStatus is asked of that
-        # checker.  This is not in info.providerTag, because that attribute belongs to the store.
+        # For each connection, the checker that accepted the user, because IAccountStatus is a
+        # question to that checker.  It is not in info.providerTag, because that attribute belongs
+        # to the store.
         self._acceptedBy: WeakKeyDictionary[Any, _Accepted] = WeakKeyDictionary()
         if IUsesUserFacts.providedBy(store):
             store.useFacts(AccountFacts(checkers))
@@ -142,7 +142,8 @@ class AccountsProvider:
                 continue
             if isinstance(avatarID, bytes):
                 avatarID = avatarID.decode("utf-8", "surrogateescape")
-            # A value that is not a name means no user; ANONYMOUS is an empty tuple.
+            # A value that is not a name, such as the empty tuple ANONYMOUS, means that there is no
+            # user.
             if isinstance(avatarID, str) and avatarID:
                 if attempt is not None:
                     # The password was right, so a later failure does not count as a wrong guess.
@@ -153,8 +154,8 @@ class AccountsProvider:
 
     def _those(self, interface: InterfaceClass) -> list[tuple[int, Any]]:
         """
-        @return: the checkers that provide an interface, with their indices.  If there are any,
-            this provider provides the interface, too.
+        @return: the checkers that provide an interface, with their indices.  If there are any, also
+            declare that this provider provides the interface.
         """
         found = [
             (index, each) for index, each in enumerate(self._checkers) if interface.providedBy(each)
@@ -220,9 +221,9 @@ class AccountsProvider:
 
     async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
         """
-        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  Checkers
-        that cannot tell which accounts they have do not count, so that a removed account is locked
-        out.  If no checker can tell, every user is let in.
+        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  Do not ask
+        checkers that cannot tell which accounts exist, because they would accept a removed account.
+        If no checker can tell, accept every user.
         """
         self._acceptedBy.pop(info, None)
         canTell = False
@@ -241,7 +242,7 @@ class AccountsProvider:
         return None if canTell or not self._checkers else username
 
     def _statusOf(self, accepted: _Accepted | None) -> Any:
-        # Without a checker, a mechanism has proved the name.
+        # If there is no checker, a mechanism has authenticated the user.
         return None if accepted is None else IAccountStatus(self._checkers[accepted.checker], None)
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
@@ -270,6 +271,6 @@ class AccountsProvider:
         """
         accepted = self._acceptedBy.get(info)
         if accepted is not None and accepted.name != username:
-            # This is left from an exchange that was cancelled, or from an earlier login.
+            # This value is left over from a cancelled exchange, or from an earlier login.
             del self._acceptedBy[info]
         return self._store.openMailbox(info, username)

@@ -1,6 +1,6 @@
 """
-Check what an issuer says about an access token: in the signed token itself (RFC 7519, RFC 9068), or
-in the answer to a question (RFC 7662).
+Check the claims of an issuer about an access token.  The claims are in the signed token itself (RFC
+7519, RFC 9068), or in the answer to a request (RFC 7662).
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ __all__ = [
     "unavailable",
 ]
 
-# The most octets of a token.  A longer token is not looked at.
+# The most octets of a token.  A longer token is refused unread.
 LONGEST_TOKEN = 8192
 # Seconds by which the clocks of the issuer and of this machine may differ.
 _LEEWAY = 60
 _LONGEST_NAME = 255
-# What joserfc and the modules of Python raise for malformed input.
+# The exceptions that joserfc and the modules of Python raise for malformed input.
 MALFORMED = (
     JoseError,
     ValueError,
@@ -41,8 +41,8 @@ MALFORMED = (
     RecursionError,
 )
 _REASONS = {
-    "iss": "its issuer is another one or missing",
-    "aud": "its audience is another one or missing",
+    "iss": "its issuer is missing or wrong",
+    "aud": "its audience is missing or wrong",
     "exp": "it has expired or does not say when it expires",
     "nbf": "it is not valid yet",
     "iat": "it is not valid yet",
@@ -57,7 +57,7 @@ class BadToken(Exception):
 
 class BadSignature(BadToken):
     """
-    A token that another key has signed.
+    A token whose signature was made with another key.
     """
 
 
@@ -83,7 +83,8 @@ def parseJSON(data: bytes) -> dict[str, Any]:
     """
     Parse an object.
 
-    @raise ValueError: it is malformed, has a name twice, is nested too deeply, or is no object.
+    @raise ValueError: the JSON is malformed, has a name twice, is nested too deeply, or is not an
+        object.
     """
     try:
         value = json.loads(
@@ -101,11 +102,13 @@ class ClaimRules:
     """
     The claims that a valid token must have.
 
-    @ivar issuer: the claim C{iss}; L{None}: any, or none.
-    @ivar audience: one value of the claim C{aud}; L{None}: any, or none.
+    @ivar issuer: the claim C{iss}; L{None} if the claim may be missing or have any value.
+    @ivar audience: one value of the claim C{aud}; L{None} if the claim may be missing or have any
+        value.
     @ivar claim: the claim with the name of the user.
     @ivar scopes: the scopes that a token must have, in its claim C{scope} or C{scp}.
-    @ivar clients: the values that the claim C{client_id} may have; any, or none, if this is empty.
+    @ivar clients: the values that the claim C{client_id} may have; empty if the claim may be
+        missing or have any value.
     """
 
     issuer: str | None
@@ -138,8 +141,8 @@ class ClaimRules:
         if self.clients and not (isinstance(client, str) and client in self.clients):
             raise BadToken("it was issued to another client")
         if "cnf" in claims:
-            # Such a token is not a bearer token (RFC 7800): its client has to prove that it has a
-            # key, so that a stolen token is of no use.
+            # Such a token is not a bearer token (RFC 7800).  Its client has to prove that it has a
+            # key, so that a thief cannot use the token.
             raise BadToken("it is bound to a key of its client")
         return self._nameIn(claims)
 
@@ -153,7 +156,7 @@ class ClaimRules:
             raise BadToken("it has no user name")
         if isLong:
             raise BadToken("it has no user name")
-        # With some issuers a user can enter any address.  Some write true as a text.
+        # With some issuers a user can enter any address.  Some issuers write true as a text.
         if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
             raise BadToken("its address is not verified")
         return name

@@ -27,7 +27,7 @@ log = Logger(namespace="pop3svc")
 
 class UsualCost:
     """
-    The costs of the hashes that a source has, with an example of each.
+    Counts the costs of the hashes of a source, with an example of each cost.
     """
 
     # The most different costs that are counted.  A source has only a few kinds of hashes.
@@ -62,8 +62,9 @@ class UsualCost:
 
 class RememberedChecks:
     """
-    Comparisons that have succeeded a short time ago.  Each is remembered as a keyed digest of the
-    name, the password and the stored password.  The key exists in the memory of this process only.
+    Remembers comparisons that have succeeded a short time ago.  For each it stores a keyed digest
+    of the name, the password and the stored password.  The key exists only in the memory of this
+    process.
     """
 
     # Each entry takes about 200 octets.
@@ -72,7 +73,7 @@ class RememberedChecks:
     def __init__(self, seconds: float, now: Callable[[], float]) -> None:
         """
         @param seconds: how long a comparison is remembered.
-        @param now: returns the seconds of a clock that nobody sets back.
+        @param now: returns the seconds of a monotonic clock.
         """
         self._seconds = seconds
         self._now = now
@@ -86,14 +87,14 @@ class RememberedChecks:
         """
         digest = hashlib.blake2b(key=self._key, digest_size=32)
         for each in (name, stored.encode("utf-8", "surrogateescape"), password):
-            # The length keeps apart what belongs to which field.
+            # The lengths make the division into fields unambiguous.
             digest.update(len(each).to_bytes(8))
             digest.update(each)
         return digest.digest()
 
     def has(self, digest: bytes) -> bool:
         """
-        @return: whether this comparison has succeeded, and is not too old.
+        @return: whether this comparison has succeeded, not too long ago.
         """
         until = self._until.get(digest)
         if until is None:
@@ -139,12 +140,12 @@ class PasswordComparison:
         self._now = time.monotonic if clock is None else clock.seconds
         self._remembered: RememberedChecks | None = None
         self._reported: set[str] = set()
-        # Compared for unknown users while the source has no hash of its own.
+        # The hash for comparisons with unknown users, while the source has no hash.
         self._standIn = hashPassword(secrets.token_hex(16))
 
     def remember(self, seconds: int) -> None:
         """
-        Remember successful comparisons from now on, unless they take little time anyway.
+        From now on remember successful comparisons, except those that take little time.
 
         @param seconds: how long; 0 for not at all.
         """
@@ -152,7 +153,8 @@ class PasswordComparison:
 
     def forget(self) -> None:
         """
-        Forget the remembered comparisons, and the logged errors, so that each is logged again.
+        Forget the remembered comparisons.  Also forget which errors were logged, so that each is
+        logged again.
         """
         self._reported.clear()
         if self._remembered is not None:
@@ -171,11 +173,12 @@ class PasswordComparison:
 
         @param credentials: credentials of twisted.cred, with C{username} and C{password}.
         @param stored: a usable stored password; L{None} if the user does not exist.
-        @param standIn: a usable stored password.  If the user does not exist, a comparison with it
-            hides this.
+        @param standIn: a usable stored password.  If the user does not exist, a comparison with
+            this hash takes the same time.
         @param mayLogIn: whether the user may log in with the right password.  If not, the password
-            is always compared, because a quick refusal would tell that it is right.
-        @param secret: what is compared, if it is not the password as the client has sent it.
+            is always compared, because a quick refusal would reveal that the password is right.
+        @param secret: the text to compare, if it differs from the password that the client has
+            sent.
         @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
             failed, for example for lack of memory.
         """
@@ -195,7 +198,7 @@ class PasswordComparison:
             matches = self._compare(compared, password, name)
         else:
             if remembered is not None:
-                # Also for an unknown user, so that the time is the same.
+                # Do this also for an unknown user, so that the time is the same.
                 digest = remembered.digestOf(username, whole, compared)
                 if remembered.has(digest) and stored is not None and mayLogIn:
                     return True

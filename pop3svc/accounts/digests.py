@@ -1,5 +1,5 @@
 """
-Digests of passwords, as Dovecot and Courier store them.  Most have no work factor.
+The digests of passwords that Dovecot and Courier store.  Most of them are quick to compute.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 # Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  The bound is needed
 # because clients that are not logged in can cause comparisons.
 _MOST_ROUNDS = 5_000_000
-# RFC 7677 section 4 wants at least as many, and clients refuse fewer.
+# RFC 7677 section 4 requires at least this many, and clients refuse fewer.
 _LEAST_SCRAM_ROUNDS = 4096
 _ROUNDS_PER_MILLISECOND = 2500
 
@@ -154,8 +154,8 @@ def readScram(text: str, algorithm: str) -> ScramKeys:
 
 def _prepared(password: bytes) -> bytes:
     """
-    @return: the password as RFC 5802 section 2.2 has it, or unchanged if SASLprep (RFC 4013)
-        does not allow it.
+    @return: the password, prepared for SCRAM (RFC 5802 section 2.2); unchanged if SASLprep (RFC
+        4013) does not allow it.
     """
     if password.isascii():
         return password

@@ -39,9 +39,9 @@ class DomainProvider:
 
     def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
         """
-        @param providers: L{IPOP3MailboxProvider} by domain, in lower case.  The provider of L{None}
-            has the users of all other domains, and the users without a domain.  If this provider is
-            missing, their logins are refused.
+        @param providers: L{IPOP3MailboxProvider} by domain, in lower case.  The provider with the
+            key L{None} has the users of all other domains, and the users without a domain.  Without
+            such a provider, the logins of these users are refused.
         @param name: see L{IPOP3MailboxProvider}.
         """
         self._providers = {
@@ -51,8 +51,9 @@ class DomainProvider:
         days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
         self.expireDays: int = min((each for each in days if each), default=0)
 
-        # For each connection, the mailbox of the last keys or secret that were found, and their
-        # provider, because the mailbox may have a name of another domain.
+        # For each connection, the name of the mailbox that belongs to the last found keys or
+        # secret, and their provider.  The provider is stored because the name of the mailbox may
+        # have another domain.
         self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
         for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts, IProvenAccounts):
             if any(interface.providedBy(each) for each in self._providers.values()):
@@ -74,7 +75,7 @@ class DomainProvider:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        # The keys may be left from an exchange that was cancelled.  Then another mechanism has
+        # The entry may be left over from a cancelled exchange, and another mechanism may have
         # proved this name.
         mailbox, provider = self._foundBy.pop(info, ("", None))
         if mailbox != username:

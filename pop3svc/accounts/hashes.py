@@ -36,7 +36,7 @@ __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 LONGEST_PASSWORD = 1024
 # The most characters of a stored password.  The longest valid one is a {PLAIN} password.
 _LONGEST = 2048
-# A comparison that takes at most this many milliseconds of CPU time runs in the reactor's thread.
+# Comparisons that take at most this many milliseconds of CPU time run in the reactor's thread.
 _QUICK = 0.05
 
 # Messages to the operator name these kinds of hashes.
@@ -231,7 +231,8 @@ class HashReader:
     """
     Reads stored passwords.
 
-    If a stored password has an unknown scheme, its user cannot log in.
+    Reads the stored passwords of one source of accounts.  A user whose stored password has an
+    unknown scheme cannot log in.
     """
 
     def __init__(self, default: str = "CRYPT", isCourier: bool = False) -> None:
@@ -275,13 +276,13 @@ class HashReader:
 
     def isPlain(self, stored: str) -> bool:
         """
-        @return: whether the stored password is not hashed.
+        @return: whether the stored password is stored without a hash.
         """
         return self._read(stored)[0].isPlain
 
     def passwordOf(self, stored: str) -> str | None:
         """
-        @return: a password in the clear; L{None} if the stored password is a hash.
+        @return: the password in clear text; L{None} if the stored password is a hash.
         """
         scheme, data = self._read(stored)
         return data if scheme.isPlain else None
@@ -326,5 +327,5 @@ class HashReader:
         return scheme.verify(data, password, username)
 
 
-# The reader of sources of accounts that have no options for hashes.
+# The reader for sources of accounts without options for hashes.
 HASHES = HashReader()

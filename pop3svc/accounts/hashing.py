@@ -1,5 +1,5 @@
 """
-A queue of passwords to check.  Logins from known networks go first, and each wait is bounded.
+Queue the checks of passwords.  Logins from known networks go first, and each wait has a limit.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class CheckQueue:
 
     # Concurrent hashes.  Each takes about 0.1 s of CPU time and 64 MiB.
     CONCURRENT = 2
-    # Passwords that may wait.  The time limit keeps the queue shorter, unless connections
-    # come very fast.  Each entry takes about 2 KiB.
+    # The most passwords that may wait.  The time limit usually keeps the queue shorter.  Each entry
+    # takes about 2 KiB.
     MAX_WAITING = 10_000
 
     def __init__(
@@ -124,13 +124,13 @@ class CheckQueue:
         """
         Run C{work} when its turn comes.
 
-        @param isUrgent: whether the work goes before work that is not urgent.
+        @param isUrgent: whether the work runs before work that is not urgent.
         @param patience: how many seconds the work may wait for its turn.
         @param begun: called when C{work} begins.
         @return: a Deferred that fires with the result of C{work}.  If the work waits longer than
             C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  If the Deferred
-            is cancelled, work that has not begun is removed.  Work that has begun keeps its place
-            to the end, because a hash cannot be interrupted.
+            is cancelled, work that has not begun is removed.  Work that has begun goes on to its
+            end, because nothing can interrupt the computation of a hash.
         @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
         if len(self._urgent) + len(self._others) >= self._mostWaiting:
@@ -164,8 +164,8 @@ class CheckQueue:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # The work that the loop below has just started has finished already.  The loop
-            # starts the next.
+            # The loop below has just started this work, and it has already finished.  The loop
+            # starts the next work.
             return
         self._isStarting = True
         try:

@@ -1,5 +1,5 @@
 """
-Accounts behind HTTP: a server of the operator checks each password.
+Accounts from an HTTP server: a server of the operator checks each password.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from pop3svc.health import Health
 
 __all__ = ["CONCURRENT", "MOST_WAITING", "TIMEOUT", "HTTPAccounts"]
 
-# Seconds for a whole exchange.  A server that compares a slow hash needs less than one.
+# Seconds for a whole request, including its answer.  A server that compares a slow hash needs less
+# than one second.
 TIMEOUT = 5
 # Requests at the same time.  Each needs a connection.
 CONCURRENT = 10
@@ -75,7 +76,7 @@ class HTTPAccounts:
         """
         @param timeout: seconds for a whole exchange.
         @param concurrent: requests at the same time.
-        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+        @param authorities: a PEM file of certificates to trust; L{None} for those of the
             system.
         @param isInsecure: whether the URL may begin with C{http} although the server is on another
             machine.
@@ -118,7 +119,7 @@ class HTTPAccounts:
             begun=credentials.comparing,
         )
         if user is None:
-            # Nobody knows whether the user exists, so the attempt counts as a guess.
+            # The service cannot know whether the user exists, so the attempt counts as a guess.
             credentials.refused()
             raise UnauthorizedLogin()
         return user.encode("utf-8")
@@ -145,8 +146,8 @@ class HTTPAccounts:
 
 def _isText(data: bytes, most: int) -> bool:
     """
-    @return: whether a name or a password can be sent to the server.  Many servers fail at a NUL,
-        and a client must not be able to make the server fail.
+    @return: whether a name or a password can be sent to the server.  It must not contain a NUL,
+        because many servers fail at a NUL, and a client must not be able to make the server fail.
     """
     try:
         return len(data) <= most and "\0" not in data.decode("utf-8")
@@ -166,7 +167,7 @@ def _userIn(answer: Answer) -> str | None:
     except (ValueError, RecursionError):
         raise HTTPUnavailable("its answer is not valid JSON") from None
     user = values.get("user") if isinstance(values, dict) else None
-    # A name that is not printable could not be logged, and a lone surrogate is not printable.
+    # Refuse an unprintable name, because it could not be logged.  This includes lone surrogates.
     if not isinstance(user, str) or not user.isprintable() or not 0 < len(user) <= _LONGEST_NAME:
         raise HTTPUnavailable("its answer names no user")
     return user

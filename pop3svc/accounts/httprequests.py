@@ -42,14 +42,14 @@ __all__ = [
 
 JSON = "application/json"
 _VISIBLE = re.compile(r"[!-~]+")
-# The most octets of an answer besides its body, such as headers.  Twisted counts none of them.
+# The most octets of an answer besides its body, such as headers.  Twisted has no limit for these.
 _MOST_HEADERS = 65_536
 
 
 class HTTPUnavailable(Exception):
     """
-    The server gave no usable answer.  The text is the reason, for the operator.  It contains
-    nothing of the request.
+    The server gave no usable answer.  The text is the reason, for the operator.  The text contains
+    no part of the request.
     """
 
 
@@ -57,7 +57,7 @@ class Answer(NamedTuple):
     """
     The answer to a request.
 
-    @ivar mediaType: of the body, in lower case and without parameters.
+    @ivar mediaType: the media type of the body, in lower case and without parameters.
     @ivar body: empty unless the status is 200.
     """
 
@@ -81,8 +81,8 @@ def requireTreq() -> None:
 
 def checkURL(url: str) -> SplitResult:
     """
-    @return: the parts of a URL to which requests can be sent.
-    @raise ValueError: requests cannot be sent to it; a sentence for the operator.
+    @return: the parts of the URL, if requests can be sent to it.
+    @raise ValueError: requests cannot be sent to this URL; a sentence for the operator.
     """
     try:
         parts = urlsplit(url)
@@ -98,7 +98,7 @@ def checkURL(url: str) -> SplitResult:
 
 def withoutQuery(parts: SplitResult) -> str:
     """
-    @return: the URL for the log, because a query may contain a secret.
+    @return: the URL for the log, without its query, because a query may contain a secret.
     """
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
@@ -136,11 +136,11 @@ class _VerifiedEndpoints:
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Connection:
     """
-    The connection of one request.  It is not kept for the next request.  The server may close a
-    kept connection just when the next request is sent, and then nobody knows whether the server
-    has worked on the request.
+    The connection of one request.  The next request uses a new connection.  If the server closed a
+    kept connection just when the next request was sent, the service could not know whether the
+    server has processed the request.
 
-    @ivar isTooMuch: whether it was aborted because the server has sent too much.
+    @ivar isTooMuch: whether the connection was aborted because the server has sent too much.
     """
 
     def __init__(self, endpoints: Any, most: int) -> None:
@@ -253,8 +253,8 @@ class _Body(Protocol):
         """
         if self.whole.called:
             return
-        # Without a length, the end of the connection is the end of the body.  JSON that is cut off
-        # is not valid.
+        # Without a length, the end of the connection is the end of the body.  Incomplete JSON is
+        # not valid.
         if reason.check(ResponseDone, PotentialDataLoss):
             self.whole.callback(bytes(self._data))
         else:
@@ -268,8 +268,8 @@ def _mediaTypeOf(headers: Headers) -> str:
 
 def _reasonOf(error: BaseException) -> str:
     """
-    @return: why a request failed, by the types of the errors, because their texts may contain
-        what was sent or received.
+    @return: why a request failed.  The reason is made from the types of the errors, because the
+        texts of errors may contain parts of the request or the answer.
     """
     reasons = getattr(error, "reasons", None)
     inner = [each.value for each in reasons] if reasons else [error]
@@ -284,7 +284,7 @@ def bodyOf(answer: Answer, mediaType: str | None = None) -> bytes:
     """
     @param mediaType: the media type that the body must have; L{None}: any.
     @return: the body of an answer.
-    @raise HTTPUnavailable: the status is not 200, or the media type is another one.
+    @raise HTTPUnavailable: the status is not 200, or the media type is wrong.
     """
     if answer.status != OK:
         raise HTTPUnavailable(f"it answers with the status {answer.status}")
@@ -298,7 +298,7 @@ def bodyOf(answer: Answer, mediaType: str | None = None) -> bytes:
 
 class HTTPExchange:
     """
-    Sends requests to one URL, each over a connection of its own.
+    Sends requests to one URL, each over a new connection.
     """
 
     def __init__(
@@ -338,8 +338,8 @@ class HTTPExchange:
         """
         Send one request, and wait for its answer.
 
-        @param body: nothing is sent if it is empty.
-        @param mediaType: of the body.
+        @param body: the body of the request; if it is empty, the request has no body.
+        @param mediaType: the media type of the body.
         @param credentials: a name and a password for Basic authentication (RFC 7617).
         @param accept: the media type of the answer.
         @raise HTTPUnavailable: there was no complete answer in time, or it was too large.
@@ -368,7 +368,7 @@ class HTTPExchange:
 
         # A body in chunks takes more octets than its content.
         connection = _Connection(self._endpoints, 2 * self._largest + _MOST_HEADERS)
-        # A client of treq keeps cookies, so each request has a client of its own.
+        # A client of treq keeps cookies, so each request uses a new client.
         client = HTTPClient(_Plain(Agent.usingEndpointFactory(self._reactor, connection)))
         producer = FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon))
         try:

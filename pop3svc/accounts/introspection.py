@@ -33,9 +33,10 @@ __all__ = ["CONCURRENT", "MOST_WAITING", "TIMEOUT", "IntrospectedTokens", "Secre
 
 log = Logger(namespace="pop3svc")
 
-# Seconds for a whole exchange.  A server that looks up a token needs less than one.
+# Seconds for a whole request, including its answer.  A server that looks up a token needs less than
+# one second.
 TIMEOUT = 5
-# Requests at the same time.  Each needs a connection.
+# The most requests at the same time.  Each needs a connection.
 CONCURRENT = 10
 # Logins that may wait for their request.  Each takes about 10 KiB, because of its token.
 MOST_WAITING = 1000
@@ -76,7 +77,7 @@ class SecretFile:
 
     async def reload(self) -> None:
         """
-        Read the file again, in a thread.  If it cannot be used, the previous secret stays.
+        Read the file again, in a thread.  If the file cannot be used, keep the previous secret.
         """
         try:
             self.secret = await self._reader.run(self._read)
@@ -104,10 +105,10 @@ class IntrospectedTokens:
         """
         @param url: the introspection endpoint.
         @param client: the name with which this service authenticates itself.
-        @param rules: what the answer must say.
+        @param rules: the claims that the answer must have.
         @param timeout: seconds for a whole exchange.
         @param concurrent: requests at the same time.
-        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+        @param authorities: a PEM file of certificates to trust; L{None} for those of the
             system.
         @param reactor: the global one if not given.
         @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
@@ -148,7 +149,7 @@ class IntrospectedTokens:
             raise BadToken("its issuer says that it is not active")
         kind = claims.get("token_type", "Bearer")
         if not isinstance(kind, str) or kind.lower() != "bearer":
-            raise BadToken("its type is another one")
+            raise BadToken("its type is wrong")
         return self._rules.userOf(claims, now(), mustExpire=False)
 
     async def _ask(self, token: str) -> dict[str, Any]:
@@ -156,7 +157,7 @@ class IntrospectedTokens:
         @return: the claims; C{active} is a truth value.
         """
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
-        # RFC 6749 section 2.3.1 wants this encoding inside that of Basic authentication.
+        # RFC 6749 section 2.3.1 requires this encoding inside the encoding of Basic authentication.
         name, secret = quote_plus(self._client), quote_plus(self._secret.secret)
         credentials = name.encode("ascii"), secret.encode("ascii")
         try:
@@ -177,7 +178,7 @@ class IntrospectedTokens:
 def _claimsIn(answer: Answer) -> dict[str, Any]:
     """
     @return: the members of an answer that have a value.
-    @raise HTTPUnavailable: the answer has another form than that of RFC 7662 section 2.2.
+    @raise HTTPUnavailable: the answer does not have the form of RFC 7662 section 2.2.
     """
     if answer.status == 401:
         raise HTTPUnavailable("it refuses client and secret (status 401)")

@@ -30,7 +30,8 @@ __all__ = ["FetchedKeys", "FileKeys", "fetchedKeys", "reading", "theClock"]
 
 log = Logger(namespace="pop3svc")
 
-# Files of keys and secrets have their own thread, because a disk with mail may hang.
+# Files of keys and secrets have their own thread, because other threads may hang on a disk with
+# mail.
 reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
 
 # The most octets of a key set.  A set has some 10 KiB.
@@ -68,8 +69,8 @@ def _reason(error: ValueError) -> str:
 
 class FileKeys:
     """
-    The keys in a file, which is read again, in a thread, when it has changed.  If it cannot be
-    read, the previous keys stay.
+    The keys in a file.  When the file has changed, it is read again in a thread.  If it cannot be
+    read, the previous keys stay in use.
     """
 
     # Seconds that a login waits until a changed file has been read again.
@@ -109,10 +110,10 @@ class FileKeys:
 
     async def findAgain(self, name: str | None) -> Any:
         """
-        Find a key after the key of that name has not verified a token.
+        Find a key after the known key of this name has failed to verify a token.
 
         @param name: see L{find}.
-        @return: the key of that name in the file as it is now, or L{None}.
+        @return: the key of this name in the present file, or L{None}.
         """
         return await self.find(name)
 
@@ -127,7 +128,7 @@ class FileKeys:
         try:
             await settled(self._rereading.outcome(clock, self.PATIENCE))
         except CallTimeout:
-            # The disk is slow: go on with the previous keys.
+            # The disk is slow, so go on with the previous keys.
             pass
 
     async def _reread(self) -> None:
@@ -161,10 +162,10 @@ class FetchedKeys:
     are old, when a token names an unknown key, or when a token has a wrong signature.
     """
 
-    # Seconds after which keys are fetched again, while the old ones serve.
+    # Seconds after which keys are fetched again.  Meanwhile the old keys stay in use.
     REFRESH = 3600.0
-    # Seconds after which old keys are used no longer if they could not be fetched again, because
-    # the issuer may have withdrawn one of them.
+    # Seconds after which old keys are not used any more if no fetch has succeeded, because the
+    # issuer may have withdrawn one of them.
     OLDEST = 86_400.0
     # The fewest seconds between two attempts to fetch.  Without this limit, each token with a
     # made-up key name would cause a request to the issuer.
@@ -223,11 +224,11 @@ class FetchedKeys:
 
     async def findAgain(self, name: str | None) -> Any:
         """
-        Find a key after the key of that name has not verified a token.  The issuer may have
-        replaced it, so fetch the keys again, unless that was tried within L{PAUSE}.
+        Find a key after the known key of this name has failed to verify a token.  The issuer may
+        have replaced the key, so fetch the keys again, unless a fetch was tried within L{PAUSE}.
 
         @param name: see L{find}.
-        @return: the key of that name, or L{None} if there is none.
+        @return: the key of this name, or L{None} if there is none.
         """
         await self._refreshed(self.PAUSE)
         return None if self._keys is None else self._keys.pick(name)
@@ -265,7 +266,7 @@ class FetchedKeys:
 
     async def reload(self) -> None:
         """
-        Fetch the keys again, while the old ones serve.
+        Fetch the keys again, and use the old keys meanwhile.
         """
         self._tried = None
         self._begin(0)
@@ -276,10 +277,10 @@ def fetchedKeys(
 ) -> FetchedKeys:
     """
     @param url: the address of a key set.
-    @param authorities: a PEM file of certificates that are trusted; L{None}: those of the system.
+    @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
     @param reactor: the global one if not given.
     @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
-    @return: the keys that are fetched from there.
+    @return: the keys that are fetched from the address.
     @raise ValueError: the address or the file cannot be used; a sentence for the operator.
     """
     source = withoutQuery(checkURL(url))

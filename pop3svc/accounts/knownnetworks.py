@@ -71,7 +71,7 @@ class KnownNetworks:
     are an office, a NAT, and the gateway of a container.
     """
 
-    # Seconds after which a login is forgotten, and after which it is recorded again.
+    # Seconds after which a login is forgotten, and seconds after which a further login is recorded.
     KEPT = 90 * 86400
     NEWS = 86400
     # Networks per user: enough for a home, an office and several mobile networks.
@@ -82,8 +82,8 @@ class KnownNetworks:
     ADDRESSES = 100_000
     # Number of different users that makes an address shared.
     SHARED = 3
-    # Rows read at once, and written in one transaction.  A slice takes a few milliseconds,
-    # so that the reactor runs in between.
+    # Rows that are read at once, or written in one transaction.  Such a slice takes a few
+    # milliseconds, so that the reactor can do other work in between.
     SLICE = 2000
 
     def __init__(
@@ -210,7 +210,7 @@ class KnownNetworks:
         """
         now = self._now()
         for user, network, seen in rows:
-            # The clock may have been ahead when this was written.
+            # The clock may have been ahead when this time was written.
             seen = min(seen, now)
             # An IPv6 /64 is both a network and an address.
             if not network.endswith("/32"):
@@ -241,8 +241,8 @@ class KnownNetworks:
 
     async def save(self) -> None:
         """
-        Write the changes, in a thread.  Rows are deleted at twice the age at which they expire,
-        because the clock may be wrong for some time.
+        Write the changes, in a thread.  Rows are deleted only at twice the age at which they
+        expire, because the clock may be wrong for some time.
         """
         if not self._isWriter:
             return
@@ -256,8 +256,8 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # The error is in the log, and the next call tries again.  Do not delete a user
-                # who has logged in again meanwhile.
+                # The error is in the log, and the next call tries again.  The next call must not
+                # delete a user who has logged in again meanwhile.
                 self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
             self._writing = {}

@@ -1,5 +1,5 @@
 """
-Write facts that logins have found, in a thread, some seconds later and several at a time.
+Write facts about logins in a thread, some seconds later, several facts at a time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ V = TypeVar("V")
 
 class LazyWriter(Generic[K, V]):
     """
-    Collects facts, and writes them together.  If the process ends before, they are lost.
+    Collects facts, and writes them together.  Facts that are not written when the process ends are
+    lost.
     """
 
     # Seconds after an error until the next attempt.
@@ -40,7 +41,7 @@ class LazyWriter(Generic[K, V]):
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param what: the rest of a sentence for the log, such as C{"no verifiers are added"}.
+        @param what: the consequence of an error, for the log, such as C{"no verifiers are added"}.
         @param write: writes facts, and may return a Deferred.
         @param pause: seconds from the first new fact until it is written.
         @param most: the number of facts that may wait.
@@ -90,7 +91,7 @@ class LazyWriter(Generic[K, V]):
             sentence = f"{self._what}: {outcome.getErrorMessage()}"
             if self._reported.isFirst(sentence):
                 log.warn("{sentence}", sentence=sentence)
-            # What came meanwhile is newer.
+            # Facts that came during the write are newer.
             for key, value in self._waiting.items():
                 if key in waiting or len(waiting) < self._most:
                     waiting[key] = value

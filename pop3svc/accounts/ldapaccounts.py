@@ -1,5 +1,6 @@
 """
-Accounts in an LDAP directory, found by a search of the operator or by a form of their names.
+Accounts in an LDAP directory.  The service finds an entry by a search, or by a DN that contains the
+user's name.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ PLACEHOLDERS = ("user", "local", "domain")
 # The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
 # 4.5.3.1).
 _LONGEST_NAME = 512
-# Seconds by which the limit of a thread exceeds that of its exchange, so that the exchange ends by
-# itself and the thread is not lost.
+# Seconds by which the time limit of a thread exceeds that of its requests.  The requests therefore
+# usually end by themselves, and the thread is not lost.
 _GRACE = 1.0
-# If the directory shows one of these attributes, a change of it ends sleeping sessions: the
-# identity of an entry (RFC 4530, Active Directory), and when its password was changed.
+# A change of one of these attributes ends sleeping sessions: the identity of an entry (RFC 4530,
+# Active Directory), and the time of the last change of its password.
 _MARKS = (
     "entryUUID",
     "objectGUID",
@@ -70,9 +71,9 @@ class Template:
 
     def __init__(self, name: str, text: str) -> None:
         """
-        @param name: of the option, for errors.
-        @raise ValueError: there is another placeholder, or none for the user; a sentence for the
-            operator.
+        @param name: the name of the option, for errors.
+        @raise ValueError: there is an unknown placeholder, or no placeholder for the user; a
+            sentence for the operator.
         """
         used = _PLACEHOLDER.findall(text)
         rest = _PLACEHOLDER.sub("", text)
@@ -95,7 +96,7 @@ class Template:
         values = {"user": name, "local": local if at else name, "domain": domain if at else ""}
         if not all(values[each] for each in self._used):
             return None
-        # One pass, because a value may contain braces.
+        # Replace all placeholders in one pass, because a value may contain braces.
         return _PLACEHOLDER.sub(lambda found: escape(values[found[1]]), self._text)
 
 
@@ -110,7 +111,8 @@ class _Account(NamedTuple):
     An account.
 
     @ivar mailbox: the name of the mailbox.
-    @ivar marks: values that change when the account becomes another one.
+    @ivar marks: values that change when another account takes the place of this one, or its
+        password changes.
     """
 
     dn: str
@@ -121,11 +123,11 @@ class _Account(NamedTuple):
 def _accountOf(entry: Entry, attribute: str) -> _Account:
     """
     @param attribute: has the name of the mailbox.
-    @raise _BadAccount: it has no such name.
+    @raise _BadAccount: the entry has no usable name of a mailbox.
     """
     values = entry.values.get(attribute.lower(), ())
     if len(values) != 1:
-        # The order of values is not fixed, so none of them is the first.
+        # The server may return values in any order, so the service cannot choose the first one.
         raise _BadAccount(f"{entry.dn} has {len(values)} readable values of {attribute}")
     try:
         mailbox = values[0].decode("utf-8")
@@ -158,7 +160,7 @@ class Answer(NamedTuple):
 
 class DirectBind:
     """
-    Binds with a DN that is made of the user's name.
+    Binds with a DN that contains the user's name.
     """
 
     def __init__(self, template: str, attribute: str | None = None) -> None:
@@ -182,13 +184,14 @@ class DirectBind:
         """
         Check a password.
 
-        @raise CheckUnavailable: the server cannot tell.
+        @raise CheckUnavailable: the server gives no usable answer.
         @raise _BadAccount: the password is right, but the entry cannot be used.
         """
         reason = connection.bind(dn, password)
         if reason is not None:
             return Answer(None, True, reason)
-        # The server ignores case and spaces in a DN, so only the entry has the one right name.
+        # The server ignores case and spaces in a DN, so the right spelling of the name is only in
+        # the entry.
         entry = connection.read(dn, [self._attribute])
         if entry is None:
             raise _BadAccount(f"{dn} may not read its own entry")
@@ -224,7 +227,7 @@ class Search:
         _checkFilter(self._template.fill("x@x", ldap.filter.escape_filter_chars) or "")
         self._attribute = _attributeFor(attribute, self._template, "filter")
         self._binder = binder
-        # Below the base, so that the same server refuses it.
+        # A DN below the base, so that the same server refuses the bind.
         self._nobody = f"cn={secrets.token_hex(8)},{base}"
 
     def nameOf(self, name: str) -> str | None:
@@ -235,8 +238,8 @@ class Search:
 
     def find(self, connection: LDAPConnection, condition: str) -> _Account | None:
         """
-        @param condition: from C{nameOf}.
-        @raise CheckUnavailable: the server cannot tell.
+        @param condition: the result of C{nameOf}.
+        @raise CheckUnavailable: the server gives no usable answer.
         @raise _BadAccount: there is an entry that cannot be used, or more than one.
         """
         reason = connection.bind(*self._binder())
@@ -257,7 +260,7 @@ class Search:
             account = self.find(connection, condition)
         except _BadAccount as error:
             fault = error
-        # Without an account, a bind that must fail takes the time of a wrong password.
+        # If there is no account, a bind that must fail takes as long as a wrong password.
         reason = connection.bind(self._nobody if account is None else account.dn, password)
         if fault is not None:
             raise fault
@@ -270,7 +273,7 @@ def _attributeFor(attribute: str | None, template: Template, option: str) -> str
     if attribute is None:
         attribute = template.attribute
     if attribute is None:
-        raise ValueError(f"user=ATTRIBUTE is needed, because {option} does not tell the attribute")
+        raise ValueError(f"user=ATTRIBUTE is needed, because {option} does not name the attribute")
     if not ATTRIBUTE.fullmatch(attribute):
         raise ValueError("user is not the name of an attribute")
     return attribute
@@ -280,7 +283,7 @@ def _checkFilter(condition: str) -> None:
     """
     @raise ValueError: it is not a valid filter.
     """
-    # libldap reads the filter before it connects, and nothing is there to connect to.
+    # libldap parses the filter before it connects, and no server listens at this address.
     link: Any = ldap.initialize("ldapi://%2Fdev%2Fnull%2F")
     try:
         link.search_ext("", ldap.SCOPE_BASE, condition)
@@ -369,7 +372,8 @@ class LDAPAccounts:
 
     def _inThread(self, work: Callable[[LDAPConnection], Any]) -> Any:
         """
-        @return: the result of C{work}, or its L{_BadAccount}: the connection can be used again.
+        @return: the result of C{work}, or the L{_BadAccount} that it raised.  Returning the error
+            lets the connection be used again.
         """
 
         def safely(connection: LDAPConnection) -> Any:
@@ -406,8 +410,8 @@ class LDAPAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  New connections are made, and errors that were logged are logged
-        again.
+        See L{IReloading.reload}.  Replace the connections, and log errors again that were logged
+        before.
         """
         self._reported = Once()
         self._server.renew()
@@ -420,8 +424,8 @@ _WRONG = "Invalid credentials"
 @implementer(IAccountNames, IAccountStatus, IProvenAccounts)
 class SearchedAccounts(LDAPAccounts):
     """
-    A checker that searches for the entry of a user, and then binds as the user.  It can look for
-    accounts without a password, too.
+    A checker that searches for the entry of a user, and then binds as the user.  It can also look
+    up accounts without a password.
     """
 
     def __init__(self, server: LDAPServer, way: Search, *arguments: Any, **named: Any) -> None:
@@ -500,8 +504,8 @@ class SearchedAccounts(LDAPAccounts):
 
     def hasAccount(self, username: str) -> Any:
         """
-        See L{IAccountNames.hasAccount}.  If the mailbox of a name has another name, the name is no
-        account, because nobody would read its mail.
+        See L{IAccountNames.hasAccount}.  If the mailbox of this user has another name, the result
+        is False, because nobody would read mail for this name.
         """
         return startNow(self._hasAccount(username))
 

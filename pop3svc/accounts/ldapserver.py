@@ -1,6 +1,6 @@
 """
-Ask an LDAP server (RFC 4511), over connections that are kept.  All functions block, and each
-exchange has a time limit.
+Ask an LDAP server (RFC 4511).  Connections are used again.  All functions block, and the requests
+of each login have a time limit.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ __all__ = ["SCOPES", "TIMEOUT", "Entry", "LDAPConnection", "LDAPServer", "TooMan
 
 T = TypeVar("T")
 
-# Seconds for a whole exchange, with its connection.
+# Seconds for all requests of a login, including the connection.
 TIMEOUT = 5
-# Seconds after which an idle connection is not used any more, because a firewall may have forgotten
-# it.  Seconds after which a connection is replaced, so that the names of the server are looked up
-# again.
+# The first number: seconds after which an idle connection is not used any more, because a firewall
+# may have forgotten it.  The second: seconds after which a connection is replaced, so that the name
+# of the server is looked up again.
 IDLE, LONGEST_LIFE = 30.0, 600.0
 SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL}
 # A host name or an address, and a port.
 _URL = re.compile(r"(ldaps?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-# TCP probes, in seconds, because libldap waits without a limit for a TLS handshake: a connection
-# whose peer is gone ends after one minute.
+# TCP probes, in seconds.  Because of these a connection whose peer is gone ends after one minute,
+# even during a TLS handshake, for which libldap has no time limit.
 _PROBES = {
     ldap.OPT_X_KEEPALIVE_IDLE: 30,
     ldap.OPT_X_KEEPALIVE_INTERVAL: 10,
     ldap.OPT_X_KEEPALIVE_PROBES: 3,
 }
-# A bind that fails with one of these is the user's fault, or the user's entry is locked or has no
-# password.
+# Results of a bind that concern only this user: the password is wrong, or the user's entry is
+# locked or has no password.
 _REFUSALS = (
     ldap.CONSTRAINT_VIOLATION,
     ldap.INAPPROPRIATE_AUTH,
@@ -53,7 +53,7 @@ _REFUSALS = (
 
 class TooManyEntries(Exception):
     """
-    A search finds more than one entry.
+    A search has found more than one entry.
     """
 
 
@@ -94,7 +94,8 @@ def _systemAuthorities() -> str:
     @return: the file of certificates that the system trusts.
     @raise ValueError: there is no such file; a sentence for the operator.
     """
-    # Of ldap.conf; a libldap that uses OpenSSL may have none, and then OpenSSL's is right.
+    # The file that ldap.conf names.  If libldap uses OpenSSL, ldap.conf may name none; OpenSSL's
+    # own file is then right.
     path = ldap.get_option(ldap.OPT_X_TLS_CACERTFILE) or ssl.get_default_verify_paths().cafile
     if not path:
         raise ValueError("the system has no file of certificates for libldap; add ca=FILE")
@@ -121,17 +122,17 @@ class LDAPServer:
         """
         @param url: C{ldap://HOST[:PORT]} or C{ldaps://HOST[:PORT]}.
         @param startsTLS: whether a connection begins with StartTLS (RFC 4511 section 4.14).
-        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+        @param authorities: a PEM file of certificates to trust; L{None} for those of the
             system.
         @param isInsecure: whether passwords may go to another machine without TLS.
         @param timeout: seconds for an exchange.
-        @param mostKept: the most idle connections.
+        @param mostKept: the most idle connections to keep.
         @param now: the monotonic clock, in seconds.
         @raise ValueError: the server cannot be asked; a sentence for the operator.
         """
         self._usesTLS = _checkURL(url, startsTLS, isInsecure, authorities)
         if authorities is not None:
-            # libldap would notice a fault at the first login only.
+            # libldap would notice a fault only at the first login.
             trustRootOf(authorities)
         elif self._usesTLS:
             authorities = _systemAuthorities()
@@ -141,7 +142,7 @@ class LDAPServer:
         self._timeout = timeout
         self._mostKept = mostKept
         self._now = now
-        # The connection that was used last is at the end.
+        # The connection that was used last is at the end of the list.
         self._idle: deque[LDAPConnection] = deque()
         # Connections that began before this time are not used again.
         self._oldest = now()
@@ -150,7 +151,8 @@ class LDAPServer:
         """
         Run C{work} with a connection.
 
-        @param work: binds first, because the connection may have the identity of another user.
+        @param work: must begin with a bind, because another user may be authenticated on the
+            connection.
         @return: the result of C{work}.
         @raise CheckUnavailable: the server gives no usable answer.
         """
@@ -161,7 +163,7 @@ class LDAPServer:
                 connection.open(self._startsTLS)
             answer = work(connection)
         except BaseException:
-            # Nobody knows what the server will still send.
+            # The server may still send answers on this connection.
             connection.close()
             raise
         self._keep(connection)
@@ -171,23 +173,23 @@ class LDAPServer:
         try:
             return LDAPConnection(self._link(), self._timeout, self._now)
         except (ldap.LDAPError, ValueError):
-            # This is all that libldap tells.  Most likely the file cannot be read any more.
+            # libldap gives no reason.  Most likely the file cannot be read any more.
             raise CheckUnavailable(f"TLS cannot be set up with {self._authorities}") from None
 
     def _link(self) -> Any:
         link: Any = ldap.initialize(self.url)
         link.set_option(ldap.OPT_PROTOCOL_VERSION, ldap.VERSION3)
-        # Another server must not get the password.
+        # Do not follow referrals, because another server must not get the password.
         link.set_option(ldap.OPT_REFERRALS, ldap.OPT_OFF)
         for option, seconds in _PROBES.items():
             link.set_option(option, seconds)
         if self._usesTLS:
             link.set_option(ldap.OPT_X_TLS_CACERTFILE, self._authorities)
-            # ldap.conf may name more certificates.
+            # This replaces further certificates that ldap.conf may name.
             link.set_option(ldap.OPT_X_TLS_CACERTDIR, "")
             link.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
             link.set_option(ldap.OPT_X_TLS_PROTOCOL_MIN, ldap.OPT_X_TLS_PROTOCOL_TLS1_2)
-            # The other options have no effect until this one is set, so it is the last.
+            # Set this option last, because it makes the other options take effect.
             link.set_option(ldap.OPT_X_TLS_NEWCTX, 0)
         return link
 
@@ -203,7 +205,7 @@ class LDAPServer:
 
     def _keep(self, connection: LDAPConnection) -> None:
         self._idle.append(connection)
-        # Other threads change the queue meanwhile.
+        # Other threads may change the queue at the same time.
         while True:
             try:
                 longestIdle = self._idle.popleft()
@@ -216,7 +218,7 @@ class LDAPServer:
 
     def renew(self) -> None:
         """
-        Use no connection again that has begun before now.
+        From now on use none of the present connections again.
         """
         self._oldest = self._now()
 
@@ -237,7 +239,7 @@ class LDAPConnection:
 
     def begin(self) -> None:
         """
-        Begin an exchange, and its time limit.
+        Begin the requests of a login, and their time limit.
         """
         self._used = self._now()
         self._end = self._used + self._timeout
@@ -260,7 +262,8 @@ class LDAPConnection:
         now = self._now()
         if now - self._used > IDLE or self._opened < max(oldest, now - LONGEST_LIFE):
             return False
-        # The server sends nothing to an idle connection but its end (RFC 4511 section 4.4.1).
+        # On an idle connection the server sends nothing, except a notice that it ends (RFC 4511
+        # section 4.4.1).
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         return not poll.poll(0)
@@ -278,12 +281,12 @@ class LDAPConnection:
         """
         Authenticate by a simple bind.
 
-        @param dn: with C{password} empty for an anonymous bind.
+        @param dn: the name; empty, together with C{password}, for an anonymous bind.
         @return: L{None} if the password is right; otherwise why the server refuses it.
-        @raise CheckUnavailable: the server cannot tell.
+        @raise CheckUnavailable: the server gives no usable answer.
         """
         if bool(dn) != bool(password):
-            # The server would take this as an anonymous bind (RFC 4513 section 5.1.2).
+            # The server would consider this an anonymous bind (RFC 4513 section 5.1.2).
             raise CheckUnavailable("a bind needs both a name and a password")
         try:
             self._do(self._link.simple_bind_s, dn, password, expected=_REFUSALS)
@@ -300,7 +303,7 @@ class LDAPConnection:
         @param condition: a filter (RFC 4515).
         @return: L{None} if there is none.
         @raise TooManyEntries: there is more than one.
-        @raise CheckUnavailable: the server cannot tell.
+        @raise CheckUnavailable: the server gives no usable answer.
         """
         try:
             found = self._do(
@@ -331,7 +334,7 @@ class LDAPConnection:
         Read an entry.
 
         @return: L{None} if the user of the connection may not read the entry.
-        @raise CheckUnavailable: the server cannot tell.
+        @raise CheckUnavailable: the server gives no usable answer.
         """
         return self.find(dn, ldap.SCOPE_BASE, "(objectClass=*)", attributes)
 
@@ -343,7 +346,7 @@ class LDAPConnection:
         **named: Any,
     ) -> Any:
         """
-        Run an operation in the rest of the exchange's time.
+        Run an operation within the remaining time.
 
         @param expected: errors that the caller handles.
         @raise CheckUnavailable: another error.

@@ -14,7 +14,7 @@ from pop3svc.files import openReplaceable, writeWhole
 
 __all__ = ["changing", "linesOf"]
 
-# The most octets of a file.  They are enough for two million users, and bound the memory.
+# The most octets of a file.  This is enough for two million users, and limits the memory.
 _LARGEST = 256 << 20
 
 
@@ -44,12 +44,13 @@ def changing(
 ) -> Iterator[list[str]]:
     """
     A context with the lines of the file.  Change the lines in place; the end of the context writes
-    them back atomically, unless they are the same.  A lock admits one writer at a time.  Blocks.
+    them back atomically, unless they are the same.  A lock lets only one process write at a time.
+    Blocks.
 
     @param mayBeNew: whether the file is created if it does not exist.
     @param owner: uid and gid of a new file.
-    @param keepsAccess: whether the file keeps its owner and its permissions.  Otherwise it becomes
-        private.
+    @param keepsAccess: whether the file keeps its owner and its permissions.  If not, only its
+        owner can read it afterwards.
     @raise ValueError: the file cannot be read or written; a sentence that names it.
     """
     directory = os.path.dirname(os.path.realpath(path))

@@ -223,15 +223,15 @@ _YESCRYPT = re.compile(
 _SCRYPT7 = re.compile(
     r"\$7\$([./0-9A-Za-z])([./0-9A-Za-z]{5})([./0-9A-Za-z]{5})[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}"
 )
-# Octets of the work space that crypt_rn() needs (libxcrypt, CRYPT_DATA_SIZE).
+# Octets of the working memory that crypt_rn() needs (libxcrypt, CRYPT_DATA_SIZE).
 _WORK_SPACE = 32768
 
 
 @cache
 def _libcrypt() -> Any:
     """
-    @return: libxcrypt's crypt_rn(), which several threads may call at once; L{None} if the system
-        has no such library.
+    @return: libxcrypt's crypt_rn(), which several threads may call at the same time; L{None} if the
+        system does not have this library.
     """
     name = ctypes.util.find_library("crypt")
     try:
@@ -306,8 +306,8 @@ _DES_FORM = re.compile(r"[./0-9A-Za-z]{13}")
 
 def findModular(stored: str) -> tuple[str, ModularHash] | None:
     """
-    @return: the beginning of a hash, which is empty for DES, and its kind; L{None} if it is of no
-        known kind.
+    @return: the prefix of a hash, which is empty for DES, and the kind of the hash; L{None} if the
+        kind is unknown.
     """
     for prefix, kind in _KINDS.items():
         if stored.startswith(prefix):

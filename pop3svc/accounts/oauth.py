@@ -29,7 +29,7 @@ __all__ = ["OAuthAccounts", "SignedTokens", "makeOAuth"]
 log = Logger(namespace="pop3svc")
 
 _COMMON = ("issuer", "audience", "claim", "scope", "clients", "ca")
-# The options of each kind, and those that it needs.
+# The options of each kind, and the options that the kind requires.
 _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "jwks": (("jwks", *_COMMON, "algorithms"), ("issuer", "audience")),
     "introspect": (
@@ -38,7 +38,7 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 _OPTIONS = sorted({name for names, _ in _KINDS.values() for name in names})
-# An address has colons, so an option ends only where another one begins.
+# Addresses contain colons, so an option ends only where the next option begins.
 _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
 
 
@@ -93,7 +93,7 @@ class SignedTokens:
         try:
             return self._rules.nameOf(token, key, now())
         except BadSignature:
-            # A new key may have the name of the old one, or neither has a name.
+            # A new key may have the same name as the old one, or neither may have a name.
             other = await self._keys.findAgain(keyName)
             if other is None or other is key:
                 raise
@@ -109,7 +109,7 @@ class SignedTokens:
 @implementer(ICredentialsChecker, IBearerAccounts, IReloading)
 class OAuthAccounts:
     """
-    Accepts the tokens of one issuer.  It checks no passwords.
+    Accepts the tokens of one issuer, and checks no passwords.
     """
 
     credentialInterfaces = (IBearerToken,)
@@ -136,7 +136,7 @@ class OAuthAccounts:
         """
         attempt = getattr(info, "loginAttempt", None)
         if attempt is not None:
-            # A client that gives up while it waits for keys or for its turn has learned nothing.
+            # A client that disconnects while it waits for keys or for its turn has learned nothing.
             attempt.isGuess = False
         try:
             name = await self._tokens.nameOf(info, token, self._now)
@@ -165,8 +165,8 @@ class OAuthAccounts:
 
 def _mayBeOne(one: str, other: str) -> bool:
     """
-    @return: whether two names may be spellings of one user.  The service itself compares them by
-        the profile that it uses (RFC 8265).
+    @return: whether two names may be spellings of one user.  The service compares the names later
+        by the profile that it uses (RFC 8265).
     """
     try:
         return one == other or prepareName(one, True) == prepareName(other, True)
@@ -200,7 +200,7 @@ def _optionsOf(argument: str) -> dict[str, str]:
 
 def _checkHost(option: str, url: str) -> None:
     """
-    @raise ValueError: nobody could be sure whose answer comes from there.
+    @raise ValueError: an attacker on the network could forge the answers from this address.
     """
     try:
         parts = checkURL(url)
@@ -281,8 +281,8 @@ def _makeIntrospected(options: dict[str, str]) -> IntrospectedTokens:
     _checkHost("introspect", url)
     if not any(each in options for each in ("audience", "scope", "clients")):
         log.warn(
-            "every token of {url} is accepted, also one for another service; audience=, scope= or "
-            "clients= can limit this",
+            "every token of {url} is accepted, even a token for another service; "
+            "audience=, scope= or clients= can limit this",
             url=url.partition("?")[0],
         )
     return IntrospectedTokens(

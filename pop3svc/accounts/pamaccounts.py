@@ -45,10 +45,10 @@ _LONGEST_PASSWORD = 511
 _SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/share/pam.d", "/usr/local/etc/pam.d")
 
-# Results of PAM by which it refuses the password or the name: PAM_AUTH_ERR, PAM_USER_UNKNOWN and
+# The results with which PAM refuses the password or the name: PAM_AUTH_ERR, PAM_USER_UNKNOWN and
 # PAM_MAXTRIES.
 _WRONG = frozenset([7, 10, 11])
-# Results by which it refuses the user, mostly after the right password.
+# The results with which PAM refuses the user, mostly after the right password.
 _REFUSED = {
     6: "PAM does not permit it",
     12: "the password has expired and must be changed",
@@ -59,8 +59,8 @@ _REFUSED = {
 
 class _Answer(NamedTuple):
     """
-    @ivar mailbox: the name of the mailbox; empty: the login is refused.
-    @ivar reason: why a user is refused whose password may be right; empty without a reason.
+    @ivar mailbox: the name of the mailbox; empty if the login is refused.
+    @ivar reason: why PAM refuses a user whose password may be right; empty without a reason.
     """
 
     mailbox: str
@@ -72,7 +72,7 @@ def checkService(service: str) -> str:
     Check the name of a PAM service.
 
     @return: the name.
-    @raise ValueError: it is no such name; a sentence for the operator.
+    @raise ValueError: the name is not valid; a sentence for the operator.
     """
     if not _SERVICE.fullmatch(service):
         raise ValueError("a PAM service is the name of a file in /etc/pam.d")
@@ -81,7 +81,7 @@ def checkService(service: str) -> str:
 
 def _hasFile(service: str) -> bool:
     """
-    @return: whether PAM has rules for a service, as far as files tell.
+    @return: whether PAM seems to have rules for a service, according to its files.
     """
     directories = [each for each in _DIRECTORIES if os.path.isdir(each)]
     # PAM uses the name in lower case.  Without a directory, it reads a single file.
@@ -92,8 +92,9 @@ def _hasFile(service: str) -> bool:
 
 def _text(data: bytes, most: int) -> str:
     """
-    @return: a name or a password as PAM gets it; empty if PAM must not get it.  PAM ends a text at
-        a NUL, and would accept a right password with more text after it.
+    @return: a name or a password in the form for PAM; empty if PAM must not get it.  PAM ignores
+        everything after a NUL, so it would accept a right password that is followed by a NUL and
+        more text.
     """
     if len(data) > most or b"\0" in data:
         return ""
@@ -105,7 +106,8 @@ def _text(data: bytes, most: int) -> str:
 
 def _isName(name: str) -> bool:
     """
-    @return: whether PAM may get a name.  Modules use names in paths and in logs.
+    @return: whether PAM may get a name.  The limits exist because modules use names in paths and in
+        logs.
     """
     isSafe = not name.startswith((".", "-", "~")) and "/" not in name
     return isSafe and name.isprintable() and not any(each.isspace() for each in name)
@@ -117,7 +119,7 @@ class PAMAccounts:
     A checker that asks PAM in threads: for the password, then for the account, which may have
     expired.
 
-    root cannot log in, so that nobody can try root's password here.
+    root cannot log in, so that nobody can guess root's password here.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -156,8 +158,8 @@ class PAMAccounts:
             alsoProvides(self, IAccountNames)
         if not _hasFile(service):
             log.warn(
-                "PAM has no service {service} in /etc/pam.d, so its service other decides about "
-                "logins, and that one usually refuses all",
+                "PAM has no service {service} in /etc/pam.d, so it uses its service "
+                "'other', which usually refuses all logins",
                 service=service,
             )
 
@@ -175,13 +177,13 @@ class PAMAccounts:
     async def _checked(self, credentials: Any) -> bytes:
         credentials = asAttempt(credentials)
         name = _text(credentials.username, _LONGEST_NAME)
-        # A module may accept an empty password, if the system has none for the user.
+        # A module may accept an empty password if the user has no password in the system.
         password = _text(credentials.password, _LONGEST_PASSWORD)
         if not (name and password and _isName(name)):
             raise UnauthorizedLogin()
         answer = await self._checks.check(credentials, self._authenticate, name, password)
         if not answer.mailbox:
-            # PAM does not always tell whether the user exists, so the attempt counts as a guess.
+            # PAM does not always report whether the user exists, so the attempt counts as a guess.
             credentials.refused()
             self._report(name, answer.reason)
             raise UnauthorizedLogin()
@@ -206,7 +208,7 @@ class PAMAccounts:
         return self._answerOf(
             name,
             # pam_setcred() would change this process, such as its groups.  The password must be
-            # str, because pamela takes bytes for a list of passwords.
+            # str, because pamela would treat bytes as a list of passwords.
             lambda: pam.authenticate(name, password, service=self._service, resetcred=0),
         )
 
@@ -231,7 +233,7 @@ class PAMAccounts:
             if code in _REFUSED:
                 return _Answer("", _REFUSED[code])
             raise CheckUnavailable(f"{error.message} (PAM error {code})") from None
-        # The system may ignore case, and a user has one mailbox.
+        # The system may ignore case, but each user must have only one mailbox.
         return _Answer(name if user is None else user.name)
 
     def _userOf(self, name: str) -> SystemUser | None:
@@ -261,7 +263,7 @@ class PAMAccounts:
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
-        See L{IAccountStatus.credentialsVersion}.  PAM does not tell when a password has changed.
+        See L{IAccountStatus.credentialsVersion}.  PAM does not report when a password has changed.
         """
         return "pam"
 
@@ -284,7 +286,7 @@ class PAMAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Reasons that were logged are logged again.  PAM reads its files
-        at each check.
+        See L{IReloading.reload}.  Log reasons again that were logged before.  PAM itself reads its
+        files at each check.
         """
         self._reported = Once()

@@ -38,14 +38,15 @@ def _checkPassword(password: str) -> str:
     return preparePassword(password)
 
 
-# What can be stored: a hash, a verifier for SCRAM, or a hash and a verifier beside it.
+# The forms in which a password can be stored: a hash, a verifier for SCRAM, or a hash with a
+# verifier beside it.
 FORMS = ("hash", "verifier", "both")
 
 
 def _store(password: str, form: str) -> tuple[str, Mapping[str, str]]:
     """
     @param form: one of L{FORMS}.
-    @return: the password as it is stored, and the verifiers beside it.
+    @return: the stored form of the password, and the verifiers beside it.
     """
     password = _checkPassword(password)
     if form == "verifier":
@@ -64,14 +65,15 @@ def addUser(
     Add a user.  Create the file if it does not exist.
 
     @param owner: uid and gid of a new file.
-    @param form: what is stored, one of L{FORMS}.  A verifier is one of SCRAM-SHA-256.
+    @param form: the form in which the password is stored, one of L{FORMS}.  A verifier is for
+        SCRAM-SHA-256.
     @raise ValueError: the user cannot be added; a sentence that gives the reason.
     """
     stored, verifiers = _store(password, form)
     with changing(path, mayBeNew=True, owner=owner) as lines:
         name = checkUserName(name)
         if _find(lines, name):
-            raise ValueError(f"there is a user {name} already")
+            raise ValueError(f"there is already a user {name}")
         lines.append(f"{name}:{stored}{withVerifiers(stored, '', verifiers)}\n")
 
 
@@ -98,7 +100,7 @@ def setPassword(path: str, name: str, password: str, form: str = "hash") -> None
 
 class Proved(NamedTuple):
     """
-    Verifiers of a password that a login has proved.
+    Verifiers of a password that a login has shown to be right.
 
     @ivar stored: the stored password of the user to which they belong.
     @ivar verifiers: stored passwords by algorithm.
@@ -110,11 +112,11 @@ class Proved(NamedTuple):
 
 def addVerifiers(path: str, found: Mapping[str, Proved]) -> int:
     """
-    Add verifiers beside the hashes of users.  A user whose stored password has changed meanwhile
-    gets none, and neither does one whose line has no place for them.  The file keeps its owner and
-    its permissions.
+    Add verifiers beside the hashes of users.  A user gets no verifier if the stored password has
+    changed meanwhile, or if the user's line has no place for verifiers.  The file keeps its owner
+    and its permissions.
 
-    @param found: by user name.
+    @param found: the verifiers by user name.
     @return: the number of users who got a verifier.
     @raise ValueError: the file cannot be changed; a sentence that names it.
     """

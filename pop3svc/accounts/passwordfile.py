@@ -61,10 +61,11 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Password files have their own thread, because a disk with mail may hang.
+# Password files have their own thread, because other threads may hang on a disk with mail.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# The most bad lines that are listed individually.  A file with more bad lines has another format.
+# The most bad lines that the log lists individually.  A file with more bad lines probably has
+# another format.
 _MOST_NAMED = 1000
 
 
@@ -73,8 +74,8 @@ class BadLine(NamedTuple):
     A line that cannot be used.
 
     @ivar number: the line number, from 1.
-    @ivar name: the user who cannot log in because of this line; empty if the line has no
-        valid name.
+    @ivar name: the user who cannot log in because of this line; empty if the line has no valid
+        name.
     @ivar fault: a short reason, without the content of the line.
     """
 
@@ -96,9 +97,9 @@ class Accounts(NamedTuple):
     @ivar verifiers: the verifiers for SCRAM beside the hashes, by name and by algorithm (C{"sha1"},
         C{"sha256"}).
     @ivar facts: the fields uid, gid, gecos and home of users who have some, by name.
-    @ivar badLines: the first bad lines; the others are only counted.
+    @ivar badLines: the first bad lines.
     @ivar badCount: the number of all bad lines.
-    @ivar plainCount: the number of passwords that are not hashed.
+    @ivar plainCount: the number of passwords that are stored without a hash.
     @ivar standIn: a hash of the median cost, for comparisons with unknown users.
     @ivar keyForms: the forms of the keys for SCRAM.
     """
@@ -155,7 +156,7 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     for each in (extrasOf(fields) or "").split():
         key, _, value = each.partition("=")
         if key == "nologin":
-            # In Dovecot the field bars the user, whatever its value is.
+            # In Dovecot the field forbids the login, whatever its value is.
             nologin = reasonOf(value) or BARRED
         elif key == "allow_nets":
             networks = networksOf(value)
@@ -168,9 +169,9 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     return _Extras(restrictions, verifiers)
 
 
-# The fields that tell facts: uid, gid, gecos and home.
+# The fields with facts about a user: uid, gid, gecos and home.
 _FACTS = 4
-# The value of a uid or a gid that is no number.  No user has it.
+# The value of a uid or a gid that is not a number.  No user has this value.
 _INVALID = -1
 _LONGEST_NUMBER = 10
 
@@ -212,7 +213,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 raise ValueError("no colon")
             name = valid = checkUserName(name)
             if name in hashes or name in excluded:
-                # The first line counts, as in Dovecot.
+                # The first line of a user is used, as in Dovecot.
                 valid = ""
                 raise ValueError("the user name is listed twice")
             stored, _, fields = stored.partition(":")
@@ -290,11 +291,12 @@ class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
     Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
-    and C{allow_nets} apply, and L{pop3svc.accounts.passwordlines} describes those with verifiers.
-    Stores in the users' homes use uid, gid and home.  The other fields are not used.
+    and C{allow_nets} have the same effect as in Dovecot; L{pop3svc.accounts.passwordlines}
+    describes the extra fields with verifiers.  Stores in the users' home directories use the fields
+    uid, gid and home.  The other fields are not used.
 
-    The file is read again, in a thread, when it has changed.  A line that cannot be used affects
-    only the user whom the line names.  If the file cannot be read, the previous accounts stay.
+    When the file has changed, it is read again in a thread.  An unusable line affects only the user
+    whom the line names.  If the file cannot be read, the previous accounts stay in use.
 
     L{pop3svc.accounts.hashes} defines the kinds of hashes.
     """
@@ -353,7 +355,7 @@ class PasswordFile:
 
     def _report(self) -> None:
         """
-        Log each bad line of the file, and how many passwords are not hashed, once.
+        Log each bad line of the file, and the number of passwords without a hash, once.
         """
         accounts = self._accounts
         reported: set[tuple[str, str]] = set()
@@ -390,16 +392,16 @@ class PasswordFile:
 
     async def _refresh(self) -> None:
         """
-        Wait until the file has been read since it was changed, for a limited time.
+        Wait, for a limited time, until the file has been read again after its last change.
         """
-        # A read that began before the file changed may be under way, so look twice.
+        # Check twice, because a read that began before the change of the file may be running.
         for _ in range(2):
             if not self._isStale() or not await self._readAgain():
                 return
 
     async def _readAgain(self) -> bool:
         """
-        Wait until the file has been read again, for a limited time.
+        Wait, for a limited time, until the file has been read again.
 
         @return: whether it has been read.
         """
@@ -416,7 +418,7 @@ class PasswordFile:
         try:
             await settled(self._rereading.outcome(self._clock, self.PATIENCE))
         except CallTimeout:
-            # The disk is slow: check against the old accounts instead of refusing everybody.
+            # The disk is slow, so use the old accounts, because otherwise nobody could log in.
             return False
         return True
 
@@ -428,7 +430,7 @@ class PasswordFile:
         except POP3ResponseError:
             accounts = f"{self._path} cannot be read now, for lack of threads"
         if isinstance(accounts, str):
-            # The next attempt may succeed; the same error is logged once.
+            # The next attempt may succeed, so log the same error only once.
             fault = accounts
             if fault != self._fault:
                 log.error("keeping the previous accounts: {error}", error=fault)
@@ -487,14 +489,15 @@ class PasswordFile:
             entry = await self._apps.find(name, secret[0])
             if entry is not None and known is not None:
                 return await self._checkedByApp(credentials, entry, secret[1], restrictions)
-        # For an unknown user, a comparison of the median cost hides that the user does not exist.
+        # For an unknown user, a comparison of the median cost takes as long as for a real user.
         isRight = await self._comparison.isRight(
             credentials, known, self._accounts.standIn, restrictions.mayLogIn(credentials)
         )
         if not isRight or not restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if restrictions.nologin is not None:
-            # Not AUTH, because that would count as a wrong guess, and would not show the reason.
+            # The code is not AUTH, because AUTH would count as a wrong guess, and would not show
+            # the reason.
             raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
         if isinstance(credentials, PasswordAttempt):
             credentials.version = version
@@ -544,7 +547,7 @@ class PasswordFile:
             await self._refresh()
         restrictions = self._accounts.restrictions.get(username, _FREE)
         stored, version = self._accounts.hashes.get(username), self._versionOf(username)
-        # A password in the clear has keys of its own.
+        # The keys of a password in clear text are computed from it.
         beside = self._accounts.verifiers.get(username)
         if beside is not None and stored is not None and not HASHES.isPlain(stored):
             stored = beside.get(algorithm, stored)
@@ -669,7 +672,7 @@ class PasswordFileNames:
 
     def _find(self, username: str) -> Accounts | None:
         for line in linesOf(self._path):
-            # The first line of a user counts, if it can be used; see _parse.
+            # The first line of a user is used, if it is valid; see _parse.
             isUser = line.startswith(username) and line[len(username) : len(username) + 1] == ":"
             if isUser or (not line.isascii() and nameIn(line) == username):
                 found = _parse([line])

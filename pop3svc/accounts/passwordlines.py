@@ -3,8 +3,8 @@ The lines of a password file.
 
 A line is C{name:hash:uid:gid:gecos:home:shell:extra}, as in Dovecot's passwd-file; everything after
 the hash is optional.  The verifiers for SCRAM that belong to a hash are extra fields.  Such a field
-also contains a digest of the hash, so that it does not count any more when another program has
-changed the hash.
+also contains a digest of the hash.  If another program changes the hash, the digest does not match
+any more, and the verifier is ignored.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def extrasOf(fields: str) -> str | None:
     found = fields.split(":", _BETWEEN)[_BETWEEN:]
     if not found:
         return ""
-    # In an old format of Dovecot's, an empty field and the location of the mail follow the shell.
+    # In an old format of Dovecot, an empty field and the location of the mail follow the shell.
     return None if found[0].startswith(":") else found[0]
 
 
@@ -77,7 +77,8 @@ def verifierIn(stored: str, key: str, value: str) -> tuple[str, str] | None:
 
     @param stored: the hash of the line.
     @return: the algorithm, C{"sha1"} or C{"sha256"}, and a stored password in the form of
-        L{pop3svc.accounts.hashes}; L{None} if the field is no verifier, or is one of another hash.
+        L{pop3svc.accounts.hashes}; L{None} if the field is not a verifier, or belongs to another
+        hash.
     """
     algorithm = _ALGORITHMS.get(key)
     binding, _, rest = value.partition(",")

@@ -1,5 +1,5 @@
 """
-Restrictions of an account: it may be barred, or bound to networks.
+Restrictions of an account: its user may not log in, or may log in only from some networks.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ BARRED = "Login is disabled."
 
 class Restrictions(NamedTuple):
     """
-    What an account may not do.
+    The restrictions of an account.
 
-    @ivar nologin: the reason why the user may not log in; L{None} if the user may.
-    @ivar networks: the networks from which the user may log in; empty if from all.
+    @ivar nologin: the reason why the user may not log in; L{None} if the user may log in.
+    @ivar networks: the networks from which the user may log in; empty for all networks.
     """
 
     nologin: str | None = None
@@ -56,7 +56,7 @@ class Restrictions(NamedTuple):
 def reasonOf(nologin: str) -> str | None:
     """
     @param nologin: empty, a truth value, or a reason for the client.
-    @return: the reason why the user may not log in; L{None} if the user may.
+    @return: the reason why the user may not log in; L{None} if the user may log in.
     """
     nologin = nologin.strip()
     if nologin.lower() in _MAY_LOG_IN:
@@ -68,7 +68,7 @@ def reasonOf(nologin: str) -> str | None:
 def networksOf(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """
     @param text: networks and addresses, separated by commas or spaces.
-    @raise ValueError: there is something else in the text; a short reason.
+    @raise ValueError: the text contains something else; a short reason.
     """
     try:
         return tuple(ip_network(each, strict=False) for each in re.split(r"[\s,]+", text) if each)

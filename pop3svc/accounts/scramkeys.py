@@ -31,15 +31,15 @@ __all__ = [
 _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
 # The algorithm of each mechanism.
 ALGORITHMS = {mechanism: algorithm for algorithm, mechanism in _MECHANISMS.items()}
-# Rounds for keys of a password in the clear, which are computed at a login: the least that
-# RFC 7677 section 4 allows.
+# Rounds for keys that are computed at a login, from a password in clear text: the least that RFC
+# 7677 section 4 allows.
 _LEAST_ROUNDS = 4096
 # Octets of the salt of these keys.
 PLAIN_SALT = 16
-# Rounds of the verifiers that the service makes.  A client computes them at each login, and they
-# are as many as gsasl uses.
+# Rounds of the verifiers that the service makes: as many as gsasl uses.  A client computes them at
+# each login.
 ROUNDS = 65_536
-# The most passwords in the clear whose keys are remembered.
+# The most passwords in clear text whose keys are remembered.
 _REMEMBERED = 10_000
 # Verifiers that no password has.
 _STAND_INS = {
@@ -61,7 +61,8 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
         # SASLprep does not change such a password, and takes 2 microseconds for each character.
         isPrepared = password.isascii() and password.isprintable()
         if not (password if isPrepared else saslprep(password)):
-            # The password is a soft hyphen, for example.  An empty one would have the same keys.
+            # The password is a soft hyphen, for example.  An empty password would have the same
+            # keys.
             return None
         made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
             password, iteration_count=rounds, salt=salt
@@ -73,7 +74,7 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
 
 def makeVerifier(password: str, algorithm: str = "sha256") -> str:
     """
-    Make a stored password that serves SCRAM, and passwords in the clear.  Blocks.
+    Make a stored password that works with SCRAM and with passwords in clear text.  Blocks.
 
     @param algorithm: C{"sha1"} or C{"sha256"}.
     @return: in Dovecot's form, C{{SCRAM-SHA-256}rounds,salt,StoredKey,ServerKey}.
@@ -119,8 +120,8 @@ class KeyForms:
 
     def example(self, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        Choose a form by the seed.  A form that more users have is chosen for more seeds.  If the
-        counts change, few seeds get another form (weighted rendezvous hashing).
+        Choose a form by the seed.  The more users have a form, the more seeds choose it.  If the
+        counts change, only few seeds get another form (weighted rendezvous hashing).
 
         @return: keys of that form; L{None} if there are none.
         """
@@ -142,7 +143,7 @@ class ScramSource:
     """
     Keys for the users of one source of accounts.
 
-    @ivar hasPlain: whether the source has passwords in the clear.
+    @ivar hasPlain: whether the source has passwords in clear text.
     """
 
     def __init__(
@@ -171,7 +172,7 @@ class ScramSource:
         @return: the keys; L{None} if there are none.
         @raise POP3ResponseError: C{SYS/TEMP} if the computation would have to wait too long.
         """
-        # Read a verifier for everybody, because otherwise the time would tell who has one.
+        # Read a verifier for every user, because otherwise the time would reveal who has one.
         standIn = _STAND_INS[algorithm]
         password = self._reader.passwordOf(standIn if stored is None else stored)
         own = self._reader.scramKeys(standIn if stored is None else stored, algorithm)
@@ -179,10 +180,10 @@ class ScramSource:
             self._reader.scramKeys(standIn, algorithm)
         derived: ScramKeys | None = None
         if self.hasPlain or password is not None:
-            # Compute also for a user without a password in the clear, because otherwise the
-            # time would tell that there is one.
-            # The preparation of a password (SASLprep) takes longer for a longer one, so use one of
-            # a usual length, always the same for a name.
+            # Also compute keys for a user without a password in clear text, because otherwise the
+            # time would reveal which users have one.  The preparation (SASLprep) of a longer
+            # password takes longer, so use a password of a usual length, always the same length for
+            # a name.
             nobody = self._nobody[: 8 + salt[0] % 17]
             derived = await self._derive(password or nobody, algorithm, salt)
         if stored is None:

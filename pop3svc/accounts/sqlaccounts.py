@@ -1,5 +1,5 @@
 """
-Accounts in a database, found by a query of the operator.
+Accounts in a database, found by the operator's query.
 """
 
 from __future__ import annotations
@@ -161,11 +161,11 @@ class SQLAccounts:
 
       - C{password}: a stored password of L{pop3svc.accounts.hashes}.
       - C{user}: the name of the mailbox, if it is not the name of the login.
-      - C{nologin}: not empty and not 0: the user may not log in; a text is the reason, for the
-        client.
+      - C{nologin}: if it is not empty and not 0, the user may not log in; a text is the reason for
+        the client.
       - C{allow_nets}: networks, separated by commas, from which the user may log in.
 
-    The transaction only reads.  If an account cannot be used, its user cannot log in, and the log
+    The transaction is read-only.  If an account cannot be used, its user cannot log in, and the log
     names the account once.
     """
 
@@ -185,8 +185,8 @@ class SQLAccounts:
         @param runner: compares passwords.
         @param clock: the reactor if not given.
         @param apps: the users' application passwords.
-        @raise ValueError: the query has none of the parameters, or another; a sentence for the
-            operator.
+        @raise ValueError: the query has none of the parameters, or an unknown one; a sentence for
+            the operator.
         """
         used = parametersOf(query)
         others = sorted(used - set(PARAMETERS))
@@ -204,7 +204,7 @@ class SQLAccounts:
         self._usual = UsualCost()
         self._scram = ScramSource(reader, runner, clock)
         self._keyForms = KeyForms(reader)
-        # The health of the query, which may fail while the database works.
+        # The health of the query, because a query may fail while the database works.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
@@ -258,7 +258,7 @@ class SQLAccounts:
             raise _unavailable()
         except Exception as error:
             if isUnencodable(error):
-                # The database's encoding does not have a character of the name.
+                # The name has a character that does not exist in the database's encoding.
                 return []
             self._health.failed(" ".join(str(error).split()) or type(error).__name__)
             raise _unavailable()
@@ -296,7 +296,7 @@ class SQLAccounts:
                 "{source}: {name} cannot log in: {fault}", source=self._name, name=name, fault=fault
             )
 
-    # --- what others ask ------------------------------------------------------------------
+    # --- for the service ------------------------------------------------------------------
 
     def rememberChecks(self, seconds: int) -> None:
         """
@@ -325,7 +325,7 @@ class SQLAccounts:
             app = await self._app(name, secret[0])
             if app is not None and row is not None:
                 return await self._checkedByApp(credentials, row, app, secret)
-        # For an unknown user, a comparison of the usual cost hides that the user does not exist.
+        # For an unknown user, a comparison of the usual cost takes as long as for a real user.
         stored = None if row is None else row.password
         isRight = await self._comparison.isRight(
             credentials,
@@ -336,7 +336,8 @@ class SQLAccounts:
         if row is None or not isRight or not row.restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if row.restrictions.nologin is not None:
-            # Not AUTH, because that would count as a wrong guess, and would not show the reason.
+            # The code is not AUTH, because AUTH would count as a wrong guess, and would not show
+            # the reason.
             raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
         if isinstance(credentials, PasswordAttempt):
             credentials.version = self._versionOf(row)
@@ -471,9 +472,9 @@ class SQLAccounts:
 
     def hasAccount(self, username: str) -> Any:
         """
-        See L{IAccountNames.hasAccount}.  If the mailbox of a name has another name, the name is no
-        account, because nobody would read its mail.  A user who may not or cannot log in has an
-        account.
+        See L{IAccountNames.hasAccount}.  If the mailbox of this user has another name, the result
+        is False, because nobody would read mail for this name.  A user who may not log in also has
+        an account.
         """
         return startNow(self._hasAccount(username))
 
@@ -489,7 +490,7 @@ class SQLAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Errors that were logged are logged again.
+        See L{IReloading.reload}.  Log errors again that were logged before.
         """
         self._reported = Once()
         self._comparison.forget()

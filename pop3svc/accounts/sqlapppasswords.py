@@ -1,5 +1,5 @@
 """
-Application passwords in a database, found by a query of the operator.
+Application passwords in a database, found by the operator's query.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class SQLAppPasswords:
     ) -> None:
         """
         @param writing: the database for C{statement}.
-        @param statement: run for a password that was used, with the same parameters; at most once
-            a minute for each password.
+        @param statement: runs after a password was used, with the same parameters; at most once a
+            minute for each password.
         @param runner: compares secrets.
         @param clock: the reactor if not given.
         @raise ValueError: a statement has wrong parameters; a sentence for the operator.
@@ -192,7 +192,7 @@ class SQLAppPasswords:
 
     def forget(self) -> None:
         """
-        Log errors again that were logged.
+        Log errors again that were logged before.
         """
         self._reported = Once()
         self.comparison.forget()

@@ -44,7 +44,7 @@ class Attempt:
     @ivar place: the client's address, or its /64 for IPv6, to which a ban applies.
     @ivar pair: the digest of the name, and the client's network.
     @ivar counted: the tables that count the attempt, each with its key.
-    @ivar waitsFor: the table and the key that delay the attempt, or L{None}.
+    @ivar waitsFor: the table and the key because of which the attempt has to wait, or L{None}.
     """
 
     __slots__ = (
@@ -183,13 +183,13 @@ class _Full:
 
 class Strikes:
     """
-    Counts different failed guesses for each key.  Attempts under way count as well.
+    Counts different failed guesses for each key.  Attempts without a result yet count, too.
 
-    After C{limit} strikes, attempts are refused for C{seconds} from the last strike on.  A
-    refused attempt restarts that period during the first day after the first strike.
+    After C{limit} strikes, attempts are refused for C{seconds}, counted from the last strike.
+    During the first day after the first strike, a refused attempt starts this period again.
     """
 
-    # Seconds after the first strike during which a refused attempt restarts the period.
+    # Seconds after the first strike during which a refused attempt starts the period again.
     LONGEST = 86400
     # The most keys.  The oldest keys are evicted first.  A key takes about 600 octets of memory.
     BOUND = 65536
@@ -256,7 +256,7 @@ class Strikes:
 
     def mustWait(self, key: Any, guess: bytes) -> bool:
         """
-        @return: whether this attempt would exceed the limit if all attempts under way fail.
+        @return: whether this attempt would exceed the limit if all attempts under way failed.
         """
         pending = self._pending.get(key)
         if pending is None or guess in pending:
@@ -424,7 +424,7 @@ class Strikes:
 
     def restore(self, state: list[Any]) -> None:
         """
-        Take over the strikes returned by L{state} of another process.
+        Use the strikes that L{state} of another process has returned.
         """
         now = self._clock.seconds()
         for key, guesses, first, last, renewed, refused in state:
@@ -452,7 +452,7 @@ class Ban(NamedTuple):
     A network that is banned now.
 
     @ivar network: an IPv4 address with /32, or an IPv6 /64.
-    @ivar seconds: until the ban ends, if no further attempt is refused.
+    @ivar seconds: the time until the ban ends, if no further attempt is refused.
     @ivar refused: the number of refused attempts.
     @ivar isByOperator: whether the operator has banned the network.
     """
@@ -468,9 +468,9 @@ class BanEngine:
     Bans addresses.  An address with three different failed guesses is banned until 10,000
     seconds after its last attempt.  An IPv6 address counts as its /64.
 
-    Exempt addresses and addresses shared by several users are never banned.  A ban does not
-    apply to a user who has logged in from the client's network before.  The operator can ban an
-    address for the same time; that ban has none of these exceptions.
+    Exempt addresses and addresses shared by several users are never banned.  A ban does not apply
+    to a user who has logged in from the client's network before.  The operator can ban any address
+    for the same time.  Such a ban has no exceptions.
     """
 
     def __init__(
@@ -511,13 +511,13 @@ class BanEngine:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may hold an attempt under way, with its keys.
+        @return: the tables that may count the attempt as under way, each with its key.
         """
         return [(self._strikes, attempt.place)]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that decide about an attempt and count it, with its keys.
+        @return: the tables that decide about the attempt and count it, each with its key.
         """
         if self._byOperator.isFull(attempt.place):
             return [(self._byOperator, attempt.place)]
@@ -571,9 +571,9 @@ class BanEngine:
 
 class UserThrottle:
     """
-    Counts failures for each user and network (IPv4 /24, IPv6 /64), and for each user from
-    all unknown networks together.  The second count stops guessing from many addresses.  It
-    does not lock the user out, because it does not apply to the user's known networks.
+    Counts failures for each user and network (IPv4 /24, IPv6 /64), and for each user from all
+    unknown networks together.  The second count stops guessing from many addresses.  The user can
+    still log in from the known networks, because this count does not apply to them.
     """
 
     def __init__(
@@ -608,13 +608,13 @@ class UserThrottle:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may hold an attempt under way, with its keys.
+        @return: the tables that may count the attempt as under way, each with its key.
         """
         return [(self._each, attempt.pair), (self._unknownNetworks, (attempt.user,))]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that decide about an attempt and count it, with its keys.
+        @return: the tables that decide about the attempt and count it, each with its key.
         """
         pair = (self._each, attempt.pair)
         if attempt.isFromKnownNetwork:

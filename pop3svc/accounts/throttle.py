@@ -29,10 +29,11 @@ __all__ = ["LoginGuard", "SharedThrottle"]
 
 def _spelling(username: str) -> str:
     """
-    Databases and directories may ignore case, spaces and the width of characters in a name.  If
-    each spelling of a user's name had counts of its own, a client could guess many times as often.
+    Make one text of all spellings of a name.  Databases and directories may ignore case, spaces and
+    the width of characters in a name.  If each spelling had its own counts, a client could make
+    many times as many guesses.
 
-    @return: the same text for all spellings of a name.
+    @return: a text that is the same for all spellings of the name.
     """
     return " ".join(normalize("NFKC", username).casefold().split())
 
@@ -53,9 +54,9 @@ class _Waiter:
 
 class _Logged:
     """
-    Wrong guesses that the log has named, for each address.  The log names a repeated guess once
-    an hour.  Otherwise fail2ban would ban an address with many users because one program
-    there repeats a wrong password every few minutes.
+    Remembers, for each address, the wrong guesses that the log has named.  The log names a repeated
+    guess only once an hour.  Otherwise one program that repeats a wrong password every few minutes
+    would make fail2ban ban an address with many users.
     """
 
     # Seconds between two log lines for the same guess, and the most guesses that are remembered.
@@ -82,13 +83,13 @@ class _Logged:
 
 class _HiddenGuesses:
     """
-    Attempts whose password the service does not see.  A mail program that repeats an old
-    password must not have its address banned, so a few attempts in a minute count as one guess.
-    Further attempts in that minute count as different guesses.
+    Counts attempts whose password the service does not see.  A mail program that repeats an old
+    password must not cause a ban of its address.  Therefore a few attempts in a minute count as one
+    guess, and further attempts in that minute count as different guesses.
     """
 
-    # Attempts of one user from one address, in a time in seconds, that count as one guess.  A
-    # mail program asks every few minutes; a person tries a few times.
+    # This many attempts for one user from one address, within this many seconds, count as one
+    # guess.  A mail program asks every few minutes, and a person tries a few times.
     SAME, TIME = 3, 60.0
     # The most pairs of an address and a user that are remembered.
     BOUND = 16_384
@@ -99,7 +100,7 @@ class _HiddenGuesses:
 
     def guess(self, clientIP: str | None, username: str) -> str:
         """
-        @return: a text that tells guesses apart, and is no password.
+        @return: a text that distinguishes guesses, and contains no password.
         """
         # A ban applies to the /64 of an IPv6 address, so count its addresses together.
         now, key = self._clock.seconds(), (networkOf(clientIP), username)
@@ -116,8 +117,8 @@ class SharedThrottle:
     Applies limits whose counts several processes share.  Each process sends the events that change
     its counts to the other processes.  They apply the events to their own counts.
 
-    An attempt counts from the moment it is admitted.  If the failure of all attempts under way
-    would reach a limit, further attempts wait for their outcome.
+    An attempt counts as soon as it is admitted.  If the limit would be reached when all attempts
+    under way fail, further attempts wait for the results of these.
 
     @ivar tell: see L{__init__}.
     """
@@ -150,8 +151,8 @@ class SharedThrottle:
         # Key of the digests.  All processes of a service share it.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
-        # Attempts that are announced to the other processes in the reactor's next
-        # iteration, unless they have ended by then.
+        # Attempts that wait to be announced to the other processes.  This happens in the reactor's
+        # next iteration, unless the attempts have ended by then.
         self._unannounced: dict[Attempt, None] = {}
         self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
         self._changed: set[tuple[Strikes, Any]] = set()
@@ -256,9 +257,9 @@ class SharedThrottle:
 
     def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
-        Decide again about attempts that have waited for an attempt that has now ended.  Do this in
-        the reactor's next iteration, because an admitted attempt may end at once and call this
-        method again.
+        Decide again about the attempts that have waited for the end of another attempt.  Do this in
+        the reactor's next iteration, because an admitted attempt may end at once, and then calls
+        this method again.
 
         @param keys: the tables and keys that counted the ended attempt.
         """
@@ -341,8 +342,8 @@ class SharedThrottle:
         attempt = self._end(info)
         if attempt is None:
             return
-        # If a client disconnects before the refusal, it has learned that its guess was wrong,
-        # because a right password is answered sooner.
+        # A client that disconnects before the refusal has learned that its guess was wrong, because
+        # the reply to a right password comes sooner.
         if attempt.wasRefused or (isLost and attempt.isGuess):
             self._failed(attempt)
         else:
@@ -352,7 +353,7 @@ class SharedThrottle:
         if self.tell is not None:
             wasUnannounced = attempt in self._unannounced
             self._unannounced.pop(attempt, None)
-            # Most logins change no counts, so the other processes need not know of them.
+            # Most logins change no counts, so nothing has to be sent to the other processes.
             if event == "succeeded" or not wasUnannounced:
                 self._announce(event, attempt)
         if self._waiting:
@@ -394,7 +395,7 @@ class SharedThrottle:
         End the bans of an address, or forget the failed logins of a user, in all processes.
 
         @param clientIP: L{None} for a user.
-        @return: whether this process knew any.
+        @return: whether this process knew any bans or failed logins.
         """
         if self.tell is not None:
             self.tell("lifted", clientIP, username, "")
@@ -479,7 +480,7 @@ class SharedThrottle:
 
     def restore(self, state: Any) -> None:
         """
-        Take over the state returned by L{state} of another process.
+        Use the state that L{state} of another process has returned.
         """
         key, known, tables = state
         self._key = bytes.fromhex(key)
@@ -493,9 +494,9 @@ class SharedThrottle:
 @implementer(ILoginThrottle)
 class LoginGuard:
     """
-    Wraps another throttle and delays refusals.  The delay counts from the arrival of the
-    attempt and does not depend on the reason for the refusal.  Refusals to one address are
-    answered one after the other across all its connections, with growing delays.
+    Wraps another throttle and delays refusals.  The delay counts from the arrival of the attempt
+    and does not depend on the reason for the refusal.  The connections of one address get their
+    refusals one after the other, with growing delays.
     """
 
     # All times are in seconds.  A refusal is sent no earlier than this after its attempt arrived.
@@ -504,15 +505,15 @@ class LoginGuard:
     # The interval between two refusals to an address grows by STEP up to LONGEST.
     STEP = 0.5
     LONGEST = 5.0
-    # No refusal waits longer than this, however many precede it.
+    # No refusal waits longer than this, even if many other refusals come before it.
     PATIENCE = 60.0
-    # An address without refusals for this long starts again from the shortest interval.
+    # After this time without refusals, an address gets the shortest interval again.
     FORGOTTEN = 600
     # The most addresses that are remembered; the oldest are evicted first.  An address takes about
     # 300 octets.
     BOUND = 65536
-    # The most octets of a user name.  No user has a longer name, so it is refused without being
-    # counted.
+    # The most octets of a user name.  No user has a longer name, so a longer name is refused
+    # without being counted.
     LONGEST_NAME = 255
 
     def __init__(self, clock: IReactorTime, throttle: Any) -> None:
@@ -554,7 +555,8 @@ class LoginGuard:
         return mayLogin
 
     def _begin(self, info: IPOP3ConnectionInfo, arrived: float) -> None:
-        # Attempt has an attribute for the time, which costs less than a dictionary entry.
+        # The time is an attribute of Attempt, because an attribute takes less memory than an entry
+        # of a dictionary.
         attempt = info.loginAttempt
         if isinstance(attempt, Attempt):
             attempt.arrived = arrived

@@ -24,22 +24,23 @@ from pop3svc.accounts.claims import (
 
 __all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "KeySet", "TokenRules"]
 
-# Algorithms whose verification needs a public key only.  With a symmetric algorithm, everybody who
-# can verify a token could make one.  joserfc knows EdDSA by both its old and its new name.
+# Algorithms whose verification needs only a public key.  With a symmetric algorithm, everybody who
+# can verify a token could also make one. joserfc accepts both the old and the new name of EdDSA.
 ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"),
     *("EdDSA", "Ed25519"),
 )
 DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 
-# A signed token has three parts; five parts would be an encrypted one.
+# A signed token has three parts.  A token with five parts would be encrypted.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# Seconds that a token may still be valid.  Access tokens are valid for an hour, rarely for a day.
+# The most seconds until a token expires.  Access tokens are usually valid for an hour, rarely for a
+# day.
 _LONGEST_LIFE = 7 * 86_400
 # The type of an access token (RFC 9068 section 2.1) or of any token.  Other types, such as
 # logout+jwt, have other purposes.
 _TYPES = ("jwt", "at+jwt", "application/at+jwt")
-# Fields of a header that would change how the token is read.
+# Fields of a header that would change the meaning of the token.
 _REFUSED_FIELDS = frozenset(["crit", "b64", "zip", "enc"])
 
 # The most keys of a set.  An issuer has few keys, even while it renews them.
@@ -73,7 +74,7 @@ class KeySet:
     def __init__(self, data: bytes) -> None:
         """
         @param data: the key set in JSON.  A key that cannot be used affects no other key.
-        @raise ValueError: it is no key set, or no key of it can be used.
+        @raise ValueError: the data is not a key set, or has no usable key.
         """
         found = parseJSON(data).get("keys")
         if not isinstance(found, list):
@@ -86,7 +87,7 @@ class KeySet:
         for each in found:
             key = _usable(each)
             name = None if key is None else each.get("kid")
-            # Of two keys with one name the first counts.
+            # If two keys have the same name, the first is used.
             if key is None or name in self._byName:
                 self.dropped += 1
                 continue
@@ -98,7 +99,7 @@ class KeySet:
 
     def pick(self, name: str | None) -> Any:
         """
-        @param name: the C{kid} of a token; L{None} if it has none.
+        @param name: the C{kid} of a token; L{None} if the token has none.
         @return: the key, or L{None}.  A token without C{kid} is valid only with a set of one key.
         """
         if name is not None:
@@ -115,7 +116,7 @@ def _usable(value: Any) -> Any:
     if value.get("use", "sig") != "sig" or not isinstance(value.get("kid", ""), str):
         return None
     try:
-        # Ask before the import, because joserfc warns about short keys.
+        # Check the size before the import, because joserfc warns about short keys.
         if value["kty"] == "RSA" and _bitsOf(value["n"]) not in _RSA_BITS:
             return None
         key: Any = import_key(value)
@@ -137,7 +138,7 @@ class TokenRules:
     """
     The properties that a valid signed token must have.
 
-    @ivar claims: what its payload must say.
+    @ivar claims: the claims that its payload must have.
     @ivar algorithms: names of L{ALGORITHMS}.
     """
 
@@ -164,7 +165,7 @@ class TokenRules:
             raise BadToken("its algorithm is not allowed")
         kind = header.get("typ", "JWT")
         if not isinstance(kind, str) or kind.lower() not in _TYPES:
-            raise BadToken("its type is another one")
+            raise BadToken("its type is wrong")
         name = header.get("kid")
         if not _REFUSED_FIELDS.isdisjoint(header) or not isinstance(name, str | None):
             raise BadToken("its header is malformed")

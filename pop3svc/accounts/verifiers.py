@@ -25,7 +25,8 @@ __all__ = ["VerifierAdder"]
 
 log = Logger(namespace="pop3svc")
 
-# Passwords whose verifiers are computed or wait for it.  Further users get theirs at a later login.
+# The most passwords whose verifiers are being computed or wait for the computation.  Further users
+# get a verifier at a later login.
 _MOST_COMPUTED = 100
 # The computation has its own thread, so that no login waits for it.
 _adding = BoundedThreadPool("pop3svc-verifiers", threads=1, waiting=_MOST_COMPUTED + 10)
@@ -33,7 +34,7 @@ _adding = BoundedThreadPool("pop3svc-verifiers", threads=1, waiting=_MOST_COMPUT
 
 def _make(password: str, algorithms: Iterable[str]) -> dict[str, str]:
     """
-    @return: verifiers by algorithm; none if SASLprep does not allow the password.
+    @return: verifiers by algorithm; empty if SASLprep does not allow the password.
     """
     try:
         return {each: makeVerifier(password, each) for each in algorithms}
@@ -44,8 +45,8 @@ def _make(password: str, algorithms: Iterable[str]) -> dict[str, str]:
 class VerifierAdder:
     """
     Adds verifiers to a password file.  They are computed in a thread.  They are written together,
-    some seconds later, because each change of the file makes the service read the file again.  A
-    verifier that is not written because the service ends is added after a later login.
+    some seconds later, because each change of the file makes the service read the file again.  If
+    the service ends before it has written a verifier, a later login adds the verifier.
     """
 
     # Seconds from the first new verifier until the file is written.
@@ -89,7 +90,8 @@ class VerifierAdder:
             return
         if self._computing >= _MOST_COMPUTED or self._writer.isFull:
             return
-        # The verifier of a longer password would differ from what the hash accepts.
+        # The verifier would accept only the whole password, but the hash accepts any password with
+        # the same beginning.
         if HASHES.isPlain(stored) or not HASHES.isWhollyCompared(stored, password):
             return
         missing = [each for each in missing if HASHES.scramKeys(stored, each) is None]

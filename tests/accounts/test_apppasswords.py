@@ -338,7 +338,9 @@ def test_line(path: str) -> None:
     assert abs(expiryOf(entry.created) - time.time()) < 100  # type: ignore[operator]
     assert os.stat(fileOf(path)).st_mode & 0o777 == 0o600
     assert secret.replace("-", "")[4:] not in Path(fileOf(path)).read_text()
-    with pytest.raises(ValueError, match="ann has an application password Ann's phone: label=1 al"):
+    with pytest.raises(
+        ValueError, match="ann already has an application password Ann's phone: label=1"
+    ):
         addAppPassword(path, "ann", "Ann's phone: label=1")
 
 
@@ -353,7 +355,7 @@ def test_bound(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apppasswordlines, "MOST", 2)
     for each in ("1", "2"):
         addAppPassword(path, "ann", each)
-    with pytest.raises(ValueError, match="ann has 2 application passwords already"):
+    with pytest.raises(ValueError, match="ann already has 2 application passwords"):
         addAppPassword(path, "ann", "3")
     addAppPassword(path, "ben", "3")
 
