@@ -17,14 +17,14 @@ __all__ = ["AcceptLimiter", "raiseLimit"]
 log = Logger(namespace="pop3svc")
 
 
-# A number of descriptors that is higher than any configured number of connections needs.
+# More descriptors than any configured number of connections needs.
 _MOST = 1_048_576
 
 
 def _lowestFree() -> int | None:
     """
-    @return: the lowest descriptor that is not in use; L{None} if all are in use.  At least this
-        many descriptors are in use.
+    @return: the lowest descriptor that is not in use; L{None} if all are in use.  All lower
+        descriptors are in use.
     """
     try:
         descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -68,7 +68,8 @@ class AcceptLimiter:
     """
 
     # Descriptors reserved for sessions: at most KEPT, and at most 1/SHARE of the limit.  When
-    # 1/UNSEEN of the free descriptors have become connections, they are counted again.
+    # 1/UNSEEN of the free descriptors have become connections, the free descriptors are counted
+    # again.
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds between two checks while paused.
     LOOK = 0.25
@@ -88,8 +89,9 @@ class AcceptLimiter:
     ) -> None:
         """
         @param limit: limit of descriptors; the limit of the process if not given.
-        @param takesTurns: whether to accept one connection at a time.  This is for processes that
-            accept from the same sockets: the next idle process should take the next connection.
+        @param takesTurns: whether to accept only one connection in each turn of the reactor.  This
+            is for processes that accept from the same sockets, so that the next idle process gets
+            the next connection.
         @param inUse: returns the number of connections, and the number of sessions that are
             not asleep.
         """
@@ -99,15 +101,15 @@ class AcceptLimiter:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # Descriptors in use without connections.  They are counted at the first connection, because
-        # the service opens files until then.
+        # Descriptors in use, without those of connections.  The limiter counts these at the first
+        # connection, because the service opens files until then.
         self._atFirst = -1
         self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
         self._spare = min(self.SPARE, limit // 8)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
-        # A port accepts several connections in one turn of the reactor, and cannot be stopped
+        # A port accepts several connections in one turn of the reactor, and nothing can stop it
         # during the turn.
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None

@@ -102,7 +102,7 @@ def socketOf(arguments: Any) -> str:
             return os.path.abspath(str(values["admin"]))
         data = values.get("data")
         if data is None:
-            raise SettingError(f"{arguments.config}: it has neither admin nor data")
+            raise SettingError(f"{arguments.config}: has neither admin nor data")
     return DataDirectory(data or defaultDataDirectory()).adminSocket
 
 
@@ -143,7 +143,9 @@ def _run(command: str, arguments: Any, path: str) -> tuple[Any, Show]:
     if command == "reload":
         return ask(path, "reload"), lambda faults: faults or ["reloaded"]
     if command == "drain":
-        return ask(path, "drain"), lambda _: ["no more logins; the service ends when it is empty"]
+        return ask(path, "drain"), lambda _: [
+            "no more logins; the service ends when nobody is logged in"
+        ]
     if arguments.action == "list":
         return ask(path, "bans"), _showBans
     if arguments.action == "add":

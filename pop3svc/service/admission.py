@@ -60,7 +60,7 @@ class Admission:
 
     def drain(self) -> None:
         """
-        Admit no more logins, and wake no session up.
+        Admit no more logins, and let no sleeping session wake up.
         """
         self._isDraining = True
 
@@ -82,7 +82,7 @@ class Admission:
 
     def mayConnect(self, address: str | None) -> bool:
         """
-        @return: whether a connection from an address may begin.
+        @return: whether an address may open another connection.
         """
         if self._stopping:
             return False
@@ -93,8 +93,9 @@ class Admission:
 
     def _hasRoom(self) -> bool:
         """
-        Make room at a limit: close the oldest connection of the network with the most connections
-        before login.  A client that opens many connections therefore takes room only from itself.
+        Make room for a new connection at the limit.  The connection that closes is the oldest one
+        before login, of the network that has the most of these.  A client that opens many
+        connections therefore loses only its own connections.
         """
         policy = self.policy
         total = self._connections + len(self._expected)
@@ -117,7 +118,7 @@ class Admission:
 
     def disconnected(self, connection: Any) -> None:
         """
-        Stop counting a connection, because it is over.
+        Stop counting a connection, because it has ended.
 
         @param connection: has an C{address}.
         """
@@ -143,8 +144,8 @@ class Admission:
 
     def expectNoMore(self, waiting: Any) -> None:
         """
-        Stop counting a connection of L{expect}, because its PROXY header has come, or because
-        the connection is over.
+        Stop counting a connection of L{expect}, because its PROXY header has arrived, or because
+        the connection has ended.
         """
         self._expected.discard(waiting)
         self.unauthenticated.discard(waiting)
@@ -155,13 +156,14 @@ class Admission:
         """
         Count the session of a user who logs in, or whose session wakes up.
 
-        @return: a function.  Call it once when the session is no longer awake, with a bool: whether
-            the session has begun.
+        @return: a function to call once, when the session is no longer awake.  Its argument says
+            whether the session had begun (bool).
         @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
             again too soon.
         """
         if self._isDraining:
-            # A session that wants to wake up is told to log in again, and its connection ends.
+            # A session that tries to wake up gets an error, and its connection ends, so that the
+            # client logs in again.
             raise POP3ResponseError(
                 "The service is about to stop.", "SYS/TEMP", critical=not isLogin
             )

@@ -49,7 +49,7 @@ def addParser(actions: Any) -> None:
         action="append",
         default=[],
         metavar="NETWORK",
-        help="a network from which it may be used; repeatable (default: all)",
+        help="a network from which the password may be used; repeatable (default: all)",
     )
     add.add_argument(
         "--expires", metavar="DATE|DAYS", help="the last day, in UTC, or the number of days"
@@ -59,7 +59,9 @@ def addParser(actions: Any) -> None:
     revoke = commands.add_parser("revoke", help="remove an application password")
     revoke.add_argument("name", metavar="NAME")
     which = revoke.add_mutually_exclusive_group(required=True)
-    which.add_argument("label", metavar="LABEL", nargs="?", help="its label or its selector")
+    which.add_argument(
+        "label", metavar="LABEL", nargs="?", help="the label or the selector of the password"
+    )
     which.add_argument("--all", action="store_true", help="all of this user")
     for each in (add, show, revoke):
         each.add_argument(

@@ -117,8 +117,8 @@ class Configured:
 
     def reload(self) -> None:
         """
-        Read the file again.  Apply the settings that can change in a running service.  The log
-        names the settings that need a restart.
+        Read the file again.  Apply the settings that can change in a running service, and log the
+        names of those that need a restart.
 
         @raise SettingError: the file cannot be used; nothing has changed.
         """
@@ -179,7 +179,7 @@ class Assembly:
         self._sockets: list[Any] = []
         self._unixPorts: list[Any] = []
         self._notifier: Notifier | None = None
-        # Counts, if there is a port for metrics and this process serves.
+        # Counts the work of this process, if there is a port for metrics and this process serves.
         self._meter: Meter | None = None
         # Opens the ports.
         self._on: Any = reactor
@@ -247,13 +247,12 @@ class Assembly:
 
     def _knownNetworks(self) -> KnownNetworks:
         """
-        @return: the networks that users have logged in from.  They survive a restart if the service
-            has a data directory.  Only the process that twistd has started writes them.
+        @return: the networks that users have logged in from.  If the service has a data directory,
+            the process that twistd has started writes them there, so that they survive a restart.
         """
         if not self._storage.isPermanent:
             self._announcements.append(
-                "the networks that users have logged in from are forgotten at a restart, because "
-                "there is no --data"
+                "without --data, a restart forgets the networks that users have logged in from"
             )
             return KnownNetworks()
         state = self._storage.state()
@@ -277,7 +276,7 @@ class Assembly:
         @raise SettingError: a setting is wrong, or a port cannot be opened.
         """
         if self._shared is None:
-            # Before any other process is started, which would inherit systemd's variables.
+            # Do this before any other process starts, because it would inherit systemd's variables.
             self._notifier = Notifier.fromEnvironment(self._reactor)
         try:
             observer = self._log()
@@ -325,7 +324,8 @@ class Assembly:
         state = self._storage.state()
         secret = None if state is None else state.secret("scram")
         if state is not None:
-            # Closed because twistd forks later, and a connection of SQLite does not survive that.
+            # Close the database, because twistd forks later, and a connection of SQLite does not
+            # survive a fork.
             state.close()
         if self.settings.web is not None and not self.isSupervisor:
             self._meter = Meter(self._reactor)
@@ -344,8 +344,8 @@ class Assembly:
         _add(KnownNetworksService(known), service)
         for each in self._started:
             if IService.providedBy(each):
-                # Each has a parent of its own, because a service has one part of each name, and
-                # stores have the name that the greeting shows.
+                # Each store gets its own parent service, because the names of the parts of a
+                # service must differ, and stores may have the same name.
                 parent = MultiService()
                 IService(each).setServiceParent(parent)
                 _add(parent, service)
@@ -374,7 +374,7 @@ class Assembly:
         """
         Open the ports for LMTP.
         """
-        # Twisted's SMTP asks the DNS for the name of this machine when it is imported.
+        # The import of Twisted's SMTP asks the DNS for the name of this machine.
         from pop3svc.delivery.lmtp import LMTPFactory
 
         factory = LMTPFactory(recipients, self.settings.policy, clock=self._reactor)
@@ -444,7 +444,7 @@ class Assembly:
 
     def _notifies(self, service: Operated, describe: Callable[[], str]) -> None:
         """
-        Have systemd told about the service, if it has asked.
+        If systemd has asked for it, report the state of the service to systemd.
         """
         notifier = self._notifier
         if notifier is not None:
@@ -557,7 +557,7 @@ class Assembly:
 
 def _rememberMailboxes(stores: list[Any], storage: Storage, isWorker: bool) -> list[str]:
     """
-    Give stores of Maildirs the database in which they record which mailboxes have existed.
+    Give stores of Maildirs the database that records which mailboxes have existed.
 
     @return: warnings.
     """
@@ -593,9 +593,9 @@ def _throttleOf(
 
 def _shareOf(policy: Policy, shared: Shared | None) -> Policy:
     """
-    @return: the policy of this process.  A worker gets its share of the connections.  Counts by
-        address and by user are not divided, because chance decides which worker accepts a
-        connection.  With divided counts a worker would refuse clients that are within the limits.
+    @return: the policy of this process.  A worker gets its share of the connections.  The limits
+        for an address and for a user are not divided.  Chance decides which worker accepts a
+        connection, so with divided limits a worker could refuse clients that are within the limits.
     """
     if shared is None:
         return policy
@@ -624,7 +624,7 @@ def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bo
     """
     if not os.path.exists(data.demoLogin):
         return []
-    lines = [f"the user demo has a message; the login stands in {data.demoLogin}"]
+    lines = [f"the user demo has a message; the password is in {data.demoLogin}"]
     for port, isSecure in opened:
         number = getattr(port.getHost(), "port", None)
         if number is None:
@@ -651,7 +651,7 @@ def _socketOf(where: str, ports: list[Any]) -> Any:
         len(ports) != 1
         or getattr(getattr(ports[0], "socket", None), "family", None) not in families
     ):
-        raise SettingError(f"{where}: it cannot be shared by workers")
+        raise SettingError(f"{where}: workers cannot share this port")
     ports[0].stopReading()
     return ports[0].socket
 

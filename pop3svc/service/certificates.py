@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Certificates", "staplerFor"]
 
-# What makes the TLS connections of a listener.
+# An object that makes the TLS connections of a listener.
 Creator = RenewableCertificate | CertificateSet
 
 
@@ -47,8 +47,8 @@ class Certificates:
         self._data = data
         texts = {} if handed is None else handed
         self._handed = {path: text.encode("latin-1") for path, text in texts.items()}
-        # By the paths of the certificate, its key and the client CA, and by the rules.  None stands
-        # for the service's own certificates.
+        # The keys are the paths of the certificate, its private key and the client CA, and the
+        # rules.  None stands for the service's own certificates.
         self._loaded: dict[tuple[str | TLSRules | None, ...], Creator] = {}
         self.announcements: list[str] = []
         self.stapler = staplerFor(settings)
@@ -144,8 +144,8 @@ class Certificates:
 
     def look(self) -> None:
         """
-        Load renewed certificates.  Warn before a certificate ends, once, even if several listeners
-        use it.  Call this regularly.
+        Load renewed certificates.  Warn before a certificate expires, only once, even if several
+        listeners use the certificate.  Call this regularly.
         """
         for each in self._loaded.values():
             each.contents()
@@ -154,7 +154,7 @@ class Certificates:
 
     def creators(self) -> list[Creator]:
         """
-        @return: what was loaded, in the order in which it was asked for.
+        @return: what was loaded, in the order of the requests.
         """
         return list(self._loaded.values())
 
@@ -205,7 +205,8 @@ class Certificates:
 
 def staplerFor(settings: Settings) -> Stapler | None:
     """
-    @return: what keeps the status of the certificates; L{None} if no setting asks for that.
+    @return: the object that keeps the status of the certificates; L{None} if no setting asks for
+        the status.
     @raise SettingError: a library is missing.
     """
     files = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
@@ -278,7 +279,7 @@ class _Loader:
         """
         @param where: the option or the key, for messages.
         @param ocspResponse: the file with the status of the certificate, if there is one.
-        @param needsNames: refuse a certificate without names, because nobody would get it.
+        @param needsNames: refuse a certificate without names, because no client would get it.
         @raise ClientAuthorityError: the file of the authorities cannot be used.
         @raise SettingError: the certificate cannot be used.
         """

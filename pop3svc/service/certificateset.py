@@ -30,11 +30,12 @@ log = Logger(namespace="pop3svc")
 CHAIN, KEY = "fullchain.pem", "privkey.pem"
 # The most certificates of a directory.  Each takes some 32 KiB of memory, and 3 ms to load.
 _MOST = 1000
-# The most certificates that a running service loads in one go, because it serves nobody meanwhile.
+# The most certificates that a running service loads in one step.  The number is small, because the
+# service serves nobody during the step.
 _AT_ONCE = 10
-# Seconds between two looks at a directory while certificates in it are incomplete.
+# Seconds between two checks of a directory while it has incomplete certificates.
 _LOOK_EVERY = 1.0
-# Certificates whose files are looked at before each handshake, in turn.
+# Number of certificates whose files are checked before each handshake, one after the other.
 _IN_TURN = 4
 
 Make = Callable[[str, str], RenewableCertificate]
@@ -55,8 +56,8 @@ class CertificateDirectory:
         """
         @param path: such as C{/etc/letsencrypt/live}.
         @param make: makes a certificate from the paths of its chain and its key.
-        @param handed: in a worker, the paths of all files that its parent has read, used if this
-            process cannot list the directory.
+        @param handed: in a worker, the paths of all files that the parent has read.  The worker
+            uses these if it cannot list the directory itself.
         @param seconds: a monotonic clock, seconds.
         @raise ValueError: the directory cannot be used; a sentence for the operator.
         """
@@ -65,14 +66,14 @@ class CertificateDirectory:
         self._handed = frozenset(handed)
         self._seconds = seconds
         self._certificates: dict[str, RenewableCertificate] = {}
-        # The files that could not be used, with their stamps then.
+        # The files that could not be used, with the stamps that they had at that time.
         self._unusable: dict[str, tuple[FileStamp | None, ...]] = {}
         self._seen: FileStamp | None = None
         self._isIncomplete = False
         self._looked = -float("inf")
         self._fault = ""
         self._hasLooked = False
-        # What was wrong at the last look, for C{pop3svc config check}.
+        # The faults of the last check, for C{pop3svc config check}.
         self.faults: list[str] = []
         self.look(isForced=True)
         self._hasLooked = True
@@ -89,10 +90,10 @@ class CertificateDirectory:
 
     def look(self, isForced: bool = False) -> bool:
         """
-        Take new certificates, and drop those whose subdirectories are gone.
+        Load new certificates, and drop those whose subdirectories are gone.
 
-        @param isForced: look even if nothing seems to have changed.
-        @return: whether there are other certificates now.
+        @param isForced: check even if nothing seems to have changed.
+        @return: whether the certificates have changed.
         """
         now = self._seconds()
         if not isForced:
@@ -102,7 +103,7 @@ class CertificateDirectory:
             if now - self._looked < _LOOK_EVERY:
                 return False
         else:
-            # The operator wants to know what is wrong now.
+            # The operator needs to know the present faults.
             self._fault = ""
         self._looked = now
         stamp = stampOf(self.path)
@@ -126,7 +127,7 @@ class CertificateDirectory:
             loaded += self._add(name)
         gone = self._certificates.keys() - set(found)
         if len(gone) == len(self._certificates):
-            # Some certificate is better than none.
+            # An old list of certificates is better than none.
             gone = set()
         for name in gone:
             log.info("serving no more {path}", path=self._certificates.pop(name).certificate)
@@ -166,7 +167,7 @@ class CertificateDirectory:
         chain, key = (os.path.join(self.path, name, each) for each in (CHAIN, KEY))
         stamps = stampOf(chain), stampOf(key)
         if None in stamps and not {chain, key} <= self._handed:
-            # Its files may be written at this moment.
+            # Another program may be writing the files at this moment.
             self._isIncomplete = self._isIncomplete or _mayBeDirectory(os.path.dirname(chain))
             return False
         if self._unusable.get(name) == stamps:
@@ -203,10 +204,10 @@ class CertificateSet:
     Serves the certificate for the host name that a client asks for, and the default certificate to
     a client that asks for no name or for an unknown one.
 
-    The sessions that clients resume belong to the context with which each handshake begins, the
-    context of the default certificate.  Therefore its ticket key changes when any certificate
-    changes.  Otherwise a client could resume a session with a certificate that this object does not
-    serve any more, and C{tls-server-end-point} would differ on both sides.
+    Each handshake begins with the context of the default certificate, and the sessions that clients
+    resume belong to this context.  Therefore its ticket key changes when any certificate changes.
+    Otherwise a client could resume a session with a certificate that this object does not serve any
+    more, and the two sides would have different values of C{tls-server-end-point}.
     """
 
     def __init__(self, defaultName: str | None = None) -> None:
@@ -218,8 +219,8 @@ class CertificateSet:
         # The certificates that clients have asked for since the last handshake.
         self._asked: set[RenewableCertificate] = set()
         self._turn = 0
-        # The same for all contexts, because a session may be resumed before the certificate is
-        # chosen.
+        # All contexts have the same, because a client may resume a session before the certificate
+        # is chosen.
         self._sessionID = secrets.token_bytes(16)
 
     def prepare(self, context: SSL.Context, chain: Sequence[x509.Certificate]) -> None:
@@ -235,13 +236,13 @@ class CertificateSet:
         directory: CertificateDirectory | None = None,
     ) -> None:
         """
-        Set the certificates, which have been prepared.  The default certificate is the first of
-        all, unless another is named.
+        Set the certificates, which are already prepared.  The default certificate is the first one,
+        unless the settings name another.
 
-        @param certificates: those that the settings name.  For the same host name, the first
-            counts.
-        @param directory: further certificates; for the same host name the one that ends last
-            counts.
+        @param certificates: those that the settings name.  If several have the same host name, the
+            first is used.
+        @param directory: further certificates.  If several have the same host name, the one that
+            expires last is used.
         @raise ValueError: no certificate is for the name of the default; the end of a sentence.
         """
         self._given = list(certificates)
@@ -306,7 +307,7 @@ class CertificateSet:
         named = None if self._defaultName is None else self._names.find(self._defaultName)
         self._default = self._all[0] if named is None else named
         for each in self._all:
-            # To make a thousand new contexts each day would stop the service for seconds.
+            # A thousand new contexts each day would stop the service for seconds.
             each.makesTickets = each is self._default
         self._pairs = {each: each.pair for each in self._all}
         self._authorities = self._default.authorities
@@ -358,11 +359,11 @@ class CertificateSet:
             # The default may be another one than at the beginning of the handshake.
             if found is None or found.context is connection.get_context():
                 return
-            # Only look at its files before the next handshake.  A session that this client resumes
-            # now has the present certificate.
+            # Check the files of this certificate before the next handshake, and not now, because a
+            # session that this client resumes has the present certificate.
             self._asked.add(found)
-            # OpenSSL may go on to call callbacks of the first context.  A client may send a second
-            # hello, for which this is not the first context any more.
+            # OpenSSL may still call callbacks of the first context.  If a client sends a second
+            # hello, the connection no longer has the first context.
             holder: Any = connection
             if not hasattr(holder, "firstContext"):
                 holder.firstContext = connection.get_context()

@@ -15,7 +15,7 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     Make the collector examine fewer objects.  Sessions make few cycles, and reference counts free
     all other objects.
 
-    Once the reactor runs, the objects that exist are exempt from collection, because modules
+    When the reactor has started, the existing objects are exempt from collection, because modules
     and settings live until the process ends.
 
     @param reactor: runs the process.
@@ -24,7 +24,8 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     """
     if threshold:
         reactor.callWhenRunning(_relieve, threshold)
-        # At its end the interpreter closes what is left, such as databases, by the collector.
+        # At its end the interpreter uses the collector to close remaining objects, such as
+        # databases.
         reactor.addSystemEventTrigger("after", "shutdown", gc.unfreeze)
 
 

@@ -19,7 +19,7 @@ __all__ = ["main", "makeParser"]
 
 def makeParser() -> Parser:
     """
-    @return: the parser of the command C{pop3svc} without those of its commands.
+    @return: the parser of C{pop3svc}, without the parsers of its commands.
     """
     parser = Parser(prog="pop3svc", description="A POP3 service.")
     parser.add_argument("--version", action="store_true", help="show versions and exit")
@@ -68,8 +68,8 @@ def _deliver(argv: Sequence[str]) -> None:
     try:
         from pop3svc.service.delivercommand import main as deliver
     except Exception:
-        # The installation is damaged.  For another number a mail server returns the message to its
-        # sender.
+        # The installation is damaged.  With another exit status a mail server would return the
+        # message to its sender.
         raise SystemExit(75)
     deliver(argv)
 

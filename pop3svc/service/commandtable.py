@@ -19,10 +19,10 @@ class Command:
     A command, such as C{pop3svc serve}.
 
     @ivar help: a few words.
-    @ivar module: the name of the module that has its functions C{main} and C{makeParser}.  The
-        module is imported on first use, because the other commands do not need it.
-    @ivar isShared: whether the module has several commands.  Then its functions need the name of
-        the command.
+    @ivar module: the name of the module that has its functions C{main} and C{makeParser}.  It is
+        imported on first use, because the other commands do not need the module.
+    @ivar isShared: whether the module has several commands.  The functions of such a module need
+        the name of the command.
     """
 
     name: str
@@ -72,7 +72,7 @@ COMMANDS = {
         *_inService("fetchcommand", fetch="fetch mail from other POP3 servers"),
         *_inService("configcommand", config="check or show a configuration"),
         *_inService("sqlcommand", sql="make and migrate the tables of a database"),
-        Command("check", "check that a POP3 server keeps to the RFCs", "pop3svc.check.command"),
+        Command("check", "check whether a POP3 server follows the RFCs", "pop3svc.check.command"),
         *_inService(
             "admincommand",
             who="list the sessions of a running service",

@@ -44,7 +44,7 @@ _PATHS = ("passwd", "file")
 
 def makeParser() -> Parser:
     """
-    @return: the parser of C{pop3svc config}.  It leaves the options of C{show} to L{Options}.
+    @return: the parser of C{pop3svc config}.  L{Options} parses the options of C{show}.
     """
     parser = Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
@@ -118,7 +118,7 @@ def _try(faults: Faults, settings: Settings) -> None:
             # systemd passes its sockets only to the service.
             continue
         try:
-            # Any certificate and any wrapper will do, because the endpoint does not listen.
+            # Any certificate and any wrapper is good enough, because the endpoint does not listen.
             makeEndpoint(reactor, listener, object(), str if trusted else None)
         except SettingError as error:
             faults.add(str(error))
@@ -157,7 +157,7 @@ def _try(faults: Faults, settings: Settings) -> None:
 
 def _tryCertificates(faults: Faults, settings: Settings) -> None:
     """
-    Load all certificates, and find what would make clients refuse them.
+    Load all certificates, and find the reasons for which clients would refuse them.
     """
     pairs = [
         CertificatePair(

@@ -30,9 +30,9 @@ from pop3svc.service.settings import (
 
 __all__ = ["Configuration", "readConfiguration", "readText"]
 
-# The most octets of a configuration file.  A configuration is a page of text.  In JSON it has to
-# fit into one line for a worker (L{pop3svc.service.workers.Lines}), where an octet takes at most
-# six.
+# The most octets of a configuration file.  A usual configuration is a page of text.  As JSON the
+# text has to fit into one line for a worker (L{pop3svc.service.workers.Lines}); an octet takes at
+# most six octets of JSON.
 _LARGEST = 131_072
 
 
@@ -42,14 +42,14 @@ class Configuration:
 
     @ivar values: the values by the names of L{SERVICE}.
     @ivar limits: the limits by the names of L{LIMITS}.
-    @ivar fetches: what C{pop3svc fetch} does; the service ignores it.
+    @ivar fetches: the mailboxes of C{pop3svc fetch}; the service ignores them.
     @ivar secretFiles: the paths of files that contain a single secret.
     @ivar origins: the file and the key of each value, for messages.
     """
 
     def __init__(self, path: str) -> None:
         """
-        @param path: for messages.
+        @param path: the path of the file, for messages.
         """
         self.path = path
         self.values: dict[str, Any] = {}

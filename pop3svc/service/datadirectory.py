@@ -175,7 +175,7 @@ class DataDirectory:
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
             writeWhole(self.demoLogin, login.encode("ascii"), owner)
-            # A former password file may have had a user of that name.
+            # An earlier password file may have had a user of this name.
             revokeAppPasswords(self.passwordFile, "demo")
             # Create the password file last, because it marks the first start as complete.
             addUser(self.passwordFile, "demo", password, owner)
@@ -203,7 +203,7 @@ class DataDirectory:
 
 
 def _selfSigned() -> tuple[bytes, bytes]:
-    # These take long to import, and only the first start needs them.
+    # The import of these takes long, and only the first start needs them.
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

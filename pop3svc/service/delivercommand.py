@@ -48,21 +48,22 @@ _PATIENCE = 10
 
 class _NotNow(Exception):
     """
-    The delivery has to be tried again.  The text is a sentence for the operator.
+    The mail server has to try the delivery again.  The text is a sentence for the operator.
     """
 
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
     The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h: 0 if the
-    message is durable, 67 if no user has the name, 77 and 65 if the message will never be accepted,
-    and 75 in all other cases.  For other numbers mail servers return a message to its sender.
+    message is durable, 67 if no user has the name, 77 or 65 if the service will never accept the
+    message, and 75 in all other cases.  With other numbers mail servers return a message to its
+    sender.
     """
     status = _TEMPORARY
     try:
         signal.signal(signal.SIGTERM, _interrupted)
         signal.signal(signal.SIGINT, _interrupted)
-        # The caller sees the exit status, not a broken pipe.
+        # The caller gets the exit status, and does not read the output.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         status = deliver(argv, sys.stdin.buffer, os.environ)
     except BaseException as error:
@@ -91,9 +92,10 @@ def _report(detail: str, text: str) -> None:
     """
     Report why the message was not stored.
 
-    @param detail: for the operator.  Mail servers put the output of a command into the mail
-        that they return, so only a terminal and the system's log get it.
-    @param text: for the sender.
+    @param detail: a text for the operator.  Mail servers put the output of a command into the mail
+        that they return to the sender.  Therefore only a terminal and the system's log get this
+        text.
+    @param text: a text for the sender.
     """
     try:
         if sys.stderr.isatty():
@@ -125,8 +127,8 @@ def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str
         recipient = _recipient(arguments.user, environment)
         with SpooledTemporaryFile(_SPOOLED) as spool:
             trace = _read(source, spool, settings.policy.maxMessageSize)
-            # Ignore interruptions from here on, because the command ends soon, and an interruption
-            # would hide whether the message is stored.
+            # Ignore interruptions from here on.  The command ends soon, and after an interruption
+            # the caller would not know whether the message is stored.
             _holdSignals()
             trace.check(recipient if arguments.delivered_to else None)
             header = _header(arguments, recipient)
@@ -185,7 +187,7 @@ def makeParser() -> Parser:
     parser.add_argument(
         "--delivered-to",
         action="store_true",
-        help="add Delivered-To, and refuse a message that has the same already",
+        help="add Delivered-To, and refuse a message that already has the same field",
     )
     parser.add_argument(
         "user",
@@ -213,7 +215,7 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         parser.print_help()
         sys.stdout.flush()
     except BrokenPipeError:
-        # Nobody reads on, as after "| head".
+        # The reader of the output has gone away, as with "| head".
         pass
     if not source.isatty() and _hasMessage(source):
         # The address may be "--help", and exit status 0 would lose the message.
@@ -307,9 +309,9 @@ async def _store(settings: Settings, recipient: str, header: bytes, content: Any
 
 def _complete(work: Any, timeout: float) -> None:
     """
-    Run a coroutine to its end, without a reactor if it needs none.
+    Run a coroutine to its end.  Start a reactor only if the coroutine has to wait.
 
-    @param timeout: seconds until it is cancelled.
+    @param timeout: seconds until the coroutine is cancelled.
     @raise StoreUnavailable: the coroutine did not end in time.
     """
     useNoThreads()

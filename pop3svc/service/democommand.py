@@ -1,5 +1,5 @@
 """
-C{pop3svc demo}: a service to play with, on free ports, that keeps nothing.
+C{pop3svc demo}: a service for demonstration, on free ports, which keeps no mail after its end.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ __all__ = ["main", "makeParser"]
 
 def _freePort(stack: ExitStack) -> int:
     """
-    Reserve a port.  The kernel gives the port of a bound socket to nobody else.  The service can
-    still listen there, because this socket does not listen.
+    Reserve a port.  The kernel gives the port of a bound socket to no other program.  The service
+    can still listen on this port, because the socket does not listen.
 
     @param stack: ends the reservation.
     """
@@ -91,7 +91,7 @@ def _show(directory: str, plain: int, secure: int, web: int) -> None:
 
     Ctrl-C ends the service, and removes its mail.  Its log is {os.path.join(directory, "log")}.
 """,
-        # Otherwise the text would go to the log.
+        # Otherwise this text would go to the log.
         file=sys.__stdout__,
         flush=True,
     )

@@ -98,8 +98,8 @@ class InheritedPortReactor:
 
 class _InheritedUNIXPort(UNIXPort):
     """
-    A port on a socket in the file system that another process has made and will remove.
-    Twisted's class would set the socket's mode, shut it down for all processes, and remove its
+    A port on a socket in the file system that another process has made and will remove.  Twisted's
+    class would set the mode of the socket, shut the socket down for all processes, and remove its
     file.
     """
 
@@ -145,7 +145,7 @@ def _systemdEndpoint(reactor: Any, text: str) -> Any:
     name = named.get("name")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     if name is not None and names.count(name) > 1:
-        # Twisted would listen on one of them, and clients of the others would wait forever.
+        # Twisted would listen on one of the sockets, and clients of the others would wait forever.
         raise ValueError("systemd passes several sockets of this name; name each differently")
     try:
         return serverFromString(_AdoptingReactor(reactor), text)
@@ -282,15 +282,15 @@ def serverEndpoint(
     reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None
 ) -> Any:
     """
-    @param text: any endpoint string.  C{ssl:} without a key of its own uses the service's
-        certificate, and listens on IPv4 and IPv6 if it names no interface.
+    @param text: any endpoint string.  C{ssl:} without a key uses the service's certificate.
+        C{ssl:} without an interface listens on IPv4 and IPv6.
     @param wrap: wraps the factory, outside of TLS.
     @return: an L{IStreamServerEndpoint}.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
     if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
-        # systemd's variables are for the process that has opened the ports; any endpoint
-        # gets the inherited port here.
+        # systemd's variables are only for the process that has opened the ports.  Here any endpoint
+        # gets the inherited port.
         text = "tcp:0"
     if connectionCreator is not None and _isBareSSL(text):
         return _TLSEndpoint(reactor, _wrapped(_bareSSL(reactor, text), wrap), connectionCreator)

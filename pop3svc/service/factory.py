@@ -87,7 +87,8 @@ class RejectingProtocol(Protocol):
         """
         transport: Any = self.transport
         if isTLS(transport):
-            # A reply would need a TLS handshake, which costs too much CPU time for a refusal.
+            # A reply would need a TLS handshake, and a handshake costs too much CPU time for a
+            # refusal.
             transport.abortConnection()
         else:
             transport.write(self._reply)
@@ -126,8 +127,9 @@ class POP3Factory(ServerFactory):
         @param mechanisms: the table of SASL mechanisms.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
         @param clock: the reactor if not given.
-        @param secret: octets that only this service knows.  Give the same at each start, so that
-            SCRAM shows the same salt for a name without an account.  New ones if not given.
+        @param secret: octets that only this service knows.  Pass the same octets at each start, so
+            that SCRAM shows the same salt for a name without an account.  The default is new random
+            octets.
         @param meter: L{pop3svc.metrics.meter.Meter}, which counts; L{None} to count nothing.
         @raise TypeError: C{provider} is no provider.
         @raise ValueError: the name of the provider is not allowed; see L{checkName}.
@@ -169,7 +171,7 @@ class POP3Factory(ServerFactory):
             if each.extension is None or policy.has(each.extension)
         }
         if "LANG" in self.commands:
-            # Read the catalogues now, because no session may wait for a disk.
+            # Read the catalogues of translations now, because no session may wait for a disk.
             languages()
         self._limits = Limits(self.clock, policy)
 
@@ -198,8 +200,8 @@ class POP3Factory(ServerFactory):
 
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address, policy, connectionCreator)
-            # Count the connection only now.  If TLS cannot be set up, connectionMade() is not
-            # called, and the connection would be counted for ever.
+            # Count the connection only now, and not earlier.  If TLS cannot be set up,
+            # connectionMade() is not called, and an earlier count would never go down.
             self.connections.add(connection)
             admission.connected(address)
             return session
@@ -267,9 +269,9 @@ class POP3Factory(ServerFactory):
 
     async def shutdown(self) -> None:
         """
-        End all sessions.  Running commands have C{policy.shutdownTimeout} seconds to finish.
-        Then the connections are aborted, and deletions under way have another
-        C{policy.answerTimeout} seconds.
+        End all sessions.  Running commands have C{policy.shutdownTimeout} seconds to finish.  Then
+        the factory aborts the connections, and waits another C{policy.answerTimeout} seconds for
+        running deletions.
         """
         self._stopping = True
         self.admission.stop()
@@ -320,7 +322,7 @@ class ListenerFactory(ServerFactory):
         networks: Sequence[IPv4Network | IPv6Network] | None = None,
     ) -> None:
         """
-        @param connectionCreator: for STLS; see L{POP3Factory}.
+        @param connectionCreator: the argument of C{startTLS}; see L{POP3Factory}.
         @param cleartextLogin: see L{Policy}; the main factory's if L{None}.
         @param networks: the networks whose clients may connect; L{None} for all clients.
         """

@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def prepare(arguments: Any) -> tuple[Settings, list[_Account]]:
     """
-    Read the settings, and ask for passwords.  This comes before the reactor runs, so that nobody
-    waits for an answer meanwhile.
+    Read the settings, and ask for passwords.  Call this before the reactor runs, because a question
+    on the terminal would block it.
 
-    @param arguments: of the command line.
+    @param arguments: the arguments of the command line.
     @raise SettingError: a setting cannot be used.
     """
     settings, fetches = _settings(arguments)
@@ -81,7 +81,7 @@ def prepare(arguments: Any) -> tuple[Settings, list[_Account]]:
     names = [each.name for each in accounts]
     for name in names:
         if names.count(name) > 1:
-            raise SettingError(f"{name} is to be fetched twice")
+            raise SettingError(f"{name} is named twice")
     return settings, [each.withLogin() for each in accounts]
 
 
@@ -189,7 +189,7 @@ class _Account:
     """
     A mailbox that is fetched.
 
-    @ivar name: for messages and for the record.
+    @ivar name: the name of the account, in messages and in the record.
     @ivar login: L{None} with a token, which is read at each login.
     """
 
@@ -382,7 +382,7 @@ class _Work:
             say(str(error))
             return 1
         except Exception as error:
-            # The other mailboxes are fetched all the same.
+            # Go on with the other mailboxes.
             say(f"{unexpected(account.name, error)}; run the command again to continue")
             return TEMPORARY
 

@@ -46,7 +46,7 @@ def mustEnd() -> bool:
 
 def endWith(run: Callable[[], int]) -> NoReturn:
     """
-    Run a command, and end the process: with exit status 0 if all is done, with 75 if a later
+    Run a command, and end the process: with exit status 0 if all work is done, with 75 if a later
     attempt may succeed, and otherwise with 1.
 
     @param run: returns the exit status.

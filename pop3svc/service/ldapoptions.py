@@ -18,7 +18,7 @@ __all__ = ["makeLDAP"]
 _ANYWHERE = ("user", "starttls", "ca", "timeout", "concurrent", "insecure")
 _OF_SEARCHES = ("base", "filter", "scope", "bind", "password-file", "password-credential")
 _OPTIONS = (*_ANYWHERE, *_OF_SEARCHES, "dn")
-# An option begins here.  Other colons belong to the value or to the URL.
+# Matches the beginning of an option.  Other colons belong to the value or to the URL.
 _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
 # The most octets of a file with a password.
 _LARGEST = 4096
@@ -52,8 +52,9 @@ class _Binder:
 
     def __call__(self) -> tuple[str, str]:
         """
-        Read the password again, because it may have been changed; in a thread.  If it cannot be
-        read, for example because the service has dropped its privileges, the former one is used.
+        Read the password again in a thread, because it may have changed.  If the file cannot be
+        read, for example because the service has dropped its privileges, the previous password is
+        used.
         """
         try:
             self._password = self._read()

@@ -20,7 +20,7 @@ __all__ = ["UNIXPorts", "destinationOf", "makeMailEndpoints", "makeRecipients"]
 
 def destinationOf(provider: Any, checkers: Sequence[Any]) -> Destination:
     """
-    @param provider: and C{checkers}: as from L{makeStore}.
+    @param provider: the store or the provider, and C{checkers}: both as L{makeStore} returns them.
     @return: the destination of mail for their users.
     """
     if not checkers and IAccountNames.providedBy(provider):
@@ -32,7 +32,7 @@ def makeRecipients(
     destinations: Mapping[str | None, Destination], settings: Settings
 ) -> Recipients | None:
     """
-    @param destinations: by domain.
+    @param destinations: the destinations of mail, by domain.
     @return: the users who get mail by LMTP; L{None} if no listener receives LMTP.
     @raise SettingError: no store takes mail.
     """

@@ -21,7 +21,7 @@ from pop3svc.service.synopsis import Argument, Synopsis, readSynopsis
 
 __all__ = ["makePages"]
 
-# mandoc warns about lines of more than 80 octets, with the escapes in them.
+# mandoc warns about lines of more than 80 octets, escapes included.
 _WIDTH = 68
 
 
@@ -59,7 +59,7 @@ def _line(text: str) -> str:
 
 def _sentences(text: str) -> Iterable[str]:
     """
-    Begin each sentence in a line of its own, as roff expects.
+    Begin each sentence on a new line, as roff expects.
     """
     for each in re.split(r"(?<=[.?!])  ?(?=[A-Z0-9(])", " ".join(text.split())):
         for line in wrap(each, _WIDTH, break_long_words=False, break_on_hyphens=False):
@@ -88,7 +88,7 @@ def _header(name: str, section: int, title: str) -> Iterable[str]:
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     day = time.strftime("%Y-%m-%d", time.gmtime(seconds))
     yield f'.TH {name.upper()} {section} "{day}" "pop3svc {__version__}" "pop3svc"'
-    # Long values cannot be spread over a line.
+    # roff cannot justify a line with a long value.
     yield ".ad l"
     yield ".SH NAME"
     yield f"{name} \\- {_escaped(title)}"
@@ -122,7 +122,7 @@ def _ofCommands(top: Synopsis) -> str:
         ".SH EXIT STATUS",
         *_item("0", "The command has done its work."),
         *_item("1", "The command failed; one sentence on the standard error says why."),
-        *_item("2", "Some rule of pop3svc check failed."),
+        *_item("2", "A rule of pop3svc check failed."),
         *_item(
             "65, 67, 75, 77",
             "Only pop3svc deliver, import, export and fetch: the numbers of sysexits(3).  75 means "
@@ -219,11 +219,11 @@ def _ofSettings() -> str:
         *_sentences(
             "The file of pop3svc serve --config FILE is a file in TOML.  Options of the command "
             "line override its settings.  pop3svc config check FILE lists its faults.  SIGHUP and "
-            "pop3svc reload read it again.  A setting marked live is then in force for new "
-            "sessions.  With several workers the other settings are, too, except those that the "
-            "parent of the workers uses, and the log names these.  A string may stand in another "
-            'file: { file = "/run/secrets/x" }, or { credential = "x" } for a file in the '
-            "credentials directory of systemd."
+            "pop3svc reload read it again.  A setting marked live then applies to new sessions.  "
+            "With several workers the other settings apply, too, except those that the parent of "
+            "the workers uses.  The log names the settings that need a restart.  A string may "
+            'stand in another file: { file = "/run/secrets/x" }, or { credential = "x" } for a '
+            "file in the credentials directory of systemd."
         ),
     ]
     for group, settings in GROUPS.items():
@@ -233,8 +233,8 @@ def _ofSettings() -> str:
     lines += [
         ".SH KINDS OF STORES",
         *_sentences(
-            "Each part after a colon is a key of its own in the file: readonly = true means "
-            ":readonly=yes."
+            "Each part after a colon is a separate key in the file: readonly = true "
+            "means :readonly=yes."
         ),
         *_providers(),
         ".SH SOURCES OF ACCOUNTS",

@@ -33,16 +33,16 @@ VARIABLES = (
 
 class Notifier(Service):
     """
-    Sends datagrams to systemd: when the service is ready, reloads and stops, a line about its
-    state, and signs of life.
+    Sends datagrams to systemd: when the service is ready, reloads or stops, about its state, and
+    regularly for systemd's watchdog.
     """
 
-    # Seconds between two looks at the state.  Only a changed state is sent.
+    # Seconds between two checks of the state.  Only a changed state is sent.
     STATUS_EVERY = 5.0
     # Seconds until a datagram is sent again, because the queue of the socket was full.
     AGAIN = 1.0
     # Number of datagrams that may wait for room in that queue: one for each change of state that an
-    # operator can cause in the meantime.
+    # operator can cause in this time.
     MOST_WAITING = 16
 
     def __init__(
@@ -54,8 +54,8 @@ class Notifier(Service):
     ) -> None:
         """
         @param address: path of a socket, or C{@} and the name of an abstract socket.
-        @param watchdog: seconds after which systemd kills a service without a sign of life; 0 if it
-            does not.
+        @param watchdog: seconds without a datagram after which systemd kills the service; 0 if
+            systemd does not watch.
         @param microseconds: the time of C{CLOCK_MONOTONIC}.
         """
         self._reactor = reactor
@@ -81,10 +81,10 @@ class Notifier(Service):
         cls, reactor: Any, environ: MutableMapping[str, str] = os.environ
     ) -> Notifier | None:
         """
-        Take the variables of systemd out of the environment, because other processes that the
-        service starts must not send anything.
+        Remove systemd's variables from the environment, because the processes that the service
+        starts must not send datagrams to systemd.
 
-        @return: L{None} if systemd does not want to be told.
+        @return: L{None} if systemd has not asked for datagrams.
         """
         address = environ.pop("NOTIFY_SOCKET", "")
         text = environ.pop("WATCHDOG_USEC", "")
@@ -92,18 +92,20 @@ class Notifier(Service):
         if not address:
             return None
         if not address.startswith(("/", "@")):
-            log.warn("NOTIFY_SOCKET is not the address of a UNIX socket; systemd is told nothing")
+            log.warn(
+                "NOTIFY_SOCKET is not the address of a UNIX socket, so nothing is sent to systemd"
+            )
             return None
         isMine = pid in ("", str(os.getpid()))
         isNumber = text.isascii() and text.isdigit() and len(text) < 19
         return cls(reactor, address, int(text) / 1_000_000 if isMine and isNumber else 0.0)
 
-    # --- what systemd is told -----------------------------------------------------------
+    # --- the messages for systemd -----------------------------------------------------------
 
     def startService(self) -> None:
         """
-        See L{twisted.application.service.IService.startService}.  Send signs of life while the
-        reactor runs.
+        See L{twisted.application.service.IService.startService}.  Send datagrams for the watchdog
+        while the reactor runs.
         """
         super().startService()  # type: ignore[no-untyped-call]
         self._reactor.addSystemEventTrigger("before", "shutdown", self._stops)
@@ -119,7 +121,7 @@ class Notifier(Service):
         looping.start(seconds)
 
     def _live(self) -> None:
-        # It may be lost, because the next one will come.
+        # This datagram may be lost, because another one follows.
         if not self._waiting:
             self._write("WATCHDOG=1")
 

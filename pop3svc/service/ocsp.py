@@ -30,11 +30,11 @@ _SKEW = timedelta(minutes=5)
 @dataclass(frozen=True)
 class CertificateStatus:
     """
-    A response that was checked, and says that the certificate is good.
+    A checked response that says that the certificate is good.
 
     @ivar data: the response (DER).
     @ivar begins: when it was made, seconds since the epoch.
-    @ivar ends: when clients stop to accept it, seconds since the epoch.
+    @ivar ends: when clients stop accepting it, seconds since the epoch.
     """
 
     data: bytes
@@ -45,7 +45,7 @@ class CertificateStatus:
 def issuerOf(chain: Sequence[x509.Certificate]) -> x509.Certificate:
     """
     @return: the certificate that has issued the first one.
-    @raise ValueError: it is not in the chain; the end of a sentence.
+    @raise ValueError: the chain does not contain the issuer; the end of a sentence.
     """
     for each in chain[1:]:
         try:
@@ -158,8 +158,8 @@ def _signersOf(
     response: ocsp.OCSPResponse, issuer: x509.Certificate, time: datetime
 ) -> Iterator[x509.Certificate]:
     """
-    @return: the certificates whose keys may sign a response (RFC 6960 section 4.2.2.2): that of
-        the issuer, and those that the issuer has made for this purpose.
+    @return: the certificates whose keys may sign a response (RFC 6960 section 4.2.2.2): the
+        issuer's own, and those that the issuer has signed for this purpose.
     """
     yield issuer
     for each in response.certificates:

@@ -106,7 +106,7 @@ class Signals:
 
     def hold(self) -> None:
         """
-        Install the handler.  Signals that arrive before L{serve} are handled then.
+        Install the handler.  L{serve} handles the signals that have arrived before.
         """
         for number in self.NUMBERS:
             try:
@@ -188,9 +188,9 @@ class Operated(MultiService):
         """
         Add a part of the configuration that is read again after SIGHUP.
 
-        @param what: the name of the part, for the log.
-        @param call: reads it.  It may return a Deferred or a coroutine, and raises
-            L{ValueError} with a sentence if it keeps the previous configuration.
+        @param what: the name of this part in the log.
+        @param call: reads the part again.  The function may return a Deferred or a coroutine.  It
+            raises L{ValueError} with a sentence if the part keeps the previous configuration.
         """
         self._parts.append((what, call))
 
@@ -211,8 +211,9 @@ class Operated(MultiService):
 
     async def reload(self, reason: str) -> list[str]:
         """
-        Read the configuration again.  A reload that has begun goes on if nobody waits for it any
-        more, because a part of the configuration must not be left between old and new.
+        Read the configuration again.  A reload that has begun goes on even if nobody waits for its
+        result any more, because otherwise a part could keep a mixture of the old and the new
+        configuration.
 
         @param reason: the order of the operator, for the log.
         @return: a sentence for each part that keeps its previous configuration.

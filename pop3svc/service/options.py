@@ -40,7 +40,7 @@ def refuse(sentence: str) -> NoReturn:
     """
     End the process with exit status 1.
 
-    @param sentence: for the operator, on the standard error.
+    @param sentence: a sentence for the operator, on the standard error.
     """
     raise SystemExit(f"pop3svc: {escaped(' '.join(sentence.split()))}")
 
@@ -54,8 +54,8 @@ def providerPlugins() -> dict[str, Any]:
 
 class Options(usage.Options, AuthOptionMixin):
     """
-    The options of C{twistd pop3svc} and C{pop3svc serve}.  An option for each setting is
-    added below.
+    The options of C{twistd pop3svc} and C{pop3svc serve}.  The code below the class adds an option
+    for each setting.
 
     @ivar arguments: the command line, for workers.
     """
@@ -80,7 +80,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     def parseOptions(self, options: Any = None) -> None:
         """
-        See L{usage.Options.parseOptions}.  A bad option is one sentence, not a page of help.
+        See L{usage.Options.parseOptions}.  For a bad option print one sentence, and not a page of
+        help.
         """
         # Do this before any other part of the service runs, so that an early SIGHUP does not end
         # the process.
@@ -100,7 +101,7 @@ class Options(usage.Options, AuthOptionMixin):
 
     def settings(self, text: str | None = None) -> Settings:
         """
-        Put the command line and the configuration file together; the command line wins.
+        Combine the command line and the configuration file.  The command line wins.
 
         @param text: the text of the file, if it has been read already.
         @raise SettingError: the file cannot be used.
@@ -190,7 +191,7 @@ class Options(usage.Options, AuthOptionMixin):
         """List the kinds of providers."""
         for prefix, plugin in sorted(providerPlugins().items()):
             print(f"{prefix}:{plugin.argumentFormat}\n    {plugin.help}")
-        print("or the dotted name of a class or object of your own, followed by :ARGUMENTS")
+        print("or the dotted name of your own class or object, followed by :ARGUMENTS")
         raise SystemExit(0)
 
     def opt_version(self) -> NoReturn:
@@ -227,7 +228,8 @@ for _setting in SERVICE:
     setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))
 
 
-# The names of the values of options that are no settings, and whether the option is repeatable.
+# For each option that is not a setting: the name of its value, and whether the option is
+# repeatable.
 _VALUES = {
     "auth": ("KIND:ARGUMENTS", True),
     "config": ("FILE", False),

@@ -17,8 +17,8 @@ class Parser(argparse.ArgumentParser):
     """
     Exits with one sentence if an option is wrong, instead of a page of help.
 
-    @ivar addPassedOn: adds the options that the command passes on to another parser, so that
-        completion and the manual have them; L{None} if there are no such options.
+    @ivar addPassedOn: for completion and the manual: adds the options that the command passes on to
+        another parser; L{None} if there are no such options.
     """
 
     addPassedOn: Callable[[argparse.ArgumentParser], None] | None = None

@@ -86,7 +86,7 @@ def _pathAndMore(
     """
     Parse the argument of a kind of provider that has a path.
 
-    @param texts: names of further options that are keyword arguments of the provider as well.
+    @param texts: names of further options; the provider has keyword arguments with the same names.
     @param switches: further options by name, each with the keyword for the provider, the word
         that turns the option on, and the word for its default.
     @return: the keyword arguments for the provider.
@@ -188,7 +188,7 @@ def makeFolder(argument: str) -> FolderStore:
     return FolderStore(**_pathAndMore(argument))
 
 
-# The argument of the kind "sql" begins with one of these if it consists of a DSN only.
+# If the argument of the kind "sql" is only a DSN, it begins with one of these.
 _DSN = ("sqlite:", "postgresql:", "postgres:")
 
 
@@ -214,7 +214,7 @@ def makeSQL(argument: str) -> Any:
         [:wait=SECONDS][:lease=SECONDS][:quota=OCTETS][:messages=NUMBER][:expire=DAYS]
         [:required=yes]}, with C{\\:} and C{\\=} in the DSN
     """
-    # These are imported for those who use them only.
+    # Import these only when the kind is used.
     from pop3svc.database import DatabaseUnavailable
     from pop3svc.drivers import makeDriver
     from pop3svc.providers.sql.delivery import Quota
@@ -248,7 +248,7 @@ def makeSQL(argument: str) -> Any:
     except DatabaseUnavailable as error:
         if switches["required"] == "yes":
             raise ValueError(str(error))
-        log.warn("{error}; logins get [SYS/TEMP] until it is back", error=str(error))
+        log.warn("{error}; logins get [SYS/TEMP] until the database is back", error=str(error))
     return store
 
 
@@ -308,8 +308,9 @@ class PasswordFileMaker:
 
     authType = "passwd"
     authHelp = (
-        "A file with a line name:hash for each user, argon2id by default, or lines of Dovecot's "
-        "passwd-file; 'pop3svc user' manages it.  It is read again when it changes."
+        "A file with a line name:hash for each user, argon2id by default, or lines of "
+        "Dovecot's passwd-file; 'pop3svc user' manages it.  The service reads the file "
+        "again when it changes."
     )
     argStringFormat = "the file's path"
     credentialInterfaces = (IUsernamePassword,)
@@ -325,7 +326,7 @@ class PasswordFileMaker:
 
 def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
     """
-    Take options from the end of a text that may contain colons itself.
+    Take options from the end of a text that may itself contain colons.
 
     @param names: the names of options, separated by C{|}.
     @return: the text before the options, and the options by name.
@@ -343,10 +344,10 @@ def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
 
 def _statementsIn(text: str) -> tuple[str, dict[str, str]]:
     """
-    Take the SQL statements from the end of the argument of C{sql}: C{query}, and after it C{apps}
-    and C{used}.  Their colons need no backslash.
+    Take the SQL statements from the end of the argument of C{sql}: C{query}, then C{apps} and
+    C{used}.  Colons in the statements need no backslash.
 
-    @return: the text before them, and the statements by name.
+    @return: the text before the statements, and the statements by name.
     @raise ValueError: a statement is given twice.
     """
     rest, _, behind = text.partition(":query=")
@@ -389,7 +390,7 @@ class SQLAccountsMaker:
         """
         See L{ICheckerFactory.generateChecker}.
         """
-        # These are imported for those who use them only.
+        # Import these only when the kind is used.
         from pop3svc.accounts.sqlaccounts import SQLAccounts
         from pop3svc.accounts.sqlapppasswords import SQLAppPasswords
         from pop3svc.database import Database, DatabaseUnavailable
@@ -447,7 +448,7 @@ class HTTPAccountsMaker:
         """
         See L{ICheckerFactory.generateChecker}.
         """
-        # This is imported for those who use it only.
+        # Import this only when the kind is used.
         from pop3svc.accounts.httpaccounts import CONCURRENT, TIMEOUT, HTTPAccounts
 
         url, options = _optionsBehind(argstring, "timeout|concurrent|ca|insecure")
@@ -506,10 +507,11 @@ class PAMAccountsMaker:
 
     authType = "pam"
     authHelp = (
-        "Accounts that PAM knows, such as those of the system.  The service is the name of a file "
-        "in /etc/pam.d, pop3svc by default.  timeout= is the time for a check, 15 seconds by "
-        "default.  concurrent= is the number of checks at the same time, 10 by default.  nss=no: "
-        "the system does not know the users, so a mailbox that exists takes mail."
+        "Accounts that PAM knows, such as those of the system.  The service is the name "
+        "of a file in /etc/pam.d, pop3svc by default.  timeout= is the time for a check, "
+        "15 seconds by default.  concurrent= is the number of checks at the same time, "
+        "10 by default.  nss=no: the system does not know the users, so each existing "
+        "mailbox accepts mail."
     )
     argStringFormat = "[SERVICE][:timeout=SECONDS][:concurrent=NUMBER][:nss=no]"
     credentialInterfaces = (IUsernamePassword,)

@@ -1,6 +1,6 @@
 """
-The files that a service has been told of: who may read them, and who reads them when the service
-has given up its privileges.
+Check who may read and change the files that the settings name, and let a privileged process open
+files that the service may not read later.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Precautions:
 
     def openReplaced(self) -> Opener | None:
         """
-        Prepare to open files that the service may not read after it has given up its privileges.
-        If this is not possible, warn that they will not be read again.
+        Prepare to open the files that the service may not read after it has given up its
+        privileges.  If this is not possible, warn that the service will not read these files again.
 
         @return: the process that opens them; L{None} if it is not needed.
         @raise SettingError: a file of accounts could not be read again.
@@ -86,9 +86,9 @@ class Precautions:
                 kept.append(path)
             elif path in renewed:
                 self.warnings.append(
-                    f"{path} cannot be read by user {uid}, and others than root may change "
-                    f"{others}: a renewed file will not be seen; let that user read it, "
-                    "or restart the service after each renewal"
+                    f"{path} cannot be read by user {uid}, and others than root may "
+                    f"change {others}, so the service will not read a renewed file; let "
+                    "that user read the file, or restart the service after each renewal"
                 )
             else:
                 raise SettingError(
@@ -98,7 +98,7 @@ class Precautions:
         for each in directories:
             ofDirectory = [path for path in kept if path == each or path.startswith(f"{each}/")]
             if ofDirectory:
-                # Certificates that are added later need it as well.
+                # Certificates that are added later also need this process.
                 kept = [path for path in kept if path not in ofDirectory]
                 kept += entriesFor(each, (CHAIN, KEY))
         if not kept:
@@ -144,8 +144,8 @@ class Precautions:
         ]
         for name in sorted(self._settings.policy.enable & {"APOP", "CRAM-MD5"}):
             self.warnings.append(
-                f"{name} needs passwords that are not hashed, and an eavesdropper can try "
-                "passwords against what a client sends"
+                f"{name} needs passwords that are stored without a hash, and an "
+                "eavesdropper can use a login to try passwords"
             )
         clients = [each.clients for each in self._certificates.all()]
         clientCAs = [each.path for each in clients if each is not None]
@@ -159,7 +159,7 @@ class Precautions:
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:
             who = openTo(path)
-            # Other users may read a configuration, because its secrets can stand in separate files.
+            # Other users may read a configuration, because secrets can be in separate files.
             mayRead = [self._configFile, *clientCAs]
             isFine = who is None or (who.startswith("read") and path in mayRead)
             if who is not None and not isFine:

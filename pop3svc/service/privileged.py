@@ -2,8 +2,8 @@
 Open files that need privileges for a service that has given up its privileges.  A separate
 process keeps the privileges and opens these files only.
 
-A descriptor of their directory would not be enough, because the kernel checks the
-permissions of the directory at each lookup, not only when it is opened.
+A descriptor of the directory would not be enough, because the kernel checks the permissions of the
+directory at each lookup, and not only when the directory is opened.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from pop3svc.files import openReplaceable
 
 __all__ = ["Opener", "changeableBy", "entriesFor", "openTo", "startOpener", "unreadable"]
 
-# Seconds to wait for an answer.  They are few, because a login waits for the answer.
+# Seconds to wait for an answer.  The time is short, because a login waits for the answer.
 _PATIENCE = 2.0
 # Seconds without further requests after an unanswered request.
 _REST = 60.0
 _MOST_LINKS = 40
-# Octets of the number of a file in a request, and the most octets of the name of a subdirectory,
-# which follows.
+# A request begins with the number of a file, in this many octets.  The name of a subdirectory may
+# follow, with at most the second number of octets.
 _NUMBER = 4
 _NAME = 255
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try to open files and directories as another user, in a child process.  This test includes the
+    Try to open files and directories as another user, in a child process.  This also tests the
     effect of groups, access control lists and mounts.
 
     @return: the paths that the user cannot open.
@@ -105,8 +105,8 @@ def openTo(path: str) -> str | None:
 def changeableBy(path: str) -> str | None:
     """
     Find a directory in which other users could replace a file or a link.  The opener opens a file
-    for the service only if no such directory exists, so that only root decides which file is
-    opened.
+    for the service only if there is no such directory on the path.  Therefore only root decides
+    which file is opened.
 
     @return: a directory on the path, links included, that others may change; or L{None}.
     @raise OSError: the file does not exist.
@@ -152,7 +152,7 @@ def entriesFor(directory: str, names: Iterable[str]) -> list[str]:
 def _fileOf(entry: str, name: str) -> str:
     """
     @param entry: an element of the argument of L{startOpener}.
-    @param name: of a subdirectory, if the entry is for subdirectories.
+    @param name: the name of a subdirectory, if the entry is for subdirectories.
     @return: the path to open.
     @raise OSError: such a name is not allowed.
     """

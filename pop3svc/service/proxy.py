@@ -94,9 +94,8 @@ def _parseV2(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
 
 class ProxyFactory(ServerFactory):
     """
-    Reads the header of a trusted proxy, and then passes the connection to the wrapped
-    factory as a connection from the client.  Connections from other addresses are passed
-    on unchanged.
+    Reads the header of a trusted proxy, and then passes the connection to the wrapped factory as a
+    connection from the client.  Other connections go to the wrapped factory unchanged.
     """
 
     noisy = False

@@ -45,7 +45,7 @@ class POP3Service(Operated):
     @ivar isDraining: whether the service admits no more logins; see L{drain}.
     """
 
-    # Seconds between two looks whether anybody is still logged in.
+    # Seconds between two checks whether anybody is still logged in.
     DRAIN_LOOK = 0.5
 
     def __init__(
@@ -76,7 +76,8 @@ class POP3Service(Operated):
 
     def takeMail(self, lmtp: LMTPFactory) -> None:
         """
-        @param lmtp: receives mail; its connections count and end with the service.
+        @param lmtp: receives mail.  Its connections count as connections of the service, and end
+            with the service.
         """
         self._lmtp = lmtp
         lmtp.accepted = self._accepting.accepted
@@ -161,9 +162,9 @@ class POP3Service(Operated):
 
     def leave(self) -> None:
         """
-        Accept no more connections, because another process has taken over the ports.  Stop when
-        the last connection has ended, or when C{drainTimeout} is over.  The connections that exist
-        go on, and may log in.
+        Accept no more connections, because another process has taken over the ports.  Stop when the
+        last connection has ended, or when C{drainTimeout} is over.  Existing connections go on, and
+        clients may log in on them.
         """
         self._accepting.stop()
         ports, self.ports = self.ports, []
@@ -215,7 +216,7 @@ class POP3Service(Operated):
 
 class HousekeepingService(Service):
     """
-    Starts and stops the work that a provider or a store does by itself.
+    Starts and stops the own work of a provider or a store; see L{IHousekeeping}.
     """
 
     def __init__(self, part: IHousekeeping) -> None:
@@ -244,7 +245,7 @@ class KnownNetworksService(TimerService):
     Reads the known networks at the start; writes them once a minute, and at the end.
     """
 
-    # Seconds between two writes.  Only changes are written.  A crash loses at most the changes of
+    # Seconds between two writes, which write only changes.  A crash loses at most the changes of
     # this time.
     EVERY = 60
 

@@ -19,8 +19,8 @@ _CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 def isHostName(text: str) -> bool:
     """
-    @param text: in lower case.
-    @return: whether it is a host name in ASCII, or such a name whose first label is C{*}.
+    @param text: a text in lower case.
+    @return: whether the text is a host name in ASCII, or such a name with C{*} as its first label.
     """
     labels = text.removeprefix("*.").split(".")
     return len(text) <= _LONGEST and all(
@@ -60,13 +60,14 @@ def hasAddress(certificate: Any) -> bool:
 
 class ServerNames(Generic[Item]):
     """
-    Finds what belongs to a host name.  A whole name comes before a wildcard, which stands for one
-    label (RFC 9525 section 6.3).
+    Finds the item that belongs to a host name.  A full name wins over a wildcard.  A wildcard
+    stands for one label (RFC 9525 section 6.3).
     """
 
     def __init__(self, items: Iterable[tuple[Item, Iterable[str]]]) -> None:
         """
-        @param items: each with its names, in lower case.  The first item of a name counts.
+        @param items: each item with its names, in lower case.  If several items have a name, the
+            first is used.
         """
         self._items: dict[str, Item] = {}
         for item, names in items:

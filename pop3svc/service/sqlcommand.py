@@ -72,6 +72,6 @@ def _migrate(dsn: str) -> None:
     except SchemaError as error:
         raise ValueError(f"{database.name}: {error}")
     if before == after:
-        print(f"{database.name}: the tables have version {after} already")
+        print(f"{database.name}: the tables already have version {after}")
     else:
         print(f"{database.name}: the tables have version {after} now (before: {before or 'none'})")

@@ -34,11 +34,11 @@ __all__ = ["Stapler", "StaplingService", "readStatus"]
 
 log = Logger(namespace="pop3svc")
 
-# The most octets of a response.  Real ones have 500 to 3,000.
+# The most octets of a response.  Real responses have 500 to 3,000.
 _LARGEST = 65_536
 # Seconds for a request.
 _PATIENCE = 10.0
-# Seconds between two looks at the files and at the times of the responses.
+# Seconds between two checks of the files and of the times of the responses.
 _LOOK_EVERY = 60.0
 # Seconds until a failed request is repeated: at first, and at most.
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 3600.0
@@ -91,7 +91,7 @@ class _Staple:
         """
         The callback for C{OpenSSL.SSL.Context.set_ocsp_server_callback}.
 
-        @return: the response; nothing if there is none that clients would accept.
+        @return: the response; empty if there is no response that clients would accept.
         """
         status = self._status
         return b"" if status is None or self._now() >= status.ends else status.data
@@ -100,7 +100,7 @@ class _Staple:
         """
         Read the file.  Blocks.
 
-        @raise ValueError: the response in it cannot be sent; a sentence.
+        @raise ValueError: the response in the file cannot be sent; a sentence.
         """
         assert self.file is not None
         return readStatus(self.file, self._chain, self._now())
@@ -109,7 +109,7 @@ class _Staple:
         """
         Read the file.
 
-        @raise ValueError: the response in it cannot be sent; a sentence.
+        @raise ValueError: the response in the file cannot be sent; a sentence.
         """
         try:
             status: CertificateStatus = await awaitWithTimeout(
@@ -125,7 +125,7 @@ class _Staple:
         """
         Ask the responder.
 
-        @raise ValueError: it gave no response that can be sent; a sentence.
+        @raise ValueError: the responder gave no response that can be sent; a sentence.
         """
         url = responderOf(self._chain[0])
         if url is None:
@@ -147,7 +147,7 @@ class _Staple:
         if self._status is None or self._fault:
             log.info("stapling the OCSP response of {path}", path=self.place)
         self._status, self._fault, self._wait = status, "", _FIRST_WAIT
-        # Half of the time is left for further attempts.
+        # The second half of the response's time is left for further attempts.
         self.due = max((status.begins + status.ends) / 2, self._now() + _FIRST_WAIT)
 
     def failed(self, fault: str) -> None:
@@ -183,11 +183,12 @@ class Stapler:
         """
         self._fetches = fetches
         self._now = now
-        # A context refers to the status of its certificate, so a status ends with its last context.
+        # Weak references: a context refers to the status of its certificate, so a status exists as
+        # long as one of its contexts.
         self._staples: WeakValueDictionary[tuple[str | bytes | None, ...], _Staple] = (
             WeakValueDictionary()
         )
-        # Called when there is a certificate whose responder was not asked yet.
+        # Called when there is a new certificate whose responder has to be asked.
         self.isWanted: Callable[[], object] = lambda: None
         self.isStopping = False
 
@@ -226,7 +227,7 @@ class Stapler:
 
     async def look(self, reactor: Any) -> None:
         """
-        Read the files again, and ask the responders whose responses grow old.
+        Read the files again, and ask the responders for responses that must be renewed.
         """
         staples = list(self._staples.values())
         for each in staples:
@@ -250,7 +251,7 @@ class Stapler:
             staple.succeeded(await get())
         except Exception as error:
             if self.isStopping:
-                # It was cancelled, which is no fault of the responder.
+                # The request was cancelled, which is not a fault of the responder.
                 return
             if isinstance(error, ValueError):
                 staple.failed(str(error))
@@ -261,18 +262,18 @@ class Stapler:
 
 class StaplingService(Service):
     """
-    Looks after the status of certificates while the service runs.
+    Keeps the status of certificates up to date while the service runs.
     """
 
     def __init__(self, stapler: Stapler, reactor: Any) -> None:
         """
-        @param stapler: of the certificates of this process.
+        @param stapler: keeps the status of the certificates of this process.
         """
         self._stapler = stapler
         self._reactor = reactor
         self._timer: IDelayedCall | None = None
         self._looking: Deferred[None] | None = None
-        # Whether a certificate was added during the present look.
+        # Whether a certificate was added during the present check.
         self._isWanted = False
 
     def startService(self) -> None:

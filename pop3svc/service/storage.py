@@ -16,7 +16,7 @@ __all__ = ["Storage"]
 
 class Storage:
     """
-    The data directory of a service, and its database.  Each is made when it is needed.
+    The data directory of a service, and the database in it.  Each is made when it is first needed.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Storage:
 
     def state(self) -> State | None:
         """
-        @return: the database in the data directory, which survives a restart; or else the database
-            in a directory that exists as long as the workers; L{None} without either.
+        @return: the database in the data directory.  Without a data directory, workers share a
+            database in a temporary directory; without workers the result is L{None}.
         """
         if self.isPermanent:
             data = self.directory()

@@ -128,7 +128,7 @@ def makeStore(store: Store) -> tuple[Any, list[Any]]:
 
 def checkRights(provider: Any, store: Store, uid: int | None) -> None:
     """
-    Check that this process can take the rights of the users of a store, if the store needs that.
+    If a store needs the rights of its users, check that this process can take these rights.
 
     @param provider: the store that the setting C{store} names.
     @param uid: the user that the process will have; L{None} if it keeps its user.

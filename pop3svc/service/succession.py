@@ -14,8 +14,8 @@ __all__ = ["Succession"]
 
 class Succession:
     """
-    The new workers that are to take the place of old ones, one for each.  A new worker is
-    I{pending} until it serves or has failed.
+    Keeps the new workers that are to replace old ones, one new worker for each old one.  A new
+    worker is I{pending} until it serves or has failed.
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Succession:
             self._faults = []
             over: Deferred[None] = Deferred()
             self._over = over
-            # The numbers first, because a worker may fail before the next one is started.
+            # Record all numbers first, because a worker may fail before the next one is started.
             self._old = dict(pairs())
             for number in list(self._old):
                 start(number)

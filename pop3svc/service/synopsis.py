@@ -20,12 +20,12 @@ _PATHS = ("DIRECTORY", "FILE", "PATH", "SOCKET")
 @dataclass(frozen=True)
 class Argument:
     """
-    An option, or an argument that is none.
+    An option, or a positional argument.
 
-    @ivar flags: the names of an option, such as C{--config}; empty for another argument.
+    @ivar flags: the names of an option, such as C{--config}; empty for a positional argument.
     @ivar value: the name of the value, such as C{FILE}; empty for an option without a value.
     @ivar words: all allowed values; empty if there is no such list.
-    @ivar isOptional: whether an argument that is no option may be left out.
+    @ivar isOptional: whether a positional argument may be left out.
     @ivar isRepeated: whether it may be given more than once.
     """
 
@@ -47,9 +47,9 @@ class Argument:
 @dataclass(frozen=True)
 class Synopsis:
     """
-    A command with all that may follow it.
+    A command with its arguments and its subcommands.
 
-    @ivar name: with the names of the commands before it, such as C{pop3svc user add}.
+    @ivar name: the full name, such as C{pop3svc user add}.
     @ivar help: a few words.
     @ivar description: sentences; may be empty.
     """
@@ -64,13 +64,13 @@ class Synopsis:
     @property
     def lastName(self) -> str:
         """
-        The name without those of the commands before it.
+        The last word of the name.
         """
         return self.name.rpartition(" ")[2]
 
     def everyCommand(self) -> list[Synopsis]:
         """
-        @return: this command and the commands after it, at all depths.
+        @return: this command and all its subcommands, at all depths.
         """
         return [self, *(each for command in self.commands for each in command.everyCommand())]
 

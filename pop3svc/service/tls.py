@@ -117,7 +117,7 @@ def _isAuthority(certificate: x509.Certificate) -> bool:
 
 def _askForCertificates(context: SSL.Context, authorities: list[x509.Certificate]) -> None:
     """
-    Ask each client for a certificate, and name the authorities that may have signed it.
+    Ask each client for a certificate, and tell the client which authorities may have signed it.
     """
     store = context.get_cert_store()
     assert store is not None
@@ -131,10 +131,9 @@ def _context(
     certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes, rules: TLSRules
 ) -> tuple[SSL.Context, list[x509.Certificate]]:
     """
-    Make a context.  Sessions are resumed by tickets, which are encrypted with a key that
-    the context creates and keeps to itself.  TLS 1.2 clients without ticket support resume
-    from the context's cache; OpenSSL limits it to 20,480 sessions, and pyOpenSSL cannot
-    change that limit.
+    Make a context.  Clients resume sessions by tickets.  The context encrypts the tickets with a
+    key that it creates itself.  TLS 1.2 clients without ticket support resume from the context's
+    cache.  OpenSSL limits this cache to 20,480 sessions, and pyOpenSSL cannot change that limit.
 
     @return: the context, and the certificate with its chain.
     @raise ValueError: a sentence that names the file and the error.
@@ -158,7 +157,7 @@ def _context(
 
     if public(chain[0]) != public(key):
         raise ValueError(f"{privateKey} is not the key of the first certificate in {certificate}")
-    # CertificateOptions is annotated with pyOpenSSL's own classes, which are deprecated.
+    # The annotations of CertificateOptions name pyOpenSSL's own classes, which are deprecated.
     first: Any = chain[0]
     rest: Any = chain[1:]
     ownKey: Any = key
@@ -166,7 +165,7 @@ def _context(
         privateKey=ownKey,
         certificate=first,
         extraCertChain=rest,
-        # Always given, because Twisted's default minimum may change.
+        # Always pass the minimum, because Twisted's default may change.
         insecurelyLowerMinimumTo=rules.lowest,
         # Both are off by default, and sessions cannot be resumed without them.
         enableSessions=True,
@@ -213,15 +212,15 @@ def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 @implementer(IOpenSSLServerConnectionCreator)
 class RenewableCertificate:
     """
-    Serves a certificate with its chain, and a renewed certificate from the next handshake on. While
-    only one of the two files is replaced, the old pair is served.  A client can resume a session
-    for two hours.  A renewed certificate, and the daily change of the ticket key, end that time
-    earlier.
+    Serves a certificate with its chain.  A renewed certificate is served from the next handshake
+    on.  While only one of the two files has been replaced, the old pair is still served.  A client
+    can resume a session for two hours, but not after a renewal of the certificate or after the
+    daily change of the ticket key.
 
     Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 
-    @ivar makesTickets: whether handshakes begin with the context of this certificate.  Otherwise no
-        ticket is encrypted with its key, which need not change.
+    @ivar makesTickets: whether handshakes begin with the context of this certificate.  If not, no
+        ticket is encrypted with the key of this context, so the key need not change.
     """
 
     def __init__(
@@ -239,13 +238,14 @@ class RenewableCertificate:
         """
         @param certificate: path of the certificate and its chain, PEM.
         @param privateKey: path of its key, PEM; may be the same file.
-        @param handed: contents of files as read by another process, as L{contents} returns
-            them, used if this process cannot read its files.
+        @param handed: the contents of the files, from L{contents} in another process.  They are
+            used if this process cannot read the files.
         @param seconds: a monotonic clock, seconds.
         @param now: the wall clock, seconds since the epoch.
         @param clients: ask clients for certificates of these authorities; L{None} to ask for none.
         @param rules: the versions and ciphers of TLS.
-        @param names: the host names for which it is used; those in the certificate if not given.
+        @param names: the host names for which the certificate is used; those in the certificate if
+            not given.
         @param prepare: called with each new context and the chain of its certificate, before the
             context is used.
         @raise ValueError: the files cannot be used; a sentence for the operator.
@@ -379,7 +379,8 @@ class RenewableCertificate:
             contents = _load(self.certificate), _load(self.privateKey)
             if clients is not None:
                 contents += (clients.load(),)
-            # The files can be read now, so the contents that were handed over are out of date.
+            # This process can now read the files, so the contents from the other process are out of
+            # date.
             self._handed = None
         except ValueError:
             if handed is None:
@@ -432,7 +433,8 @@ class RenewableCertificate:
 
     def renewTickets(self) -> None:
         """
-        End the sessions that clients could resume, because the key of their tickets changes.
+        Make the sessions of earlier connections unusable for resumption, by a new key for the
+        tickets.
         """
         self._context = self._contextFor(self._contents)
 
@@ -470,8 +472,8 @@ class RenewableCertificate:
         if self._stamps() is None and not self._fault:
             self._fault = "cannot be read"
             log.warn(
-                "{path}{others} cannot be read any more: a renewed certificate would not be "
-                "noticed",
+                "{path}{others} cannot be read any more, so the service would not notice "
+                "a renewed certificate",
                 path=self.certificate,
                 others=" or its key" if self.clients is None else ", its key or the client CA",
             )

@@ -30,7 +30,8 @@ class TLSRules:
     @ivar minimum: the lowest version; one of L{MINIMUM_VERSIONS}.
     @ivar ciphers: OpenSSL's list of ciphers for TLS 1.2; L{None} for Twisted's list.
     @ivar ciphersuites: OpenSSL's list of ciphers for TLS 1.3; L{None} for OpenSSL's list.
-    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers, whatever the others say.
+    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers, regardless of the other
+        attributes.
     """
 
     minimum: str = "1.2"

@@ -24,7 +24,7 @@ _SHORT = 2**14
 @implementer(IPullProducer)
 class _Drain:
     """
-    Producer that the transport below calls after it has written its buffer.
+    A producer.  The transport below calls it after writing its buffer.
     """
 
     def __init__(self, transport: TLSTransport, producer: Any) -> None:
@@ -45,10 +45,10 @@ class _Drain:
 
 class TLSTransport(TLSMemoryBIOProtocol):
     """
-    Encrypts data and writes it to the socket immediately.  While input is processed, up to
-    16 KiB are gathered until the processing ends, so that the last reply and the close
-    alert share a segment.  Twisted's default gathers small writes until the next turn of the
-    reactor.  This has no advantage for whole replies.
+    Encrypts data and writes it to the socket immediately.  While input is processed, up to 16 KiB
+    are gathered until the processing ends, so that the last reply and the close alert share a
+    segment.  Twisted's own class gathers small writes until the next turn of the reactor, which has
+    no advantage for whole replies.
     """
 
     # Whether the transport below has buffered data, so that further data must follow it.

@@ -1,6 +1,6 @@
 """
-Count connections that are not logged in by network, so that one network that opens many
-connections does not use up the places of others.
+Count the connections before login, by network.  A network that opens many connections then cannot
+use up the places of other networks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class UnauthenticatedConnections(MutableSet[Any]):
     """
 
     def __init__(self) -> None:
-        # Connections by network, in order of arrival; and networks by their number of
+        # The connections of each network, in order of arrival.  The networks with each number of
         # connections, in the order in which they reached that number.
         self._networks: dict[str, dict[Any, None]] = {}
         self._by: dict[int, dict[str, None]] = {}

@@ -22,7 +22,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["main", "makeParser"]
 
-# The most octets that are read from a pipe.  No valid password is longer.
+# The most octets to read from a pipe.  No valid password is longer.
 _LONGEST = 65536
 
 
@@ -47,7 +47,7 @@ def makeParser() -> Parser:
                 "--name-case",
                 choices=NAME_CASES,
                 default=Policy.nameCase,
-                help="as of pop3svc serve (default: %(default)s)",
+                help="the value that pop3svc serve has (default: %(default)s)",
             )
         if name in ("add", "password"):
             forms = action.add_mutually_exclusive_group()
@@ -99,7 +99,7 @@ def _complain(path: str, accounts: Accounts) -> None:
 
 def _namesIn(accounts: Accounts) -> set[str]:
     """
-    @return: the users, also those who cannot log in because of a bad line.
+    @return: the users, including those who cannot log in because of a bad line.
     """
     return accounts.hashes.keys() | {each.name for each in accounts.badLines}
 
@@ -148,7 +148,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.action == "add":
             raise
     if arguments.action == "remove":
-        # First the application passwords, because a later user of the name must not get them.
+        # Remove the application passwords first, because a later user of the same name must not get
+        # them.
         revokeAppPasswords(path, name)
         removeUser(path, name)
     elif arguments.action == "add":
@@ -166,5 +167,5 @@ def _run(arguments: argparse.Namespace) -> None:
         setPassword(path, name, _askPassword(), arguments.form)
     _complain(path, readPasswordFile(path))
     if arguments.file is None and arguments.action != "list":
-        # Name the file, because a service may read another one.
+        # Name the file, because the service may read another file.
         print(f"changed {escaped(path)}")

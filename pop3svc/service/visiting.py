@@ -1,5 +1,5 @@
 """
-What the playground may use of a service whose stores are no real ones.
+The parts of a service for demonstration that the playground may use.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def visitedOf(
     @param destinations: the stores and the accounts by domain.
     @param factory: L{pop3svc.service.factory.POP3Factory}
     @param traces: L{pop3svc.admin.traces.Traces}
-    @param directory: of the embedded default; L{None} for other services.
-    @return: what the playground uses; L{None} if there is real mail.
+    @param directory: the data directory of the embedded default; L{None} for other services.
+    @return: the parts that the playground uses; L{None} if there is real mail.
     """
     if not isToPlayWith(settings, directory):
         return None

@@ -1,5 +1,5 @@
 """
-Open the port for HTTP, with the precautions that its place needs.
+Open the port for HTTP, if nobody can misuse it at this address.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from pop3svc.web.server import BoundedSite
 
 __all__ = ["WebPort", "checkPlace"]
 
-# The mode of a UNIX socket whose string has none: everybody else would be the operator.
+# The mode of a UNIX socket whose string has none.  Other users must not connect, because every
+# client can act as the operator.
 _MODE = "660"
 # The names of this machine in addresses of a page on loopback.
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
@@ -75,7 +76,7 @@ def _hasMetrics(where: str, isOptional: bool) -> bool:
     """
     @param isOptional: whether the port is of use without metrics.
     @return: whether C{/metrics} is possible.
-    @raise SettingError: it is not, but it has to be.
+    @raise SettingError: it is not possible, but nothing else on the port is of use.
     """
     try:
         requireLibrary()
@@ -110,7 +111,7 @@ class WebPort(MultiService):
             L{pop3svc.metrics.numbers.WorkersNumbers}
         @param handler: carries out the operations of the page.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts wrong passwords.
-        @param visited: for the playground; L{None} for no playground.
+        @param visited: the parts that the playground uses; L{None} for no playground.
         @raise SettingError: the port is not possible.
         """
         super().__init__()  # type: ignore[no-untyped-call]

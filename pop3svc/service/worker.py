@@ -57,7 +57,7 @@ def _firstLine() -> tuple[Shared, bytes]:
     while b"\n" not in read:
         data = os.read(0, 65536)
         if not data:
-            # The parent is gone already.
+            # The parent has already ended.
             raise SystemExit(1)
         read += data
     line, _, rest = read.partition(b"\n")
@@ -112,7 +112,8 @@ class _Parent(Lines):
             # Other threads log events, but only the reactor's thread may write to a transport.
             self._reactor.callFromThread(self.observe, event)
             return
-        # A fast path, because each session has an event, and eventAsJSON takes ten times as long.
+        # This is faster than eventAsJSON, which takes ten times as long, and each session has an
+        # event.
         plain = {key: value for key, value in event.items() if isinstance(value, _PLAIN)}
         kind, text = EVENT, ""
         if event.keys() - plain.keys() <= _OBJECTS:
@@ -147,7 +148,7 @@ class _Parent(Lines):
 
     def tellUp(self) -> None:
         """
-        Tell the parent that this worker serves, and from now on, once a second, that it lives.
+        Tell the parent that this worker serves.  From now on, send a heartbeat each second.
         """
         self._send(UP, None)
         beating = LoopingCall(self._beat)
@@ -229,7 +230,7 @@ def main() -> None:
     """
     Serve until SIGTERM or until the parent is gone.
     """
-    # Ignore Ctrl-C and signals of the operator, because the parent gets them as well and stops the
+    # Ignore Ctrl-C and signals of the operator, because the parent also gets them, and stops the
     # workers.
     for number in (signal.SIGINT, *Signals.NUMBERS):
         signal.signal(number, signal.SIG_IGN)
@@ -272,8 +273,8 @@ def main() -> None:
         service.privilegedStartService()
         service.startService()
     except BaseException:
-        # Write the traceback to the pipe that the parent reads, because the log, which has replaced
-        # the standard error, sends nothing before the reactor runs.
+        # Write the traceback to the pipe that the parent reads.  The log has replaced the standard
+        # error, and sends nothing before the reactor runs.
         sys.stderr = sys.__stderr__
         raise
     reactor.callWhenRunning(parent.tellUp)

@@ -1,10 +1,10 @@
 """
 Start, supervise and stop worker processes that share the listening ports.
 
-The parent process opens the ports, and starts workers with the same command line, which serve these
-ports.  The parent sends lines to a worker's standard input, and the worker sends lines to the
-parent over another pipe.  A line consists of a letter for its kind, and JSON.  When the parent is
-gone, both pipes close.
+The parent process opens the ports, and starts workers with the same command line.  The workers
+serve these ports.  The parent sends lines to a worker's standard input, and the worker sends lines
+to the parent over another pipe.  A line consists of a letter for its kind, and JSON.  When the
+parent is gone, both pipes close.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Kinds of lines, in this order: an event for the log with plain values only; any other event;
-# a login attempt that counts; a login that delays other logins of its user; a worker has
-# begun to serve; another worker has taken the place of a worker; a question of the operator to a
-# worker, and a line of its answer; a worker must admit no more logins, and end; a worker lives,
-# and has this number of sessions; what a worker has counted until its end.
+# Kinds of lines, in this order: an event for the log with plain values only; any other event; a
+# login attempt that counts; a login that delays other logins of its user; the worker has begun to
+# serve; another worker has replaced this worker; a question of the operator to a worker; a line of
+# the answer; an order to admit no more logins, and to end; a heartbeat with the number of sessions;
+# the numbers that a worker has counted until its end.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
@@ -71,7 +71,7 @@ ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 # sessions have to end.
 PATIENCE = 5
 
-# Seconds between two heartbeats of a worker, and between two looks of the parent.
+# Seconds between two heartbeats of a worker, and between two checks by the parent.
 BEAT_EVERY = 1
 
 # Descriptor of a worker's pipe to the parent.  The descriptors of the ports follow.
@@ -96,8 +96,8 @@ class Shared(NamedTuple):
         L{pop3svc.state.State}.
     @ivar config: text of the configuration file, because a worker may not be allowed to read
         it.
-    @ivar firstConfig: the text with which the service has started.  The settings of the parent,
-        such as its listeners, are still those.
+    @ivar firstConfig: the text with which the service has started.  The parent still uses its own
+        settings from this text, such as the listeners.
     """
 
     number: int
@@ -123,7 +123,7 @@ class Shared(NamedTuple):
     @property
     def opener(self) -> Opener | None:
         """
-        Client of the process that opens files which this user may not open.
+        Client of the process that opens the files that this user may not open.
         """
         if not self.opened:
             return None
@@ -170,8 +170,8 @@ class Outbox:
 
     def room(self) -> Deferred[None] | None:
         """
-        A sender of many lines calls this after each of them.  Otherwise other lines, such as those
-        of the log, would be dropped.
+        A sender of many lines calls this after each line.  Otherwise the buffer would overflow, and
+        other lines, such as those of the log, would be dropped.
 
         @return: a Deferred that fires when the other process reads again; L{None} if it reads now.
         """
@@ -257,9 +257,9 @@ class _Worker(ProcessProtocol):
         self.serves = False
         # How it has ended.
         self.how = ""
-        # Whether another worker has taken its place.
+        # Whether another worker has replaced this one.
         self.leaves = False
-        # Number of looks of the parent since the worker has sent anything.
+        # Number of checks by the parent since the worker has last sent something.
         self.silence = 0
         self.isHanging = False
         # Number of users who are logged in, as of the last heartbeat.
@@ -434,8 +434,7 @@ class Supervisor(Operated):
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Change the limits, because the time that workers have to end depends on the limits of
-        sessions.
+        Change the limits, because they determine how long workers may take to end.
         """
         self._policy = policy
 
@@ -478,7 +477,7 @@ class Supervisor(Operated):
                 childFDs=descriptors,
             )
         except OSError as error:
-            # The system has not enough memory or descriptors for a process.
+            # The system does not have enough memory or descriptors for a process.
             worker.lastOutput = f"cannot be started: {error.strerror}"
             self._tried.add(number)
             if self._succession.isPending(number):
@@ -518,9 +517,9 @@ class Supervisor(Operated):
 
     def _lookForHanging(self) -> None:
         """
-        Kill the workers that send no heartbeats.  This counts looks and no seconds, because this
-        process does not look while the machine is suspended, or while it is busy itself.  The
-        workers could not send anything either, or this process has not read it.
+        Kill the workers that send no heartbeats.  This counts checks instead of seconds.  While the
+        machine is suspended, no worker can send anything.  While this process is busy, it does not
+        read what the workers have sent.  In both cases this process makes no checks.
         """
         for worker in self.serving:
             worker.silence += 1
@@ -539,7 +538,7 @@ class Supervisor(Operated):
 
     def _leave(self, worker: _Worker) -> None:
         """
-        Have a worker end with its last session.
+        Let a worker end when its last session has ended.
         """
         if self._workers.get(worker.number) is not worker or worker.outbox is None:
             return
@@ -556,8 +555,8 @@ class Supervisor(Operated):
 
     async def replaceWorkers(self) -> None:
         """
-        Start new workers with the present settings and the present code.  When a new worker
-        serves, an old one accepts no more connections, and ends with its last session.
+        Start new workers with the present settings and the present code.  When a new worker serves,
+        an old one accepts no more connections, and ends when its last session has ended.
 
         @raise ValueError: new workers could not serve, so that old ones go on.
         """
@@ -565,7 +564,7 @@ class Supervisor(Operated):
 
     def _pairs(self) -> list[tuple[int, _Worker]]:
         """
-        @return: each worker that is to be replaced, with the number of the new one.
+        @return: each worker to replace, with the number of the new worker.
         """
         if self._stopped is not None or self.isDraining:
             return []
@@ -607,7 +606,7 @@ class Supervisor(Operated):
         if worker.leaves and how == "ended":
             log.info("worker {number} has ended after its last session", number=worker.number)
         elif isServing and self._succession.isPending(worker.number):
-            # The output of the process, which says why it has ended, is read later.
+            # The output of the process says why it has ended.  This output arrives later.
             worker.how = how
         elif isServing and self._succession.hasSuccessor(worker):
             log.error("worker {number} {how}", number=worker.number, how=how)
@@ -686,7 +685,7 @@ class Supervisor(Operated):
     @property
     def serving(self) -> list[_Worker]:
         """
-        The workers that serve, with those that end with their last sessions.
+        The workers that serve, including those that will end with their last sessions.
         """
         return [each for each in self._workers.values() if each.serves]
 
@@ -734,7 +733,7 @@ class Supervisor(Operated):
 
     def drain(self) -> None:
         """
-        Have the workers admit no more logins, and end when nobody is logged in any more.  Then the
+        Let the workers admit no more logins, and end when nobody is logged in any more.  Then the
         service ends.
         """
         if self.isDraining:

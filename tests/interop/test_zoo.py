@@ -119,7 +119,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
             assert each.running.end(signal.SIGTERM) == 0
             assert not [line for line in each.running.lines if "Traceback" in line]
             for name in {"APOP", "CRAM-MD5"} & set(options):
-                warning = f"{name} needs passwords that are not hashed"
+                warning = f"{name} needs passwords that are stored without a hash"
                 assert sum(warning in line for line in each.running.lines) == 1
 
 

@@ -282,7 +282,7 @@ def test_nothingRuns(tmp_path: Path) -> None:
     config.write_text(f"admin = '{tmp_path}/x.sock'\n")
     assert nowhere.refuses("who") == f"no service runs with the admin socket {tmp_path}/x.sock"
     config.write_text("workers = 1\n")
-    assert nowhere.refuses("who") == f"{config}: it has neither admin nor data"
+    assert nowhere.refuses("who") == f"{config}: has neither admin nor data"
 
 
 def test_killed(service: Service, site: Path) -> None:  # noqa: F811
@@ -317,7 +317,7 @@ def test_takenPath(site: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
         listen = ("--endpoint", f"tcp:{port}:interface=127.0.0.1", "--admin", str(path))
         with Running(tmp_path, *options(site, *listen)) as running:
             running.up()
-            reason = "another service uses it" if kind == "service" else "the file is no socket"
+            reason = "another service uses it" if kind == "service" else "the file is not a socket"
             running.waitFor(f"cannot open the admin socket {path}: {reason}")
             assert Connection(port).line().startswith(b"+OK")
             assert running.end(signal.SIGTERM) == 0

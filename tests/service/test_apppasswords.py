@@ -139,7 +139,7 @@ def test_command(users: Path) -> None:
     user(users, "app-password", "add", "ben", "Tablet", "--expires", "30")
     shown = user(users, "app-password", "list")
     assert "\tnever used\texpires 2099-12-31T23:59:59Z\n" in shown and "Tablet" in shown
-    assert "has an application password Phone already" in bad(*add)
+    assert "already has an application password Phone" in bad(*add)
     assert "there is no user eve" in bad("app-password", "add", "eve", "Phone")
     for value, says in (
         ("0", "must be from 1 to 3650 days"),

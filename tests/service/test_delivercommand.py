@@ -117,8 +117,13 @@ def test_help(site: Site) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message", "status", "says"),
     [
-        ((), b"Received: x\n" * 101 + b"\n", 77, "5.4.6 The message has been on its way"),
-        (("--delivered-to",), b"Delivered-To: alice\n\n", 77, "5.4.6 The message was delivered"),
+        ((), b"Received: x\n" * 101 + b"\n", 77, "5.4.6 The message has passed too many"),
+        (
+            ("--delivered-to",),
+            b"Delivered-To: alice\n\n",
+            77,
+            "5.4.6 The message was already delivered",
+        ),
         ((), b"x" * 65_537, 65, "5.3.4 The message is too large."),
         (("--return-path", "a\nb"), b"", 65, "5.6.0 The address of the sender"),
         (("--nonsense",), b"", 75, "4.3.5 The configuration cannot be used."),

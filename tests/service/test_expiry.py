@@ -51,6 +51,5 @@ def test_cannotBeWalked(tmp_path: Path) -> None:
         assert running.end() == 1
     assert running.lines[-1] == (
         f"pop3svc: --provider maildir: expire requires {{user}}, or {{local}} and {{domain}}, in "
-        f"the path, and each in a directory of its own; {tmp_path}/mail/{{local}} does not tell "
-        "the users"
+        f"the path, each as a separate directory; {tmp_path}/mail/{{local}} does not show the users"
     )

@@ -223,7 +223,7 @@ mda = "{home / "agent"}"
         (["--to", "maildir:x", "--password-file", "empty.toml", "pop3s://a@host"], "is empty"),
         (
             ["--to", "mbox:x", "--password-file", "password", *["pop3s://a@host"] * 2],
-            "is to be fetched twice",
+            "is named twice",
         ),
     ],
 )

@@ -129,7 +129,7 @@ WRONG = [
     ),
     (
         f"ldaps://x:{BASE}:filter=(|(uid={{user}})(mail={{user}}))",
-        "user=ATTRIBUTE is needed, because filter does not tell the attribute",
+        "user=ATTRIBUTE is needed, because filter does not name the attribute",
     ),
     (f"ldaps://x:{BASE}:user=a b", "user is not the name of an attribute"),
     (f"ldaps://x:{BASE}:bind=cn=a", TOGETHER),
@@ -151,7 +151,7 @@ WRONG = [
     ("ldaps://x:dn={user}", "dn is not a valid DN"),
     (
         "ldaps://x:dn=uid={local},dc=x",
-        "user=ATTRIBUTE is needed, because dn does not tell the attr",
+        "user=ATTRIBUTE is needed, because dn does not name the attr",
     ),
     (f"ldaps://x:{DN}:{BASE}", "base is for a search, so it cannot be combined with dn"),
     (f"ldaps://x:{DN}:filter=(a=b)", "filter is for a search, so it cannot be combined with dn"),

@@ -147,7 +147,7 @@ def test_othersMayChangeIt(place: Path) -> None:
     ) as running:
         running.waitFor("own/cert1.pem cannot be read by user 65534, and others than root may")
         said = running.waitFor("own/key1.pem cannot be read")
-        assert "a renewed file will not be seen" in said
+        assert "the service will not read a renewed file" in said
         assert logsIn(port, b"secret")
         assert running.end(signal.SIGTERM) == 0
 

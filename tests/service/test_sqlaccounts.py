@@ -171,7 +171,7 @@ def test_workers(tmp_path: Path, mail: Path, server: PostgreSQL) -> None:
         (f"sql:mysql://root:{SECRET}@h/db:query=" + QUERY, "a DSN is sqlite:PATH or postgresql:"),
         (
             f"sql:postgresql://root:{SECRET}@h:1/db?sslmod=no:query=" + QUERY,
-            "sslmod is no parameter of a connection",
+            "sslmod is not a parameter of a connection",
         ),
         (
             f"sql:postgresql://root:{SECRET}@127.0.0.1:1/db:required=yes:query=" + QUERY,

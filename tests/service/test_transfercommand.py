@@ -157,8 +157,8 @@ def test_notPossible(site: Site) -> None:
         (["alice"], 1, "PATH"),
         (["--uidl", "dovecot", "alice", path], 1, "dovecot-uidlist"),
         (["--uidl", "nonsense", "alice", path], 1, "--uidl: uidl is"),
-        (["alice", site.users], 1, "no mbox"),
-        (["alice", cut], 1, "message 2 was left out: the mbox ends in the middle of it"),
+        (["alice", site.users], 1, "not an mbox"),
+        (["alice", cut], 1, "message 2 was left out: the mbox ends in the middle of the message"),
     ):
         found, _, said = site.run("import", store, *arguments)
         assert found == status and says in said and said.count("\n") == 1, said

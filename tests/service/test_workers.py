@@ -275,7 +275,7 @@ def test_daemon(site: Path, tmp_path: Path) -> None:
     assert hasEnded(parent)
     log = (home / "log").read_text()
     assert re.search(r"\[pop3svc#info worker [12]\] bob from 127.0.0.1", log)
-    assert log.count("are forgotten at a restart, because there is no --data") == 1
+    assert log.count("without --data, a restart forgets the networks") == 1
     assert "Traceback" not in log
     assert not (home / "pid").exists()
 
