@@ -86,7 +86,7 @@ class FolderStore:
         """
         @param path: the folder.
         @param readOnly: delete, lock and write nothing.
-        @param manners: how a session acts when a mailbox is locked.
+        @param manners: what a session does when a mailbox is locked.
         @raise ValueError: a sentence for the operator.
         """
         if not os.path.isdir(path):
@@ -97,7 +97,7 @@ class FolderStore:
             alsoProvides(self, IDelivery)
         self._maker = MailboxMaker(
             _FolderFormat(),
-            # People edit files, and an edited file does not change the times of the folder.
+            # People edit files, and an edit does not change the times of the folder.
             Caches(NoListingCache(), SizeCache(UnsavedSizes), Inotify(isOff=True)),
             *(readOnly, False, runner, manners, clock),
         )
@@ -118,8 +118,8 @@ class FolderStore:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{IDelivery.deliver}.  If the message already has a unique-id, this becomes the file's
-        name, if a file can have it.
+        See L{IDelivery.deliver}.  If the message already has a unique-id, the file gets this
+        unique-id as its name, if it is a possible name.
         """
         results: list[DeliveryError | None] = []
         for copy in copies:
@@ -147,7 +147,7 @@ class FolderStore:
         if root is None:
             raise FileNotFoundError
         try:
-            # Sessions do not list a name that ends otherwise.
+            # Sessions list only names with this end.
             hidden = f".{name}.new"
             writeMessage(root, hidden, copy.header, content)
             publish(root, hidden, root, newName, mayExist=copy.uniqueID is not None)

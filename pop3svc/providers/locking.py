@@ -1,5 +1,5 @@
 """
-How a session acts when another session has locked its mailbox.
+What a session does when another session has locked its mailbox.
 """
 
 from __future__ import annotations

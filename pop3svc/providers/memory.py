@@ -105,7 +105,7 @@ class MemoryMailbox:
 
     def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         message = self._maildrop.messages.get(uniqueID, b"")
-        # Tests put other objects than bytes into the maildrop.
+        # Tests also put objects other than bytes into the maildrop.
         return False if isinstance(message, bytes) and message.isascii() else None
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bytes:

@@ -23,9 +23,9 @@ __all__ = ["FIRST_UID", "Owned", "Owners", "UserExecutor", "executorFor"]
 
 log = Logger(namespace="pop3svc")
 
-# The lowest uid of a person, as in Dovecot (first_valid_uid).  Lower numbers belong to programs.
+# The lowest uid of a person, as in Dovecot (first_valid_uid).  Lower uids belong to programs.
 FIRST_UID = 500
-# The highest uid; the next one means "no user" to the kernel.
+# The highest uid.  The kernel uses the next number for "no user".
 _LAST_UID = 0xFFFFFFFE
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Owned(NamedTuple):
     A user's mail.
 
     @ivar place: the directory.
-    @ivar user: the rights with which it is used; L{None} for those of the service.
+    @ivar user: the user whose rights the work needs; L{None} for the service's own rights.
     """
 
     place: Root
@@ -90,7 +90,7 @@ class Owners:
     Finds the mail of the users of one store.
 
     @ivar areUsers: whether files are used with the rights of each user.
-    @ivar isDirect: whether a name alone tells the directory and the rights.
+    @ivar isDirect: whether the directory and the rights depend only on the name.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Owners:
     ) -> None:
         """
         @param firstUID: the lowest uid whose mail is served.
-        @param systemUsers: knows the facts that the accounts do not tell.
+        @param systemUsers: finds the facts that the accounts do not have.
         """
         self.areUsers = areUsers
         self.isDirect = not (areUsers or template.needsHome)
@@ -110,7 +110,7 @@ class Owners:
         self._firstUID = firstUID
         self._system = SystemUsers() if systemUsers is None else systemUsers
         self._source: Any = None
-        # The users of whom the log has told why they are refused, each with the reason.
+        # The users whose refusal is in the log, each with the reason.
         self._refused = Once(10_000)
 
     def useFacts(self, source: Any) -> None:
@@ -128,15 +128,15 @@ class Owners:
     async def find(self, username: str, isUser: bool = False) -> Owned | None:
         """
         @param isUser: whether a user of this name is known to exist.
-        @return: the user's mail; L{None} for a name that cannot be used in a path, and for a user
-            without a home or with a number that is not allowed.  The log tells why, if there is
-            such a user.
+        @return: the user's mail.  L{None} if the name cannot be used in a path, if the user has no
+            home directory, or if the uid or gid is not allowed.  If the user exists, the log has
+            the reason.
         @raise POP3ResponseError: C{SYS/TEMP}: the facts of the user are not available now.
         """
         if self.isDirect:
             place = self._template.placeFor(username)
             return None if place is None else Owned(place, None)
-        # Only such a name is looked up anywhere.
+        # No other name is looked up in the accounts or the system.
         if self._template.placeFor(username, "/") is None:
             return None
         facts = UserFacts()
@@ -165,7 +165,7 @@ class Owners:
         if self.areUsers:
             reason = _faultOf(user, self._firstUID)
         if not reason and self._template.needsHome and not _isHome(home):
-            reason = "neither the accounts nor the system know a home that can be used"
+            reason = "neither the accounts nor the system know a usable home directory"
         place = self._template.placeFor(username, home)
         if not reason and place is not None:
             return Owned(place, user)
@@ -183,14 +183,14 @@ class Owners:
         """
         found = await self.find(username, isUser=True)
         if found is None and self._template.placeFor(username, "/") is not None:
-            # Not None, because that would count as a wrong password.
+            # Do not return None, because None would count as a wrong password.
             raise POP3ResponseError("This user has no mailbox here.", "SYS/PERM")
         return found
 
 
 def _faultOf(user: FileUser | None, firstUID: int) -> str:
     """
-    @return: why the service does not act as a user, for the log; empty if it does.
+    @return: why the service cannot take the rights of this user, for the log; empty if it can.
     """
     if user is None:
         return "neither the accounts nor the system know a uid and a gid"

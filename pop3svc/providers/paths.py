@@ -22,7 +22,7 @@ _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _HOME = re.compile(r"\{home\}((?:/.*)?)\Z", re.DOTALL)
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _LONGEST = 200
-# Symbolic links that are followed on the path of one mailbox.
+# The most symbolic links that are followed on the path of one mailbox.
 _LINKS = 10
 
 
@@ -53,8 +53,8 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
 class PathTemplate:
     """
-    A path with the placeholders C{{user}}, C{{local}} and C{{domain}}, or a directory that
-    holds a directory for each user.  The path may also begin with C{{home}}, the user's home.
+    A path with the placeholders C{{user}}, C{{local}} and C{{domain}}, or a directory that holds a
+    directory for each user.  The path may also begin with C{{home}}, the user's home directory.
 
     @ivar base: the directory above the first placeholder; empty if the path begins with
         C{{home}}.
@@ -63,7 +63,7 @@ class PathTemplate:
 
     def __init__(self, template: str, mayHaveHome: bool = False) -> None:
         """
-        @param mayHaveHome: whether the caller knows the homes of users.
+        @param mayHaveHome: whether the caller knows the home directories of users.
         @raise ValueError: a sentence for the operator.
         """
         if not template:
@@ -116,7 +116,7 @@ class PathTemplate:
         @return: whether the base holds any directory.  Blocks.
         """
         if self.needsHome:
-            # The homes are not known here.
+            # The home directories of the users are not known here.
             return True
         try:
             with os.scandir(self.base) as entries:
@@ -126,24 +126,26 @@ class PathTemplate:
 
     def requireUsers(self) -> None:
         """
-        Check that the path of a mailbox tells its user; see L{mailboxes}.
+        Check that the path of a mailbox shows whose mailbox it is; see L{mailboxes}.
 
-        @raise ValueError: it does not; a sentence for the operator.
+        @raise ValueError: the path does not show it; a sentence for the operator.
         """
         if self.needsHome:
-            raise ValueError("expire cannot be combined with {home}, because no list has all homes")
+            raise ValueError(
+                "expire cannot be combined with {home}, because there is no list of all home "
+                "directories"
+            )
         areSingle = all(len(_PLACEHOLDER.findall(part)) < 2 for part in self._parts)
         if not (self._tellsUsers and areSingle):
             raise ValueError(
-                f"expire requires {{user}}, or {{local}} and {{domain}}, in the path, and each in "
-                f"a directory of its own; {self.base}/{'/'.join(self._parts)} does not tell the "
-                "users"
+                f"expire requires {{user}}, or {{local}} and {{domain}}, in the path, each as a "
+                f"separate directory; {self.base}/{'/'.join(self._parts)} does not show the users"
             )
 
     def mailboxes(self, failed: Callable[[Root, OSError], object]) -> Iterator[tuple[str, Root]]:
         """
-        Yield the users whose directories may exist, each with the directory.  A directory that
-        is not a user's is left out.  Blocks.
+        Yield the users whose directories may exist, each with the directory.  Directories that
+        cannot belong to a user are left out.  Blocks.
 
         @param failed: called with a directory below the base that cannot be listed.
         @raise OSError: the base cannot be listed.
@@ -159,7 +161,7 @@ class PathTemplate:
         if len(above.parts) == len(self._parts):
             user = values.get("user")
             username = f"{values['local']}@{values['domain']}" if user is None else user
-            # A session of this user would use the same directory.
+            # Check that a session of this user would use the same directory.
             if self.placeFor(username) == above:
                 yield username, above
             return
@@ -183,8 +185,9 @@ class PathTemplate:
 
     def placeFor(self, username: str, home: str = "") -> Root | None:
         """
-        @param home: the user's home, which the operator trusts with its links.
-        @return: the directory of a user's mail, or L{None} for a name that is refused.
+        @param home: the user's home directory.  Links in its path are followed, because the
+            operator trusts them.
+        @return: the directory of a user's mail; L{None} if the name is not allowed.
         """
         if not isSafeName(username):
             return None
@@ -205,11 +208,11 @@ class PathTemplate:
 @dataclass(frozen=True, slots=True)
 class Root:
     """
-    A directory, given by a path that the operator configured and names below it that users
-    may have created.
+    A directory.  Its path consists of a part that the operator configured, and of names below,
+    which users may have created.
 
-    @ivar base: a path that is trusted with its links.
-    @ivar parts: names below it, each a directory in the one before.
+    @ivar base: the operator's path, in which all links are followed.
+    @ivar parts: the names below C{base}, each a directory in the previous one.
     """
 
     base: str
@@ -230,7 +233,7 @@ class Root:
 
     def names(self) -> Iterator[str]:
         """
-        Yield the names of the directories in this one, and of links, while it is read.  Blocks.
+        Read the directory, and yield the names of the directories and links in it.  Blocks.
 
         @raise OSError: it cannot be listed.
         """
@@ -247,9 +250,8 @@ class Root:
 
     def open(self) -> int | None:
         """
-        Open the directory.  Below the base, a link is followed only if no other user than the
-        operator could have created it.  The same applies to each link in the path that it points
-        to.
+        Open the directory.  Below the base, a link is followed only if nobody but the operator
+        could have created it.  The same applies to each link in the path to which the link points.
 
         @return: a descriptor, or L{None} if the directory does not exist.
         @raise OSError: the directory exists, but cannot be opened.
@@ -271,9 +273,9 @@ class Root:
 
     def make(self) -> int:
         """
-        Open the directory.  Create it, and those above it, if they do not exist: private
-        (0700), and with the owner of the directory around them if this process is root's.
-        Blocks.
+        Open the directory.  If this directory, or one above it, does not exist, create it with mode
+        0700.  If the process runs as root, a new directory gets the owner of the directory that
+        contains it.  Blocks.
 
         @return: a descriptor.
         @raise OSError: the directory cannot be opened or created.
@@ -290,8 +292,8 @@ class Root:
 
 def openOrMake(name: str, directory: int) -> int:
     """
-    Open a directory in another one as L{openBelow} does, and create it if it does not exist;
-    see L{Root.make}.  Blocks.
+    Open a directory in another one like L{openBelow}, and create it if it does not exist; see
+    L{Root.make}.  Blocks.
 
     @return: a descriptor.
     @raise OSError: the directory cannot be opened or created.
@@ -319,8 +321,8 @@ def openOrMake(name: str, directory: int) -> int:
 
 def openBelow(name: str, directory: int) -> int:
     """
-    Open a directory that users may have created in another one.  A link is followed only
-    if it is the operator's.
+    Open a directory that users may have created in another one.  A link is followed only if nobody
+    but the operator could have created it.
 
     @return: a descriptor.
     @raise OSError: the directory does not exist or cannot be opened.  If a link is not
@@ -373,9 +375,9 @@ def _refuseUntrustedLink(name: str, directory: int) -> None:
     if link.st_uid not in trusted:
         why = f"it belongs to user {link.st_uid}"
     elif around.st_uid not in trusted:
-        why = f"the directory that it is in belongs to user {around.st_uid}"
+        why = f"its directory belongs to user {around.st_uid}"
     elif around.st_mode & 0o022:
-        why = "others may write to the directory that it is in"
+        why = "others may write to its directory"
     else:
         return
     raise OSError(errno.ELOOP, f"the link {name} is not followed, because {why}")

@@ -3,12 +3,11 @@ Adapt mailboxes of twisted.mail.pop3 and realms of twisted.cred.
 
 An L{IMailboxPOP3} has these limits:
 
-  - It does not give the sizes of messages on the wire, so each message is read to count
-    its size.
-  - It deletes by marks and C{sync()}.  A deletion deletes all messages or none only if C{sync()}
-    and C{undeleteMessages()} do so.
+  - It does not know how many octets RETR sends, so each message is read to count its size.
+  - It deletes by marks and C{sync()}.  Only if C{sync()} and C{undeleteMessages()} work in this
+    way, a deletion deletes all messages or none.
   - It has no lock.
-  - Its indexes must stay the same between two listings.
+  - The index of a message must not change between two listings.
   - A message of size 0 counts as deleted, because C{listMessages} reports deleted
     messages with that size.
 """
@@ -125,7 +124,7 @@ class PortalProvider:
     A provider for a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
     L{IMailboxPOP3}s.
 
-    The checkers of the portal get a L{PasswordAttempt}, which has the client's address, and says
+    The checkers of the portal get a L{PasswordAttempt}.  It contains the client's address, and
     whether the connection uses TLS.
     """
 

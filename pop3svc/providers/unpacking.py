@@ -26,8 +26,8 @@ __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacke
 _READ = 65536
 # Octets of an unpacked piece.
 _PIECE = 131072
-# Octets of a whole unpacked message.  The limit is needed because anybody can send a small file
-# that unpacks to gigabytes.  No mail is as large as this limit.
+# The most octets of an unpacked message.  The limit is needed because anybody can send a small file
+# that unpacks to gigabytes.  Real mail is smaller than this limit.
 LARGEST = 536_870_912
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
@@ -103,10 +103,8 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
 
     @param kind: the result of L{packedAs}.
     @return: pieces of bounded size.
-    @raise CannotUnpack: the message is damaged or a library is missing; raised by the
-        iterator.
-    @raise OSError: the file cannot be read, or the work was cancelled; raised by the
-        iterator.
+    @raise CannotUnpack: (from the iterator) the message is damaged, or a library is missing.
+    @raise OSError: (from the iterator) the file cannot be read, or the work was cancelled.
     """
     octets = 0
     try:
@@ -161,8 +159,8 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
 
 class _Pread:
     """
-    A file object on a descriptor, for libraries that need a file object.  It does not read ahead,
-    so it never reads after the descriptor is closed.
+    A file object for a descriptor, because some libraries need a file object.  It does not read
+    ahead, so it never reads from a closed descriptor.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -266,8 +264,9 @@ class PackedBlocks:
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  The descriptor stays open until a running read ends,
-        because another file could get the same descriptor meanwhile.
+        See L{IChunkedContent.close}.  If a read is running, the descriptor stays open until the
+        read has ended.  Otherwise another file could get the same descriptor, and the read would
+        read that file.
         """
         if not self._isClosed:
             self._isClosed = True

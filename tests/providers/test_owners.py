@@ -150,7 +150,7 @@ def test_badHomes(home: str, areUsers: bool, logged: list[str]) -> None:
     error = site.require("alice").value
     assert (error.text, error.code) == ("This user has no mailbox here.", "SYS/PERM")
     assert logged == [
-        "alice: neither the accounts nor the system know a home that can be used",
+        "alice: neither the accounts nor the system know a usable home directory",
     ]
 
 

@@ -919,7 +919,7 @@ def test_addresses() -> None:
         ("pop3s://user@host", "an address such as"),
         ("pop3s://host:0", "0 is no port"),
         ("pop3s://host:99999", "99999 is no port"),
-        ("pop3s://host/INBOX", "POP3 has no mailboxes"),
+        ("pop3s://host/INBOX", "POP3 has no choice of mailboxes"),
         ("pop3s://host:insecure=yes", "insecure=yes is for"),
         ("pop3://host:insecure=maybe", "insecure is yes or no"),
         ("pop3://host:insecure=yes:ca=/x", "ca cannot be combined"),

@@ -21,8 +21,8 @@ __all__ = ["MboxContent"]
 @implementer(IChunkedContent)
 class MboxContent:
     """
-    A part of an mbox that is read while other programs may change the file.  At the end, the
-    digest of the octets that were read shows whether they were the listed message.
+    A part of an mbox that is read while other programs may change the file.  At the end, the digest
+    of the octets shows whether they were the listed message.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class MboxContent:
         """
         See L{IChunkedContent.nextChunk}.
 
-        @raise EOFError: another program changed the message, so that its end must not be sent.
+        @raise EOFError: another program has changed the message, so the final dot must not be sent.
         """
         if self._isOver:
             return None

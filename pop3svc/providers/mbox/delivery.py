@@ -65,7 +65,7 @@ def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) 
     Make the text of a message in an mbox, with the empty line after it.  Blocks.
 
     @param envelope: the envelope line.
-    @param header: whole lines that are put before the message.
+    @param header: complete lines to put before the message.
     @param content: the message; see L{pop3svc.interfaces.IDelivery.deliver}.
     @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
     @return: pieces of bounded size.
@@ -80,8 +80,8 @@ def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) 
 
 def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """
-    @return: the lines with LF, and for each whether it begins a line, because a long line comes in
-        pieces.  The last line has a line end as well.
+    @return: pieces of lines with LF, and for each piece whether it begins a line.  Only a long line
+        has several pieces.  The last line also has a line end.
     """
     content.seek(0)
     isStart, end = True, b""
@@ -91,7 +91,7 @@ def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         wasStart, isStart = isStart, line.endswith(b"\n")
         if line.endswith(b"\r\n") and not line.endswith(b"\r\r\n"):
             line = line[:-2] + b"\n"
-        # A CR before the line end is text; it must not become a part of the line end.
+        # A CR before the line end belongs to the text, and must not become a part of the line end.
         end = b"\r\n" if line.endswith(b"\r") else b"\n"
         yield line, wasStart
     if not isStart:
@@ -148,7 +148,8 @@ def _needsQuote(line: bytes, content: BinaryIO, variant: str) -> bool:
         return rest.startswith(_FROM)
     if rest:
         return (rest + _peek(content, len(_FROM))).startswith(_FROM)
-    # The line begins with more ">" than a piece holds.  Look at the text after them, and go back.
+    # The line begins with more ">" than a piece holds.  Look ahead at the text after these, and
+    # then go back.
     offset = content.tell()
     try:
         while block := content.read(_LINE):
@@ -170,7 +171,7 @@ def _peek(content: BinaryIO, octets: int) -> bytes:
 
 def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """
-    @return: the pieces, put together so that each is written by one call.
+    @return: larger pieces, made of the given ones, so that fewer calls write them.
     """
     parts: list[bytes] = []
     octets = 0
@@ -194,7 +195,7 @@ def createMbox(name: str, directory: int) -> int:
     try:
         descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     except FileExistsError:
-        # Another program has created the file just now.  The next attempt opens that file.
+        # Another program has just created the file.  The next attempt opens this file.
         raise MboxBusy
     try:
         if not fileUID():

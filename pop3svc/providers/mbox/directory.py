@@ -27,7 +27,7 @@ __all__ = ["MboxDirectory", "retryWhileBusy"]
 
 T = TypeVar("T")
 
-# Seconds for which an access waits for another program's lock, and between two attempts.  A
+# Seconds for which an access waits for another program's lock, and seconds between two attempts.  A
 # delivery agent holds its lock for a fraction of a second.
 LOCK_WAIT = 10.0
 LOCK_POLL = 0.1
@@ -52,9 +52,9 @@ async def retryWhileBusy(clock: Any, attempt: Callable[[], Deferred[T]]) -> T:
 
 class MboxDirectory(SlowExclusiveDirectory):
     """
-    An mbox that one session at a time can lock.  The session's lock is on the service's directory
-    beside the mbox.  This lock does not keep other programs from the mbox.  Therefore L{locked}
-    locks the mbox itself during each access.
+    An mbox that one session at a time can lock.  The session locks the service's directory beside
+    the mbox.  Other programs do not know this lock.  Therefore L{locked} also locks the mbox itself
+    during each access.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
         super().__init__(mbox.own, (), executor, longExecutor, presence, registry, policy)
         self.mbox = mbox
-        # Messages to the operator name the mailbox by the mbox's path.
+        # In messages to the operator the name of the mailbox is the path of the mbox.
         self.path = mbox.path
 
     def _tryLock(
@@ -105,7 +105,7 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
 
         def perform() -> T:
-            # Without the session's lock, the mailbox did not exist at the login.
+            # If the session has no lock, the mailbox did not exist at the login.
             if self._held is None:
                 return work(None)
             try:

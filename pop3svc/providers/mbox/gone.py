@@ -20,8 +20,8 @@ __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
-# The most unique-ids that are kept.  A bound is safe, because only a message with the same octets
-# and the same time of arrival in its envelope line could get an older unique-id again.
+# The most unique-ids that are kept.  A limit is safe.  Only a new message with the same octets, and
+# with the same time of arrival in its envelope line, could get a forgotten unique-id again.
 BOUND = 20_000
 # The most octets of a file that is read.
 _LARGEST = 8_388_608
@@ -43,10 +43,10 @@ class Gone:
 
     def withMore(self, uniqueIDs: Sequence[str], inode: int, keep: Iterable[str]) -> Gone:
         """
-        @param uniqueIDs: unique-ids of messages that are deleted now.
+        @param uniqueIDs: the unique-ids of the messages to delete.
         @param inode: the inode of the new file.
         @param keep: digests of the messages in the file.  Unique-ids made from these digests are
-            kept.
+            never forgotten.
         @return: all unique-ids to remember.
         """
         before = list(self.uniqueIDs)

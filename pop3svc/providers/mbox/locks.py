@@ -27,8 +27,9 @@ __all__ = [
 _STALE = 300
 # Octets of a dot-lock that are read; a process id has at most ten digits.
 _CONTENT = 64
-# Locks that belong to a descriptor.  A lock by F_SETLK would belong to the process, and closing
-# any descriptor of the file would release it.  A lock of one kind excludes a lock of the other.
+# Locks that belong to a descriptor.  A lock by F_SETLK would belong to the process, and the process
+# would lose it by closing any descriptor of the file.  A lock of either kind excludes a lock of the
+# other kind.
 _SET_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 # struct flock of Linux: type, whence, start, length, process id.
 _FLOCK = "@hhqqi0q"
@@ -135,7 +136,7 @@ class DotLock:
         descriptor = os.open(temporary, flags, 0o644, dir_fd=own)
         try:
             os.write(descriptor, b"%d\n" % os.getpid())
-            # Another user's program may read the process id.
+            # The programs of other users may read the process id.
             os.fchmod(descriptor, 0o644)
             self._status = os.fstat(descriptor)
             self._link(temporary, own)
@@ -198,8 +199,9 @@ class DotLock:
                 closeQuietly(descriptor)
         number = content.split(b"\n")[0].strip()
         if number.isdigit() and 0 < int(number) < 2**31:
-            # This process holds the lock by fcntl() now.  A dot-lock with its own process id is
-            # therefore left from an earlier process, such as one of another container.
+            # This process holds the lock by fcntl() now, but has not made a dot-lock yet.  A
+            # dot-lock with its process id therefore belongs to an earlier process, for example in
+            # another container.
             isValid = int(number) != os.getpid() and isRunning(int(number))
         else:
             # Compare with a time of the same file system, because its clock may differ.

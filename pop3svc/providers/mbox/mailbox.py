@@ -39,7 +39,7 @@ from pop3svc.providers.mbox.scan import Scan, Stored, nameMessages, readExactly,
 __all__ = ["ExclusiveMboxMailbox", "MboxFormat", "MboxMailbox", "ReadOnlyMboxMailbox", "ScanCache"]
 
 _NOTHING = Scan((0, 0, 0, 0))
-# If an mbox has more octets than this, to read it takes a long time.
+# Reading an mbox with more octets than this takes a long time.
 _LARGE = 67_108_864
 
 
@@ -48,8 +48,8 @@ class ScanCache:
     Cache of the latest scan of each mbox, shared by its sessions.  Thread-safe.
     """
 
-    # The most messages of all mailboxes.  The latest mailbox is kept even if it alone has more.
-    # Some 500 octets each.
+    # The most messages of all mailboxes together, with some 500 octets each.  The latest mailbox is
+    # kept even if it alone has more.
     BOUND, EACH = 200_000, 5
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class ScanCache:
 
     def put(self, status: os.stat_result, scan: Scan) -> None:
         """
-        Keep a scan, unless a change of the file might leave its stamp the same.
+        Keep a scan, unless a later change of the file might not change its stamp.
         """
         key = status.st_dev, status.st_ino
         with self._lock:
@@ -105,7 +105,7 @@ class MboxFormat:
 
     def known(self, status: os.stat_result) -> Scan | None:
         """
-        @return: the messages of an mbox, if the mbox has not changed since they were found.
+        @return: the messages of an mbox, if the mbox has not changed since it was scanned.
         """
         return self._cache.get(status)
 
@@ -356,7 +356,7 @@ class ExclusiveMboxMailbox(MboxMailbox):
         if mbox is not None:
             status = mbox.status()
             if status.st_size > _LARGE:
-                # None if the mbox has changed.  Another thread then reads it.
+                # None if the mbox has changed.  In this case another thread reads the mbox.
                 return self._format.known(status)
         return self._scanLocked(mbox)
 

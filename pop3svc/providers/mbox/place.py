@@ -51,7 +51,7 @@ class MboxPlace:
 
     def exists(self) -> bool:
         """
-        @return: whether the mbox, or another file of its name, exists.  Blocks.
+        @return: whether the mbox, or another kind of file with its name, exists.  Blocks.
         """
         return self._isThere(self.name)
 
@@ -197,10 +197,11 @@ def _open(name: str, directory: int, flags: int) -> int | None:
 
 def _checkOwn(own: int) -> None:
     """
-    @raise OSError: the service's directory belongs to another user, who could make it lose mail.
+    @raise OSError: the service's directory belongs to another user, who could make the service lose
+        mail.
     """
     if os.fstat(own).st_uid != fileUID():
-        raise OSError(errno.EPERM, "the directory .NAME.pop3svc beside it is another user's")
+        raise OSError(errno.EPERM, "the directory .NAME.pop3svc beside it belongs to another user")
 
 
 def _isSame(descriptor: int, name: str, directory: int) -> bool:

@@ -21,8 +21,8 @@ __all__ = ["recover"]
 _NEW = re.compile(re.escape(NEW) + r"([0-9]{1,20})-([0-9]{1,19})")
 _APPEND = re.compile(re.escape(APPEND) + r"([0-9]{1,20})-([0-9]{1,19})-([0-9]{1,19})-([0-2])")
 _LEFT = re.compile(r"(?:lock|stale|gone)-([0-9]{1,10}).*")
-# If the kernel cannot tell whether a program has a replaced file open, the file is kept for these
-# seconds.  No delivery agent waits that long for a lock.
+# If the kernel cannot say whether a program has a replaced file open, the file is kept for this
+# number of seconds.  No delivery agent waits that long for a lock.
 _KEPT = 3600
 _BLOCK = 1_048_576
 
@@ -57,18 +57,18 @@ def _removeLeft(own: int, name: str) -> None:
         return
     with suppress(FileNotFoundError):
         made = os.stat(name, dir_fd=own, follow_symlinks=False).st_mtime
-        # A process with this id may run in another container.
+        # The process with this id may run in another container.
         if not isRunning(int(left[1])) or time.time() - made > _KEPT:
             os.unlink(name, dir_fd=own)
 
 
 def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: bytes) -> None:
     """
-    Remove a message that was added in part.
+    Remove an incomplete message.
     """
     status = mbox.status()
     if status.st_ino != inode or status.st_size < size + total:
-        # The file was replaced by another program, or the addition had not begun.
+        # Another program has replaced the file, or the addition had not begun.
         return
     lead = pad + FROM
     found = readExactly(mbox.descriptor, len(lead), size)
@@ -129,8 +129,8 @@ def _block(old: int, at: int, end: int) -> bytes:
 
 def _endsWith(mbox: LockedMbox, old: int, size: int, end: int) -> bool:
     """
-    @return: whether the mbox already ends with that part of the old file, because a process moved
-        the part and was killed afterwards.
+    @return: whether the mbox already ends with the new part of the old file.  This is so if a
+        process has moved the part, and was killed afterwards.
     """
     there = mbox.status().st_size
     if there < end - size:

@@ -129,8 +129,8 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
     Replace the mbox by a new file without some parts.  Blocks.
 
     One atomic step exchanges the names of the old and the new file.  The old file is kept until no
-    program has it open, because a program that waits for its lock will add a message to it.
-    L{recovery} moves that message.
+    program has it open.  A program that waits for the lock of the old file will add a message to
+    that file.  L{recovery} moves that message.
 
     @param removed: parts to remove, in order.
     @param before: the deleted unique-ids.
@@ -189,7 +189,7 @@ def separator(mbox: LockedMbox) -> bytes:
 
 def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
     """
-    Add a message with its envelope line, and durably.  Blocks.
+    Add a message with its envelope line, durably.  Blocks.
 
     The file gets its new size first, and the beginning of the envelope line is written last.
     L{recovery} can therefore find the message, and find out whether it is complete.

@@ -33,7 +33,7 @@ _SMALL = 262_144
 _HEADER = 65_536
 _CONTENT_LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _X_UIDL = re.compile(rb"^X-UIDL:[ \t]*([!-~]{1,70})[ \t]*\r?$", re.I | re.M)
-# The c-client library puts a first message into its files that is no mail.
+# The c-client library puts a first message into its files that is not mail.
 _INTERNAL = re.compile(
     rb"^Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\r?$", re.I | re.M
 )
@@ -56,7 +56,7 @@ class Stored(NamedTuple):
     @ivar octets: size of the message as RETR sends it.
     @ivar digest: see L{MessageDigest}.
     @ivar xUIDL: the value of the message's field X-UIDL; empty without this field.
-    @ivar isInternal: whether it is data of another program instead of mail.
+    @ivar isInternal: whether the message is data of another program, and not mail.
     @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
         needs none.
     """
@@ -92,7 +92,7 @@ def readExactly(descriptor: int, octets: int, offset: int) -> bytes:
     """
     Read a part of a file.  Blocks.
 
-    @raise OSError: the file is shorter.
+    @raise OSError: the file ends before that part does.
     """
     parts: list[bytes] = []
     while octets:
@@ -107,7 +107,7 @@ def readExactly(descriptor: int, octets: int, offset: int) -> bytes:
 
 class _Window:
     """
-    A part of a file in memory, which moves through the file.
+    A window that moves through a file: the part of the file that is in memory.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -117,7 +117,7 @@ class _Window:
         self._data = b""
 
     def _load(self, offset: int) -> None:
-        # Three octets before it show whether an empty line precedes.
+        # The three octets before show whether an empty line precedes.
         self._base = max(offset - 3, 0)
         octets = min(_BLOCK, self.size - self._base)
         self._data = readExactly(self._descriptor, octets, self._base)
@@ -175,8 +175,8 @@ class _Window:
 
 def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
     """
-    Trust C{Content-Length} if the octets that it counts end at the end of the file, or before an
-    empty line and an envelope line.
+    Trust C{Content-Length} only if the body of this length ends at the end of the file, or before
+    an empty line and an envelope line.
 
     @return: the end of the message, and the offset after it; L{None} if C{Content-Length} is not
         trusted.
@@ -259,7 +259,9 @@ def _firstEnvelope(window: _Window) -> int:
     if start == window.size:
         return start
     if not isEnvelope(window.line(start)):
-        raise NotMbox(errno.EINVAL, "it is no mbox: it does not begin with an envelope line")
+        raise NotMbox(
+            errno.EINVAL, "it is not an mbox, because it does not begin with an envelope line"
+        )
     return start
 
 

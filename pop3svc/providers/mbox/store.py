@@ -69,12 +69,12 @@ class MboxStore:
         @param path: the directory that holds an mbox for each user, or a path with placeholders;
             see L{PathTemplate}.
         @param readOnly: delete, lock and write nothing.
-        @param manners: how a session acts when another session has locked the mailbox.
+        @param manners: what a session does when another session has locked the mailbox.
         @param variant: one of L{VARIANTS}.
-        @param usesXUIDL: take the field X-UIDL of a message for its unique-id.
+        @param usesXUIDL: use the field X-UIDL of a message as its unique-id.
         @param isOwnedByUsers: whether files are used with the rights of each user.
         @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
-        @param owners: finds the mail of users, in place of one that is made from these arguments.
+        @param owners: finds the mail of users; by default an object made from the other arguments.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path, mayHaveHome=True)
@@ -112,7 +112,7 @@ class MboxStore:
         @return: a sentence for the operator if no mailbox exists; otherwise L{None}.
         """
         if self._template.needsHome:
-            # The homes are not known here.
+            # The home directories of the users are not known here.
             return None
         try:
             with os.scandir(self._template.base) as entries:
@@ -127,8 +127,8 @@ class MboxStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  A name
-        that is not safe in a path is refused.
+        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  The login
+        is refused if the name is not safe in a path.
         """
         if _isLockName(username):
             return None
@@ -201,7 +201,7 @@ class MboxStore:
 
         directory = self._directory(place, found.user)
         try:
-            # This locks only the file, so a session of the user can continue meanwhile.
+            # The delivery locks only the file, so a session of the user can go on at the same time.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
         except MboxBusy:
             return StoreUnavailable("The mailbox is locked by another program.")

@@ -19,8 +19,8 @@ __all__ = [
     "unquoted",
 ]
 
-# mboxo and mboxrd quote lines that begin with "From " in two ways; mboxcl2 counts the octets of
-# the body in Content-Length instead.
+# mboxo and mboxrd quote lines that begin with "From ", each in its own way. mboxcl2 has the number
+# of octets of the body in Content-Length instead.
 VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
 # The most octets of an envelope line.  An address has at most 320 octets, and a date some 40.
@@ -30,7 +30,7 @@ LONGEST_ENVELOPE = 1024
 _LONGEST_HEADER = 262_144
 _DIGEST = 16
 
-# A date as by asctime(3), perhaps without seconds or with a zone, or as in RFC 5322.
+# A date in the form of asctime(3), possibly without seconds or with a zone; or in that of RFC 5322.
 _ENVELOPE = re.compile(
     rb"From [^\n]*?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +"
     rb"(?:(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +[0-9]{1,2}|"
@@ -38,7 +38,7 @@ _ENVELOPE = re.compile(
     rb"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?: +[A-Za-z0-9+-]{1,8}){0,4}\s*"
 )
 _HEADER_END = re.compile(rb"(?:\A|\n)\r?\n")
-# Fields that programs change in place while the message stays the same.
+# Fields that mail programs change in place, although the message stays the same.
 _CHANGING = re.compile(
     rb"^(?:Status|X-Status|X-UID|X-UIDL|X-Keywords|X-IMAP|X-IMAPbase|Content-Length|Lines|"
     rb"X-Mozilla-Status2?|X-Mozilla-Keys):[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)",
@@ -52,8 +52,8 @@ _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 def isEnvelope(line: bytes) -> bool:
     """
-    @return: whether a line, with or without its end, is a plausible envelope line: C{From },
-        an address, which may be missing, and a date.
+    @return: whether a line, with or without its end, is a plausible envelope line: C{From }, an
+        optional address, and a date.
     """
     return len(line) <= LONGEST_ENVELOPE and _ENVELOPE.fullmatch(line) is not None
 
@@ -67,7 +67,7 @@ def makeEnvelope(sender: bytes, arrival: float) -> bytes:
     @return: the line with its end.
     """
     sender = re.sub(rb"[^!-~]", b"", sender)[:320] or b"MAILER-DAEMON"
-    # Use asctime() of the C library, because it does not depend on the locale, and strftime() does.
+    # Write the form of the C library's asctime(), because strftime() depends on the locale.
     when = time.gmtime(arrival)
     date = (
         f"{_DAYS[when.tm_wday]} {_MONTHS[when.tm_mon - 1]} {when.tm_mday:2} "
@@ -88,9 +88,8 @@ def headerEnd(data: bytes) -> int | None:
 
 class MessageDigest:
     """
-    A digest of a message and its envelope line, without the fields that programs change in
-    place.  The same message therefore has the same digest after a program has marked it as
-    read.
+    A digest of a message and its envelope line, without the fields that programs change in place.
+    The digest of a message therefore stays the same after a program has marked the message as read.
     """
 
     def __init__(self, envelope: bytes) -> None:
@@ -141,8 +140,8 @@ class Unquoter:
 
     def __init__(self) -> None:
         self._isLineStart = True
-        # The end of the previous block, if only the next block shows whether the line is quoted:
-        # one of the ">" that begin a line, and a part of "From ".
+        # The end of the previous block, if the next block must show whether the line is quoted: one
+        # of the ">" that begin the line, and a part of "From ".
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
@@ -163,8 +162,8 @@ class Unquoter:
         start = data.rfind(b"\n") + 1
         run = start + len(data[start:]) - len(data[start:].lstrip(b">"))
         if run > start and _FROM.startswith(data[run:]) and data[run:] != _FROM:
-            # The block ends with a line of ">" only.  Keep one ">" back, because one is dropped if
-            # "From " follows, however many there are.
+            # The block ends with a line that so far has only ">".  Keep one ">" back, because
+            # exactly one is dropped if "From " follows.
             before, self._held = data[: run - 1], data[run - 1 :]
             self._isLineStart = True
             return unquoted(before[:start]) + before[start:]

@@ -17,7 +17,7 @@ from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 
 __all__ = ["PIECE", "Damaged", "FormFinder", "StoredContent", "piecesOf", "readPiece"]
 
-# Octets of a piece.  Larger pieces are not faster, and each session holds one in memory.
+# Octets of a piece.  Larger pieces are not faster, and each session keeps a piece in memory.
 PIECE = 262_144
 
 
@@ -29,8 +29,8 @@ class Damaged(Exception):
 
 def piecesOf(content: BinaryIO) -> Iterator[bytes]:
     """
-    Read a message, and yield it in pieces of L{PIECE} octets.  Each line, also the last line, ends
-    with CRLF.  The lines are not dot-stuffed.  Blocks.
+    Read a message, and yield it in pieces of L{PIECE} octets.  Each line, including the last one,
+    ends with CRLF.  The lines are not dot-stuffed.  Blocks.
     """
     normalizer = CRLFNormalizer()
     waiting = bytearray()
@@ -74,7 +74,7 @@ class FormFinder:
     @property
     def form(self) -> WireForm:
         """
-        The form of the octets, which says how they must be changed before they are sent.
+        The form of the octets, which determines how they must be changed for sending.
         """
         return WireForm.LINES if self._hasDots else WireForm.READY
 
@@ -83,8 +83,8 @@ class FormFinder:
 class StoredContent:
     """
     The content of a message: a header that only this mailbox's copy has, and pieces that several
-    copies may share.  A missing piece, or one with a wrong length, raises L{Damaged}.  The reply
-    then has no final dot, so that the message does not look complete to the client.
+    copies may share.  If a piece is missing or has a wrong length, the methods raise L{Damaged}.
+    The reply then has no final dot, so that the client does not consider the message complete.
 
     @ivar form: see L{WireForm}.
     """

@@ -67,8 +67,8 @@ def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, in
 
 class Delivery:
     """
-    The delivery of one message to some users.  Each step may be repeated without harm.  This is
-    needed because a commit may have succeeded although its answer was lost.
+    The delivery of one message to some users.  Each step can safely run twice, because a commit may
+    have succeeded although its answer was lost.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Delivery:
         self._number = secrets.randbits(63)
         self._uniqueIDs = [each.uniqueID or secrets.token_hex(16) for each in copies]
         self._now = time.time()
-        # The sizes of surrogates, 0 for copies that need none.
+        # The size of each copy's surrogate; 0 if the copy needs none.
         self._surrogates = [0] * len(copies)
 
     async def run(self) -> list[DeliveryError | None]:
@@ -136,7 +136,7 @@ class Delivery:
             if header.isascii() and not isContinued:
                 known[header] = len(header) + ofContent if ofContent else 0
             else:
-                # What the content becomes depends on the header.
+                # The surrogate of the content depends on the header.
                 known[header] = surrogateSize(chain([header], piecesOf(file)))
         return [known[each.header] for each in self._copies]
 

@@ -1,5 +1,6 @@
 """
-Delete old messages, unused contents and the rows of former nodes.  One node at a time does this.
+Delete old messages, unused contents and the rows of dead nodes.  Only one node at a time does this
+work.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ log = Logger(namespace="pop3svc")
 
 # Milliseconds.
 _DAY = 86_400_000
-# Time between the latest round and now, in either direction, from which the database's clock may be
-# wrong.  A clock that is far ahead would delete all messages.
+# If the latest round is longer ago than this time, or as far in the future, the database's clock
+# may be wrong.  With a clock that is far ahead, all messages would be deleted.
 _DOUBT = 7 * _DAY
 # The most messages or contents that one transaction handles, so that it is short.
 _BATCH = 500
@@ -56,7 +57,8 @@ class Housekeeping:
         """
         Begin the rounds.
         """
-        # Wait for a random time, because nodes that start together would all begin at once.
+        # Wait for a random time.  Otherwise nodes that start together would all begin at the same
+        # moment.
         first = random.uniform(1, self.FIRST)
         self._timer = self._clock.callLater(first, self._begin)
 
@@ -124,8 +126,8 @@ class Housekeeping:
                 f"UPDATE lease SET epoch = {time} WHERE mailbox = :job "
                 f"AND epoch < {time} - :interval",
                 job=_JOB,
-                # Nine tenths of the interval, because the clocks of the nodes run at different
-                # speeds.
+                # Wait for nine tenths of the interval, because the clocks of the nodes run at
+                # different speeds.
                 interval=int(self.INTERVAL * 900),
             )
         )
@@ -202,7 +204,7 @@ def _removeUnused(transaction: Transaction) -> int:
 
 def _forgetNodes(transaction: Transaction) -> None:
     """
-    Remove the rows of nodes that have been gone for a day.
+    Remove the rows of nodes that have been dead for a day.
     """
     execute(
         transaction,

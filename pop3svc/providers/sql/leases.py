@@ -1,11 +1,11 @@
 """
-Leases of mailboxes.  They give a mailbox to one session at a time, on any number of nodes.
+Leases of mailboxes.  With leases, only one session at a time has a mailbox, on any number of nodes.
 
-A node is a process of the service.  It has a row with an expiry, which one write per interval
-renews for all its sessions.  The lease of a mailbox names the node that holds it, and has a
-token that grows whenever the lease is taken.  A deletion locks the lease's row in its own
-transaction and checks node and token.  A node that was cut off and comes back therefore deletes
-nothing from a mailbox that another node has taken.
+A node is a process of the service.  A node has a row with an expiry.  One write per interval renews
+the row, for all sessions of the node.  The lease of a mailbox names the node that holds the lease,
+and has a token that grows whenever a session takes the lease.  The transaction of a deletion locks
+the lease's row, and checks the node and the token.  If a node loses the database for a while, and
+another node takes the mailbox, the first node therefore deletes nothing from it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _FORGET = 86_400_000
 
 class LeaseHeld:
     """
-    The result of an attempt to take a lease that a session holds.
+    The result of an attempt to take a lease that another session holds.
     """
 
     def __init__(self, mailbox: int) -> None:
@@ -57,8 +57,8 @@ class Lease:
     @ivar mailbox: the number of the mailbox.
     @ivar token: a number that grows whenever the lease is taken.
     @ivar changes: the mailbox's counter of changes when the lease was taken.
-    @ivar requestRelease: asks the session to release the mailbox; L{None} until the session may
-        be asked.
+    @ivar requestRelease: asks the session to release the mailbox; L{None} as long as the session
+        cannot be asked.
     @ivar isLost: whether another node has taken the lease.
     """
 
@@ -88,7 +88,7 @@ class Node:
 
     # Seconds.  Each INTERVAL, the node checks which of its leases other nodes want.
     INTERVAL = 0.5
-    # Mailboxes whose last token is remembered until their session is registered.
+    # The most mailboxes whose latest token is remembered until the session is registered.
     LATEST = 10_000
 
     def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
@@ -103,8 +103,8 @@ class Node:
         self._renewals = renewals
         self._duration = int(duration * 1000)
         self._clock = clock
-        # By number of the mailbox: the lease of the session that is registered, and the token
-        # of the lease that a thread has taken last.
+        # By number of the mailbox: the lease of the registered session; and the token of the lease
+        # that a thread has taken last.
         self._held: dict[int, Lease] = {}
         self._latest: BoundedDict[int, int] = BoundedDict(self.LATEST)
         self._unreleased: dict[int, Lease] = {}
@@ -130,8 +130,8 @@ class Node:
             name=self.name,
         )
         if renewed is None:
-            # This is the first call, or another node has removed the row because it had expired
-            # long ago.
+            # This is the first call, or another node has removed the row, because the row had
+            # expired long ago.
             execute(
                 transaction,
                 "INSERT INTO node (name, epoch, expires) "
@@ -163,8 +163,8 @@ class Node:
         if own is None:
             own = self.ensure(transaction)
         if holder == self.name:
-            # This node has the lease.  If no session is registered for the lease, its session
-            # ended without releasing it.
+            # This node has the lease.  If no session is registered for the lease, its session has
+            # ended without releasing the lease.
             held = self._held.get(mailbox)
             if held is not None and held.token == token:
                 return LeaseHeld(mailbox)
@@ -304,8 +304,8 @@ class Node:
         """
         Ask a session to release a mailbox, if a session of this process holds it.
 
-        @return: whether the session releases it; L{None} if no session of this process holds the
-            mailbox.
+        @return: whether the session releases the mailbox; L{None} if no session of this process
+            holds the mailbox.
         """
         lease = self._held.get(mailbox)
         if lease is None or lease.requestRelease is None:
@@ -323,8 +323,8 @@ class Node:
         try:
             await self._database.run(self._release, [lease], mayRepeat=True)
         except DatabaseUnavailable:
-            # Try again later.  This node goes on renewing its row, so no other node could take
-            # the lease.
+            # Try again later.  Without a release no other node could take the lease, because this
+            # node goes on renewing its row.
             self._unreleased[lease.mailbox] = lease
             self._later()
 

@@ -14,8 +14,8 @@ from pop3svc.providers.sql.statements import one, query
 
 __all__ = ["ListingCache", "MailboxListing", "listIn"]
 
-# The most messages that one query returns, so that neither the server nor this process holds all
-# rows of a large mailbox.
+# The most messages that one query returns.  Neither the server nor this process has to keep all
+# rows of a large mailbox in memory.
 _PAGE = 2000
 
 
@@ -72,7 +72,7 @@ class ListingCache:
     Cache of the latest listing of each mailbox.  Only for use in the reactor's thread.
     """
 
-    # The cache keeps this many messages, of some 150 octets each.  Each mailbox counts as EACH
+    # The most messages in the cache, with some 150 octets each.  Each mailbox counts as EACH
     # further messages.  The latest mailbox stays even if it alone has more.
     BOUND, EACH = 300_000, 5
 

@@ -65,8 +65,8 @@ class SQLMailbox:
         # The number of the mailbox, 0 if it does not exist.
         self._number = 0
         self._listing: MailboxListing | None = None
-        # Sizes of messages that arrived after the listing, and of their surrogates; and messages
-        # that the session has deleted since.
+        # The sizes of messages that arrived after the listing, and the sizes of their surrogates;
+        # then the messages that the session has deleted since the listing.
         self._later: dict[str, tuple[int, int]] = {}
         self._gone: set[str] = set()
         self._ahead = ReadAhead()
@@ -263,7 +263,7 @@ def _checked(transaction: Transaction | None, uniqueID: str, found: Found) -> tu
             content=content,
         )
         if whole is None or (whole[0], int(whole[1] or 0)) != (pieces, octets) or data is None:
-            raise Damaged(f"content {content} of {uniqueID} is not whole")
+            raise Damaged(f"content {content} of {uniqueID} is incomplete")
     return content, pieces, octets, WireForm(form), first
 
 
@@ -280,9 +280,9 @@ class ExclusiveSQLMailbox(SQLMailbox):
     A mailbox that one session at a time can lock, on any number of nodes.
     """
 
-    # Seconds.  POLL passes between two attempts to take a lease.  After a request to release its
-    # lease, a session must release it within RELEASE_TIMEOUT.  This time includes the time until
-    # its node sees the request.
+    # Seconds.  POLL is the time between two attempts to take a lease.  RELEASE_TIMEOUT is the time
+    # in which a session must release its lease after a request, including the time until its node
+    # sees the request.
     POLL = 0.2
     RELEASE_TIMEOUT = 2.0
 
@@ -297,14 +297,14 @@ class ExclusiveSQLMailbox(SQLMailbox):
     ) -> None:
         """
         @param node: this process.
-        @param policy: how a session acts when the mailbox is locked.
+        @param policy: what a session does when the mailbox is locked.
         """
         super().__init__(database, name, listings)
         self._node = node
         self._policy = policy
         self._clock = clock
         self._lease: Lease | None = None
-        # Whether the counter of changes was read just now, together with the lease.
+        # Whether the counter of changes was just read together with the lease.
         self._isFresh = False
         self._changed: Callable[[], object] = lambda: None
 
@@ -349,15 +349,15 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _abandon(self, taken: Lease | LeaseHeld) -> None:
         """
-        Release a lease that was taken after the session was gone.
+        Release a lease that a thread took after the session had ended.
         """
         if isinstance(taken, Lease):
             Deferred.fromCoroutine(self._node.release(taken))
 
     def unlock(self, info: IPOP3ConnectionInfo) -> Deferred[None] | None:
         """
-        See L{IExclusiveMailbox.unlock}.  The next session of this process may lock the mailbox
-        as soon as this returns.
+        See L{IExclusiveMailbox.unlock}.  The next session of this process may lock the mailbox as
+        soon as this method returns.
         """
         lease, self._lease = self._lease, None
         self._listing = None
@@ -416,8 +416,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _delete(self, transaction: Transaction, lease: Lease, uniqueIDs: list[str]) -> None:
         """
-        Delete messages.  The call may be repeated without harm.  This is needed because a commit
-        may have succeeded although its answer was lost.
+        Delete messages.  The call can safely run twice, because a commit may have succeeded
+        although its answer was lost.
         """
         self._node.fence(transaction, lease)
         deleteIn(transaction, lease.mailbox, uniqueIDs)

@@ -1,6 +1,6 @@
 """
-Read the message that a client retrieves, and with it the messages that the client will retrieve
-next.
+Read the message that a client retrieves, together with the messages that the client will probably
+retrieve next.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from pop3svc.database import Transaction
 
 __all__ = ["Found", "ReadAhead", "findMessage"]
 
-# The most messages that are read ahead, and the most octets of each, so that a session holds 256
-# KiB at most.
+# The most messages that are read ahead, and the most octets of each.  A session therefore keeps at
+# most 256 KiB.
 _MESSAGES, _OCTETS = 16, 16_384
 
 # Size and header of a message; number, size, pieces, form and first piece of its content; its
@@ -30,7 +30,7 @@ def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found 
     """
     Find a message.  Blocks.
 
-    @return: L{None} if it does not exist.
+    @return: L{None} if the message does not exist.
     """
     row: Found | None = transaction.executeBinary(
         f"SELECT {_COLUMNS} WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
@@ -42,9 +42,8 @@ def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found 
 
 class ReadAhead:
     """
-    The next messages of a session that retrieves one message after the other.  They are read
-    ahead because for a small message a call in the database's thread takes longer than the rest
-    of RETR.
+    The next messages of a session that retrieves one message after the other.  They are read ahead,
+    because a job in the database's thread takes longer than the rest of a RETR of a small message.
     """
 
     def __init__(self) -> None:
@@ -72,7 +71,7 @@ class ReadAhead:
         Find a message.  If it follows the message that was found last, read the next messages
         ahead. Blocks.
 
-        @return: L{None} if it does not exist.
+        @return: L{None} if the message does not exist.
         """
         found = findMessage(transaction, mailbox, uniqueID)
         if found is None:

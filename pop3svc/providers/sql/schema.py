@@ -22,9 +22,9 @@ class SchemaError(Exception):
 
 # Times are milliseconds since the epoch, sizes octets.  A row of the table "message" is one
 # mailbox's copy of a message.  Each copy has its own header, such as Delivered-To, and several
-# copies may share one content.  The column "form" is a WireForm; "isForeign" is 1 if the
-# unique-id was given by another server; "surrogate" is the size of the surrogate, 0 if the message
-# needs none.  A piece holds at most PIECE octets, as they are sent.
+# copies may share one content.  The column "form" is a WireForm; "isForeign" is 1 if the unique-id
+# comes from another server; "surrogate" is the size of the surrogate, or 0 if the message needs
+# none.  A piece has at most PIECE octets, in the form in which they are sent.
 _FIRST = (
     f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
     """CREATE TABLE mailbox (
@@ -78,7 +78,7 @@ _FIRST = (
     "CREATE INDEX lease_node ON lease (node)",
 )
 
-# For each version, the statements that migrate the tables from the version before.
+# For each version, the statements that migrate the tables from the previous version.
 _MIGRATIONS: Sequence[Sequence[str]] = (_FIRST,)
 VERSION = len(_MIGRATIONS)
 
@@ -95,7 +95,7 @@ def versionOf(transaction: Transaction) -> int:
 
 def migrate(transaction: Transaction) -> tuple[int, int]:
     """
-    Bring the tables to the version that this code knows.  Blocks.
+    Migrate the tables to the version that this code needs.  Blocks.
 
     @return: the version before and after.
     @raise SchemaError: the tables are newer than the code.

@@ -22,8 +22,8 @@ __all__ = [
     "query",
 ]
 
-# Milliseconds since the epoch by the database's clock at this moment.  Other functions return the
-# time when the transaction began, but the transaction may have waited for a lock since then.
+# The present time by the database's clock, in milliseconds since the epoch.  Other functions return
+# the time when the transaction began, and the transaction may have waited for a lock since then.
 _NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
@@ -67,8 +67,8 @@ def now(transaction: Transaction) -> str:
 
 def forUpdate(transaction: Transaction) -> str:
     """
-    @return: the end of a query that locks its rows.  It is empty for SQLite, which has one writer
-        at a time and no such clause.
+    @return: the end of a query that locks its rows.  For SQLite it is empty, because SQLite has no
+        such clause, and lets only one transaction write at a time.
     """
     return "" if transaction.dialect == "sqlite" else "FOR UPDATE"
 

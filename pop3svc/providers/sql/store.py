@@ -69,7 +69,7 @@ class SQLStore(Service):
         """
         @param driver: the database; see L{pop3svc.drivers.makeDriver}.
         @param readOnly: delete, lock and write nothing.
-        @param policy: how a session acts when a mailbox is locked.
+        @param policy: what a session does when a mailbox is locked.
         @param lease: seconds after which another node may take the mailboxes of a dead node.
         @param quota: the limits of each mailbox.
         @param expireDays: age in days from which messages are deleted; 0 for never.
@@ -127,7 +127,7 @@ class SQLStore(Service):
 
     @property
     def _migrates(self) -> bool:
-        # Only one service uses an SQLite file, so no other program depends on the older tables.
+        # Only one service uses an SQLite file, so no other program needs the older tables.
         return isinstance(self._driver, SQLite) and not self._readOnly
 
     async def prepare(self) -> None:

@@ -1,5 +1,5 @@
 """
-What connections to POP3 and IMAP servers have in common, and the time limits of IMAP.
+The common parts of connections to POP3 and IMAP servers, and the time limits of IMAP.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Connection(Protocol):
     """
     A connection to the other server after the login.
 
-    @ivar isLost: whether the connection is over, or must not be used.
-    @ivar seesNewMessages: whether a further listing on this connection has messages that arrived
-        later.
+    @ivar isLost: whether the connection has ended, or must not be used.
+    @ivar seesNewMessages: whether a second listing on this connection also has messages that
+        arrived after the first.
     """
 
     isLost: bool
@@ -63,7 +63,8 @@ class Connection(Protocol):
         Delete messages.  A message that does not exist counts as deleted.
 
         @raise CommandRefused: nothing was deleted.
-        @raise ServerUnavailable: nobody knows which messages were deleted.
+        @raise ServerUnavailable: the connection was lost, and any of the messages may have been
+            deleted.
         """
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
@@ -79,9 +80,9 @@ class Connection(Protocol):
 
 class BoundedClient:
     """
-    Limits the time for each reply.  To be mixed into a protocol.
+    A mix-in for a protocol that limits the time for each reply.
 
-    @ivar isLost: whether the connection is over, or must not be used.
+    @ivar isLost: whether the connection has ended, or must not be used.
     @ivar why: the reason, for the operator.
     """
 
@@ -111,7 +112,7 @@ class BoundedClient:
 
     def wasLost(self, reason: Failure) -> None:
         """
-        Record that the connection is over.
+        Record that the connection has ended.
         """
         self.isLost = True
         self.why = self.why or reasonOfLoss(reason.value)
@@ -140,7 +141,7 @@ class BoundedClient:
         """
         Wait for a reply.
 
-        @raise ServerUnavailable: the connection is over, or was ended because the reply was late.
+        @raise ServerUnavailable: the connection has ended, possibly because the reply was late.
         """
         late = f"did not answer within {REPLY_TIMEOUT} s"
         timer = self._timer = self.clock.callLater(REPLY_TIMEOUT, self.abort, late)

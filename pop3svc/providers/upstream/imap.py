@@ -21,9 +21,10 @@ from pop3svc.providers.upstream.client import BoundedClient, MessageRow
 
 __all__ = ["IMAPUpstream", "uidSets"]
 
-# The most octets that one FETCH reads.  The next FETCH is sent when the client has taken them.
+# The most octets that one FETCH reads.  The next FETCH is sent when the client has read these
+# octets.
 _PIECE = 131_072
-# The most octets of a line, and the most lines and octets of a reply without the lines of a
+# The most octets of a line; the most lines and octets of a reply, not counting the lines of a
 # listing.
 _LONGEST_LINE = 65_536
 _MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
@@ -203,8 +204,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         Send a command.
 
         @param fetched: called with each FETCH response.
-        @param continuation: called at each request for more.
-        @return: the other responses without a tag, and at the end the response with the tag.
+        @param continuation: called for each line with which the server asks for more input.
+        @return: the other untagged responses, and last the tagged response.
         @raise CommandRefused: the server refused the command.
         """
         if self.isLost:
@@ -237,8 +238,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             raise ServerUnavailable("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
-            # Begin TLS here and not later, because further input in the same packet is plain text,
-            # and may come from an attacker in the network.
+            # Begin TLS here and not later, because further input in the same packet would be plain
+            # text, which may come from an attacker in the network.
             client: Any = self
             if client.clearLineBuffer():
                 self.abort("sends plain text after STARTTLS")
@@ -367,7 +368,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         others: list[int] = []
         try:
             if not self._hasUIDPlus:
-                # EXPUNGE removes what other clients have marked as well (RFC 4549 section 4.2.4).
+                # EXPUNGE also removes messages that other clients have marked (RFC 4549 section
+                # 4.2.4).
                 others = sorted(set(await self._marked()) - set(uids))
                 await self._change(others, b"-FLAGS.SILENT")
             await self._change(uids, b"+FLAGS.SILENT")
@@ -401,7 +403,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def _undo(self, uids: list[int], others: list[int]) -> None:
         """
-        Remove the marks again, as far as the server allows it.
+        Remove the marks again, if the server allows it.
         """
         try:
             await self._change(uids, b"-FLAGS.SILENT")

@@ -25,16 +25,16 @@ __all__ = ["UpstreamProvider"]
 
 log = Logger(namespace="pop3svc")
 
-# The texts for the client of the other server's codes.
+# For each code of the other server, the text for the client.
 _TEXTS = {
     "IN-USE": "Mailbox is locked by another session.",
     "LOGIN-DELAY": "Too soon after the previous login.",
     "SYS/TEMP": "Mail server is not available now.",
     "SYS/PERM": "Mail server refuses this account.",
 }
-# How often a session tries to log in again, and the seconds between two attempts.  The mailbox
-# may still be locked, because the server has not noticed yet that the previous connection has
-# ended.
+# The number of attempts of a session to log in again, and the seconds between two attempts.  The
+# mailbox may still be locked, because the server may not have noticed yet that the previous
+# connection has ended.
 _AGAIN, _PAUSE = 4, 0.5
 
 
@@ -57,7 +57,7 @@ class UpstreamProvider:
     ) -> None:
         """
         @param address: see L{Address.parse}.
-        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
+        @param authorities: a PEM file of certificates to trust; L{None} for those of the
             system.
         @param isInsecure: whether to send passwords without TLS if the address does not begin with
             TLS.
@@ -111,8 +111,8 @@ class UpstreamProvider:
 
     async def _logInAgain(self, secrets: list[bytes], attempts: int) -> Connection:
         """
-        @param attempts: how often to try while the mailbox is in use; more than once after the
-            first login.
+        @param attempts: the number of attempts while the mailbox is in use: 1 for the first login,
+            more for later logins.
         @raise LoginRefused: the password is wrong.
         """
         for attempt in range(1, attempts + 1):

@@ -35,7 +35,7 @@ class _Counted:
     def __init__(self, content: IChunkedContent, learned: Callable[[int], object], report: Any):
         """
         @param learned: called with the size of the whole message.
-        @param report: makes the error for the client of an L{ServerUnavailable}.
+        @param report: takes an L{ServerUnavailable}, returns the error for the client.
         """
         self._content = content
         self._learned = learned
@@ -78,8 +78,8 @@ class UpstreamMailbox:
     ) -> None:
         """
         @param connect: connects and logs in.
-        @param report: logs that the server is away, and makes the error for the client.
-        @param believesSizes: whether the sizes that the server reports are those of the messages.
+        @param report: logs that the server is unavailable, and makes the error for the client.
+        @param believesSizes: whether to trust the sizes that the server reports.
         """
         self._connect = connect
         self._report = report

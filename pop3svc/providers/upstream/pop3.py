@@ -25,7 +25,7 @@ class POP3Upstream(POP3Client):
     A session with another POP3 server.
     """
 
-    # A session sees the messages of its beginning (RFC 1939 section 8).
+    # A session sees only the messages that existed when it began (RFC 1939 section 8).
     seesNewMessages = False
 
     def __init__(self, clock: Any) -> None:
@@ -65,9 +65,9 @@ class POP3Upstream(POP3Client):
             sizes = await self.sizes()
             names = await self.uniqueIDs()
         except CommandRefused:
-            raise ServerUnavailable("refuses LIST or UIDL, and both are needed")
+            raise ServerUnavailable("refuses LIST or UIDL, but both are needed")
         if sizes.keys() != names.keys():
-            self.abort("names other messages in UIDL than in LIST")
+            self.abort("does not list the same messages in UIDL and LIST")
             raise ServerUnavailable(self.why)
         self._numbers = _named(names)
         self._sizes = sizes
@@ -104,7 +104,7 @@ class POP3Upstream(POP3Client):
         try:
             await self.quit()
         except CommandRefused:
-            raise ServerUnavailable("has deleted some messages only")
+            raise ServerUnavailable("has deleted only some of the messages")
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
         """
@@ -114,8 +114,9 @@ class POP3Upstream(POP3Client):
 
 def _named(names: dict[int, str]) -> dict[str, int]:
     """
-    @return: the numbers of messages by a unique-id that is well-formed and occurs once, in order.
-        RFC 1939 section 7 allows a server to give equal messages the same unique-id.
+    @return: the message numbers by unique-id, in order, of all messages whose unique-id is
+        well-formed and occurs only once.  RFC 1939 section 7 allows a server to give equal messages
+        the same unique-id.
     """
     named: dict[str, int] = {}
     times: dict[str, int] = {}
