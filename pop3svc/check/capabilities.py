@@ -31,8 +31,8 @@ _ARGUMENTS = {
     # RFC 4422 section 3.1.
     "SASL": "[A-Z0-9_-]{1,20}(?: [A-Z0-9_-]{1,20})*",
 }
-# The RFCs of these capabilities allow a server to announce them in one state only, or with other
-# arguments in each state (RFC 2449 section 5).
+# The RFCs of these capabilities allow a server to announce them in only one state, or with
+# different arguments in each state (RFC 2449 section 5).
 _OF_ONE_STATE = ("STLS", "IMPLEMENTATION", "LOGIN-DELAY", "EXPIRE", "SASL")
 
 
@@ -261,7 +261,7 @@ def _holdsUTF8(octets: bytes) -> bool:
     try:
         octets.decode("utf-8")
     except UnicodeDecodeError:
-        # Another encoding, which RFC 6856 does not cover.
+        # The octets are in another encoding, which RFC 6856 does not cover.
         return False
     return True
 

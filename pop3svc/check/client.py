@@ -325,7 +325,8 @@ class Client(Protocol):
         """
         Whether the last line of a multi-line reply, or the end of that line, came in a separate
         piece.  A piece is one read of a plain connection, or one record of TLS.  False if the
-        server cuts the message into equal pieces, because then the last piece is short by chance.
+        server cuts the message into equal pieces, because the last piece is then short only by
+        chance.
         """
         isCutEvenly = self._before == max(self._pieces) and self._pieces[self._before] > 1
         return 0 < self._last <= _END and not isCutEvenly
@@ -387,8 +388,8 @@ class Client(Protocol):
         """
         Send a line of a SASL exchange.
 
-        @return: the challenge after its C{+ }, with the line end (RFC 5034 section 4), or
-            the reply that ends the exchange.
+        @return: the challenge after its C{+ }, with the line end (RFC 5034 section 4); or the reply
+            that ends the exchange.
         """
         self.send(command + b"\r\n")
         line = await self.line()
@@ -420,8 +421,8 @@ class Client(Protocol):
     @property
     def endedInOrder(self) -> bool:
         """
-        Whether the server closed the connection in order.  Over TLS a close alert is needed for
-        this (RFC 8314 section 3.4).
+        Whether the server closed the connection in order.  Over TLS this requires a close alert
+        (RFC 8314 section 3.4).
         """
         return self.lost is not None and self.lost.check(ConnectionDone) is not None
 

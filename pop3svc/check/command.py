@@ -115,8 +115,8 @@ def makeParser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pop3svc check",
         description="Test a POP3 server for conformance to the RFCs.  Only --destructive deletes "
-        "messages.  Exit status: 0 no rule failed, 1 the server could not be checked, "
-        "2 some rule failed.",
+        "messages.  Exit status: 0 no rule failed, 1 the server could not be checked, 2 "
+        "a rule failed.",
     )
     parser.add_argument(
         "host", metavar="HOST[:PORT]", help="name or address of the server; [ADDRESS]:PORT for IPv6"
@@ -126,15 +126,15 @@ def makeParser() -> argparse.ArgumentParser:
     for mode, help in (
         ("tls", "TLS from the first octet (the default)"),
         ("stls", "TLS by STLS"),
-        ("plain", "log in without TLS: the password is sent in the clear"),
+        ("plain", "log in without TLS: the password is sent in clear text"),
     ):
         modes.add_argument(f"--{mode}", dest="mode", action="store_const", const=mode, help=help)
     parser.add_argument("--user", required=True, metavar="U", help="account to log in with")
     parser.add_argument(
         "--password-file",
         metavar="FILE",
-        help="read the password from the first line of FILE (default: ask, or read standard input "
-        "if it is no terminal)",
+        help="read the password from the first line of FILE (default: ask at the terminal, or "
+        "else read standard input)",
     )
     parser.add_argument("--ca", metavar="FILE", help="trust only the PEM certificates in FILE")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -133,8 +133,8 @@ async def deletedByAnotherSession(target: Target) -> None:
     """
     After another session has deleted a message, STAT, LIST and the other messages still work.
     """
-    # This session sends no command before the deletion, because a server may keep sizes that
-    # it has counted.
+    # This session sends no command before the deletion, because the server might keep sizes that it
+    # counted for an earlier command.
     client = await target.loggedIn()
     other = await target.fresh()
     reply = await target.tryLogIn(other)

@@ -16,7 +16,7 @@ __all__: list[str] = []
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", re.ASCII)
 # Client-first mechanisms (RFC 4616, 4422, 5802, 7628, 4505).
 _CLIENT_FIRST = re.compile(r"PLAIN|EXTERNAL|ANONYMOUS|OAUTHBEARER|SCRAM-.*")
-# A command that starts some mechanism is at most 255 octets (RFC 5034 section 4).
+# A command that starts a mechanism has at most 255 octets (RFC 5034 section 4).
 _INITIAL_MOST = 255 - len(b"AUTH PLAIN \r\n")
 # Octets of passwords.  The last two exceed the length of a line that a server must accept.
 _SHORT, _LONG, _LONGER = 20, 300, 1000
@@ -51,7 +51,7 @@ async def wrongPassword(target: Target) -> None:
     """
     A wrong password is refused, with [AUTH] if AUTH-RESP-CODE is announced (RFC 3206).
     """
-    # Test several expectations with one attempt, because servers ban clients after a few failures.
+    # Test several requirements with one attempt, because servers ban clients after a few failures.
     await target.release()
     client = await target.fresh()
     if target.before is not None and "USER" not in target.before:

@@ -14,8 +14,9 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# retrEndsWithItsLastOctets reads this many messages, each this many times.  The rule fails if the
-# last line of this many messages arrives alone.
+# For retrEndsWithItsLastOctets: the number of messages that the rule reads, and how many times it
+# reads each.  The third number: if the last line of this many messages arrives alone, the rule
+# fails.
 _LARGEST = 4
 _READS = 3
 _APART = 2
@@ -173,8 +174,8 @@ async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
     """
     The final dot of a message comes with the message's last octets, not in a separate piece.
     """
-    # A piece may end before the final dot by chance.  So the rule fails only if a piece ends there
-    # at each read, for two messages of different sizes.
+    # A piece may end before the final dot by chance.  Therefore the rule fails only if a piece ends
+    # there at each read, for two messages of different sizes.
     looked, apart = 0, []
     for number, size in await target.largest(client, _LARGEST):
         isApart = True

@@ -18,7 +18,7 @@ from pop3svc.check.target import CannotLogIn, NotApplicable, Target
 __all__ = ["Given", "Level", "Outcome", "Result", "Rule", "check", "inOrder", "rule"]
 
 # The groups in the order in which they run.  The destructive groups run late.  The rules that
-# examine the replies to all others run last.
+# examine the replies to all other rules run last.
 _GROUPS = (
     "greeting",
     "command lines",
@@ -65,7 +65,7 @@ class Given(Enum):
 class Level(Enum):
     """
     The requirement level of a rule.  RFC 1939 seldom says MUST.  If it describes a behaviour and
-    gives no choice, the behaviour counts as a MUST.
+    gives no choice, the rules consider the behaviour a MUST.
     """
 
     MUST = "must"

@@ -66,15 +66,15 @@ class Target:
 
     @ivar mode: C{"plain"}, C{"stls"} or C{"tls"} (from the first octet).
     @ivar connectionCreator: returns an argument for a client's C{startTLS}.
-    @ivar anyCertificate: the same without verification of the certificate.  It is used only if the
-        password is sent unencrypted anyway.
+    @ivar anyCertificate: the same, but without verification of the certificate.  It is used only
+        where the password would otherwise be sent without TLS.
     @ivar timeout: how many seconds to wait for an answer.
     @ivar record: the replies so far, without their bodies.
     @ivar before: the capabilities before login (with C{"stls"}, those inside TLS); L{None}
         if the server has no CAPA.
-    @ivar after: the capabilities after login; L{None} if the server has no CAPA then.
+    @ivar after: the capabilities after login; L{None} if the server has no CAPA after login.
     @ivar probed: optional commands that the server accepts without announcing them.
-    @ivar greetingError: the reason why the server sent no good greeting, otherwise L{None}.
+    @ivar greetingError: the reason why the server's greeting is not usable, otherwise L{None}.
     @ivar loginError: the reason why the login fails, otherwise L{None}.
     """
 
@@ -277,7 +277,7 @@ class Target:
         expect(greeting.positive, str(greeting))
         unknown = await client.command(b"XYZZ")
         if unknown.positive:
-            # Either the server accepts any command, or this was a second greeting.
+            # Either the server accepts unknown commands, or this was a second greeting.
             await client.command(b"QUIT")
             rest = await client.ended()
             expect(not rest, f"{unknown}; {show(rest)} follows the answer to QUIT")

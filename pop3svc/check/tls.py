@@ -14,8 +14,8 @@ __all__: list[str] = []
 async def _secure(target: Target, verifies: bool = False) -> Client:
     """
     @param verifies: whether the certificate has to be valid.
-    @return: a client with TLS, by STLS or from the first octet, that has read the greeting if
-        there is one.
+    @return: a client with TLS, by STLS or from the first octet.  It has read the greeting, if there
+        is one.
     """
     if target.mode == "tls":
         return await target.greeted()

@@ -55,7 +55,7 @@ class Address:
             raise ValueError(f"{port} is no port")
         isIMAP = scheme.startswith("imap")
         if mailbox and not isIMAP:
-            raise ValueError("POP3 has no mailboxes to choose from: leave out what follows /")
+            raise ValueError("POP3 has no choice of mailboxes: leave out the text after /")
         if mailbox and not mailbox.isprintable():
             raise ValueError("the name of the mailbox must be printable")
         return cls(isIMAP, scheme.endswith("s"), host.strip("[]"), number, mailbox or "INBOX")
@@ -79,10 +79,10 @@ class TLSOptions:
     ) -> None:
         """
         @param host: the name, or the IP address, that the certificate must have.
-        @param authorities: a PEM file of certificates that are trusted; L{None}: those of the
-            system.
-        @param certificate: a PEM file with the certificate of this end, for EXTERNAL.
-        @param privateKey: a PEM file with its key; L{None}: the same file.
+        @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
+        @param certificate: a PEM file with the certificate of this client, for EXTERNAL.
+        @param privateKey: a PEM file with the key of C{certificate}; L{None} if the key is in the
+            same file.
         @raise ValueError: a sentence for the operator.
         """
         own = None if certificate is None else _own(certificate, privateKey or certificate)

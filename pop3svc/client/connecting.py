@@ -56,11 +56,11 @@ async def connect(
     @param reactor: connects, and measures time.
     @param address: such as C{pop3s://mail.example.org}; see L{Address.parse}.  With C{pop3://} TLS
         begins by STLS.
-    @param tls: how to verify the server's certificate; L{None} for a connection without TLS, on
-        which others may read the password and the mail.
+    @param tls: how to verify the server's certificate; L{None} for a connection without TLS, where
+        others may read the password and the mail.
     @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
     @param endpoint: connects to the server instead of an endpoint for the address.
-    @param replyTimeout: and C{executor}: see L{POP3Client}.
+    @param replyTimeout: see L{POP3Client}, also for C{executor}.
     @return: the connection after the login.
     @raise ServerUnavailable: the server cannot be used now.
     @raise LoginRefused: the server refused the login.

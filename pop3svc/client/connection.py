@@ -19,7 +19,8 @@ from pop3svc.client.message import Message
 __all__ = ["LONGEST_COMMAND", "LONGEST_LINE", "REPLY_TIMEOUT", "ClientConnection"]
 
 # Seconds for a reply, and between two pieces of a message or a long reply.  This is less than
-# answerTimeout, so that the log of a service that uses the server names the server as the reason.
+# answerTimeout.  If a service uses the client, this limit therefore applies first, and the log
+# names the server as the cause.
 REPLY_TIMEOUT = 30
 # The most octets of a line of a reply.  RFC 2449 section 4 allows 512.
 LONGEST_LINE = 4096
@@ -32,8 +33,8 @@ class ClientConnection(Protocol):
     """
     Sends commands, and finds the reply to each.
 
-    @ivar isLost: whether the connection is over, or must not be used.
-    @ivar why: the reason, as words that follow the server's address.
+    @ivar isLost: whether the connection has ended, or must not be used.
+    @ivar why: the reason, in words that follow the server's address in a sentence.
     """
 
     def __init__(self, clock: Any, replyTimeout: float = REPLY_TIMEOUT) -> None:
@@ -64,7 +65,7 @@ class ClientConnection(Protocol):
 
     def greeting(self) -> Deferred[bytes]:
         """
-        Wait for the greeting.  To be called once.
+        Wait for the greeting.  Call this once.
 
         @return: the text of the greeting.
         """
@@ -84,7 +85,7 @@ class ClientConnection(Protocol):
 
     def pauseReading(self) -> None:
         """
-        Read nothing, until L{resumeReading} is called.
+        Stop reading until L{resumeReading} is called.
         """
         self._isPaused = True
         self._patience.pause()
@@ -124,8 +125,8 @@ class ClientConnection(Protocol):
 
     def leave(self) -> None:
         """
-        End the session by QUIT, without waiting for the server.  If replies are awaited, end the
-        connection at once.
+        End the session by QUIT, without waiting for the server.  If commands wait for replies, end
+        the connection at once.
         """
         if self.isLost:
             return
@@ -140,7 +141,7 @@ class ClientConnection(Protocol):
         transport: Any = self.transport
         transport.loseConnection()
         if not wasLost:
-            # With TLS the end waits for the server.
+            # With TLS the connection ends only after the server has answered.
             self._patience.begin()
 
     # --- input ----------------------------------------------------------------------
@@ -182,7 +183,7 @@ class ClientConnection(Protocol):
         elif self._inLines:
             self._rowOrEnd(line)
         elif self._queue.first is None:
-            self.abort("sends a line that nobody has asked for")
+            self.abort("sends a line that answers no command")
         else:
             self._status(self._queue.first, line)
 
@@ -205,8 +206,8 @@ class ClientConnection(Protocol):
             self._complete(Failure(CommandRefused(text)))
             return
         if command.begun is not None:
-            # The function may begin a message here and not later, because octets of the message
-            # may follow in the same packet.
+            # A function that begins a message must begin it here and not later, because octets of
+            # the message may follow in the same packet.
             command.begun(text)
         if self._message is not None:
             # The caller reads the message while it arrives.
@@ -242,13 +243,14 @@ class ClientConnection(Protocol):
         """
         command = self._queue.answered()
         if not (self._queue.isPipelining or self._input.isEmpty):
-            # Otherwise these octets would look like the reply to the next command.
-            self.abort("sends a line that nobody has asked for")
+            # Otherwise these octets would be taken for the reply to the next command.
+            self.abort("sends a line that answers no command")
         elif self._queue.first is None and not self.isLost:
             self._patience.end()
         else:
             self._beginWaiting()
-        # A command that the result leads to comes after those that wait already.
+        # If the result leads to another command, this command comes after the commands that already
+        # wait.
         if not self.isLost:
             self._send()
         self._fire(command, result)
@@ -267,7 +269,7 @@ class ClientConnection(Protocol):
 
     def _command(self, line: bytes, **more: Any) -> Deferred[Any]:
         """
-        @param more: for L{Command}.
+        @param more: further arguments of L{Command}.
         """
         if set(line) & {0, 10, 13}:
             raise ValueError("a command must not contain CR, LF or NUL")
@@ -283,7 +285,7 @@ class ClientConnection(Protocol):
         return reply
 
     def _cancelled(self, reply: Deferred[Any]) -> None:
-        # Otherwise the late reply would look like the reply to the next command.
+        # Otherwise the late reply would be taken for the reply to the next command.
         self.abort("was disconnected, because the session ended")
         reply.errback(CancelledError())
 
@@ -291,7 +293,7 @@ class ClientConnection(Protocol):
 def _statusOf(line: bytes) -> tuple[bool, bytes]:
     """
     @return: whether a status line is positive, and its text.
-    @raise ValueError: it is no status line.
+    @raise ValueError: the line is not a status line.
     """
     status, _, text = line.partition(b" ")
     if status.upper() not in (b"+OK", b"-ERR"):

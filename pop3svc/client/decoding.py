@@ -8,7 +8,7 @@ import re
 
 __all__ = ["BodyDecoder", "LineTooLong", "Lines", "parseRow"]
 
-# "+OK" rows of LIST and UIDL: a number, and a size or a unique-id.  Some servers add more.
+# A line of LIST or UIDL: a number, and a size or a unique-id.  Some servers add more text.
 _ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
 
 
@@ -32,7 +32,7 @@ def parseRow(line: bytes) -> tuple[int, bytes]:
 
 class Lines:
     """
-    The octets that were received and not used yet.
+    The received octets that are not used yet.
     """
 
     def __init__(self, longest: int) -> None:
@@ -75,7 +75,7 @@ class Lines:
 
     def rest(self) -> bytes:
         """
-        @return: all octets that were not used; they are used now.
+        @return: all octets that were not used.  From now on they count as used.
         """
         data, self._data = self._data[self._offset :], b""
         self._offset = 0

@@ -1,5 +1,5 @@
 """
-The queue of commands whose replies are awaited, and the time limits of the replies.
+The queue of commands that wait for replies, and the time limits of the replies.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from twisted.internet.interfaces import IDelayedCall
 
 __all__ = ["WINDOW", "Command", "Patience", "Queue"]
 
-# Commands that are sent before the reply to the first of them.  Servers read that many at once, and
-# the commands fit into the buffers of the network, so that neither side waits for the other.
+# The most commands that are sent before the reply to the first of them.  Servers read this many at
+# once, and the commands fit into the buffers of the network.  Therefore neither side waits forever
+# for the other.
 WINDOW = 32
 
 
@@ -24,13 +25,14 @@ class Command:
     """
     A command.
 
-    @ivar line: what is sent, with its line end.  It may be a password, so repr() leaves it out.
-    @ivar reply: gets the text after C{+OK}; with L{mayContinue}, L{None} or a challenge.
-    @ivar begun: called with the text after C{+OK} before the octets that follow are read.  It may
-        change the reply.
+    @ivar line: the line to send, with its line end.  It may be a password, so repr() leaves it out.
+    @ivar reply: gets the text after C{+OK}; with L{mayContinue} it gets L{None} after C{+OK}, or a
+        challenge.
+    @ivar begun: called with the text after C{+OK}, before the octets that follow are read.  It may
+        change this object.
     @ivar consume: called with each line of a multi-line reply; L{None} for a reply of one line.
     @ivar mayContinue: whether the reply may be a challenge of SASL.
-    @ivar isAlone: whether no other command may be sent before its reply.
+    @ivar isAlone: whether no further command may be sent before the reply to this one.
     """
 
     line: bytes = field(repr=False)
@@ -65,7 +67,7 @@ class Queue:
     @property
     def isEmpty(self) -> bool:
         """
-        Whether no reply is awaited.
+        Whether no command waits for a reply.
         """
         return not (self._sent or self._waiting)
 
@@ -103,7 +105,7 @@ class Queue:
 
     def takeAll(self) -> list[Command]:
         """
-        Remove all commands, because the connection is over.
+        Remove all commands, because the connection has ended.
         """
         found = [*self._sent, *self._waiting]
         self._sent.clear()
@@ -114,16 +116,16 @@ class Queue:
 class Patience:
     """
     Limits the time for each reply.  The server may be silent for some seconds.  A long reply must
-    also keep an average rate, because a server could otherwise hold the connection for ever with an
-    octet now and then.
+    also have an average rate.  Otherwise a server that sends an octet now and then could keep the
+    connection for ever.
     """
 
-    # Seconds after which a reply must have arrived with this many octets in each further second.
+    # From this number of seconds on, a reply must bring this many octets in each further second.
     LONG, RATE = 600, 100
 
     def __init__(self, clock: Any, seconds: float, late: Callable[[str], object]) -> None:
         """
-        @param seconds: for a reply to begin, and between two pieces of a long reply.
+        @param seconds: the time for a reply to begin, and between two pieces of a long reply.
         @param late: called with the words after the server's address.
         """
         self._clock = clock
@@ -135,7 +137,7 @@ class Patience:
 
     def begin(self) -> None:
         """
-        Wait for a reply from now on.
+        Begin to wait for a reply.
         """
         self.end()
         self._began = self._clock.seconds()
@@ -161,11 +163,11 @@ class Patience:
 
     def pause(self) -> None:
         """
-        Do not wait, because this end does not read.
+        Stop the time limit, because this client does not read now.
         """
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            # Keep the time that has passed.
+            # Remember the time that has passed.
             self._began -= self._clock.seconds()
 
     def resume(self) -> None:

@@ -63,7 +63,7 @@ class LoginRefused(ClientError):
 def reasonOfLoss(error: BaseException | None) -> str:
     """
     @param error: the reason with which Twisted reports the end of a connection.
-    @return: the words after the server's address if TLS has failed; otherwise empty.
+    @return: if TLS has failed, the words after the server's address; otherwise an empty text.
     """
     if isinstance(error, VerificationError):
         return "has a certificate for another name"

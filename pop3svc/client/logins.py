@@ -1,5 +1,5 @@
 """
-The ways to prove who a user is, and the SASL mechanisms that use them.
+The kinds of credentials of a login, and the SASL mechanisms that use them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class PasswordLogin:
     """
     A login with a password: by SCRAM or PLAIN, or by USER and PASS.
 
-    @ivar username: as the server knows it.
+    @ivar username: the user's name on the server.
     """
 
     username: str
@@ -62,7 +62,7 @@ class TokenLogin:
     """
     A login with a bearer token: by OAUTHBEARER or XOAUTH2.
 
-    @ivar username: as the server knows it.
+    @ivar username: the user's name on the server.
     """
 
     username: str
@@ -77,9 +77,9 @@ class TokenLogin:
 @dataclass(frozen=True)
 class CertificateLogin:
     """
-    A login with the certificate of this end's TLS connection: by EXTERNAL.
+    A login with the TLS certificate of this client: by EXTERNAL.
 
-    @ivar username: the user as whom to log in; empty for the user that the certificate names.
+    @ivar username: the name of the user; empty for the user whom the certificate names.
     """
 
     username: str = ""
@@ -142,7 +142,7 @@ def _escape(name: str) -> str:
 
 def _bearer(login: TokenLogin, _: bytes | None) -> Exchange:
     """
-    OAUTHBEARER (RFC 7628).  A challenge is an error, and the answer asks for the end.
+    OAUTHBEARER (RFC 7628).  A challenge reports an error, and the answer ends the exchange.
     """
     name = _escape(login.username)
     challenge = yield _octets(f"n,a={name},\x01auth=Bearer {login.token}\x01\x01")
@@ -152,7 +152,7 @@ def _bearer(login: TokenLogin, _: bytes | None) -> Exchange:
 
 def _xoauth2(login: TokenLogin, _: bytes | None) -> Exchange:
     """
-    XOAUTH2.  A challenge is an error, and the answer asks for the end.
+    XOAUTH2.  A challenge reports an error, and the answer ends the exchange.
     """
     challenge = yield _octets(f"user={login.username}\x01auth=Bearer {login.token}\x01\x01")
     if challenge is not None:
@@ -167,7 +167,7 @@ def _scram(name: str) -> Callable[[Any, bytes | None], Exchange]:
         from scramp import ScramClient, ScramException
 
         isBound = name.endswith("-PLUS")
-        # The library refuses tls-exporter by its name.
+        # The library does not know the name tls-exporter.
         binding = ("tls-server-end-point", endPoint) if isBound and endPoint is not None else None
         client: Any
         try:
@@ -195,7 +195,8 @@ def _challenge(challenge: bytes | None) -> str:
     if challenge is None:
         raise ServerUnavailable("accepts a login without proof that it knows the password")
     text = challenge.decode("utf-8")
-    # The library might read another attribute than this function, or a number in another notation.
+    # Refuse unusual forms, because the library might read another attribute than this function, or
+    # read a number differently.
     numbers = [each for each in text.split(",") if each.startswith("i")]
     if len(numbers) > 1:
         raise ValueError("two numbers of rounds")

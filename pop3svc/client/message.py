@@ -16,11 +16,11 @@ from pop3svc.interfaces import IChunkedContent
 
 __all__ = ["Message"]
 
-# The most octets of a message that may wait for the program, and the number of waiting octets at
-# which reading goes on.
+# The most octets of a message that may wait for the program.  Reading goes on when the number of
+# waiting octets has fallen to the second value.
 _HIGH, _LOW = 262_144, 65_536
-# The most octets of an unneeded message that are read and dropped.  If more are left, a new
-# connection takes less time.
+# The most octets of an unneeded message that are read and dropped.  If more octets are left, a new
+# connection is quicker.
 _MOST_DROPPED = 1_048_576
 
 
@@ -42,8 +42,8 @@ class _Client(Protocol):
 @implementer(IChunkedContent)
 class Message:
     """
-    A message that is being received.  Reading pauses while the program does not take the octets, so
-    that a bounded part of the message is in memory.  Use it with C{async for}, or call
+    A message that is being received.  If the program does not take the octets, reading pauses, so
+    that only a bounded part of the message is in memory.  Use it with C{async for}, or call
     L{nextChunk} until it returns L{None}.  In both cases call L{close} at the end.
     """
 
@@ -80,7 +80,8 @@ class Message:
                 self._isPaused = True
                 self._client.pauseReading()
         elif self._isClosed and self._received > 2 * self._expected + _MOST_DROPPED:
-            # Some servers count each line end as one octet, so the size may be half.
+            # Some servers count each line end as one octet, so the reported size may be half of the
+            # real one.
             self._client.abort("sends a message without end")
             return None
         self._wake()
@@ -93,7 +94,7 @@ class Message:
 
     def lost(self) -> None:
         """
-        Record that the connection is over.
+        Record that the connection has ended.
         """
         self._isOver = True
         self._wake()

@@ -57,15 +57,16 @@ class Reply(NamedTuple):
 class POP3Client(ClientConnection):
     """
     A connection to a POP3 server.  The methods that send commands return Deferreds, which may be
-    awaited.  A program may call further methods before it awaits the first result: if the server
-    supports PIPELINING, the commands are sent at once, and otherwise one after the other.
+    awaited.  A program may call further methods before it awaits the first result.  If the server
+    supports PIPELINING, the commands are sent at once.  Otherwise each command waits for the reply
+    to the previous one.
 
-    If a reply breaks the protocol or a limit, or does not come in time, or its Deferred is
-    cancelled, the connection is aborted, and all Deferreds fail with L{ServerUnavailable}.  A
-    command that the server refuses fails with L{CommandRefused}.
+    The connection is aborted if a reply breaks the protocol or a limit, if a reply does not come in
+    time, or if its Deferred is cancelled.  All Deferreds then fail with L{ServerUnavailable}.  If
+    the server refuses a command, the Deferred of this command fails with L{CommandRefused}.
 
     @ivar capabilities: the arguments of each capability by its name in capitals, as of the last
-        CAPA; empty if the server does not know CAPA.
+        CAPA; empty if the server does not support CAPA.
     """
 
     def __init__(
@@ -134,13 +135,14 @@ class POP3Client(ClientConnection):
         """
         Begin TLS by STLS (RFC 2595 section 4).  The capabilities are unknown afterwards.
 
-        @param creator: of L{twisted.internet.ssl.optionsForClientTLS}; it verifies the certificate.
+        @param creator: the result of L{twisted.internet.ssl.optionsForClientTLS}, which verifies
+            the certificate.
         @raise ServerUnavailable: the server has no TLS, or injects plain text.
         """
 
         def begin(_: bytes) -> None:
-            # Begin TLS here and not later, because further input in the same packet is plain text,
-            # and may come from an attacker in the network.
+            # Begin TLS here and not later, because further input in the same packet would be plain
+            # text, which may come from an attacker in the network.
             if not self._input.isEmpty:
                 self.abort("sends plain text after STLS")
             else:
@@ -161,10 +163,10 @@ class POP3Client(ClientConnection):
     async def logIn(self, login: Login, mechanism: str | None = None) -> str:
         """
         Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
-        refuses SCRAM, PLAIN is tried as well, because some accounts have no keys for SCRAM.  It is
-        not tried after SCRAM-SHA-256-PLUS, because the refusal may mean that a man in the middle
-        was noticed, nor without TLS, because the refusal may come from somebody who wants the
-        password.
+        refuses SCRAM, the client also tries PLAIN, because some accounts have no keys for SCRAM.
+        There are two exceptions.  The client does not try PLAIN after SCRAM-SHA-256-PLUS, because
+        the refusal may mean that the server has noticed a man in the middle.  It does not try PLAIN
+        without TLS, because the refusal may come from an attacker who wants the password.
 
         @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
         @return: the name of the mechanism.
@@ -268,7 +270,7 @@ class POP3Client(ClientConnection):
                 return await (self._executor or longWork()).run(step)
             return step()
         except ServerUnavailable as error:
-            # Nothing that this server says can be trusted.
+            # This server cannot be trusted any more.
             self.abort(str(error))
             raise
 
@@ -370,8 +372,9 @@ class POP3Client(ClientConnection):
         """
         End the session, delete the marked messages, and close the connection.
 
-        @raise CommandRefused: the server may have deleted some of the messages only.
-        @raise ServerUnavailable: nobody knows which messages were deleted.
+        @raise CommandRefused: the server may have deleted only some of the messages.
+        @raise ServerUnavailable: the connection was lost, and any of the marked messages may have
+            been deleted.
         """
         try:
             await self._command(b"QUIT", isAlone=True)
@@ -413,14 +416,14 @@ class POP3Client(ClientConnection):
 
     def sleep(self) -> Deferred[bytes]:
         """
-        Delete the marked messages, and release the mailbox.  The connection stays (SLEE).  If the
-        server refuses, nothing has changed.
+        Delete the marked messages, and release the mailbox (SLEE).  The connection stays open.  If
+        the server refuses the command, nothing has changed.
         """
         return self._command(b"SLEE")
 
     def wake(self) -> Deferred[bool]:
         """
-        Take the mailbox again after L{sleep}.  Messages have new numbers (WAKE).
+        Take the mailbox again after L{sleep} (WAKE).  The messages get new numbers.
 
         @return: whether there may be new messages.
         """
@@ -428,7 +431,8 @@ class POP3Client(ClientConnection):
 
     def refresh(self) -> Deferred[bool]:
         """
-        Delete the marked messages, and list the mailbox afresh.  Messages have new numbers (CORE).
+        Delete the marked messages, and list the mailbox again (CORE).  The messages get new
+        numbers.
 
         @return: whether there may be new messages.
         """

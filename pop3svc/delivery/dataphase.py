@@ -21,8 +21,8 @@ class DataPhase:
 
     def __init__(self) -> None:
         self.hasBareLineEnd = False
-        # Octets that may be the beginning of the final line.  The initial value says that the
-        # message begins at the start of a line.
+        # Octets that may be the beginning of the final line.  The initial value is a line end,
+        # because the message begins at the start of a line.
         self._held = b"\r\n"
         self._isFirst = True
 
@@ -30,7 +30,7 @@ class DataPhase:
         """
         @param data: the next octets from the client.
         @return: the next octets of the message; and the octets after the final dot, or L{None} if
-            the final dot has not come.  At the end of the message, its last line is complete.
+            the final dot has not come.  The last line of the message always has its line end.
         """
         data = self._held + data
         end = data.find(_END)
@@ -47,7 +47,7 @@ class DataPhase:
             self.hasBareLineEnd = True
         data = data.replace(b"\r\n.", b"\r\n")
         if self._isFirst:
-            # Drop the line end before the first line, because it is no part of the message.
+            # Drop the line end before the first line, because it does not belong to the message.
             self._isFirst = False
             data = data[2:]
         return data, rest

@@ -22,7 +22,8 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
 # A message with this many Received fields loops.  The longest real routes have some thirty.
 _MOST_HOPS = 100
-# The most octets of a header that are searched.  They hold more than 100 Received fields.
+# The most octets of a header that are searched.  These are enough for more than 100 Received
+# fields.
 _SEARCHED = 262_144
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
 _DELIVERED = re.compile(rb"^delivered-to[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)
@@ -86,8 +87,8 @@ def namesFor(recipient: str, delimiter: str, localDomains: Sequence[str] = ()) -
     @param recipient: an address, or the name of a user.
     @param delimiter: the characters that begin an extension: C{alice+work} is alice.
     @param localDomains: domains, in lower case, whose users have names without a domain.
-    @return: the names that a user with this address may have, the likeliest first; none if
-        no name is safe.
+    @return: the names that a user with this address may have, the likeliest first; empty if no name
+        is safe.
     """
     if not recipient or not isPrintable(recipient) or "%(" in recipient:
         return []
@@ -145,9 +146,9 @@ class Trace:
         @raise DeliveryRefused: the message loops.
         """
         if len(_RECEIVED.findall(self._head)) > _MOST_HOPS:
-            raise DeliveryRefused("The message has been on its way too often.")
+            raise DeliveryRefused("The message has passed too many servers.")
         if deliveredTo is None:
             return
         own = deliveredTo.encode("utf-8", "surrogateescape").lower()
         if any(each.strip().lower() == own for each in _DELIVERED.findall(self._head)):
-            raise DeliveryRefused("The message was delivered to this recipient already.")
+            raise DeliveryRefused("The message was already delivered to this recipient.")

@@ -39,7 +39,7 @@ __all__ = ["SPOOLED", "LMTPFactory", "LMTPProtocol"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of a message that are kept in memory.  Larger messages go to a temporary file.
+# The most octets of a message that are kept in memory.  A larger message goes to a temporary file.
 SPOOLED = 262_144
 # Seconds in which a cancelled delivery must report which copies it has stored.
 _PATIENCE = 10
@@ -66,7 +66,8 @@ class _Transfer:
     """
     A message while it arrives.
 
-    @ivar error: the reason why the message is refused at its end; its octets are not kept.
+    @ivar error: the reason for which the message will be refused at its end.  Its octets are not
+        kept.
     """
 
     def __init__(self, limit: int, executor: Executor) -> None:
@@ -105,7 +106,7 @@ class _Transfer:
         try:
             await self._executor.run(self.content.write, block)
         except (OSError, POP3ResponseError) as error:
-            log.error("cannot keep a message that arrives: {error}", error=str(error))
+            log.error("cannot keep an arriving message: {error}", error=str(error))
             self._refuse(StoreUnavailable("There is no room for the message now."))
 
     def _refuse(self, error: DeliveryError) -> None:
@@ -137,8 +138,8 @@ class LMTPProtocol(SerialSMTP):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
-        See L{SerialSMTP.connectionLost}.  A message that has not arrived completely is not
-        stored.  If a message is being stored, no further copies are begun.
+        See L{SerialSMTP.connectionLost}.  A message that has not arrived completely is not stored.
+        If a message is being stored, no further copy is begun.
         """
         super().connectionLost(reason)
         if self._transfer is not None:
@@ -245,7 +246,8 @@ class LMTPProtocol(SerialSMTP):
         if argument:
             self._refuse(501, "5.5.4 DATA has no arguments.")
         elif not self._accepted:
-            # A client that pipelines sends no message now, because it has not received 354.
+            # A client that uses pipelining does not send the message now, because it has not
+            # received 354.
             self._refuse(503, "5.5.1 There is no recipient.")
         else:
             self._transfer = _Transfer(self._policy.maxMessageSize, self.factory.executor)
@@ -323,8 +325,8 @@ class LMTPProtocol(SerialSMTP):
         self, delivery: Deferred[list[DeliveryError | None]], copies: int
     ) -> list[DeliveryError | None]:
         """
-        Wait for a delivery.  If the delivery takes too long, cancel it, and use the results that it
-        then returns, because some copies may be stored.
+        Wait for a delivery.  If the delivery takes too long, cancel it.  Use the results that the
+        cancelled delivery returns, because it may have stored some copies.
         """
         clock, limit = self.factory.clock, self._policy.answerTimeout
         timer = clock.callLater(limit, delivery.cancel)
@@ -359,8 +361,8 @@ class LMTPProtocol(SerialSMTP):
         self._say(code, f"{error.status} {error.text}")
 
 
-# The commands of LMTP.  HELO and EHLO are not among them, because RFC 2033 section 4.1 replaces
-# both by LHLO.
+# The commands of LMTP.  HELO and EHLO are missing, because RFC 2033 section 4.1 replaces both by
+# LHLO.
 _COMMANDS: dict[bytes, Any] = {
     b"LHLO": LMTPProtocol._lhlo,
     b"MAIL": LMTPProtocol._mail,
@@ -439,7 +441,7 @@ class LMTPFactory(ServerFactory):
 
     def ended(self, connection: LMTPProtocol) -> None:
         """
-        Called when a connection is over.
+        Called when a connection has ended.
         """
         self.connections.discard(connection)
         if not self.connections:
@@ -449,8 +451,8 @@ class LMTPFactory(ServerFactory):
 
     async def shutdown(self) -> None:
         """
-        End all connections.  Deliveries that run have C{policy.answerTimeout} seconds, because
-        their clients would send the messages again.
+        End all connections.  Running deliveries get C{policy.answerTimeout} seconds to finish,
+        because otherwise their clients would send the messages again.
         """
         self.isStopping = True
         for connection in list(self.connections):

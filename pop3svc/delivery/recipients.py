@@ -25,7 +25,7 @@ class Destination(NamedTuple):
     """
     A store, and the sources of the accounts of its users.
 
-    @ivar store: if it does not provide L{IDelivery}, its users get no mail here.
+    @ivar store: the store.  If it does not provide L{IDelivery}, its users cannot get mail.
     @ivar accounts: the checkers of their logins.
     """
 
@@ -34,8 +34,8 @@ class Destination(NamedTuple):
 
     async def has(self, name: str) -> bool:
         """
-        @return: whether a user has this name.  If a source of accounts does not know its names,
-            each name that has a mailbox counts as a user.
+        @return: whether a user has this name.  If a source of accounts does not know the names of
+            its users, each name that has a mailbox counts as a user.
         """
         known = [each for each in self.accounts if IAccountNames.providedBy(each)]
         for each in known:
@@ -44,7 +44,7 @@ class Destination(NamedTuple):
         if known and len(known) == len(self.accounts):
             return False
         if not IDelivery.providedBy(self.store):
-            # The store decides when it opens the mailbox.
+            # The store will decide when it opens the mailbox.
             return True
         return bool(await maybeAwait(self.store.hasMailbox, name))
 
@@ -71,8 +71,8 @@ class Recipients:
         isCaseMapped: bool = False,
     ) -> None:
         """
-        @param destinations: the destinations by domain, in lower case.  The destination of L{None}
-            has the users of all other domains, and the users without a domain.
+        @param destinations: the destinations by domain, in lower case.  The destination with the
+            key L{None} has the users of all other domains, and the users without a domain.
         @param delimiter: see L{namesFor}.
         @param localDomains: see L{namesFor}.
         @param isCaseMapped: see L{prepareName}.
@@ -84,7 +84,7 @@ class Recipients:
 
     def _namesFor(self, recipient: str) -> list[str]:
         """
-        @return: the prepared names that the user may have, each once.
+        @return: the prepared names that the user may have, without duplicates.
         """
         found: dict[str, None] = {}
         for name in namesFor(recipient, self._delimiter, self._localDomains):
@@ -122,9 +122,9 @@ class Recipients:
         self, copies: Sequence[tuple[Recipient, bytes]], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        Store a message.  Each store is called once, for all its users.
+        Store a message.  Call each store once, for all its users.
 
-        @param copies: the users, each once, with the lines that are put before the message.
+        @param copies: the users, each once, with the lines to put before the message.
         @param content: see L{IDelivery.deliver}.
         @return: for each copy L{None} if the message is durable; else the error.  If the call
             is cancelled, copies that were not stored get an error.

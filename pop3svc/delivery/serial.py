@@ -1,5 +1,5 @@
 """
-SMTP commands one after the other, on Twisted's SMTP protocol.
+Carry out SMTP commands one after the other, on Twisted's SMTP protocol.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["Endless", "SerialSMTP"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 asks for 512, and extensions
-# need more.
+# The most octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 requires 512, and
+# extensions need more.
 _LONGEST = 1000
 # The most octets that may wait while a command runs: a few reads of the socket.  Reading is
 # paused after the first read.
@@ -43,10 +43,9 @@ class SerialSMTP(SMTP):
     """
     The server's side of a connection.
 
-    Twisted's class gives the reply format, the dispatch of commands and the timer.  LMTP needs a
-    different behaviour in three points: the next command waits until the previous one is
-    answered, a line that is too long stays one line, and a client that reads no replies is not
-    served.
+    Twisted's class provides the reply format, the dispatch of commands and the timer.  LMTP needs a
+    different behaviour in three points.  The next command waits until the previous one is answered.
+    A line that is too long counts as one line.  A client that reads no replies is not served.
     """
 
     noisy = False
@@ -60,7 +59,7 @@ class SerialSMTP(SMTP):
         self._clock = clock
         self._policy = policy
         self._input = b""
-        # A line that is too long is dropped up to its end; the octets that were dropped.
+        # A line that is too long is dropped up to its end.  This is the number of dropped octets.
         self._isSkipping = False
         self._skipped = 0
         self._running: Deferred[None] | None = None
@@ -106,7 +105,7 @@ class SerialSMTP(SMTP):
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
         See L{Protocol.connectionLost<twisted.internet.protocol.Protocol.connectionLost>}.  The
-        command that runs is cancelled.
+        running command is cancelled.
         """
         self._startTimer(None)
         self._isClosing = True
@@ -119,14 +118,14 @@ class SerialSMTP(SMTP):
         See L{twisted.protocols.policies.TimeoutMixin.timeoutConnection}.
         """
         if self._isFull:
-            # It does not read replies either.
+            # The client does not read replies either.
             cast(Any, self.transport).abortConnection()
         else:
             self._close(421, "4.4.2 Nothing came for too long.")
 
     def stop(self) -> None:
         """
-        End the connection because the service stops: now, or after the command that runs.
+        End the connection because the service stops: now, or after the running command.
         """
         self._isStopping = True
         if self._running is None:
@@ -146,7 +145,7 @@ class SerialSMTP(SMTP):
 
     def _startTimer(self, seconds: float | None) -> None:
         """
-        Wait for input for these seconds; L{None}: without a limit, because a command runs.
+        Wait for input for this number of seconds; L{None} for no limit, while a command runs.
         """
         self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 

@@ -10,7 +10,7 @@ from pop3svc.downgrading.lexical import Kind, Token, asciiComment, encodedText, 
 
 __all__ = ["asciiAddresses"]
 
-# The address that RFC 6858 section 2.1 puts in the place of one that has no form in ASCII.
+# The address with which RFC 6858 section 2.1 replaces an address that cannot be written in ASCII.
 _INVALID = "<invalid@internationalized-address.invalid>"
 # The most characters of a domain (RFC 1035 section 2.3.4).
 _LONGEST_DOMAIN = 255
@@ -20,8 +20,8 @@ _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 def asciiAddresses(text: str) -> str:
     """
     @param text: the unfolded body of a field with addresses, such as To.
-    @return: the list in ASCII.  The text of an address with no form in ASCII becomes part of its
-        display name.
+    @return: the list in ASCII.  The text of an address that cannot be written in ASCII becomes part
+        of its display name.
     """
     written: list[str] = []
     for tokens, separator in splitAt(",;:", text):
@@ -52,7 +52,7 @@ def _asciiAddress(tokens: list[Token]) -> str:
 def _named(name: list[Token], address: str, after: list[Token]) -> str:
     """
     @param name: the display name.
-    @param address: what stands between < and >.
+    @param address: the text between < and >.
     @param after: what follows.
     """
     ascii_ = _asciiDomain(address)
@@ -68,7 +68,7 @@ def _named(name: list[Token], address: str, after: list[Token]) -> str:
 
 def _bare(tokens: list[Token]) -> str:
     """
-    @param tokens: an address without < and >, and perhaps with comments.
+    @param tokens: an address without < and >; it may have comments.
     """
     ascii_ = [
         Token(each.kind, asciiComment(each.raw)) if each.kind is Kind.COMMENT else each
@@ -88,8 +88,8 @@ def _bare(tokens: list[Token]) -> str:
 
 def _asciiDomain(address: str) -> str | None:
     """
-    @return: the address with its domain in ASCII (RFC 5890 section 2.3.2.1); L{None} if it has no
-        such form.
+    @return: the address with its domain in ASCII (RFC 5890 section 2.3.2.1); L{None} if that is
+        impossible.
     """
     if address.isascii():
         return address
@@ -102,5 +102,6 @@ def _asciiDomain(address: str) -> str | None:
         isSame = encoded.encode("ascii").decode("idna") == domain.lower()
     except UnicodeError:
         return None
-    # The codec is of RFC 3490.  It replaces a few letters, which makes another domain.
+    # The codec implements RFC 3490.  It replaces a few letters, and the result would be another
+    # domain.
     return f"{local}@{encoded}" if isSame and _DOMAIN.fullmatch(encoded) else None

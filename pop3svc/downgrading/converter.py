@@ -16,10 +16,10 @@ __all__ = ["SurrogateConverter", "surrogateSize"]
 # ASCII becomes a question mark.
 _LONGEST_FIELD = 65_536
 # The most octets of a field that is encoded, and of all such fields of a message.  In other fields
-# each character that is not ASCII becomes a question mark.  Encoding takes some milliseconds for
-# this many octets, which the reactor can afford.
+# each character that is not ASCII becomes a question mark.  The encoding of this many octets takes
+# some milliseconds, so it may run in the reactor's thread.
 _LONGEST_ENCODED, _MOST_ENCODED = 8_192, 32_768
-# The most multiparts inside each other.
+# The most levels of nested multiparts.
 _DEEPEST = 20
 # The most octets of a line with a boundary.  A boundary has 70 characters at most (RFC 2046
 # section 5.1.1).
@@ -33,8 +33,8 @@ class SurrogateConverter:
     """
     Converts one message, block by block.  Blocks may be cut anywhere.
 
-    The converter changes header fields in UTF-8 only: those of the message, and those of the parts
-    of its multiparts.  It does not change attached messages, because they are part of a body.
+    The converter changes only header fields in UTF-8: those of the message, and those of the parts
+    of its multiparts.  It does not change attached messages, because they belong to a body.
 
     @ivar hasChanged: whether a field was converted, so that the message needs UTF-8 mode.
     """
@@ -48,11 +48,12 @@ class SurrogateConverter:
         # The lines of the present field, and their octets.
         self._field: list[bytes] = []
         self._fieldOctets = 0
-        # Whether the rest of a field belongs to one that is too long, and is inside a line.
+        # Whether the present octets belong to a field that is too long, and whether they are inside
+        # a line.
         self._isOverlong = self._isInLine = False
         # The body of Content-Type, and whether its boundary was made ASCII.
         self._contentType: tuple[bytes, bool] | None = None
-        # The boundaries of the multiparts around the present part, and what is written instead.
+        # The boundaries of the multiparts around the present part, each with its replacement.
         self._boundaries: list[tuple[bytes, bytes]] = []
         self._isAtLineStart = True
         self._encodable = _MOST_ENCODED
@@ -188,7 +189,7 @@ class SurrogateConverter:
         at = data.find(b"\n--", position)
         end = len(data) if at < 0 else at + 1
         if at < 0 and data.endswith(b"-") and self._mayBegin(data, position):
-            # The next octet shows whether this is a line with a boundary.
+            # The next octet will show whether this line has a boundary.
             self._held = b"-"
             end -= 1
         written.append(data[position:end])

@@ -40,7 +40,7 @@ _ADDRESSES = frozenset(
 }
 _PARAMETERS = frozenset(["content-type", "content-disposition"])
 _IDS = frozenset(["in-reply-to", "references"])
-# Fields whose text outside comments means nothing if it is encoded.
+# Fields whose text outside comments loses its meaning if it is encoded.
 _STRUCTURED = frozenset(
     [
         *("archived-at", "authentication-results", "arc-authentication-results"),
@@ -56,7 +56,7 @@ _STRUCTURED = frozenset(
 def splitField(field: bytes) -> tuple[str, bytes] | None:
     """
     @param field: a header field with its line ends.
-    @return: its name and its body with the folds; L{None} if it has no proper name.
+    @return: the name of the field, and its body with the folds; L{None} if the name is not valid.
     """
     found = _NAME.match(field)
     return None if found is None else (found[1].decode("ascii"), field[found.end() :])
@@ -74,12 +74,12 @@ def asciiField(field: bytes) -> bytes:
     """
     Convert a header field to ASCII.
 
-    A field that is not UTF-8 stays as it is.  RFC 6532 allows only UTF-8, so such a field is not
-    one of an internationalized message, and its charset is not known.
+    A field that is not UTF-8 does not change.  RFC 6532 allows only UTF-8, so the charset of such a
+    field is unknown.
 
     @param field: the field with its line ends, C{CRLF}.
-    @return: one field, or two if the text of the field has no form in ASCII in the field itself.
-        The other one is named C{Downgraded-} and the name of the field (RFC 6857 section 3.1.10).
+    @return: one field; or two fields, if this field cannot contain its text in ASCII.  The name of
+        the second field is C{Downgraded-} and the name of the field (RFC 6857 section 3.1.10).
     """
     if field.isascii():
         return field
@@ -102,7 +102,7 @@ def asciiField(field: bytes) -> bytes:
 def _convert(name: str, body: str) -> str | None:
     """
     @param name: the name of the field in lower case.
-    @return: the body in ASCII; L{None} if it has no form in ASCII.
+    @return: the body in ASCII; L{None} if that is impossible.
     """
     special = _SPECIAL.get(name)
     return unstructured(body) if special is None else special(body)
@@ -110,7 +110,7 @@ def _convert(name: str, body: str) -> str | None:
 
 def _ids(body: str) -> str | None:
     """
-    Keep the message-ids that are ASCII, because clients find the thread of a message by them.
+    Keep the message-ids that are ASCII, because clients use them to find the thread of a message.
     """
     kept = _ID.findall(body)
     return " " + " ".join(kept) if kept else None

@@ -1,11 +1,11 @@
 """
-Split structured header fields into tokens (RFC 5322 section 3.2), encode text as encoded-words
-(RFC 2047), and fold header fields.  All functions take linear time and need no recursion, because
-anybody can send any field.
+Split structured header fields into tokens (RFC 5322 section 3.2), encode text as encoded-words (RFC
+2047), and fold header fields.  All functions take linear time and need no recursion, because an
+attacker can send any field.
 
-The size of a surrogate is remembered.  The same text must therefore always become the same octets,
-also with another version of Python.  The methods C{fold} of the package C{email} have changed from
-version to version, so this module does not use them.
+Stores keep the size of a surrogate.  The same text must therefore always become the same octets,
+even with another version of Python.  This module does not use the methods C{fold} of the package
+C{email}, because they have changed from version to version.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = [
     "unstructured",
 ]
 
-# The most octets in an encoded-word.  With 68 characters it fits into one line with the name of
-# most fields, and RFC 2047 section 2 allows 75.
+# The most octets in an encoded-word.  With 68 characters an encoded-word fits into one line with
+# the name of most fields.  RFC 2047 section 2 allows 75.
 _OCTETS = 42
 # Characters of a line, without its CRLF.
 _LINE = 76
-# A longer run of spaces becomes one space, because a line cannot be folded in it.
+# A longer run of spaces becomes one space, because a line cannot be folded inside the run.
 _SPACES = 32
 _PIECES = re.compile(r"([ \t]*)([^ \t]*)")
 _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
-# Control characters and separators of lines.  A client that decodes them could take what follows
-# for another header field.
+# Control characters and line separators.  A client that decodes these could take the text after
+# them for another header field.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN = re.compile(r"[^ \t\"(<,;:]+|.", re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
@@ -93,8 +93,8 @@ def encodeWords(words: list[Word]) -> str:
             written += [word.space, word.raw]
             index += 1
             continue
-        # White space between two encoded-words does not count (RFC 2047 section 6.2), so it has to
-        # be inside one of them.
+        # Clients ignore white space between two encoded-words (RFC 2047 section 6.2), so the space
+        # has to be inside one of them.
         text = word.text
         if index and _ENCODED_WORD.fullmatch(words[index - 1].raw):
             text = word.space + text
@@ -119,7 +119,7 @@ def unstructured(text: str) -> str:
 
 def fold(name: str, body: str) -> bytes:
     """
-    Make a header field of lines that are as short as their words allow.
+    Fold a header field into lines that are as short as their words allow.
 
     @param name: the name of the field, in ASCII.
     @param body: the unfolded body, in ASCII.
@@ -167,8 +167,8 @@ class Token(NamedTuple):
 
 def scan(text: str) -> Iterator[Token]:
     """
-    Yield the tokens of a text.  All tokens together are the text.  A quotation mark, a parenthesis
-    or a C{<} without its counterpart is plain text.
+    Yield the tokens of a text.  All tokens joined are the text.  A quotation mark, a parenthesis or
+    a C{<} without its counterpart is plain text.
     """
     position, unclosed = 0, set[str]()
     while position < len(text):
@@ -182,7 +182,7 @@ def scan(text: str) -> Iterator[Token]:
         elif first in ",;:":
             kind, end = Kind.SEPARATOR, position + 1
         elif first in _CLOSED and first not in unclosed:
-            # To look again for the end of each of thousands would take quadratic time.
+            # A new search for the end of each of thousands of these would take quadratic time.
             kind, find = _CLOSED[first]
             end = find(text, position)
             if end < 0:
@@ -295,7 +295,8 @@ def phrase(tokens: list[Token]) -> str:
         raw = asciiComment(token.raw) if token.kind is Kind.COMMENT else token.raw
         text = raw if token.kind is Kind.COMMENT else unquoted(token)
         if isOpen:
-            # Nothing separates the token from the one before, so both are one encoded-word.
+            # There is no space between this token and the previous one, so both become one
+            # encoded-word.
             last = words.pop()
             words.append(Word(last.space, last.raw + raw, last.text + text))
         else:

@@ -14,7 +14,7 @@ __all__ = ["asciiBoundary", "asciiParameters", "boundaryOf"]
 
 _PARAMETER = re.compile(r"[ \t]*([!#$%&'*+\-.0-9A-Z^_`a-z{|}~]+)[ \t]*=[ \t]*")
 _NUMBERED = re.compile(r"(.*)\*([0-9]+)")
-# Whole characters of a value, short enough for a line.
+# A piece of a value: whole characters, few enough for a line.
 _SEGMENT = re.compile(r"(?:%[0-9A-F]{2}|[^%]){1,16}")
 # The most characters of a parameter that stands in one line.
 _LINE = 72
@@ -64,8 +64,8 @@ def _isComment(token: Token) -> bool:
 def asciiParameters(text: str) -> str | None:
     """
     @param text: the unfolded body of Content-Type or Content-Disposition.
-    @return: the body in ASCII; L{None} if that is impossible, because more than values and comments
-        is not ASCII.
+    @return: the body in ASCII; L{None} if that is impossible, because something else than values
+        and comments is not ASCII.
     """
     written: list[str] = []
     for index, (tokens, _) in enumerate(splitAt(";", text)):
@@ -88,7 +88,7 @@ def _encoded(name: str, value: str) -> list[str]:
     if name.lower() == "boundary":
         return [f'{name}="{asciiBoundary(value)}"']
     if name.endswith("*"):
-        # It is encoded already, except for the characters that are not ASCII.
+        # The value is already encoded, except for the characters that are not ASCII.
         return [f"{name}={_NOT_ASCII.sub(lambda found: quote(found[0]), value)}"]
     encoded = quote(value, safe="")
     numbered = _NUMBERED.fullmatch(name)

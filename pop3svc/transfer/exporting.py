@@ -116,7 +116,7 @@ class Export:
             if number in unreadable:
                 continue
             if uniqueID not in found:
-                self.report.failed(number, "it was written, and is not there any more")
+                self.report.failed(number, "it was written, but is not there any more")
             elif found[uniqueID] != sizes[uniqueID]:
                 self.report.failed(
                     number,
@@ -132,7 +132,7 @@ class Export:
     async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
         """
         @param done: the number of messages at the beginning that were exported already.
-        @return: the numbers of messages that cannot be read.
+        @return: the numbers of the messages that cannot be read.
         """
         unreadable: set[int] = set()
         self.report.begin(len(uniqueIDs))
@@ -151,8 +151,8 @@ class Export:
 
     async def _copyOne(self, uniqueID: str, latest: float) -> float:
         """
-        @param latest: the arrival of the message before.
-        @return: the arrival of this message.
+        @param latest: the time of arrival of the previous message.
+        @return: the time of arrival of this message.
         """
         head = bytearray()
         with SpooledTemporaryFile(_SPOOLED) as spool:

@@ -17,8 +17,8 @@ _DIGEST = 16
 _LONGEST = 1_048_576
 # Fields that an mbox adds.
 _OWN_FIELD = re.compile(rb"(?:x-uidl|content-length)[ \t]*:", re.I)
-# The characters that the quoting of an mbox adds.  The digest leaves them out, because not all
-# variants allow to remove the quotes.
+# The characters that the quoting of an mbox adds.  The digest leaves these characters out, because
+# not all variants say how to remove the quoting.
 _QUOTES = re.compile(rb"^>+(?=From )", re.M)
 
 

@@ -51,7 +51,7 @@ class _Stored(NamedTuple):
 
     @ivar number: its number in the import, from 1.
     @ivar octets: its size as RETR sends it.
-    @ivar digest: of its L{Fingerprint}.
+    @ivar digest: the digest of the message, from L{Fingerprint}.
     """
 
     number: int
@@ -90,7 +90,7 @@ class Import:
         @raise NotPossible: the import cannot be done.
         @raise TryAgain: a later attempt may succeed.
         """
-        # If the store cannot be read back, it is refused before a message is stored.
+        # If the store cannot be read back, refuse the import before the first message is stored.
         username, store = self.recipient
         session = MailboxSession(store, username, self.clock, self.timeout)
         try:
@@ -117,8 +117,8 @@ class Import:
 
     def _plan(self) -> list[_Planned]:
         """
-        Merge the messages of all sources into one order, in which the messages of each source
-        keep their order.
+        Merge the messages of all sources into one sequence.  The messages of each source keep their
+        order.
         """
         planned: list[_Planned] = []
         for source in self.sources:
@@ -179,7 +179,7 @@ class Import:
         for number, each in enumerate(planned, 1):
             if self.mustEnd():
                 raise TryAgain("the import was interrupted")
-            # Messages that arrived at the same time get an order.
+            # Messages that arrived at the same time get numbers for their order.
             at = int(each.arrival * _MICROSECONDS)
             last = max(at, last + 1)
             try:
@@ -239,13 +239,13 @@ class _Names:
     def nameFor(self, kept: str | None, digest: str) -> str:
         """
         @param kept: the unique-id of the source, or L{None}.
-        @param digest: of the message's L{Fingerprint}.
+        @param digest: the digest of the message, from L{Fingerprint}.
         """
         if kept is None:
             number = self._equal[digest] = self._equal.get(digest, 0) + 1
             return digest if number == 1 else f"{digest}.{number}"
         if not isUniqueID(kept) or self._digests.setdefault(kept, digest) != digest:
-            # A different message of another source has the same unique-id.
+            # Another source has a different message with the same unique-id.
             return uniqueIDFor(kept, digest)
         return kept
 
@@ -286,7 +286,7 @@ class _Comparison:
             self._report.failed(each.number, "the mailbox had it before, and it was deleted")
         order = [found[each] for each in self._stored if each in found]
         if order != sorted(order):
-            self._report.note("the store lists the messages in an order of its own")
+            self._report.note("the store lists the messages in another order")
         return len(found)
 
     async def _isEqual(self, uniqueID: str, stored: _Stored) -> bool:

@@ -41,12 +41,14 @@ def foldersOf(path: str) -> list[str]:
 
 class MaildirSource(Source):
     """
-    One folder of a Maildir.  Other programs may deliver, rename and remove messages meanwhile.
+    One folder of a Maildir.  Other programs may deliver, rename and remove messages during the
+    import.
     """
 
     def __init__(self, path: str, kept: Mapping[str, tuple[str, int]]) -> None:
         """
-        @param kept: unique-ids and places in the order of another server, by base name.
+        @param kept: the unique-ids and the positions that messages had on another server, by base
+            name.
         """
         super().__init__(path)
         self._kept = kept
@@ -92,8 +94,8 @@ class MaildirSource(Source):
 
     def messages(self) -> Sequence[SourceMessage]:
         """
-        See L{Source.messages}.  Messages that another server has numbered come first, and the
-        others follow by the time in their names, or else by the time of the file.
+        See L{Source.messages}.  Messages that another server has numbered come first.  The others
+        follow in the order of the times in their names, or else of the times of the files.
         """
         found: list[tuple[tuple[int, int, float, str], SourceMessage]] = []
         for base, (folder, name, seconds, microseconds) in self._scan().items():

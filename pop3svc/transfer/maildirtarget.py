@@ -62,7 +62,7 @@ class MaildirTarget(Target):
         syncDirectory(self.path)
         self._descriptors["."] = openDirectory(self.path)
         for name in os.listdir(self._descriptors["tmp"]):
-            # The interrupted export has begun this message.
+            # The interrupted export had begun to write this message.
             os.unlink(name, dir_fd=self._descriptors["tmp"])
         self._there = self._scan()
         return 0
@@ -110,7 +110,7 @@ class MaildirTarget(Target):
 
     def add(self, uniqueID: str, content: BinaryIO, arrival: float, sender: bytes) -> None:
         """
-        See L{Target.add}.  The times of the files are in the order of the messages.
+        See L{Target.add}.  The times of the files increase in the order of the messages.
         """
         name = self._names[uniqueID] = nameWithUniqueID(uniqueID)
         arrived = int(arrival * _MICROSECONDS)

@@ -68,7 +68,7 @@ class MboxSource(Source):
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotPossible(f"{self.path} is not a regular file")
-        # Use a second descriptor, because the lock ends when this descriptor is closed.
+        # Lock a second descriptor, because a lock ends when its descriptor is closed.
         locked = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._lock(locked)
@@ -103,7 +103,7 @@ class MboxSource(Source):
         """
         stored: Stored = message.key
         if self._isCut(stored):
-            raise Unreadable("the mbox ends in the middle of it")
+            raise Unreadable("the mbox ends in the middle of the message")
         envelope = readExactly(self._descriptor, stored.content - stored.start, stored.start)
         digest = MessageDigest(envelope)
         unquoter = Unquoter() if self._variant == "mboxrd" else None

@@ -32,8 +32,8 @@ class _Entry(NamedTuple):
     """
     A message that is durable.
 
-    @ivar end: offset after it in the mbox.
-    @ivar after: offset after its line in the journal.
+    @ivar end: offset after the message in the mbox.
+    @ivar after: offset after the message's line in the journal.
     """
 
     uniqueID: str
@@ -43,8 +43,8 @@ class _Entry(NamedTuple):
 
 class MboxTarget(Target):
     """
-    An mboxrd.  It is written beside its path, and gets its name when it is complete.  A journal
-    records the messages that are durable.
+    An mboxrd.  The file is written under another name, and gets its name when it is complete.  A
+    journal records the messages that are durable.
     """
 
     def __init__(self, path: str, username: str, addsXUIDL: bool = False) -> None:
@@ -73,7 +73,7 @@ class MboxTarget(Target):
             syncDirectory(os.path.dirname(self._work))
         others = set(os.listdir(self._work)) - {_MBOX, _JOURNAL}
         if others:
-            raise NotPossible(f"{self._work} is not the work of an export")
+            raise NotPossible(f"{self._work} does not belong to an export")
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._journal = os.open(os.path.join(self._work, _JOURNAL), flags, 0o600)
         lockOwn(self._journal, self.path)
@@ -103,14 +103,14 @@ class MboxTarget(Target):
 
     def _resume(self, uniqueIDs: Sequence[str]) -> int:
         """
-        Continue after those first messages that the mbox and the mailbox have in common.
+        Continue after the first messages, as far as the mbox and the mailbox have the same ones.
         """
         with open(self._journal, "rb", closefd=False) as file:
             head = file.readline()
             size = os.fstat(self._mbox).st_size
             if not head.endswith(b"\n"):
                 if size:
-                    raise NotPossible(f"{self._work} is not the work of an export")
+                    raise NotPossible(f"{self._work} does not belong to an export")
                 os.ftruncate(self._journal, 0)
                 os.pwrite(self._journal, self._head, 0)
                 os.fsync(self._journal)
@@ -196,7 +196,7 @@ class MboxTarget(Target):
         syncDirectory(os.path.dirname(self._work))
 
     def _giveName(self, mbox: str) -> None:
-        # Unlike a rename, a link replaces nothing.
+        # Use a link, because a rename could replace another file.
         try:
             os.link(mbox, self.path)
         except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["Report", "messages"]
 
-# The most messages that are named.  The others are only counted.
+# The most messages that are named.  Further messages are only counted.
 _NAMED = 20
 
 
@@ -25,7 +25,7 @@ class Report:
     Counts the messages of a transfer that were not moved.
 
     @ivar exitStatus: 0 if all messages were moved; 75 if a later attempt may succeed for all
-        others; otherwise 1.
+        messages that were not moved; otherwise 1.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Report:
 
     def advance(self) -> None:
         """
-        Show that one message more was handled.
+        Show that another message was handled.
         """
         if self._bar is not None:
             self._bar.update()
 
     def end(self) -> None:
         """
-        Show no progress any more.
+        Stop showing progress.
         """
         if self._bar is not None:
             self._bar.close()

@@ -26,9 +26,9 @@ from pop3svc.transfer.fingerprints import Fingerprint
 
 __all__ = ["MailboxSession"]
 
-# Seconds for which a transfer waits for another session's lock, and between two attempts.
+# Seconds for which a transfer waits for another session's lock, and seconds between two attempts.
 LOCK_WAIT, LOCK_POLL = 30.0, 1.0
-# Messages whose sizes are asked for at once.
+# The number of messages whose sizes are requested by one call.
 _SIZES = 1000
 
 
@@ -64,7 +64,7 @@ def _failure(error: Exception, action: str) -> Exception:
 
 class MailboxSession:
     """
-    A mailbox that is locked, if it can be locked, and listed.
+    A listed mailbox.  It is also locked, if it can be locked.
 
     @ivar uniqueIDs: the messages in order.
     """

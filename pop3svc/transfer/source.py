@@ -53,15 +53,15 @@ class Source:
         """
         Read a message.
 
-        @return: its octets, in pieces of bounded size.
-        @raise Unreadable: the message cannot be read whole; raised by the iterator.
-        @raise OSError: the message cannot be read; raised by the iterator.
+        @return: the octets of the message, in pieces of bounded size.
+        @raise Unreadable: (from the iterator) the message cannot be read completely.
+        @raise OSError: (from the iterator) the message cannot be read.
         """
         raise NotImplementedError
 
     def hasMore(self) -> bool:
         """
-        @return: whether the source has got messages since L{messages} was called.
+        @return: whether new messages have arrived in the source since the call of L{messages}.
         """
         raise NotImplementedError
 
@@ -73,9 +73,9 @@ class Source:
 
 def fitArrivals(arrivals: Sequence[float]) -> list[float]:
     """
-    Make times of arrival agree with the order of the messages, because some stores list messages
-    by arrival.  As many times as possible stay unchanged.  A message whose time does not fit gets
-    the time of the message before it.
+    Make the times of arrival follow the order of the messages, because some stores list messages by
+    arrival.  As many times as possible stay unchanged.  If the time of a message does not fit, the
+    message gets the time of the previous message.
 
     @param arrivals: seconds since the epoch, in the order of the messages.
     @return: seconds that never decrease.

@@ -27,8 +27,8 @@ class Choice:
 
     @ivar kind: one of L{KINDS}; L{None} to find out the kind.
     @ivar variant: the variant of an mbox.
-    @ivar uidl: which unique-ids of another server are kept; L{None}: none.
-    @ivar folders: whether the other folders of a Maildir++ are imported as well.
+    @ivar uidl: which unique-ids of another server to keep; L{None} for none.
+    @ivar folders: whether to import the other folders of a Maildir++, too.
     """
 
     kind: str | None = None
@@ -65,7 +65,7 @@ def makeSources(paths: Sequence[str], choice: Choice) -> tuple[list[Source], int
         except OSError as error:
             raise NotPossible(f"{error.filename or path} cannot be read: {reasonOf(error)}")
         if choice.folders:
-            # POP3 clients know the unique-ids of INBOX only.
+            # POP3 clients know only the unique-ids of INBOX.
             sources += [MaildirSource(each, {}) for each in others]
         else:
             leftOut += len(others)
@@ -80,7 +80,7 @@ def _mbox(path: str, choice: Choice) -> MboxSource:
 
 def _kindOf(path: str) -> str:
     """
-    @raise NotPossible: the path is of no known kind.
+    @raise NotPossible: the path has no known kind of mail.
     @raise OSError: the path cannot be read.
     """
     if not os.path.isdir(path):

@@ -17,8 +17,8 @@ __all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
 
 class Target:
     """
-    A file or a directory that an export writes messages to.  An export that was killed can be
-    continued.  All methods block.
+    A file or a directory to which an export writes messages.  A later export can continue one that
+    was killed.  All methods block.
 
     @ivar path: its path.
     """
@@ -94,7 +94,7 @@ def lockOwn(descriptor: int, path: str) -> None:
             raise TryAgain(f"another export writes {path}")
         raise
     if not os.fstat(descriptor).st_nlink:
-        # The other export has ended since the file was opened.
+        # The other export has ended after the file was opened.
         raise TryAgain(f"another export has just written {path}")
 
 

@@ -476,7 +476,7 @@ def test_refusedUser(verb: bytes, capabilities: bytes) -> None:
         ({b"LIST": b"OK\r\n"}, "malformed"),
         ({b"LIST": b"+OK\r\n" + b"x" * 5000}, "too long"),
         ({b"LIST": b"+OK " + b"x" * 5000 + b"\r\n.\r\n"}, "too long"),
-        ({b"LIST": b"+OK\r\n.\r\n+OK unasked\r\n"}, "nobody has asked"),
+        ({b"LIST": b"+OK\r\n.\r\n+OK unasked\r\n"}, "answers no command"),
         ({b"LIST": None}, "closed the connection"),
         (
             {b"LIST": b"+OK\r\n" + b"".join(b"%d 1\r\n" % n for n in range(300)) + b".\r\n"},
