@@ -1,3 +1,3 @@
 """
-What the operator asks a running service, and tells it to do.
+The questions and orders of the operator to a running service.
 """

@@ -1,5 +1,5 @@
 """
-Tell the operator about logins, sleepers and wakes as they happen.
+Report logins, sleepers and wakes to the operator as they happen.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pop3svc.admin.operations import OperationError, Send, secondsIn
 
 __all__ = ["Activity"]
 
-# Seconds that an operation runs unless the operator says otherwise, and at most.
+# Seconds that an operation runs: by default, and at most.
 _DEFAULT, _LONGEST = 60, 3600
-# Operations at the same time: each open page of a service needs none of its own.
+# The most operations at the same time.  All open pages of a service share one operation.
 _MOST = 4
-# Seconds between two parts of an answer, and between two signs of life.
+# Seconds between two parts of an answer, and seconds until an empty part shows that the operation
+# still runs.
 _EVERY, _BEAT = 0.25, 2.0
-# Events in one part.  A person cannot read more; the rest is only counted.
+# The most events in one part.  A person cannot read more, so further events are only counted.
 _AT_ONCE = 50
 
 
@@ -46,7 +47,7 @@ class _Listener:
 
     def flush(self) -> None:
         """
-        Send the events, or at least a sign of life.
+        Send the events, or an empty part that shows that the operation still runs.
         """
         self._quiet += _EVERY
         if not self.events and self._quiet < _BEAT:
@@ -60,8 +61,8 @@ class _Listener:
 
 class Activity:
     """
-    The operations of a process that hear of its sessions.  While there are none, the sessions tell
-    nothing.
+    The operations that receive the events of the sessions of a process.  While there are none, the
+    sessions report nothing.
     """
 
     def __init__(self, meter: Any, clock: Any, worker: int = 0) -> None:
@@ -76,16 +77,16 @@ class Activity:
 
     async def run(self, send: Send, seconds: str | None = None) -> None:
         """
-        Tell of the sessions for some seconds, or until this coroutine is cancelled.
+        Report the events of the sessions for some seconds, or until this coroutine is cancelled.
 
         @param send: takes events: C{time} (seconds since the epoch), C{what} and C{detail} (see
             L{pop3svc.metrics.meter.Meter}), C{session}, C{user} and C{address}; or C{what} is
             C{more}, and C{count} says how many events were left out.
-        @raise OperationError: C{seconds} is no such number, or too many operations run.
+        @raise OperationError: C{seconds} is not a valid number, or too many operations run.
         """
         limit = secondsIn(seconds, _DEFAULT, _LONGEST)
         if len(self._listeners) >= _MOST:
-            raise OperationError(f"{_MOST} of these operations run already.")
+            raise OperationError(f"{_MOST} of these operations already run.")
         listener = _Listener(send)
         self._listeners.append(listener)
         self._meter.hear = self._hear

@@ -13,8 +13,8 @@ from pop3svc.admin.operations import OperationError
 
 __all__ = ["NotRunning", "ask", "follow"]
 
-# Seconds that a service has to answer, and the most octets of its answer: a description of each of
-# 100,000 sessions.
+# Seconds that a service has to answer, and the most octets of its answer, which is enough for the
+# descriptions of 100,000 sessions.
 _PATIENCE, _LARGEST = 60, 64_000_000
 
 
@@ -28,10 +28,10 @@ def ask(path: str, name: str, **arguments: str) -> Any:
     """
     Ask a service to carry out an operation.  This blocks, so it is for programs without a reactor.
 
-    @param path: of the admin socket.
-    @param name: of L{pop3svc.admin.operations.OPERATIONS}.
+    @param path: the path of the admin socket.
+    @param name: the name of one of L{pop3svc.admin.operations.OPERATIONS}.
     @return: the result; the list of the items if the operation has no result.
-    @raise NotRunning: no service runs there, or it does not answer in time.
+    @raise NotRunning: no service listens on the socket, or the service does not answer in time.
     @raise OperationError: the service refuses; one sentence.
     """
     items: list[Any] = []

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-# Sessions that are described in one go, in less than a millisecond.
+# The number of sessions that are described in one step, which takes less than a millisecond.
 AT_ONCE = 50
 
 
@@ -44,9 +44,9 @@ class Operation:
     """
     The declaration of one operation.
 
-    @ivar required: the names of arguments that it needs.
+    @ivar required: the names of the necessary arguments.
     @ivar optional: the names of further arguments.
-    @ivar isLasting: whether its answer goes on for as long as the operation says.
+    @ivar isLasting: whether its answer goes on until the operation ends.
     """
 
     required: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Operation:
 # Every operation by name.  All arguments are strings.
 OPERATIONS: Mapping[str, Operation] = {
     "who": Operation(optional=("user",)),
-    # The argument only is "session" if the target is no user.
+    # The argument "only" is "session" if the target is not a user.
     "kick": Operation(required=("target",), optional=("only",)),
     "bans": Operation(),
     "ban": Operation(required=("address",)),
@@ -76,7 +76,8 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     Check a request.
 
     @return: the arguments.
-    @raise OperationError: there is no such operation, or an argument is missing or too many.
+    @raise OperationError: the operation does not exist, an argument is missing, or an argument is
+        not allowed.
     """
     operation = OPERATIONS.get(name) if isinstance(name, str) else None
     if operation is None:
@@ -88,7 +89,7 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
             raise OperationError(f"The operation {name} needs the argument {each}.")
     for each, value in arguments.items():
         if each not in operation.required + operation.optional or not isinstance(value, str):
-            raise OperationError(f"The operation {name} has an argument that it does not know.")
+            raise OperationError(f"The operation {name} has an unknown argument.")
     return arguments
 
 
@@ -104,10 +105,10 @@ class Handler(Protocol):
 
     async def do(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
         """
-        @param name: of L{OPERATIONS}.
-        @param arguments: as L{checkArguments} returns them.
-        @param send: called with some items of the answer at a time, each serialisable as JSON,
-            because an answer about 100,000 sessions would hold the reactor for a second.
+        @param name: the name of one of L{OPERATIONS}.
+        @param arguments: the result of L{checkArguments}.
+        @param send: called with some items of the answer at a time, each serialisable as JSON.  A
+            whole answer about 100,000 sessions would block the reactor for a second.
         @return: the result, serialisable as JSON.
         @raise OperationError: the operation failed.
         """
@@ -116,7 +117,7 @@ class Handler(Protocol):
 def addressIn(text: str) -> str:
     """
     @return: the IP address in C{text}, which may be followed by the prefix length of a ban.
-    @raise OperationError: C{text} is no address.
+    @raise OperationError: C{text} is not an address.
     """
     address = text.removesuffix("/32").removesuffix("/64")
     try:
@@ -128,7 +129,7 @@ def addressIn(text: str) -> str:
 def secondsIn(text: str | None, default: int, most: int) -> int:
     """
     @param text: the argument C{seconds}, or L{None} for the default.
-    @raise OperationError: C{text} is no whole number from 1 to C{most}.
+    @raise OperationError: C{text} is not a whole number from 1 to C{most}.
     """
     if text is None:
         return default
@@ -223,20 +224,21 @@ class ProcessOperations:
 
     def _prepared(self, user: str) -> str:
         """
-        @return: the name under which the service knows a user (RFC 8265).
+        @return: the prepared name of a user (RFC 8265).
         """
         try:
             return prepareName(user, self._service.factory.policy.nameCase == "mapped")
         except ValueError:
-            # No session has this name.
+            # No session has such a name.
             return user
 
     def _kick(self, target: str, only: str = "") -> int:
         """
         End the session with an id, or all sessions of a user.
 
-        @param only: C{session} if C{target} is no user.  A user may have a number as name.
-        @return: how many sessions were ended.
+        @param only: C{session} if C{target} is not a user.  This is needed because the name of a
+            user may be a number.
+        @return: the number of sessions that were ended.
         """
         user = None if only == "session" else self._prepared(target)
         number = numberIn(target, self._worker)

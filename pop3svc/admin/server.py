@@ -36,8 +36,8 @@ log = Logger(namespace="pop3svc")
 def _isAllowed(transport: Any) -> bool:
     """
     @return: whether the client's process belongs to this process's user, or to root.  The mode of
-        the socket says so already, but between its creation and the change of its mode others may
-        connect.
+        the socket also ensures this, but others may connect between the creation of the socket and
+        the change of its mode.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     handle = getattr(transport, "socket", None)
@@ -49,17 +49,18 @@ def _isAllowed(transport: Any) -> bool:
 
 def _removeStale(path: str) -> None:
     """
-    Remove the socket of a service that was killed.  A lock with the number of its process does not
-    do, because the number may be in use again: in a container it always is.
+    Remove the socket of a service that was killed.  The number of its process would not show
+    whether it still runs, because another process may have the same number.  In a container this is
+    always so.
 
-    @raise OSError: the file is no socket, or a service answers there.
+    @raise OSError: the file is not a socket, or a service answers on the socket.
     """
     try:
         isSocket = stat.S_ISSOCK(os.lstat(path).st_mode)
     except FileNotFoundError:
         return
     if not isSocket:
-        raise FileExistsError(errno.EEXIST, "the file is no socket")
+        raise FileExistsError(errno.EEXIST, "the file is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -76,14 +77,15 @@ def _removeStale(path: str) -> None:
 @implementer(IPushProducer)
 class AdminProtocol(LineReceiver):
     """
-    One request of the operator.  A client of a lasting operation that does not read is dropped.
+    One request of the operator.  During a lasting operation, a client that does not read is
+    disconnected.
     """
 
     delimiter = b"\n"
     # No request is longer than a name and an operation.
     MAX_LENGTH = 4096
-    # Octets that wait for a client of a lasting operation.  A terminal that is stopped for some
-    # seconds loses nothing.
+    # The most octets that wait for a client of a lasting operation.  This is enough for a terminal
+    # that is stopped for some seconds.
     BOUND = 1_048_576
 
     def __init__(self, factory: AdminFactory) -> None:
@@ -118,7 +120,7 @@ class AdminProtocol(LineReceiver):
         """
         See L{LineReceiver.lineLengthExceeded}.
         """
-        # What follows is the rest of that line, and no request.
+        # Ignore further input, because it is the rest of that line, and not a request.
         self._isOver = True
         self._end({"error": "The request is too long."})
 
@@ -144,7 +146,7 @@ class AdminProtocol(LineReceiver):
 
     def _last(self) -> None:
         """
-        Answer for as long as the operation says.  Only its own limit ends it.
+        Answer until the operation ends.  Only the operation's own limit ends it.
         """
         transport: Any = self.transport
         self._timer.cancel()
@@ -187,7 +189,7 @@ class AdminProtocol(LineReceiver):
         transport: Any = self.transport
         if self._isLasting:
             transport.unregisterProducer()
-            # The rest of the answer has the time of another answer.
+            # The rest of the answer has the usual time limit again.
             self._timer = self._factory.clock.callLater(self._factory.TIMEOUT, self._late)
         transport.loseConnection()
 
@@ -210,7 +212,7 @@ class AdminFactory(ServerFactory):
     """
 
     noisy = False
-    # Connections at the same time.  An operator has a few.
+    # The most connections at the same time.  An operator has a few.
     MOST = 32
     # Seconds for a request and its answer.
     TIMEOUT = 60
@@ -244,7 +246,7 @@ class AdminSocket(Service):
 
     def startService(self) -> None:
         """
-        Open the socket.  The service works without it, so a failure is only logged.
+        Open the socket.  The service works without the socket, so a failure is only logged.
         """
         super().startService()  # type: ignore[no-untyped-call]
         try:

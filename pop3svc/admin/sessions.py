@@ -1,8 +1,8 @@
 """
 Describe the sessions of a process.
 
-Nothing is recorded while sessions run.  The description is made from the connections at the moment
-when the operator asks, so it costs a session nothing.
+The description is made from the connections when the operator asks.  Nothing is recorded before, so
+sessions need no time for it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def idOf(connection: Any, worker: int) -> str:
 
 def numberIn(text: str, worker: int) -> int | None:
     """
-    @param text: what the operator calls a session; see L{idOf}.
+    @param text: the operator's name of a session; see L{idOf}.
     @param worker: see L{idOf}.
     @return: the C{connectionID}; L{None} if C{text} names no session of this worker.
     """
@@ -53,9 +53,8 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     @return: C{session}, C{user} (L{None} before the login), C{address} (L{None} for a UNIX socket),
         C{tls} (the version, or L{None}), C{state} (C{login}, C{awake}, C{asleep} or C{closing}),
         C{method} (of the login), C{seconds} (since the connection, or since the last logout),
-        C{messages} and C{messageOctets} (which were sent), C{octets} (of all replies),
-        C{deleted} (messages) and C{waitsFor} (see
-        L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
+        C{messages} and C{messageOctets} (sent so far), C{octets} (of all replies), C{deleted}
+        (messages) and C{waitsFor} (see L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
     """
     session = connection.session
     record = session.record

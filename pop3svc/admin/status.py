@@ -17,7 +17,7 @@ __all__ = ["partsOf", "placeOf"]
 
 def placeOf(address: Any) -> str:
     """
-    @param address: L{twisted.internet.interfaces.IAddress} of a port.
+    @param address: the L{twisted.internet.interfaces.IAddress} of a port.
     @return: the host and the port, or the path of a UNIX socket.
     """
     if not hasattr(address, "port"):

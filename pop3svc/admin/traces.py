@@ -1,5 +1,5 @@
 """
-Show the operator conversations as they happen.
+Show conversations to the operator as they happen.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Listener", "Traces"]
 
-# Seconds that a trace runs unless the operator says otherwise, and at most.
+# Seconds that a trace runs: by default, and at most.
 _DEFAULT, _LONGEST = 60, 3600
-# Traces at the same time.  Each line of a traced connection is told to all of them.
+# The most traces at the same time.  Each of them gets every line of a traced connection.
 _MOST = 4
-# Seconds between two signs of life, so that the other end of a trace notices its end.
+# Seconds between two empty answers.  By writing these, the service notices that the reader of the
+# trace has gone away.
 _BEAT = 2.0
-# Lines that are kept of a connection without a login: a login with STLS and some failed attempts.
-# And lines of all such connections, some megabytes.
+# The most lines that are kept of a connection before its login: enough for STLS and some failed
+# attempts.  The most lines of all such connections, some megabytes.
 _KEPT, _ALL_KEPT = 50, 20_000
 
 
@@ -35,7 +36,7 @@ def _sameAddress(text: str | None, address: str) -> bool:
     try:
         return text is not None and str(ip_address(text)) == address
     except ValueError:
-        # The address of a link has a zone.
+        # A link-local address has a zone.
         return text == address
 
 
@@ -46,7 +47,7 @@ class Listener(Protocol):
 
     def mayMatch(self, connection: Any) -> bool:
         """
-        @return: whether the listener wants the lines of a connection.
+        @return: whether the listener needs the lines of a connection.
         """
 
     def hear(self, connection: Any, heard: Heard) -> None:
@@ -75,7 +76,7 @@ class Trace:
         self._target = target
         self._send = send
         self._worker = worker
-        # The last lines of connections whose user is not known yet, and the names that they have
+        # For each connection whose user is not known yet: its last lines, and the names that it has
         # sent.
         self._kept: dict[Any, deque[dict[str, Any]]] = {}
         self._names: dict[Any, str] = {}
@@ -83,7 +84,8 @@ class Trace:
 
     def mayMatch(self, connection: Any) -> bool:
         """
-        @return: whether the connection belongs to this trace, or may when its user is known.
+        @return: whether the connection belongs to this trace, or may belong to it when its user is
+            known.
         """
         if self._address is not None:
             return _sameAddress(connection.address, self._address)
@@ -115,7 +117,7 @@ class Trace:
         }
         isMatch = self._isMatch(connection, heard)
         if self._names.get(connection) == self._target:
-            # Another name may be a password that was sent by mistake.
+            # Do not show another name, because it may be a password that was sent by mistake.
             item["text"] = heard.named
         if isMatch:
             self._send([*self._taken(connection), item])
@@ -165,14 +167,14 @@ class Traces:
         Trace a user or an address for some seconds, or until this coroutine is cancelled.
 
         @param send: see L{Trace}.
-        @raise OperationError: C{seconds} is no such number, or too many traces run.
+        @raise OperationError: C{seconds} is not a valid number, or too many traces run.
         """
         limit = secondsIn(seconds, _DEFAULT, _LONGEST)
         if sum(isinstance(each, Trace) for each in self._traces) >= _MOST:
             raise OperationError(f"{_MOST} traces run already.")
         trace = Trace(target, send, self._worker)
         self._traces.append(trace)
-        # Tell the other end that the trace has begun, and that it still runs.
+        # Show the reader that the trace has begun, and that it still runs.
         beat: Any = LoopingCall(send, [])
         beat.clock = self._clock
         over: Deferred[None] = Deferred()
@@ -190,7 +192,8 @@ class Traces:
 
     async def begin(self, listener: Listener) -> None:
         """
-        Tell a listener the lines of all connections that it wants, those that exist first.
+        Pass to a listener the lines of all connections that it needs, beginning with the existing
+        connections.
         """
         if listener not in self._traces:
             self._traces.append(listener)
@@ -203,7 +206,7 @@ class Traces:
 
     def end(self, listener: Listener) -> None:
         """
-        Tell a listener nothing more.
+        Stop passing lines to a listener.
         """
         self._traces.remove(listener)
         self._detach()

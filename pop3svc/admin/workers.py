@@ -16,8 +16,8 @@ from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
 
 __all__ = ["Asked", "WorkersOperations"]
 
-# Seconds that a worker has for its next line of an answer.  A worker that is busy for longer is
-# named in the answer.
+# Seconds that a worker has for the next line of its answer.  The operator's answer names a worker
+# that takes longer.
 _PATIENCE = 5.0
 
 
@@ -41,7 +41,7 @@ class Asked:
         """
         Ask a worker.
 
-        @param write: sends the question to it.
+        @param write: sends the question to the worker.
         @return: a Deferred of the result.  It fails with L{OperationError} if the worker refuses or
             does not answer in time.
         """
@@ -123,7 +123,8 @@ class WorkersOperations:
         if name == "kick":
             return sum(await self._askAll(name, arguments, send))
         if name == "bans":
-            # Each worker counts the attempts that it has refused, but all of them know the bans.
+            # All workers have the same bans, but each counts only the attempts that it has refused
+            # itself.
             return await self._ask(self._anyWorker(), name, arguments, send)
         if name == "ban":
             throttle.ban(addressIn(arguments["address"]))

@@ -25,12 +25,12 @@ from pop3svc.transfer.report import Report
 
 __all__ = ["Fetcher", "Recorder"]
 
-# Messages that are asked for before the first of them has arrived.  When half of them have arrived,
-# the next half is asked for in one packet.
+# The number of messages that are requested before the first of them has arrived.  When half of them
+# have arrived, the next half is requested in one packet.
 _AHEAD = 32
-# Deletions whose replies are awaited.
+# The most deletions that wait for their replies.
 _DELETING = 1000
-# Octets of a message that are kept in memory.  A longer message is in a temporary file.
+# The most octets of a message that are kept in memory.  A longer message goes to a temporary file.
 _SPOOLED = 262_144
 
 # The beginning of names that are derived from headers.
@@ -42,9 +42,9 @@ _TWICE = (
 
 class _Wanted(NamedTuple):
     """
-    A message that is to be fetched.
+    A message to fetch.
 
-    @ivar number: in this session.
+    @ivar number: the message number in this session.
     """
 
     number: int
@@ -54,16 +54,16 @@ class _Wanted(NamedTuple):
 
 class Recorder:
     """
-    The messages of one account that were fetched.  While one transaction is written, the entries
-    that come meanwhile wait for the next one, so that recording costs no time.
+    The messages of one account that were fetched.  While one transaction is written, new entries
+    wait for the next transaction, so that fetching does not wait for the database.
     """
 
     def __init__(
         self, record: FetchRecord, account: int, executor: Executor, deletes: bool = False
     ) -> None:
         """
-        @param deletes: whether the messages are to be deleted on the server, which may then give
-            their unique-ids to others.
+        @param deletes: whether the messages will be deleted on the server.  The server may then
+            give their unique-ids to other messages.
         """
         self._deletes = deletes
         self._record = record
@@ -124,7 +124,7 @@ class Recorder:
         """
         Record durably that a message was found to be too large.
 
-        @param most: the octets that a message may have now.
+        @param most: the present limit of a message, octets.
         """
         await self._executor.run(self._record.tooLarge, self._account, uniqueID, most)
 
@@ -168,10 +168,10 @@ class Recorder:
 
     async def settle(self) -> None:
         """
-        Wait until all that was finished is recorded durably.
+        Wait until all finished messages are recorded durably.
         """
         if self._isWriting:
-            # An entry that comes meanwhile is written as well.
+            # An entry that comes meanwhile is also written.
             settled: Deferred[None] = Deferred()
             self._settling.append(settled)
             await settled
@@ -183,8 +183,7 @@ class Fetcher:
     """
     Fetches the messages of one account that were not fetched before.
 
-    @ivar isIncomplete: whether the last L{fetch} has left out messages that a later attempt may
-        fetch.
+    @ivar isIncomplete: whether the last L{fetch} has left out messages that a later call may fetch.
     """
 
     def __init__(
@@ -219,8 +218,8 @@ class Fetcher:
         """
         Fetch what is new.
 
-        @param client: a connection after the login, or after WAKE.  Messages that are to be deleted
-            are marked afterwards, or deleted already.
+        @param client: a connection after the login, or after WAKE.  When this method returns, the
+            messages to delete are marked, or already deleted.
         @return: the number of messages that were stored.
         @raise ClientError: the server does not work.
         @raise TryAgain: a later attempt may succeed.
@@ -230,12 +229,12 @@ class Fetcher:
         names = await self._names(client)
         listing = await self._recorder.listed(list(names.values()))
         counts = Counter(names.values())
-        # The operator was told about those that were found to be too large.
+        # The command has already named the messages that were found to be too large.
         unwanted = {each for each, most in listing.large.items() if most >= self._largest}
         if not self._deletes:
             unwanted |= listing.certain
-        # Only a message that was compared in this session may be deleted, because a server may
-        # give the unique-id of a message that we have deleted to another one (RFC 1939 section 7).
+        # Delete only messages that were compared in this session, because a server may give the
+        # unique-id of a deleted message to another message (RFC 1939 section 7).
         wanted = [
             _Wanted(number, uniqueID, 0)
             for number, uniqueID in sorted(names.items())
@@ -256,13 +255,13 @@ class Fetcher:
 
     async def _names(self, client: POP3Client) -> dict[int, str]:
         """
-        @return: the unique-ids by message number.  If the server has none, they are derived from
+        @return: the unique-ids by message number.  If the server has no UIDL, they are derived from
             the headers.
         """
         try:
             return await client.uniqueIDs()
         except CommandRefused as error:
-            # With other names than before, all messages would be fetched again.
+            # If the names changed, all messages would be fetched again.
             if client.has("UIDL") or error.code is not None or self._recorder.hasServersIDs():
                 raise ServerUnavailable("refuses UIDL now")
         try:
@@ -270,7 +269,7 @@ class Fetcher:
             return {number: await _nameOf(client, number) for number in sizes}
         except CommandRefused:
             raise ServerUnavailable(
-                "supports neither UIDL nor TOP, so nobody can know which messages are new"
+                "supports neither UIDL nor TOP, so new messages cannot be recognised"
             )
 
     async def _fetchAll(self, session: _Session, wanted: Sequence[_Wanted]) -> int:
@@ -325,8 +324,8 @@ class Fetcher:
             finally:
                 message.close()
             if digest is None:
-                # If the rest is so long that the connection ends, the next attempt goes on after
-                # this message.
+                # If the rest of the message is so long that the connection ends, the next attempt
+                # goes on after this message.
                 await self._recorder.tooLarge(wanted.uniqueID, self._largest)
                 self._tooLarge(wanted)
                 return False
@@ -394,8 +393,9 @@ class _Session:
     """
     The messages of one session with the server.
 
-    @ivar known: the numbers of messages that are to be deleted, and were stored before.  They are
-        deleted after it is recorded durably that their unique-ids may be given to others.
+    @ivar known: the numbers of the messages to delete that were stored before.  Before they are
+        deleted, the record stores durably that the server may give their unique-ids to other
+        messages.
     """
 
     def __init__(self, client: POP3Client, names: dict[int, str], counts: Counter[str]) -> None:
@@ -409,8 +409,8 @@ class _Session:
 
     def _reference(self, number: int) -> Reference:
         """
-        @return: the unique-id, if the server takes it, because no other message can be deleted by
-            it.
+        @return: the unique-id, if the server accepts it in place of a number, because a unique-id
+            cannot delete another message by mistake.
         """
         uniqueID = self._names[number]
         if self._hasUniqueIDs and self._counts[uniqueID] == 1 and len(uniqueID) <= 70:
@@ -421,7 +421,7 @@ class _Session:
         self, rest: Iterator[_Wanted], isWanted: Callable[[_Wanted], bool]
     ) -> tuple[_Wanted, Deferred[Message]] | None:
         """
-        Ask for the next messages, so that some are on their way.
+        Request the next messages, so that some are always on their way.
 
         @return: the first of them; L{None} at the end.
         """
@@ -437,7 +437,7 @@ class _Session:
 
     def end(self) -> None:
         """
-        Give up messages and deletions that are on their way, because of an error.
+        Give up the requested messages and deletions, because of an error.
         """
         if self._coming:
             self.client.abort("was disconnected")
@@ -446,8 +446,8 @@ class _Session:
 
     async def delete(self, number: int) -> None:
         """
-        Delete a message: at once if the server can do that, because nothing has to be repeated if
-        the connection is lost, and otherwise at QUIT.
+        Delete a message: at once if the server has DELI, and otherwise at QUIT.  After DELI nothing
+        has to be repeated if the connection is lost.
         """
         delete = self.client.deleteNow if self.client.has("DELI") else self.client.delete
         self._deleting.append(delete(self._reference(number)))

@@ -43,8 +43,8 @@ CREATE TABLE large (
 )
 # Seconds that one process waits while another one writes.
 _PATIENCE = 30.0
-# Seconds for which a message is remembered after the server has ceased to list it.  A server that
-# has lost its mail for some days, and then lists it again, does not cause duplicates.
+# Seconds for which a message is remembered after the server has stopped listing it.  If a server
+# loses its mail for some days, and then lists the mail again, there are no duplicates.
 FORGET_AFTER = 30 * 86400
 
 
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
     A message that was fetched.
 
     @ivar uniqueID: the server's.
-    @ivar digest: SHA-256 of the message as it was received.
+    @ivar digest: SHA-256 of the received message.
     """
 
     uniqueID: str
@@ -62,15 +62,15 @@ class Entry(NamedTuple):
 
 class Listing(NamedTuple):
     """
-    What follows from a list of messages.
+    The conclusions from a list of the server's messages.
 
-    @ivar forgotten: the messages that are forgotten, because the server has not listed them for
-        L{FORGET_AFTER}.
-    @ivar certain: the unique-ids of which one message is stored that every list since has had.
-        Another unique-id may have been given to another message (RFC 1939 section 7), so its
-        message has to be compared.
-    @ivar large: the unique-ids of messages that were found to be too large, each with the limit of
-        that time in octets.
+    @ivar forgotten: the messages that the record has forgotten, because the server has not listed
+        them for L{FORGET_AFTER}.
+    @ivar certain: the unique-ids that certainly still belong to the stored message: one message is
+        stored, and every list since then had the unique-id.  The server may have given any other
+        unique-id to another message (RFC 1939 section 7), so its message has to be compared.
+    @ivar large: the unique-ids of messages that were found to be too large, each with the limit at
+        that time, in octets.
     """
 
     forgotten: list[Entry]
@@ -92,8 +92,8 @@ class FetchRecord:
         self._mutex = Lock()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            # SQLite's own locks end when any descriptor of its file is closed, so the locks of
-            # accounts are in a file of their own.
+            # The locks of accounts are on a separate file, because closing any descriptor of
+            # SQLite's file would end SQLite's own locks.
             os.close(os.open(path, flags, 0o600))
             self._locks = os.open(f"{path}-accounts", flags, 0o600)
         except OSError as error:
@@ -103,7 +103,7 @@ class FetchRecord:
                 path, _PATIENCE, isolation_level=None, check_same_thread=False
             )
             self._database.execute("PRAGMA journal_mode = WAL")
-            # What is recorded must survive a power failure, because the message would be stored
+            # The record must survive a power failure, because otherwise a message would be stored
             # again.
             self._database.execute("PRAGMA synchronous = FULL")
             migrate(self._database, _SCHEMAS)
@@ -116,7 +116,7 @@ class FetchRecord:
 
     def close(self) -> None:
         """
-        Close the file, and give up the accounts.
+        Close the file, and release the accounts.
         """
         with self._mutex:
             self._database.close()
@@ -124,11 +124,11 @@ class FetchRecord:
 
     def open(self, name: str) -> int:
         """
-        Take an account, until the end of this process.
+        Reserve an account for this process, until the process ends.
 
         @param name: the name of the account, such as C{alice@mail.example.org:995}.
         @return: its number.
-        @raise NotPossible: another process has it.
+        @raise NotPossible: another process has reserved the account.
         """
         with self._mutex:
             self._write("INSERT OR IGNORE INTO account (name) VALUES (?)", [(name,)])
@@ -143,8 +143,8 @@ class FetchRecord:
 
     def load(self, account: int) -> dict[Entry, bool]:
         """
-        @return: the messages of an account, each with whether it is stored.  Nobody knows whether a
-            message is stored if the process was killed while it was stored.
+        @return: the messages of an account, each with whether it is stored.  If the process was
+            killed while it stored a message, it is unknown whether the message is stored.
         """
         with self._mutex:
             rows = self._database.execute(
@@ -165,7 +165,7 @@ class FetchRecord:
 
     def abandon(self, account: int, entry: Entry) -> None:
         """
-        Record that a message whose storing had begun is not stored.
+        Record that a message is not stored, although the storing had begun.
         """
         with self._mutex:
             self._write(
@@ -177,8 +177,8 @@ class FetchRecord:
         """
         Record that messages are stored.
 
-        @param missing: seconds since the epoch, if the messages are to be deleted on the server:
-            their unique-ids may then be given to others.
+        @param missing: seconds since the epoch, if the messages will be deleted on the server.  The
+            server may then give their unique-ids to other messages.
         """
         with self._mutex:
             self._write(
@@ -194,7 +194,7 @@ class FetchRecord:
 
         @param known: the unique-ids of all messages that the server lists.
         @param now: seconds since the epoch.
-        @return: what follows from it.
+        @return: the conclusions.
         """
         present = frozenset(known)
         with self._mutex:
@@ -213,7 +213,7 @@ class FetchRecord:
                     if not isListed:
                         changed.append((now, *key))
                 elif isListed and not there[uid]:
-                    # The time stays until somebody has compared the message.
+                    # The time stays until the message has been compared.
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)
@@ -228,7 +228,7 @@ class FetchRecord:
 
     def _listedLarge(self, account: int, present: Collection[str]) -> dict[str, int]:
         """
-        Forget the messages that were too large and are gone.
+        Forget those messages that were too large and are not listed any more.
 
         @return: see L{Listing.large}.
         """
@@ -243,7 +243,7 @@ class FetchRecord:
         """
         Record that a message was found to be too large.
 
-        @param most: the octets that a message may have now.
+        @param most: the present limit of a message, octets.
         """
         with self._mutex:
             self._write(

@@ -38,7 +38,7 @@ __all__ = [
 
 # Seconds that a command may take for one message.
 COMMAND_TIMEOUT = 300
-# Seconds for each reply of an LMTP server.  RFC 5321 section 4.5.3.2.6 asks for 10 minutes at the
+# Seconds for each reply of an LMTP server.  RFC 5321 section 4.5.3.2.6 requires 10 minutes at the
 # end of a message.
 LMTP_TIMEOUT = 600
 # Octets that are copied at once.
@@ -51,7 +51,7 @@ class Arrived:
     """
     A message that was fetched.
 
-    @ivar name: a name that the same message has always, and no other message.
+    @ivar name: a name that the message always has, and that no other message has.
     @ivar content: the message with line ends CRLF.
     @ivar mayBeStored: whether an earlier attempt may have stored the message.
     """
@@ -63,7 +63,7 @@ class Arrived:
 
 class Unsure(TryAgain):
     """
-    Nobody knows whether a message was stored: a sentence for the operator.
+    It is unknown whether a message was stored.  The text is a sentence for the operator.
     """
 
 
@@ -71,7 +71,7 @@ class Target(Protocol):
     """
     Stores messages.
 
-    @ivar recognises: whether a message that is stored again is recognised by its name.
+    @ivar recognises: whether the target recognises by its name a message that is stored again.
     @ivar canLook: whether it can find out if an earlier attempt has stored a message.
     """
 
@@ -83,7 +83,7 @@ class Target(Protocol):
         Store a message durably.
 
         @raise Unreadable: the message cannot be stored; others may be.
-        @raise Unsure: nobody knows whether the message was stored.
+        @raise Unsure: it is unknown whether the message was stored.
         @raise TryAgain: no message can be stored now.
         @raise NotPossible: no message can be stored.
         """
@@ -103,7 +103,7 @@ class _OnePlace(Owners):
         path = os.path.abspath(os.path.expanduser(path))
         directory, name = os.path.split(path)
         if not name:
-            raise NotPossible(f"{path} is no path of a mailbox")
+            raise NotPossible(f"{path} is not the path of a mailbox")
         if not os.path.isdir(directory):
             raise NotPossible(f"{directory} is not a directory")
         super().__init__(PathTemplate(directory))
@@ -132,7 +132,7 @@ class StoreTarget:
     ) -> None:
         """
         @param kind: C{maildir} or C{mbox}.
-        @param path: of the Maildir or of the mbox.
+        @param path: the path of the Maildir or of the mbox.
         @param timeout: seconds that one call of the store may take.
         @param runner: runs the work of the store; L{None} for the usual threads.
         @raise NotPossible: the path cannot be used.
@@ -156,8 +156,9 @@ class StoreTarget:
                 self._store = MaildirStore(directory, False, runner, clock=clock, owners=owners)
         except ValueError as error:
             raise NotPossible(str(error))
-        # A Maildir looks for the name of each message.  In an mbox this would mean to read the
-        # whole file for each message, so the file is read only after an interruption.
+        # A Maildir always looks for the name of a message before it stores the message.  An mbox
+        # would have to read the whole file for each message, so it looks for the name only after an
+        # interruption.
         self.recognises = not self._isMbox
         self.canLook = True
 
@@ -193,16 +194,16 @@ class StoreTarget:
 class CommandTarget:
     """
     Passes each message to a command, with line ends LF, as mail servers do.  Exit status 0 means
-    that the message is stored, 75 (C{EX_TEMPFAIL}) that the command may be asked again later, any
-    other one that it refuses the message.
+    that the message is stored, and 75 (C{EX_TEMPFAIL}) that a later attempt may succeed.  Any other
+    status means that the command refuses the message.
     """
 
     recognises = canLook = False
 
     def __init__(self, command: str, executor: Executor, timeout: float = COMMAND_TIMEOUT) -> None:
         """
-        @param command: the program and its arguments, with quotes as in a shell.  There is no
-            shell.
+        @param command: the program and its arguments, quoted as for a shell.  The command runs
+            without a shell.
         @raise NotPossible: the command cannot be used.
         """
         try:
@@ -295,7 +296,7 @@ class LMTPTarget:
         self._executor = executor
         self._timeout = timeout
         self._client: smtplib.LMTP | None = None
-        # Whether the server may have the whole message.
+        # Whether the server may have received the whole message.
         self._isSent = False
 
     async def store(self, message: Arrived) -> None:
@@ -369,9 +370,9 @@ def _quit(client: smtplib.LMTP) -> None:
 
 def stuffed(content: BinaryIO) -> Iterator[bytes]:
     """
-    Yield a message as SMTP sends it: with dot-stuffing (RFC 5321 section 4.5.2), with CRLF at its
-    end, and with CRLF in place of a single CR or LF, because a server might take one for a line
-    end, and the rest of the message for commands.  Blocks.
+    Yield a message as SMTP sends it: with dot-stuffing (RFC 5321 section 4.5.2), and with CRLF at
+    its end.  A single CR or LF also becomes CRLF, because a server might take it for a line end,
+    and the rest of the message for commands.  Blocks.
     """
     content.seek(0)
     held, isStart = b"", True

@@ -17,14 +17,14 @@ from pop3svc.transfer.failures import NotPossible, TryAgain
 
 __all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch", "unexpected"]
 
-# The most seconds between two attempts after failures, each of which doubles the pause.
+# The most seconds between two attempts after failures.  Each failure doubles the pause.
 LONGEST_PAUSE = 900
 
 
 def unexpected(name: str, error: Exception) -> str:
     """
-    @param name: of the account.
-    @param error: that nobody has expected.  Its text might contain a secret.
+    @param name: the name of the account.
+    @param error: the unexpected error.  Its text might contain a secret.
     @return: a sentence for the operator.
     """
     return f"{name}: an unexpected error ({type(error).__name__})"
@@ -34,7 +34,7 @@ class Ending:
     """
     The operator's wish to end the command.
 
-    @ivar hasBegun: whether it is to end.
+    @ivar hasBegun: whether the command has to end.
     """
 
     def __init__(self, clock: Any) -> None:
@@ -53,7 +53,7 @@ class Ending:
 
     async def pause(self, seconds: float) -> None:
         """
-        Wait, but not longer than until the end begins.
+        Wait for some seconds, but at most until the command has to end.
         """
         if self.hasBegun:
             return
@@ -75,7 +75,7 @@ class Visit:
     """
     Fetches the mail of one account once.
 
-    @ivar name: of the server, for messages.
+    @ivar name: the name of the server, for messages.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class Visit:
         isRefusalFinal: bool = True,
     ) -> None:
         """
-        @param name: of the server, for messages.
+        @param name: the name of the server, for messages.
         @param connect: connects and logs in.
-        @param isRefusalFinal: whether a login that is refused is not tried again.  A token may be
-            renewed.
+        @param isRefusalFinal: whether to give up after a refused login.  A login with a token is
+            tried again, because the token may be renewed.
         """
         self.name = name
         self._isRefusalFinal = isRefusalFinal
@@ -166,8 +166,8 @@ class Visit:
 
 class Watch:
     """
-    Fetches the mail of one account until the operator ends it.  If the server has SLEE, one
-    connection sleeps, and wakes to look for mail.  Otherwise each look is a new connection.
+    Fetches the mail of one account until the operator ends the command.  If the server has SLEE,
+    one connection sleeps, and wakes up for each poll.  Otherwise each poll makes a new connection.
     """
 
     def __init__(
@@ -179,9 +179,9 @@ class Watch:
         fetched: Callable[[int], object],
     ) -> None:
         """
-        @param interval: seconds between two looks.
+        @param interval: seconds between two polls.
         @param say: called with a sentence about a failure.
-        @param fetched: called with the number of messages after each look that has found any.
+        @param fetched: called after each poll that has found messages, with their number.
         """
         self._visit = visit
         self._ending = ending
@@ -190,7 +190,8 @@ class Watch:
         self._fetched = fetched
         self._lastFailure = ""
         self._failures = 0
-        # Looks until messages that were left out are tried again, and how often they were.
+        # The number of polls until messages that were left out are tried again, and the number of
+        # these attempts.
         self._skipped = self._retries = 0
 
     async def run(self) -> None:
@@ -207,7 +208,7 @@ class Watch:
             except NotPossible:
                 raise
             except Exception as error:
-                # A fault of this program at one message must not end all fetching.
+                # An error of this program at one message must not end all fetching.
                 self._failed(unexpected(self._visit.name, error))
             if not self._ending.hasBegun:
                 await self._ending.pause(self._pause())
@@ -236,7 +237,7 @@ class Watch:
         try:
             await self._use(client)
         except BaseException:
-            # Otherwise the connection would hold the mailbox.
+            # Otherwise the connection would keep the mailbox locked.
             client.abort("was disconnected")
             raise
 
@@ -264,16 +265,19 @@ class Watch:
                     stored = await self._visit.fetch(client)
                     await client.sleep()
         except CommandRefused:
-            # Another session may use the mailbox.  A new connection shows what the server means.
+            # Another session may be using the mailbox.  The answer to a new connection will show
+            # the reason.
             client.leave()
         except ServerUnavailable:
-            # A connection that has slept for long may be lost, which is no failure of the server.
+            # A connection that has slept for a long time may be lost, which is not a failure of the
+            # server.
             pass
 
     def _mustRetry(self) -> bool:
         """
         @return: whether to fetch messages again that were left out before.  Each attempt doubles
-            the number of looks before the next one, because a target may refuse them for ever.
+            the number of polls before the next attempt, because a target may refuse the messages
+            for ever.
         """
         if not self._visit.fetcher.isIncomplete:
             self._skipped = self._retries = 0
@@ -288,7 +292,7 @@ class Watch:
     async def _hasNews(self, client: POP3Client) -> bool:
         if self._mustRetry():
             return True
-        # Both commands are sent at once, so that a look takes one round trip.
+        # Both commands are sent at once, so that a poll takes one round trip.
         woken, asleep = client.wake(), client.sleep()
         try:
             hasNews = await woken
@@ -296,7 +300,7 @@ class Watch:
             asleep.addErrback(lambda _: None)
             if not (isinstance(error, CommandRefused) and error.code == "IN-USE"):
                 raise
-            # Another session reads the mailbox now.
+            # Another session uses the mailbox now.
             return False
         await asleep
         return hasNews

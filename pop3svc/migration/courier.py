@@ -32,7 +32,8 @@ def readSizeList(data: bytes) -> list[OldMessage]:
     Parse a file of version 0 (which has no header) to 3.
 
     @param data: the whole file.
-    @return: the messages in the order of the file.  The files of some messages may be gone.
+    @return: the messages in the order of the file.  The files of some messages may not exist any
+        more.
     @raise DamagedFile: the file is damaged, or has another version.
     """
     lines = data.split(b"\n")
@@ -42,7 +43,7 @@ def readSizeList(data: bytes) -> list[OldMessage]:
     if lines and lines[0].startswith(b"/"):
         version = next((each for each, first in _HEADERS if first.fullmatch(lines[0])), 0)
         if not version:
-            raise DamagedFile("its first line is not that of a version that is known")
+            raise DamagedFile("its first line does not belong to a known version")
     elif not lines:
         raise DamagedFile("it is empty")
     messages: dict[bytes, OldMessage] = {}

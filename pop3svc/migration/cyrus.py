@@ -21,7 +21,7 @@ def messagesOf(names: Iterable[str], uidValidity: int, format: str = "cyrus") ->
     """
     Derive the unique-ids of a spool directory.
 
-    @param names: the names of the directory's files.  Files that are no messages are left out.
+    @param names: the names of the directory's files.  Files that are not messages are left out.
     @param uidValidity: the mailbox's UIDVALIDITY, as IMAP's STATUS returns it.
     @param format: the value of C{uidl_format}.
     @return: the messages by rising UID.

@@ -44,8 +44,8 @@ class UIDList:
     """
     The content of C{dovecot-uidlist}.
 
-    @ivar nextUID: no message had this UID or a larger one.
-    @ivar records: the messages by rising UID.  The files of some messages may be gone.
+    @ivar nextUID: a number that is larger than the UID of any message.
+    @ivar records: the messages by rising UID.  The files of some messages may not exist any more.
     """
 
     uidValidity: int
@@ -107,7 +107,7 @@ def readUIDList(data: bytes) -> UIDList:
         uidValidity, nextUID = _number(fields.get("V", "")), _number(fields.get("N", ""))
         read = _readNew
     else:
-        raise DamagedFile("its first line is not that of a version that is known")
+        raise DamagedFile("its first line does not belong to a known version")
     if uidValidity is None or nextUID is None:
         raise DamagedFile("its first line has no UIDVALIDITY or no next UID")
     records: dict[str, UIDRecord] = {}
@@ -122,7 +122,7 @@ def readUIDList(data: bytes) -> UIDList:
         # If a file has two lines, use the later line.
         records.pop(record.base, None)
         records[record.base] = record
-    # The header may lag behind, because Dovecot appends lines without changing it.
+    # The header may be out of date, because Dovecot appends lines without changing the header.
     return UIDList(uidValidity, max(nextUID, last + 1), list(records.values()))
 
 
@@ -146,7 +146,7 @@ def _readNew(uid: int, rest: str) -> UIDRecord | None:
         return None
     fields: dict[str, str] = {}
     for word in words.split(" "):
-        # A value ends at its first blank, so further words may be the rest of a value.
+        # The value of a field may contain blanks, so a further word may be the rest of a value.
         fields.setdefault(word[:1], word[1:])
     order = fields.get("O")
     if order is not None and not _NUMBER.fullmatch(order):

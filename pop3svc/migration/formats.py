@@ -167,7 +167,7 @@ class UIDLFormat:
         while position < len(text):
             position = self._parse(position)
         if not self._variables:
-            raise ValueError(f"{text}: the format holds nothing that differs between messages")
+            raise ValueError(f"{text}: the format contains nothing that differs between messages")
 
     def _parse(self, position: int) -> int:
         text = self.text
@@ -201,7 +201,7 @@ class UIDLFormat:
 def _parseShort(found: re.Match[str], text: str) -> _Piece:
     letter = found["letter"]
     if letter == "m":
-        raise ValueError(f"{text}: %m is for mbox files only, a Maildir has no such value")
+        raise ValueError(f"{text}: %m is only for mbox files, because a Maildir has no such value")
     if letter not in _LETTERS:
         raise ValueError(
             f"{text}: %{letter} is not known; known are %u, %v, %f, %g and %%, "
@@ -216,7 +216,7 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
     number = _NUMBERS.get(letter)
     if number is not None and isPadded and found["modifiers"] == "X" and not skip and width > 0:
-        # The usual case, in a quicker form.
+        # Handle the usual case separately, because this is quicker.
         specification = f"0{width}x"
         return lambda names: format(number(names), specification)
     return _ShortPiece(value, found["modifiers"], skip, width, isPadded)
@@ -263,7 +263,7 @@ def _parseLong(inside: str, text: str) -> _Piece:
             "%{filename} and %{guid}"
         )
     if "md5" in filters[:-1]:
-        raise ValueError(f"{text}: md5 is known as the last filter only")
+        raise ValueError(f"{text}: md5 must be the last filter")
     value = _VALUES[name]
     functions = [_parseFilter(each, text) for each in filters]
 

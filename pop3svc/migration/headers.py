@@ -30,8 +30,8 @@ def valueInHeader(data: bytes) -> str | None:
 def uniqueIDInHeader(data: bytes) -> str | None:
     """
     Find the unique-id that qpopper, mailutils, or Dovecot with C{pop3_reuse_xuidl} gave to its
-    clients.  Use it only if the operator has allowed it, because anybody can send a message with
-    such a header.
+    clients.  Use it only if the operator has allowed it, because an attacker can send a message
+    with such a header.
 
     @param data: see L{valueInHeader}.
     @return: the value of the first header C{X-UIDL}; L{None} without this header, or if RFC 1939

@@ -27,7 +27,7 @@ class OldMessage(NamedTuple):
 
     @ivar base: the name of the message's file up to the first C{:}.
     @ivar uniqueID: the unique-id that the server sent to its clients; not checked yet.
-    @ivar rank: a value that sorts the messages in the order in which the server numbered them.
+    @ivar rank: a value to sort by.  It gives the order in which the server numbered the messages.
     """
 
     base: str
@@ -41,9 +41,9 @@ class Kept:
     The unique-ids of another server that messages keep.
 
     @ivar uniqueIDs: unique-ids by base name, in the order of message numbers.
-    @ivar illegal: number of messages whose unique-id RFC 1939 section 7 does not allow, or
-        which has the form that this service derives from file names.
-    @ivar repeated: number of messages whose unique-id another message has as well.
+    @ivar illegal: number of messages whose unique-id cannot be kept: RFC 1939 section 7 does not
+        allow it, or it has the form that this service derives from file names.
+    @ivar repeated: number of messages whose unique-id another message also has.
     """
 
     uniqueIDs: dict[str, str]
@@ -57,12 +57,12 @@ def keep(
     """
     Choose the unique-ids that messages keep.  No unique-id is chosen twice.
 
-    @param messages: in the order in which the server gave them unique-ids.
+    @param messages: the messages, in the order in which the server gave them unique-ids.
     @param present: base names of the messages whose files exist; L{None} for all.  These messages
         come first, because clients know only their unique-ids.  C{illegal} and C{repeated} count
         only these messages.
-    @param renames: the server appended C{-2} to the second of several equal unique-ids, and
-        so on (C{pop3_uidl_duplicates = rename} of Dovecot).
+    @param renames: whether the server appended C{-2} to the second of several equal unique-ids,
+        C{-3} to the third, and so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """
     taken: set[str] = set()
     kept: list[OldMessage] = []

@@ -1,5 +1,5 @@
 """
-The operator's settings about the former server: where to find its unique-ids.
+The operator's settings about the previous server: where to find its unique-ids.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Scheme:
     @ivar file: the name of the server's file.
     @ivar format: the format of Dovecot's unique-ids; L{None} for Courier.
     @ivar renames: see L{keep<pop3svc.migration.records.keep>}.
-    @ivar usesHeaders: whether the headers C{X-UIDL} are preferred to the format, as with Dovecot's
+    @ivar usesHeaders: whether a header C{X-UIDL} wins over the format, as with Dovecot's
         C{pop3_reuse_xuidl = yes}.
     """
 

@@ -32,15 +32,15 @@ def uniqueIDsOf(
     Find the unique-ids that another server sent to its clients.  Blocks.
 
     @param path: the directory of one mailbox.
-    @param uidl: C{dovecot}, C{courier} or a format of Dovecot; for a spool directory of Cyrus
-        C{cyrus:UIDVALIDITY}, perhaps with its C{uidl_format} (C{cyrus:1700000000:uidonly});
-        C{xuidl} for the headers C{X-UIDL} of the messages.
+    @param uidl: C{dovecot}, C{courier} or a format of Dovecot; C{xuidl} for the headers C{X-UIDL}
+        of the messages; or, for a spool directory of Cyrus, C{cyrus:UIDVALIDITY}, optionally with
+        the C{uidl_format} (C{cyrus:1700000000:uidonly}).
     @param control: the directory that holds the server's file instead of C{path}.
     @param duplicates: C{rename} if Dovecot had C{pop3_uidl_duplicates = rename}.
     @param xuidl: whether Dovecot had C{pop3_reuse_xuidl = yes}.
-    @return: for the base name of each file (up to the first C{:}) its unique-id, which is
-        legal and occurs once, and its place in the old order, from 0.  A file that is missing here
-        needs a new unique-id.
+    @return: for the base name of each file (up to the first C{:}) its unique-id, and its position
+        in the old order, from 0.  Each unique-id is legal and occurs only once.  A file that is
+        missing in the result needs a new unique-id.
     @raise ValueError: C{uidl} is not known, or the server's file is damaged
         (L{DamagedFile}); a sentence for the operator.
     @raise OSError: the server's file cannot be read.

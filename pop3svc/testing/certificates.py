@@ -82,7 +82,7 @@ class Authority:
         Write a certificate and its key into one file, in PEM.
 
         @param names: the host names, IP addresses and email addresses of the certificate.  The
-            first is the common name, too.
+            first name is also the common name.
         @param days: the days until it expires; if negative, it has expired.
         @param isForClients: whether it is for TLS clients instead of servers.
         """

@@ -264,10 +264,10 @@ def conversation(
     """
     Hold a conversation with a service in memory.
 
-    The script has a line C{C: ...} for each line of the client and C{S: ...} for each line of
-    the server, beginning with the greeting.  A server line that ends in C{…} matches any line
-    with that beginning.  Spaces at the end of a line count.  C{S: (closed)} is the end of the
-    connection.  Other lines are comments.
+    The script has a line C{C: ...} for each line of the client and C{S: ...} for each line of the
+    server, beginning with the greeting.  A server line that ends in C{…} matches any line that
+    begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)} is the end
+    of the connection.  Other lines are comments.
 
     @param options: further arguments for L{POP3Factory}.
     @return: the client, for use after the conversation.

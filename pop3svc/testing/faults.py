@@ -38,8 +38,8 @@ class Fault:
     @ivar command: the verb of the command that the fault strikes, or C{"greeting"}.  L{None} means
         every command that this class of fault applies to, but not the greeting.  The lines that
         follow AUTH count as AUTH.
-    @ivar nth: strike only at the nth such command, counted from 1 over all connections since the
-        fault was set; L{None} for each command.
+    @ivar nth: strike only at the nth such command, where the first is 1; L{None} for each command.
+        Commands of all connections count, beginning when the fault is set.
     @raise ValueError: the fault can never strike; a sentence gives the reason.
     """
 
@@ -148,7 +148,7 @@ class TempFail(Fault):
 @dataclass(frozen=True)
 class NoAnswer(Fault):
     """
-    The command is not carried out.  The server sends nothing more, but the connection stays
+    The command is not carried out.  The server sends nothing any more, but the connection stays
     open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the server
     does not answer the TLS handshake, on the TLS port and after STLS.
     """

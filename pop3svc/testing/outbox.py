@@ -1,5 +1,5 @@
 """
-Octets that are still to be sent to a client, with waits in between.
+A queue of octets for a client, with waits in between.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ __all__ = ["Action", "Outbox"]
 # The minimum of seconds between two pieces of a slow reply.
 _TICK = 0.05
 
-# Octets to write and their rate in octets each second (L{None} for no limit), seconds to wait, or
-# a function to call.
+# An action: octets to write, with their rate in octets each second (L{None} for no limit); or
+# seconds to wait; or a function to call.
 Action = tuple[bytes, float | None] | float | Callable[[], object]
 
 

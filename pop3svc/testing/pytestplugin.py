@@ -32,7 +32,7 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[POP3Server]:
     A running pop3svc.testing.POP3Server, new for each test, made with the arguments of the
     marker pop3_server.
     """
-    # Imported here so that tests without the fixture do not pay for the import.
+    # Import it here, so that tests without the fixture do not need time for the import.
     from pop3svc.testing.server import POP3Server
 
     marker = request.node.get_closest_marker("pop3_server")

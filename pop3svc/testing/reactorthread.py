@@ -52,8 +52,8 @@ class ReactorThread:
     def _start(self, reactor: Any) -> None:
         if reactor.running:
             raise RuntimeError(
-                "the Twisted reactor runs here already, and POP3Server needs it for a thread of "
-                "its own; serve a POP3Factory with it instead"
+                "the Twisted reactor already runs in this program, and POP3Server has to "
+                "run it in a thread; use the reactor to serve a POP3Factory instead"
             )
         started: Future[None] = Future()
 

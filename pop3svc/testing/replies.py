@@ -25,7 +25,7 @@ _CODE = re.compile(rb"(\+OK|-ERR) \[([^\]]*)\]")
 def isMultiLine(line: bytes) -> bool:
     """
     @param line: a command, with its line end.
-    @return: whether a positive reply to it is multi-line.
+    @return: whether a positive reply to this command is multi-line.
     """
     verb, rest = splitLine(line.rstrip(b"\r\n"))
     return verb in _MULTI_LINE or (verb in _MULTI_LINE_ALONE and not words(rest))
@@ -33,8 +33,8 @@ def isMultiLine(line: bytes) -> bool:
 
 class ReplySplitter:
     """
-    Finds the beginning and the end of each reply in the octets of the engine, as a client does:
-    by the command that it answers and by the final dot.  Octets may be cut anywhere.
+    Finds the beginning and the end of each reply in the octets of the engine.  Like a client, it
+    uses the command that the reply answers, and the final dot.  Octets may be cut anywhere.
 
     @ivar isMultiLine: whether the next reply is multi-line if it is positive.
     """
@@ -43,7 +43,7 @@ class ReplySplitter:
         self.isMultiLine = False
         # Octets of a first line that is not complete yet.
         self._partial = b""
-        # The last octets of a body that has not ended yet, otherwise none.
+        # The last octets of a body that has not ended yet; otherwise empty.
         self._tail = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:

@@ -43,7 +43,7 @@ from pop3svc.testing.wire import WireFactory
 __all__ = ["POP3Server"]
 
 _HOST = "127.0.0.1"
-# Capabilities of the service itself, which belong to no command.
+# Capabilities that belong to no command.
 _OWN = frozenset(["AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION", "PIPELINING", "RESP-CODES"])
 # Capabilities whose commands have other names.
 _COMMANDS_OF = {"SASL": ("AUTH",), "USER": ("USER", "PASS")}
@@ -123,7 +123,7 @@ class POP3Server:
     pytest nor a running reactor, and its methods may be called from any thread.
 
     Twisted's reactor runs in its own thread while any of these servers runs.  A program that runs
-    the reactor itself cannot use this class; it serves a L{pop3svc.POP3Factory}.
+    the reactor itself cannot use this class, but can serve a L{pop3svc.POP3Factory}.
 
     @ivar host: the address of the ports.
     @ivar port: the port without implicit TLS; it offers STLS.
@@ -323,9 +323,9 @@ class POP3Server:
     def transcript(self) -> list[list[tuple[str, str]]]:
         """
         The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line ends
-        and unencrypted.  The connections are in the order in which they were made.  The transcript
-        has a line before the client can read the line.  B{The transcript contains the
-        passwords of the test.}  It ends after 16 MiB.
+        and unencrypted.  The connections are in the order in which they were made.  A line is in
+        the transcript before the client can read it.  B{The transcript contains the passwords of
+        the test.} It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]

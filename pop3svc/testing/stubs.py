@@ -97,8 +97,8 @@ class StubProvider:
     arguments.  A method is a function with the same arguments, or the value that the method
     returns.  If the value is an exception, the method raises it.
 
-    Besides L{IPOP3MailboxProvider} and L{IPOP3Mailbox}, provider and mailboxes provide the
-    interfaces of the given methods only.  The other methods are those of a L{MemoryMailbox}.
+    Besides L{IPOP3MailboxProvider} and L{IPOP3Mailbox}, the provider and its mailboxes provide only
+    the interfaces of the given methods.  The other methods are those of a L{MemoryMailbox}.
     Without a given C{authenticate}, the provider accepts every name with the password "secret".
 
     @ivar maildrop: the messages, shared by all mailboxes of this provider.

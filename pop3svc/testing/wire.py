@@ -36,9 +36,8 @@ __all__ = ["Wire", "WireFactory"]
 
 # When more octets than this wait for the transport, the engine is paused.
 _BUFFER_LIMIT = 65536
-# The lines that the engine gets instead of a line that it must not carry out.  They do no harm, and
-# the engine answers each with one reply.  One line is for inside AUTH, one for before and one for
-# after login.
+# Harmless lines that replace a line that the engine must not carry out.  The engine answers each
+# with one reply.  The lines are for use inside AUTH, before login, and after login.
 _INSIDE_AUTH = b"*\r\n"
 _BEFORE_LOGIN = b"CAPA\r\n"
 _AFTER_LOGIN = b"NOOP\r\n"
@@ -69,8 +68,8 @@ class _FlowControl:
 class Wire(ProtocolWrapper):
     """
     A connection: the protocol of the transport, and the transport of the engine.  It gives the
-    engine one line at a time, and the next line after the whole reply, because a fault strikes one
-    reply, and commands after the fault may have to be dropped.
+    engine one line at a time, and the next line only after the whole reply.  The reason is that a
+    fault strikes a single reply, and that commands after a fault may have to be dropped.
     """
 
     def __init__(self, factory: WireFactory, wrapped: Any) -> None:
@@ -79,8 +78,8 @@ class Wire(ProtocolWrapper):
         self._codes = factory.codes
         self._oneAtATime = factory.oneAtATime
         self._talk = factory.transcript.begin()
-        # Input that the engine has not got yet: lines with their line ends, octets that are too
-        # long for a line, and the beginning of a line.
+        # Input that the engine has not received yet: lines with their line ends, octets that are
+        # too long for a line, and the beginning of a line.
         self._coming: deque[bytes] = deque()
         self._partial = b""
         # The line that the engine is answering: its verb and the faults that strike it.
@@ -168,7 +167,7 @@ class Wire(ProtocolWrapper):
 
     def _ask(self, line: bytes) -> None:
         """
-        Give the engine a line, or a harmless line instead.
+        Give the engine a line, or a harmless line in its place.
         """
         if line.endswith(b"\n"):
             exchange = self._exchange()
@@ -201,7 +200,7 @@ class Wire(ProtocolWrapper):
 
     def _holdInput(self) -> None:
         """
-        Pause or resume input, because lines wait here or the engine wants no more.
+        Pause input if lines wait here, or if the engine has paused it; otherwise resume input.
         """
         isHeld = bool(self._coming) or self._pausesInput or self._isTLSWaiting
         if isHeld != self._isInputHeld:
@@ -265,7 +264,7 @@ class Wire(ProtocolWrapper):
         """
         for octets, isLast in self._splitter.feed(data):
             if self._reply is None:
-                # Octets that answer no line are a last message of the engine.
+                # Octets that answer no line are the engine's last message.
                 self._begin(*(self._asked or ("", [])))
             self._write(octets)
             if isLast:
@@ -409,7 +408,7 @@ class Wire(ProtocolWrapper):
 
     def setPaused(self, isPaused: bool) -> None:
         """
-        Pause or resume output because the transport's buffer is full or has room.
+        Pause output if the transport's buffer is full; resume output if the buffer has room.
         """
         self._outbox.isPaused = isPaused
         self._outbox.flush()

@@ -274,8 +274,8 @@ def test_health() -> None:
         (None, {}, "There is no such operation."),
         (["who"], {}, "There is no such operation."),
         ("who", [], "The arguments must be a JSON object."),
-        ("who", {"user": 5}, "The operation who has an argument that it does not know."),
-        ("who", {"x": "5"}, "The operation who has an argument that it does not know."),
+        ("who", {"user": 5}, "The operation who has an unknown argument."),
+        ("who", {"x": "5"}, "The operation who has an unknown argument."),
         ("kick", {}, "The operation kick needs the argument target."),
     ],
 )

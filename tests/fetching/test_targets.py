@@ -78,7 +78,7 @@ def test_mbox(tmp_path: Path) -> None:
 def test_badPaths(kind: str, tmp_path: Path) -> None:
     with pytest.raises(NotPossible, match="is not a directory"):
         box(kind, tmp_path / "no" / "box")
-    with pytest.raises(NotPossible, match="no path of a mailbox"):
+    with pytest.raises(NotPossible, match="not the path of a mailbox"):
         box(kind, Path("/"))
     (tmp_path / "box").write_bytes(b"no mailbox\n")
     if kind == "maildir":

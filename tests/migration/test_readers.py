@@ -107,7 +107,7 @@ def test_formats(format: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("format", "part"),
     [
-        ("%m", "%m is for mbox"),
+        ("%m", "%m is only for mbox"),
         ("%d", "%d is not known"),
         ("%u%", "not known from % on"),
         ("%{uid", "not known from %{uid on"),

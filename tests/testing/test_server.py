@@ -314,8 +314,8 @@ def test_reactorRunsAlready() -> None:
     )
     assert ran.stderr == ""
     assert ran.stdout == (
-        "the Twisted reactor runs here already, and POP3Server needs it for a thread of "
-        "its own; serve a POP3Factory with it instead\n"
+        "the Twisted reactor already runs in this program, and POP3Server has to run it in a "
+        "thread; use the reactor to serve a POP3Factory instead\n"
         "the Twisted reactor does not run: ReactorNotRestartable\n"
     )
 

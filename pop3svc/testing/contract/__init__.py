@@ -34,7 +34,7 @@ class MailboxContract(
     optional.  Tests that need a missing hook are skipped.
 
     The tests run without a reactor.  If a store uses threads, pass it a L{pop3svc.testing.Inline}
-    instead.  If results come later, implement C{goOn}, which has to make them available.  The
-    methods of the mailbox, and the hooks except C{goOn}, may be coroutines.  They may await
-    Deferreds, and tasks and futures of asyncio.
+    instead.  If the mailbox returns results later, implement C{goOn}, which has to make these
+    results available.  The methods of the mailbox, and the hooks except C{goOn}, may be coroutines.
+    They may await Deferreds, and tasks and futures of asyncio.
     """

@@ -87,15 +87,16 @@ class ContractCase:
 
     def failDeletion(self) -> Eventual[None]:
         """
-        Optional: make deletions in the mailbox of L{makeMailbox} fail midway from now on, for
-        example by a full disk, a lost database, or a message that cannot be removed.
+        Optional: from now on, make deletions in the mailbox of L{makeMailbox} fail midway.
+        Examples of such failures are a full disk, a lost database, and a message that cannot be
+        removed.
         """
         raise NotImplementedError
 
     def goOn(self) -> object:
         """
-        Optional: make results available that the mailbox waits for.  For example, advance a clock,
-        run queued work, or fire a Deferred.  Tests call this repeatedly.
+        Optional: make available the results for which the mailbox waits.  For example, advance a
+        clock, run queued work, or fire a Deferred.  Tests call this repeatedly.
         """
 
     @property
@@ -110,7 +111,7 @@ class ContractCase:
 
     def _advance(self) -> None:
         """
-        Make results available that the mailbox waits for.
+        Make available the results for which the mailbox waits.
         """
         self._loop.turn()
         answer = self.goOn()
@@ -249,8 +250,8 @@ class ContractCase:
             self.skipTest("deliver() is not implemented")
             raise
         assert uniqueID is None or uniqueID not in self._delivered, (
-            f"deliver() returned {uniqueID!r} twice; each message that it delivers has a "
-            "unique-id that no other message has"
+            f"deliver() returned {uniqueID!r} twice; each delivered message needs a "
+            "unique-id of its own"
         )
         self._delivered = [*self._delivered, uniqueID]
         return uniqueID

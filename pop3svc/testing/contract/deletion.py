@@ -15,7 +15,7 @@ __all__ = ["DeletionContract"]
 
 class DeletionContract(ContractCase):
     """
-    A deletion deletes all messages or none, and at the right time.
+    A deletion deletes all messages or none.  It happens at the right time.
     """
 
     def test_delete(self) -> None:

@@ -47,7 +47,8 @@ class ListingContract(ContractCase):
         self._verify(IPOP3Mailbox, mailbox)
         for interface in providedBy(mailbox):
             self._verify(interface, mailbox)
-        # Skipped if the object itself declares its interfaces, because that is deliberate.
+        # Skip an object that itself declares its interfaces, because its author has chosen these
+        # deliberately.
         for optional in () if list(directlyProvidedBy(mailbox)) else _OPTIONAL:
             for method in optional.names():
                 isThere = callable(getattr(mailbox, method, None))

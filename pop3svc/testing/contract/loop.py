@@ -66,7 +66,7 @@ async def _fired(awaited: Deferred[Any]) -> None:
         await fired
     except asyncio.CancelledError:
         awaited.cancel()
-        # The result is not needed; swallow the error of the cancellation.
+        # The result is not needed, so ignore the error of the cancellation.
         awaited.addErrback(lambda _: None)
         raise
 
@@ -91,7 +91,7 @@ class Loop:
         answer: Deferred[Any] = Deferred(lambda _: self._cancel(task))
 
         def over(_: object) -> None:
-            # The caller has cancelled, so only consume the exception.
+            # The caller has cancelled the work, so ignore the exception.
             if answer.called:
                 task.cancelled() or task.exception()
             elif task.cancelled():

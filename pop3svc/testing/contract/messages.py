@@ -82,7 +82,8 @@ class MessageContract(ContractCase):
 
     def test_contentAsItIsSent(self) -> None:
         """
-        A content that provides L{IFileContent} is a region of a file exactly as RETR sends it.
+        A content that provides L{IFileContent} is a part of a file with exactly the octets that
+        RETR sends.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:

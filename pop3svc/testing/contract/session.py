@@ -131,7 +131,7 @@ class ContractSession:
         """
         @param mailboxes: makes a mailbox for each login.
         @param loop: runs the coroutines of the mailboxes.
-        @param advance: makes results available that the mailboxes wait for.
+        @param advance: makes available the results for which the mailboxes wait.
         @param kind: the wrapper that makes results late: L{Async} or L{Delayed}; L{None} for
             the results as the mailbox returns them.
         @param steps: after how many awaited results the client disconnects.

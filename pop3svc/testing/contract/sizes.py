@@ -103,7 +103,8 @@ class SizeContract(ContractCase):
 
     def test_gone(self) -> None:
         """
-        A message that was removed after the listing is refused.  The others are not.
+        A message that was removed after the listing is refused.  The other messages are not
+        refused.
         """
         mailbox, listed = self._opened()
         contents = [self._content(mailbox, each) for each in listed]

@@ -14,7 +14,7 @@ __all__ = ["SleepContract"]
 
 class SleepContract(ContractCase):
     """
-    Sleeping changes nothing, and new mail is noticed.
+    A sleeping session changes nothing in the mailbox.  After it the mailbox reports new mail.
     """
 
     def test_sleep(self) -> None:
@@ -62,7 +62,7 @@ class SleepContract(ContractCase):
     def test_arrivedMeanwhile(self) -> None:
         """
         A message that arrived after login can be read by its unique-id, as number 0, if
-        C{messageExists} returns true for it, and otherwise not.
+        C{messageExists} returns true for it.  Otherwise it is refused.
         """
         session = self._session()
         isReadOnly = IReadOnlyMailbox.providedBy(self._madeAgain())

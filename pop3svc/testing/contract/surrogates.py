@@ -39,8 +39,8 @@ class SurrogateContract(ContractCase):
 
     def test_surrogateSizes(self) -> None:
         """
-        C{surrogateSizes} gives the size of the surrogate of each message that needs one, and of
-        any other message itself.  C{needsUTF8} agrees, or returns L{None}.
+        C{surrogateSizes} gives the size of the surrogate for each message that needs one, and the
+        size of the message itself for any other.  C{needsUTF8} agrees, or returns L{None}.
         """
         mailbox, listed = self._convertible()
         for asked in (listed, listed[1:2], listed[::-1]):
