@@ -2,8 +2,9 @@
 Run transactions in threads, with a bounded queue and a limit on every wait.
 
 Each thread of L{twisted.enterprise.adbapi} has a connection.  A lost connection is replaced.  If a
-transaction conflicts with another one, it runs again.  If a server does not answer, its socket is
-shut down, because no setting of the driver ends the wait for a frozen server.
+transaction conflicts with another one, the transaction runs again.  If a server does not answer,
+the service shuts the socket down, because no setting of the driver ends the wait for a frozen
+server.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ class DatabaseRefused(DatabaseUnavailable):
 
 class OutcomeUnknown(DatabaseUnavailable):
     """
-    The answer to COMMIT is missing.  Nobody knows whether the transaction is or will be
-    committed; only the tables show it.
+    The answer to COMMIT is missing.  Only the tables will show whether the transaction was
+    committed.
     """
 
 
@@ -99,7 +100,7 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction conflicts with another one, and runs again after a pause.
+    The transaction conflicts with another one, and will run again after a pause.
     """
 
 
@@ -108,7 +109,7 @@ class _Job:
     A transaction from L{Database.run} to its end.
 
     @ivar result: the Deferred of the caller; L{None} after it has fired.
-    @ivar isCommitting: COMMIT has been sent.
+    @ivar isCommitting: whether COMMIT has been sent.
     """
 
     def __init__(
@@ -128,7 +129,8 @@ class _Job:
         self.isCommitting = False
         self.isCut = False
         self._link: Link | None = None
-        # This lock keeps a cut from hitting another transaction of the same thread.
+        # With this lock, L{cut} cannot interrupt the next transaction of the same thread by
+        # mistake.
         self._lock = threading.Lock()
 
     def attach(self, link: Link) -> None:
@@ -150,7 +152,7 @@ class _Job:
 
     def beginCommit(self) -> None:
         """
-        Record that COMMIT is sent next.  If the connection is cut from now on, the outcome is
+        Record that COMMIT is sent next.  If the connection is cut after this, the outcome is
         unknown.
         """
         with self._lock:
@@ -197,7 +199,7 @@ class _Job:
 class _Access(adbapi.Connection):
     """
     The object that adbapi passes to a call in a thread.  It connects when the call asks for a
-    connection, and the call itself begins and ends the transaction.
+    connection.  The call itself begins and ends the transaction.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -224,7 +226,7 @@ class _Pool(adbapi.ConnectionPool):
         )
         self._driver = driver
         self._limit = limit
-        # Daemons, because a thread that hangs must not keep the process alive.
+        # Make daemon threads, because a thread that hangs must not keep the process alive.
         threads: Any = self.threadpool
         threads.threadFactory = partial(threading.Thread, daemon=True)
         # The database sets this, because the shutdown trigger of adbapi would wait for the threads.
@@ -291,17 +293,18 @@ class Database:
     """
     Runs transactions in a few threads.
 
-    No method blocks except L{check}.  The first transaction starts the threads and connects, so an
-    unused object survives a fork.
+    Only L{check} blocks.  The first transaction starts the threads and connects, so an unused
+    object survives a fork.
     """
 
-    # Seconds that a transaction may take, with its wait in the queue: shorter than the time limit
-    # of a provider's call, so that a client gets an answer.
+    # Seconds that a transaction may take, including its wait in the queue.  This is shorter than
+    # the time limit of a provider's call, so that the client gets an answer.
     LIMIT = 10.0
     # Transactions that may wait.
     WAITING = 1000
-    # How often a transaction that conflicts with others is tried, and the longest first pause
-    # (seconds).  Each further pause may be twice as long.  Eight tries were enough under stress.
+    # The number of attempts at a transaction that conflicts with others, and the longest first
+    # pause (seconds).  Each further pause may be twice as long.  Eight attempts were enough under
+    # stress.
     TRIES, PAUSE = 8, 0.02
     # Seconds that running transactions have to end when the database is closed.
     GRACE = 2.0
@@ -320,7 +323,7 @@ class Database:
         @param driver: see L{pop3svc.drivers.makeDriver}.
         @param threads: number of transactions that run at once, and of connections.
         @param waiting: number of transactions that may wait; further transactions are refused.
-        @param limit: how many seconds a transaction may take, with its wait.
+        @param limit: how many seconds a transaction may take, including its wait.
         @param health: may be shared with other databases on the same server.
         @param clock: the reactor if not given.
         @param pool: an object with C{runWithConnection}, for tests.
@@ -362,7 +365,7 @@ class Database:
 
         @param work: gets a L{Transaction} and C{arguments}.
         @param isReading: whether C{work} only reads; the database refuses changes.
-        @param mayRepeat: whether C{work} may be done twice, as a deletion may.  If the connection
+        @param mayRepeat: whether C{work} may safely run twice, like a deletion.  If the connection
             is lost during COMMIT, C{work} then runs again once.
         @param abandoned: called in the reactor's thread with the result of C{work} if the Deferred
             was cancelled or timed out.  It undoes the committed changes.
@@ -460,7 +463,7 @@ class Database:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # The work that the loop below has just started may have ended already.
+            # The loop below may have just started this work, which may have already ended.
             return
         self._isStarting = True
         try:
@@ -537,7 +540,7 @@ class Database:
 
     def _again(self, job: _Job) -> None:
         del self._pausing[job]
-        # The transaction has waited already, so it goes first.
+        # The transaction has already waited, so it goes first.
         self._waiting = {job: None} | self._waiting
         self._startNext()
 

@@ -31,8 +31,8 @@ __all__ = [
 
 # --- statements ---------------------------------------------------------------
 
-# A named parameter is ":name" outside of texts, quoted names and comments, and "::" is a cast
-# of PostgreSQL.
+# A named parameter is ":name" outside of texts, quoted names and comments.  "::" is a cast of
+# PostgreSQL, and not a parameter.
 _TOKEN = re.compile(
     r"""
     (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'      # E'text' of PostgreSQL, with backslashes
@@ -75,17 +75,18 @@ def placeholders(statement: str) -> str:
 
 # PostgreSQL: serialization failure, deadlock, no lock in time.
 _RETRYABLE = ("40001", "40P01", "55P03")
-# Nothing is committed if COMMIT fails with one of these classes: wrong data, a constraint, a
-# serialization failure (but not 40003, "completion unknown"), a state, a lock.
+# Nothing is committed if COMMIT fails with one of these classes: wrong data, a violated constraint,
+# a serialization failure (but not 40003, "completion unknown"), a wrong state, a lock.
 _REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
-# The server cannot work now: connection, resources, an operator, the system, a timeout.
+# The server cannot work now, because of: the connection, resources, an operator, the system, a
+# timeout.
 _UNAVAILABLE = ("08", "53", "57", "58")
 _IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
-# The server has answered, and a later attempt would not help.
+# Texts of answers after which a later attempt would not help.
 _WRONG_SETTINGS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|certificate"
     r"|invalid \S+ value|invalid port|invalid integer|does not support SSL"
-    # An end of the connection is no answer.
+    # The end of the connection is not an answer.
     r"|SSL error(?!: unexpected eof)"
     r"|permission denied for database|not permitted to log in"
 )
@@ -200,7 +201,7 @@ class Link(ABC):
     @abstractmethod
     def isRefusedCommit(self, error: BaseException) -> bool:
         """
-        @return: whether an error of C{commit} says that nothing was committed.
+        @return: whether an error of C{commit} means that nothing was committed.
         """
 
     @abstractmethod
@@ -285,7 +286,7 @@ class _SQLiteLink(Link):
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 # A commit survives a power failure.
                 self._connection.execute("PRAGMA synchronous = FULL")
-            # Read from the file now, because the statements above may not have read it.
+            # Read from the file now, because the statements above may not have read the file.
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._file = self._identity()
         except BaseException:
@@ -305,8 +306,8 @@ class _SQLiteLink(Link):
         return self._isClosed or self._identity() != self._file
 
     def begin(self, isReading: bool) -> None:
-        # If another transaction has written meanwhile, a transaction that reads first and writes
-        # later would fail at once, whatever the timeout.
+        # Lock for writing at the beginning.  A transaction that first reads and then writes would
+        # fail at once, regardless of the timeout, if another transaction has written in between.
         self._connection.execute("BEGIN" if isReading else "BEGIN IMMEDIATE")
 
     def commit(self) -> bool:
@@ -346,8 +347,8 @@ class SQLite(Driver):
     """
 
     module = "sqlite3"
-    # Seconds that a transaction waits for another writer.  At most half of the work's time limit,
-    # because the wait cannot be interrupted.
+    # Seconds that a transaction waits for another writer.  This is at most half of the work's time
+    # limit, because nothing can interrupt the wait.
     PATIENCE = 5.0
 
     def __init__(
@@ -358,8 +359,8 @@ class SQLite(Driver):
         owner: tuple[int, int] | None = None,
     ) -> None:
         """
-        @param isReadOnly: whether the database must not be changed.  The journal mode then stays as
-            it is, because the database belongs to another program.
+        @param isReadOnly: whether the database must not be changed.  In this case the journal mode
+            does not change either, because the database belongs to another program.
         @param mayCreate: whether to create the file if it does not exist.
         @param owner: user and group of a new file.
         """
@@ -396,15 +397,15 @@ class SQLite(Driver):
     def isWrongSetting(self, error: BaseException) -> bool:
         """
         See L{Driver.isWrongSetting}.  The setting is wrong if the file is missing or unreadable, or
-        is no database.
+        is not a database.
         """
         return _codeOf(error) in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOTADB)
 
 
 # --- PostgreSQL -----------------------------------------------------------------
 
-# Settings of a connection if the DSN does not have them: times to connect (seconds), and to find
-# that the network is cut (milliseconds; seconds).
+# Default settings of a connection: the time to connect (seconds), and the times after which a cut
+# network is noticed (milliseconds; seconds).
 _CLIENT = {
     "application_name": "pop3svc",
     "connect_timeout": 3,
@@ -429,8 +430,8 @@ class _PostgreSQLLink(Link):
 
     def __init__(self, connection: Any, limit: float, prepares: bool) -> None:
         self._connection = connection
-        # Duplicate the descriptor, because libpq closes its own, and its number may then belong to
-        # another file.
+        # Duplicate the descriptor, because libpq closes its own, and the number of a closed
+        # descriptor may then belong to another file.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._warnings: list[str] = []
         self._isReading = False
@@ -496,7 +497,7 @@ class _PostgreSQLLink(Link):
         try:
             self._socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            # The server has closed the connection already.
+            # The server has already closed the connection.
             pass
 
     def close(self) -> None:
@@ -505,7 +506,8 @@ class _PostgreSQLLink(Link):
             self._connection.close()
 
     def _checked(self, error: BaseException) -> None:
-        # After a failover the old leader takes no writes; a new connection finds the new one.
+        # After a failover the old leader accepts no writes, and a new connection finds the new
+        # leader.
         self._isUseless = _stateOf(error) == _READ_ONLY and not self._isReading
 
     def execute(self, statement: str, values: Mapping[str, Any], isBinary: bool) -> Any:
@@ -550,12 +552,12 @@ class PostgreSQL(Driver):
         known = {each.keyword.decode() for each in Conninfo.get_defaults()} | {"ssl"}
         for key, _ in parse_qsl(dsn.partition("?")[2], keep_blank_values=True):
             if key not in known:
-                raise ValueError(f"postgresql: {key} is no parameter of a connection")
+                raise ValueError(f"postgresql: {key} is not a parameter of a connection")
         try:
             given: dict[str, Any] = dict(conninfo_to_dict(dsn))
         except psycopg.Error:
             # The text of the error may have a part of the password.
-            raise ValueError("postgresql: the DSN is no connection URI")
+            raise ValueError("postgresql: the DSN is not a connection URI")
         if "@" in str(given.get("host", "")):
             raise ValueError('postgresql: a "@" in the user or the password is written %40')
         # Show the values of the DSN, and not those of the process's environment.
@@ -580,8 +582,8 @@ class PostgreSQL(Driver):
 
     def isWrongSetting(self, error: BaseException) -> bool:
         """
-        See L{Driver.isWrongSetting}.  There is no SQLSTATE for a connection that was refused, so
-        the text of the error decides.
+        See L{Driver.isWrongSetting}.  A refused connection has no SQLSTATE, so the text of the
+        error decides.
         """
         return _stateOf(error) is None and _WRONG_SETTINGS.search(str(error)) is not None
 

@@ -1,5 +1,5 @@
 """
-The exceptions that answer a client, a provider's author, or a sender of mail.
+The exceptions whose texts are for a client, for the author of a provider, or for a sender of mail.
 """
 
 from __future__ import annotations

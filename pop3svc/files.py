@@ -45,13 +45,14 @@ __all__ = [
     "writeWhole",
 ]
 
-# Large enough that the cost of each block is negligible, and small enough to hold one block for
-# each of many clients.
+# The octets of a block.  The time for each block must be negligible, and the blocks of many clients
+# must fit into memory.
 _BLOCK = 131072
 # The most octets that one sendfile() sends.
 _REGION = 1048576
-# Before that, the service tests one octet in each block of this many octets, to find out whether
-# the page cache has the region.  The kernel reads ahead by more octets than that.
+# Before sendfile(), the service tests one octet in each block of this many octets, to find out
+# whether these octets are in the page cache.  The kernel reads ahead by more octets than a block
+# has.
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
 # Octets at the end of a message that sendfile() does not send.
@@ -64,13 +65,13 @@ _SECOND_NS = 1_000_000_000
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# The queue is long, because each connection has one read at most, and the number of
-# connections is limited elsewhere.
+# The queue may be long, because each connection has at most one read, and there is a limit of
+# connections.
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-disk", threads=8, waiting=100_000
 )
-# Work that may take minutes has its own threads, so that short work finds a free thread.  Two
-# threads are enough, because more threads are not faster.
+# Work that may take minutes has its own threads, so that short work always finds a free thread.
+# Two threads are enough, because more threads are not faster.
 _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-long", threads=2, waiting=10_000
 )
@@ -78,8 +79,8 @@ _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
 
 def useNoThreads() -> None:
     """
-    Read and write files in the calling thread from now on, for a program without a reactor.
-    Call it before a store is made.
+    From now on read and write files in the calling thread, for a program without a reactor.  Call
+    this function before a store is made.
     """
     global _disk, _longWork
     _disk = _longWork = InlineExecutor()
@@ -101,8 +102,8 @@ def longWork() -> BoundedThreadPool | InlineExecutor:
 
 def closeQuietly(descriptor: int) -> None:
     """
-    Close a descriptor that was read, or whose data is durable already, and ignore errors.
-    The descriptor is closed in any case.
+    Close a descriptor that was only read, or whose data is already durable, and ignore errors.  The
+    descriptor is closed even after an error.
     """
     try:
         os.close(descriptor)
@@ -132,7 +133,7 @@ def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_resu
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            # It is a link, a socket or a device.
+            # The file is a link, a socket or a device.
             raise OSError(errno.ENOENT, "not a regular file")
         raise
     try:
@@ -160,16 +161,17 @@ def openDirectory(name: str, directory: int | None = None) -> int:
 # change cannot be set back.
 FileStamp = tuple[int, int, int, int]
 
-# The largest file that is read whole, octets; enough for a password file of two million users.
+# The most octets of a file that is read as a whole; enough for a password file of two million
+# users.
 _LARGEST = 268_435_456
-# Opens a file that the service may not open itself after it gave up its privileges.
+# Opens files that the service itself may not open after giving up its privileges.
 _privileged: Callable[[str], int] | None = None
 
 
 def setPrivileged(opener: Callable[[str], int] | None) -> None:
     """
-    Set the function that opens files for reading that the service may not open itself
-    after it gave up its privileges.
+    Set the function that opens, for reading, the files that the service itself may not open after
+    giving up its privileges.
 
     @param opener: takes a path, returns a descriptor, raises L{OSError}.
     """
@@ -195,7 +197,7 @@ def openReplaceable(path: str) -> int:
         descriptor = _privileged(path)
     except OSError as error:
         if error.errno in (errno.ENXIO, errno.ENODEV):
-            # It is a socket or a device.
+            # The file is a socket or a device.
             raise OSError(error.errno, "Not a regular file", path)
         raise
     try:
@@ -212,15 +214,15 @@ def openReplaceable(path: str) -> int:
 
 def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     """
-    Read a whole file that other programs may replace at any time; see L{openReplaceable}.
-    Blocks while the disk is read.
+    Read a whole file that other programs may replace at any time; see L{openReplaceable}.  Blocks.
 
     @param most: largest size, octets.
-    @raise OSError: the file cannot be read, is not a regular file, or is larger.
+    @raise OSError: the file cannot be read, is not a regular file, or is larger than C{most}.
     """
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:
-        # Limit the octets read, not the size of the file, because the file may grow meanwhile.
+        # Limit the octets that are read, and not the size of the file, because the file may grow
+        # meanwhile.
         data = bytearray()
         while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(data))):
             data += block
@@ -243,7 +245,7 @@ def listReplaceable(path: str, most: int) -> list[str]:
     except PermissionError:
         if _privileged is None:
             raise
-        # To read an open directory needs no permission.
+        # Reading an open directory needs no permission.
         descriptor = _privileged(path)
     try:
         with os.scandir(descriptor) as entries:
@@ -275,8 +277,8 @@ def stampFrom(status: os.stat_result) -> FileStamp:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-# Seconds for which a stamp from the privileged process is cached, because logins are more
-# frequent than changes of the files.
+# Seconds for which a stamp from the privileged process is cached.  Without the cache, each login
+# would ask that process.
 _STAMP_LIFE = 0.1
 _stamps: dict[str, tuple[float, FileStamp | None]] = {}
 
@@ -301,15 +303,16 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> FileStamp | N
 
 def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     """
-    Tell whether the times of files are old enough to show any later change.  A file that
+    Find out whether the times of files are old enough to show every later change.  A file that
     changes twice within one tick of its file system's clock may keep its times.
 
     @return: whether each later change will change the stamps.
     """
     latest = max((max(stamp[2:]) for stamp in stamps), default=0)
-    # The clock of most file systems counts ticks.  The clock of some counts one or two seconds.
+    # The clock of most file systems advances in ticks; that of some, in steps of one or two
+    # seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
-    # Trust a time in the future as well, because a change would set the time to now.
+    # Also trust a time in the future, because a change would set the file's time to the present.
     return abs(time.time_ns() - latest) > tick
 
 
@@ -362,7 +365,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
     if mustStop():
         raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
     if size <= _BLOCK:
-        # A fast path, because nearly all messages are small.
+        # Handle small messages separately, because nearly all messages are small.
         block = os.pread(descriptor, size, 0)
         if len(block) == size:
             return *_measureWhole(block), block[:1024], block.isascii()
@@ -372,7 +375,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
     while offset < size:
         if mustStop():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-        # A hole in a sparse file consists of NULs, so it need not be read.
+        # A hole in a sparse file consists of NULs, so the hole need not be read.
         data = _nextData(descriptor, offset, size)
         count.skip(data - offset)
         block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
@@ -410,7 +413,7 @@ def peek(descriptor: int, size: int) -> bytes | None:
     try:
         read = os.preadv(descriptor, [buffer], 0, _NOWAIT)
     except OSError:
-        # The caller reads in a thread, and sees the error there.
+        # The caller reads in a thread, and gets the error there.
         return None
     return bytes(buffer[:read])
 
@@ -448,10 +451,10 @@ class FileRegion:
 
     def advance(self, octets: int) -> None:
         """
-        Go on after the next octets, because they were read or sent.
+        Move the offset past octets that were read or sent.
 
         @param octets: their number.
-        @raise EOFError: the number is 0, because the file has become shorter.
+        @raise EOFError: the number of octets is 0, because the file has become shorter.
         """
         if not octets:
             raise EOFError("the file is shorter than expected")
@@ -476,7 +479,7 @@ class FileRegion:
                 raise
             return None
         if not read:
-            # Some kernels return 0 before the end; then read in a thread.
+            # Some kernels return 0 before the end of the file; in this case read in a thread.
             return None
         self.offset += read
         self.left -= read
@@ -484,7 +487,7 @@ class FileRegion:
 
     def sendTo(self, socket: int) -> int:
         """
-        Send the next octets unchanged to a socket, as far as they are in the page cache.
+        Send to a socket, unchanged, those of the next octets that are in the page cache.
 
         @param socket: a descriptor.
         @return: the number of octets sent; 0 if they have to be read.
@@ -502,8 +505,8 @@ class FileRegion:
         except (BlockingIOError, ConnectionError):
             raise
         except OSError:
-            # Either the file system does not support sendfile(), or the file or the socket has a
-            # fault.  The caller then reads and writes without sendfile(), and a fault appears
+            # Either the file system does not support sendfile(), or the file or the socket has an
+            # error.  The caller then reads and writes without sendfile(), and an error will appear
             # again.
             return 0
         self.advance(sent)
@@ -511,7 +514,7 @@ class FileRegion:
 
     def _cached(self, size: int) -> int:
         """
-        @return: the number of the next octets that are in the page cache.
+        @return: how many of the next octets are in the page cache.
         """
         if _NOWAIT is None:
             return 0
@@ -534,7 +537,7 @@ class FileBlocks:
     The content of a file, read block by block: directly if a block is in the page cache,
     otherwise in a thread.
 
-    @ivar region: the octets that are not read yet.
+    @ivar region: the octets that have not been read yet.
     @ivar form: see L{WireForm}.
     """
 
@@ -552,8 +555,8 @@ class FileBlocks:
         @param descriptor: a descriptor of the file.
         @param closing: called once, when the descriptor is no longer read.
         @param offset: offset of the first octet.
-        @param length: octets to read, L{None} for all up to the present end of the file.  A file
-            that turns out to be shorter is an error.
+        @param length: octets to read; L{None} for all octets up to the present end of the file.  If
+            the file becomes shorter, reading fails.
         @param form: the form of the content.
         @param group: see L{Executor.run}.
         """
@@ -601,8 +604,9 @@ class FileBlocks:
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  The descriptor stays open until a running read ends,
-        because another file could get the same descriptor meanwhile.
+        See L{IChunkedContent.close}.  If a read is running, the descriptor stays open until the
+        read has ended.  Otherwise another file could get the same descriptor, and the read would
+        read that file.
         """
         if not self._closed:
             self._closed = True

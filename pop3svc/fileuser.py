@@ -3,9 +3,9 @@ Use files with the rights of another user, in one thread (Linux).
 
 The file rights of a thread are its user (C{setfsuid}), its group (C{setfsgid}) and its
 supplementary groups.  The wrapper of the C library changes the groups of all threads, so this
-module calls the kernel.  It needs the capabilities CAP_SETUID and CAP_SETGID.  Other capabilities,
-such as CAP_DAC_OVERRIDE, would take away the protection, because the kernel drops them only for
-root.
+module calls the kernel.  It needs the capabilities CAP_SETUID and CAP_SETGID.  With other
+capabilities, such as CAP_DAC_OVERRIDE, there would be no protection, because a thread loses them
+only if the process is root's.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# The number of the system call setgroups, by the machine and the octets of a pointer.  On 32 bits
-# it is setgroups32.
+# The number of the system call setgroups, by the machine and the octets of a pointer.  On 32-bit
+# machines it is the number of setgroups32.
 _SETGROUPS = {
     ("x86_64", 8): 116,
     ("aarch64", 8): 159,
@@ -45,7 +45,7 @@ _SETGROUPS = {
     ("i686", 4): 206,
     ("armv7l", 4): 206,
 }
-# An argument that changes nothing, with which setfsuid() and setfsgid() return the present value.
+# With this argument setfsuid() and setfsgid() change nothing, and return the present value.
 _PRESENT = 0xFFFFFFFF
 # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER and CAP_MKNOD, as bits.
 _FILE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
@@ -72,14 +72,14 @@ class FileUser:
 
 class _Thread(threading.local):
     """
-    @ivar user: the user whose rights the thread has; L{None} for those of the process.
+    @ivar user: the user whose rights the thread has; L{None} for the rights of the process.
     """
 
     user: FileUser | None = None
 
 
 _thread = _Thread()
-# The rights of the process, from the first change on.
+# The rights of the process, from the first change of rights on.
 _process: FileUser | None = None
 
 
@@ -161,9 +161,10 @@ def _rightsOfProcess() -> FileUser:
 
 def _enter(user: FileUser) -> None:
     """
-    Take the rights of a user in this thread, which has those of the process.
+    Take the rights of a user in this thread.  Before the call, the thread has the rights of the
+    process.
 
-    @raise OSError: the thread has the rights of the process still.
+    @raise OSError: the thread still has the rights of the process.
     """
     global _process
     kernel = _calls()
@@ -182,7 +183,7 @@ def _enter(user: FileUser) -> None:
 def _leave() -> None:
     """
     Give this thread the rights of the process again.  If this is not possible, end the process,
-    because other users' work would run with the wrong rights.
+    because otherwise the thread would do other users' work with the wrong rights.
     """
     kernel, process = _calls(), _process
     assert process is not None
@@ -192,7 +193,7 @@ def _leave() -> None:
         try:
             kernel.setGroups(process.groups)
         except OSError:
-            # Without the capability the groups were never changed.
+            # Without the capability the groups have never been changed.
             if tuple(os.getgroups()) != process.groups:
                 raise
     except BaseException as error:
@@ -229,7 +230,9 @@ class asUser:
         before = _thread.user
         if before is not None:
             if before != self._user:
-                raise RuntimeError("a thread with the rights of one user needs those of another")
+                raise RuntimeError(
+                    "a thread with the rights of one user needs the rights of another"
+                )
             self._isWithin = True
         else:
             _enter(self._user)
@@ -241,8 +244,8 @@ class asUser:
 
 class asService:
     """
-    A context in which this thread has the rights of the process, whatever it had before.  It
-    surrounds the use of the service's own files.
+    A context in which this thread has the rights of the process, whichever rights it had before.
+    Use the context for work on the service's own files.
     """
 
     __slots__ = ("_before",)
@@ -263,10 +266,10 @@ class asService:
 
 def checkMayChangeUser(uid: int) -> None:
     """
-    Check that this process can take the rights of users, and that it then has no others.
+    Check that this process can take the rights of users, and that it then has no other rights.
 
     @param uid: any user other than root.
-    @raise ValueError: it cannot; a sentence for the operator.
+    @raise ValueError: the process does not have these abilities; a sentence for the operator.
     """
     global _process
     # Another part of the process may have changed its user since the last check.

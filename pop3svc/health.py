@@ -19,20 +19,20 @@ class Health:
     Whether a server or a database works.  The log says when it stops working, and when it works
     again.  Several users of one server may share a L{Health}.
 
-    @ivar name: of the server or the database.
+    @ivar name: the name of the server or the database.
     @ivar reason: why it does not work; empty while it works.
-    @ivar faults: how often it did not work.
+    @ivar faults: the number of failures.
     """
 
-    # Seconds after a failure.  Then C{/readyz} lets clients come again, because only a use of the
-    # server can find out that it works.
+    # Seconds after a failure from which C{/readyz} is positive again, because only a use of the
+    # server can show that it works.
     RECENT = 30.0
-    # All that this process uses, for the operator.
+    # All servers and databases that this process uses, for the operator.
     _all: WeakSet[Health] = WeakSet()
 
     def __init__(self, name: str) -> None:
         """
-        @param name: of the server or the database, for the log.
+        @param name: the name of the server or the database, for the log.
         """
         self.name = name
         self.reason = ""
@@ -57,7 +57,8 @@ class Health:
     @property
     def hasFailedRecently(self) -> bool:
         """
-        Whether it does not work, and its last failure was within the last L{RECENT} seconds.
+        Whether the server or the database does not work, and the last failure was within L{RECENT}
+        seconds.
         """
         return bool(self.reason) and time.monotonic() - self._last < self.RECENT
 

@@ -1,8 +1,8 @@
 """
 The texts of replies in other languages than English (RFC 6856 section 3).
 
-A reply is made in English.  A session that has chosen another language translates the text when the
-reply becomes octets, so a session in English never looks up a text.
+The code makes every reply in English.  If a session has chosen another language, the text is
+translated when the reply becomes octets.  A session in English therefore needs no catalogue.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 __all__ = ["DEFAULT", "LANGUAGES", "TEMPLATES", "Language", "languages", "matching"]
 
-# The tag of the language in which replies are made, and which a session has at its beginning.
+# The tag of the language in which the code makes replies.  Each session begins with this language.
 DEFAULT = "en"
 # The tag of each language (RFC 5646), and its name in the language itself.
 LANGUAGES: Mapping[str, str] = {
@@ -61,7 +61,7 @@ class Language:
         """
         @param text: the text of a reply, in English; not empty.
         @return: the text in this language; the same text if the catalogue does not have it, because
-            it is the text of another package.
+            the text comes from another package.
         """
         found = self._catalogue.gettext(text)
         if found != text:

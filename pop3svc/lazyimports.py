@@ -13,9 +13,9 @@ __all__ = ["onDemand"]
 
 def onDemand(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """
-    Make a C{__getattr__} that imports names lazily.  Every pytest of an environment imports
-    the pytest plugin of this package, and with it the packages around the plugin, which
-    must not import Twisted.
+    Make a C{__getattr__} that imports names lazily.  In an environment with this package, every run
+    of pytest imports the pytest plugin of this package, and the packages that contain the plugin.
+    These imports must not import Twisted.
 
     @param package: name of the package.
     @param places: the module of each name.

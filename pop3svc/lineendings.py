@@ -73,14 +73,15 @@ class CRLFNormalizer:
             data = b"\r" + data
             self._heldCR = False
         if data.endswith(b"\r"):
-            # The next block shows whether this is half a line end.
+            # The next block will show whether this CR is half a line end.
             self._heldCR = True
             data = data[:-1]
         if not data:
             return b""
         self._atLineStart = data.endswith(b"\n")
         if b"\r" not in data:
-            # A fast path without CR; the general case takes many times longer.
+            # Handle a block without CR separately, because the general case takes many times
+            # longer.
             return data.replace(b"\n", b"\r\n")
         if countBareLF(data):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
@@ -99,14 +100,14 @@ class LFNormalizer:
     """
     Converts the line ends of one message to LF, block by block, for a file of a Maildir.
 
-    L{CRLFNormalizer} makes the same octets from the result as from the message itself.  A line that
-    ends with several carriage returns therefore stays unchanged.  A last line without a line end
-    gets LF.  Blocks may be cut anywhere.
+    From the result, L{CRLFNormalizer} makes the same octets as from the message itself.  A line
+    that ends with several carriage returns therefore does not change.  A last line without a line
+    end gets LF.  Blocks may be cut anywhere.
     """
 
     def __init__(self) -> None:
-        # Whether the input ended with a carriage return, which may be half a line end; whether
-        # another one is before it.
+        # Whether the input ended with a carriage return, which may be half a line end; and whether
+        # there is another carriage return before it.
         self._held = b""
         self._isAfterCR = False
         self._atLineStart = True

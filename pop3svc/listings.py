@@ -25,13 +25,13 @@ T = TypeVar("T")
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
-# Number of lines that are formatted at a time; they take some tens of KiB.
+# The number of lines that are formatted at a time.  They take some tens of KiB.
 _LINES = 1000
 
 
 class BadListing(Exception):
     """
-    A provider's listing breaks the rules for unique-ids; a bug of the provider.
+    A provider's listing breaks the rules for unique-ids.  This is a bug of the provider.
     """
 
 
@@ -50,8 +50,8 @@ def isDerived(uniqueID: str) -> bool:
     return uniqueID.startswith("H-") and _DERIVED.fullmatch(uniqueID) is not None
 
 
-# Unique-ids that one call processes, so that it holds the interpreter lock for some
-# milliseconds only.
+# The number of unique-ids that one call processes, so that it holds the interpreter lock only for
+# some milliseconds.
 _SLICE = 20_000
 
 
@@ -66,7 +66,8 @@ def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def areUniqueIDs(texts: Sequence[str]) -> bool:
     """
-    @return: whether all texts are well-formed; faster than L{isUniqueID} for each.
+    @return: whether all texts are well-formed.  This is faster than a call of L{isUniqueID} for
+        each.
     """
     return all(map(_areUniqueIDs, slices(texts)))
 
@@ -100,9 +101,9 @@ def countDistinct(texts: Sequence[str]) -> int:
 
 class UniqueIDList:
     """
-    Unique-ids in the order of message numbers.  A list never changes.  If a mailbox returns the
-    same list as long as nothing has changed, its sessions share the list and the data derived from
-    it.
+    Unique-ids in the order of message numbers.  A list never changes.  A mailbox may return the
+    same list as long as nothing has changed.  Its sessions then share the list and the data derived
+    from it.
 
     @ivar uniqueIDs: the unique-ids; they must not be changed.
     """

@@ -1,5 +1,5 @@
 """
-Parse addresses of clients, and derive the networks that limits count by.
+Parse the addresses of clients, and find the networks for which limits count.
 """
 
 from __future__ import annotations

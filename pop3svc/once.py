@@ -1,5 +1,5 @@
 """
-Remember logged messages, so that each is logged once instead of at every poll.
+Remember logged messages, so that each is logged only once, and not at every poll.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Once"]
 
 class Once:
     """
-    A bounded set of the keys that were seen last.  Thread-safe.
+    A bounded set of the keys that were added last.  Thread-safe.
     """
 
     def __init__(self, bound: int = 10_000) -> None:
@@ -31,7 +31,7 @@ class Once:
         """
         Remember a key.
 
-        @return: whether it is new.
+        @return: whether the key is new.
         """
         with self._lock:
             isNew = key not in self._seen
@@ -42,7 +42,7 @@ class Once:
         """
         Forget a key, so that it is new the next time.
 
-        @return: whether it was remembered.
+        @return: whether the key was remembered.
         """
         with self._lock:
             return self._seen.pop(key, self) is None

@@ -1,6 +1,6 @@
 """
-Prepare user names and passwords for comparison (RFC 8265), so that two spellings of a name are one
-user.
+Prepare user names and passwords for comparison (RFC 8265), so that different spellings of a name
+mean the same user.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 
 __all__ = ["LONGEST_NAME", "LONGEST_PASSWORD", "prepareName", "preparePassword"]
 
-# The most octets of a name and of a password with other characters than ASCII.  Some characters
-# make the time grow with the square of the length: 256 octets take 4 ms at most, and 1,024 octets
-# take 66 ms.
+# The most octets of a name, and of a password that is not ASCII.  With some characters the time
+# grows with the square of the length: 256 octets take at most 4 ms, and 1,024 octets take 66 ms.
 LONGEST_NAME = 255
 LONGEST_PASSWORD = 256
 
@@ -29,7 +28,7 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
     """
     @return: the prepared text; L{None} if the profile does not allow the text.
     """
-    # A character has one octet at least, so this bounds the cost of encoding, too.
+    # Each character has at least one octet, so this check also limits the time for encoding.
     if len(text) > longest:
         return None
     try:
@@ -37,7 +36,7 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
             return None
         found: str = _profile(profile).enforce(text)
     except UnicodeEncodeError:
-        # precis_i18n raises this error, and so do octets that were not UTF-8.
+        # precis_i18n raises this error, and the encoding raises it for octets that were not UTF-8.
         return None
     return found
 
@@ -48,8 +47,8 @@ def prepareName(name: str, isCaseMapped: bool = False) -> str:
     section 3).
 
     @param name: octets that are not UTF-8 are surrogate escapes.
-    @param isCaseMapped: whether C{Alice} and C{alice} are one user.
-    @return: the prepared name.  A prepared name is prepared already.
+    @param isCaseMapped: whether C{Alice} and C{alice} are the same user.
+    @return: the prepared name.  Preparing it again does not change it.
     @raise ValueError: the profile does not allow the name; a sentence for the operator.
     """
     # Printable ASCII without spaces needs no library, because the profiles allow these characters

@@ -19,8 +19,7 @@ __all__ = ["State", "migrate"]
 
 log = Logger(namespace="pop3svc")
 
-# Each step migrates the schema from one version to the next; PRAGMA user_version counts
-# them.
+# Each step migrates the schema from one version to the next.  PRAGMA user_version counts the steps.
 _STEPS = (
     """
     CREATE TABLE network (
@@ -49,10 +48,10 @@ def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
     """
     Create the tables of a file, or change those that an earlier version has created.  Blocks.
 
-    @param database: without transactions of its own (C{isolation_level=None}).
-    @param steps: the statements that lead from each version of the schema to the next, separated
-        by semicolons.
-    @raise ValueError: a later version has written the file; no whole sentence.
+    @param database: a connection that begins no transactions by itself (C{isolation_level=None}).
+    @param steps: for each version of the schema the statements that migrate it to the next version,
+        separated by semicolons.
+    @raise ValueError: a later version has written the file.  The text is not a whole sentence.
     """
     # If several processes start at once, one creates the tables, and the others wait.
     database.execute("BEGIN IMMEDIATE")
@@ -74,9 +73,9 @@ def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
 
 class State:
     """
-    Database of the networks from which users have logged in, of the mailboxes that have
-    existed, and of secrets.  Several processes may share one file.  The methods block; call
-    them in a thread.  Without a path the database is in memory only.
+    Database of the networks from which users have logged in, of the mailboxes that have existed,
+    and of secrets.  Several processes may share one file.  The methods block; call them in a
+    thread.  Without a path the database is only in memory.
     """
 
     def __init__(self, path: str | None = None, owner: tuple[int, int] | None = None) -> None:
@@ -99,8 +98,8 @@ class State:
             log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
-            # Close the file until it is used, because twistd forks and gives up its privileges
-            # before that, and a connection of SQLite does not survive a fork.
+            # Close the file until it is used.  Before that, twistd forks and gives up its
+            # privileges, and a connection of SQLite does not survive a fork.
             self.close()
 
     def _connection(self) -> sqlite3.Connection:
@@ -163,7 +162,8 @@ class State:
         @return: the rows; L{None} if the file cannot be read.  A failure is logged.
         """
         try:
-            # The file belongs to the service, even if this thread works for a user.
+            # Use the rights of the service for its own file, even if this thread has the rights of
+            # a user.
             with asService(), self._lock:
                 return self._connection().execute(statement, arguments).fetchall()
         except sqlite3.Error as error:
@@ -194,8 +194,8 @@ class State:
 
     def secret(self, name: str) -> bytes:
         """
-        @return: octets that stay the same for this name; other ones each time if the file
-            cannot be used.
+        @return: octets that stay the same for this name.  If the file cannot be used, each call
+            returns different ones.
         """
         made = secrets.token_bytes(32)
         self.write("INSERT OR IGNORE INTO secret (name, value) VALUES (?, ?)", [(name, made)])

@@ -18,8 +18,8 @@ from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor
 
 __all__ = ["SystemUser", "SystemUsers", "lookUp"]
 
-# A look-up in files takes some microseconds.  There are several threads, so that a look-up at a
-# server that does not answer does not stop all others.
+# There are several threads, so that a server that does not answer one look-up does not stop all
+# others.  A look-up in files takes some microseconds.
 _lookups = BoundedThreadPool("pop3svc-users", threads=4, waiting=1000)
 
 
@@ -28,8 +28,8 @@ class SystemUser(NamedTuple):
     A user of the system.
 
     @ivar home: the path of the home directory.
-    @ivar groups: the groups of the user, with the primary one.
-    @ivar name: the name of the user.  Some systems ignore case when they look a name up.
+    @ivar groups: the groups of the user, including the primary one.
+    @ivar name: the name of the user.  Some systems ignore case when they look up a name.
     """
 
     uid: int
@@ -44,7 +44,7 @@ def lookUp(username: str) -> SystemUser | None:
     Look up a user.  Blocks.
 
     @return: the user; L{None} if the system knows no such user.
-    @raise OSError: the system cannot tell now.
+    @raise OSError: the system cannot answer now.
     """
     try:
         entry = pwd.getpwnam(username)
@@ -60,10 +60,10 @@ class SystemUsers:
     The users of the system, looked up in threads, and remembered for a short time.
     """
 
-    # Seconds that a look-up may take; it is a part of a login.
+    # Seconds that a look-up may take, because a login waits for it.
     TIMEOUT = 10.0
-    # Seconds for which a user is remembered, and for which it is remembered that there is no such
-    # user.  The second is short, because an operator tries a new user at once.
+    # Seconds for which a user is remembered; and seconds for which it is remembered that a user
+    # does not exist.  The second time is short, because an operator tries a new user at once.
     LIFE, ABSENT = 60.0, 5.0
     # The most users that are remembered, some 300 octets each.
     BOUND = 10_000
@@ -91,7 +91,7 @@ class SystemUsers:
     async def find(self, username: str) -> SystemUser | None:
         """
         @return: the user; L{None} if the system knows no such user.
-        @raise POP3ResponseError: C{SYS/TEMP}: the system cannot tell now.
+        @raise POP3ResponseError: C{SYS/TEMP}: the system cannot answer now.
         """
         now = self._seconds()
         known = self._known.get(username)

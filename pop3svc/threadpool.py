@@ -47,11 +47,11 @@ class Executor(Protocol):
 
         @param abandoned: called in the reactor's thread with the result of C{work} if the
             Deferred was cancelled, to release that result.
-        @param ended: called in the reactor's thread when C{work} has ended or will never
-            begin: before the Deferred fires, or long after it was cancelled.
-        @param group: names the object that C{work} is for, such as a mailbox.  If the name is a
-            tuple, its first element names the resource that holds the object, such as a file
-            system.  Each resource has its own limit.
+        @param ended: called in the reactor's thread when C{work} has ended or will never begin.
+            This is before the Deferred fires, or possibly long after it was cancelled.
+        @param group: the name of the object on which C{work} works, such as a mailbox.  If the name
+            is a tuple, its first element names the resource that contains the object, such as a
+            file system.  Each resource has its own limit.
         @return: a Deferred that fires with the result of C{work}.
         @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or a thread hangs
             in earlier work of the same group.
@@ -88,7 +88,8 @@ def reportProgress() -> None:
 
 def mustStop() -> bool:
     """
-    Report progress and check for cancellation, in one step for work on each of many messages.
+    Report progress and check for cancellation in one step, for work that calls this for each of
+    many messages.
 
     @return: whether the work was cancelled.
     """
@@ -149,7 +150,7 @@ class _Job:
     """
     A job, from L{BoundedThreadPool.run} to its end.
 
-    @ivar isCancelled: whether its Deferred was cancelled.
+    @ivar isCancelled: whether the Deferred of this job was cancelled.
     """
 
     __slots__ = (
@@ -220,21 +221,22 @@ class BoundedThreadPool:
     """
     A few threads for blocking work, with a bounded queue.
 
-    A thread that hangs in cancelled work is I{lost}.  Another thread takes its place, so
-    that one dead disk does not stop all other work.  While a group has a lost thread, the pool
-    refuses further work of the group.
+    A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost one,
+    so that one dead disk does not stop all other work.  While a group has a lost thread, the pool
+    refuses further work of this group.
     """
 
-    # Seconds within which cancelled work ends, because it checks isCancelled().  Seconds within
-    # which other work ends or reports progress; these are longer than the limit of any call.
+    # First: seconds within which cancelled work ends, because it checks isCancelled().  Second:
+    # seconds within which other work ends or reports progress, longer than the limit of any call.
     GRACE, LATE = 1.0, 150.0
-    # Threads that one file system may lose.
+    # The most threads that one file system may lose.
     EACH = 16
 
-    # Threads of all file systems that may be lost; each costs some 100 KiB and no processor time.
+    # The most lost threads of all file systems together.  Each takes some 100 KiB and no processor
+    # time.
     LOST = 32
-    # Seconds that L{stop} waits for running work.  Sessions have ended by then, with time
-    # limits of their own, and the process must end.
+    # Seconds that L{stop} waits for running work.  All sessions have ended before, with their own
+    # time limits, and the process must end.
     PATIENCE = 5.0
 
     def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
@@ -250,8 +252,8 @@ class BoundedThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # The work that runs in threads; the threads change this set.  The cancelled work that still
-        # runs, with the time of its cancellation (seconds).
+        # The work that runs in threads; the threads change this set.  And the cancelled work that
+        # still runs, with the time of its cancellation (seconds).
         self._begun: dict[_Job, None] = {}
         self._cancelled: dict[_Job, float] = {}
         # Notified when a piece of work has ended, for stop().
@@ -292,7 +294,7 @@ class BoundedThreadPool:
         try:
             # A new thread inherits the file rights of this one.
             with asService():
-                # A daemon, because a thread that hangs must not keep the process alive.
+                # Make a daemon thread, because a thread that hangs must not keep the process alive.
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError:
             # The system refuses another thread.  The existing ones do the work later.
@@ -314,23 +316,22 @@ class BoundedThreadPool:
                 self._active -= 1
                 self._over.notify_all()
             reactor.callFromThread(self._ended, job, outcome)
-            # Drop the references, because the result may be large.
+            # Delete the references, because the result may be large.
             del job, outcome
         with self._over:
             self._over.notify_all()
 
     def stop(self) -> None:
         """
-        Wait for running work, at most L{PATIENCE} and not for lost threads, and end the
-        threads.
+        Wait for running work, but at most L{PATIENCE} seconds, and not for lost threads.  Then end
+        the threads.
         """
         for _ in range(self._threads):
             self._jobs.put(None)
         end = time.monotonic() + self.PATIENCE
         with self._over:
             while max(self._jobs.qsize(), self._active) > len(self._lost()):
-                # Look again soon, because no notification follows when a thread begins to count as
-                # lost.
+                # Check again soon, because no notification follows when a thread becomes lost.
                 if time.monotonic() >= end:
                     break
                 self._over.wait(0.1)
@@ -344,7 +345,7 @@ class BoundedThreadPool:
         now = time.monotonic()
         lost = [job for job, since in self._cancelled.items() if now - since > self.GRACE]
         if self._underWay >= self._most:
-            # Work that is never cancelled, such as a deletion, may hang as well.
+            # Work that is never cancelled, such as a deletion, may also hang.
             lost += [
                 job
                 for job in list(self._begun)

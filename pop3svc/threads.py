@@ -34,7 +34,8 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-# Interfaces of a provider or a store that the wrapper provides as well.
+# Optional interfaces of a provider or a store.  The wrapper provides those that the wrapped object
+# has.
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
@@ -104,8 +105,8 @@ class InThreads:
 class _Mailbox:
     """
     A mailbox whose methods run in threads.  It provides the interfaces of the wrapped mailbox.
-    L{INewMailNotifier} is an exception, because a notifier may call back from any thread at any
-    time.
+    L{INewMailNotifier} is an exception, because a blocking mailbox could call C{changed} from any
+    thread at any time.
     """
 
     def __init__(self, mailbox: Any, runner: Executor, group: tuple[str, str]) -> None:
@@ -116,7 +117,7 @@ class _Mailbox:
         self._mailbox = mailbox
         self._runner = runner
         self._group = group
-        # A cancelled call may still be running when the next one begins.
+        # A cancelled call may still be running when the next call begins.
         self._guard = Lock()
         directlyProvides(self, providedBy(mailbox) - INewMailNotifier)
 
@@ -139,7 +140,7 @@ class _Mailbox:
 
     def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> None:
         """
-        Answer that this is not known, because the wrapped mailbox may block.
+        Return L{None} for "not known", because the wrapped mailbox may block.
         """
 
     def __getattr__(self, name: str) -> Any:
@@ -189,7 +190,7 @@ class _Mailbox:
 @implementer(IChunkedContent)
 class _Content:
     """
-    Content of a message that is read in threads.
+    The content of a message, which is read in threads.
     """
 
     def __init__(self, content: Any, run: Callable[..., Any]) -> None:

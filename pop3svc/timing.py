@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 def useMonotonicClock(reactor: Any) -> None:
     """
-    Make a reactor use the monotonic clock.  Twisted uses the wall clock; if that is set
-    back, no timer fires until it has caught up.  Call this before the first C{callLater}.
+    Make a reactor use the monotonic clock.  Twisted uses the wall clock.  If somebody sets the wall
+    clock back, no timer fires until the clock has caught up.  Call this before the first
+    C{callLater}.
     """
     if not reactor.getDelayedCalls():
         reactor.seconds = time.monotonic
@@ -33,8 +34,8 @@ def useMonotonicClock(reactor: Any) -> None:
 
 class Progress(Deferred[T]):
     """
-    A Deferred whose work reports progress.  Each report restarts the time limits of the callers
-    that wait for it.
+    A Deferred whose work reports progress.  After each report the time limits of its callers begin
+    again.
     """
 
     def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
@@ -54,15 +55,15 @@ class Progress(Deferred[T]):
 
 class TimeSlice:
     """
-    Limits how long work occupies the reactor's thread before the reactor serves others.
-    All work that waits for its next slice shares the time of one slice.  A new client
-    therefore waits for the time of one slice, however much work is waiting.
+    Limits how long work occupies the reactor's thread before the reactor serves others.  All work
+    that waits for its next slice shares the time of one slice.  A new client therefore waits at
+    most for one slice, even if much work is waiting.
     """
 
-    # Seconds of a slice, short enough that no client notices; and the least seconds of a slice.
+    # Seconds of a slice, short enough that no client notices; and the fewest seconds of a slice.
     SLICE, LEAST = 0.004, 0.0002
 
-    # Number of waiters for their next slice, by clock.
+    # For each clock, the number of pieces of work that wait for their next slice.
     _shared: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -118,11 +119,11 @@ class TimeSlice:
 
 class SharedTimeout:
     """
-    Time limits of one length for many objects.  All share one timer, because a timer for each
-    object would cost more time than most of the limited work.
+    Time limits of the same length for many objects.  All share one timer, because a timer for each
+    object would take more time than most of the limited work.
 
-    @ivar slack: seconds.  A limit that began less than this long ago need not be restarted, because
-        it is postponed when its end comes.  Zero without the function C{began}.
+    @ivar slack: seconds.  A limit that began a shorter time ago need not be restarted, because it
+        is postponed when its end comes.  Zero without the function C{began}.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """
-The authorities whose certificates other servers may have.
+The authorities that may sign the certificates of other servers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LARGEST = 16_777_216
 
 def trustRootOf(authorities: str | None) -> Any:
     """
-    @param authorities: a PEM file of certificates that are trusted; L{None}: those of the system.
+    @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
     @return: a trust root for L{twisted.internet.ssl.optionsForClientTLS}.
     @raise ValueError: the file cannot be used; a sentence for the operator.
     """

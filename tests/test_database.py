@@ -73,9 +73,9 @@ def test_parameters() -> None:
         ("sqlite", "a DSN is"),
         ("sqlite:", "needs the path"),
         ("postgresql:host", "a DSN is"),
-        ("postgresql://u:secret@h/db?sslmod=x", "sslmod is no parameter"),
+        ("postgresql://u:secret@h/db?sslmod=x", "sslmod is not a parameter"),
         ("postgresql://u:sec@ret@h/db", "%40"),
-        ("postgresql://u:secret%zz@h/db", "no connection URI"),
+        ("postgresql://u:secret%zz@h/db", "not a connection URI"),
     ],
 )
 def test_wrongDSN(dsn: str, fault: str) -> None:
