@@ -44,6 +44,23 @@ from pop3svc.threadpool import Executor
 __all__ = ["ExpiringMaildirStore", "MaildirStore"]
 
 
+def _formerServers(
+    uidl: str, control: str, duplicates: str, usesHeaders: bool, readOnly: bool
+) -> tuple[FormerServer | None, FormerServer | None]:
+    """
+    @return: the previous server of the Maildirs, for sessions and for deliveries; L{None} without
+        a previous server.
+    @raise ValueError: a sentence for the operator.
+    """
+    if uidl:
+        scheme = parseScheme(uidl, duplicates, usesHeaders)
+        # A delivery has no lock, and therefore writes no copy of the unique-ids.
+        return FormerServer(scheme, control, readOnly), FormerServer(scheme, control, readOnly=True)
+    if control or duplicates != "allow" or usesHeaders:
+        raise ValueError("control, duplicates and xuidl require uidl")
+    return None, None
+
+
 @implementer(IMailboxStore)
 class MaildirStore:
     """
@@ -74,25 +91,22 @@ class MaildirStore:
         owners: Owners | None = None,
     ) -> None:
         """
-        @param path: the directory that holds a Maildir for each user, or a
-            path with placeholders; see L{PathTemplate}.
+        @param path: the directory that contains a Maildir for each user; or see L{PathTemplate}.
         @param readOnly: delete, lock and write nothing.
-        @param manners: how a session acts when a mailbox is locked.
-        @param isSlow: whether opening a file may block for long, as on a network file
-            system.  All work is then done in threads.
-        @param believesNames: take C{,W=} in a file's name for its size, instead of
-            counting once.
-        @param separator: the separator before the flags in file names, one of
-            L{SEPARATORS}; empty: found in the names.
-        @param uidl: where to find the unique-ids of the former server; see
-            L{parseScheme<pop3svc.migration.schemes.parseScheme>}; empty without a former server.
-        @param control: the directory that holds the former server's file, with placeholders; empty
-            if the Maildir holds it.
+        @param manners: what a session does when a mailbox is locked.
+        @param isSlow: whether opening a file may block for long, so that threads do all work.
+        @param believesNames: use C{,W=} in a file's name as the message's size, without counting.
+        @param separator: the separator before the flags in file names, one of L{SEPARATORS}; empty
+            to find it in the names.
+        @param uidl: where to find the unique-ids of the previous server; see
+            L{parseScheme<pop3svc.migration.schemes.parseScheme>}.  Empty without such a server.
+        @param control: the directory that contains the previous server's file, with placeholders;
+            empty if the file is in the Maildir.
         @param duplicates: see C{parseScheme}.
-        @param usesHeaders: whether the former server used headers C{X-UIDL}.
+        @param usesHeaders: whether the previous server used headers C{X-UIDL}.
         @param isOwnedByUsers: whether files are used with the rights of each user.
         @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
-        @param owners: finds the mail of users, in place of one that is made from these arguments.
+        @param owners: finds the mail of users; by default an object made from these arguments.
         @raise ValueError: a sentence for the operator.
         """
         self._template = PathTemplate(path, mayHaveHome=True)
@@ -100,34 +114,27 @@ class MaildirStore:
         self.isOwnedByUsers = self._owners.areUsers
         if separator and separator not in SEPARATORS:
             raise ValueError(f"separator must be one of {' '.join(SEPARATORS)}")
-        self._former = self._formerOfDelivery = None
-        if uidl:
-            scheme = parseScheme(uidl, duplicates, usesHeaders)
-            self._former = FormerServer(scheme, control, readOnly)
-            # A delivery has no lock, and therefore writes no copy of the unique-ids.
-            self._formerOfDelivery = FormerServer(scheme, control, readOnly=True)
-        elif control or duplicates != "allow" or usesHeaders:
-            raise ValueError("control, duplicates and xuidl require uidl")
+        self._former, self._formerOfDelivery = _formerServers(
+            uidl, control, duplicates, usesHeaders, readOnly
+        )
         self._names = believesNames, separator
         self._presence = Presence(runner=runner)
-        sizes = UnsavedSizes if readOnly else MailboxSizes
-        self.caches = Caches(ListingCache(), SizeCache(sizes), Inotify())
+        sizes = SizeCache(UnsavedSizes if readOnly else MailboxSizes)
+        self.caches = Caches(ListingCache(), sizes, Inotify())
         self._maker = MailboxMaker(
             MaildirFormat(*self._names),
             self.caches,
             *(readOnly, isSlow, runner, manners, clock, self._presence),
         )
-        self._delivery = MaildirDelivery(
-            self._owners,
-            disk() if runner is None else runner,
-            self._presence,
-            separator,
-            partial(self._formatWith, self._formerOfDelivery),
-        )
+        self._delivery = self._makeDelivery(disk() if runner is None else runner, separator)
         if not readOnly:
             alsoProvides(self, IDelivery)
         if not self._owners.isDirect:
             alsoProvides(self, IUsesUserFacts)
+
+    def _makeDelivery(self, executor: Executor, separator: str) -> MaildirDelivery:
+        formatFor = partial(self._formatWith, self._formerOfDelivery)
+        return MaildirDelivery(self._owners, executor, self._presence, separator, formatFor)
 
     def useFacts(self, source: Any) -> None:
         """
@@ -175,7 +182,7 @@ class MaildirStore:
         self, former: FormerServer | None, username: str, place: Root
     ) -> MaildirFormat | None:
         """
-        @return: the format of one Maildir; L{None} if it is that of all.
+        @return: the format of one Maildir; L{None} if this is the format of all Maildirs.
         """
         if former is None:
             return None
