@@ -229,7 +229,7 @@ class ISurrogates(Interface):
     A mailbox whose messages the service converts for clients that cannot read UTF-8 in header
     fields (RFC 6856 section 2.1).  The converted message is called a surrogate.
 
-    The service does not convert the messages of other mailboxes, because it would have to read each
+    The service does not convert the messages of other mailboxes.  It would have to read each
     message to know the size of its surrogate.
     """
 
@@ -243,10 +243,10 @@ class ISurrogates(Interface):
     ) -> Eventual[Iterable[int | None]]:
         """
         @param uniqueIDs: list of str; the method must not change it.
-        @return: iterable with a size for each message in the order of C{uniqueIDs}: int, as
-            L{pop3svc.downgrading.converter.surrogateSize} returns it for a message that needs a
-            surrogate, and as C{messageSize} returns it for any other message; None for a message
-            that no longer exists.
+        @return: iterable with a size for each message in the order of C{uniqueIDs}.  For a message
+            that needs a surrogate: the result of L{pop3svc.downgrading.converter.surrogateSize}.
+            For any other message: the size from C{messageSize}.  None for a message that no longer
+            exists.
         @raise NotImplementedError: the service reads the messages and counts.
         """
 

@@ -129,9 +129,9 @@ class Policy:
     stallTimeout: int = _number(
         600,
         "Abort the connection when a client has read no data for this long.  The default "
-        "is the same as that of the idle timeout. With TCP_USER_TIMEOUT the kernel "
-        "applies this time to lost clients as well, because it cannot distinguish a lost "
-        "client from a client whose buffer is full.",
+        "is the same as that of the idle timeout. With TCP_USER_TIMEOUT the kernel also "
+        "applies this time to lost clients, because it cannot distinguish a lost client "
+        "from a client whose buffer is full.",
     )
     answerTimeout: int = _number(
         120,

@@ -471,9 +471,9 @@ class PasswordFile:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the user name in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if the check would have to wait too long, or the
-            comparison failed, for example for lack of memory; C{SYS/PERM} if the password is right
-            and the user may not log in.
+        @raise POP3ResponseError: C{SYS/TEMP} if the check would have to wait too long, or if the
+            comparison failed, for example for lack of memory.  C{SYS/PERM} if the password is
+            right, but the user may not log in.
         """
         return startNow(self._checked(credentials))
 

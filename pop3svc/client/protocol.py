@@ -141,8 +141,8 @@ class POP3Client(ClientConnection):
         """
 
         def begin(_: bytes) -> None:
-            # Begin TLS here and not later, because further input in the same packet would be plain
-            # text, which may come from an attacker in the network.
+            # Begin TLS here and not later.  Further input in the same packet would be plain text,
+            # which may come from an attacker in the network.
             if not self._input.isEmpty:
                 self.abort("sends plain text after STLS")
             else:

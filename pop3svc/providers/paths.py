@@ -28,8 +28,8 @@ _LINKS = 10
 
 def isSafeName(name: str) -> bool:
     """
-    @return: whether a name may be used as the name of one directory in a path: printable
-        without spaces, no separator, not hidden, not C{..}, and not too long.
+    @return: whether a name may be the name of a directory in a path.  It must be printable without
+        spaces, contain no separator, not begin with a dot, and not be too long.
     """
     if not name or name.startswith((".", "-", "~")) or not name.isprintable():
         return False

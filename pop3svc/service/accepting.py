@@ -143,8 +143,8 @@ class AcceptLimiter:
 
     def _isShort(self, more: int = 0) -> bool:
         """
-        @return: whether too few descriptors are free to accept the connections of one turn of the
-            reactor and to let some of their clients log in.
+        @return: whether too few descriptors are free.  There must be enough to accept the
+            connections of one turn of the reactor, and to let some of their clients log in.
         """
         logins = max(self.EACH, self._limit // 16)
         return self._needed() + self._burst + more + logins + self._spare > self._limit

@@ -28,8 +28,8 @@ class Admission:
     @ivar accepted: called when a port has accepted a connection.
     @ivar mayServe: called at each login; returns whether there are resources for another
         session.
-    @ivar loginDelayed: called with a user's name and True when a login delays the next login of
-        that user, and with False when the delay has ended.
+    @ivar loginDelayed: called when a login delays the next login of a user, with the user's name
+        and True; called again with False when the delay has ended.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:

@@ -201,8 +201,8 @@ def _mayBeDirectory(path: str) -> bool:
 @implementer(IOpenSSLServerConnectionCreator)
 class CertificateSet:
     """
-    Serves the certificate for the host name that a client asks for, and the default certificate to
-    a client that asks for no name or for an unknown one.
+    Serves the certificate for the host name that a client asks for.  A client that asks for no
+    name, or for an unknown name, gets the default certificate.
 
     Each handshake begins with the context of the default certificate, and the sessions that clients
     resume belong to this context.  Therefore its ticket key changes when any certificate changes.

@@ -54,10 +54,10 @@ class _NotNow(Exception):
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h: 0 if the
-    message is durable, 67 if no user has the name, 77 or 65 if the service will never accept the
-    message, and 75 in all other cases.  With other numbers mail servers return a message to its
-    sender.
+    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h.  The
+    status is 0 if the message is durable, 67 if no user has the name, 77 or 65 if the service will
+    never accept the message, and 75 in all other cases.  With other numbers mail servers return a
+    message to its sender.
     """
     status = _TEMPORARY
     try:

@@ -212,7 +212,7 @@ class Operated(MultiService):
     async def reload(self, reason: str) -> list[str]:
         """
         Read the configuration again.  A reload that has begun goes on even if nobody waits for its
-        result any more, because otherwise a part could keep a mixture of the old and the new
+        result any more.  Otherwise a part could keep a mixture of the old and the new
         configuration.
 
         @param reason: the order of the operator, for the log.

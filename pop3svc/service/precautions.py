@@ -1,5 +1,5 @@
 """
-Check who may read and change the files that the settings name, and let a privileged process open
+Check who may read and change the files that the settings name.  Let a privileged process open the
 files that the service may not read later.
 """
 

@@ -2,7 +2,7 @@
 Open files that need privileges for a service that has given up its privileges.  A separate
 process keeps the privileges and opens these files only.
 
-A descriptor of the directory would not be enough, because the kernel checks the permissions of the
+A descriptor of the directory would not be enough.  The kernel checks the permissions of the
 directory at each lookup, and not only when the directory is opened.
 """
 

@@ -1,8 +1,9 @@
 """
 Every setting of the service, declared once.
 
-The options of the command line, C{--help}, C{--help-settings}, the configuration file, its
-error messages and the page of the documentation are all made from these declarations.
+All of these are made from the declarations: the options of the command line, C{--help},
+C{--help-settings}, the keys of the configuration file, error messages, and the page of the
+documentation.
 """
 
 from __future__ import annotations

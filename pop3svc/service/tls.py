@@ -214,8 +214,8 @@ class RenewableCertificate:
     """
     Serves a certificate with its chain.  A renewed certificate is served from the next handshake
     on.  While only one of the two files has been replaced, the old pair is still served.  A client
-    can resume a session for two hours, but not after a renewal of the certificate or after the
-    daily change of the ticket key.
+    can resume a session for two hours.  A renewal of the certificate, or the daily change of the
+    ticket key, ends this time.
 
     Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 

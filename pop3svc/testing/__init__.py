@@ -1,6 +1,6 @@
 """
-Tools for tests of mailbox providers and of POP3 clients: a client in memory, a real server
-with faults on demand, and the contract of mailboxes as tests.
+Tools for tests of mailbox providers and of POP3 clients.  There is a client in memory, a real
+server with faults on demand, and the contract of mailboxes as tests.
 """
 
 from __future__ import annotations

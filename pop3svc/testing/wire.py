@@ -471,9 +471,9 @@ class WireFactory(WrappingFactory[Wire]):
         """
         @param withoutCodes: a regular expression for the response codes to remove from
             replies; L{None} for none.
-        @param oneAtATime: whether to refuse commands that are sent before the previous answer,
-            and to close the connection (RFC 2449 section 6.6 allows such commands only if
-            PIPELINING is announced).
+        @param oneAtATime: whether to refuse a command that is sent before the previous answer, and
+            to close the connection.  RFC 2449 section 6.6 allows such commands only if PIPELINING
+            is announced.
         """
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self.faults = faults

@@ -119,8 +119,8 @@ class MboxSource(Source):
 
     def _isCut(self, stored: Stored) -> bool:
         """
-        @return: whether the end of a message is missing: the last line of the file has no end,
-            or C{Content-Length} of an mboxcl2 counts more octets than follow.
+        @return: whether the end of a message is missing.  This is so if the last line of the file
+            has no line end, or if C{Content-Length} of an mboxcl2 counts more octets than follow.
         """
         assert self._status is not None
         size = self._status.st_size

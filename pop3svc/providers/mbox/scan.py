@@ -175,8 +175,8 @@ class _Window:
 
 def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
     """
-    Trust C{Content-Length} only if the body of this length ends at the end of the file, or before
-    an empty line and an envelope line.
+    Trust C{Content-Length} only if the body of this length ends in the right place: at the end of
+    the file, or before an empty line and an envelope line.
 
     @return: the end of the message, and the offset after it; L{None} if C{Content-Length} is not
         trusted.

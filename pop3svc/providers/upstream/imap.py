@@ -238,8 +238,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             raise ServerUnavailable("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
-            # Begin TLS here and not later, because further input in the same packet would be plain
-            # text, which may come from an attacker in the network.
+            # Begin TLS here and not later.  Further input in the same packet would be plain text,
+            # which may come from an attacker in the network.
             client: Any = self
             if client.clearLineBuffer():
                 self.abort("sends plain text after STARTTLS")
