@@ -27,10 +27,11 @@ __all__ = ["JOURNAL", "JournalLog", "isJournal", "journalRecord", "jsonLine"]
 
 # The socket of the journal of systemd.
 JOURNAL = "/run/systemd/journal/socket"
-# Most characters of a field and of a traceback.  A longer value is a bug, or an attempt to fill the
-# disk; the largest datagram of a UNIX socket has some 200,000 octets.
+# The most characters of a field and of a traceback.  A longer value is a bug, or an attempt to fill
+# the disk.  The largest datagram of a UNIX socket has some 200,000 octets.
 _LONGEST_FIELD, _LONGEST_TRACEBACK = 1000, 40_000
-# Fields of an event of the service that say what the record has elsewhere.
+# Fields of an event of the service that are left out, because the record has the same facts
+# elsewhere.
 _TOLD = frozenset(["pop3Event", "summary", "worker"])
 # Octets that are not UTF-8 ("surrogateescape").
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -39,8 +40,8 @@ _UPPER = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 
 def _clean(text: str) -> str:
     """
-    @return: the text without surrogates, which are no characters, so that many programs refuse
-        them.
+    @return: the text without surrogates.  Many programs refuse surrogates, because they are not
+        characters.
     """
     if text.isascii():
         return text
@@ -63,7 +64,7 @@ def _fieldsOf(event: LogEvent) -> Iterator[tuple[str, Any]]:
         if isinstance(value, str):
             yield key, _bounded(value)
         elif isinstance(value, float) and not math.isfinite(value):
-            # JSON has no such number.
+            # JSON cannot contain such a number.
             yield key, str(value)
         elif value is None or isinstance(value, int | float):
             yield key, value
@@ -83,7 +84,7 @@ def jsonLine(event: LogEvent) -> list[bytes]:
     C{worker}, C{text}, the plain fields of an event of the service, C{traceback}.  Keys without a
     value are left out, except for fields of the event.  The first keys always have this order.
 
-    @return: one line; none if the event has neither a text nor a name nor a traceback.
+    @return: one line; empty if the event has neither a text nor a name nor a traceback.
     """
     text = textOf(event)
     failure = event.get("log_failure")
@@ -150,7 +151,7 @@ def journalRecord(event: LogEvent) -> bytes:
     Make a record of the journal's native protocol.  C{MESSAGE} is the line of the text format
     without its time, so that the same filters match it.
 
-    @return: the datagram; empty if the event is not to be written.
+    @return: the datagram; empty if the event must not be written.
     """
     lines = eventText(event)
     fields = list(_fieldsOf(event))
@@ -182,14 +183,14 @@ def journalRecord(event: LogEvent) -> bytes:
 @implementer(ILogObserver)
 class JournalLog:
     """
-    An observer that sends events to the journal of systemd.  While the journal does not take a
-    record, because its socket is away or full, the events go to another log.
+    An observer that sends events to the journal of systemd.  If the journal does not accept a
+    record, because its socket is missing or full, the events go to another log.
     """
 
     def __init__(self, otherwise: Log, path: str = JOURNAL) -> None:
         """
-        @param otherwise: the log for events that the journal does not take.
-        @param path: of the journal's socket.
+        @param otherwise: the log for events that the journal does not accept.
+        @param path: the path of the journal's socket.
         """
         self._otherwise = otherwise
         self._path = path
@@ -210,7 +211,7 @@ class JournalLog:
             self._otherwise(event)
 
     def _send(self, record: bytes) -> bool:
-        # Twice, because the journal may have been restarted.
+        # Try twice, because the journal may have been restarted.
         for _ in range(2):
             try:
                 if self._socket is None:

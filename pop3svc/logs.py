@@ -36,9 +36,9 @@ __all__ = [
     "tracebackOf",
 ]
 
-# Most characters of a line.  A longer line is a bug, or an attempt to fill the disk.
+# The most characters of a line.  A longer line is a bug, or an attempt to fill the disk.
 _LONGEST = 8000
-# Octets of a syslog datagram; rsyslog accepts 8 KiB by default.
+# The most octets of a syslog datagram. rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
 # The priorities of the levels (RFC 5424 section 6.2.1).
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
@@ -102,8 +102,8 @@ def eventText(event: LogEvent) -> list[str]:
     """
     Format an event.
 
-    @return: the lines of the event; none if the event has no text.  The first line is C{[system]
-        text}. Lines of a traceback begin with a tab and a bar, so that no such line looks like the
+    @return: the lines of the event; empty if the event has no text.  The first line is C{[system]
+        text}.  Lines of a traceback begin with a tab and a bar, so that no such line looks like the
         first line of an event.
     """
     text = textOf(event)
@@ -136,7 +136,7 @@ def priorityOf(event: LogEvent) -> int:
     return _PRIORITIES.get(getattr(event.get("log_level"), "name", ""), 6)
 
 
-# Makes the lines of an event, each with its LF.  An event that is not to be written has no lines.
+# Makes the lines of an event, each with its LF.  An event that must not be written has no lines.
 Form = Callable[[LogEvent], list[bytes]]
 
 
@@ -173,7 +173,7 @@ class TextForm:
 
     def _timeOf(self, event: LogEvent) -> str:
         second = int(event.get("log_time") or time.time())
-        # One assignment, because events come from all threads.
+        # Use a single assignment, because events come from all threads.
         before, text = self._last
         if second != before:
             text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
@@ -225,7 +225,7 @@ class FileSink:
         self._descriptor = self._opened(owner)
 
     def _opened(self, owner: tuple[int, int] | None) -> int:
-        # O_NONBLOCK, because the path may name a FIFO that nobody reads.
+        # Use O_NONBLOCK, because the path may name a FIFO that nobody reads.
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             return os.open(self.path, flags)
@@ -269,7 +269,7 @@ class StreamSink:
             isStream = self._socket.type == socket.SOCK_STREAM
             self.together = _TOGETHER if isStream else 0
             return
-        # Open it again instead of setting O_NONBLOCK on it, which would affect all
+        # Open the descriptor's file again.  O_NONBLOCK on the descriptor itself would affect all
         # processes that share it.
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
@@ -377,7 +377,7 @@ class Log:
     After L{gather}, the lines of a short time share one write.
     """
 
-    # Octets that are buffered: some thousand lines, or a hundred tracebacks.
+    # The most octets that are buffered: some thousand lines, or a hundred tracebacks.
     BOUND = 1_048_576
     # Octets that are gathered: the lines of two hundred sessions, which one write takes.
     GATHERED = 32_768
@@ -519,7 +519,7 @@ class Log:
         if self._reactor is None or self._tries:
             return
         self._tries = True
-        # callLater may be called in the reactor's thread only.
+        # callLater may be called only in the reactor's thread.
         self._reactor.callFromThread(self._reactor.callLater, self.AGAIN, self._again)
 
     def _again(self) -> None:

@@ -1,11 +1,10 @@
 """
-Every metric, declared once; numbers by metric and labels, and how the numbers of processes are
-added up.
+Declare every metric once.  Keep numbers by metric and labels, and combine the numbers of processes.
 
-Numbers are a dictionary, so that a worker can send them to its parent as JSON.  A key is the name
-of a metric and the values of its labels, with tabulators between them.  The value is a number; for
-a histogram it is a list: the count of each bucket, the count above the last bucket, and the sum of
-the observed values.
+Numbers are a dictionary, so that a worker can send them to its parent as JSON.  A key consists of
+the name of a metric and the values of its labels, with tabulators between them.  The value is a
+number; for a histogram it is a list: the count of each bucket, the count above the last bucket, and
+the sum of the observed values.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Metric:
     @ivar help: one sentence.
     @ivar labels: the names of its labels.
     @ivar buckets: for a histogram, the upper bounds in seconds.
-    @ivar together: how the numbers of several processes become one: C{sum}, the C{least} or the
+    @ivar together: how the numbers of several processes are combined: C{sum}, the C{least} or the
         C{most} of them.
     """
 
@@ -42,7 +41,7 @@ class Metric:
 
 # Upper bounds in seconds: from a command that needs no disk to a call that reaches its time limit.
 CALL_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-# Upper bounds in seconds.  Timers are a millisecond late without any load.
+# Upper bounds in seconds.  Even without any load, timers are a millisecond late.
 _DELAY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 METRICS = (
@@ -160,7 +159,7 @@ def key(name: str, *labels: str) -> str:
     @param labels: the values of the labels, in the order of L{Metric.labels}.
     @return: the key in L{Numbers}.
     """
-    # A tabulator or a line end in a label would make another key of it.
+    # A tabulator or a line end in a label would change the key.
     return "\t".join((name, *(" ".join(each.split()) for each in labels)))
 
 
@@ -171,7 +170,7 @@ def merge(total: Numbers, numbers: Mapping[str, float | list[float]]) -> None:
     for each, value in numbers.items():
         metric = BY_NAME.get(each.partition("\t")[0])
         if metric is None:
-            # A worker of another version has sent it.
+            # A worker with another version of the code has sent this number.
             continue
         before = total.get(each)
         if before is None:

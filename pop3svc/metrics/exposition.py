@@ -20,7 +20,7 @@ def requireLibrary() -> None:
     """
     Import prometheus-client now, and not in the middle of a request.
 
-    @raise ValueError: it is not installed; one sentence.
+    @raise ValueError: prometheus-client is not installed; one sentence.
     """
     try:
         import prometheus_client  # noqa: F401

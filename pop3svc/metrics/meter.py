@@ -49,7 +49,8 @@ _OFTEN = 200
 _SAMPLED = 11
 
 # The methods of providers, of mailboxes and of their optional interfaces.  Only these are labels,
-# so that the labels have a bounded set of values.  The throttle delays answers on purpose.
+# so that the labels have a bounded set of values.  The methods of the throttle are missing, because
+# it delays answers on purpose.
 _CALLS = frozenset(
     name
     for interface in vars(interfaces).values()
@@ -71,7 +72,7 @@ class Histogram:
 
     def __init__(self, name: str) -> None:
         """
-        @param name: of a metric.
+        @param name: the name of a metric.
         """
         self._bounds = BY_NAME[name].buckets
         self.counts = [0] * (len(self._bounds) + 1)
@@ -121,7 +122,7 @@ class _CallHistogram(Histogram):
     """
     Counts the calls of one method.
 
-    @ivar faults: how many have failed.
+    @ivar faults: the number of calls that have failed.
     """
 
     __slots__ = ("faults",)
@@ -133,7 +134,7 @@ class _CallHistogram(Histogram):
 
 class _Record(SessionRecord):
     """
-    The counters of a session, which are added to those of the process at its end.
+    The counters of a session.  At the end of the session they are added to those of the process.
     """
 
     __slots__ = ()
@@ -208,7 +209,8 @@ class _Calls(ProviderCalls):
         histogram.observe(self._seconds() - began)
         if isinstance(answer, Failure):
             error = answer.value
-            # A call that is cancelled while the client is there has reached its time limit.
+            # If a call is cancelled while the client is still connected, the call has reached its
+            # time limit.
             isFault = not self.isOver if isinstance(error, CancelledError) else _isFault(error)
             histogram.faults += isFault
         return answer
@@ -259,8 +261,8 @@ def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram
 
 def _isFault(error: BaseException | None) -> bool:
     """
-    @return: whether a call failed.  L{NotImplementedError} says that there is no such feature, and
-        most errors of L{POP3ResponseError} are answers.
+    @return: whether a call failed.  L{NotImplementedError} is no failure, because it means that a
+        feature does not exist.  Most L{POP3ResponseError}s are normal answers.
     """
     if isinstance(error, POP3ResponseError):
         return error.code == "SYS/TEMP"
@@ -309,7 +311,8 @@ class Meter:
         self._logins: Counter[tuple[str, str]] = Counter()
         self._wakes = Counter({"new": 0, "none": 0, "refused": 0})
         self._delay = Histogram("pop3svc_reactor_delay_seconds")
-        # Classes with this meter, because an attribute of each session would cost memory and time.
+        # Classes that refer to this meter, because an attribute of each session would cost memory
+        # and time.
         self.makeRecord = type("Record", (_Record,), {"__slots__": (), "meter": self})
         self.makeCalls = type("Calls", (_Calls,), {"__slots__": (), "meter": self})
 
@@ -317,7 +320,7 @@ class Meter:
 
     def commands(self, commands: Mapping[str, Command]) -> dict[str, Command]:
         """
-        @return: the same commands, which are counted.
+        @return: the same commands, but counted.
         """
         return {
             verb: replace(each, run=self._run(verb, each.run)) for verb, each in commands.items()
@@ -479,7 +482,7 @@ class Meter:
 
     def numbers(self) -> Numbers:
         """
-        @return: the numbers of this meter, without those of the sessions that go on.
+        @return: the numbers of this meter, without those of the present sessions.
         """
         found: Numbers = {
             key("pop3svc_connections_total"): self.accepted,

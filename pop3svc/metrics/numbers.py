@@ -32,7 +32,7 @@ _OF_SESSIONS = (
     key("pop3svc_messages_deleted_total"),
     key("pop3svc_octets_sent_total"),
 )
-# Sessions that are counted in one go, in less than a millisecond.
+# The number of sessions that are counted in one step, which takes less than a millisecond.
 _AT_ONCE = 500
 
 
@@ -44,7 +44,7 @@ class ProcessNumbers:
     def __init__(self, service: Any, meter: Meter) -> None:
         """
         @param service: L{pop3svc.service.running.POP3Service}
-        @param meter: of the factory of the service.
+        @param meter: the meter of the service's factory.
         """
         self._service = service
         self._meter = meter
@@ -53,7 +53,7 @@ class ProcessNumbers:
 
     async def collect(self) -> Numbers:
         """
-        @return: the numbers of now.  The reactor serves others while many sessions are counted.
+        @return: the present numbers.  The reactor does other work while many sessions are counted.
         """
         connections = list(self._service.factory.connections)
         numbers = self._meter.numbers()
@@ -73,8 +73,8 @@ class ProcessNumbers:
 
     def _whole(self, numbers: Numbers, sums: _Sums) -> Numbers:
         merge(numbers, sums.numbers())
-        # A session that has ended while others were counted is missing this time.  A counter must
-        # not decrease.
+        # A session that ended while others were counted is missing this time.  Even so a counter
+        # must not decrease.
         for name in _OF_SESSIONS:
             count = max(_number(numbers[name]), self._counted.get(name, 0))
             numbers[name] = self._counted[name] = count
@@ -93,7 +93,7 @@ class ProcessNumbers:
 
 class _Sums:
     """
-    The work of the sessions that go on, added up.
+    The sums of the work of the present sessions.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ def _addResources(numbers: Numbers) -> None:
 
 def _addGeneral(numbers: Numbers, throttle: Any, certificates: Any) -> None:
     """
-    Add what all workers have in common.
+    Add the numbers that are the same for all workers.
     """
     numbers[key("pop3svc_bans")] = throttle.countBans()
     for each in certificates.all():
@@ -196,7 +196,7 @@ class ServiceNumbers:
 
     async def collect(self) -> Numbers:
         """
-        @return: the numbers of now.
+        @return: the present numbers.
         """
         numbers = await self._process.collect()
         _addGeneral(numbers, self._service.throttle, self._certificates)
@@ -207,7 +207,7 @@ class ServiceNumbers:
 
 def _isKept(each: str) -> bool:
     """
-    @return: whether a number goes on to count after the end of its worker.
+    @return: whether a number still counts after the end of its worker.
     """
     metric = BY_NAME.get(each.partition("\t")[0])
     return metric is not None and metric.kind != "gauge"
@@ -217,8 +217,8 @@ class WorkersNumbers:
     """
     The numbers of all workers together.
 
-    A counter must never decrease.  Therefore the counters of workers that have ended are kept.  A
-    worker that does not answer in time counts with its last answer.
+    A counter must never decrease.  Therefore the counters of workers that have ended are kept.  If
+    a worker does not answer in time, its last answer is used.
     """
 
     def __init__(self, supervisor: Any, certificates: Any) -> None:
@@ -260,7 +260,7 @@ class WorkersNumbers:
 
     async def collect(self) -> Numbers:
         """
-        @return: the numbers of now.
+        @return: the present numbers.
         """
         workers = self._supervisor.serving
         asked: list[Deferred[Any]] = [
@@ -268,7 +268,7 @@ class WorkersNumbers:
         ]
         answers = await DeferredList(asked, consumeErrors=True)
         for worker, (hasAnswered, answer) in zip(workers, answers, strict=True):
-            # A worker that has ended meanwhile is counted already.
+            # A worker that has ended meanwhile is already counted.
             if hasAnswered and worker in self._supervisor.reading:
                 self._last[worker] = answer
         numbers = addUp([self._ended, *self._last.values()])

@@ -1,5 +1,5 @@
 """
-Check who a client is: passwords, and what a mechanism proves.
+Check who a client is, by a password or by the result of a SASL mechanism.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Password:
     """
     A name and a password, which the provider has to check.
 
-    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after
-        the same check as for an unknown user.
+    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after the
+        same check as for an unknown user.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Proven:
     The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
     L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
 
-    @ivar mailbox: the name of the mailbox; empty if it is the name of the login.
+    @ivar mailbox: the name of the mailbox; empty if the mailbox has the same name as the login.
     """
 
     name: str
@@ -94,7 +94,8 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-# To hold the classes leaks no memory, because they are few, and Python does not unload them.
+# References to the classes leak no memory, because there are few classes, and Python does not
+# unload them.
 _verifiedClasses: set[type] = set()
 
 
@@ -133,9 +134,9 @@ class Authentication:
         """
         Prepare a name that the client has sent, before anything looks it up (RFC 8265 section 3).
 
-        @return: the prepared name and True; or a name that no user has and False, if the name
-            cannot be prepared.  Look up this name all the same, because the time must not tell the
-            difference to an unknown user.
+        @return: the prepared name and True; or, if the name cannot be prepared, a name that no user
+            has and False.  The caller has to look up this name, too, so that the refusal takes as
+            long as for an unknown user.
         """
         try:
             return prepareName(name, self._policy.nameCase == "mapped"), True
@@ -157,8 +158,8 @@ class Authentication:
 
     def _standIn(self, text: str) -> str:
         """
-        @return: a text that nobody can guess, always the same for a text.  Repeating one wrong
-            password then counts as one guess.
+        @return: a text that nobody can guess, always the same for the same argument.  A wrong
+            password that is repeated therefore counts as one guess.
         """
         # A token of an OAuth server may contain any surrogate.
         octets = text.encode("utf-8", "surrogatepass")
@@ -170,8 +171,8 @@ class Authentication:
 
         @param refusal: the response code, or an empty text; L{None} if the login succeeded.
         """
-        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are no wrong
-        # guesses.  The throttle itself logs the attempts that it refuses.
+        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are not
+        # wrong guesses.  The throttle itself logs the attempts that it refuses.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self._policy.verboseEvents:
@@ -191,8 +192,8 @@ class Authentication:
 
     async def mailboxOf(self, credentials: Password | Proven) -> Any:
         """
-        Check a password, or open the mailbox of a user whose name a mechanism has proved.  After a
-        password was right, call L{succeeded}.
+        Check a password, or open the mailbox of a user whom a mechanism has authenticated.  If a
+        password was right, call L{succeeded} afterwards.
 
         @param credentials: see L{prepared}.
         @return: L{IPOP3Mailbox}
@@ -243,9 +244,9 @@ class Authentication:
 
     def _admit(self, name: str, guess: str | None) -> ValueOrDeferred[None]:
         """
-        Ask whether a guess may be checked.
+        Ask the throttle whether a guess may be checked.
 
-        @param guess: the password; L{None} if a mechanism does not show it.
+        @param guess: the password; L{None} if the mechanism does not reveal it.
         @raise POP3ResponseError: the guess is refused.
         """
         self._wasChecked = self._isRepeated = False
@@ -295,10 +296,10 @@ class Authentication:
     def countExchange(self) -> None:
         """
         Count an exchange for which the provider looks up a user.  Neither the throttle nor
-        C{maxBadCommands} counts an exchange that the client does not finish, so this bounds the
-        look-ups of one connection.
+        C{maxBadCommands} counts an exchange that the client does not finish.  This method therefore
+        limits the look-ups of one connection.
 
-        @raise POP3ResponseError: there were too many since the last successful login.
+        @raise POP3ResponseError: there were too many exchanges since the last successful login.
         """
         self._exchanges += 1
         if self._exchanges > self._policy.maxFailedLogins:
@@ -309,9 +310,9 @@ class Authentication:
         Count the outcome of a mechanism that checks the credentials itself.
 
         @param isRight: whether the client has proved that it is the user.
-        @param secret: what the client has sent to prove it, if the same wrong credentials are
-            always the same text.  Repeating the text then counts once.
-        @raise POP3ResponseError: it has not, or the guess is refused.
+        @param secret: the client's proof, if the same wrong credentials always give the same text.
+            In this case a repeated text counts only once.
+        @raise POP3ResponseError: the client has not proved it, or the guess is refused.
         """
         name = proven.name
         try:
@@ -325,15 +326,15 @@ class Authentication:
 
     async def proveToken(self, name: str | None, token: str) -> Proven:
         """
-        Let the provider check a bearer token.  Counts as in L{prove}; a client that repeats an
-        expired token counts once.
+        Let the provider check a bearer token.  The attempt counts as in L{prove}.  If a client
+        repeats an expired token, this counts only once.
 
-        @param name: the user as whom the client wants to log in; L{None} if it names none.
+        @param name: the name of the user that the client has sent; L{None} if it has sent none.
         @return: the credentials for L{pop3svc.protocol.session.Session.logIn}.
         @raise POP3ResponseError: the token is refused, or cannot be checked now.
         """
         if name is None:
-            # Only the token tells whose attempt this is.
+            # Only the token shows whose attempt this is.
             user = await self._userOfToken(None, token)
             prepared, isUsable = self.prepareName(user or "")
             proven = Proven(prepared)

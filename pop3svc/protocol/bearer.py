@@ -20,7 +20,7 @@ _LONGEST_NAME = 255
 
 # RFC 6750 section 2.1.  The name of the scheme ignores case (RFC 9110 section 11.1).
 _AUTH = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(?P<token>[A-Za-z0-9._~+/-]+=*)")
-# RFC 7628 section 3.1.  "p=" is for mechanisms with channel binding only.
+# RFC 7628 section 3.1.  "p=" is only for mechanisms with channel binding.
 _OAUTHBEARER = re.compile(
     rf"[ny],(?:a=(?P<name>{SASL_NAME}))?,\x01(?P<pairs>(?:[A-Za-z]+=[\x20-\x7e\t\r\n]*\x01)+)\x01"
 )
@@ -28,7 +28,7 @@ _XOAUTH2 = re.compile(
     r"(?:user=(?P<name>[^\x00-\x1f\x7f]+)\x01)?auth=(?P<auth>[\x20-\x7e]+)\x01\x01"
 )
 
-# RFC 7628 section 3.2.2; XOAUTH2 has a form of its own.
+# RFC 7628 section 3.2.2.  XOAUTH2 has a different form.
 _FAILURES = {
     "OAUTHBEARER": b'{"status":"invalid_token"}',
     "XOAUTH2": b'{"status":"401","schemes":"bearer"}',
@@ -38,7 +38,7 @@ _FAILURES = {
 def failureOf(mechanism: str) -> bytes:
     """
     @param mechanism: C{OAUTHBEARER} or C{XOAUTH2}.
-    @return: the challenge that says that the token is refused.  It is the same for every reason.
+    @return: the challenge with which the service refuses a token.  It is the same for every reason.
     """
     return _FAILURES[mechanism]
 
@@ -62,7 +62,7 @@ class BearerMessage:
     The only message of a client.
 
     @ivar token: the bearer token, at most 8 KiB.
-    @ivar name: the user as whom the client wants to log in, or L{None}.
+    @ivar name: the name of the user that the client has sent, or L{None}.
     """
 
     token: str

@@ -18,8 +18,8 @@ _CRAM = re.compile(rb"(?P<name>[^\x00-\x1f\x7f]{1,255}) (?P<digest>[0-9a-f]{32})
 
 def makeChallenge() -> str:
     """
-    @return: a message-id that is never the same.  It has neither a C{=}, because mpop refuses
-        that, nor the name of this machine.
+    @return: a message-id, each time a different one.  It contains no C{=}, because mpop refuses
+        this character, and not the name of this machine.
     """
     return f"<{secrets.token_hex(16)}@pop3svc>"
 

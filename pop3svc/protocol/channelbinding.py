@@ -26,8 +26,8 @@ def channelBinding(transport: Any, name: str) -> bytes | None:
 
 def _exported(handle: Any) -> bytes | None:
     """
-    C{tls-exporter} (RFC 9266 section 2).  Before TLS 1.3 the octets identify a connection only
-    with the extended master secret, and pyOpenSSL does not tell whether there is one.
+    C{tls-exporter} (RFC 9266 section 2).  Before TLS 1.3 the octets identify a connection only with
+    the extended master secret, and pyOpenSSL cannot say whether a connection uses it.
     """
     if handle.get_protocol_version_name() != "TLSv1.3":
         return None
@@ -41,7 +41,7 @@ def _ofCertificate(handle: Any) -> bytes | None:
 
 def endPointBinding(certificate: Any) -> bytes | None:
     """
-    @param certificate: the server's, of C{cryptography}.
+    @param certificate: the server's certificate, an object of C{cryptography}.
     @return: the octets of C{tls-server-end-point} (RFC 5929 section 4): the hash of the
         certificate; L{None} if the RFC defines none.
     """

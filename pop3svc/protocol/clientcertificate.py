@@ -1,5 +1,5 @@
 """
-The certificates of TLS clients: whether they verify, and which users they name.
+Check the certificates of TLS clients, and find the users that they name.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ __all__ = ["CLIENT_NAMES", "ClientCertificates", "certificateNames"]
 # The fields of a certificate that can name the user.
 CLIENT_NAMES = ("email", "cn")
 
-# How many certificates of earlier handshakes are remembered.  OpenSSL keeps as many sessions of TLS
-# 1.2 clients without tickets.  The user of a forgotten certificate needs a full handshake.
+# The most certificates of earlier handshakes that are remembered.  OpenSSL keeps the same number of
+# sessions of TLS 1.2 clients without tickets.  The user of a forgotten certificate needs a full
+# handshake.
 _REMEMBERED = 20_480
 # The most characters of a name.  The line of a command has no room for a longer name.
 _LONGEST = 255
@@ -23,11 +24,11 @@ _LONGEST = 255
 
 class ClientCertificates:
     """
-    Verifies the certificates of the clients of one TLS context.  The handshake goes on if a
-    certificate does not verify, because the client may log in with a password.
+    Verifies the certificates of the clients of one TLS context.  If a certificate is not valid, the
+    handshake goes on, because the client may log in with a password.
 
-    OpenSSL verifies nothing when a session is resumed.  Therefore this object remembers which
-    certificates have verified.  A session can be resumed only with the context of its full
+    OpenSSL does not check the certificate when a session is resumed.  Therefore this object
+    remembers the valid certificates.  A session can be resumed only with the context of its full
     handshake, so make one object for each context.
     """
 
@@ -39,13 +40,14 @@ class ClientCertificates:
         """
         self._field = field
         self._now = now
-        # By the hash of a certificate, when the first certificate of its chain expires.
+        # For the hash of each certificate, the time when the first certificate of its chain
+        # expires.
         self._verified: OrderedDict[bytes, float] = OrderedDict()
 
     def watch(self, connection: Any) -> None:
         """
-        Note on a connection how its client's certificate verifies.  Call this before the
-        handshake.
+        Prepare a connection to record whether its client's certificate is valid.  Call this before
+        the handshake.
 
         @param connection: an C{OpenSSL.SSL.Connection}
         """
@@ -70,13 +72,13 @@ class ClientCertificates:
     def endOf(self, digest: bytes, noted: float | None) -> float | None:
         """
         @param digest: the hash of a certificate.
-        @param noted: when its chain expires, if it has verified in the handshake of this
-            connection; L{None} if a session was resumed.
-        @return: when its chain expires; L{None} if it has not verified.
+        @param noted: when its chain expires, if the certificate was checked in the handshake of
+            this connection; L{None} if a session was resumed.
+        @return: when its chain expires; L{None} if the certificate is not known to be valid.
         """
         end = self._verified.pop(digest, None) if noted is None else noted
         if end is not None:
-            # The last that were used are the last to be forgotten.
+            # The certificates that were used last are forgotten last.
             self._verified[digest] = end
             self._verified.move_to_end(digest)
             if len(self._verified) > _REMEMBERED:
@@ -87,14 +89,14 @@ class ClientCertificates:
         """
         @param certificate: a C{cryptography.x509.Certificate}
         @param end: when its chain expires, seconds since the epoch.
-        @return: the users that it names; none if it has expired.
+        @return: the users that the certificate names; empty if its chain has expired.
         """
         return _namesIn(certificate, self._field) if self._now() < end else ()
 
 
 class _Peer:
     """
-    How the certificate of one client has verified.
+    The result of the check of one client's certificate.
 
     @ivar isRefused: whether there was any error.
     """
@@ -109,7 +111,7 @@ class _Peer:
 
     def note(self, certificate: Any, depth: int, isRight: bool) -> None:
         """
-        @param certificate: one of the chain.
+        @param certificate: a certificate of the chain.
         @param depth: 0 for the client's own certificate.
         """
         if not isRight:
@@ -123,7 +125,7 @@ class _Peer:
         """
         Call this after the handshake, because errors can follow the certificate.
 
-        @return: the users that the certificate names; none if it has not verified.
+        @return: the users that the certificate names; empty if it is not valid.
         """
         from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -156,18 +158,18 @@ def _namesIn(certificate: Any, field: str) -> tuple[str, ...]:
     except ExtensionNotFound:
         return ()
     except Exception:
-        # The authority has signed a certificate that does not keep to RFC 5280.
+        # The authority has signed a certificate that violates RFC 5280.
         return ()
-    # Drop names that nobody could type, and others that are the same.
+    # Drop names that nobody could type, and duplicates.
     usable = [each for each in found if 0 < len(each) <= _LONGEST and each.isprintable()]
     return tuple(dict.fromkeys(usable))
 
 
 def certificateNames(transport: Any) -> tuple[str, ...]:
     """
-    @param transport: of a connection with TLS, after its handshake.
-    @return: the users that the client's certificate names; none without a certificate that has
-        verified and is valid now.
+    @param transport: the transport of a connection with TLS, after its handshake.
+    @return: the users that the client's certificate names; empty without a certificate that is
+        valid now.
     """
     getHandle = getattr(transport, "getHandle", None)
     handle = getHandle() if getHandle else None

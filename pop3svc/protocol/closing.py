@@ -1,5 +1,5 @@
 """
-Close a connection: in order, fully, or at once.
+Close a connection in one of three ways: only our end in order, both ends, or at once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Closing:
 
     def inOrder(self, isFull: bool) -> None:
         """
-        Close our end.  Written data still arrives.  Data that the client still sends is read,
-        because otherwise a reset might overtake our last reply.
+        Close our end.  Written data still arrives.  Go on reading the client's data.  Otherwise the
+        kernel could send a reset, and the client could lose our last reply.
 
         @param isFull: whether the transport still has something to write.
         """
@@ -45,15 +45,15 @@ class Closing:
             transport.loseConnection()
             return
         closeWrite()
-        # Ask the class, because a wrapper passes on requests for missing attributes to the wrapped
-        # transport.
+        # Check the class and not the object, because a wrapper passes requests for missing
+        # attributes on to the wrapped transport.
         if not isFull and hasattr(type(transport), "doWrite"):
-            # All data is written, so send the end of our half now.
+            # All data is written, so close our half now.
             transport.doWrite()
 
     def fully(self, patience: float) -> None:
         """
-        Close both ends, because the client has had its time to close its own.
+        Close both ends, because the client has not closed its own end in time.
 
         @param patience: seconds until the connection is aborted.
         """
@@ -65,13 +65,13 @@ class Closing:
 
     def abort(self) -> None:
         """
-        Close at once, so that a reply that was cut short does not look complete.
+        Close at once, so that the client does not consider an incomplete reply complete.
         """
         self._transport.abortConnection()
 
     def stopTimer(self) -> None:
         """
-        Stop the timer, because the connection is over.
+        Stop the timer, because the connection has ended.
         """
         timer, self._givingUp = self._givingUp, None
         if timer is not None and timer.active():

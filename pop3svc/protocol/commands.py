@@ -43,7 +43,7 @@ def command(
     """
     Declare the decorated function as a command.  It may be a coroutine function.
 
-    @param table: the table to add it to; the package's own if not given.
+    @param table: the table for the command; the package's own table if not given.
     @param fields: see L{Command}.
     @raise ValueError: the table has a command with this verb.
     """
@@ -288,7 +288,7 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
 
 def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
     """
-    Yield the lines of CAPA, each once.
+    Yield the lines of CAPA without duplicates.
     """
     seen: set[str] = set()
     for each in table:
@@ -364,7 +364,7 @@ async def auth(session: Session, name: str | None, initial: bytes | None) -> Rep
 @command("UTF8", states=[AUTHORIZATION], capability=["UTF8 USER"], extension="UTF8")
 def utf8(session: Session) -> Reply:
     """
-    Send messages as they are, also with UTF-8 in their header fields (RFC 6856 section 2.1).
+    Begin UTF-8 mode, in which messages are sent unchanged (RFC 6856 section 2.1).
     """
     session.isUTF8 = True
     return ok("UTF-8 mode is active.")
@@ -387,7 +387,7 @@ def lang(session: Session, languageRange: str | None) -> Reply:
     tag = matching(languageRange)
     if tag is None:
         raise POP3ResponseError("No such language.")
-    # The reply to LANG is in the new language already.
+    # The reply to LANG is already in the new language.
     session.useLanguage(languages()[tag])
     return ok(f"{tag} Language changed.")
 

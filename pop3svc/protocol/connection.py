@@ -1,5 +1,5 @@
 """
-Serve one connection: read lines, run one command at a time, begin TLS, limit times, close.
+Serve one connection: read lines, run one command at a time, begin TLS, apply time limits, close.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _GO_ON, _AUTHORIZATION, _TRANSACTION = After.GO_ON, State.AUTHORIZATION, State.T
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class POP3Connection(LineReceiver):
     """
-    The server's end of one POP3 connection: one command at a time, TLS, time limits.  It uses
-    C{paused} of L{LineReceiver}, and its methods that pause and resume.  The class is long
+    The server's end of one POP3 connection: one command at a time, TLS, time limits.  Of
+    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.  The class is long
     because Twisted calls all of these methods on one object.
 
     @ivar session: the state of the client.
@@ -119,13 +119,14 @@ class POP3Connection(LineReceiver):
         self._connectionCreator = connectionCreator
         self._ended = ended
         self._unauthenticated = unauthenticated
-        # The client's address.  The factory sets it, and counts the connections of each address.
+        # The client's address.  The factory sets this attribute, and counts the connections of each
+        # address.
         self.address: str | None = None
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
         self._limits = limits
-        # The time limit that is running, if any.
+        # The running time limit, if there is one.
         self._limit: SharedTimeout | None = None
         self._limitBegan = 0.0
         # Made when the connection ends.
@@ -173,7 +174,8 @@ class POP3Connection(LineReceiver):
         """
         transport: Any = self.transport
         self.session = self._makeSession(transport)
-        # The function refers to this connection, and reference cycles are freed late.
+        # Drop the function, because it refers to this connection, and Python frees reference cycles
+        # late.
         del self._makeSession
         self._policy = self.session.policy
         clock, isSecure = self._clock, isTLS(transport)
@@ -214,7 +216,7 @@ class POP3Connection(LineReceiver):
         See L{IHandshakeListener}.
         """
         self._handshaking = False
-        # A certificate that has verified is remembered, because the session may be resumed.
+        # Check the certificate now and remember the result, because the TLS session may be resumed.
         self._certificateNames()
 
     # --- lines ----------------------------------------------------------------
@@ -297,7 +299,7 @@ class POP3Connection(LineReceiver):
 
     def lineReceived(self, line: bytes) -> None:
         """
-        Answer one line.  If its command has to wait, later lines wait for it.
+        Answer one line.  If the command of this line has to wait, later lines wait for it.
         """
         if self._reason:
             return
@@ -324,7 +326,7 @@ class POP3Connection(LineReceiver):
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """
-        Run a coroutine.  If it has to wait, no line is answered until it ends.
+        Run a coroutine.  If the coroutine has to wait, no line is answered until it ends.
         """
         try:
             running = startNow(work)
@@ -332,7 +334,7 @@ class POP3Connection(LineReceiver):
             self._failed(Failure())
             return
         if isinstance(running, Deferred):
-            # Earlier replies do not wait for this work.
+            # Send earlier replies now, so that they do not wait for this work.
             self._sender.flushNow()
             self._running = running
             if not self._isUnauthenticated:
@@ -411,7 +413,7 @@ class POP3Connection(LineReceiver):
             transport.resumeProducing()
         if self._reason:
             return
-        # Check again, because _sent() is not called after a flush.
+        # Check again here, because _sent() is not called after a flush.
         if self._isLate:
             self._sayTooLate()
         elif self._stopping:
@@ -493,8 +495,8 @@ class POP3Connection(LineReceiver):
 
     def idleTooLong(self) -> None:
         """
-        Close without a reply (RFC 1939 section 3), because the client has sent no command for
-        too long.  The mailbox is unlocked now, even if the client does not close its end yet.
+        Close without a reply (RFC 1939 section 3), because the client has sent no command for too
+        long.  Unlock the mailbox now, even if the client does not close its end yet.
         """
         self._close("idle for too long")
         self._endSession()
@@ -514,8 +516,8 @@ class POP3Connection(LineReceiver):
         Close, because nobody has logged in in time.
         """
         if self._running is not None:
-            # The running command may be the login itself, so _sent() or _goOn() checks
-            # again when it ends.
+            # The running command may be the login itself, so _sent() or _goOn() checks again when
+            # the command ends.
             self._isLate = True
         else:
             self._sayTooLate()
@@ -531,7 +533,7 @@ class POP3Connection(LineReceiver):
 
     def stop(self) -> None:
         """
-        Close when no command is running any more, because the service stops.
+        Close as soon as no command is running, because the service stops.
         """
         self._stopping = True
         if self._reason:
@@ -552,7 +554,7 @@ class POP3Connection(LineReceiver):
         """
         Close at once, even if a command is running.
 
-        @param reason: for the log.
+        @param reason: the reason in the log.
         """
         self._abort(reason)
 
@@ -561,7 +563,7 @@ class POP3Connection(LineReceiver):
         End the session now.  Close in order if no command is running, else at once.  No message is
         deleted.
 
-        @param reason: for the log.
+        @param reason: the reason in the log.
         """
         if self._running is None:
             self._close(reason)
@@ -599,8 +601,7 @@ class POP3Connection(LineReceiver):
         """
         End the session, which releases the mailbox.  Further calls do nothing.
 
-        @return: a Deferred that fires when the session has ended, or L{None} if it has ended
-            already.
+        @return: a Deferred that fires when the session has ended; L{None} if it has already ended.
         """
         if not self._isEnding:
             self._isEnding = True
@@ -637,10 +638,10 @@ class POP3Connection(LineReceiver):
 
     def _close(self, reason: str) -> None:
         """
-        Close our end in order.  Written data still arrives.  Data that the client still sends is
-        read, because otherwise a reset might overtake our last reply.
+        Close our end in order.  Written data still arrives.  Go on reading the client's data.
+        Otherwise the kernel could send a reset, and the client could lose our last reply.
 
-        @param reason: for the log.
+        @param reason: the reason in the log.
         """
         if self._reason:
             return
@@ -648,8 +649,8 @@ class POP3Connection(LineReceiver):
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
-        # Begin the time limit first, because connectionLost(), which ends it, may be called
-        # within the next call.
+        # Begin the time limit first. connectionLost() ends it, and may be called within the next
+        # call.
         self._setLimit(self._limits.closing)
         self._closingNow().inOrder(self._sender.isFull)
 
@@ -660,16 +661,16 @@ class POP3Connection(LineReceiver):
 
     def closeFully(self) -> None:
         """
-        Close both ends, because the client has had its time to close its own.
+        Close both ends, because the client has not closed its own end in time.
         """
         self._stopTimers()
         self._closingNow().fully(self._policy.stallTimeout)
 
     def _abort(self, reason: str) -> None:
         """
-        Close at once, because a reply that was cut short must not look complete.
+        Close at once, because the client must not consider an incomplete reply complete.
 
-        @param reason: for the log.
+        @param reason: the reason in the log.
         """
         if not self._reason:
             self._reason = reason
@@ -712,7 +713,8 @@ class POP3Connection(LineReceiver):
             ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
-        # The method refers to this connection, and reference cycles are freed late.
+        # Drop the method, because it refers to this connection, and Python frees reference cycles
+        # late.
         self.session.tryRelease = refuseRelease
         self.session.channelBinding = noBinding
         self.session.certificateNames = noNames

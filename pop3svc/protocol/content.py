@@ -22,7 +22,7 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["MessageBody", "countByReading"]
 
-# Least octets of a piece.  Lines are joined to pieces of this size.
+# The fewest octets of a piece.  Lines are joined to pieces of at least this size.
 _PIECE = 16384
 _BLOCK = 65536
 

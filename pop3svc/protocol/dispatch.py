@@ -29,8 +29,7 @@ _HTTP_VERBS = frozenset(
     ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
 )
 
-# asyncio.CancelledError does not come from Twisted's cancellation, so it is an error of the
-# provider.
+# Twisted's cancellation never raises asyncio.CancelledError, so this is an error of the provider.
 _ERRORS = (Exception, asyncio.CancelledError)
 
 Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
@@ -42,13 +41,13 @@ class Command:
     Declaration of one command.
 
     @ivar verb: the verb in upper case.
-    @ivar states: the states in which the command is valid.  In other states the service
-        refuses it without calling C{run}.
+    @ivar states: the states in which the command is valid.  In other states the service refuses the
+        command without calling C{run}.
     @ivar run: the body of the command.  Takes C{(session, *arguments)}, and returns a L{Reply},
         or a Deferred or coroutine of one.
     @ivar arguments: parses the octets after the verb into the arguments of the body.
-    @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If
-        it is CLOSED, the connection is closed after an error as well.
+    @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If it is
+        CLOSED, the connection is closed even after an error.
     @ivar capability: the command's lines of CAPA, or a function that takes the session and returns
         these lines.
     @ivar announced: the states in which CAPA shows these lines.

@@ -12,7 +12,7 @@ class LineBuffer:
     Cuts input into lines, and keeps lines until they are answered.  A line ends with CRLF, or
     with a bare LF, because some clients send only that.
 
-    @ivar held: the octets that are kept.
+    @ivar held: the number of octets that are kept.
     """
 
     __slots__ = ("_lines", "_partial", "held")

@@ -29,7 +29,7 @@ __all__ = [
     "words",
 ]
 
-# RFC 1939 sets no bound.  Ten digits are enough for any mailbox, and limit the cost of int().
+# RFC 1939 sets no limit.  Ten digits are enough for any mailbox, and limit the time of int().
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _DIGEST = re.compile(rb"[0-9a-f]{32}")
 

@@ -35,7 +35,8 @@ class Maildrop:
         self.listed = listed
         self._marked: dict[str, None] = {}
         self._gone: set[str] = set()
-        # Known sizes: of listed messages by number minus one, of others by unique-id.
+        # The known sizes: those of listed messages by number minus one, those of other messages by
+        # unique-id.
         self._sizes: list[int | None] | None = None
         self._laterSizes: dict[str, int] = {}
         self._octets: int | None = None

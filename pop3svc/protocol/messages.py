@@ -25,8 +25,8 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages", "SurrogateBody"]
 
-# The least number of messages in a large mailbox.  Each loop over these messages has its own time
-# slice.
+# A mailbox with at least this number of messages is large.  Each loop over its messages has its own
+# time slice.
 _MANY = 100_000
 
 
@@ -34,8 +34,8 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     """
     @param call: the method of the mailbox that returned the values.
     @param values: may be a generator, which runs code of the mailbox.
-    @return: a function that makes a list of the values.  The function has the name of the method,
-        because error messages name the function.
+    @return: a function that makes a list of the values.  It has the name of the method, because
+        error messages contain the name of the function.
     """
 
     def make() -> list[Any]:
@@ -68,7 +68,7 @@ class SurrogateBody(MessageBody):
     """
     Another L{MessageBody}, converted while it is read (L{SurrogateConverter}).
 
-    @ivar hasChanged: whether a part that was read is not the same as in the message.
+    @ivar hasChanged: whether a part that was read differs from the message.
     """
 
     form = WireForm.LINES
@@ -164,7 +164,7 @@ class Messages:
         """
         @param user: the user's name for the log.
         @param utf8Headers: C{convert} or C{refuse} messages with UTF-8 in header fields, as in
-            L{pop3svc.policy.Policy}; empty if messages go out as they are.
+            L{pop3svc.policy.Policy}; empty if messages are sent unchanged.
         """
         self._converts = utf8Headers == "convert" and _hasSurrogates(mailbox)
         self.refuses = utf8Headers == "refuse"
@@ -219,9 +219,9 @@ class Messages:
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        Ask for one size after the other.  Do not raise an error for one message, because STAT and
-        LIST without argument have no C{-ERR} (RFC 1939 section 5).  The client gets the error when
-        it asks for that message.
+        Ask for one size after the other.  If a message has no size, do not raise an error, because
+        STAT, and LIST without an argument, have no C{-ERR} (RFC 1939 section 5).  The client gets
+        the error when it asks for this message.
 
         @return: the size of each message, L{None} if it cannot be determined.
         @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
@@ -265,7 +265,7 @@ class Messages:
                 return sizes[0]
         call, octets = self._mailbox.messageSize, None
         if sizes is not None or not self._converts:
-            # For a message without a size, messageSize raises the mailbox's own error.
+            # If a message has no size, messageSize raises the mailbox's own error.
             try:
                 octets = await settled(self._calls.ask(call, self._info, uniqueID))
             except NotImplementedError:
@@ -341,7 +341,7 @@ class Messages:
         needs = None
         mailbox = self._mailbox
         if _hasSurrogates(mailbox):
-            # A mailbox that counts a message knows this afterwards.
+            # The mailbox may know this after it has counted the message.
             await self._manySizes(mailbox.surrogateSizes, [uniqueID])
             needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:
@@ -371,7 +371,7 @@ class Messages:
 
     def content(self, uniqueID: str) -> ValueOrDeferred[MessageBody]:
         """
-        Open a message as the mailbox has it.
+        Open a message without converting it.
 
         @return: its content; the caller closes it.
         """

@@ -20,7 +20,7 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Outlet", "ProducerOutlet", "SocketOutlet", "Stalled", "outletTo"]
 
-# Least octets of a region of a file for which sendfile() saves more time than it costs.
+# For this number of octets of a file or more, sendfile() saves more time than it takes.
 _LARGE = 262144
 # Seconds between two checks whether a slow client has read anything.
 _LOOK = 15
@@ -43,15 +43,15 @@ def outletTo(
     @param stallTimeout: seconds without progress until L{Stalled}.
     @param isTLS: whether the transport encrypts the octets.
     """
-    # Ask the class, because a wrapper passes on requests for missing attributes to the wrapped
-    # transport.
+    # Check the class and not the object, because a wrapper passes requests for missing attributes
+    # on to the wrapped transport.
     kind = SocketOutlet if hasattr(type(transport), "writeSomeData") else ProducerOutlet
     return kind(transport, turns, clock, stallTimeout, isTLS)
 
 
 def _queued(transport: Any) -> int | None:
     """
-    @return: octets in the kernel's send buffer, or L{None} if that is not known.
+    @return: the number of octets in the kernel's send buffer; L{None} if it is not known.
     """
     try:
         buffer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0" * 4)
@@ -140,8 +140,8 @@ class Outlet:
         if self.isFull and not self._stopped:
             await self._room()
         else:
-            # If the connection is lost, the transport may drop the octets and never become full.
-            # Let the reactor run, so that it can notice the loss.
+            # If the connection is lost, the transport may discard the octets, and never become
+            # full.  Let the reactor run, so that the reactor can notice the loss.
             await self._turns.yieldIfDue()
         if self._stopped:
             raise ConnectionLost()
@@ -149,7 +149,7 @@ class Outlet:
     def sendable(self, region: object) -> FileRegion | None:
         """
         @param region: see L{pop3svc.protocol.replies.Body.region}.
-        @return: the region if L{send} should send it, otherwise L{None}.
+        @return: the region if L{send} should send its octets, otherwise L{None}.
         """
         return None
 
@@ -176,7 +176,7 @@ class Outlet:
 
     def release(self) -> None:
         """
-        Unregister from the transport, because the connection is to be closed.
+        Unregister from the transport, because the connection will be closed.
         """
         if self._isRegistered:
             self._isRegistered = False
@@ -279,9 +279,9 @@ class ProducerOutlet(Outlet):
 class SocketOutlet(Outlet):
     """
     Writes to the socket at once, without waiting for the next iteration of the reactor.  The
-    transport gets only the octets that the socket does not accept, and this outlet is its pull
-    producer until it has written them.  Without TLS, octets of files go from the page cache to
-    the socket.
+    transport gets only the octets that the socket does not accept.  This outlet is the transport's
+    pull producer until the transport has written these octets.  Without TLS, octets of files go
+    from the page cache to the socket.
     """
 
     __slots__ = ("_writeSome",)
@@ -315,8 +315,8 @@ class SocketOutlet(Outlet):
         while done < length:
             written = self._writeSome(memoryview(octets)[done:] if done else octets)
             if not isinstance(written, int) or written <= 0:
-                # The socket is full or broken.  If it is broken, the transport finds out
-                # when it writes.
+                # The socket is full or broken.  The transport will notice a broken socket when it
+                # writes.
                 self._transport.write(octets[done:])
                 self._fill()
                 return

@@ -37,14 +37,14 @@ class ProviderCalls:
 
     @ivar clock: the reactor's clock.
     @ivar timeout: seconds that one call may take.
-    @ivar isOver: whether the client is gone, so that no result is needed any more.
+    @ivar isOver: whether the session has ended, so that no result is needed any more.
     """
 
     __slots__ = ("_connectionID", "_seconds", "clock", "isOver", "timeout")
 
     def __init__(self, connectionID: int, clock: IReactorTime, timeout: float) -> None:
         """
-        @param connectionID: for the log.
+        @param connectionID: the number of the connection, for the log.
         """
         self._connectionID = connectionID
         self.clock = clock
@@ -73,7 +73,7 @@ class ProviderCalls:
 
         @return: the value of the method, or a Deferred of it.
         @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
-        @raise CancelledError: the session is over, and the method returned although it was
+        @raise CancelledError: the session has ended, and the method returned although it was
             cancelled.
         """
         answer = self.start(call, *arguments)
@@ -90,7 +90,7 @@ class ProviderCalls:
 
     def finish(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
-        Make a call whose value is needed even if the session is over; see L{ask}.
+        Make a call whose value is needed even if the session has ended; see L{ask}.
         """
         answer = self.start(call, *arguments)
         return startNow(self.wait(call, answer)) if hasattr(answer, "__await__") else answer

@@ -1,5 +1,5 @@
 """
-The counters of one login, and the line of the log that shows them.
+The counters of one login, and the line of the log that contains them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class SessionRecord:
     @ivar began: the time of the connection or of the last logout; seconds of the clock.
     @ivar user: the name of the user for the log; L{None} if nobody has logged in.
     @ivar loginMethod: the command, and the mechanism of AUTH.
-    @ivar messagesSent: whole messages that were sent.
+    @ivar messagesSent: the number of messages that were sent completely.
     @ivar messageOctets: octets of these messages, as LIST counts them.
-    @ivar octetsSent: octets of all replies.
+    @ivar octetsSent: the octets of all replies.
     """
 
     __slots__ = (
@@ -42,7 +42,7 @@ class SessionRecord:
 
     def restart(self, now: float) -> None:
         """
-        Begin to count at the beginning of the connection, and again after a logout.
+        Start to count at the beginning of the connection, and again after a logout.
 
         @param now: seconds of the clock.
         """
@@ -53,11 +53,11 @@ class SessionRecord:
 
     def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
         """
-        Write the line of the log, and count from the start again.
+        Write the line of the log, and start to count again.
 
         @param info: L{pop3svc.interfaces.IPOP3ConnectionInfo}
         @param tls: the version of TLS, or L{None} without TLS.
-        @param reason: the reason why the session is over.
+        @param reason: the reason for the end of the session.
         """
         user = self.user if self.user is not None else "nobody"
         clientIP = info.clientIP or "this machine"

@@ -17,7 +17,7 @@ log = Logger(namespace="pop3svc")
 # not wait never takes so long, and every client notices the delay.
 HELD = 0.5
 
-# Warnings that were logged already, by class.
+# The warnings that are already in the log, by class.
 _logged: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
 

@@ -12,8 +12,8 @@ from pop3svc.lineendings import WireForm
 
 __all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
-# Octets of a piece of a listing: large enough to be cheap, and small enough to hold one piece for
-# each of ten thousand clients.
+# The octets of a piece of a listing.  Larger pieces would need too much memory for ten thousand
+# clients, and smaller ones too much time.
 _PIECE = 16384
 
 
@@ -32,9 +32,8 @@ class Body(Protocol):
     The octets after the first line of a reply, before dot-stuffing.
 
     @ivar form: the form of the octets, which decides how the encoder changes them.
-    @ivar region: the part of a file that C{next} has not read yet
-        (L{pop3svc.files.FileRegion}), or L{None} if the octets are in no file.  Only the
-        outlet examines it.
+    @ivar region: the part of a file that C{next} has not read yet (L{pop3svc.files.FileRegion}), or
+        L{None} if the octets are not in a file.  Only the outlet reads this attribute.
     """
 
     form: WireForm
@@ -137,16 +136,16 @@ class Reply(NamedTuple):
     """
     The reply to a command.
 
-    @ivar positive: whether it is C{+OK}, not C{-ERR}.
+    @ivar positive: whether the reply is C{+OK}, and not C{-ERR}.
     @ivar text: the rest of the first line; printable ASCII.
     @ivar code: a response code without its brackets, or L{None}.
     @ivar body: the body of a multi-line reply.
     @ivar topLines: send only the header of the body, the blank line and this many lines
         (RFC 1939, TOP); L{None} to send all.
     @ivar then: the action of the connection after the reply was sent.
-    @ivar isChallenge: whether it is a C{+ } line inside AUTH; C{text} is its base64.
-    @ivar keepsState: whether a positive reply leaves the state as it is, although its
-        command has a C{nextState}.
+    @ivar isChallenge: whether the reply is a challenge inside AUTH (C{+ } and C{text} in base64).
+    @ivar keepsState: whether the state does not change after a positive reply, although the command
+        has a C{nextState}.
     @ivar isBadCommand: whether the command was unknown, not valid in the state, or malformed.
     @ivar fault: whether a bug in the service or the provider caused the reply.
     """

@@ -46,8 +46,8 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """
-    The end of an exchange that has failed: a last challenge explains the failure, and the error
-    follows whatever the client answers.
+    The end of a failed exchange.  A last challenge explains the failure.  Whatever the client
+    answers, the error follows.
 
     @ivar explanation: the challenge.
     """
@@ -113,7 +113,7 @@ def mechanism(
     """
     Declare the decorated async generator as a mechanism; see L{Mechanism}.
 
-    @param table: the table to add it to; the package's own if not given.
+    @param table: the table for the mechanism; the package's own table if not given.
     @raise ValueError: the table has a mechanism with this name.
     """
     if name in table:
@@ -147,7 +147,7 @@ def _password(name: bytes, password: bytes) -> Password:
 
 def _areOne(session: Session, one: bytes, other: bytes) -> bool:
     """
-    @return: whether two names are spellings of one user.
+    @return: whether two names are spellings of the same name.
     """
     first, isUsable = session.authentication.prepareName(_text(one))
     return isUsable and session.authentication.prepareName(_text(other)) == (first, True)
@@ -188,7 +188,7 @@ def _bindingOf(session: Session, first: ClientFirst, bindsChannel: bool) -> byte
         if first.flag == "p":
             raise BadArguments("Channel binding needs a mechanism with -PLUS.")
         if first.flag == "y" and plus is not None and plus.isUsable(session):
-            # Somebody may have removed -PLUS from the list that the client has read.
+            # An attacker may have removed -PLUS from the list that the client has read.
             raise POP3ResponseError("This server supports channel binding.", "AUTH")
         return b""
     if first.bindingType is None:
@@ -205,13 +205,13 @@ async def _scram(
 ) -> Conversation:
     first = ClientFirst.parse((yield b"") if initial is None else initial)
     binding = _bindingOf(session, first, bindsChannel)
-    # Make up keys always, so that the time does not tell whether there is a user.
+    # Always make up keys, so that the time does not reveal whether the user exists.
     provider: Any = session.provider
     name, isUsable = session.authentication.prepareName(first.name)
     seed = seedOf(session.authentication.secret, name, algorithm)
     like = provider.exampleScramKeys(name, algorithm, seed)
     madeUp = makeUp(seed, algorithm, like)
-    # The salt for a password in the clear does not depend on the other users' keys.
+    # The salt for a password in clear text does not depend on the keys of other users.
     salt = makeUp(seed, algorithm, None).salt
 
     async def find() -> ScramKeys | None:
@@ -224,11 +224,12 @@ async def _scram(
     keys = await find()
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
-    # The password may have been changed while the client had the challenge.
+    # The password may have changed after the challenge was sent.
     isProven = isRight and isUsable and keys is not None and await find() == keys
     proven = Proven(name, "" if keys is None else keys.mailbox)
     await session.authentication.prove(proven, isProven)
-    # The client can check that the server knows the password, too.  Its response is empty.
+    # With this message the client can check that the server also knows the password.  The client's
+    # response is empty.
     if (yield final):
         raise BadArguments("Response must be empty.")
     yield proven
@@ -242,7 +243,7 @@ def _declareScram(name: str) -> None:
         return _scram(session, initial, ALGORITHMS[name], bindsChannel)
 
 
-# The strongest first, because some clients take the first that they know.
+# Declare the strongest mechanism first, because some clients use the first one that they support.
 _declareScram("SCRAM-SHA-256-PLUS")
 _declareScram("SCRAM-SHA-256")
 _declareScram("SCRAM-SHA-1")
@@ -355,7 +356,7 @@ class SASLExchange:
         try:
             if line == b"*":
                 raise POP3ResponseError("Cancelled.")
-            # curl sends "=" for an empty response here, too.
+            # curl sends "=" for an empty response, here as well.
             response = b"" if line == b"=" else _decoded(line)
         except POP3ResponseError:
             await self._conversation.aclose()

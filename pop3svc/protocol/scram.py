@@ -39,14 +39,14 @@ BINDING_TYPES = ("tls-exporter", "tls-server-end-point")
 # octets.
 _LONGEST = 2048
 _LONGEST_NAME = 255
-# The salt and the rounds of a made-up user, where the accounts have no keys to imitate.
+# The salt and the rounds of a made-up user, if the accounts have no keys to imitate.
 _SALT = 16
 _ROUNDS = 4096
 
 # saslname of RFC 5801 section 4, without control characters.
 SASL_NAME = r"(?:[^,=\x00-\x1f\x7f]|=2C|=3D)+"
 _NONCE = r"[\x21-\x2b\x2d-\x7e]+"
-# Extensions are ignored; the mandatory one, "m=", must be refused.
+# Ignore extensions, but refuse the mandatory extension "m=".
 _MORE = r"(?:,[A-Za-ln-z]=[^,\x00]+)*"
 _FIRST = re.compile(
     rf"(?P<header>(?P<flag>[ny]|p=(?P<type>[A-Za-z0-9.-]+)),(?:a=(?P<other>{SASL_NAME}))?,)"
@@ -123,8 +123,8 @@ class ClientFirst:
 
 def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
     """
-    @param secret: of the service.
-    @return: 64 octets that only the service knows, the same each time for a name.
+    @param secret: the secret of the service.
+    @return: 64 octets that only the service knows.  A name always gets the same octets.
     """
     octets = name.encode("utf-8", "surrogateescape")
     return hmac.digest(secret, algorithm.encode() + b"\0" + octets, "sha512")
@@ -132,14 +132,14 @@ def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
 
 def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
     """
-    Make keys that no password has, so that an exchange does not tell whether there is a user.
+    Make keys that no password has, so that an exchange does not reveal whether the user exists.
 
     @param seed: see L{seedOf}.  The same seed always gets the same keys.
-    @param like: keys whose rounds and length of salt the made-up keys have.
+    @param like: keys; the made-up keys have the same rounds, and a salt of the same length.
     """
     size = hashlib.new(algorithm).digest_size
     length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)
-    # Another form has another salt, because the salt of a real user changes, too.
+    # If the form changes, the salt changes, because the salt of a real user would also change.
     salt = hashlib.shake_256(b"salt,%d,%d," % (length, rounds) + seed).digest(length)
     keys = hashlib.shake_256(b"keys," + seed).digest(2 * size)
     return ScramKeys(salt, rounds, keys[:size], keys[size:])
@@ -147,7 +147,7 @@ def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
 
 class ScramServer:
     """
-    One exchange, as the server sees it.
+    The server's side of one exchange.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class ScramServer:
     ) -> None:
         """
         @param algorithm: the hash function.
-        @param keys: the user's, or made-up ones.
+        @param keys: the user's keys, or made-up keys.
         @param binding: the octets of the channel binding that the client has chosen.
         """
         self._algorithm = algorithm
@@ -204,7 +204,7 @@ class ScramServer:
 
 def _strictly(text: str) -> bytes:
     """
-    Decode base64 that has one form only.
+    Decode base64, and refuse other encodings of the same octets.
     """
     try:
         data = b64decode(text, validate=True)

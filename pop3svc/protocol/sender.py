@@ -15,11 +15,11 @@ from pop3svc.protocol.wire import LineStyle, MultiLine, firstLine
 
 __all__ = ["ReplySender"]
 
-# The number of gathered octets that causes a write.  Fewer octets wait, so that one write and one
-# segment carry one or several short replies.
+# When this number of octets is gathered, they are written.  Fewer octets wait, so that one write
+# and one segment carry several short replies.
 _PIECE = 65536
-# The most octets of a TLS record (RFC 8446 section 5.1), and the least octets of the last record of
-# a large reply.
+# The most octets of a TLS record (RFC 8446 section 5.1), and the fewest octets of the last record
+# of a large reply.
 _RECORD, _LAST = 16384, 512
 
 
@@ -29,8 +29,8 @@ class ReplySender:
     L{flush}.
 
     @ivar hasGathered: whether octets were gathered and not yet written.
-    @ivar isCrowded: whether the gathered octets must be flushed before the next reply, because they
-        are many, or because the transport is full.
+    @ivar isCrowded: whether the gathered octets must be flushed before the next reply: because
+        there are many, or because the transport is full.
     @ivar isFull: whether the transport still has octets to write.
     """
 
@@ -157,7 +157,7 @@ class ReplySender:
     def _splitRecords(self) -> None:
         """
         If TLS would put only a few octets into the last record, write the gathered octets in two
-        parts.  The last record then has more than the end of the reply.
+        parts.  The last record then does not contain only the final dot.
         """
         if 0 < self._octets % _RECORD < _LAST:
             octets = b"".join(self._gathered)

@@ -47,12 +47,12 @@ log = Logger(namespace="pop3svc")
 
 class State(Enum):
     """
-    The state of a session (RFC 1939 section 3; for SLEEPING see docs/extensions, SLEE).  The
-    UPDATE state has no value here, because it exists only while QUIT runs.
+    The state of a session (RFC 1939 section 3; for SLEEPING see docs/extensions, SLEE).  There is
+    no value for the UPDATE state, because this state exists only while QUIT runs.
     """
 
-    # Use the hash of the identity, because it is cheaper, and each command looks up a state in a
-    # set.
+    # Use the hash of the identity, because it takes less time, and each command looks up a state in
+    # a set.
     __hash__ = object.__hash__
 
     AUTHORIZATION = "AUTHORIZATION"
@@ -94,7 +94,7 @@ def keepLanguage(language: Language | None) -> None:
 
 def refuseRelease(isMarked: bool) -> bool:
     """
-    The default value of L{Session.tryRelease}: the session does not end itself.
+    The default value of L{Session.tryRelease}: the session never ends itself.
 
     @param isMarked: whether any message is marked.
     @return: False.
@@ -126,8 +126,8 @@ class ConnectionInfo:
 
 class Exchange(Protocol):
     """
-    An unfinished exchange inside one command.  The client's next line belongs to it, and is
-    not a command.
+    An unfinished exchange inside one command.  The client's next line belongs to the exchange, and
+    is not a command.
     """
 
     command: Any
@@ -136,8 +136,8 @@ class Exchange(Protocol):
         """
         Answer the client's next line.
 
-        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a challenge, the exchange is
-            over.
+        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a challenge, the exchange has
+            ended.
         """
 
 
@@ -148,10 +148,10 @@ class Session:
     @ivar state: the state; the dispatcher sets it, and L{end} closes it.
     @ivar claimedName: the name of an accepted USER that waits for its PASS.
     @ivar exchange: the unfinished AUTH, or L{None}.
-    @ivar badCommands: how many commands in a row were invalid.
+    @ivar badCommands: the number of invalid commands in a row.
     @ivar mayStartTLS: whether there is a certificate for STLS.
-    @ivar tryRelease: called when another session of the user wants the mailbox.  Takes whether
-        any message is marked, and returns whether this session ends itself now.  The
+    @ivar tryRelease: called when another session of the user wants the mailbox.  Its argument says
+        whether any message is marked.  It returns whether this session ends itself now.  The
         connection sets it.
     @ivar channelBinding: takes the name of a channel binding, returns its octets, or L{None} if
         the connection has no such binding.  The connection sets it.
@@ -237,7 +237,7 @@ class Session:
     @property
     def isOver(self) -> bool:
         """
-        Whether the client is gone.  No new work begins then.
+        Whether the session has ended, so that no new work may begin.
         """
         return self.calls.isOver
 
@@ -348,7 +348,7 @@ class Session:
         Delete the marked messages, release the mailbox, and keep the user
         (docs/extensions, SLEE).
 
-        @return: how many messages were deleted.
+        @return: the number of deleted messages.
         @raise POP3ResponseError: nothing has changed.
         """
         return then(self.active.sleep(), self._asleep)
@@ -392,10 +392,10 @@ class Session:
 
     def quit(self) -> ValueOrDeferred[int]:
         """
-        Enter the UPDATE state (RFC 1939 section 6): delete the marked messages, and release
-        the mailbox whether or not the deletion worked.
+        Enter the UPDATE state (RFC 1939 section 6): delete the marked messages, and release the
+        mailbox, even if the deletion failed.
 
-        @return: how many messages were deleted.
+        @return: the number of deleted messages.
         @raise POP3ResponseError: nothing was deleted.
         """
         if self.state is not State.TRANSACTION:
@@ -424,8 +424,8 @@ class Session:
 
     def end(self) -> ValueOrDeferred[None]:
         """
-        Wait for a running deletion, and release everything, because the client is lost, timed out
-        or done.  Do not delete the marked messages.
+        Wait for a running deletion, and release everything, because the session ends.  Do not
+        delete the marked messages.
         """
         self.isOver = True
         return inTurn(self._ending())

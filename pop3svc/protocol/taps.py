@@ -1,7 +1,7 @@
 """
 Listen to the conversation of one connection, without the secrets in it.
 
-A tap replaces attributes of its own connection only, so connections without a tap cost nothing.
+A tap replaces attributes only of its own connection, so it takes no time on other connections.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ __all__ = ["Heard", "Tap", "blanked"]
 
 log = Logger(namespace="pop3svc")
 
-# What stands in place of text that may be a secret.
+# The text that replaces a possible secret.
 _BLANK = "****"
 # An argument that names a message, or a number of lines.  Other arguments are not shown, because a
-# client may send a password where none belongs.
+# client may send a password in a wrong place.
 _HARMLESS = re.compile(rb"[0-9]{1,10}|UID:[!-~]{1,70}", re.IGNORECASE)
 _HARMLESS_ARGUMENTS = 2
 # Commands whose first argument is a user's name.
 _NAMING = frozenset(["USER", "XLOG", "APOP"])
-# Most characters of an event; a first line of a reply has at most 512 octets.
+# The most characters of an event.  A first line of a reply has at most 512 octets.
 _LONGEST = 512
 
 
@@ -42,8 +42,8 @@ class Heard(NamedTuple):
 
     @ivar side: C{C} for the client, C{S} for the server, C{-} for a remark.
     @ivar text: the line without secrets, and without the name of a user who has not logged in.
-    @ivar name: the name that the client has sent as that of a user, or L{None}.
-    @ivar named: the line with this name; otherwise the same as C{text}.
+    @ivar name: the name of a user that the client has sent, or L{None}.
+    @ivar named: the line including this name; the same as C{text} without a name.
     """
 
     side: str
@@ -54,9 +54,9 @@ class Heard(NamedTuple):
 
 def blanked(session: Session, line: bytes, table: Table) -> Heard:
     """
-    Remove all secrets from a line of the client.  Only text that is known to be harmless
-    is left, because a client may send a password or a token at any place, for example
-    after the server has refused AUTH.
+    Remove all secrets from a line of the client.  Keep only text that is known to be harmless.  A
+    client may send a password or a token at any place, for example after the server has refused
+    AUTH.
 
     @param line: octets without the line end.
     @param table: the commands of the service.
@@ -90,7 +90,7 @@ def blanked(session: Session, line: bytes, table: Table) -> Heard:
 
 class _TappedSender(ReplySender):
     """
-    A L{ReplySender} that tells a tap what it sends.
+    A L{ReplySender} that passes to a tap what it sends.
     """
 
     __slots__ = ("_tap",)
@@ -169,8 +169,8 @@ class Tap:
         for name in ("lineReceived", "connectionLost", "connectionMade"):
             connection.__dict__.pop(name, None)
         sender = getattr(connection, "_sender", None)
-        # A running command still uses its sender.  That sender then tells this tap, which tells
-        # nobody.
+        # A running command still uses this sender, which goes on to pass replies to the tap.  The
+        # tap then ignores them.
         if isinstance(sender, _TappedSender) and connection._running is None:
             connection._sender = sender.plain()
 
@@ -192,7 +192,7 @@ class Tap:
 
     def said(self, side: str, text: str) -> None:
         """
-        Tell a line; see L{Heard}.
+        Pass a line on; see L{Heard}.
         """
         self._tell(Heard(side, text, None, text))
 

@@ -106,7 +106,7 @@ class Transaction:
         self._locked = False
         self._unlocking: Shielded | None = None
         self._endWatch: Callable[[], object] | None = None
-        # The number of calls of L{_changed} until now, and their number until the last listing.
+        # The number of calls of L{_changed} so far, and the number at the last listing.
         self._changes = self._changesListed = 0
         # The hashes of the unique-ids that were listed before SLEE, eight octets each.
         self._known: array[int] | None = None
@@ -117,8 +117,8 @@ class Transaction:
         """
         Watch the mailbox, lock it and list it.
 
-        @raise POP3ResponseError: the mailbox is not available.  Call L{end} in this case as
-            well, to release the watch and the lock.
+        @raise POP3ResponseError: the mailbox is not available.  Even then call L{end}, to release
+            the watch and the lock.
         """
         return inTurn(self._beginning())
 
@@ -287,8 +287,8 @@ class Transaction:
 
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
-        Delete all of these messages or none.  A deletion that has begun is finished even if the
-        client is lost.  L{end} waits for its end.
+        Delete all of these messages or none.  A deletion that has begun goes on even if the client
+        is lost.  L{end} waits until the deletion has finished.
         """
         mailbox = self.mailbox
 
@@ -368,7 +368,7 @@ class Transaction:
         Delete the marked messages and release the lock and the listing
         (docs/extensions, SLEE).
 
-        @return: how many messages were deleted.
+        @return: the number of deleted messages.
         @raise POP3ResponseError: nothing has changed.
         """
         return then(self.commit(), self._fallAsleep)

@@ -25,8 +25,8 @@ _LONGEST = _FIRST_LINE - 2 - len(_MARK)
 
 class LineStyle:
     """
-    How a session shows first lines.  Styles are compared by identity, which costs the cache of
-    first lines the least.
+    The way in which a session shows first lines.  Styles are compared by identity, because this
+    takes the cache of first lines the least time.
 
     @ivar marksMultiLine: whether the first line of a multi-line reply, and of no other reply, ends
         with C{ _} (MULTI-LINE-IND).
@@ -43,7 +43,7 @@ class LineStyle:
     @lru_cache(64)
     def of(marksMultiLine: bool, language: Language | None = None) -> LineStyle:
         """
-        @return: the style; the same object for the same arguments.
+        @return: the style.  The same arguments always give the same object.
         """
         return LineStyle(marksMultiLine, language)
 
@@ -60,7 +60,7 @@ def hasControl(line: bytes) -> bool:
 
 def splitLine(line: bytes) -> tuple[str, bytes | None]:
     """
-    @return: the verb in upper case, and the octets after one space, L{None} if there is no
+    @return: the verb in upper case; and the octets after one space, or L{None} if there is no
         space.
     """
     verb, space, rest = line.partition(b" ")
@@ -80,8 +80,8 @@ def firstLine(reply: Reply, style: LineStyle = PLAIN) -> bytes:
     return _statusLine(reply.positive, reply.code, reply.text, style, reply.body is not None)
 
 
-# Cached, because most replies have one of a few first lines.  A cached line takes 35 bytecodes, a
-# new one 64.
+# Cache the result, because most replies have one of a few first lines.  A cached line takes 35
+# bytecodes, a new line 64.
 @lru_cache(512)
 def _statusLine(
     isPositive: bool, code: str | None, text: str, style: LineStyle, isMultiLine: bool
@@ -94,7 +94,7 @@ def _statusLine(
         line += " " + (text if language is None else language.translated(text))
     if not (line.isascii() and line.isprintable()):
         line = (_UNSENDABLE if language is None else _UNSENDABLE_UTF8).sub("?", line)
-        # A character must not be cut in two.
+        # Do not cut a character in two.
         line = line.encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
     line = line[:_LONGEST]
     if style.marksMultiLine:
@@ -107,7 +107,7 @@ def _statusLine(
 
 class Top:
     """
-    Filters a message down to its header, the blank line and a number of lines (RFC 1939,
+    Selects the header of a message, the blank line and a number of lines of the body (RFC 1939,
     TOP).
     """
 
@@ -207,6 +207,6 @@ class MultiLine:
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")
         if b"." in data and DOT_LINE.search(data):
-            # Four times as fast as replace().
+            # This is four times as fast as replace().
             data = b"\n..".join(DOT_LINE.split(data))
         return b"." + data if leading else data

@@ -19,7 +19,7 @@ __all__ = ["Conversations", "Line", "showLines"]
 
 log = Logger(namespace="pop3svc")
 
-# Sessions that are shown, the latest first, and lines of each.
+# The number of sessions that are shown, the latest first; and the number of lines of each session.
 _SESSIONS, _LINES = 8, 40
 
 
@@ -71,7 +71,7 @@ class Conversations:
     @ivar hasChanged: whether there are lines since the last L{show}.
     """
 
-    # Seconds after the last look until no more sessions are heard.
+    # Seconds after the last request until this object stops listening.
     LINGER = 600.0
 
     def __init__(self, traces: Any, clock: Any, users: Collection[str]) -> None:
@@ -89,7 +89,7 @@ class Conversations:
 
     def watch(self) -> None:
         """
-        Hear sessions for some more time.
+        Go on listening to the sessions for some time.
         """
         if self._timer is not None:
             self._timer.reset(self.LINGER)
@@ -141,7 +141,7 @@ class Conversations:
         found = self._found.pop(connection, None)
         if found is not None:
             found.isOver = True
-            # Another key, so that the connection is not kept.
+            # Use another key, so that the dictionary does not keep the connection in memory.
             self._found[object()] = found
         self.hasChanged = True
 
@@ -153,7 +153,7 @@ class Conversations:
         if not self._found:
             return tag(
                 "p",
-                "Nobody talks to the service now.  Begin above, or with a mail program.",
+                "Nobody talks to the service now. Begin above, or with a mail program.",
                 class_="empty",
             )
         return joined(*(self._one(each) for each in reversed(self._found.values())))

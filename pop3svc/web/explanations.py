@@ -1,5 +1,5 @@
 """
-What the extensions of POP3 do, in one sentence where they occur.
+Explain each extension of POP3 in one sentence, where it occurs in a conversation.
 """
 
 from __future__ import annotations

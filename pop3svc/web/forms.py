@@ -1,7 +1,7 @@
 """
 Read the fields of a form that a browser sends.
 
-twisted.web's own reader takes a field that is a message for a multipart of the form.
+twisted.web's own reader would treat a field that contains a message as a multipart of the form.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 __all__ = ["fieldsIn"]
 
-# Fields that are read.  No form has more.
+# The most fields that are read.  No form has more.
 _MOST = 20
 _BOUNDARY = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,./:=? -]{1,70})"?')
 _NAME = re.compile(rb'^content-disposition:[^\r\n]*?;[ \t]*name="([^"\r\n]*)"', re.I | re.M)
@@ -34,7 +34,7 @@ def fieldsIn(kind: bytes, body: bytes) -> dict[bytes, list[bytes]]:
 def _urlencoded(body: bytes) -> dict[bytes, list[bytes]]:
     fields: dict[bytes, list[bytes]] = {}
     try:
-        # This charset keeps octets as they are.
+        # This charset does not change any octet.
         pairs = parse_qsl(body.decode("latin-1"), True, encoding="latin-1", max_num_fields=_MOST)
     except ValueError:
         return {}

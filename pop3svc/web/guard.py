@@ -1,5 +1,5 @@
 """
-Who may use the page: the name of the host, the password, and the token of a form.
+Decide who may use the page, by the name of the host, the password, and the token of a form.
 """
 
 from __future__ import annotations
@@ -89,13 +89,14 @@ class Guard:
 
     def client(self, request: Any) -> str:
         """
-        @return: what distinguishes this client from others; empty if the client has no cookie.
+        @return: a text that distinguishes this client from others; empty if the client has no
+            cookie.
         """
         return self._id(request).decode("ascii")
 
     def isFromOurForm(self, request: Any, token: str) -> bool:
         """
-        @param token: which the form contains.
+        @param token: the token in the form.
         @return: whether a page of this service has sent the form, and no other page.
         """
         headers = request.requestHeaders
@@ -103,7 +104,7 @@ class Guard:
         [origin] = headers.getRawHeaders(b"origin", [b""])[:1]
         if site not in (b"", b"same-origin", b"none"):
             return False
-        # Browsers leave out the first header on a network without TLS.
+        # On a network without TLS, browsers do not send the first header.
         [host] = headers.getRawHeaders(b"host", [b""])[:1]
         if not site and origin and origin.partition(b"://")[2].lower() != host.lower():
             return False

@@ -21,10 +21,10 @@ class Minute(NamedTuple):
     """
     Counts of one minute.
 
-    @ivar logins: logins that succeeded.
-    @ivar refused: logins with wrong credentials.
-    @ivar failed: logins that failed for another reason.
-    @ivar wakes: sessions that woke up.
+    @ivar logins: the number of logins that succeeded.
+    @ivar refused: the number of logins with wrong credentials.
+    @ivar failed: the number of logins that failed for another reason.
+    @ivar wakes: the number of sessions that woke up.
     """
 
     logins: int = 0
@@ -51,10 +51,10 @@ def _since(before: Minute, now: Minute) -> Minute:
 
 class History(TimerService):
     """
-    Takes the counters of the metrics once a minute.
+    Reads the counters of the metrics once a minute.
     """
 
-    # Minutes that are kept, with the one that has not ended.
+    # The number of minutes that are kept, including the present one.
     KEPT = 60
     _EVERY = 60
 
@@ -70,7 +70,7 @@ class History(TimerService):
 
     def _take(self) -> Deferred[None]:
         taken: Deferred[None] = Deferred.fromCoroutine(self._takeNumbers())
-        # TimerService would stop after a failure.
+        # Catch errors, because TimerService would stop after a failure.
         taken.addErrback(lambda failure: log.failure("cannot take the numbers", failure))
         return taken
 

@@ -15,7 +15,7 @@ __all__ = ["makeMail", "randomMail"]
 _POLICY = policy.SMTP.clone(max_line_length=78)
 # Octets of a line without its CRLF (RFC 5322 section 2.1.1).
 _LONGEST = 998
-# Random mails need no secret numbers.
+# Random mails need no cryptographic random numbers.
 _random = random.Random()
 
 _PEOPLE = (
@@ -53,13 +53,13 @@ def makeMail(sender: str, recipient: str, subject: str, body: str) -> bytes:
             # An encoded word (RFC 2047) may contain line ends.
             isPossible = str(message[name]).isprintable()
         except (ValueError, IndexError, AttributeError):
-            # The parser of the standard library fails on some nonsense.
+            # The parser of the standard library raises an error for some malformed input.
             isPossible = False
         if not isPossible:
             raise ValueError(f"{name} is not possible in a mail.")
     message["Date"] = formatdate()
     message["Message-ID"] = make_msgid(domain="localhost")
-    # Short lines go as they are, because a visitor reads what POP3 transmits.
+    # Do not encode short lines, because a visitor reads the octets that POP3 transmits.
     isShort = all(len(line.encode("utf-8", "replace")) < _LONGEST for line in body.split("\n"))
     message.set_content(body, cte="8bit" if isShort else None)
     try:

@@ -22,7 +22,7 @@ class Markup(str):
     __slots__ = ()
 
 
-# What an element may contain: HTML, text that is escaped, or nothing.
+# The possible content of an element: HTML, text that is escaped, or nothing.
 Child = str | int | float | None
 
 
@@ -52,7 +52,7 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
     """
     Make an element.
 
-    @param children: text is escaped; L{Markup} is not.
+    @param children: the content; text is escaped, and L{Markup} is not.
     @param attributes: the underscore in C{data_label} stands for a hyphen, and one at the end is
         removed, as in C{class_}.  An attribute that is L{None} or C{False} is left out.
     """

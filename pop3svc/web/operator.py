@@ -1,5 +1,5 @@
 """
-The operator's page: one more view of the admin operations.
+The operator's page, which shows the results of the admin operations.
 """
 
 from __future__ import annotations
@@ -45,16 +45,17 @@ __all__ = ["OperatorPage"]
 
 log = Logger(namespace="pop3svc")
 
-# Sessions and bans that the page shows, so that a page is small and made in some milliseconds.
+# The most sessions, and the most bans, that the page shows, so that the page is small and takes
+# only some milliseconds to make.
 _MOST = 100
-# Events that the page shows.
+# The most events that the page shows.
 _EVENTS = 50
-# Seconds between two looks at the service while somebody watches, and how many times as long as a
-# look the pause is at least, so that watching a large service takes a small part of its time.
+# Seconds between two updates of an open page.  The pause is also at least this many times as long
+# as the update took, so that an open page takes only a small part of the time of a large service.
 _EVERY, _PAUSE = 0.5, 20
-# Seconds between two looks at the bans, because there may be tens of thousands.
+# Seconds between two updates of the bans, because there may be tens of thousands of bans.
 _BANS_EVERY = 5.0
-# Seconds between two questions for events after a failure.
+# Seconds from a failure to the next request for events.
 _AGAIN = 5.0
 
 # The parts of the page: name, title, and whether the part takes the whole width.
@@ -74,7 +75,7 @@ _DONE = {
     "gone": "There was no such session any more.",
     "lifted": "The ban is lifted.",
     "nothing": "There was nothing to lift.",
-    "draining": "The service admits no more logins, and ends when it is empty.",
+    "draining": "The service admits no more logins, and ends when nobody is logged in.",
 }
 
 
@@ -104,7 +105,7 @@ class OperatorPage:
         self._clock = clock
         self._links = links
         self.history = History(collect, clock)
-        # All pages share one look, because each of them asks all sessions and all bans.
+        # All pages share one update, because each update reads all sessions and all bans.
         self._looks = Recent(self._look, clock, _EVERY / 2)
         self._bans = Recent(self._askBans, clock, _BANS_EVERY)
         self._streams = Streams(clock)
@@ -142,7 +143,7 @@ class OperatorPage:
                 return None
             if not full.called:
                 full.callback(None)
-            # There is room for no more items.
+            # The page has no room for further items.
             return Deferred()
 
         asked = Deferred.fromCoroutine(self._handler.do(name, {}, send))
@@ -208,7 +209,8 @@ class OperatorPage:
             "Service",
             notice(field(request, "done"), _DONE),
             tag("p", "Live", id="state", class_="state", role="status", data_stream="events"),
-            # The buttons of bans belong to this form, so that live parts need no token.
+            # The buttons of bans belong to this form, so that the updated parts of the page need no
+            # token.
             tag("form", hidden(token), id="lift", method="post", action="lift"),
             tag("div", *sections, class_="grid"),
             tag("p", tag("a", "Drain the service", href="drain", class_="action danger")),
@@ -305,7 +307,7 @@ class OperatorPage:
         target = field(request, "session", 100)
         if not all(part.isascii() and part.isdigit() for part in target.split(".")):
             return refusal(400, "No session is named.")
-        # The name of a user would end all sessions of the user.
+        # Accept only a session, because the name of a user would end all sessions of this user.
         arguments = {"target": target, "only": "session"}
         count = await self._handler.do("kick", arguments, _ignore)
         self._hasChanged()

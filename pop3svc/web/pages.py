@@ -1,5 +1,5 @@
 """
-Requests for pages: which of them are carried out, and what goes with each answer.
+Check the requests for pages, and answer them with the necessary headers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = Logger(namespace="pop3svc")
 
 HTML = "text/html; charset=utf-8"
 _HEADERS = (
-    # Instead of the version of Twisted.
+    # Send this name instead of the version of Twisted.
     (b"server", b"pop3svc"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -54,7 +54,7 @@ class Response(NamedTuple):
     The answer to a request.
 
     @ivar kind: the type of the body.
-    @ivar location: where the client goes next; empty if it stays.
+    @ivar location: the address to which the client is redirected; empty for no redirection.
     """
 
     status: int
@@ -63,7 +63,7 @@ class Response(NamedTuple):
     location: str = ""
 
 
-# Answers a request.  It returns None if it has begun an answer that goes on.
+# Answers a request.  It returns None if it has begun an answer that lasts.
 Handle = Callable[[Any], Awaitable[Response | None]]
 
 
@@ -97,7 +97,7 @@ def layout(title: str, *children: Child, page: str = "", links: Child = None) ->
 
 def refusal(status: int, sentence: str) -> Response:
     """
-    Make a page that says why nothing was done.
+    Make a page that says why a request was refused.
     """
     made = layout(
         "Nothing was changed",
@@ -109,7 +109,8 @@ def refusal(status: int, sentence: str) -> Response:
 
 def redirect(location: str) -> Response:
     """
-    @return: the answer to a form that was carried out, so that a reload does not send it again.
+    @return: the answer to a form that was carried out: a redirection, so that a reload of the page
+        does not send the form again.
     """
     return Response(303, "text/plain; charset=utf-8", b"", location)
 
@@ -124,7 +125,7 @@ def field(request: Any, name: str, most: int = 4096) -> str:
 
 def hidden(token: str, **values: str) -> Markup:
     """
-    @return: the token of a form, and other fields that are not shown.
+    @return: the hidden fields of a form: its token, and others.
     """
     return joined(
         tag("input", type="hidden", name="token", value=token),
@@ -134,8 +135,9 @@ def hidden(token: str, **values: str) -> Markup:
 
 def notice(done: str, sentences: dict[str, str]) -> Child:
     """
-    @param done: what the address of the page says has been done.
-    @param sentences: what the page says about it, because the page shows no text of an address.
+    @param done: the word in the address of the page for what was done.
+    @param sentences: for each word the sentence that the page shows, because the page shows no text
+        from an address.
     """
     return tag("p", sentences[done], class_="notice", role="status") if done in sentences else None
 
@@ -209,7 +211,7 @@ class Page(Resource):
             return refusal(405, "This is not possible here.")
         if request.method == b"POST":
             kind = request.getHeader(b"content-type") or b""
-            # Fields of the address do not count.
+            # Ignore fields in the address.
             request.args = fieldsIn(kind, request.content.read())
             if not guard.isFromOurForm(request, field(request, "token")):
                 return refusal(403, "The form is too old, or another page has sent it.")
@@ -222,8 +224,8 @@ async def _notFound(request: Any) -> Response:
 
 def addStatic(root: Resource, guard: Guard) -> None:
     """
-    Add the style sheet and the script.  They are read now, because the service may give up the
-    right to read them.
+    Add the style sheet and the script.  Read both now, because the service may later have no
+    permission to read them.
     """
     directory = os.path.join(os.path.dirname(__file__), "static")
     for name, kind in (("style.css", "text/css"), ("script.js", "text/javascript")):

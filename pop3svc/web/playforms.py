@@ -12,7 +12,7 @@ from pop3svc.web.popclient import PlayClient
 
 __all__ = ["mailForms", "section", "suggestions"]
 
-# Characters on a button; a unique-id is longer.
+# The most characters on a button.  A unique-id may be longer.
 _LONGEST_LABEL = 20
 
 
@@ -33,7 +33,7 @@ def section(name: str, title: str, content: Child, isWide: bool = False) -> Mark
 
 def mailForms(users: Sequence[str], token: str) -> Markup:
     """
-    @param users: the first gets mail unless the visitor says otherwise.
+    @param users: the names of users; by default the first gets the mail.
     @param token: see L{Guard.token<pop3svc.web.guard.Guard.token>}.
     @return: the forms that send and deliver mail.
     """
@@ -99,7 +99,7 @@ def suggestions(
 ) -> Markup:
     """
     @param login: see L{pop3svc.web.playground.Visited}.
-    @param client: of the visitor; it may know a unique-id.
+    @param client: the connection of the visitor, which may have received a unique-id.
     @return: buttons with commands.
     """
 

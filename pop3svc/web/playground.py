@@ -1,8 +1,8 @@
 """
 The playground: write a mail, watch conversations, and talk to the service, in a browser.
 
-It exists only for the embedded default and for stores in memory, because it gives every visitor the
-mail of the demonstration user.
+The playground exists only for the embedded default and for stores in memory, because every visitor
+can read the mail of the demonstration user.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["LARGEST_MAIL", "Playground", "Visited"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of a form with a message, and the part of it that is not the message.
+# The most octets of a form with a message, and the octets of the form besides the message.
 LARGEST_MAIL = 1_048_576
 _REST_OF_FORM = 4096
-# Messages that the playground delivers until the service starts again, and their octets, so that
-# visitors do not fill the memory or the disk.
+# The most messages that the playground delivers until the service starts again, and their octets.
+# These limits prevent visitors from filling the memory or the disk.
 _MOST_MAILS, _MOST_OCTETS = 2_000, 67_108_864
-# Seconds between two updates of the page, and to wait for a reply of the service.
+# Seconds between two updates of the page, and seconds to wait for a reply of the service.
 _EVERY, _PATIENCE = 0.25, 7.0
 # The most octets of a command that a visitor types.
 _LONGEST = 512
@@ -63,12 +63,12 @@ _FAULTS = frozenset(_DONE) - {"sent"}
 
 class Visited(NamedTuple):
     """
-    The service that the playground belongs to.
+    The service to which the playground belongs.
 
     @ivar factory: L{pop3svc.service.factory.POP3Factory}
     @ivar recipients: finds users, and stores mail.
-    @ivar store: of the users in C{users}.
-    @ivar users: names of users, the first of whom gets mail unless the visitor says otherwise.
+    @ivar store: the store of the users in C{users}.
+    @ivar users: the names of users; by default the first gets the mail.
     @ivar login: the name and the password with which a visitor logs in by a click; L{None} if
         there are none.
     """
@@ -95,7 +95,7 @@ class Playground:
         self._streams = Streams(reactor)
         self._streams.changed = self._watch
         self._update: Any = None
-        # The request of each reader, which says who the visitor is.
+        # The request of each reader, which identifies the visitor.
         self._requests: dict[Stream, Any] = {}
         self._mails = self._octets = 0
 
@@ -114,13 +114,13 @@ class Playground:
     @property
     def largeBodies(self) -> dict[bytes, int]:
         """
-        The paths that take large forms; see L{pop3svc.web.server.BoundedSite}.
+        The paths that accept large forms; see L{pop3svc.web.server.BoundedSite}.
         """
         return {b"/upload": LARGEST_MAIL + _REST_OF_FORM}
 
     def stop(self) -> None:
         """
-        End all that goes on.
+        End all connections and streams.
         """
         self._clients.closeAll()
         self._conversations.stop()
@@ -241,7 +241,7 @@ class Playground:
         """
         Send a command of a visitor.
 
-        @return: what went wrong; empty if nothing did.
+        @return: the word for an error; empty if there was none.
         """
         lines = [field(request, "suggestion", _LONGEST) or field(request, "line", _LONGEST)]
         login = self._visited.login
@@ -254,7 +254,7 @@ class Playground:
                 return "busy"
             await self._wait(client.reply())
         for line in lines:
-            # One line at a time.
+            # Send only one line, because further lines would be further commands.
             line = line.strip("\r\n").split("\n")[0].split("\r")[0]
             if line and client.isOpen and not client.isWaiting:
                 client.lastUsed = self._reactor.seconds()
@@ -264,7 +264,7 @@ class Playground:
 
     async def _wait(self, reply: Deferred[None]) -> None:
         """
-        Wait for a reply, but not for ever.  The reply may still come later.
+        Wait for a reply for a limited time.  The reply may still come later.
         """
         over: Deferred[None] = Deferred(lambda _: timer.cancel())
         timer = self._reactor.callLater(_PATIENCE, over.callback, None)
@@ -359,7 +359,7 @@ class Playground:
 
     def _updateClients(self) -> None:
         """
-        Show visitors what has come after the answer to their forms, such as the end of a
+        Show visitors the lines that arrive after the answer to their forms, such as the end of a
         connection.
         """
         shown = set()

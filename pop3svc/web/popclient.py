@@ -19,11 +19,12 @@ from pop3svc.web.conversations import Line
 
 __all__ = ["PlayClient", "PlayClients", "blankedCommand"]
 
-# The most octets of a line that are shown, the most lines of one reply, and of all replies.
+# The most octets of a line that are shown; the most lines of one reply; the most lines of all
+# replies.
 _LONGEST, _OF_REPLY, _LINES = 400, 60, 200
 _BLANK = "****"
 _versions = count(1)
-# The replies that have several lines, for a service without MULTI-LINE-IND.
+# The commands with multi-line replies, for a service without MULTI-LINE-IND.
 _MULTI_LINE = re.compile(r"(?:CAPA|RETR .*|TOP .*|LIST|UIDL|AUTH|LANG) *", re.IGNORECASE)
 
 
@@ -45,11 +46,12 @@ class PlayClient(Protocol):
     """
     One connection.
 
-    @ivar lines: what both sides have said, without secrets.
-    @ivar version: a number that grows with each line, also from one connection to the next.
+    @ivar lines: the lines of both sides, without secrets.
+    @ivar version: a number that grows with each line, and never falls, not even at a new
+        connection.
     @ivar isOpen: whether the connection exists.
     @ivar hasChanged: whether there are lines that the visitor has not seen.
-    @ivar lastUsed: when the visitor has sent the last command; seconds of the clock.
+    @ivar lastUsed: the time of the visitor's last command; seconds of the clock.
     """
 
     isOpen = False
@@ -105,7 +107,7 @@ class PlayClient(Protocol):
 
     def reply(self) -> Deferred[None]:
         """
-        @return: a Deferred of the end of the next reply.
+        @return: a Deferred that fires at the end of the next reply.
         """
 
         def forget(_: object) -> None:
@@ -179,12 +181,12 @@ class PlayClients:
     The connections of all visitors.
     """
 
-    # Connections at the same time, and the seconds that each lasts.  A visitor plays for some
-    # minutes.
+    # The most connections at the same time, and the seconds that each lasts.  A visitor plays for
+    # some minutes.
     MOST, LIFE = 8, 900.0
-    # Seconds after which an unused connection makes room for another visitor.
+    # Seconds after which an unused connection is closed if another visitor needs one.
     UNUSED = 120.0
-    # Visitors whose conversations are kept after the end of their connections.
+    # The most visitors whose conversations are kept after the end of their connections.
     KEPT = 16
 
     def __init__(self, reactor: Any, factory: Any) -> None:
@@ -212,7 +214,7 @@ class PlayClients:
 
     def connect(self, visitor: str) -> PlayClient | None:
         """
-        Connect a visitor.  The greeting has not come yet.
+        Connect a visitor.  The greeting arrives later.
 
         @return: L{None} if there are too many connections.
         """

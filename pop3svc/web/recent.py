@@ -15,11 +15,11 @@ __all__ = ["Recent"]
 
 class Recent:
     """
-    Facts that are collected once for all requests of a second.  A client that asks again and again
-    therefore costs little.
+    Collects facts once for all requests of a second.  Many requests of a client therefore cost
+    little.
     """
 
-    # Facts that take long to collect are kept for this many times as long.
+    # Facts are kept for at least this many times as long as their collection took.
     SHARE = 20
 
     def __init__(
@@ -33,7 +33,7 @@ class Recent:
         self._seconds = seconds
         self._facts: Any = None
         self._end = 0.0
-        # Those who wait for the facts that are being collected.
+        # The Deferreds of requests that wait for the facts that are being collected.
         self._waiting: list[Deferred[Any]] | None = None
 
     async def _collected(self) -> Any:
@@ -67,6 +67,6 @@ class Recent:
 
     def forget(self) -> None:
         """
-        Collect the facts anew for the next request, because they have changed.
+        Collect the facts again for the next request, because they have changed.
         """
         self._facts = self._waiting = None

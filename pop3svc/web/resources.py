@@ -41,7 +41,7 @@ class Answer(Resource):
     ) -> None:
         """
         @param make: makes the answer.
-        @param guard: checks the password; L{None} if a client has to send none.
+        @param guard: checks the password; L{None} if clients need no password.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._make = make
@@ -96,7 +96,7 @@ def _write(request: Any, content: Content) -> bytes:
     request.setResponseCode(status)
     request.setHeader(b"content-type", kind.encode("ascii"))
     request.setHeader(b"content-length", b"%d" % len(body))
-    # Instead of the version of Twisted.
+    # Send this name instead of the version of Twisted.
     request.setHeader(b"server", b"pop3svc")
     request.setHeader(b"x-content-type-options", b"nosniff")
     return body
@@ -134,8 +134,8 @@ def makeRoot(
     """
     @param service: L{pop3svc.metrics.numbers.ServiceNumbers} or
         L{pop3svc.metrics.numbers.WorkersNumbers}
-    @param guard: checks the password for C{/metrics}.  Health needs no password, because programs
-        that balance load send none, and it says little.
+    @param guard: checks the password for C{/metrics}.  Health needs no password, because load
+        balancers send none, and the answer reveals little.
     @param recent: the numbers of the service.
     @param hasMetrics: whether there is C{/metrics}.
     @return: the root of the port, with C{/metrics}, C{/healthz} and C{/readyz}.

@@ -1,5 +1,5 @@
 """
-An HTTP server whose clients cannot hold or exhaust anything.
+An HTTP server whose clients cannot exhaust memory, connections or time.
 
 Each connection carries one request.  The number of connections, the size of a request and the time
 for it are bounded.
@@ -36,8 +36,8 @@ class _Request(Request):
 
     def __repr__(self) -> str:
         """
-        @return: a text without the path, because twisted.web logs it, and a path of the client may
-            have any octets.
+        @return: a text without the path, because twisted.web logs this text, and a client's path
+            may contain any octets.
         """
         return f"<{type(self).__name__}>"
 
@@ -71,7 +71,7 @@ class _Channel(HTTPChannel):
     A connection that carries one request, and lasts a few seconds unless it L{lasts}.
     """
 
-    # Octets of the request line and all headers.  Monitoring systems send some hundred.
+    # The most octets of the request line and all headers.  Monitoring systems send some hundred.
     totalHeadersSize = 8192
     maxHeaders = 50
     # Seconds from the connection to the end of the answer.  A worker has 5 seconds to answer.
@@ -103,9 +103,9 @@ class _Channel(HTTPChannel):
 
     def lasts(self) -> bool:
         """
-        Let this connection last, because its answer does.
+        Let this connection last, because its answer lasts.
 
-        @return: whether there is room for it.
+        @return: whether another connection may last.
         """
         return bool(self.factory.letLast(self))
 
@@ -142,7 +142,8 @@ class _Channel(HTTPChannel):
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """
-        See L{HTTPChannel.checkPersistence}.  An idle connection would take the place of another.
+        See L{HTTPChannel.checkPersistence}.  An idle connection would take the place of another
+        connection.
         """
         return False
 
@@ -159,8 +160,8 @@ class _Channel(HTTPChannel):
 
 class BoundedSite(Site):
     """
-    Makes the connections, at most L{MOST} at the same time.  A new connection then takes the place
-    of the oldest one, so that clients that hang cannot keep others away.
+    Makes the connections, at most L{MOST} at the same time.  At this limit a new connection takes
+    the place of the oldest one, so that clients that hang cannot keep others away.
 
     @ivar channels: the connections, the oldest first.
     @ivar lasting: the connections whose answers last; they are not among L{channels}.
@@ -168,12 +169,13 @@ class BoundedSite(Site):
     """
 
     noisy = False
-    # Connections at the same time: a few monitoring systems and pages.
+    # The most connections at the same time: enough for a few monitoring systems and pages.
     MOST = 64
-    # Connections whose answers last, and the seconds that they last.  The browser connects again.
+    # The most connections whose answers last, and the seconds that they last.  After this time the
+    # browser connects again.
     MOST_LASTING = 32
     LASTING = 3600.0
-    # Octets of a body: a form with a few fields.
+    # The most octets of a body: enough for a form with a few fields.
     LARGEST = 65_536
     requestFactory = _Request
 

@@ -29,10 +29,11 @@ async def pause(clock: Any, seconds: float) -> None:
 @implementer(IPushProducer)
 class Stream:
     """
-    One reader.  A reader that does not read is dropped.
+    The connection of one reader.  It is closed if the reader does not read.
     """
 
-    # Octets that wait for a reader.  A page that is in the background for a moment loses nothing.
+    # The most octets that wait for a reader.  This is enough for a page that is in the background
+    # for a moment.
     BOUND = 262_144
 
     def __init__(self, request: Any) -> None:
@@ -45,7 +46,8 @@ class Stream:
         """
         Send an event.
 
-        @param event: its name; empty for a sign of life.
+        @param event: the name of the event; empty for an event that only shows that the connection
+            still exists.
         @param data: text in lines.
         """
         if self.isOver:
@@ -95,9 +97,10 @@ class Streams:
     @ivar changed: called when the first reader comes, and when the last reader goes.
     """
 
-    # Readers of a page at the same time.
+    # The most readers of a page at the same time.
     MOST = 16
-    # Seconds between two signs of life, which show that a reader is gone.
+    # Seconds between two empty events.  By sending these, the service notices that a reader has
+    # gone away.
     _BEAT = 15.0
 
     def __init__(self, clock: Any) -> None:

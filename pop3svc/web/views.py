@@ -27,7 +27,7 @@ __all__ = [
     "timeOf",
 ]
 
-# Days before the end of a certificate from which the page warns.
+# The page warns this many days before a certificate expires.
 _SOON = 21
 
 
@@ -99,7 +99,7 @@ def _counted(count: int, noun: str) -> str:
 
 def showSummary(status: Mapping[str, Any], numbers: Mapping[str, Any]) -> Markup:
     """
-    @return: the state of the service, and how many sessions it has.
+    @return: the state of the service, and the number of its sessions.
     """
 
     def number(name: str, *labels: str) -> str:
@@ -176,7 +176,7 @@ _DETAILS = {"ACTIVITY/NEW": "new mail", "ACTIVITY/NONE": "no new mail"}
 
 def showActivity(events: Sequence[Mapping[str, Any]]) -> Markup:
     """
-    @param events: of L{pop3svc.admin.activity.Activity}, the latest first.
+    @param events: the events of L{pop3svc.admin.activity.Activity}, the latest first.
     """
     if not events:
         return _empty("Logins, sleepers and wakes appear here as they happen.")
@@ -202,7 +202,7 @@ def _event(event: Mapping[str, Any]) -> Markup:
 
 def showCharts(minutes: Sequence[Minute]) -> Markup:
     """
-    @param minutes: of the last hour, the oldest first.
+    @param minutes: the minutes of the last hour, the oldest first.
     """
     figures = []
     for name, css, counts in (
@@ -272,7 +272,7 @@ def showServers(status: Mapping[str, Any]) -> Markup:
     """
     @return: the databases and other servers that the stores and the accounts use.
     """
-    # The worst state of each server in all workers.
+    # For each server, show the worst state in any worker.
     found: dict[str, str] = {}
     for where in [status, *status.get("workers", [])]:
         for each in where.get("servers", []):
