@@ -267,7 +267,7 @@ class POP3Connection(LineReceiver):
         try:
             while line is not None:
                 self.lineReceived(line)
-                if self._running is not None or not lines:
+                if self._running is not None or self.paused or not lines:
                     break
                 if sender.isCrowded:
                     self._run(sender.flush())
