@@ -159,12 +159,10 @@ def _unusable(verb: str, line: bytes, found: Command | None) -> Reply:
     if found is None and verb in _HTTP_VERBS:
         return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)
     if hasControl(line):
-        text = "Control characters are not allowed."
-    elif found is None:
-        text = "Unknown command."
-    else:
-        text = "Command is not valid in this state."
-    return err(text, isBadCommand=True)
+        return err("Control characters are not allowed.", isBadCommand=True)
+    if found is None:
+        return err("Unknown command.", isBadCommand=True)
+    return err("Command is not valid in this state.", isBadCommand=True)
 
 
 async def _answeredLater(session: Session, command: Command, answer: Awaitable[Reply]) -> Reply:
