@@ -282,6 +282,13 @@ class Slapd:
         """
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
+        # Its threads may still run on other processors when the signal has been sent.
+        tasks = Path(f"/proc/{self._process.pid}/task")
+        while any(
+            (each / "stat").read_text().rpartition(")")[2].split()[0] != "T"
+            for each in tasks.iterdir()
+        ):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         """
