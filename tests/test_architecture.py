@@ -115,6 +115,7 @@ RANKS = {
     "providers.owners": 5,
     "providers.files.watching": 3,
     "providers.files.sizes": 3,
+    "providers.files.sleeping": 0,
     "providers.files.presence": 3,
     "providers.files.deletion": 4,
     "providers.files.directory": 4,

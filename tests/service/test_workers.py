@@ -102,6 +102,36 @@ def test_killedWorker(workers: Site, site: Path) -> None:
     assert workers.end() == 0
 
 
+def test_sleeperInAnotherWorker(workers: Site, site: Path) -> None:
+    """
+    A login never waits for a sleeper of another worker, and the sleeper misses no change.
+    """
+    for name in ("1.x", "2.x"):
+        deliver(site / "mail" / "alice", name)
+    first, second = workers.connectTo(1), workers.connectTo(2)
+    assert first.say(b"XLOG alice secret word").startswith(b"+OK")
+    for left in (1, 0):
+        assert first.say(b"SLEE").startswith(b"+OK")
+        assert second.say(b"XLOG alice secret word").startswith(b"+OK")
+        assert second.say(b"DELE 1").startswith(b"+OK")
+        assert first.say(b"WAKE").startswith(b"-ERR [IN-USE]")
+        assert second.say(b"QAUT").startswith(b"+OK")
+        assert first.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+        assert first.say(b"STAT").startswith(b"+OK %d " % left)
+    assert first.say(b"SLEE").startswith(b"+OK")
+    assert second.say(b"XLOG alice secret word").startswith(b"+OK")
+    os.kill(workers.pids[2], signal.SIGKILL)
+    assert hasEnded(workers.pids[2])
+    assert first.say(b"WAKE").startswith(b"+OK [ACTIVITY/NONE]")
+    assert first.say(b"SLEE").startswith(b"+OK")
+    # A worker that is killed while a session sleeps leaves no lock either.
+    assert workers.waitForWorker() == 2
+    os.kill(workers.pids[1], signal.SIGKILL)
+    assert workers.connectTo(2).say(b"XLOG alice secret word").startswith(b"+OK")
+    assert workers.waitForWorker() == 1
+    assert workers.end() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drains(site: Path, tmp_path: Path, number: int) -> None:
     """

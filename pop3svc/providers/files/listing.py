@@ -79,6 +79,12 @@ class _Watching:
         watch = self._watch
         return watch is not None and not watch.isBroken and watch.key == key
 
+    def changesRead(self) -> int | None:
+        """
+        @return: L{look} without reading the kernel's queue.
+        """
+        return None if self._watch is None else self._watch.changes
+
     def begin(self) -> None:
         """
         Begin the inotify watch.
@@ -140,6 +146,9 @@ class Listing:
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
+        # The watch's count of changes at SLEE, and at L{isUnchanged} until the next listing.
+        self._changesAtSleep: int | None = None
+        self._changesAtLock: int | None = None
 
     # --- in the reactor's thread --------------------------------------------------
 
@@ -150,7 +159,10 @@ class Listing:
         @return: the unique-ids.
         """
         watching = self._watching
-        changes = None if watching is None else watching.look()
+        # The queue was read a moment ago if the lock had to know it.
+        changes, self._changesAtLock = self._changesAtLock, None
+        if changes is None and watching is not None:
+            changes = watching.look()
         # If another session's listing is still valid, this needs no thread.
         listing = self._listedBefore(changes)
         if watching is not None and not watching.holds(self._key):
@@ -203,12 +215,16 @@ class Listing:
         """
         listing = self.current
         self._set(EMPTY)
+        self._changesAtLock = None
         return listing
 
-    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
+    def watch(
+        self, changed: Callable[[], object], ended: Callable[[], object] | None = None
+    ) -> Callable[[], None]:
         """
         Notify a session of changes; see L{INewMailNotifier.watchMailbox}.
 
+        @param ended: called when the notifications end.
         @return: a function that ends the notifications.
         """
         watching = self._watching = _Watching(self._directory, self._caches, changed)
@@ -217,6 +233,8 @@ class Listing:
             watching.end()
             if self._watching is watching:
                 self._watching = None
+            if ended is not None:
+                ended()
 
         return end
 
@@ -227,8 +245,27 @@ class Listing:
         """
         if self._watching is not None and not self._watching.holds(self._key):
             self._watching.begin()
+        self._changesAtSleep = None if self._watching is None else self._watching.changesRead()
         self.clear()
         self.sizes = None
+
+    @property
+    def isWatched(self) -> bool:
+        """
+        Whether inotify reports each change of the mailbox that was listed.
+        """
+        return self._watching is not None and self._watching.holds(self._key)
+
+    def isUnchanged(self, key: Key) -> bool:
+        """
+        @param key: of the directory.
+        @return: whether certainly no message was added, moved or removed since L{onSleep}.
+        """
+        watching = self._watching
+        if watching is None:
+            return False
+        self._changesAtLock = watching.look()
+        return self._changesAtLock == self._changesAtSleep and watching.holds(key)
 
     # --- in a thread ----------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from pop3svc.providers.files.deletion import nameOfStaging, recover
 from pop3svc.providers.files.directory import Directory, Opened, UserDirectory
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key
+from pop3svc.providers.files.sleeping import openWhileAsleep
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.locking import LockPolicy, pause
 from pop3svc.providers.paths import Root, openBelow
@@ -40,10 +41,19 @@ class LockedDirectory:
     """
     A mailbox's directory, open and locked.  The directory itself is locked, because users could
     create, remove or own a lock file.
+
+    @ivar isClean: whether the directory certainly needed no recovery when it was locked, and no
+        removal has begun since then.
     """
 
-    def __init__(self, root: int, key: Key) -> None:
+    __slots__ = ("_folder", "_guard", "_root", "isClean", "key")
+
+    def __init__(self, root: int, key: Key, isClean: bool = False) -> None:
+        """
+        @param isClean: see C{isClean} of the class.
+        """
         self.key = key
+        self.isClean = isClean
         self._root: int | None = root
         # The folder that was opened last stays open for the next message in it.
         self._folder: tuple[str, int] | None = None
@@ -87,6 +97,30 @@ class LockedDirectory:
         if folder is not None:
             closeQuietly(folder[1])
 
+    def unlock(self) -> bool:
+        """
+        Release the lock, and keep the directory open.
+
+        @return: whether this was possible.
+        """
+        self._closeFolder()
+        if self._root is None:
+            return False
+        try:
+            fcntl.flock(self._root, fcntl.LOCK_UN)
+        except OSError:
+            return False
+        return True
+
+    def lockAgain(self) -> None:
+        """
+        Lock the directory after L{unlock}.
+
+        @raise OSError: another session has the lock.
+        """
+        assert self._root is not None, "it was closed"
+        fcntl.flock(self._root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
     def close(self) -> None:
         """
         Release the lock.
@@ -108,7 +142,14 @@ class ExclusiveDirectory(Directory):
     """
     A L{Directory} that one session at a time can lock, across all processes.  The kernel releases
     the lock when the process dies.  Without the lock, the directory appears not to exist.
+
+    A sleeping session keeps the directory open, without the lock, so that it need not find the
+    directory again when it wakes up.
+
+    @cvar mayKeepOpen: whether a sleeping session may keep the directory open.
     """
+
+    mayKeepOpen = True
 
     def __init__(
         self,
@@ -131,6 +172,8 @@ class ExclusiveDirectory(Directory):
         self._registry = registry
         self._policy = policy
         self._held: LockedDirectory | None = None
+        # The directory of a sleeping session: open, and not locked.
+        self._kept: LockedDirectory | None = None
 
     # --- access while it is locked ------------------------------------------------
 
@@ -188,21 +231,75 @@ class ExclusiveDirectory(Directory):
     # --- locking ------------------------------------------------------------------
 
     def lock(
-        self, requestRelease: Callable[[], bool], prepare: Callable[[int], object]
+        self,
+        requestRelease: Callable[[], bool],
+        prepare: Callable[[int], object],
+        isUnchanged: Callable[[Key], bool] = lambda _: False,
     ) -> Eventual[None]:
         """
         Lock the directory; see L{IExclusiveMailbox.lock}.
 
         @param prepare: takes a descriptor of the locked directory.  If locking needs a thread,
             that thread calls this function.
+        @param isUnchanged: takes the key of the directory.  Returns whether certainly no message
+            was added, moved or removed since L{unlock}.
         """
         if self.isLost():
             raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
-        held = self._tryAtOnce()
+        held: LockedDirectory | LockBusy | None = None
+        if self._kept is not None:
+            held = self._lockKept(isUnchanged)
+        if held is None:
+            held = self._tryAtOnce()
         if isinstance(held, LockBusy):
             return self._waitForLock(requestRelease, prepare)
         self._hold(held, requestRelease)
         return None
+
+    def _lockKept(self, isUnchanged: Callable[[Key], bool]) -> LockedDirectory | None:
+        """
+        Lock the directory that has stayed open since L{unlock}.
+
+        @return: L{None} if the mailbox has to be opened again.
+        """
+        kept = self._takeKept()
+        try:
+            kept.lockAgain()
+            here = os.stat(self.path)
+            isHere = (here.st_dev, here.st_ino) == kept.key
+            # Another process may have been killed during a removal.  A removal moves messages.
+            if isHere and kept.isClean and isUnchanged(kept.key):
+                return kept
+            root = kept.descriptor()
+            cache = self._registry.cleanCache
+            if isHere and root is not None and cache.isClean(root, here, self.folders):
+                kept.isClean = True
+                return kept
+        except OSError:
+            # Another session has the lock, or the path names no directory any more.
+            pass
+        kept.close()
+        return None
+
+    def _takeKept(self) -> LockedDirectory:
+        kept, self._kept = self._kept, None
+        assert kept is not None, "nothing was kept"
+        openWhileAsleep.forget(self)
+        return kept
+
+    def closeKept(self) -> None:
+        """
+        Close the directory, if it has stayed open since L{unlock}.
+        """
+        if self._kept is not None:
+            self._takeKept().close()
+
+    def expectRemoval(self) -> None:
+        """
+        Record that a removal begins, so that the next lock looks for an interrupted one.
+        """
+        if self._held is not None:
+            self._held.isClean = False
 
     def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
         return self._tryLock(None)
@@ -351,14 +448,16 @@ class ExclusiveDirectory(Directory):
         # The mailbox has staging directories, so pop3svc has used it before.
         if prepare is None and presence is not None and not presence.isKnown(self.path):
             presence.isThere(self.path, isInThread=False)
-        return LockedDirectory(root, (status.st_dev, status.st_ino))
+        return LockedDirectory(root, (status.st_dev, status.st_ino), isClean=prepare is None)
 
-    def unlock(self, before: Callable[[LockedDirectory], object]) -> None:
+    def unlock(self, before: Callable[[LockedDirectory], object], keepsOpen: bool = False) -> None:
         """
         Release the lock.
 
         @param before: called before the release of a lock.  Work that it starts in threads still
             runs under the lock.
+        @param keepsOpen: whether the directory may stay open until the next L{lock} or
+            L{closeKept}, because the session sleeps.
         """
         held, self._held = self._held, None
         if held is None:
@@ -368,6 +467,13 @@ class ExclusiveDirectory(Directory):
         if self._working:
             # A thread still works on the mailbox.  Keep the lock until the thread is done.
             self._releasing = held
+        elif (
+            keepsOpen
+            and self.mayKeepOpen
+            and held.unlock()
+            and openWhileAsleep.keep(self, self.closeKept)
+        ):
+            self._kept = held
         else:
             held.close()
 
@@ -378,6 +484,8 @@ class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
     because locking may start work in other threads.
     """
 
+    mayKeepOpen = False
+
     def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
         return LockBusy()
 
@@ -387,6 +495,8 @@ class SlowExclusiveDirectory(ExclusiveDirectory):
     An L{ExclusiveDirectory} on a file system where opening a file may block for long, such
     as a network file system.  All work is done in threads.
     """
+
+    mayKeepOpen = False
 
     def attempt(self, work: Callable[[int, Key], T]) -> T | None:
         """

@@ -231,18 +231,46 @@ class ExclusiveFileMailbox(FileMailbox):
         See L{FileMailbox.__init__}.
         """
         super().__init__(directory, format, caches)
+        self._isFallingAsleep = False
 
     def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
         """
         See L{IExclusiveMailbox.lock}.
         """
-        return self._directory.lock(requestRelease, self.listing.scanIfSmall)
+        listing = self.listing
+        return self._directory.lock(requestRelease, listing.scanIfSmall, listing.isUnchanged)
 
     def unlock(self, info: IPOP3ConnectionInfo) -> None:
         """
         See L{IExclusiveMailbox.unlock}.
         """
-        self._directory.unlock(partial(self._counter.save, self.listing.clear()))
+        listing = self.listing
+        keepsOpen = self._isFallingAsleep and listing.isWatched
+        self._isFallingAsleep = False
+        self._directory.unlock(partial(self._counter.save, listing.clear()), keepsOpen)
+
+    def onSleep(self, info: IPOP3ConnectionInfo) -> None:
+        """
+        See L{ISleepingMailbox.onSleep}.
+        """
+        super().onSleep(info)
+        self._isFallingAsleep = True
+
+    def watchMailbox(
+        self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
+    ) -> Callable[[], None]:
+        """
+        See L{INewMailNotifier.watchMailbox}.
+        """
+        # The session may end while it is asleep.
+        return self.listing.watch(changed, self._directory.closeKept)
+
+    async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
+        """
+        See L{IPOP3Mailbox.messageDelete}.
+        """
+        self._directory.expectRemoval()
+        await super().messageDelete(info, uniqueIDs)
 
 
 def _closeAll(sought: tuple[dict[str, Opened], bool]) -> None:
