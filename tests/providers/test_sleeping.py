@@ -223,19 +223,32 @@ def test_longestAsleepIsClosed(tmp_path: Path, kept: OpenWhileAsleep) -> None:
     assert openDescriptors() == before
 
 
+class Kept:
+    """
+    An open directory.
+    """
+
+    def __init__(self, among: OpenWhileAsleep, closed: list[Kept]) -> None:
+        self._among = among
+        self._closed = closed
+
+    def closeKept(self) -> None:
+        self._among.forget(self)
+        self._closed.append(self)
+
+
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    closed: list[int] = []
     for limit, bound in ((1024, 128), (7, 0), (resource.RLIM_INFINITY, 4096), (10**6, 4096)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limit=limit: (limit, limit))
-        made = OpenWhileAsleep()
-        closed.clear()
-        for number in range(10_000):
-            assert made.keep(number, lambda number=number: closed.append(number)) is (bound > 0)  # type: ignore[misc]
+        made, closed = OpenWhileAsleep(), list[Kept]()
+        opened = [Kept(made, closed) for _ in range(10_000)]
+        for each in opened:
+            assert made.keep(each) is (bound > 0)
             assert len(made) <= bound
-        assert closed == (list(range(10_000 - bound)) if bound else [])
-        made.forget(9_999)
-        made.forget("another")
-        assert len(made) == max(bound - 1, 0)
+        assert closed == (opened[:-bound] if bound else [])
+        for each in opened:
+            made.forget(each)
+        assert len(made) == 0
 
 
 @pytest.mark.parametrize("end", ["QUIT", "vanish", "WAKE", "awake"])

@@ -50,6 +50,8 @@ class SizeCounter:
     The sizes of the messages that a session has listed.
     """
 
+    __slots__ = ("_caches", "_directory", "_finder", "_listing")
+
     def __init__(
         self, directory: Directory, listing: Listing, finder: Finder, caches: Caches
     ) -> None:

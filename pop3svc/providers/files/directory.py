@@ -49,7 +49,16 @@ class Directory:
     @ivar user: the user with whose rights the executors work; L{None} for those of the service.
     """
 
-    user: FileUser | None = None
+    __slots__ = (
+        "_longExecutor",
+        "_place",
+        "_presence",
+        "executor",
+        "folders",
+        "group",
+        "path",
+        "user",
+    )
 
     def __init__(
         self,
@@ -71,6 +80,7 @@ class Directory:
         self._place = place
         self._longExecutor = longExecutor
         self._presence = presence
+        self.user: FileUser | None = None
 
     # --- in threads -------------------------------------------------------------
 
@@ -196,6 +206,12 @@ class Directory:
         """
         return self.openFile(folder, name)
 
+    def closeKept(self) -> None:
+        """
+        Close the directory if it is open because the session sleeps.  Only a directory that is
+        locked at other times stays open.
+        """
+
     # --- in any thread --------------------------------------------------------------
 
     def fault(self, action: str, error: OSError, name: str = "") -> POP3ResponseError:
@@ -222,6 +238,8 @@ class UserDirectory(Directory):
     A L{Directory} that is used with the rights of its user, in the reactor's thread as well.
     """
 
+    __slots__ = ()
+
     def attempt(self, work: Callable[[int, Key], T]) -> T | None:
         """
         See L{Directory.attempt}.
@@ -242,6 +260,8 @@ class SlowDirectory(Directory):
     A L{Directory} on a file system where opening a file may block for long, such as a
     network file system.  All work is done in threads.
     """
+
+    __slots__ = ()
 
     def attempt(self, work: Callable[[int, Key], T]) -> T | None:
         """

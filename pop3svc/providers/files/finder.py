@@ -31,6 +31,8 @@ class Finder:
     Finds the files of the messages that a session has listed.
     """
 
+    __slots__ = ("_directory", "_listing")
+
     def __init__(self, directory: Directory, listing: Listing) -> None:
         self._directory = directory
         self._listing = listing

@@ -54,6 +54,8 @@ class _Watching:
     that a session that never sleeps does not pay for it.
     """
 
+    __slots__ = ("_caches", "_directory", "_end", "_watch", "changed")
+
     def __init__(self, directory: Directory, caches: Caches, changed: Callable[[], object]) -> None:
         """
         @param changed: called after each change of the mailbox, and when a change may have
@@ -130,6 +132,20 @@ class Listing:
     @ivar sizes: the sizes of the messages of the directory that was listed; L{None} if
         nothing was listed.
     """
+
+    __slots__ = (
+        "_caches",
+        "_changesAtLock",
+        "_changesAtSleep",
+        "_directory",
+        "_format",
+        "_key",
+        "_moved",
+        "_movedLinks",
+        "_watching",
+        "current",
+        "sizes",
+    )
 
     def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
         """
@@ -218,13 +234,10 @@ class Listing:
         self._changesAtLock = None
         return listing
 
-    def watch(
-        self, changed: Callable[[], object], ended: Callable[[], object] | None = None
-    ) -> Callable[[], None]:
+    def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
         """
         Notify a session of changes; see L{INewMailNotifier.watchMailbox}.
 
-        @param ended: called when the notifications end.
         @return: a function that ends the notifications.
         """
         watching = self._watching = _Watching(self._directory, self._caches, changed)
@@ -233,8 +246,8 @@ class Listing:
             watching.end()
             if self._watching is watching:
                 self._watching = None
-            if ended is not None:
-                ended()
+            # The session may end while it is asleep.
+            self._directory.closeKept()
 
         return end
 

@@ -149,6 +149,8 @@ class ExclusiveDirectory(Directory):
     @cvar mayKeepOpen: whether a sleeping session may keep the directory open.
     """
 
+    __slots__ = ("_held", "_kept", "_policy", "_registry", "_releasing", "_working")
+
     mayKeepOpen = True
 
     def __init__(
@@ -289,7 +291,7 @@ class ExclusiveDirectory(Directory):
 
     def closeKept(self) -> None:
         """
-        Close the directory, if it has stayed open since L{unlock}.
+        See L{Directory.closeKept}.
         """
         if self._kept is not None:
             self._takeKept().close()
@@ -467,12 +469,7 @@ class ExclusiveDirectory(Directory):
         if self._working:
             # A thread still works on the mailbox.  Keep the lock until the thread is done.
             self._releasing = held
-        elif (
-            keepsOpen
-            and self.mayKeepOpen
-            and held.unlock()
-            and openWhileAsleep.keep(self, self.closeKept)
-        ):
+        elif keepsOpen and self.mayKeepOpen and held.unlock() and openWhileAsleep.keep(self):
             self._kept = held
         else:
             held.close()
@@ -483,6 +480,8 @@ class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
     An L{ExclusiveDirectory} that is used with the rights of its user.  It is locked in a thread,
     because locking may start work in other threads.
     """
+
+    __slots__ = ()
 
     mayKeepOpen = False
 
@@ -495,6 +494,8 @@ class SlowExclusiveDirectory(ExclusiveDirectory):
     An L{ExclusiveDirectory} on a file system where opening a file may block for long, such
     as a network file system.  All work is done in threads.
     """
+
+    __slots__ = ()
 
     mayKeepOpen = False
 

@@ -256,15 +256,6 @@ class ExclusiveFileMailbox(FileMailbox):
         super().onSleep(info)
         self._isFallingAsleep = True
 
-    def watchMailbox(
-        self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
-    ) -> Callable[[], None]:
-        """
-        See L{INewMailNotifier.watchMailbox}.
-        """
-        # The session may end while it is asleep.
-        return self.listing.watch(changed, self._directory.closeKept)
-
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
         """
         See L{IPOP3Mailbox.messageDelete}.

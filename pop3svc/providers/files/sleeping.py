@@ -5,8 +5,7 @@ Keep the directories of sleeping sessions open, within a bound.
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 
@@ -15,6 +14,17 @@ __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 _SHARE = 8
 # The most directories, because each holds some KiB of the kernel's memory.
 _MOST = 4096
+
+
+class Closable(Protocol):
+    """
+    A directory that a sleeping session keeps open.
+    """
+
+    def closeKept(self) -> None:
+        """
+        Close the directory, and call L{OpenWhileAsleep.forget}.
+        """
 
 
 class OpenWhileAsleep:
@@ -29,18 +39,16 @@ class OpenWhileAsleep:
             may have; 0: keep none open, to measure the gain.
         """
         self.bound = bound
-        # The function that closes the directory of each owner, the longest asleep first.
-        self._kept: dict[Any, Callable[[], object]] = {}
+        # The longest asleep first.
+        self._kept: dict[Closable, None] = {}
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def keep(self, owner: Any, close: Callable[[], object]) -> bool:
+    def keep(self, directory: Closable) -> bool:
         """
         Keep a directory open.
 
-        @param owner: names the directory for L{forget}.
-        @param close: closes the directory, if there are too many.
         @return: whether the directory may stay open.
         """
         if self.bound is None:
@@ -49,15 +57,15 @@ class OpenWhileAsleep:
         if self.bound < 1:
             return False
         if len(self._kept) >= self.bound:
-            self._kept.pop(next(iter(self._kept)))()
-        self._kept[owner] = close
+            next(iter(self._kept)).closeKept()
+        self._kept[directory] = None
         return True
 
-    def forget(self, owner: Any) -> None:
+    def forget(self, directory: Closable) -> None:
         """
         Forget a directory, which the caller closes or uses.
         """
-        self._kept.pop(owner, None)
+        self._kept.pop(directory, None)
 
 
 # All stores of a process share its descriptors.
