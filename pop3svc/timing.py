@@ -6,7 +6,7 @@ progress.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -53,23 +53,74 @@ class Progress(Deferred[T]):
             each()
 
 
+class _Queue:
+    """
+    Work that waits for its next slice, the oldest first.
+
+    @ivar calls: the functions that go on with the work.
+    @ivar isRunning: whether this queue is calling one of them.
+    @ivar began: the time since which new work occupies the reactor's thread, seconds of the clock.
+    @ivar latest: the time when work began last.
+    """
+
+    __slots__ = ("began", "calls", "isRunning", "isScheduled", "latest")
+
+    def __init__(self) -> None:
+        self.calls: deque[Callable[[], object]] = deque()
+        self.isRunning = self.isScheduled = False
+        self.began = self.latest = 0.0
+
+    def add(self, clock: IReactorTime, call: Callable[[], object]) -> None:
+        """
+        Call a function in one of the next iterations of the reactor.
+        """
+        self.calls.append(call)
+        self._schedule(clock)
+
+    def _schedule(self, clock: IReactorTime) -> None:
+        if not self.isScheduled:
+            self.isScheduled = True
+            clock.callLater(0, self.run, clock)
+
+    def run(self, clock: IReactorTime) -> None:
+        """
+        Call the functions that wait now, for the time of one slice.
+        """
+        calls = self.calls
+        end = clock.seconds() + TimeSlice.SLICE
+        self.isRunning, self.isScheduled = True, False
+        try:
+            for _ in range(len(calls)):
+                calls.popleft()()
+                if clock.seconds() >= end:
+                    break
+        finally:
+            # If a function raises an exception, the others still get their turn.
+            self.isRunning = False
+            self.began = clock.seconds()
+            if calls:
+                self._schedule(clock)
+
+
 class TimeSlice:
     """
-    Limits how long work occupies the reactor's thread before the reactor serves others.  All work
-    that waits for its next slice shares the time of one slice.  A new client therefore waits at
-    most for one slice, even if much work is waiting.
+    Limits how long work occupies the reactor's thread before the reactor serves others.
+    In each iteration of the reactor, all work that has waited for its next slice shares the time of
+    one slice, and so does all new work; the rest waits for a later iteration.  A client therefore
+    waits for the time of two slices, however much work the others have.
     """
 
-    # Seconds of a slice, short enough that no client notices; and the fewest seconds of a slice.
-    SLICE, LEAST = 0.004, 0.0002
+    # Seconds of a slice, short enough that no client notices; and the least seconds of work that
+    # has waited for its slice, so that to go on costs less than the work.
+    SLICE, LEAST = 0.004, 0.0005
 
-    # For each clock, the number of pieces of work that wait for their next slice.
-    _shared: WeakKeyDictionary[Any, list[int]] = WeakKeyDictionary()
+    # Work that waits for its next slice, by clock.
+    _queues: WeakKeyDictionary[Any, _Queue] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._waiting = self._shared.setdefault(clock, [0])
-        self._began = clock.seconds()
+        self._queue = self._queues.setdefault(clock, _Queue())
+        self.restart()
 
     def restart(self) -> float:
         """
@@ -77,27 +128,31 @@ class TimeSlice:
 
         @return: the time on the clock, seconds.
         """
-        self._began = self._clock.seconds()
-        return self._began
+        now = self._began = self._clock.seconds()
+        queue = self._queue
+        if now - queue.latest > self.SLICE:
+            # The reactor has waited.
+            queue.began = now
+        queue.latest = now
+        return now
 
     def isOver(self) -> bool:
         """
-        @return: whether this slice is used up.
+        @return: whether this slice is used up, or that of all new work.
         """
-        waiting = self._waiting[0]
+        queue = self._queue
+        now = self._clock.seconds()
+        if not queue.isRunning and now - queue.began >= self.SLICE:
+            return True
+        waiting = len(queue.calls)
         limit = self.SLICE if waiting < 2 else max(self.SLICE / waiting, self.LEAST)
-        return self._clock.seconds() - self._began >= limit
+        return now - self._began >= limit
 
     def callNext(self, call: Callable[[], object]) -> None:
         """
         Call a function after the reactor has served others.
         """
-        self._waiting[0] += 1
-        self._clock.callLater(0, self._called, call)
-
-    def _called(self, call: Callable[[], object]) -> None:
-        self._waiting[0] -= 1
-        call()
+        self._queue.add(self._clock, call)
 
     async def next(self) -> None:
         """
@@ -107,7 +162,7 @@ class TimeSlice:
         # The waiter may have been cancelled by then.
         self.callNext(lambda: None if turn.called else turn.callback(None))
         await turn
-        self._began = self._clock.seconds()
+        self.restart()
 
     async def yieldIfDue(self) -> None:
         """

@@ -5,6 +5,7 @@ The monotonic clock, shared time limits and fair time slices.
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from twisted.internet.base import ReactorBase
 from twisted.internet.defer import CancelledError
@@ -132,4 +133,109 @@ class TimeSliceTests(TestCase):
         turn.cancel()
         clock.advance(0)
         self.assertTrue(got[0].check(CancelledError))
-        self.assertEqual(TimeSlice._shared[clock], [0])
+        self.assertFalse(TimeSlice._queues[clock].calls)
+
+    def test_waitersShareAnIteration(self) -> None:
+        """
+        In each iteration of the reactor the waiters have the time of one slice together, the oldest
+        first.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        called: list[int] = []
+
+        def work(number: int) -> None:
+            clock.rightNow += TimeSlice.SLICE / 4
+            called.append(number)
+
+        for number in range(10):
+            slice.callNext(partial(work, number))
+        counts = []
+        while clock.getDelayedCalls():
+            iterate(clock)
+            counts.append(len(called))
+        self.assertEqual(counts, [4, 8, 10])
+        self.assertEqual(called, list(range(10)))
+
+    def test_newWaitersWaitForTheNextIteration(self) -> None:
+        clock = Clock()
+        slice = TimeSlice(clock)
+        called: list[str] = []
+
+        def again() -> None:
+            called.append("again")
+            slice.callNext(again)
+
+        slice.callNext(again)
+        for count in (1, 2, 3):
+            iterate(clock)
+            self.assertEqual(len(called), count)
+
+    def test_waiterThatFails(self) -> None:
+        """
+        The others still get their turn.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        called: list[int] = []
+        slice.callNext(lambda: 1 // 0)
+        slice.callNext(lambda: called.append(1))
+        with self.assertRaises(ZeroDivisionError):
+            iterate(clock)
+        iterate(clock)
+        self.assertEqual(called, [1])
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_newWorkSharesASlice(self) -> None:
+        """
+        The work of many connections that have input at the same time shares one slice; the work of
+        a later time does not count.
+        """
+        clock = Clock()
+        slices = [TimeSlice(clock) for _ in range(8)]
+        clock.rightNow += 1
+
+        def areOver() -> list[bool]:
+            found = []
+            for each in slices:
+                each.restart()
+                clock.rightNow += TimeSlice.SLICE * 0.3
+                found.append(each.isOver())
+            return found
+
+        self.assertEqual(areOver(), [False] * 3 + [True] * 5)
+        # Others are served by the reactor, and the work goes on.
+        slices[0].callNext(lambda: None)
+        iterate(clock)
+        self.assertEqual(areOver(), [False] * 3 + [True] * 5)
+        # The reactor has waited for input.
+        clock.rightNow += 1
+        self.assertEqual(areOver(), [False] * 3 + [True] * 5)
+
+    def test_workThatHasWaited(self) -> None:
+        """
+        Work that has waited has a least slice of its own.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        found: list[bool] = []
+
+        def work() -> None:
+            slice.restart()
+            clock.rightNow += TimeSlice.LEAST / 2
+            found.append(slice.isOver())
+
+        for _ in range(1000):
+            slice.callNext(work)
+        while clock.getDelayedCalls():
+            iterate(clock)
+        self.assertEqual(found, [False] * 1000)
+
+
+def iterate(clock: Clock) -> None:
+    """
+    Make the calls that are due, like one iteration of the reactor.
+    """
+    calls, clock.calls = clock.calls, []
+    for each in calls:
+        each.func(*each.args, **each.kw)

@@ -8,6 +8,7 @@ import fcntl
 import sys
 import termios
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -338,7 +339,15 @@ class SocketOutlet(Outlet):
         if self.isFull:
             self.isFull = False
             self.release()
-            self._wake()
+            resumed, self._resumed = self._resumed, None
+            if resumed is not None:
+                # Many sockets may have room at the same time, so each waits for its time slice.
+                self._turns.callNext(partial(self._goOn, resumed))
+
+    def _goOn(self, resumed: Deferred[None]) -> None:
+        if not resumed.called:
+            # Nobody has cancelled the wait.
+            resumed.callback(None)
 
     def sendable(self, region: object) -> FileRegion | None:
         """

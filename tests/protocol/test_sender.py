@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
@@ -187,7 +187,7 @@ def test_plainFull() -> None:
     """
     The transport buffers octets that the socket does not accept, in order.
     """
-    _, transport, sender = setUpPlain(4)
+    clock, transport, sender = setUpPlain(4)
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
@@ -199,6 +199,9 @@ def test_plainFull() -> None:
     sender.say(ok("Bye."))
     assert got == []
     transport.drain()
+    # Other clients may have room as well, so this one waits for its time slice.
+    assert got == []
+    clock.advance(0)
     assert got == [None] and transport.producer is None and not sender.isCrowded
     assert transport.written == b"+OK Fine.\r\n+OK More.\r\n+OK Bye.\r\n"
 
@@ -214,6 +217,20 @@ def test_plainStallsAndStops() -> None:
     assert got[0].check(ConnectionLost)
 
 
+def test_plainCancelledInTime() -> None:
+    """
+    A session may end after its socket has room, and before its time slice.
+    """
+    clock, transport, sender = setUpPlain()
+    sender.gather(ok("Fine."))
+    flushing, got = start(sender.flush())
+    transport.drain()
+    flushing.cancel()
+    assert got[0].check(CancelledError)
+    clock.advance(0)
+    assert len(got) == 1
+
+
 def test_plainReleased() -> None:
     """
     C{release} unregisters the producer of a full transport.
@@ -226,13 +243,14 @@ def test_plainReleased() -> None:
 
 
 def test_sendsItself() -> None:
-    _, transport, sender = setUpPlain(100, 100, 100, 100)
+    clock, transport, sender = setUpPlain(100, 100, 100, 100)
     body = InFile([5, BlockingIOError(), 7, 0, 0], b"rest\r\n")
     _, got = start(whole(sender, ok("", body=body)))
     # Earlier octets were sent first.
     assert (transport.written, got) == (b"+OK\r\n", [])
     assert transport.isWriting and not transport.isStreaming
     transport.drain()
+    clock.advance(0)
     assert got == [True]
     assert transport.written == b"+OK\r\nrest\r\n.\r\n"
     assert (body.closed, body.region.sockets, body.region.steps) == (1, {7}, [])
