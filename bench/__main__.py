@@ -28,7 +28,18 @@ HERE = Path(__file__).parent
 PACKAGES = ["gcc", "libc6-dev", "libssl-dev", "openssl"]
 PEERS = ["dovecot-pop3d"]
 # Fewer of everything: to see that it works, not how fast it is.
-SHORT = Sizes(users=32, messages=20, fetched=30, many=500, big=5_000_000, huge=1_000, idle=40)
+SHORT = Sizes(
+    users=32,
+    messages=20,
+    fetched=30,
+    many=500,
+    big=5_000_000,
+    huge=1_000,
+    idle=40,
+    million=5_000,
+    downloads=20,
+    medium=500_000,
+)
 SHORT_SERVERS = ["pop3svc", "dovecot", "twisted", "limit"]
 SECONDS, SHORT_SECONDS = 3.0, 0.1
 

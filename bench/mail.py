@@ -12,13 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NOBODY", "SMALL", "Mail", "Sizes"]
+__all__ = ["GUESSED", "NOBODY", "SMALL", "Mail", "Sizes"]
 
 # Who owns the mail when root runs this: Dovecot and Courier serve no mail of root.
 NOBODY = 65534
 # Octets of all messages but the big ones.
 SMALL = 4096
 LINE = 76
+# A user whose password is hashed.
+GUESSED = "guessed"
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
@@ -34,6 +36,9 @@ class Sizes:
     @ivar big: octets of the one message of C{crlf}, C{lf} and C{dots}.
     @ivar huge: messages of C{huge}, and of C{sized}, whose names tell their sizes.
     @ivar idle: users C{idle0} and so on.
+    @ivar million: messages of C{million}.
+    @ivar downloads: users C{down0} and so on, who have one message each.
+    @ivar medium: octets of this message.
     """
 
     users: int = 64
@@ -43,6 +48,9 @@ class Sizes:
     big: int = 50_000_000
     huge: int = 100_000
     idle: int = 500
+    million: int = 1_000_000
+    downloads: int = 200
+    medium: int = 5_000_000
 
 
 def fileName(number: int) -> str:
@@ -91,6 +99,9 @@ class Mail:
             self._write(path / name, message)
             wire = onWire(message)
             self._writePack(name, wire, array.array("Q", [0, len(wire)]))
+        medium = self._message(1, sizes.medium)
+        self._write(path / "medium", medium)
+        self._writePack("medium", onWire(medium), array.array("Q", [0, len(onWire(medium))]))
         self._write(path / "lf", plain.replace(b"\r\n", b"\n"))
 
     def pack(self, name: str) -> Path:
@@ -154,7 +165,8 @@ class Mail:
         names = [f"user{number}" for number in range(sizes.users)]
         names += [f"del{number}" for number in range(sizes.users)]
         names += [f"idle{number}" for number in range(sizes.idle)]
-        return [*names, "many", "crlf", "lf", "dots", "huge", "sized"]
+        names += [f"down{number}" for number in range(sizes.downloads)]
+        return [*names, "many", "crlf", "lf", "dots", "huge", "sized", "probe", GUESSED]
 
     def makeMaildirs(self, root: Path) -> None:
         """
@@ -170,6 +182,11 @@ class Mail:
                 self._fill(maildir, sizes.messages)
             elif name.startswith("idle"):
                 self._fill(maildir, 1)
+            elif name in ("probe", GUESSED):
+                self._fill(maildir, 0)
+            elif name.startswith("down"):
+                self._fill(maildir, 0)
+                os.link(self.path / "medium", maildir / "cur" / f"{fileName(1)}:2,S")
             elif name == "many":
                 self._fill(maildir, sizes.many)
             elif name in ("huge", "sized"):
@@ -178,6 +195,25 @@ class Mail:
                 self._fill(maildir, 0)
                 os.link(self.path / name, maildir / "cur" / f"{fileName(1)}:2,S")
         self.remakeFetched(root)
+
+    def lend(self, root: Path) -> None:
+        """
+        Move the Maildir C{million} to a server's mail.  The servers share it, because a million
+        links take half a minute.
+
+        @param root: the Maildirs of the server.
+        """
+        shared = self.path / "million"
+        if not shared.exists():
+            self._fill(shared, self.sizes.million)
+        shared.rename(root / "million")
+
+    def takeBack(self, root: Path) -> None:
+        """
+        Move the Maildir C{million} back.
+        """
+        self.forget(root, "million")
+        (root / "million").rename(self.path / "million")
 
     def remakeFetched(self, root: Path) -> None:
         """
@@ -215,8 +251,9 @@ class Mail:
             (maildir / folder).mkdir(mode=0o700)
             _giveAway(maildir / folder)
         small, cur = str(self.path / "small"), str(maildir / "cur")
+        files = len(os.listdir(small))
         for number in range(1, count - new + 1):
-            put(f"{small}/{number}", f"{cur}/{fileName(number)}{more}:2,S")
+            put(f"{small}/{(number - 1) % files + 1}", f"{cur}/{fileName(number)}{more}:2,S")
         for number in range(count - new + 1, count + 1):
             put(f"{small}/{number}", f"{maildir}/new/{fileName(number)}")
 

@@ -4,12 +4,15 @@ The rows of the table: what is done to a server in each, and what figures come o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from bench.mail import SMALL
-from bench.measure import Failed, Load, Span
+from bench.measure import Failed, Group, Load, Span
 from bench.servers import Server
+from bench.stalls import guess, pipeline, probed
 from bench.systemcalls import counting, whyNoStrace
 
 __all__ = ["ROWS", "Bench", "Figure", "Measure", "Row"]
@@ -72,14 +75,17 @@ class Bench:
         sessions: int = 1,
         pack: str = "small",
         seconds: float | None = None,
+        isAlone: bool = True,
     ) -> list[Span]:
         """
         @param users: the name and the number of them; see C{load.c}.
+        @param isAlone: whether no other client keeps the server busy.  Otherwise the processor time
+            would never stand still, and is not measured.
         @return: what happened between its marks.
         @raise Failed: the server did wrong.
         """
         return self.load.run(
-            server.group,
+            server.group if isAlone else Group(),
             [
                 f"port\t{server.plain if tls == 'no' else server.tls}",
                 f"tls\t{tls}",
@@ -360,6 +366,57 @@ def systemCalls(bench: Bench, server: Server) -> list[Measure]:
     return found
 
 
+def stalls(bench: Bench, server: Server) -> list[Measure]:
+    """
+    Row 17.
+    """
+    if not server.standsCrowds:
+        return []
+    sizes = server.site.mail.sizes
+    seconds = 3 * bench.seconds
+    idle = [f"idle{number}" for number in range(min(100, sizes.idle))]
+
+    def logIn(user: str, count: int, *more: str) -> None:
+        server.forget(user)
+        steps = [*LOGIN, *more, f"list\t{count}\tUIDL", "quit"]
+        bench.run(server, (user, 0), steps, sessions=3, seconds=NO_END, isAlone=False)
+
+    def download() -> None:
+        steps = [*LOGIN, STAT, "barrier", "retr\t1\t1\t1", "quit"]
+        users, pack = ("down", sizes.downloads), "medium"
+        run = partial(bench.run, slots=users[1], pack=pack, seconds=NO_END, isAlone=False)
+        run(server, users, steps)
+
+    server.site.mail.lend(server.mail)
+    try:
+        found = []
+        for label, disturb in (
+            ("nobody else", lambda: None),
+            (f"logins to {sizes.huge:,} messages", lambda: logIn("huge", sizes.huge, STAT)),
+            # Without STAT, because it takes half a minute to read a million messages.
+            (f"logins to {sizes.million:,} messages", lambda: logIn("million", sizes.million)),
+            (f"{sizes.downloads} downloads", download),
+            (f"{len(idle)} clients pipeline", lambda: pipeline(server.plain, idle, seconds)),
+            ("passwords are guessed", lambda: guess(server.plain, seconds)),
+        ):
+            try:
+                times, span = probed(server, seconds, disturb)
+            except Failed as error:
+                if not server.isPeer:
+                    raise
+                # Some servers cannot open so many messages in time.
+                print(f"row 17, {server.title}, {label}: {error}", file=sys.stderr, flush=True)
+                server.restart()
+                continue
+            figures = [Figure("ms at 99.9 %", times.late), Figure("ms at worst", times.worst)]
+            found.append(Measure(label, span, figures))
+        return found
+    finally:
+        server.site.mail.takeBack(server.mail)
+        # The addresses of the clients may be banned.
+        server.restart()
+
+
 ROWS = [
     Row(1, "short session (USER PASS STAT QUIT), 32 at once", shortSession),
     Row(2, "the same over TLS", shortSessionTLS),
@@ -376,5 +433,6 @@ ROWS = [
     Row(13, "the same, S= and W= in names (sizes=names)", _hugeFirst("sized")),
     Row(14, "64 clients: UIDL, 20 RETR of 200, 2 DELE", fetching),
     Row(15, "idle connection over TLS, logged in", idle),
+    Row(17, "a NOOP every 10 ms", stalls),
     Row(16, "system calls, counted by strace", systemCalls, whyNoStrace),
 ]
