@@ -309,7 +309,7 @@ RANKS = {
     "web.popclient": 4,
     "web.playforms": 5,
     "web.playground": 6,
-    "web.server": 0,
+    "web.server": 1,
     "web.resources": 10,
     "service.webport": 11,
     "__main__": 16,

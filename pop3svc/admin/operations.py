@@ -90,6 +90,10 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     for each, value in arguments.items():
         if each not in operation.required + operation.optional or not isinstance(value, str):
             raise OperationError(f"The operation {name} has an unknown argument.")
+        try:
+            value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise OperationError(f"The argument {each} of the operation {name} is no Unicode text.")
     return arguments
 
 

@@ -17,7 +17,7 @@ import struct
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IPushProducer, IReactorUNIX
 from twisted.internet.protocol import Protocol, ServerFactory, connectionDone
@@ -140,6 +140,9 @@ class AdminProtocol(LineReceiver):
             self._end({"result": result})
         except OperationError as error:
             self._end({"error": str(error)})
+        except CancelledError:
+            # The client is gone, as after Ctrl-C.
+            return
         except Exception:
             log.failure("an operation of the admin socket failed")
             self._end({"error": "The operation failed; the log of the service says why."})

@@ -7,6 +7,7 @@ for it are bounded.
 
 from __future__ import annotations
 
+from collections import Counter
 from io import BytesIO
 from typing import Any
 
@@ -14,6 +15,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 from twisted.web.server import Request, Site
+
+from pop3svc.networks import networkOf
 
 __all__ = ["BoundedSite"]
 
@@ -57,10 +60,11 @@ class _Request(Request):
         """
         if self.isTooLarge:
             return
+        channel: Any = self.channel
         if not self.uri.startswith(b"/"):
-            channel: Any = self.channel
             channel.refuse(b"400 Bad Request")
         else:
+            channel.isAnswering = True
             self.responseHeaders.setRawHeaders(b"connection", [b"close"])
             self.responseHeaders.setRawHeaders(b"cache-control", [b"no-store"])
             super().process()  # type: ignore[no-untyped-call]
@@ -76,6 +80,13 @@ class _Channel(HTTPChannel):
     maxHeaders = 50
     # Seconds from the connection to the end of the answer.  A worker has 5 seconds to answer.
     LIFE = 10.0
+    # The network of the client.
+    network = ""
+    # Octets after the request, which are dropped.  Twisted would keep them, and count all that it
+    # keeps with each octet that comes.
+    LARGEST_REST = 65_536
+    isAnswering = False
+    _rest = 0
     _life: Any = None
     _isRefused = False
 
@@ -130,7 +141,11 @@ class _Channel(HTTPChannel):
         """
         See L{twisted.internet.interfaces.IProtocol.dataReceived}.
         """
-        if not self._isRefused:
+        if self.isAnswering:
+            self._rest += len(data)
+            if self._rest > self.LARGEST_REST:
+                self.abort()
+        elif not self._isRefused:
             super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def rawDataReceived(self, data: bytes) -> None:
@@ -161,7 +176,7 @@ class _Channel(HTTPChannel):
 class BoundedSite(Site):
     """
     Makes the connections, at most L{MOST} at the same time.  At this limit a new connection takes
-    the place of the oldest one, so that clients that hang cannot keep others away.
+    the place of another one, so that clients that hang cannot keep others away.
 
     @ivar channels: the connections, the oldest first.
     @ivar lasting: the connections whose answers last; they are not among L{channels}.
@@ -212,12 +227,23 @@ class BoundedSite(Site):
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
         """
         if len(self.channels) >= self.MOST:
-            oldest = next(iter(self.channels))
-            del self.channels[oldest]
-            oldest.abort()
+            other = self._dispensable()
+            del self.channels[other]
+            other.abort()
         channel = super().buildProtocol(addr)  # type: ignore[no-untyped-call]
+        host = getattr(addr, "host", None)
+        channel.network = networkOf(host if isinstance(host, str) else None)
         self.channels[channel] = None
         return channel
+
+    def _dispensable(self) -> _Channel:
+        """
+        @return: the oldest connection of the network that has the most connections.  A client that
+            opens many connections therefore takes room only from itself.
+        """
+        counts = Counter(each.network for each in self.channels)
+        most = max(counts.values())
+        return next(each for each in self.channels if counts[each.network] == most)
 
     def letLast(self, channel: _Channel) -> bool:
         """

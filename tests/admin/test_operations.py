@@ -24,6 +24,7 @@ from pop3svc.service.factory import POP3Factory
 from pop3svc.service.running import POP3Service
 from pop3svc.testing import Client
 from tests.support.connections import makeFactory
+from tests.support.mailboxes import logged
 
 
 class Process:
@@ -375,6 +376,10 @@ def test_request() -> None:
         (b"x" * 5000, "The request is too long."),
         (b"x" * 5000 + b'\n{"do": "drain"}\n', "The request is too long."),
         (b'{"do": "ban", "arguments": {"address": "\\u0000"}}\n', "\0 is not an IP address."),
+        (
+            b'{"do": "lift", "arguments": {"target": "\\ud800"}}\n',
+            "The argument target of the operation lift is no Unicode text.",
+        ),
     ],
 )
 def test_badLines(data: bytes, says: str) -> None:
@@ -395,6 +400,16 @@ def test_silentClient() -> None:
     socket = Socket(process)
     process.clock.advance(AdminFactory.TIMEOUT)
     assert socket.protocol.transport.disconnected
+
+
+def test_aClientThatLeaves() -> None:
+    """
+    A client that ends a lasting operation, as by Ctrl-C, leaves nothing in the log.
+    """
+    socket = Socket(Process())
+    socket.say(b'{"do": "trace", "arguments": {"target": "alice"}}\n')
+    assert logged(lambda: socket.protocol.connectionLost()) == []
+    assert not socket.factory.connections
 
 
 def test_manyClients() -> None:

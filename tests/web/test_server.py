@@ -74,8 +74,8 @@ class Port:
         self.site = BoundedSite(root, self.clock)
         self.site.startFactory()
 
-    def connect(self) -> tuple[Any, Transport]:
-        channel = self.site.buildProtocol(IPv4Address("TCP", "127.0.0.1", 4000))
+    def connect(self, host: str = "127.0.0.1") -> tuple[Any, Transport]:
+        channel = self.site.buildProtocol(IPv4Address("TCP", host, 4000))
         transport = Transport()
         channel.makeConnection(transport)
         return channel, transport
@@ -272,6 +272,35 @@ def test_aClientThatHangs() -> None:
         assert not (silent.isAborted or slow[1].isAborted or waiting.isAborted)
     port.clock.advance(0.5)
     assert silent.isAborted and slow[1].isAborted and waiting.isAborted
+
+
+def test_octetsAfterTheRequest() -> None:
+    """
+    They are dropped, and too many of them end the connection.
+    """
+    port = Port()
+    port.service.numbers = Deferred()
+    channel, transport = port.begin(b"GET /metrics")
+    another = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    for _ in range(65_536 // len(another)):
+        channel.dataReceived(another)
+    assert not transport.isAborted and not channel._dataBuffer
+    port.service.numbers.callback({})
+    assert transport.value().count(b"HTTP/1.1 ") == 1
+    channel.dataReceived(another)
+    assert transport.isAborted
+
+
+def test_manyConnectionsOfOneClient() -> None:
+    """
+    A client that opens many connections takes room only from itself.
+    """
+    port = Port()
+    honest = port.connect("198.51.100.1")[1]
+    attack = [port.connect("192.0.2.7")[1] for _ in range(3 * BoundedSite.MOST)]
+    assert not honest.isAborted
+    assert [each.isAborted for each in attack].count(False) == BoundedSite.MOST - 1
+    assert port.connect("198.51.100.2")[1].isAborted is False and not honest.isAborted
 
 
 def test_tooManyConnections() -> None:
