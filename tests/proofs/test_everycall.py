@@ -14,7 +14,8 @@ import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -69,26 +70,41 @@ def swept(shim: Path, place: Path, scenario: str, how: str, code: str) -> dict[s
     return found
 
 
+Sweep = tuple[str, str, str]
+
+
 @pytest.fixture(scope="module")
-def sweeps(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def sweeps(
+    shim: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Callable[[Sweep], dict[str, Any]]]:
     """
-    Run all sweeps, one on each processor at a time.
+    Run the sweeps of the chosen tests, one on each processor at a time.
     """
     places = tmp_path_factory.mktemp("everycall")
+
+    def run(which: Sweep) -> dict[str, Any]:
+        return swept(shim, places / " ".join(which), *which)
+
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Other processes run the other tests at the same time.
+        yield run
+        return
+    chosen = [each for each in request.session.items if each.path == Path(__file__)]
+    params = [each.callspec.params for each in chosen if isinstance(each, pytest.Function)]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
-        yield {
-            (scenario, how, code): threads.submit(
-                swept, shim, places / f"{scenario} {how} {code}", scenario, how, code
-            )
-            for scenario in SCENARIOS
-            for how, code in KINDS
-        }
+        begun: dict[Sweep, Future[dict[str, Any]]] = {}
+        for each in params:
+            which = (each["scenario"], each["how"], each["code"])
+            begun[which] = threads.submit(run, which)
+        yield lambda which: begun[which].result()
 
 
 @pytest.mark.parametrize(("how", "code"), KINDS)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_everyCall(sweeps: Any, scenario: str, how: str, code: str) -> None:
-    found = sweeps[scenario, how, code].result()
+def test_everyCall(
+    sweeps: Callable[[Sweep], dict[str, Any]], scenario: str, how: str, code: str
+) -> None:
+    found = sweeps((scenario, how, code))
     struck = sum(found["struck"].values())
     print(f"{scenario}: {how} {code} at {struck} of {found['calls']} calls {found['struck']}")
     assert found["wrong"] == []
