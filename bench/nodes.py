@@ -5,7 +5,8 @@ Three nodes at one PostgreSQL behind HAProxy, with clients, deliveries and fault
     python bench/nodes.py --patroni 3 [--minutes 30] [--clients 300] [--seed N] [--report FILE]
 
 Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Nodes are killed
-and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut.  With
+and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut; each of
+these happens once at least, also with C{--minutes 0}.  With
 C{--patroni} there are two PostgreSQL with synchronous replication.  The leader is killed the given
 number of times, and the minutes are those in which nodes have faults, without the failovers.
 
@@ -571,6 +572,11 @@ class OneServer(Trial):
     async def _disturb(self) -> None:
         faults: list[Callable[[], Any]] = [self._kill, self._freeze, self._restart, self._cut]
         end = time.monotonic() + self._limit
+        # Each kind of fault happens, however short the trial is.
+        self._choose.shuffle(faults)
+        for each in faults:
+            await asyncio.sleep(self._choose.uniform(1, 2))
+            await each()
         while time.monotonic() < end:
             await asyncio.sleep(self._choose.uniform(2, 5))
             await self._choose.choice(faults)()

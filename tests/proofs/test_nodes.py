@@ -47,7 +47,9 @@ def test_nodes(tmp_path: Path) -> None:
     """
     Nothing that was confirmed is lost, comes back or goes to somebody else.
     """
-    _reportOf(tmp_path, "--minutes", "0.5", "--clients", "12")
+    text = _reportOf(tmp_path, "--minutes", "0", "--clients", "12")
+    for each in ("kill", "freeze", "restart", "cut"):
+        assert f"fault: {each} 1" in text
 
 
 def test_failover(tmp_path: Path) -> None:
@@ -56,5 +58,5 @@ def test_failover(tmp_path: Path) -> None:
     """
     if reason := whyNoPatroni():
         pytest.skip(reason)
-    text = _reportOf(tmp_path, "--patroni", "1", "--minutes", "0.1", "--clients", "12")
+    text = _reportOf(tmp_path, "--patroni", "1", "--minutes", "0", "--clients", "12")
     assert "leader killed 1" in text and "first delivery after" in text
