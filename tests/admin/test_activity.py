@@ -115,7 +115,7 @@ def test_refused() -> None:
             failureOf(process.hear(seconds=seconds))
     for _ in range(4):
         process.hear()
-    with pytest.raises(OperationError, match="run already"):
+    with pytest.raises(OperationError, match="already run"):
         failureOf(process.hear())
 
 
