@@ -9,10 +9,12 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pytest
 
+from pop3svc.check.command import main
 from tests.interop.hard_messages import HARD_MESSAGES
 from tests.interop.service import HOST, PASSWORD, Service
 from tests.support.running import script
@@ -125,12 +127,40 @@ def test_brokenServer() -> None:
     assert "nothing comes for 0.2 seconds" in ended.stdout
 
 
-def test_badUse(service: Service, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--port 0", "a port is a number from 1 to 65535"),
+        ("--timeout -1", "seconds, more than 0 and at most 600"),
+        ("--tls", "not allowed with"),
+        ("--only nothing", "there is no rule nothing; --list-rules lists them"),
+        ("--password-file none", "No such file"),
+        ("--password-file empty", "the password is empty"),
+        ("--ca empty", "contains no PEM certificate"),
+        ("--ca bad", "contains an invalid PEM certificate"),
+        ("--user a\r\nb", "the user name is empty or contains CR"),
+    ],
+)
+def test_badOptions(
+    options: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """
-    A bad option is answered with one sentence and exit status 1.
+    A bad option is answered with one sentence.
     """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"secret\n")))
     (tmp_path / "empty").write_text("")
     (tmp_path / "bad").write_text("-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n")
+    with pytest.raises(SystemExit) as ended:
+        main([HOST, "--plain", "--user", "plain", *options.split(" ")])
+    sentence = str(ended.value.code)
+    assert said in sentence and sentence.startswith("pop3svc: ") and "\n" not in sentence
+
+
+def test_badUse(service: Service) -> None:
+    """
+    A server that cannot be checked is answered with one sentence and exit status 1.
+    """
     with socket.socket() as unused:
         unused.bind((HOST, 0))
         closed = str(unused.getsockname()[1])
@@ -138,15 +168,7 @@ def test_badUse(service: Service, tmp_path: Path) -> None:
             ("tls", (), "the TLS handshake fails: certificate verify failed"),
             ("stls", (), "the TLS handshake fails: certificate verify failed"),
             ("plain", ("--port", closed), "refused"),
-            ("plain", ("--port", "0"), "a port is a number from 1 to 65535"),
-            ("plain", ("--timeout", "-1"), "seconds, more than 0 and at most 600"),
             ("plain", ("--tls",), "not allowed with"),
-            ("plain", ("--only", "nothing"), "there is no rule nothing; --list-rules lists them"),
-            ("plain", ("--password-file", str(tmp_path / "none")), "No such file"),
-            ("plain", ("--password-file", str(tmp_path / "empty")), "the password is empty"),
-            ("plain", ("--ca", str(tmp_path / "empty")), "contains no PEM certificate"),
-            ("plain", ("--ca", str(tmp_path / "bad")), "contains an invalid PEM certificate"),
-            ("plain", ("--user", "a\r\nb"), "the user name is empty or contains CR"),
         ):
             ended = run(service, "plain", way, *options)
             assert (ended.returncode, ended.stdout) == (1, ""), ended
