@@ -216,6 +216,20 @@ class AnyCertificate:
         return connection
 
 
+def _print(text: str) -> None:
+    """
+    Print while the reactor runs, which would say nothing about an error.
+
+    @raise SystemExit: the output cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SystemExit(f"pop3svc: cannot write the output: {error.strerror}")
+
+
 async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> None:
     try:
         await target.begin()
@@ -228,7 +242,7 @@ async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> N
         raise SystemExit(f"pop3svc: {target.host} port {target.port}: {text}")
 
     def printLine(result: Result) -> None:
-        print(asLine(result), flush=True)
+        _print(asLine(result))
 
     report = printLine if not arguments.json else lambda result: None
     try:
@@ -237,9 +251,9 @@ async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> N
         raise SystemExit(f"pop3svc: the check itself failed: {type(error).__name__}: {error}")
     if arguments.json:
         about = {"host": target.host, "port": target.port, "mode": target.mode}
-        print(asJSON(about, results))
+        _print(asJSON(about, results))
     else:
-        print(summary(results))
+        _print(summary(results))
     if any(result.outcome is Outcome.FAILED for result in results):
         raise SystemExit(2)
 

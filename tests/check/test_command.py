@@ -5,6 +5,7 @@ The command C{pop3svc check}, run on a pop3svc service.
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -105,6 +106,28 @@ def test_someRules(service: Service) -> None:
         0,
         "passed         statHasItsForm\n1 rules: 1 passed\n",
     )
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_fullDisk(service: Service, form: tuple[str, ...]) -> None:
+    """
+    If the results cannot be written, the check says so in one sentence.
+    """
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [
+                *(script("pop3svc"), "check", HOST, "--plain", "--port", str(service.port)),
+                *("--user", "nomail", "--only", "statHasItsForm", *form),
+            ],
+            input=f"{PASSWORD}\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            text=True,
+            timeout=120,
+        )
+    text = "pop3svc: cannot write the output: No space left on device\n"
+    assert (ended.returncode, ended.stderr) == (1, text)
 
 
 def test_brokenServer() -> None:
