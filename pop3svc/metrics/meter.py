@@ -216,20 +216,30 @@ class _Calls(ProviderCalls):
         return answer
 
 
-def _measured(
-    run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1
-) -> Callable[..., Awaitable[Reply]]:
+def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1) -> Run:
     """
     @param count: how many runs each measured one stands for.
     @return: the body of a command, whose time is counted.
     """
 
     @wraps(run)
-    async def measured(*arguments: Any) -> Reply:
+    def measured(*arguments: Any) -> Reply | Awaitable[Reply]:
         began = seconds()
         try:
             answer = run(*arguments)
-            return answer if isinstance(answer, Reply) else await answer
+            if isinstance(answer, CoroutineType):
+                answer = startNow(answer)
+        except BaseException:
+            histogram.observe(seconds() - began, count)
+            raise
+        if not isinstance(answer, Reply):
+            return awaitMeasured(answer, began)
+        histogram.observe(seconds() - began, count)
+        return answer
+
+    async def awaitMeasured(answer: Awaitable[Reply], began: float) -> Reply:
+        try:
+            return await answer
         finally:
             histogram.observe(seconds() - began, count)
 
@@ -374,13 +384,13 @@ class Meter:
 
         return login
 
-    def _auth(self, run: Callable[..., Awaitable[Reply]], histogram: Histogram) -> Run:
+    def _auth(self, run: Run, histogram: Histogram) -> Run:
         @wraps(run)
-        async def auth(session: Any, name: str | None, initial: bytes | None) -> Reply:
+        def auth(session: Any, name: str | None, initial: bytes | None) -> Reply | Awaitable[Reply]:
             if name is None:
-                return await run(session, name, initial)
+                return run(session, name, initial)
             known = name if name in session.mechanisms else "unknown"
-            return await self._step(session, known, histogram, run, session, name, initial)
+            return self._step(session, known, histogram, run, session, name, initial)
 
         return auth
 
@@ -389,14 +399,16 @@ class Meter:
         session: Any,
         mechanism: str,
         histogram: Histogram,
-        run: Callable[..., Awaitable[Reply]],
+        run: Run,
         *arguments: Any,
     ) -> Reply:
         """
         Run a step of AUTH, and count the login if this is the last step.
         """
         try:
-            reply = await run(*arguments)
+            reply = run(*arguments)
+            if not isinstance(reply, Reply):
+                reply = await reply
         except BaseException as error:
             self._count(session, mechanism, _result(error))
             raise
