@@ -35,7 +35,7 @@ __all__ = [
 T = TypeVar("T")
 U = TypeVar("U")
 
-# The result of a function that answers at once if it can, and later if it must.
+# The result of a function that returns a value if it can, and otherwise a Deferred.
 ValueOrDeferred = Union[T, "Deferred[T]"]
 
 
@@ -50,8 +50,8 @@ def isAwaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
     @return: whether the result of a call is a Deferred or another awaitable instead of a
         value.
     """
-    # inspect.isawaitable and isinstance cost more, because they ask an abstract class; Deferred is
-    # one, too.
+    # inspect.isawaitable and isinstance take more time, because they check against an abstract
+    # class.  Deferred is also an abstract class.
     return hasattr(answer, "__await__")
 
 
@@ -75,8 +75,8 @@ def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
 
 def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> ValueOrDeferred[U]:
     """
-    Use the result of a function: at once if it is there, else when it arrives.  Where all results
-    are there at once, this takes a third of the time of a coroutine.
+    Use the result of a function: at once if it is a value, otherwise when the Deferred fires.  If
+    all results are values, this takes a third of the time of a coroutine.
 
     @param answer: the result, or a Deferred of it, which belongs to this function.
     @param use: takes the result.
@@ -86,14 +86,14 @@ def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> 
         later: Any = answer
         chained: Deferred[U] = later.addCallback(use)
         return chained
-    # mypy does not know that the answer is no Deferred.
+    # mypy does not know that the answer is not a Deferred.
     value: Any = answer
     return use(value)
 
 
 def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
     """
-    Run steps one after the other: at once as long as none has to wait.
+    Run steps one after the other, without a pause as long as no step has to wait.
 
     @param answers: a generator, which yields the answer of each step.  It goes on when the answer
         has arrived.  An error of a Deferred ends the work.
@@ -109,7 +109,7 @@ def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
 
 async def settled(answer: ValueOrDeferred[T]) -> T:
     """
-    Wait for the result of a function that answers at once if it can.
+    Wait for the result of a function that returns a L{ValueOrDeferred}.
 
     @param answer: the result, or a Deferred of it.
     @return: the result.

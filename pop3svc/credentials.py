@@ -18,7 +18,7 @@ __all__ = ["IBearerToken", "IPasswordAttempt", "PasswordAttempt", "asAttempt"]
 class IBearerToken(ICredentials):
     """
     A bearer token.  A checker for tokens provides L{pop3svc.interfaces.IBearerAccounts}, whose
-    method is called in place of C{requestAvatarId}.
+    method is called instead of C{requestAvatarId}.
     """
 
 

@@ -140,8 +140,8 @@ class IPOP3Mailbox(Interface):
         """
         @return: int, the number of octets that RETR sends, with CRLF as line ends, and without
             dot-stuffing (RFC 1939 section 11).
-        @raise NotImplementedError: the size is unknown.  The service reads the message and
-            counts.
+        @raise NotImplementedError: the size is unknown.  The service then reads the message, and
+            counts its octets.
         """
 
     def messageContent(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[MessageContent]:
@@ -247,7 +247,7 @@ class ISurrogates(Interface):
             that needs a surrogate: the result of L{pop3svc.downgrading.converter.surrogateSize}.
             For any other message: the size from C{messageSize}.  None for a message that no longer
             exists.
-        @raise NotImplementedError: the service reads the messages and counts.
+        @raise NotImplementedError: the service then reads the messages, and counts their octets.
         """
 
     def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
@@ -422,8 +422,8 @@ class ScramKeys:
     @ivar serverKey: ServerKey.
     @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
         login.
-    @ivar version: what L{IAccountStatus.credentialsVersion} returns for these keys; empty to ask
-        for it after the login.
+    @ivar version: the result of L{IAccountStatus.credentialsVersion} for these keys; empty to call
+        that method after the login.
     """
 
     salt: bytes
@@ -470,8 +470,8 @@ class SharedSecret:
     @ivar password: the password in clear text.
     @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
         login.
-    @ivar version: what L{IAccountStatus.credentialsVersion} returns for this password; empty to ask
-        for it after the login.
+    @ivar version: the result of L{IAccountStatus.credentialsVersion} for this password; empty to
+        call that method after the login.
     """
 
     password: str

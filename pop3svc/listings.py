@@ -21,7 +21,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# RFC 1939 section 7; a lone "_" would look like the mark of a multi-line reply.
+# See RFC 1939 section 7.  A lone "_" would look like the mark of a multi-line reply.
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")

@@ -46,11 +46,11 @@ _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 _AT_ONCE = 512
 # The same number for the pipes of this system.
 _PIPE = select.PIPE_BUF
-# Octets of lines that one write to a file or to a stream socket has at most.  A write of this size
-# takes less than a millisecond.
+# The most octets of one write to a file or to a stream socket.  A write of this size takes less
+# than a millisecond.
 _TOGETHER = 65_536
-# Events of these levels may wait for others.  Those of other levels are written at once, because
-# the process may be about to end.
+# Events of these levels may wait for further events.  Events of other levels are written at once,
+# because the process may be about to end.
 _PATIENT = frozenset([LogLevel.debug, LogLevel.info, LogLevel.warn])
 
 
@@ -188,7 +188,7 @@ class Sink(Protocol):
 
     # Whether each event begins with its time.
     hasTime: bool
-    # Octets of several lines that one write may have; 0 if each line needs a write of its own.
+    # The most octets of several lines in one write; 0 if each line needs a separate write.
     together: int
 
     def write(self, data: bytes) -> int:
@@ -260,8 +260,8 @@ class StreamSink:
         mode = os.fstat(descriptor).st_mode
         self._socket: socket.socket | None = None
         self._waits = False
-        # Other processes may write to the same pipe, and no line may stand in the middle of
-        # another one.
+        # Other processes may write to the same pipe, and their lines must not end up inside a line
+        # of this process.
         self.together = _TOGETHER if stat.S_ISREG(mode) else _PIPE
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(descriptor))
@@ -379,7 +379,7 @@ class Log:
 
     # The most octets that are buffered: some thousand lines, or a hundred tracebacks.
     BOUND = 1_048_576
-    # Octets that are gathered: the lines of two hundred sessions, which one write takes.
+    # The most octets that are gathered for one write: the lines of two hundred sessions.
     GATHERED = 32_768
     # Seconds until the next attempt to write, if no event triggers one before.
     AGAIN = 1.0
@@ -397,7 +397,7 @@ class Log:
         # thread has the lock, so the thread must be able to take the lock again.
         self._lock = RLock()
         self._waiting: deque[bytes] = deque()
-        # The octets that the sink has to write next, and the number of all octets that wait.
+        # The octets that the sink has to write next, and the number of all waiting octets.
         self._piece = b""
         self._held = 0
         self._dropped = 0
@@ -412,8 +412,8 @@ class Log:
 
     def gather(self, delay: float) -> None:
         """
-        Write the lines of this thread, which is the reactor's, together from now on.  Errors and
-        lines of other threads are still written at once, after all lines that wait.
+        From now on gather the lines of this thread, which must be the reactor's thread.  Errors,
+        and lines of other threads, are still written at once, after all waiting lines.
 
         @param delay: seconds that a line waits at most, if the reactor is not busy.  0 changes
             nothing.
@@ -421,12 +421,12 @@ class Log:
         if delay > 0 and self._sink.together:
             self._delay = delay
             self._gathers = get_ident()
-            # For a process whose reactor does not stop in order.
+            # This is for a process whose reactor does not stop in order.
             atexit.register(self.writeAtOnce)
 
     def writeAtOnce(self) -> None:
         """
-        Write the lines that wait, and from now on each line at once.
+        Write the waiting lines, and from now on write each line at once.
         """
         atexit.unregister(self.writeAtOnce)
         with self._lock:
@@ -471,10 +471,10 @@ class Log:
 
     def _flush(self) -> None:
         """
-        Write all lines that wait, or as many as possible without waiting.
+        Write all waiting lines, or as many as possible without blocking.
         """
         if self._isWriting:
-            # An event from within this method.  The loop below writes its line as well.
+            # This event comes from within this method.  The loop below also writes its line.
             return
         self._isWriting = True
         try:
@@ -505,7 +505,7 @@ class Log:
 
     def _nextPiece(self) -> bytes:
         """
-        Take the first lines that wait, as many as the sink can write together.
+        Take the first waiting lines, as many as the sink can write together.
         """
         waiting, together = self._waiting, self._sink.together
         lines = [waiting.popleft()]

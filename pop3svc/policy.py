@@ -305,10 +305,10 @@ class Policy:
     )
     logDelay: int = _number(
         50,
-        "Milliseconds that a line of the log may wait, so that the lines of many sessions need one "
-        "write.  People do not notice this delay, and each second has only twenty writes.  Errors "
-        "are written at once.  A process that is killed by SIGKILL loses the lines that wait.  0 "
-        "writes each line at once.",
+        "Milliseconds that a line of the log may wait, so that the lines of many "
+        "sessions need one write.  People do not notice this delay, and each second has "
+        "only twenty writes.  Errors are written at once.  A process that is killed by "
+        "SIGKILL loses the waiting lines.  0 writes each line at once.",
         least=0,
         isLive=False,
     )

@@ -93,7 +93,7 @@ def _entryIn(line: str) -> Entry:
         raise ValueError("an unknown setting")
     networks = networksOf(values.get("networks", ""))
     if "networks" in values and not networks:
-        raise ValueError("networks is no list of networks")
+        raise ValueError("networks is not a list of networks")
     expires = expiryOf(values.get("expires"))
     if "expires" in values and expires is None:
         raise ValueError("an empty time of expiry")

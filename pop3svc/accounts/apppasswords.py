@@ -31,7 +31,7 @@ _SEPARATORS = bytes.maketrans(b" ", b"-")
 
 class AppPassword(NamedTuple):
     """
-    An application password, as it is stored.
+    A stored application password.
 
     @ivar stored: the hash of the secret without the separators of its groups.
     @ivar networks: the networks from which the password may be used; empty for all networks.
@@ -76,9 +76,9 @@ def makeSecret(taken: Container[str] = ()) -> tuple[str, str]:
 
 def secretIn(password: bytes) -> tuple[str, bytes] | None:
     """
-    @param password: what a client has sent.
-    @return: the selector, and the secret without separators, as it is hashed; L{None} if the
-        password does not have the form of a secret.
+    @param password: the password that a client has sent.
+    @return: the selector, and the secret without separators, which is the text to hash; L{None} if
+        the password does not have the form of a secret.
     """
     # Most passwords end here.
     if len(password) < _LENGTH or _FORM.fullmatch(password) is None:

@@ -63,7 +63,7 @@ def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
 
 
 def _reason(error: ValueError) -> str:
-    # The errors of json quote what they could not parse.
+    # The errors of json quote the text that could not be parsed.
     return "it is not JSON" if type(error) is not ValueError else str(error)
 
 

@@ -149,7 +149,7 @@ class Answer(NamedTuple):
     The answer of the directory to a login.
 
     @ivar account: L{None}: the login is refused.
-    @ivar isUser: whether the user exists, as far as the service can tell.
+    @ivar isUser: whether the user exists, as far as the service knows.
     @ivar reason: why the server refuses the bind; L{None} if the password is right.
     """
 
@@ -316,7 +316,7 @@ class LDAPAccounts:
         """
         @param timeout: seconds for the check of a password.
         @param concurrent: checks at the same time.
-        @param threads: runs the checks; threads of its own if not given.
+        @param threads: runs the checks; separate threads if not given.
         @param clock: the reactor if not given.
         """
         self._server = server

@@ -112,7 +112,7 @@ def _needs(package: str) -> ValueError:
     return ValueError(f"a hash that needs {package}: pip install 'pop3svc[hashes]'")
 
 
-# The last character of the salt holds two bits only.
+# The last character of the salt has only two bits.
 _BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
 

@@ -141,7 +141,7 @@ class PAMAccounts:
         @param concurrent: checks at the same time.
         @param isSystem: whether the users of the system (NSS) are all users.  The checker then
             provides L{IAccountNames}.
-        @param threads: runs the checks; threads of its own if not given.
+        @param threads: runs the checks; separate threads if not given.
         @param clock: the reactor if not given.
         @param pam: the library, in tests another one.
         @param look: looks up a user of the system; blocks.
@@ -170,7 +170,7 @@ class PAMAccounts:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name of the mailbox in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if PAM cannot tell.
+        @raise POP3ResponseError: C{SYS/TEMP} if PAM gives no answer.
         """
         return startNow(self._checked(credentials))
 
@@ -202,7 +202,7 @@ class PAMAccounts:
 
     def _authenticate(self, name: str, password: str) -> _Answer:
         """
-        @raise CheckUnavailable: PAM or the system cannot tell.
+        @raise CheckUnavailable: PAM or the system gives no answer.
         """
         pam = self._pam
         return self._answerOf(

@@ -52,7 +52,7 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
     """
     Compute keys from a password.  Blocks.
 
-    @return: L{None} if SASLprep (RFC 4013) does not allow the password, or leaves nothing of it.
+    @return: L{None} if SASLprep (RFC 4013) does not allow the password, or makes it empty.
     """
     from scramp import ScramException, ScramMechanism
     from scramp.utils import saslprep

@@ -125,15 +125,15 @@ class _Record:
 
 class _Full:
     """
-    The keys whose limit is reached.  Metrics count them while an attack goes on, so the number is
-    known without a walk over the keys.
+    The keys whose limit is reached.  Metrics need their number even during an attack, so the number
+    is known without going over all keys.
 
-    A heap has one entry for each key: the time at which its strikes end, as known when the entry
-    was made.  An entry whose time has come is made anew if the strikes last longer meanwhile.
+    A heap has one entry for each key, with the time at which its strikes end.  If the strikes last
+    longer by then, a new entry replaces this entry when its time has come.
     """
 
-    # The entries of keys that have left remain until their time has come.  With more entries than
-    # this the heap is made anew; it is twice the most keys of a table.
+    # The entries of removed keys remain until their time has come.  If there are more entries than
+    # this number, which is twice the most keys of a table, the heap is made again.
     MOST = 131_072
 
     def __init__(self, end: Callable[[Any], float]) -> None:
@@ -141,7 +141,7 @@ class _Full:
         @param end: takes a key, and returns when its strikes end, in seconds of the clock.
         """
         self._end = end
-        # In the order in which they have reached it.
+        # The keys, in the order in which they have reached the limit.
         self.keys: dict[Any, None] = {}
         self._entries: list[tuple[float, Any]] = []
         # The keys of the entries.
@@ -165,7 +165,7 @@ class _Full:
     def expired(self, now: float) -> list[Any]:
         """
         @param now: seconds of the clock.
-        @return: the keys whose strikes have ended; they are no longer full.
+        @return: the keys whose strikes have ended; their limit is not reached any more.
         """
         found = []
         while self._entries and self._entries[0][0] <= now:
@@ -432,7 +432,7 @@ class Strikes:
             record.guesses = bytes.fromhex(guesses)
             record.last, record.renewed, record.refused = now - last, now - renewed, refused
             self._put(_fromJSON(key), record)
-        # The strikes of a key may end sooner now.
+        # Because of this, the strikes of a key may end sooner.
         self._full = self._noneFull()
         for key, record in self._records.items():
             if len(record.guesses) >= self.limit * GUESS:
@@ -465,8 +465,8 @@ class Ban(NamedTuple):
 
 class BanEngine:
     """
-    Bans addresses.  An address with three different failed guesses is banned until 10,000
-    seconds after its last attempt.  An IPv6 address counts as its /64.
+    Bans addresses.  An address with three different failed guesses is banned until 10,000 seconds
+    after its last attempt.  All IPv6 addresses of a /64 count as one address.
 
     Exempt addresses and addresses shared by several users are never banned.  A ban does not apply
     to a user who has logged in from the client's network before.  The operator can ban any address

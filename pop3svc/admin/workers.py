@@ -170,8 +170,8 @@ class WorkersOperations:
 
     async def _follow(self, name: str, arguments: Mapping[str, str], send: Send) -> None:
         """
-        Hear from all workers until the time of the operation is over, and from workers that begin
-        to serve meanwhile.
+        Receive items from all workers until the operation ends, and also from workers that begin to
+        serve meanwhile.
         """
         over: Deferred[None] = Deferred()
         asked: dict[Any, Deferred[Any]] = {}
@@ -185,7 +185,7 @@ class WorkersOperations:
             if over.called:
                 return
             if not isinstance(answer, Failure):
-                # The others have begun at the same time, or later.
+                # The other workers have begun at the same time, or later.
                 over.callback(None)
             elif worker in self._supervisor.serving:
                 over.errback(OperationError(f"{worker}: {answer.getErrorMessage()}"))

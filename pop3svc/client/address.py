@@ -52,7 +52,7 @@ class Address:
         scheme, host, port, mailbox = found.groups()
         number = int(port) if port else _PORTS[scheme]
         if not 0 < number < 65536:
-            raise ValueError(f"{port} is no port")
+            raise ValueError(f"{port} is not a port")
         isIMAP = scheme.startswith("imap")
         if mailbox and not isIMAP:
             raise ValueError("POP3 has no choice of mailboxes: leave out the text after /")
@@ -103,7 +103,9 @@ def _own(certificate: str, privateKey: str) -> PrivateCertificate:
         found: PrivateCertificate = PrivateCertificate.loadPEM(b"\n".join(parts))
         return found
     except Exception:
-        raise ValueError(f"{certificate} and {privateKey} are no certificate and key in PEM format")
+        raise ValueError(
+            f"{certificate} and {privateKey} are not a certificate and a key in PEM format"
+        )
 
 
 def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> Any:

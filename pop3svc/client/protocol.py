@@ -65,7 +65,7 @@ class POP3Client(ClientConnection):
     time, or if its Deferred is cancelled.  All Deferreds then fail with L{ServerUnavailable}.  If
     the server refuses a command, the Deferred of this command fails with L{CommandRefused}.
 
-    @ivar capabilities: the arguments of each capability by its name in capitals, as of the last
+    @ivar capabilities: the arguments of each capability by its name in capitals, from the last
         CAPA; empty if the server does not support CAPA.
     """
 

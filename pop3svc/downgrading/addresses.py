@@ -53,7 +53,7 @@ def _named(name: list[Token], address: str, after: list[Token]) -> str:
     """
     @param name: the display name.
     @param address: the text between < and >.
-    @param after: what follows.
+    @param after: the text after the address.
     """
     ascii_ = _asciiDomain(address)
     if ascii_ is None:

@@ -216,7 +216,7 @@ class Fetcher:
 
     async def fetch(self, client: POP3Client) -> int:
         """
-        Fetch what is new.
+        Fetch the new messages.
 
         @param client: a connection after the login, or after WAKE.  When this method returns, the
             messages to delete are marked, or already deleted.
@@ -409,7 +409,7 @@ class _Session:
 
     def _reference(self, number: int) -> Reference:
         """
-        @return: the unique-id, if the server accepts it in place of a number, because a unique-id
+        @return: the unique-id, if the server accepts it instead of a number, because a unique-id
             cannot delete another message by mistake.
         """
         uniqueID = self._names[number]

@@ -122,7 +122,7 @@ class Visit:
 
     async def fetch(self, client: POP3Client) -> int:
         """
-        Fetch what is new.
+        Fetch the new messages.
 
         @return: the number of messages that were stored.
         @raise NotPossible: nothing can be fetched.

@@ -1,12 +1,13 @@
 """
 Count the work of the sessions of a process.
 
-A service without metrics has no meter, and nothing is counted.  With a meter the table of commands,
-the counters of a session and its calls to the provider are replaced by ones that also count.
+A service without metrics has no meter, and nothing is counted.  With a meter, the service uses
+other objects for the table of commands, for the counters of a session and for its calls to the
+provider.  These objects also count.
 
-A busy service spends at most a few percent of its time on them.  Therefore the times of frequent
-commands are samples (L{CommandHistogram}), and the time of a call is measured only if the call does
-not return at once.
+A busy service must spend only a few percent of its time on metrics.  Therefore the times of
+frequent commands are samples (L{CommandHistogram}), and the time of a call is measured only if the
+call does not return at once.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ __all__ = ["Histogram", "Meter"]
 
 Run = Callable[..., "Reply | Awaitable[Reply]"]
 
-# Seconds after which a call has not returned at once.  A call that only looks into memory or opens
-# a file takes less.
+# A call that takes more than this number of seconds has not returned at once.  A call that only
+# reads memory or opens a file takes less.
 _QUICK = 0.001
-# How often a command may run in a second before only one of L{_SAMPLED} is measured.  A measurement
-# takes some two microseconds.
+# If a command runs more often than this in a second, only one of L{_SAMPLED} runs is measured.  A
+# measurement takes some two microseconds.
 _OFTEN = 200
-# A prime number, because clients send commands in patterns.
+# This is a prime number, because clients send commands in patterns.
 _SAMPLED = 11
 
 # The methods of providers, of mailboxes and of their optional interfaces.  Only these are labels,
@@ -82,7 +83,7 @@ class Histogram:
         """
         Count an observation.
 
-        @param count: how many observations this one stands for.
+        @param count: the number of observations for which this one counts.
         """
         self.counts[bisect_left(self._bounds, seconds)] += count
         self.total += seconds * count
@@ -99,7 +100,7 @@ class CommandHistogram(Histogram):
     Counts the runs of a command by their time.  If a command runs often, only one of L{_SAMPLED}
     runs is measured, and counts for all of them.
 
-    @ivar step: each how many runs one is measured.
+    @ivar step: the number of runs of which one is measured.
     """
 
     __slots__ = ("_before", "step")
@@ -153,14 +154,14 @@ class _Record(SessionRecord):
 
 class _Calls(ProviderCalls):
     """
-    Calls to the provider.  The time of those that do not return at once is measured.
+    Makes calls to the provider, and measures the time of those that do not return at once.
     """
 
     __slots__ = ()
     meter: Meter
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        # Repeats the method of the base class, and looks at the clock no more often, because this
+        # This repeats the code of the base class, and reads the clock no more often, because it
         # runs some ten times in the shortest session.
         seconds = self._seconds
         late = seconds() + _QUICK
@@ -218,7 +219,7 @@ class _Calls(ProviderCalls):
 
 def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1) -> Run:
     """
-    @param count: how many runs each measured one stands for.
+    @param count: the number of runs for which each measured run counts.
     @return: the body of a command, whose time is counted.
     """
 
@@ -252,12 +253,13 @@ def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram
     """
     all = _measured(run, seconds, histogram)
     some = _measured(run, seconds, histogram, _SAMPLED)
-    # The runs until the next one that is measured, and how many that one stands for.
+    # The number of runs until the next measured run, and the number of runs for which that run
+    # counts.
     left = step = 1
 
     @wraps(run)
     def sampled(*arguments: Any) -> Reply | Awaitable[Reply]:
-        # As short as possible, because this runs once for each command.
+        # Keep this function short, because it runs once for each command.
         nonlocal left, step
         left -= 1
         if left:
@@ -271,8 +273,8 @@ def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram
 
 def _isFault(error: BaseException | None) -> bool:
     """
-    @return: whether a call failed.  L{NotImplementedError} is no failure, because it means that a
-        feature does not exist.  Most L{POP3ResponseError}s are normal answers.
+    @return: whether a call failed.  L{NotImplementedError} is not a failure, because it means that
+        a feature does not exist.  Most L{POP3ResponseError}s are normal answers.
     """
     if isinstance(error, POP3ResponseError):
         return error.code == "SYS/TEMP"
@@ -298,10 +300,11 @@ class Meter:
     Counts what the sessions of a process do.
 
     @ivar clock: measures the times.
-    @ivar accepted: how many connections have begun.
-    @ivar refused: how many were refused at a limit; C{foreign}: how many because of their network.
+    @ivar accepted: the number of connections that have begun.
+    @ivar refused: the number of connections that were refused at a limit; C{foreign} is the number
+        of those that were refused because of their network.
     @ivar makeRecord: makes the counters of a session.
-    @ivar makeCalls: makes what calls the provider for a session.
+    @ivar makeCalls: makes the object that calls the provider for a session.
     @ivar histograms: the times of each command; C{calls}: those of each method.
     @ivar hear: called with a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user and a
         detail when a session has logged in (C{login}, the mechanism), was refused (C{refused}, the
@@ -326,7 +329,7 @@ class Meter:
         self.makeRecord = type("Record", (_Record,), {"__slots__": (), "meter": self})
         self.makeCalls = type("Calls", (_Calls,), {"__slots__": (), "meter": self})
 
-    # --- what is replaced -------------------------------------------------------------
+    # --- the replaced objects -------------------------------------------------------------
 
     def commands(self, commands: Mapping[str, Command]) -> dict[str, Command]:
         """

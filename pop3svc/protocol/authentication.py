@@ -221,7 +221,7 @@ class Authentication:
                 mailbox = _verified(call, mailbox)
                 if credentials.isUsable:
                     return mailbox
-                # The provider has accepted a password that the client has not sent.
+                # The provider has returned a mailbox, although the password cannot be prepared.
                 if IMailboxLogout.providedBy(mailbox):
                     await settled(Shielded(self._calls.release, mailbox.logout).outcome())
             raise POP3ResponseError("Wrong name or password.", "AUTH")
@@ -260,7 +260,7 @@ class Authentication:
     def _admitted(self, name: str, mayLogin: bool) -> None:
         if self._calls.isOver:
             if mayLogin:
-                # The throttle has to learn how each admitted attempt ends.
+                # Report to the throttle how each admitted attempt ends.
                 self._abandon(name, False)
             raise CancelledError()
         if not mayLogin:
@@ -382,7 +382,7 @@ class Authentication:
         name, isUsable = self.prepareName(name)
         asked = self._calls.ask(provider.sharedSecret, self._info, name)
         found: SharedSecret | None = await settled(asked)
-        # Compute a digest also for a user that does not exist, because it takes time.
+        # Compute a digest also for a user that does not exist, so that the time is the same.
         password = secrets.token_hex(16) if found is None else found.password
         isRight = hmac.compare_digest(makeDigest(password), digest)
         proven = Proven(name, "" if found is None else found.mailbox)

@@ -154,7 +154,7 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
 def _unusable(verb: str, line: bytes, found: Command | None) -> Reply:
     """
     @param found: the command, if there is one with this verb.
-    @return: the reply to a line that is no command, or no command of this state.
+    @return: the reply to a line that is not a command, or not a command of this state.
     """
     if found is None and verb in _HTTP_VERBS:
         return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)

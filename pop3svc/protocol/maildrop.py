@@ -175,8 +175,8 @@ class Maildrop:
         Store sizes, so that they stay the same during the session.
 
         @param found: the messages; empty for all listed messages.
-        @param sizes: the size of each in octets, L{None} if it is not available.  The list belongs
-            to the session from now on, because a copy for very many messages takes long.
+        @param sizes: the size of each in octets, L{None} if it is not available.  From now on the
+            list belongs to the session, because a copy for very many messages would take too long.
         """
         self._octets = None
         if not found:

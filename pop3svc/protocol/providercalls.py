@@ -69,7 +69,7 @@ class ProviderCalls:
 
     def ask(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
-        Call a method, and limit the time until its value arrives.
+        Call a method, and limit the time until its value is there.
 
         @return: the value of the method, or a Deferred of it.
         @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
@@ -114,7 +114,7 @@ class ProviderCalls:
 
     def release(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[None]:
         """
-        Call a method that releases a resource.  An exception is only logged.
+        Call a method that releases a resource.  Log an exception, and go on.
 
         @return: L{None}, or a Deferred that fires when the call has ended.
         """
@@ -128,7 +128,7 @@ class ProviderCalls:
 
 def _ignore(_: object) -> None:
     """
-    The value of a method that releases a resource has no use.
+    Ignore the value of a method that releases a resource.
     """
 
 

@@ -457,7 +457,7 @@ class Session:
 
 async def _finished(deletion: Shielded) -> None:
     """
-    Wait for the end of a deletion whose client is gone.
+    Wait for the end of a deletion whose client has disconnected.
     """
     try:
         await settled(deletion.outcome())

@@ -64,7 +64,7 @@ def splitLine(line: bytes) -> tuple[str, bytes | None]:
         space.
     """
     verb, space, rest = line.partition(b" ")
-    # latin-1 decodes each octet, and is the cheapest.
+    # Use latin-1, because it decodes every octet, and takes the least time.
     return verb.upper().decode("latin-1"), rest if space else None
 
 

@@ -257,7 +257,7 @@ class Root:
         @raise OSError: the directory exists, but cannot be opened.
         """
         if len(self.parts) == 1:
-            # The usual case needs one call only.
+            # The usual case needs only one call.
             try:
                 return openDirectory(f"{self.base}/{self.parts[0]}")
             except FileNotFoundError:

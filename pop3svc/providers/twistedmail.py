@@ -8,8 +8,8 @@ An L{IMailboxPOP3} has these limits:
     way, a deletion deletes all messages or none.
   - It has no lock.
   - The index of a message must not change between two listings.
-  - A message of size 0 counts as deleted, because C{listMessages} reports deleted
-    messages with that size.
+  - A message of size 0 is considered deleted, because C{listMessages} reports deleted messages with
+    that size.
 """
 
 from __future__ import annotations

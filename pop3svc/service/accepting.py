@@ -126,7 +126,7 @@ class AcceptLimiter:
                 # Clients have logged in since the last check.
                 self._pause()
                 return None
-            # Set it each time, because Twisted changes it by itself.
+            # Set this each time, because Twisted itself changes the value.
             port.numberAccepts = self._burst
             return read()
 

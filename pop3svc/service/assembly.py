@@ -478,7 +478,7 @@ class Assembly:
         from pop3svc.service.visiting import isToPlayWith
 
         if isToPlayWith(self.settings, self._embedded()):
-            # Its client and its conversations belong to the process of its page.
+            # The client and the conversations of the playground belong to the process of its page.
             self._announcements.append(
                 f"{self.settings.where('web')} has no playground, because it cannot be combined "
                 f"with {self.settings.where('workers')}"
@@ -578,7 +578,7 @@ def _throttleOf(
     reactor: Any, settings: Settings, known: KnownNetworks, tell: Any
 ) -> SharedThrottle:
     """
-    @param tell: in a worker, tells the other workers of strikes.
+    @param tell: in a worker, reports strikes to the other workers.
     """
     policy = settings.policy
     exempt = [str(each) for each in settings.banExempt]

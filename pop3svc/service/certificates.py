@@ -154,7 +154,7 @@ class Certificates:
 
     def creators(self) -> list[Creator]:
         """
-        @return: what was loaded, in the order of the requests.
+        @return: the loaded certificates, in the order of the requests.
         """
         return list(self._loaded.values())
 

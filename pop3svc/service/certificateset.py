@@ -354,9 +354,9 @@ class CertificateSet:
             name = connection.get_servername()
             found = None if name is None else self._names.find(name.decode("ascii", "replace"))
             if found is not None:
-                # An authority that was replaced counts at once, for all names.
+                # A replaced authority takes effect at once, for all names.
                 found.useAuthorities(self._default.authorities)
-            # The default may be another one than at the beginning of the handshake.
+            # The default may have changed since the beginning of the handshake.
             if found is None or found.context is connection.get_context():
                 return
             # Check the files of this certificate before the next handshake, and not now, because a

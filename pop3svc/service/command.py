@@ -32,8 +32,9 @@ def makeParser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    The command C{pop3svc}.  If nobody reads its output any more, as after C{| head}, it ends by
-    SIGPIPE, as other programs do.  If its output cannot be written, as on a full disk, it fails.
+    The command C{pop3svc}.  If the reader of its output has gone away, as with C{| head}, the
+    command ends by SIGPIPE, as other programs do.  If its output cannot be written, as on a full
+    disk, it fails.
 
     @raise SystemExit: with one sentence, if the command failed.
     """

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         ready.callWhenRunning(_show, directory, plain, secure, web)  # type: ignore[attr-defined]
         serve(
             [
-                # The terminal shows the address only.
+                # The terminal shows only the address.
                 *("--logfile", os.path.join(directory, "log")),
                 *("--data", directory, "--web", f"tcp:{web}:interface=127.0.0.1"),
                 *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),

@@ -22,11 +22,17 @@ def addStoreOptions(parser: argparse.ArgumentParser) -> None:
     Add the options that choose the stores.
     """
     parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
-    parser.add_argument("--provider", metavar="KIND:ARGUMENTS", help="as of pop3svc serve")
     parser.add_argument(
-        "--auth", metavar="KIND:ARGUMENTS", action="append", default=[], help="as of pop3svc serve"
+        "--provider", metavar="KIND:ARGUMENTS", help="the value that pop3svc serve has"
     )
-    parser.add_argument("--data", metavar="DIRECTORY", help="as of pop3svc serve")
+    parser.add_argument(
+        "--auth",
+        metavar="KIND:ARGUMENTS",
+        action="append",
+        default=[],
+        help="the value that pop3svc serve has",
+    )
+    parser.add_argument("--data", metavar="DIRECTORY", help="the value that pop3svc serve has")
 
 
 def settingsFrom(arguments: Any) -> Settings:

@@ -155,7 +155,7 @@ class POP3Factory(ServerFactory):
         self.connections: set[POP3Connection] = set()
         # Whether accepted connections inherit the keepalive options of their ports.
         self.portsKeepAlive = False
-        # The refused networks that are in the log.  Scanners have some thousand addresses.
+        # The refused networks that are already in the log.  Scanners have some thousand addresses.
         self._foreign = Once()
         self._stopping = False
         self._waiting: list[Deferred[None]] = []

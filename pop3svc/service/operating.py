@@ -43,9 +43,9 @@ def makeLog(
 
     @param twistd: twistd's options.
     @param owner: user and group of a new file.
-    @param form: the setting C{log-format}: text, json or journal.  Text for a stream to the journal
-        of systemd has priorities.
-    @param delay: milliseconds that a line may wait for others while the reactor runs; see
+    @param form: the setting C{log-format}: text, json or journal.  If the log goes to the journal
+        of systemd, text has priorities.
+    @param delay: milliseconds that a line may wait for further lines while the reactor runs; see
         L{Log.gather}.
     @return: L{None} if C{--logger} names an observer.
     @raise ValueError: a sentence for the operator.

@@ -1,5 +1,5 @@
 """
-Whether the standard output of a command could be written.
+Find out whether the standard output of a command was written.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import sys
 
 __all__ = ["ensureOutput", "isFull", "outputFault"]
 
-# The errors of a disk that takes no more, of a device that fails, and of a descriptor that is not
-# open for writing.
+# The errors of a full disk, of a failing device, and of a descriptor that is not open for writing.
 _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF])
 
 
 def ensureOutput() -> None:
     """
-    Replace a standard output that the caller has closed, because Python then has none, and because
-    the next file that is opened would get its descriptor.
+    Replace a standard output that the caller has closed.  Without this, Python has no standard
+    output, and the next opened file would get its descriptor.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

@@ -438,7 +438,7 @@ class HTTPAccountsMaker:
         "A server that checks passwords.  It gets a POST with the JSON object {name, password, "
         'address, tls}, and answers 200 with {"user": MAILBOX}, or 401.  timeout= is the time for '
         "an exchange, 5 seconds by default.  concurrent= is the number of requests at the same "
-        "time, 10 by default.  ca= names a file of certificates to trust in place of the system's. "
+        "time, 10 by default.  ca= names a file of certificates to trust instead of the system's. "
         " insecure=yes allows http:// to another machine."
     )
     argStringFormat = "URL[:timeout=SECONDS][:concurrent=NUMBER][:ca=FILE][:insecure=yes]"
@@ -477,7 +477,7 @@ class LDAPAccountsMaker:
         "default, and binds with its DN and the password of the login.  bind= and password-file= "
         "or password-credential= are the DN and the password for the search.  Or dn= is the DN of "
         "each user, such as uid={user},ou=people,dc=example,dc=org.  user= names the attribute "
-        "with the name of the mailbox.  ca= names a file of certificates to trust in place of the "
+        "with the name of the mailbox.  ca= names a file of certificates to trust instead of the "
         "system's.  insecure=yes allows ldap:// to another machine without TLS.  Colons need no "
         "backslash."
     )
@@ -554,11 +554,11 @@ class OAuthMaker:
         "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  jwks is the "
         "server's key set, a file or an https address.  introspect is the address where the server "
         "checks tokens, client the name of this service there, and secret a file with its secret; "
-        "secret-credential= names a systemd credential in place of it.  Colons in an address need "
+        "secret-credential= names a systemd credential instead of it.  Colons in an address need "
         "no backslash.  claim= names the claim that has the user name: email for jwks, username "
         "for introspect.  scope=, clients= and algorithms= are lists with commas.  timeout= and "
         "concurrent= limit the requests of introspect.  ca= names a file of certificates to trust "
-        "in place of the system's."
+        "instead of the system's."
     )
     argStringFormat = (
         "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...] or "

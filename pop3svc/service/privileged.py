@@ -1,6 +1,6 @@
 """
-Open files that need privileges for a service that has given up its privileges.  A separate
-process keeps the privileges and opens these files only.
+Open files that need privileges for a service that has given up its privileges.  A separate process
+keeps the privileges, and opens only these files.
 
 A descriptor of the directory would not be enough.  The kernel checks the permissions of the
 directory at each lookup, and not only when the directory is opened.

@@ -645,7 +645,7 @@ FETCH = (
     Setting(
         "insecure",
         BOOLEAN,
-        "Whether to send the password without TLS; for pop3:// only.",
+        "Whether to send the password without TLS; only for pop3://.",
         False,
     ),
     Setting(

@@ -95,7 +95,7 @@ class ClientAuthority:
     def certificates(self, data: bytes) -> list[x509.Certificate]:
         """
         @param data: the contents of the file.
-        @raise ClientAuthorityError: they are no certificates of authorities.
+        @raise ClientAuthorityError: the data is not a list of certificates of authorities.
         """
         try:
             found = x509.load_pem_x509_certificates(data)
@@ -103,7 +103,9 @@ class ClientAuthority:
         except ValueError:
             raise ClientAuthorityError(f"{self.path} holds no PEM certificate")
         if not areAuthorities:
-            raise ClientAuthorityError(f"{self.path} holds a certificate that is no authority's")
+            raise ClientAuthorityError(
+                f"{self.path} contains a certificate that does not belong to an authority"
+            )
         return found
 
 
@@ -191,8 +193,8 @@ WARNINGS = (21, 7, 1, 0)
 
 def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
     """
-    @return: the earliest end of the certificates in a chain.  A self-signed root does not
-        count, because clients trust their own copy of it.
+    @return: the earliest end of the certificates in a chain.  A self-signed root is ignored,
+        because clients trust their own copy of it.
     """
     first, *others = chain
     others = [each for each in others if each.issuer != each.subject]

@@ -18,7 +18,7 @@ MINIMUM_VERSIONS = ("1.2", "1.3")
 
 # The names of the versions in twisted.internet.ssl.TLSVersion.
 _VERSIONS = {"1.0": "TLSv1_0", "1.2": "TLSv1_2", "1.3": "TLSv1_3"}
-# OpenSSL 3 and later use the hash functions of TLS 1.0 and 1.1 at level 0 only.
+# OpenSSL 3 and later use the hash functions of TLS 1.0 and 1.1 only at level 0.
 _OLD_CIPHERS = "DEFAULT:!aNULL:!eNULL:@SECLEVEL=0"
 
 

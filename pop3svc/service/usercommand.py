@@ -57,7 +57,7 @@ def makeParser() -> Parser:
                 dest="form",
                 const="verifier",
                 default="hash",
-                help="store a verifier for SCRAM-SHA-256 in place of an argon2id hash",
+                help="store a verifier for SCRAM-SHA-256 instead of an argon2id hash",
             )
             forms.add_argument(
                 "--scram-beside",

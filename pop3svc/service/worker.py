@@ -74,7 +74,7 @@ class _Parent(Lines):
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
-        # Returns what this process has counted, if it counts.
+        # Returns the numbers of this process, if it counts.
         self.numbers: Any = None
         # Carries out the operations of the admin socket.
         self.operations: Any = None

@@ -262,7 +262,7 @@ class _Worker(ProcessProtocol):
         # Number of checks by the parent since the worker has last sent something.
         self.silence = 0
         self.isHanging = False
-        # Number of users who are logged in, as of the last heartbeat.
+        # Number of users who were logged in at the last heartbeat.
         self.sessions = 0
 
     def connectionMade(self) -> None:

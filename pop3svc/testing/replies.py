@@ -13,7 +13,7 @@ from pop3svc.testing.faults import CutOff, Fault, NoAnswer, NoFinalDot, Slow, Te
 
 __all__ = ["FaultyReply", "ReplySplitter", "isMultiLine"]
 
-# Commands whose positive replies are multi-line: with any arguments, and without arguments only.
+# Commands whose positive replies are multi-line: always; and only without arguments.
 _MULTI_LINE = frozenset(["CAPA", "RETR", "TOP"])
 _MULTI_LINE_ALONE = frozenset(["AUTH", "LIST", "UIDL"])
 _END = b"\r\n.\r\n"

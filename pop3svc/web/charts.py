@@ -17,7 +17,7 @@ _HEIGHT, _STEP, _BAR = 48, 5, 4
 def barChart(counts: Sequence[int], name: str, css: str) -> Markup:
     """
     @param counts: a number for each minute, the oldest first.
-    @param name: the name of what is counted, for people who do not see the picture.
+    @param name: the name of the chart, for people who do not see the picture.
     @param css: the class of the chart.
     """
     most, total = max(counts, default=0), sum(counts)

@@ -72,6 +72,6 @@ _COMPILED = [
 def explain(side: str, line: str) -> list[str]:
     """
     @param side: C{C} for a line of the client, C{S} for one of the server.
-    @return: the explanations of what the line contains.
+    @return: the explanations of the extensions in this line.
     """
     return [text for each, pattern, text in _COMPILED if each == side and pattern.match(line)]

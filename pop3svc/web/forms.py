@@ -20,7 +20,7 @@ _NAME = re.compile(rb'^content-disposition:[^\r\n]*?;[ \t]*name="([^"\r\n]*)"', 
 def fieldsIn(kind: bytes, body: bytes) -> dict[bytes, list[bytes]]:
     """
     @param kind: the Content-Type of the form.
-    @return: the values of each field; none if the form cannot be read.
+    @return: the values of each field; empty if the form cannot be read.
     """
     name = kind.partition(b";")[0].strip().lower()
     if name == b"application/x-www-form-urlencoded":

@@ -28,10 +28,10 @@ class Guard:
         self, passwords: Passwords | None = None, hosts: Collection[str] | None = None
     ) -> None:
         """
-        @param passwords: check the password of a client; L{None} if it has to send none.
-        @param hosts: the names of this host that a request may contain.  A page of an attacker
-            whose name has been changed to the address of this machine (DNS rebinding) contains
-            another name.  L{None} for all names.
+        @param passwords: check the password of a client; L{None} if clients need no password.
+        @param hosts: the names of this host that a request may contain.  An attacker can give the
+            name of a page the address of this machine (DNS rebinding).  Requests of such a page
+            contain another name.  L{None} for all names.
         """
         self._passwords = passwords
         self._hosts = None if hosts is None else frozenset(hosts)
@@ -51,7 +51,7 @@ class Guard:
 
     async def isAllowed(self, request: Any) -> bool:
         """
-        Check the password of a request.  A refusal comes late; see L{Passwords}.
+        Check the password of a request.  A refusal is delayed; see L{Passwords}.
         """
         if self._passwords is None:
             return True

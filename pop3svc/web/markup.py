@@ -28,7 +28,7 @@ Child = str | int | float | None
 
 def text(value: object) -> Markup:
     """
-    @param value: any text, such as what a client has sent.
+    @param value: any text, such as text from a client.
     @return: its characters as HTML.  Characters that are not printable, such as marks that change
         the direction of writing, become escape sequences.
     """

@@ -162,7 +162,7 @@ class OperatorPage:
 
     async def _look(self) -> dict[str, Markup]:
         """
-        @return: the parts of the page as they are now.
+        @return: the present parts of the page.
         """
         numbers = await self._collect()
         sessions, isMore = await self._some("who")
@@ -184,7 +184,7 @@ class OperatorPage:
 
     def _hasChanged(self) -> None:
         """
-        Let the next page show what a form has changed.
+        Update the facts for the next page, because a form has changed something.
         """
         self._looks.forget()
         self._bans.forget()
@@ -267,7 +267,7 @@ class OperatorPage:
 
     async def _hearActivity(self) -> None:
         """
-        Hear of events.  The question is repeated, because each has an end.
+        Receive events.  The request is repeated, because each request has an end.
         """
         while True:
             try:

@@ -25,10 +25,10 @@ Networks = Sequence[IPv4Network | IPv6Network]
 # The name under which guesses of the password count.  No user of POP3 has it, because names of
 # users have no spaces.
 _NAME = "the web page"
-# The address as which a client of a UNIX socket counts: it is on this machine.
+# The address of a client of a UNIX socket, because such a client is on this machine.
 _THIS_MACHINE = "127.0.0.1"
 # Seconds from a wrong password of a client without its own address to the next comparison.  The
-# port has 64 connections, so even the last of them has its turn within its 10 seconds.
+# port has 64 connections, so even the last of them gets an answer within its limit of 10 seconds.
 _PACE = 0.1
 # Seconds before the refusal of such a password.
 _REFUSAL_DELAY = 1.0
@@ -40,12 +40,13 @@ def _isIn(networks: Networks, address: str | None) -> bool:
 
 def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Networks) -> str | None:
     """
-    Find out who has sent a request through proxies.  A proxy appends the address of its client to
-    C{X-Forwarded-For}, so only an address that one of our proxies has appended is believed.
+    Find the client of a request that came through proxies.  A proxy appends the address of its
+    client to C{X-Forwarded-For}.  Only an address that one of the configured proxies has appended
+    is trusted.
 
     @param peer: the other end of the connection; L{None} for a UNIX socket.
     @param forwarded: the values of the header, in their order.
-    @return: the address of the client, or of the proxy that has not named it.
+    @return: the address of the client; or the address of a proxy that has not named its client.
     """
     address = peer
     for each in reversed(b",".join(forwarded).split(b",")):
@@ -56,7 +57,7 @@ def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Network
         except ValueError:
             break
         if getattr(named, "scope_id", None) is not None:
-            # A zone has no meaning on another machine, and may be any text.
+            # A zone of another machine has no meaning here, and may be any text.
             break
         address = str(named)
     return address
@@ -64,7 +65,7 @@ def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Network
 
 class _Client:
     """
-    A client that tries a password, as the throttle knows clients.
+    A client that tries a password, in the form that the throttle needs.
     """
 
     def __init__(self, clientIP: str | None, isSecure: bool) -> None:
@@ -77,28 +78,29 @@ class Passwords:
     """
     Checks the password of requests (HTTP Basic, RFC 7617).
 
-    A client with its own address is banned after wrong passwords, as with POP3.  Clients of this
-    machine and of a proxy that does not name them share an address, so a ban would lock out all of
-    them.  Their passwords are compared one after the other, with a pause after a wrong one.
+    A client with its own address is banned after wrong passwords, as with POP3.  All clients of
+    this machine share an address, and so do all clients of a proxy that does not name them.  A ban
+    would lock out all of these.  Instead, their passwords are compared one after the other, with a
+    pause after each wrong password.
     """
 
     def __init__(self, password: str, throttle: Any, clock: Any, proxies: Networks = ()) -> None:
         """
-        @param password: not empty.
+        @param password: the right password, which is not empty.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts and delays guesses.
-        @param proxies: which name their clients in C{X-Forwarded-For}.
+        @param proxies: the proxies that name their clients in C{X-Forwarded-For}.
         """
         self._digest = sha256(password.encode("utf-8", "surrogateescape")).digest()
         self._throttle = throttle
         self._clock = clock
         self._proxies = proxies
-        # Bounded by the number of connections.
+        # The number of connections limits the number of waiting requests.
         self._turn = DeferredLock()
         self._wrong = 0
 
     async def isRight(self, request: Any) -> bool:
         """
-        @return: whether the request has the right password.  A refusal comes late.
+        @return: whether the request has the right password.  A negative answer is delayed.
         """
         given = request.getPassword()
         host = getattr(request.getClientAddress(), "host", None)
@@ -119,7 +121,7 @@ class Passwords:
             return True
         self._clock.callLater(_PACE, self._turn.release)
         self._wrong += 1
-        # The first, the tenth, the hundredth and so on, so that guesses cannot fill the log.
+        # Log the first, the tenth, the hundredth and so on, so that guesses cannot fill the log.
         if str(self._wrong).strip("0") == "1":
             log.warn(
                 "wrong password at --web from a client without its own address "
@@ -152,7 +154,7 @@ class Passwords:
         answer = self._throttle.loginFailed(client, _NAME)
         wasLogged = await answer if isAwaitable(answer) else answer
         if not wasLogged:
-            # The text that fail2ban reads.
+            # Do not change this text, because fail2ban reads it.
             log.info(
                 "failed login from {clientIP}: {user}",
                 clientIP=client.clientIP,

@@ -310,7 +310,7 @@ class Playground:
 
     async def _deliver(self, user: str, message: bytes) -> str:
         """
-        @return: the word for what has happened.
+        @return: the word for the result.
         """
         if self._mails >= _MOST_MAILS or self._octets + len(message) > _MOST_OCTETS:
             return "many"

@@ -478,7 +478,7 @@ def test_editing(path: Path) -> None:
     removeUser(str(path), "alice")
     assert list(readPasswordFile(str(path)).hashes) == ["bob"]
     for wrong, says in (
-        (lambda: addUser(str(path), "bob", "x"), "there is a user bob already"),
+        (lambda: addUser(str(path), "bob", "x"), "there is already a user bob"),
         (lambda: setPassword(str(path), "eve", "x"), "there is no user eve"),
         (lambda: removeUser(str(path), "eve"), "there is no user eve"),
         (lambda: addUser(str(path), "a:b", "x"), "a user name is"),
@@ -577,7 +577,7 @@ def test_editingAFileWithBadLines(path: Path) -> None:
     setPassword(str(path), "bob", "new")
     assert path.read_text(errors="surrogateescape").count("bob:") == 1
     removeUser(str(path), "bob")
-    with pytest.raises(ValueError, match="there is a user alice already"):
+    with pytest.raises(ValueError, match="there is already a user alice"):
         addUser(str(path), "alice", "x")
     assert path.read_text(errors="surrogateescape").startswith("nonsense\nalice:$argon2id$")
 

@@ -115,7 +115,7 @@ def test_oldMessages(tmp_path: Path, logged: list[str]) -> None:
     assert sorted([*left(alice), *left(bob)]) == sorted(young)
     assert logged[-1] == (
         "deleted 3 messages older than 30 days from 2 Maildirs and 0 old files from tmp; "
-        "0 Maildirs were in use, 0 had a fault"
+        "0 Maildirs were in use, 0 could not be read or changed"
     )
 
 
@@ -279,7 +279,7 @@ def test_links(tmp_path: Path, logged: list[str]) -> None:
     assert not left(elsewhere / "alice")
     Store(mail / "{user}" / "Maildir").expire()
     assert kept.exists()
-    assert "1 had a fault" in logged[-1]
+    assert "1 could not be read or changed" in logged[-1]
 
 
 def test_incompleteMaildir(tmp_path: Path) -> None:
@@ -401,11 +401,11 @@ def test_fileThatCannotBeUsed(tmp_path: Path, logged: list[str]) -> None:
     store.expire(isDue=False)
     assert old.exists()
     [line] = logged
-    assert line.startswith(f"cannot use {tmp_path}/{MARK}, and no old messages are deleted")
+    assert line.startswith(f"cannot use {tmp_path}/{MARK}, so no old messages are deleted")
     (tmp_path / MARK).unlink()
     os.mkfifo(tmp_path / MARK)
     store.expire(isDue=False)
-    assert logged[-1].endswith("it belongs to another user, or is no regular file")
+    assert logged[-1].endswith("it belongs to another user, or is not a regular file")
 
 
 def test_faults(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -426,7 +426,7 @@ def test_faults(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPat
     Store(tmp_path).expire()
     assert [len(left(tmp_path / each)) for each in ("alice", "bob", "carol")] == [0, 1, 0]
     assert logged[-2] == f"cannot expire {tmp_path}/bob: Input/output error"
-    assert "1 had a fault" in logged[-1]
+    assert "1 could not be read or changed" in logged[-1]
 
 
 def test_deletionThatFails(
@@ -445,7 +445,7 @@ def test_deletionThatFails(
     store.expire()
     assert old.exists()
     assert "deleted 0 messages older than 30 days from 0 Maildirs" in logged[-1]
-    assert "1 had a fault" in logged[-1]
+    assert "1 could not be read or changed" in logged[-1]
     monkeypatch.undo()
     assert store.client().say(b"STAT").startswith(b"+OK 1 ")
 
@@ -485,7 +485,7 @@ def test_noAnswer(
 
     monkeypatch.setattr(module.ExclusiveFileMailbox, call, hang)
     Store(tmp_path).expire()
-    assert "1 had a fault" in logged[-1]
+    assert "1 could not be read or changed" in logged[-1]
     assert len(left(tmp_path / "alice")) == 1 and not left(tmp_path / "bob")
 
 

@@ -312,7 +312,7 @@ def test_refusedUniqueIDs(maildir: Path, logged: list[str]) -> None:
     assert listed(maildir, readOnly=True) == ["same", C, B]
     assert logged == [
         f"messages of {maildir} that get new unique-ids: 1 because RFC 1939 does not allow the old "
-        "ones, 1 because others have the same; clients download these messages again"
+        "ones, 1 because other messages have the same; clients download these messages again"
     ]
     assert listed(maildir, duplicates="rename")[:2] == ["same", "same-2"]
 

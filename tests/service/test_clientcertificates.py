@@ -334,7 +334,7 @@ def test_renewed(site: Site, version: int, said: list[str]) -> None:
     assert "its key or the client CA cannot be read any more" in said.pop()
     for broken, says in (
         (b"nonsense", "ca.pem holds no PEM certificate"),
-        (old, "holds a certificate that is no authority's"),
+        (old, "contains a certificate that does not belong to an authority"),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "holds no PEM"),
     ):
         (site.path / "ca.pem").write_bytes(broken)

@@ -313,7 +313,7 @@ def test_expiry(place: Place) -> None:
     os.chown(mark, SERVICE, SERVICE)
     with place.running(OWNED.format(homes=place.homes) + ":expire=30") as service:
         line = service.waitFor("deleted 2 messages older than 30 days from 2 Maildirs")
-        assert "0 Maildirs were in use, 0 had a fault" in line
+        assert "0 Maildirs were in use, 0 could not be read or changed" in line
         assert service.end(signal.SIGTERM) == 0
     for name, uid in (("alice", ALICE), ("bob", BOB)):
         assert [each.name for each in (place.home(name) / "Maildir" / "new").iterdir()] == [new]

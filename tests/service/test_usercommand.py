@@ -51,7 +51,7 @@ def test_fromAPipe(tmp_path: Path) -> None:
     assert "not allowed with" in bad("add", "eve", "--scram", "--scram-beside", stdin="x")
     for name in ("carol", "dave"):
         good("remove", name)
-    assert bad("add", "alice", stdin="x") == "pop3svc: there is a user alice already\n"
+    assert bad("add", "alice", stdin="x") == "pop3svc: there is already a user alice\n"
     assert bad("add", "eve") == "pop3svc: the password is empty\n"
     assert bad("add", "a b", stdin="x").startswith("pop3svc: a user name is")
     assert bad("password", "eve", stdin="x") == "pop3svc: there is no user eve\n"

@@ -1,3 +1,3 @@
 """
-The parts of a mailbox that keeps each message in a file of its own.
+The parts of a mailbox that keeps each message in a separate file.
 """

@@ -32,7 +32,7 @@ def contentOf(
     """
     descriptor, status = opened
     if known is not None and not known.isUnchanged(status):
-        # The file was touched or copied, so the form of its line ends is no longer known.
+        # The file has another time or inode, so the form of its line ends is no longer known.
         known = None
     if known is None or known.kind == "z":
         first = peek(descriptor, 16)
@@ -44,7 +44,7 @@ def contentOf(
 def _blocks(directory: Directory, opened: Opened, known: MessageInfo | None) -> FileBlocks:
     descriptor, status = opened
     form = WireForm.RAW
-    # Each bare line end would make the message longer on the wire.
+    # Each bare LF would make the message longer on the wire.
     if known is not None and known.octets == status.st_size:
         form = WireForm.READY if known.kind == "=" else WireForm.LINES
     return FileBlocks(
@@ -88,7 +88,7 @@ async def _contentInThread(
         closing()
         raise directory.fault("read a message of", error)
     except BaseException:
-        # Do not close it while the thread reads, because another file could get the
+        # Do not close the descriptor while the thread reads, because another file could get the
         # same descriptor.
         isAbandoned = True
         if not isReading:

@@ -32,7 +32,7 @@ from pop3svc.timing import Progress
 
 __all__ = ["SizeCounter"]
 
-# The most messages that are counted outside the threads for long work, and the number of
+# The most messages whose sizes are counted outside the threads for long work; and the number of
 # counted messages after which the sizes are saved.
 _FEW, _KEPT = 200, 5000
 # The most messages whose sizes are looked up in the reactor's thread.  Looking up this many takes
@@ -40,8 +40,8 @@ _FEW, _KEPT = 200, 5000
 _AT_ONCE = 20_000
 # Octets that are read at a time.
 _BLOCK = 262_144
-# The sizes of messages: -1 if a message cannot be read, None if a message no longer exists; and
-# whether the missing messages certainly no longer exist.
+# The sizes of messages: -1 if a message cannot be read, None if a message no longer exists.  The
+# second value says whether the missing messages certainly no longer exist.
 _Measured = tuple[Sequence[int | None], bool]
 
 
@@ -196,13 +196,13 @@ class SizeCounter:
         return ([None] * len(uniqueIDs), True) if measured is None else measured
 
     def _measuredIn(self, uniqueIDs: Sequence[str], ofSurrogates: bool, root: int) -> _Measured:
-        # The session may drop its listing while this runs.
+        # The session may discard its listing while this runs.
         listing = self._listing.current
         sizes = self._listing.sizesIn(root)
         sizes.load(root, len(listing))
         unknown: Sequence[str] = [each for each in uniqueIDs if each not in sizes.known]
         if unknown:
-            # The same list is cheaper, because the names of its files are known as a column.
+            # The same list takes less time, because the names of its files are known as a column.
             asked = uniqueIDs if len(unknown) == len(uniqueIDs) else unknown
             sizes.learn(self._listing.sizesInNames(asked))
             unknown = [each for each in unknown if each not in sizes.known]
@@ -236,7 +236,7 @@ class SizeCounter:
         @param added: filled with the results, even if this call is cancelled.
         @return: whether the missing messages certainly no longer exist.
         """
-        # A file that was not changed since the listing is the listed one.
+        # If a file was not changed since the listing, it is the listed file.
         before = self._listing.current.time or sys.maxsize
         with OpenFolders(root) as folders:
 
@@ -256,7 +256,7 @@ class SizeCounter:
 
         @param before: a time in nanoseconds.  A file with the listed inode is the listed file if
             it was not changed after this time.
-        @return: the result; L{None} if the message is not at that place.  If the message cannot be
+        @return: the result; L{None} if the message is not at this place.  If the message cannot be
             read, the size is -1 octets.
         """
         folder, name, _ = place
@@ -268,8 +268,8 @@ class SizeCounter:
             self._directory.fault("read", error, name)
             return MessageInfo(-1, 0)
         try:
-            # The usual case of a first login, where no unique-id has an owner, takes a third of
-            # the steps of isSame().
+            # Handle the usual case of a first login separately, where no unique-id belongs to a
+            # file yet.  This takes a third of the steps of isSame().
             known = self._listing.sizes
             isUsual = (
                 place[2] == status.st_ino
@@ -349,7 +349,7 @@ def _surrogateOf(descriptor: int, size: int, packing: bytes | None) -> int:
     def pieces() -> Iterator[bytes]:
         return _blocks(descriptor, size) if packing is None else unpacked(descriptor, packing)
 
-    # This takes a small part of the time that a conversion takes.
+    # This check takes much less time than a conversion.
     return 0 if all(map(bytes.isascii, pieces())) else surrogateSize(pieces())
 
 

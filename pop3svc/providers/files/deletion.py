@@ -2,9 +2,9 @@
 Remove all files of a set or none, even if the process is killed or the power fails.
 
 The files are first moved into a staging directory C{pop3svc-removing} beside them.  The staging
-directory is then renamed to C{pop3svc-removed}.  This rename decides.  If the process ends before
-the rename, the next recovery puts all files back.  If it ends after the rename, the recovery
-removes all of them.  The recovery then renames the empty staging directory back and keeps it,
+directory is then renamed to C{pop3svc-removed}.  If the process ends before this rename, the next
+recovery puts all files back.  If the process ends after the rename, the recovery removes all files.
+The recovery then gives the empty staging directory its first name again.  It keeps the directory,
 because a full disk may have no room for a new one.
 """
 
@@ -28,14 +28,15 @@ __all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "reco
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
-# A file whose name begins with one of these prefixes is no message.
+# A file whose name begins with one of these prefixes is not a message.
 OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
-# The most searches for one file.  A file that is renamed during each search counts as in use.
+# The most searches for one file.  If another program renames the file during each search, the file
+# is considered in use.
 _LOOKS = 5
 
-# (name of a directory below the root, name of a file in it, inode of the file or 0 if that
-# is not known)
+# The name of a directory below the root; the name of a file in it; the inode of the file, or 0 if
+# it is not known.
 Place = tuple[str, str, int]
 Message = TypeVar("Message")
 
@@ -66,15 +67,15 @@ def removeAll(
     isRight: Callable[[Message, Place, os.stat_result, int], bool] = lambda *_: True,
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Remove all of these files or none.  A file that no longer exists counts as removed.
-    The removal is durable when this returns.  Blocks.
+    Remove all of these files or none.  A file that no longer exists is considered removed.  When
+    this function returns, the removal is durable.  Blocks.
 
     @param root: a descriptor of the mailbox's root directory.
     @param folders: the directories below it that may hold the files.
-    @param locate: returns the place of a message's file, or L{None} if it no longer exists.
-        Takes the message, and the number of searches for it that have failed.
-    @param isRight: returns whether a file belongs to a message.  Takes the message, the place
-        of the file, its status, and a descriptor of its directory.
+    @param locate: takes a message, and the number of searches for it that have failed.  Returns the
+        place of the message's file, or L{None} if the file no longer exists.
+    @param isRight: takes a message, the place of a file, the file's status, and a descriptor of its
+        directory.  Returns whether the file belongs to the message.
     @return: the removed messages, each with the place and the status of its file.
     @raise OSError: nothing was removed.
     """
@@ -88,8 +89,8 @@ def removeAll(
             # A removal on a full disk must not need space.
             return _removeByNames(root, wanted, locate, isRight)
     removed = _stageAll(root, folders, wanted, locate, isRight)
-    # The removal is decided.  Files that are left here are unlinked by the next recovery,
-    # so this needs no sync and may fail.
+    # From here on the removal is certain.  The next recovery unlinks the remaining files, so the
+    # unlinking here needs no sync and may fail.
     with suppress(OSError):
         for _, directory in _staged(root, _REMOVED, folders):
             try:
@@ -107,7 +108,7 @@ def _stageAll(
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Move the files into the staging directory, and decide that they are removed.
+    Move the files into the staging directory, and make their removal certain.
 
     @return: as L{removeAll}.
     @raise OSError: nothing was removed.
@@ -124,8 +125,8 @@ def _stageAll(
 
     try:
         _moveAll(wanted, locate, move)
-        # Sync the name of the staging directory first: under the other name, which it
-        # may have had before, a recovery after a power failure would remove all files.
+        # First sync the name of the staging directory.  Under its other name, which it may have had
+        # before, a recovery after a power failure would remove all files.
         os.fsync(root)
         for source, target in opened.values():
             os.fsync(target)
@@ -223,7 +224,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
         return False
     try:
         for folder in folders:
-            # A mailbox without one of these directories may not be mounted.
+            # If one of these directories is missing, the mailbox's file system may not be mounted.
             os.stat(folder, dir_fd=root)
     except OSError:
         return False
@@ -231,7 +232,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            # Read one entry only, because another program may have put very many files there.
+            # Read only one entry, because another program may have put very many files there.
             with os.scandir(directory) as entries:
                 if next(entries, None) is not None:
                     return False
@@ -250,7 +251,7 @@ def recover(root: int, folders: Iterable[str]) -> None:
     try:
         _purge(root, folders)
     except OSError as error:
-        # On a read-only file system the removed files may stay, because listings do not include
+        # On a read-only file system the removed files can stay, because listings do not include
         # them.
         if error.errno != errno.EROFS:
             raise
@@ -259,7 +260,7 @@ def recover(root: int, folders: Iterable[str]) -> None:
     try:
         _makeReady(root, folders)
     except OSError as error:
-        # A session that only reads needs no staging directories.
+        # Sessions that only read need no staging directories.
         if error.errno not in (*_FULL, errno.EROFS):
             raise
 
@@ -334,9 +335,10 @@ def _renamed(
 
 # --- on a full disk -----------------------------------------------------------------
 
-# If no staging directory can be created, messages are moved to "tmp" with the first prefix.
-# A recovery puts files with this prefix back.  Then one of them gets the second prefix; that
-# step decides, and a recovery removes all of them, this one last.
+# If no staging directory can be created, messages are moved to "tmp", and their names get the first
+# prefix.  A recovery puts files with this prefix back.  Then one of the files gets the second
+# prefix.  From this step on the removal is certain: a recovery removes all files, and the one with
+# the second prefix last.
 _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -349,7 +351,7 @@ def _removeByNames(
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Remove like L{removeAll}, without creating anything.
+    Like L{removeAll}, but without creating any file or directory.
     """
     removed: list[tuple[Message, Place, os.stat_result]] = []
     sources: dict[str, int] = {}
@@ -421,8 +423,8 @@ def _recoverByNames(root: int) -> None:
                 finally:
                     closeQuietly(home)
         if decided:
-            # The removal of the other files must be durable first, because these files record the
-            # decision.
+            # First make the removal of the other files durable, because these files show that the
+            # removal is certain.
             os.fsync(tmp)
             for name in decided:
                 os.unlink(name, dir_fd=tmp)
@@ -465,7 +467,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Another program has created a staging directory meanwhile.
+        # Another program has just created a staging directory.
         aside = f"{_REMOVED}.{time.time_ns()}"
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 
@@ -507,7 +509,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
         here = os.lstat(name, dir_fd=source)
         there = os.lstat(to, dir_fd=target)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            # Another program has created a file of this name meanwhile; keep both.
+            # Another program has just created a file with this name.  Keep both files.
             os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
             return
     except OSError as error:

@@ -1,5 +1,5 @@
 """
-The root directory of one mailbox, and how its files are opened.
+The root directory of one mailbox, which opens the files in it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["PERMANENT", "Directory", "Opened", "SlowDirectory", "UserDirectory"]
 
 log = Logger(namespace="pop3svc")
 
-# Errors of files that were logged already.
+# The errors of files that are already in the log.
 _faults = Once()
 
-# Errors that last until the operator repairs the cause.  All other errors may be temporary.
+# Errors that last until the operator removes their cause.  All other errors may be temporary.
 PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Directory:
     @ivar folders: the directories in it that hold messages.
     @ivar executor: runs work that reads directories or whole files.
     @ivar group: the group of L{Executor.run}: names the file system, and this mailbox on it.
-    @ivar user: the user with whose rights the executors work; L{None} for those of the service.
+    @ivar user: the user whose rights the executors use; L{None} for the rights of the service.
     """
 
     __slots__ = (
@@ -103,7 +103,7 @@ class Directory:
 
     def rights(self) -> AbstractContextManager[None]:
         """
-        @return: a context with the file rights that C{user} has, for work outside the executors.
+        @return: a context with the file rights of C{user}, for work outside the executors.
         """
         return nullcontext() if self.user is None else asUser(self.user)
 
@@ -157,8 +157,8 @@ class Directory:
 
     def checkPresence(self, root: int | None) -> None:
         """
-        Record that a mailbox exists.  If the mailbox does not exist, log this or refuse the
-        session.  Blocks.
+        Record that a mailbox exists.  If the mailbox does not exist, write this to the log, or
+        refuse the session.  Blocks.
 
         @param root: a descriptor of the directory, or L{None} if the directory does not exist.
         @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before.
@@ -173,8 +173,8 @@ class Directory:
 
     def _isWhole(self, root: int) -> bool:
         """
-        @return: whether all directories that hold messages exist.  A directory without them
-            may be a mount point.
+        @return: whether all directories for messages exist.  A directory without these may be a
+            mount point.
         """
         try:
             for folder in self.folders:
@@ -216,7 +216,7 @@ class Directory:
 
     def fault(self, action: str, error: OSError, name: str = "") -> POP3ResponseError:
         """
-        Log an error of a file, once instead of at each poll.
+        Log an error of a file, only once and not at each poll.
 
         @param action: the words after "cannot" in the log.
         @param name: the name of a file in the mailbox.
@@ -235,7 +235,7 @@ class Directory:
 
 class UserDirectory(Directory):
     """
-    A L{Directory} that is used with the rights of its user, in the reactor's thread as well.
+    A L{Directory} that is used with the rights of its user, even in the reactor's thread.
     """
 
     __slots__ = ()

@@ -39,7 +39,7 @@ class Finder:
 
     def attempt(self, uniqueID: str) -> Opened | None:
         """
-        Open a message where it was seen last, in the reactor's thread.
+        Open a message at its last known place, in the reactor's thread.
 
         @return: the open file; L{None} if that place has no file or another file, or if the file
             must be opened in a thread.
@@ -85,8 +85,9 @@ class Finder:
 
         @param look: takes a unique-id and a place, returns L{None} if the file is not at
             that place.
-        @return: the results of C{look} by unique-id; and a bool.  It is true if all other messages
-            certainly no longer exist, and false if they were renamed during the whole search.
+        @return: the results of C{look} by unique-id; and a bool, which is true if all other
+            messages certainly no longer exist, and false if these were renamed during the whole
+            search.
         """
         found: dict[str, T] = {}
         listing = self._listing
@@ -119,8 +120,8 @@ class Finder:
         self, wanted: set[str], now: MailboxSnapshot, lookFor: Callable[[str, Place], bool]
     ) -> None:
         """
-        Open messages while their directory is read, so that another program has little
-        time to rename them.
+        Open messages while their directory is being read, so that other programs have little time
+        to rename the files.
         """
 
         def seekIn(root: int) -> None:

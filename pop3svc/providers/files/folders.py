@@ -30,8 +30,8 @@ MessageRef = tuple[int, int, str, str, Place]
 
 class OpenFolders(dict[str, int]):
     """
-    Descriptors of the folders of a mailbox.  A folder is opened at its first use.  A folder that
-    does not exist raises L{FileNotFoundError}.
+    Descriptors of the folders of a mailbox.  A folder is opened at its first use.  If a folder does
+    not exist, L{FileNotFoundError} is raised.
     """
 
     def __init__(self, root: int) -> None:
@@ -70,7 +70,7 @@ class OpenFolders(dict[str, int]):
 
 def identityOf(status: os.stat_result) -> str:
     """
-    @return: a text that distinguishes a file from all others, now and later.
+    @return: a text that distinguishes a file from all other files, including later ones.
     """
     return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}"
 
@@ -84,11 +84,11 @@ def identify(
     comparesAll: bool = False,
 ) -> None:
     """
-    Give a file that has the name of an earlier file another unique-id.  Blocks.
+    Give another unique-id to each file that has the name of an earlier file.  Blocks.
 
     @param folders: the directories below C{root} that may hold the files.
     @param found: the messages; changed in place.
-    @param sizes: the file that each unique-id belongs to.
+    @param sizes: for each unique-id the file to which it belongs.
     @param doubts: extended by the places of messages that could not be identified.
     @param comparesAll: call stat() for each file, even if there are many files.
     """
@@ -115,7 +115,8 @@ def identify(
 
 def areIdentified(uniqueIDs: list[str], inodes: list[int], sizes: MailboxSizes) -> bool:
     """
-    @param uniqueIDs: some messages of a mailbox with so many that L{identify} compares inodes.
+    @param uniqueIDs: some messages of a mailbox that is so large that L{identify} compares only
+        inodes.
     @param inodes: the inode of each message.
     @return: whether L{identify} would look at no file, and give no message another unique-id.
     """
@@ -150,7 +151,8 @@ def _identifyOne(
         uniqueID = uniqueIDFor(base, identityOf(status))
         owner = sizes.ownerOf(uniqueID)
     if owner is not None and owner.octets >= 0 and not owner.isUnchanged(status):
-        # The same message was written anew, perhaps with other line ends, so count it again.
+        # The same message was written again, possibly with other line ends, so count its size
+        # again.
         sizes.forget(uniqueID)
         owner = sizes.ownerOf(uniqueID)
     found[index] = seconds, microseconds, base, uniqueID, place
@@ -170,7 +172,8 @@ def _seekRenamed(
     """
     Find messages by their inodes, because their names have changed.
 
-    @param renamed: index and owner of each message, by inode.  Found messages are removed from it.
+    @param renamed: the index and the owner of each message, by inode.  This method removes the
+        messages that it finds.
     """
     for _ in range(_LOOKS if renamed else 0):
         for folder in folders:

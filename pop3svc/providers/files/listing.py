@@ -50,21 +50,21 @@ class Caches:
 
 class _Watching:
     """
-    The watch of a mailbox for one session.  The inotify watch begins at the first SLEE, so
-    that a session that never sleeps does not pay for it.
+    The watch of a mailbox for one session.  The inotify watch begins at the first SLEE, so that
+    sessions that never sleep need no watch.
     """
 
     __slots__ = ("_caches", "_directory", "_end", "_watch", "changed")
 
     def __init__(self, directory: Directory, caches: Caches, changed: Callable[[], object]) -> None:
         """
-        @param changed: called after each change of the mailbox, and when a change may have
-            gone unnoticed.
+        @param changed: called after each change of the mailbox, and when a change may have been
+            missed.
         """
         self.changed = changed
         self._directory = directory
         self._caches = caches
-        # The watch, if it has begun, and a function that ends it.
+        # The watch, if it has begun, and the function that ends the watch.
         self._watch: MailboxWatch | None = None
         self._end: Callable[[], None] | None = None
 
@@ -92,7 +92,7 @@ class _Watching:
         Begin the inotify watch.
         """
         self.end()
-        # Changes before the beginning of the watch have gone unnoticed.
+        # The watch does not report changes before its beginning.
         self.changed()
 
         def begin(root: int, key: Key) -> None:
@@ -111,7 +111,7 @@ class _Watching:
         try:
             self._directory.attempt(begin)
         except OSError:
-            # Without a watch, the times of the directories are compared.
+            # Without a watch, compare the times of the directories.
             self.end()
 
     def end(self) -> None:
@@ -126,7 +126,7 @@ class _Watching:
 
 class Listing:
     """
-    The messages that one session has listed, and the places that they have moved to since.
+    The messages that one session has listed, and the places to which they have moved since.
 
     @ivar current: the latest listing.
     @ivar sizes: the sizes of the messages of the directory that was listed; L{None} if
@@ -158,7 +158,7 @@ class Listing:
         self._caches = caches
         # Device and inode of the directory that was listed.
         self._key: Key | None = None
-        # Places and other names of messages that moved or arrived after the listing.
+        # The places and other names of messages that have moved or arrived after the listing.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
@@ -182,7 +182,7 @@ class Listing:
         # If another session's listing is still valid, this needs no thread.
         listing = self._listedBefore(changes)
         if watching is not None and not watching.holds(self._key):
-            # Without a valid watch, changes may have gone unnoticed.
+            # Without a valid watch, changes may have been missed.
             watching.changed()
         if listing is not None:
             return self._use(listing)
@@ -284,7 +284,7 @@ class Listing:
 
     def scanned(self) -> MailboxSnapshot:
         """
-        List the messages as they are now.  The session's listing stays.
+        List the present messages.  The session's listing does not change.
 
         @raise POP3ResponseError: the directory cannot be read.
         """
@@ -304,7 +304,7 @@ class Listing:
 
     def scan(self, root: int) -> MailboxSnapshot:
         """
-        List the messages as they are now, if the shared listing is not valid.
+        List the present messages, unless the shared listing is still valid.
 
         @param root: a descriptor of the directory.
         @raise OSError: the directory cannot be read.
@@ -315,7 +315,7 @@ class Listing:
         if shared is not None:
             return shared
         listing, stamp = self._format.scan(root, sizes)
-        # Prepare the unique-ids here, because this runs in a thread.
+        # Prepare the unique-ids here, because this method runs in a thread.
         listing.listed.prepare()
         if listing.isSure:
             sizes.markOthersGone(listing.listed.numbers())
@@ -327,7 +327,7 @@ class Listing:
     def scanIfSmall(self, root: int) -> None:
         """
         Scan the directory so that L{refresh} finds the listing without another call in a thread.
-        Leave out a large directory, because the session would wait for the scan.
+        Do not scan a large directory, because the session would have to wait for the scan.
         """
         folders = self._directory.folders
         with suppress(OSError):
@@ -350,7 +350,7 @@ class Listing:
 
     def placeOf(self, uniqueID: str) -> Place | None:
         """
-        @return: the place where a message was seen last; L{None} if it was not listed.
+        @return: the last known place of a message; L{None} if the message was not listed.
         """
         return self._moved.get(uniqueID) or self.current.get(uniqueID)
 
@@ -362,7 +362,7 @@ class Listing:
 
     def adopt(self, uniqueID: str, now: MailboxSnapshot) -> None:
         """
-        Record the place and the other names that a message has in another listing.
+        Record the place and the other names of a message in another listing.
         """
         place = now.get(uniqueID)
         if place is None:
@@ -402,7 +402,7 @@ class Listing:
 
     def isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
         """
-        Check cheaply whether a file is the one that was listed.
+        Check, without much work, whether a file is the one that was listed.
 
         @return: L{True} if the file is certainly the listed file; L{False} if L{isSame} has to
             decide.
@@ -428,26 +428,26 @@ class Listing:
             if not self._isLater(uniqueID, status):
                 return True
             if sizes is not None:
-                # The unique-id belongs to the file that is gone.
+                # The unique-id belongs to a file that no longer exists.
                 sizes.claim(uniqueID, MessageInfo(-1, status.st_ino, kind=GONE))
                 self._drop()
             return False
         if place[2] not in (0, status.st_ino):
-            # Another file has the name.  A copy with the same time is the same message.
+            # Another file has this name.  A copy with the same time is the same message.
             return known.modified == status.st_mtime_ns
         if known.isFile(status, head):
             return True
         # A program has changed the file in place, although the rules of a Maildir forbid this.  The
-        # file is another message now.
+        # file is now another message.
         sizes.forget(uniqueID)
         self._drop()
         return False
 
     def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
         """
-        @return: whether a file was delivered after the listing, and has the inode of the
-            listed file.  A rename changes only the time of change.  A write also changes the
-            time of modification.
+        @return: whether a file was delivered after the listing, and has the inode of the listed
+            file.  A rename changes only the time of change; a write also changes the time of
+            modification.
         """
         listing = self.current
         if not listing.time or uniqueID not in listing:

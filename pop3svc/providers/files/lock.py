@@ -425,7 +425,7 @@ class ExclusiveDirectory(Directory):
             root = self._place.open()
             if root is None:
                 if prepare is None and presence is not None:
-                    # The database may be read in a thread only.
+                    # The database may be read only in a thread.
                     return LockBusy()
                 super().checkPresence(None)
                 return None

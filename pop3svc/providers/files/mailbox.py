@@ -1,5 +1,5 @@
 """
-A mailbox that keeps each message in a file of its own.
+A mailbox that keeps each message in a separate file.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class FileMailbox:
     @property
     def hasSurrogates(self) -> bool:
         """
-        See L{ISurrogates.hasSurrogates}.  The names of files do not tell which messages need a
-        surrogate.
+        See L{ISurrogates.hasSurrogates}.  With sizes from file names, the mailbox does not know
+        which messages need a surrogate.
         """
         return not self._format.believesNames
 
@@ -178,7 +178,7 @@ class FileMailbox:
 
         @param isWanted: takes the place of a message's file, and the open folders.  Called in a
             thread.
-        @return: the unique-ids of the messages that are wanted.
+        @return: the unique-ids of the selected messages.
         """
         return await self._directory.run(self._selected, isWanted)
 

@@ -33,8 +33,8 @@ class Presence:
 
     def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
-        @param state: the database that survives a restart.  Without it the registry is in memory
-            only.
+        @param state: the database that survives a restart.  Without it the registry is only in
+            memory.
         """
         self._state = State() if state is None else state
         self._runner = disk() if runner is None else runner

@@ -1,5 +1,5 @@
 """
-Read the directories of a mailbox, and find even messages that move meanwhile.
+Read the directories of a mailbox, and find even messages that move during the reading.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortInSlices", "sortRefs"]
 
-# The most reads of the directories; fewer are enough if the directories do not change during a
-# read.  The seconds between two reads.
+# The most reads of the directories, and the seconds between two reads.  Fewer reads are enough if
+# the directories do not change during a read.
 _SCANS, _PAUSE = 10, 0.02
-# The most messages that one call sorts, so that it holds the interpreter lock for some
-# milliseconds only.
+# The most messages that one call sorts, so that it holds the interpreter lock only for some
+# milliseconds.
 _SLICE = 10_000
-# A sample for L{sortInSlices} has one of this many values.
+# Of this number of values, one is in the sample of L{sortInSlices}.
 _SAMPLED = 100
 
 T = TypeVar("T")
@@ -45,8 +45,8 @@ class Scan:
     The places of a mailbox's messages.
 
     @ivar folders: the files of each directory; empty if one read was not enough.
-    @ivar seen: for each place the number of the last read that found it; empty if one read was
-        enough.
+    @ivar seen: for each place the number of the last read that found a file there; empty if one
+        read was enough.
     @ivar isSure: whether the last read was complete.
     @ivar stamp: the times of the directories at the last read; empty if that read was not complete.
     @ivar began: when the scan began, nanoseconds.
@@ -102,8 +102,8 @@ class Scan:
 
 def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
     """
-    List the places of messages.  A message that is moved while a directory is read may be
-    missed or seen twice, so read again until the directories do not change.
+    List the places of messages.  If a message moves while a directory is read, the reading may miss
+    it or find it twice.  Therefore read again until the directories do not change.
 
     @param root: a descriptor of the mailbox.
     @param folders: the directories below it that hold messages.

@@ -1,11 +1,11 @@
 """
-Keep the sizes of a mailbox's messages, and the file that each unique-id belongs to, in a
+Keep the sizes of a mailbox's messages, and for each unique-id the file to which it belongs, in a
 file of the mailbox.
 
-The file C{pop3svc-sizes} begins with a line that gives its version and the device and
-inode of the mailbox.  Blocks follow: a line with length and checksum, then a line for each
-message.  The service only appends to the file, or replaces it as a whole.  It ignores a damaged
-block, and then replaces the file.
+The file C{pop3svc-sizes} begins with a line that gives its version and the device and inode of the
+mailbox.  Blocks follow: a line with length and checksum, then a line for each message.  The service
+only appends to the file, or replaces the whole file.  It ignores a damaged block, and then replaces
+the file.
 """
 
 from __future__ import annotations
@@ -48,22 +48,23 @@ _NAME = "pop3svc-sizes"
 # The file that replaces the file of sizes.  Its name is always the same, so that killed services
 # leave at most one such file.
 _NEXT = "pop3svc-sizes.new"
-# Raise the number if pop3svc.downgrading makes other octets of a message.
+# Increase this number if a change of pop3svc.downgrading makes different octets of a message.
 _VERSION = "pop3svc-sizes 5"
 # The most octets of a line, which has a unique-id of 70 octets and seven numbers.
 _LINE = 228
-# The file is replaced when it has more than twice the needed entries, and this many more.
+# The file is replaced when it has more than twice as many entries as needed, plus this number.
 _SPARE = 1000
-# Unique-ids of former messages that are remembered, so that no other message gets one of them.
-# This number is enough, because a name returns soon if it returns at all, after a clock was set
-# back or a backup was restored.
+# The most unique-ids of deleted messages that are remembered, so that no other message gets one of
+# these.  This number is enough.  A name can return only after a clock was set back or a backup was
+# restored, and then it returns soon.
 _GONE = 2000
 
-# The inode of files of a mailbox that was copied, and the kind of messages that are gone.
+# The inode that stands for all files of a copied mailbox; and the kind of a message that no longer
+# exists.
 COPIED, GONE = 0, "g"
 
-# The most messages whose first octets are read for a checksum because their size was not counted.
-# To read more messages would take longer than the rest of the session.
+# The most messages whose first octets are read for a checksum, because their sizes were not
+# counted.  More messages would take longer than the rest of the session.
 _READ = 20
 
 # (device, inode) of a mailbox
@@ -79,8 +80,8 @@ def keyOf(root: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-# The number of octets at the beginning of a message that distinguish the message from others.  They
-# hold its trace fields.
+# The number of octets at the beginning of a message that distinguish the message from others,
+# because they contain its trace fields.
 _HEAD = 1024
 
 
@@ -128,8 +129,8 @@ class MessageInfo(NamedTuple):
     @ivar inode: inode of the file.
     @ivar size: size of the file, octets.
     @ivar modified: time of modification of the file, nanoseconds.
-    @ivar kind: how the file differs from the octets on the wire: C{=} not at all; C{.} it
-        needs line ends or dots; C{z} it is compressed; C{g} it no longer exists.
+    @ivar kind: how the file differs from the octets that are sent: C{=} not at all; C{.} line ends
+        or dots have to be changed; C{z} the file is compressed; C{g} the file no longer exists.
     @ivar head: a checksum of the first octets; 0 if they were not read.
     @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
         needs none.
@@ -151,7 +152,7 @@ class MessageInfo(NamedTuple):
             such copies.
         """
         if not self.modified:
-            # Only the name and the inode are known.
+            # For this entry only the name and the inode are known.
             return self.kind != GONE and self.inode in (COPIED, status.st_ino)
         if self.modified == status.st_mtime_ns:
             return True
@@ -166,12 +167,13 @@ class MessageInfo(NamedTuple):
 
     def isUnchanged(self, status: os.stat_result) -> bool:
         """
-        @return: whether the file was not written to, as the rules of a Maildir require.
+        @return: whether the file is unchanged, as the rules of a Maildir require.
         """
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
-# Makes a L{MessageInfo} of a tuple of all its fields, in a third of the time of its constructor.
+# Makes a L{MessageInfo} of a tuple of all its fields.  This takes a third of the time of the
+# constructor.
 _infoOf: Callable[[tuple[object, ...]], MessageInfo] = partial(tuple.__new__, MessageInfo)
 
 
@@ -181,7 +183,7 @@ def infosOf(
     """
     @param sizes: the size of each message in octets; L{None} if it is not known.
     @param inodes: the inode of each message's file.
-    @return: what is known of each message whose size is known.
+    @return: an entry for each message whose size is known.
     """
     infos: dict[str, MessageInfo] = {}
     for some, octets, theirs in zip(*map(slices, (uniqueIDs, sizes, inodes)), strict=True):
@@ -214,11 +216,11 @@ class MailboxSizes:
     object while the mailbox is locked.
 
     @ivar known: messages whose size was counted.
-    @ivar seen: messages that were listed and not counted; in memory only.
-    @ivar claims: other unique-ids: of removed messages, and of messages that share a name with
-        another message.
+    @ivar seen: messages that were listed but not counted; only in memory.
+    @ivar claims: further unique-ids: those of removed messages, and those of messages that have the
+        same name as another message.
     @ivar isCounting: whether a session is counting messages.
-    @ivar waiters: fire when that count ends.
+    @ivar waiters: Deferreds that fire when the counting ends.
     """
 
     def __init__(self) -> None:
@@ -233,13 +235,13 @@ class MailboxSizes:
         self._stamp: FileStamp | None = None
         self.isCounting = False
         self.waiters: list[Progress[None]] = []
-        # Number of entries in the file, several for some messages; -1 if it is damaged,
+        # Number of entries in the file (a message may have several); -1 if the file is damaged,
         # does not exist, or was written for another directory.
         self._written = -1
         # The unique-ids in C{claims} that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
-        # The sizes of a whole listing, because all its sessions ask for them; and whether they are
-        # those of surrogates.
+        # The sizes of a whole listing, which are kept because all its sessions need them; and
+        # whether these are the sizes of surrogates.
         self._whole: tuple[Sequence[str], bool, list[int]] = _NOTHING
         # The number of changes of C{known}.
         self._changes = 0
@@ -260,7 +262,7 @@ class MailboxSizes:
                 octets = [each.octets for each in found]
         except KeyError:
             return None
-        # Another thread may be changing the sizes, or may have changed them meanwhile.
+        # Another thread may be changing the sizes, or may have changed them since then.
         if self._guard.acquire(blocking=False):
             if changes == self._changes:
                 self._whole = uniqueIDs, ofSurrogates, octets
@@ -278,7 +280,8 @@ class MailboxSizes:
 
     def countUnknown(self, uniqueIDs: Sequence[str]) -> int:
         """
-        @return: the number of messages whose size is not known, as far as the file was read.
+        @return: the number of messages without a known size, according to the part of the file that
+            was read.
         """
         if not self.isLoaded:
             return len(uniqueIDs)
@@ -311,8 +314,8 @@ class MailboxSizes:
     @_guarded
     def forget(self, uniqueID: str) -> None:
         """
-        Discard the size of a message because its file has changed.  The unique-id still belongs to
-        the message.
+        Discard the size of a message, because its file has changed.  The message keeps its
+        unique-id.
         """
         self._change()
         info = self.known.pop(uniqueID, None)
@@ -321,7 +324,7 @@ class MailboxSizes:
 
     def ownerOf(self, uniqueID: str) -> MessageInfo | None:
         """
-        @return: the file that a unique-id belongs or belonged to.
+        @return: the file to which a unique-id belongs, or belonged before.
         """
         return self.known.get(uniqueID) or self.claims.get(uniqueID) or self.seen.get(uniqueID)
 
@@ -343,7 +346,7 @@ class MailboxSizes:
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Queue more messages for writing: those that were listed and whose size was not counted.
+        Also queue for writing the messages that were listed but not counted.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
@@ -415,7 +418,7 @@ class MailboxSizes:
 
     def progressed(self) -> None:
         """
-        Tell the waiting sessions that the count makes progress.
+        Report to the waiting sessions that the counting makes progress.
         """
         for waiter in self.waiters:
             waiter.progressed()
@@ -425,7 +428,7 @@ class MailboxSizes:
     @_guarded
     def load(self, root: int, messages: int) -> None:
         """
-        Read the file, if it was not read yet or has changed.  Blocks.
+        Read the file, if it has not been read yet, or has changed.  Blocks.
 
         @param root: a descriptor of the mailbox.
         @param messages: number of messages in the mailbox.
@@ -448,7 +451,7 @@ class MailboxSizes:
         self.isLoaded = True
 
     def _readFile(self, root: int, messages: int) -> None:
-        # The owner of the mailbox may put any file there; limit its size by the number of
+        # The owner of the mailbox may put any file there, so limit its size by the number of
         # messages.
         longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
         try:
@@ -467,7 +470,7 @@ class MailboxSizes:
         first = line.decode("ascii").split()
         if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
             return
-        # In a copied mailbox all files have other inodes.
+        # In a copied mailbox all files have different inodes.
         isOwn = first[2:] == [str(each) for each in keyOf(root)]
         self._written = 0
         while line := file.readline(_LINE):
@@ -531,8 +534,8 @@ class MailboxSizes:
         try:
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         except FileExistsError:
-            # A service was killed while it wrote this file.  No other service writes it now,
-            # because the mailbox is locked.
+            # A service was killed while it wrote this file.  No other service is writing the file
+            # now, because the mailbox is locked.
             os.unlink(_NEXT, dir_fd=root)
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}
@@ -566,8 +569,8 @@ class MailboxSizes:
 
 class UnsavedSizes(MailboxSizes):
     """
-    Sizes that are kept in memory only, because the store changes nothing in the mailbox.
-    Reads the file that another service has written.
+    Sizes that are kept only in memory, because the store changes nothing in the mailbox.  This
+    class still reads the file that another service has written.
     """
 
     @property
@@ -590,7 +593,7 @@ class UnsavedSizes(MailboxSizes):
             self._unwritten.clear()
 
 
-# Entries of one block, so that at most some MiB are read or written at once.
+# The entries of one block; with this number at most some MiB are read or written at once.
 _BLOCK = 20_000
 
 
@@ -636,7 +639,7 @@ def _writeAll(descriptor: int, data: bytes) -> None:
 
 class SizeCache:
     """
-    Cache of the L{MailboxSizes} of one store; it drops the least recently used mailboxes.
+    Cache of the L{MailboxSizes} of one store.  It drops the least recently used mailboxes.
     Thread-safe.
     """
 

@@ -1,5 +1,5 @@
 """
-List the files of a mailbox, and keep the listings for its sessions.
+List the files of a mailbox, and keep the listing for all its sessions.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ class PlaceColumns(Sequence[Place]):
 class MailboxSnapshot:
     """
     Unique-ids in the order of message numbers, and the place of each message.  A snapshot never
-    changes once it is made, because sessions share it.
+    changes after it was made, because sessions share it.
 
     @ivar listed: the unique-ids, for sessions to share.
     @ivar places: the place of each message.
     @ivar links: other names of the same file, by unique-id.
     @ivar isSure: whether no file moved during the scan.  If no file moved, a message that is not
         listed no longer exists.
-    @ivar time: time of the scan, nanoseconds; 0 if nothing was scanned.  If the latest time of
-        change of the directories is ahead of the clock, it is that time.  A file that was written
+    @ivar time: time of the scan, nanoseconds; 0 if nothing was scanned.  If a directory's time of
+        change is later than the clock, C{time} is that time of change.  A file that was written
         later is not listed.
     @ivar separator: the separator before the flags in the names of files; empty if the
         names have no flags.
     @ivar uniqueIDFor: takes the part of a file's name before the separator, and returns the
-        unique-id that it gives.
+        unique-id.
     """
 
     __slots__ = ("isSure", "links", "listed", "places", "separator", "time", "uniqueIDFor")
@@ -118,7 +118,7 @@ class MailboxSnapshot:
 
     def uniqueIDOf(self, place: Place) -> str:
         """
-        @return: the unique-id that the file's name gives.
+        @return: the unique-id that is made from the file's name.
         """
         name = place[1]
         return self.uniqueIDFor(name.partition(self.separator)[0] if self.separator else name)
@@ -134,7 +134,7 @@ _NO_DIRECTORY = (0, 0, 0, 0)
 
 class Format(Protocol):
     """
-    How a kind of mailbox names and orders the files of its messages.
+    The rules by which a kind of mailbox names and orders the files of its messages.
 
     @ivar believesNames: whether the operator trusts L{sizesInNames}.
     """
@@ -153,7 +153,7 @@ class Format(Protocol):
         List the messages.  Blocks.
 
         @param root: a descriptor of the root directory.
-        @param sizes: the file that each unique-id belongs to.
+        @param sizes: for each unique-id the file to which it belongs.
         @return: the listing, and the times of the directories for which the listing is valid.  The
             caller uses the times only if the listing is sure.
         """
@@ -166,8 +166,7 @@ class Format(Protocol):
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         """
-        Called after messages were deleted, to update other files.  Blocks, and must not
-        raise.
+        Update other files after messages were deleted.  Blocks, and must not raise an exception.
         """
 
 
@@ -203,7 +202,7 @@ class ListingCache:
     """
 
     # The most messages of all mailboxes.  The latest mailbox is kept even if it alone has more.
-    # Some 300 octets each.  A mailbox counts as EACH further messages.
+    # Each message takes some 300 octets.  Each mailbox counts as EACH further messages.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
@@ -234,7 +233,7 @@ class ListingCache:
 
     def setWatched(self, key: Key, listing: MailboxSnapshot, changes: int | None) -> None:
         """
-        Record the watch's count of changes with a listing, if it is still the latest.
+        Record the watch's count of changes with a listing, if the listing is still the latest.
         """
         with self._lock:
             known = self._listings.get(key)
@@ -243,7 +242,7 @@ class ListingCache:
 
     def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:
         """
-        Store a listing that is sure.
+        Store a listing, which must be sure.
         """
         with self._lock:
             self._drop(key)
@@ -280,7 +279,7 @@ class NoListingCache(ListingCache):
 
 def listFolder(root: int, folder: str) -> Iterator[Place]:
     """
-    Yield the regular files of a directory that are not hidden, while it is read.
+    Read a directory, and yield its regular files that are not hidden.
     """
     try:
         directory = openBelow(folder, root)

@@ -56,7 +56,7 @@ class MailboxMaker:
         @param isSlow: whether opening a file may block for long, as on a network file
             system.
         @param runner: runs work in threads.
-        @param manners: how a session acts when a mailbox is locked.
+        @param manners: what a session does when a mailbox is locked.
         @param presence: records which mailboxes have existed.
         """
         self._format = format
@@ -100,7 +100,7 @@ class MailboxMaker:
         """
         @param place: the directory of a mailbox, which need not exist.
         @param format: a format with the same folders, which replaces the format of all mailboxes.
-        @param user: the user with whose rights the mailbox is used; L{None} for those of the
+        @param user: the user whose rights are used for the mailbox; L{None} for the rights of the
             service.
         @return: the mailbox for one session.
         """
@@ -110,15 +110,15 @@ class MailboxMaker:
         self, place: Root, format: Format | None = None, user: FileUser | None = None
     ) -> ExclusiveFileMailbox:
         """
-        @return: like L{mailbox}, a mailbox that asks no other session to release its lock, and
-            does not wait for it.
+        @return: a mailbox like L{mailbox}.  It does not ask another session to release its lock,
+            and does not wait for the lock.
         """
         return self._exclusive(place, format or self._format, user, LockPolicy(takeover=False))
 
 
 def _directories(isSlow: bool) -> tuple[type[Directory], type[Directory]]:
     """
-    @return: the directory with the rights of the service, and the one with those of a user.
+    @return: the classes of directories for the rights of the service and for the rights of a user.
     """
     return (SlowDirectory, SlowDirectory) if isSlow else (Directory, UserDirectory)
 

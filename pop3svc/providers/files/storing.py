@@ -29,7 +29,7 @@ __all__ = [
     "writeMessage",
 ]
 
-# Octets that are read at once.
+# The number of octets that are read at once.
 _BLOCK = 262_144
 
 # The deliveries of this process.
@@ -44,8 +44,8 @@ class Written(NamedTuple):
     """
     The sizes, in octets, of a message that was written.
 
-    @ivar size: of the file.
-    @ivar wireSize: of the message as RETR sends it, without dot-stuffing.
+    @ivar size: the size of the file.
+    @ivar wireSize: the size of the message as RETR sends it, without dot-stuffing.
     """
 
     size: int
@@ -64,9 +64,9 @@ def _host() -> str:
 
 def nameOfDelivery(microseconds: int | None = None) -> str:
     """
-    @param microseconds: when the message arrived, since the epoch; L{None}: now.
-    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  Names
-        sort in the order of arrival.
+    @param microseconds: the time of arrival, microseconds since the epoch; L{None} for now.
+    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  The order
+        of the names is the order of arrival.
     """
     if microseconds is None:
         microseconds = time.time_ns() // 1000
@@ -86,7 +86,7 @@ def writeMessage(
     Write a message with LF line ends to a new private file (0600), durably.  Blocks.
 
     @param directory: a descriptor.
-    @param header: whole lines that are put before the message.
+    @param header: complete lines to put before the message.
     @param content: see L{pop3svc.interfaces.IDelivery.deliver}.
     @param owner: user and group of the file.
     @param modified: time of modification of the file, nanoseconds since the epoch.
@@ -118,7 +118,7 @@ def writeMessage(
         if modified is not None:
             os.utime(descriptor, ns=(modified, modified))
         os.fsync(descriptor)
-        # Close it here, because some file systems report only then that they are full.
+        # Close the file here, because some file systems report a full disk only at this call.
         descriptor, closing = -1, descriptor
         os.close(closing)
     except BaseException:
@@ -136,7 +136,8 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
 
     @param source: a descriptor of the directory that holds the file C{name}.
     @param target: a descriptor of the other directory.
-    @param mayExist: whether a message called C{newName} may exist already.  It then stays.
+    @param mayExist: whether a message called C{newName} may already exist.  In this case the
+        existing message stays.
     @return: whether the message was moved.  If another message had the name, the new message was
         removed.
     @raise OSError: the message is in neither directory.
@@ -156,7 +157,7 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
     try:
         os.fsync(target)
     except OSError:
-        # The message may be lost at a crash, and so its sender has to send it again.
+        # A crash could lose the message, so its sender has to send it again.
         removeQuietly(target, newName)
         raise
     return True

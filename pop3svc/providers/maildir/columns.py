@@ -1,8 +1,8 @@
 """
 List a large Maildir as columns, if all names have the usual form.
 
-A Maildir of 100,000 messages takes half the time in this way.  A tuple for each message, which the
-general way in L{pop3svc.providers.maildir.scan} needs, is what takes the time there.
+With columns, a Maildir of 100,000 messages takes half the time.  The general way in
+L{pop3svc.providers.maildir.scan} is slower, because it makes a tuple for each message.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pop3svc.providers.maildir.names import parseNames
 __all__ = ["listByColumns"]
 
 # The least number of messages.  A Maildir with fewer messages gains nothing.  To measure the gain,
-# set it to a number that no Maildir reaches.
+# set this to a number that no Maildir reaches.
 LEAST = 1000
 # The most digits of the seconds in a name; see L{parseNames}.
 _DIGITS = 20
@@ -31,14 +31,14 @@ _DIGITS = 20
 
 def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSnapshot | None:
     """
-    List messages if all names have the usual form: they begin with the same number of digits and a
-    period; the parts before C{separator} are different unique-ids; and each message is the one
-    that has had this unique-id before.
+    List messages if all names have the usual form.  All names begin with the same number of digits
+    and a period.  The parts before C{separator} are different unique-ids.  No unique-id belonged to
+    another message before.
 
     @param scan: the files.
     @param separator: the separator before the flags.
-    @param sizes: the file that each unique-id belongs to.
-    @return: the same listing as in the general way; L{None} if the messages are few, or if they
+    @param sizes: for each unique-id the file to which it belongs.
+    @return: the same listing as in the general way; L{None} if there are few messages, or if these
         need the general way.
     """
     read = [name for folder in scan.folders for name in folder.names]
@@ -82,7 +82,7 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
 
 def _areSeconds(heads: list[str], width: int) -> bool:
     """
-    @param width: the number of characters to the first period of a name, this period included.
+    @param width: the number of characters up to the first period of a name, including this period.
     @return: whether each text consists of that many characters: ASCII digits and a period.
     """
     digits, joined = width - 1, "".join(heads)

@@ -46,11 +46,11 @@ log = Logger(namespace="pop3svc")
 
 T = TypeVar("T")
 
-# Errors that were logged already.
+# The errors that are already in the log.
 _faults = Once()
 
 # The number of messages from which the size limit of a mailbox's file of sizes is computed.  If a
-# mailbox is larger, its file is not read, and an import relies on the names alone.
+# mailbox is larger, its file of sizes is not read, and an import uses only the names of files.
 _MOST_MESSAGES = 500_000
 
 
@@ -59,7 +59,7 @@ class MaildirDelivery:
     Stores messages in the Maildirs of one store.
     """
 
-    # Mailboxes whose unique-ids are remembered while messages are imported to them.
+    # The most mailboxes whose unique-ids are remembered during an import.
     BOUND = 16
 
     def __init__(
@@ -75,8 +75,8 @@ class MaildirDelivery:
         @param executor: runs work in threads.
         @param presence: records which mailboxes have existed.
         @param separator: see L{MaildirStore<pop3svc.providers.maildir.store.MaildirStore>}.
-        @param formatFor: takes a user and the user's Maildir, and returns a format that lists
-            the messages with the unique-ids of a former server; L{None} if there was none.
+        @param formatFor: takes a user and the user's Maildir, and returns a format that lists the
+            messages with the unique-ids of a previous server; L{None} if there was no such server.
         """
         self._formatFor = formatFor
         self._owners = owners
@@ -124,8 +124,8 @@ class MaildirDelivery:
     ) -> list[DeliveryError | None]:
         """
         See L{pop3svc.interfaces.IDelivery.deliver}.  The copies are stored one after the other,
-        because each reads the same file.  If the call is cancelled, the copies that were not
-        stored get an error.
+        because all read the same file.  If the call is cancelled, the copies that were not stored
+        get an error.
         """
         results: list[DeliveryError | None] = []
         isOver = False
@@ -205,8 +205,8 @@ class MaildirDelivery:
             if not self._presence.mayBeMade(place.path):
                 if _faults.isFirst((place.path, "missing")):
                     log.error(
-                        "mailbox {path} is missing: is its file system mounted?  Its mail has to "
-                        "wait",
+                        "mailbox {path} is missing: is its file system mounted?  Its "
+                        "mail has to wait",
                         path=place.path,
                     )
                 raise StoreUnavailable("The mailbox is not available now.")
@@ -275,9 +275,9 @@ class MaildirDelivery:
 
 class _KnownIDs:
     """
-    The names that messages of one mailbox have or had.
+    The names that messages of one mailbox have, or had before.
 
-    @ivar former: the unique-ids of the messages that a former server has numbered.
+    @ivar former: the unique-ids of the messages that a previous server has numbered.
     """
 
     def __init__(self, separator: str, former: Container[str]) -> None:
@@ -291,10 +291,10 @@ class _KnownIDs:
         """
         @param root: a descriptor of the Maildir.
         @param new: a descriptor of C{new}.
-        @return: whether the mailbox has or had a message of this name.
+        @return: whether the mailbox has, or had before, a message with this name.
         """
         try:
-            # In "new" no name has flags.
+            # Names in "new" have no flags.
             os.stat(base, dir_fd=new, follow_symlinks=False)
         except FileNotFoundError:
             pass
@@ -319,7 +319,7 @@ class _KnownIDs:
         finally:
             closeQuietly(current)
         self._bases = {base for base, _, _ in parseNames(places, self._separator)}
-        # Forget the times if a later change might leave them the same.
+        # Forget the times if a later change might not change them.
         self._stamp = stamp if areStampsTrustworthy([stamp]) else None
 
 

@@ -1,5 +1,6 @@
 """
-Delete the old messages of Maildirs.  One process at a time does this for a directory of Maildirs.
+Delete the old messages of Maildirs.  For each directory of Maildirs, only one process at a time
+does this.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["Expiry", "arrivalOf"]
 
 log = Logger(namespace="pop3svc")
 
-# Errors that were logged already.
+# The errors that are already in the log.
 _faults = Once()
 
 T = TypeVar("T")
@@ -57,12 +58,12 @@ def arrivalOf(name: str, modified: float) -> float:
     """
     @param name: the name of a message's file.
     @param modified: the time of modification of the file, seconds since the epoch.
-    @return: the time from which the age of a message counts, seconds since the epoch: the
-        time at the beginning of the name, or that of the modification if it is later.  A
-        program that copies a message to a mailbox writes the present into its name and keeps
-        the time of the file; a message that was restored from a backup has an old name.  The
-        message has certainly been here since the later time, and the capability EXPIRE promises
-        a minimum (RFC 2449 section 6.7).
+    @return: the time from which the age of a message counts, seconds since the epoch: the time at
+        the beginning of the name, or that of the modification if it is later.  A program that
+        copies a message to a mailbox writes the present time into the name, and keeps the time of
+        the file.  A message that was restored from a backup has an old name.  In both cases the
+        message has certainly been in the mailbox since the later time.  The capability EXPIRE
+        promises a minimum (RFC 2449 section 6.7).
     """
     found = _SECONDS.match(name)
     return modified if found is None else max(modified, float(found[1]))
@@ -73,11 +74,11 @@ class _Round:
     """
     The counts of one round.
 
-    @ivar messages: messages that were deleted.
-    @ivar mailboxes: Maildirs from which messages were deleted.
-    @ivar files: files that were removed from C{tmp}.
-    @ivar inUse: Maildirs with old messages that a session had locked.
-    @ivar failed: Maildirs that could not be read or changed.
+    @ivar messages: number of deleted messages.
+    @ivar mailboxes: number of Maildirs from which messages were deleted.
+    @ivar files: number of files that were removed from C{tmp}.
+    @ivar inUse: number of Maildirs with old messages that a session had locked.
+    @ivar failed: number of Maildirs that could not be read or changed.
     @ivar isOver: whether all Maildirs were visited.
     """
 
@@ -95,18 +96,19 @@ class Expiry:
     files in C{tmp} that deliveries have left.
     """
 
-    # Seconds between the beginnings of two rounds of all processes together; between two looks
-    # whether a round is due; and from the start to the first look.
+    # Seconds from the beginning of one round to the next, for all processes together; seconds
+    # between two checks whether a round is due; and seconds from the start to the first check.
     INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
-    # The most Maildirs that a thread visits at once, and the seconds between two visits, so that
-    # sessions find the disk and a thread free.
+    # The most Maildirs that a thread visits at once, and the seconds between two visits.  The
+    # pauses leave the disk and the thread to sessions.
     VISITED, PAUSE = 20, 0.05
-    # The most messages that are deleted at once, so that a login waits for the lock only a little.
+    # The most messages that are deleted at once, so that a login waits only a short time for the
+    # lock.
     BATCH = 500
-    # Seconds between the latest round and now, in either direction, from which the clock may be
-    # wrong.  A clock that is far ahead would delete all messages.
+    # If the latest round is more seconds ago than this, or as far in the future, the clock may be
+    # wrong.  With a clock that is far ahead, all messages would be deleted.
     DOUBT = 604_800.0
-    # Seconds that one step may take: longer than a large mailbox on a slow disk takes.
+    # Seconds that one step may take.  A large mailbox on a slow disk needs less time.
     TIMEOUT = 300.0
 
     def __init__(
@@ -123,7 +125,7 @@ class Expiry:
         @param days: the age from which messages are deleted.
         @param open: takes a user and the user's Maildir, and returns the mailbox.  Its lock asks no
             other session to release it.
-        @raise ValueError: the paths of the Maildirs do not tell the users.
+        @raise ValueError: the paths of the Maildirs do not show which users they belong to.
         """
         template.requireUsers()
         self._template = template
@@ -176,26 +178,27 @@ class Expiry:
         return await callWithTimeout(call, *arguments, clock=self._clock, timeout=self.TIMEOUT)
 
     def _inThread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
-        # A dead file system takes no thread from the mailboxes of another one.
+        # The group of each file system is separate, so a dead file system takes no threads from
+        # another one.
         group = self._template.base, self._mark
         return self._executor.run(work, *arguments, group=group, **named)
 
     async def run(self) -> None:
         """
-        Do one round, unless another process does one or has begun one lately.
+        Do one round, unless another process is doing one, or has recently begun one.
         """
         try:
             mark = await self._call(lambda: self._inThread(self._take, abandoned=_close))
         except OSError as error:
             if _faults.isFirst((self._mark, str(error))):
                 log.error(
-                    "cannot use {path}, and no old messages are deleted: {error}",
+                    "cannot use {path}, so no old messages are deleted: {error}",
                     path=self._mark,
                     error=error.strerror,
                 )
             return
         except (POP3ResponseError, CallTimeout):
-            # The file system does not answer, or all threads are busy; look again later.
+            # The file system does not answer, or all threads are busy.  Try again later.
             return
         if mark is None:
             return
@@ -206,7 +209,7 @@ class Expiry:
             log.error("{path} does not answer; old messages stay", path=self._template.base)
         except OSError as error:
             log.error(
-                "cannot list {path}, and old messages stay: {error}",
+                "cannot list {path}, so old messages stay: {error}",
                 path=self._template.base,
                 error=error.strerror,
             )
@@ -217,8 +220,9 @@ class Expiry:
 
     def _report(self, round: _Round) -> None:
         log.info(
-            "deleted {messages} messages older than {days} days from {mailboxes} Maildirs and "
-            "{files} old files from tmp; {inUse} Maildirs were in use, {failed} had a fault",
+            "deleted {messages} messages older than {days} days from {mailboxes} "
+            "Maildirs and {files} old files from tmp; {inUse} Maildirs were in use, "
+            "{failed} could not be read or changed",
             days=self._days,
             messages=round.messages,
             mailboxes=round.mailboxes,
@@ -253,8 +257,8 @@ class Expiry:
         failed: Callable[[Root, OSError], object],
     ) -> None:
         """
-        Expire the next Maildirs, each with the rights of its user.  The service itself need not be
-        able to read them.
+        Expire the next Maildirs, each with the rights of its user.  The service itself may have no
+        permission to read these Maildirs.
         """
         batch = await self._call(self._inThread, lambda: list(islice(mailboxes, self.VISITED)))
         round.isOver = len(batch) < self.VISITED
@@ -262,7 +266,7 @@ class Expiry:
             try:
                 found = await self._call(self._owners.find, username)
                 if found is None:
-                    # It is the directory of nobody who gets mail here.
+                    # No user of this store has this directory.
                     continue
                 executor = executorFor(self._executor, found.user)
                 group = place.base, place.path
@@ -331,7 +335,7 @@ class Expiry:
         try:
             status = os.fstat(mark)
             if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
-                raise OSError(errno.EPERM, "it belongs to another user, or is no regular file")
+                raise OSError(errno.EPERM, "it belongs to another user, or is not a regular file")
             try:
                 fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -375,7 +379,7 @@ class Expiry:
         failed: Callable[[Root, OSError], object],
     ) -> tuple[str, Root] | None:
         """
-        Visit the next Maildirs, without locking them, until one has old messages.
+        Visit the next Maildirs, without locking them, until one of them has old messages.
 
         @return: the user and the Maildir; L{None} if the visited Maildirs have none.
         """
@@ -407,7 +411,7 @@ class Expiry:
                     for folder in _FOLDERS:
                         opened[folder]
                 except FileNotFoundError:
-                    # It is no Maildir, or its file system is not mounted.
+                    # The directory is not a Maildir, or its file system is not mounted.
                     return False
                 round.files += _removeUnfinished(root, self._begun - _UNFINISHED)
                 return any(
@@ -421,11 +425,11 @@ class Expiry:
 
     def _isOld(self, place: Place, opened: OpenFolders) -> bool:
         """
-        @return: whether a message is to be deleted.
+        @return: whether a message has to be deleted.
         """
-        # Of the beginning, because the clock may be set during the round.
+        # Use the time of the round's beginning, because the clock may be set during the round.
         before = self._begun - self._days * _DAY
-        # Most names have a time that is late enough, and need no stat().
+        # The times in most names are late enough, so that most files need no stat().
         if arrivalOf(place[1], 0.0) >= before:
             return False
         status = opened.status(place)
@@ -452,12 +456,13 @@ def _removeUnfinished(root: int, before: float) -> int:
     removed = 0
     try:
         for name in os.listdir(tmp):
-            # A removal on a full disk has messages in "tmp".
+            # Skip these files, because a removal on a full disk keeps messages in "tmp".
             if name.startswith(OWN_NAMES):
                 continue
             with suppress(FileNotFoundError):
                 status = os.lstat(name, dir_fd=tmp)
-                # A delivery may have set the time of modification to that of the message.
+                # A delivery may have set the file's time of modification to the time of the
+                # message.
                 latest = max(status.st_atime, status.st_mtime, status.st_ctime)
                 if stat.S_ISREG(status.st_mode) and latest < before:
                     os.unlink(name, dir_fd=tmp)

@@ -1,11 +1,12 @@
 """
-Keep the unique-ids that the former server of a Maildir sent to its clients.
+Keep the unique-ids that the previous server of a Maildir sent to its clients.
 
-The first complete listing copies them to the file C{pop3svc-uidl} of the Maildir.  From then on the
-former server's file is not needed, and its changes have no effect.  A unique-id that this service
-has sent to a client stays the same, even if the former server still numbers new mail for IMAP. The
-copy has a line with its version, a checksum and the settings, then a line for each message in the
-order of message numbers: the unique-id, a blank and the base name.
+The first complete listing copies these unique-ids to the file C{pop3svc-uidl} of the Maildir.  From
+then on the previous server's file is not needed, and changes of that file have no effect.  A
+unique-id that this service has sent to a client stays the same, even if the previous server still
+numbers new mail for IMAP.  The first line of the copy has its version, a checksum and the settings.
+Then follows a line for each message, in the order of message numbers: the unique-id, a blank and
+the base name.
 """
 
 from __future__ import annotations
@@ -46,26 +47,26 @@ from pop3svc.threadpool import mustStop
 __all__ = ["COPY", "FormerServer", "KeptIDs", "MigratedMaildir"]
 
 log = Logger(namespace="pop3svc")
-# The texts that were logged already about a Maildir.
+# The texts about Maildirs that are already in the log.
 _logged = Once()
 
 COPY = "pop3svc-uidl"
-# The file that replaces the copy.  The name is always the same, so that services that are killed
-# leave at most one such file.
+# The file that replaces the copy.  Its name is always the same, so that killed services leave at
+# most one such file.
 _NEXT = "pop3svc-uidl.new"
 _VERSION = "pop3svc-uidl 1"
-# The directories of INBOX below a directory of control files, by Dovecot's layouts Maildir++
-# and fs.  If a directory has neither, it holds the file itself.
+# The directories of INBOX below a directory of control files, in Dovecot's layouts Maildir++ and
+# fs.  If neither exists, the file is in the directory of control files itself.
 _INBOXES = (".INBOX", "INBOX")
-# The most reads of a file that changes while it is read.
+# The most attempts to read a file that changes during the reading.
 _READS = 5
 # The most messages of all mailboxes together whose unique-ids are in memory, some 400 octets
 # each.  The latest mailbox stays even if it alone has more.
 _BOUND = 300_000
-# Sorts before all times of delivery, because messages with an old number come first.
+# A value that sorts before all times of delivery, because messages with an old number come first.
 _FIRST = -(1 << 63)
 
-# The values that sort a message by its old number: those of a
+# The values that sort a message by its old number: a
 # L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.
 _Head = tuple[int, int, str, str]
 
@@ -90,8 +91,8 @@ class KeptIDs:
 
     def uniqueIDFor(self, base: str) -> str:
         """
-        @return: the unique-id of a message from the former server, or else a unique-id that the
-            former server gave to no message.
+        @return: the unique-id that the previous server gave to the message, or else a unique-id
+            that the previous server gave to no message.
         """
         head = self.heads.get(base)
         if head is not None:
@@ -103,9 +104,9 @@ class KeptIDs:
 @dataclass(frozen=True)
 class _Cached:
     """
-    @ivar copy: stamp of the copy when it was read; L{None} if there was none.
-    @ivar former: stamp of the former server's file, if the unique-ids come from that file; an empty
-        stamp if it must be read again.
+    @ivar copy: the stamp of the copy when it was read; L{None} if there was no copy.
+    @ivar former: the stamp of the previous server's file, if the unique-ids come from that file; an
+        empty stamp if the file must be read again.
     """
 
     kept: KeptIDs
@@ -145,9 +146,9 @@ class _Cache:
 
 class FormerServer:
     """
-    The server that served the Maildirs of a store before.
+    The previous server of the Maildirs of a store.
 
-    @ivar source: a text that changes with the settings.
+    @ivar source: a text that identifies the settings.
     """
 
     def __init__(self, scheme: Scheme, control: str, readOnly: bool) -> None:
@@ -170,7 +171,7 @@ class FormerServer:
 
     def maildirOf(self, username: str, maildir: Root) -> MigratedMaildir:
         """
-        @param maildir: the Maildir of that user.
+        @param maildir: the Maildir of this user.
         """
         if self._control is None:
             return MigratedMaildir(self, maildir.path, maildir, True)
@@ -230,7 +231,7 @@ class MigratedMaildir:
         cache.put(key, cached)
         return cached.kept
 
-    # --- the former server's file ---------------------------------------------------------
+    # --- the previous server's file ---------------------------------------------------------
 
     def _import(
         self,
@@ -247,7 +248,7 @@ class MigratedMaildir:
         former, data = self._readFormer(root)
         if data is None:
             if copy is not None:
-                # The operator has removed the files of the former server.
+                # The operator has removed the files of the previous server.
                 return _Cached(KeptIDs(copy.uniqueIDs), stamp, isCopy=True)
             kept = Kept({})
         else:
@@ -274,7 +275,7 @@ class MigratedMaildir:
     @contextmanager
     def _formerDirectory(self, root: int) -> Iterator[int]:
         """
-        Open the directory that holds the former server's file.
+        Open the directory that contains the previous server's file.
 
         @raise FileNotFoundError: the directory does not exist.
         """
@@ -310,8 +311,8 @@ class MigratedMaildir:
 
     def _readFormer(self, root: int) -> tuple[FileStamp | tuple[()] | None, bytes | None]:
         """
-        @return: stamp and content of the former server's file; L{None} if the file does not exist.
-            The stamp is empty if the file might change again without getting another stamp.
+        @return: the stamp and the content of the previous server's file; L{None} if the file does
+            not exist.  The stamp is empty if a later change of the file might not change the stamp.
         @raise OSError: the file cannot be read.
         """
         try:
@@ -334,7 +335,7 @@ class MigratedMaildir:
         return stamp if areStampsTrustworthy([stamp]) else (), data
 
     def _unreadable(self, error: OSError) -> OSError:
-        # Without the old unique-ids, all clients would download everything again.
+        # Without the old unique-ids, all clients would download all messages again.
         return OSError(error.errno, f"{self._file} cannot be read: {error.strerror}")
 
     # --- the copy ---------------------------------------------------------------------------
@@ -348,7 +349,7 @@ class MigratedMaildir:
             with open(openRegular(COPY, root), "rb") as file:
                 data = file.read(LARGEST + 1)
         except FileNotFoundError:
-            # The copy is a link that a user has made.
+            # The copy is a link, which a user has made.
             return None
         except OSError as error:
             raise OSError(error.errno, f"{self._path}/{COPY} cannot be read: {error.strerror}")
@@ -362,14 +363,14 @@ class MigratedMaildir:
     def _logNew(self, kept: Kept) -> None:
         if kept.illegal or kept.repeated:
             self._log(
-                f"messages of {{path}} that get new unique-ids: {kept.illegal} because RFC 1939 "
-                f"does not allow the old ones, {kept.repeated} because others have the same; "
-                "clients download these messages again"
+                f"messages of {{path}} that get new unique-ids: {kept.illegal} because "
+                f"RFC 1939 does not allow the old ones, {kept.repeated} because other "
+                "messages have the same; clients download these messages again"
             )
 
     def _log(self, text: str, error: Exception | None = None) -> None:
         """
-        Log a text about this Maildir, once.
+        Log a text about this Maildir, but only once.
         """
         reason = error.strerror if isinstance(error, OSError) else str(error)
         if _logged.isFirst((self._path, text, reason)):
@@ -396,7 +397,7 @@ def _valueIn(opened: OpenFolders, places: Mapping[str, Place], base: str) -> str
     try:
         descriptor, _ = openFile(place[1], opened[place[0]])
     except FileNotFoundError:
-        # Without its header the message would get another unique-id for good.
+        # If its header could not be read, the message would get another unique-id for ever.
         raise OSError(errno.EBUSY, "messages are renamed meanwhile")
     with open(descriptor, "rb", buffering=0) as file:
         return valueInHeader(file.read(HEADER))
@@ -414,7 +415,7 @@ def _parseCopy(data: bytes) -> _Copy | None:
         uniqueIDs = {base: uniqueID for uniqueID, base in pairs}
     except (ValueError, IndexError):
         return None
-    # The owner of the Maildir may write any file.
+    # The owner of the Maildir may put any file there.
     ids = [pair[0] for pair in pairs]
     isLegal = areUniqueIDs(ids) and countDistinct(ids) == len(ids) == len(uniqueIDs)
     if not isinstance(source, str) or not isLegal or any(map(isDerived, ids)):

@@ -46,8 +46,7 @@ def _nameWith(separator: str) -> re.Pattern[str]:
     return re.compile(rf"((?:{seconds})?{no}*)[^/]*/")
 
 
-# Names that one call parses, so that it holds the interpreter lock for some milliseconds
-# only.
+# Names that one call parses, so that it holds the interpreter lock only for some milliseconds.
 _SLICE = 10_000
 
 
@@ -83,8 +82,8 @@ def separatorOf(places: Iterable[Place]) -> str:
 
 def sizesIn(names: Sequence[str]) -> list[int | None]:
     """
-    @return: for each name of a file the size in octets, as the message is sent, that it gives;
-        L{None} if it gives none.
+    @return: for each name of a file the message's size in it, in octets as sent; L{None} if the
+        name contains no size.
     """
     sizes: list[int | None] = []
     for some in slices(names):

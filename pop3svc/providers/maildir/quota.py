@@ -26,18 +26,18 @@ _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 _LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
 # Each other line: octets and messages, which may be padded with blanks.
 _CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
-# The use is counted anew if the file is longer than this (octets).  If the mailbox seems full,
-# the use is counted anew as well, because the file may be wrong.  The second count is left out if
-# the file is younger than this (seconds) and did not change since the last count.
+# The use is counted again if the file is longer than the first number (octets).  The use is also
+# counted again if the mailbox seems full, because the file may be wrong.  This second count is left
+# out if the file is younger than the second number (seconds), and has not changed since the last
+# count.
 _LONGEST = 5120
 _OLDEST = 900
 
 
 def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
-    Add a line for removed files to C{maildirsize}, if the Maildir has one.  If the line
-    cannot be written, remove C{maildirsize}, because the next delivery then recalculates
-    it.  Blocks.
+    Add a line for removed files to C{maildirsize}, if the Maildir has this file.  If the line
+    cannot be written, remove C{maildirsize}, so that the next delivery recalculates it.  Blocks.
 
     @param root: a descriptor of the Maildir.
     """
@@ -75,8 +75,8 @@ class _Use(NamedTuple):
     The content of C{maildirsize}.
 
     @ivar first: the first line, with the limits.
-    @ivar octets: the sum of all changes; L{None} if the file has to be written anew.
-    @ivar isFresh: whether the use was counted recently, and has not changed since.
+    @ivar octets: the sum of all changes; L{None} if the file has to be written again.
+    @ivar isFresh: whether the use was counted recently, and has not changed since then.
     """
 
     first: bytes
@@ -99,8 +99,8 @@ class _Use(NamedTuple):
 
 def checkQuota(root: int, size: int) -> None:
     """
-    Check that there is room for another message, if the Maildir has a C{maildirsize}.  Count
-    the messages if that file is damaged, too long, or says that the mailbox is full.  Blocks.
+    If the Maildir has a C{maildirsize}, check that there is room for another message.  Count the
+    messages if that file is damaged or too long, or if it says that the mailbox is full.  Blocks.
 
     @param root: a descriptor of the Maildir.
     @param size: octets of the message's file.
@@ -118,9 +118,9 @@ def checkQuota(root: int, size: int) -> None:
 
 def recordDelivery(root: int, size: int) -> None:
     """
-    Add a line for a new message to C{maildirsize}, if the Maildir has one.  If the line cannot be
-    written, ignore the error, because the message is stored, and the use is counted anew when the
-    mailbox seems full.  Blocks.
+    Add a line for a new message to C{maildirsize}, if the Maildir has this file.  If the line
+    cannot be written, ignore the error.  The message is already stored, and the use is counted
+    again when the mailbox seems full.  Blocks.
 
     @param root: a descriptor of the Maildir.
     @param size: octets of the message's file.
@@ -148,7 +148,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # The limit is stored in this file only.
+        # This file is the only place of the limit.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0
@@ -206,7 +206,7 @@ def _entries(root: int, path: str) -> Iterator[os.DirEntry[str]]:
 
 def _write(root: int, data: bytes) -> None:
     """
-    Replace the file.  A failure leaves the previous one, which the next delivery counts anew.
+    Replace the file.  After a failure the previous file stays, and the next delivery counts again.
     """
     temporary = f"tmp/{_NAME}.{os.getpid()}.{time.time_ns()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

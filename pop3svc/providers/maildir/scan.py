@@ -50,7 +50,7 @@ class MaildirFormat:
         @param separator: the separator before the flags in file names, one of
             L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty: found in the
             names.
-        @param migrated: finds the unique-ids that the former server of one Maildir gave to
+        @param migrated: finds the unique-ids that the previous server of one Maildir gave to
             messages.
         """
         self._migrated = migrated
@@ -163,7 +163,7 @@ def _withKept(
 ) -> list[MessageRef]:
     """
     @param several: base names that occur more than once.
-    @return: the messages that the former server knew, and others with a time in the name.
+    @return: the messages that the previous server knew, and other messages with a time in the name.
     """
     heads, uniqueIDFor = kept.heads, kept.uniqueIDFor
     return [

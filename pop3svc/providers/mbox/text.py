@@ -25,8 +25,8 @@ VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
 # The most octets of an envelope line.  An address has at most 320 octets, and a date some 40.
 LONGEST_ENVELOPE = 1024
-# The most octets of a header that are searched for fields.  The octets after these count as the
-# body.
+# The most octets of a header that are searched for fields.  The octets after these are considered
+# the body.
 _LONGEST_HEADER = 262_144
 _DIGEST = 16
 
@@ -128,7 +128,7 @@ class MessageDigest:
 def unquoted(data: bytes) -> bytes:
     """
     @param data: whole lines of an mboxrd.
-    @return: the lines as they were before C{From } was quoted.
+    @return: the original lines, without the quoting of C{From }.
     """
     return _QUOTED.sub(b"", data) if b"From " in data else data
 

@@ -18,7 +18,7 @@ _CHUNK = 500
 
 def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -> None:
     """
-    Delete messages of a mailbox.  Blocks.  A message that no longer exists counts as deleted.
+    Delete messages of a mailbox.  Blocks.  A message that no longer exists is considered deleted.
 
     @param mailbox: the number of the mailbox, whose lease is locked.
     """

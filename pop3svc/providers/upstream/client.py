@@ -60,7 +60,7 @@ class Connection(Protocol):
 
     async def deleteMessages(self, uniqueIDs: Sequence[str]) -> None:
         """
-        Delete messages.  A message that does not exist counts as deleted.
+        Delete messages.  A message that does not exist is considered deleted.
 
         @raise CommandRefused: nothing was deleted.
         @raise ServerUnavailable: the connection was lost, and any of the messages may have been

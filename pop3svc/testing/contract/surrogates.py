@@ -27,7 +27,8 @@ _NEED = (False, True, False, True, False)
 
 class SurrogateContract(ContractCase):
     """
-    Clients get surrogates until they send UTF8, and LIST gives the size of what RETR sends.
+    Clients get surrogates until they send UTF8, and LIST gives the number of octets that RETR
+    sends.
     """
 
     def _convertible(self) -> tuple[Any, list[str]]:
