@@ -88,7 +88,7 @@ class IPOP3MailboxProvider(Interface):
 
     name: str = Attribute(
         "str: printable ASCII without < > [ ], at most 100 octets.  The greeting and the "
-        "capability IMPLEMENTATION show it."
+        "capability IMPLEMENTATION show this name."
     )
 
     def authenticate(

@@ -138,7 +138,7 @@ class FetchRecord:
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise NotPossible(f"{self.path}-accounts: {error.strerror}")
-            raise NotPossible(f"another pop3svc fetch fetches the mail of {name}")
+            raise NotPossible(f"another process of pop3svc fetch is fetching the mail of {name}")
         return int(number)
 
     def load(self, account: int) -> dict[Entry, bool]:

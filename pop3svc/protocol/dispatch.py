@@ -116,8 +116,8 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     Answer one line.
 
     @param line: octets without the line end.
-    @return: the reply, or a coroutine of it if the command has to wait.  Errors become
-        replies, except for a cancellation.
+    @return: the reply; a coroutine of the reply if the command has to wait.  Errors become replies,
+        except for a cancellation.
     """
     exchange = session.exchange
     body: Callable[..., Any]

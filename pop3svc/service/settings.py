@@ -715,7 +715,7 @@ class Listener:
 
     @ivar where: the option or the key that asked for the listener, for messages.
     @ivar tls: whether to add implicit TLS to the endpoint.
-    @ivar certificate: the file of the certificate; L{None} for the service's, like C{privateKey}.
+    @ivar certificate: the file of the certificate; L{None} for the service's certificate.
     @ivar clientCa: the file of the authorities of clients; L{None} for the service's.
     @ivar cleartextLogin: when to accept logins without TLS; L{None} for the service's setting.
     @ivar proxyFrom: the networks of proxies; L{None} for the service's setting.

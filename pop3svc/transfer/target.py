@@ -17,8 +17,8 @@ __all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
 
 class Target:
     """
-    A file or a directory to which an export writes messages.  A later export can continue one that
-    was killed.  All methods block.
+    A file or a directory to which an export writes messages.  If an export was killed, a later
+    export can continue it.  All methods block.
 
     @ivar path: its path.
     """

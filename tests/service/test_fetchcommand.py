@@ -351,7 +351,10 @@ def test_watch(site: Site, home: Path) -> None:
         )
         assert second.returncode == 1
         name = f"carol@localhost:{site.tls}"
-        assert second.stderr == f"pop3svc: another pop3svc fetch fetches the mail of {name}\n"
+        assert (
+            second.stderr
+            == f"pop3svc: another process of pop3svc fetch is fetching the mail of {name}\n"
+        )
         assert running.end(signal.SIGTERM) == 0
     assert len(texts(home / "Maildir")) == 3
 

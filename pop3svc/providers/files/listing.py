@@ -162,7 +162,8 @@ class Listing:
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The watch's count of changes at SLEE, and at L{isUnchanged} until the next listing.
+        # The watch's count of changes at SLEE; and the count that L{isUnchanged} has read, until
+        # the next listing.
         self._changesAtSleep: int | None = None
         self._changesAtLock: int | None = None
 
@@ -175,7 +176,7 @@ class Listing:
         @return: the unique-ids.
         """
         watching = self._watching
-        # The queue was read a moment ago if the lock had to know it.
+        # The lock may have just read the queue.
         changes, self._changesAtLock = self._changesAtLock, None
         if changes is None and watching is not None:
             changes = watching.look()
@@ -271,7 +272,7 @@ class Listing:
 
     def isUnchanged(self, key: Key) -> bool:
         """
-        @param key: of the directory.
+        @param key: the key of the directory.
         @return: whether certainly no message was added, moved or removed since L{onSleep}.
         """
         watching = self._watching

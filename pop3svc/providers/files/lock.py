@@ -174,7 +174,7 @@ class ExclusiveDirectory(Directory):
         self._registry = registry
         self._policy = policy
         self._held: LockedDirectory | None = None
-        # The directory of a sleeping session: open, and not locked.
+        # The directory of a sleeping session, which is open but not locked.
         self._kept: LockedDirectory | None = None
 
     # --- access while it is locked ------------------------------------------------
@@ -298,7 +298,7 @@ class ExclusiveDirectory(Directory):
 
     def expectRemoval(self) -> None:
         """
-        Record that a removal begins, so that the next lock looks for an interrupted one.
+        Record that a removal begins, so that the next lock looks for an interrupted removal.
         """
         if self._held is not None:
             self._held.isClean = False

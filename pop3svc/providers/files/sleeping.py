@@ -9,10 +9,10 @@ from typing import Protocol
 
 __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 
-# Of the descriptors that the process may have, one in so many may be such a directory, so that
-# sleeping sessions leave the descriptors for connections.
+# One of this many descriptors of the process may be such a directory.  The other descriptors are
+# left for connections.
 _SHARE = 8
-# The most directories, because each holds some KiB of the kernel's memory.
+# The most directories.  Each takes some KiB of the kernel's memory.
 _MOST = 4096
 
 
@@ -30,13 +30,13 @@ class Closable(Protocol):
 class OpenWhileAsleep:
     """
     The directories that sleeping sessions of this process keep open.  If there are too many, the
-    one is closed whose session has slept longest.  Only for use in the reactor's thread.
+    directory whose session has slept longest is closed.  Only for use in the reactor's thread.
     """
 
     def __init__(self, bound: int | None = None) -> None:
         """
-        @param bound: the most directories; L{None}: a share of the descriptors that the process
-            may have; 0: keep none open, to measure the gain.
+        @param bound: the most directories.  L{None} for a share of the descriptors that the process
+            may have; 0 to keep none open, in order to measure the gain.
         """
         self.bound = bound
         # The longest asleep first.

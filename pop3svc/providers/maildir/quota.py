@@ -148,7 +148,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # This file is the only place of the limit.
+        # The limit is stored only in this file.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0
