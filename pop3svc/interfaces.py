@@ -604,7 +604,7 @@ class IUsesUserFacts(Interface):
         """
 
 
-# --- for the running of the service ------------------------------------------
+# --- for the operation of the service ----------------------------------------
 
 
 class ILoginAttempt(Interface):

@@ -152,7 +152,7 @@ def addAppPassword(
     @param networks: the networks from which the password may be used; empty for all networks.
     @param expires: a time for L{expiryOf}; empty for never.
     @return: the secret.
-    @raise ValueError: it cannot be made; a sentence that gives the reason.
+    @raise ValueError: the password cannot be made; a sentence that gives the reason.
     """
     isText = label.isprintable() and label == label.strip()
     if not label or not isText or len(label) > _LONGEST_LABEL:

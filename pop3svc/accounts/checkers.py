@@ -181,7 +181,7 @@ class AccountsProvider:
         self, info: IPOP3ConnectionInfo, username: str, algorithm: str, salt: bytes
     ) -> ScramKeys | None:
         """
-        See L{IScramAccounts.scramKeys}; of the first checker that has keys.
+        Return the keys of the first checker that has keys; see L{IScramAccounts.scramKeys}.
         """
         for index, checker in self._scram:
             keys: ScramKeys | None = await maybeAwait(

@@ -128,8 +128,8 @@ class _Full:
     The keys whose limit is reached.  Metrics need their number even during an attack, so the number
     is known without going over all keys.
 
-    A heap has one entry for each key, with the time at which its strikes end.  If the strikes last
-    longer by then, a new entry replaces this entry when its time has come.
+    A heap has one entry for each key, with the time at which its strikes end.  If later strikes
+    have moved the end, a new entry replaces the old one when the time of the old one has come.
     """
 
     # The entries of removed keys remain until their time has come.  If there are more entries than

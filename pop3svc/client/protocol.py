@@ -292,7 +292,8 @@ class POP3Client(ClientConnection):
 
     def sizes(self) -> Deferred[dict[int, int]]:
         """
-        @return: the octets of each message by its number (LIST), as the server reports them.
+        @return: the size of each message in octets, by message number, as the server reports it
+            (LIST).
         """
         found: dict[int, int] = {}
 

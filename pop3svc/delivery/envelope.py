@@ -12,8 +12,8 @@ from pop3svc.errors import DeliveryRefused
 
 __all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "traceLine"]
 
-# The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 for the local part and 255
-# for the domain.  This limit is higher, because systems differ.
+# The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 for the local part and 255 for
+# the domain.  This limit is higher, because some systems use longer addresses.
 _LONGEST = 512
 # A path: text without brackets, or a local part in quotation marks.
 _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')

@@ -59,8 +59,8 @@ def keep(
 
     @param messages: the messages, in the order in which the server gave them unique-ids.
     @param present: base names of the messages whose files exist; L{None} for all.  These messages
-        come first, because clients know only their unique-ids.  C{illegal} and C{repeated} are the
-        numbers of only these messages.
+        come first, because clients know only their unique-ids.  C{illegal} and C{repeated} do not
+        count other messages.
     @param renames: whether the server appended C{-2} to the second of several equal unique-ids,
         C{-3} to the third, and so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """

@@ -13,8 +13,8 @@ __all__ = ["HELD", "nameOf", "printable", "remarkHeld", "warnOnce"]
 
 log = Logger(namespace="pop3svc")
 
-# A call that blocks the reactor for more than this many seconds causes a warning.  A call that does
-# not wait never takes so long, and every client notices the delay.
+# A call that blocks the reactor for more than this many seconds causes a warning.  Only a call that
+# waits takes so long, and every client notices the delay.
 HELD = 0.5
 
 # The warnings that are already in the log, by class.

@@ -157,7 +157,7 @@ class ReplySender:
     def _splitRecords(self) -> None:
         """
         If TLS would put only a few octets into the last record, write the gathered octets in two
-        parts.  The last record then does not contain only the final dot.
+        parts.  The last record then contains more than the final dot.
         """
         if 0 < self._octets % _RECORD < _LAST:
             octets = b"".join(self._gathered)

@@ -203,7 +203,7 @@ def _faultOf(user: FileUser | None, firstUID: int) -> str:
 
 def _isHome(home: str) -> bool:
     """
-    @return: whether a path can be a home: absolute, not the root, and without C{..}.
+    @return: whether a path can be a home directory: absolute, not the root, and without C{..}.
     """
     parts = home.split("/")
     return home.startswith("/") and any(parts) and ".." not in parts and "\0" not in home

@@ -271,7 +271,7 @@ class RenewableCertificate:
         self._digest = b""
         # The contents of the files: the certificate, its key and the authorities of clients.
         self._contents: tuple[bytes, ...] = ()
-        # The certificates of the clients of the present context.
+        # Checks the certificates of clients for the present context.
         self._peers: ClientCertificates | None = None
         # None if other authorities of clients are known and no client has needed it since.
         self._context: SSL.Context | None = self._made(self._handed)

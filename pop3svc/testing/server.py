@@ -304,7 +304,7 @@ class POP3Server:
 
     def fault(self, *faults: Fault) -> None:
         """
-        Set further faults, effective from the next command (connection, handshake).
+        Set further faults, which take effect at the next command, connection or handshake.
 
         @param faults: values of the classes in L{pop3svc.testing.faults}.
         """

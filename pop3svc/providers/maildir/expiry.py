@@ -58,12 +58,12 @@ def arrivalOf(name: str, modified: float) -> float:
     """
     @param name: the name of a message's file.
     @param modified: the time of modification of the file, seconds since the epoch.
-    @return: the time from which the age of a message counts, seconds since the epoch: the time at
-        the beginning of the name, or that of the modification if it is later.  A program that
-        copies a message to a mailbox writes the present time into the name, and keeps the time of
-        the file.  A message that was restored from a backup has an old name.  In both cases the
-        message has certainly been in the mailbox since the later time.  The capability EXPIRE
-        promises a minimum (RFC 2449 section 6.7).
+    @return: the time from which the age of a message counts, seconds since the epoch.  It is the
+        later of two times: the one at the beginning of the name, and that of the modification.  A
+        program that copies a message to a mailbox writes the present time into the name, and keeps
+        the time of the file.  A message that was restored from a backup has an old name.  In both
+        cases the message has certainly been in the mailbox since the later time.  The capability
+        EXPIRE promises a minimum (RFC 2449 section 6.7).
     """
     found = _SECONDS.match(name)
     return modified if found is None else max(modified, float(found[1]))

@@ -28,7 +28,7 @@ _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 class MboxPlace:
     """
     The path of one mbox.  The service's directory C{.NAME.pop3svc} beside it holds deleted
-    unique-ids, the lock of the session, and files while the mbox is rewritten.
+    unique-ids, the lock of the session, and temporary files while the mbox is rewritten.
 
     @ivar path: the path, for messages to the operator.
     @ivar own: the service's directory.
