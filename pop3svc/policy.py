@@ -321,6 +321,13 @@ class Policy:
         least=0,
         isLive=False,
     )
+    ownTransport: int = _number(
+        1,
+        "1 serves TCP and UNIX sockets by the service's own transport, and 0 by the transports of "
+        "Twisted, which need more time and memory for each connection.",
+        least=0,
+        isLive=False,
+    )
     maxInputHeld: int = _number(
         262144,
         "Octets of input that may wait while a command runs. A few reads of the socket "

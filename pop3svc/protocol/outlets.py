@@ -7,7 +7,6 @@ from __future__ import annotations
 import fcntl
 import sys
 import termios
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -173,7 +172,10 @@ class Outlet:
         @return: the outlet to use instead.
         """
         self.release()
-        return ProducerOutlet(self._transport, self._turns, self._clock, self._stallTimeout, True)
+        transport = self._transport
+        # C{writeSomeData} of Twisted's transports does not encrypt.
+        kind = type(self) if hasattr(type(transport), "measure") else ProducerOutlet
+        return kind(transport, self._turns, self._clock, self._stallTimeout, True)
 
     def release(self) -> None:
         """
@@ -285,23 +287,7 @@ class SocketOutlet(Outlet):
     from the page cache to the socket.
     """
 
-    __slots__ = ("_writeSome",)
-
-    def __init__(
-        self,
-        transport: Any,
-        turns: TimeSlice,
-        clock: IReactorTime,
-        stallTimeout: float,
-        isTLS: bool = False,
-    ) -> None:
-        """
-        See L{outletTo}.
-
-        @param transport: has C{writeSomeData} of L{twisted.internet.tcp.Connection}.
-        """
-        super().__init__(transport, turns, clock, stallTimeout, isTLS)
-        self._writeSome: Callable[[Any], Any] = transport.writeSomeData
+    __slots__ = ()
 
     def write(self, octets: bytes) -> None:
         """
@@ -313,8 +299,10 @@ class SocketOutlet(Outlet):
             self._transport.write(octets)
             return
         done, length = 0, len(octets)
+        # Ask each time, because the method may change when TLS begins.
+        writeSome = self._transport.writeSomeData
         while done < length:
-            written = self._writeSome(memoryview(octets)[done:] if done else octets)
+            written = writeSome(memoryview(octets)[done:] if done else octets)
             if not isinstance(written, int) or written <= 0:
                 # The socket is full or broken.  The transport will notice a broken socket when it
                 # writes.

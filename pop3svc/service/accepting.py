@@ -1,24 +1,35 @@
 """
-Pause accepting connections when file descriptors run out.
+Accept connections, and pause when file descriptors run out.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import select
+import socket
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IListeningPort, IReactorTime
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
-__all__ = ["AcceptLimiter", "raiseLimit"]
+from pop3svc.service.loop import Loop
+from pop3svc.service.sockets import addressOf
+from pop3svc.service.tlstransport import PlainTransport
+
+__all__ = ["AcceptLimiter", "SocketPort", "raiseLimit"]
 
 log = Logger(namespace="pop3svc")
 
 
 # More descriptors than any configured number of connections needs.
 _MOST = 1_048_576
+# The errors of accept() for want of descriptors or memory.
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def _lowestFree() -> int | None:
@@ -58,6 +69,127 @@ def raiseLimit() -> None:
         except (OSError, ValueError):
             # Keep the present limit.
             pass
+
+
+@implementer(IListeningPort)
+class SocketPort:
+    """
+    Accepts the connections of a port of Twisted, and serves them by L{PlainTransport}.
+
+    @ivar limiter: says how many connections to accept.
+    @ivar socket: the listening socket.
+    """
+
+    isPort = True
+    limiter: AcceptLimiter
+
+    def __init__(self, port: Any, factory: Any, loop: Loop, connectionCreator: Any = None) -> None:
+        """
+        @param port: a L{twisted.internet.tcp.Port} that listens.  It accepts nothing from now on.
+        @param factory: makes the protocols.
+        @param connectionCreator: for TLS from the first octet; L{None} for a connection without.
+        """
+        port.stopReading()
+        self._port = port
+        self._factory = factory
+        self._loop = loop
+        self._connectionCreator = connectionCreator
+        self._isReading = False
+        self.socket: socket.socket = port.socket
+        # Kept, because Python makes an enumeration of it each time.
+        self._family = int(self.socket.family)
+        if self._family != socket.AF_UNIX:
+            # Connections inherit it.  The second part of a reply must not wait for the
+            # acknowledgement of the first.
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # A call that finds no connection costs as much as one that does, so a port that was not
+        # busy is asked once.
+        self._expected = 1
+        self.startReading()
+
+    @property
+    def disconnected(self) -> bool:
+        """
+        Whether the port is closed.
+        """
+        return bool(self._port.disconnected or self._port.disconnecting)
+
+    def startListening(self) -> None:
+        """
+        See L{IListeningPort}.  The port listens already.
+        """
+
+    def stopListening(self) -> Any:
+        """
+        See L{IListeningPort}.
+        """
+        self.stopReading()
+        return self._port.stopListening()
+
+    def getHost(self) -> Any:
+        """
+        See L{IListeningPort}.
+        """
+        return self._port.getHost()
+
+    def startReading(self) -> None:
+        """
+        Accept connections.
+        """
+        if not self._isReading:
+            self._isReading = True
+            self._loop.watch(self.socket.fileno(), self, select.EPOLLIN)
+
+    def stopReading(self) -> None:
+        """
+        Accept no connections for now.
+        """
+        if self._isReading:
+            self._isReading = False
+            self._loop.forget(self.socket.fileno())
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        Accept no more connections, because the reactor ends.
+        """
+        self.stopReading()
+
+    def accept(self) -> None:
+        """
+        Accept the connections that wait, as many as the limiter admits.
+        """
+        most = min(self._expected, self.limiter.mayAccept())
+        accepted = 0
+        while accepted < most and self._isReading:
+            try:
+                connected, name = self.socket.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _SHORT:
+                    self.limiter.pause()
+                # Otherwise the client has closed the connection already, or a firewall has.
+                break
+            accepted += 1
+            self._serve(connected, name)
+        self._expected = 2 * accepted if accepted == self._expected else max(accepted, 1)
+
+    def _serve(self, connected: socket.socket, name: Any) -> None:
+        connected.setblocking(False)
+        address = addressOf(self._family, name)
+        try:
+            protocol = self._factory.buildProtocol(address)
+            if protocol is None:
+                connected.close()
+                return
+            transport = PlainTransport(self._loop, connected, address)
+            if self._connectionCreator is not None:
+                transport.startTLS(self._connectionCreator)
+        except Exception:
+            log.failure("cannot serve a connection")
+            connected.close()
+            return
+        transport.begin(protocol)
 
 
 class AcceptLimiter:
@@ -119,18 +251,28 @@ class AcceptLimiter:
         Add a listening port.
         """
         self._ports.append(port)
+        if isinstance(port, SocketPort):
+            port.limiter = self
+            return
         read = port.doRead
 
         def doRead() -> Any:
-            if not self.isPaused and self._isShort():
-                # Clients have logged in since the last check.
-                self._pause()
+            if not self.mayAccept():
                 return None
             # Set this each time, because Twisted itself changes the value.
             port.numberAccepts = self._burst
             return read()
 
         port.doRead = doRead
+
+    def mayAccept(self) -> int:
+        """
+        @return: the number of connections that a port may accept now.
+        """
+        if not self.isPaused and self._isShort():
+            # Clients have logged in since the last check.
+            self.pause()
+        return 0 if self.isPaused else self._burst
 
     def _needed(self) -> int:
         """
@@ -190,9 +332,14 @@ class AcceptLimiter:
         self._unseen = 0
         lowest = _lowestFree()
         if lowest is None or lowest >= self._stopAt or self._isShort():
-            self._pause()
+            self.pause()
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
+        """
+        Stop accepting, until enough descriptors are free.
+        """
+        if self.isPaused:
+            return
         log.warn("not accepting connections: low on file descriptors")
         self._timer = self._clock.callLater(self.LOOK, self._look)
         for port in self._ports:

@@ -46,6 +46,7 @@ from pop3svc.service.configfile import readText
 from pop3svc.service.datadirectory import DataDirectory
 from pop3svc.service.endpoints import InheritedPortReactor, serverEndpoint, tlsEndpoint
 from pop3svc.service.factory import ListenerFactory, POP3Factory
+from pop3svc.service.loop import Loop
 from pop3svc.service.mailin import (
     UNIXPorts,
     destinationOf,
@@ -79,19 +80,21 @@ def makeEndpoint(
     reactor: Any,
     listener: Listener,
     creator: Any,
-    wrap: Callable[[Any], Any] | None,
+    wrap: Callable[[Any, Any], Any] | None,
+    loop: Loop | None = None,
 ) -> Any:
     """
     Make the endpoint of a listener.  It does not listen yet.
 
     @param creator: the listener's certificate.
     @param wrap: makes a factory that reads PROXY headers, if there are trusted proxies.
+    @param loop: see L{serverEndpoint}.
     @return: L{twisted.internet.interfaces.IStreamServerEndpoint}
     @raise SettingError: the endpoint cannot be made, or cannot be used with other settings.
     """
     make = tlsEndpoint if listener.tls else serverEndpoint
     try:
-        endpoint = make(reactor, listener.endpoint, creator, wrap)
+        endpoint = make(reactor, listener.endpoint, creator, wrap, loop)
     except ValueError as error:
         raise SettingError(f"{listener.where}: {error}")
     return endpoint
@@ -185,6 +188,9 @@ class Assembly:
         self._on: Any = reactor
         if shared is not None:
             self._on = InheritedPortReactor(reactor, shared.ports)
+        self._loop = None
+        if settings.policy.ownTransport and Loop.isPossible:
+            self._loop = Loop(reactor)
         self._certificates = Certificates(
             settings, self._storage.directory, None if shared is None else shared.certificates
         )
@@ -364,10 +370,10 @@ class Assembly:
         trusted = self.settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         wrap = None
         if trusted:
-            wrap = lambda inner: ProxyFactory(  # noqa: E731
-                inner, list(trusted), self._reactor, service.factory.admission
+            wrap = lambda inner, creator: ProxyFactory(  # noqa: E731
+                inner, list(trusted), self._reactor, service.factory.admission, creator
             )
-        endpoint = makeEndpoint(self._on, listener, creator, wrap)
+        endpoint = makeEndpoint(self._on, listener, creator, wrap, self._loop)
         return self._open(service, listener.where, endpoint, factory)
 
     def _listenForMail(self, service: POP3Service, recipients: Recipients) -> None:
@@ -380,7 +386,7 @@ class Assembly:
         factory = LMTPFactory(recipients, self.settings.policy, clock=self._reactor)
         service.takeMail(factory)
         creator = self._certificates.of()
-        for where, endpoint in makeMailEndpoints(self._on, self.settings, creator):
+        for where, endpoint in makeMailEndpoints(self._on, self.settings, creator, self._loop):
             self._open(service, where, endpoint, factory)
 
     def _open(self, service: POP3Service, where: str, endpoint: Any, factory: Any) -> list[Any]:

@@ -338,12 +338,21 @@ class CertificateSet:
         """
         See L{IOpenSSLServerConnectionCreator}.
         """
+        return self._connection(None)
+
+    def connectionOn(self, descriptor: int) -> SSL.Connection:
+        """
+        See L{RenewableCertificate.connectionOn}.
+        """
+        return self._connection(descriptor)
+
+    def _connection(self, descriptor: int | None) -> SSL.Connection:
         everybody = self._all
         self._turn = (self._turn + _IN_TURN) % len(everybody)
         some = everybody[self._turn : self._turn + _IN_TURN]
         self._refresh(list(dict.fromkeys([self._default, *some, *self._asked])))
         self._asked.clear()
-        return self._default.newConnection()
+        return self._default.newConnection(descriptor)
 
     def choose(self, connection: SSL.Connection) -> None:
         """

@@ -119,7 +119,7 @@ def _try(faults: Faults, settings: Settings) -> None:
             continue
         try:
             # Any certificate and any wrapper is good enough, because the endpoint does not listen.
-            makeEndpoint(reactor, listener, object(), str if trusted else None)
+            makeEndpoint(reactor, listener, object(), (lambda inner, _: inner) if trusted else None)
         except SettingError as error:
             faults.add(str(error))
     _tryCertificates(faults, settings)

@@ -13,12 +13,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.endpoints import TCP4ServerEndpoint, TCP6ServerEndpoint, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IProtocolFactory, IStreamServerEndpoint
+from twisted.internet.tcp import Port as TCPPort
 from twisted.internet.unix import Port as UNIXPort
 from twisted.protocols.tls import TLSMemoryBIOFactory
 from zope.interface import implementer
 
+from pop3svc.service.accepting import SocketPort
 from pop3svc.service.arguments import parseArguments
-from pop3svc.service.tlstransport import TLSTransport
+from pop3svc.service.loop import Loop
 
 __all__ = [
     "InheritedPortReactor",
@@ -31,7 +33,7 @@ __all__ = [
 # The most connections that wait to be accepted.  The kernel may set a lower limit.
 _BACKLOG = 1024
 
-Wrap = Callable[[Any], Any]
+Wrap = Callable[[Any, Any], Any]
 
 
 class InheritedPortReactor:
@@ -174,27 +176,61 @@ def _isBareSSL(text: str) -> bool:
 
 
 @implementer(IStreamServerEndpoint)
-class _TLSEndpoint:
+class _ServiceEndpoint:
     """
-    Implicit TLS (RFC 8314 section 3.3) around another endpoint.
+    Another endpoint, with PROXY headers or implicit TLS (RFC 8314 section 3.3) or both around its
+    connections.
     """
 
-    def __init__(self, reactor: Any, endpoint: Any, connectionCreator: Any) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        endpoint: Any,
+        connectionCreator: Any,
+        wrap: Wrap | None,
+        loop: Loop | None,
+    ) -> None:
+        """
+        @param connectionCreator: for implicit TLS, or L{None}.
+        @param wrap: see L{serverEndpoint}.
+        @param loop: see L{serverEndpoint}.
+        """
         self._reactor = reactor
         self._endpoint = endpoint
         self._connectionCreator = connectionCreator
+        self._wrap = wrap
+        self._loop = loop
 
     def listen(self, factory: IProtocolFactory) -> Deferred[Any]:
-        wrapped = TLSMemoryBIOFactory(
-            self._connectionCreator, isClient=False, wrappedFactory=factory, clock=self._reactor
-        )
-        wrapped.protocol = TLSTransport
-        listening: Deferred[Any] = self._endpoint.listen(wrapped)
+        """
+        See L{IStreamServerEndpoint.listen}.
+        """
+        chain: Any = factory
+        if self._connectionCreator is not None:
+            chain = TLSMemoryBIOFactory(
+                self._connectionCreator, isClient=False, wrappedFactory=factory, clock=self._reactor
+            )
+        if self._wrap is not None:
+            chain = self._wrap(chain, None)
+        listening: Deferred[Any] = self._endpoint.listen(chain)
+        if self._loop is not None:
+            listening.addCallback(self._own, factory, chain)
         return listening
 
-
-def _wrapped(endpoint: Any, wrap: Wrap | None) -> Any:
-    return endpoint if wrap is None else _WrappingEndpoint(endpoint, wrap)
+    def _own(self, port: Any, factory: Any, chain: Any) -> Any:
+        """
+        @param chain: the factory with everything around it.
+        @return: a port that serves its connections by the service's own transport; the given port
+            if it is of another kind, or if the endpoint itself changes the connections.
+        """
+        if not isinstance(port, TCPPort) or port.factory is not chain:
+            return port
+        creator = self._connectionCreator
+        if self._wrap is not None:
+            # TLS begins after the PROXY header.
+            factory, creator = self._wrap(factory, creator), None
+        assert self._loop is not None
+        return SocketPort(port, factory, self._loop, creator)
 
 
 @implementer(IStreamServerEndpoint)
@@ -253,53 +289,66 @@ def _bareSSL(reactor: Any, text: str) -> Any:
     return TCP4ServerEndpoint(reactor, port, backlog, interface)
 
 
-@implementer(IStreamServerEndpoint)
-class _WrappingEndpoint:
-    """
-    An endpoint that wraps the factory, outside of TLS.
-    """
-
-    def __init__(self, endpoint: Any, wrap: Wrap) -> None:
-        self._endpoint = endpoint
-        self._wrap = wrap
-
-    def listen(self, factory: IProtocolFactory) -> Deferred[Any]:
-        listening: Deferred[Any] = self._endpoint.listen(self._wrap(factory))
-        return listening
-
-
-def tlsEndpoint(reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None) -> Any:
+def tlsEndpoint(
+    reactor: Any,
+    text: str,
+    connectionCreator: Any,
+    wrap: Wrap | None = None,
+    loop: Loop | None = None,
+) -> Any:
     """
     @param text: any endpoint string.
-    @param wrap: wraps the factory, outside of TLS.
+    @param wrap: see L{serverEndpoint}.
+    @param loop: see L{serverEndpoint}.
     @return: an endpoint with implicit TLS by the service's certificate.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
-    return _TLSEndpoint(reactor, serverEndpoint(reactor, text, None, wrap), connectionCreator)
+    endpoint = _plainEndpoint(reactor, text, wrap is not None)
+    return _ServiceEndpoint(reactor, endpoint, connectionCreator, wrap, loop)
 
 
 def serverEndpoint(
-    reactor: Any, text: str, connectionCreator: Any, wrap: Wrap | None = None
+    reactor: Any,
+    text: str,
+    connectionCreator: Any,
+    wrap: Wrap | None = None,
+    loop: Loop | None = None,
 ) -> Any:
     """
     @param text: any endpoint string.  C{ssl:} without a key uses the service's certificate.
         C{ssl:} without an interface listens on IPv4 and IPv6.
-    @param wrap: wraps the factory, outside of TLS.
+    @param wrap: wraps the factory, outside of TLS.  Its second argument is C{connectionCreator} if
+        the wrapped connections begin TLS themselves, otherwise L{None}.
+    @param loop: L{Loop}, which watches the connections of TCP and UNIX
+        sockets; L{None} for the transports of Twisted.
     @return: an L{IStreamServerEndpoint}.
+    @raise ValueError: C{text} is not a valid endpoint string.
+    """
+    if connectionCreator is not None and _isBareSSL(text):
+        bare = _bareSSL(reactor, text)
+        return _ServiceEndpoint(reactor, bare, connectionCreator, wrap, loop)
+    endpoint = _plainEndpoint(reactor, text, wrap is not None)
+    if wrap is None and loop is None:
+        return endpoint
+    return _ServiceEndpoint(reactor, endpoint, None, wrap, loop)
+
+
+def _plainEndpoint(reactor: Any, text: str, isWrapped: bool) -> Any:
+    """
+    @param isWrapped: whether something is to be around the connections.
+    @return: the endpoint itself.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
     if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
         # systemd's variables are only for the process that has opened the ports.  Here any endpoint
         # gets the inherited port.
         text = "tcp:0"
-    if connectionCreator is not None and _isBareSSL(text):
-        return _TLSEndpoint(reactor, _wrapped(_bareSSL(reactor, text), wrap), connectionCreator)
-    if wrap is not None and text.startswith(("ssl:", "tls:", "haproxy:")):
+    if isWrapped and text.startswith(("ssl:", "tls:", "haproxy:")):
         raise ValueError("an endpoint with its own TLS cannot be combined with --proxy-from")
     try:
         if text.startswith("systemd:"):
-            return _wrapped(_systemdEndpoint(reactor, text), wrap)
-        return _wrapped(serverFromString(reactor, _withBacklog(text)), wrap)
+            return _systemdEndpoint(reactor, text)
+        return serverFromString(reactor, _withBacklog(text))
     except ValueError:
         raise
     except Exception as error:
@@ -319,10 +368,13 @@ def withMode(text: str, mode: str) -> str:
     return text
 
 
-def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> Any:
+def lmtpEndpoint(
+    reactor: Any, text: str, mode: str, connectionCreator: Any, loop: Loop | None = None
+) -> Any:
     """
     @param text: any endpoint string.
     @param mode: the octal mode of a C{unix:} socket, unless C{text} has one.
+    @param loop: see L{serverEndpoint}.
     @return: an endpoint for LMTP.
     @raise ValueError: C{text} is not a valid endpoint string, or has port 25.
     """
@@ -332,4 +384,4 @@ def lmtpEndpoint(reactor: Any, text: str, mode: str, connectionCreator: Any) -> 
     if kind in ("tcp", "tcp6", "ssl") and port == "25":
         # A mail server that mistook LMTP for SMTP would lose replies (RFC 2033 section 5).
         raise ValueError("LMTP must not use port 25")
-    return serverEndpoint(reactor, withMode(text, mode), connectionCreator)
+    return serverEndpoint(reactor, withMode(text, mode), connectionCreator, loop=loop)

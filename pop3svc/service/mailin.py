@@ -51,7 +51,9 @@ def makeRecipients(
     )
 
 
-def makeMailEndpoints(reactor: Any, settings: Settings, creator: Any) -> list[tuple[str, Any]]:
+def makeMailEndpoints(
+    reactor: Any, settings: Settings, creator: Any, loop: Any = None
+) -> list[tuple[str, Any]]:
     """
     Make the endpoints for LMTP.  They do not listen yet.
 
@@ -63,7 +65,7 @@ def makeMailEndpoints(reactor: Any, settings: Settings, creator: Any) -> list[tu
     for text in settings.lmtp:
         where = f"{settings.where('lmtp')} {text}"
         try:
-            made.append((where, lmtpEndpoint(reactor, text, settings.lmtpMode, creator)))
+            made.append((where, lmtpEndpoint(reactor, text, settings.lmtpMode, creator, loop)))
         except ValueError as error:
             raise SettingError(f"{where}: {error}")
     return made

@@ -100,14 +100,24 @@ class ProxyFactory(ServerFactory):
 
     noisy = False
 
-    def __init__(self, factory: Any, trusted: Networks, clock: Any, admission: Any) -> None:
+    def __init__(
+        self,
+        factory: Any,
+        trusted: Networks,
+        clock: Any,
+        admission: Any,
+        connectionCreator: Any = None,
+    ) -> None:
         """
         @param factory: the wrapped factory, with TLS if the endpoint has it.
         @param trusted: the networks of proxies.
         @param admission: L{pop3svc.service.admission.Admission}, whose limits also apply to
             connections that have not sent their header.
+        @param connectionCreator: begin TLS after the header, on the service's own transport;
+            L{None} if the wrapped factory has TLS or needs none.
         """
         self._factory = factory
+        self._connectionCreator = connectionCreator
         self._admission = admission
         self._trusted = trusted
         self._clock = clock
@@ -134,7 +144,9 @@ class ProxyFactory(ServerFactory):
         if isinstance(host, str):
             address = addressOf(host)
             if any(address in network for network in self._trusted):
-                return _Header(self._factory, self._clock, self._admission, host)
+                return _Header(
+                    self._factory, self._clock, self._admission, host, self._connectionCreator
+                )
         return self._factory.buildProtocol(addr)
 
 
@@ -143,8 +155,11 @@ class _Header(Protocol):
     Reads the header, and then replaces itself by the protocol of the wrapped factory.
     """
 
-    def __init__(self, factory: Any, clock: Any, admission: Any, address: str) -> None:
+    def __init__(
+        self, factory: Any, clock: Any, admission: Any, address: str, connectionCreator: Any
+    ) -> None:
         self._factory = factory
+        self._connectionCreator = connectionCreator
         self._clock = clock
         self._admission = admission
         # UnauthenticatedConnections uses this attribute to count by network.
@@ -153,12 +168,25 @@ class _Header(Protocol):
         self._timer: IDelayedCall | None = None
 
     def connectionMade(self) -> None:
+        transport: Any = self.transport
         self._admission.accepted()
         if not self._admission.expect(self):
-            transport: Any = self.transport
             transport.abortConnection()
             return
         self._timer = self._clock.callLater(_PATIENCE, self._refuse, "no PROXY header in time")
+        if self._connectionCreator is not None:
+            # Octets after the header belong to TLS.
+            transport.measure = self._measured
+
+    def _measured(self, data: bytes) -> int:
+        """
+        @return: how many octets of new data belong to the header.
+        """
+        try:
+            parsed = parseHeader(self._data + data)
+        except ValueError:
+            parsed = None
+        return len(data) - len(parsed[1]) if parsed is not None else len(data)
 
     def abort(self, reason: str) -> None:
         """
@@ -196,6 +224,9 @@ class _Header(Protocol):
             return
         # STLS and half-closes use transport.protocol, so replace it.
         transport.protocol = protocol
+        if self._connectionCreator is not None:
+            transport.measure = None
+            transport.startTLS(self._connectionCreator)
         protocol.makeConnection(transport)
         if rest:
             protocol.dataReceived(rest)

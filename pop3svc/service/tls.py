@@ -505,11 +505,22 @@ class RenewableCertificate:
         self.refresh()
         return self.newConnection()
 
-    def newConnection(self) -> SSL.Connection:
+    def connectionOn(self, descriptor: int) -> SSL.Connection:
         """
+        @param descriptor: of a socket.
+        @return: a connection that reads from the socket and writes to it.
+        """
+        self.refresh()
+        return self.newConnection(descriptor)
+
+    def newConnection(self, descriptor: int | None = None) -> SSL.Connection:
+        """
+        @param descriptor: see L{connectionOn}; L{None} for a connection in memory.
         @return: a connection with the present context.
         """
-        connection = SSL.Connection(self.context, None)
+        # pyOpenSSL needs only the descriptor.
+        found: Any = descriptor
+        connection = SSL.Connection(self.context, found)
         if self._peers is not None:
             self._peers.watch(connection)
         return connection

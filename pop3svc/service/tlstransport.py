@@ -1,176 +1,246 @@
 """
-A TLS transport that writes to the socket without waiting for a turn of the reactor.
+TLS on the socket of a connection, from its first octet or after STLS.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from OpenSSL.SSL import Error, WantReadError
-from twisted.internet.interfaces import IPullProducer
-from twisted.protocols.tls import TLSMemoryBIOProtocol
+from OpenSSL import SSL
+from twisted.internet.interfaces import IHandshakeListener, ISSLTransport, ITLSTransport
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["TLSTransport"]
+from pop3svc.service.transport import DONE, LOST, SocketTransport
 
-# Octets of plaintext in a record (RFC 8446 section 5.1), and an upper bound of the encrypted octets
-# of a record.
-_RECORD = 2**14
-_SEALED = 2**15
-# The most octets that are gathered while input is processed.
-_SHORT = 2**14
+__all__ = ["PlainTransport", "SecureTransport"]
+
+# The most octets of plaintext in a record (RFC 8446 section 5.1).  OpenSSL reads one record after
+# the other from the socket.  No octets of a record stay in OpenSSL if there is room for all.
+_RECORD = 16_384
 
 
-@implementer(IPullProducer)
-class _Drain:
+@implementer(ITLSTransport)
+class PlainTransport(SocketTransport):
     """
-    A producer.  The transport below calls it after writing its buffer.
+    A connection without TLS, which may begin TLS.
     """
 
-    def __init__(self, transport: TLSTransport, producer: Any) -> None:
-        self._transport = transport
-        # TLSMemoryBIOProtocol reads the attribute of this name.
-        self._producer = producer
+    def startTLS(self, contextFactory: Any, normal: bool = True) -> None:
+        """
+        Begin TLS as the server.  See L{ITLSTransport}.  Octets that were written before go out
+        without TLS.  Octets that wait in the kernel belong to TLS.
+
+        @param contextFactory: has the method C{connectionOn} of
+            L{pop3svc.service.tls.RenewableCertificate}.
+        """
+        tls = contextFactory.connectionOn(self.fileno())
+        # The object stays the same, because the protocol has it.
+        transport: Any = self
+        transport.__class__ = SecureTransport
+        transport.beginTLS(tls)
+
+
+@implementer(ISSLTransport)
+class SecureTransport(SocketTransport):
+    """
+    A connection with TLS.  OpenSSL itself reads from the socket and writes to it.  The protocol
+    may write before the handshake is over.
+
+    It ends when both sides have sent a close alert.  Call C{loseConnection} again to close it
+    without the alert of the client.
+    """
+
+    _tls: Any
+    _isShaking = True
+    # Octets that were written before TLS began, and that the socket has not accepted.
+    _plain: bytearray | None = None
+    # Whether OpenSSL has to write before it can read, or to read before it can write.
+    _readsByWriting = _writesByReading = False
+    _isImpatient = False
+
+    def beginTLS(self, tls: SSL.Connection) -> None:
+        """
+        Wait for the handshake.
+        """
+        self._tls = tls
+        tls.set_accept_state()
+        if self._waiting:
+            self._plain, self._waiting = self._waiting, bytearray()
+            self._isReading = False
+            self._watch()
+
+    def _shake(self) -> None:
+        """
+        Go on with the handshake.
+        """
+        self._isWriting = False
+        try:
+            self._tls.do_handshake()
+        except SSL.WantReadError:
+            return
+        except SSL.WantWriteError:
+            self._isWriting = True
+            return
+        except SSL.Error as error:
+            self._fail(Failure(error.with_traceback(None)))
+            return
+        self._isShaking = False
+        if IHandshakeListener.providedBy(self.protocol):
+            self.protocol.handshakeCompleted()
+        self._drain()
+
+    def _read(self) -> None:
+        if self._isShaking:
+            self._shake()
+            return
+        self._readsByWriting = False
+        if self._writesByReading:
+            self._writesByReading, self._isWriting = False, True
+        try:
+            data = self._tls.recv(_RECORD)
+        except SSL.WantReadError:
+            return
+        except SSL.WantWriteError:
+            self._readsByWriting = self._isWriting = True
+            return
+        except SSL.ZeroReturnError:
+            self._clientCloses()
+            return
+        except SSL.Error:
+            self._fail(LOST)
+            return
+        if not self.disconnecting:
+            self.protocol.dataReceived(data)
+
+    def _fail(self, reason: Failure) -> None:
+        """
+        Close the connection, because the client breaks the rules of TLS or is gone.
+        """
+        # With octets that nobody has read, the kernel would close by a reset, which might overtake
+        # the fatal alert of OpenSSL.
+        self._discard()
+        self._end(reason)
+
+    def _clientCloses(self) -> None:
+        """
+        Write the octets that wait, and close.
+        """
+        self._hasReadAll, self._isReading, self.disconnecting = True, False, True
+        self._stopProducer()
+        if self._isWriteClosed:
+            self._end(DONE)
+        else:
+            self._finish()
 
     def resumeProducing(self) -> None:
-        self._transport.drained()
-        self._producer.resumeProducing()
-
-    def stopProducing(self) -> None:
-        self._producer.stopProducing()
-
-    def pauseProducing(self) -> None:
-        pass
-
-
-class TLSTransport(TLSMemoryBIOProtocol):
-    """
-    Encrypts data and writes it to the socket immediately.  While input is processed, up to 16 KiB
-    are gathered until the processing ends, so that the last reply and the close alert share a
-    segment.  Twisted's own class gathers small writes until the next turn of the reactor, which has
-    no advantage for whole replies.
-    """
-
-    # Whether the transport below has buffered data, so that further data must follow it.
-    _isFull = False
-    # Encrypted data that is gathered while input is processed.
-    _held: list[bytes] | None = None
-    _heldSize = 0
-
-    def makeConnection(self, transport: Any) -> None:
         """
-        See L{TLSMemoryBIOProtocol.makeConnection}.
+        See L{SocketTransport.resumeProducing}.
         """
-        self._writeBelow = getattr(transport, "writeSomeData", None)
-        super().makeConnection(transport)  # type: ignore[no-untyped-call]
-
-    def _flushSendBIO(self) -> None:
-        try:
-            data = self._tlsConnection.bio_read(_SEALED)
-        except WantReadError:
+        if self._isReading or self._plain:
             return
-        self._send(data)
+        super().resumeProducing()
+        if self._isReading and not self._isShaking and self._tls.pending():
+            # The kernel does not report octets that OpenSSL has read.
+            self._loop.reactor.callLater(0, self._readPending)
 
-    def dataReceived(self, data: bytes) -> None:
+    def _readPending(self) -> None:
+        if self.connected and self._isReading:
+            self.ready(self._events)
+
+    def _send(self, data: Any) -> int:
         """
-        See L{TLSMemoryBIOProtocol.dataReceived}.
+        @return: the number of octets in complete records that the socket has accepted.  The next
+            call must begin with the octets that follow, because OpenSSL may have encrypted them.
         """
-        self._held, self._heldSize = [], 0
+        done = 0
         try:
-            super().dataReceived(data)  # type: ignore[no-untyped-call]
-        finally:
-            self._sendHeld()
+            while done < len(data):
+                done += self._tls.send(memoryview(data)[done:] if done else data)
+        except SSL.WantWriteError:
+            pass
+        except SSL.WantReadError:
+            self._writesByReading = True
+        except SSL.Error:
+            self._end(LOST)
+        return done
 
-    def _sendHeld(self) -> None:
-        held, self._held = self._held, None
-        if held:
-            self._send(b"".join(held))
-
-    def _send(self, data: bytes) -> None:
-        held = self._held
-        if held is not None:
-            held.append(data)
-            self._heldSize += len(data)
-            if self._heldSize <= _SHORT:
-                return
-            data = b"".join(held)
-            held.clear()
-            self._heldSize = 0
-        transport: Any = self.transport
-        if self._writeBelow is None or self._isFull or not transport.connected:
-            transport.write(data)
-            return
-        written = self._writeBelow(data)
-        if not isinstance(written, int) or written < 0:
-            # The connection is broken; the transport below sees that error itself.
-            written = 0
-        if written < len(data):
-            self._isFull = True
-            transport.write(data[written:])
-
-    def _tlsShutdownFinished(self, reason: Any) -> None:
-        if reason is not None:
-            # The frames of the failure refer to this object.  Break the cycle, so that this
-            # object and OpenSSL's memory are freed at once.
-            reason.cleanFailure()
-        super()._tlsShutdownFinished(reason)  # type: ignore[no-untyped-call]
+    @property
+    def _mustWait(self) -> bool:
+        return self._isShaking or bool(self._waiting)
 
     def writeSomeData(self, data: Any) -> int:
         """
-        Write as much as the socket accepts, like
-        L{twisted.internet.tcp.Connection.writeSomeData}.
-
-        @param data: bytes or a memoryview.
-        @return: the number of octets written.
+        See L{SocketTransport.writeSomeData}.
         """
-        if self._writeBelow is None:
-            # The transport below cannot report how much it accepts, so the caller uses write().
-            return 0
-        if not self._handshakeDone:
-            self._appSendBuffer.append(bytes(data))
+        if self._isShaking and self._mayWrite:
+            self._waiting += data
             return len(data)
-        if self._isFull or self.disconnecting or self._lostTLSConnection:
-            return 0
-        sealed = []
-        done, length = 0, len(data)
-        connection = self._tlsConnection
+        return super().writeSomeData(data)
+
+    def startWriting(self) -> None:
+        """
+        See L{SocketTransport.startWriting}.
+        """
+        self._isWriting = not self._writesByReading
+        self._watch()
+
+    def _drain(self) -> None:
+        if self._plain:
+            del self._plain[: super()._send(self._plain)]
+            self._isWriting = bool(self._plain)
+            self._isReading = not self._plain
+        elif self._isShaking:
+            self._shake()
+        else:
+            if self._readsByWriting:
+                self._read()
+            super()._drain()
+
+    def _close(self) -> None:
         try:
-            while done < length:
-                piece = data if length <= _RECORD else memoryview(data)[done : done + _RECORD]
-                done += connection.send(piece)
-                sealed.append(connection.bio_read(_SEALED))
-        except Error:
-            # The caller writes the rest with write(), which raises the error again.
-            pass
-        if sealed:
-            self._send(sealed[0] if len(sealed) == 1 else b"".join(sealed))
-        return done
-
-    def abortConnection(self) -> None:
-        """
-        See L{TLSMemoryBIOProtocol.abortConnection}.
-        """
-        # Send gathered data first, because a plain TCP transport would have sent it.
-        self._sendHeld()
-        super().abortConnection()  # type: ignore[no-untyped-call]
-
-    def drained(self) -> None:
-        """
-        Called when the transport below has written its buffer.
-        """
-        self._isFull = False
-
-    def registerProducer(self, producer: Any, streaming: bool) -> None:
-        """
-        See L{TLSMemoryBIOProtocol.registerProducer}.  A pull producer is resumed when all
-        data is written.
-        """
-        if streaming or self._writeBelow is None or self._lostTLSConnection:
-            super().registerProducer(producer, streaming)  # type: ignore[no-untyped-call]
+            hasBoth = self._tls.shutdown()
+        except SSL.WantWriteError:
+            self.startWriting()
             return
-        transport: Any = self.transport
-        self._producer = drain = _Drain(self, producer)
-        # registerProducer() resumes the producer at once and clears _isFull, so set it
-        # afterwards.
-        transport.registerProducer(drain, False)
-        self._isFull = True
+        except SSL.Error:
+            hasBoth = True
+        self._isWriteClosed = True
+        if hasBoth or self._isImpatient:
+            self._end(DONE)
+        else:
+            # For the alert of the client.
+            self._isReading = True
+            self._watch()
+
+    def loseConnection(self) -> None:
+        """
+        See L{SocketTransport.loseConnection}.
+        """
+        if self._isShaking and not self._waiting:
+            self.abortConnection()
+            return
+        self._isImpatient = self.disconnecting
+        super().loseConnection()
+        if self._isShaking and not self._plain:
+            # What waits can be written only after the handshake.
+            self._isReading = True
+            self._watch()
+
+    def loseWriteConnection(self) -> None:
+        """
+        Close the connection, because TLS has no half-closed connections.
+        """
+        self.loseConnection()
+
+    def getHandle(self) -> Any:
+        """
+        @return: the C{OpenSSL.SSL.Connection}.
+        """
+        return self._tls
+
+    def getPeerCertificate(self) -> Any:
+        """
+        See L{ISSLTransport}.
+        """
+        return self._tls.get_peer_certificate()

@@ -4,17 +4,26 @@ Accepting pauses when file descriptors run out.
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.error import ConnectionDone
+from twisted.internet.protocol import Protocol
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 
 from pop3svc.service import accepting
-from pop3svc.service.accepting import AcceptLimiter
+from pop3svc.service.accepting import AcceptLimiter, SocketPort
+from pop3svc.service.loop import Loop
+from pop3svc.service.sockets import addressOf
+from tests.service.test_transport import Reactor
 from tests.support.maildirs import deliver
 from tests.support.running import Connection, Running, freePort
 
@@ -224,3 +233,180 @@ def test_raiseLimit(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
         accepting.raiseLimit()
     assert wanted == [(4096, 4096), (1_048_576, -1)]
+
+
+class Listening:
+    """
+    What a L{SocketPort} uses of a port of Twisted.
+    """
+
+    disconnecting = disconnected = False
+
+    def __init__(self, family: int = socket.AF_INET) -> None:
+        self.isReading = True
+        if family == socket.AF_UNIX:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.bind(f"\0pop3svc-{os.getpid()}-{id(self)}")
+            self.socket.listen()
+        else:
+            host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+            self.socket = socket.create_server((host, 0), family=family)
+        self.socket.setblocking(False)
+
+    def stopReading(self) -> None:
+        self.isReading = False
+
+    def stopListening(self) -> str:
+        self.socket.close()
+        return "stopped"
+
+    def getHost(self) -> str:
+        return "host"
+
+
+class Greeting(Protocol):
+    def connectionMade(self) -> None:
+        self.transport.write(b"hello")  # type: ignore[union-attr]
+
+    def connectionLost(self, reason: Any = None) -> None:
+        pass
+
+
+class Site:
+    """
+    A port, and what its factory was asked.
+    """
+
+    def __init__(self, family: int = socket.AF_INET, limit: int = 1000) -> None:
+        self.reactor = Reactor()
+        self.loop = Loop(self.reactor)
+        self.below = Listening(family)
+        self.peers: list[Any] = []
+        self.makes: Any = Greeting
+        self.port = SocketPort(self.below, self, self.loop)
+        self.limiter = AcceptLimiter(self.reactor, limit=limit)
+        self.limiter._atFirst = 8
+        self.limiter.add(self.port)
+        self.address = self.below.socket.getsockname()
+
+    def buildProtocol(self, peer: Any) -> Any:
+        self.peers.append(peer)
+        return self.makes()
+
+    def connect(self) -> socket.socket:
+        client = socket.socket(self.below.socket.family)
+        client.settimeout(10)
+        client.connect(self.address)
+        return client
+
+    def close(self) -> None:
+        self.loop.connectionLost(Failure(ConnectionDone()))
+        self.limiter.stop()
+        self.below.socket.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+def test_ownPort(family: int) -> None:
+    """
+    Clients are accepted with their addresses, until the port is closed.
+    """
+    site = Site(family)
+    assert not site.below.isReading
+    clients = [site.connect() for _ in range(5)]
+    # One, two, and so on: a burst is accepted in few turns.
+    site.reactor.turn(3)
+    assert [each.recv(10) for each in clients] == [b"hello"] * 5
+    if family == socket.AF_UNIX:
+        assert site.peers == [UNIXAddress(None)] * 5
+    else:
+        assert [each.port for each in site.peers] == [each.getsockname()[1] for each in clients]
+        assert {each.host for each in site.peers} == {site.address[0]}
+        kind = IPv6Address if family == socket.AF_INET6 else IPv4Address
+        assert all(isinstance(each, kind) for each in site.peers)
+    site.port.stopReading()
+    later = site.connect()
+    site.reactor.turn(2)
+    assert len(site.peers) == 5
+    site.port.startReading()
+    site.reactor.turn(2)
+    assert later.recv(10) == b"hello"
+    assert site.port.getHost() == "host" and not site.port.disconnected
+    site.port.startListening()
+    assert site.port.stopListening() == "stopped"
+    site.reactor.turn()
+    for each in (*clients, later):
+        each.close()
+    site.close()
+
+
+def test_zoneOfAnAddress() -> None:
+    name, index = "lo", socket.if_nametoindex("lo")
+    found = addressOf(socket.AF_INET6, ("fe80::1", 5, 0, index))
+    assert (found.host, found.port) == (f"fe80::1%{name}", 5)
+
+
+def test_connectionsThatCannotBeServed() -> None:
+    """
+    They are closed, and the next is served.
+    """
+
+    def fail() -> None:
+        raise ValueError
+
+    site = Site()
+    for site.makes in (lambda: None, fail):
+        client = site.connect()
+        site.reactor.turn()
+        assert client.recv(10) == b""
+        client.close()
+    site.makes = Greeting
+    client = site.connect()
+    site.reactor.turn()
+    assert client.recv(10) == b"hello"
+    client.close()
+    site.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "isPaused"), [(errno.EMFILE, True), (errno.ENOMEM, True), (errno.ECONNABORTED, False)]
+)
+def test_errorsOfAccept(code: int, isPaused: bool) -> None:
+    """
+    Without descriptors the port pauses.  A client that is gone already is nothing.
+    """
+    site = Site()
+
+    class Failing:
+        def accept(self) -> None:
+            raise OSError(code, "x")
+
+        def fileno(self) -> int:
+            return site.below.socket.fileno()
+
+    site.port.socket = Failing()  # type: ignore[assignment]
+    client = site.connect()
+    site.reactor.turn()
+    assert site.limiter.isPaused is isPaused
+    site.port.socket = site.below.socket
+    if isPaused:
+        site.limiter.pause()
+        assert not site.peers
+        site.reactor.advance(AcceptLimiter.LOOK)
+        assert not site.limiter.isPaused
+    site.reactor.turn()
+    assert client.recv(10) == b"hello"
+    client.close()
+    site.close()
+
+
+def test_mayNotAccept() -> None:
+    """
+    The limiter is asked each time.
+    """
+    site = Site(limit=100)
+    site.limiter._atFirst = 90
+    client = site.connect()
+    site.reactor.turn()
+    assert site.limiter.isPaused and not site.peers
+    client.close()
+    site.close()

@@ -149,6 +149,8 @@ class Running:
         """
         home.mkdir(exist_ok=True)
         self.home = home
+        if os.environ.get("POP3SVC_OWN_TRANSPORT"):
+            options += ("--set", f"ownTransport={os.environ['POP3SVC_OWN_TRANSPORT']}")
         self.process = subprocess.Popen(
             command or [script("twistd"), "-n", "--pidfile=", *twistd, "pop3svc", *options],
             stdout=subprocess.PIPE,

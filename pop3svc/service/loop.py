@@ -1,0 +1,105 @@
+"""
+Watch the sockets of all connections by one reader of the reactor.
+"""
+
+from __future__ import annotations
+
+import select
+from typing import Any
+
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+__all__ = ["Loop"]
+
+# The most sockets that are served before other readers of the reactor have their turn.
+_BATCH = 64
+
+
+@implementer(IReadDescriptor)
+class Loop:
+    """
+    Watches sockets by an epoll of its own, and the reactor watches this epoll.  The reactor's work
+    for a reader is then done once for all sockets that are ready.
+    """
+
+    # Whether this system has epoll.
+    isPossible = hasattr(select, "epoll")
+
+    def __init__(self, reactor: Any) -> None:
+        """
+        @param reactor: provides L{twisted.internet.interfaces.IReactorFDSet} and
+            L{twisted.internet.interfaces.IReactorTime}.
+        """
+        self.reactor = reactor
+        self._poller = select.epoll()
+        self._parts: dict[int, Any] = {}
+        self._isWatched = False
+
+    def fileno(self) -> int:
+        """
+        See L{IReadDescriptor}.
+        """
+        return self._poller.fileno()
+
+    def logPrefix(self) -> str:
+        """
+        See L{IReadDescriptor}.
+        """
+        return "pop3svc"
+
+    def watch(self, descriptor: int, part: Any, events: int) -> None:
+        """
+        Begin to watch a socket.
+
+        @param part: a port if its C{isPort} is true.  A port's C{accept} is called when clients
+            wait.  Otherwise C{ready} is called with the events that have happened.
+        @param events: of epoll.
+        """
+        self._poller.register(descriptor, events)
+        self._parts[descriptor] = part
+        if not self._isWatched:
+            self._isWatched = True
+            self.reactor.addReader(self)
+
+    def change(self, descriptor: int, events: int) -> None:
+        """
+        Wait for other events.
+        """
+        self._poller.modify(descriptor, events)
+
+    def forget(self, descriptor: int) -> None:
+        """
+        Stop watching a socket.  Call this before it is closed, because the kernel goes on to report
+        a socket that another process has open, too.
+        """
+        del self._parts[descriptor]
+        self._poller.unregister(descriptor)
+
+    def doRead(self) -> None:
+        """
+        Serve the sockets that are ready.  See L{IReadDescriptor}.
+        """
+        parts, ports = self._parts, []
+        for descriptor, events in self._poller.poll(0, _BATCH):
+            part = parts.get(descriptor)
+            if part is None:
+                # Another connection has closed this one meanwhile.
+                continue
+            if part.isPort:
+                ports.append(part)
+            else:
+                part.ready(events)
+        # Last, because a new connection may get the descriptor of one that is closed now, and
+        # later events of this batch are not for the new one.
+        for port in ports:
+            port.accept()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        End all connections, because the reactor ends.
+        """
+        for part in list(self._parts.values()):
+            part.connectionLost(reason)
+        self._poller.close()

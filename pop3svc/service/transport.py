@@ -1,0 +1,392 @@
+"""
+The transport of connections that the service accepts itself: it writes to the socket at once.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
+from twisted.internet.interfaces import (
+    IAddress,
+    IConsumer,
+    IHalfCloseableProtocol,
+    IPushProducer,
+    ISystemHandle,
+    ITCPTransport,
+)
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from pop3svc.service.loop import Loop
+from pop3svc.service.sockets import SocketFacts
+
+__all__ = ["DONE", "LOST", "SocketTransport"]
+
+log = Logger(namespace="pop3svc")
+
+_IN, _OUT, _BROKEN = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
+# Octets that are read in one turn, so that no client holds up the others.
+_MOST = 65_536
+# Reasons of connectionLost(), made once because each connection needs one.
+DONE, LOST = Failure(ConnectionDone()), Failure(ConnectionLost())
+
+
+@implementer(ITCPTransport, IConsumer, IPushProducer, ISystemHandle)
+class SocketTransport(SocketFacts):
+    """
+    One connection.  C{connectionLost} is called after the protocol's other methods have returned.
+
+    @ivar protocol: gets the octets.  Another protocol may be set at any time.
+    @ivar connected: whether the socket is open.
+    @ivar disconnecting: whether the connection is to be closed after everything is written.
+    @ivar measure: takes the octets that wait in the kernel, and returns how many of them to read
+        now; the others stay there.  L{None} to read all.
+    """
+
+    isPort = False
+    connected = True
+    disconnecting = False
+    measure: Callable[[bytes], int] | None = None
+    # Most connections never change these.
+    _isReading, _isWriting = True, False
+    _hasReadAll = _isWriteClosing = _isWriteClosed = False
+    _producer: Any = None
+    _isStreaming = _isPaused = False
+    # Why the connection is over, once it is.
+    _reason: Failure | None = None
+
+    def __init__(self, loop: Loop, connected: socket.socket, peer: IAddress) -> None:
+        """
+        @param loop: watches the socket.
+        @param connected: does not block.
+        """
+        super().__init__(connected, peer)
+        self._loop = loop
+        self._events = _IN
+        # Octets that the socket has not accepted yet.
+        self._waiting = bytearray()
+        # Whether a method of the protocol may be running.
+        self._isBusy = False
+
+    def begin(self, protocol: Any) -> None:
+        """
+        Serve the connection.
+
+        @param protocol: L{twisted.internet.interfaces.IProtocol}
+        """
+        self.protocol = protocol
+        self._loop.watch(self._socket.fileno(), self, _IN)
+        self._isBusy = True
+        try:
+            protocol.makeConnection(self)
+        except Exception:
+            self._failed()
+        self._served()
+
+    # --- events -----------------------------------------------------------------
+
+    def ready(self, events: int) -> None:
+        """
+        Read and write.
+
+        @param events: of epoll.
+        """
+        self._isBusy = True
+        try:
+            if events & _OUT:
+                self._drain()
+            if self._reason is None:
+                if self._isReading:
+                    if events & ~_OUT:
+                        self._read()
+                elif events & _BROKEN:
+                    self._end(LOST)
+        except Exception:
+            self._failed()
+        self._served()
+
+    def _failed(self) -> None:
+        failure = Failure()
+        log.failure("a connection failed", failure)
+        # Its frames refer to this object.
+        failure.cleanFailure()
+        self._end(failure)
+
+    def _served(self) -> None:
+        """
+        Do what had to wait until the protocol has returned.
+        """
+        self._isBusy = False
+        if self._reason is not None:
+            self._lose()
+        else:
+            self._watch()
+
+    def _watch(self) -> None:
+        """
+        Wait for the events that matter now.
+        """
+        if self._isBusy or self._reason is not None:
+            # Afterwards, and only once.
+            return
+        events = (_IN if self._isReading else 0) | (_OUT if self._isWriting else 0)
+        if events != self._events:
+            self._events = events
+            self._loop.change(self._socket.fileno(), events)
+
+    # --- reading ----------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            if self.measure is None:
+                data = self._socket.recv(_MOST)
+            else:
+                waiting = self._socket.recv(_MOST, socket.MSG_PEEK)
+                data = self._socket.recv(self.measure(waiting)) if waiting else b""
+        except BlockingIOError:
+            return
+        except OSError:
+            self._end(LOST)
+            return
+        if data:
+            self.protocol.dataReceived(data)
+            return
+        self._hasReadAll, self._isReading = True, False
+        if IHalfCloseableProtocol.providedBy(self.protocol):
+            self.protocol.readConnectionLost()
+        else:
+            self._end(DONE)
+
+    def _discard(self) -> None:
+        """
+        Drop the octets that wait in the kernel.
+        """
+        try:
+            self._socket.recv(_MOST)
+        except OSError:
+            # There are none, or the connection is lost.
+            pass
+
+    def pauseProducing(self) -> None:
+        """
+        See L{IPushProducer}.
+        """
+        self._isReading = False
+        self._watch()
+
+    def resumeProducing(self) -> None:
+        """
+        See L{IPushProducer}.
+        """
+        if self.connected and not self._hasReadAll and not self.disconnecting:
+            self._isReading = True
+            self._watch()
+
+    # --- writing ----------------------------------------------------------------
+
+    def _send(self, data: Any) -> int:
+        """
+        @return: the number of octets that the socket has accepted.
+        """
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._end(LOST)
+        return 0
+
+    @property
+    def _mayWrite(self) -> bool:
+        return self.connected and self._reason is None and not self._isWriteClosed
+
+    @property
+    def _mustWait(self) -> bool:
+        """
+        Whether octets have to wait for others, or for something else.
+        """
+        return bool(self._waiting)
+
+    def write(self, data: bytes) -> None:
+        """
+        Write to the socket at once, and keep what it does not accept.  See
+        L{twisted.internet.interfaces.ITransport.write}.
+        """
+        if not self._mayWrite:
+            return
+        if self._mustWait:
+            self._waiting += data
+        else:
+            done = self._send(data)
+            if done == len(data):
+                if self._producer is not None and not self._isStreaming:
+                    # Ask a pull producer for its next piece.
+                    self.startWriting()
+                return
+            self._waiting += memoryview(data)[done:]
+            self.startWriting()
+        if self._isStreaming and not self._isPaused:
+            self._isPaused = True
+            self._producer.pauseProducing()
+
+    def writeSequence(self, data: Iterable[bytes]) -> None:
+        """
+        See L{twisted.internet.interfaces.ITransport.writeSequence}.
+        """
+        self.write(b"".join(data))
+
+    def writeSomeData(self, data: Any) -> int:
+        """
+        Write as much as the socket accepts now.  If that is not all, call L{write} with the rest
+        before anything else is written.
+
+        @return: the number of octets written.
+        """
+        return self._send(data) if self._mayWrite and not self._mustWait else 0
+
+    def startWriting(self) -> None:
+        """
+        Resume the producer as soon as the socket accepts octets.
+        """
+        self._isWriting = True
+        self._watch()
+
+    def _drain(self) -> None:
+        """
+        Write the octets that wait, and ask the producer for more.
+        """
+        self._isWriting = False
+        if self._reason is None and self._waiting:
+            del self._waiting[: self._send(self._waiting)]
+        if self._waiting:
+            self.startWriting()
+            return
+        producer = self._producer
+        if producer is not None and (self._isPaused or not self._isStreaming):
+            self._isPaused = False
+            producer.resumeProducing()
+        self._finish()
+
+    def registerProducer(self, producer: Any, streaming: bool) -> None:
+        """
+        See L{IConsumer}.
+        """
+        if self._producer is not None:
+            raise RuntimeError("another producer is registered")
+        if not self.connected:
+            producer.stopProducing()
+            return
+        self._producer, self._isStreaming, self._isPaused = producer, streaming, False
+        if not streaming:
+            producer.resumeProducing()
+            if self._producer is not None:
+                # Ask again, even if everything was written before it registered.
+                self.startWriting()
+
+    def unregisterProducer(self) -> None:
+        """
+        See L{IConsumer}.
+        """
+        self._producer, self._isStreaming = None, False
+        self._finish()
+
+    def _stopProducer(self) -> None:
+        producer, self._producer, self._isStreaming = self._producer, None, False
+        if producer is not None:
+            producer.stopProducing()
+
+    # --- the end ----------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """
+        Close what is to be closed, if everything is written.
+        """
+        isClosing = self.disconnecting or self._isWriteClosing
+        if isClosing and self._mayWrite and not self._mustWait and self._producer is None:
+            self._close()
+
+    def _close(self) -> None:
+        if self.disconnecting:
+            self._end(DONE)
+            return
+        self._isWriteClosed = True
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            # The client has reset the connection.
+            pass
+        if IHalfCloseableProtocol.providedBy(self.protocol):
+            self.protocol.writeConnectionLost()
+
+    def loseConnection(self) -> None:
+        """
+        See L{twisted.internet.interfaces.ITransport.loseConnection}.
+        """
+        self.disconnecting, self._isReading = True, False
+        if self._isWriteClosed:
+            self._end(DONE)
+        else:
+            self._finish()
+            self._watch()
+
+    stopProducing = loseConnection
+
+    def loseWriteConnection(self) -> None:
+        """
+        See L{twisted.internet.interfaces.IHalfCloseableDescriptor}.
+        """
+        self._isWriteClosing = True
+        self._finish()
+
+    def abortConnection(self) -> None:
+        """
+        See L{ITCPTransport}.
+        """
+        self._isReading = self._isWriting = False
+        self._end(Failure(ConnectionAborted()))
+
+    def _end(self, reason: Failure) -> None:
+        """
+        Close the connection as soon as no method of the protocol is running.
+        """
+        if self._reason is None:
+            self._reason = reason
+            if not self._isBusy:
+                self._loop.reactor.callLater(0, self._lose)
+
+    def connectionLost(self, reason: Failure) -> None:
+        """
+        Close the connection, because the reactor ends.
+        """
+        self._reason = self._reason or reason
+        self._lose()
+
+    def _lose(self) -> None:
+        if not self.connected:
+            return
+        self.connected = False
+        reason = self._reason
+        assert reason is not None
+        self._loop.forget(self._socket.fileno())
+        if reason is not DONE and reason.check(ConnectionAborted):
+            try:
+                # Close by a reset, and drop what the kernel has not sent.
+                linger = struct.pack("ii", 1, 0)
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            except OSError:
+                pass
+        self._socket.close()
+        self._waiting.clear()
+        # They refer to each other, and reference cycles are freed late.
+        protocol, self.protocol = self.protocol, None
+        try:
+            self._stopProducer()
+            protocol.connectionLost(reason)
+        except Exception:
+            log.failure("a connection failed at its end")
