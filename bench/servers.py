@@ -297,17 +297,6 @@ class Pop3svcWorkers(Pop3svc):
     options = ("--workers", "2")
 
 
-class Pop3svcOnTwisted(Pop3svc):
-    """
-    The same with the transports of Twisted in place of the service's own.
-    """
-
-    name = "transports"
-    title = "pop3svc, Twisted's transports"
-    rows = frozenset([1, 2, 3, 4, 5, 10, 14, 15])
-    options = ("--set", "ownTransport=0")
-
-
 class Pop3svcMetrics(Pop3svc):
     """
     The same with a port for metrics, so that it counts the work of sessions.
@@ -651,8 +640,7 @@ class Limit(Server):
 SERVERS: dict[str, type[Server]] = {
     each.name: each
     for each in (
-        *(Pop3svc, Pop3svcWorkers, Pop3svcOnTwisted, Pop3svcMetrics),
-        *(Pop3svcSQLite, Pop3svcPostgreSQL),
+        *(Pop3svc, Pop3svcWorkers, Pop3svcMetrics, Pop3svcSQLite, Pop3svcPostgreSQL),
         *(Dovecot, TunedDovecot, Courier, TwistedMail, Limit),
     )
 }

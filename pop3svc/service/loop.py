@@ -8,10 +8,13 @@ import select
 from typing import Any
 
 from twisted.internet.interfaces import IReadDescriptor
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 __all__ = ["Loop"]
+
+log = Logger(namespace="pop3svc")
 
 # The most sockets that are served before other readers of the reactor have their turn.
 _BATCH = 64
@@ -90,11 +93,23 @@ class Loop:
             if part.isPort:
                 ports.append(part)
             else:
-                part.ready(events)
+                try:
+                    part.ready(events)
+                except Exception:
+                    self._failed()
         # Last, because a new connection may get the descriptor of one that is closed now, and
         # later events of this batch are not for the new one.
         for port in ports:
-            port.accept()
+            try:
+                port.accept()
+            except Exception:
+                self._failed()
+
+    def _failed(self) -> None:
+        """
+        Log the present exception.  The reactor would end this object, and with it all connections.
+        """
+        log.failure("a socket failed")
 
     def connectionLost(self, reason: Failure) -> None:
         """

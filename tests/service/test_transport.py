@@ -470,3 +470,58 @@ def test_measured(make: Any) -> None:
     pair.transport.measure = None
     pair.turn()
     assert pair.protocol.received == b"abcd"
+
+
+class Part:
+    """
+    What a loop knows of a socket.
+    """
+
+    def __init__(self, isPort: bool, does: Any) -> None:
+        self.isPort = isPort
+        self.ours, self.theirs = socket.socketpair()
+        self.theirs.send(b"x")
+        self.does = does
+
+    def ready(self, events: int) -> None:
+        self.does("ready")
+
+    def accept(self) -> None:
+        self.does("accept")
+
+    def connectionLost(self, reason: Any) -> None:
+        self.does("lost")
+
+
+def test_loop() -> None:
+    """
+    Ports come last.  A socket that was closed in the same turn hears nothing.  An exception ends
+    nothing else.
+    """
+    reactor = Reactor()
+    loop = Loop(reactor)
+    assert loop.logPrefix() == "pop3svc" and loop.fileno() > 0
+    calls: list[str] = []
+
+    def fail(what: str) -> None:
+        calls.append(what)
+        raise ValueError
+
+    def forgetOther(what: str) -> None:
+        calls.append(what)
+        loop.forget(gone.ours.fileno())
+
+    port, first, gone = Part(True, fail), Part(False, forgetOther), Part(False, calls.append)
+    failing = Part(False, fail)
+    for each in (port, first, failing, gone):
+        loop.watch(each.ours.fileno(), each, 1)
+    assert reactor.readers == [loop]
+    loop.doRead()
+    assert calls == ["ready", "ready", "accept"]
+    calls.clear()
+    failing.does = first.does = port.does = calls.append
+    loop.connectionLost(None)  # type: ignore[arg-type]
+    assert calls == ["lost"] * 3
+    for each in (port, first, failing, gone):
+        each.ours.close()
+        each.theirs.close()
