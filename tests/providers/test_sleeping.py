@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from twisted.internet.task import Clock
 
+from pop3svc.errors import POP3ResponseError
 from pop3svc.providers.files import lock
+from pop3svc.providers.files.lock import ExclusiveDirectory
 from pop3svc.providers.files.sleeping import OpenWhileAsleep
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
@@ -309,6 +311,57 @@ def test_failedListing(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert openDescriptors() == before - 1
     # What the failed WAKE has seen is not forgotten.
     says(client, "WAKE", NEW, "STAT", "+OK 3 ", "QUIT", "+OK")
+
+
+def test_changedWhileLocking(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A WAKE that has to wait for the lock lists the mailbox as it is afterwards.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
+    client = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
+    says(client, "WAKE", NONE, "SLEE", "+OK")
+    # The mailbox needs a recovery, and another session has listed it since its last change.
+    other = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
+    says(other, "WAKE", NONE, "DELE 1", "+OK", "CORE", "+OK", "SLEE", "+OK")
+    tryLock = ExclusiveDirectory._tryLock
+
+    def tryLockLate(directory: ExclusiveDirectory, prepare: Any) -> Any:
+        locked = tryLock(directory, prepare)
+        if prepare is not None:
+            deliver(maildir, "3.x")
+        return locked
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExclusiveDirectory, "_tryLock", tryLockLate)
+        says(client, "WAKE", NEW, "STAT", "+OK 2 ", "UIDL 2", "+OK 2 3.x")
+    says(client, "QUIT", "+OK")
+    other.vanish()
+
+
+def test_changedAfterRefusal(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A WAKE forgets what a refused WAKE has seen.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
+    client = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
+    says(client, "WAKE", NONE, "SLEE", "+OK")
+    other = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
+    says(other, "WAKE", NONE, "DELE 1", "+OK", "CORE", "+OK", "SLEE", "+OK")
+
+    async def refuse(*_: object) -> None:
+        raise POP3ResponseError("Too much work is waiting.", "SYS/TEMP")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExclusiveDirectory, "_tryInThread", refuse)
+        says(client, "WAKE", "-ERR [SYS/TEMP]")
+    deliver(maildir, "3.x")
+    another = elsewhere(maildir)
+    says(another, "XLOG alice x", "+OK", "DELE 1", "+OK", "QUIT", "+OK")
+    for _ in range(2):
+        another = elsewhere(maildir)
+        says(another, "XLOG alice x", "+OK", "QUIT", "+OK")
+    says(client, "WAKE", NEW, "STAT", "+OK 1 ", "UIDL 1", "+OK 1 3.x", "QUIT", "+OK")
+    other.vanish()
 
 
 def test_failedUnlock(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,8 +162,8 @@ class Listing:
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The watch's count of changes at SLEE; and the count that L{isUnchanged} has read, until
-        # the next listing.
+        # The watch's count of changes at SLEE, and the count at the lock if the next listing may use
+        # it.
         self._changesAtSleep: int | None = None
         self._changesAtLock: int | None = None
 
@@ -176,7 +176,7 @@ class Listing:
         @return: the unique-ids.
         """
         watching = self._watching
-        # The lock may have just read the queue.
+        # The queue was read a moment ago if the directory was still open and unchanged.
         changes, self._changesAtLock = self._changesAtLock, None
         if changes is None and watching is not None:
             changes = watching.look()
@@ -278,8 +278,12 @@ class Listing:
         watching = self._watching
         if watching is None:
             return False
-        self._changesAtLock = watching.look()
-        return self._changesAtLock == self._changesAtSleep and watching.holds(key)
+        changes = watching.look()
+        if changes != self._changesAtSleep or not watching.holds(key):
+            # The lock may have to wait, and the mailbox may change meanwhile.
+            return False
+        self._changesAtLock = changes
+        return True
 
     # --- in a thread ----------------------------------------------------------------
 
