@@ -260,7 +260,7 @@ class POP3Connection(LineReceiver):
         if self._isTaking:
             return
         self._isTaking = True
-        lines, turns, sender = self._input, self._turns, self._sender
+        lines, turns = self._input, self._turns
         line = lines.next()
         isNew = line is not None
         now = turns.restart()
@@ -269,8 +269,9 @@ class POP3Connection(LineReceiver):
                 self.lineReceived(line)
                 if self._running is not None or self.paused or not lines:
                     break
-                if sender.isCrowded:
-                    self._run(sender.flush())
+                # A tap may have replaced the sender within lineReceived().
+                if self._sender.isCrowded:
+                    self._run(self._sender.flush())
                     if self._running is not None or self._reason:
                         break
                 if turns.isOver():
@@ -286,6 +287,7 @@ class POP3Connection(LineReceiver):
         if not lines and len(lines.partial) >= self._policy.maxAuthLineLength:
             self.lineLengthExceeded(lines.partial)
             return
+        sender = self._sender
         if sender.hasGathered and not sender.flushShort():
             # All buffered lines are answered, or the time slice is over.
             self._run(sender.flush())

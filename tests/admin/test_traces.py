@@ -161,6 +161,8 @@ def test_whoeverIsThere() -> None:
     process.clock.advance(2)
     other.received()
     assert process.lines() == []
+    assert other.say(b"QUACK") == b"-ERR Unknown command.\r\n"
+    assert process.lines()[-1] == "S: -ERR Unknown command."
     other.say(b"CAPA")
     assert process.lines()[0] == "C: CAPA"
     client.stall()
@@ -497,3 +499,17 @@ def test_tap() -> None:
     tap._lineReceived(b"NOOP")
     tap.detach()
     assert heard == []
+
+
+@pytest.mark.parametrize("line", [b"NOOP", b"CAPA", b"LIST"])
+def test_tapThatDetachesItself(line: bytes) -> None:
+    """
+    The reply to the line arrives, and further replies.
+    """
+    client = Process().connect()
+    client.logIn()
+    expected = client.say(line)
+    taps: list[Tap] = []
+    taps.append(Tap(client.protocol, lambda *_: taps[0].detach(), lambda _: None))
+    assert client.say(line) == expected
+    assert client.say(b"NOOP") == b"+OK Done.\r\n"
