@@ -22,6 +22,7 @@ from zope.interface import implementer
 
 from pop3svc.awaiting import startNow
 from pop3svc.errors import POP3ResponseError
+from pop3svc.languages import Language
 from pop3svc.policy import Policy
 from pop3svc.protocol.channelbinding import channelBinding
 from pop3svc.protocol.clientcertificate import certificateNames
@@ -201,7 +202,7 @@ class POP3Connection(LineReceiver):
         self.session.tryRelease = self._tryRelease
         self.session.channelBinding = self._channelBinding
         self.session.certificateNames = self._certificateNames
-        self.session.useLanguage = self._sender.useLanguage
+        self.session.useLanguage = self._useLanguage
         self._limitLogin()
         self._sender.say(ok(self.session.greeting))
 
@@ -210,6 +211,10 @@ class POP3Connection(LineReceiver):
 
     def _certificateNames(self) -> tuple[str, ...]:
         return certificateNames(self.transport) if self.session.info.isSecure else ()
+
+    def _useLanguage(self, language: Language | None) -> None:
+        # A tap may have replaced the sender.
+        self._sender.useLanguage(language)
 
     def handshakeCompleted(self) -> None:
         """

@@ -513,3 +513,18 @@ def test_tapThatDetachesItself(line: bytes) -> None:
     taps.append(Tap(client.protocol, lambda *_: taps[0].detach(), lambda _: None))
     assert client.say(line) == expected
     assert client.say(b"NOOP") == b"+OK Done.\r\n"
+
+
+def test_languageOfTracedSession() -> None:
+    """
+    A traced client may choose a language, which remains after the trace.
+    """
+    client = Process().connect()
+    tap = Tap(client.protocol, lambda *_: None, lambda _: None)
+    client.received()
+    assert client.say(b"LANG de") != b"+OK de Language changed.\r\n"
+    client.logIn()
+    done = client.say(b"NOOP")
+    assert done != b"+OK Done.\r\n"
+    tap.detach()
+    assert client.say(b"NOOP") == done
