@@ -64,6 +64,8 @@ class SerialSMTP(SMTP):
         self._skipped = 0
         self._running: Deferred[None] | None = None
         self._isFull = False
+        # Whether the client has sent anything.
+        self._hasHeard = False
         self._isClosing = False
         # Whether the service is stopping.
         self._isStopping = False
@@ -154,7 +156,9 @@ class SerialSMTP(SMTP):
         See L{IPushProducer.pauseProducing}.  The client does not read replies.
         """
         self._isFull = True
-        cast(Any, self.transport).pauseProducing()
+        if self._hasHeard:
+            # Not before, because over TLS the greeting waits for the input of the handshake.
+            cast(Any, self.transport).pauseProducing()
 
     def resumeProducing(self) -> None:
         """
@@ -178,6 +182,7 @@ class SerialSMTP(SMTP):
         """
         if self._isClosing:
             return
+        self._hasHeard = True
         self._input += data
         if len(self._input) > _HELD:
             cast(Any, self.transport).abortConnection()

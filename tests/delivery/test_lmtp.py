@@ -408,6 +408,19 @@ def test_clientThatDoesNotRead() -> None:
     assert talk.transport.aborted
 
 
+def test_greetingThatWaits() -> None:
+    """
+    Over TLS the greeting waits for the handshake, which needs the input.
+    """
+    talk = Talk()
+    talk.connection.pauseProducing()
+    assert talk.transport.producerState == "producing"
+    talk.connection.resumeProducing()
+    assert len(talk.say("NOOP\r\n")) == 1
+    talk.connection.pauseProducing()
+    assert talk.transport.producerState == "paused"
+
+
 def test_tooManyConnections() -> None:
     talk = Talk(maxLMTPConnections=1)
     other = Transport()
