@@ -55,8 +55,8 @@ class SecureTransport(SocketTransport):
     _isShaking = True
     # Octets that were written before TLS began, and that the socket has not accepted.
     _plain: bytearray | None = None
-    # Whether OpenSSL has to write before it can read, or to read before it can write.
-    _readsByWriting = _writesByReading = False
+    # Whether OpenSSL has to read before it can write.
+    _writesByReading = False
     _isImpatient = False
 
     def beginTLS(self, tls: SSL.Connection) -> None:
@@ -74,13 +74,14 @@ class SecureTransport(SocketTransport):
         """
         Go on with the handshake.
         """
-        self._isWriting = False
+        self._isWriting = self._readsByWriting = False
         try:
             self._tls.do_handshake()
         except SSL.WantReadError:
             return
         except SSL.WantWriteError:
-            self._isWriting = True
+            # Octets of the client wait in the kernel until then.
+            self._isWriting = self._readsByWriting = True
             return
         except SSL.Error as error:
             self._fail(Failure(error.with_traceback(None)))
@@ -196,6 +197,8 @@ class SecureTransport(SocketTransport):
             if self._readsByWriting:
                 self._read()
             super()._drain()
+            if self._readsByWriting:
+                self._isWriting = True
 
     def _close(self) -> None:
         try:

@@ -55,6 +55,8 @@ class SocketTransport(SocketFacts):
     measure: Callable[[bytes], int] | None = None
     # Most connections never change these.
     _isReading, _isWriting = True, False
+    # Whether TLS has to write before it can read.
+    _readsByWriting = False
     _hasReadAll = _isWriteClosing = _isWriteClosed = False
     _producer: Any = None
     _isStreaming = _isPaused = False
@@ -135,7 +137,8 @@ class SocketTransport(SocketFacts):
         if self._isBusy or self._reason is not None:
             # Afterwards, and only once.
             return
-        events = (_IN if self._isReading else 0) | (_OUT if self._isWriting else 0)
+        isReading = self._isReading and not self._readsByWriting
+        events = (_IN if isReading else 0) | (_OUT if self._isWriting else 0)
         if events != self._events:
             self._events = events
             self._loop.change(self._socket.fileno(), events)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import select
 import socket
 import ssl
 import subprocess
@@ -474,6 +475,39 @@ def test_readsByWriting(make: Any) -> None:
     strange.errors = [("shutdown", SSL.WantWriteError())]
     client.transport.loseConnection()
     client.until(lambda: client.hasAlert)
+
+
+def test_noRoomForTheHandshake(make: Any) -> None:
+    """
+    While the handshake waits for room, other octets of the client do not wake the transport.
+    """
+    client = make(isLater=True)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += client.transport.getHandle().send(b"x" * 64)
+    client.transport.startTLS(client._creator)
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.tls.do_handshake()
+    client.socket.sendall(client.outgoing.read())
+    client.turn()
+    assert client.transport._isShaking and client.transport._events == select.EPOLLOUT
+    while filled:
+        filled -= len(client.socket.recv(min(filled, 1000)))
+        client.turn()
+    client.shake()
+    client.say(b"abc")
+    assert client.protocol.received == b"abc"
+
+
+def test_readsByWritingAgain(make: Any) -> None:
+    client = make()
+    client.shake()
+    client.transport._tls = strange = Strange(client.transport._tls)
+    strange.errors = [("recv", SSL.WantWriteError()), ("recv", SSL.WantWriteError())]
+    client.say(b"abc")
+    client.turn()
+    assert client.protocol.received == b"abc" and not strange.errors
 
 
 def test_errorWhenClosing(make: Any) -> None:
