@@ -382,6 +382,10 @@ class _Rejecting(Protocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
+        if hasattr(transport, "getPeerCertificate"):
+            # TLS: the reply would wait for a handshake that nothing limits.
+            transport.abortConnection()
+            return
         transport.write(b"421 4.3.2 Too many connections.\r\n")
         transport.loseConnection()
 

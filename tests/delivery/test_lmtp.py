@@ -430,6 +430,17 @@ def test_tooManyConnections() -> None:
     assert talk.factory.buildProtocol(None) in talk.factory.connections
 
 
+def test_tooManyConnectionsWithTLS() -> None:
+    """
+    A client could delay the handshake for ever.
+    """
+    talk = Talk(maxLMTPConnections=1)
+    other: Any = Transport()
+    other.getPeerCertificate = lambda: None
+    talk.factory.buildProtocol(None).makeConnection(other)  # type: ignore[union-attr]
+    assert other.aborted and not other.value()
+
+
 def test_shutdown() -> None:
     """
     A delivery that has begun gets its reply, because the client would send the message again.
