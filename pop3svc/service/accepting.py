@@ -20,6 +20,7 @@ from zope.interface import implementer
 from pop3svc.service.loop import Loop
 from pop3svc.service.sockets import addressOf
 from pop3svc.service.tlstransport import PlainTransport
+from pop3svc.service.transport import LOST
 
 __all__ = ["AcceptLimiter", "SocketPort", "raiseLimit"]
 
@@ -176,8 +177,9 @@ class SocketPort:
 
     def _serve(self, connected: socket.socket, name: Any) -> None:
         connected.setblocking(False)
-        address = addressOf(self._family, name)
+        protocol: Any = None
         try:
+            address = addressOf(self._family, name)
             protocol = self._factory.buildProtocol(address)
             if protocol is None:
                 connected.close()
@@ -185,11 +187,13 @@ class SocketPort:
             transport = PlainTransport(self._loop, connected, address)
             if self._connectionCreator is not None:
                 transport.startTLS(self._connectionCreator)
+            transport.begin(protocol)
         except Exception:
             log.failure("cannot serve a connection")
             connected.close()
-            return
-        transport.begin(protocol)
+            if protocol is not None:
+                # The factory may have counted it.
+                protocol.connectionLost(LOST)
 
 
 class AcceptLimiter:

@@ -81,6 +81,7 @@ class SocketTransport(SocketFacts):
         Serve the connection.
 
         @param protocol: L{twisted.internet.interfaces.IProtocol}
+        @raise OSError: the kernel cannot watch the socket.
         """
         self.protocol = protocol
         self._loop.watch(self._socket.fileno(), self, _IN)

@@ -367,6 +367,39 @@ def test_connectionsThatCannotBeServed() -> None:
     site.close()
 
 
+def test_connectionThatCannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    It is closed, its protocol hears of that, and all others go on.
+    """
+    site = Site()
+    first = site.connect()
+    site.reactor.turn()
+    assert first.recv(10) == b"hello"
+    made: list[Any] = []
+
+    def make() -> Any:
+        made.append(Greeting())
+        return made[-1]
+
+    def watch(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    site.makes = make
+    lost: list[Any] = []
+    monkeypatch.setattr(Greeting, "connectionLost", lambda self, reason: lost.append(self))
+    with monkeypatch.context() as patch:
+        patch.setattr(site.loop, "watch", watch)
+        second = site.connect()
+        site.reactor.turn()
+    assert second.recv(10) == b"" and lost == made
+    third = site.connect()
+    site.reactor.turn()
+    assert third.recv(10) == b"hello"
+    for each in (first, second, third):
+        each.close()
+    site.close()
+
+
 @pytest.mark.parametrize(
     ("code", "isPaused"), [(errno.EMFILE, True), (errno.ENOMEM, True), (errno.ECONNABORTED, False)]
 )
