@@ -19,8 +19,8 @@ from zope.interface import implementer
 
 from pop3svc.service.loop import Loop
 from pop3svc.service.sockets import addressOf
-from pop3svc.service.tlstransport import PlainTransport
-from pop3svc.service.transport import LOST
+from pop3svc.service.tlstransport import PlainTransport, SecureTransport
+from pop3svc.service.transport import LOST, SocketTransport
 
 __all__ = ["AcceptLimiter", "SocketPort", "raiseLimit"]
 
@@ -184,9 +184,12 @@ class SocketPort:
             if protocol is None:
                 connected.close()
                 return
-            transport = PlainTransport(self._loop, connected, address)
-            if self._connectionCreator is not None:
-                transport.startTLS(self._connectionCreator)
+            if self._connectionCreator is None:
+                transport: SocketTransport = PlainTransport(self._loop, connected, address)
+            else:
+                # An object whose class changes, as by startTLS(), takes more memory.
+                transport = SecureTransport(self._loop, connected, address)
+                transport.beginTLS(self._connectionCreator.connectionOn(connected.fileno()))
             transport.begin(protocol)
         except Exception:
             log.failure("cannot serve a connection")
