@@ -60,7 +60,7 @@ class _Queue:
     @ivar calls: the functions that go on with the work.
     @ivar isRunning: whether this queue is calling one of them.
     @ivar began: the time since which new work occupies the reactor's thread, seconds of the clock.
-    @ivar latest: the time when work began last.
+    @ivar latest: the time when work began last, or asked last whether its slice is over.
     """
 
     __slots__ = ("began", "calls", "isRunning", "isScheduled", "latest")
@@ -141,9 +141,13 @@ class TimeSlice:
         @return: whether this slice is used up, or that of all new work.
         """
         queue = self._queue
-        now = self._clock.seconds()
-        if not queue.isRunning and now - queue.began >= self.SLICE:
-            return True
+        now = queue.latest = self._clock.seconds()
+        if not queue.isRunning:
+            if now - queue.began >= self.SLICE:
+                return True
+            if not queue.calls:
+                # Nobody waits, so this work may use the whole slice of all new work.
+                return False
         waiting = len(queue.calls)
         limit = self.SLICE if waiting < 2 else max(self.SLICE / waiting, self.LEAST)
         return now - self._began >= limit
