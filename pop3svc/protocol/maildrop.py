@@ -31,10 +31,13 @@ class Maildrop:
     @ivar listed: all unique-ids, in order.
     """
 
+    __slots__ = ("_gone", "_laterSizes", "_marked", "_octets", "_sizes", "listed")
+
     def __init__(self, listed: UniqueIDList) -> None:
         self.listed = listed
         self._marked: dict[str, None] = {}
-        self._gone: set[str] = set()
+        # Only the keys matter.  An empty set takes three times the memory of an empty dictionary.
+        self._gone: dict[str, None] = {}
         # The known sizes: those of listed messages by number minus one, those of other messages by
         # unique-id.
         self._sizes: list[int | None] | None = None
@@ -125,7 +128,7 @@ class Maildrop:
                 del self._marked[uniqueID]
             else:
                 self._leave(uniqueID)
-            self._gone.add(uniqueID)
+            self._gone[uniqueID] = None
 
     def _leave(self, uniqueID: str) -> None:
         number = self.listed.number(uniqueID)

@@ -223,6 +223,23 @@ class MailboxSizes:
     @ivar waiters: Deferreds that fire when the counting ends.
     """
 
+    # Every mailbox that was opened lately has such an object.
+    __slots__ = (
+        "_changes",
+        "_guard",
+        "_isSeenWritten",
+        "_stamp",
+        "_unwritten",
+        "_whole",
+        "_written",
+        "claims",
+        "isCounting",
+        "isLoaded",
+        "known",
+        "seen",
+        "waiters",
+    )
+
     def __init__(self) -> None:
         self.known: dict[str, MessageInfo] = {}
         self.seen: dict[str, MessageInfo] = {}
@@ -572,6 +589,8 @@ class UnsavedSizes(MailboxSizes):
     Sizes that are kept only in memory, because the store changes nothing in the mailbox.  This
     class still reads the file that another service has written.
     """
+
+    __slots__ = ()
 
     @property
     def hasUnwritten(self) -> bool:
