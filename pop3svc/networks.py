@@ -1,5 +1,5 @@
 """
-Parse the addresses of clients, and find the networks for which limits count.
+Parse the addresses of clients, and find the networks to which limits apply.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ LONGEST_UNIQUE_ID = 255
 _LONGEST_AUTH = 255
 # The most lines of the reply to CAPA.
 _MOST_CAPABILITIES = 1000
-# The most octets of a number of messages or octets.
+# The most digits of a size in octets.
 _LONGEST_NUMBER = 15
 _STAT = re.compile(rb"([0-9]{1,9}) ([0-9]{1,15})(?: .*)?")
 _CODES = ("IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM")

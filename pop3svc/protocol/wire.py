@@ -25,8 +25,8 @@ _LONGEST = _FIRST_LINE - 2 - len(_MARK)
 
 class LineStyle:
     """
-    The way in which a session shows first lines.  Styles are compared by identity, because this
-    takes the cache of first lines the least time.
+    The way in which a session shows first lines.  The cache of first lines compares styles by
+    identity, because this is the fastest comparison.
 
     @ivar marksMultiLine: whether the first line of a multi-line reply, and of no other reply, ends
         with C{ _} (MULTI-LINE-IND).

@@ -720,8 +720,8 @@ class Listener:
     @ivar cleartextLogin: when to accept logins without TLS; L{None} for the service's setting.
     @ivar proxyFrom: the networks of proxies; L{None} for the service's setting.
     @ivar oldTlsFrom: the networks of old devices: only clients in these networks may connect, and
-        they may use old versions of TLS.  L{None} for a listener that serves everybody without old
-        versions.
+        they may use old versions of TLS.  L{None} for a listener that serves all clients and
+        accepts no old version of TLS.
     """
 
     where: str

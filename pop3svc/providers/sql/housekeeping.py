@@ -24,8 +24,8 @@ log = Logger(namespace="pop3svc")
 
 # Milliseconds.
 _DAY = 86_400_000
-# If the latest round is longer ago than this time, or as far in the future, the database's clock
-# may be wrong.  With a clock that is far ahead, all messages would be deleted.
+# If the time of the latest round differs from the present time by more than this, the database's
+# clock may be wrong.  With a clock that is far ahead, all messages would be deleted.
 _DOUBT = 7 * _DAY
 # The most messages or contents that one transaction handles, so that it is short.
 _BATCH = 500
