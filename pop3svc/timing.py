@@ -59,8 +59,8 @@ class _Queue:
 
     @ivar calls: the functions that go on with the work.
     @ivar isRunning: whether this queue is calling one of them.
-    @ivar began: the time since which new work occupies the reactor's thread, seconds of the clock.
-    @ivar latest: the time when work began last, or asked last whether its slice is over.
+    @ivar began: the time when new work began to occupy the reactor's thread, seconds of the clock.
+    @ivar latest: the time when the latest work began, or last asked whether its slice is over.
     """
 
     __slots__ = ("began", "calls", "isRunning", "isScheduled", "latest")
@@ -104,14 +104,15 @@ class _Queue:
 
 class TimeSlice:
     """
-    Limits how long work occupies the reactor's thread before the reactor serves others.
-    In each iteration of the reactor, all work that has waited for its next slice shares the time of
-    one slice, and so does all new work; the rest waits for a later iteration.  A client therefore
-    waits for the time of two slices, however much work the others have.
+    Limits how long work occupies the reactor's thread before the reactor serves others.  In each
+    iteration of the reactor, all work that has waited for its next slice shares the time of one
+    slice.  All new work shares the time of another slice.  The remaining work waits for a later
+    iteration.  A client therefore waits for the time of two slices, however much work the other
+    clients have.
     """
 
-    # Seconds of a slice, short enough that no client notices; and the least seconds of work that
-    # has waited for its slice, so that to go on costs less than the work.
+    # Seconds of a slice, short enough that no client notices.  LEAST is the shortest time for work
+    # that has waited for its slice, so that resuming the work costs less than the work.
     SLICE, LEAST = 0.004, 0.0005
 
     # Work that waits for its next slice, by clock.
@@ -131,14 +132,14 @@ class TimeSlice:
         now = self._began = self._clock.seconds()
         queue = self._queue
         if now - queue.latest > self.SLICE:
-            # The reactor has waited.
+            # The reactor has waited for events since the latest work.
             queue.began = now
         queue.latest = now
         return now
 
     def isOver(self) -> bool:
         """
-        @return: whether this slice is used up, or that of all new work.
+        @return: whether this slice, or the slice that all new work shares, is used up.
         """
         queue = self._queue
         now = queue.latest = self._clock.seconds()

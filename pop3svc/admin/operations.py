@@ -93,7 +93,9 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
         try:
             value.encode("utf-8", "surrogateescape")
         except UnicodeEncodeError:
-            raise OperationError(f"The argument {each} of the operation {name} is no Unicode text.")
+            raise OperationError(
+                f"The argument {each} of the operation {name} is not Unicode text."
+            )
     return arguments
 
 

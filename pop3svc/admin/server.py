@@ -141,7 +141,7 @@ class AdminProtocol(LineReceiver):
         except OperationError as error:
             self._end({"error": str(error)})
         except CancelledError:
-            # The client is gone, as after Ctrl-C.
+            # The client has disconnected, for example after Ctrl-C.
             return
         except Exception:
             log.failure("an operation of the admin socket failed")

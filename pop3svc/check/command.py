@@ -218,7 +218,8 @@ class AnyCertificate:
 
 def _print(text: str) -> None:
     """
-    Print while the reactor runs, which would say nothing about an error.
+    Print while the reactor runs.  An exception would not reach the user, so this function reports
+    the error itself.
 
     @raise SystemExit: the output cannot be written.
     """

@@ -29,7 +29,7 @@ log = Logger(namespace="pop3svc")
 
 # More descriptors than any configured number of connections needs.
 _MOST = 1_048_576
-# The errors of accept() for want of descriptors or memory.
+# The errors of accept() if descriptors or memory run out.
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -97,14 +97,14 @@ class SocketPort:
         self._connectionCreator = connectionCreator
         self._isReading = False
         self.socket: socket.socket = port.socket
-        # Kept, because Python makes an enumeration of it each time.
+        # Stored, because Python makes an enumeration member at each access to socket.family.
         self._family = int(self.socket.family)
         if self._family != socket.AF_UNIX:
-            # Connections inherit it.  The second part of a reply must not wait for the
+            # Connections inherit this option.  The second part of a reply must not wait for the
             # acknowledgement of the first.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A call that finds no connection costs as much as one that does, so a port that was not
-        # busy is asked once.
+        # A call that finds no connection takes as much time as a call that finds one, so a port
+        # that was not busy is asked once.
         self._expected = 1
         self.startReading()
 
@@ -169,7 +169,7 @@ class SocketPort:
             except OSError as error:
                 if error.errno in _SHORT:
                     self.limiter.pause()
-                # Otherwise the client has closed the connection already, or a firewall has.
+                # After any other error, the client or a firewall has already closed the connection.
                 break
             accepted += 1
             self._serve(connected, name)

@@ -178,7 +178,7 @@ def _isBareSSL(text: str) -> bool:
 @implementer(IStreamServerEndpoint)
 class _ServiceEndpoint:
     """
-    Another endpoint, with PROXY headers or implicit TLS (RFC 8314 section 3.3) or both around its
+    Wraps an endpoint, and adds PROXY headers, implicit TLS (RFC 8314 section 3.3), or both to its
     connections.
     """
 
@@ -219,7 +219,7 @@ class _ServiceEndpoint:
 
     def _own(self, port: Any, factory: Any, chain: Any) -> Any:
         """
-        @param chain: the factory with everything around it.
+        @param chain: the factory with all its wrappers.
         @return: a port that serves its connections by the service's own transport; the given port
             if it is of another kind, or if the endpoint itself changes the connections.
         """
@@ -335,7 +335,7 @@ def serverEndpoint(
 
 def _plainEndpoint(reactor: Any, text: str, isWrapped: bool) -> Any:
     """
-    @param isWrapped: whether something is to be around the connections.
+    @param isWrapped: whether a wrapper will be around the connections.
     @return: the endpoint itself.
     @raise ValueError: C{text} is not a valid endpoint string.
     """

@@ -23,8 +23,8 @@ _BATCH = 64
 @implementer(IReadDescriptor)
 class Loop:
     """
-    Watches sockets by an epoll of its own, and the reactor watches this epoll.  The reactor's work
-    for a reader is then done once for all sockets that are ready.
+    Watches sockets by an epoll, and the reactor watches this epoll.  The reactor then handles one
+    event for all sockets that are ready.
     """
 
     # Whether this system has epoll.
@@ -58,7 +58,7 @@ class Loop:
 
         @param part: a port if its C{isPort} is true.  A port's C{accept} is called when clients
             wait.  Otherwise C{ready} is called with the events that have happened.
-        @param events: of epoll.
+        @param events: the events of epoll to wait for.
         """
         self._poller.register(descriptor, events)
         self._parts[descriptor] = part
@@ -74,8 +74,8 @@ class Loop:
 
     def forget(self, descriptor: int) -> None:
         """
-        Stop watching a socket.  Call this before it is closed, because the kernel goes on to report
-        a socket that another process has open, too.
+        Stop watching a socket.  Call this before the socket is closed.  Otherwise, if another
+        process also has the socket open, the kernel continues to report its events.
         """
         del self._parts[descriptor]
         self._poller.unregister(descriptor)
@@ -97,8 +97,8 @@ class Loop:
                     part.ready(events)
                 except Exception:
                     self._failed()
-        # Last, because a new connection may get the descriptor of one that is closed now, and
-        # later events of this batch are not for the new one.
+        # Accept last.  A new connection may get the descriptor of one that this loop has closed,
+        # and later events of this batch do not belong to the new connection.
         for port in ports:
             try:
                 port.accept()
@@ -107,7 +107,8 @@ class Loop:
 
     def _failed(self) -> None:
         """
-        Log the present exception.  The reactor would end this object, and with it all connections.
+        Log the present exception.  If the exception reached the reactor, the reactor would end this
+        object and all connections.
         """
         log.failure("a socket failed")
 

@@ -113,8 +113,8 @@ class ProxyFactory(ServerFactory):
         @param trusted: the networks of proxies.
         @param admission: L{pop3svc.service.admission.Admission}, whose limits also apply to
             connections that have not sent their header.
-        @param connectionCreator: begin TLS after the header, on the service's own transport;
-            L{None} if the wrapped factory has TLS or needs none.
+        @param connectionCreator: makes the connection for TLS that begins after the header, on the
+            service's own transport; L{None} if the wrapped factory has TLS or needs none.
         """
         self._factory = factory
         self._connectionCreator = connectionCreator

@@ -14,7 +14,7 @@ __all__ = ["SocketFacts", "addressOf"]
 
 class SocketFacts:
     """
-    The part of a transport that only asks or sets its socket.
+    The part of a transport that only gets or sets the options and addresses of its socket.
     """
 
     def __init__(self, connected: socket.socket, peer: Any) -> None:

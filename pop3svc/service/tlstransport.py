@@ -16,7 +16,8 @@ from pop3svc.service.transport import DONE, LOST, SocketTransport
 __all__ = ["PlainTransport", "SecureTransport"]
 
 # The most octets of plaintext in a record (RFC 8446 section 5.1).  OpenSSL reads one record after
-# the other from the socket.  No octets of a record stay in OpenSSL if there is room for all.
+# the other from the socket.  If the buffer has room for a whole record, no octets of the record
+# stay in OpenSSL.
 _RECORD = 16_384
 
 
@@ -212,7 +213,7 @@ class SecureTransport(SocketTransport):
         if hasBoth or self._isImpatient:
             self._end(DONE)
         else:
-            # For the alert of the client.
+            # Read the close alert of the client.
             self._isReading = True
             self._watch()
 
@@ -226,7 +227,7 @@ class SecureTransport(SocketTransport):
         self._isImpatient = self.disconnecting
         super().loseConnection()
         if self._isShaking and not self._plain:
-            # What waits can be written only after the handshake.
+            # The waiting octets can be written only after the handshake.
             self._isReading = True
             self._watch()
 

@@ -46,7 +46,7 @@ class SocketTransport(SocketFacts):
     @ivar connected: whether the socket is open.
     @ivar disconnecting: whether the connection is to be closed after everything is written.
     @ivar measure: takes the octets that wait in the kernel, and returns how many of them to read
-        now; the others stay there.  L{None} to read all.
+        now; the others stay in the kernel.  L{None} to read all.
     """
 
     isPort = False
@@ -60,13 +60,13 @@ class SocketTransport(SocketFacts):
     _hasReadAll = _isWriteClosing = _isWriteClosed = False
     _producer: Any = None
     _isStreaming = _isPaused = False
-    # Why the connection is over, once it is.
+    # The reason why the connection has ended; None while it is open.
     _reason: Failure | None = None
 
     def __init__(self, loop: Loop, connected: socket.socket, peer: IAddress) -> None:
         """
         @param loop: watches the socket.
-        @param connected: does not block.
+        @param connected: a socket that does not block.
         """
         super().__init__(connected, peer)
         self._loop = loop
@@ -117,7 +117,7 @@ class SocketTransport(SocketFacts):
     def _failed(self) -> None:
         failure = Failure()
         log.failure("a connection failed", failure)
-        # Its frames refer to this object.
+        # The frames of the failure refer to this object, and would make a reference cycle.
         failure.cleanFailure()
         self._end(failure)
 
@@ -136,7 +136,7 @@ class SocketTransport(SocketFacts):
         Wait for the events that matter now.
         """
         if self._isBusy or self._reason is not None:
-            # Afterwards, and only once.
+            # _served() calls this method again, or the connection ends.
             return
         isReading = self._isReading and not self._readsByWriting
         events = (_IN if isReading else 0) | (_OUT if self._isWriting else 0)
@@ -213,7 +213,7 @@ class SocketTransport(SocketFacts):
     @property
     def _mustWait(self) -> bool:
         """
-        Whether octets have to wait for others, or for something else.
+        Whether new octets have to wait, for example because earlier octets wait.
         """
         return bool(self._waiting)
 
@@ -290,7 +290,7 @@ class SocketTransport(SocketFacts):
         if not streaming:
             producer.resumeProducing()
             if self._producer is not None:
-                # Ask again, even if everything was written before it registered.
+                # Ask the producer again, even if all octets were written before it registered.
                 self.startWriting()
 
     def unregisterProducer(self) -> None:
@@ -309,7 +309,7 @@ class SocketTransport(SocketFacts):
 
     def _finish(self) -> None:
         """
-        Close what is to be closed, if everything is written.
+        If everything is written, close the connection or its sending half as requested.
         """
         isClosing = self.disconnecting or self._isWriteClosing
         if isClosing and self._mayWrite and not self._mustWait and self._producer is None:
@@ -387,7 +387,8 @@ class SocketTransport(SocketFacts):
                 pass
         self._socket.close()
         self._waiting.clear()
-        # They refer to each other, and reference cycles are freed late.
+        # The protocol and this transport refer to each other, and Python frees reference cycles
+        # late.
         protocol, self.protocol = self.protocol, None
         try:
             self._stopProducer()

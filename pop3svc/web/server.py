@@ -82,8 +82,8 @@ class _Channel(HTTPChannel):
     LIFE = 10.0
     # The network of the client.
     network = ""
-    # Octets after the request, which are dropped.  Twisted would keep them, and count all that it
-    # keeps with each octet that comes.
+    # The most octets after the request, which are dropped.  Twisted would keep them, and would
+    # count all the kept octets again each time octets arrive.
     LARGEST_REST = 65_536
     isAnswering = False
     _rest = 0

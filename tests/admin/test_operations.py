@@ -378,7 +378,7 @@ def test_request() -> None:
         (b'{"do": "ban", "arguments": {"address": "\\u0000"}}\n', "\0 is not an IP address."),
         (
             b'{"do": "lift", "arguments": {"target": "\\ud800"}}\n',
-            "The argument target of the operation lift is no Unicode text.",
+            "The argument target of the operation lift is not Unicode text.",
         ),
     ],
 )

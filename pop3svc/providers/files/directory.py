@@ -208,8 +208,9 @@ class Directory:
 
     def closeKept(self) -> None:
         """
-        Close the directory if it is open because the session sleeps.  Only a directory that is
-        locked at other times stays open.
+        Close the directory if it is open because the session sleeps.  Only an
+        L{ExclusiveDirectory<pop3svc.providers.files.lock.ExclusiveDirectory>} stays open during
+        sleep.
         """
 
     # --- in any thread --------------------------------------------------------------

@@ -39,7 +39,7 @@ class OpenWhileAsleep:
             may have; 0 to keep none open, in order to measure the gain.
         """
         self.bound = bound
-        # The longest asleep first.
+        # The directories of the sessions that have slept longest come first.
         self._kept: dict[Closable, None] = {}
 
     def __len__(self) -> int:
