@@ -162,8 +162,8 @@ class Listing:
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The watch's count of changes at SLEE, and the count at the lock if the next listing may use
-        # it.
+        # The watch's count of changes at SLEE, and its count at the lock.  The next listing may use
+        # the latter.
         self._changesAtSleep: int | None = None
         self._changesAtLock: int | None = None
 
