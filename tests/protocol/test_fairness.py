@@ -7,8 +7,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from twisted.internet.defer import Deferred
 
 from pop3svc.protocol.replies import ok
+from pop3svc.protocol.sender import ReplySender
 from pop3svc.testing import Client
 from pop3svc.timing import TimeSlice
 from tests.support.connections import advance, loggedIn, withCommand
@@ -60,6 +62,34 @@ def test_timeSliceWaitsForTheReader(monkeypatch: pytest.MonkeyPatch) -> None:
         advance(client, 0)
     assert client.isOpen
     assert client.say(b"QUIT").endswith(b"+OK Bye.\r\n")
+
+
+def test_nextTimeSliceWaitsForAWrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The last write of a time slice fills the transport: the next slice begins when the transport has
+    room again.
+    """
+    client = loggedIn()
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
+    waiting: Deferred[None] = Deferred()
+    flush = ReplySender.flush
+
+    async def flushLater(sender: ReplySender) -> None:
+        await waiting
+        await flush(sender)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ReplySender, "flushShort", lambda sender: False)
+        patched.setattr(ReplySender, "flush", flushLater)
+        client.send(b"NOOP\r\n" * 3)
+        advance(client, 0)
+        # The write is waiting now.
+        advance(client, 0)
+    assert client.protocol.isAnswering
+    waiting.callback(None)
+    for _ in range(5):
+        advance(client, 0)
+    assert client.received() == b"+OK Done.\r\n" * 3
 
 
 def test_unreadShortRepliesPauseInput() -> None:
