@@ -142,7 +142,8 @@ class Configured:
 
 class Assembly:
     """
-    Makes the parts of a service from its settings.
+    Makes the parts of a service from its settings.  The class is long because each of its short
+    methods makes one part, and the parts share the settings and the reactor.
     """
 
     def __init__(

@@ -31,6 +31,11 @@ def section(name: str, title: str, content: Child, isWide: bool = False) -> Mark
     )
 
 
+def _entry(label: str, name: str, value: str, id: str) -> Markup:
+    made = tag("input", name=name, value=value, id=id, required=True, maxlength=200)
+    return tag("p", tag("label", label, for_=id), made)
+
+
 def mailForms(users: Sequence[str], token: str) -> Markup:
     """
     @param users: the names of users; by default the first gets the mail.
@@ -39,16 +44,12 @@ def mailForms(users: Sequence[str], token: str) -> Markup:
     """
     user = users[0] if users else ""
 
-    def entry(label: str, name: str, value: str, id: str) -> Markup:
-        made = tag("input", name=name, value=value, id=id, required=True, maxlength=200)
-        return tag("p", tag("label", label, for_=id), made)
-
     write = tag(
         "form",
         hidden(token),
-        entry("To", "to", user, "to"),
-        entry("From", "from", "Visitor <visitor@example.org>", "from"),
-        entry("Subject", "subject", "Hello", "subject"),
+        _entry("To", "to", user, "to"),
+        _entry("From", "from", "Visitor <visitor@example.org>", "from"),
+        _entry("Subject", "subject", "Hello", "subject"),
         tag(
             "p",
             tag("label", "Text", for_="text"),
@@ -61,7 +62,7 @@ def mailForms(users: Sequence[str], token: str) -> Markup:
     upload = tag(
         "form",
         hidden(token),
-        entry("To", "to", user, "upload-to"),
+        _entry("To", "to", user, "upload-to"),
         tag(
             "p",
             tag(
@@ -94,6 +95,18 @@ def mailForms(users: Sequence[str], token: str) -> Markup:
     return joined(write, chance if user else None, tag("h3", "Or deliver a file"), upload)
 
 
+def _suggestion(line: str) -> Markup:
+    isLong = len(line) > _LONGEST_LABEL
+    return tag(
+        "button",
+        f"{line[:_LONGEST_LABEL]}..." if isLong else line,
+        name="suggestion",
+        value=line,
+        title=line if isLong else None,
+        id=f"try-{line}",
+    )
+
+
 def suggestions(
     users: Sequence[str], login: tuple[str, str] | None, client: PlayClient | None
 ) -> Markup:
@@ -102,18 +115,6 @@ def suggestions(
     @param client: the connection of the visitor, which may have received a unique-id.
     @return: buttons with commands.
     """
-
-    def button(line: str) -> Markup:
-        isLong = len(line) > _LONGEST_LABEL
-        return tag(
-            "button",
-            f"{line[:_LONGEST_LABEL]}..." if isLong else line,
-            name="suggestion",
-            value=line,
-            title=line if isLong else None,
-            id=f"try-{line}",
-        )
-
     uid = _lastUniqueID(client)
     rows: list[tuple[str, list[Child]]] = [
         (
@@ -122,29 +123,29 @@ def suggestions(
                 tag("button", f"Log in as {login[0]}", name="do", value="login", id="login")
                 if login
                 else None,
-                button("CAPA"),
+                _suggestion("CAPA"),
             ],
         ),
-        ("Read", [button(each) for each in ("STAT", "LIST", "RETR 1", "TOP 1 0")]),
+        ("Read", [_suggestion(each) for each in ("STAT", "LIST", "RETR 1", "TOP 1 0")]),
         (
             "Sleep",
             [
-                button("SLEE"),
+                _suggestion("SLEE"),
                 tag("button", "Random mail", name="do", value="random", id="try-random")
                 if users
                 else None,
-                button("WAKE"),
+                _suggestion("WAKE"),
             ],
         ),
         (
             "UID:",
             [
-                button("UIDL"),
-                *((button(f"RETR UID:{uid}"), button(f"DELI UID:{uid}")) if uid else ()),
+                _suggestion("UIDL"),
+                *((_suggestion(f"RETR UID:{uid}"), _suggestion(f"DELI UID:{uid}")) if uid else ()),
             ],
         ),
-        ("Delete", [button(each) for each in ("DELI 1", "DELE 1", "CORE")]),
-        ("More", [button(each) for each in ("LANG de", "NOOP", "QAUT", "QUIT")]),
+        ("Delete", [_suggestion(each) for each in ("DELI 1", "DELE 1", "CORE")]),
+        ("More", [_suggestion(each) for each in ("LANG de", "NOOP", "QAUT", "QUIT")]),
     ]
     return tag(
         "div",
