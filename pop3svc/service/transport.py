@@ -8,6 +8,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
@@ -390,8 +391,8 @@ class SocketTransport(SocketFacts):
         # The protocol and this transport refer to each other, and Python frees reference cycles
         # late.
         protocol, self.protocol = self.protocol, None
-        try:
-            self._stopProducer()
-            protocol.connectionLost(reason)
-        except Exception:
-            log.failure("a connection failed at its end")
+        for call in (self._stopProducer, partial(protocol.connectionLost, reason)):
+            try:
+                call()
+            except Exception:
+                log.failure("a connection failed at its end")

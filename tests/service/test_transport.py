@@ -413,6 +413,22 @@ def test_abortWithAProducer(make: Any) -> None:
     assert producer.calls == ["pause", "stop"] and pair.protocol.ends == [ConnectionAborted]
 
 
+def test_errorOfAProducer(make: Any) -> None:
+    """
+    The protocol hears of the end although its producer raises.
+    """
+
+    class Failing(Producer):
+        def stopProducing(self) -> None:
+            raise ValueError
+
+    pair = make()
+    pair.transport.registerProducer(Failing(pair.transport, 10_000), True)
+    pair.transport.abortConnection()
+    pair.turn()
+    assert pair.protocol.ends == [ConnectionAborted] and pair.isClosed()
+
+
 def test_roomForAFile(make: Any) -> None:
     """
     A producer that writes past the transport, by sendfile(), is told of room.
