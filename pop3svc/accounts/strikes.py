@@ -196,7 +196,8 @@ class Strikes:
     # Seconds after which an attempt under way is ignored, because its process may have
     # died.  No login takes this long.
     LAPSE = 300
-    # The most keys with attempts under way.  Only dead processes can leave more.
+    # The most keys with attempts under way.  There are fewer, unless processes die before they end
+    # their attempts.
     MAX_PENDING = 50_000
 
     def __init__(

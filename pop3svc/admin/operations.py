@@ -113,8 +113,9 @@ class Handler(Protocol):
         """
         @param name: the name of one of L{OPERATIONS}.
         @param arguments: the result of L{checkArguments}.
-        @param send: called with some items of the answer at a time, each serialisable as JSON.  A
-            whole answer about 100,000 sessions would block the reactor for a second.
+        @param send: called repeatedly, each time with the next items of the answer.  Each item is
+            serialisable as JSON.  A whole answer about 100,000 sessions would block the reactor for
+            a second.
         @return: the result, serialisable as JSON.
         @raise OperationError: the operation failed.
         """

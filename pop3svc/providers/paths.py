@@ -367,7 +367,8 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
 
 def _refuseUntrustedLink(name: str, directory: int) -> None:
     """
-    @raise OSError: a user other than root and the service's could have created the link.
+    @raise OSError: a user other than root and the user of the service could have created the
+        link.
     """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)

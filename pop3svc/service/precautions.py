@@ -1,6 +1,6 @@
 """
 Check who may read and change the files that the settings name.  Let a privileged process open the
-files that the service may not read later.
+files that the service cannot read after it has given up its privileges.
 """
 
 from __future__ import annotations

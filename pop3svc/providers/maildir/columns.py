@@ -31,9 +31,9 @@ _DIGITS = 20
 
 def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSnapshot | None:
     """
-    List messages if all names have the usual form.  All names begin with the same number of digits
-    and a period.  The parts before C{separator} are different unique-ids.  No unique-id belonged to
-    another message before.
+    List messages if all names have the usual form.  There are three conditions.  All names begin
+    with the same number of digits and a period.  The part of each name before C{separator} is a
+    unique-id, and no two are equal.  No unique-id belonged to another message before.
 
     @param scan: the files.
     @param separator: the separator before the flags.
