@@ -3,9 +3,9 @@ Split structured header fields into tokens (RFC 5322 section 3.2), encode text a
 2047), and fold header fields.  All functions take linear time and need no recursion, because an
 attacker can send any field.
 
-Stores save the size of each converted message (a surrogate, RFC 6858).  The same text must therefore always become the same octets,
-even with another version of Python.  This module does not use the methods C{fold} of the package
-C{email}, because they have changed from version to version.
+Stores save the size of each converted message (a surrogate, RFC 6858).  The same text must
+therefore always become the same octets, even with another version of Python.  This module does not
+use the methods C{fold} of the package C{email}, because they have changed from version to version.
 """
 
 from __future__ import annotations
