@@ -26,10 +26,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
-from twisted.logger import LogEvent, globalLogPublisher
 
 from pop3svc.accounts.httprequests import HTTPUnavailable
-from pop3svc.logs import eventText
 from pop3svc.service import stapling
 from pop3svc.service.ocsp import checkResponse, issuerOf, requestFor, responderOf
 from pop3svc.service.stapling import Stapler, StaplingService
@@ -141,18 +139,6 @@ class Authority:
             builder = builder.certificates([by])
         algorithm = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
         return builder.sign(key, algorithm).public_bytes(Encoding.DER)
-
-
-@pytest.fixture
-def said() -> Iterator[list[str]]:
-    lines: list[str] = []
-
-    def observe(event: LogEvent) -> None:
-        lines.extend(eventText(event))
-
-    globalLogPublisher.addObserver(observe)
-    yield lines
-    globalLogPublisher.removeObserver(observe)
 
 
 @pytest.mark.parametrize("kind", ["ec", "rsa", "ed"])
