@@ -308,7 +308,12 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
 
     @return: whether each later change will change the stamps.
     """
-    latest = max((max(stamp[2:]) for stamp in stamps), default=0)
+    latest = 0
+    for _, _, modified, changed in stamps:
+        if modified > latest:
+            latest = modified
+        if changed > latest:
+            latest = changed
     # The clock of most file systems advances in ticks; that of some, in steps of one or two
     # seconds.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS

@@ -23,6 +23,7 @@ def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
     return address if mapped is None else mapped
 
 
+@lru_cache(4096)
 def isLoopback(clientIP: str | None) -> bool:
     """
     @param clientIP: L{None} for a UNIX socket, which has no address.

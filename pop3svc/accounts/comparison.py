@@ -8,6 +8,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.interfaces import IReactorTime
@@ -191,11 +192,11 @@ class PasswordComparison:
         password = whole[:LONGEST_PASSWORD].replace(b"\0", b"")
         credentials = asAttempt(credentials)
         remembered, digest = self._remembered, b""
-        if self._reader.isQuick(compared):
+        quick = self._reader.quickly(compared, password, name)
+        if quick is not None:
             remembered = None
-            # This comparison needs no thread.
             credentials.comparing()
-            matches = self._compare(compared, password, name)
+            matches = _settled(quick)
         else:
             if remembered is not None:
                 # Do this also for an unknown user, so that the time is the same.
@@ -222,14 +223,7 @@ class PasswordComparison:
         return False
 
     def _compare(self, stored: str, password: bytes, name: str) -> bool | str:
-        """
-        @return: whether the password matches, or the name of the error if the comparison
-            failed.
-        """
-        try:
-            return self._reader.verify(stored, password, name)
-        except Exception as error:
-            return type(error).__name__
+        return _settled(partial(self._reader.verify, stored, password, name))
 
     def _failed(self, error: str) -> None:
         # Logged once for each kind of error, until the source is read again.
@@ -241,3 +235,13 @@ class PasswordComparison:
                 error=error,
             )
         raise POP3ResponseError("Password check is not available now.", "SYS/TEMP")
+
+
+def _settled(verify: Callable[[], bool]) -> bool | str:
+    """
+    @return: whether the password matches, or the name of the error if the comparison failed.
+    """
+    try:
+        return verify()
+    except Exception as error:
+        return type(error).__name__

@@ -308,12 +308,15 @@ class HashReader:
             return True
         return len(password) <= {"": 8, "$2": 72}.get(kind[0], LONGEST_PASSWORD)
 
-    def isQuick(self, stored: str) -> bool:
+    def quickly(self, stored: str, password: bytes, username: str) -> Callable[[], bool] | None:
         """
-        @return: whether a comparison takes so little time that it needs no thread.
+        @return: a function that compares at once, as L{verify}; L{None} if the comparison takes so
+            much time that it needs a thread.
         """
         scheme, data = self._read(stored)
-        return scheme.cost(data) <= _QUICK
+        if scheme.cost(data) > _QUICK:
+            return None
+        return partial(scheme.verify, data, password, username)
 
     def verify(self, stored: str, password: bytes, username: str) -> bool:
         """

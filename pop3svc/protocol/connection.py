@@ -230,25 +230,30 @@ class POP3Connection(LineReceiver):
         """
         Take octets from the client, and answer the complete lines among them.
         """
-        if self._reason:
+        if self._reason or not data:
             # The connection is closing.  Read and drop further input, so that the client can
             # close its end in order.
             return
-        if self._heardNothing and data:
+        if self._heardNothing:
             self._heardNothing = False
             if data[0] == _HANDSHAKE_RECORD and not self.session.info.isSecure:
                 self._close("TLS handshake on plaintext port")
                 return
-        self._input.feed(data)
-        if self._input.held > self._policy.maxInputHeld:
+        taken = self._input
+        isFree = self._running is None and not self.paused
+        if isFree and not taken.held and data.find(b"\n") == len(data) - 1 and not self._isTaking:
+            # One whole line, as most clients send, needs no buffer.
+            self._takeLines(data[:-1])
+            return
+        taken.feed(data)
+        if taken.held > self._policy.maxInputHeld:
             self._abort("pipelined too much input")
             return
-        if self._running is not None:
-            # Leave further input in the kernel while a command is running.
-            if not self.paused:
-                self.pauseProducing()
-        elif not self.paused:
+        if isFree:
             self._takeLines()
+        elif not self.paused:
+            # Leave further input in the kernel while a command is running.
+            self.pauseProducing()
 
     def clearLineBuffer(self) -> bytes:
         """
@@ -258,15 +263,19 @@ class POP3Connection(LineReceiver):
         """
         return self._input.clear()
 
-    def _takeLines(self) -> None:
+    def _takeLines(self, line: bytes | None = None) -> None:
         """
         Answer the buffered lines, until a command has to wait or the time slice is over.
+
+        @param line: a line that precedes the buffered lines.
         """
         if self._isTaking:
             return
         self._isTaking = True
-        lines, turns = self._input, self._turns
-        line = lines.next()
+        taken, turns = self._input, self._turns
+        lines = taken.lines
+        if line is None and lines:
+            line = taken.next()
         isNew = line is not None
         now = turns.restart()
         try:
@@ -284,18 +293,17 @@ class POP3Connection(LineReceiver):
                     self.pauseProducing()
                     turns.callNext(self._nextTurn)
                     break
-                line = lines.next()
+                line = taken.next()
         finally:
             self._isTaking = False
         if self._running is not None or self._reason:
             return
-        if not lines and len(lines.partial) >= self._policy.maxAuthLineLength:
-            self.lineLengthExceeded(lines.partial)
+        if taken.partial and not lines and len(taken.partial) >= self._policy.maxAuthLineLength:
+            self.lineLengthExceeded(taken.partial)
             return
-        sender = self._sender
-        if sender.hasGathered and not sender.flushShort():
+        if not self._sender.flushShort():
             # All buffered lines are answered, or the time slice is over.
-            self._run(sender.flush())
+            self._run(self._sender.flush())
             if self._running is not None or self._reason:
                 return
         if self._readEnded and not lines:
@@ -632,7 +640,7 @@ class POP3Connection(LineReceiver):
         if self._reason:
             transport: Any = self.transport
             transport.loseConnection()
-        elif self._running is None and not self._input:
+        elif self._running is None and not self._input.lines:
             self._close("closed by the client")
 
     def writeConnectionLost(self) -> None:

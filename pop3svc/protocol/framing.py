@@ -12,17 +12,18 @@ class LineBuffer:
     Cuts input into lines, and keeps lines until they are answered.  A line ends with CRLF, or
     with a bare LF, because some clients send only that.
 
+    @ivar lines: the complete lines, the first line last.  The list stays the same object.
+    @ivar partial: the line whose end has not come yet.
     @ivar held: the number of octets that are kept.
     """
 
-    __slots__ = ("_lines", "_partial", "held")
+    __slots__ = ("held", "lines", "partial")
 
     def __init__(self) -> None:
         # The first line is the last element, because a list pops its last element without
         # moving the others.  An empty deque takes ten times as much memory as an empty list.
-        self._lines: list[bytes] = []
-        # A line whose end has not come yet.
-        self._partial = b""
+        self.lines: list[bytes] = []
+        self.partial = b""
         self.held = 0
 
     def feed(self, data: bytes) -> None:
@@ -30,34 +31,22 @@ class LineBuffer:
         Take input.
         """
         self.held += len(data)
-        lines = (self._partial + data).split(b"\n")
-        self._partial = lines.pop()
-        lines.reverse()
-        self._lines[:0] = lines
+        if self.partial:
+            data = self.partial + data
+        lines = data.split(b"\n")
+        self.partial = lines.pop()
+        if len(lines) > 1:
+            lines.reverse()
+        self.lines[:0] = lines
 
-    def __bool__(self) -> bool:
+    def next(self) -> bytes:
         """
-        @return: whether a complete line waits.
+        @return: the next line, without LF, with CR if there is one.
+        @raise IndexError: no complete line waits.
         """
-        return bool(self._lines)
-
-    def next(self) -> bytes | None:
-        """
-        @return: the next line, without LF, with CR if there is one; L{None} if no complete line
-            waits.
-        """
-        if not self._lines:
-            return None
-        line = self._lines.pop()
+        line = self.lines.pop()
         self.held -= len(line) + 1
         return line
-
-    @property
-    def partial(self) -> bytes:
-        """
-        The line whose end has not come yet.
-        """
-        return self._partial
 
     def clear(self) -> bytes:
         """
@@ -65,7 +54,7 @@ class LineBuffer:
 
         @return: the octets that were dropped.
         """
-        dropped = b"\n".join([*reversed(self._lines), self._partial])
-        self._lines.clear()
-        self._partial, self.held = b"", 0
+        dropped = b"\n".join([*reversed(self.lines), self.partial])
+        self.lines.clear()
+        self.partial, self.held = b"", 0
         return dropped

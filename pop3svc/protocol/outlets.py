@@ -298,18 +298,24 @@ class SocketOutlet(Outlet):
             self.unasked += len(octets)
             self._transport.write(octets)
             return
-        done, length = 0, len(octets)
         # Ask each time, because the method may change when TLS begins.
-        writeSome = self._transport.writeSomeData
-        while done < length:
-            written = writeSome(memoryview(octets)[done:] if done else octets)
-            if not isinstance(written, int) or written <= 0:
-                # The socket is full or broken.  The transport will notice a broken socket when it
-                # writes.
-                self._transport.write(octets[done:])
-                self._fill()
-                return
+        written = self._transport.writeSomeData(octets)
+        if written != len(octets):
+            self._writeRest(octets, written)
+
+    def _writeRest(self, octets: bytes, written: Any) -> None:
+        """
+        @param written: the answer of C{writeSomeData}, which may be an exception.
+        """
+        done, writeSome = 0, self._transport.writeSomeData
+        while isinstance(written, int) and written > 0:
             done += written
+            if done == len(octets):
+                return
+            written = writeSome(memoryview(octets)[done:])
+        # The socket is full or broken.  The transport will notice a broken socket when it writes.
+        self._transport.write(octets[done:])
+        self._fill()
 
     def _fill(self) -> None:
         """

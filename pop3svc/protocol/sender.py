@@ -28,7 +28,6 @@ class ReplySender:
     Sends the replies of one connection, one at a time.  Short replies are gathered until
     L{flush}.
 
-    @ivar hasGathered: whether octets were gathered and not yet written.
     @ivar isCrowded: whether the gathered octets must be flushed before the next reply: because
         there are many, or because the transport is full.
     @ivar isFull: whether the transport still has octets to write.
@@ -82,10 +81,6 @@ class ReplySender:
         self._gathered.append(octets)
         self._octets += len(octets)
         self._record.octetsSent += len(octets)
-
-    @property
-    def hasGathered(self) -> bool:
-        return self._octets > 0
 
     @property
     def isCrowded(self) -> bool:
@@ -210,10 +205,13 @@ class ReplySender:
         @return: False if L{flush} must be called, because there are many octets, or the
             transport is full.
         """
-        if self.isCrowded:
+        if not self._octets:
+            return True
+        outlet = self._outlet
+        if self._octets + outlet.unasked >= _PIECE or outlet.isFull:
             return False
-        self.flushNow()
-        return not self._outlet.isFull
+        outlet.write(self._taken())
+        return not outlet.isFull
 
     async def flush(self) -> None:
         """

@@ -22,6 +22,8 @@ _PLACEHOLDER = re.compile(r"\{([a-z]*)\}")
 _HOME = re.compile(r"\{home\}((?:/.*)?)\Z", re.DOTALL)
 _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _LONGEST = 200
+# Characters that a name must not begin with, and characters that it must not contain.
+_UNSAFE = re.compile(r"\A[.~-]|[/\\:\s]")
 # The most symbolic links that are followed on the path of one mailbox.
 _LINKS = 10
 
@@ -31,11 +33,9 @@ def isSafeName(name: str) -> bool:
     @return: whether a name may be the name of a directory in a path.  It must be printable without
         spaces, contain no separator, not begin with a dot, and not be too long.
     """
-    if not name or name.startswith((".", "-", "~")) or not name.isprintable():
+    if not name.isprintable() or _UNSAFE.search(name):
         return False
-    if any(character in "/\\:" or character.isspace() for character in name):
-        return False
-    return len(name.encode("utf-8")) <= _LONGEST
+    return 0 < len(name.encode("utf-8")) <= _LONGEST
 
 
 def uniqueIDFor(name: str, more: str = "") -> str:

@@ -4,7 +4,7 @@ Limit the connections of each address, the sessions of each user, and the time b
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -45,10 +45,11 @@ class Admission:
         self._connections = 0
         # Connections whose PROXY header has not come yet.
         self._expected: set[Any] = set()
-        self._addresses: Counter[str] = Counter()
+        # The number of connections of each network.
+        self._addresses: dict[str, int] = {}
         # The number of sessions that are not asleep, and the number of each user.
         self._awakeInAll = 0
-        self._awake: Counter[str] = Counter()
+        self._awake: dict[str, int] = {}
         # When users logged in last, the earliest first.
         self._logins: OrderedDict[str, float] = OrderedDict()
 
@@ -86,7 +87,7 @@ class Admission:
         """
         if self._stopping:
             return False
-        count = self._addresses[networkOf(address)]
+        count = self._addresses.get(networkOf(address), 0)
         if count >= self.policy.maxPerAddress and not isLoopback(address):
             return False
         return self._hasRoom()
@@ -114,7 +115,8 @@ class Admission:
         Count a new connection.
         """
         self._connections += 1
-        self._addresses[networkOf(address)] += 1
+        network = networkOf(address)
+        self._addresses[network] = self._addresses.get(network, 0) + 1
 
     def disconnected(self, connection: Any) -> None:
         """
@@ -125,8 +127,10 @@ class Admission:
         self._connections -= 1
         self.unauthenticated.discard(connection)
         network = networkOf(connection.address)
-        self._addresses[network] -= 1
-        if not self._addresses[network]:
+        left = self._addresses[network] - 1
+        if left:
+            self._addresses[network] = left
+        else:
             del self._addresses[network]
 
     def expect(self, waiting: Any) -> bool:
@@ -167,19 +171,22 @@ class Admission:
             raise POP3ResponseError(
                 "The service is about to stop.", "SYS/TEMP", critical=not isLogin
             )
-        if self._awake[name] >= self.policy.maxAwakePerUser:
+        awake = self._awake.get(name, 0)
+        if awake >= self.policy.maxAwakePerUser:
             raise POP3ResponseError("Too many sessions for this user.", "SYS/TEMP")
         if not self.mayServe():
             raise POP3ResponseError("Too many sessions, try again later.", "SYS/TEMP")
-        if isLogin:
+        if isLogin and self.policy.loginDelay:
             self._delayLogins(name)
-        self._awake[name] += 1
+        self._awake[name] = awake + 1
         self._awakeInAll += 1
 
         def releaseSlot(isIn: bool) -> None:
-            self._awake[name] -= 1
             self._awakeInAll -= 1
-            if not self._awake[name]:
+            left = self._awake[name] - 1
+            if left:
+                self._awake[name] = left
+            else:
                 del self._awake[name]
             if not isIn and self._logins.pop(name, None) is not None:
                 # A failed login delays no other login.
@@ -189,8 +196,6 @@ class Admission:
 
     def _delayLogins(self, name: str) -> None:
         seconds = self.policy.loginDelay
-        if not seconds:
-            return
         self._forgetLogins()
         if name in self._logins:
             raise POP3ResponseError(

@@ -103,17 +103,24 @@ class SocketTransport(SocketFacts):
         """
         self._isBusy = True
         try:
-            if events & _OUT:
-                self._drain()
-            if self._reason is None:
-                if self._isReading:
-                    if events & ~_OUT:
-                        self._read()
-                elif events & _BROKEN:
-                    self._end(LOST)
+            if events == _IN and self._isReading:
+                # Nearly all events are of this kind.
+                self._read()
+            else:
+                self._readyFor(events)
         except Exception:
             self._failed()
         self._served()
+
+    def _readyFor(self, events: int) -> None:
+        if events & _OUT:
+            self._drain()
+        if self._reason is None:
+            if self._isReading:
+                if events & ~_OUT:
+                    self._read()
+            elif events & _BROKEN:
+                self._end(LOST)
 
     def _failed(self) -> None:
         failure = Failure()
@@ -129,7 +136,7 @@ class SocketTransport(SocketFacts):
         self._isBusy = False
         if self._reason is not None:
             self._lose()
-        else:
+        elif self._isWriting or self._readsByWriting or not self._isReading or self._events != _IN:
             self._watch()
 
     def _watch(self) -> None:
@@ -209,7 +216,8 @@ class SocketTransport(SocketFacts):
 
     @property
     def _mayWrite(self) -> bool:
-        return self.connected and self._reason is None and not self._isWriteClosed
+        # A connection that is closed has a reason.
+        return self._reason is None and not self._isWriteClosed
 
     @property
     def _mustWait(self) -> bool:
@@ -253,7 +261,9 @@ class SocketTransport(SocketFacts):
 
         @return: the number of octets written.
         """
-        return self._send(data) if self._mayWrite and not self._mustWait else 0
+        if self._waiting or self._isWriteClosed or self._reason is not None:
+            return 0
+        return self._send(data)
 
     def startWriting(self) -> None:
         """

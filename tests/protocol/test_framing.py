@@ -21,11 +21,11 @@ def test_everySplit(size: int) -> None:
     found = []
     for start in range(0, len(INPUT), size):
         lines.feed(INPUT[start : start + size])
-        while lines:
+        while lines.lines:
             found.append(lines.next())
     assert found == LINES
     assert (lines.partial, lines.held) == (b"rest", 4)
-    assert lines.next() is None
+    assert lines.lines == []
 
 
 def test_waitingLinesKeepTheirOrder() -> None:
@@ -38,4 +38,4 @@ def test_waitingLinesKeepTheirOrder() -> None:
     assert (lines.next(), lines.held) == (b"a\r", 5)
     lines.feed(b"e\n")
     assert lines.clear() == b"b\nc\nde\n"
-    assert (bool(lines), lines.partial, lines.held) == (False, b"", 0)
+    assert (lines.lines, lines.partial, lines.held) == ([], b"", 0)

@@ -184,30 +184,32 @@ class CleanCache:
         @param status: of the root.
         """
         key = status.st_dev, status.st_ino
-        stamp, isOld = _stampOf(root, status, folders)
-        if stamp is not None and self._stamps.get(key) == stamp:
+        stamp = _stampOf(root, status, folders)
+        if stamp is None:
+            return False
+        if self._stamps.get(key) == stamp:
             return True
-        if stamp is None or not isClean(root, folders):
+        # Compare the times with the clock before the directories are read.
+        isOld = areStampsTrustworthy(stamp)
+        if not isClean(root, folders):
             return False
         if isOld:
             self._stamps.put(key, stamp)
         return True
 
 
-def _stampOf(
-    root: int, status: os.stat_result, folders: Sequence[str]
-) -> tuple[_Stamp | None, bool]:
+def _stampOf(root: int, status: os.stat_result, folders: Sequence[str]) -> _Stamp | None:
     """
-    @return: the times of the root and of the staging directories, L{None} if a staging directory
-        does not exist; and whether the times are old enough to be trusted.
+    @return: the times of the root and of the staging directories; L{None} if a staging directory
+        does not exist.
     """
     stamp = [stampFrom(status)]
     try:
         for folder in folders:
             stamp.append(stampFrom(os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)))
     except OSError:
-        return None, False
-    return tuple(stamp), areStampsTrustworthy(stamp)
+        return None
+    return tuple(stamp)
 
 
 def isClean(root: int, folders: Iterable[str]) -> bool:
