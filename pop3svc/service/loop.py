@@ -12,12 +12,15 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from pop3svc.timing import TimeSlice
+
 __all__ = ["Loop"]
 
 log = Logger(namespace="pop3svc")
 
-# The most sockets that are served before other readers of the reactor have their turn.
-_BATCH = 64
+# The most sockets that are served at once, and how often before other readers of the reactor have
+# their turn.
+_BATCH, _ROUNDS = 64, 16
 
 
 @implementer(IReadDescriptor)
@@ -83,9 +86,25 @@ class Loop:
     def doRead(self) -> None:
         """
         Serve the sockets that are ready.  See L{IReadDescriptor}.
+
+        If several were ready, others probably have become ready meanwhile.  Serve these, too,
+        because a return to the reactor takes as long as the work for a short command.
+        """
+        seconds = self.reactor.seconds
+        end = 0.0
+        for _ in range(_ROUNDS):
+            ready = self._poller.poll(0, _BATCH)
+            end = end or seconds() + TimeSlice.SLICE
+            self._serve(ready)
+            if len(ready) < 2 or seconds() >= end:
+                return
+
+    def _serve(self, ready: list[tuple[int, int]]) -> None:
+        """
+        @param ready: descriptors with their events.
         """
         parts, ports = self._parts, []
-        for descriptor, events in self._poller.poll(0, _BATCH):
+        for descriptor, events in ready:
             part = parts.get(descriptor)
             if part is None:
                 # Another connection has closed this one meanwhile.

@@ -19,6 +19,7 @@ from zope.interface import implementer
 
 from pop3svc.service.loop import Loop
 from pop3svc.service.tlstransport import PlainTransport
+from pop3svc.timing import TimeSlice
 
 
 class Reactor(Clock):
@@ -500,9 +501,11 @@ class Part:
         self.does = does
 
     def ready(self, events: int) -> None:
+        self.ours.recv(1)
         self.does("ready")
 
     def accept(self) -> None:
+        self.ours.recv(1)
         self.does("accept")
 
     def connectionLost(self, reason: Any) -> None:
@@ -534,6 +537,20 @@ def test_loop() -> None:
     assert reactor.readers == [loop]
     loop.doRead()
     assert calls == ["ready", "ready", "accept"]
+    calls.clear()
+
+    def sendMore(what: str) -> None:
+        calls.append(what)
+        reactor.advance(TimeSlice.SLICE / 2)
+        for each in (first, failing):
+            each.theirs.send(b"x")
+
+    # What has become ready meanwhile is served, too, until the slice is over.
+    first.does, failing.does = sendMore, calls.append
+    for each in (first, failing):
+        each.theirs.send(b"x")
+    loop.doRead()
+    assert calls == ["ready"] * 4
     calls.clear()
     failing.does = first.does = port.does = calls.append
     loop.connectionLost(None)  # type: ignore[arg-type]
