@@ -25,6 +25,7 @@ __all__ = [
     "FileBlocks",
     "FileRegion",
     "FileStamp",
+    "FolderTimes",
     "areStampsTrustworthy",
     "closeQuietly",
     "countOctets",
@@ -160,6 +161,10 @@ def openDirectory(name: str, directory: int | None = None) -> int:
 # Inode, size, time of modification and time of change of a file or directory.  The time of
 # change cannot be set back.
 FileStamp = tuple[int, int, int, int]
+
+# The stamps of several directories, and whether they are old enough to be trusted; see
+# L{areStampsTrustworthy}.
+FolderTimes = tuple[tuple[FileStamp, ...], bool]
 
 # The most octets of a file that is read as a whole; enough for a password file of two million
 # users.

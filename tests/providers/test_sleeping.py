@@ -338,6 +338,25 @@ def test_changedWhileLocking(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> 
     other.vanish()
 
 
+@pytest.mark.parametrize("wakesUp", [False, True])
+def test_changedAfterLock(maildir: Path, wakesUp: bool) -> None:
+    """
+    Only the listing at the lock uses the times that were read with the lock.
+    """
+    store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
+    conversation(Anybody(store), ALICE + "C: QUIT\nS: +OK…")
+    for each in (*maildir.rglob("pop3svc-*/**"), *maildir.iterdir(), maildir):
+        os.utime(each, (1_700_000_000, 1_700_000_000))
+    for _ in range(2):
+        conversation(Anybody(store), ALICE + "C: QUIT\nS: +OK…")
+    client = conversation(Anybody(store), ALICE)
+    if wakesUp:
+        for _ in range(2):
+            says(client, "SLEE", "+OK", "WAKE", NONE)
+    deliver(maildir, "3.x")
+    says(client, "CORE", NEW, "STAT", "+OK 3 ", "QUIT", "+OK")
+
+
 def test_changedAfterRefusal(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     A WAKE forgets what a refused WAKE has seen.

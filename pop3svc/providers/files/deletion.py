@@ -20,7 +20,14 @@ from functools import partial
 from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
-from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, openDirectory, stampFrom
+from pop3svc.files import (
+    FileStamp,
+    FolderTimes,
+    areStampsTrustworthy,
+    closeQuietly,
+    openDirectory,
+    stampFrom,
+)
 from pop3svc.fileuser import fileUID
 from pop3svc.providers.paths import openBelow
 
@@ -171,45 +178,58 @@ class CleanCache:
     not read its directories.  Not thread-safe.
     """
 
-    # Mailboxes; some 800 octets each.
+    # Mailboxes; some 1,100 octets each.
     BOUND = 10_000
 
     def __init__(self) -> None:
-        self._stamps: BoundedDict[tuple[int, int], _Stamp] = BoundedDict(self.BOUND)
+        # By device and inode: the stamps of the root, of the folders, and of the staging
+        # directories.
+        self._stamps: BoundedDict[tuple[int, int], tuple[FileStamp, _Stamp, _Stamp]]
+        self._stamps = BoundedDict(self.BOUND)
 
-    def isClean(self, root: int, status: os.stat_result, folders: Sequence[str]) -> bool:
+    def isClean(
+        self,
+        root: int,
+        status: os.stat_result,
+        folders: Sequence[str],
+        times: FolderTimes,
+    ) -> bool:
         """
         See L{isClean}.
 
         @param status: of the root.
+        @param times: the times of C{folders}.
         """
-        key = status.st_dev, status.st_ino
-        stamp = _stampOf(root, status, folders)
-        if stamp is None:
-            return False
-        if self._stamps.get(key) == stamp:
+        key, own = (status.st_dev, status.st_ino), stampFrom(status)
+        ofFolders, areOld = times
+        known = self._stamps.get(key)
+        # A removal first moves messages out of their folders.
+        if known is not None and known[0] == own and known[1] == ofFolders:
             return True
-        # Compare the times with the clock before the directories are read.
-        isOld = areStampsTrustworthy(stamp)
-        if not isClean(root, folders):
+        staged = _stampOf(root, folders)
+        if staged is None:
             return False
-        if isOld:
-            self._stamps.put(key, stamp)
+        if known is None or known[0] != own or known[2] != staged:
+            # Compare the times with the clock before the directories are read.
+            isOld = areStampsTrustworthy((own, *staged))
+            if not isClean(root, folders):
+                return False
+            if not isOld:
+                return True
+        self._stamps.put(key, (own, ofFolders if areOld else (), staged))
         return True
 
 
-def _stampOf(root: int, status: os.stat_result, folders: Sequence[str]) -> _Stamp | None:
+def _stampOf(root: int, folders: Sequence[str]) -> _Stamp | None:
     """
-    @return: the times of the root and of the staging directories; L{None} if a staging directory
-        does not exist.
+    @return: the stamps of the staging directories; L{None} if one of them does not exist.
     """
-    stamp = [stampFrom(status)]
     try:
-        for folder in folders:
-            stamp.append(stampFrom(os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)))
+        return tuple(
+            stampFrom(os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)) for folder in folders
+        )
     except OSError:
         return None
-    return tuple(stamp)
 
 
 def isClean(root: int, folders: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import closeQuietly, openFile
+from pop3svc.files import FolderTimes, closeQuietly, openFile
 from pop3svc.fileuser import FileUser, asUser
 from pop3svc.once import Once
 from pop3svc.providers.files.presence import Presence
@@ -205,6 +205,16 @@ class Directory:
         @raise OSError: the file does not exist, or is not a regular file.
         """
         return self.openFile(folder, name)
+
+    def timesAtLock(self) -> FolderTimes | None:
+        """
+        Take the times of the folders that were read when the directory was locked.  Call this at
+        the beginning of each listing, because only the first one after the lock may use the times.
+
+        @return: see L{stampOf<pop3svc.providers.files.snapshot.stampOf>}; L{None} if the times have
+            to be read.
+        """
+        return None
 
     def closeKept(self) -> None:
         """

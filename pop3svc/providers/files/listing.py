@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pop3svc.files import closeQuietly
+from pop3svc.files import FolderTimes, closeQuietly
 from pop3svc.interfaces import Eventual
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.deletion import Place
@@ -191,6 +191,7 @@ class Listing:
 
     def _listedBefore(self, changes: int | None) -> MailboxSnapshot | None:
         self._key = None
+        times = self._directory.timesAtLock()
 
         def look(root: int, key: Key) -> MailboxSnapshot | None:
             self._key = key
@@ -200,7 +201,7 @@ class Listing:
                 listing = self._caches.listings.getWatched(key, changes)
                 if listing is not None:
                     return listing
-            return self._shared(root, key)
+            return self._shared(root, key, times)
 
         try:
             return self._directory.attempt(look)
@@ -347,8 +348,10 @@ class Listing:
         sizes = self.sizes = self._caches.sizes.of(keyOf(root))
         return sizes
 
-    def _shared(self, root: int, key: Key) -> MailboxSnapshot | None:
-        stamp, isOld = stampOf(root, self._directory.folders)
+    def _shared(
+        self, root: int, key: Key, times: FolderTimes | None = None
+    ) -> MailboxSnapshot | None:
+        stamp, isOld = times or stampOf(root, self._directory.folders)
         return self._caches.listings.get(key, stamp) if isOld else None
 
     # --- places -----------------------------------------------------------------------

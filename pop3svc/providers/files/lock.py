@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 
 from pop3svc.errors import POP3ResponseError
-from pop3svc.files import closeQuietly, openDirectory, openFile
+from pop3svc.files import FolderTimes, closeQuietly, openDirectory, openFile
 from pop3svc.interfaces import Eventual
 from pop3svc.providers.files.deletion import nameOfStaging, recover
 from pop3svc.providers.files.directory import Directory, Opened, UserDirectory
 from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key
 from pop3svc.providers.files.sleeping import openWhileAsleep
+from pop3svc.providers.files.snapshot import stampOf
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.locking import LockPolicy, pause
 from pop3svc.providers.paths import Root, openBelow
@@ -44,16 +45,19 @@ class LockedDirectory:
 
     @ivar isClean: whether the directory certainly needed no recovery when it was locked, and no
         removal has begun since then.
+    @ivar times: the times of the folders when the directory was locked, for the first listing;
+        L{None} if the times have to be read.
     """
 
-    __slots__ = ("_folder", "_guard", "_root", "isClean", "key")
+    __slots__ = ("_folder", "_guard", "_root", "isClean", "key", "times")
 
-    def __init__(self, root: int, key: Key, isClean: bool = False) -> None:
+    def __init__(self, root: int, key: Key, times: FolderTimes | None) -> None:
         """
-        @param isClean: see C{isClean} of the class.
+        @param times: L{None} if the directory may have needed a recovery.
         """
         self.key = key
-        self.isClean = isClean
+        self.isClean = times is not None
+        self.times = times
         self._root: int | None = root
         # The folder that was opened last stays open for the next message in it.
         self._folder: tuple[str, int] | None = None
@@ -224,6 +228,16 @@ class ExclusiveDirectory(Directory):
         root = None if held is None else held.descriptor()
         return None if held is None or root is None else work(root, held.key)
 
+    def timesAtLock(self) -> FolderTimes | None:
+        """
+        See L{Directory.timesAtLock}.
+        """
+        held = self._held
+        if held is None:
+            return None
+        times, held.times = held.times, None
+        return times
+
     def attemptFile(self, folder: str, name: str) -> Opened | None:
         """
         See L{Directory.attemptFile}.
@@ -274,9 +288,11 @@ class ExclusiveDirectory(Directory):
                 return kept
             root = kept.descriptor()
             cache = self._registry.cleanCache
-            if isHere and root is not None and cache.isClean(root, here, self.folders):
-                kept.isClean = True
-                return kept
+            if isHere and root is not None:
+                times = stampOf(root, self.folders)
+                if cache.isClean(root, here, self.folders, times):
+                    kept.isClean, kept.times = True, times
+                    return kept
         except OSError:
             # Another session has the lock, or the path names no directory any more.
             pass
@@ -301,7 +317,7 @@ class ExclusiveDirectory(Directory):
         Record that a removal begins, so that the next lock looks for an interrupted removal.
         """
         if self._held is not None:
-            self._held.isClean = False
+            self._held.isClean, self._held.times = False, None
 
     def _tryAtOnce(self) -> LockedDirectory | LockBusy | None:
         return self._tryLock(None)
@@ -421,6 +437,7 @@ class ExclusiveDirectory(Directory):
         @return: L{None} if the mailbox does not exist.
         """
         presence = self._presence
+        times: FolderTimes | None = None
         try:
             root = self._place.open()
             if root is None:
@@ -437,9 +454,12 @@ class ExclusiveDirectory(Directory):
                 if prepare is not None:
                     recover(root, self.folders)
                     prepare(root)
-                elif not self._registry.cleanCache.isClean(root, status, self.folders):
-                    closeQuietly(root)
-                    return LockBusy()
+                else:
+                    times = stampOf(root, self.folders)
+                    cache = self._registry.cleanCache
+                    if not cache.isClean(root, status, self.folders, times):
+                        closeQuietly(root)
+                        return LockBusy()
             except BaseException:
                 closeQuietly(root)
                 raise
@@ -450,7 +470,7 @@ class ExclusiveDirectory(Directory):
         # The mailbox has staging directories, so pop3svc has used it before.
         if prepare is None and presence is not None and not presence.isKnown(self.path):
             presence.isThere(self.path, isInThread=False)
-        return LockedDirectory(root, (status.st_dev, status.st_ino), isClean=prepare is None)
+        return LockedDirectory(root, (status.st_dev, status.st_ino), times)
 
     def unlock(self, before: Callable[[LockedDirectory], object], keepsOpen: bool = False) -> None:
         """

@@ -13,7 +13,13 @@ from itertools import repeat
 from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
-from pop3svc.files import FileStamp, areStampsTrustworthy, closeQuietly, stampFrom
+from pop3svc.files import (
+    FileStamp,
+    FolderTimes,
+    areStampsTrustworthy,
+    closeQuietly,
+    stampFrom,
+)
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.deletion import Place
 from pop3svc.providers.files.sizes import Key, MailboxSizes
@@ -170,7 +176,7 @@ class Format(Protocol):
         """
 
 
-def stampOf(root: int, folders: Sequence[str]) -> tuple[Stamp, bool]:
+def stampOf(root: int, folders: Sequence[str]) -> FolderTimes:
     """
     @return: the times of the directories, and whether they are old enough to be trusted.
     """
