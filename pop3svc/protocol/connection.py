@@ -330,10 +330,15 @@ class POP3Connection(LineReceiver):
             return
         try:
             reply = respond(session, line, self._table)
-            if type(reply) is Reply and reply.body is None:
-                self._sender.gather(reply)
-                self._sent(reply)
-                return
+            if type(reply) is Reply:
+                if reply.body is None:
+                    self._sender.gather(reply)
+                    self._sent(reply)
+                    return
+                if self._sender.gatherShort(reply):
+                    self._count(reply.body)
+                    self._sent(reply)
+                    return
         except Exception:
             self._failed(Failure())
             return
@@ -386,12 +391,18 @@ class POP3Connection(LineReceiver):
 
     async def _serve(self, answer: Reply | Coroutine[Any, Any, Reply]) -> None:
         reply = answer if isinstance(answer, Reply) else await answer
-        whole = await self._sender.send(reply)
-        if whole and isinstance(reply.body, MessageBody):
+        if await self._sender.send(reply):
+            self._count(reply.body)
+        self._sent(reply)
+
+    def _count(self, body: object) -> None:
+        """
+        Count a body that was sent completely.
+        """
+        if isinstance(body, MessageBody):
             record = self.session.record
             record.messagesSent += 1
-            record.messageOctets += reply.body.octets
-        self._sent(reply)
+            record.messageOctets += body.octets
 
     def _sent(self, reply: Reply) -> None:
         """

@@ -4,6 +4,8 @@ Encode one reply after the other, and pass the octets to the outlet of the conne
 
 from __future__ import annotations
 
+from typing import Any
+
 from pop3svc.awaiting import isAwaitable
 from pop3svc.files import FileRegion
 from pop3svc.languages import Language
@@ -34,7 +36,7 @@ class ReplySender:
     """
 
     # Slots take less memory than a dictionary, and a service has many idle connections.
-    __slots__ = ("_gathered", "_octets", "_outlet", "_record", "_style")
+    __slots__ = ("_gathered", "_octets", "_outlet", "_pieces", "_record", "_style")
 
     def __init__(
         self, outlet: Outlet, marksMultiLine: bool = False, record: SessionRecord | None = None
@@ -50,6 +52,8 @@ class ReplySender:
         self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
+        # Pieces of the next body that gatherShort() has read.
+        self._pieces: list[Any] = []
 
     def startTLS(self) -> None:
         """
@@ -87,6 +91,46 @@ class ReplySender:
         outlet = self._outlet
         return self._octets + outlet.unasked >= _PIECE or outlet.isFull
 
+    def gatherShort(self, reply: Reply) -> bool:
+        """
+        Gather a reply with a body, and close the body, if the body is one short piece that needs no
+        encoding.  This takes a quarter of the bytecodes of L{send}.
+
+        @return: False if nothing was gathered, so that L{send} must be called next.
+        """
+        body = reply.body
+        assert body is not None, "see gather()"
+        if body.form is not WireForm.READY or reply.topLines is not None:
+            return False
+        outlet = self._outlet
+        if outlet.sendable(body.region) is not None:
+            return False
+        pieces = self._pieces
+        try:
+            piece = body.next()
+            pieces.append(piece)
+            if type(piece) is not bytes or len(piece) >= _RECORD:
+                return False
+            piece = body.next()
+            pieces.append(piece)
+            if piece is not None:
+                return False
+            octets = len(pieces[0])
+            body.wasSent(octets)
+        except BaseException:
+            pieces.clear()
+            body.close()
+            raise
+        self.gather(reply)
+        self._gathered += (pieces[0], b".\r\n")
+        self._octets += octets + 3
+        self._record.octetsSent += octets + 3
+        pieces.clear()
+        body.close()
+        if self._octets > _RECORD and outlet.isTLS:
+            self._splitRecords()
+        return True
+
     async def send(self, reply: Reply) -> bool:
         """
         Gather the octets of a reply, flush them when there are many, and close the body.
@@ -106,6 +150,7 @@ class ReplySender:
             self.gather(reply)
             return True
         encoder = None
+        read, self._pieces = self._pieces, []
         before, kept = self._gathered, len(self._gathered)
         octetsBefore = 0
         try:
@@ -119,7 +164,7 @@ class ReplySender:
             while encoder is None or not encoder.done:
                 if region is not None:
                     await self._sendUnread(region)
-                chunk = body.next()
+                chunk = read.pop(0) if read else body.next()
                 if isAwaitable(chunk):
                     chunk = await chunk
                 if chunk is None:

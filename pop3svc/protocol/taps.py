@@ -116,6 +116,12 @@ class _TappedSender(ReplySender):
         self._tap.replied(reply, self._style)
         super().gather(reply)
 
+    def gatherShort(self, reply: Reply) -> bool:
+        """
+        See L{ReplySender.gatherShort}.  The tap hears only of L{send}.
+        """
+        return False
+
     async def _send(self, reply: Reply) -> bool:
         if reply.body is None:
             return await super()._send(reply)

@@ -12,6 +12,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionLost
 from twisted.internet.task import Clock
 
+from pop3svc.lineendings import WireForm
 from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import Lines, Reply, ok
 from pop3svc.protocol.sender import ReplySender
@@ -429,3 +430,113 @@ def test_smallLastPiece(more: int) -> None:
     _, got = start(whole(sender, ok("", body=body)))
     assert got == [True] and b"".join(pieces) == b"+OK\r\n" + message + b".\r\n"
     assert len(pieces[-1]) > 512
+
+
+class Ready(Body):
+    """
+    A body that needs no encoding, and is read without waiting.
+    """
+
+    form = WireForm.READY
+
+    def next(self) -> Any:
+        chunk = self.chunks.pop(0) if self.chunks else None
+        if isinstance(chunk, Exception):
+            raise chunk
+        return chunk
+
+
+def test_shortBody() -> None:
+    """
+    One short piece is gathered at once, with the replies around it.
+    """
+    _, transport, sender = setUp()
+    body = Ready(b"1 a\r\n2 b\r\n")
+    sender.gather(ok("Fine."))
+    assert sender.gatherShort(ok("Unique-ids follow", body=body))
+    sender.gather(ok("Fine."))
+    sender.flushNow()
+    said = b"+OK Fine.\r\n+OK Unique-ids follow\r\n1 a\r\n2 b\r\n.\r\n+OK Fine.\r\n"
+    assert bytes(transport.written) == said
+    assert (body.octets, body.closed, sender._record.octetsSent) == (10, 1, len(said))
+
+
+@pytest.mark.parametrize(
+    ("body", "topLines"),
+    [
+        (Ready(b"1 a\r\n", b"2 b\r\n", b"3 c\r\n"), None),
+        (Ready(b"x" * 16382 + b"\r\n"), None),
+        (Ready(), None),
+        (Body(b"1 a\r\n"), None),
+        (Ready(b"a: b\r\n\r\nc\r\n"), 0),
+    ],
+)
+def test_otherBodies(body: Body, topLines: int | None) -> None:
+    """
+    Other bodies are sent from their beginning, even if a part of them has been read.
+    """
+    _, transport, sender = setUp()
+    octets = b"".join(body.chunks)[: None if topLines is None else 8]
+    reply = ok("", body=body, topLines=topLines)
+    assert not sender.gatherShort(reply)
+    assert start(whole(sender, reply))[1] == [topLines is None]
+    assert bytes(transport.written) == b"+OK\r\n" + octets + b".\r\n"
+    assert body.closed == 1
+    # Nothing of this body is left for the next one.
+    assert sender.gatherShort(ok("", body=Ready(b"x\r\n")))
+
+
+def test_shortBodyLater() -> None:
+    _, transport, sender = setUp()
+    chunk: Deferred[bytes] = Deferred()
+    body = Ready(chunk)
+    reply = ok("", body=body)
+    assert not sender.gatherShort(reply)
+    _, got = start(whole(sender, reply))
+    assert got == []
+    chunk.callback(b"x\r\n")
+    assert (got, bytes(transport.written), body.closed) == ([True], b"+OK\r\nx\r\n.\r\n", 1)
+
+
+@pytest.mark.parametrize("chunks", [(ValueError(),), (b"x\r\n", ValueError())])
+def test_failingShortBody(chunks: tuple[Any, ...]) -> None:
+    """
+    Nothing of the failed reply is sent.
+    """
+    _, transport, sender = setUp()
+    body = Ready(*chunks)
+    sender.gather(ok("Fine."))
+    with pytest.raises(ValueError):
+        sender.gatherShort(ok("", body=body))
+    sender.flushNow()
+    assert (bytes(transport.written), body.closed) == (b"+OK Fine.\r\n", 1)
+    assert sender.gatherShort(ok("", body=Ready(b"x\r\n")))
+
+
+def test_regionIsNotShort() -> None:
+    """
+    The socket sends the octets of a large file itself.
+    """
+    _, _, sender = setUpPlain(1000)
+    body = InFile([262_144])
+    assert not sender.gatherShort(ok("", body=body))
+    assert body.region.left == 262_144
+
+
+def test_lastRecordOfShortBodies() -> None:
+    """
+    Over TLS the last record of gathered messages contains more than the end.
+    """
+    clock = Clock()
+    transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
+    sender = ReplySender(outletTo(transport, TimeSlice(clock), clock, 60, isTLS=True))
+    for more in range(-8, 8):
+        pieces: list[bytes] = []
+        transport.write = pieces.append  # type: ignore[method-assign,assignment]
+        message = b"x" * (8192 - len(b"+OK\r\n\r\n.\r\n")) + b"\r\n"
+        messages = [message, b"y" * (8 + more) + message]
+        for each in messages:
+            assert sender.gatherShort(ok("", body=Ready(each)))
+        sender.flushNow()
+        assert b"".join(pieces) == b"".join(b"+OK\r\n" + each + b".\r\n" for each in messages)
+        assert (len(pieces[-1]) - 1) % 16384 + 1 >= 512
