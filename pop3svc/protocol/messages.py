@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
@@ -28,6 +28,9 @@ __all__ = ["Messages", "SurrogateBody"]
 # A mailbox with at least this number of messages is large.  Each loop over its messages has its own
 # time slice.
 _MANY = 100_000
+
+# The sizes of messages in octets; None for a size that is not available.
+Sizes = list[int | None]
 
 
 def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
@@ -144,6 +147,24 @@ def _knownTotal(maildrop: Maildrop) -> tuple[int, int]:
     return maildrop.count(), octets
 
 
+def _check(call: Any, sizes: Sizes, count: int) -> None:
+    """
+    @raise ProviderMistake: the sizes break a rule.
+    """
+    if len(sizes) != count:
+        raise ProviderMistake(
+            f"{nameOf(call)} returned {len(sizes)} sizes for {count} messages: "
+            "return one for each, in the order asked"
+        )
+    for octets in set(sizes):
+        if octets is not None:
+            _octets(call, octets)
+
+
+def _notImplemented(failure: Failure) -> None:
+    failure.trap(NotImplementedError)
+
+
 class Messages:
     """
     Asks a mailbox for sizes and contents, for one session, and checks the returned values.
@@ -173,48 +194,66 @@ class Messages:
         self._mailbox = mailbox
         self._user = user
 
-    async def sizes(self, uniqueIDs: list[str]) -> list[int | None]:
+    def sizes(self, uniqueIDs: list[str]) -> ValueOrDeferred[Sizes]:
         """
         @return: the size of each message in octets; L{None} if it cannot be determined.
         @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
         """
-        sizes = None
         if self._converts:
-            sizes = await self._manySizes(self._mailbox.surrogateSizes, uniqueIDs)
+            found = self._manySizes(self._mailbox.surrogateSizes, uniqueIDs)
         elif IBulkMessageSizes.providedBy(self._mailbox):
-            sizes = await self._manySizes(self._mailbox.messageSizes, uniqueIDs)
-        return await self._sizesOneByOne(uniqueIDs) if sizes is None else sizes
+            found = self._manySizes(self._mailbox.messageSizes, uniqueIDs)
+        else:
+            found = None
 
-    async def _manySizes(self, call: Any, uniqueIDs: list[str]) -> list[int | None] | None:
+        def orOneByOne(sizes: Sizes | None) -> ValueOrDeferred[Sizes]:
+            return startNow(self._sizesOneByOne(uniqueIDs)) if sizes is None else sizes
+
+        return then(found, orOneByOne)
+
+    def _manySizes(self, call: Any, uniqueIDs: list[str]) -> ValueOrDeferred[Sizes | None]:
         """
         @param call: C{messageSizes} or C{surrogateSizes}.
         @return: the size of each message, with L{None} for a message that no longer exists; or
             L{None} instead of the list if the method is not implemented.
         """
         try:
-            answer = await settled(self._calls.ask(call, self._info, uniqueIDs))
+            answer: Any = self._calls.ask(call, self._info, uniqueIDs)
         except NotImplementedError:
             return None
+        count = len(uniqueIDs)
+        if isAwaitable(answer):
+            later: Any = answer
+            checked: Deferred[Sizes | None] = later.addCallbacks(
+                lambda answer: self._checkedSizes(call, answer, count), _notImplemented
+            )
+            return checked
+        return self._checkedSizes(call, answer, count)
+
+    def _checkedSizes(self, call: Any, answer: Any, count: int) -> ValueOrDeferred[Sizes | None]:
+        """
+        Check the sizes that a mailbox has returned.
+
+        @param count: the number of messages that were asked for.
+        """
         if isinstance(answer, str | bytes) or not isinstance(answer, Iterable):
             raise ProviderMistake(
                 f"{nameOf(call)} returned {type(answer).__name__}: return a list with the size of "
                 "each message, or None for one that has gone"
             )
-        sizes: list[int | None] = self._calls.start(_listOf(call, answer))
-        isLarge = len(sizes) > _MANY
-        if isLarge:
+        sizes: Sizes
+        sizes = list(answer) if type(answer) is list else self._calls.start(_listOf(call, answer))
+        if len(sizes) > _MANY:
             # Each loop over this many messages takes a long time.
-            await TimeSlice(self._calls.clock).next()
-        if len(sizes) != len(uniqueIDs):
-            raise ProviderMistake(
-                f"{nameOf(call)} returned {len(sizes)} sizes for {len(uniqueIDs)} messages: "
-                "return one for each, in the order asked"
-            )
-        for octets in set(sizes):
-            if octets is not None:
-                _octets(call, octets)
-        if isLarge:
-            await TimeSlice(self._calls.clock).next()
+            return startNow(self._checkedInSlices(call, sizes, count))
+        _check(call, sizes, count)
+        return sizes
+
+    async def _checkedInSlices(self, call: Any, sizes: Sizes, count: int) -> Sizes | None:
+        turns = TimeSlice(self._calls.clock)
+        await turns.next()
+        _check(call, sizes, count)
+        await turns.next()
         return sizes
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
@@ -260,7 +299,7 @@ class Messages:
         """
         sizes = None
         if self._converts:
-            sizes = await self._manySizes(self._mailbox.surrogateSizes, [uniqueID])
+            sizes = await settled(self._manySizes(self._mailbox.surrogateSizes, [uniqueID]))
             if sizes is not None and sizes[0] is not None:
                 return sizes[0]
         call, octets = self._mailbox.messageSize, None
@@ -327,9 +366,7 @@ class Messages:
                 return None
             uniqueIDs = [each.uniqueID for each in unknown]
         # A message that no longer exists has no size, so the next STAT or LIST asks again.
-        return then(
-            startNow(self.sizes(uniqueIDs)), lambda sizes: maildrop.setSizes(unknown, sizes)
-        )
+        return then(self.sizes(uniqueIDs), lambda sizes: maildrop.setSizes(unknown, sizes))
 
     async def refuseUTF8(self, uniqueID: str) -> None:
         """
@@ -342,7 +379,7 @@ class Messages:
         mailbox = self._mailbox
         if _hasSurrogates(mailbox):
             # The mailbox may know this after it has counted the message.
-            await self._manySizes(mailbox.surrogateSizes, [uniqueID])
+            await settled(self._manySizes(mailbox.surrogateSizes, [uniqueID]))
             needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:
             body = SurrogateBody(await settled(self.content(uniqueID)))
@@ -357,17 +394,11 @@ class Messages:
         @return: its content, or its surrogate; the caller closes it.
         @raise POP3ResponseError: see L{refuseUTF8}.
         """
-        if self._converts or self.refuses:
-            return startNow(self._openWithoutUTF8(uniqueID))
+        if self.refuses:
+            return then(startNow(self.refuseUTF8(uniqueID)), lambda _: self.content(uniqueID))
+        if self._converts and self._mailbox.needsUTF8(self._info, uniqueID) is not False:
+            return then(self.content(uniqueID), SurrogateBody)
         return self.content(uniqueID)
-
-    async def _openWithoutUTF8(self, uniqueID: str) -> MessageBody:
-        if self._converts:
-            needs = self._mailbox.needsUTF8(self._info, uniqueID)
-            body = await settled(self.content(uniqueID))
-            return body if needs is False else SurrogateBody(body)
-        await self.refuseUTF8(uniqueID)
-        return await settled(self.content(uniqueID))
 
     def content(self, uniqueID: str) -> ValueOrDeferred[MessageBody]:
         """

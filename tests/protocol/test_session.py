@@ -227,6 +227,28 @@ def test_bulkSizes() -> None:
     assert "messageSize" not in provider.calls
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([5, 6], b"+OK 2 11\r\n"),
+        # Without the method the mailbox is asked for one size after the other.
+        (NotImplementedError(), b"+OK 2 10\r\n"),
+        (ValueError(), b"-ERR [SYS/TEMP] Internal error.\r\n"),
+        ([5], b"-ERR [SYS/TEMP] Internal error.\r\n"),
+    ],
+)
+def test_bulkSizesLater(answer: Any, said: bytes) -> None:
+    later: Deferred[Any] = Deferred()
+    provider = StubProvider([b"one\n", b"two\n"], messageSizes=lambda *_: later)
+    client = conversation(provider, ALICE)
+    assert client.say(b"STAT") == b""
+    if isinstance(answer, Exception):
+        later.errback(answer)
+    else:
+        later.callback(answer)
+    assert client.received() == said
+
+
 @pytest.mark.parametrize("answer", [[5], [5, 6, 7], [5, -1], [5, "6"], None])
 def test_badSizes(answer: Any) -> None:
     provider = StubProvider([b"one\n", b"two\n"], messageSizes=answer)
