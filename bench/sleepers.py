@@ -1,40 +1,65 @@
 """
-Many sleepers over TLS in one process: memory for each, what their polls cost,
-and how quick a login, a RETR and a WAKE are among them.
+Many sleepers over TLS: memory for each, the cost of their polls, and how quick logins, RETRs and
+polls are meanwhile.
 
-    python bench/sleepers.py [COUNT]
+    python bench/sleepers.py [COUNT [WORKERS [SECONDS]]]
+
+By default there are 10,000 sleepers, one process of the service, and no second part.  In the second
+part, which lasts the given time, each sleeper polls every five minutes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import signal
+import socket
 import ssl
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.running import environment, freePort, script
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+# Each user has as many sleepers as the others.
+USERS = 200
+# The sleepers of one client process.  Each process has an address of its own, because one address
+# has only 28,000 ports.
+EACH = 10_000
+# Seconds between two polls of a sleeper.
+BETWEEN = 300.0
+
+
+def family(pid: int) -> Iterator[int]:
+    """
+    @return: a process and its descendants.
+    """
+    yield pid
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            yield from family(int(child))
 
 
 def resident(pid: int) -> int:
     """
-    @return: octets of memory that a process holds.
+    @return: octets of memory that a process and its descendants hold.  Memory that several of them
+        share counts once.
     """
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("no VmRSS")
+    return sum(
+        int(line.split()[1]) * 1024
+        for each in family(pid)
+        for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+        if line.startswith("Pss:")
+    )
 
 
 def slab() -> int:
@@ -49,30 +74,19 @@ def slab() -> int:
 
 def processor(pid: int) -> float:
     """
-    @return: seconds of processor time that a process has taken.
+    @return: seconds of processor time that a process and its descendants have taken.
     """
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def poll(sleepers: list[Streams]) -> None:
-    """
-    Each of these wakes up, looks, and falls asleep again.
-    """
-    for streams in sleepers:
-        while not (said := await say(streams, b"WAKE")).startswith(b"+OK"):
-            # Another of its user's sessions is about to fall asleep.
-            assert said.startswith(b"-ERR [IN-USE]"), said
-        assert (await say(streams, b"UIDL")).startswith(b"+OK")
-        while await streams[0].readline() != b".\r\n":
-            pass
-        assert (await say(streams, b"SLEE")).startswith(b"+OK")
+    spent = 0.0
+    for each in family(pid):
+        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+        spent += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
 
 
 def site(path: Path) -> None:
-    users = "".join(f"user{n}:{{PLAIN}}secret\n" for n in range(20))
+    users = "".join(f"user{n}:{{PLAIN}}secret\n" for n in range(USERS))
     (path / "users").write_text(users)
-    for number in range(20):
+    for number in range(USERS):
         for folder in ("tmp", "new", "cur"):
             (path / "mail" / f"user{number}" / folder).mkdir(parents=True)
         for message in range(20):
@@ -83,72 +97,164 @@ def site(path: Path) -> None:
     (path / "key.pem").write_bytes(key)
 
 
-async def say(streams: Streams, text: bytes) -> bytes:
-    reader, writer = streams
-    writer.write(text + b"\r\n")
-    return await reader.readline()
+class Client:
+    """
+    A connection over TLS.
+    """
 
-
-async def logIn(port: int, user: str, context: ssl.SSLContext) -> Streams:
-    streams = await asyncio.open_connection("127.0.0.1", port, ssl=context)
-    assert (await streams[0].readline()).startswith(b"+OK")
-    while not (said := await say(streams, f"XLOG {user} secret".encode())).startswith(b"+OK"):
-        # Another of its sessions is about to fall asleep.
-        assert said.startswith(b"-ERR [IN-USE]"), said
-    return streams
-
-
-async def run(count: int, port: int, pid: int) -> None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    before, kernel = resident(pid), slab()
-    sleepers: list[Streams] = []
-    began = time.monotonic()
 
-    async def fall(user: str, some: int) -> None:
-        for _ in range(some):
-            streams = await logIn(port, user, context)
-            assert (await say(streams, b"SLEE")).startswith(b"+OK")
-            sleepers.append(streams)
+    def __init__(self, port: int, user: str, address: str = "127.0.0.1") -> None:
+        plain = socket.create_connection(("127.0.0.1", port), 60, (address, 0))
+        self._socket = self.context.wrap_socket(plain)
+        self._read()
+        self._until(f"XLOG {user} secret")
 
-    await asyncio.gather(*(fall(f"user{n}", count // 20) for n in range(20)))
-    took = time.monotonic() - began
-    after = resident(pid)
-    print(f"{len(sleepers)} TLS sleepers in {took:.0f} s")
-    print(f"{(after - before) / len(sleepers) / 1024:.1f} KiB each ({after >> 20} MiB in all)")
-    kernel = slab() - kernel
-    print(f"{kernel / len(sleepers) / 1024:.1f} KiB each of the kernel's, for both ends")
-    spent = processor(pid)
-    await asyncio.gather(*(poll(sleepers[n::20]) for n in range(20)))
-    spent = processor(pid) - spent
-    print(f"{spent / len(sleepers) * 1000:.2f} ms of the server's processor for each poll")
-    for name in ("login", "RETR", "WAKE"):
-        times = []
-        for turn in range(50):
+    def _read(self, end: bytes = b"\r\n") -> bytes:
+        read = b""
+        while not read.endswith(end):
+            more = self._socket.recv(65536)
+            assert more, "the service has closed the connection"
+            read += more
+        return read
+
+    def say(self, text: str, end: bytes = b"\r\n") -> bytes:
+        """
+        @return: the reply.
+        """
+        self._socket.sendall(text.encode() + b"\r\n")
+        return self._read(end)
+
+    def _until(self, text: str) -> None:
+        while not (said := self.say(text)).startswith(b"+OK"):
+            # Another session of the user has not fallen asleep again yet.
+            assert said.startswith(b"-ERR [IN-USE]"), said
+
+    def sleep(self) -> None:
+        assert self.say("SLEE").startswith(b"+OK")
+
+    def poll(self) -> None:
+        self._until("WAKE")
+        assert self.say("UIDL", b"\r\n.\r\n").startswith(b"+OK")
+        self.sleep()
+
+    def retrieve(self) -> None:
+        assert self.say("RETR 1", b"\r\n.\r\n").startswith(b"+OK")
+
+    def quit(self) -> None:
+        assert self.say("QUIT").startswith(b"+OK")
+        self._socket.close()
+
+
+def sleepers(number: int, count: int, port: int, pipe: Connection) -> None:
+    """
+    One client process: put sessions to sleep, and poll when it is told.
+    """
+    address = f"127.0.1.{number + 1}"
+    clients = []
+    for turn in range(count):
+        client = Client(port, f"user{(turn + number * count) % USERS}", address)
+        client.sleep()
+        clients.append(client)
+    while True:
+        pipe.send(None)
+        seconds = pipe.recv()
+        if seconds is None:
+            return
+        if not seconds:
+            for each in clients:
+                each.poll()
+            continue
+        times: list[float] = []
+        began = time.monotonic()
+        for turn in range(int(seconds / BETWEEN * count)):
+            due = began + turn * BETWEEN / count
+            time.sleep(max(due - time.monotonic(), 0))
             begun = time.monotonic()
-            if name == "WAKE":
-                streams = sleepers[turn * (len(sleepers) // 50)]
-                assert (await say(streams, b"WAKE")).startswith(b"+OK [ACTIVITY/NONE]")
-            else:
-                streams = await logIn(port, "user3", context)
-                if name == "RETR":
-                    begun = time.monotonic()
-                    await say(streams, b"RETR 1")
-                    while await streams[0].readline() != b".\r\n":
-                        pass
-            times.append((time.monotonic() - begun) * 1000)
-            await say(streams, b"SLEE" if name == "WAKE" else b"QUIT")
-            if name != "WAKE":
-                streams[1].close()
-        times.sort()
-        print(f"{name}: median {statistics.median(times):.1f} ms, slowest of 50 {times[-1]:.1f} ms")
+            clients[turn % count].poll()
+            times.append(time.monotonic() - begun)
+        pipe.send(times)
+
+
+def tell(name: str, times: list[float]) -> None:
+    times = sorted(1000 * each for each in times)
+    middle, late = times[len(times) // 2], times[int(len(times) * 0.999)]
+    print(
+        f"{name}: median {middle:.1f} ms, 99.9 % within {late:.1f} ms, slowest of {len(times)} "
+        f"{times[-1]:.1f} ms",
+        flush=True,
+    )
+
+
+def visit(port: int, until: float, atLeast: int) -> None:
+    """
+    Log in, retrieve a message and quit, again and again, and tell the times.
+    """
+    logins, messages = [], []
+    while len(logins) < atLeast or time.monotonic() < until:
+        begun = time.monotonic()
+        client = Client(port, f"user{len(logins) % USERS}")
+        logins.append(time.monotonic() - begun)
+        begun = time.monotonic()
+        client.retrieve()
+        messages.append(time.monotonic() - begun)
+        client.quit()
+        if until:
+            time.sleep(0.2)
+    tell("login with its handshake", logins)
+    tell("RETR", messages)
+
+
+def run(count: int, port: int, pid: int, seconds: float) -> None:
+    before, kernel = resident(pid), slab()
+    began = time.monotonic()
+    context = get_context("fork")
+    pipes: list[Any] = []
+    processes = -(-count // EACH)
+    for number in range(processes):
+        ours, theirs = context.Pipe()
+        context.Process(
+            target=sleepers, args=(number, count // processes, port, theirs), daemon=True
+        ).start()
+        pipes.append(ours)
+    for each in pipes:
+        each.recv()
+    print(f"{count} TLS sleepers in {time.monotonic() - began:.0f} s", flush=True)
+    after = resident(pid)
+    print(f"{(after - before) / count / 1024:.1f} KiB each ({after >> 20} MiB in all)")
+    print(f"{(slab() - kernel) / count / 1024:.1f} KiB each of the kernel's, for both ends")
+    visit(port, 0, 50)
+    spent = processor(pid)
+    for each in pipes:
+        each.send(0)
+    for each in pipes:
+        each.recv()
+    spent = processor(pid) - spent
+    print(f"{spent / count * 1000:.2f} ms of the server's processor for each poll", flush=True)
+    if seconds:
+        spent, began = processor(pid), time.monotonic()
+        for each in pipes:
+            each.send(seconds)
+        visit(port, began + seconds, 50)
+        times = [one for each in pipes for one in each.recv()]
+        spent, took = processor(pid) - spent, time.monotonic() - began
+        tell("poll", times)
+        print(f"{len(times) / took:.0f} polls a second, {100 * spent / took:.0f} % of a core")
+        for each in pipes:
+            each.recv()
+    for each in pipes:
+        each.send(None)
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    count, workers, seconds = [
+        int(given) if given else usual
+        for given, usual in zip((sys.argv[1:] + [""] * 3)[:3], (10_000, 0, 0), strict=True)
+    ]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    count = min(count, hard - 200) // 20 * 20
+    count -= count % max(-(-count // EACH), 1)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         site(path)
@@ -160,16 +266,18 @@ def main() -> None:
                 *("--provider", f"maildir:{path / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
                 *("--set", f"maxConnections={count + 200}"),
+                *(("--workers", str(workers)) if workers else ()),
             ],
             env=environment(directory),
         )
         try:
             while True:
                 try:
-                    asyncio.run(run(count, port, service.pid))
+                    Client(port, "user0").quit()
                     break
                 except ConnectionRefusedError:
                     time.sleep(0.1)
+            run(count, port, service.pid, seconds)
         finally:
             service.send_signal(signal.SIGTERM)
             print(f"ended with status {service.wait(60)}")
