@@ -1,15 +1,15 @@
 """
 The contract between the service and a mailbox provider.
 
-Rules for every method of these interfaces, unless its docstring says otherwise:
+Every method of these interfaces obeys these rules, unless its docstring says otherwise:
 
   - A method may return its value, a Deferred, or a coroutine (any awaitable): L{Eventual}.
-  - To refuse, raise L{pop3svc.errors.POP3ResponseError}C{(text, code=None,
-    critical=False)}.  The service answers L{NotImplementedError} with "not available".
-    Any other exception is a bug: the service logs it, answers C{[SYS/TEMP]}, and closes the
-    connection.
-  - The service never calls two methods of one mailbox object at the same time.  After it has
-    cancelled a call, it considers the call finished.
+  - To refuse a request, raise L{pop3svc.errors.POP3ResponseError}C{(text, code=None,
+    critical=False)}. If a method raises L{NotImplementedError}, the client learns that the command
+    is not available. Any other exception is a bug: the service logs it, answers C{[SYS/TEMP]}, and
+    closes the connection.
+  - The service never calls two methods of one mailbox object at the same time.  A call that the
+    service has cancelled counts as finished.
   - If the client disconnects, the service cancels a pending Deferred, except a Deferred of
     C{messageDelete}.
   - Names and unique-ids are L{str}; messages are L{bytes}.
@@ -68,11 +68,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-# A value, or an awaitable of it: a Deferred, or a coroutine.
+# A value, or a Deferred or coroutine that has this value as its result.
 Eventual: TypeAlias = T | Awaitable[T]
 
-# Values that messageContent may return.  It may also return an object that can be adapted to one of
-# these.
+# The types of values that messageContent may return. It may also return an object that can be
+# adapted to one of the interfaces.
 MessageContent: TypeAlias = (
     "IMessageContent | IChunkedContent | IFileContent | bytes | IO[bytes] | Iterable[bytes]"
 )
@@ -97,15 +97,17 @@ class IPOP3MailboxProvider(Interface):
         """
         Check a login.
 
-        @param info: L{IPOP3ConnectionInfo}; C{userNameAtLogin} is None until the login
+        @param info: L{IPOP3ConnectionInfo}.  Its C{userNameAtLogin} is None until the login
             succeeds.
-        @param username: str without spaces, prepared by UsernameCasePreserved or UsernameCaseMapped
-            (RFC 8265).  Different spellings of a name therefore mean the same user.
-        @param password: str, prepared by OpaqueString.  It may contain spaces.
-        @return: an L{IPOP3Mailbox} for this session alone, or an object that can be adapted
-            to one; None if the name or the password is wrong.
-        @raise POP3ResponseError: to refuse for another reason, such as code
-            C{"LOGIN-DELAY"} or C{"SYS/TEMP"}.
+        @param username: str without spaces.  The service has prepared the name by
+            UsernameCasePreserved or UsernameCaseMapped (RFC 8265), so different spellings of a name
+            mean the same user.
+        @param password: str, which the service has prepared by OpaqueString.  It may contain
+            spaces.
+        @return: an L{IPOP3Mailbox} for this session alone, or an object that can be adapted to
+            L{IPOP3Mailbox}; None if the name or the password is wrong.
+        @raise POP3ResponseError: the provider refuses the login for another reason, for example
+            with the code C{"LOGIN-DELAY"} or C{"SYS/TEMP"}.
         """
 
 
@@ -121,11 +123,11 @@ class IPOP3Mailbox(Interface):
         """
         List the messages.
 
-        @return: iterable of str in the order of message numbers.  Each has 1 to 70 characters from
-            "!" to "~", is not "_" alone, and is different from the others (RFC 1939 section 7).
-            Any other value is a bug of the provider, and the login fails.  A mailbox may return the
-            same L{pop3svc.listings.UniqueIDList} again while nothing has changed, because such a
-            list is checked only once, when it is made.
+        @return: iterable of the unique-ids, str, in the order of message numbers.  A unique-id has
+            1 to 70 characters from "!" to "~", but must not be "_".  All unique-ids differ (RFC
+            1939 section 7).  If a value breaks these rules, the login fails.  While the mailbox has
+            not changed, it may return the same L{pop3svc.listings.UniqueIDList} again.  The service
+            checks such a list only once.
         """
 
     def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[bool]:
@@ -140,25 +142,25 @@ class IPOP3Mailbox(Interface):
         """
         @return: int, the number of octets that RETR sends, with CRLF as line ends, and without
             dot-stuffing (RFC 1939 section 11).
-        @raise NotImplementedError: the size is unknown.  The service then reads the message, and
-            counts its octets.
+        @raise NotImplementedError: the mailbox does not know the size.  The service then reads the
+            message, and counts its octets.
         """
 
     def messageContent(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[MessageContent]:
         """
-        Open a message.  If the message cannot be read, raise the error here.  After C{+OK} the
-        service can report an error only by closing the connection.
+        Open a message.  If the message cannot be read, raise the error in this method, because
+        after C{+OK} the service can report an error only by closing the connection.
 
-        @return: an L{IMessageContent}, an L{IChunkedContent} or an L{IFileContent}; or bytes,
-            a binary file, or an iterable of lines (bytes).
+        @return: one of these: an L{IMessageContent}, an L{IChunkedContent}, an L{IFileContent},
+            bytes, a binary file, or an iterable of lines (bytes).
         @raise POP3ResponseError: the message cannot be opened, for example because it no
             longer exists.
         """
 
     def messageDelete(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Eventual[None]:
         """
-        Delete all of these messages or none of them.  The service never cancels this call.  The
-        service considers a message that no longer exists as deleted.
+        Delete all of these messages or none of them.  The service never cancels this call.  A
+        message that no longer exists counts as deleted.
 
         @param uniqueIDs: list of str, never empty.
         @raise POP3ResponseError: nothing was deleted.
@@ -167,15 +169,15 @@ class IPOP3Mailbox(Interface):
 
 class IMessageContent(Interface):
     """
-    A message being read, line by line.
+    A message that the service reads line by line.
     """
 
     def nextLine() -> Eventual[bytes | None]:
         """
         @return: the next line: bytes without the line end; None after the last line.
-        @raise POP3ResponseError: the rest of the message cannot be read.  The service closes the
-            connection without sending the final dot.  After other exceptions it also logs a
-            traceback.
+        @raise POP3ResponseError: the rest of the message cannot be read.  The service then closes
+            the connection without sending the final dot.  After any other exception it does the
+            same, and logs a traceback.
         """
 
     def close() -> None:
@@ -187,8 +189,8 @@ class IMessageContent(Interface):
 
 class IPOP3ConnectionInfo(Interface):
     """
-    The facts about a client that a provider may use.  The service implements this interface.  The
-    interface gives no access to the connection, so that a provider cannot disturb it.
+    The data about a client that a provider may use.  The service implements this interface, which
+    gives no access to the connection, so that a provider cannot disturb the connection.
     """
 
     clientIP: str | None = Attribute("str, or None if the transport has no address.")
@@ -196,12 +198,13 @@ class IPOP3ConnectionInfo(Interface):
     isSecure: bool = Attribute(
         "bool: the connection uses TLS, either implicit or begun by STLS.  STLS changes it to True."
     )
-    userNameAtLogin: str | None = Attribute("str after the login, None before.")
+    userNameAtLogin: str | None = Attribute("str after the login; None before the login.")
     providerTag: Any = Attribute(
         "Settable, for the provider's own data.  The service does not read it."
     )
     loginAttempt: Any = Attribute(
-        "L{ILoginAttempt} while a provider checks a login that a throttle has admitted, else None."
+        "L{ILoginAttempt} while a provider checks a login that a throttle has admitted; otherwise "
+        "None."
     )
 
 
@@ -218,9 +221,10 @@ class IBulkMessageSizes(Interface):
     ) -> Eventual[Iterable[int | None]]:
         """
         @param uniqueIDs: list of str; the method must not change it.
-        @return: iterable with the size of each message in the order of C{uniqueIDs}: int, as
-            from C{messageSize}; None for a message that no longer exists.
-        @raise NotImplementedError: the service calls C{messageSize} for each message.
+        @return: iterable with a value for each message, in the order of C{uniqueIDs}: the size that
+            C{messageSize} returns, int; or None if the message no longer exists.
+        @raise NotImplementedError: the mailbox cannot do this.  The service then calls
+            C{messageSize} for each message.
         """
 
 
@@ -229,8 +233,8 @@ class ISurrogates(Interface):
     A mailbox whose messages the service converts for clients that cannot read UTF-8 in header
     fields (RFC 6856 section 2.1).  The converted message is called a surrogate.
 
-    The service does not convert the messages of other mailboxes.  It would have to read each
-    message to know the size of its surrogate.
+    The service does not convert the messages of a mailbox without this interface, because it would
+    have to read each message to know the size of its surrogate.
     """
 
     hasSurrogates: bool = Attribute(
@@ -243,63 +247,64 @@ class ISurrogates(Interface):
     ) -> Eventual[Iterable[int | None]]:
         """
         @param uniqueIDs: list of str; the method must not change it.
-        @return: iterable with a size for each message in the order of C{uniqueIDs}.  For a message
-            that needs a surrogate: the result of L{pop3svc.downgrading.converter.surrogateSize}.
-            For any other message: the size from C{messageSize}.  None for a message that no longer
-            exists.
-        @raise NotImplementedError: the service then reads the messages, and counts their octets.
+        @return: iterable with a value for each message, in the order of C{uniqueIDs}.  If a message
+            needs a surrogate, its value is the result of
+            L{pop3svc.downgrading.converter.surrogateSize}.  If a message needs none, its value is
+            the size that C{messageSize} returns.  If a message no longer exists, its value is None.
+        @raise NotImplementedError: the mailbox does not know the sizes.  The service then reads the
+            messages, and counts their octets.
         """
 
     def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         """
         Say whether a message needs a surrogate, without reading the message.  The service calls
-        this method for each RETR and TOP, and does not wait for a Deferred.
+        this method for each RETR and TOP.  The method must not return a Deferred or a coroutine.
 
-        @return: bool; None if the mailbox does not know.  The service then converts the message, if
-            necessary, while it sends the message.
+        @return: bool; None if the mailbox does not know.  If the result is None, the service finds
+            out while it sends the message.
         """
 
 
 class IExclusiveMailbox(Interface):
     """
-    A mailbox that one session at a time may use (RFC 1939 section 4).
+    A mailbox that only one session at a time may use (RFC 1939 section 4).
 
-    The service calls C{lock} at login and at WAKE, and C{unlock} at SLEE, QAUT, QUIT and when
-    the client is lost.  A sleeping session holds no lock.
+    The service calls C{lock} at login and at WAKE.  It calls C{unlock} at SLEE, QAUT and QUIT, and
+    when the client is lost.  A sleeping session holds no lock.
     """
 
     def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
         """
-        Take the lock.  If the service cancels the call before the call has returned, the mailbox
-        has to release the lock itself.  The service calls C{unlock} only after a C{lock} that
-        succeeded.
+        Take the lock.  The service calls C{unlock} only if this call succeeds.  If the service
+        cancels the call, the mailbox itself has to release the lock.
 
         @param requestRelease: callable without arguments.  The mailbox may call this function in
             the reactor thread when another session of the same user waits for the lock.  The
-            function returns bool: True if this session ends and unlocks the mailbox.
-        @raise POP3ResponseError: code C{"IN-USE"}: another session holds the lock.
+            function returns bool: True if the session that holds the lock ends and unlocks the
+            mailbox.
+        @raise POP3ResponseError: another session holds the lock (code C{"IN-USE"}).
         """
 
     def unlock(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
         Release the lock.  The service calls this method once for each C{lock} that succeeded.  If a
-        deletion is running, the service first waits for its end.  If the method raises an
-        exception, the service logs it and goes on.
+        deletion is running, the service first waits until the deletion has ended.  If this method
+        raises an exception, the service logs the exception and goes on.
         """
 
 
 class IMailboxLogout(Interface):
     """
-    A mailbox whose C{logout} the service calls when the session has ended (C{logout} of
-    twisted.cred).
+    A mailbox whose C{logout} the service calls when the session has ended.  A realm of twisted.cred
+    returns this function together with its avatar.
     """
 
     def logout() -> Eventual[None]:
         """
         Release all resources.  The service calls this method exactly once, after C{unlock}, when
         the session of this mailbox has ended: at QUIT, at QAUT, when a login fails after
-        C{authenticate}, or when the client is lost.  A sleeping session has not ended.  If the
-        method raises an exception, the service logs it and goes on.
+        C{authenticate}, or when the client is lost.  A sleeping session has not ended.  If this
+        method raises an exception, the service logs the exception and goes on.
         """
 
 
@@ -311,16 +316,17 @@ class ISleepingMailbox(Interface):
     def onSleep(info: IPOP3ConnectionInfo) -> Eventual[None]:
         """
         Release the resources that a sleeping session does not need.  The service calls this method
-        at SLEE, after a deletion and before C{unlock}.  It then passes no unique-id to the mailbox
-        until the next listing.  If the method raises an exception, the service logs it and goes on.
+        at SLEE, after a deletion and before C{unlock}.  After this call it passes no unique-id to
+        the mailbox until the next listing.  If this method raises an exception, the service logs
+        the exception and goes on.
         """
 
 
 class IReadOnlyMailbox(Interface):
     """
-    Marks a read-only mailbox.  The service refuses DELE and DELI with C{[READ-ONLY]}, and
-    never calls C{messageDelete}.  C{alsoProvides()} makes the mailbox of one session
-    read-only.
+    Marks a read-only mailbox.  The service refuses DELE and DELI with C{[READ-ONLY]}, and never
+    calls C{messageDelete}.  With C{alsoProvides()} a provider can make the mailbox of a single
+    session read-only.
     """
 
 
@@ -336,11 +342,12 @@ class INewMailNotifier(Interface):
         Begin to watch the mailbox.
 
         @param changed: callable without arguments.  Call C{changed} in the reactor thread before
-            C{listMessageUniqueIDs} returns a list that differs from the previous list.  You may
-            call it more often.  If it was not called since the previous list, the service does not
-            compare the two lists, and answers WAKE with C{[ACTIVITY/NONE]}.
-        @return: callable without arguments that ends the watch; None if this mailbox cannot notice
-            changes.
+            C{listMessageUniqueIDs} returns a list that differs from the previous list.  The mailbox
+            may call C{changed} more often.  If the mailbox has not called C{changed} since the
+            previous list, the service does not compare the two lists, and answers WAKE with
+            C{[ACTIVITY/NONE]}.
+        @return: callable without arguments, with which the service ends the watch; None if this
+            mailbox cannot notice changes.
         """
 
 
@@ -354,8 +361,8 @@ class IChunkedContent(Interface):
 
     def nextChunk() -> Eventual[bytes | None]:
         """
-        @return: the next piece: bytes, cut anywhere, with CRLF or LF as line ends (the
-            service sends CRLF); None after the last piece.
+        @return: the next piece, bytes; None after the last piece.  A piece may end anywhere.  Line
+            ends are CRLF or LF, and the service sends CRLF.
         @raise POP3ResponseError: see L{IMessageContent.nextLine}.
         """
 
@@ -381,7 +388,7 @@ class IFileContent(Interface):
     A message that is a part of an open file, with exactly the octets that RETR sends.
     """
 
-    fileno: int = Attribute("int: an open file descriptor.  The service does not close it.")
+    fileno: int = Attribute("int: an open file descriptor, which the service does not close.")
     offset: int = Attribute("int, octets.")
     length: int = Attribute(
         "int, octets. The part ends with CRLF and contains no bare LF, and none of its "
@@ -400,14 +407,14 @@ class IFileContent(Interface):
 class IMailboxStore(Interface):
     """
     Opens the mailbox of a user whom another object has authenticated.  The bundled stores provide
-    this interface.  A store together with sources of accounts (C{--auth}) is a provider.
+    this interface.  The service makes a provider of a store and sources of accounts (C{--auth}).
     """
 
     name: str = Attribute("str: see IPOP3MailboxProvider.name.")
 
     def openMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[IPOP3Mailbox | None]:
         """
-        @return: an L{IPOP3Mailbox} for this session alone; None to refuse.
+        @return: an L{IPOP3Mailbox} for this session alone; None if the store refuses the login.
         """
 
 
@@ -418,12 +425,12 @@ class ScramKeys:
 
     @ivar salt: octets.
     @ivar rounds: the iteration count.
-    @ivar storedKey: StoredKey.
-    @ivar serverKey: ServerKey.
+    @ivar storedKey: C{StoredKey} of RFC 5802.
+    @ivar serverKey: C{ServerKey} of RFC 5802.
     @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
         login.
-    @ivar version: the result of L{IAccountStatus.credentialsVersion} for these keys; empty to call
-        that method after the login.
+    @ivar version: the result of L{IAccountStatus.credentialsVersion} for these keys.  If it is
+        empty, the service calls this method after the login.
     """
 
     salt: bytes
@@ -446,19 +453,19 @@ class IScramAccounts(Interface):
         """
         @param algorithm: C{"sha256"} or C{"sha1"}.
         @param salt: the salt for keys that the provider computes from a password stored in clear
-            text.  A name always gets the same salt.
-        @return: the keys; None if there is no such user, or no keys.  The service then goes on
-            with made-up keys, so that the client does not learn which names exist.
+            text.  The service passes the same salt whenever it passes the same name.
+        @return: the keys; None if the user does not exist or has no keys.  After None the service
+            goes on with invented keys, so that the client does not learn which names exist.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
     def exampleScramKeys(username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        @param seed: secret octets of the service; a name always gets the same octets.
-        @return: keys of some user, whom the seed selects; None if the accounts have no keys.  The
-            service makes up keys with the same rounds and the same length of salt.  Made-up keys
-            and real keys therefore have each combination equally often.  Otherwise a rare
-            combination would reveal that a name exists.
+        @param seed: secret octets of the service, which are always the same for the same name.
+        @return: the keys of a user whom the seed selects; None if the accounts have no keys.  The
+            service invents keys with the same rounds and the same length of salt.  Therefore a
+            combination of rounds and length is as frequent among invented keys as among real keys,
+            and does not reveal that a name exists.
         """
 
 
@@ -470,8 +477,8 @@ class SharedSecret:
     @ivar password: the password in clear text.
     @ivar mailbox: the name of the user's mailbox; empty if the mailbox has the same name as the
         login.
-    @ivar version: the result of L{IAccountStatus.credentialsVersion} for this password; empty to
-        call that method after the login.
+    @ivar version: the result of L{IAccountStatus.credentialsVersion} for this password.  If it is
+        empty, the service calls this method after the login.
     """
 
     password: str
@@ -486,8 +493,8 @@ class ISharedSecrets(Interface):
 
     def sharedSecret(info: IPOP3ConnectionInfo, username: str) -> Eventual[SharedSecret | None]:
         """
-        @return: the password; None if there is no such user, or the password is not stored in clear
-            text.
+        @return: the password; None if the user does not exist, or the password is not stored in
+            clear text.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
@@ -504,10 +511,10 @@ class IBearerAccounts(Interface):
         """
         @param token: at most 8 KiB of ASCII.  The provider must not put the token into a log, a
             path or a URL.
-        @param username: the user as whom the client wants to log in; L{None} if the client names
-            none.
-        @return: the user of the token; None if the token is not valid, or belongs to another user
-            than C{username}.  The name may be another spelling of C{username} (RFC 8265).
+        @param username: the user as whom the client wants to log in; L{None} if the client names no
+            user.
+        @return: the user of the token; None if the token is not valid, or belongs to a user other
+            than C{username}.  The result may be another spelling of C{username} (RFC 8265).
         @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
         """
 
@@ -522,8 +529,8 @@ class IProvenAccounts(Interface):
     def provenMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[str | None]:
         """
         @param username: the name of the authenticated user.
-        @return: the name of the user's mailbox; None if there is no such account, or its user
-            may not log in from this client's address.
+        @return: the name of the user's mailbox; None if the account does not exist, or its user may
+            not log in from this client's address.
         @raise POP3ResponseError: C{SYS/PERM}: the user may not log in.  C{SYS/TEMP}: the accounts
             are not available now.
         """
@@ -542,7 +549,7 @@ class IAccountStatus(Interface):
     def isStillValid(info: IPOP3ConnectionInfo, username: str, version: str) -> Eventual[bool]:
         """
         @param version: the value that C{credentialsVersion} returned at login.
-        @return: bool: True if the account exists and its credentials have not changed.
+        @return: bool: True if the account still exists and its credentials have not changed.
         """
 
 
@@ -560,7 +567,7 @@ class IAccountNames(Interface):
 @dataclass(frozen=True, slots=True)
 class UserFacts:
     """
-    The facts of a user that a store of files needs.
+    The data about a user that a store of files needs.
 
     @ivar home: the absolute path of the home directory; empty if it is not known.
     @ivar uid: the number of the user; None if it is not known.
@@ -574,31 +581,32 @@ class UserFacts:
 
 class IUserFacts(Interface):
     """
-    A source of accounts that knows facts of its users.
+    A source of accounts that knows the home directory, the uid and the gid of its users.
     """
 
     def factsOf(username: str) -> Eventual[UserFacts | None]:
         """
         @param username: the name of the user's mailbox.
-        @return: the facts; None if there is no such user, or no fact is known.
+        @return: the data; None if the user does not exist, or the source knows no data about the
+            user.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
         """
 
 
 class IUsesUserFacts(Interface):
     """
-    A store that needs facts about its users, because their mailboxes are in their home directories
-    or belong to them.
+    A store that needs data about its users (L{UserFacts}), because the mailboxes are in home
+    directories, or because their files belong to the users.
     """
 
     isOwnedByUsers: bool = Attribute(
-        "bool: whether the store uses files with the rights of each user."
+        "bool: whether the store opens the files of each user with the rights of this user."
     )
 
     def useFacts(source: Any) -> None:
         """
-        From now on ask this source for the facts of users.  If the source does not know a fact, the
-        store asks the system.
+        After this call, ask this source for the data about users.  If the source does not know a
+        value, the store asks the system.
 
         @param source: an L{IUserFacts}.
         """
@@ -613,8 +621,8 @@ class ILoginAttempt(Interface):
     """
 
     isFromKnownNetwork: bool = Attribute(
-        "bool: the user has logged in from the client's network before.  Such a login is "
-        "checked before those from unknown networks."
+        "bool: the user has logged in from the client's network before.  The service checks such "
+        "a login before logins from unknown networks."
     )
     isGuess: bool = Attribute(
         "bool, settable: if the client disconnects now, the attempt counts as failed, because "
@@ -628,18 +636,18 @@ class ILoginAttempt(Interface):
 
 class ILoginThrottle(Interface):
     """
-    Decides which attempts to log in the provider may check.  Each method may return an awaitable,
-    except C{loginAbandoned}.
+    Decides which attempts to log in the provider may check.  Each method except C{loginAbandoned}
+    may return an awaitable.
     """
 
     def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str | None) -> Eventual[bool]:
         """
-        Decide whether a provider may check an attempt.  If the result is True, the attempt
-        counts, and exactly one of the other methods follows.
+        Decide whether a provider may check an attempt.  If the result is True, the attempt counts,
+        and the service calls exactly one of the other methods when the attempt is over.
 
-        @param password: the throttle makes a keyed digest of the password, to distinguish guesses.
-            It must not keep the password.  None if the mechanism, such as SCRAM, does not reveal
-            the password.
+        @param password: the password; None if the mechanism, such as SCRAM, does not reveal the
+            password.  To distinguish guesses, the throttle makes a keyed digest of the password.
+            It must not keep the password.
         @return: bool.  If the result is False, the service gives the same reply as for a wrong
             password.
         @raise POP3ResponseError: C{SYS/TEMP}: the attempt had to wait for too long.
@@ -647,7 +655,8 @@ class ILoginThrottle(Interface):
 
     def loginFailed(info: IPOP3ConnectionInfo, username: str) -> Eventual[bool]:
         """
-        The credentials were wrong.  (After [IN-USE] or a fault the service calls another method.)
+        Count a failed attempt: the credentials were wrong.  After C{[IN-USE]} or an error the
+        service calls another method.
 
         @return: bool.  True if the log already has a recent line about the same guess from the same
             address.
@@ -655,15 +664,15 @@ class ILoginThrottle(Interface):
 
     def loginSucceeded(info: IPOP3ConnectionInfo, username: str) -> Eventual[None]:
         """
-        The credentials were good.
+        Count a successful attempt: the credentials were right.
         """
 
     def loginAbandoned(info: IPOP3ConnectionInfo, username: str, isLost: bool) -> None:
         """
-        The attempt has neither failed nor succeeded.
+        End an attempt that has neither failed nor succeeded.
 
-        @param isLost: bool.  True if the client disconnected before it got an answer; False
-            if there was a fault.
+        @param isLost: bool.  True if the client disconnected before it got an answer; False if an
+            error ended the attempt.
         """
 
 
@@ -677,8 +686,8 @@ class DeliveryCopy:
         message.
     @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has or had
         a message with this unique-id, the store does not store the message, so that an import can
-        be repeated.  None: the store makes a unique-id.
-    @ivar arrival: when the message arrived, seconds since the epoch; None: now.
+        be repeated.  If it is None, the store makes a unique-id.
+    @ivar arrival: when the message arrived, seconds since the epoch; None if it arrives now.
     @ivar order: the position among messages with the same time of arrival.
     """
 
@@ -709,7 +718,8 @@ class IDelivery(Interface):
 
         @param content: a file in binary mode that can be read from any position, such as
             C{tempfile.SpooledTemporaryFile}.  Its lines end with LF or CRLF, and the last line may
-            have no line end.  A method that runs in a thread may read it; the caller closes it.
+            have no line end.  The method may read the file in another thread.  The caller closes
+            the file.
         @return: for each copy either None or an error.  None means that the copy is durable:
             written to the disk, or committed.  An error means that the copy was not stored.
         """
@@ -721,39 +731,40 @@ class IExpiry(Interface):
     """
 
     expireDays: int = Attribute(
-        "int: the age from which the server may delete messages, in days; 0: never.  The "
-        "capability EXPIRE shows it (RFC 2449 section 6.7)."
+        "int: the age in days at which the server may delete messages; 0 if it never deletes "
+        "them.  The capability EXPIRE shows it (RFC 2449 section 6.7)."
     )
 
 
 class IHousekeeping(Interface):
     """
-    A provider or a store that does work of its own while the service runs.  For example, it deletes
-    old messages.  Commands that import, export or deliver do not start this work.
+    A provider or a store that does regular work while the service runs, such as deleting old
+    messages.  Commands that import, export or deliver do not start this work.
     """
 
     def startHousekeeping() -> None:
         """
-        Begin the work.  The service calls this method when it starts, in each worker.
+        Begin the work.  The service calls this method when it starts.  With workers, each worker
+        calls it.
         """
 
     def stopHousekeeping() -> None:
         """
-        End the work.  The service calls this method when it ends.  If the store is also an
-        L{twisted.application.service.IService}, the service stops it afterwards.
+        End the work.  The service calls this method when the service ends.  If the store is also an
+        L{twisted.application.service.IService}, the service stops the store afterwards.
         """
 
 
 class IPasswordComparing(Interface):
     """
-    A source of accounts that itself compares passwords with stored ones.
+    A source of accounts that itself compares passwords with stored passwords.
     """
 
     def rememberChecks(seconds: int) -> None:
         """
-        From now on remember successful comparisons, until the accounts change.
+        After this call, remember each successful comparison until the accounts change.
 
-        @param seconds: how long; 0 for not at all.
+        @param seconds: how long to remember a comparison; 0 to remember none.
         """
 
 
@@ -764,8 +775,8 @@ class IVerifierAdding(Interface):
 
     def addVerifiers(mechanisms: Iterable[str]) -> None:
         """
-        From now on add verifiers of these mechanisms (C{"SCRAM-SHA-256"}, C{"SCRAM-SHA-1"}) when
-        users log in with their passwords.
+        After this call, add verifiers of these mechanisms (C{"SCRAM-SHA-256"}, C{"SCRAM-SHA-1"})
+        when users log in with their passwords.
         """
 
 
@@ -776,10 +787,11 @@ class IReloading(Interface):
 
     def reload() -> Eventual[None]:
         """
-        Read the configuration again, because the operator has sent SIGHUP.
+        Read the configuration again.  The service calls this method after the operator has sent
+        SIGHUP.
 
-        @raise ValueError: the new configuration cannot be used; the text is a sentence for the
-            operator.  The previous configuration stays in use.
+        @raise ValueError: the object cannot use the new configuration, and keeps the previous one.
+            The text is a sentence for the operator.
         """
 
 
@@ -789,7 +801,9 @@ class IPOP3ProviderPlugin(Interface):
     L{twisted.plugin.IPlugin} and is an attribute of a module in C{twisted.plugins}.
     """
 
-    prefix: str = Attribute('str: the name of the kind; "maildir" for --provider maildir:...')
+    prefix: str = Attribute(
+        'str: the name of the kind, such as "maildir" for --provider maildir:...'
+    )
     help: str = Attribute("str: one paragraph for --help-providers.")
     argumentFormat: str = Attribute('str: one line, e.g. "path of the directory of maildirs".')
 
@@ -799,5 +813,5 @@ class IPOP3ProviderPlugin(Interface):
         @return: an L{IPOP3MailboxProvider}, or an L{IMailboxStore}, which needs C{--auth}.
             An object that also provides L{twisted.application.service.IService} starts and
             stops with the service.
-        @raise ValueError: with a sentence for the operator.
+        @raise ValueError: the argument is wrong; the text is a sentence for the operator.
         """

@@ -21,7 +21,7 @@ CLEARTEXT_LOGIN = ("never", "loopback", "always")
 UTF8_HEADERS = ("convert", "refuse")
 NAME_CASES = ("preserved", "mapped")
 
-# The names of the extensions, with which the operator switches them off.
+# The names of the extensions.  The operator switches an extension off by its name.
 EXTENSIONS = (
     "UID-PARAM",
     "DELI",
@@ -37,7 +37,7 @@ EXTENSIONS = (
 
 # SASL mechanisms, and APOP, that the operator has to switch on.
 OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP")
-# Names that an operator can switch off.
+# The names of extensions and mechanisms that the operator can switch off.
 SWITCHES = (
     *EXTENSIONS,
     *("PLAIN", "LOGIN", "EXTERNAL", "OAUTHBEARER", "XOAUTH2"),
@@ -55,7 +55,7 @@ def _number(default: int, reason: str, *, least: int = 1, isLive: bool = True) -
 @dataclass(frozen=True)
 class Policy:
     """
-    The limits of the service.  Times are in seconds, except for C{logDelay}; sizes in octets.
+    The limits of the service.  Times are in seconds, except for C{logDelay}.  Sizes are in octets.
 
     @raise ValueError: a value is out of bounds; one sentence that names the value.
     """
@@ -85,8 +85,9 @@ class Policy:
     enable: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "SASL mechanisms that are off by default.  A client that finds SCRAM uses "
-            "it, and cannot log in if the accounts have only another hash of the password."
+            "reason": "SASL mechanisms that are off by default.  If the service announces SCRAM, "
+            "a client that supports SCRAM uses it, and cannot log in if the accounts have only "
+            "another hash of the password."
         },
     )
     utf8Headers: str = field(
@@ -111,9 +112,9 @@ class Policy:
     )
     sleepTimeout: int = _number(
         3600,
-        "Time that a session may sleep without a command (NOOP is enough). The limit can "
-        "be long, because clients that poll send commands more often, and a sleeping "
-        "session costs little.",
+        "Time that a session may sleep without a command (NOOP is enough). The limit can be long, "
+        "because clients that poll send commands more often, and a sleeping session needs little "
+        "memory.",
         least=600,
     )
     takeoverIdle: int = _number(
@@ -123,15 +124,15 @@ class Policy:
     )
     takeoverMarked: int = _number(
         600,
-        "The same for a session with messages marked for deletion. This time is longer, "
-        "because the marks are lost when the session ends.",
+        "A session that has marked messages for deletion gives its mailbox away after this time. "
+        "It is longer than takeoverIdle, because the marks are lost when the session ends.",
     )
     stallTimeout: int = _number(
         600,
-        "Abort the connection when a client has read no data for this long.  The default "
-        "is the same as that of the idle timeout. With TCP_USER_TIMEOUT the kernel also "
-        "applies this time to lost clients, because it cannot distinguish a lost client "
-        "from a client whose buffer is full.",
+        "The service aborts the connection of a client that has read no data for this time.  The "
+        "default is the same as that of the idle timeout. With TCP_USER_TIMEOUT the kernel also "
+        "applies this time to lost clients, because it cannot distinguish a lost client from a "
+        "client whose buffer is full.",
     )
     answerTimeout: int = _number(
         120,
@@ -167,8 +168,8 @@ class Policy:
     )
     maxBadCommands: int = _number(
         20,
-        "Close the connection after this many invalid commands in a row.  POP3 clients never "
-        "reach this limit; port scanners do.",
+        "Number of invalid commands in a row after which the service closes the connection.  POP3 "
+        "clients never reach this limit; port scanners do.",
     )
     banStrikes: int = _number(
         3,
@@ -178,22 +179,21 @@ class Policy:
     )
     banTime: int = _number(
         10_000,
-        "Time that an address stays banned after its last attempt: nearly three hours.  "
-        "During the first day after the first failure, each refused attempt renews the "
-        "ban.",
+        "Time that an address stays banned after its last attempt: nearly three hours.  During "
+        "the first day after the first failure, this time begins again at each refused attempt.",
         isLive=False,
     )
     userStrikes: int = _number(
         10,
-        "Number of failed logins for one user from one network (IPv4 /24, IPv6 /64) after "
-        "which the service refuses that user there.",
+        "Number of failed logins for one user from one network (IPv4 /24, IPv6 /64) after which "
+        "the service refuses the user in this network.",
         isLive=False,
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Number of failed logins for one user, from all networks together in which the "
-        "user has not logged in. After this number the service refuses the user in these "
-        "networks, and in no others.",
+        "Number of failed logins for one user, from all networks together in which the user has "
+        "not logged in. After this number of failed logins the service refuses the user in these "
+        "networks, and in no other network.",
         isLive=False,
     )
     strikesTime: int = _number(
@@ -214,9 +214,9 @@ class Policy:
     )
     maxUnauthenticated: int = _number(
         2_000,
-        "Number of connections that have not logged in.  Clients log in within seconds, "
-        "and scanners never do.  At the limit the service finds the network (IPv6: /64) "
-        "with the most such connections, and closes the oldest of these.",
+        "Number of connections that have not logged in.  Clients log in within seconds, and "
+        "scanners never log in.  At the limit the service finds the network (IPv6: /64) with the "
+        "most connections that have not logged in, and closes the oldest of them.",
     )
     maxPerAddress: int = _number(
         100,
@@ -225,9 +225,9 @@ class Policy:
     )
     keepaliveIdle: int = _number(
         300,
-        "Time without input after which the kernel probes whether a client is still there "
-        "(TCP keepalive), because routers forget a connection after some minutes.  0 disables "
-        "the probes.",
+        "Time without input after which the kernel probes whether a client is still there (TCP "
+        "keepalive), because routers forget a connection after some minutes.  With 0 the kernel "
+        "sends no probes.",
         least=0,
         isLive=False,
     )
@@ -240,43 +240,46 @@ class Policy:
     )
     maxAwakePerUser: int = _number(
         100,
-        "Number of sessions of one user that are not asleep.  Each may hold a listing in memory.",
+        "Number of sessions of one user that are not asleep.  Each of these sessions may hold a "
+        "listing in memory.",
     )
     loginDelay: int = _number(
         0,
-        "Least time from one login of a user to the next (RFC 2449 section 6.5). 0 "
-        "allows logins at any time.",
+        "Least time from one login of a user to the next (RFC 2449 section 6.5). With 0 a user "
+        "may log in at any time.",
         least=0,
     )
     maxRestartDelay: int = _number(
         60,
-        "Longest delay before a dead worker is restarted (--workers).  The delays are 1, 2, 4, ... "
-        "seconds.  If a worker has lived longer than this limit, the delay is 1 second again.",
+        "Longest delay before the service restarts a worker that has died (--workers).  The "
+        "delays are 1, 2, 4, ... seconds.  If a worker has lived longer than this limit, the "
+        "delay is 1 second again.",
         isLive=False,
     )
     workerStartTimeout: int = _number(
         60,
-        "Time from the start of a worker until it serves. After this time the worker is restarted.",
+        "Time from the start of a worker until it serves. After this time the service restarts "
+        "the worker.",
         isLive=False,
     )
     workerHangTimeout: int = _number(
         30,
-        "Time that a worker may send nothing to its parent.  After this time the worker is killed "
-        "and restarted, because it serves none of its clients.  A worker sends a heartbeat each "
-        "second.  A slow disk may delay a heartbeat for some seconds.",
+        "Time that a worker may send nothing to its parent.  After this time the service kills "
+        "and restarts the worker, because the worker serves none of its clients.  A worker sends "
+        "a heartbeat each second.  A slow disk may delay a heartbeat for some seconds.",
         least=5,
         isLive=False,
     )
     maxFailedLogins: int = _number(
         5,
-        "Number of failed logins on one connection.  A person gives up sooner, but a program does "
-        "not.",
+        "Number of failed logins on one connection, after which the service closes the "
+        "connection.  A person gives up sooner, but a program does not.",
     )
     maxMessageSize: int = _number(
         268_435_456,
-        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail "
-        "servers accept 10 to 150 MB; the limit is higher, so that the mail server "
-        "refuses a large message first.",
+        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail servers accept "
+        "10 to 150 MB. The limit is higher, so that the mail server refuses a large message "
+        "before it reaches this service.",
         least=65536,
         isLive=False,
     )
@@ -298,33 +301,33 @@ class Policy:
     )
     verboseEvents: int = _number(
         0,
-        "1 adds an event for each connection, login and command.  By default the log has "
-        "only events for failures and for sessions that end, because the other events "
-        "cost more than most commands.",
+        "With 1 the service emits an event for each connection, login and command.  By default "
+        "the log has only events for failures and for sessions that end, because the other events "
+        "take more time than most commands.",
         least=0,
     )
     logDelay: int = _number(
         50,
-        "Milliseconds that a line of the log may wait, so that the lines of many "
-        "sessions need one write.  People do not notice this delay, and each second has "
-        "only twenty writes.  Errors are written at once.  A process that is killed by "
-        "SIGKILL loses the waiting lines.  0 writes each line at once.",
+        "Milliseconds that a line of the log may wait, so that the lines of many sessions need "
+        "one write.  People do not notice this delay, and each second has only twenty writes.  "
+        "The service writes errors at once.  If the process is killed by SIGKILL, the waiting "
+        "lines are lost.  With 0 the service writes each line at once.",
         least=0,
         isLive=False,
     )
     collectorThreshold: int = _number(
         1_000,
-        "Number of new objects after which Python's garbage collector looks for cycles.  "
-        "Python's own number is 700.  A larger number costs less time and more memory: with "
-        "20,000, two thousand lost connections took 11 MiB more.  0 leaves the collector as "
-        "Python sets it.",
+        "Number of new objects after which Python's garbage collector looks for cycles.  Python's "
+        "default is 700.  With a larger number the collector takes less time, and the process "
+        "takes more memory: with 20,000, two thousand lost connections took 11 MiB more.  With 0 "
+        "the service leaves the collector as Python sets it.",
         least=0,
         isLive=False,
     )
     ownTransport: int = _number(
         1,
-        "1 serves TCP and UNIX sockets by the service's own transport, and 0 by the transports of "
-        "Twisted, which need more time and memory for each connection.",
+        "With 1 the service serves TCP and UNIX sockets by its own transports. With 0 it uses the "
+        "transports of Twisted, which need more time and memory for each connection.",
         least=0,
         isLive=False,
     )
@@ -338,7 +341,7 @@ class Policy:
     def has(self, name: str) -> bool:
         """
         @param name: an extension or a login method.
-        @return: whether it is on.
+        @return: whether the extension or the login method is on.
         """
         if name in self.without:
             return False

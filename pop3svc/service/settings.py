@@ -1,9 +1,8 @@
 """
-Every setting of the service, declared once.
+Declare every setting of the service once.
 
-All of these are made from the declarations: the options of the command line, C{--help},
-C{--help-settings}, the keys of the configuration file, error messages, and the page of the
-documentation.
+The declarations are the source of the options of the command line, C{--help}, C{--help-settings},
+the keys of the configuration file, error messages, and the page of the documentation.
 """
 
 from __future__ import annotations
@@ -66,12 +65,12 @@ _Network = IPv4Network | IPv6Network
 
 class SettingError(ValueError):
     """
-    A setting cannot be used: one sentence for the operator, which names the option or the
-    file and its key.
+    The service cannot use a setting.  The text is one sentence for the operator, which names the
+    option, or the file and the key.
     """
 
 
-# The most octets of a secret that stands in a separate file.
+# A secret in a separate file may have this number of octets.
 _LARGEST_SECRET = 65_536
 
 
@@ -87,13 +86,13 @@ class Secret(str):
 @dataclass(frozen=True)
 class Kind:
     """
-    A kind of value.
+    A kind of values of settings, such as file names or networks.
 
-    @ivar name: the name of a value in help texts, such as C{FILE}.
-    @ivar words: all allowed values; empty if there is no such list.
-    @ivar fromText: read a value from the command line.
-    @ivar fromFile: read a value from the configuration file.  This function and C{fromText} raise
-    L{ValueError} with the end of a sentence that begins with the name of the setting.
+    @ivar name: stands for a value in help texts, such as C{FILE}.
+    @ivar words: all allowed values; empty if the values cannot be listed.
+    @ivar fromText: reads a value from the command line.
+    @ivar fromFile: reads a value from the configuration file.  Both functions raise L{ValueError}
+        with the end of a sentence that begins with the name of the setting.
     """
 
     name: str
@@ -104,7 +103,7 @@ class Kind:
 
 def _string(value: Any) -> str:
     """
-    A string, or a table that names the file of a secret.
+    Read a string, or a table that names the file of a secret.
     """
     if isinstance(value, dict):
         path = secretPath(value)
@@ -199,7 +198,7 @@ def _array(value: Any) -> list[Any]:
 
 def _namesOf(allowed: Sequence[str]) -> Kind:
     """
-    Make the kind of a set of names.
+    Make a L{Kind} whose values are sets of names.
     """
 
     def read(names: Iterable[Any]) -> frozenset[str]:
@@ -261,7 +260,7 @@ def _domains(value: Any) -> tuple[str, ...]:
 
 def _checked(check: Callable[[str], None]) -> Kind:
     """
-    Make the kind of a text that a function checks.
+    Make a L{Kind} whose values are texts that a function checks.
     """
 
     def read(value: Any) -> str:
@@ -295,15 +294,15 @@ DOMAINS = Kind("DOMAIN", lambda text: _domains([text]), lambda value: _domains(_
 @dataclass(frozen=True)
 class Setting:
     """
-    One setting.
+    The declaration of a setting.
 
     @ivar name: the key in the configuration file, and the option after C{--}.
-    @ivar help: one sentence.
+    @ivar help: the help text, one sentence.
     @ivar reason: the reason for the default, if the help does not give it.
     @ivar isLive: whether a running service accepts a new value (SIGHUP).  Existing sessions keep
         the old value.
     @ivar isRepeated: whether the option may be given more than once.
-    @ivar isOption: whether an option of this name exists.
+    @ivar isOption: whether the command line has an option with this name.
     """
 
     name: str
@@ -318,7 +317,7 @@ class Setting:
     @property
     def attribute(self) -> str:
         """
-        The name of the attribute that holds the value: C{private-key} is C{privateKey}.
+        The name of the attribute that holds the value, such as C{privateKey} for C{private-key}.
         """
         first, *rest = self.name.split("-")
         return first + "".join(each.capitalize() for each in rest)
@@ -428,7 +427,7 @@ SERVICE = (
         "Ask the responder of each certificate for its status, and send the status to clients "
         "(default: no).",
         False,
-        "Many authorities do not run responders any more.",
+        "Many authorities no longer run OCSP responders.",
     ),
     Setting(
         "tls-default-name",
@@ -460,7 +459,7 @@ SERVICE = (
         "Convert messages with UTF-8 in header fields for clients that have not sent UTF8, or "
         "refuse to send them: convert or refuse (default: convert).",
         Policy.utf8Headers,
-        "Most clients never send UTF8, and their users would not see the messages.",
+        "Most clients never send UTF8, so with refuse their users would not see the messages.",
         isLive=True,
     ),
     Setting(
@@ -485,8 +484,8 @@ SERVICE = (
         _namesOf(OPTIONAL_MECHANISMS),
         f"Switch on a login method that is off by default: {', '.join(OPTIONAL_MECHANISMS)}.",
         frozenset(),
-        "A client that finds SCRAM uses it, and cannot log in if the accounts have only another "
-        "hash of the password.",
+        "If the service announces SCRAM, a client that supports SCRAM uses it, and cannot log in "
+        "if the accounts have only another hash of the password.",
         isLive=True,
         isRepeated=True,
     ),
@@ -579,8 +578,8 @@ CERTIFICATE = (
     Setting(
         "names",
         HOST_NAMES,
-        "Host names for which the service uses this certificate, such as *.example.org "
-        "(default: those in its subjectAltName).",
+        "Host names for which the service uses this certificate, such as *.example.org (default: "
+        "the names in its subjectAltName).",
         (),
         isOption=False,
     ),
@@ -713,15 +712,15 @@ class Listener:
     """
     A place to listen.
 
-    @ivar where: the option or the key that asked for the listener, for messages.
+    @ivar where: the option or the key that declares the listener; error messages contain it.
     @ivar tls: whether to add implicit TLS to the endpoint.
     @ivar certificate: the file of the certificate; L{None} for the service's certificate.
-    @ivar clientCa: the file of the authorities of clients; L{None} for the service's.
+    @ivar clientCa: the file of the authorities of clients; L{None} for the service's setting.
     @ivar cleartextLogin: when to accept logins without TLS; L{None} for the service's setting.
     @ivar proxyFrom: the networks of proxies; L{None} for the service's setting.
-    @ivar oldTlsFrom: the networks of old devices: only clients in these networks may connect, and
-        they may use old versions of TLS.  L{None} for a listener that serves all clients and
-        accepts no old version of TLS.
+    @ivar oldTlsFrom: the networks of old devices.  Only clients in these networks may connect, and
+        they may use old versions of TLS.  If it is L{None}, all clients may connect, but not with
+        old versions of TLS.
     """
 
     where: str
@@ -740,9 +739,9 @@ class CertificatePair:
     """
     A certificate that is used for some host names.
 
-    @ivar where: the key that asked for the store, for messages.
-    @ivar names: the host names; empty for those in the certificate.
-    @ivar ocspResponse: the file with the status of the certificate, if there is one.
+    @ivar where: the key that declares the certificate; error messages contain it.
+    @ivar names: the host names; empty if they are the names in the certificate.
+    @ivar ocspResponse: the file with the status of the certificate, or L{None}.
     """
 
     where: str
@@ -757,9 +756,10 @@ class Store:
     """
     A store of mailboxes, and the checker of its logins.
 
-    @ivar where: the option or the key that asked for the certificate, for messages.
-    @ivar kind: L{None} for the embedded default's Maildirs.
-    @ivar argument: the argument of the provider, or L{None}.
+    @ivar where: the option or the key that declares the store; error messages contain it.
+    @ivar kind: the kind of the provider; L{None} for Maildirs in the data directory, which the
+        service uses if the settings name no store.
+    @ivar argument: the argument of the provider; L{None} if there is none.
     @ivar auth: descriptions for L{twisted.cred.strcred.makeChecker}.
     """
 
@@ -776,7 +776,7 @@ class Fetch:
     """
     A mailbox of another server that C{pop3svc fetch} fetches.
 
-    @ivar where: the option or the key that asked for the store, for messages.
+    @ivar where: the option or the key that declares the mailbox; error messages contain it.
     """
 
     where: str
@@ -832,14 +832,14 @@ class Settings:
     listeners: tuple[Listener, ...] = ()
     stores: tuple[Store, ...] = ()
     certificates: tuple[CertificatePair, ...] = ()
-    # The paths of files that contain a single secret.
+    # The paths of files each of which contains a single secret.
     secretFiles: tuple[str, ...] = field(default=(), compare=False)
-    # The option or the key that set each setting, by the name of the setting.
+    # For each name of a setting, the option or the key that has set it.
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def where(self, name: str) -> str:
         """
-        @return: the option or the key that has set a setting, for messages.
+        @return: the option or the key that has set a setting; error messages contain it.
         """
         return self.origins.get(name, f"--{name}")
 
@@ -860,7 +860,7 @@ class Settings:
 
     def changesTo(self, other: Settings, hasWorkers: bool = False) -> tuple[Policy, list[str]]:
         """
-        Compare these settings with the new settings of the file.
+        Compare these settings with the settings in the changed file.
 
         @param hasWorkers: whether new workers use the new settings.  In that case only the settings
             of their parent need a restart.
@@ -894,7 +894,7 @@ class Settings:
         return policy, rest
 
 
-# Settings that the parent of workers uses itself: its ports, its certificates and its files.
+# Settings that the parent of workers itself uses for its ports, its certificates and its files.
 _OF_PARENT = (
     *("data", "admin", "web", "webPassword", "webProxyFrom", "logFormat", "workers"),
     *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),
@@ -938,8 +938,8 @@ class Faults:
 
 def defaultListeners() -> tuple[Listener, ...]:
     """
-    @return: the listeners of a service whose settings name none: on loopback, on ports that need no
-        privileges.
+    @return: the listeners of a service whose settings have no listener.  They listen on loopback,
+        on ports that need no privileges.
     """
     return tuple(
         Listener(f"--endpoint {text}", text)
@@ -957,9 +957,9 @@ def readTable(
     """
     Read the keys of a table of the configuration file.
 
-    @param where: makes the place of a key in messages.
-    @param others: further allowed keys, which the caller reads.
-    @return: the values, by the names of the settings.
+    @param where: takes a key, and returns its name for messages.
+    @param others: further keys of the table, which the caller reads.
+    @return: a dictionary from the names of settings to their values.
     """
     byName = {each.name: each for each in known}
     values = {}
@@ -1008,9 +1008,10 @@ def makeSettings(
     """
     Combine the values from all sources.
 
-    @param values: the values by the names of L{SERVICE}.
-    @param limits: the limits by the names of L{LIMITS}.
-    @param origins: the option or key of each value.
+    @param values: a dictionary from the names of the settings in L{SERVICE} to their values.
+    @param limits: a dictionary from the names of the settings in L{LIMITS} to their values.
+    @param origins: a dictionary from the names of the settings to the option or key that has set
+        them.
     """
     policy = replace(
         Policy(),
