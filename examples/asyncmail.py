@@ -1,8 +1,8 @@
-r"""
-An asyncio program with two servers: one takes messages, the other serves them over POP3.
+r"""An asyncio program with two servers.  One of them accepts messages, and the other serves these
+messages over POP3.
 
-Run it with C{python asyncmail.py 1025 1110}.  A message that a client sends to the first port
-is delivered to alice.  The second port serves alice's messages::
+Run it with C{python asyncmail.py 1025 1110}.  A client can send a message for alice to the first
+port.  The second port serves alice's messages::
 
     printf 'Subject: milk\n\nTwo bottles.\n' | nc -N 127.0.0.1 1025
     curl -u alice:secret pop3://127.0.0.1:1110/1
@@ -32,14 +32,15 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
 )
 
-# Octets of a message, and messages; they are in memory.
+# The most octets of a message, and the most messages, because they are in memory.
 LARGEST, MOST = 1_000_000, 1_000
 PASSWORDS = {"alice": "secret"}
 
 
 class Maildrop:
     """
-    The messages of one user by unique-id, and the functions to call when they change.
+    The messages of one user by unique-id, and the functions that the program calls when the
+    messages change.
     """
 
     def __init__(self) -> None:
@@ -48,7 +49,7 @@ class Maildrop:
 
     def change(self, add: list[bytes], remove: list[str]) -> None:
         """
-        Add and remove messages.  Nothing is awaited here, so all of it happens or nothing.
+        Add and remove messages.  This method awaits nothing, so it makes all changes or none.
         """
         for uniqueID in remove:
             self.messages.pop(uniqueID, None)
@@ -94,7 +95,7 @@ class Mailbox:
 @implementer(IPOP3MailboxProvider)
 class Provider:
     """
-    Compares passwords with hashes, in threads because hashing takes time.
+    Compares passwords with hashes.  It does this in threads, because hashing takes time.
     """
 
     name = "asyncio mail"
@@ -102,7 +103,8 @@ class Provider:
     def __init__(self, maildrops: dict[str, Maildrop]) -> None:
         self._maildrops = maildrops
         self._hashes = {name: self._hash(name, each) for name, each in PASSWORDS.items()}
-        # Strangers may ask for hashes, and each takes 16 MiB.
+        # Limit the number of hashes at the same time, because anybody can cause one by a login, and
+        # each takes 16 MiB.
         self._two = asyncio.Semaphore(2)
 
     @staticmethod
@@ -133,7 +135,7 @@ async def take(maildrop: Maildrop, reader: StreamReader, writer: StreamWriter) -
         if message:
             maildrop.change([bytes(message)], [])
     except (OSError, TimeoutError):
-        # Half a message is none.
+        # The message is not complete, so do not deliver it.
         pass
     finally:
         writer.close()
@@ -142,7 +144,8 @@ async def take(maildrop: Maildrop, reader: StreamReader, writer: StreamWriter) -
 async def main(takingPort: str = "1025", mailPort: str = "1110") -> None:
     loop = asyncio.get_running_loop()
     asyncioreactor.install(loop)
-    # Not before: the import installs another reactor where there is none.
+    # Import this module after the asyncio reactor is installed, because the import would install
+    # another reactor.
     from twisted.internet import reactor
 
     running: Any = reactor

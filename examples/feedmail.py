@@ -1,7 +1,7 @@
-r"""
-A feed (RSS or Atom, a URL or a file) as a read-only mailbox: each entry is a message.
+r""" Serve a web feed (RSS or Atom, from a URL or a file) as a read-only mailbox, in which each
+entry is a message.
 
-Add a user, and serve::
+Add a user, and start the service::
 
     echo secret | pop3svc user add alice --file users
     PYTHONPATH=. twistd -n --pidfile= pop3svc \
@@ -33,15 +33,15 @@ from pop3svc.threads import InThreads
 
 log = Logger()
 
-# Limits of a feed: octets, messages, and seconds to fetch it.
+# The most octets of a feed, the most messages, and the most seconds to fetch it.
 LARGEST, MOST, LONGEST = 5_000_000, 1_000, 30.0
-# Seconds until a feed is fetched again.
+# Seconds after which the program fetches a feed again.
 INTERVAL = 300
 
 
 class _Builder(TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        # A document type can define entities that grow without limit.
+        # Refuse a document type, because it can define entities that grow without a limit.
         raise ValueError("a feed with a document type is refused")
 
 
@@ -52,7 +52,7 @@ def fetch(place: str) -> bytes:
     url = place if "://" in place else Path(place).absolute().as_uri()
     data, deadline = bytearray(), time.monotonic() + LONGEST
     with urlopen(url, timeout=LONGEST) as source:
-        # A server may also send an octet at a time.
+        # Check the time after each piece, because a server may send one octet at a time.
         while chunk := source.read1(65536):
             data += chunk
             if len(data) > LARGEST or time.monotonic() > deadline:
@@ -85,18 +85,19 @@ def _html(entry: Element) -> str:
 
 def asMessage(entry: Element) -> bytes:
     """
-    @return: the same octets for the same entry, because a client knows them by its unique-id.
+    @return: the message.  The same entry always gives the same octets, because a client knows the
+        message by its unique-id.
     """
     message = EmailMessage(SMTP)
     message["From"] = "feed@localhost"
-    # An entry must not bring an encoded word of its own, which could hold line ends.
+    # Break each encoded word of the entry, because an encoded word could contain line ends.
     message["Subject"] = _text(entry, "title")[:500].replace("=?", "= ?")
     for read in (datetime.fromisoformat, parsedate_to_datetime):
         try:
             message["Date"] = read(_text(entry, "published", "updated", "pubDate", "date"))
             break
         except ValueError:
-            # A message without a date is better than none.
+            # If the date cannot be parsed, make a message without a date.
             continue
     message.set_content(_html(entry), "html")
     return message.as_bytes()
@@ -104,14 +105,15 @@ def asMessage(entry: Element) -> bytes:
 
 def parse(data: bytes) -> dict[str, bytes]:
     """
-    @return: messages by unique-id, the oldest first, although a feed begins with the newest.
+    @return: the messages by unique-id, the oldest message first.  A feed begins with the newest
+        entry.
     """
     parser = XMLParser(target=_Builder())
     parser.feed(data)
     root: Element = parser.close()
     entries = [each for each in root.iter() if each.tag.rpartition("}")[2] in ("item", "entry")]
     messages = [asMessage(each) for each in reversed(entries[:MOST])]
-    # A message never changes: an entry that has changed is another message.
+    # The unique-id is a digest of the message, because a changed entry has to be another message.
     return {hashlib.sha256(each).hexdigest(): each for each in messages}
 
 
@@ -130,7 +132,7 @@ class FeedMailbox:
         return list(self._messages)
 
     def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
-        # Not "|=": other sessions have the same dictionary.
+        # Make a new dictionary instead of changing this one, because other sessions use it.
         self._messages = self._messages | self._store.messages()
         return uniqueID in self._messages
 
@@ -147,7 +149,7 @@ class FeedMailbox:
 @implementer(IMailboxStore)
 class FeedStore:
     """
-    One feed, the same for every user.
+    A store that serves the same feed to every user.
     """
 
     name = "feed"
@@ -160,7 +162,7 @@ class FeedStore:
 
     def messages(self) -> dict[str, bytes]:
         """
-        @return: messages by unique-id, not to be changed.
+        @return: the messages by unique-id.  The caller must not change this dictionary.
         """
         with self._guard:
             if time.monotonic() >= self._until:

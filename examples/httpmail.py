@@ -1,7 +1,7 @@
 """
-Mail that an HTTP API serves; the API also checks the logins.
+Serve mail from an HTTP API, which also checks the logins.
 
-It needs C{pip install treq}.  Start the API in C{httpmailapi.py}, and serve its messages::
+This program needs C{pip install treq}.  Start the API in C{httpmailapi.py}, and then the service::
 
     python httpmailapi.py 8080
     PYTHONPATH=. twistd -n --pidfile= pop3svc --provider httpmail.HTTPMail:http://127.0.0.1:8080
@@ -31,30 +31,30 @@ from pop3svc.listings import isUniqueID
 
 log = Logger()
 
-# Seconds for one request, and octets of its answer.
+# The most seconds of a request, and the most octets of its answer.
 TIMEOUT = 30
 LARGEST = 50_000_000
 
 
 class Account:
     """
-    The API for one user.
+    Sends the requests of one user to the API.
     """
 
     def __init__(self, url: str, http: Any, user: str, password: str) -> None:
         self._url = url
         self._http = http
-        # The octets that the client sent.
+        # Use the octets that the client has sent.
         self._auth = tuple(each.encode("utf-8", "surrogateescape") for each in (user, password))
 
     async def request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
         """
-        @return: the status, which is 200, 401 or 404, and the body.
-        @raise POP3ResponseError: the API does not work now.
+        @return: the status of the answer (200, 401 or 404) and its body.
+        @raise POP3ResponseError: the API does not answer, or answers with another status.
         """
         from twisted.internet import reactor
 
-        # The timeout is for deletions: the service does not cancel those.
+        # Deletions need this timeout, because the service does not cancel a deletion.
         answer = Deferred.fromCoroutine(self._exchange(method, path, **options))
         try:
             return await answer.addTimeout(TIMEOUT, IReactorTime(reactor))
@@ -64,7 +64,7 @@ class Account:
 
     async def _exchange(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:
         url = self._url + path
-        # A redirection could send the password elsewhere.
+        # Follow no redirection, because it could send the password to another server.
         options |= {"auth": self._auth, "allow_redirects": False, "unbuffered": True}
         response = await self._http.request(method, url, **options)
         body = bytearray()
@@ -88,7 +88,7 @@ class HTTPMailbox:
 
     def __init__(self, account: Account) -> None:
         self._account = account
-        # The names that the API has for messages, by unique-id.
+        # For each unique-id, the name that the API has for the message.
         self._names: dict[str, str] = {}
 
     async def _sizes(self) -> dict[str, int]:
@@ -126,7 +126,8 @@ class HTTPMailbox:
         return body
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> None:
-        # One request, because the API deletes all messages of a request or none.
+        # Send one request for all messages, because the API deletes all messages of a request or
+        # none.
         names = [self._names[each] for each in uniqueIDs]
         status, _ = await self._account.request("POST", "/delete", json=names)
         if status != 200:
@@ -143,8 +144,8 @@ class HTTPMail:
 
     def __init__(self, url: str, http: Any = treq) -> None:
         """
-        @param http: an object with the functions of treq.
-        @raise ValueError: a sentence for the operator.
+        @param http: an object with the functions of treq, for tests.
+        @raise ValueError: the address is not safe; the text is a sentence for the operator.
         """
         found = urlsplit(url)
         if found.scheme != "https" and found.hostname not in ("127.0.0.1", "::1", "localhost"):
@@ -156,7 +157,7 @@ class HTTPMail:
         self, info: IPOP3ConnectionInfo, username: str, password: str
     ) -> HTTPMailbox | None:
         if ":" in username:
-            # HTTP ends the name there.
+            # Refuse a name with a colon, because in HTTP the password begins after the first colon.
             return None
         account = Account(self._url, self._http, username, password)
         status, _ = await account.request("GET", "/messages")

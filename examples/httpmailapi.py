@@ -1,12 +1,13 @@
 """
-A small HTTP API with mail, for C{httpmail.py}: two messages of alice, password secret.
+A small HTTP API with mail, for C{httpmail.py}.  It has two messages of the user alice, whose
+password is secret.
 
 Run it with C{python httpmailapi.py 8080}.
 
-    - C{GET /messages} is a list of pairs in JSON, oldest first: a message's name, and its
-      size with CRLF as line ends.
-    - C{GET /messages/NAME} is a message.
-    - C{POST /delete} with a list of names in JSON deletes all of them, or none.
+    - C{GET /messages} returns a list in JSON, with the oldest message first.  For each message it
+      has a pair: the name, and the size with CRLF as line ends.
+    - C{GET /messages/NAME} returns a message.
+    - C{POST /delete} with a list of names in JSON deletes all these messages or none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LOGIN = (b"alice", b"secret")
 
 def sizeOf(message: bytes) -> int:
     """
-    @return: the octets of a message as POP3 sends it.
+    @return: the number of octets of a message as POP3 sends it.
     """
     counter = WireSizeCounter()
     counter.feed(message)
@@ -48,7 +49,7 @@ class API(Resource):
 
     def render(self, request: Request) -> bytes:
         """
-        Answer a request, if its password is right.
+        Answer a request if its password is right.
         """
         methods = {b"GET": self.get, b"POST": self.delete}
         if (request.getUser(), request.getPassword()) != LOGIN:

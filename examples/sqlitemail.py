@@ -1,7 +1,7 @@
-r"""
-Mail in an SQLite database, whose calls run in threads because they block.
+r""" Serve mail from an SQLite database.  The calls to the database run in threads, because they
+block.
 
-Add a user, deliver a message, and serve::
+Add a user, deliver a message, and start the service::
 
     echo secret | pop3svc user add alice --file users
     python sqlitemail.py mail.db alice < message.eml
@@ -31,7 +31,7 @@ from pop3svc.threads import InThreads
 
 log = Logger()
 
-# AUTOINCREMENT never uses a number again, so a number can be a unique-id.
+# With AUTOINCREMENT SQLite never uses a number again, so the number can be the unique-id.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS mail (
     number INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -43,8 +43,8 @@ CREATE INDEX IF NOT EXISTS byUser ON mail (user, number);
 @contextmanager
 def transaction(path: str) -> Iterator[sqlite3.Connection]:
     """
-    A connection for one transaction: calls come from several threads, and a connection
-    belongs to one.
+    Open a connection for one transaction.  The calls come from several threads, but a connection
+    belongs to one thread.
     """
     database = sqlite3.connect(path, timeout=10)
     try:

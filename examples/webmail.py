@@ -1,9 +1,9 @@
 """
-A POP3 server and a web server in one program: a page in a browser delivers a message, and a
-mail program fetches it.
+A POP3 server and a web server in one program.  A user writes a message in a browser, and a mail
+program fetches the message.
 
-Run it with C{python webmail.py 8080 1110}, open http://127.0.0.1:8080/, and read the mail with
-C{curl -u alice:secret pop3://127.0.0.1:1110/1}.
+Run it with C{python webmail.py 8080 1110}.  Open http://127.0.0.1:8080/ and send a message.  Then
+read the message with C{curl -u alice:secret pop3://127.0.0.1:1110/1}.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from twisted.web.server import Request, Site
 from pop3svc import POP3Factory
 from pop3svc.providers.memory import MemoryMaildrop, MemoryProvider
 
-# Octets of a message, and messages; they are in memory.
+# The most octets of a message, and the most messages, because they are in memory.
 LARGEST, MOST = 100_000, 1_000
 
 PAGE = """<!DOCTYPE html>
@@ -78,8 +78,8 @@ class MailPage(Resource):
             message = makeMessage(subject.decode(), text.decode())
         except ValueError:
             return self._show(request, 400, "This cannot be sent.")
-        # Not its add(): it counts from 1 again when the program starts again, and a client
-        # must not take a new message for one that it has fetched.
+        # Do not call add() of the maildrop, because it counts from 1 at each start of the program.
+        # A client would then take a new message for a message that it has fetched.
         self._maildrop.messages[uuid4().hex] = message
         return self._show(request, 200, "The message is sent.")
 
@@ -91,7 +91,7 @@ async def main(reactor: Any, webPort: str = "8080", mailPort: str = "1110") -> N
     for factory, port in ((web, webPort), (pop3, mailPort)):
         endpoint = endpoints.serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1")
         await endpoint.listen(factory)
-    # Ctrl-C ends the reactor, which first waits for the sessions to end in order.
+    # At Ctrl-C the reactor first waits until the sessions have ended in order.
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(pop3.shutdown())
     )

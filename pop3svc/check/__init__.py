@@ -1,6 +1,6 @@
 """
 C{pop3svc check}: test a POP3 server for conformance to the RFCs.
 
-The package shares no code with the service.  Otherwise a mistake in shared code would go
-unnoticed when the service itself is checked.
+The package shares no code with the service.  If it did, a mistake in the shared code would remain
+unnoticed in a check of the service itself.
 """

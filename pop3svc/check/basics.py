@@ -13,7 +13,7 @@ from pop3svc.check.target import NotApplicable, Target
 __all__: list[str] = []
 
 _TIMESTAMP = re.compile(rb"<[!-;=?-~]+@[!-;=?-~]+>")
-# Numbers that equal 1 modulo 2 to the 8th, 16th, 32nd and 64th.  If a server's integers overflow,
+# These numbers are 1 modulo 2 to the power of 8, 16, 32 and 64. If a server's integers overflow,
 # the server reads these numbers as 1.
 _WRAPPED = [b"%d" % (2**bits + 1) for bits in (8, 16, 32, 64)]
 
@@ -114,7 +114,7 @@ async def unknownAfterLogin(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def keywordsAreWhole(target: Target, client: Client) -> None:
     """
-    A keyword with further letters, or a part of a keyword, is refused.
+    The server refuses a keyword with additional letters, and a part of a keyword.
     """
     await client.refused(b"NOOPX", b"STATUS", b"NOO", b"LIS")
 
@@ -130,7 +130,7 @@ async def emptyLine(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3")
 async def controlOctets(target: Target, client: Client) -> None:
     """
-    A line that contains NUL is refused, or ends the session.
+    The server refuses a line that contains NUL, or closes the connection.
     """
     try:
         await client.refused(b"NOOP\0")
@@ -163,7 +163,7 @@ async def linesOf255Octets(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3", given=Given.FRESH)
 async def linesThatAreTooLong(target: Target, client: Client) -> None:
     """
-    A line of 20,000 octets is refused, or ends the session; the server does not hang.
+    The server refuses a line of 20,000 octets, or closes the connection, and does not hang.
     """
     client.send(b"XYZZ " + b"a" * 20_000 + b"\r\n")
     try:
@@ -176,7 +176,7 @@ async def linesThatAreTooLong(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3", level=Level.INFORMATION)
 async def bareLineFeed(target: Target, client: Client) -> str:
     """
-    How a command that ends with a bare LF is answered.
+    The result says how the server answers a command that ends with a bare LF.
     """
     client.send(b"NOOP\n")
     return str(await client.reply(b"NOOP and LF"))
@@ -185,7 +185,7 @@ async def bareLineFeed(target: Target, client: Client) -> str:
 @rule("command lines", "RFC 1939 section 3", level=Level.INFORMATION)
 async def spacesAtTheEnd(target: Target, client: Client) -> str:
     """
-    How a command with a space at its end is answered.
+    The result says how the server answers a command with a space at its end.
     """
     return str(await client.command(b"NOOP "))
 
@@ -320,7 +320,7 @@ async def numbersBeyond(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 5")
 async def hugeNumbers(target: Target, client: Client) -> None:
     """
-    Numbers too large for any mailbox are refused, and do not overflow to small numbers.
+    The server refuses numbers that are too large for any mailbox.
     """
     sizes = await target.sizes(client)
     for number in [*_WRAPPED, b"9" * 30]:
@@ -331,7 +331,7 @@ async def hugeNumbers(target: Target, client: Client) -> None:
 @rule("arguments", "RFC 1939 section 4", level=Level.INFORMATION)
 async def leadingZeros(target: Target, client: Client) -> str:
     """
-    How a message-number with a leading zero is answered.
+    The result says how the server answers a message-number with a leading zero.
     """
     await target.sizes(client)
     return str(await client.command(b"LIST 01"))
@@ -401,7 +401,7 @@ async def nothingAfterQuit(target: Target, client: Client) -> None:
 @rule("NOOP, RSET, QUIT", "RFC 1939 section 4", given=Given.LOGINS, level=Level.INFORMATION)
 async def secondSession(target: Target) -> str:
     """
-    How a second session of the same user is answered while the first session is open.
+    The result says how the server answers a second session of the user while the first is open.
     """
     first = await target.loggedIn()
     second = await target.fresh()

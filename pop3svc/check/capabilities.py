@@ -1,5 +1,5 @@
 """
-Rules about CAPA and the capabilities it announces: RFC 2449, and UTF8 and LANG of RFC 6856.
+Rules about CAPA and the capabilities that it announces: RFC 2449, and UTF8 and LANG of RFC 6856.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ async def capaAfterLogin(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 5")
 async def capaInBothStates(target: Target, client: Client) -> None:
     """
-    Each capability announced before login is announced after it, except STLS.
+    The server announces each capability except STLS after login if it announces it before login.
     """
     if target.before is None:
         raise NotApplicable("CAPA does not work before login")
     lost = sorted(set(target.before) - set(target.after or {}) - set(_OF_ONE_STATE))
-    # The tags of extensions may follow other rules.
+    # Skip extensions, because other rules may apply to their tags.
     lost = [tag for tag in lost if tag in _ARGUMENTS]
     expect(not lost, f"after login there is no {', '.join(lost)}")
 
@@ -92,7 +92,7 @@ async def capaInBothStates(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 5034 section 3", "SASL")
 async def saslInBothStates(target: Target, client: Client) -> None:
     """
-    SASL is announced after login as well.
+    The server announces SASL after login if it announces SASL before login.
     """
     if "SASL" not in (target.before or {}):
         raise NotApplicable("SASL is not announced before login")
@@ -119,7 +119,7 @@ async def uidlIsThere(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 6.2", "USER", given=Given.FRESH)
 async def userIsThere(target: Target, client: Client) -> None:
     """
-    USER is accepted if it is announced before login.
+    The server accepts USER if it announces USER before login.
     """
     if "USER" not in (target.before or {}):
         raise NotApplicable("USER is not announced before login")
@@ -303,7 +303,7 @@ async def unknownLanguage(target: Target, client: Client) -> None:
 async def _listed(client: Client, most: int) -> list[bytes]:
     """
     @return: the first tags that LANG lists.
-    @raise NotApplicable: LANG lists none.
+    @raise NotApplicable: LANG lists no tags.
     """
     reply = await client.command(b"LANG", multiLine=True)
     tags = [line.partition(b" ")[0] for line in reply.lines][:most]

@@ -20,10 +20,10 @@ from zope.interface import implementer
 
 __all__ = ["Broken", "Client", "Closed", "Reply", "Silent", "expect", "isText", "show"]
 
-# The maximum octets of a reply, and of a line without an end.
+# The most octets of a reply, and of a line without an end.
 _MAX_REPLY = 32 * 1024 * 1024
 _MAX_LINE = 65536
-# The maximum octets of server output in a message.
+# The most octets of the server's output in a text for the user.
 _MAX_SHOWN = 120
 # Octets of the line that ends a multi-line reply.
 _END = len(b".\r\n")
@@ -53,7 +53,7 @@ class Closed(Broken):
 
 def show(octets: bytes) -> str:
     """
-    @return: the octets in readable form, truncated if they are many.
+    @return: the octets in readable form; only the first ones if there are many.
     """
     text = repr(octets[:_MAX_SHOWN])[1:]
     return text if len(octets) <= _MAX_SHOWN else f"{text}... ({len(octets)} octets)"
@@ -92,9 +92,10 @@ class Reply:
 
     @ivar command: the command that the reply answers, in readable form.
     @ivar first: the first line with its end.
-    @ivar body: for a multi-line reply, the octets after the first line, still
-        dot-stuffed, without the line of the final dot; otherwise L{None}.
-    @ivar afterLANG: whether a language was chosen before (RFC 6856 section 3.2).
+    @ivar body: the octets after the first line of a multi-line reply, with dot-stuffing, but
+        without the line of the final dot; L{None} for any other reply.
+    @ivar afterLANG: whether the client has chosen a language before this reply (RFC 6856 section
+        3.2).
     """
 
     command: str
@@ -149,7 +150,7 @@ class Client(Protocol):
     The client's end of one connection.
 
     @ivar isSecure: whether the TLS handshake has completed.
-    @ivar lost: the reason why the connection has ended, L{None} while it is open.
+    @ivar lost: the reason why the connection has ended; L{None} while it is open.
     """
 
     def __init__(
@@ -163,7 +164,7 @@ class Client(Protocol):
         self._timeout = timeout
         self._record = record
         self._buffer = bytearray()
-        # The sizes of the pieces received since the last send, with their counts.
+        # The number of pieces of each size that the client has received since it last sent a line.
         self._pieces: Counter[int] = Counter()
         self._before = self._last = 0
         self._waiting: Deferred[None] | None = None
@@ -242,7 +243,7 @@ class Client(Protocol):
 
         @param creator: the argument for C{startTLS} of the transport.
         @raise Broken: the handshake failed, or the server sent unencrypted octets before the
-            handshake; the text gives the reason.
+            handshake.  The text gives the reason.
         """
         expect(not self._buffer, f"{show(bytes(self._buffer))} comes in the clear before TLS")
         if self.lost is not None:
@@ -323,9 +324,9 @@ class Client(Protocol):
     @property
     def endedApart(self) -> bool:
         """
-        Whether the last line of a multi-line reply, or the end of that line, came in a separate
-        piece.  A piece is one read of a plain connection, or one record of TLS.  False if the
-        server cuts the message into equal pieces, because the last piece is then short only by
+        Whether the last line of a multi-line reply, or the end of this line, came in a separate
+        piece.  A piece is one read of a plain connection, or one record of TLS.  It is false if the
+        server cuts the message into equal pieces, because then the last piece is short only by
         chance.
         """
         isCutEvenly = self._before == max(self._pieces) and self._pieces[self._before] > 1
@@ -333,7 +334,7 @@ class Client(Protocol):
 
     async def reply(self, command: bytes, multiLine: bool = False) -> Reply:
         """
-        Wait for the answer to a command that was sent before.
+        Wait for the answer to a command that the caller has sent.
 
         @param multiLine: whether a positive answer is multi-line.
         """
@@ -360,7 +361,7 @@ class Client(Protocol):
 
     async def accepted(self, command: bytes, multiLine: bool = False) -> Reply:
         """
-        Like L{command}, but expect a positive answer.
+        Send a command, wait for its answer, and expect a positive answer.
 
         @raise Broken: the answer is negative.
         """
@@ -370,7 +371,7 @@ class Client(Protocol):
 
     async def fetched(self, command: bytes) -> Reply:
         """
-        Like L{accepted}, for a multi-line answer.
+        Send a command, and expect a positive multi-line answer.
         """
         return await self.accepted(command, multiLine=True)
 
@@ -429,7 +430,7 @@ class Client(Protocol):
     async def close(self) -> None:
         """
         Close the client's end, and wait for a short time until the server has closed its own end.
-        When the server has closed its end, it has released the mailbox.
+        A server that has closed its end has also released the mailbox.
         """
         if self.lost is not None:
             return

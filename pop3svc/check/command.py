@@ -48,7 +48,7 @@ RULES = (basics, capabilities, deletion, extensions, login, messages, replies, t
 
 _PORTS = {"tls": 995, "stls": 110, "plain": 110}
 _LONGEST = 65536
-# The maximum of --timeout, in seconds.
+# The largest value of --timeout, in seconds.
 _MAX_TIMEOUT = 600
 
 
@@ -58,7 +58,7 @@ class _Parser(argparse.ArgumentParser):
     """
 
     def print_help(self, file: Any = None) -> None:
-        # argparse would ignore that the help cannot be written.
+        # Write the text here, because argparse ignores an error of the output.
         print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
@@ -94,7 +94,7 @@ def _port(text: str) -> int:
 def _hostAndPort(text: str) -> tuple[str, int | None]:
     """
     @return: the host, and the port if the text has one.
-    @raise ValueError: the text is malformed; a sentence.
+    @raise ValueError: the text is malformed; the error is a sentence for the user.
     """
     found = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?|([^:]*):([^:]*)", text)
     host, port = text, None
@@ -174,9 +174,10 @@ def _password(path: str | None) -> bytes:
 
 def _creator(host: str, path: str | None) -> Callable[[], Any]:
     """
-    @return: a function that returns an argument for a client's C{startTLS}.  It verifies
-        the certificate and the name in it.
-    @raise ValueError: the file of certificates cannot be used; a sentence.
+    @return: a function that returns an argument for a client's C{startTLS}.  This argument verifies
+        the certificate, and the host name in the certificate.
+    @raise ValueError: the file of certificates cannot be used; the error is a sentence for the
+        user.
     """
     trustRoot: Any = None
     if path is not None:
@@ -218,8 +219,8 @@ class AnyCertificate:
 
 def _print(text: str) -> None:
     """
-    Print while the reactor runs.  An exception would not reach the user, so this function reports
-    the error itself.
+    Print while the reactor runs.  An exception in the reactor would not reach the user, so this
+    function itself reports an error.
 
     @raise SystemExit: the output cannot be written.
     """
@@ -235,8 +236,8 @@ async def _run(reactor: Any, target: Target, arguments: argparse.Namespace) -> N
     try:
         await target.begin()
     except Exception as error:
-        # Catch everything, because nothing else reports the error.  Twisted's texts may have
-        # several lines.
+        # Catch every exception, because no caller reports it. Join the lines of its text, because
+        # Twisted's texts may have several lines.
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, Broken | CannotLogIn | NotApplicable | OSError | ConnectError):
             text = f"{type(error).__name__}: {text}"
@@ -263,7 +264,7 @@ def main(argv: Sequence[str]) -> None:
     """
     Run the command C{pop3svc check}.
 
-    @raise SystemExit: always, with 0, 2, or a sentence (status 1).
+    @raise SystemExit: always, with status 0 or 2, or with a sentence, which means status 1.
     """
     arguments = makeParser().parse_args(argv)
     known = {rule.name for rule in inOrder()}

@@ -15,7 +15,7 @@ __all__: list[str] = []
 
 async def _mailbox(client: Client, atLeast: int) -> list[bytes]:
     """
-    @return: the unique-ids in order, or the sizes if there is no UIDL.
+    @return: the unique-ids in the order of the messages; the sizes if the server has no UIDL.
     @raise NotApplicable: the mailbox has too few messages.
     """
     reply = await client.command(b"UIDL", multiLine=True)
@@ -37,7 +37,7 @@ async def _marked(client: Client, command: bytes) -> Reply:
 
 async def _expectMessages(target: Target, expected: list[bytes], what: str) -> None:
     """
-    Expect these messages, and no others, in a new session.
+    Expect these messages, and no other messages, in a new session.
     """
     found = await _mailbox(await target.loggedIn(), 0)
     expect(
@@ -56,7 +56,7 @@ async def deleBeforeLogin(target: Target, client: Client) -> None:
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def deleArguments(target: Target) -> None:
     """
-    DELE is refused without a number, with 0, with a number beyond the last, and with two.
+    The server refuses DELE without a number, with 0, with too large a number, and with two numbers.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 1)
@@ -68,7 +68,7 @@ async def deleArguments(target: Target) -> None:
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def deleHides(target: Target) -> None:
     """
-    A marked message is neither listed nor counted, and commands that name it are refused.
+    The server neither lists nor counts a marked message, and refuses commands that name it.
     """
     client = await target.loggedIn()
     before = await _mailbox(client, 2)
@@ -133,8 +133,8 @@ async def deletedByAnotherSession(target: Target) -> None:
     """
     After another session has deleted a message, STAT, LIST and the other messages still work.
     """
-    # This session sends no command before the deletion, because the server might keep sizes that it
-    # counted for an earlier command.
+    # Send no command in this session before the deletion, because the server might keep the sizes
+    # that it has counted for an earlier command.
     client = await target.loggedIn()
     other = await target.fresh()
     reply = await target.tryLogIn(other)
@@ -147,7 +147,7 @@ async def deletedByAnotherSession(target: Target) -> None:
     await other.ended()
     stat = await client.accepted(b"STAT")
     left = await target.sizes(client)
-    # The server may list the deleted message with its size or with 0, or may not list it.
+    # The server may list the deleted message with its size, list it with 0, or not list it.
     others = {number: left.get(number) for number in sizes if number != 1}
     expect(
         others == {number: sizes[number] for number in others},

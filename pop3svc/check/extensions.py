@@ -59,7 +59,7 @@ async def noSuchUniqueID(target: Target, client: Client) -> None:
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE")
 async def sleepAndWake(target: Target, client: Client) -> None:
     """
-    After SLEE only NOOP, WAKE and QUIT work; WAKE makes a new listing, with [ACTIVITY/...].
+    After SLEE only NOOP, WAKE and QUIT work, and the reply to WAKE has [ACTIVITY/...].
     """
     before = await client.fetched(b"UIDL")
     await client.refused(b"WAKE")
@@ -76,7 +76,8 @@ async def sleepAndWake(target: Target, client: Client) -> None:
 @rule("extensions", "SLEE and WAKE", "SLEE-WAKE", given=Given.LOGINS)
 async def sleepReleasesTheMailbox(target: Target) -> None:
     """
-    While a session sleeps, another session can open the mailbox; QUIT ends a sleeping session.
+    While a session sleeps, another session can open the mailbox, and QUIT ends the sleeping
+    session.
     """
     client = await target.loggedIn()
     await client.accepted(b"SLEE")
@@ -116,7 +117,7 @@ async def qautLogsOut(target: Target) -> None:
 @rule("extensions", "XLOG", "XLOG", given=Given.LOGINS)
 async def xlogLogsIn(target: Target) -> None:
     """
-    XLOG logs in with user and password in one line; XLOG without a password is refused.
+    XLOG with user and password in one line logs in, and XLOG without a password is refused.
     """
     await target.release()
     client = await target.fresh()
@@ -129,7 +130,7 @@ async def xlogLogsIn(target: Target) -> None:
 @rule("extensions", "X-TLS", "X-TLS", given=Given.FRESH)
 async def xTLSIsTrue(target: Target, client: Client) -> None:
     """
-    The argument of X-TLS is True with TLS and False without.
+    The argument of X-TLS is True on a connection with TLS, and False without TLS.
     """
     found = capabilities(await client.fetched(b"CAPA")).get("X-TLS")
     expect(found == [str(client.isSecure)], f"CAPA lists X-TLS {found}")

@@ -18,7 +18,8 @@ _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]
 _CLIENT_FIRST = re.compile(r"PLAIN|EXTERNAL|ANONYMOUS|OAUTHBEARER|SCRAM-.*")
 # A command that starts a mechanism has at most 255 octets (RFC 5034 section 4).
 _INITIAL_MOST = 255 - len(b"AUTH PLAIN \r\n")
-# Octets of passwords.  The last two exceed the length of a line that a server must accept.
+# The lengths of passwords, in octets. With each of the last two, the line is longer than a server
+# must accept.
 _SHORT, _LONG, _LONGER = 20, 300, 1000
 
 
@@ -40,7 +41,7 @@ def _needsPLAIN(target: Target) -> None:
 @rule("login", "RFC 1939 section 4", given=Given.NOTHING)
 async def loginWorks(target: Target) -> None:
     """
-    The given user can log in, and STAT is accepted after that.
+    The user can log in, and the server accepts STAT after the login.
     """
     client = await target.loggedIn()
     await client.accepted(b"STAT")
@@ -51,7 +52,8 @@ async def wrongPassword(target: Target) -> None:
     """
     A wrong password is refused, with [AUTH] if AUTH-RESP-CODE is announced (RFC 3206).
     """
-    # Test several requirements with one attempt, because servers ban clients after a few failures.
+    # Test several requirements with one wrong password, because servers ban clients after a few
+    # failures.
     await target.release()
     client = await target.fresh()
     if target.before is not None and "USER" not in target.before:
@@ -152,7 +154,7 @@ async def _started(client: Client, name: str) -> bytes:
 @rule("SASL", "RFC 5034 sections 3 and 4", "SASL", given=Given.NOTHING)
 async def mechanismsStart(target: Target) -> str:
     """
-    Each announced mechanism starts with a challenge, in base64 or empty.
+    Each announced mechanism starts with a challenge, which is in base64 or empty.
     """
     names = _mechanisms(target)
     for name in names:
@@ -254,7 +256,7 @@ async def plainAtOnce(target: Target) -> None:
 @rule("SASL", "RFC 5034 section 4", level=Level.INFORMATION, given=Given.NOTHING)
 async def passwordsInTheClear(target: Target) -> str:
     """
-    Whether the server takes a password in the clear without TLS.
+    The result says whether the server accepts a password without TLS.
     """
     if target.mode == "tls":
         raise NotApplicable("TLS is on from the first octet")

@@ -14,8 +14,8 @@ __all__: list[str] = []
 
 _UNIQUE_ID = re.compile(rb"[!-~]{1,70}")
 _WHOLE = 99_999_999
-# For retrEndsWithItsLastOctets: the number of messages that the rule reads, and how many times it
-# reads each.  The third number: if the last line of this many messages arrives alone, the rule
+# Three numbers for the rule retrEndsWithItsLastOctets: how many messages it reads, how many times
+# it reads each message, and for how many messages the last line must arrive alone before the rule
 # fails.
 _LARGEST = 4
 _READS = 3
@@ -78,7 +78,7 @@ async def listHasItsForm(target: Target, client: Client) -> None:
 @rule("STAT and LIST", "RFC 1939 section 4")
 async def listNumbersFromOne(target: Target, client: Client) -> None:
     """
-    The messages are numbered 1, 2, 3 and so on, with nothing deleted.
+    Before any deletion the messages have the numbers 1, 2, 3 and so on.
     """
     numbers = list(await target.sizes(client))
     expect(numbers == list(range(1, len(numbers) + 1)), f"LIST numbers them {numbers[:20]}")
@@ -128,7 +128,8 @@ async def retrStuffsDots(target: Target, client: Client) -> str:
             if line.startswith(b"."):
                 expect(line.startswith(b".."), f"RETR {number} sends the line {show(line)}")
                 stuffed += 1
-        # An unstuffed line of a single dot would have ended the message too early.
+        # If the server has not stuffed a line of a single dot, the rest of the message arrives as
+        # the answer to NOOP.
         await client.accepted(b"NOOP")
     if not stuffed:
         raise NotApplicable("no line of the messages read begins with a dot")
@@ -161,7 +162,7 @@ async def retrEndsOnce(target: Target, client: Client) -> None:
 @rule("RETR", "RFC 1939 section 5", level=Level.SHOULD)
 async def retrTwice(target: Target, client: Client) -> None:
     """
-    RETR of the same message sends the same octets again.
+    A second RETR of a message sends the same octets again.
     """
     number = (await target.sample(client))[0]
     once = await client.fetched(b"RETR %d" % number)
@@ -174,8 +175,8 @@ async def retrEndsWithItsLastOctets(target: Target, client: Client) -> None:
     """
     The final dot of a message comes with the message's last octets, not in a separate piece.
     """
-    # A piece may end before the final dot by chance.  Therefore the rule fails only if a piece ends
-    # there at each read, for two messages of different sizes.
+    # By chance a piece may end before the final dot. Therefore the rule fails only if two messages
+    # of different sizes have a piece that ends there at each read.
     looked, apart = 0, []
     for number, size in await target.largest(client, _LARGEST):
         isApart = True
@@ -220,7 +221,7 @@ async def _topIs(target: Target, client: Client, lines: int) -> None:
         content = (await client.fetched(b"RETR %d" % number)).content
         top = (await client.fetched(b"TOP %d %d" % (number, lines))).content
         expected = _top(content, lines)
-        # If a message has a header only, the server may add the missing blank line.
+        # If a message consists only of a header, the server may add the missing blank line.
         lacksBlank = b"\r\n\r\n" not in content and not content.startswith(b"\r\n")
         expect(
             top == expected or (lacksBlank and top == content + b"\r\n"),
@@ -283,7 +284,7 @@ async def topBeyond(target: Target, client: Client) -> None:
 
 async def _uniqueIDs(client: Client) -> dict[bytes, bytes]:
     """
-    @return: the unique-ids by message number, both as the server has sent them.
+    @return: a dictionary from message numbers to unique-ids, both as the server has sent them.
     """
     found = {}
     for line in (await client.fetched(b"UIDL")).lines:
@@ -319,7 +320,7 @@ async def uidlNumbersAsList(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL", level=Level.SHOULD)
 async def uidlIsUnique(target: Target, client: Client) -> None:
     """
-    No two messages have the same unique-id (only identical copies may).
+    Two messages have different unique-ids, unless they are identical copies.
     """
     seen: dict[bytes, bytes] = {}
     for number, uniqueID in (await _uniqueIDs(client)).items():
@@ -345,7 +346,7 @@ async def uidlOfOneMessage(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL")
 async def uidlBeyond(target: Target, client: Client) -> None:
     """
-    UIDL refuses message-number 0, the number after the last message, and a non-number.
+    UIDL refuses message-number 0, the number after the last message, and a word.
     """
     sizes = await target.sizes(client)
     await client.refused(b"UIDL 0", b"UIDL %d" % (len(sizes) + 1), b"UIDL x", b"UIDL 1 1")
@@ -354,7 +355,7 @@ async def uidlBeyond(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL", given=Given.LOGINS)
 async def uidlStays(target: Target) -> None:
     """
-    Unique-ids are the same in the next session, even if this session ended without QUIT.
+    Unique-ids stay the same in the next session, even if the first session ended without QUIT.
     """
     client = await target.loggedIn()
     before = await _uniqueIDs(client)

@@ -1,5 +1,5 @@
 """
-Rules about all replies of a run.  They run last.
+Rules about all replies of a run.  These rules run after all other rules.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MARK = b" _\r\n"
 @rule("replies", "RFC 1939 section 3", given=Given.NOTHING)
 async def statusInUpperCase(target: Target) -> None:
     """
-    Each reply begins with +OK or -ERR in upper case, then a space or the line end.
+    Each reply begins with +OK or -ERR in upper case, followed by a space or the line end.
     """
     for reply in target.record:
         expect(re.match(rb"(?:\+OK|-ERR)(?: |\r?\n)", reply.first) is not None, str(reply))
@@ -66,7 +66,7 @@ async def textsAreUTF8(target: Target) -> None:
 @rule("replies", "RFC 2449 sections 3, 6.4 and 8", "RESP-CODES", given=Given.NOTHING)
 async def responseCodesHaveTheirForm(target: Target) -> str:
     """
-    A text that begins with a bracket begins with a response code.
+    If a text begins with a bracket, it begins with a response code.
     """
     seen = set()
     for reply in target.record:
@@ -93,7 +93,7 @@ async def multiLineRepliesAreMarked(target: Target) -> None:
 @rule("replies", "RFC 1939 section 3", given=Given.NOTHING, level=Level.SHOULD)
 async def noFullStopBeforeTheLines(target: Target) -> None:
     """
-    The first line of a multi-line reply has no dot, because some clients take a dot for the end.
+    No first line of a multi-line reply has a dot, because some clients take it for the final dot.
     """
     for reply in target.record:
         expect(reply.body is None or b"." not in reply.first, str(reply))

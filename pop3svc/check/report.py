@@ -15,7 +15,7 @@ __all__ = ["asJSON", "asLine", "asTable", "summary"]
 
 def asLine(result: Result) -> str:
     """
-    @return: one line, or two lines for a failed rule.
+    @return: one line; two lines for a failed rule.
     """
     rule = result.rule
     seen = f": {result.seen}" if result.seen else ""
@@ -38,8 +38,8 @@ def summary(results: Sequence[Result]) -> str:
 
 def asJSON(about: dict[str, object], results: Iterable[Result]) -> str:
     """
-    @param about: the server that was checked.
-    @return: a JSON object with the items of C{about}, and with C{results}, a list of one
+    @param about: the name of the server and other facts about the run.
+    @return: a JSON object with the items of C{about}, and with C{results}, a list that has an
         object for each rule.
     """
     listed = [

@@ -17,8 +17,8 @@ from pop3svc.check.target import CannotLogIn, NotApplicable, Target
 
 __all__ = ["Given", "Level", "Outcome", "Result", "Rule", "check", "inOrder", "rule"]
 
-# The groups in the order in which they run.  The destructive groups run late.  The rules that
-# examine the replies to all other rules run last.
+# The groups in the order in which they run. The destructive groups run after the others. The rules
+# that examine the replies of all other rules run last.
 _GROUPS = (
     "greeting",
     "command lines",
@@ -50,10 +50,10 @@ class Given(Enum):
     """
     The arguments of the body of a rule: the target, or the target and a client.
 
-    @cvar NOTHING: the target only.
-    @cvar LOGINS: the target only, and the rule is skipped if the login fails.
-    @cvar FRESH: a client that has read the greeting.
-    @cvar SHARED: a client that is logged in, and that other rules use as well.
+    @cvar NOTHING: the target.
+    @cvar LOGINS: the target; the rule is skipped if the login fails.
+    @cvar FRESH: the target and a client that has read the greeting.
+    @cvar SHARED: the target and a client that is logged in, which other rules also use.
     """
 
     NOTHING = "nothing"
@@ -64,8 +64,8 @@ class Given(Enum):
 
 class Level(Enum):
     """
-    The requirement level of a rule.  RFC 1939 seldom says MUST.  If it describes a behaviour and
-    gives no choice, the rules consider the behaviour a MUST.
+    The requirement level of a rule.  RFC 1939 seldom says MUST.  If this RFC describes a behaviour
+    and gives the server no choice, the level is MUST.
     """
 
     MUST = "must"
@@ -93,10 +93,10 @@ class Rule:
     @ivar name: the name of the body.
     @ivar reference: the RFC and the section with the requirement.
     @ivar given: the arguments of the body.
-    @ivar needs: capabilities; the rule does not apply unless all of them are announced.
+    @ivar needs: the capabilities that the server must announce; otherwise the rule does not apply.
     @ivar destructive: whether the rule deletes messages.
-    @ivar sentence: the requirement.
-    @ivar body: the test.
+    @ivar sentence: the requirement, as a sentence.
+    @ivar body: the function that tests the server.
     """
 
     name: str
@@ -115,7 +115,7 @@ class Result:
     """
     The result of a rule.
 
-    @ivar seen: the server's behaviour, or the reason why the rule was not run; may be empty.
+    @ivar seen: the server's behaviour, or the reason why the rule did not run; it may be empty.
     """
 
     rule: Rule
@@ -142,12 +142,12 @@ def rule(
     destructive: bool = False,
 ) -> Callable[[Body], Body]:
     """
-    Declare the decorated function as the body of a rule.  Its docstring is the sentence of
-    the rule.  The body raises L{Broken} with the server's behaviour, or L{NotApplicable}, and
-    may return a remark.
+    Declare the decorated function as the body of a rule.  Its docstring is the sentence of the
+    rule.  The body may return a remark.  If the server breaks the rule, the body raises L{Broken}
+    with the server's behaviour.  If the rule does not apply, the body raises L{NotApplicable}.
 
-    @param needs: see L{Rule}.
-    @raise ValueError: the table has a rule of that name, or has no such group.
+    @param needs: the capabilities that the server must announce; otherwise the rule does not apply.
+    @raise ValueError: the table already has a rule with this name, or has no group with this name.
     """
 
     def declare(body: Body) -> Body:
@@ -190,7 +190,7 @@ async def _result(rule: Rule, target: Target) -> Result:
     except (OSError, ConnectError) as error:
         seen, outcome = f"no connection: {error}", Outcome.FAILED
     except Exception as error:
-        # Catch everything, because a server may send anything, and one rule must not end the
+        # Catch every exception, because a server may send anything, and one rule must not end the
         # run.
         seen, outcome = f"the answer cannot be parsed: {error!r}", Outcome.FAILED
     return Result(rule, Outcome.NOTED if rule.level is Level.INFORMATION else outcome, seen)
@@ -198,7 +198,7 @@ async def _result(rule: Rule, target: Target) -> Result:
 
 def _notRun(rule: Rule, target: Target, destructive: bool) -> Result | None:
     """
-    @return: the result of a rule that cannot run, otherwise L{None}.
+    @return: the result of a rule that cannot run; L{None} if the rule can run.
     """
     if rule.destructive and not destructive:
         return Result(rule, Outcome.SKIPPED, "the rule deletes messages")
@@ -219,7 +219,7 @@ async def check(
     report: Callable[[Result], object] = lambda result: None,
 ) -> list[Result]:
     """
-    Run the rules on a target after its L{Target.begin}.
+    Run the rules on a target.  Call L{Target.begin} before this function.
 
     @param destructive: whether to run the rules that delete messages.
     @param only: the names of the rules to run; all rules if empty.

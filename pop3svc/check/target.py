@@ -17,11 +17,12 @@ from pop3svc.check.client import Broken, Client, Reply, expect, show
 
 __all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities", "plainResponse"]
 
-# The maximum number of replies kept for the rules about replies.  A run has some hundreds.
+# The most replies that a target keeps for the rules about replies. A run has some hundreds of
+# replies.
 _RECORDED = 20_000
 # Seconds between attempts to get a mailbox that is in use.
 _AGAIN = 0.5
-# The maximum number of messages that are read, and their maximum size in octets.
+# The most messages that a run reads, and the most octets of such a message.
 _SAMPLE = 8
 _LARGEST = 1024 * 1024
 
@@ -66,16 +67,17 @@ class Target:
 
     @ivar mode: C{"plain"}, C{"stls"} or C{"tls"} (from the first octet).
     @ivar connectionCreator: returns an argument for a client's C{startTLS}.
-    @ivar anyCertificate: the same, but without verification of the certificate.  It is used only
-        where the password would otherwise be sent without TLS.
+    @ivar anyCertificate: returns an argument for a client's C{startTLS} that does not verify the
+        certificate.  It is used only where the password would otherwise be sent without TLS.
     @ivar timeout: how many seconds to wait for an answer.
     @ivar record: the replies so far, without their bodies.
-    @ivar before: the capabilities before login (with C{"stls"}, those inside TLS); L{None}
-        if the server has no CAPA.
-    @ivar after: the capabilities after login; L{None} if the server has no CAPA after login.
+    @ivar before: the capabilities before login; L{None} if the server has no CAPA.  With C{"stls"}
+        they are the capabilities inside TLS.
+    @ivar after: the capabilities after login; L{None} if CAPA does not work after login.
     @ivar probed: optional commands that the server accepts without announcing them.
-    @ivar greetingError: the reason why the server's greeting is not usable, otherwise L{None}.
-    @ivar loginError: the reason why the login fails, otherwise L{None}.
+    @ivar greetingError: the reason why the rules cannot use the server's greeting; otherwise
+        L{None}.
+    @ivar loginError: the reason why the login fails; L{None} if it succeeds.
     """
 
     reactor: Any
@@ -105,7 +107,7 @@ class Target:
 
     async def connected(self) -> Client:
         """
-        @return: a client with a new connection, from which nothing has been read.
+        @return: a client with a new connection, which has read nothing.
         """
         factory = Factory.forProtocol(lambda: Client(self.reactor, self.timeout, self._recordReply))
         factory.noisy = False
@@ -119,7 +121,8 @@ class Target:
 
     async def greeted(self) -> Client:
         """
-        @return: a client that has read the greeting.  With C{"stls"} it has not begun TLS yet.
+        @return: a client that has read the greeting.  With C{"stls"} the client has not begun TLS
+            yet.
         """
         client = await self.connected()
         await client.reply(b"(the greeting)")
@@ -187,7 +190,7 @@ class Target:
 
     async def loggedIn(self) -> Client:
         """
-        End the shared session, so that it releases the mailbox, and log in again.
+        End the shared session, so that the server releases the mailbox, and log in again.
 
         @return: a client that is logged in.
         @raise CannotLogIn: the server refuses the login.
@@ -197,7 +200,9 @@ class Target:
 
     async def loggedInBeside(self) -> Client:
         """
-        Like L{loggedIn}, but without ending the shared session.
+        Log in again while the shared session goes on.
+
+        @return: a client that is logged in.
         """
         deadline = self.reactor.seconds() + self.timeout
         while True:
@@ -215,7 +220,7 @@ class Target:
 
     async def shared(self) -> Client:
         """
-        @return: the session shared by the rules that do not change its state.
+        @return: the client of the session that all rules share if they do not change its state.
         """
         if self._shared is None or self._shared.lost is not None:
             self._shared = await self.loggedInBeside()
@@ -270,8 +275,8 @@ class Target:
 
     async def _checkGreeting(self, client: Client) -> None:
         """
-        Check that the server sends one positive greeting.  Otherwise the client would match each
-        later reply with the wrong command.
+        Check that the server sends exactly one positive greeting.  With two greetings the client
+        would take each reply for the answer to the wrong command.
         """
         greeting = await client.reply(b"(the greeting)")
         expect(greeting.positive, str(greeting))
@@ -292,8 +297,8 @@ class Target:
 
     def has(self, tag: str) -> bool:
         """
-        @return: whether a capability is announced before or after login, or an attempt to use it
-            succeeded.
+        @return: whether the server announces a capability before or after login, or an attempt to
+            use the capability has succeeded.
         """
         return tag in (self.before or {}) or tag in (self.after or {}) or tag in self.probed
 
@@ -317,8 +322,8 @@ class Target:
 
     async def chosen(self, client: Client) -> list[int]:
         """
-        Choose up to eight messages that have at most a megabyte each.  The first, the last, the
-        smallest and the largest of these messages are always chosen.
+        Choose up to eight of the messages that have at most a megabyte.  Among them are the first,
+        the last, the smallest and the largest of these messages.
 
         @return: the numbers of the messages.
         @raise NotApplicable: no message is small enough.
@@ -333,8 +338,8 @@ class Target:
 
     async def largest(self, client: Client, most: int) -> list[tuple[int, int]]:
         """
-        @return: the numbers and sizes of the largest messages of at most a megabyte, all of
-            different sizes.
+        @return: the numbers and sizes of the largest messages of at most a megabyte.  No two of
+            them have the same size.
         @raise NotApplicable: no message is small enough.
         """
         bySize: dict[int, int] = {}
@@ -345,7 +350,8 @@ class Target:
 
     async def sample(self, client: Client) -> list[int]:
         """
-        @return: the L{chosen} messages without those that need UTF8 (RFC 6856 section 5).
+        @return: the numbers and the replies of the L{chosen} messages, except messages that need
+            UTF8 (RFC 6856 section 5).
         @raise NotApplicable: all messages need UTF8.
         """
         chosen = await self.chosen(client)

@@ -14,8 +14,8 @@ __all__: list[str] = []
 async def _secure(target: Target, verifies: bool = False) -> Client:
     """
     @param verifies: whether the certificate has to be valid.
-    @return: a client with TLS, by STLS or from the first octet.  It has read the greeting, if there
-        is one.
+    @return: a client with TLS, by STLS or from the first octet.  If the server sends a greeting,
+        the client has read it.
     """
     if target.mode == "tls":
         return await target.greeted()
@@ -81,7 +81,7 @@ async def stlsSendsNoGreeting(target: Target) -> None:
 @rule("TLS", "RFC 1939 section 7, RFC 2595 section 4", given=Given.LOGINS)
 async def stlsForgetsTheUser(target: Target) -> None:
     """
-    The server forgets a user name from before STLS: PASS inside TLS is refused.
+    After STLS the server has forgotten an earlier USER, and refuses PASS.
     """
     await target.release()
     client = await target.withSTLS()
@@ -95,7 +95,7 @@ async def stlsForgetsTheUser(target: Target) -> None:
 @rule("TLS", "RFC 2595 section 4", given=Given.NOTHING)
 async def stlsDropsWhatFollows(target: Target) -> str:
     """
-    A command in the clear after STLS is not answered inside TLS.
+    Inside TLS the server does not answer a command that was sent unencrypted after STLS.
     """
     client = await target.withSTLS()
     client.send(b"STLS\r\nQUIT\r\n")
@@ -109,7 +109,7 @@ async def stlsDropsWhatFollows(target: Target) -> str:
     try:
         await handshake
     except Exception as error:
-        # The server reads the command as TLS, or closes the connection; both are safe.
+        # The server reads the command as TLS, or closes the connection. Both reactions are safe.
         return str(error)
     try:
         reply = await client.command(b"XYZZ")

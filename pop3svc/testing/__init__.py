@@ -1,6 +1,6 @@
 """
-Tools for tests of mailbox providers and of POP3 clients.  There is a client in memory, a real
-server with faults on demand, and the contract of mailboxes as tests.
+Tools for tests of mailbox providers and of POP3 clients.  They are a client in memory, a real
+server with faults on demand, and tests that check a mailbox against its contract.
 """
 
 from __future__ import annotations

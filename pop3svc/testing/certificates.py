@@ -40,7 +40,7 @@ def _usage(*names: str) -> x509.KeyUsage:
 
 class Authority:
     """
-    Signs certificates for a test (RFC 5280).  Its key stays in memory.
+    Signs certificates for a test (RFC 5280).  The key of the authority stays in memory.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Authority:
 
     def write(self, path: Path) -> None:
         """
-        Write the authority's own certificate in PEM.  A client has to trust it.
+        Write the authority's own certificate, which a client has to trust, in PEM.
         """
         path.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 
@@ -83,8 +83,9 @@ class Authority:
 
         @param names: the host names, IP addresses and email addresses of the certificate.  The
             first name is also the common name.
-        @param days: the days until it expires; if negative, it has expired.
-        @param isForClients: whether it is for TLS clients instead of servers.
+        @param days: the days until the certificate expires; negative for a certificate that has
+            expired.
+        @param isForClients: whether the certificate is for TLS clients instead of servers.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         usage = ExtendedKeyUsageOID.CLIENT_AUTH if isForClients else ExtendedKeyUsageOID.SERVER_AUTH

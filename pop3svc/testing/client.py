@@ -162,8 +162,8 @@ class Client:
 
     def pump(self) -> None:
         """
-        Pass on the octets that either side has written, and the end of the connection.
-        C{send}, C{received} and the other methods do this themselves.
+        Pass on the octets that both sides have written, and the end of the connection.  C{send},
+        C{received} and the other methods call this method themselves.
         """
         while True:
             if self._coming and not self.transport.isPaused and self.isOpen:
@@ -231,7 +231,7 @@ class Client:
 
     def read(self, octets: int) -> bytes:
         """
-        Read some octets while stalled.
+        Read some octets after L{stall}.
         """
         taken = self.transport.take(octets)
         self.pump()
@@ -247,7 +247,7 @@ class Client:
 
     def endSending(self) -> None:
         """
-        Close the client's half.
+        Close the client's half of the connection.
         """
         self.protocol.readConnectionLost()
         self.pump()
@@ -264,10 +264,10 @@ def conversation(
     """
     Hold a conversation with a service in memory.
 
-    The script has a line C{C: ...} for each line of the client and C{S: ...} for each line of the
-    server, beginning with the greeting.  A server line that ends in C{…} matches any line that
-    begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)} is the end
-    of the connection.  Other lines are comments.
+    The script has a line C{C: ...} for each line of the client, and a line C{S: ...} for each line
+    of the server.  It begins with the greeting.  A server line that ends in C{…} matches any line
+    that begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)} is
+    the end of the connection.  Other lines are comments.
 
     @param options: further arguments for L{POP3Factory}.
     @return: the client, for use after the conversation.

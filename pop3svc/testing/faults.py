@@ -35,20 +35,21 @@ class Fault:
     """
     Base class of faults.
 
-    @ivar command: the verb of the command that the fault strikes, or C{"greeting"}.  L{None} means
-        every command that this class of fault applies to, but not the greeting.  The lines that
-        follow AUTH count as AUTH.
-    @ivar nth: strike only at the nth such command, where the first is 1; L{None} for each command.
-        Commands of all connections count, beginning when the fault is set.
-    @raise ValueError: the fault can never strike; a sentence gives the reason.
+    @ivar command: the verb of the command at which the fault happens, or C{"greeting"}.  L{None}
+        means every command to which this class of fault applies, but not the greeting.  The lines
+        that follow AUTH count as AUTH.
+    @ivar nth: the fault happens only at the nth of these commands, where the first is 1.  L{None}
+        means each of these commands.  The server counts the commands of all connections after the
+        fault was set.
+    @raise ValueError: the fault can never happen; the text is a sentence with the reason.
     """
 
     command: str | None = None
     nth: int | None = None
 
-    # The verbs that the fault applies to; None for all.
+    # The verbs to which the fault applies; None for all verbs.
     verbs: ClassVar[frozenset[str] | None] = None
-    # The other moments that C{command} may name.
+    # The moments besides commands that the argument "command" may name.
     moments: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class Slow(Fault):
     The reply begins late, or arrives slowly.
 
     @ivar seconds: how long the reply is delayed.
-    @ivar octetsPerSecond: the rate of the reply; L{None} for no limit.
+    @ivar octetsPerSecond: the rate of the reply; L{None} if the rate has no limit.
     """
 
     seconds: float = 0
@@ -99,10 +100,11 @@ class Slow(Fault):
 @dataclass(frozen=True)
 class CutOff(Fault):
     """
-    The connection closes in the middle of a reply, after the command was carried out.  If the reply
-    is shorter, it is not cut, and the connection stays open.
+    The server carries out the command, and closes the connection in the middle of the reply.  If
+    the reply has no more than C{after} octets, the server sends the whole reply, and the connection
+    stays open.
 
-    @ivar after: how many octets of the reply are sent.
+    @ivar after: the number of octets of the reply that the server sends.
     """
 
     after: int = 0
@@ -120,8 +122,8 @@ class WrongSize(Fault):
     """
     LIST and STAT give sizes that differ from the octets that RETR sends.
 
-    @ivar by: how many octets are added to the size of each message; may be negative, but no
-        size is less than 0.
+    @ivar by: the number of octets that the server adds to the size of each message.  It may be
+        negative, but a size is never less than 0.
     """
 
     by: int = 1
@@ -132,7 +134,7 @@ class WrongSize(Fault):
 @dataclass(frozen=True)
 class NoFinalDot(Fault):
     """
-    The final dot of a multi-line reply is missing; the connection stays open.
+    The final dot of a multi-line reply is missing, and the connection stays open.
     """
 
     verbs = frozenset(["AUTH", "CAPA", "LIST", "RETR", "TOP", "UIDL"])
@@ -141,16 +143,16 @@ class NoFinalDot(Fault):
 @dataclass(frozen=True)
 class TempFail(Fault):
     """
-    The command is not carried out; the answer is C{-ERR [SYS/TEMP]} (RFC 3206).
+    The server does not carry out the command, and answers C{-ERR [SYS/TEMP]} (RFC 3206).
     """
 
 
 @dataclass(frozen=True)
 class NoAnswer(Fault):
     """
-    The command is not carried out.  The server sends nothing any more, but the connection stays
-    open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the server
-    does not answer the TLS handshake, on the TLS port and after STLS.
+    The server does not carry out the command.  It sends nothing more on this connection, which
+    stays open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the
+    server does not answer the TLS handshake, on the TLS port and after STLS.
     """
 
     moments = frozenset([GREETING, HANDSHAKE])

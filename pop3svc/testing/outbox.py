@@ -1,5 +1,5 @@
 """
-A queue of octets for a client, with waits in between.
+A queue of octets for a client, with pauses between them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 __all__ = ["Action", "Outbox"]
 
-# The minimum of seconds between two pieces of a slow reply.
+# The least time in seconds between two pieces of a slow reply.
 _TICK = 0.05
 
-# An action: octets to write, with their rate in octets each second (L{None} for no limit); or
-# seconds to wait; or a function to call.
+# An action is one of three: octets to write, with a rate in octets a second (None if the rate has
+# no limit); seconds to wait; or a function to call.
 Action = tuple[bytes, float | None] | float | Callable[[], object]
 
 
@@ -23,8 +23,8 @@ class Outbox:
     """
     Carries out actions in their order.
 
-    @ivar octets: the number of octets that are not written yet.
-    @ivar isPaused: whether actions must wait.  Call L{flush} after this has become false.
+    @ivar octets: the number of octets that wait to be written.
+    @ivar isPaused: whether actions must wait.  Call L{flush} after setting it to false.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Outbox:
     @property
     def isBusy(self) -> bool:
         """
-        Whether an action waits.
+        Whether an action is waiting.
         """
         return bool(self._actions)
 

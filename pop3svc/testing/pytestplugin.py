@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def pop3_server(request: pytest.FixtureRequest) -> Iterator[POP3Server]:
     """
-    A running pop3svc.testing.POP3Server, new for each test, made with the arguments of the
+    A running pop3svc.testing.POP3Server.  Each test gets a new server, with the arguments of the
     marker pop3_server.
     """
     # Import it here, so that tests without the fixture do not need time for the import.

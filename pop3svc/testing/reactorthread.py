@@ -14,7 +14,7 @@ from twisted.python.failure import Failure
 
 __all__ = ["ReactorThread", "reactorThread"]
 
-# Seconds that a call in the reactor's thread may take; long enough for a busy machine.
+# A call in the reactor's thread may take this number of seconds, which is enough on a busy machine.
 _PATIENCE = 30
 
 
@@ -35,7 +35,8 @@ class ReactorThread:
         Start the reactor if it does not run yet.
 
         @return: the reactor.
-        @raise RuntimeError: the reactor cannot run here; a sentence gives the reason.
+        @raise RuntimeError: the reactor cannot run in a thread of this program; the text is a
+            sentence with the reason.
         """
         from twisted.internet import reactor
 
@@ -72,14 +73,14 @@ class ReactorThread:
 
     def release(self) -> None:
         """
-        Stop the reactor after the last release; call this once for each L{hold}.
+        End one L{hold}.  The last release stops the reactor.
         """
         from twisted.internet import reactor
 
         with self._guard:
             self._holders -= 1
             if not self._holders and self._thread is not None:
-                # crash() and not stop(), because a stopped reactor cannot run again.
+                # Call crash() instead of stop(), because a stopped reactor cannot run again.
                 ending: Any = reactor
                 ending.callFromThread(ending.crash)
                 self._thread.join(_PATIENCE)
@@ -90,7 +91,7 @@ class ReactorThread:
         Call a function in the reactor's thread, and wait for its result.  If the function returns a
         Deferred, wait for the result of the Deferred.
 
-        @raise RuntimeError: called in the reactor's thread.
+        @raise RuntimeError: the caller runs in the reactor's thread.
         @raise TimeoutError: there is no result within 30 seconds.
         """
         from twisted.internet import reactor

@@ -1,5 +1,5 @@
 """
-Separate the replies of the engine, and put the faults of a test into them.
+Separate the replies of the protocol engine, and put the faults of a test into the replies.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pop3svc.testing.faults import CutOff, Fault, NoAnswer, NoFinalDot, Slow, Te
 
 __all__ = ["FaultyReply", "ReplySplitter", "isMultiLine"]
 
-# Commands whose positive replies are multi-line: always; and only without arguments.
+# The commands whose positive replies are always multi-line, and the commands whose positive replies
+# are multi-line only without an argument.
 _MULTI_LINE = frozenset(["CAPA", "RETR", "TOP"])
 _MULTI_LINE_ALONE = frozenset(["AUTH", "LIST", "UIDL"])
 _END = b"\r\n.\r\n"
@@ -34,7 +35,8 @@ def isMultiLine(line: bytes) -> bool:
 class ReplySplitter:
     """
     Finds the beginning and the end of each reply in the octets of the engine.  Like a client, it
-    uses the command that the reply answers, and the final dot.  Octets may be cut anywhere.
+    finds the end by the final dot, and knows from the command whether to expect one.  The pieces of
+    octets may end anywhere.
 
     @ivar isMultiLine: whether the next reply is multi-line if it is positive.
     """
@@ -43,16 +45,16 @@ class ReplySplitter:
         self.isMultiLine = False
         # Octets of a first line that is not complete yet.
         self._partial = b""
-        # The last octets of a body that has not ended yet; otherwise empty.
+        # The last octets of a body that has not ended yet; empty between bodies.
         self._tail = b""
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
         """
-        After the last piece of a reply, set L{isMultiLine} for the next reply before you take its
-        first piece.
+        Split octets into pieces of replies.  After the last piece of a reply, and before you take
+        the next piece, set L{isMultiLine} for the next reply.
 
         @param data: the next octets of the engine.
-        @return: pieces of replies, each with a bool: whether the piece is the last of its reply.
+        @return: pairs of a piece and a bool, which says whether the piece is the last of its reply.
             The first piece of a reply is its first line.
         """
         while data:
@@ -84,14 +86,14 @@ class FaultyReply:
     A reply of the engine on its way to the transport.
 
     @ivar seconds: how long the reply is delayed.
-    @ivar rate: octets each second, L{None} for no limit.
-    @ivar isSilent: whether the reply and all later replies are dropped.
-    @ivar isCut: whether the connection ends after the octets that were returned last.
+    @ivar rate: octets a second; L{None} if the rate has no limit.
+    @ivar isSilent: whether the server drops the reply and all later replies.
+    @ivar isCut: whether the connection ends after the octets that the last call returned.
     """
 
     def __init__(self, verb: str, faults: list[Fault], codes: re.Pattern[bytes] | None) -> None:
         """
-        @param codes: the response codes to remove, or L{None}.
+        @param codes: a regular expression for the response codes to remove; L{None} to remove none.
         """
         self._isStat = verb == "STAT"
         self._codes = codes

@@ -1,6 +1,6 @@
 """
-A real server on ports of this machine, for tests of clients, with the users and messages of the
-test, and with faults on demand.
+A real server on ports of this machine, for tests of clients.  It has the users and messages of the
+test, and faults on demand.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ from pop3svc.testing.wire import WireFactory
 __all__ = ["POP3Server"]
 
 _HOST = "127.0.0.1"
-# Capabilities that belong to no command.
+# The capabilities that do not stand for a command.
 _OWN = frozenset(["AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION", "PIPELINING", "RESP-CODES"])
-# Capabilities whose commands have other names.
+# The capabilities whose commands have names that differ from the tag of the capability.
 _COMMANDS_OF = {"SASL": ("AUTH",), "USER": ("USER", "PASS")}
-# The response codes that each capability stands for (RFC 2449 section 6.4, RFC 3206).
+# The response codes for which each capability stands (RFC 2449 section 6.4, RFC 3206).
 _CODES_OF = {"AUTH-RESP-CODE": "AUTH|SYS/.*", "RESP-CODES": ".*"}
 
 
@@ -58,7 +58,7 @@ def _authority() -> Authority:
 
 class SilentTLS(SSL.Connection):
     """
-    Reads the client's part of the TLS handshake and sends nothing.
+    Reads the client's part of the TLS handshake, and sends nothing.
     """
 
     def do_handshake(self) -> None:
@@ -118,9 +118,9 @@ def _commands(without: frozenset[str]) -> dict[str, Command]:
 
 class POP3Server:
     """
-    A POP3 server for tests, to be used with C{with}.  It runs this package's protocol engine
-    on two free ports of the loopback interface, with mailboxes in memory.  It needs neither
-    pytest nor a running reactor, and its methods may be called from any thread.
+    A POP3 server for tests.  Use it with C{with}.  It runs this package's protocol engine on two
+    free ports of the loopback interface, with mailboxes in memory.  It needs neither pytest nor a
+    running reactor, and its methods may be called from any thread.
 
     Twisted's reactor runs in its own thread while any of these servers runs.  A program that runs
     the reactor itself cannot use this class, but can serve a L{pop3svc.POP3Factory}.
@@ -143,11 +143,12 @@ class POP3Server:
         policy: Policy | None = None,
     ) -> None:
         """
-        @param users: passwords by name; see L{addUser}.
+        @param users: a dictionary from the names of users to their passwords; L{addUser} adds
+            further users.
         @param without: features that the server neither announces nor accepts, in capitals: verbs
             (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA (C{"PIPELINING"}, C{"SASL"},
             C{"RESP-CODES"}) and extensions (C{"SLEE-WAKE"}, C{"UID-PARAM"}).
-        @param faults: see L{fault}.
+        @param faults: the first faults; L{fault} adds further faults.
         @param policy: the limits of the service.
         @raise ValueError: C{without} contains an unknown name.
         """
@@ -176,8 +177,8 @@ class POP3Server:
         """
         Listen on the ports.
 
-        @raise RuntimeError: the reactor runs here already, or cannot run; a sentence gives
-            the reason.
+        @raise RuntimeError: the program itself already runs the reactor, or the reactor cannot run;
+            the text is a sentence with the reason.
         """
         assert self._directory is None, "the server runs already"
         reactor = reactorThread.hold()
@@ -256,15 +257,16 @@ class POP3Server:
         self.stop()
 
     def _call(self, call: Any, *arguments: Any) -> Any:
-        # While the server does not run, no other thread uses its data.
+        # While the server does not run, no other thread uses its data, so call the function in this
+        # thread.
         if self._directory is None:
             return call(*arguments)
         return reactorThread.call(call, *arguments)
 
     def sslContext(self) -> ssl.SSLContext:
         """
-        @return: a context for clients that trusts this server's certificate and makes the
-            usual checks.
+        @return: a context for clients, which trusts this server's authority and makes the usual
+            checks.
         """
         return ssl.create_default_context(cafile=self.caFile)
 
@@ -312,8 +314,8 @@ class POP3Server:
 
     def clearFaults(self) -> None:
         """
-        Remove all faults, effective from the next command.  A connection that a fault has
-        silenced stays silent.
+        Remove all faults before the next command.  A connection that L{NoAnswer} has silenced stays
+        silent.
         """
         self._call(self._faults.clear)
 
@@ -323,9 +325,9 @@ class POP3Server:
     def transcript(self) -> list[list[tuple[str, str]]]:
         """
         The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line ends
-        and unencrypted.  The connections are in the order in which they were made.  A line is in
-        the transcript before the client can read it.  B{The transcript contains the passwords of
-        the test.} It ends after 16 MiB.
+        and unencrypted.  The connections are in the order in which they were made.  The server adds
+        a line to the transcript before the client can read the line.  B{The transcript contains the
+        passwords of the test.}  It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]

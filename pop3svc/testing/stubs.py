@@ -31,7 +31,7 @@ __all__ = ["StubMailbox", "StubProvider"]
 
 def _byMethod(*interfaces: type[Interface]) -> dict[str, type[Interface]]:
     """
-    @return: the interface of each method of these interfaces.
+    @return: a dictionary from the methods of these interfaces to the interfaces.
     """
     return {
         method: interface
@@ -55,8 +55,8 @@ _OF_MAILBOXES = _byMethod(
 
 def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
     """
-    @return: the given method if it is a function.  For any other value, a function that returns the
-        value, or raises it if it is an exception.
+    @return: the given value if it is a function.  Otherwise a function that raises the value if it
+        is an exception, and returns the value if it is not.
     """
     if callable(answer):
         function: Callable[..., Any] = answer
@@ -67,14 +67,14 @@ def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
             raise answer
         return answer
 
-    # The log uses this as the name of the method.
+    # The log shows this name as the name of the method.
     given.__qualname__ = qualifiedName
     return given
 
 
 def _give(stub: Any, methods: dict[str, Any], known: dict[str, type[Interface]]) -> None:
     """
-    Give an object the methods that its kind can have, and the interfaces of these methods.
+    Give an object those of C{methods} that are in C{known}, and let it provide their interfaces.
     """
     for name, answer in methods.items():
         if name in known:
@@ -97,11 +97,12 @@ class StubProvider:
     arguments.  A method is a function with the same arguments, or the value that the method
     returns.  If the value is an exception, the method raises it.
 
-    Besides L{IPOP3MailboxProvider} and L{IPOP3Mailbox}, the provider and its mailboxes provide only
-    the interfaces of the given methods.  The other methods are those of a L{MemoryMailbox}.
-    Without a given C{authenticate}, the provider accepts every name with the password "secret".
+    The provider provides L{IPOP3MailboxProvider}, its mailboxes provide L{IPOP3Mailbox}, and both
+    provide the interfaces of the given methods, but no others.  All other methods are those of a
+    L{MemoryMailbox}.  If the test does not pass C{authenticate}, the provider accepts every name
+    with the password "secret".
 
-    @ivar maildrop: the messages, shared by all mailboxes of this provider.
+    @ivar maildrop: the messages, which all mailboxes of this provider share.
     """
 
     name = "stub"
@@ -115,13 +116,13 @@ class StubProvider:
         **methods: Any,
     ) -> None:
         """
-        @param messages: the messages at first.  Their unique-ids are C{"message-1"},
-            C{"message-2"} and so on.
-        @param isExclusive: whether the mailboxes provide L{IExclusiveMailbox} even if neither
-            C{lock} nor C{unlock} is given.  They then use the lock of L{maildrop}.
+        @param messages: the first messages.  Their unique-ids are C{"message-1"}, C{"message-2"}
+            and so on.
+        @param isExclusive: whether the mailboxes provide L{IExclusiveMailbox} even without C{lock}
+            and C{unlock} in C{methods}.  The mailboxes then use the lock of L{maildrop}.
         @param isReadOnly: whether the mailboxes provide L{IReadOnlyMailbox}.
-        @param methods: methods of the provider and of its mailboxes, by name.
-        @raise TypeError: no interface has a method of such a name.
+        @param methods: the methods of the provider and of its mailboxes, as keyword arguments.
+        @raise TypeError: no interface has a method with one of the names.
         """
         unknown = sorted(methods.keys() - _OF_PROVIDERS.keys() - _OF_MAILBOXES.keys())
         if unknown:
@@ -136,7 +137,7 @@ class StubProvider:
 
     def mailbox(self) -> StubMailbox:
         """
-        @return: a new mailbox, as for another session.
+        @return: a new mailbox, as a login would open it.
         """
         mailbox = StubMailbox(self.maildrop)
         _give(mailbox, self._methods, _OF_MAILBOXES)

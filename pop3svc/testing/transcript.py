@@ -6,7 +6,7 @@ from __future__ import annotations
 
 __all__ = ["Talk", "Transcript"]
 
-# The most octets that are kept of all connections together.
+# The most octets that a transcript keeps of all connections together.
 _KEPT = 16 * 1024 * 1024
 
 Line = tuple[str, str]
@@ -21,7 +21,7 @@ class Transcript:
 
     def __init__(self, limit: int = _KEPT) -> None:
         """
-        @param limit: octets; later lines are dropped.
+        @param limit: the most octets; the transcript drops further lines.
         """
         self.talks: list[Talk] = []
         self._left = limit
@@ -43,7 +43,7 @@ class Transcript:
 
     def text(self) -> str:
         """
-        @return: C{C: } and C{S: } lines as in the RFCs, with an empty line between
+        @return: lines that begin with C{C: } and C{S: }, as in the RFCs, with an empty line between
             connections.  Octets that are not UTF-8 are escaped.
         """
         return (

@@ -1,5 +1,5 @@
 """
-A layer between the protocol engine and its transport.  It records the lines and applies the
+A layer between the protocol engine and its transport.  The layer records the lines, and applies the
 faults of a test.
 """
 
@@ -34,10 +34,11 @@ from pop3svc.testing.transcript import Transcript
 
 __all__ = ["Wire", "WireFactory"]
 
-# When more octets than this wait for the transport, the engine is paused.
+# While more octets than this number wait for the transport, the layer pauses the engine.
 _BUFFER_LIMIT = 65536
-# Harmless lines that replace a line that the engine must not carry out.  The engine answers each
-# with one reply.  The lines are for use inside AUTH, before login, and after login.
+# If the engine must not carry out a line, it gets one of these harmless lines instead, and answers
+# it with one reply. The first is for lines inside AUTH, the second for lines before login, and the
+# third for lines after login.
 _INSIDE_AUTH = b"*\r\n"
 _BEFORE_LOGIN = b"CAPA\r\n"
 _AFTER_LOGIN = b"NOOP\r\n"
@@ -48,7 +49,7 @@ _HANDSHAKE_RECORD = b"\x16"
 @implementer(IPushProducer)
 class _FlowControl:
     """
-    The producer that the transport sees; it passes pauses on to the L{Wire}.
+    The producer that the transport pauses and resumes.  It passes these calls on to the L{Wire}.
     """
 
     def __init__(self, wire: Wire) -> None:
@@ -67,9 +68,9 @@ class _FlowControl:
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class Wire(ProtocolWrapper):
     """
-    A connection: the protocol of the transport, and the transport of the engine.  It gives the
-    engine one line at a time, and the next line only after the whole reply.  The reason is that a
-    fault strikes a single reply, and that commands after a fault may have to be dropped.
+    A connection.  For the transport it is the protocol, and for the engine it is the transport.  It
+    gives the engine one line at a time, and the next line only after the whole reply, because a
+    fault changes a single reply, and the commands after a fault may have to be dropped.
     """
 
     def __init__(self, factory: WireFactory, wrapped: Any) -> None:
@@ -82,7 +83,8 @@ class Wire(ProtocolWrapper):
         # too long for a line, and the beginning of a line.
         self._coming: deque[bytes] = deque()
         self._partial = b""
-        # The line that the engine is answering: its verb and the faults that strike it.
+        # The verb of the line that the engine is answering, and the faults that happen at this
+        # line.
         self._asked: tuple[str, list[Fault]] | None = None
         self._isPassing = False
         self._hasReadEnded = False
@@ -139,7 +141,7 @@ class Wire(ProtocolWrapper):
                 return
             self._coming.append(line + b"\n")
         if len(partial) > self.factory.maxLine or partial.startswith(_HANDSHAKE_RECORD):
-            # Too long for a line, or TLS; the engine handles both.
+            # The octets are too long for a line, or are TLS. The engine handles both cases.
             self._coming.append(partial)
             partial = b""
         self._partial = partial
@@ -294,8 +296,8 @@ class Wire(ProtocolWrapper):
 
     def _endInput(self) -> None:
         """
-        Drop the lines that wait and those that still arrive, because the engine is closing and
-        answers none of them.
+        Drop the lines that wait and all lines that arrive later, because the engine is closing the
+        connection and answers no further line.
         """
         self._isClosing = True
         self._dropInput()
@@ -315,12 +317,13 @@ class Wire(ProtocolWrapper):
         See L{twisted.internet.interfaces.ITLSTransport}.
         """
         if self._coming or self._partial:
-            # This is plain text after STLS.  The engine has not seen it, and must not see it inside
-            # TLS.
+            # These lines are plain text after STLS. The engine has not seen them, and must not see
+            # them inside TLS.
             self.abortConnection()
             return
         if self._outbox.isBusy:
-            # Input that arrives meanwhile is TLS, so leave it in the kernel.
+            # Input that arrives before the handshake belongs to TLS, so leave the input in the
+            # kernel.
             self._isTLSWaiting = True
             self._holdInput()
 
@@ -391,7 +394,7 @@ class Wire(ProtocolWrapper):
         self._do(self._unregister)
         self._do(self._transport.loseConnection)
         self._ignoresInput = self._isSilenced = True
-        # Drop the commands that were sent ahead as well.
+        # Also drop the commands that the client has sent without waiting for this reply.
         self._dropInput()
         engine = self.wrappedProtocol
         if isinstance(engine, POP3Connection):
@@ -408,14 +411,15 @@ class Wire(ProtocolWrapper):
 
     def setPaused(self, isPaused: bool) -> None:
         """
-        Pause output if the transport's buffer is full; resume output if the buffer has room.
+        Pause output while the transport's buffer is full, and resume output when the buffer has
+        room.
         """
         self._outbox.isPaused = isPaused
         self._outbox.flush()
 
     def stopEngine(self) -> None:
         """
-        Stop the engine's producer because the transport takes no more output.
+        Stop the engine's producer, because the transport takes no more output.
         """
         producer, self._producer = self._producer, None
         if producer is not None:
@@ -431,7 +435,7 @@ class Wire(ProtocolWrapper):
 
     def _balance(self) -> None:
         """
-        Pause or resume the engine's producer according to the octets held back.
+        Pause the engine's producer if many octets wait for the transport; otherwise resume it.
         """
         producer = self._producer
         if producer is None:
@@ -447,7 +451,7 @@ class Wire(ProtocolWrapper):
 
 def _isUnanswered(faults: list[Fault]) -> bool:
     """
-    @return: whether the server sends no more octets.
+    @return: whether the server answers nothing more on this connection.
     """
     return any(isinstance(each, NoAnswer) for each in faults)
 
@@ -469,11 +473,11 @@ class WireFactory(WrappingFactory[Wire]):
         oneAtATime: bool = False,
     ) -> None:
         """
-        @param withoutCodes: a regular expression for the response codes to remove from
-            replies; L{None} for none.
-        @param oneAtATime: whether to refuse a command that is sent before the previous answer, and
-            to close the connection.  RFC 2449 section 6.6 allows such commands only if PIPELINING
-            is announced.
+        @param withoutCodes: a regular expression for the response codes to remove from replies;
+            L{None} to remove none.
+        @param oneAtATime: whether to close the connection if a client sends a command before it has
+            got the previous answer.  RFC 2449 section 6.6 allows a client to do this only if the
+            server announces PIPELINING.
         """
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self.faults = faults

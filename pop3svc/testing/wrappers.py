@@ -1,5 +1,6 @@
 """
-Mailboxes that wrap another mailbox: one records the calls, two return results later.
+Mailboxes that wrap another mailbox.  One of them records the calls, and the other two return
+results later.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Async(Wrapper):
 class Delayed(Wrapper):
     """
     Returns a Deferred from each call, and makes the call in C{answer()}.  If the Deferred is
-    cancelled before that, the call is not made.  If the call has begun, it is cancelled.
+    cancelled before C{answer()}, the call is never made.  If it is cancelled after C{answer()}, the
+    call is cancelled, too.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -129,7 +131,7 @@ class Delayed(Wrapper):
         name, answer, begin = self.waiting.pop(0)
 
         def arrived(value: Any) -> None:
-            # The caller has cancelled.
+            # If the caller has cancelled the Deferred, ignore the result of the call.
             if answer.called:
                 return
             if isinstance(value, Failure):

@@ -1,5 +1,5 @@
 """
-The contract of mailboxes, as tests for an author to inherit.
+The contract of mailboxes, as tests that an author can inherit.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class MailboxContract(
     """
     The contract of L{IPOP3Mailbox} and its optional interfaces, as tests.
 
-    Mix this into a C{unittest.TestCase}, and implement C{makeMailbox} and C{again}, which make
-    the mailboxes.  The other hooks, C{deliver}, C{remove}, C{failDeletion} and C{goOn}, are
-    optional.  Tests that need a missing hook are skipped.
+    Inherit from this class and C{unittest.TestCase}, and implement C{makeMailbox} and C{again},
+    which make the mailboxes.  The other hooks, C{deliver}, C{remove}, C{failDeletion} and C{goOn},
+    are optional.  If a hook is missing, the tests that need this hook are skipped.
 
-    The tests run without a reactor.  If a store uses threads, pass it a L{pop3svc.testing.Inline}
-    instead.  If the mailbox returns results later, implement C{goOn}, which has to make these
-    results available.  The methods of the mailbox, and the hooks except C{goOn}, may be coroutines.
-    They may await Deferreds, and tasks and futures of asyncio.
+    The tests run without a reactor.  If a store uses threads, give it a L{pop3svc.testing.Inline}
+    instead of the threads.  If the mailbox returns results later, implement C{goOn}, which has to
+    make these results available.  The methods of the mailbox, and the hooks except C{goOn}, may be
+    coroutines.  They may await Deferreds, and tasks and futures of asyncio.
     """

@@ -58,7 +58,7 @@ class ContractCase:
     def makeMailbox(self, messages: list[bytes]) -> Any:
         """
         Make a mailbox for a new session, with exactly these messages in this order.  A test calls
-        this once; L{again} makes the mailboxes of further sessions.
+        this method once.  L{again} makes the mailboxes of further sessions.
         """
         raise NotImplementedError
 
@@ -70,11 +70,12 @@ class ContractCase:
 
     def deliver(self, message: bytes) -> Eventual[str | None]:
         """
-        Optional: deliver a message as the last one to the mailbox of L{makeMailbox}.  If the
-        mailbox provides C{INewMailNotifier}, it has to notice the message after some calls
-        of L{goOn}.  Some tests call this twice.  Each call has to deliver a new message.
+        Optional: deliver a message to the mailbox of L{makeMailbox}, as its last message.  If the
+        mailbox provides C{INewMailNotifier}, it has to notice the message after some calls of
+        L{goOn}.  Some tests call this method twice.  Each call has to deliver a new message.
 
-        @return: the unique-id of the message, or L{None} if only the next listing shows it.
+        @return: the unique-id of the message, or L{None} if only the next listing shows the
+            unique-id.
         """
         raise NotImplementedError
 
@@ -87,8 +88,8 @@ class ContractCase:
 
     def failDeletion(self) -> Eventual[None]:
         """
-        Optional: from now on, make deletions in the mailbox of L{makeMailbox} fail midway.
-        Examples of such failures are a full disk, a lost database, and a message that cannot be
+        Optional: make all further deletions in the mailbox of L{makeMailbox} fail before they are
+        complete.  Examples of causes are a full disk, a lost database, and a message that cannot be
         removed.
         """
         raise NotImplementedError
@@ -96,13 +97,13 @@ class ContractCase:
     def goOn(self) -> object:
         """
         Optional: make available the results for which the mailbox waits.  For example, advance a
-        clock, run queued work, or fire a Deferred.  Tests call this repeatedly.
+        clock, run queued work, or fire a Deferred.  Tests call this method repeatedly.
         """
 
     @property
     def _loop(self) -> Loop:
         """
-        The loop that runs coroutines of the hooks and the mailbox.
+        The loop that runs the coroutines of the hooks and of the mailbox.
         """
         if self._loopOrNone is None:
             self._loopOrNone = Loop()
@@ -222,7 +223,7 @@ class ContractCase:
 
     def _sentSize(self, mailbox: Any, uniqueID: str) -> int:
         """
-        @return: the octets of a message as RETR sends it.
+        @return: the number of octets of a message as RETR sends it.
         """
         count = WireSizeCounter()
         count.feed(self._content(mailbox, uniqueID))

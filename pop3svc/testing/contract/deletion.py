@@ -15,12 +15,12 @@ __all__ = ["DeletionContract"]
 
 class DeletionContract(ContractCase):
     """
-    A deletion deletes all messages or none.  It happens at the right time.
+    A deletion deletes all marked messages or none, and happens at the right time.
     """
 
     def test_delete(self) -> None:
         """
-        Deleted messages do not exist in this session and the next.  The others stay.
+        Deleted messages no longer exist in this session and in the next.  The other messages stay.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -34,7 +34,7 @@ class DeletionContract(ContractCase):
 
     def test_deleteTwice(self) -> None:
         """
-        Deleting a message that no longer exists succeeds.
+        The deletion of a message that no longer exists succeeds.
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)
@@ -117,8 +117,8 @@ class DeletionContract(ContractCase):
 
     def test_deletionIsFinished(self) -> None:
         """
-        A client that disconnects during its deletion does not stop it; the mailbox is unlocked
-        after the deletion.
+        If a client disconnects during its deletion, the deletion goes on, and the mailbox is
+        unlocked after the deletion.
         """
         session = self._session(kind=Delayed)
         self._deletable()

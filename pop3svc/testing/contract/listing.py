@@ -47,8 +47,8 @@ class ListingContract(ContractCase):
         self._verify(IPOP3Mailbox, mailbox)
         for interface in providedBy(mailbox):
             self._verify(interface, mailbox)
-        # Skip an object that itself declares its interfaces, because its author has chosen these
-        # deliberately.
+        # Skip an object that itself declares its interfaces, because its author has chosen the
+        # interfaces deliberately.
         for optional in () if list(directlyProvidedBy(mailbox)) else _OPTIONAL:
             for method in optional.names():
                 isThere = callable(getattr(mailbox, method, None))
@@ -109,8 +109,8 @@ class ListingContract(ContractCase):
 
     def test_uniqueIDsStayBesideDeletion(self) -> None:
         """
-        After a deletion the other messages keep their unique-ids (RFC 1939 section 7: no
-        unique-id is used again).
+        After a deletion the other messages keep their unique-ids, because a unique-id is never used
+        again (RFC 1939 section 7).
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)

@@ -17,7 +17,8 @@ class LockContract(ContractCase):
 
     def test_lock(self) -> None:
         """
-        Only one session can lock an exclusive mailbox.  After the unlock another session can.
+        Only one session can lock an exclusive mailbox.  After this session has unlocked the
+        mailbox, another session can lock it.
         """
         mailbox = self._made()
         self._exclusive(mailbox)
@@ -68,7 +69,7 @@ class LockContract(ContractCase):
     def test_lockInASession(self) -> None:
         """
         The mailbox is locked from login to SLEE, and from WAKE to QAUT, QUIT or the loss of the
-        client; between these it is free.
+        client.  At other times it is not locked.
         """
         session = self._session()
         self._exclusive(self._madeAgain())

@@ -73,8 +73,8 @@ async def _fired(awaited: Deferred[Any]) -> None:
 
 class Loop:
     """
-    Runs coroutines, of asyncio or not, without a reactor.  Each runs as far as possible at
-    once, and continues at each L{turn}.
+    Runs coroutines of asyncio and of Twisted without a reactor.  A coroutine runs as far as
+    possible at once, and continues at each L{turn}.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class Loop:
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """
-        @return: the result of the coroutine if it has finished, else a Deferred.
+        @return: the result of the coroutine if the coroutine has finished; otherwise a Deferred.
         """
         task = self._loop.create_task(self._run(_DeferredBridge(coroutine)))
         self.turn()
@@ -135,7 +135,7 @@ class Loop:
 
 class Bridged(Wrapper):
     """
-    Lets coroutines of the mailbox await asyncio's awaitables, as under the asyncio reactor.
+    Lets coroutines of the mailbox await tasks and futures of asyncio, as under the asyncio reactor.
     """
 
     def __init__(self, mailbox: Any, loop: Loop) -> None:

@@ -28,12 +28,12 @@ def openFiles() -> int | None:
 
 class MessageContract(ContractCase):
     """
-    Messages are bytes, unchanged, and are closed once.
+    Messages are bytes, are unchanged, and are closed once.
     """
 
     def test_content(self) -> None:
         """
-        Messages are unchanged except for line ends, and in the order of the listing.
+        Except for their line ends, messages are unchanged.  They are in the order of the listing.
         """
         mailbox, listed = self._opened()
         for uniqueID, message in zip(listed, MESSAGES, strict=True):
@@ -98,7 +98,7 @@ class MessageContract(ContractCase):
 
     def test_contentTwice(self) -> None:
         """
-        A message can be read again, and twice at the same time.
+        A message can be read again, also while it is still being read.
         """
         mailbox, listed = self._opened()
         for uniqueID in listed:
@@ -117,8 +117,9 @@ class MessageContract(ContractCase):
 
     def test_closings(self) -> None:
         """
-        A message is closed once and releases its resources, whether it was read to its end, cut
-        short by TOP, abandoned by the client, or never begun.
+        The service closes a message once, and the message then releases its resources.  This is so
+        for a message that was read to its end, one that TOP has cut short, one that the client has
+        abandoned, and one that nobody has read.
         """
         session = self._session()
         session.logIn()
@@ -143,8 +144,8 @@ class MessageContract(ContractCase):
 
     def test_retrAndTop(self) -> None:
         """
-        RETR sends each message whole and unchanged; TOP sends its beginning, up to the whole
-        message.
+        RETR sends each message whole and unchanged.  TOP sends the beginning of a message, or the
+        whole message.
         """
         session = self._session()
         session.logIn()

@@ -37,13 +37,13 @@ READING = (
 
 class ResultContract(ContractCase):
     """
-    Late results make no difference, and every end of a session releases the mailbox.
+    Results may come late, and every end of a session releases the mailbox.
     """
 
     def test_logout(self) -> None:
         """
-        A mailbox with L{IMailboxLogout} is called once when its session has ended: after
-        QUIT, QAUT and a lost connection.
+        The service calls C{logout} of a mailbox with L{IMailboxLogout} once when the session has
+        ended: after QUIT, after QAUT, and after a lost connection.
         """
         session = self._session()
         session.logIn()
@@ -60,7 +60,8 @@ class ResultContract(ContractCase):
 
     def test_lateAnswers(self) -> None:
         """
-        Results returned at once, by coroutines or later make no difference.
+        The session is the same whether the mailbox returns its results at once, by coroutines, or
+        later.
         """
         session = self._session()
         said = [session.say(line) for line in READING]
@@ -72,8 +73,8 @@ class ResultContract(ContractCase):
 
     def test_vanishingClient(self) -> None:
         """
-        A client that disconnects while a result is awaited leaves the mailbox unlocked and
-        unchanged.
+        If a client disconnects while the session waits for a result, the mailbox is unlocked and
+        unchanged afterwards.
         """
         mailbox, listed = self._opened()
         self._closed(mailbox)

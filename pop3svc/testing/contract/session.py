@@ -38,7 +38,7 @@ class StopScript(Exception):
 
 def bodyOf(reply: bytes) -> bytes:
     """
-    @return: the octets after the first line of a multi-line reply, unstuffed.
+    @return: the octets after the first line of a multi-line reply, without dot-stuffing.
     """
     assert reply.startswith(b"+OK") and reply.endswith(b"\r\n.\r\n"), reply[:200]
     lines = reply.split(b"\r\n")[1:-2]
@@ -132,9 +132,9 @@ class ContractSession:
         @param mailboxes: makes a mailbox for each login.
         @param loop: runs the coroutines of the mailboxes.
         @param advance: makes available the results for which the mailboxes wait.
-        @param kind: the wrapper that makes results late: L{Async} or L{Delayed}; L{None} for
-            the results as the mailbox returns them.
-        @param steps: after how many awaited results the client disconnects.
+        @param kind: the wrapper that makes results late, L{Async} or L{Delayed}; L{None} if no
+            wrapper is used.
+        @param steps: the number of awaited results after which the client disconnects.
         """
         self._mailboxes = mailboxes
         self._loop = loop
@@ -158,7 +158,7 @@ class ContractSession:
 
     def __call__(self, event: Any) -> None:
         """
-        See L{twisted.logger.ILogObserver}; records failures.
+        Record the failures in the log (L{twisted.logger.ILogObserver}).
         """
         failure = event.get("log_failure")
         if failure is not None:
@@ -190,7 +190,7 @@ class ContractSession:
     @property
     def waitsFor(self) -> str:
         """
-        The name of the call that is answered next.
+        The name of the call that the next L{Delayed.answer} makes.
         """
         return next((each.waiting[0][0] for each in self._later if each.waiting), "")
 
@@ -211,7 +211,9 @@ class ContractSession:
 
     def reply(self, line: bytes = b"") -> bytes:
         """
-        @return: the answer to the line that was sent, once it is complete.
+        Wait until the answer to the line that was sent is complete.
+
+        @return: the answer.
         """
         client = self._client
         for _ in range(MAX_TURNS):
@@ -239,7 +241,8 @@ class ContractSession:
 
     def stallIn(self, line: bytes) -> None:
         """
-        Ask for more than the transport buffers, and read none of it.
+        Send commands whose replies are larger than the buffers of the transport, and read none of
+        the replies.
         """
         self._client.stall()
         self.send(line)

@@ -17,7 +17,8 @@ __all__ = ["SizeContract"]
 
 class SizeContract(ContractCase):
     """
-    Sizes are the numbers of octets that RETR sends, and a message that no longer exists is refused.
+    A size is the number of octets that RETR sends, and a mailbox refuses a message that no longer
+    exists.
     """
 
     def _size(self, mailbox: Any, uniqueID: str) -> int | None:
@@ -103,8 +104,8 @@ class SizeContract(ContractCase):
 
     def test_gone(self) -> None:
         """
-        A message that was removed after the listing is refused.  The other messages are not
-        refused.
+        The mailbox refuses a message that was removed after the listing.  It does not refuse the
+        other messages.
         """
         mailbox, listed = self._opened()
         contents = [self._content(mailbox, each) for each in listed]

@@ -14,12 +14,12 @@ __all__ = ["SleepContract"]
 
 class SleepContract(ContractCase):
     """
-    A sleeping session changes nothing in the mailbox.  After it the mailbox reports new mail.
+    A sleeping session changes nothing in the mailbox.  After WAKE the mailbox reports new mail.
     """
 
     def test_sleep(self) -> None:
         """
-        After SLEE and WAKE the mailbox is unchanged, without the deleted messages.
+        After SLEE and WAKE the deleted messages are gone, and the rest of the mailbox is unchanged.
         """
         session = self._session()
         isReadOnly = IReadOnlyMailbox.providedBy(self._madeAgain())
@@ -38,8 +38,8 @@ class SleepContract(ContractCase):
 
     def test_newMail(self) -> None:
         """
-        WAKE and CORE announce new mail once and list it; until then the session keeps its
-        listing.
+        WAKE and CORE announce new mail once, and then list it.  Before WAKE or CORE the session
+        keeps its listing.
         """
         session = self._session()
         session.logIn()
@@ -61,8 +61,9 @@ class SleepContract(ContractCase):
 
     def test_arrivedMeanwhile(self) -> None:
         """
-        A message that arrived after login can be read by its unique-id, as number 0, if
-        C{messageExists} returns true for it.  Otherwise it is refused.
+        If C{messageExists} returns true for a message that arrived after login, a client can read
+        the message by its unique-id, and its number is 0.  Otherwise the service refuses the
+        message.
         """
         session = self._session()
         isReadOnly = IReadOnlyMailbox.providedBy(self._madeAgain())
@@ -91,8 +92,8 @@ class SleepContract(ContractCase):
 
     def test_watch(self) -> None:
         """
-        A mailbox with L{INewMailNotifier} reports a new message before it lists the message, until
-        the watch is ended.
+        A mailbox with L{INewMailNotifier} reports a new message before it lists the message.  After
+        the end of the watch it reports nothing.
         """
         mailbox = self._made()
         if not INewMailNotifier.providedBy(mailbox):

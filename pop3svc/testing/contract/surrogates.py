@@ -13,8 +13,8 @@ from pop3svc.testing.contract.session import bodyOf
 
 __all__ = ["SurrogateContract"]
 
-# Messages of ASCII, of UTF-8 in the header, in the body only, and in the header of a part; and one
-# of another charset.
+# A message of ASCII; messages with UTF-8 in the header, in the body only, and in the header of a
+# part; and a message in another charset.
 _MESSAGES = (
     b"Subject: one\n\none\n",
     b"Subject: gr\xc3\xbc\xc3\x9fe\nFrom: \xc3\xa9@x.example\n\n.two\n",
@@ -40,8 +40,9 @@ class SurrogateContract(ContractCase):
 
     def test_surrogateSizes(self) -> None:
         """
-        C{surrogateSizes} gives the size of the surrogate for each message that needs one, and the
-        size of the message itself for any other.  C{needsUTF8} agrees, or returns L{None}.
+        If a message needs a surrogate, C{surrogateSizes} gives the size of the surrogate, and
+        otherwise the size of the message itself.  C{needsUTF8} agrees with these sizes, or returns
+        L{None}.
         """
         mailbox, listed = self._convertible()
         for asked in (listed, listed[1:2], listed[::-1]):
@@ -76,7 +77,7 @@ class SurrogateContract(ContractCase):
             if isUTF8:
                 session.ok(b"UTF8")
             session.logIn()
-            # RETR before the sizes are known, and after.
+            # Send RETR before the sizes are known, and again afterwards.
             sent = [bodyOf(session.ok(b"RETR %d" % number)) for number in range(1, 6)]
             sizes = bodyOf(session.ok(b"LIST"))
             listed = b"".join(b"%d %d\r\n" % (at, len(each)) for at, each in enumerate(sent, 1))
