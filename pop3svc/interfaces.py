@@ -302,9 +302,9 @@ class IMailboxLogout(Interface):
     def logout() -> Eventual[None]:
         """
         Release all resources.  The service calls this method exactly once, after C{unlock}, when
-        the session of this mailbox has ended: at QUIT, at QAUT, when a login fails after
-        C{authenticate}, or when the client is lost.  A sleeping session has not ended.  If this
-        method raises an exception, the service logs the exception and goes on.
+        the session of this mailbox has ended.  A session ends at QUIT and QAUT, when its login
+        fails after C{authenticate}, and when the client is lost.  A sleeping session has not ended.
+        If this method raises an exception, the service logs the exception and goes on.
         """
 
 
@@ -521,9 +521,9 @@ class IBearerAccounts(Interface):
 
 class IProvenAccounts(Interface):
     """
-    A provider that accepts a user whom another mechanism has authenticated, such as the certificate
-    of a TLS client.  The provider is also an L{IMailboxStore}.  A source of accounts may also
-    provide this interface.
+    A provider that accepts a user who was authenticated without a password, for example by the
+    certificate of a TLS client.  The provider is also an L{IMailboxStore}.  A source of accounts
+    may also provide this interface.
     """
 
     def provenMailbox(info: IPOP3ConnectionInfo, username: str) -> Eventual[str | None]:
@@ -617,7 +617,7 @@ class IUsesUserFacts(Interface):
 
 class ILoginAttempt(Interface):
     """
-    A login that a throttle has admitted, while a provider checks it.
+    A login that a throttle has admitted, and that a provider is checking.
     """
 
     isFromKnownNetwork: bool = Attribute(

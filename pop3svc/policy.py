@@ -136,8 +136,8 @@ class Policy:
     )
     answerTimeout: int = _number(
         120,
-        "Time that one call of a provider may take. A slow disk needs less time, and "
-        "clients wait longer.",
+        "Time that one call of a provider may take. The limit is longer than a slow disk needs, "
+        "and shorter than clients wait.",
     )
     closeTimeout: int = _number(
         5,

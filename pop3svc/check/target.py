@@ -220,7 +220,8 @@ class Target:
 
     async def shared(self) -> Client:
         """
-        @return: the client of the session that all rules share if they do not change its state.
+        @return: the client of the shared session, for rules that do not change the state of the
+            session.
         """
         if self._shared is None or self._shared.lost is not None:
             self._shared = await self.loggedInBeside()

@@ -335,8 +335,8 @@ _CERTIFICATE_OF_NAMES = replace(_CERTIFICATE, help="PEM file of a certificate an
 _OCSP_RESPONSE = Setting(
     "ocsp-response",
     FILE,
-    "File with the status of the certificate from its OCSP responder (DER), which another program "
-    "keeps fresh.",
+    "File with the OCSP response for the certificate (DER); another program has to update this "
+    "file.",
 )
 _CLIENT_CA = Setting(
     "client-ca",
@@ -432,8 +432,8 @@ SERVICE = (
     Setting(
         "tls-default-name",
         HOST_NAME,
-        "Host name; a client that asks for an unknown name, or for none, gets the "
-        "certificate of this host (default: the first certificate).",
+        "Host name whose certificate clients get if they ask for an unknown name, or for no name "
+        "(default: the name of the first certificate).",
     ),
     Setting(
         "tls-minimum-version",
@@ -445,12 +445,12 @@ SERVICE = (
     Setting(
         "tls-ciphers",
         _checked(checkCiphers),
-        "Ciphers for TLS 1.2, as a list of openssl ciphers (default: those of Twisted).",
+        "Ciphers for TLS 1.2, as a list of openssl ciphers (default: the list of Twisted).",
     ),
     Setting(
         "tls-ciphersuites",
         _checked(checkCiphersuites),
-        "Ciphers for TLS 1.3, separated by colons (default: those of OpenSSL).",
+        "Ciphers for TLS 1.3, separated by colons (default: the list of OpenSSL).",
     ),
     _CLEARTEXT,
     Setting(
@@ -638,8 +638,8 @@ FETCH = (
     Setting(
         "ca",
         FILE,
-        "PEM file of the authorities that sign the server's certificate (default: those of the "
-        "system).",
+        "PEM file of the authorities that sign the server's certificate (default: the authorities "
+        "of the system).",
     ),
     Setting(
         "insecure",

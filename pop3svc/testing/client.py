@@ -1,5 +1,5 @@
 """
-A client in memory, and conversations in the notation of the RFCs.
+A client that is connected to a service in memory, and conversations in the notation of the RFCs.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Faults that a test can request from a server, as values.
+The faults of a server that a test can request.
 """
 
 from __future__ import annotations

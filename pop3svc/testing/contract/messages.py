@@ -117,9 +117,9 @@ class MessageContract(ContractCase):
 
     def test_closings(self) -> None:
         """
-        The service closes a message once, and the message then releases its resources.  This is so
-        for a message that was read to its end, one that TOP has cut short, one that the client has
-        abandoned, and one that nobody has read.
+        The service closes a message once, and the message then releases its resources.  The test
+        reads a message to its end, cuts it short by TOP, disconnects during it, and opens it
+        without reading it.
         """
         session = self._session()
         session.logIn()

@@ -158,7 +158,7 @@ class ContractSession:
 
     def __call__(self, event: Any) -> None:
         """
-        Record the failures in the log (L{twisted.logger.ILogObserver}).
+        Record a failure that the service logs (L{twisted.logger.ILogObserver}).
         """
         failure = event.get("log_failure")
         if failure is not None:

@@ -52,7 +52,7 @@ class SizeContract(ContractCase):
 
     def test_sizes(self) -> None:
         """
-        A size is the number of octets that RETR sends, or L{None}.
+        The mailbox returns the number of octets that RETR sends, or the service has to count them.
         """
         mailbox, listed = self._opened()
         name = nameOf(mailbox, "messageSize")
