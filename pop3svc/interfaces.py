@@ -223,8 +223,8 @@ class IBulkMessageSizes(Interface):
         @param uniqueIDs: list of str; the method must not change it.
         @return: iterable with a value for each message, in the order of C{uniqueIDs}: the size that
             C{messageSize} returns, int; or None if the message no longer exists.
-        @raise NotImplementedError: the mailbox cannot do this.  The service then calls
-            C{messageSize} for each message.
+        @raise NotImplementedError: the mailbox cannot return many sizes at once.  The service then
+            calls C{messageSize} for each message.
         """
 
 

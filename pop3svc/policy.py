@@ -35,7 +35,7 @@ EXTENSIONS = (
     "LANG",
 )
 
-# SASL mechanisms, and APOP, that the operator has to switch on.
+# The SASL mechanisms that the operator has to switch on, and APOP.
 OPTIONAL_MECHANISMS = ("SCRAM-SHA-256", "SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", "CRAM-MD5", "APOP")
 # The names of extensions and mechanisms that the operator can switch off.
 SWITCHES = (

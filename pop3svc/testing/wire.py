@@ -266,7 +266,8 @@ class Wire(ProtocolWrapper):
         """
         for octets, isLast in self._splitter.feed(data):
             if self._reply is None:
-                # Octets that answer no line are the engine's last message.
+                # If the octets answer no line, they are the last message of the engine before it
+                # closes.
                 self._begin(*(self._asked or ("", [])))
             self._write(octets)
             if isLast:
