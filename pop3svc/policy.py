@@ -86,8 +86,8 @@ class Policy:
         default=frozenset(),
         metadata={
             "reason": "SASL mechanisms that are off by default.  If the service announces SCRAM, "
-            "a client that supports SCRAM uses it, and cannot log in if the accounts have only "
-            "another hash of the password."
+            "a client that supports SCRAM uses it, and cannot log in if the accounts have a hash "
+            "of the password, but no verifier for SCRAM."
         },
     )
     utf8Headers: str = field(

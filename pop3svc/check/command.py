@@ -264,7 +264,7 @@ def main(argv: Sequence[str]) -> None:
     """
     Run the command C{pop3svc check}.
 
-    @raise SystemExit: always, with status 0 or 2, or with a sentence, which means status 1.
+    @raise SystemExit: always.  The status is 0 or 2 after a run, and 1 with a sentence.
     """
     arguments = makeParser().parse_args(argv)
     known = {rule.name for rule in inOrder()}

@@ -91,8 +91,8 @@ class Kind:
     @ivar name: stands for a value in help texts, such as C{FILE}.
     @ivar words: all allowed values; empty if the values cannot be listed.
     @ivar fromText: reads a value from the command line.
-    @ivar fromFile: reads a value from the configuration file.  Both functions raise L{ValueError}
-        with the end of a sentence that begins with the name of the setting.
+    @ivar fromFile: reads a value from the configuration file.  C{fromText} and C{fromFile} raise
+        L{ValueError} with the end of a sentence that begins with the name of the setting.
     """
 
     name: str
@@ -485,7 +485,7 @@ SERVICE = (
         f"Switch on a login method that is off by default: {', '.join(OPTIONAL_MECHANISMS)}.",
         frozenset(),
         "If the service announces SCRAM, a client that supports SCRAM uses it, and cannot log in "
-        "if the accounts have only another hash of the password.",
+        "if the accounts have a hash of the password, but no verifier for SCRAM.",
         isLive=True,
         isRepeated=True,
     ),

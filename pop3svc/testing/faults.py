@@ -61,7 +61,7 @@ class Fault:
         known = (frozenset(COMMANDS) if self.verbs is None else self.verbs) | self.moments
         if self.command not in known:
             raise ValueError(
-                f"{name} cannot strike {self.command!r}, only {', '.join(sorted(known))}"
+                f"{name} cannot happen at {self.command!r}, only at {', '.join(sorted(known))}"
             )
 
     def concerns(self, moment: str) -> bool:

@@ -74,7 +74,8 @@ def _method(qualifiedName: str, answer: Any) -> Callable[..., Any]:
 
 def _give(stub: Any, methods: dict[str, Any], known: dict[str, type[Interface]]) -> None:
     """
-    Give an object those of C{methods} that are in C{known}, and let it provide their interfaces.
+    Give an object the methods whose names C{known} contains, and let it provide the interfaces of
+    these methods.
     """
     for name, answer in methods.items():
         if name in known:

@@ -390,11 +390,17 @@ def test_slowSTLS() -> None:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     (
-        (lambda: TempFail(command="RERT"), "TempFail cannot strike 'RERT', only APOP, AUTH, "),
-        (lambda: TempFail(command="greeting"), "TempFail cannot strike 'greeting'"),
-        (lambda: WrongSize(command="RETR"), "WrongSize cannot strike 'RETR', only LIST, STAT"),
-        (lambda: NoFinalDot(command="STAT"), "NoFinalDot cannot strike 'STAT'"),
-        (lambda: ExpiredCertificate(command="STLS"), "only handshake"),
+        (
+            lambda: TempFail(command="RERT"),
+            "TempFail cannot happen at 'RERT', only at APOP, AUTH, ",
+        ),
+        (lambda: TempFail(command="greeting"), "TempFail cannot happen at 'greeting'"),
+        (
+            lambda: WrongSize(command="RETR"),
+            "WrongSize cannot happen at 'RETR', only at LIST, STAT",
+        ),
+        (lambda: NoFinalDot(command="STAT"), "NoFinalDot cannot happen at 'STAT'"),
+        (lambda: ExpiredCertificate(command="STLS"), "only at handshake"),
         (lambda: NoAnswer(nth=0), "nth is a number from 1, not 0"),
         (lambda: Slow(-1), "seconds are 0 or more"),
         (lambda: Slow(octetsPerSecond=0), "octetsPerSecond is more than 0"),
