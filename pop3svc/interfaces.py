@@ -732,7 +732,7 @@ class IExpiry(Interface):
 
     expireDays: int = Attribute(
         "int: the age in days at which the server may delete messages; 0 if it never deletes "
-        "them.  The capability EXPIRE shows it (RFC 2449 section 6.7)."
+        "them.  The capability EXPIRE shows this age (RFC 2449 section 6.7)."
     )
 
 

@@ -70,7 +70,7 @@ class SettingError(ValueError):
     """
 
 
-# A secret in a separate file may have this number of octets.
+# A secret in a separate file has at most this number of octets.
 _LARGEST_SECRET = 65_536
 
 

@@ -192,7 +192,7 @@ class _ActiveFault:
 
 class Faults:
     """
-    The faults of one server, each with the number of moments that it applied to.
+    The faults of one server.  For each fault it counts the moments to which the fault applied.
     """
 
     def __init__(self, faults: Iterable[Fault]) -> None:
@@ -220,7 +220,7 @@ class Faults:
         """
         Count a moment (see L{Fault.concerns}) for the faults that apply to it.
 
-        @return: the faults that strike at this moment.
+        @return: the faults that happen at this moment.
         """
         found = []
         for each in self._active:

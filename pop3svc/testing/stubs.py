@@ -31,7 +31,7 @@ __all__ = ["StubMailbox", "StubProvider"]
 
 def _byMethod(*interfaces: type[Interface]) -> dict[str, type[Interface]]:
     """
-    @return: a dictionary from the methods of these interfaces to the interfaces.
+    @return: a dictionary from the names of methods to the interfaces that declare them.
     """
     return {
         method: interface
