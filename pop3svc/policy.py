@@ -93,9 +93,9 @@ class Policy:
     utf8Headers: str = field(
         default="convert",
         metadata={
-            "reason": "Convert messages with UTF-8 in header fields for clients that have not sent "
-            "UTF8, or refuse to send such messages.  The default is convert, because most clients "
-            "never send UTF8, and their users would not see the messages."
+            "reason": "Convert messages with UTF-8 in header fields for clients that have not "
+            "sent UTF8, or refuse to send such messages.  The default is convert, because most "
+            "clients never send UTF8, and with refuse their users would not see the messages."
         },
     )
     loginTimeout: int = _number(
