@@ -1,3 +1,3 @@
 """
-The questions and orders of the operator to a running service.
+Answer the questions of the operator about a running service, and carry out the operator's orders.
 """

@@ -14,20 +14,21 @@ from pop3svc.admin.operations import OperationError, Send, secondsIn
 
 __all__ = ["Activity"]
 
-# Seconds that an operation runs: by default, and at most.
+# The seconds for which an operation runs: the default and the maximum.
 _DEFAULT, _LONGEST = 60, 3600
 # The most operations at the same time.  All open pages of a service share one operation.
 _MOST = 4
 # Seconds between two parts of an answer, and seconds until an empty part shows that the operation
 # still runs.
 _EVERY, _BEAT = 0.25, 2.0
-# The most events in one part.  A person cannot read more, so further events are only counted.
+# The most events in one part of an answer.  For further events the part gives their number, because
+# a person cannot read more events.
 _AT_ONCE = 50
 
 
 class _Listener:
     """
-    One operation, and the events that it has not sent.
+    One operation, and the events that the operation has not sent yet.
     """
 
     def __init__(self, send: Send) -> None:
@@ -38,7 +39,7 @@ class _Listener:
 
     def hear(self, event: dict[str, Any]) -> None:
         """
-        Take an event.
+        Keep an event for the next part of the answer.
         """
         if len(self.events) < _AT_ONCE:
             self.events.append(event)
@@ -47,7 +48,8 @@ class _Listener:
 
     def flush(self) -> None:
         """
-        Send the events, or an empty part that shows that the operation still runs.
+        Send the events.  If there have been none for some time, send an empty part, which shows
+        that the operation still runs.
         """
         self._quiet += _EVERY
         if not self.events and self._quiet < _BEAT:
@@ -77,11 +79,13 @@ class Activity:
 
     async def run(self, send: Send, seconds: str | None = None) -> None:
         """
-        Report the events of the sessions for some seconds, or until this coroutine is cancelled.
+        Report the events of the sessions for some seconds, or until the caller cancels this
+        coroutine.
 
-        @param send: takes events: C{time} (seconds since the epoch), C{what} and C{detail} (see
-            L{pop3svc.metrics.meter.Meter}), C{session}, C{user} and C{address}; or C{what} is
-            C{more}, and C{count} says how many events were left out.
+        @param send: takes a list of events.  An event is a dictionary of C{time} (seconds since the
+            epoch), C{what} and C{detail} (see L{pop3svc.metrics.meter.Meter}), C{session}, C{user}
+            and C{address}.  If events were left out, the last entry has the C{what} C{more} and the
+            C{count} of these events.
         @raise OperationError: C{seconds} is not a valid number, or too many operations run.
         """
         limit = secondsIn(seconds, _DEFAULT, _LONGEST)

@@ -13,26 +13,28 @@ from pop3svc.admin.operations import OperationError
 
 __all__ = ["NotRunning", "ask", "follow"]
 
-# Seconds that a service has to answer, and the most octets of its answer, which is enough for the
-# descriptions of 100,000 sessions.
+# The seconds within which a service must answer, and the most octets of an answer.  These octets
+# are enough for the descriptions of 100,000 sessions.
 _PATIENCE, _LARGEST = 60, 64_000_000
 
 
 class NotRunning(Exception):
     """
-    No service answers on the socket; one sentence.
+    No service answers on the socket.  The text is one sentence.
     """
 
 
 def ask(path: str, name: str, **arguments: str) -> Any:
     """
-    Ask a service to carry out an operation.  This blocks, so it is for programs without a reactor.
+    Ask a service to carry out an operation.  This function blocks, so it is for programs without a
+    reactor.
 
     @param path: the path of the admin socket.
     @param name: the name of one of L{pop3svc.admin.operations.OPERATIONS}.
-    @return: the result; the list of the items if the operation has no result.
+    @return: the result of the operation; if the operation has no result, the list of the answer's
+        items.
     @raise NotRunning: no service listens on the socket, or the service does not answer in time.
-    @raise OperationError: the service refuses; one sentence.
+    @raise OperationError: the service refuses the operation.  The text is one sentence.
     """
     items: list[Any] = []
     try:
@@ -53,10 +55,10 @@ def ask(path: str, name: str, **arguments: str) -> Any:
 
 def follow(path: str, name: str, **arguments: str) -> Iterator[Any]:
     """
-    Ask a service to carry out an operation, and take the items of its answer as they come.  This
-    blocks.
+    Ask a service to carry out an operation, and yield the items of its answer as they come.  This
+    function blocks.
 
-    @return: yields each item.
+    @return: an iterator of the items.
     @raise NotRunning: see L{ask}.
     @raise OperationError: see L{ask}.
     """

@@ -1,5 +1,5 @@
 """
-The operations of the admin socket in one process that serves.
+The operations of the admin socket, carried out in one process that serves clients.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = [
 ]
 
 
-# The number of sessions that are described in one step, which takes less than a millisecond.
+# The number of sessions that one step describes.  A step takes less than a millisecond.
 AT_ONCE = 50
 
 
 class OperationError(ValueError):
     """
-    An operation cannot be carried out; one sentence for the operator.
+    An operation cannot be carried out.  The text is one sentence for the operator.
     """
 
 
@@ -44,9 +44,9 @@ class Operation:
     """
     The declaration of one operation.
 
-    @ivar required: the names of the necessary arguments.
-    @ivar optional: the names of further arguments.
-    @ivar isLasting: whether its answer goes on until the operation ends.
+    @ivar required: the names of the arguments that a request must have.
+    @ivar optional: the names of the arguments that a request may have.
+    @ivar isLasting: whether the operation sends items for some time, until it ends.
     """
 
     required: tuple[str, ...] = ()
@@ -54,10 +54,10 @@ class Operation:
     isLasting: bool = False
 
 
-# Every operation by name.  All arguments are strings.
+# The declarations of all operations, by name.  Each argument of an operation is a string.
 OPERATIONS: Mapping[str, Operation] = {
     "who": Operation(optional=("user",)),
-    # The argument "only" is "session" if the target is not a user.
+    # The argument "only" has the value "session" if the target can only be a session.
     "kick": Operation(required=("target",), optional=("only",)),
     "bans": Operation(),
     "ban": Operation(required=("address",)),
@@ -75,7 +75,7 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     """
     Check a request.
 
-    @return: the arguments.
+    @return: the arguments of the request.
     @raise OperationError: the operation does not exist, an argument is missing, or an argument is
         not allowed.
     """
@@ -99,8 +99,8 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     return arguments
 
 
-# Takes items of an answer, such as descriptions of sessions, before the result.  It may return a
-# Deferred that fires when there is room for more of them.
+# A function that takes items of an answer, such as descriptions of sessions, before the result.  It
+# may return a Deferred, which fires when there is room for more items.
 Send = Callable[[list[Any]], "Deferred[None] | None"]
 
 
@@ -113,17 +113,18 @@ class Handler(Protocol):
         """
         @param name: the name of one of L{OPERATIONS}.
         @param arguments: the result of L{checkArguments}.
-        @param send: called repeatedly, each time with the next items of the answer.  Each item is
-            serialisable as JSON.  A whole answer about 100,000 sessions would block the reactor for
-            a second.
-        @return: the result, serialisable as JSON.
+        @param send: called repeatedly, each time with the next items of the answer.  JSON can
+            represent each item.  The answer is sent in parts, because an answer about 100,000
+            sessions as a whole would block the reactor for a second.
+        @return: the result, which JSON can represent.
         @raise OperationError: the operation failed.
         """
 
 
 def addressIn(text: str) -> str:
     """
-    @return: the IP address in C{text}, which may be followed by the prefix length of a ban.
+    @return: the IP address in C{text}.  The prefix length of a banned network may follow the
+        address.
     @raise OperationError: C{text} is not an address.
     """
     address = text.removesuffix("/32").removesuffix("/64")
@@ -158,7 +159,8 @@ def isAddress(text: str) -> bool:
 
 class ProcessOperations:
     """
-    Carries out operations in a process that serves: the only process of a service, or a worker.
+    Carries out operations in a process that serves clients: the one process of a service without
+    workers, or a worker.
     """
 
     def __init__(
@@ -243,9 +245,9 @@ class ProcessOperations:
         """
         End the session with an id, or all sessions of a user.
 
-        @param only: C{session} if C{target} is not a user.  This is needed because the name of a
-            user may be a number.
-        @return: the number of sessions that were ended.
+        @param only: C{session} if C{target} can only be the id of a session.  The name of a user
+            may look like such an id, because it may be a number.
+        @return: the number of sessions that this call has ended.
         """
         user = None if only == "session" else self._prepared(target)
         number = numberIn(target, self._worker)

@@ -36,8 +36,8 @@ log = Logger(namespace="pop3svc")
 def _isAllowed(transport: Any) -> bool:
     """
     @return: whether the client's process belongs to this process's user, or to root.  The mode of
-        the socket also ensures this, but others may connect between the creation of the socket and
-        the change of its mode.
+        the socket also keeps out other users, but they may connect between the creation of the
+        socket and the change of its mode.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     handle = getattr(transport, "socket", None)
@@ -49,9 +49,9 @@ def _isAllowed(transport: Any) -> bool:
 
 def _removeStale(path: str) -> None:
     """
-    Remove the socket of a service that was killed.  The number of its process would not show
-    whether it still runs, because another process may have the same number.  In a container this is
-    always so.
+    Remove the socket of a service that was killed.  A file with the process number of the service
+    would not show whether the service still runs, because another process may have got the same
+    number.  In a container every service has the same number.
 
     @raise OSError: the file is not a socket, or a service answers on the socket.
     """
@@ -69,7 +69,7 @@ def _removeStale(path: str) -> None:
             os.unlink(path)
             return
         except BlockingIOError:
-            # Many clients wait there.
+            # Many clients wait on the socket, so a service listens on it.
             pass
     raise OSError(errno.EADDRINUSE, "another service uses it")
 
@@ -77,12 +77,12 @@ def _removeStale(path: str) -> None:
 @implementer(IPushProducer)
 class AdminProtocol(LineReceiver):
     """
-    One request of the operator.  During a lasting operation, a client that does not read is
+    One request of the operator.  If a client does not read the items of a lasting operation, it is
     disconnected.
     """
 
     delimiter = b"\n"
-    # No request is longer than a name and an operation.
+    # No request is longer, because a request consists of an operation and a few names.
     MAX_LENGTH = 4096
     # The most octets that wait for a client of a lasting operation.  This is enough for a terminal
     # that is stopped for some seconds.
@@ -120,7 +120,7 @@ class AdminProtocol(LineReceiver):
         """
         See L{LineReceiver.lineLengthExceeded}.
         """
-        # Ignore further input, because it is the rest of that line, and not a request.
+        # Ignore further input, because it is the rest of the long line, and not a request.
         self._isOver = True
         self._end({"error": "The request is too long."})
 
@@ -149,7 +149,8 @@ class AdminProtocol(LineReceiver):
 
     def _last(self) -> None:
         """
-        Answer until the operation ends.  Only the operation's own limit ends it.
+        Send items until the operation ends.  A lasting operation has its own time limit, so the
+        time limit of a request does not apply.
         """
         transport: Any = self.transport
         self._timer.cancel()
@@ -192,7 +193,7 @@ class AdminProtocol(LineReceiver):
         transport: Any = self.transport
         if self._isLasting:
             transport.unregisterProducer()
-            # The rest of the answer has the usual time limit again.
+            # From now on, the time limit of a request applies again.
             self._timer = self._factory.clock.callLater(self._factory.TIMEOUT, self._late)
         transport.loseConnection()
 
@@ -215,9 +216,9 @@ class AdminFactory(ServerFactory):
     """
 
     noisy = False
-    # The most connections at the same time.  An operator has a few.
+    # The most connections at the same time.  An operator needs a few connections.
     MOST = 32
-    # Seconds for a request and its answer.
+    # The seconds within which a client must have sent a request and read the answer.
     TIMEOUT = 60
 
     def __init__(self, handler: Handler, clock: Any) -> None:
@@ -238,7 +239,7 @@ class AdminFactory(ServerFactory):
 
 class AdminSocket(Service):
     """
-    Opens the admin socket when the service starts, and removes it at the end.
+    Opens the admin socket when the service starts, and removes the socket when the service stops.
     """
 
     def __init__(self, reactor: Any, path: str, factory: AdminFactory) -> None:

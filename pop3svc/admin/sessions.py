@@ -1,8 +1,8 @@
 """
 Describe the sessions of a process.
 
-The description is made from the connections when the operator asks.  Nothing is recorded before, so
-sessions need no time for it.
+The description is made from the connections when the operator asks.  Sessions record nothing for
+the description, so it costs them no time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["countStates", "describe", "idOf", "numberIn"]
 
-# By the names of L{pop3svc.protocol.session.State}.
+# The operator's words for states, by the names of L{pop3svc.protocol.session.State}.
 _STATES = {
     "AUTHORIZATION": "login",
     "TRANSACTION": "awake",
@@ -48,13 +48,15 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     Describe the session of a connection.
 
     @param connection: L{pop3svc.protocol.connection.POP3Connection}
-    @param now: seconds of the clock.
+    @param now: the time of the reactor's clock, in seconds.
     @param worker: see L{idOf}.
-    @return: C{session}, C{user} (L{None} before the login), C{address} (L{None} for a UNIX socket),
-        C{tls} (the version, or L{None}), C{state} (C{login}, C{awake}, C{asleep} or C{closing}),
-        C{method} (of the login), C{seconds} (since the connection, or since the last logout),
-        C{messages} and C{messageOctets} (sent so far), C{octets} (of all replies), C{deleted}
-        (messages) and C{waitsFor} (see L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
+    @return: a dictionary with these keys: C{session} (see L{idOf}), C{user} (L{None} before the
+        login), C{address} (L{None} for a UNIX socket), C{tls} (the version, or L{None}), C{state}
+        (C{login}, C{awake}, C{asleep} or C{closing}), C{method} (the mechanism of the login),
+        C{seconds} (since the connection, or since the last logout), C{messages} and
+        C{messageOctets} (the messages sent so far, and their octets), C{octets} (of all replies),
+        C{deleted} (the number of deleted messages) and C{waitsFor} (see
+        L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
     """
     session = connection.session
     record = session.record

@@ -1,5 +1,6 @@
 """
-Facts about a process for C{pop3svc status}: its certificates, and the servers that it uses.
+Collect facts about a process for C{pop3svc status}, such as its certificates and the servers that
+the process uses.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ def partsOf(certificates: Any, service: Any) -> Callable[[], Mapping[str, Any]]:
     """
     @param certificates: L{pop3svc.service.certificates.Certificates}
     @param service: L{pop3svc.service.running.POP3Service}
-    @return: a function that returns C{listeners} (their addresses), C{certificates} (C{path}, and
-        C{end} in seconds since the epoch), C{servers} (C{name}, C{isAvailable}, C{reason}) and
-        C{queues} (the work that runs or waits).
+    @return: a function that returns a dictionary with these keys: C{listeners} (the addresses of
+        the ports), C{certificates} (for each one its C{path}, and its C{end} in seconds since the
+        epoch), C{servers} (for each one C{name}, C{isAvailable} and C{reason}) and C{queues} (for
+        each queue the amount of work that runs or waits).
     """
 
     def parts() -> Mapping[str, Any]:

@@ -1,5 +1,5 @@
 """
-Show conversations to the operator as they happen.
+Show the conversations of clients and the service to the operator, as they happen.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Listener", "Traces"]
 
-# Seconds that a trace runs: by default, and at most.
+# The seconds for which a trace runs: the default and the maximum.
 _DEFAULT, _LONGEST = 60, 3600
-# The most traces at the same time.  Each of them gets every line of a traced connection.
+# The most traces at the same time.  Each trace takes time for each line of a traced connection.
 _MOST = 4
-# Seconds between two empty answers.  By writing these, the service notices that the reader of the
-# trace has gone away.
+# Seconds between two empty answers.  By writing an empty answer, the service notices that the
+# reader of the trace has gone away.
 _BEAT = 2.0
-# The most lines that are kept of a connection before its login: enough for STLS and some failed
-# attempts.  The most lines of all such connections, some megabytes.
+# The most lines that a trace keeps of one connection before its login, and the most lines of all
+# such connections together.  The first number is enough for STLS and some failed logins.  The
+# second number of lines takes some megabytes.
 _KEPT, _ALL_KEPT = 50, 20_000
 
 
@@ -36,13 +37,13 @@ def _sameAddress(text: str | None, address: str) -> bool:
     try:
         return text is not None and str(ip_address(text)) == address
     except ValueError:
-        # A link-local address has a zone.
+        # A link-local address may end with a zone, such as %eth0.
         return text == address
 
 
 class Listener(Protocol):
     """
-    Hears lines of connections.
+    Receives the lines of conversations.
     """
 
     def mayMatch(self, connection: Any) -> bool:
@@ -52,25 +53,26 @@ class Listener(Protocol):
 
     def hear(self, connection: Any, heard: Heard) -> None:
         """
-        Take a line.
+        Receive a line of a connection.
         """
 
     def ended(self, connection: Any) -> None:
         """
-        Called when a connection has ended.
+        Note that a connection has ended.
         """
 
 
 class Trace:
     """
-    One trace: lines of the connections of a user or an address.
+    One trace.  It shows the lines of all connections of a user, or of all connections from an
+    address.
     """
 
     def __init__(self, target: str, send: Send, worker: int) -> None:
         """
         @param target: an IP address, or the name of a user as the service knows it.
-        @param send: takes the lines: C{session}, C{time} (RFC 3339), C{from} (C{C}, C{S} or C{-})
-            and C{text}.
+        @param send: takes lines.  A line is a dictionary of C{session}, C{time} (RFC 3339), C{from}
+            (C{C} for the client, C{S} for the service, or C{-}) and C{text}.
         """
         self._address = addressIn(target) if isAddress(target) else None
         self._target = target
@@ -97,7 +99,7 @@ class Trace:
             return _sameAddress(connection.address, self._address)
         user = connection.session.record.user
         if heard.name is not None:
-            # The client may use another spelling of the name.
+            # Prepare the name, because the client may spell it in another way.
             self._names[connection] = connection.session.authentication.prepareName(heard.name)[0]
         if user is None:
             return self._names.get(connection) == self._target
@@ -106,7 +108,7 @@ class Trace:
 
     def hear(self, connection: Any, heard: Heard) -> None:
         """
-        Take a line of a connection.
+        Show a line of a connection, or keep it until the user is known.
         """
         now = datetime.now(UTC).replace(tzinfo=None)
         item = {
@@ -117,7 +119,8 @@ class Trace:
         }
         isMatch = self._isMatch(connection, heard)
         if self._names.get(connection) == self._target:
-            # Do not show another name, because it may be a password that was sent by mistake.
+            # Show the name, because it is the target of this trace.  The trace hides any other
+            # name, because the client may have sent a password as a name by mistake.
             item["text"] = heard.named
         if isMatch:
             self._send([*self._taken(connection), item])
@@ -148,7 +151,8 @@ class Trace:
 
 class Traces:
     """
-    The traces of a process.  While there are none, connections have no taps.
+    The traces of a process.  While no trace runs, connections have no taps (see
+    L{pop3svc.protocol.taps}).
     """
 
     def __init__(self, factory: Any, clock: Any, worker: int = 0) -> None:
@@ -164,7 +168,7 @@ class Traces:
 
     async def run(self, send: Send, target: str, seconds: str | None = None) -> None:
         """
-        Trace a user or an address for some seconds, or until this coroutine is cancelled.
+        Trace a user or an address for some seconds, or until the caller cancels this coroutine.
 
         @param send: see L{Trace}.
         @raise OperationError: C{seconds} is not a valid number, or too many traces run.
@@ -174,7 +178,7 @@ class Traces:
             raise OperationError(f"{_MOST} traces run already.")
         trace = Trace(target, send, self._worker)
         self._traces.append(trace)
-        # Show the reader that the trace has begun, and that it still runs.
+        # An empty answer shows the reader that the trace has begun, or that it still runs.
         beat: Any = LoopingCall(send, [])
         beat.clock = self._clock
         over: Deferred[None] = Deferred()
@@ -192,8 +196,8 @@ class Traces:
 
     async def begin(self, listener: Listener) -> None:
         """
-        Pass to a listener the lines of all connections that it needs, beginning with the existing
-        connections.
+        Pass lines to a listener: the lines of all connections that the listener needs, also of the
+        connections that exist already.
         """
         if listener not in self._traces:
             self._traces.append(listener)

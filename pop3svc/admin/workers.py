@@ -16,14 +16,14 @@ from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
 
 __all__ = ["Asked", "WorkersOperations"]
 
-# Seconds that a worker has for the next line of its answer.  The operator's answer names a worker
-# that takes longer.
+# The seconds within which a worker must send the next line of its answer.  The answer to the
+# operator names a worker that takes longer.
 _PATIENCE = 5.0
 
 
 class Asked:
     """
-    Questions to workers, and their answers.
+    Sends questions to workers, and receives their answers.
     """
 
     def __init__(self, clock: Any) -> None:
@@ -42,8 +42,8 @@ class Asked:
         Ask a worker.
 
         @param write: sends the question to the worker.
-        @return: a Deferred of the result.  It fails with L{OperationError} if the worker refuses or
-            does not answer in time.
+        @return: a Deferred of the result.  The Deferred fails with L{OperationError} if the worker
+            refuses the question or does not answer in time.
         """
         self._count += 1
         number = self._count
@@ -70,11 +70,11 @@ class Asked:
 
     def answered(self, value: Mapping[str, Any]) -> None:
         """
-        Take a line of an answer.
+        Take one line of a worker's answer.
         """
         number = value["id"]
         if number not in self._open:
-            # The answer came too late, or nobody waits for it any more.
+            # The answer came too late, or the question was cancelled.
             return
         answer, send, timer = self._open[number]
         if "items" in value:
@@ -90,7 +90,7 @@ class Asked:
 
 class WorkersOperations:
     """
-    Carries out operations in the parent of workers.
+    Carries out operations in the parent process of a service with workers.
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class WorkersOperations:
         if name == "kick":
             return sum(await self._askAll(name, arguments, send))
         if name == "bans":
-            # All workers have the same bans, but each counts only the attempts that it has refused
-            # itself.
+            # Ask any one worker, because all workers have the same bans.  The numbers of refused
+            # attempts are then those of this worker.
             return await self._ask(self._anyWorker(), name, arguments, send)
         if name == "ban":
             throttle.ban(addressIn(arguments["address"]))
@@ -170,8 +170,8 @@ class WorkersOperations:
 
     async def _follow(self, name: str, arguments: Mapping[str, str], send: Send) -> None:
         """
-        Receive items from all workers until the operation ends, and also from workers that begin to
-        serve meanwhile.
+        Receive items from all workers until the operation ends.  Workers that begin to serve
+        meanwhile take part as well.
         """
         over: Deferred[None] = Deferred()
         asked: dict[Any, Deferred[Any]] = {}
@@ -185,7 +185,8 @@ class WorkersOperations:
             if over.called:
                 return
             if not isinstance(answer, Failure):
-                # The other workers have begun at the same time, or later.
+                # The operation has lasted for its full time in this worker.  The other workers have
+                # begun at the same time, or later, and are cancelled.
                 over.callback(None)
             elif worker in self._supervisor.serving:
                 over.errback(OperationError(f"{worker}: {answer.getErrorMessage()}"))

@@ -1,3 +1,3 @@
 """
-Count what a service does, for a monitoring system.
+Count the work of a service, for a monitoring system.
 """

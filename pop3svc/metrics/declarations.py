@@ -1,10 +1,11 @@
 """
-Declare every metric once.  Keep numbers by metric and labels, and combine the numbers of processes.
+Declare every metric once.  Keep numbers by metric and labels, and combine the numbers of several
+processes.
 
-Numbers are a dictionary, so that a worker can send them to its parent as JSON.  A key consists of
+A L{Numbers} is a dictionary, so that a worker can send it to its parent as JSON.  A key consists of
 the name of a metric and the values of its labels, with tabulators between them.  The value is a
-number; for a histogram it is a list: the count of each bucket, the count above the last bucket, and
-the sum of the observed values.
+number.  For a histogram the value is a list: the count of each bucket, the count above the last
+bucket, and the sum of the observed values.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Metric:
     The declaration of a metric.
 
     @ivar name: the name in the text that Prometheus reads.
-    @ivar help: one sentence.
-    @ivar labels: the names of its labels.
-    @ivar buckets: for a histogram, the upper bounds in seconds.
-    @ivar together: how the numbers of several processes are combined: C{sum}, the C{least} or the
-        C{most} of them.
+    @ivar help: a text that explains the metric to the operator.
+    @ivar labels: the names of the labels.
+    @ivar buckets: for a histogram, the upper bounds of the buckets in seconds.
+    @ivar together: how the numbers of several processes are combined: C{sum} adds them, C{least}
+        and C{most} take the least or the greatest number.
     """
 
     name: str
@@ -39,9 +40,11 @@ class Metric:
     together: Literal["sum", "least", "most"] = "sum"
 
 
-# Upper bounds in seconds: from a command that needs no disk to a call that reaches its time limit.
+# Upper bounds in seconds.  The least is the time of a command that needs no disk.  The greatest is
+# the time limit of a call.
 CALL_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-# Upper bounds in seconds.  Even without any load, timers are a millisecond late.
+# Upper bounds in seconds.  The least is 5 ms, because timers are a millisecond late even without
+# any load.
 _DELAY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 METRICS = (
@@ -157,7 +160,7 @@ BY_NAME: Mapping[str, Metric] = {each.name: each for each in METRICS}
 def key(name: str, *labels: str) -> str:
     """
     @param labels: the values of the labels, in the order of L{Metric.labels}.
-    @return: the key in L{Numbers}.
+    @return: the key of a number in L{Numbers}.
     """
     # A tabulator or a line end in a label would change the key.
     return "\t".join((name, *(" ".join(each.split()) for each in labels)))
@@ -170,7 +173,8 @@ def merge(total: Numbers, numbers: Mapping[str, float | list[float]]) -> None:
     for each, value in numbers.items():
         metric = BY_NAME.get(each.partition("\t")[0])
         if metric is None:
-            # A worker with another version of the code has sent this number.
+            # A worker with another version of the code has sent this number, so its metric is
+            # unknown here.
             continue
         before = total.get(each)
         if before is None:
@@ -188,7 +192,7 @@ def merge(total: Numbers, numbers: Mapping[str, float | list[float]]) -> None:
 
 def addUp(all: Iterable[Mapping[str, float | list[float]]]) -> Numbers:
     """
-    @return: the numbers of several processes as one.
+    @return: the combined numbers of several processes.
     """
     total: Numbers = {}
     for each in all:

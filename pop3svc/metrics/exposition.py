@@ -1,5 +1,5 @@
 """
-Write numbers in the text format of Prometheus, by prometheus-client.
+Write numbers in the text format of Prometheus, with the library prometheus-client.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 def requireLibrary() -> None:
     """
-    Import prometheus-client now, and not in the middle of a request.
+    Import prometheus-client at the start of the service, so that no request has to wait for the
+    import.
 
-    @raise ValueError: prometheus-client is not installed; one sentence.
+    @raise ValueError: prometheus-client is not installed.  The text is one sentence.
     """
     try:
         import prometheus_client  # noqa: F401

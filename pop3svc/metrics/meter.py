@@ -1,9 +1,9 @@
 """
 Count the work of the sessions of a process.
 
-A service without metrics has no meter, and nothing is counted.  With a meter, the service uses
-other objects for the table of commands, for the counters of a session and for its calls to the
-provider.  These objects also count.
+A service without metrics has no meter, and counts nothing.  With a meter, the service replaces
+three objects: the table of commands, the counters of a session, and the object that calls the
+provider for a session.  The replacements also count.
 
 A busy service must spend only a few percent of its time on metrics.  Therefore the times of
 frequent commands are samples (L{CommandHistogram}), and the time of a call is measured only if the
@@ -40,18 +40,19 @@ __all__ = ["Histogram", "Meter"]
 
 Run = Callable[..., "Reply | Awaitable[Reply]"]
 
-# A call that takes more than this number of seconds has not returned at once.  A call that only
-# reads memory or opens a file takes less.
+# The seconds within which a call returns if it only reads memory or opens a file.  A call that
+# takes longer has not returned at once.
 _QUICK = 0.001
 # If a command runs more often than this in a second, only one of L{_SAMPLED} runs is measured.  A
 # measurement takes some two microseconds.
 _OFTEN = 200
-# This is a prime number, because clients send commands in patterns.
+# A prime number, because clients send commands in repeated patterns.  With other numbers a pattern
+# could hide a command from the measurement.
 _SAMPLED = 11
 
-# The methods of providers, of mailboxes and of their optional interfaces.  Only these are labels,
-# so that the labels have a bounded set of values.  The methods of the throttle are missing, because
-# it delays answers on purpose.
+# The methods of providers, of mailboxes and of their optional interfaces.  Only the names of these
+# methods are labels, so that the set of labels is bounded.  The methods of the throttle are
+# missing, because the throttle delays answers on purpose.
 _CALLS = frozenset(
     name
     for interface in vars(interfaces).values()
@@ -63,17 +64,18 @@ _CALLS = frozenset(
 
 class Histogram:
     """
-    Counts observations by their size.
+    Counts observed values in buckets, by their size.
 
-    @ivar counts: the number of observations in each bucket, and above the last one.
-    @ivar total: the sum of the observations.
+    @ivar counts: the number of values in each bucket, and the number of values above the last
+        bucket.
+    @ivar total: the sum of the values.
     """
 
     __slots__ = ("_bounds", "counts", "total")
 
     def __init__(self, name: str) -> None:
         """
-        @param name: the name of a metric.
+        @param name: the name of the metric.
         """
         self._bounds = BY_NAME[name].buckets
         self.counts = [0] * (len(self._bounds) + 1)
@@ -81,9 +83,9 @@ class Histogram:
 
     def observe(self, seconds: float, count: int = 1) -> None:
         """
-        Count an observation.
+        Count a value.
 
-        @param count: the number of observations for which this one counts.
+        @param count: how many times to count the value.
         """
         self.counts[bisect_left(self._bounds, seconds)] += count
         self.total += seconds * count
@@ -97,10 +99,10 @@ class Histogram:
 
 class CommandHistogram(Histogram):
     """
-    Counts the runs of a command by their time.  If a command runs often, only one of L{_SAMPLED}
-    runs is measured, and counts for all of them.
+    Counts the runs of a command by the time that they take.  If a command runs often, the meter
+    measures only one of L{_SAMPLED} runs, and counts the measured time L{_SAMPLED} times.
 
-    @ivar step: the number of runs of which one is measured.
+    @ivar step: 1 to measure each run, or L{_SAMPLED} to measure one of so many runs.
     """
 
     __slots__ = ("_before", "step")
@@ -121,7 +123,7 @@ class CommandHistogram(Histogram):
 
 class _CallHistogram(Histogram):
     """
-    Counts the calls of one method.
+    Counts the calls of one method by the time that they take.
 
     @ivar faults: the number of calls that have failed.
     """
@@ -154,15 +156,16 @@ class _Record(SessionRecord):
 
 class _Calls(ProviderCalls):
     """
-    Makes calls to the provider, and measures the time of those that do not return at once.
+    Makes calls to the provider, and measures the time of each call that does not return at once.
     """
 
     __slots__ = ()
     meter: Meter
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        # This repeats the code of the base class, and reads the clock no more often, because it
-        # runs some ten times in the shortest session.
+        # This method repeats the code of the base class instead of calling it, and reads the clock
+        # no more often.  The reason is that this method runs some ten times even in the shortest
+        # session.
         seconds = self._seconds
         late = seconds() + _QUICK
         try:
@@ -189,7 +192,7 @@ class _Calls(ProviderCalls):
         self, call: Callable[..., Any], began: float, error: BaseException | None = None
     ) -> None:
         """
-        Count a call that has not waited.
+        Count a call that has answered without a Deferred.
         """
         took = self._seconds() - began
         if took > HELD:
@@ -220,7 +223,7 @@ class _Calls(ProviderCalls):
 def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1) -> Run:
     """
     @param count: the number of runs for which each measured run counts.
-    @return: the body of a command, whose time is counted.
+    @return: the body of a command.  It adds the time of each run to the histogram.
     """
 
     @wraps(run)
@@ -249,12 +252,13 @@ def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, coun
 
 def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram) -> Run:
     """
-    @return: the body of a command, whose time is counted as L{CommandHistogram} says.
+    @return: the body of a command.  It adds the time of each run, or of some runs, to the histogram
+        (see L{CommandHistogram}).
     """
     all = _measured(run, seconds, histogram)
     some = _measured(run, seconds, histogram, _SAMPLED)
-    # The number of runs until the next measured run, and the number of runs for which that run
-    # counts.
+    # "left" is the number of runs until the next measured run.  "step" says how many times the next
+    # measured run counts.
     left = step = 1
 
     @wraps(run)
@@ -273,8 +277,9 @@ def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram
 
 def _isFault(error: BaseException | None) -> bool:
     """
-    @return: whether a call failed.  L{NotImplementedError} is not a failure, because it means that
-        a feature does not exist.  Most L{POP3ResponseError}s are normal answers.
+    @return: whether an error is a failure of the provider.  L{NotImplementedError} is not a
+        failure, because it means that a feature does not exist.  Most L{POP3ResponseError}s are
+        normal answers.
     """
     if isinstance(error, POP3ResponseError):
         return error.code == "SYS/TEMP"
@@ -283,7 +288,7 @@ def _isFault(error: BaseException | None) -> bool:
 
 class _Exchange:
     """
-    An unfinished AUTH, whose result is counted.
+    The SASL exchange of an AUTH command that has not finished.  The meter counts its result.
     """
 
     def __init__(self, command: Any, respond: Callable[[bytes], Awaitable[Reply]]) -> None:
@@ -291,25 +296,26 @@ class _Exchange:
         self.respond = respond
 
 
-# The results of logins, by the code of the reply (RFC 2449 section 8, RFC 3206).
+# The results of logins, by the response code of the reply (RFC 2449 section 8, RFC 3206).
 _RESULTS = {"AUTH": "refused", "IN-USE": "busy", "LOGIN-DELAY": "busy", "SYS/TEMP": "fault"}
 
 
 class Meter:
     """
-    Counts what the sessions of a process do.
+    Counts the work of the sessions of a process.
 
     @ivar clock: measures the times.
     @ivar accepted: the number of connections that have begun.
-    @ivar refused: the number of connections that were refused at a limit; C{foreign} is the number
-        of those that were refused because of their network.
+    @ivar refused: the number of connections that were refused because of a limit.  C{foreign} is
+        the number of connections that were refused because of their network.
     @ivar makeRecord: makes the counters of a session.
     @ivar makeCalls: makes the object that calls the provider for a session.
-    @ivar histograms: the times of each command; C{calls}: those of each method.
-    @ivar hear: called with a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user and a
-        detail when a session has logged in (C{login}, the mechanism), was refused (C{refused}, the
-        mechanism; without the user), has fallen asleep (C{sleep}), has woken up (C{wake}, the code
-        of the reply), or has ended (C{end}, the reason); L{None} if nobody listens.
+    @ivar histograms: the times of each command.  C{calls} has the times of each method.
+    @ivar hear: a function that is called for each event of a session; L{None} if nobody listens.
+        Its arguments are a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user, and a
+        detail.  The words are C{login} (the detail is the mechanism), C{refused} (a refused login:
+        the detail is the mechanism, and the user is L{None}), C{sleep}, C{wake} (the detail is the
+        code of the reply) and C{end} (the detail is the reason).
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -317,14 +323,14 @@ class Meter:
         self.hear: Callable[[str, Any, str | None, str], object] | None = None
         self._seconds = clock.seconds
         self.accepted = self.refused = self.foreign = 0
-        # Sums of the sessions that have ended.
+        # Sums over the sessions that have ended.
         self.messages = self.messageOctets = self.deleted = self.octets = 0
         self.histograms: dict[str, CommandHistogram] = {}
         self.calls = {name: _CallHistogram() for name in _CALLS}
         self._logins: Counter[tuple[str, str]] = Counter()
         self._wakes = Counter({"new": 0, "none": 0, "refused": 0})
         self._delay = Histogram("pop3svc_reactor_delay_seconds")
-        # Classes that refer to this meter, because an attribute of each session would cost memory
+        # These classes refer to this meter, because an attribute in each session would cost memory
         # and time.
         self.makeRecord = type("Record", (_Record,), {"__slots__": (), "meter": self})
         self.makeCalls = type("Calls", (_Calls,), {"__slots__": (), "meter": self})
@@ -333,7 +339,7 @@ class Meter:
 
     def commands(self, commands: Mapping[str, Command]) -> dict[str, Command]:
         """
-        @return: the same commands, but counted.
+        @return: the same commands, with bodies that count their runs.
         """
         return {
             verb: replace(each, run=self._run(verb, each.run)) for verb, each in commands.items()
@@ -406,7 +412,7 @@ class Meter:
         *arguments: Any,
     ) -> Reply:
         """
-        Run a step of AUTH, and count the login if this is the last step.
+        Run one step of an AUTH command, and count the login if the step is the last one.
         """
         try:
             reply = run(*arguments)
@@ -478,8 +484,8 @@ class Meter:
 
     def timer(self, clock: IReactorTime) -> TimerService:
         """
-        @return: a service that measures how late a timer of each second is, and chooses how many
-            commands are measured.
+        @return: a service that sets a timer for each second.  It measures how late the timer is,
+            and chooses how many runs of each command to measure.
         """
         last: list[float] = []
 

@@ -23,22 +23,22 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["ProcessNumbers", "ServiceNumbers", "WorkersNumbers", "readiness"]
 
-# By the names of L{pop3svc.protocol.session.State}.
+# The values of a label, by the names of L{pop3svc.protocol.session.State}.
 _STATES = {"AUTHORIZATION": "login", "TRANSACTION": "awake", "SLEEPING": "asleep"}
-# The counters to which sessions add.
+# The counters to which sessions add their work.
 _OF_SESSIONS = (
     key("pop3svc_messages_sent_total"),
     key("pop3svc_message_octets_total"),
     key("pop3svc_messages_deleted_total"),
     key("pop3svc_octets_sent_total"),
 )
-# The number of sessions that are counted in one step, which takes less than a millisecond.
+# The number of sessions that one step counts.  A step takes less than a millisecond.
 _AT_ONCE = 500
 
 
 class ProcessNumbers:
     """
-    The numbers of one process that serves.
+    The numbers of one process that serves clients.
     """
 
     def __init__(self, service: Any, meter: Meter) -> None:
@@ -48,12 +48,12 @@ class ProcessNumbers:
         """
         self._service = service
         self._meter = meter
-        # The last sums of the counters to which sessions add.
+        # The counters to which sessions add their work, as the last request got them.
         self._counted: dict[str, float] = {}
 
     async def collect(self) -> Numbers:
         """
-        @return: the present numbers.  The reactor does other work while many sessions are counted.
+        @return: the present numbers.  Between the steps of counting, the reactor does other work.
         """
         connections = list(self._service.factory.connections)
         numbers = self._meter.numbers()
@@ -73,8 +73,8 @@ class ProcessNumbers:
 
     def _whole(self, numbers: Numbers, sums: _Sums) -> Numbers:
         merge(numbers, sums.numbers())
-        # A session that ended while others were counted is missing this time.  Even so a counter
-        # must not decrease.
+        # A session is missing from the sums if it ended while other sessions were counted.  A
+        # counter must not decrease because of a missing session.
         for name in _OF_SESSIONS:
             count = max(_number(numbers[name]), self._counted.get(name, 0))
             numbers[name] = self._counted[name] = count
@@ -93,7 +93,7 @@ class ProcessNumbers:
 
 class _Sums:
     """
-    The sums of the work of the present sessions.
+    Sums over the work of the present sessions.
     """
 
     def __init__(self) -> None:
@@ -147,7 +147,8 @@ def _number(value: float | list[float]) -> float:
 def _addResources(numbers: Numbers) -> None:
     numbers[key("pop3svc_cpu_seconds_total")] = time.process_time()
     try:
-        # Linux 6.2 and later give the number of descriptors without a list of them.
+        # Since Linux 6.2 the size of this directory is the number of descriptors, so no list is
+        # needed.
         count = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         return
@@ -158,7 +159,7 @@ def _addResources(numbers: Numbers) -> None:
 
 def _addGeneral(numbers: Numbers, throttle: Any, certificates: Any) -> None:
     """
-    Add the numbers that are the same for all workers.
+    Add the numbers that belong to the service as a whole, and not to one worker.
     """
     numbers[key("pop3svc_bans")] = throttle.countBans()
     for each in certificates.all():
@@ -183,7 +184,7 @@ class ServiceNumbers:
     @property
     def isAlive(self) -> bool:
         """
-        Whether the service serves.
+        Whether the service has started to serve clients.
         """
         return bool(self._service.running)
 
@@ -207,7 +208,8 @@ class ServiceNumbers:
 
 def _isKept(each: str) -> bool:
     """
-    @return: whether a number still counts after the end of its worker.
+    @return: whether the service keeps a number after the end of its worker.  It keeps every number
+        except those of gauges.
     """
     metric = BY_NAME.get(each.partition("\t")[0])
     return metric is not None and metric.kind != "gauge"
@@ -217,8 +219,8 @@ class WorkersNumbers:
     """
     The numbers of all workers together.
 
-    A counter must never decrease.  Therefore the counters of workers that have ended are kept.  If
-    a worker does not answer in time, its last answer is used.
+    A counter must never decrease.  Therefore the service keeps the counters of workers that have
+    ended.  If a worker does not answer in time, the service uses the last answer of this worker.
     """
 
     def __init__(self, supervisor: Any, certificates: Any) -> None:
@@ -234,7 +236,7 @@ class WorkersNumbers:
     @property
     def isAlive(self) -> bool:
         """
-        Whether a worker serves.
+        Whether at least one worker serves clients.
         """
         return bool(self._supervisor.serving)
 
@@ -247,7 +249,7 @@ class WorkersNumbers:
 
     def lastNumbers(self, worker: Any, numbers: Mapping[str, Any]) -> None:
         """
-        Take the numbers that a worker sends at its end.
+        Store the numbers that a worker sends when it ends.
         """
         self._last[worker] = numbers
 
@@ -268,7 +270,7 @@ class WorkersNumbers:
         ]
         answers = await DeferredList(asked, consumeErrors=True)
         for worker, (hasAnswered, answer) in zip(workers, answers, strict=True):
-            # A worker that has ended meanwhile is already counted.
+            # If a worker has ended meanwhile, C{workerEnded} has already added its counters.
             if hasAnswered and worker in self._supervisor.reading:
                 self._last[worker] = answer
         numbers = addUp([self._ended, *self._last.values()])
@@ -282,7 +284,8 @@ class WorkersNumbers:
 def readiness(service: Any, numbers: Mapping[str, Any]) -> str:
     """
     @param service: L{ServiceNumbers} or L{WorkersNumbers}
-    @return: why the service should get no more clients; empty if it is ready.
+    @return: the reason why the service should get no more clients; empty if the service is ready
+        for clients.
     """
     if service.isDraining:
         return "draining"
